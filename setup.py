@@ -1,0 +1,33 @@
+"""Package, dependency ranges and the console script; tool settings are in pyproject.toml.
+
+torch must be installed before deepspeed is built (DS_BUILD_OPS=0), and both before this package: `make setup` does so.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vitkd_ds",
+    version="0.1.0",
+    description="ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # ds_configs/ stands at the top of the checkout and is also package data, for use outside a checkout.
+    packages=[*find_packages(include=["vitkd_ds", "vitkd_ds.*"]), "vitkd_ds.ds_configs"],
+    package_dir={"vitkd_ds.ds_configs": "ds_configs"},
+    package_data={"vitkd_ds.ds_configs": ["*.json"], "vitkd_ds.data": ["demo/*"]},
+    install_requires=[
+        "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases
+        "ffcv==1.0.2",
+        "fire>=0.7",
+        "numpy>=2.0",
+        "pillow>=10",
+        "safetensors>=0.4",
+        "setuptools",  # ffcv imports distutils, which Python 3.12 took out
+        "tensorboard>=2.16",
+        "timm>=1.0.20,<2",
+        "torch>=2.9",
+        "tqdm",
+    ],
+    extras_require={"test": ["pytest>=8", "pytest-timeout"]},
+    entry_points={"console_scripts": ["vitkd-ds = vitkd_ds.cli:main"]},
+)

@@ -1,0 +1,38 @@
+"""Tiny images and .betons made on the spot; FFCV is the real one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitkd_ds.data.pack import pack
+
+SIZES = ((40, 30), (30, 40), (64, 64), (17, 90), (100, 33))
+"""Width and height of the images, in turn: none alike, some beyond the crop's ratio."""
+
+
+def write_images(root: Path, num_images: int, *, classes: tuple[str, ...] = ("a", "b"), ending: str = "png") -> Path:
+    """Write images whose content is a smooth ramp of their own, spread over the classes in turn."""
+    for name in classes:
+        (root / name).mkdir(parents=True)
+    for i in range(num_images):
+        width, height = SIZES[i % len(SIZES)]
+        ramp_W, ramp_H = np.linspace(0, 200, width), np.linspace(0, 50, height)
+        channels = [np.full((height, width), 20 * i % 256), ramp_H[:, None] + ramp_W, ramp_H[:, None] + 0 * ramp_W]
+        pixels = np.stack(channels, axis=2).astype(np.uint8)
+        Image.fromarray(pixels).save(root / classes[i % len(classes)] / f"{i:03d}.{ending}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_folder():
+    """The function that writes an image folder."""
+    return write_images
+
+
+@pytest.fixture(scope="session")
+def beton(tmp_path_factory) -> Path:
+    """22 JPEG images of mixed sizes in two classes."""
+    root = tmp_path_factory.mktemp("beton")
+    return pack(write_images(root / "images", 22), root / "mixed.beton", workers=1).path

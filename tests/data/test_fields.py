@@ -1,0 +1,123 @@
+"""A .beton that is not whole is refused before training, and says why."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from vitkd_ds.data.backend import DatasetWriter, IntField, RGBImageField
+from vitkd_ds.data.fields import FIELD_DTYPE, FIELDS, HEADER_DTYPE, check_beton, side_path
+
+
+@pytest.fixture
+def copy(beton, tmp_path):
+    """A copy of the .beton and its side file, to be damaged."""
+    for path in (beton, side_path(beton)):
+        shutil.copy(path, tmp_path)
+    return tmp_path / beton.name
+
+
+def test_a_whole_file_is_described_by_its_side_file(beton):
+    info = check_beton(str(beton))
+    assert info.path == beton and info.num_images == 22 and info.classes == ("a", "b")
+    assert info.bytes == beton.stat().st_size and info.write_mode == "jpg"
+    assert (info.max_height, info.max_width) == (90, 100)
+
+
+def test_our_view_of_the_header_is_ffcvs():
+    from ffcv import types
+
+    assert HEADER_DTYPE == types.HeaderType and FIELD_DTYPE == types.FieldDescType
+    assert [type_id for _, type_id in FIELDS] == [
+        number for field in (RGBImageField, IntField) for number, kind in types.TYPE_ID_HANDLER.items() if kind is field
+    ]
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        check_beton(tmp_path / "no.beton")
+    with pytest.raises(ValueError, match="is a folder"):
+        check_beton(tmp_path)
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "has only 0 bytes"),
+    (b"0123456789", "has only 10 bytes"),
+    (b"\x89PNG" * 5000, "must be an FFCV .beton"),
+    (b"\x02\x00\x02\x00" + bytes(60), "ends inside its header"),
+])  # fmt: skip
+def test_what_is_no_beton_is_refused(tmp_path, content, message):
+    path = tmp_path / "x.beton"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        check_beton(path)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.999, 1.0])
+def test_a_file_cut_short_is_refused(copy, keep):
+    content = copy.read_bytes()
+    copy.write_bytes(content[: min(int(len(content) * keep), len(content) - 1)])
+    with pytest.raises(ValueError, match="bytes long by its own header"):
+        check_beton(copy)
+
+
+def test_a_file_without_images_is_refused(copy):
+    content = bytearray(copy.read_bytes())
+    offset = HEADER_DTYPE.fields["num_samples"][1]
+    content[offset : offset + 8] = bytes(8)
+    copy.write_bytes(content)
+    with pytest.raises(ValueError, match="is empty"):
+        check_beton(copy)
+
+
+class TwoSamples:
+    """What FFCV's writer takes."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+@pytest.mark.parametrize("fields, make", [
+    ({"picture": RGBImageField(), "label": IntField()}, lambda i: (np.zeros((4, 4, 3), np.uint8), i)),
+    ({"label": IntField(), "image": RGBImageField()}, lambda i: (i, np.zeros((4, 4, 3), np.uint8))),
+    ({"image": RGBImageField()}, lambda i: (np.zeros((4, 4, 3), np.uint8),)),
+    ({"image": RGBImageField(), "label": IntField(), "age": IntField()}, lambda i: (np.zeros((4, 4, 3), np.uint8), i, i)),
+])  # fmt: skip
+def test_other_fields_are_refused(tmp_path, fields, make):
+    path = tmp_path / "other.beton"
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(TwoSamples(make))
+    with pytest.raises(ValueError, match="must have the fields"):
+        check_beton(path)
+
+
+def test_a_beton_without_its_side_file_is_refused(copy):
+    side_path(copy).unlink()
+    with pytest.raises(ValueError, match="must have its side file"):
+        check_beton(copy)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"bytes": 1}, "must be 1 bytes long by its side file"),
+    ({"num_images": 3}, "must hold 3 images"),
+    ({"format": 99}, "must have format 1"),
+    ({"classes": None}, "classes is missing"),
+])  # fmt: skip
+def test_a_side_file_that_does_not_agree_is_refused(copy, change, message):
+    values = json.loads(side_path(copy).read_text()) | change
+    side_path(copy).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    with pytest.raises(ValueError, match=message):
+        check_beton(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "7"])
+def test_a_side_file_that_is_no_json_object_is_refused(copy, text):
+    side_path(copy).write_text(text)
+    with pytest.raises(ValueError, match="must (be JSON|have format)"):
+        check_beton(copy)

@@ -1,0 +1,125 @@
+"""Mixup, CutMix and smoothing against slow numpy twins."""
+
+import numpy as np
+import pytest
+import torch
+
+from vitkd_ds.data.mixing import cutmix_box, mix, smooth_targets
+from vitkd_ds.data.order import keyed_rng
+
+B, K = 6, 5
+
+
+def micro_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.integers(0, 256, (B, 8, 12, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+    return images, torch.from_numpy(rng.integers(0, K, B))
+
+
+def slow_targets(labels, smoothing):
+    targets = np.zeros((len(labels), K))
+    for i, label in enumerate(labels):
+        for k in range(K):
+            targets[i, k] = (1 - smoothing) * (k == label) + smoothing / K
+    return targets
+
+
+def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0):
+    return mix(images, labels, num_classes=K, mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=smoothing, rng=rng)
+
+
+def test_with_both_off_images_keep_their_values_and_targets_are_smoothed():
+    images, labels = micro_batch()
+    mixed, targets = run(images, labels, keyed_rng(0), smoothing=0.1)
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, images.float())
+    np.testing.assert_allclose(targets.numpy(), slow_targets(labels, 0.1), atol=1e-7)
+
+
+def test_mixup_agrees_with_its_slow_twin():
+    images, labels = micro_batch()
+    mixed, targets = run(images, labels, keyed_rng(1), mixup=0.8, smoothing=0.1)
+    rng = keyed_rng(1)
+    rng.integers(1)
+    lam, partner = rng.beta(0.8, 0.8), rng.permutation(B)
+    assert 0.01 < lam < 0.99
+    pixels, base = images.numpy().astype(np.float64), slow_targets(labels, 0.1)
+    for i in range(B):
+        np.testing.assert_allclose(mixed[i], lam * pixels[i] + (1 - lam) * pixels[partner[i]], atol=1e-3)
+        np.testing.assert_allclose(targets[i], lam * base[i] + (1 - lam) * base[partner[i]], atol=1e-6)
+
+
+def test_cutmix_agrees_with_its_slow_twin_and_weighs_by_the_real_area():
+    images, labels = micro_batch()
+    mixed, targets = run(images, labels, keyed_rng(2), cutmix=1.0)
+    rng = keyed_rng(2)
+    rng.integers(1)
+    lam, partner = rng.beta(1.0, 1.0), rng.permutation(B)
+    top, bottom, left, right = cutmix_box(8, 12, lam, rng)
+    assert (bottom - top) * (right - left) > 0
+    pixels, base, from_partner = images.numpy(), slow_targets(labels, 0), 0
+    for y in range(8):
+        for x in range(12):
+            inside = top <= y < bottom and left <= x < right
+            from_partner += inside
+            for i in range(B):
+                source = partner[i] if inside else i
+                np.testing.assert_array_equal(mixed[i, :, y, x], pixels[source, :, y, x])
+    area = from_partner / (8 * 12)
+    np.testing.assert_allclose(targets.numpy(), (1 - area) * base + area * base[partner], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_does_not_alter_its_input(kind, dtype):
+    images, labels = micro_batch()
+    images = images.to(dtype)
+    before = images.clone()
+    for seed in range(5):
+        run(images, labels, keyed_rng(seed), **{kind: 1.0})
+    assert torch.equal(images, before)
+
+
+def test_mixing_is_a_function_of_the_generator():
+    images, labels = micro_batch()
+    first, again, other = (run(images, labels, keyed_rng(s), mixup=0.8, cutmix=1.0, smoothing=0.1) for s in (3, 3, 4))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_both_on_draws_each_at_about_even_odds():
+    images, labels = micro_batch()
+    cut = 0
+    for seed in range(300):
+        mixed, _ = run(images, labels, keyed_rng(seed), mixup=0.8, cutmix=1.0)
+        cut += bool((mixed == mixed.round()).all())
+    assert 110 < cut < 190
+
+
+@pytest.mark.parametrize("mixup, cutmix", [(0, 0), (0.8, 0), (0, 1.0), (0.8, 1.0)])
+def test_targets_sum_to_one(mixup, cutmix):
+    images, labels = micro_batch()
+    for seed in range(20):
+        _, targets = run(images, labels, keyed_rng(seed), mixup=mixup, cutmix=cutmix, smoothing=0.1)
+        torch.testing.assert_close(targets.sum(1), torch.ones(B))
+        assert (targets >= 0).all()
+
+
+def test_the_cutmix_box_stays_in_the_image_down_to_one_pixel():
+    for seed in range(200):
+        rng = keyed_rng(seed)
+        for height, width in [(1, 1), (1, 9), (7, 5)]:
+            top, bottom, left, right = cutmix_box(height, width, rng.random(), rng)
+            assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
+
+
+def test_a_micro_batch_of_one_is_mixed_with_itself():
+    images, labels = micro_batch()
+    mixed, targets = run(images[:1], labels[:1], keyed_rng(0), mixup=0.8)
+    torch.testing.assert_close(mixed, images[:1].float())
+    torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))
+
+
+def test_the_memory_format_is_kept():
+    images, labels = micro_batch()
+    for alphas in ({}, {"mixup": 1.0}, {"cutmix": 1.0}):
+        assert run(images, labels, keyed_rng(0), **alphas)[0].is_contiguous(memory_format=torch.channels_last)

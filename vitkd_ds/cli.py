@@ -1,0 +1,141 @@
+"""Command + recipe + overrides -> one validated run. fire splits the command line; nothing else happens before every
+flag is known to be valid.
+
+fire alone would turn `--workdir 2024_01` into a number, and would run the function first and complain about a
+mistyped flag afterwards. So every value stays text, all flags arrive here, and here they are checked and converted.
+"""
+
+import inspect
+import sys
+from typing import Any
+
+import fire
+from fire.decorators import SetParseFn
+
+from vitkd_ds.overrides import apply_overrides, convert, nearest
+
+LAUNCHER_FLAGS = ("local_rank", "local-rank")
+"""What DeepSpeed's launcher appends for every rank; the environment says the same."""
+
+
+def train_main() -> None:
+    """`train.py`: one command, no subcommand."""
+    _run(train)
+
+
+def main() -> None:
+    """`vitkd-ds`: the console script."""
+    _run({"train": train, "pack": pack, "eval": evaluate, "export": export})
+
+
+def _run(component: Any) -> None:
+    words = sys.argv[1:]
+    if "--help" in words or "-h" in words:
+        chosen = component.get(words[0]) if isinstance(component, dict) else component
+        print(inspect.getdoc(chosen) if chosen else "\n\n".join(f"{n}: {inspect.getdoc(c)}" for n, c in component.items()))
+        return
+    try:
+        fire.Fire(component, name="vitkd-ds" if isinstance(component, dict) else "train.py")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+@SetParseFn(str)
+def train(*words: str, **flags: str) -> None:
+    """Distil (or plainly train) a student.
+
+    Usage: train [--recipe NAME] [--ds_config FILE] [--workdir DIR] [--resume auto|none|PATH] [--data.train FILE
+    --data.val FILE] [--teacher.checkpoint PATH|hub] [--teacher.placement shard|replica|offload] [--compile] [--debug]
+    [--KEY=VALUE ...], where KEY is any field of the run, such as optim.lr or losses.nkd.weight.
+    """
+    run = parse_run(words, flags)
+    from vitkd_ds import dist  # after the flags are known to be valid: torch and deepspeed take seconds to import
+    from vitkd_ds.loop import train as train_run
+
+    try:
+        train_run(run)
+    finally:
+        dist.shut_down()
+
+
+def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:
+    """The run that a command line asks for.
+
+    Raises:
+        ValueError: a word that is no flag, an unknown flag, recipe or value; the nearest valid name is given.
+    """
+    from vitkd_ds.config import check_run
+    from vitkd_ds.recipes import build_run
+
+    flags = {key: text for key, text in flags.items() if key not in LAUNCHER_FLAGS}
+    _refuse_words(words)
+    debug = convert(flags.pop("debug", "false"), bool, "debug")
+    run = build_run(flags.pop("recipe", "demo"), debug=debug)
+    run = apply_overrides(run, flags)
+    check_run(run)
+    return run
+
+
+@SetParseFn(str)
+def pack(*words: str, **flags: str) -> None:
+    """Write an ImageFolder tree as a .beton file.
+
+    Usage: pack SRC DST [--write_mode jpg|raw|proportion] [--max_resolution 500] [--quality 90] [--workers N]
+    [--skip_bad]
+    """
+    types = {"write_mode": str, "max_resolution": int, "quality": int, "workers": int, "skip_bad": bool}
+    values = _plain_flags(flags, types)
+    src, dst = _words(words, "SRC DST")
+    from vitkd_ds.data.pack import pack as pack_folder
+
+    info = pack_folder(src, dst, **values)
+    print(f"{dst}: {info.num_images} images in {len(info.classes)} classes")
+
+
+@SetParseFn(str)
+def evaluate(*words: str, **flags: str) -> None:
+    """Evaluate an exported student: top-1 and top-5, and the agreement with a teacher.
+
+    Usage: eval STUDENT [--val FILE] [--teacher MODEL --teacher_checkpoint FILE|hub] [--micro_batch_size 64], where
+    STUDENT is a run folder, a checkpoint folder or a student.safetensors; a run folder knows its data and teacher.
+    """
+    types = {"val": str, "teacher": str, "teacher_checkpoint": str, "micro_batch_size": int}
+    values = _plain_flags(flags, types)
+    (student,) = _words(words, "STUDENT")
+    from vitkd_ds.exported import evaluate_exported
+
+    for name, value in evaluate_exported(student, **values).items():
+        print(f"{name:12} {value:.4f}" if name == "kl" else f"{name:12} {value:.2f}")
+
+
+@SetParseFn(str)
+def export(*words: str, **flags: str) -> None:
+    """Copy a student out of a run: student.safetensors (a plain timm state dict) and student.json.
+
+    Usage: export RUN DST [--which last|best], where RUN is a run folder or one of its checkpoints and DST a new folder.
+    """
+    values = _plain_flags(flags, {"which": str})
+    source, destination = _words(words, "RUN DST")
+    from vitkd_ds.exported import export_student
+
+    print(export_student(source, destination, **values))
+
+
+def _plain_flags(flags: dict[str, str], types: dict[str, Any]) -> dict[str, Any]:
+    for key in flags:
+        if key not in types:
+            raise ValueError(f"--{key} is no option: {nearest(key, types)}")
+    return {key: convert(text, types[key], key) for key, text in flags.items()}
+
+
+def _words(words: tuple[str, ...], names: str) -> tuple[str, ...]:
+    if len(words) != len(names.split()):
+        raise ValueError(f"the command needs {names}, found {' '.join(words) or 'nothing'}")
+    return words
+
+
+def _refuse_words(words: tuple[str, ...]) -> None:
+    if words:
+        raise ValueError(f"every argument must be a --flag, found {words[0]!r}: put -- before its name")
+
+

@@ -1,0 +1,321 @@
+"""One run as a tree of frozen dataclasses: what a recipe returns and what ``config.json`` stores.
+
+Each field says its unit and special values; each class checks its own fields when it is made, and `check_run` checks
+the relations between them. Nothing here imports torch, so a bad configuration is refused before anything heavy loads.
+Engine mechanics (ZeRO stage, precision, buckets) are not here: they belong to ``ds_configs/*.json``.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Mapping
+
+PLACEMENTS = ("shard", "replica", "offload")
+SCHEDULES = ("constant", "linear", "cosine")
+RESUME_WORDS = ("auto", "none")
+
+
+def require(holds: bool, key: str, found: Any, must: str) -> None:
+    """Raise ValueError unless `holds`; the message names the key, what was found and what must hold."""
+    if not holds:
+        raise ValueError(f"{key} must {must}, found {found!r}: change it in the recipe or with --{key}")
+
+
+def require_choice(value: str, key: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    require(value in choices, key, value, f"be one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The model that trains."""
+
+    model: str
+    """Name of any timm VisionTransformer."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments of timm.create_model, such as {"embed_dim": 64}; the exported student stores them."""
+    init: str = ""
+    """Weights to start from: a local file, "hub" for timm's pretrained weights, "" for random initialisation."""
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.drop_path_rate < 1, "student.drop_path_rate", self.drop_path_rate, "be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen model that is imitated."""
+
+    model: str
+    """Name of any timm VisionTransformer."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = "hub"
+    """A local file, "hub" for timm's pretrained weights, "demo" for the teacher inside the package, or "random"
+    (a debug run only: random initialisation, marked in summary.json)."""
+    placement: str = "shard"
+    """shard: weights partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload: partitioned
+    and kept in CPU memory."""
+    allow_other_resolution: bool = False
+    """Accept a teacher that was trained at another resolution than data.image_size; its position embedding is
+    interpolated. A 384-pixel teacher used at 224 gave a student below its own baseline (cls_KD issue 5)."""
+
+    def __post_init__(self) -> None:
+        require_choice(self.placement, "teacher.placement", PLACEMENTS)
+        require(bool(self.checkpoint), "teacher.checkpoint", self.checkpoint, "be a file, hub, demo or random")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are cropped."""
+
+    train: str
+    """Path of the training .beton; "demo" is the data inside the package."""
+    val: str
+    """Path of the validation .beton; "demo" likewise."""
+    image_size: int
+    """Height and width of the square that both models see, in pixels."""
+    num_classes: int
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the training crop relative to the image, smallest and largest."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of the training crop, smallest and largest."""
+    flip_probability: float = 0.5
+    val_crop_fraction: float = 0.875
+    """Side of the validation centre crop relative to the shorter side of the image (timm's crop_pct)."""
+    max_val_images: int = 0
+    """Evaluate on the first so many validation images; 0 is all. For debug runs."""
+    num_workers: int = 0
+    """Decoder threads per rank; 0 shares the CPUs this process may use among the ranks of its node."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size > 0, "data.image_size", self.image_size, "be positive")
+        require(self.num_classes > 1, "data.num_classes", self.num_classes, "be at least 2")
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "be two numbers, 0 < low <= high <= 1")
+        low, high = self.crop_ratio
+        require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "be two positive numbers, low <= high")
+        require(0 <= self.flip_probability <= 1, "data.flip_probability", self.flip_probability, "be in [0, 1]")
+        require(0 < self.val_crop_fraction <= 1, "data.val_crop_fraction", self.val_crop_fraction, "be in (0, 1]")
+        require(self.max_val_images >= 0, "data.max_val_images", self.max_val_images, "be 0 (all) or more")
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be 0 (automatic) or more")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to a whole micro-batch, the same for both models, and what the recipe needs beyond that."""
+
+    mixup_alpha: float = 0.0
+    """Beta(alpha, alpha) of Mixup; 0 is off."""
+    cutmix_alpha: float = 0.0
+    """Beta(alpha, alpha) of CutMix; 0 is off. With both on, each micro-batch draws one of the two at even odds."""
+    rand_augment: str = ""
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "" is off."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of an image is replaced by noise; 0 is off."""
+
+    def __post_init__(self) -> None:
+        require(self.mixup_alpha >= 0, "augment.mixup_alpha", self.mixup_alpha, "be 0 (off) or more")
+        require(self.cutmix_alpha >= 0, "augment.cutmix_alpha", self.cutmix_alpha, "be 0 (off) or more")
+        require(0 <= self.random_erasing <= 1, "augment.random_erasing", self.random_erasing, "be in [0, 1]")
+
+
+def _check_term(term: Any, key: str) -> None:
+    require(term.weight >= 0, f"losses.{key}.weight", term.weight, "be 0 (off) or more")
+    require_choice(term.schedule, f"losses.{key}.schedule", SCHEDULES)
+
+
+@dataclass(frozen=True)
+class CrossEntropyTerm:
+    """Cross-entropy with the labels, mixed and smoothed."""
+
+    weight: float = 1.0
+    """0 is off."""
+    schedule: str = "constant"
+    """constant, or linear / cosine from the weight down to 0 at the last step."""
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_term(self, "ce")
+        require(0 <= self.label_smoothing < 1, "losses.ce.label_smoothing", self.label_smoothing, "be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class KDTerm:
+    """Hinton's distillation, `vitkd_ds.kd_loss`."""
+
+    weight: float = 0.0
+    schedule: str = "constant"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_term(self, "kd")
+        require(self.temperature > 0, "losses.kd.temperature", self.temperature, "be positive")
+
+
+@dataclass(frozen=True)
+class NKDTerm:
+    """Normalised distillation, `vitkd_ds.nkd_loss`."""
+
+    weight: float = 0.0
+    schedule: str = "constant"
+    temperature: float = 1.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_term(self, "nkd")
+        require(self.temperature > 0, "losses.nkd.temperature", self.temperature, "be positive")
+        require(self.gamma >= 0, "losses.nkd.gamma", self.gamma, "be 0 or more")
+
+
+@dataclass(frozen=True)
+class ViTKDTerm:
+    """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
+
+    weight: float = 0.0
+    schedule: str = "constant"
+    alpha: float = 3e-5
+    beta: float = 3e-6
+    mask_ratio: float = 0.5
+    blocks: tuple[int, ...] = (0, 1)
+    """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
+
+    def __post_init__(self) -> None:
+        _check_term(self, "vitkd")
+        require(0 < self.mask_ratio < 1, "losses.vitkd.mask_ratio", self.mask_ratio, "be in (0, 1)")
+        require(len(self.blocks) == 2, "losses.vitkd.blocks", self.blocks, "name two blocks, as the loss has two aligners")
+
+
+@dataclass(frozen=True)
+class LossesConfig:
+    """Which terms make the total: any set of the four, each with a weight (0 is off) and a schedule."""
+
+    ce: CrossEntropyTerm = CrossEntropyTerm()
+    kd: KDTerm = KDTerm()
+    nkd: NKDTerm = NKDTerm()
+    vitkd: ViTKDTerm = ViTKDTerm()
+
+    def active(self) -> dict[str, Any]:
+        """The terms whose weight is not 0, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name).weight}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, warm-up and cosine, clipping, EMA."""
+
+    lr: float = 1e-3
+    """Peak learning rate at lr_batch_size; the run's is lr * global_batch_size / lr_batch_size."""
+    lr_batch_size: int = 1024
+    min_lr: float = 1e-5
+    """Learning rate at the last step; not scaled by the batch size."""
+    warmup_epochs: float = 20
+    warmup_start_factor: float = 1e-3
+    """Learning rate of the first step relative to the peak."""
+    weight_decay: float = 0.05
+    """Not applied to norms, biases, LayerScale, class / distillation / register tokens and position embeddings."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_grad_norm: float = 5.0
+    """Largest norm of the whole gradient; 0 is no clipping."""
+    ema_decay: float = 0.0
+    """Part of the fp32 moving average kept at each step, such as 0.99996; 0 is no average. When on, the average is
+    what is evaluated and exported."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "be positive")
+        require(self.lr_batch_size > 0, "optim.lr_batch_size", self.lr_batch_size, "be positive")
+        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "be 0 or more")
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "be 0 or more")
+        require(0 < self.warmup_start_factor <= 1, "optim.warmup_start_factor", self.warmup_start_factor, "be in (0, 1]")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "be 0 or more")
+        require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "be 0 (off) or more")
+        require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved and how much of it is kept."""
+
+    every_steps: int = 0
+    """Optimizer updates between checkpoints; 0 saves at the end of each epoch. The last step is always saved."""
+    keep_last: int = 2
+    """Newest checkpoints kept; the best by validation top-1 is kept besides."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "be 0 (each epoch) or more")
+        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "be at least 1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that defines a run."""
+
+    recipe: str
+    workdir: str
+    """The run folder itself."""
+    student: StudentConfig
+    teacher: TeacherConfig | None
+    """None: plain training, no loss term may need a teacher."""
+    data: DataConfig
+    augment: AugmentConfig
+    losses: LossesConfig
+    optim: OptimConfig
+    global_batch_size: int
+    """Images per optimizer update over all ranks."""
+    micro_batch_size_per_gpu: int
+    """Images per forward on each rank; gradients accumulate until global_batch_size is reached."""
+    epochs: float
+    max_steps: int = 0
+    """Stop after this many optimizer updates, schedules included; 0 runs all epochs."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    ds_config: str = "ds_configs/zero2.json"
+    """DeepSpeed's configuration of the student engine."""
+    resume: str = "auto"
+    """auto: continue what lies in workdir, else start. none: start, refuse a used workdir. Else the path of a run
+    folder or of one checkpoint whose state (weights, optimizer, step) starts this run."""
+    eval_every_epochs: float = 1
+    """0 evaluates only at the end."""
+    log_every_steps: int = 10
+    seed: int = 0
+    compile: bool = False
+    """torch.compile the student with its losses, and the teacher."""
+    debug: bool = False
+    """A few steps of the same code on the images in the package; marked in summary.json."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "epochs", self.epochs, "be positive")
+        require(self.max_steps >= 0, "max_steps", self.max_steps, "be 0 (all epochs) or more")
+        require(self.global_batch_size > 0, "global_batch_size", self.global_batch_size, "be positive")
+        micro = self.micro_batch_size_per_gpu
+        require(micro > 0, "micro_batch_size_per_gpu", micro, "be positive")
+        require(self.eval_every_epochs >= 0, "eval_every_epochs", self.eval_every_epochs, "be 0 (only at the end) or more")
+        require(self.log_every_steps > 0, "log_every_steps", self.log_every_steps, "be positive")
+        require(self.seed >= 0, "seed", self.seed, "be 0 or more")
+
+
+TEACHER_TERMS = ("kd", "nkd", "vitkd")
+"""Loss terms that need a teacher."""
+
+
+def check_run(run: Run) -> None:
+    """Check what spans several fields; raises ValueError before any model, file or device is touched."""
+    active = run.losses.active()
+    require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
+    needing = [name for name in active if name in TEACHER_TERMS]
+    if run.teacher is None and needing:
+        raise ValueError(f"losses.{needing[0]} needs a teacher, and recipe {run.recipe} has none: set --losses.{needing[0]}.weight=0")
+    if run.teacher is not None and not needing:
+        raise ValueError("a teacher must be used by kd, nkd or vitkd, found no such term with a weight: set one, or take a plain recipe")
+    missing = [f"RandAugment ({run.augment.rand_augment})"] if run.augment.rand_augment else []
+    missing += [f"RandomErasing ({run.augment.random_erasing})"] if run.augment.random_erasing else []
+    if missing:
+        raise ValueError(
+            f"recipe {run.recipe} needs {' and '.join(missing)}, which this version does not have, and does not train "
+            "without: wait for the version that has it, try --debug, or give the part up by hand with "
+            "--augment.rand_augment= --augment.random_erasing=0 (the published accuracy will not be reached)"
+        )
+    if run.teacher is not None and run.teacher.checkpoint == "random" and not run.debug:
+        raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    """The run as nested plain dicts and tuples, for config.json."""
+    return asdict(run)

@@ -1,0 +1,76 @@
+"""Mixup and CutMix on a whole micro-batch, and label smoothing: integer labels in, soft targets out.
+
+Written here although timm has both, because timm mixes each image with its mirror in the micro-batch, and the method's
+code (mmcls, as used by cls_KD) with a random partner. Normalisation happens elsewhere: values stay 0 to 255.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float) -> Tensor:
+    """One-hot targets with ``label_smoothing`` of the mass spread over all classes, the labelled one included.
+
+    Returns:
+        float32 [B, K], each row summing to 1; mmcls calls this mode "original".
+    """
+    floor = label_smoothing / num_classes
+    targets_BK = torch.full((len(labels_B), num_classes), floor, dtype=torch.float32, device=labels_B.device)
+    return targets_BK.scatter_(1, labels_B[:, None], 1 - label_smoothing + floor)
+
+
+def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Box of area ``1 - lam`` of the image around a random centre, cut off at the image's edges.
+
+    Returns:
+        top, bottom, left, right, in pixels; bottom and right are the first row and column outside.
+    """
+    side = np.sqrt(1 - lam)
+    half_height, half_width = int(height * side) // 2, int(width * side) // 2
+    y, x = int(rng.integers(height)), int(rng.integers(width))
+    return max(y - half_height, 0), min(y + half_height, height), max(x - half_width, 0), min(x + half_width, width)
+
+
+def mix(
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    *,
+    num_classes: int,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    label_smoothing: float,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Mix each image of a micro-batch with a partner, by one of Mixup and CutMix for all, at even odds if both are on.
+
+    Mixup blends, ``lam * image + (1 - lam) * partner``; CutMix pastes a box of the partner, and lam becomes the part of
+    the image that is left. lam is drawn from Beta(alpha, alpha), partners are a random permutation, and targets mix
+    with lam.
+
+    Args:
+        images_BCHW: uint8 or float, 0 to 255; not altered.
+        labels_B: int64 class indices in [0, num_classes).
+        mixup_alpha: 0 is off; `cutmix_alpha` likewise.
+        label_smoothing: see `smooth_targets`.
+        rng: the only source of randomness.
+
+    Returns:
+        images_BCHW float32 in the memory format of the input, and targets_BK float32, each row summing to 1.
+    """
+    images = images_BCHW.to(torch.float32)
+    targets_BK = smooth_targets(labels_B, num_classes=num_classes, label_smoothing=label_smoothing)
+    alphas = [(kind, alpha) for kind, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)) if alpha > 0]
+    if not alphas:
+        return images, targets_BK
+    kind, alpha = alphas[int(rng.integers(len(alphas)))]
+    lam = float(rng.beta(alpha, alpha))
+    partner_B = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    if kind == "mixup":
+        images = lam * images + (1 - lam) * images[partner_B]
+    else:
+        top, bottom, left, right = cutmix_box(*images.shape[2:], lam, rng)
+        images = images.clone() if images is images_BCHW else images
+        images[:, :, top:bottom, left:right] = images_BCHW[partner_B, :, top:bottom, left:right].to(torch.float32)
+        lam = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    return images, lam * targets_BK + (1 - lam) * targets_BK[partner_B]

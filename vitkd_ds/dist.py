@@ -1,0 +1,102 @@
+"""Ranks and the few collectives of the project: the only module that imports torch.distributed.
+
+Every function that communicates says so: all ranks must call it, the same number of times. With one process the
+collectives are skipped only where no process group exists (the console commands eval and export).
+"""
+
+import os
+import socket
+from typing import Any, Mapping, MutableMapping
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+
+
+def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Complete RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which DeepSpeed wants all set.
+
+    `deepspeed` and `torchrun` set them; under `srun` they are taken from SLURM_*; a plain `python train.py` becomes one
+    rank with a free port, so that DeepSpeed does not look for mpi4py.
+
+    Raises:
+        ValueError: some are set and others cannot be known.
+    """
+    if "RANK" not in environ and int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
+        environ.update({name: environ[slurm] for name, slurm in SLURM_NAMES.items()})
+        environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 12000))
+    if "RANK" not in environ:
+        environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"})
+        environ["MASTER_PORT"] = _free_port()
+    missing = [name for name in (*SLURM_NAMES, "MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    if missing:
+        raise ValueError(
+            f"RANK is set, so {', '.join(missing)} must be set too, found nothing: start with deepspeed, torchrun or "
+            "slurm/*.sh, or set them in the environment"
+        )
+
+
+def _free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
+    """Ranks on this node, from torchrun's, DeepSpeed's or Slurm's variable; else all ranks."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if environ.get(name, "").isdigit():
+            return int(environ[name])
+    return int(environ.get("WORLD_SIZE", "1"))
+
+
+def is_running() -> bool:
+    """True once a process group exists."""
+    return torch_dist.is_available() and torch_dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, 0 without a process group."""
+    return torch_dist.get_rank() if is_running() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return torch_dist.get_world_size() if is_running() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks. Collective."""
+    if is_running():
+        torch_dist.barrier()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over the ranks, in place. Collective."""
+    if is_running():
+        torch_dist.all_reduce(tensor)
+    return tensor
+
+
+def all_true(flag: bool | Tensor, device: torch.device) -> bool:
+    """Whether `flag` holds on every rank. Collective; waits for the device."""
+    agreed = torch.as_tensor(flag, device=device).float().reshape(())
+    if is_running():
+        torch_dist.all_reduce(agreed, op=torch_dist.ReduceOp.MIN)
+    return bool(agreed.item())
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's `value` (picklable), on every rank. Collective."""
+    box = [value]
+    if is_running():
+        torch_dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def shut_down() -> None:
+    """Destroy the process group, so that the interpreter ends without a warning."""
+    if is_running():
+        torch_dist.destroy_process_group()

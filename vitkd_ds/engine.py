@@ -1,0 +1,174 @@
+"""The student's DeepSpeed engine, and how processes and devices are set up for both engines.
+
+With `vitkd_ds.teacher` the only module that imports deepspeed.
+"""
+
+import logging
+import os
+import resource
+import time
+from contextlib import contextmanager, nullcontext
+from typing import Any, Iterator
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+from torch import Tensor, nn
+
+from vitkd_ds import dist
+from vitkd_ds.config import Run
+from vitkd_ds.ds_config import is_bf16, load_ds_config, stage
+from vitkd_ds.optimizer import AdamWithEMA
+
+
+def start_processes() -> torch.device:
+    """Join the process group and return this rank's device. All ranks must call it.
+
+    On CPU, DeepSpeed would compile a shared-memory all-reduce at the first start: a minute, and a killed build leaves
+    a lock on which every later start waits for ever. gloo does the same sums, so the op is marked as not available.
+    """
+    dist.set_rank_variables()
+    deepspeed_logger.setLevel(logging.WARNING)
+    accelerator = get_accelerator()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if accelerator.device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.local_world_size()))
+    else:
+        accelerator.set_device(local_rank)
+    deepspeed.init_distributed(verbose=False)
+    return torch.device(accelerator.device_name(local_rank))
+
+
+def student_ds_config(run: Run, *, accumulation_steps: int) -> dict[str, Any]:
+    """The student's DeepSpeed configuration with the recipe's numbers; reads one file, touches no device.
+
+    Raises:
+        ValueError: the file contradicts the recipe, or asks for a stage that the student cannot have.
+    """
+    owned = {
+        "train_batch_size": run.global_batch_size,
+        "train_micro_batch_size_per_gpu": run.micro_batch_size_per_gpu,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": run.optim.clip_grad_norm,
+    }
+    config = load_ds_config(run.ds_config, owned)
+    if stage(config) not in (1, 2):
+        raise ValueError(f"{run.ds_config} must have ZeRO stage 1 or 2 for the student, found {stage(config)}")
+    # AdamWithEMA is torch.optim.AdamW to DeepSpeed, but its list of tested optimizers goes by the exact class.
+    return config | {"steps_per_print": None, "zero_allow_untested_optimizer": True}
+
+
+class StudentEngine:
+    """The ZeRO engine that trains a `Distiller`; every rank builds it and calls the same methods in the same order.
+
+    The fp32 master weights start from the module's fp32 weights; DeepSpeed alone would start them from the weights
+    rounded to bf16.
+
+    Args:
+        module: a `Distiller` on the CPU in fp32, the same on every rank; `module.student` is what is exported.
+        run: the optimizer's numbers.
+        ds_config: from `student_ds_config`.
+        parameter_groups: AdamW's groups over the parameters of `module`.
+    """
+
+    def __init__(
+        self, module: nn.Module, run: Run, ds_config: dict[str, Any], parameter_groups: list[dict[str, Any]]
+    ) -> None:
+        start = {name: p.detach().clone() for name, p in module.named_parameters()}
+        optimizer = AdamWithEMA(
+            parameter_groups,
+            ema_decay=run.optim.ema_decay,
+            lr=run.optim.lr,
+            betas=run.optim.betas,
+            eps=run.optim.eps,
+            fused=get_accelerator().device_name() == "cuda",
+        )
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+        for name, p in module.named_parameters():
+            safe_set_full_fp32_param(p, start[name].to(p.device))
+        if run.compile:
+            self.engine.compile()
+        self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
+        """What the student computes in."""
+
+    def __call__(self, *args: Any) -> dict[str, Tensor]:
+        """The distiller's forward, through the engine."""
+        return self.engine(*args)
+
+    def backward(self, total: Tensor) -> None:
+        """Backward of one micro-batch's total; divides it by the number of micro-batches per update. Collective."""
+        self.engine.backward(total)
+
+    def step(self) -> bool:
+        """End a micro-batch; after the last one of an update, clip and update. Collective.
+
+        Returns:
+            False if the update was left out because a gradient is inf or nan, on all ranks alike; and for a
+            micro-batch that does not end an update.
+        """
+        self.engine.step()
+        return self.engine.was_step_applied()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next update."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def grad_norm(self) -> float:
+        """Norm of the whole gradient of the last update, before clipping."""
+        return float(self.engine.get_global_grad_norm())
+
+    def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
+        """The student's fp32 weights, whole, on the CPU of every rank. Collective.
+
+        Args:
+            average: their moving average when the run keeps one; False gives the weights themselves.
+        """
+        student = self.engine.module.student
+        with self._average_in_place() if average else nullcontext():
+            weights = {name: safe_get_full_fp32_param(p).cpu() for name, p in student.named_parameters()}
+        return weights | {name: buffer.detach().float().cpu() for name, buffer in student.named_buffers()}
+
+    @contextmanager
+    def _average_in_place(self) -> Iterator[None]:
+        """Put each shard's moving average where its fp32 weights are, and back again."""
+        optimizer = self.engine.basic_optimizer
+        swapped = []
+        for group in optimizer.param_groups if optimizer.ema_decay else []:
+            for shard in group["params"]:
+                if "ema" in optimizer.state[shard]:  # not before the first update: the average is the start itself
+                    swapped.append((shard, shard.detach().clone()))
+                    shard.data.copy_(optimizer.state[shard]["ema"])
+        try:
+            yield
+        finally:
+            for shard, weights in swapped:
+                shard.data.copy_(weights)
+
+    def save(self, folder: str, tag: str, client_state: dict[str, Any]) -> None:
+        """Write folder/tag; returns when every rank has written. Collective. Leaves `latest` alone."""
+        self.engine.save_checkpoint(folder, tag=tag, client_state=client_state, save_latest=False)
+        dist.barrier()
+
+    def load(self, folder: str, tag: str) -> dict[str, Any]:
+        """Restore weights, optimizer and moving average from folder/tag; returns the client state. Collective."""
+        path, client_state = self.engine.load_checkpoint(folder, tag=tag)
+        if path is None:
+            raise ValueError(f"{folder}/{tag} must be a checkpoint, found none: check --resume")
+        return client_state
+
+
+def peak_memory_gib() -> float:
+    """Largest device memory since the start in GiB; on CPU the largest resident memory of this process."""
+    if get_accelerator().device_name() == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return get_accelerator().max_memory_allocated() / 2**30
+
+
+def synchronised_time() -> float:
+    """Seconds, after the device has finished what was asked of it."""
+    get_accelerator().synchronize()
+    return time.perf_counter()

@@ -1,0 +1,59 @@
+"""Exact top-1, top-5 and agreement with the teacher, each validation image counted once at any world size."""
+
+from typing import Any, Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitkd_ds import dist
+from vitkd_ds.features import Features
+from vitkd_ds.models import Normalization
+
+
+@torch.no_grad()
+def evaluate(
+    student: nn.Module,
+    loader: Any,
+    *,
+    normalization: Normalization,
+    teacher: Callable[[Tensor], Features] | None = None,
+) -> dict[str, float]:
+    """Evaluate a plain timm model in fp32. Collective: all ranks call it, with loaders of the same length.
+
+    Args:
+        student: the model that will be exported, in fp32 and eval mode, on the loader's device.
+        loader: validation loader; padding rows carry the label -1 and count for nothing.
+        normalization: the student's.
+        teacher: images 0..255 -> features; None gives no agreement.
+
+    Returns:
+        Percent: `top1`, `top5` and with a teacher `teacher_top1`, `agreement` (the same most likely class); `kl`:
+        KL(teacher || student) in nats, mean over images. `num_images`.
+    """
+    device = next(student.parameters()).device
+    sums: Tensor = torch.zeros(6, dtype=torch.float64, device=device)
+    student.eval()
+    for images_BCHW, labels_B in loader.epoch(0):
+        student_BK = student(normalization.apply(images_BCHW, torch.float32))
+        teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
+        sums += _count(student_BK, teacher_BK, labels_B)
+    count, top1, top5, teacher_top1, agreement, kl = dist.sum_over_ranks(sums).tolist()
+    result = {"num_images": count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+    if teacher:
+        result |= {"teacher_top1": 100 * teacher_top1 / count, "agreement": 100 * agreement / count, "kl": kl / count}
+    return result
+
+
+def _count(student_BK: Tensor, teacher_BK: Tensor | None, labels_B: Tensor) -> Tensor:
+    is_real_B = labels_B >= 0
+    best = student_BK.topk(min(5, student_BK.shape[1]), dim=1).indices
+    is_hit = best == labels_B[:, None]
+    columns = [is_real_B, is_hit[:, 0], is_hit.any(1)]
+    if teacher_BK is None:
+        columns += [torch.zeros_like(is_real_B)] * 3
+    else:
+        teacher_best_B = teacher_BK.argmax(1)
+        kl_B = F.kl_div(student_BK.log_softmax(1), teacher_BK.log_softmax(1), reduction="none", log_target=True).sum(1)
+        columns += [teacher_best_B == labels_B, teacher_best_B == best[:, 0], kl_B]
+    return (torch.stack([column.double() for column in columns]) * is_real_B).sum(1)

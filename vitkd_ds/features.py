@@ -1,0 +1,52 @@
+"""Features of stock timm models, and the shape legend of the project.
+
+Tensor names end in their axes: B images per micro-batch per GPU, C H W image, P patch tokens, N all tokens (prefix and
+patches), D embedding width (Ds student, Dt teacher), K classes, A heads, L tapped blocks. No backbone is edited:
+timm's own `forward_intermediates` walks the blocks.
+"""
+
+from typing import NamedTuple, Sequence
+
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor
+
+
+class Features(NamedTuple):
+    """What one forward pass gives to the losses."""
+
+    logits_BK: Tensor
+    shallow_BLPD: Tensor
+    """Patch tokens of the residual stream after each tapped block; no norm."""
+    deep_BPD: Tensor
+    """Patch tokens after the last block and the final norm."""
+
+
+def tap_features(model: VisionTransformer, images_BCHW: Tensor, blocks: Sequence[int] = (0, 1)) -> Features:
+    """Logits and patch tokens of any timm VisionTransformer in one forward pass.
+
+    The logits are bit for bit those of `model(images)`. Prefix tokens (class, distillation, registers) are cut by
+    `model.num_prefix_tokens`. A model that normalises after pooling (`fc_norm`) has no final norm on its tokens, so
+    its deep tokens are those of the last block.
+
+    Args:
+        model: the model; its own train / eval mode holds.
+        images_BCHW: normalised images in the model's dtype.
+        blocks: tapped blocks in ascending order, counted from 0.
+
+    Returns:
+        `Features` in the model's dtype.
+
+    Raises:
+        ValueError: a block that the model does not have, or blocks out of order.
+
+    **Source**: cls_KD's edited backbones (shallow: block outputs; deep: after the final norm).
+    """
+    if list(blocks) != sorted(set(blocks)) or blocks[0] < 0 or blocks[-1] >= len(model.blocks):
+        raise ValueError(f"blocks must ascend within 0..{len(model.blocks) - 1}, found {tuple(blocks)}")
+    tokens_BND, shallow = model.forward_intermediates(images_BCHW, indices=list(blocks), output_fmt="NLC")
+    return Features(
+        logits_BK=model.forward_head(tokens_BND),
+        shallow_BLPD=torch.stack(shallow, dim=1),
+        deep_BPD=tokens_BND[:, model.num_prefix_tokens :],
+    )

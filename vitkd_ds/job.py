@@ -1,0 +1,95 @@
+"""A run made concrete on one rank: data checked and opened, models built, both engines started.
+
+Whatever can be wrong with files, models or settings is said here, before the first image is trained on.
+"""
+
+import sys
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitkd_ds import dist, models
+from vitkd_ds.config import Run
+from vitkd_ds.data.loader import Loader, build_loader
+from vitkd_ds.distiller import Distiller
+from vitkd_ds.engine import StudentEngine, student_ds_config
+from vitkd_ds.schedule import Plan, make_plan
+from vitkd_ds.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of one run on one rank."""
+
+    run: Run
+    plan: Plan
+    device: torch.device
+    train_loader: Loader
+    val_loader: Loader
+    engine: StudentEngine
+    teacher: Teacher | None
+    export_model: nn.Module
+    """An fp32 copy of the student, into which the exported weights are loaded to be evaluated."""
+    normalization: models.Normalization
+    """The student's."""
+
+    def student_description(self) -> dict[str, Any]:
+        """student.json: how to rebuild the student with timm and feed it."""
+        return models.model_args_of(self.run.student, self.run.data) | {
+            "normalization": asdict(self.normalization),
+            "image_size": self.run.data.image_size,
+            "val_crop_fraction": self.run.data.val_crop_fraction,
+            "classes": list(self.train_loader.info.classes),
+            "weights": "ema" if self.run.optim.ema_decay else "raw",
+            "recipe": self.run.recipe,
+        }
+
+
+def build_job(run: Run, device: torch.device) -> Job:
+    """Check the data, build models, loaders and engines. All ranks must call it.
+
+    Raises:
+        ValueError: whatever does not fit; the message names the key or file.
+    """
+    ranks = {"rank": dist.rank(), "world_size": dist.world_size(), "local_world_size": dist.local_world_size()}
+    batch = {"micro_batch_size": run.micro_batch_size_per_gpu, "device": device, "seed": run.seed}
+    train_loader = build_loader(run.data, split="train", global_batch_size=run.global_batch_size, **batch, **ranks)
+    val_loader = build_loader(run.data, split="val", **batch, **ranks)
+    accumulation = train_loader.accumulation_steps
+    ds_config = student_ds_config(run, accumulation_steps=accumulation)
+
+    torch.manual_seed(run.seed)  # the same student on every rank
+    student = models.build_student(run.student, run.data)
+    teacher_model = models.build_teacher(run.teacher, run.data) if run.teacher else None
+    blocks = run.losses.vitkd.blocks if run.losses.vitkd.weight else (0,)
+    pair = models.check_pair(student, teacher_model, blocks=blocks) if run.teacher else None
+    export_model = deepcopy(student).to(device).eval()
+    distiller = Distiller(student, run.losses, pair)
+    engine = StudentEngine(distiller, run, ds_config, distiller.parameter_groups(run.optim.weight_decay))
+    return Job(
+        run=run,
+        plan=make_plan(run, steps_per_epoch=train_loader.steps_per_epoch, accumulation_steps=accumulation),
+        device=device,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        engine=engine,
+        teacher=_build_teacher(run, teacher_model, blocks, device) if run.teacher else None,
+        export_model=export_model,
+        normalization=models.normalization_of(student),
+    )
+
+
+def _build_teacher(run: Run, model: nn.Module, blocks: tuple[int, ...], device: torch.device) -> Teacher:
+    if run.teacher.checkpoint == "random" and dist.rank() == 0:
+        print("DEBUG RUN: the teacher has random weights, nothing can be learned from it", file=sys.stderr)
+    return Teacher(
+        model,
+        run.teacher,
+        blocks=blocks,
+        device=device,
+        micro_batch_size=run.micro_batch_size_per_gpu,
+        compile=run.compile,
+    )

@@ -1,0 +1,33 @@
+"""Cross-entropy with soft targets, the loss that Mixup, CutMix and label smoothing train with."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitkd_ds.losses.precision import at_least_fp32
+
+
+def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Mean over images of - sum_k targets_k log softmax(student)_k.
+
+    Args:
+        student_logits_BK: student logits; they get the gradient.
+        targets_BK: probabilities that sum to 1 per image (mixed and smoothed labels).
+
+    Returns:
+        fp32 scalar, mean over images.
+
+    Raises:
+        ValueError: the two shapes differ.
+
+    **Source**: the `original` label-smoothing cross-entropy of mmcls that cls_KD trains with; smoothing itself is
+    done where labels are mixed (`vitkd_ds.data.mixing`).
+
+    **Differs**: in nothing but precision (softmax and sum in at least fp32).
+    """
+    if student_logits_BK.shape != targets_BK.shape:
+        raise ValueError(
+            f"targets must be soft labels of the logits' shape {tuple(student_logits_BK.shape)}, found "
+            f"{tuple(targets_BK.shape)}: turn class indices into one-hot rows first"
+        )
+    log_student_BK = F.log_softmax(at_least_fp32(student_logits_BK), dim=1)
+    return -(at_least_fp32(targets_BK) * log_student_BK).sum(1).mean()

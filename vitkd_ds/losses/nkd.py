@@ -1,0 +1,65 @@
+"""Normalised knowledge distillation: the target class and the rest, each distilled on its own."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
+
+
+def nkd_loss(
+    student_logits_BK: Tensor,
+    teacher_logits_BK: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """- T_t log S_t - gamma tau^2 sum_{i != t} That_i log Shat_i, mean over images.
+
+    S and T are the softmaxes of student and teacher without temperature, t the target class. Shat and That are
+    softmaxes over the other K - 1 logits divided by tau: the target's logit is taken out, not set to zero.
+
+    Args:
+        student_logits_BK: student logits; they get the gradient.
+        teacher_logits_BK: teacher logits, detached.
+        targets: class indices [B] (integer), or soft labels [B, K], whose largest entry is the target: under Mixup or
+            CutMix the second class counts as a non-target.
+        temperature: tau, of the second term alone.
+        gamma: weight of the second term.
+
+    Returns:
+        fp32 scalar, mean over images; to be added to the full cross-entropy.
+
+    Raises:
+        ValueError: the logits' shapes differ, or `targets` is neither of the two forms.
+
+    **Source**: arXiv 2303.13005; cls_KD `nkd.py`.
+
+    **Differs**: log-softmax instead of the log of a softmax, so that extreme logits stay finite; at least fp32.
+    """
+    check_same_logits(student_logits_BK, teacher_logits_BK)
+    target_B1 = _target_indices(targets, student_logits_BK)[:, None]
+    student_BK, teacher_BK = at_least_fp32(student_logits_BK), at_least_fp32(teacher_logits_BK.detach())
+
+    teacher_t_B1 = F.softmax(teacher_BK, dim=1).gather(1, target_B1)
+    log_student_t_B1 = F.log_softmax(student_BK, dim=1).gather(1, target_B1)
+    target_term = -(teacher_t_B1 * log_student_t_B1).mean()
+
+    others = torch.arange(student_BK.shape[1] - 1, device=student_BK.device)[None]
+    others = others + (others >= target_B1)  # the K - 1 indices that step over the target, without a device sync
+    log_student_others = F.log_softmax(student_BK.gather(1, others) / temperature, dim=1)
+    teacher_others = F.softmax(teacher_BK.gather(1, others) / temperature, dim=1)
+    other_term = -(teacher_others * log_student_others).sum(1).mean()
+    return target_term + gamma * temperature**2 * other_term
+
+
+def _target_indices(targets: Tensor, logits_BK: Tensor) -> Tensor:
+    if targets.shape == logits_BK.shape:
+        return targets.argmax(dim=1)
+    if targets.ndim == 1 and len(targets) == len(logits_BK) and not targets.is_floating_point():
+        return targets.long()
+    raise ValueError(
+        f"targets must be integer class indices [{len(logits_BK)}] or soft labels {tuple(logits_BK.shape)}, found "
+        f"{targets.dtype} of shape {tuple(targets.shape)}: pass one of the two"
+    )

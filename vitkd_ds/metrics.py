@@ -1,0 +1,165 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard and a progress line, all on rank 0."""
+
+import json
+import math
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from vitkd_ds import dist
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new content, never a part; flushed to the disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class MetricsLog:
+    """Writes lines on rank 0 and nothing on the others, so that callers need no rank check.
+
+    A resumed run first drops the lines of steps that it will run again: each step stands in the file once.
+
+    Args:
+        workdir: the run folder.
+        total_steps: for the progress line.
+        resumed_step: updates already done; 0 for a new run.
+    """
+
+    def __init__(self, workdir: Path, *, total_steps: int, resumed_step: int) -> None:
+        self.total_steps = total_steps
+        self.is_main = dist.rank() == 0
+        if not self.is_main:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
+
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
+            write_atomically(path, "".join(f"{line}\n" for line in lines))
+        self.file = path.open("a", buffering=1)
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+
+    def log(self, step: int, values: Mapping[str, float], *, show: bool = True) -> None:
+        """Write one line for `step` (updates done), and show it unless told otherwise."""
+        if not self.is_main:
+            return
+        self.file.write(json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if show:
+            self.say(self._line(step, values))
+
+    def say(self, text: str) -> None:
+        """Print a line on rank 0."""
+        if self.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self.is_main:
+            self.file.close()
+            self.board.close()
+
+    def _line(self, step: int, values: Mapping[str, float]) -> str:
+        shown = dict(values)
+        text = f"step {step}/{self.total_steps}"
+        if "images_per_s" in shown:
+            eta = (self.total_steps - step) * shown.pop("s_per_step")
+            text += f"  {shown.pop('images_per_s'):,.0f} images/s  eta {timedelta(seconds=round(eta))}"
+        return text + "".join(f"  {name} {value:.4g}" for name, value in shown.items())
+
+
+class Meter:
+    """Means of the loss terms over steps and ranks, and speed without evaluations and checkpoints.
+
+    Args:
+        global_batch_size: images per step.
+        clock: seconds, after the device has finished.
+    """
+
+    def __init__(self, global_batch_size: int, *, clock: Callable[[], float]) -> None:
+        self.global_batch_size, self.clock = global_batch_size, clock
+        self.sums: dict[str, Tensor] = {}
+        self.num_summed = 0
+        self.started: float | None = None
+        self.seconds, self.num_timed = 0.0, 0
+        self.total_seconds, self.total_timed = 0.0, 0
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Count one step. The first one after a start or a pause only starts the clock: it may compile or warm up."""
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
+        self.num_summed += 1
+        if self.started is None:
+            self.started = self.clock()
+        else:
+            self.num_timed += 1
+
+    def pause(self) -> None:
+        """Stop the clock until the next step."""
+        if self.started is not None:
+            self.seconds += self.clock() - self.started
+        self.started = None
+
+    def read(self) -> dict[str, float]:
+        """Means since the last reading over all ranks, and speed (none before two steps). Collective."""
+        means = torch.stack(list(self.sums.values())) / (self.num_summed * dist.world_size())
+        values = dict(zip(self.sums, dist.sum_over_ranks(means).tolist()))
+        is_running = self.started is not None
+        self.pause()
+        if self.num_timed:
+            s_per_step = self.seconds / self.num_timed
+            values |= {"images_per_s": self.global_batch_size / s_per_step, "s_per_step": s_per_step}
+        self.total_seconds, self.total_timed = self.total_seconds + self.seconds, self.total_timed + self.num_timed
+        self.sums, self.num_summed, self.seconds, self.num_timed = {}, 0, 0.0, 0
+        self.started = self.clock() if is_running else None
+        return values
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Over all timed steps; None if there was none."""
+        return self.global_batch_size * self.total_timed / self.total_seconds if self.total_timed else None
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # a line that was cut while it was written
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide about results."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("vitkd_ds", "torch", "deepspeed", "timm", "ffcv", "numpy")}
+
+
+def git_commit() -> str:
+    """Commit of the checkout that this package runs from, with a mark if it was changed; "" outside a checkout."""
+    import subprocess
+
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON atomically."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")

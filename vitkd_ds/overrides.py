@@ -1,0 +1,133 @@
+"""Text from the command line -> fields of a frozen run, converted by the field's declared type; and JSON -> a run.
+
+fire leaves every value as text (`--workdir 2024_01` stays that), and this module refuses what it does not know, with
+the nearest valid name, before anything else happens.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+from typing import Any, Iterable, Mapping, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A sentence that helps with an unknown name: the nearest valid ones, else all of them."""
+    valid = sorted(set(valid))
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"valid names are {', '.join(valid)}"
+
+
+def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
+    """A copy of `run` with dotted keys set from text.
+
+    Args:
+        run: a dataclass tree.
+        overrides: such as {"optim.lr": "3e-4", "teacher.placement": "replica"}.
+
+    Raises:
+        ValueError: an unknown key (the nearest is named), text that is no value of the field's type, or a value that
+            the field refuses.
+    """
+    keys = field_types(run)
+    for key, text in overrides.items():
+        if key not in keys:
+            raise ValueError(f"--{key} is no option: {nearest(key, keys)}")
+        run = _replace(run, key.split("."), convert(text, keys[key], key))
+    return run
+
+
+def field_types(run: Any, prefix: str = "") -> dict[str, Any]:
+    """Every settable key of a dataclass tree with its declared type; a part that is None has no keys."""
+    types: dict[str, Any] = {}
+    for name, declared in get_type_hints(type(run)).items():
+        value = getattr(run, name)
+        if dataclasses.is_dataclass(value):
+            types |= field_types(value, f"{prefix}{name}.")
+        elif not _dataclass_in(declared):
+            types[prefix + name] = declared
+    return types
+
+
+def convert(text: str, declared: Any, key: str) -> Any:
+    """`text` as a value of the declared type; `key` is for the message.
+
+    Raises:
+        ValueError: the text is no such value.
+    """
+    origin = get_origin(declared)
+    try:
+        if declared is bool:
+            return _to_bool(text)
+        if declared in (int, float, str):
+            value = declared(text)
+            if declared is float and not math.isfinite(value):
+                raise ValueError(text)
+            return value
+        if origin is tuple:
+            return _to_tuple(text, get_args(declared))
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+        return value
+    except ValueError:
+        pass
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(declared)
+    if wanted is None:
+        wanted = "numbers with commas, such as 0.08,1" if origin is tuple else 'a JSON object, such as {"depth": 4}'
+    raise ValueError(f"--{key} must be {wanted}, found {text!r}")
+
+
+def from_dict(cls: type[T], stored: Mapping[str, Any]) -> T:
+    """Rebuild a dataclass tree from the nested dict that config.json holds.
+
+    Raises:
+        ValueError: a key that the class does not have, or one that is missing.
+    """
+    hints = get_type_hints(cls)
+    unknown, missing = set(stored) - set(hints), set(hints) - set(stored)
+    if unknown or missing:
+        raise ValueError(
+            f"{cls.__name__} must have exactly its own fields, found unknown {sorted(unknown)} and missing "
+            f"{sorted(missing)}: the file was written by another version"
+        )
+    values = {}
+    for name, declared in hints.items():
+        part = _dataclass_in(declared)
+        value = stored[name]
+        if part and value is not None:
+            value = from_dict(part, value)
+        elif get_origin(declared) is tuple:
+            value = tuple(value)
+        values[name] = value
+    return cls(**values)
+
+
+def _replace(node: Any, path: list[str], value: Any) -> Any:
+    head, *rest = path
+    return dataclasses.replace(node, **{head: _replace(getattr(node, head), rest, value) if rest else value})
+
+
+def _dataclass_in(declared: Any) -> Any:
+    """The dataclass of `X` or `X | None`, else None."""
+    options = get_args(declared) if get_origin(declared) in (Union, type(int | None)) else (declared,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def _to_bool(text: str) -> bool:
+    if text.lower() in TRUE_WORDS + FALSE_WORDS:
+        return text.lower() in TRUE_WORDS
+    raise ValueError(text)
+
+
+def _to_tuple(text: str, element_types: tuple[Any, ...]) -> tuple[Any, ...]:
+    parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
+    if element_types[-1] is Ellipsis:
+        element_types = (element_types[0],) * len(parts)
+    if len(parts) != len(element_types):
+        raise ValueError(text)
+    return tuple(kind(part.strip()) for kind, part in zip(element_types, parts))

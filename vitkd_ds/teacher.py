@@ -1,0 +1,79 @@
+"""The frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
+
+shard and offload are DeepSpeed stage-3 engines without an optimizer: weights partitioned over the ranks, gathered
+block by block during the forward. replica is the plain module on every rank. All three compute in the dtype of
+`ds_configs/teacher_zero3.json` and give the same features up to its rounding. With `vitkd_ds.engine` the only module
+that imports deepspeed.
+"""
+
+from typing import Sequence
+
+import deepspeed
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from vitkd_ds.config import TeacherConfig
+from vitkd_ds.ds_config import TEACHER_FILES, is_bf16, load_ds_config
+from vitkd_ds.features import Features, tap_features
+from vitkd_ds.models import Normalization, normalization_of
+
+
+class FeatureModule(nn.Module):
+    """A module whose forward is `tap_features`: DeepSpeed's hooks run only around a forward that the engine calls."""
+
+    def __init__(self, model: VisionTransformer, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.blocks = tuple(blocks)
+
+    def forward(self, images_BCHW: Tensor) -> Features:
+        """See `tap_features`."""
+        return tap_features(self.model, images_BCHW, self.blocks)
+
+
+class Teacher:
+    """Images in, features out, without gradient, always in eval mode.
+
+    It is no nn.Module: it cannot become part of the student's module, optimizer, moving average or checkpoint, and
+    nobody's `train()` reaches it. All ranks must build it, and call it the same number of times.
+
+    Args:
+        model: the teacher.
+        config: how it is placed.
+        blocks: tapped blocks.
+        device: this rank's device.
+        micro_batch_size: images per call.
+        compile: torch.compile it.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        config: TeacherConfig,
+        *,
+        blocks: Sequence[int],
+        device: torch.device,
+        micro_batch_size: int,
+        compile: bool = False,
+    ) -> None:
+        self.normalization: Normalization = normalization_of(model)
+        self.placement = config.placement
+        file = f"ds_configs/{TEACHER_FILES.get(config.placement, TEACHER_FILES['shard'])}"
+        ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
+        self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
+        module = FeatureModule(model.requires_grad_(False), blocks)
+        if config.placement == "replica":
+            self.module = module.to(device=device, dtype=self.dtype)
+        else:
+            ds_config["steps_per_print"] = None
+            self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
+        self.module.eval()
+        if compile:
+            self.module.compile()
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: Tensor) -> Features:
+        """Features of images with values 0..255; they are normalised with the teacher's own mean and std."""
+        self.module.eval()  # somebody may have called train() on a part of it: dropout and drop path would be on
+        return self.module(self.normalization.apply(images_BCHW, self.dtype))
