@@ -3,11 +3,16 @@
 torch must be installed before deepspeed is built (DS_BUILD_OPS=0), and both before this package: `make setup` does so.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
 
 setup(
     name="vitkd_ds",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', INIT.read_text()).group(1),
     description="ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV",
     license="Apache-2.0",
     python_requires=">=3.10",

@@ -261,7 +261,8 @@ class Run:
     global_batch_size: int
     """Images per optimizer update over all ranks."""
     micro_batch_size_per_gpu: int
-    """Images per forward on each rank; gradients accumulate until global_batch_size is reached."""
+    """Most images per forward on each rank: the largest divisor of its share of the global batch up to this is taken,
+    and gradients accumulate over the rest."""
     epochs: float
     max_steps: int = 0
     """Stop after this many optimizer updates, schedules included; 0 runs all epochs."""

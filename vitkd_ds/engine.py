@@ -42,7 +42,7 @@ def start_processes() -> torch.device:
     return torch.device(accelerator.device_name(local_rank))
 
 
-def student_ds_config(run: Run, *, accumulation_steps: int) -> dict[str, Any]:
+def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
     """The student's DeepSpeed configuration with the recipe's numbers; reads one file, touches no device.
 
     Raises:
@@ -50,7 +50,7 @@ def student_ds_config(run: Run, *, accumulation_steps: int) -> dict[str, Any]:
     """
     owned = {
         "train_batch_size": run.global_batch_size,
-        "train_micro_batch_size_per_gpu": run.micro_batch_size_per_gpu,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": run.optim.clip_grad_norm,
     }

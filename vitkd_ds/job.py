@@ -14,6 +14,7 @@ from torch import nn
 from vitkd_ds import dist, models
 from vitkd_ds.config import Run
 from vitkd_ds.data.loader import Loader, build_loader
+from vitkd_ds.data.order import micro_batch_size
 from vitkd_ds.distiller import Distiller
 from vitkd_ds.engine import StudentEngine, student_ds_config
 from vitkd_ds.schedule import Plan, make_plan
@@ -55,11 +56,13 @@ def build_job(run: Run, device: torch.device) -> Job:
         ValueError: whatever does not fit; the message names the key or file.
     """
     ranks = {"rank": dist.rank(), "world_size": dist.world_size(), "local_world_size": dist.local_world_size()}
-    batch = {"micro_batch_size": run.micro_batch_size_per_gpu, "device": device, "seed": run.seed}
-    train_loader = build_loader(run.data, split="train", global_batch_size=run.global_batch_size, **batch, **ranks)
+    limit, whole = run.micro_batch_size_per_gpu, run.global_batch_size
+    micro = micro_batch_size(world_size=dist.world_size(), limit=limit, global_batch_size=whole)
+    accumulation = whole // (micro * dist.world_size())
+    ds_config = student_ds_config(run, micro_batch_size=micro, accumulation_steps=accumulation)
+    batch = {"micro_batch_size": micro, "device": device, "seed": run.seed}
+    train_loader = build_loader(run.data, split="train", global_batch_size=whole, **batch, **ranks)
     val_loader = build_loader(run.data, split="val", **batch, **ranks)
-    accumulation = train_loader.accumulation_steps
-    ds_config = student_ds_config(run, accumulation_steps=accumulation)
 
     torch.manual_seed(run.seed)  # the same student on every rank
     student = models.build_student(run.student, run.data)
@@ -76,13 +79,15 @@ def build_job(run: Run, device: torch.device) -> Job:
         train_loader=train_loader,
         val_loader=val_loader,
         engine=engine,
-        teacher=_build_teacher(run, teacher_model, blocks, device) if run.teacher else None,
+        teacher=_build_teacher(run, teacher_model, blocks, device, micro) if run.teacher else None,
         export_model=export_model,
         normalization=models.normalization_of(student),
     )
 
 
-def _build_teacher(run: Run, model: nn.Module, blocks: tuple[int, ...], device: torch.device) -> Teacher:
+def _build_teacher(
+    run: Run, model: nn.Module, blocks: tuple[int, ...], device: torch.device, micro_batch_size: int
+) -> Teacher:
     if run.teacher.checkpoint == "random" and dist.rank() == 0:
         print("DEBUG RUN: the teacher has random weights, nothing can be learned from it", file=sys.stderr)
     return Teacher(
@@ -90,6 +95,6 @@ def _build_teacher(run: Run, model: nn.Module, blocks: tuple[int, ...], device: 
         run.teacher,
         blocks=blocks,
         device=device,
-        micro_batch_size=run.micro_batch_size_per_gpu,
+        micro_batch_size=micro_batch_size,
         compile=run.compile,
     )

@@ -51,7 +51,10 @@ def train(run: Run) -> dict[str, Any]:
     state = checkpoint.restore(job.engine, run.resume, workdir, job.device)
     checkpoint.on_main(lambda: describe_run(job, workdir))
     log = MetricsLog(workdir, total_steps=plan.total_steps, resumed_step=state.step)
-    log.say(f"{run.recipe}: step {state.step} of {plan.total_steps}, {dist.world_size()} ranks on {job.device.type}")
+    log.say(
+        f"{run.recipe}: step {state.step} of {plan.total_steps}, {dist.world_size()} ranks on {job.device.type}, "
+        f"{plan.accumulation_steps} micro-batches per step and rank"
+    )
     meter = Meter(run.global_batch_size, clock=synchronised_time)
     with closing(log), closing(training_batches(job, state.step)) as batches:
         while state.step < plan.total_steps:

@@ -11,6 +11,7 @@ from typing import Any, Callable, Mapping
 import torch
 from torch import Tensor
 
+import vitkd_ds
 from vitkd_ds import dist
 
 
@@ -145,7 +146,8 @@ def versions() -> dict[str, str]:
     """Versions of the packages that decide about results."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("vitkd_ds", "torch", "deepspeed", "timm", "ffcv", "numpy")}
+    packages = ("torch", "deepspeed", "timm", "ffcv", "numpy")
+    return {"vitkd_ds": vitkd_ds.__version__} | {name: version(name) for name in packages}
 
 
 def git_commit() -> str:

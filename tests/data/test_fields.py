@@ -88,7 +88,8 @@ class TwoSamples:
     ({"picture": RGBImageField(), "label": IntField()}, lambda i: (np.zeros((4, 4, 3), np.uint8), i)),
     ({"label": IntField(), "image": RGBImageField()}, lambda i: (i, np.zeros((4, 4, 3), np.uint8))),
     ({"image": RGBImageField()}, lambda i: (np.zeros((4, 4, 3), np.uint8),)),
-    ({"image": RGBImageField(), "label": IntField(), "age": IntField()}, lambda i: (np.zeros((4, 4, 3), np.uint8), i, i)),
+    ({"image": RGBImageField(), "label": IntField(), "age": IntField()},
+     lambda i: (np.zeros((4, 4, 3), np.uint8), i, i)),
 ])  # fmt: skip
 def test_other_fields_are_refused(tmp_path, fields, make):
     path = tmp_path / "other.beton"

@@ -25,7 +25,8 @@ def slow_targets(labels, smoothing):
 
 
 def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0):
-    return mix(images, labels, num_classes=K, mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=smoothing, rng=rng)
+    alphas = {"mixup_alpha": mixup, "cutmix_alpha": cutmix}
+    return mix(images, labels, num_classes=K, label_smoothing=smoothing, rng=rng, **alphas)
 
 
 def test_with_both_off_images_keep_their_values_and_targets_are_smoothed():

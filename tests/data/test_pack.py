@@ -130,7 +130,8 @@ BAD = {
 
 
 def with_bad_files(tmp_path, names):
-    src = one_class(tmp_path, {"good_a.png": Image.new("RGB", (8, 8), (1, 1, 1)), "good_z.png": Image.new("RGB", (8, 8))})
+    good = {"good_a.png": Image.new("RGB", (8, 8), (1, 1, 1)), "good_z.png": Image.new("RGB", (8, 8))}
+    src = one_class(tmp_path, good)
     noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.png")
     for name in names:
@@ -191,8 +192,7 @@ def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, make_fol
 
 def test_a_killed_worker_is_noticed_and_nothing_is_left(tmp_path, make_folder, monkeypatch):
     src = make_folder(tmp_path / "images", 4)
-    slow = lambda self, path: time.sleep(60)  # noqa: E731
-    monkeypatch.setattr(writer.BetonWriter, "_load", slow)
+    monkeypatch.setattr(writer.BetonWriter, "_load", lambda self, path: time.sleep(60))
 
     def kill_one():
         while not (pids := writer.multiprocessing.active_children()):

@@ -6,6 +6,7 @@ knows what the rows mean; this file knows how FFCV's thread behaves.
 """
 
 import queue
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,10 @@ from vitkd_ds.data.backend import EpochIterator, FFCVLoader
 
 POLL_S = 1.0
 """How often a waiting reader looks whether the decoding thread is alive."""
+
+_decoding = threading.Lock()
+"""Held while a micro-batch is decoded. Training's thread works ahead while validation's runs, and two at once would
+share the CPUs badly at best: numba's fallback threading layer ends the process on concurrent use."""
 
 
 class DecodingThread(EpochIterator):
@@ -27,6 +32,11 @@ class DecodingThread(EpochIterator):
             super().run()
         except BaseException as error:  # handed over to the reader, which raises
             self.error = error
+
+    def run_pipeline(self, *args) -> tuple:
+        """Decode one micro-batch; FFCV's `run` calls this."""
+        with _decoding:
+            return super().run_pipeline(*args)
 
     def take(self) -> tuple | None:
         """Wait for the next micro-batch; None at the end. Raises RuntimeError when the thread has died."""

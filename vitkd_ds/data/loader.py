@@ -58,14 +58,15 @@ class Loader:
         self._heights, self._widths = images["height"].astype(np.int64), images["width"].astype(np.int64)
         if self._is_train:
             self.steps_per_epoch = steps_per_epoch(info.num_images, global_batch_size=shard.global_batch_size)
-            self._micro_batches_per_step = accumulation_steps(
+            self._accumulation_steps = accumulation_steps(
                 world_size=shard.world_size, micro_batch_size=shard.micro_batch_size,
                 global_batch_size=shard.global_batch_size)
-            self.num_batches = self.steps_per_epoch * self._micro_batches_per_step
+            self.num_batches = self.steps_per_epoch * self._accumulation_steps
         else:
-            rows_per_rank = -(-info.num_images // shard.world_size)
+            self._num_val_images = min(info.num_images, data.max_val_images or info.num_images)
+            rows_per_rank = -(-self._num_val_images // shard.world_size)
             self.num_batches = self.steps_per_epoch = -(-rows_per_rank // shard.micro_batch_size)
-            self._micro_batches_per_step = 1
+            self._accumulation_steps = 1
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Iterate over one epoch.
@@ -86,7 +87,7 @@ class Loader:
                 f"found {start_step}: resume with the batch size and data the checkpoint was made with"
             )
         rows, labels = self._train_rows(epoch) if self._is_train else self._val_rows()
-        done = start_step * self._micro_batches_per_step * self._shard.micro_batch_size
+        done = start_step * self._accumulation_steps * self._shard.micro_batch_size
         return self._micro_batches(rows[done:], labels[done:])
 
     def _train_rows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +102,7 @@ class Loader:
         return rows, self._labels[indices]
 
     def _val_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        indices, is_real = val_shard(self.info.num_images, rank=self._shard.rank, world_size=self._shard.world_size)
+        indices, is_real = val_shard(self._num_val_images, rank=self._shard.rank, world_size=self._shard.world_size)
         rows = centre_crops(self._heights[indices], self._widths[indices], indices,
                             crop_fraction=self._data.val_crop_fraction)
         return rows, np.where(is_real, self._labels[indices], PADDING_LABEL)
@@ -118,8 +119,7 @@ class Loader:
                 else:
                     images = view.to(self._device, non_blocking=True)  # FFCV pins its ring where there is a GPU
                 if self._device.type == "cuda":
-                    copied = torch.cuda.Event()
-                    copied.record()
+                    copied = torch.cuda.current_stream(self._device).record_event()
                 labels_B = torch.from_numpy(labels[chunk].astype(np.int64)).to(self._device, non_blocking=True)
                 yield images.permute(0, 3, 1, 2), labels_B
                 if copied is not None:

@@ -55,6 +55,22 @@ def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_s
     return global_batch_size // per_forward
 
 
+def micro_batch_size(*, world_size: int, limit: int, global_batch_size: int) -> int:
+    """The largest micro-batch, at most `limit`, that divides a rank's share of the global batch.
+
+    Raises:
+        ValueError: the ranks cannot share the global batch; the message lists the numbers of ranks that can.
+    """
+    share, rest = divmod(global_batch_size, world_size)
+    if rest:
+        fitting = ", ".join(str(n) for n in range(1, global_batch_size + 1) if global_batch_size % n == 0)
+        raise ValueError(
+            f"global_batch_size must be a multiple of the number of ranks, found {global_batch_size} and {world_size} "
+            f"ranks: use {fitting} ranks, or change --global_batch_size"
+        )
+    return max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
+
+
 def rank_slice(
     order: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int, global_batch_size: int
 ) -> np.ndarray:

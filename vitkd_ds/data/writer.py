@@ -141,8 +141,10 @@ class BetonWriter(DatasetWriter):
                 bad += content[1]
                 if bad and not skip_bad:
                     index, reason = bad[0]
-                    raise ValueError(f"every image must decode, but {folder.paths[index]!r} does not ({reason}): repair "
-                                     f"or remove it, or set skip_bad to leave such files out")
+                    raise ValueError(
+                        f"every image must decode, but {folder.paths[index]!r} does not ({reason}): repair or remove "
+                        f"it, or set skip_bad to leave such files out"
+                    )
         return bad, allocations
 
     def _finish(self, folder: ImageFolder, bad: list, allocations: list) -> Written:

@@ -19,7 +19,7 @@ from vitkd_ds.config import (
     ViTKDTerm,
 )
 
-TEACHER_ARGS = {"patch_size": 4, "embed_dim": 144, "depth": 6, "num_heads": 4, "init_values": 0.1}
+TEACHER_ARGS = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "init_values": 0.1}
 STUDENT_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
 
 
@@ -54,9 +54,9 @@ def demo_plain(debug: bool = False) -> Run:
         ),
         augment=AugmentConfig(),
         losses=LossesConfig(ce=CrossEntropyTerm(weight=1, label_smoothing=0.1)),
-        optim=OptimConfig(lr=2e-3, lr_batch_size=128, warmup_epochs=2),
-        global_batch_size=128,
-        micro_batch_size_per_gpu=64,
+        optim=OptimConfig(lr=2e-3, lr_batch_size=120, warmup_epochs=2),
+        global_batch_size=120,  # 1, 2, 3, 4, 5, 6 or 8 ranks can share it
+        micro_batch_size_per_gpu=60,
         epochs=20,
         eval_every_epochs=5,
     )
@@ -72,23 +72,23 @@ def demo_teacher(debug: bool = False) -> Run:
     run = Run(
         recipe="demo_teacher",
         workdir="runs/demo_teacher",
-        student=StudentConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS, drop_path_rate=0.1),
+        student=StudentConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS, drop_path_rate=0.05),
         teacher=None,
         data=DataConfig(
             train="data/fashion_mnist/train.beton",
             val="data/fashion_mnist/val.beton",
             image_size=28,
             num_classes=10,
-            crop_scale=(0.6, 1.0),
+            crop_scale=(0.7, 1.0),
             val_crop_fraction=1.0,
         ),
-        augment=AugmentConfig(mixup_alpha=0.2, cutmix_alpha=1.0),
+        augment=AugmentConfig(),
         losses=LossesConfig(ce=CrossEntropyTerm(weight=1, label_smoothing=0.1)),
-        optim=OptimConfig(lr=1e-3, lr_batch_size=512, warmup_epochs=5, ema_decay=0.999),
-        global_batch_size=512,
-        micro_batch_size_per_gpu=256,
-        epochs=60,
-        eval_every_epochs=5,
+        optim=OptimConfig(lr=1.5e-3, lr_batch_size=256, warmup_epochs=1, ema_decay=0.999),
+        global_batch_size=256,
+        micro_batch_size_per_gpu=128,
+        epochs=20,
+        eval_every_epochs=2,
     )
     return _debug_size(run) if debug else run
 

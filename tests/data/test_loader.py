@@ -1,0 +1,243 @@
+"""The loader: bit-exact at any number of threads, ranks and after a resume; exact validation; no hang, no leak."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitkd_ds.config import DataConfig
+from vitkd_ds.data import iterate
+from vitkd_ds.data.backend import MAX_DECODER_THREADS
+from vitkd_ds.data.crops import FLIP, HEIGHT, INDEX, LEFT, TOP, WIDTH
+from vitkd_ds.data.loader import Loader, Shard, build_loader
+from vitkd_ds.data.pack import pack
+
+SIZE = 16
+
+
+def config(path, **changes):
+    values = dict(train=str(path), val=str(path), image_size=SIZE, num_classes=2, num_workers=1)
+    return DataConfig(**values | changes)
+
+
+def another(loader, data, *, split="train", seed=0, **shard):
+    """A loader of another rank, seed or crop that shares the compiled decoder of `loader`."""
+    whole = dict(rank=0, world_size=1, micro_batch_size=loader._shard.micro_batch_size, global_batch_size=4)
+    return Loader(loader._ffcv, loader.info, data, split=split, shard=Shard(**whole | shard), seed=seed,
+                  device=torch.device("cpu"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def train(beton):
+    """One decoding thread, micro-batches of 2, two of them a step."""
+    return build_loader(config(beton), split="train", micro_batch_size=2, global_batch_size=4)
+
+
+def epoch_of(loader, epoch=0, **options):
+    micro_batches = list(loader.epoch(epoch, **options))
+    return [images for images, _ in micro_batches], [labels for _, labels in micro_batches]
+
+
+def same(first, second):
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_micro_batch_is_uint8_channels_last_with_int64_labels(train):
+    images, labels = epoch_of(train)
+    assert train.steps_per_epoch == 5 and train.num_batches == len(images) == 10
+    assert images[0].shape == (2, 3, SIZE, SIZE) and images[0].dtype == torch.uint8
+    assert images[0].is_contiguous(memory_format=torch.channels_last)
+    assert labels[0].shape == (2,) and labels[0].dtype == torch.int64
+
+
+@pytest.mark.skipif(MAX_DECODER_THREADS < 2, reason="needs two CPUs")
+def test_two_decoding_threads_give_the_bits_of_one(beton, train):
+    two = build_loader(config(beton, num_workers=2), split="train", micro_batch_size=2, global_batch_size=4)
+    for epoch in (0, 1):
+        for ours, theirs in zip(epoch_of(train, epoch), epoch_of(two, epoch), strict=True):
+            assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("start_step", [1, 4, 5])
+def test_a_resumed_epoch_equals_the_rest_of_an_uninterrupted_one(train, start_step):
+    for whole, rest in zip(epoch_of(train, 3), epoch_of(train, 3, start_step=start_step), strict=True):
+        assert same(whole[2 * start_step :], rest)
+
+
+def test_two_ranks_decode_the_micro_batches_of_one(beton, train):
+    one = epoch_of(train, 1)
+    ranks = [epoch_of(another(train, config(beton), rank=rank, world_size=2), 1) for rank in (0, 1)]
+    for of_one, of_first, of_second in zip(one, *ranks, strict=True):
+        assert same(of_one[0::2], of_first) and same(of_one[1::2], of_second)
+
+
+def test_epochs_and_neighbouring_seeds_differ_in_pixels(beton, train):
+    base = torch.cat(epoch_of(another(train, config(beton), seed=7), 1)[0])
+    for seed, epoch in [(7, 0), (7, 2), (8, 0), (8, 1)]:
+        assert not torch.equal(base, torch.cat(epoch_of(another(train, config(beton), seed=seed), epoch)[0]))
+
+
+def test_two_epochs_may_be_open_at_once(train):
+    expected, micro_batches = [epoch_of(train, epoch)[0] for epoch in (0, 1)], []
+    for pair in zip(train.epoch(0), train.epoch(1), strict=True):
+        micro_batches.append([images for images, _ in pair])
+    assert same(expected[0], [pair[0] for pair in micro_batches])
+    assert same(expected[1], [pair[1] for pair in micro_batches])
+
+
+def test_returned_micro_batches_are_copies(train):
+    kept = [(images, images.clone()) for images, _ in train.epoch(0)]
+    assert all(torch.equal(images, copy) for images, copy in kept)
+    assert len({images.data_ptr() for images, _ in kept}) == len(kept)
+
+
+@pytest.mark.parametrize("write_mode", ["raw", "jpg", "proportion"])
+def test_pixels_are_those_of_the_crop_resized_and_flipped(tmp_path, make_folder, write_mode):
+    src = make_folder(tmp_path / "images", 10)
+    path = pack(src, tmp_path / "x.beton", write_mode=write_mode, quality=100, workers=1).path
+    loader = build_loader(config(path), split="train", micro_batch_size=5)
+    files = sorted(src.rglob("*.png"), key=lambda p: (p.parent.name, p.name))
+    rows, labels = loader._train_rows(0)
+    images = torch.cat(epoch_of(loader)[0])
+    assert 0 < rows[:, FLIP].sum() < 10
+    for row, label, image_CHW in zip(rows, labels, images, strict=True):
+        assert label == (files[row[INDEX]].parent.name == "b")
+        box = (row[LEFT], row[TOP], row[LEFT] + row[WIDTH], row[TOP] + row[HEIGHT])
+        crop = Image.open(files[row[INDEX]]).crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        expected = np.array(crop)[:, :: -1 if row[FLIP] else 1]
+        difference = image_CHW.permute(1, 2, 0).numpy().astype(int) - expected
+        assert np.abs(difference).mean() < 6, row
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 7, 10])
+def test_validation_sees_each_image_exactly_once_at_any_number_of_ranks(tmp_path, num_images):
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+    for i in range(num_images):
+        Image.new("RGB", (9, 9), (20 * i, 0, 0)).save(tmp_path / "images" / "ba"[i % 2] / f"{i}.png")
+    if num_images == 1:
+        (tmp_path / "images" / "a" / "bad.png").write_bytes(b"a class must have a file")
+    info = pack(tmp_path / "images", tmp_path / "x.beton", write_mode="raw", workers=1, skip_bad=True)
+    data = config(info.path)
+    first = build_loader(data, split="val", micro_batch_size=3)
+    for world_size in (1, 2, 3, 4):
+        loaders = [another(first, data, split="val", rank=r, world_size=world_size) for r in range(world_size)]
+        per_rank = [epoch_of(loader) for loader in loaders]
+        assert {len(images) for images, _ in per_rank} == {loaders[0].num_batches}
+        assert len({tuple(map(len, labels)) for _, labels in per_rank}) == 1
+        images = torch.cat([torch.cat(images) for images, _ in per_rank])
+        labels = torch.cat([torch.cat(labels) for _, labels in per_rank])
+        reds = images[labels >= 0][:, 0, 0, 0]
+        assert sorted(reds.tolist()) == [20 * i for i in range(num_images)]
+        assert torch.equal(labels[labels >= 0], 1 - reds.long() // 20 % 2)
+
+
+def damage(path, index):
+    """Overwrite the stored bytes of one image."""
+    loader = build_loader(config(path), split="val", micro_batch_size=2)
+    row = loader._ffcv.reader.metadata["f0"][index]
+    with open(path, "r+b") as file:
+        file.seek(int(row["data_ptr"]))
+        file.write(b"\x00" * 200)
+    return loader
+
+
+def test_an_undecodable_jpeg_is_an_error_that_names_file_and_image(tmp_path, make_folder):
+    path = pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", workers=1).path
+    loader = damage(path, 5)
+    threads = threading.active_count()
+    seen = 0
+    with pytest.raises(ValueError, match=r"x.beton' must decode, but image 5 \(class 'b'\) is a damaged JPEG"):
+        for _ in loader.epoch(0):
+            seen += 1
+    assert seen == 2 and threading.active_count() == threads
+
+
+def test_a_jpeg_that_ends_early_is_an_error(tmp_path, make_folder):
+    path = pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", workers=1).path
+    loader = build_loader(config(path), split="val", micro_batch_size=2)
+    pointer, size = (int(loader._ffcv.reader.alloc_table[2][key]) for key in ("ptr", "size"))
+    with open(path, "r+b") as file:
+        file.seek(pointer + size * 2 // 3)
+        file.write(bytes(size - size * 2 // 3))
+    with pytest.raises(ValueError, match="image 2 .* is a damaged JPEG"):
+        epoch_of(loader)
+
+
+def test_raw_pixels_of_the_wrong_length_are_an_error(tmp_path, make_folder):
+    path = pack(make_folder(tmp_path / "images", 4), tmp_path / "x.beton", write_mode="raw", workers=1).path
+    loader = build_loader(config(path), split="val", micro_batch_size=2)
+    metadata = loader._ffcv.reader.metadata
+    metadata.setflags(write=True)
+    metadata["f0"]["height"][3] += 1
+    with pytest.raises(ValueError, match="image 3 .* another number of bytes"):
+        epoch_of(loader)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 7, 9, 10])
+def test_leaving_an_epoch_early_leaves_no_thread(train, taken):
+    threads = threading.active_count()
+    for number, _ in enumerate(train.epoch(0), start=1):
+        if number >= taken:
+            break
+    gc.collect()
+    assert threading.active_count() == threads
+
+
+def test_an_epoch_that_is_never_started_and_one_that_is_closed_leave_no_thread(train):
+    threads = threading.active_count()
+    train.epoch(0)
+    started = train.epoch(0)
+    next(started)
+    assert threading.active_count() == threads + 1
+    started.close()
+    assert threading.active_count() == threads
+
+
+def test_a_decoding_thread_that_dies_raises_and_does_not_hang(train, monkeypatch):
+    decode = iterate.DecodingThread.run_pipeline
+
+    def die_at_two(self, number, *args):
+        if number == 2:
+            raise OSError("disk gone")
+        return decode(self, number, *args)
+
+    monkeypatch.setattr(iterate.DecodingThread, "run_pipeline", die_at_two)
+    threads, seen = threading.active_count(), 0
+    with pytest.raises(RuntimeError, match="died: OSError.'disk gone'"):
+        for _ in train.epoch(0):
+            seen += 1
+    assert seen == 2 and threading.active_count() == threads
+
+
+def test_torchs_thread_number_is_left_alone(beton, train):
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        epoch_of(train)
+        build_loader(config(beton), split="val", micro_batch_size=2)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_cannot_work_is_refused_before_the_first_step(beton, train):
+    ok = dict(split="train", micro_batch_size=2)
+    for data, options, message in [
+        (config(beton), ok | {"micro_batch_size": 23}, "found 22 training images and global_batch_size 23"),
+        (config(beton), ok | {"global_batch_size": 5}, "global_batch_size must be a multiple"),
+        (config(beton), ok | {"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
+        (config(beton), ok | {"split": "test"}, "split must be one of train, val"),
+        (config(beton), ok | {"rank": 1}, "found rank 1 of 1"),
+        (config(beton, num_classes=10), ok, "data.train must have data.num_classes=10 classes, found 2"),
+        (config(beton, num_workers=MAX_DECODER_THREADS + 1), ok, "data.num_workers must be at most"),
+        (config("no.beton"), ok, "'no.beton' must be a .beton file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build_loader(data, **options)
+    for start_step in (-1, 6):
+        with pytest.raises(ValueError, match=r"start_step must be in \[0, 5\]"):
+            train.epoch(0, start_step=start_step)

@@ -1,0 +1,76 @@
+"""Values and gradients equal to the official code's, recorded in tests/golden/official_losses.npz."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vitkd_ds import ViTKDLoss, kd_loss, nkd_loss
+
+GOLDEN = {
+    key: torch.as_tensor(value)
+    for key, value in np.load(Path(__file__).parents[1] / "golden" / "official_losses.npz").items()
+}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def case(name):
+    prefix = f"{name}/"
+    return {key[len(prefix) :]: value.clone() for key, value in GOLDEN.items() if key.startswith(prefix)}
+
+
+def assert_close(found, expected, dtype):
+    """Largest difference relative to the largest expected magnitude: gradients have entries near 0."""
+    error = (found.double() - expected).abs().max() / expected.abs().max()
+    assert error <= TOLERANCE[dtype], f"relative error {error:.2e}"
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["vitkd0", "vitkd1", "vitkd2", "vitkd3"])
+def test_vitkd_is_the_official_one_in_value_and_every_gradient(name, dtype):
+    golden = case(name)
+    inputs = [golden[f"{side}_{depth}"].to(dtype) for side in ("student", "teacher") for depth in ("shallow_BLPD", "deep_BPD")]
+    shallow, deep = (x.requires_grad_() for x in inputs[:2])
+    loss = ViTKDLoss(deep.shape[2], inputs[3].shape[2], mask_ratio=float(golden["mask_ratio"])).to(dtype)
+    loss.load_state_dict({k.removeprefix("param:"): v for k, v in golden.items() if k.startswith("param:")}, strict=True)
+    terms = loss(shallow, deep, *inputs[2:], noise_BP=golden["noise_BP"])
+    terms["total"].backward()
+    assert_close(terms["total"].detach(), golden["loss"], dtype)
+    assert_close((terms["mimic"] + terms["generate"]).detach(), golden["loss"], dtype)
+    assert_close(shallow.grad, golden["grad_student_shallow"], dtype)
+    assert_close(deep.grad, golden["grad_student_deep"], dtype)
+    for key, parameter in loss.named_parameters():
+        assert_close(parameter.grad, golden[f"grad:{key}"], dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["nkd0", "nkd1", "nkd2", "nkd3"])
+def test_nkd_is_the_official_one_in_value_and_gradient(name, dtype):
+    golden = case(name)
+    student = golden["student_logits_BK"].to(dtype).requires_grad_()
+    loss = nkd_loss(
+        student,
+        golden["teacher_logits_BK"].to(dtype),
+        golden["targets"],
+        temperature=float(golden["temperature"]),
+        gamma=float(golden["gamma"]),
+    )
+    loss.backward()
+    assert_close(loss.detach(), golden["loss"], dtype)
+    assert_close(student.grad, golden["grad_student_logits"], dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["kd0", "kd1"])
+def test_kd_times_alpha_plus_the_teachers_entropy_is_the_official_one(name, dtype):
+    golden = case(name)
+    temperature, alpha = float(golden["temperature"]), float(golden["alpha"])
+    student = golden["student_logits_BK"].to(dtype).requires_grad_()
+    teacher = golden["teacher_logits_BK"].to(dtype)
+    loss = kd_loss(student, teacher, temperature=temperature)
+    loss.backward()
+    entropy = torch.distributions.Categorical(logits=teacher.double() / temperature).entropy().mean()
+    assert_close(alpha * (loss.detach().double() + temperature**2 * entropy), golden["loss"], dtype)
+    assert_close(alpha * student.grad, golden["grad_student_logits"], dtype)

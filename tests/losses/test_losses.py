@@ -1,0 +1,189 @@
+"""Laws of the losses, and their float64 twins in tests/reference."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.reference import losses as reference
+from vitkd_ds import ViTKDLoss, kd_loss, nkd_loss
+from vitkd_ds.losses import soft_cross_entropy
+
+
+def logits(seed, shape=(5, 7), scale=3.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def features(grid, student_dim, teacher_dim, images=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = grid[0] * grid[1]
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "student_shallow": draw(images, 2, tokens, student_dim),
+        "student_deep": draw(images, tokens, student_dim),
+        "teacher_shallow": draw(images, 2, tokens, teacher_dim),
+        "teacher_deep": draw(images, tokens, teacher_dim),
+        "noise": torch.rand(images, tokens, generator=generator),
+    }
+
+
+def call(loss, inputs, **kwargs):
+    arguments = [inputs[name] for name in ("student_shallow", "student_deep", "teacher_shallow", "teacher_deep")]
+    return loss(*arguments, noise_BP=inputs["noise"], **kwargs)
+
+
+def test_cross_entropy_is_its_twin():
+    student, targets = logits(0), logits(1).softmax(1)
+    assert soft_cross_entropy(student, targets).item() == pytest.approx(reference.cross_entropy(student, targets), rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kd_is_its_twin(temperature):
+    student, teacher = logits(0), logits(1)
+    assert kd_loss(student, teacher, temperature=temperature).item() == pytest.approx(
+        reference.kd(student, teacher, temperature), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_nkd_is_its_twin(soft):
+    student, teacher = logits(0), logits(1)
+    targets = logits(2).softmax(1) if soft else torch.tensor([0, 6, 3, 3, 1])
+    found = nkd_loss(student, teacher, targets, temperature=2.0, gamma=1.5).item()
+    assert found == pytest.approx(reference.nkd(student, teacher, targets, 2.0, 1.5), rel=1e-12)
+
+
+@pytest.mark.parametrize("grid, dims, ratio", [((3, 3), (4, 6), 0.5), ((2, 4), (4, 6), 0.3), ((3, 2), (5, 5), 0.75)])
+def test_vitkd_is_its_twin_also_on_grids_that_are_not_square(grid, dims, ratio):
+    torch.manual_seed(0)
+    loss = ViTKDLoss(*dims, alpha=0.1, beta=0.2, mask_ratio=ratio, student_grid=grid, teacher_grid=grid).double()
+    torch.nn.init.normal_(loss.mask_token)
+    inputs = features(grid, *dims)
+    mimic, generate = reference.vitkd(loss.state_dict(), inputs, grid, 0.1, 0.2, ratio)
+    terms = call(loss, inputs)
+    assert terms["mimic"].item() == pytest.approx(mimic, rel=1e-12)
+    assert terms["generate"].item() == pytest.approx(generate, rel=1e-12)
+
+
+def test_equal_widths_have_no_aligners_and_unequal_ones_have_the_official_names():
+    assert {name for name, _ in ViTKDLoss(8, 8).named_parameters()} == {
+        "mask_token", "generation.0.weight", "generation.0.bias", "generation.2.weight", "generation.2.bias"
+    }  # fmt: skip
+    shapes = {name: tuple(p.shape) for name, p in ViTKDLoss(4, 6).named_parameters()}
+    assert shapes["align2.0.weight"] == shapes["align2.1.weight"] == shapes["align.weight"] == (6, 4)
+    assert shapes["mask_token"] == (1, 1, 6)
+
+
+@pytest.mark.parametrize("tokens, ratio, masked", [(196, 0.5, 98), (49, 0.5, 25), (25, 0.75, 19), (49, 0.3, 15)])
+def test_exactly_the_official_number_of_tokens_is_masked_and_only_they_count(tokens, ratio, masked):
+    side = int(tokens**0.5)
+    loss = ViTKDLoss(4, 4, mask_ratio=ratio).double()
+    inputs = features((side, side), 4, 4, images=1)
+    teacher = inputs["teacher_deep"].clone().requires_grad_()
+    # The teacher is detached inside, so the count is read off by changing one token at a time.
+    base = call(loss, inputs)["generate"]
+    changed = 0
+    for p in range(tokens):
+        moved = dict(inputs, teacher_deep=teacher.detach().clone())
+        moved["teacher_deep"][0, p] += 1
+        changed += int(call(loss, moved)["generate"] != base)
+    assert changed == masked
+
+
+def test_the_sums_do_not_depend_on_the_number_of_images():
+    loss = ViTKDLoss(4, 6).double()
+    inputs = features((4, 4), 4, 6)
+    twice = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    assert call(loss, twice)["total"].item() == pytest.approx(call(loss, inputs)["total"].item(), rel=1e-12)
+
+
+def test_a_teacher_on_a_finer_grid_is_resized_to_the_students():
+    loss = ViTKDLoss(4, 6, student_grid=(14, 14), teacher_grid=(16, 16)).double()
+    student, teacher = features((14, 14), 4, 6), features((16, 16), 4, 6)
+    mixed = student | {name: teacher[name] for name in ("teacher_shallow", "teacher_deep")}
+    assert torch.isfinite(call(loss, mixed)["total"])
+    constant = {name: torch.ones_like(value) for name, value in mixed.items() if name.startswith("teacher")}
+    same = {name: torch.ones_like(student[name]) for name in constant}
+    found, expected = call(loss, mixed | constant)["total"], call(ViTKDLossOf(loss), student | same)["total"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def ViTKDLossOf(loss):
+    """The same parameters on equal grids."""
+    twin = ViTKDLoss(loss.student_dim, loss.teacher_dim).double()
+    twin.load_state_dict(loss.state_dict())
+    return twin
+
+
+def test_the_default_noise_follows_torchs_seed():
+    loss = ViTKDLoss(4, 6).double()
+    inputs = features((4, 4), 4, 6) | {"noise": None}
+    totals = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        totals.append(call(loss, inputs)["generate"].item())
+    assert totals[0] == totals[1] != totals[2]
+
+
+def test_the_teacher_gets_no_gradient_from_any_loss():
+    student, teacher = logits(0).requires_grad_(), logits(1).requires_grad_()
+    (kd_loss(student, teacher) + nkd_loss(student, teacher, torch.arange(5))).backward()
+    inputs = features((4, 4), 4, 6)
+    inputs = {name: value.requires_grad_() if name != "noise" else value for name, value in inputs.items()}
+    call(ViTKDLoss(4, 6).double(), inputs)["total"].backward()
+    assert student.grad is not None and inputs["student_deep"].grad is not None
+    assert teacher.grad is None and inputs["teacher_deep"].grad is None and inputs["teacher_shallow"].grad is None
+
+
+def test_nkd_with_an_index_is_nkd_with_its_one_hot_row():
+    student, teacher, index = logits(0), logits(1), torch.tensor([0, 6, 3, 3, 1])
+    assert torch.equal(nkd_loss(student, teacher, index), nkd_loss(student, teacher, F.one_hot(index, 7).double()))
+
+
+def test_nkd_takes_the_target_out_of_the_second_term():
+    student, teacher, index = logits(0), logits(1), torch.tensor([2] * 5)
+    moved = student.clone()
+    moved[:, 2] += 5
+    second = [nkd_loss(s, teacher, index, gamma=1.0) - nkd_loss(s, teacher, index, gamma=0.0) for s in (student, moved)]
+    assert second[0].item() == pytest.approx(second[1].item(), rel=1e-12)
+
+
+def test_losses_of_extreme_logits_are_finite_under_bf16_autocast():
+    student = torch.tensor([[3e4, -3e4, 0.0], [-3e4, 3e4, 1.0]], requires_grad=True)
+    teacher = -student.detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        linear = torch.nn.functional.linear(student, torch.eye(3))
+        assert linear.dtype == torch.bfloat16
+        total = kd_loss(linear, teacher.bfloat16()) + nkd_loss(linear, teacher.bfloat16(), torch.tensor([0, 1]))
+        total = total + soft_cross_entropy(linear, torch.eye(3)[:2])
+    total.backward()
+    assert total.dtype == torch.float32
+    assert torch.isfinite(total) and torch.isfinite(student.grad).all()
+
+
+def test_squares_and_sums_of_bf16_features_are_fp32():
+    loss = ViTKDLoss(8, 8, alpha=1.0, beta=1.0)
+    inputs = {name: value.float() for name, value in features((14, 14), 8, 8).items()}
+    rounded = {name: value if name == "noise" else value.bfloat16() for name, value in inputs.items()}
+    found = call(loss.bfloat16(), rounded)["mimic"]
+    exact = ((rounded["student_shallow"].double() - rounded["teacher_shallow"].double()) ** 2).sum() / 2
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: ViTKDLoss(4, 6, mask_ratio=1.0), "mask_ratio must be between 0 and 1, found 1.0"),
+        (lambda: call(ViTKDLoss(4, 6), features((4, 4), 5, 6)), "student features must be"),
+        (lambda: call(ViTKDLoss(4, 6), features((2, 4), 4, 6)), "8 student tokens are no square grid"),
+        (lambda: kd_loss(logits(0), logits(1, (5, 8))), "must both be"),
+        (lambda: nkd_loss(logits(0), logits(1), torch.rand(5)), "targets must be integer class indices"),
+        (lambda: soft_cross_entropy(logits(0), torch.zeros(5, dtype=torch.long)), "turn class indices into one-hot"),
+    ],
+)
+def test_inputs_that_cannot_be_are_refused_with_what_was_found(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
