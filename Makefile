@@ -1,0 +1,26 @@
+# make demo, make test: each does all the set-up, into .venv. A second call reuses it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test
+
+setup: .venv/.ready
+
+.venv/.ready: setup.py .ci/system_libraries
+	PYTHON=$(PYTHON) sh .ci/system_libraries
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	@# torch first: deepspeed's and ffcv's setup.py look at it; no build isolation, so that they look at this one.
+	$(BIN)/python -m pip install --quiet torch
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+# The two runs are made anew. PATH: deepspeed starts the python that it finds there.
+demo: setup
+	rm -rf runs/demo_plain runs/demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed train.py --ds_config ds_configs/zero2.json --recipe demo_plain
+	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed train.py --ds_config ds_configs/zero2.json
+	$(BIN)/python -m vitkd_ds.report runs/demo_plain runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
