@@ -5,6 +5,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import _builder
+
 from vitkd_ds import models
 from vitkd_ds.config import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models import (

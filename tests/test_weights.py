@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+
 from vitkd_ds.config import DataConfig, TeacherConfig
 from vitkd_ds.models import build_teacher
 from vitkd_ds.weights import key_differences, load_state_dict_file, strip_prefixes, timm_keys
@@ -200,9 +201,7 @@ def test_a_file_without_named_tensors_is_an_error(tmp_path, content):
 def test_differences_name_a_few_keys_of_each_kind():
     own = {f"k{index}": torch.zeros(2) for index in range(6)} | {"shaped": torch.zeros(2, 3)}
     text = key_differences(own, {"shaped": torch.zeros(3, 2), "other": torch.zeros(1)})
-    assert text == (
-        "6 missing: k0, k1, k2, k3, ...; 1 unexpected: other; 1 of another shape: shaped (3, 2) for (2, 3)"
-    )
+    assert text == ("6 missing: k0, k1, k2, k3, ...; 1 unexpected: other; 1 of another shape: shaped (3, 2) for (2, 3)")
     assert key_differences(own, own) == ""
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitkd_ds import dist
+from vitkd_ds.config import Run, as_dict
 from vitkd_ds.metrics import write_atomically, write_json
 
 TAG = re.compile(r"step\d{8}")
@@ -58,7 +59,7 @@ def save(engine: Any, state: TrainState, workdir: Path, keep_last: int, descript
     weights = engine.student_weights()
 
     def publish() -> None:
-        write_student(folder / tag, weights, description | {"step": state.step})
+        write_student(folder / tag, weights, description | {"step": state.step, "world_size": dist.world_size()})
         if state.best_step == state.step:
             write_atomically(folder / "best", tag)
         write_atomically(folder / "latest", tag)
@@ -88,12 +89,10 @@ def find(resume: str, workdir: Path) -> tuple[Path, str] | None:
     """Where a run starts from: (checkpoints folder, tag), or None for a new run. Reads only; call it on rank 0.
 
     Raises:
-        ValueError: `--resume none` on a used folder, or a path without a whole checkpoint.
+        ValueError: a path without a checkpoint.
     """
     own = workdir / "checkpoints"
     if resume == "none":
-        if (workdir / "config.json").exists():
-            raise ValueError(f"--resume none needs an unused folder, found a run in {workdir}: give another --workdir")
         return None
     if resume == "auto" or pointer(own, "latest"):  # a run that was started from PATH continues in its own folder
         return (own, pointer(own, "latest")) if pointer(own, "latest") else None
@@ -119,6 +118,7 @@ def restore(engine: Any, resume: str, workdir: Path, device: torch.device) -> Tr
     if start is None:
         return TrainState()
     folder, newest = start
+    on_main(lambda: _check_world_size(folder / newest))
     candidates = [newest] + [tag for tag in dist.from_main(tags(folder)) if tag < newest]
     for tag in candidates:
         client_state = _attempt(engine.load, str(folder), tag)
@@ -128,6 +128,16 @@ def restore(engine: Any, resume: str, workdir: Path, device: torch.device) -> Tr
         reason = repr(client_state) if is_error else "another rank could not read it"
         print(f"rank {dist.rank()}: checkpoint {folder / tag} left for an older one: {reason}", flush=True)
     raise ValueError(f"{folder} must hold a whole checkpoint, found {', '.join(candidates)}, none of them readable")
+
+
+def _check_world_size(checkpoint: Path) -> None:
+    path = checkpoint / "student.json"
+    ranks = json.loads(path.read_text())["world_size"] if path.exists() else dist.world_size()
+    if ranks != dist.world_size():
+        raise ValueError(
+            f"{checkpoint} must be continued by as many ranks as wrote it, {ranks}, found {dist.world_size()}: start "
+            f"{ranks} ranks, or train on from its weights with --student.init={checkpoint / 'student.safetensors'}"
+        )
 
 
 def on_main(function: Callable[[], None]) -> None:
@@ -145,17 +155,23 @@ def _attempt(function: Any, *args: Any) -> Any:
         return error
 
 
-def check_same_run(stored: dict[str, Any], current: dict[str, Any], source: Path) -> None:
-    """Refuse to continue a run with another configuration.
+def check_workdir(run: Run, workdir: Path) -> None:
+    """Refuse to continue a run with other settings, or to start anew where a run lies. Reads only.
 
     Raises:
-        ValueError: keys outside FREE_KEYS differ; each is named with both values.
+        ValueError: `--resume none` on a used folder; or keys outside FREE_KEYS differ: each is named with both values.
     """
-    before, now = _flat(stored), _flat(json.loads(json.dumps(current)))
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    if run.resume == "none":
+        raise ValueError(f"--resume none needs an unused folder, found a run in {workdir}: give another --workdir")
+    before = _flat(json.loads(path.read_text())["run"])
+    now = _flat(json.loads(json.dumps(as_dict(run))))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in FREE_KEYS]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
-        raise ValueError(f"a continued run must have the settings of {source}, found {listed}: set them back, or give another --workdir")
+        raise ValueError(f"a continued run must have the settings of {path}, found {listed}: give another --workdir")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -32,7 +32,9 @@ def _run(component: Any) -> None:
     words = sys.argv[1:]
     if "--help" in words or "-h" in words:
         chosen = component.get(words[0]) if isinstance(component, dict) else component
-        print(inspect.getdoc(chosen) if chosen else "\n\n".join(f"{n}: {inspect.getdoc(c)}" for n, c in component.items()))
+        print(
+            inspect.getdoc(chosen) if chosen else "\n\n".join(f"{n}: {inspect.getdoc(c)}" for n, c in component.items())
+        )
         return
     try:
         fire.Fire(component, name="vitkd-ds" if isinstance(component, dict) else "train.py")
@@ -112,9 +114,10 @@ def evaluate(*words: str, **flags: str) -> None:
 def export(*words: str, **flags: str) -> None:
     """Copy a student out of a run: student.safetensors (a plain timm state dict) and student.json.
 
-    Usage: export RUN DST [--which last|best], where RUN is a run folder or one of its checkpoints and DST a new folder.
+    Usage: export RUN DST [--which last|best] [--half], where RUN is a run folder or one of its checkpoints and DST a
+    new folder; --half stores fp16.
     """
-    values = _plain_flags(flags, {"which": str})
+    values = _plain_flags(flags, {"which": str, "half": bool})
     source, destination = _words(words, "RUN DST")
     from vitkd_ds.exported import export_student
 
@@ -137,5 +140,3 @@ def _words(words: tuple[str, ...], names: str) -> tuple[str, ...]:
 def _refuse_words(words: tuple[str, ...]) -> None:
     if words:
         raise ValueError(f"every argument must be a --flag, found {words[0]!r}: put -- before its name")
-
-

@@ -5,23 +5,12 @@ the relations between them. Nothing here imports torch, so a bad configuration i
 Engine mechanics (ZeRO stage, precision, buckets) are not here: they belong to ``ds_configs/*.json``.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Mapping
 
+from vitkd_ds.terms import TEACHER_TERMS, LossesConfig, require, require_choice
+
 PLACEMENTS = ("shard", "replica", "offload")
-SCHEDULES = ("constant", "linear", "cosine")
-RESUME_WORDS = ("auto", "none")
-
-
-def require(holds: bool, key: str, found: Any, must: str) -> None:
-    """Raise ValueError unless `holds`; the message names the key, what was found and what must hold."""
-    if not holds:
-        raise ValueError(f"{key} must {must}, found {found!r}: change it in the recipe or with --{key}")
-
-
-def require_choice(value: str, key: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    require(value in choices, key, value, f"be one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -117,86 +106,6 @@ class AugmentConfig:
         require(0 <= self.random_erasing <= 1, "augment.random_erasing", self.random_erasing, "be in [0, 1]")
 
 
-def _check_term(term: Any, key: str) -> None:
-    require(term.weight >= 0, f"losses.{key}.weight", term.weight, "be 0 (off) or more")
-    require_choice(term.schedule, f"losses.{key}.schedule", SCHEDULES)
-
-
-@dataclass(frozen=True)
-class CrossEntropyTerm:
-    """Cross-entropy with the labels, mixed and smoothed."""
-
-    weight: float = 1.0
-    """0 is off."""
-    schedule: str = "constant"
-    """constant, or linear / cosine from the weight down to 0 at the last step."""
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_term(self, "ce")
-        require(0 <= self.label_smoothing < 1, "losses.ce.label_smoothing", self.label_smoothing, "be in [0, 1)")
-
-
-@dataclass(frozen=True)
-class KDTerm:
-    """Hinton's distillation, `vitkd_ds.kd_loss`."""
-
-    weight: float = 0.0
-    schedule: str = "constant"
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_term(self, "kd")
-        require(self.temperature > 0, "losses.kd.temperature", self.temperature, "be positive")
-
-
-@dataclass(frozen=True)
-class NKDTerm:
-    """Normalised distillation, `vitkd_ds.nkd_loss`."""
-
-    weight: float = 0.0
-    schedule: str = "constant"
-    temperature: float = 1.0
-    gamma: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_term(self, "nkd")
-        require(self.temperature > 0, "losses.nkd.temperature", self.temperature, "be positive")
-        require(self.gamma >= 0, "losses.nkd.gamma", self.gamma, "be 0 or more")
-
-
-@dataclass(frozen=True)
-class ViTKDTerm:
-    """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
-
-    weight: float = 0.0
-    schedule: str = "constant"
-    alpha: float = 3e-5
-    beta: float = 3e-6
-    mask_ratio: float = 0.5
-    blocks: tuple[int, ...] = (0, 1)
-    """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
-
-    def __post_init__(self) -> None:
-        _check_term(self, "vitkd")
-        require(0 < self.mask_ratio < 1, "losses.vitkd.mask_ratio", self.mask_ratio, "be in (0, 1)")
-        require(len(self.blocks) == 2, "losses.vitkd.blocks", self.blocks, "name two blocks, as the loss has two aligners")
-
-
-@dataclass(frozen=True)
-class LossesConfig:
-    """Which terms make the total: any set of the four, each with a weight (0 is off) and a schedule."""
-
-    ce: CrossEntropyTerm = CrossEntropyTerm()
-    kd: KDTerm = KDTerm()
-    nkd: NKDTerm = NKDTerm()
-    vitkd: ViTKDTerm = ViTKDTerm()
-
-    def active(self) -> dict[str, Any]:
-        """The terms whose weight is not 0, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name).weight}
-
-
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW, warm-up and cosine, clipping, EMA."""
@@ -224,7 +133,9 @@ class OptimConfig:
         require(self.lr_batch_size > 0, "optim.lr_batch_size", self.lr_batch_size, "be positive")
         require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "be 0 or more")
         require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "be 0 or more")
-        require(0 < self.warmup_start_factor <= 1, "optim.warmup_start_factor", self.warmup_start_factor, "be in (0, 1]")
+        require(
+            0 < self.warmup_start_factor <= 1, "optim.warmup_start_factor", self.warmup_start_factor, "be in (0, 1]"
+        )
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "be 0 or more")
         require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "be 0 (off) or more")
         require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "be in [0, 1)")
@@ -287,13 +198,11 @@ class Run:
         require(self.global_batch_size > 0, "global_batch_size", self.global_batch_size, "be positive")
         micro = self.micro_batch_size_per_gpu
         require(micro > 0, "micro_batch_size_per_gpu", micro, "be positive")
-        require(self.eval_every_epochs >= 0, "eval_every_epochs", self.eval_every_epochs, "be 0 (only at the end) or more")
+        require(
+            self.eval_every_epochs >= 0, "eval_every_epochs", self.eval_every_epochs, "be 0 (only at the end) or more"
+        )
         require(self.log_every_steps > 0, "log_every_steps", self.log_every_steps, "be positive")
         require(self.seed >= 0, "seed", self.seed, "be 0 or more")
-
-
-TEACHER_TERMS = ("kd", "nkd", "vitkd")
-"""Loss terms that need a teacher."""
 
 
 def check_run(run: Run) -> None:
@@ -302,9 +211,14 @@ def check_run(run: Run) -> None:
     require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
     needing = [name for name in active if name in TEACHER_TERMS]
     if run.teacher is None and needing:
-        raise ValueError(f"losses.{needing[0]} needs a teacher, and recipe {run.recipe} has none: set --losses.{needing[0]}.weight=0")
+        raise ValueError(
+            f"losses.{needing[0]} needs a teacher, and recipe {run.recipe} has none: set --losses.{needing[0]}.weight=0"
+        )
     if run.teacher is not None and not needing:
-        raise ValueError("a teacher must be used by kd, nkd or vitkd, found no such term with a weight: set one, or take a plain recipe")
+        raise ValueError(
+            "a teacher must be used by kd, nkd or vitkd, found no such term with a weight: give one a weight, or "
+            "take a recipe without a teacher"
+        )
     missing = [f"RandAugment ({run.augment.rand_augment})"] if run.augment.rand_augment else []
     missing += [f"RandomErasing ({run.augment.random_erasing})"] if run.augment.random_erasing else []
     if missing:

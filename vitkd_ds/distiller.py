@@ -8,13 +8,12 @@ The teacher stays outside (`vitkd_ds.teacher`); only its features come in.
 from typing import Any, Mapping
 
 import torch
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from vitkd_ds.config import LossesConfig
 from vitkd_ds.features import Features, tap_features
 from vitkd_ds.losses import LOSSES, ViTKDLoss
 from vitkd_ds.models import PairInfo
+from vitkd_ds.terms import LossesConfig
 
 
 class Distiller(nn.Module):
@@ -26,7 +25,7 @@ class Distiller(nn.Module):
         pair: widths and token grids of student and teacher; None without a teacher.
     """
 
-    def __init__(self, student: VisionTransformer, losses: LossesConfig, pair: PairInfo | None) -> None:
+    def __init__(self, student: nn.Module, losses: LossesConfig, pair: PairInfo | None) -> None:
         super().__init__()
         self.student = student
         self.terms: dict[str, Any] = losses.active()

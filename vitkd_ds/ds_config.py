@@ -8,7 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-RECIPE_OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+RECIPE_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
 FORBIDDEN = {
     "optimizer": "--optim.lr and its neighbours",
     "scheduler": "--optim.warmup_epochs and --optim.min_lr",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitkd_ds import models
@@ -104,13 +105,14 @@ def _teacher_features(config: TeacherConfig, data: DataConfig, device: torch.dev
     return features
 
 
-def export_student(source: str, destination: str, *, which: str = "last") -> Path:
+def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
     """Copy a student out of a run.
 
     Args:
         source: a run folder or a checkpoint.
         destination: a folder that does not exist yet.
         which: of a run folder, its last or its best checkpoint.
+        half: store fp16, half the size; the packaged teacher is made so.
 
     Returns:
         The new folder.
@@ -131,7 +133,8 @@ def export_student(source: str, destination: str, *, which: str = "last") -> Pat
         raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.mkdir(parents=True)
-    for name in (WEIGHTS, DESCRIPTION):
-        shutil.copy2(folder / name, temporary / name)
+    weights = load_file(folder / WEIGHTS)
+    save_file({name: w.half() for name, w in weights.items()} if half else weights, temporary / WEIGHTS)
+    shutil.copy2(folder / DESCRIPTION, temporary / DESCRIPTION)
     temporary.rename(target)
     return target

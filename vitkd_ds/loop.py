@@ -46,9 +46,11 @@ def train(run: Run) -> dict[str, Any]:
     if run.resume == "auto" and (workdir / "done").exists():
         print(f"{workdir} is finished and left alone: give another --workdir to train again", file=sys.stderr)
         return json.loads((workdir / "summary.json").read_text())
-    job = build_job(run, start_processes())
+    device = start_processes()
+    checkpoint.on_main(lambda: checkpoint.check_workdir(run, workdir))
+    job = build_job(run, device)
     plan = job.plan
-    state = checkpoint.restore(job.engine, run.resume, workdir, job.device)
+    state = checkpoint.restore(job.engine, run.resume, workdir, device)
     checkpoint.on_main(lambda: describe_run(job, workdir))
     log = MetricsLog(workdir, total_steps=plan.total_steps, resumed_step=state.step)
     log.say(
@@ -170,10 +172,9 @@ def evaluate_student(job: Job, log: MetricsLog, state: TrainState) -> dict[str, 
 
 
 def describe_run(job: Job, workdir: Path) -> None:
-    """Write config.json, or check that the run which is continued had the same settings."""
+    """Write config.json once: a continued run keeps its first."""
     path = workdir / "config.json"
     if path.exists():
-        checkpoint.check_same_run(json.loads(path.read_text())["run"], as_dict(job.run), path)
         return
     workdir.mkdir(parents=True, exist_ok=True)
     content = {"run": as_dict(job.run), "plan": asdict(job.plan), "world_size": dist.world_size()}

@@ -1,4 +1,4 @@
-"""Step -> learning rate and loss weights, and epochs -> steps. Pure functions of the step: nothing to save or resume."""
+"""Step -> learning rate and loss weights, epochs -> steps: pure functions of the step, so nothing to save or resume."""
 
 import math
 from dataclasses import dataclass

@@ -10,7 +10,6 @@ from typing import Sequence
 
 import deepspeed
 import torch
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vitkd_ds.config import TeacherConfig
@@ -22,7 +21,7 @@ from vitkd_ds.models import Normalization, normalization_of
 class FeatureModule(nn.Module):
     """A module whose forward is `tap_features`: DeepSpeed's hooks run only around a forward that the engine calls."""
 
-    def __init__(self, model: VisionTransformer, blocks: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         self.blocks = tuple(blocks)
@@ -49,7 +48,7 @@ class Teacher:
 
     def __init__(
         self,
-        model: VisionTransformer,
+        model: nn.Module,
         config: TeacherConfig,
         *,
         blocks: Sequence[int],

@@ -2,7 +2,6 @@
 
 import sys
 
-
 from vitkd_ds import dist, loop
 from vitkd_ds.cli import parse_run
 

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from vitkd_ds import dist
-from vitkd_ds.config import LossesConfig, NKDTerm, TeacherConfig, ViTKDTerm
+from vitkd_ds.config import TeacherConfig
 from vitkd_ds.distiller import Distiller
 from vitkd_ds.engine import StudentEngine, start_processes, student_ds_config
 from vitkd_ds.features import tap_features
 from vitkd_ds.models import check_pair, normalization_of
 from vitkd_ds.recipes import build_run
 from vitkd_ds.teacher import Teacher
+from vitkd_ds.terms import LossesConfig, NKDTerm, ViTKDTerm
 
 FP32 = str(Path(__file__).parents[1] / "ds_zero2_fp32.json")
 SIZE = {"img_size": 16, "patch_size": 4, "depth": 3, "num_classes": 10}

@@ -31,10 +31,14 @@ def assert_close(found, expected, dtype):
 @pytest.mark.parametrize("name", ["vitkd0", "vitkd1", "vitkd2", "vitkd3"])
 def test_vitkd_is_the_official_one_in_value_and_every_gradient(name, dtype):
     golden = case(name)
-    inputs = [golden[f"{side}_{depth}"].to(dtype) for side in ("student", "teacher") for depth in ("shallow_BLPD", "deep_BPD")]
+    inputs = [
+        golden[f"{side}_{depth}"].to(dtype) for side in ("student", "teacher") for depth in ("shallow_BLPD", "deep_BPD")
+    ]
     shallow, deep = (x.requires_grad_() for x in inputs[:2])
     loss = ViTKDLoss(deep.shape[2], inputs[3].shape[2], mask_ratio=float(golden["mask_ratio"])).to(dtype)
-    loss.load_state_dict({k.removeprefix("param:"): v for k, v in golden.items() if k.startswith("param:")}, strict=True)
+    loss.load_state_dict(
+        {k.removeprefix("param:"): v for k, v in golden.items() if k.startswith("param:")}, strict=True
+    )
     terms = loss(shallow, deep, *inputs[2:], noise_BP=golden["noise_BP"])
     terms["total"].backward()
     assert_close(terms["total"].detach(), golden["loss"], dtype)

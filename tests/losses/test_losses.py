@@ -36,7 +36,9 @@ def call(loss, inputs, **kwargs):
 
 def test_cross_entropy_is_its_twin():
     student, targets = logits(0), logits(1).softmax(1)
-    assert soft_cross_entropy(student, targets).item() == pytest.approx(reference.cross_entropy(student, targets), rel=1e-12)
+    assert soft_cross_entropy(student, targets).item() == pytest.approx(
+        reference.cross_entropy(student, targets), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

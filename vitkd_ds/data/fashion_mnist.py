@@ -62,8 +62,10 @@ def _read_split(idx_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     prefix = IDX_PREFIX[split]
     images, labels = idx_dir / f"{prefix}-images-idx3-ubyte.gz", idx_dir / f"{prefix}-labels-idx1-ubyte.gz"
     if not images.is_file() or not labels.is_file():
-        raise ValueError(f"Fashion-MNIST's idx files must be in {str(idx_dir)!r}, found no {images.name} and "
-                         f"{labels.name}: install Debian's dataset-fashion-mnist")
+        raise ValueError(
+            f"Fashion-MNIST's idx files must be in {str(idx_dir)!r}, found no {images.name} and "
+            f"{labels.name}: install Debian's dataset-fashion-mnist"
+        )
     return read_idx(images), read_idx(labels)
 
 

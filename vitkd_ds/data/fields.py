@@ -78,8 +78,12 @@ def _read_side(path: Path) -> BetonInfo:
     """Read the side file of the .beton `path`; raises ValueError unless it is whole."""
     side = side_path(path)
     if not side.is_file():
-        raise _refuse(path, f"have its side file {side.name!r} in the same folder", "there is none",
-                      "copy it along, or pack the images again (an interrupted job leaves none)")
+        raise _refuse(
+            path,
+            f"have its side file {side.name!r} in the same folder",
+            "there is none",
+            "copy it along, or pack the images again (an interrupted job leaves none)",
+        )
     try:
         values = json.loads(side.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -114,8 +118,12 @@ def read_num_images(path: Path) -> int:
         raise _refuse(path, "be an FFCV .beton", f"has only {size} bytes")
     header = np.frombuffer(head, HEADER_DTYPE, count=1)[0]
     if header["version"] != FFCV_FORMAT:
-        raise _refuse(path, f"be an FFCV .beton (format {FFCV_FORMAT})", f"its first bytes say {header['version']}",
-                      "give a file that was packed by this package")
+        raise _refuse(
+            path,
+            f"be an FFCV .beton (format {FFCV_FORMAT})",
+            f"its first bytes say {header['version']}",
+            "give a file that was packed by this package",
+        )
     num_fields = min(int(header["num_fields"]), len(FIELDS))
     if len(head) < HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize:
         raise _refuse(path, "be whole", f"ends inside its header, at {size} bytes", "copy it again, or pack it again")
@@ -140,8 +148,12 @@ def check_beton(path: str | Path) -> BetonInfo:
     """
     path = Path(path)
     if not path.is_file():
-        raise _refuse(path, "be a .beton file", "is a folder" if path.is_dir() else "does not exist",
-                      "give the path of a packed file, or pack one")
+        raise _refuse(
+            path,
+            "be a .beton file",
+            "is a folder" if path.is_dir() else "does not exist",
+            "give the path of a packed file, or pack one",
+        )
     num_images = read_num_images(path)
     info = _read_side(path)
     size = path.stat().st_size

@@ -26,6 +26,7 @@ PADDING_LABEL = -1
 """Label of a validation row that only fills a rank up and must not be counted."""
 SPLITS = ("train", "val")
 DEMO = "demo"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,17 @@ class Loader:
         num_batches: micro-batches per rank and epoch.
     """
 
-    def __init__(self, ffcv: FFCVLoader, info: BetonInfo, data: DataConfig, *, split: str, shard: Shard, seed: int,
-                 device: torch.device):
+    def __init__(
+        self,
+        ffcv: FFCVLoader,
+        info: BetonInfo,
+        data: DataConfig,
+        *,
+        split: str,
+        shard: Shard,
+        seed: int,
+        device: torch.device,
+    ):
         self.info = info
         self._ffcv, self._data, self._shard, self._seed, self._device = ffcv, data, shard, seed, device
         self._is_train = split == "train"
@@ -59,8 +69,10 @@ class Loader:
         if self._is_train:
             self.steps_per_epoch = steps_per_epoch(info.num_images, global_batch_size=shard.global_batch_size)
             self._accumulation_steps = accumulation_steps(
-                world_size=shard.world_size, micro_batch_size=shard.micro_batch_size,
-                global_batch_size=shard.global_batch_size)
+                world_size=shard.world_size,
+                micro_batch_size=shard.micro_batch_size,
+                global_batch_size=shard.global_batch_size,
+            )
             self.num_batches = self.steps_per_epoch * self._accumulation_steps
         else:
             self._num_val_images = min(info.num_images, data.max_val_images or info.num_images)
@@ -94,17 +106,30 @@ class Loader:
         shard = self._shard
         global_batch_size = shard.global_batch_size
         order = train_order(self.info.num_images, seed=self._seed, epoch=epoch, global_batch_size=global_batch_size)
-        indices = rank_slice(order, rank=shard.rank, world_size=shard.world_size,
-                             micro_batch_size=shard.micro_batch_size, global_batch_size=global_batch_size)
+        indices = rank_slice(
+            order,
+            rank=shard.rank,
+            world_size=shard.world_size,
+            micro_batch_size=shard.micro_batch_size,
+            global_batch_size=global_batch_size,
+        )
         rows = seeded_crops(
-            self._heights[indices], self._widths[indices], indices, seed=self._seed, epoch=epoch,
-            scale=self._data.crop_scale, ratio=self._data.crop_ratio, flip_probability=self._data.flip_probability)
+            self._heights[indices],
+            self._widths[indices],
+            indices,
+            seed=self._seed,
+            epoch=epoch,
+            scale=self._data.crop_scale,
+            ratio=self._data.crop_ratio,
+            flip_probability=self._data.flip_probability,
+        )
         return rows, self._labels[indices]
 
     def _val_rows(self) -> tuple[np.ndarray, np.ndarray]:
         indices, is_real = val_shard(self._num_val_images, rank=self._shard.rank, world_size=self._shard.world_size)
-        rows = centre_crops(self._heights[indices], self._widths[indices], indices,
-                            crop_fraction=self._data.val_crop_fraction)
+        rows = centre_crops(
+            self._heights[indices], self._widths[indices], indices, crop_fraction=self._data.val_crop_fraction
+        )
         return rows, np.where(is_real, self._labels[indices], PADDING_LABEL)
 
     def _micro_batches(self, rows: np.ndarray, labels: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -135,7 +160,8 @@ class Loader:
         if len(bad):
             reasons = "; ".join(
                 f"image {indices[i]} (class {self.info.classes[self._labels[indices[i]]]!r}) {STATUS_TEXT[status_B[i]]}"
-                for i in bad)
+                for i in bad
+            )
             raise ValueError(f"each image of {str(self.info.path)!r} must decode, but {reasons}: pack the images again")
 
 
@@ -171,7 +197,7 @@ def build_loader(
     micro_batch_size: int,
     global_batch_size: int | None = None,
     seed: int = 0,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device = CPU,
     local_world_size: int = 1,
 ) -> Loader:
     """Open a .beton for one rank; everything that can be wrong with it is said here, before training.
@@ -198,8 +224,13 @@ def build_loader(
     shard = Shard(rank, world_size, micro_batch_size, global_batch_size)
     check_rank(rank, world_size)
     ffcv = FFCVLoader(
-        str(info.path), batch_size=micro_batch_size, num_workers=_num_workers(data, local_world_size),
-        os_cache=True, order=OrderOption.SEQUENTIAL, drop_last=False,
-        pipelines={"image": PipelineSpec("image", decoder=CropDecoder(data.image_size)), "label": None})
+        str(info.path),
+        batch_size=micro_batch_size,
+        num_workers=_num_workers(data, local_world_size),
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={"image": PipelineSpec("image", decoder=CropDecoder(data.image_size)), "label": None},
+    )
     _check_classes(info, ffcv.reader.metadata["f1"], data, f"data.{split}")
     return Loader(ffcv, info, data, split=split, shard=shard, seed=seed, device=device)

@@ -65,9 +65,16 @@ def pack(
         written = writer.write(folder, skip_bad=skip_bad)
         read_num_images(temporary)
         info = BetonInfo(
-            path=dst, num_images=written.num_images, classes=folder.classes, bytes=temporary.stat().st_size,
-            write_mode=write_mode, max_resolution=max_resolution, quality=quality,
-            max_height=written.max_height, max_width=written.max_width)
+            path=dst,
+            num_images=written.num_images,
+            classes=folder.classes,
+            bytes=temporary.stat().st_size,
+            write_mode=write_mode,
+            max_resolution=max_resolution,
+            quality=quality,
+            max_height=written.max_height,
+            max_width=written.max_width,
+        )
         _write_synced(temporary_side, side_text(info))
         _publish(temporary, temporary_side, dst)
     finally:

@@ -129,8 +129,10 @@ class BetonWriter(DatasetWriter):
                 except queue.Empty:
                     dead = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0)]
                     if dead:
-                        raise RuntimeError(f"a packing worker was ended from outside (exit code {dead[0]}; -9 is often "
-                                           f"a lack of memory): run again, with fewer workers") from None
+                        raise RuntimeError(
+                            f"a packing worker was ended from outside (exit code {dead[0]}; -9 is often "
+                            f"a lack of memory): run again, with fewer workers"
+                        ) from None
                     continue
                 if kind == "failed":
                     raise RuntimeError(f"a packing worker failed:\n{content}")
@@ -152,8 +154,10 @@ class BetonWriter(DatasetWriter):
         is_kept = np.ones(self.num_samples, bool)
         is_kept[[index for index, _ in bad]] = False
         if not is_kept.any():
-            raise ValueError(f"at least one image must decode, found none in {len(folder.paths)} files, the first is "
-                             f"{folder.paths[0]!r} ({bad[0][1]}): give a folder of images")
+            raise ValueError(
+                f"at least one image must decode, found none in {len(folder.paths)} files, the first is "
+                f"{folder.paths[0]!r} ({bad[0][1]}): give a folder of images"
+            )
         metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type, count=self.num_samples)[is_kept]
         table = np.array(allocations, dtype=np.uint64).reshape(-1, 3)
         table[:, 0] = (np.cumsum(is_kept) - 1)[table[:, 0].astype(np.int64)]

@@ -130,7 +130,9 @@ class ViTKDLoss(nn.Module):
         # / mask_ratio: a sum over the masked tokens becomes the size of a sum over all of them.
         return self.beta / self.mask_ratio / B * error_BPD.square().sum()
 
-    def _check(self, student_shallow: Tensor, student_deep: Tensor, teacher_shallow: Tensor, teacher_deep: Tensor) -> None:
+    def _check(
+        self, student_shallow: Tensor, student_deep: Tensor, teacher_shallow: Tensor, teacher_deep: Tensor
+    ) -> None:
         for side, dim, shallow, deep in (
             ("student", self.student_dim, student_shallow, student_deep),
             ("teacher", self.teacher_dim, teacher_shallow, teacher_deep),

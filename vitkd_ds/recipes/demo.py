@@ -6,18 +6,8 @@ the teacher never trained on. See EXPERIMENTS.md for how the numbers were chosen
 
 from dataclasses import replace
 
-from vitkd_ds.config import (
-    AugmentConfig,
-    CrossEntropyTerm,
-    DataConfig,
-    LossesConfig,
-    NKDTerm,
-    OptimConfig,
-    Run,
-    StudentConfig,
-    TeacherConfig,
-    ViTKDTerm,
-)
+from vitkd_ds.config import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
+from vitkd_ds.terms import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
 
 TEACHER_ARGS = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "init_values": 0.1}
 STUDENT_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -66,8 +56,9 @@ def demo_plain(debug: bool = False) -> Run:
 def demo_teacher(debug: bool = False) -> Run:
     """The packaged teacher: plain training on all 60,000 images.
 
-    Command: `python -m vitkd_ds.data.fashion_mnist folders data/fashion_mnist`, `vitkd-ds pack` for its `train` and
-    `val` folders (`--write_mode raw`), then `deepspeed train.py --ds_config ds_configs/zero2.json --recipe demo_teacher`.
+    Command: `deepspeed --num_accelerators 2 train.py --ds_config ds_configs/zero2.json --recipe demo_teacher`, after
+    `python -m vitkd_ds.data.fashion_mnist folders data/fashion_mnist` and `vitkd-ds pack DIR DIR.beton --write_mode
+    raw` for data/fashion_mnist/train and .../val; then `vitkd-ds export runs/demo_teacher DST --half`.
     """
     run = Run(
         recipe="demo_teacher",

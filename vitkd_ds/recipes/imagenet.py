@@ -9,18 +9,8 @@ an average with momentum 4e-5.
 
 from dataclasses import replace
 
-from vitkd_ds.config import (
-    AugmentConfig,
-    CrossEntropyTerm,
-    DataConfig,
-    LossesConfig,
-    NKDTerm,
-    OptimConfig,
-    Run,
-    StudentConfig,
-    TeacherConfig,
-    ViTKDTerm,
-)
+from vitkd_ds.config import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
+from vitkd_ds.terms import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
 
 
 def deit_tiny_from_deit3_small(debug: bool = False) -> Run:
@@ -63,7 +53,9 @@ def _paper_run(recipe: str, student: str, teacher: str, micro_batch_size: int, d
         workdir=f"runs/{recipe}",
         student=StudentConfig(model=student),
         teacher=TeacherConfig(model=f"{teacher}_patch16_224.fb_in22k_ft_in1k"),
-        data=DataConfig(train="data/imagenet_train.beton", val="data/imagenet_val.beton", image_size=224, num_classes=1000),
+        data=DataConfig(
+            train="data/imagenet_train.beton", val="data/imagenet_val.beton", image_size=224, num_classes=1000
+        ),
         augment=AugmentConfig(
             mixup_alpha=0.8, cutmix_alpha=1.0, rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25
         ),

@@ -1,0 +1,85 @@
+"""DeepSpeed files: found, completed, refused; and the rank variables of each launcher."""
+
+import json
+
+import pytest
+
+from vitkd_ds.dist import local_world_size, set_rank_variables
+from vitkd_ds.ds_config import find_ds_config, load_ds_config
+
+OWNED = {"train_batch_size": 128, "gradient_clipping": 5.0}
+
+
+def write(folder, content):
+    path = folder / "ds.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_auto_becomes_the_recipes_number_and_the_rest_stays(tmp_path):
+    path = write(tmp_path, {"train_batch_size": "auto", "zero_optimization": {"stage": 2}})
+    assert load_ds_config(path, OWNED) == OWNED | {"zero_optimization": {"stage": 2}}
+
+
+def test_the_same_number_in_both_is_no_error(tmp_path):
+    assert load_ds_config(write(tmp_path, {"train_batch_size": 128}), OWNED) == OWNED
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"train_batch_size": 64}, 'sets "train_batch_size" to 64, the recipe to 128'),
+    ({"optimizer": {}}, 'must not set "optimizer", which the recipe owns: use --optim.lr'),
+    ({"scheduler": {}}, 'must not set "scheduler"'),
+    ({"train_micro_batch_size_per_gpu": 8}, "which has no meaning for this engine"),
+    ("[]", "must hold a JSON object, found list"),
+    ("{", "must be JSON"),
+])  # fmt: skip
+def test_what_does_not_belong_in_a_file_is_refused_with_file_and_key(tmp_path, content, message):
+    path = write(tmp_path, content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_ds_config(path, OWNED)
+    assert path in str(error.value)
+
+
+def test_a_missing_file_is_refused_with_the_names_that_exist():
+    with pytest.raises(
+        ValueError, match="found no file ds_configs/zero9.json: give a path or one of ds_configs/zero2.json"
+    ):
+        find_ds_config("ds_configs/zero9.json")
+
+
+def test_the_shipped_file_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_ds_config("ds_configs/zero2.json").name == "zero2.json"
+
+
+def test_plain_python_becomes_one_rank_with_a_port_of_its_own():
+    environ = {}
+    set_rank_variables(environ)
+    assert environ["WORLD_SIZE"] == "1" and int(environ["MASTER_PORT"]) > 0
+
+
+def test_slurms_variables_become_ranks():
+    environ = {
+        "SLURM_NTASKS": "4",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "12001",
+        "MASTER_ADDR": "n1",
+    }
+    set_rank_variables(environ)
+    assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
+    assert environ["MASTER_PORT"] == "20001"
+
+
+def test_a_rank_without_a_world_is_refused():
+    with pytest.raises(
+        ValueError, match="RANK is set, so LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT must be set too"
+    ):
+        set_rank_variables({"RANK": "0"})
+
+
+def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so():
+    assert local_world_size({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}) == 2
+    assert local_world_size({"LOCAL_SIZE": "8", "WORLD_SIZE": "16"}) == 8
+    assert local_world_size({"SLURM_NTASKS_PER_NODE": "4", "WORLD_SIZE": "8"}) == 4
+    assert local_world_size({"WORLD_SIZE": "3"}) == 3

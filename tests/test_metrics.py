@@ -1,0 +1,51 @@
+"""metrics.jsonl after a crash, atomic files, and the meter's means and speed."""
+
+import json
+
+import pytest
+import torch
+
+from vitkd_ds.metrics import Meter, MetricsLog, write_atomically
+
+
+def steps_of(workdir):
+    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_log_drops_the_lines_of_steps_that_run_again_and_a_line_cut_short(tmp_path):
+    log = MetricsLog(tmp_path, total_steps=4, resumed_step=0)
+    for step in (1, 2, 3):
+        log.log(step, {"total": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "to')
+    log = MetricsLog(tmp_path, total_steps=4, resumed_step=2)
+    log.log(3, {"total": 3.5})
+    log.close()
+    assert steps_of(tmp_path) == [1, 2, 3]
+
+
+def test_values_that_are_not_finite_are_null_so_that_each_line_stays_json(tmp_path):
+    log = MetricsLog(tmp_path, total_steps=1, resumed_step=0)
+    log.log(1, {"total": float("nan")})
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "total": None}
+
+
+def test_a_failed_atomic_write_leaves_the_old_file(tmp_path):
+    write_atomically(tmp_path / "latest", "old")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "latest", None)
+    assert (tmp_path / "latest").read_text() == "old"
+
+
+def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_speed():
+    now = iter([0.0, 10.0, 12.0, 100.0, 101.0, 102.0])
+    meter = Meter(8, clock=lambda: next(now))
+    for value in (1.0, 2.0, 3.0):  # the clock starts at 0 after the first, two steps are timed
+        meter.add({"total": torch.tensor(value)})
+    assert meter.read() == {"total": 2.0, "images_per_s": 8 / 5, "s_per_step": 5.0}
+    meter.add({"total": torch.tensor(4.0)})  # timed from 12 on
+    meter.pause()
+    assert meter.read() == {"total": 4.0, "images_per_s": 8 / 88, "s_per_step": 88.0}
+    assert meter.images_per_s == 8 * 3 / 98

@@ -1,0 +1,40 @@
+"""AdamWithEMA against torch's AdamW and a slow average."""
+
+import torch
+
+from vitkd_ds.optimizer import AdamWithEMA
+
+
+def run(ema_decay, steps=5):
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(7))
+    optimizer = AdamWithEMA([{"params": [p]}], ema_decay=ema_decay, lr=0.1)
+    seen = [p.detach().clone()]
+    for _ in range(steps):
+        p.grad = torch.randn(7)
+        optimizer.step()
+        seen.append(p.detach().clone())
+    return optimizer.state[p], seen
+
+
+def test_updates_are_adamws_with_and_without_an_average():
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(7))
+    adamw = torch.optim.AdamW([p], lr=0.1)
+    for _ in range(5):
+        p.grad = torch.randn(7)
+        adamw.step()
+    for decay in (0.0, 0.9):
+        assert torch.equal(run(decay)[1][-1], p.detach())
+
+
+def test_the_average_starts_from_the_first_weights_and_follows_the_formula():
+    state, seen = run(0.9)
+    average = seen[0].double()
+    for weights in seen[1:]:
+        average = 0.9 * average + 0.1 * weights.double()
+    torch.testing.assert_close(state["ema"].double(), average, rtol=1e-6, atol=1e-7)
+
+
+def test_without_an_average_there_is_no_state_for_one():
+    assert "ema" not in run(0.0)[0]
