@@ -8,7 +8,7 @@ from torch import nn
 
 from vitkd_ds.evaluate import evaluate
 from vitkd_ds.features import Features
-from vitkd_ds.models import Normalization
+from vitkd_ds.normalization import Normalization
 
 PLAIN = Normalization(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 

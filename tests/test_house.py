@@ -15,7 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 EVERYTHING = [*SOURCES, ROOT / "train.py", ROOT / "setup.py", *sorted((ROOT / "tests").rglob("*.py"))]
 
 ROWS = [
-    "terms dist features overrides losses weights ds_config optimizer report",
+    "terms dist features normalization overrides losses weights ds_config optimizer report",
     "config",
     "models schedule metrics data",
     "engine teacher checkpoint evaluate distiller data.loader",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitkd_ds import dist
 from vitkd_ds.features import Features
-from vitkd_ds.models import Normalization
+from vitkd_ds.normalization import Normalization
 
 
 @torch.no_grad()

@@ -3,9 +3,11 @@
 Whatever can be wrong with files, models or settings is said here, before the first image is trained on.
 """
 
+import json
 import sys
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from vitkd_ds.data.loader import Loader, build_loader
 from vitkd_ds.data.order import micro_batch_size
 from vitkd_ds.distiller import Distiller
 from vitkd_ds.engine import StudentEngine, student_ds_config
+from vitkd_ds.normalization import Normalization
 from vitkd_ds.schedule import Plan, make_plan
 from vitkd_ds.teacher import Teacher
 
@@ -34,7 +37,7 @@ class Job:
     teacher: Teacher | None
     export_model: nn.Module
     """An fp32 copy of the student, into which the exported weights are loaded to be evaluated."""
-    normalization: models.Normalization
+    normalization: Normalization
     """The student's."""
 
     def student_description(self) -> dict[str, Any]:
@@ -64,6 +67,9 @@ def build_job(run: Run, device: torch.device) -> Job:
     train_loader = build_loader(run.data, split="train", global_batch_size=whole, **batch, **ranks)
     val_loader = build_loader(run.data, split="val", **batch, **ranks)
 
+    if run.teacher:
+        check_classes(train_loader.info.classes, models.teacher_file(run.teacher).with_suffix(".json"))
+
     torch.manual_seed(run.seed)  # the same student on every rank
     student = models.build_student(run.student, run.data)
     teacher_model = models.build_teacher(run.teacher, run.data) if run.teacher else None
@@ -83,6 +89,26 @@ def build_job(run: Run, device: torch.device) -> Job:
         export_model=export_model,
         normalization=models.normalization_of(student),
     )
+
+
+def check_classes(data_classes: tuple[str, ...], described: Path) -> None:
+    """Check that a teacher which this package exported knows the data's classes in the data's order.
+
+    Args:
+        data_classes: from the training .beton.
+        described: the JSON beside the teacher's weights; teachers from elsewhere have none, and are not checked.
+
+    Raises:
+        ValueError: the names differ; the first difference is named.
+    """
+    if not described.is_file():
+        return
+    for i, (found, expected) in enumerate(zip(json.loads(described.read_text())["classes"], data_classes)):
+        if found != expected:
+            raise ValueError(
+                f"teacher and data must have the same classes in the same order, found class {i} {found!r} in "
+                f"{described} and {expected!r} in data.train: take another teacher, or pack in its order"
+            )
 
 
 def _build_teacher(

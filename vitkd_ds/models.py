@@ -5,7 +5,6 @@ file has exactly the model's weights, and a position embedding is interpolated o
 """
 
 import difflib
-import functools
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from vitkd_ds.config import DataConfig, StudentConfig, TeacherConfig
+from vitkd_ds.normalization import Normalization
 from vitkd_ds.weights import key_differences, load_state_dict_file
 
 DEMO_TEACHER = Path(__file__).parent / "data" / "demo" / "teacher.safetensors"
@@ -33,44 +33,6 @@ _OWNED_ARGS = {
     "dtype": "is chosen in ds_configs",
 }
 """Arguments of a VisionTransformer that model_args may not set, and why."""
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """Mean and standard deviation of each colour, for images in 0..1; plain numbers, as bf16 would round buffers."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def apply(self, images_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
-        """(images / 255 - mean) / std, computed in fp32 and rounded once.
-
-        Args:
-            images_BCHW: RGB images, uint8 or floating point, 0..255.
-            dtype: Of the result.
-
-        Returns:
-            Images of the same shape, device and memory format (channels-last stays channels-last).
-        """
-        # Caching while torch.compile traces would keep the tracer's tensors; there constants are part of the graph.
-        affine = _affine if torch.compiler.is_compiling() else _cached_affine
-        scale_C11, shift_C11 = affine(self, images_BCHW.device)
-        return torch.addcmul(shift_C11, images_BCHW.float(), scale_C11).to(dtype)
-
-
-def _affine(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift: (x / 255 - m) / s = x * (1 / (255 s)) + (-m / s)."""
-    scale = [1 / (255 * std) for std in normalization.std]
-    shift = [-mean / std for mean, std in zip(normalization.mean, normalization.std, strict=True)]
-    scale_C, shift_C = (torch.tensor(numbers, dtype=torch.float32, device=device) for numbers in (scale, shift))
-    return scale_C.view(-1, 1, 1), shift_C.view(-1, 1, 1)
-
-
-@functools.lru_cache(maxsize=16)
-def _cached_affine(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Made in inference mode, they would be barred from every later training step.
-    with torch.inference_mode(mode=False):
-        return _affine(normalization, device)
 
 
 @dataclass(frozen=True)
@@ -112,9 +74,14 @@ def build_teacher(config: TeacherConfig, data: DataConfig) -> VisionTransformer:
         _check_hub(config, data, role="teacher")
     model = _create(config, data, role="teacher", pretrained=source == "hub")
     if source not in ("hub", "random"):
-        path = DEMO_TEACHER if source == "demo" else source
-        load_weights(model, path, key="teacher.checkpoint", allow_other_resolution=config.allow_other_resolution)
+        path, allowed = teacher_file(config), config.allow_other_resolution
+        load_weights(model, path, key="teacher.checkpoint", allow_other_resolution=allowed)
     return model.requires_grad_(False).eval()
+
+
+def teacher_file(config: TeacherConfig) -> Path:
+    """The local file that `config.checkpoint` means; for "hub" and "random" a path that does not exist."""
+    return DEMO_TEACHER if config.checkpoint == "demo" else Path(config.checkpoint)
 
 
 def model_args_of(config: StudentConfig | TeacherConfig, data: DataConfig) -> dict[str, Any]:

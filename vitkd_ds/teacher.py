@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vitkd_ds.config import TeacherConfig
 from vitkd_ds.ds_config import TEACHER_FILES, is_bf16, load_ds_config
 from vitkd_ds.features import Features, tap_features
-from vitkd_ds.models import Normalization, normalization_of
+from vitkd_ds.models import normalization_of
+from vitkd_ds.normalization import Normalization
 
 
 class FeatureModule(nn.Module):

@@ -1,0 +1,15 @@
+#!/bin/bash
+# DeiT-Small from DeiT III-Base: `sbatch slurm/vitkd_small.sh [train.py options]`, from the checkout.
+# sbatch flags override what stands here: sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vitkd_small.sh
+#SBATCH --job-name=vitkd_small
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=48:00:00
+#SBATCH --open-mode=append
+#SBATCH --output=logs/%x-%j.log
+
+RECIPE=deit_small_from_deit3_base
+# shellcheck source=slurm/run_recipe.sh
+. "$SLURM_SUBMIT_DIR/slurm/run_recipe.sh"
