@@ -63,23 +63,25 @@ def demo_teacher(debug: bool = False) -> Run:
     run = Run(
         recipe="demo_teacher",
         workdir="runs/demo_teacher",
-        student=StudentConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS, drop_path_rate=0.05),
+        student=StudentConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS),
         teacher=None,
         data=DataConfig(
             train="data/fashion_mnist/train.beton",
             val="data/fashion_mnist/val.beton",
             image_size=28,
             num_classes=10,
-            crop_scale=(0.7, 1.0),
+            crop_scale=(0.8, 1.0),
+            crop_ratio=(0.9, 1.1),
             val_crop_fraction=1.0,
         ),
         augment=AugmentConfig(),
         losses=LossesConfig(ce=CrossEntropyTerm(weight=1, label_smoothing=0.1)),
-        optim=OptimConfig(lr=1.5e-3, lr_batch_size=256, warmup_epochs=1, ema_decay=0.999),
-        global_batch_size=256,
-        micro_batch_size_per_gpu=128,
-        epochs=20,
+        optim=OptimConfig(lr=1e-3, lr_batch_size=128, warmup_epochs=1, ema_decay=0.999),
+        global_batch_size=128,
+        micro_batch_size_per_gpu=64,
+        epochs=18,
         eval_every_epochs=2,
+        log_every_steps=50,
     )
     return _debug_size(run) if debug else run
 
