@@ -3,7 +3,8 @@
     python benchmarks/demo_seeds.py --seeds 5 [--folder runs/seeds]
 
 Seed s gives both runs the same initial student, image order, crops and flips. Prints each pair and the mean difference
-with its 95 % interval (Student's t over the pairs). A finished run is kept, so an interrupted benchmark continues.
+with its 95 % interval (Student's t over the pairs). A finished run in the folder is kept, so an interrupted benchmark
+continues: after a change of the recipe, give a new folder.
 """
 
 import argparse
@@ -23,7 +24,10 @@ def top1(recipe: str, seed: int, folder: Path) -> float:
     """Train one run unless it is finished; its validation top-1 in percent."""
     workdir = folder / f"{recipe}_seed{seed}"
     command = [sys.executable, "train.py", "--recipe", recipe, "--seed", str(seed), "--workdir", str(workdir)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    log = folder / f"{workdir.name}.log"
+    with log.open("a") as file:
+        if subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, check=False).returncode:
+            sys.exit(f"{' '.join(command)} failed, see {log}")
     return json.loads((workdir / "summary.json").read_text())["student_top1"]
 
 
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, choices=sorted(T_95))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "seeds")
     args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
     differences = []
     print("seed  plain  distilled  difference")
     for seed in range(args.seeds):

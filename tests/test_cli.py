@@ -36,7 +36,7 @@ def test_values_keep_their_text_and_convert_by_the_fields_type():
     ({"debug": "maybe"}, "--debug must be true or false"),
     ({"data.crop_scale": "1"}, "--data.crop_scale must be numbers with commas"),
     ({"student.model_args": "[1]"}, "--student.model_args must be a JSON object"),
-    ({"recipe": "demo_plain", "teacher.placement": "shard"}, "--teacher.placement is no option"),
+    ({"recipe": "demo_plain", "teacher.placement": "shard"}, "cannot be set: this recipe has no teacher"),
     ({"recipe": "demo_plain", "losses.nkd.weight": "1"}, "losses.nkd needs a teacher"),
     ({"losses.nkd.weight": "0", "losses.vitkd.weight": "0"}, "a teacher must be used by kd, nkd or vitkd"),
     ({"losses.ce.weight": "0", "recipe": "demo_plain"}, "at least one term"),

@@ -63,5 +63,7 @@ def test_relative_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_no_file_that_does_not_exist(path):
-    for name in re.findall(r"`((?:vitkd_ds|tests|ds_configs|slurm|benchmarks)/[\w./]+\.(?:py|json|sh))`", path.read_text()):
+    for name in re.findall(
+        r"`((?:vitkd_ds|tests|ds_configs|slurm|benchmarks)/[\w./]+\.(?:py|json|sh))`", path.read_text()
+    ):
         assert (ROOT / name).exists(), name

@@ -63,12 +63,19 @@ def test_slurms_variables_become_ranks():
         "SLURM_NTASKS": "4",
         "SLURM_PROCID": "3",
         "SLURM_LOCALID": "1",
+        "SLURM_STEP_ID": "0",
         "SLURM_JOB_ID": "12001",
         "MASTER_ADDR": "n1",
     }
     set_rank_variables(environ)
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
     assert environ["MASTER_PORT"] == "20001"
+
+
+def test_a_process_that_srun_did_not_start_is_one_rank_of_its_own():
+    environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4"}
+    set_rank_variables(environ)
+    assert environ["WORLD_SIZE"] == "1" and local_world_size(environ) == 1
 
 
 def test_a_rank_without_a_world_is_refused():

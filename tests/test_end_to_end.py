@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, finish_ranks, free_port, run_command, start_ranks
+from vitkd_ds.data.fashion_mnist import CLASSES
 from vitkd_ds.data.pack import pack
 from vitkd_ds.recipes import RECIPES
 
@@ -25,14 +26,14 @@ TIMES = {"images_per_s", "s_per_step", "memory_gib"}
 
 @pytest.fixture(scope="module")
 def small_beton(tmp_path_factory):
-    """60 random images in 10 classes: 7 updates of 8 images an epoch."""
+    """60 random images in the demo's 10 classes: 7 updates of 8 images an epoch."""
     folder = tmp_path_factory.mktemp("small")
     pixels = np.random.default_rng(0)
-    for label in range(10):
-        (folder / "images" / str(label)).mkdir(parents=True)
+    for name in CLASSES:
+        (folder / "images" / name).mkdir(parents=True)
         for i in range(6):
             image = Image.fromarray(pixels.integers(0, 256, (28, 28, 3), dtype=np.uint8))
-            image.save(folder / "images" / str(label) / f"{i}.png")
+            image.save(folder / "images" / name / f"{i}.png")
     pack(folder / "images", folder / "small.beton", write_mode="raw", max_resolution=0)
     return folder / "small.beton"
 
@@ -84,15 +85,31 @@ def test_a_run_killed_in_the_middle_of_an_epoch_continues_bit_for_bit(whole_run,
 
 def test_a_damaged_newest_checkpoint_is_left_for_the_next_older_one(whole_run, small_beton, tmp_path):
     workdir = tmp_path / "damaged"
-    command = [*everything_on(workdir, small_beton), f"--resume={whole_run / 'checkpoints' / 'step00000028'}"]
     copied = workdir / "checkpoints"
     copied.mkdir(parents=True)
     run_command("cp", "-r", *(whole_run / "checkpoints" / tag for tag in ("step00000028", "step00000030")), copied)
     (copied / "latest").write_text("step00000030")
     (copied / "step00000030" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt").write_bytes(b"")
-    outputs = finish_ranks(start_ranks(2, *command))
-    assert all("step00000030 left for an older one" in output for output in outputs)
+    outputs = finish_ranks(start_ranks(2, *everything_on(workdir, small_beton)))
+    assert all("step00000030 cannot be read" in output for output in outputs) and "step 28 of 30" in outputs[0]
     assert (workdir / "student.safetensors").read_bytes() == (whole_run / "student.safetensors").read_bytes()
+
+
+def test_a_run_can_start_from_a_named_checkpoint_of_another_folder(whole_run, small_beton, tmp_path):
+    named = whole_run / "checkpoints" / "step00000028"
+    workdir = tmp_path / "branch"
+    outputs = finish_ranks(start_ranks(2, *everything_on(workdir, small_beton), f"--resume={named}"))
+    assert "step 28 of 30" in outputs[0]
+    assert (workdir / "student.safetensors").read_bytes() == (whole_run / "student.safetensors").read_bytes()
+    for wrong, message in (
+        (["--resume=/nowhere"], "--resume must be auto, none, or the folder of a run or checkpoint, found '/nowhere'"),
+        ([f"--resume={tmp_path}"], "--resume must be auto, none, a run folder or a checkpoint in one"),
+        ([f"--resume={named}", "--optim.lr=0.5"], "optim.lr: 0.002 there, 0.5 now"),
+    ):
+        command = [*everything_on(tmp_path / "wrong", small_beton), *wrong]
+        done = run_command(sys.executable, *command, check=False)
+        assert done.returncode == 1 and message in done.stderr
+        assert not (tmp_path / "wrong").exists()
 
 
 def test_the_run_folder_holds_what_is_promised(whole_run):
@@ -107,7 +124,7 @@ def test_the_run_folder_holds_what_is_promised(whole_run):
         assert key in lines[-1]
     tags = sorted(path.name for path in (whole_run / "checkpoints").glob("step*"))
     best = whole_run / "checkpoints" / "best"
-    kept = {"step00000028", "step00000030"} | ({best.read_text()} if best.exists() else set())
+    kept = {"step00000028", "step00000030", best.read_text()}
     assert set(tags) == kept and (whole_run / "checkpoints" / "latest").read_text() == "step00000030"
     assert any((whole_run / "tensorboard").iterdir())
 

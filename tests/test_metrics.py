@@ -40,12 +40,20 @@ def test_a_failed_atomic_write_leaves_the_old_file(tmp_path):
 
 
 def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_speed():
-    now = iter([0.0, 10.0, 12.0, 100.0, 101.0, 102.0])
+    now = iter([0.0, 50.0, 60.0, 100.0, 103.0])
     meter = Meter(8, clock=lambda: next(now))
-    for value in (1.0, 2.0, 3.0):  # the clock starts at 0 after the first, two steps are timed
+
+    def step(value):
+        meter.start()
         meter.add({"total": torch.tensor(value)})
+
+    assert meter.images_per_s is None
+    step(1.0)  # from 0 to 50: warming up
+    assert meter.images_per_s == 8 / 50
+    step(2.0)
+    step(3.0)  # 50 to 60: two timed steps
     assert meter.read() == {"total": 2.0, "images_per_s": 8 / 5, "s_per_step": 5.0}
-    meter.add({"total": torch.tensor(4.0)})  # timed from 12 on
+    step(4.0)  # 100 to 103
     meter.pause()
-    assert meter.read() == {"total": 4.0, "images_per_s": 8 / 88, "s_per_step": 88.0}
-    assert meter.images_per_s == 8 * 3 / 98
+    assert meter.read() == {"total": 4.0, "images_per_s": 8 / 3, "s_per_step": 3.0}
+    assert meter.images_per_s == 8 * 3 / 13

@@ -45,6 +45,6 @@ def test_a_plan_counts_steps_and_never_none():
     assert make_plan(build_run("demo", debug=True), steps_per_epoch=50, accumulation_steps=1).total_steps == 4
 
 
-def test_the_end_is_saved_but_evaluated_apart():
+def test_the_end_is_saved_and_evaluated():
     assert [step for step in range(1, 102) if PLAN.is_save_step(step)] == [*range(10, 101, 10), 101]
-    assert [step for step in range(1, 102) if PLAN.is_eval_step(step)] == list(range(10, 101, 10))
+    assert [step for step in range(1, 102) if PLAN.is_eval_step(step)] == [*range(10, 101, 10), 101]

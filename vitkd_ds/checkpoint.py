@@ -8,7 +8,7 @@ so an export never unpickles anything.
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -20,16 +20,17 @@ from vitkd_ds import dist
 from vitkd_ds.config import Run, as_dict
 from vitkd_ds.metrics import write_atomically, write_json
 
+STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 TAG = re.compile(r"step\d{8}")
 
 FREE_KEYS = frozenset(
     {
         "workdir", "resume", "eval_every_epochs", "log_every_steps", "checkpoint.every_steps", "checkpoint.keep_last",
-        "data.train", "data.val", "data.num_workers", "micro_batch_size_per_gpu", "teacher.placement",
-        "teacher.checkpoint", "ds_config", "compile",
+        "data.train", "data.val", "data.num_workers", "teacher.placement", "compile",
     }
 )  # fmt: skip
-"""What may differ between a run and its continuation: nothing here changes what is learned beyond rounding."""
+"""What may differ between a run and its continuation, as it changes what is learned by rounding at most. The data may
+have moved: its size is compared besides, by `TrainState.steps_per_epoch`."""
 
 
 @dataclass
@@ -37,11 +38,32 @@ class TrainState:
     """What must survive a restart besides the engine's own state. Every random draw is keyed by seed, rank and step,
     and every schedule is a function of the step, so this is all."""
 
+    steps_per_epoch: int
+    """Of the data that the checkpoint was made with."""
     step: int = 0
     """Optimizer updates done."""
     best_top1: float = -1.0
     """Best validation top-1 in percent; -1 before the first evaluation."""
     best_step: int = 0
+    result: dict[str, float] = field(default_factory=dict)
+    """The last evaluation."""
+    result_step: int = -1
+    timed_s: float = 0.0
+    """Time of the timed steps so far, for the speed in the summary."""
+    timed_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run starts from."""
+
+    folder: Path
+    """The checkpoints folder."""
+    tag: str
+    is_own: bool
+    """In the run's own folder."""
+    is_named: bool
+    """By --resume PATH: this checkpoint and no other will do."""
 
 
 def save(engine: Any, state: TrainState, workdir: Path, keep_last: int, description: dict[str, Any]) -> None:
@@ -69,7 +91,9 @@ def save(engine: Any, state: TrainState, workdir: Path, keep_last: int, descript
 
 
 def _delete_old(folder: Path, keep_last: int) -> None:
-    kept = set(tags(folder)[:keep_last]) | {pointer(folder, "best"), pointer(folder, "latest")}
+    # The exported student is written last, so a folder without it is one that a crash left half written.
+    whole = [tag for tag in tags(folder) if (folder / tag / STUDENT).exists()]
+    kept = {*whole[:keep_last], pointer(folder, "best"), pointer(folder, "latest")}
     for tag in set(tags(folder)) - kept:
         shutil.rmtree(folder / tag)
 
@@ -85,58 +109,76 @@ def pointer(folder: Path, name: str) -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def find(resume: str, workdir: Path) -> tuple[Path, str] | None:
-    """Where a run starts from: (checkpoints folder, tag), or None for a new run. Reads only; call it on rank 0.
+def find(resume: str, workdir: Path) -> Start | None:
+    """Where a run starts from; None for a new run. Reads only.
+
+    A run that was started from another run's checkpoint and has its own by now goes on in its own folder, so that the
+    same command can be given again.
 
     Raises:
         ValueError: a path without a checkpoint.
     """
     own = workdir / "checkpoints"
-    if resume == "none":
+    latest = pointer(own, "latest")
+    if resume == "none" or (resume == "auto" and not latest):
         return None
-    if resume == "auto" or pointer(own, "latest"):  # a run that was started from PATH continues in its own folder
-        return (own, pointer(own, "latest")) if pointer(own, "latest") else None
+    if resume == "auto":
+        return Start(own, latest, is_own=True, is_named=False)
     path = Path(resume)
+    folder, tag = path / "checkpoints", pointer(path / "checkpoints", "latest")
     if TAG.fullmatch(path.name) and path.is_dir():
-        return path.parent, path.name
-    if pointer(path / "checkpoints", "latest"):
-        return path / "checkpoints", pointer(path / "checkpoints", "latest")
-    raise ValueError(f"--resume must be auto, none, a run folder or a checkpoint (…/step00001234), found {resume}")
+        folder, tag = path.parent, path.name
+    if not tag:
+        raise ValueError(f"--resume must be auto, none, a run folder or a checkpoint in one, found {resume}")
+    if folder.resolve() == own.resolve():
+        return Start(own, tag, is_own=True, is_named=True)
+    if latest:
+        print(f"{workdir} was started from {resume} before and goes on from its own {latest}", flush=True)
+        return Start(own, latest, is_own=True, is_named=False)
+    return Start(folder, tag, is_own=False, is_named=True)
 
 
-def restore(engine: Any, resume: str, workdir: Path, device: torch.device) -> TrainState:
-    """Load what `resume` names into the engine, or start anew. Collective.
+def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, device: torch.device) -> TrainState:
+    """Load a checkpoint into the engine, or start anew. Collective.
 
-    A checkpoint that some rank cannot read is left by all ranks together for the next older one.
+    If some rank cannot read the newest one, all ranks together take the next older one; one that was named by
+    `--resume PATH` is not replaced.
 
     Raises:
-        ValueError: no checkpoint can be read, or see `find`.
+        ValueError: no checkpoint can be read, or it was made with another number of ranks or images.
     """
-    start = dist.from_main(_attempt(find, resume, workdir))
-    if isinstance(start, Exception):
-        raise start
     if start is None:
-        return TrainState()
-    folder, newest = start
-    on_main(lambda: _check_world_size(folder / newest))
-    candidates = [newest] + [tag for tag in dist.from_main(tags(folder)) if tag < newest]
-    for tag in candidates:
-        client_state = _attempt(engine.load, str(folder), tag)
+        return TrainState(steps_per_epoch)
+    on_main(lambda: _check_world_size(start.folder / start.tag))
+    older = [] if start.is_named else [tag for tag in dist.from_main(tags(start.folder)) if tag < start.tag]
+    for tag in [start.tag, *older]:
+        client_state = _attempt(engine.load, str(start.folder), tag)
         is_error = isinstance(client_state, Exception)
         if dist.all_true(not is_error, device):
-            return TrainState(**client_state["train_state"])
+            return _checked(TrainState(**client_state["train_state"]), start, steps_per_epoch)
         reason = repr(client_state) if is_error else "another rank could not read it"
-        print(f"rank {dist.rank()}: checkpoint {folder / tag} left for an older one: {reason}", flush=True)
-    raise ValueError(f"{folder} must hold a whole checkpoint, found {', '.join(candidates)}, none of them readable")
+        print(f"rank {dist.rank()}: checkpoint {start.folder / tag} cannot be read: {reason}", flush=True)
+    tried = ", ".join([start.tag, *older])
+    raise ValueError(f"{start.folder} must hold a whole checkpoint, found {tried}, none of them readable")
+
+
+def _checked(state: TrainState, start: Start, steps_per_epoch: int) -> TrainState:
+    if state.steps_per_epoch != steps_per_epoch:
+        raise ValueError(
+            f"{start.folder / start.tag} was made with {state.steps_per_epoch} steps per epoch, found "
+            f"{steps_per_epoch}: give the same data.train and global_batch_size"
+        )
+    # The best of another run is not in this one's folder.
+    return state if start.is_own else replace(state, best_top1=-1.0, best_step=0)
 
 
 def _check_world_size(checkpoint: Path) -> None:
-    path = checkpoint / "student.json"
+    path = checkpoint / DESCRIPTION
     ranks = json.loads(path.read_text())["world_size"] if path.exists() else dist.world_size()
     if ranks != dist.world_size():
         raise ValueError(
             f"{checkpoint} must be continued by as many ranks as wrote it, {ranks}, found {dist.world_size()}: start "
-            f"{ranks} ranks, or train on from its weights with --student.init={checkpoint / 'student.safetensors'}"
+            f"{ranks} ranks, or train on from its weights with --student.init={checkpoint / STUDENT}"
         )
 
 
@@ -155,17 +197,17 @@ def _attempt(function: Any, *args: Any) -> Any:
         return error
 
 
-def check_workdir(run: Run, workdir: Path) -> None:
-    """Refuse to continue a run with other settings, or to start anew where a run lies. Reads only.
+def check_same_run(run: Run, start: Start | None) -> None:
+    """Refuse to start anew where a run lies, or to go on with other settings. Reads only.
 
     Raises:
         ValueError: `--resume none` on a used folder; or keys outside FREE_KEYS differ: each is named with both values.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    if start is None and pointer(Path(run.workdir) / "checkpoints", "latest"):
+        raise ValueError(f"--resume none needs an unused folder, found a run in {run.workdir}: give another --workdir")
+    path = start.folder.parent / "config.json" if start else None
+    if path is None or not path.exists():
         return
-    if run.resume == "none":
-        raise ValueError(f"--resume none needs an unused folder, found a run in {workdir}: give another --workdir")
     before = _flat(json.loads(path.read_text())["run"])
     now = _flat(json.loads(json.dumps(as_dict(run))))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in FREE_KEYS]
@@ -186,5 +228,5 @@ def write_student(folder: Path, weights: dict[str, Tensor], description: dict[st
     """Write student.safetensors (a plain timm state dict, fp32) and student.json (how to rebuild and use it)."""
     temporary = folder / ".student.safetensors.tmp"
     save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
-    temporary.replace(folder / "student.safetensors")
-    write_json(folder / "student.json", description)
+    temporary.replace(folder / STUDENT)
+    write_json(folder / DESCRIPTION, description)

@@ -36,6 +36,8 @@ def _run(component: Any) -> None:
             inspect.getdoc(chosen) if chosen else "\n\n".join(f"{n}: {inspect.getdoc(c)}" for n, c in component.items())
         )
         return
+    if isinstance(component, dict) and words and words[0] not in component:
+        sys.exit(f"error: vitkd-ds {words[0]} is no command: {nearest(words[0], component)}")
     try:
         fire.Fire(component, name="vitkd-ds" if isinstance(component, dict) else "train.py")
     except ValueError as error:

@@ -6,6 +6,7 @@ Engine mechanics (ZeRO stage, precision, buckets) are not here: they belong to `
 """
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Mapping
 
 from vitkd_ds.terms import TEACHER_TERMS, LossesConfig, require, require_choice
@@ -70,7 +71,7 @@ class DataConfig:
     val_crop_fraction: float = 0.875
     """Side of the validation centre crop relative to the shorter side of the image (timm's crop_pct)."""
     max_val_images: int = 0
-    """Evaluate on the first so many validation images; 0 is all. For debug runs."""
+    """Evaluate on so many validation images, spread evenly over the file; 0 is all. For debug runs."""
     num_workers: int = 0
     """Decoder threads per rank; 0 shares the CPUs this process may use among the ranks of its node."""
 
@@ -132,6 +133,8 @@ class OptimConfig:
         require(self.lr > 0, "optim.lr", self.lr, "be positive")
         require(self.lr_batch_size > 0, "optim.lr_batch_size", self.lr_batch_size, "be positive")
         require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "be 0 or more")
+        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "be two numbers in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "be positive")
         require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "be 0 or more")
         require(
             0 < self.warmup_start_factor <= 1, "optim.warmup_start_factor", self.warmup_start_factor, "be in (0, 1]"
@@ -182,7 +185,8 @@ class Run:
     """DeepSpeed's configuration of the student engine."""
     resume: str = "auto"
     """auto: continue what lies in workdir, else start. none: start, refuse a used workdir. Else the path of a run
-    folder or of one checkpoint whose state (weights, optimizer, step) starts this run."""
+    folder or of one checkpoint (runs/x/checkpoints/step00001234) of the same settings, from which this run goes on.
+    Checkpoints are unpickled: name only folders that you trust."""
     eval_every_epochs: float = 1
     """0 evaluates only at the end."""
     log_every_steps: int = 10
@@ -207,6 +211,8 @@ class Run:
 
 def check_run(run: Run) -> None:
     """Check what spans several fields; raises ValueError before any model, file or device is touched."""
+    if run.resume not in ("auto", "none") and not Path(run.resume).is_dir():
+        raise ValueError(f"--resume must be auto, none, or the folder of a run or checkpoint, found {run.resume!r}")
     active = run.losses.active()
     require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
     needing = [name for name in active if name in TEACHER_TERMS]

@@ -6,11 +6,14 @@ collectives are skipped only where no process group exists (the console commands
 
 import os
 import socket
-from typing import Any, Mapping, MutableMapping
+import subprocess
+from typing import Any, Callable, Mapping, MutableMapping, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
@@ -24,18 +27,26 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
     Raises:
         ValueError: some are set and others cannot be known.
     """
-    if "RANK" not in environ and int(environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environ:
+    # SLURM_STEP_ID is what srun sets for its tasks; the batch script itself has SLURM_PROCID too.
+    if "RANK" not in environ and "SLURM_STEP_ID" in environ and int(environ["SLURM_NTASKS"]) > 1:
         environ.update({name: environ[slurm] for name, slurm in SLURM_NAMES.items()})
         environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 12000))
+        if "MASTER_ADDR" not in environ:
+            environ["MASTER_ADDR"] = _first_slurm_node(environ["SLURM_STEP_NODELIST"])
     if "RANK" not in environ:
-        environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"})
-        environ["MASTER_PORT"] = _free_port()
+        environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
+        environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()})
     missing = [name for name in (*SLURM_NAMES, "MASTER_ADDR", "MASTER_PORT") if name not in environ]
     if missing:
         raise ValueError(
             f"RANK is set, so {', '.join(missing)} must be set too, found nothing: start with deepspeed, torchrun or "
             "slurm/*.sh, or set them in the environment"
         )
+
+
+def _first_slurm_node(nodelist: str) -> str:
+    answer = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)
+    return answer.stdout.split()[0]
 
 
 def _free_port() -> str:
@@ -94,6 +105,17 @@ def from_main(value: Any) -> Any:
     if is_running():
         torch_dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def together(function: Callable[[], T], device: torch.device) -> T:
+    """Call `function` on every rank; what it raises on one rank is raised on all. Collective."""
+    try:
+        result, error = function(), None
+    except Exception as caught:  # any kind: the others must not wait for this rank
+        result, error = None, caught
+    if not all_true(error is None, device):
+        raise error or RuntimeError("another rank failed, its message says why")
+    return result
 
 
 def shut_down() -> None:

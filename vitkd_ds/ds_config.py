@@ -25,7 +25,11 @@ FORBIDDEN = {
 }
 """Sections that must not stand in a file, and what to use instead."""
 
-TEACHER_FILES = {"shard": "teacher_zero3.json", "offload": "teacher_zero3_offload.json"}
+TEACHER_FILES = {
+    "shard": "teacher_zero3.json",
+    "replica": "teacher_zero3.json",  # its precision alone
+    "offload": "teacher_zero3_offload.json",
+}
 
 
 def find_ds_config(path: str) -> Path:
@@ -77,7 +81,7 @@ def load_ds_config(path: str, owned: dict[str, Any]) -> dict[str, Any]:
 
 def is_bf16(config: dict[str, Any]) -> bool:
     """Whether the engine of this configuration computes in bf16 (else fp32)."""
-    return bool(config.get("bf16", {}).get("enabled", False))
+    return config.get("bf16", {}).get("enabled", False) is True
 
 
 def stage(config: dict[str, Any]) -> int:

@@ -58,7 +58,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
     if stage(config) not in (1, 2):
         raise ValueError(f"{run.ds_config} must have ZeRO stage 1 or 2 for the student, found {stage(config)}")
     # AdamWithEMA is torch.optim.AdamW to DeepSpeed, but its list of tested optimizers goes by the exact class.
-    return config | {"steps_per_print": None, "zero_allow_untested_optimizer": True}
+    return {"steps_per_print": None} | config | {"zero_allow_untested_optimizer": True}
 
 
 class StudentEngine:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitkd_ds import models
-from vitkd_ds.checkpoint import pointer
+from vitkd_ds.checkpoint import DESCRIPTION, STUDENT, pointer
 from vitkd_ds.config import DataConfig, Run, StudentConfig, TeacherConfig
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.evaluate import evaluate
 from vitkd_ds.features import Features, tap_features
 from vitkd_ds.overrides import from_dict
-
-WEIGHTS, DESCRIPTION = "student.safetensors", "student.json"
 
 
 def find_student(source: str | Path) -> Path:
@@ -28,8 +27,8 @@ def find_student(source: str | Path) -> Path:
         ValueError: one of the two is not there.
     """
     source = Path(source)
-    folder = source.parent if source.name == WEIGHTS else source
-    for name in (WEIGHTS, DESCRIPTION):
+    folder = source.parent if source.name == STUDENT else source
+    for name in (STUDENT, DESCRIPTION):
         if not (folder / name).is_file():
             raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {folder / name}")
     return folder
@@ -40,7 +39,7 @@ def evaluate_exported(
     *,
     val: str = "",
     teacher: str = "",
-    teacher_checkpoint: str = "hub",
+    teacher_checkpoint: str = "",
     micro_batch_size: int = 64,
 ) -> dict[str, float]:
     """Evaluate an exported student in fp32 on this machine's first device.
@@ -49,7 +48,7 @@ def evaluate_exported(
         student: what `find_student` takes.
         val: a .beton; "" takes the run's own.
         teacher: timm name; "" takes the run's teacher, and none outside a run folder.
-        teacher_checkpoint: its weights, a local file or hub.
+        teacher_checkpoint: its weights, a local file or hub; "" is hub.
         micro_batch_size: images per forward.
 
     Returns:
@@ -74,14 +73,19 @@ def evaluate_exported(
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model_args = {k: v for k, v in description["args"].items() if k not in ("num_classes", "img_size")}
-    config = StudentConfig(model=description["model"], model_args=model_args, init=str(folder / WEIGHTS))
+    config = StudentConfig(model=description["model"], model_args=model_args, init=str(folder / STUDENT))
     model = models.build_student(config, data).to(device)
-    teacher_config = run.teacher if run else None
+    teacher_config = run.teacher if run and run.teacher and run.teacher.checkpoint != "random" else None
     if teacher:
-        teacher_config = TeacherConfig(model=teacher, checkpoint=teacher_checkpoint)
+        teacher_config = TeacherConfig(model=teacher, checkpoint=teacher_checkpoint or "hub")
+    elif teacher_checkpoint:
+        raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
+    loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, device=device)
+    if list(loader.info.classes) != description["classes"]:
+        raise ValueError(f"{val} must have the student's classes in order, found others than in {folder / DESCRIPTION}")
     return evaluate(
         model,
-        build_loader(data, split="val", micro_batch_size=micro_batch_size, device=device),
+        loader,
         normalization=models.normalization_of(model),
         teacher=_teacher_features(teacher_config, data, device) if teacher_config else None,
     )
@@ -131,10 +135,11 @@ def export_student(source: str, destination: str, *, which: str = "last", half: 
     folder = find_student(folder)
     if target.exists():
         raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.mkdir(parents=True)
-    weights = load_file(folder / WEIGHTS)
-    save_file({name: w.half() for name, w in weights.items()} if half else weights, temporary / WEIGHTS)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    weights = load_file(folder / STUDENT)
+    save_file({name: w.half() for name, w in weights.items()} if half else weights, temporary / STUDENT)
     shutil.copy2(folder / DESCRIPTION, temporary / DESCRIPTION)
+    temporary.chmod(0o755)
     temporary.rename(target)
     return target

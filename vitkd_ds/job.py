@@ -7,7 +7,7 @@ import json
 import sys
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -63,12 +63,15 @@ def build_job(run: Run, device: torch.device) -> Job:
     micro = micro_batch_size(world_size=dist.world_size(), limit=limit, global_batch_size=whole)
     accumulation = whole // (micro * dist.world_size())
     ds_config = student_ds_config(run, micro_batch_size=micro, accumulation_steps=accumulation)
-    batch = {"micro_batch_size": micro, "device": device, "seed": run.seed}
-    train_loader = build_loader(run.data, split="train", global_batch_size=whole, **batch, **ranks)
-    val_loader = build_loader(run.data, split="val", **batch, **ranks)
+    shared = {"micro_batch_size": micro, "device": device, "seed": run.seed}
+    train_loader = build_loader(run.data, split="train", global_batch_size=whole, **shared, **ranks)
+    val_loader = build_loader(run.data, split="val", **shared, **ranks)
 
-    if run.teacher:
-        check_classes(train_loader.info.classes, models.teacher_file(run.teacher).with_suffix(".json"))
+    check_classes(train_loader.info.classes, val_loader.info.classes, source="data.val")
+    if run.teacher and run.teacher.checkpoint not in ("hub", "random"):
+        beside = models.teacher_file(run.teacher).with_suffix(".json")
+        if beside.is_file() and "classes" in (described := json.loads(beside.read_text())):
+            check_classes(train_loader.info.classes, tuple(described["classes"]), source=str(beside))
 
     torch.manual_seed(run.seed)  # the same student on every rank
     student = models.build_student(run.student, run.data)
@@ -91,23 +94,17 @@ def build_job(run: Run, device: torch.device) -> Job:
     )
 
 
-def check_classes(data_classes: tuple[str, ...], described: Path) -> None:
-    """Check that a teacher which this package exported knows the data's classes in the data's order.
-
-    Args:
-        data_classes: from the training .beton.
-        described: the JSON beside the teacher's weights; teachers from elsewhere have none, and are not checked.
+def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: str) -> None:
+    """Check that labels mean the same: the classes of data.train and of `source`, in order.
 
     Raises:
-        ValueError: the names differ; the first difference is named.
+        ValueError: they differ; the first difference is named.
     """
-    if not described.is_file():
-        return
-    for i, (found, expected) in enumerate(zip(json.loads(described.read_text())["classes"], data_classes)):
-        if found != expected:
+    for i, (name, other) in enumerate(zip_longest(expected, found)):
+        if name != other:
             raise ValueError(
-                f"teacher and data must have the same classes in the same order, found class {i} {found!r} in "
-                f"{described} and {expected!r} in data.train: take another teacher, or pack in its order"
+                f"{source} must have the classes of data.train in the same order, found class {i} {other!r} where "
+                f"data.train has {name!r}: pack both from the same class folders, or take another teacher"
             )
 
 

@@ -20,10 +20,12 @@ from vitkd_ds.checkpoint import TrainState
 from vitkd_ds.config import Run, as_dict, check_run
 from vitkd_ds.data.mixing import mix
 from vitkd_ds.data.order import keyed_rng
+from vitkd_ds.ds_config import find_ds_config
 from vitkd_ds.engine import peak_memory_gib, start_processes, synchronised_time
 from vitkd_ds.evaluate import evaluate
 from vitkd_ds.job import Job, build_job
 from vitkd_ds.metrics import Meter, MetricsLog, git_commit, versions, write_json
+from vitkd_ds.models import check_model_name
 from vitkd_ds.schedule import loss_weight_at, lr_at
 
 
@@ -42,25 +44,31 @@ def train(run: Run) -> dict[str, Any]:
         NonFiniteError: see there.
     """
     check_run(run)
+    find_ds_config(run.ds_config)
+    check_model_name(run.student.model, role="student")
     workdir = Path(run.workdir)
-    if run.resume == "auto" and (workdir / "done").exists():
+    if run.resume != "none" and (workdir / "done").exists():
         print(f"{workdir} is finished and left alone: give another --workdir to train again", file=sys.stderr)
         return json.loads((workdir / "summary.json").read_text())
+    start = checkpoint.find(run.resume, workdir)
+    checkpoint.check_same_run(run, start)
     device = start_processes()
-    checkpoint.on_main(lambda: checkpoint.check_workdir(run, workdir))
+    start = dist.from_main(start)
     job = build_job(run, device)
     plan = job.plan
-    state = checkpoint.restore(job.engine, run.resume, workdir, device)
-    checkpoint.on_main(lambda: describe_run(job, workdir))
-    log = MetricsLog(workdir, total_steps=plan.total_steps, resumed_step=state.step)
+    state = checkpoint.restore(job.engine, start, steps_per_epoch=plan.steps_per_epoch, device=device)
+    checkpoint.on_main(lambda: describe_run(job, workdir, state.step))
+    log = dist.together(lambda: MetricsLog(workdir, total_steps=plan.total_steps, resumed_step=state.step), device)
     log.say(
         f"{run.recipe}: step {state.step} of {plan.total_steps}, {dist.world_size()} ranks on {job.device.type}, "
         f"{plan.accumulation_steps} micro-batches per step and rank"
     )
-    meter = Meter(run.global_batch_size, clock=synchronised_time)
-    with closing(log), closing(training_batches(job, state.step)) as batches:
+    speed = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
+    meter = Meter(run.global_batch_size, clock=synchronised_time, **speed)
+    with closing(log), closing(training_micro_batches(job, state.step)) as micro_batches:
         while state.step < plan.total_steps:
-            meter.add(train_step(job, batches, state.step))
+            meter.start()
+            meter.add(train_step(job, micro_batches, state.step))
             state.step += 1
             if state.step % run.log_every_steps == 0 or state.step == plan.total_steps:
                 log.log(state.step, meter.read() | step_values(job, state.step))
@@ -69,26 +77,29 @@ def train(run: Run) -> dict[str, Any]:
                 evaluate_student(job, log, state)
             if plan.is_save_step(state.step) or state.best_step == state.step:
                 meter.pause()
+                state.timed_s, state.timed_steps = meter.timed_s, meter.timed_steps
                 checkpoint.save(job.engine, state, workdir, run.checkpoint.keep_last, job.student_description())
-        summary = finish(job, log, state, workdir, meter.images_per_s)
+        if state.result_step != state.step:  # --max_steps was below the step of the checkpoint
+            evaluate_student(job, log, state)
+        summary = finish(job, state, workdir, meter.images_per_s)
         log.say(f"{run.recipe}: done, {json.dumps(summary)}")
     return summary
 
 
-def training_batches(job: Job, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+def training_micro_batches(job: Job, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Micro-batches from the first image after `start_step` updates on, epoch after epoch."""
     epoch, step_in_epoch = divmod(start_step, job.plan.steps_per_epoch)
     while True:
-        with closing(job.train_loader.epoch(epoch, start_step=step_in_epoch)) as batches:
-            yield from batches
+        with closing(job.train_loader.epoch(epoch, start_step=step_in_epoch)) as micro_batches:
+            yield from micro_batches
         epoch, step_in_epoch = epoch + 1, 0
 
 
-def train_step(job: Job, batches: Iterator[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
+def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
     """One optimizer update. Collective.
 
     Args:
-        batches: yields uint8 images [B, C, H, W] and labels [B].
+        micro_batches: yields uint8 images [B, C, H, W] and labels [B].
         step: updates done before this one.
 
     Returns:
@@ -105,7 +116,7 @@ def train_step(job: Job, batches: Iterator[tuple[Tensor, Tensor]], step: int) ->
     }
     means: dict[str, Tensor] = {}
     for micro in range(job.plan.accumulation_steps):
-        images_BCHW, targets_BK = mixed(job, *next(batches), step=step, micro=micro)
+        images_BCHW, targets_BK = mixed(job, *next(micro_batches), step=step, micro=micro)
         features = job.teacher(images_BCHW) if job.teacher else None
         terms = engine(job.normalization.apply(images_BCHW, engine.dtype), targets_BK, features, weights)
         engine.backward(terms["total"])
@@ -161,50 +172,46 @@ def step_values(job: Job, steps_done: int) -> dict[str, float]:
     }
 
 
-def evaluate_student(job: Job, log: MetricsLog, state: TrainState) -> dict[str, float]:
-    """Evaluate the weights that would be exported now, log them, note the best. Collective."""
+def evaluate_student(job: Job, log: MetricsLog, state: TrainState) -> None:
+    """Evaluate the weights that would be exported now; log and note the result, and the best. Collective."""
     job.export_model.load_state_dict(job.engine.student_weights())
     result = evaluate(job.export_model, job.val_loader, normalization=job.normalization, teacher=job.teacher)
     log.log(state.step, {f"val_{name}": value for name, value in result.items()})
+    state.result, state.result_step = result, state.step
     if result["top1"] > state.best_top1:
         state.best_top1, state.best_step = result["top1"], state.step
-    return result
 
 
-def describe_run(job: Job, workdir: Path) -> None:
-    """Write config.json once: a continued run keeps its first."""
-    path = workdir / "config.json"
-    if path.exists():
-        return
+def describe_run(job: Job, workdir: Path, resumed_step: int) -> None:
+    """Write config.json; a continued run has the same settings, but may have moved and been updated."""
     workdir.mkdir(parents=True, exist_ok=True)
-    content = {"run": as_dict(job.run), "plan": asdict(job.plan), "world_size": dist.world_size()}
-    content |= {"device": job.device.type, "command": sys.argv, "git_commit": git_commit(), "versions": versions()}
-    write_json(path, content)
+    content = {"run": as_dict(job.run), "plan": asdict(job.plan), "resumed_step": resumed_step}
+    content |= {"world_size": dist.world_size(), "device": job.device.type, "command": sys.argv}
+    write_json(workdir / "config.json", content | {"git_commit": git_commit(), "versions": versions()})
 
 
-def finish(job: Job, log: MetricsLog, state: TrainState, workdir: Path, images_per_s: float) -> dict[str, Any]:
-    """Evaluate, export the student, write the summary, mark the folder as done. Collective."""
-    summary: dict[str, Any] = {}
-    if job.run.optim.ema_decay:
-        job.export_model.load_state_dict(job.engine.student_weights(average=False))
-        raw = evaluate(job.export_model, job.val_loader, normalization=job.normalization)
-        summary["student_raw_top1"] = raw["top1"]
-    result = evaluate_student(job, log, state)
-    summary |= {
-        "student_top1": result["top1"],
-        "student_top5": result["top5"],
-        "teacher_top1": result.get("teacher_top1"),
-        "agreement": result.get("agreement"),
+def finish(job: Job, state: TrainState, workdir: Path, images_per_s: float | None) -> dict[str, Any]:
+    """Export the student, write the summary, mark the folder as done. Collective."""
+    summary: dict[str, Any] = {
+        "student_top1": state.result["top1"],
+        "student_top5": state.result["top5"],
+        "teacher_top1": state.result.get("teacher_top1"),
+        "agreement": state.result.get("agreement"),
         "images_per_s": images_per_s,
         "epochs": state.step / job.plan.steps_per_epoch,
         "steps": state.step,
         "world_size": dist.world_size(),
         "debug": job.run.debug,
     }
-    weights, description = job.export_model.state_dict(), job.student_description()
+    if job.run.optim.ema_decay:
+        job.export_model.load_state_dict(job.engine.student_weights(average=False))
+        raw = evaluate(job.export_model, job.val_loader, normalization=job.normalization)
+        summary["student_raw_top1"] = raw["top1"]
+    weights = job.engine.student_weights()
+    description = job.student_description() | {"step": state.step, "top1": state.result["top1"]}
 
     def write() -> None:
-        checkpoint.write_student(workdir, weights, description | {"step": state.step, "top1": result["top1"]})
+        checkpoint.write_student(workdir, weights, description)
         write_json(workdir / "summary.json", summary)
         (workdir / "done").touch()
 

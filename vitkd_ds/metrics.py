@@ -83,52 +83,66 @@ class MetricsLog:
 class Meter:
     """Means of the loss terms over steps and ranks, and speed without evaluations and checkpoints.
 
+    The first step of a process is not timed: it compiles and warms up. After a restart the first means are over fewer
+    steps if the checkpoint lay between two log steps.
+
     Args:
         global_batch_size: images per step.
         clock: seconds, after the device has finished.
+        timed_s, timed_steps: from before a restart.
     """
 
-    def __init__(self, global_batch_size: int, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, global_batch_size: int, *, clock: Callable[[], float], timed_s: float = 0.0, timed_steps: int = 0
+    ) -> None:
         self.global_batch_size, self.clock = global_batch_size, clock
         self.sums: dict[str, Tensor] = {}
         self.num_summed = 0
         self.started: float | None = None
-        self.seconds, self.num_timed = 0.0, 0
-        self.total_seconds, self.total_timed = 0.0, 0
+        self.is_warm = False
+        self.warmup_s = 0.0
+        self.timed_s, self.timed_steps = timed_s, timed_steps
+        self.read_s, self.read_steps = timed_s, timed_steps
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Count one step. The first one after a start or a pause only starts the clock: it may compile or warm up."""
-        self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
-        self.num_summed += 1
+    def start(self) -> None:
+        """Start the clock, unless it runs; to be called before each step."""
         if self.started is None:
             self.started = self.clock()
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Count one step and its terms."""
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
+        self.num_summed += 1
+        if self.is_warm:
+            self.timed_steps += 1
         else:
-            self.num_timed += 1
+            self.is_warm, now = True, self.clock()
+            self.warmup_s, self.started = now - self.started, now
 
     def pause(self) -> None:
         """Stop the clock until the next step."""
         if self.started is not None:
-            self.seconds += self.clock() - self.started
+            self.timed_s += self.clock() - self.started
         self.started = None
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading over all ranks, and speed (none before two steps). Collective."""
+        """Means since the last reading over all ranks, and speed (none before the second step). Collective."""
         means = torch.stack(list(self.sums.values())) / (self.num_summed * dist.world_size())
         values = dict(zip(self.sums, dist.sum_over_ranks(means).tolist()))
-        is_running = self.started is not None
         self.pause()
-        if self.num_timed:
-            s_per_step = self.seconds / self.num_timed
+        if self.timed_steps > self.read_steps:
+            s_per_step = (self.timed_s - self.read_s) / (self.timed_steps - self.read_steps)
             values |= {"images_per_s": self.global_batch_size / s_per_step, "s_per_step": s_per_step}
-        self.total_seconds, self.total_timed = self.total_seconds + self.seconds, self.total_timed + self.num_timed
-        self.sums, self.num_summed, self.seconds, self.num_timed = {}, 0, 0.0, 0
-        self.started = self.clock() if is_running else None
+        self.sums, self.num_summed = {}, 0
+        self.read_s, self.read_steps = self.timed_s, self.timed_steps
         return values
 
     @property
     def images_per_s(self) -> float | None:
-        """Over all timed steps; None if there was none."""
-        return self.global_batch_size * self.total_timed / self.total_seconds if self.total_timed else None
+        """Over all timed steps; over the first one if there is no other; None before it."""
+        if self.timed_steps:
+            return self.global_batch_size * self.timed_steps / self.timed_s
+        return self.global_batch_size / self.warmup_s if self.is_warm else None
 
 
 def _step_of(line: str) -> float:
@@ -154,8 +168,10 @@ def git_commit() -> str:
     """Commit of the checkout that this package runs from, with a mark if it was changed; "" outside a checkout."""
     import subprocess
 
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

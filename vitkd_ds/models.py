@@ -80,7 +80,7 @@ def build_teacher(config: TeacherConfig, data: DataConfig) -> VisionTransformer:
 
 
 def teacher_file(config: TeacherConfig) -> Path:
-    """The local file that `config.checkpoint` means; for "hub" and "random" a path that does not exist."""
+    """The local file that `config.checkpoint` means; not for "hub" and "random"."""
     return DEMO_TEACHER if config.checkpoint == "demo" else Path(config.checkpoint)
 
 
@@ -231,12 +231,18 @@ def _create(
     return model
 
 
-def _default_model(name: str, *, role: str) -> VisionTransformer:
-    """The named model without model_args, on the meta device: its class and configuration cost no memory."""
+def check_model_name(name: str, *, role: str) -> None:
+    """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3) or ["deit_tiny_patch16_224"]
         raise ValueError(f"{role}.model must be a timm model, found {name!r}: did you mean {', '.join(near)}?")
+
+
+def _default_model(name: str, *, role: str) -> VisionTransformer:
+    """The named model without model_args, on the meta device: its class and configuration cost no memory."""
+    check_model_name(name, role=role)
+    architecture = name.partition(".")[0]
     try:
         with torch.device("meta"):
             model = timm.create_model(name)

@@ -35,6 +35,8 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
     """
     keys = field_types(run)
     for key, text in overrides.items():
+        if key not in keys and getattr(run, key.partition(".")[0], "") is None:
+            raise ValueError(f"--{key} cannot be set: this recipe has no {key.partition('.')[0]}")
         if key not in keys:
             raise ValueError(f"--{key} is no option: {nearest(key, keys)}")
         run = _replace(run, key.split("."), convert(text, keys[key], key))
@@ -65,7 +67,7 @@ def convert(text: str, declared: Any, key: str) -> Any:
             return _to_bool(text)
         if declared in (int, float, str):
             value = declared(text)
-            if declared is float and not math.isfinite(value):
+            if declared is not str and ("_" in text or not math.isfinite(value)):
                 raise ValueError(text)
             return value
         if origin is tuple:

@@ -21,14 +21,14 @@ def table(workdirs: list[str]) -> str:
         s = json.loads(path.read_text())
         rows.append((
             Path(workdir).name, _percent(s["teacher_top1"]), _percent(s["student_top1"]), _percent(s["student_top5"]),
-            _percent(s["agreement"]), f"{s['images_per_s']:,.0f}", _time(Path(workdir)), str(s["world_size"]),
+            _percent(s["agreement"]), f"{s['images_per_s'] or 0:,.0f}", _time(Path(workdir)), str(s["world_size"]),
         ))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 
 def _time(workdir: Path) -> str:
-    """From the first line of the run folder to its last, starting up and compiling excluded."""
+    """From config.json, written when data and engines are ready, to the end: training, evaluations and checkpoints."""
     seconds = (workdir / "done").stat().st_mtime - (workdir / "config.json").stat().st_mtime
     return f"{seconds:.0f} s"
 

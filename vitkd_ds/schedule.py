@@ -20,8 +20,9 @@ class Plan:
     """Micro-batches per step on each rank."""
 
     def is_eval_step(self, steps_done: int) -> bool:
-        """Whether to evaluate after this many steps; the end of the run is evaluated apart."""
-        return bool(self.eval_every_steps) and steps_done % self.eval_every_steps == 0 and steps_done < self.total_steps
+        """Whether to evaluate after this many steps."""
+        is_due = bool(self.eval_every_steps) and steps_done % self.eval_every_steps == 0
+        return is_due or steps_done == self.total_steps
 
     def is_save_step(self, steps_done: int) -> bool:
         """Whether to save a checkpoint after this many steps."""

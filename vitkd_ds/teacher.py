@@ -59,7 +59,7 @@ class Teacher:
     ) -> None:
         self.normalization: Normalization = normalization_of(model)
         self.placement = config.placement
-        file = f"ds_configs/{TEACHER_FILES.get(config.placement, TEACHER_FILES['shard'])}"
+        file = f"ds_configs/{TEACHER_FILES[config.placement]}"
         ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         module = FeatureModule(model.requires_grad_(False), blocks)

@@ -62,7 +62,7 @@ def weights_of_terms():
     return {name: torch.tensor(float(term.weight)) for name, term in RUN.losses.active().items()}
 
 
-def train(engine, teacher_model, *, steps=3, accumulation=1, poison_step=None):
+def train(engine, teacher_model, *, steps=3, accumulation=1):
     """A few updates on fixed data cut over ranks and micro-batches; totals and gradient norms, mean over ranks."""
     images_BCHW, targets_BK = make_batch()
     micro = len(images_BCHW) // dist.world_size() // accumulation
@@ -138,6 +138,14 @@ def observe_placements(seen):
 def observe_training(seen, folder):
     fp32 = replace(RUN, ds_config=FP32)
     seen["fp32 8x1"] = train(*make_engine(fp32))
+    engine, teacher = make_engine(fp32)
+    train(engine, teacher)
+    exported = make_models()[0]
+    exported.load_state_dict(engine.student_weights(), strict=True)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        trained = engine.engine.module.student.eval()(images)
+        seen["exported logits"] = torch.equal(exported.eval()(images), trained)
     seen["fp32 4x2"] = train(*make_engine(fp32, accumulation=2), accumulation=2)
     seen["fp32 2x4"] = train(*make_engine(fp32, accumulation=4), accumulation=4)
     stage1 = folder / "zero1.json"
@@ -149,7 +157,6 @@ def observe_training(seen, folder):
     start = {name: p.detach().clone() for name, p in make_models()[0].named_parameters()}
     seen["bf16 engine starts in fp32"] = all(torch.equal(engine.student_weights()[k], v) for k, v in start.items())
     seen["bf16"] = train(engine, teacher)
-    seen["parameters outside the engine"] = [n for n, _ in engine.engine.module.named_parameters() if "teacher" in n]
 
 
 def observe_average(seen, folder):

@@ -127,6 +127,7 @@ class Loader:
 
     def _val_rows(self) -> tuple[np.ndarray, np.ndarray]:
         indices, is_real = val_shard(self._num_val_images, rank=self._shard.rank, world_size=self._shard.world_size)
+        indices = indices * self.info.num_images // self._num_val_images  # spread evenly, as files are sorted by class
         rows = centre_crops(
             self._heights[indices], self._widths[indices], indices, crop_fraction=self._data.val_crop_fraction
         )

@@ -14,7 +14,7 @@ STUDENT_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
 
 
 def demo(debug: bool = False) -> Run:
-    """A 0.2 M-parameter ViT distilled with ViTKD and NKD from the packaged 1.5 M-parameter teacher.
+    """A 0.2 M-parameter ViT distilled with ViTKD and NKD from the packaged 1.2 M-parameter teacher.
 
     Command: `deepspeed train.py --ds_config ds_configs/zero2.json`.
     """
@@ -91,7 +91,7 @@ def _debug_size(run: Run) -> Run:
         run,
         workdir=f"{run.workdir}_debug",
         data=replace(run.data, train="demo", val="demo", max_val_images=64),
-        global_batch_size=32,
+        global_batch_size=48,
         micro_batch_size_per_gpu=16,
         max_steps=4,
         log_every_steps=1,

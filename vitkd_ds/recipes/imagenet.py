@@ -71,16 +71,16 @@ def _paper_run(recipe: str, student: str, teacher: str, micro_batch_size: int, d
 
 
 def _debug_size(run: Run) -> Run:
-    """The same models and code on the packaged images: three updates, a random teacher, no RandAugment or erasing."""
+    """The same models and code on the packaged images: two updates, a random teacher, no RandAugment or erasing."""
     return replace(
         run,
         workdir=f"{run.workdir}_debug",
         teacher=replace(run.teacher, checkpoint="random"),
         data=replace(run.data, train="demo", val="demo", num_classes=10, max_val_images=8),
         augment=replace(run.augment, rand_augment="", random_erasing=0.0),
-        global_batch_size=4,
+        global_batch_size=8,
         micro_batch_size_per_gpu=2,
-        max_steps=3,
+        max_steps=2,
         log_every_steps=1,
         debug=True,
     )
