@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from typing import Any, Iterator
 
@@ -30,6 +31,8 @@ def start_processes() -> torch.device:
     a lock on which every later start waits for ever. gloo does the same sums, so the op is marked as not available.
     """
     dist.set_rank_variables()
+    # DeepSpeed 0.19 calls it; nothing that a user could do about it.
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     deepspeed_logger.setLevel(logging.WARNING)
     accelerator = get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
