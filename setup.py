@@ -24,12 +24,12 @@ setup(
         "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases
         "ffcv==1.0.2",
         "fire>=0.7",
-        "numpy>=2.0",
+        "numpy>=2.2",
         "pillow>=10",
         "safetensors>=0.4",
         "setuptools",  # ffcv imports distutils, which Python 3.12 took out
         "tensorboard>=2.16",
-        "timm>=1.0.20,<2",
+        "timm>=1.0.25,<2",
         "torch>=2.9",
         "tqdm",
     ],

@@ -1,0 +1,76 @@
+"""Which checkpoint a run starts from, which are kept, and which settings may change."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from vitkd_ds import checkpoint
+from vitkd_ds.config import as_dict
+from vitkd_ds.recipes import build_run
+
+
+def make(run_folder, *steps, latest=None, whole=True):
+    folder = run_folder / "checkpoints"
+    for step in steps:
+        (folder / f"step{step:08d}").mkdir(parents=True)
+        if whole:
+            (folder / f"step{step:08d}" / checkpoint.STUDENT).touch()
+    if latest:
+        (folder / "latest").write_text(f"step{latest:08d}")
+    return folder
+
+
+def test_a_new_folder_starts_anew(tmp_path):
+    assert checkpoint.find("auto", tmp_path) is None and checkpoint.find("none", tmp_path) is None
+
+
+def test_auto_takes_latest_and_not_a_newer_folder_that_was_never_published(tmp_path):
+    folder = make(tmp_path, 2, 4, 6, latest=4)
+    assert checkpoint.find("auto", tmp_path) == checkpoint.Start(folder, "step00000004", is_own=True, is_named=False)
+
+
+def test_a_named_checkpoint_of_the_own_folder_is_taken(tmp_path):
+    folder = make(tmp_path, 2, 4, latest=4)
+    start = checkpoint.find(str(folder / "step00000002"), tmp_path)
+    assert start == checkpoint.Start(folder, "step00000002", is_own=True, is_named=True)
+
+
+def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp_path, capsys):
+    other = make(tmp_path / "other", 2, latest=2)
+    own = tmp_path / "own"
+    named = checkpoint.Start(other, "step00000002", is_own=False, is_named=True)
+    assert checkpoint.find(str(tmp_path / "other"), own) == checkpoint.find(str(other / "step00000002"), own) == named
+    folder = make(own, 3, latest=3)
+    assert checkpoint.find(str(tmp_path / "other"), own).folder == folder
+    assert "goes on from its own step00000003" in capsys.readouterr().out
+
+
+def test_a_path_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--resume must be auto, none, a run folder or a checkpoint in one"):
+        checkpoint.find(str(tmp_path / "nowhere"), tmp_path)
+
+
+def test_the_newest_whole_ones_the_best_and_latest_are_kept(tmp_path):
+    folder = make(tmp_path, 1, 2, 3, 4, latest=4)
+    make(tmp_path, 9, whole=False)
+    (folder / "best").write_text("step00000001")
+    checkpoint._delete_old(folder, 2)
+    assert sorted(path.name[-1] for path in folder.glob("step*")) == ["1", "3", "4"], "9 is half written"
+
+
+def test_settings_that_change_what_is_learned_may_not_change(tmp_path):
+    run = replace(build_run("demo"), workdir=str(tmp_path))
+    start = checkpoint.Start(make(tmp_path, 2, latest=2), "step00000002", is_own=True, is_named=False)
+    (tmp_path / "config.json").write_text(json.dumps({"run": as_dict(run)}))
+    checkpoint.check_same_run(replace(run, log_every_steps=1, data=replace(run.data, train="moved.beton")), start)
+    with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+        checkpoint.check_same_run(replace(run, seed=1), start)
+    with pytest.raises(ValueError, match="--resume none needs an unused folder"):
+        checkpoint.check_same_run(run, None)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_may_start_with_other_settings(tmp_path):
+    run = replace(build_run("demo"), workdir=str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"run": as_dict(replace(run, seed=1))}))
+    checkpoint.check_same_run(run, checkpoint.find("auto", tmp_path))
