@@ -30,7 +30,7 @@ setup(
         "setuptools",  # ffcv imports distutils, which Python 3.12 took out
         "tensorboard>=2.16",
         "timm>=1.0.25,<2",
-        "torch>=2.9",
+        "torch>=2.13",
         "tqdm",
     ],
     extras_require={"test": ["pytest>=8", "pytest-timeout"]},

@@ -39,7 +39,7 @@ def test_loss_weights_start_whole_and_end_as_scheduled(schedule, values):
 
 
 def test_a_plan_counts_steps_and_never_none():
-    run = build_run("demo_plain")
+    run = build_run("demo_teacher")
     plan = make_plan(run, steps_per_epoch=50, accumulation_steps=2)
     assert plan.total_steps == round(50 * run.epochs) and plan.save_every_steps == 50
     assert make_plan(build_run("demo", debug=True), steps_per_epoch=50, accumulation_steps=1).total_steps == 4

