@@ -41,7 +41,8 @@ def small_beton(tmp_path_factory):
 def everything_on(workdir, data):
     """A demo run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
     return [
-        "train.py", "--recipe=demo", "--debug", "--optim.lr=0.002", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
+        "train.py", "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
+        "--optim.lr=0.002",
         "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=4", "--optim.ema_decay=0.9",
         "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8", "--augment.cutmix_alpha=1",
         "--losses.nkd.schedule=cosine",
