@@ -122,8 +122,8 @@ def together(function: Callable[[], T], device: torch.device) -> T:
 def leave() -> NoReturn:
     """End this process with exit code 0, after everything is written.
 
-    Not sys.exit: threads of gloo or FFCV that are still there abort an interpreter that is ending (exit code 134, one
-    start in some twenty), and a launcher would report a finished run as failed.
+    Not sys.exit: threads of gloo or FFCV that are still there sometimes abort an interpreter that is ending (SIGABRT,
+    "terminate called without an active exception"), and a launcher would report a finished run as failed.
     """
     shut_down()
     sys.stdout.flush()
