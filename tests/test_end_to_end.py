@@ -207,3 +207,12 @@ def test_a_mistyped_flag_is_refused_before_anything_happens(tmp_path):
     assert done.returncode == 1 and "--workdri is no option: did you mean workdir?" in done.stderr
     assert "deepspeed" not in done.stderr.lower() and not (tmp_path / "run").exists()
     assert time.time() - started < 60
+
+
+def test_a_compiled_run_has_the_same_losses_up_to_bf16_rounding(tmp_path, demo_cache):
+    totals = []
+    for option in ("--compile=false", "--compile"):
+        workdir = tmp_path / option
+        run_command(sys.executable, "train.py", "--debug", "--max_steps=3", f"--workdir={workdir}", option)
+        totals.append([line["total"] for line in metrics_of(workdir) if "total" in line])
+    assert len(totals[0]) == 3 and totals[1] == pytest.approx(totals[0], rel=2**-6)

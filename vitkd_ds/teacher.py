@@ -44,7 +44,7 @@ class Teacher:
         blocks: tapped blocks.
         device: this rank's device.
         micro_batch_size: images per call.
-        compile: torch.compile it.
+        compile: torch.compile its blocks.
     """
 
     def __init__(
@@ -63,14 +63,15 @@ class Teacher:
         ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         module = FeatureModule(model.requires_grad_(False), blocks)
+        for block in model.blocks if compile else ():
+            # Not the whole: DeepSpeed's hooks gather a block's weights around this forward, and must stay outside.
+            block.forward = torch.compile(block.forward)
         if config.placement == "replica":
             self.module = module.to(device=device, dtype=self.dtype)
         else:
             ds_config["steps_per_print"] = None
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
         self.module.eval()
-        if compile:
-            self.module.compile()
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Features:
