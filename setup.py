@@ -6,7 +6,7 @@ torch must be installed before deepspeed is built (DS_BUILD_OPS=0), and both bef
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
 
@@ -19,6 +19,16 @@ setup(
     # ds_configs/ stands at the top of the checkout and is also package data, for use outside a checkout.
     packages=[*find_packages(include=["vitkd_ds", "vitkd_ds.*"]), "vitkd_ds.ds_configs"],
     package_dir={"vitkd_ds.ds_configs": "ds_configs"},
+    # Plain C functions, loaded with ctypes: built like a Python module, but not one.
+    ext_modules=[
+        Extension(
+            "vitkd_ds.data._decode",
+            sources=["vitkd_ds/data/csrc/decode.cpp", "vitkd_ds/data/csrc/resize.cpp"],
+            depends=["vitkd_ds/data/csrc/decode.h", "vitkd_ds/data/csrc/resize.h"],
+            libraries=["jpeg", "z"],
+            extra_compile_args=["-std=c++17", "-O3"],
+        )
+    ],
     package_data={"vitkd_ds.ds_configs": ["*.json"], "vitkd_ds.data": ["demo/*"]},
     install_requires=[
         "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases

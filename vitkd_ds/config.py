@@ -12,6 +12,11 @@ from typing import Any, Mapping
 from vitkd_ds.terms import TEACHER_TERMS, LossesConfig, require, require_choice
 
 PLACEMENTS = ("shard", "replica", "offload")
+BACKENDS = ("ffcv", "torchvision")
+ON_BAD = ("stop", "skip")
+ORDERS = ("random", "quasi_random")
+INTERPOLATIONS = ("bilinear", "bicubic", "random")
+MIX_MODES = ("batch", "element")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,19 @@ class DataConfig:
     """Width / height of the training crop, smallest and largest."""
     flip_probability: float = 0.5
     val_crop_fraction: float = 0.875
-    """Side of the validation centre crop relative to the shorter side of the image (timm's crop_pct)."""
+    """timm's crop_pct: the shorter side is resized to image_size / this, and the central square is cut out."""
+    interpolation: str = "bicubic"
+    """How crops are resized, with Pillow's antialiasing: bilinear, bicubic, or random (each training image one of
+    both)."""
+    backend: str = "ffcv"
+    """ffcv: our decoder inside FFCV's loader. torchvision: Pillow and torch's DataLoader, for machines without FFCV;
+    reads .betons and folders of class folders."""
+    order: str = "random"
+    """Of training images. random: all of the epoch. quasi_random: shuffled within windows of the file, for files
+    that are larger than the memory that could cache them."""
+    on_bad: str = "stop"
+    """What an image does that cannot be decoded. stop: end the run with its name. skip: the next image of the file
+    takes its place, and the log counts it."""
     max_val_images: int = 0
     """Evaluate on so many validation images, spread evenly over the file; 0 is all. For debug runs."""
     num_workers: int = 0
@@ -85,26 +102,52 @@ class DataConfig:
         require(0 <= self.flip_probability <= 1, "data.flip_probability", self.flip_probability, "be in [0, 1]")
         require(0 < self.val_crop_fraction <= 1, "data.val_crop_fraction", self.val_crop_fraction, "be in (0, 1]")
         require(self.max_val_images >= 0, "data.max_val_images", self.max_val_images, "be 0 (all) or more")
+        require_choice(self.interpolation, "data.interpolation", INTERPOLATIONS)
+        require_choice(self.backend, "data.backend", BACKENDS)
+        require_choice(self.order, "data.order", ORDERS)
+        require_choice(self.on_bad, "data.on_bad", ON_BAD)
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be 0 (automatic) or more")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to a whole micro-batch, the same for both models, and what the recipe needs beyond that."""
+    """What is done to training images after the crop and flip, in this order; the same for both models."""
 
+    repeats: int = 1
+    """Repeated augmentation: so many differently augmented copies of an image in the same epoch, which then shows
+    1 / repeats of the images."""
+    rand_augment: str = ""
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "" is off."""
+    three_augment: bool = False
+    """3-Augment of DeiT III: each image becomes grey, solarized, or blurred."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation each change by a factor within 1 +- this; 0 is off."""
+    interpolation: str = "random"
+    """How RandAugment's geometric operations resample: bilinear, bicubic, or random (one of both for each image, timm's
+    default). What they uncover is filled with ImageNet's mean colour."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of an image is replaced by noise; 0 is off."""
     mixup_alpha: float = 0.0
     """Beta(alpha, alpha) of Mixup; 0 is off."""
     cutmix_alpha: float = 0.0
-    """Beta(alpha, alpha) of CutMix; 0 is off. With both on, each micro-batch draws one of the two at even odds."""
-    rand_augment: str = ""
-    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "" is off."""
-    random_erasing: float = 0.0
-    """Probability that a rectangle of an image is replaced by noise; 0 is off."""
+    """Beta(alpha, alpha) of CutMix; 0 is off. With both on, one of the two is drawn at even odds."""
+    mix_mode: str = "batch"
+    """batch: one draw for a micro-batch. element: each image its own."""
 
     def __post_init__(self) -> None:
+        require(self.repeats >= 1, "augment.repeats", self.repeats, "be 1 (off) or more")
+        require(
+            not self.rand_augment or self.rand_augment.startswith("rand-"),
+            "augment.rand_augment",
+            self.rand_augment,
+            "be in timm's notation, such as rand-m9-mstd0.5-inc1",
+        )
+        require(0 <= self.color_jitter < 1, "augment.color_jitter", self.color_jitter, "be in [0, 1)")
+        require_choice(self.interpolation, "augment.interpolation", INTERPOLATIONS)
+        require(0 <= self.random_erasing <= 1, "augment.random_erasing", self.random_erasing, "be in [0, 1]")
         require(self.mixup_alpha >= 0, "augment.mixup_alpha", self.mixup_alpha, "be 0 (off) or more")
         require(self.cutmix_alpha >= 0, "augment.cutmix_alpha", self.cutmix_alpha, "be 0 (off) or more")
-        require(0 <= self.random_erasing <= 1, "augment.random_erasing", self.random_erasing, "be in [0, 1]")
+        require_choice(self.mix_mode, "augment.mix_mode", MIX_MODES)
 
 
 @dataclass(frozen=True)
@@ -224,14 +267,6 @@ def check_run(run: Run) -> None:
         raise ValueError(
             "a teacher must be used by kd, nkd or vitkd, found no such term with a weight: give one a weight, or "
             "take a recipe without a teacher"
-        )
-    missing = [f"RandAugment ({run.augment.rand_augment})"] if run.augment.rand_augment else []
-    missing += [f"RandomErasing ({run.augment.random_erasing})"] if run.augment.random_erasing else []
-    if missing:
-        raise ValueError(
-            f"recipe {run.recipe} needs {' and '.join(missing)}, which this version does not have, and does not train "
-            "without: wait for the version that has it, try --debug, or give the part up by hand with "
-            "--augment.rand_augment= --augment.random_erasing=0 (the published accuracy will not be reached)"
         )
     if run.teacher is not None and run.teacher.checkpoint == "random" and not run.debug:
         raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vitkd_ds.data.mixing import cutmix_box, mix, smooth_targets
-from vitkd_ds.data.order import keyed_rng
+from vitkd_ds.data.draws import keyed_rng
 
 B, K = 6, 5
 

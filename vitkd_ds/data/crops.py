@@ -1,41 +1,37 @@
-"""Where each image is cut: pure functions of the image's size and, in training, of (seed, epoch, image number).
+"""Where each image is cut: pure functions of the image's size and, in training, of (seed, epoch, image, repeat).
 
 FFCV draws its crops in the decoder threads, from generators that the operating system seeds, so two runs never agree.
 Here the box of an image is computed before the epoch and travels to the decoder with the image's number. Nothing
-depends on which thread, rank or restart decodes the image, and the compiled decoder holds no randomness.
+depends on which thread, rank or restart decodes the image, and the decoder holds no randomness.
 """
+
+import math
 
 import numpy as np
 
-from vitkd_ds.data.order import keyed_rng
+from vitkd_ds.data.draws import CROP_DRAWS, image_keys, uniform
 
-INDEX, TOP, LEFT, HEIGHT, WIDTH, FLIP = range(6)
-"""Columns of a crop row: the image's number, the box in its pixels, and 1 for a left-right flip of the result."""
+BILINEAR, BICUBIC = 0, 1
+"""Values of a crop's `filter`: Pillow's filters of these names, which average over more pixels when they shrink."""
+FILTERS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
+"""Interpolation in the run's terms -> the filters an image's is drawn from."""
 
-CROP_STREAM = 2
-"""Last part of the key, so that no other use of (seed, epoch) draws the same numbers."""
+CROP_DTYPE = np.dtype(
+    [
+        (name, "<i4")
+        for name in (
+            "index", "repeat", "flip", "filter", "top", "left", "height", "width",
+            "resized_height", "resized_width", "window_top", "window_left",
+        )
+    ]
+)  # fmt: skip
+"""One image of a micro-batch. Take image `index`, cut the box (top, left, height, width; pixels), resize it to
+resized_height x resized_width with `filter`, cut the square of the loader's size at (window_top, window_left) out of
+that, and flip it left to right if `flip` is 1. The C struct of `csrc/decode.h` has the same fields."""
+
 NUM_TRIES = 10
 """Boxes drawn before the central one is taken; torchvision's number."""
-DRAWS_PER_TRY = 4
-
-
-def _mix(x_N: np.ndarray) -> np.ndarray:
-    """Splitmix64, a bijective hash of uint64 arrays; overflow is meant."""
-    x_N = x_N + np.uint64(0x9E3779B97F4A7C15)
-    x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x_N ^ (x_N >> np.uint64(31))
-
-
-def _image_keys(indices_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    epoch_key = keyed_rng(seed, epoch, CROP_STREAM).integers(2**64, size=1, dtype=np.uint64)
-    return _mix(_mix(indices_N.astype(np.uint64)) ^ epoch_key)
-
-
-def _uniform(keys_N: np.ndarray, draw: int) -> np.ndarray:
-    """The `draw`-th number in [0, 1) of each key: counter-based, so draws may be taken in any order."""
-    offset = np.array([draw * 0xD1B54A32D192ED03 % 2**64], np.uint64)
-    return (_mix(keys_N + offset) >> np.uint64(11)) * 2.0**-53
+FLIP_DRAW, FILTER_DRAW, FIRST_BOX_DRAW, DRAWS_PER_TRY = CROP_DRAWS, CROP_DRAWS + 1, CROP_DRAWS + 2, 4
 
 
 def _central_boxes(heights_N: np.ndarray, widths_N: np.ndarray, ratio: tuple[float, float]) -> tuple[np.ndarray, ...]:
@@ -52,12 +48,15 @@ def seeded_crops(
     heights_N: np.ndarray,
     widths_N: np.ndarray,
     indices_N: np.ndarray,
+    repeats_N: np.ndarray,
     *,
     seed: int,
     epoch: int,
+    size: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     flip_probability: float,
+    interpolation: str,
 ) -> np.ndarray:
     """Random resized crops and flips, distributed as torchvision's RandomResizedCrop.
 
@@ -66,47 +65,66 @@ def seeded_crops(
 
     Args:
         heights_N: height of each image, in pixels; `widths_N` likewise.
-        indices_N: number of each image; with seed and epoch it decides the crop, wherever the row stands.
+        indices_N: number of each image, and `repeats_N` how often it was shown before in this epoch; with seed and
+            epoch they decide the crop, wherever the row stands.
+        size: height and width of the result, in pixels.
+        interpolation: bilinear, bicubic, or random (each image one of both, as timm's default).
 
     Returns:
-        int32 [N, 6]: INDEX, TOP, LEFT, HEIGHT, WIDTH, FLIP.
+        CROP_DTYPE [N].
     """
     heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
-    keys_N = _image_keys(indices_N, seed=seed, epoch=epoch)
-    rows = np.empty((len(indices_N), 6), np.int32)
-    rows[:, INDEX] = indices_N
-    rows[:, FLIP] = _uniform(keys_N, 0) < flip_probability
-    rows[:, TOP], rows[:, LEFT], rows[:, HEIGHT], rows[:, WIDTH] = _central_boxes(heights_N, widths_N, ratio)
+    keys_N = image_keys(indices_N, repeats_N, seed=seed, epoch=epoch)
+    rows = np.zeros(len(indices_N), CROP_DTYPE)
+    rows["index"], rows["repeat"] = indices_N, repeats_N
+    rows["flip"] = uniform(keys_N, FLIP_DRAW) < flip_probability
+    filters = np.array(FILTERS[interpolation])
+    rows["filter"] = filters[(uniform(keys_N, FILTER_DRAW) * len(filters)).astype(np.int64)]
+    rows["resized_height"] = rows["resized_width"] = size
+    rows["top"], rows["left"], rows["height"], rows["width"] = _central_boxes(heights_N, widths_N, ratio)
     log_ratio = np.log(ratio)
     pending = np.arange(len(indices_N))
     for attempt in range(NUM_TRIES):
         heights, widths, keys = heights_N[pending], widths_N[pending], keys_N[pending]
-        area_u, ratio_u, top_u, left_u = (_uniform(keys, 1 + attempt * DRAWS_PER_TRY + k) for k in range(DRAWS_PER_TRY))
+        first = FIRST_BOX_DRAW + attempt * DRAWS_PER_TRY
+        area_u, ratio_u, top_u, left_u = (uniform(keys, first + k) for k in range(DRAWS_PER_TRY))
         areas = heights * widths * (scale[0] + (scale[1] - scale[0]) * area_u)
         ratios = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * ratio_u)
         box_heights, box_widths = (np.rint(np.sqrt(x)).astype(np.int64) for x in (areas / ratios, areas * ratios))
         fits = (0 < box_heights) & (box_heights <= heights) & (0 < box_widths) & (box_widths <= widths)
         taken = pending[fits]
-        rows[taken, TOP] = (top_u * (heights - box_heights + 1))[fits]
-        rows[taken, LEFT] = (left_u * (widths - box_widths + 1))[fits]
-        rows[taken, HEIGHT], rows[taken, WIDTH] = box_heights[fits], box_widths[fits]
+        rows["top"][taken] = (top_u * (heights - box_heights + 1))[fits]
+        rows["left"][taken] = (left_u * (widths - box_widths + 1))[fits]
+        rows["height"][taken], rows["width"][taken] = box_heights[fits], box_widths[fits]
         pending = pending[~fits]
     return rows
 
 
 def centre_crops(
-    heights_N: np.ndarray, widths_N: np.ndarray, indices_N: np.ndarray, *, crop_fraction: float
+    heights_N: np.ndarray,
+    widths_N: np.ndarray,
+    indices_N: np.ndarray,
+    *,
+    size: int,
+    crop_fraction: float,
+    interpolation: str,
 ) -> np.ndarray:
-    """The central square whose side is `crop_fraction` of the shorter side, never flipped.
+    """timm's evaluation: resize the shorter side to ``floor(size / crop_fraction)``, cut the central square of `size`.
 
-    Resizing the shorter side to ``image_size / crop_fraction`` and cutting the central ``image_size`` square, as timm
-    evaluates, cuts the same square up to rounding.
+    The longer side is cut off to whole pixels and the window's corner rounded half to even, both as torchvision does,
+    so the pixels are those of published accuracies. `interpolation` "random" is bicubic here, as in timm.
 
     Returns:
-        int32 [N, 6]: INDEX, TOP, LEFT, HEIGHT, WIDTH, FLIP.
+        CROP_DTYPE [N].
     """
     heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
-    sides_N = np.maximum(1, np.rint(crop_fraction * np.minimum(heights_N, widths_N)).astype(np.int64))
-    tops_N, lefts_N = (np.rint((x - sides_N) / 2) for x in (heights_N, widths_N))
-    columns = (indices_N, tops_N, lefts_N, sides_N, sides_N, np.zeros(len(indices_N)))
-    return np.stack(columns, axis=1).astype(np.int32)
+    shorter = math.floor(size / crop_fraction)
+    shorter_N = np.minimum(heights_N, widths_N)
+    rows = np.zeros(len(indices_N), CROP_DTYPE)
+    rows["index"], rows["height"], rows["width"] = indices_N, heights_N, widths_N
+    rows["filter"] = FILTERS[interpolation][-1]
+    for axis, lengths_N in (("height", heights_N), ("width", widths_N)):
+        resized_N = np.where(lengths_N == shorter_N, shorter, (shorter * lengths_N / shorter_N).astype(np.int64))
+        rows[f"resized_{axis}"] = resized_N
+        rows["window_top" if axis == "height" else "window_left"] = np.rint((resized_N - size) / 2)
+    return rows

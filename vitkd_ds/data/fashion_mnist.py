@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from vitkd_ds.data.fields import check_beton, side_path
-from vitkd_ds.data.order import keyed_rng
+from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.pack import pack
 
 CLASSES = (

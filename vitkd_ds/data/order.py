@@ -7,20 +7,10 @@ there is nothing to save in a checkpoint but the seed, the epoch and the step.
 
 import numpy as np
 
+from vitkd_ds.data.draws import keyed_rng
+
 ORDER_STREAM = 1
 """Last part of the key of `train_order`, so that no other use of (seed, epoch) draws the same numbers."""
-
-
-def keyed_rng(*key: int) -> np.random.Generator:
-    """Make a random generator that depends on the whole key and on nothing else.
-
-    The key is hashed by SeedSequence, so neighbouring keys are as independent as distant ones: (8, 0) is not (7, 1), as
-    it would be with ``seed + epoch``. Philox is counter-based, and its stream is fixed across numpy versions.
-
-    Args:
-        key: non-negative integers, such as seed, epoch, step, rank; (1,) and (1, 0) are different keys.
-    """
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([len(key), *key])))
 
 
 def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:

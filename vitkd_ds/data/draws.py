@@ -1,0 +1,63 @@
+"""Random numbers that depend on (seed, epoch, image, repeat) and on nothing else.
+
+Crops, flips and augmentation of an image must not depend on the thread, rank or restart that decodes it, so there is no
+generator with a state: each image has a 64-bit key, and its n-th number is a hash of key and n. Numbers may be drawn
+in any order, for any selection of images, in numpy on the CPU or in torch on the images' device.
+"""
+
+import math
+
+import numpy as np
+
+IMAGE_STREAM = 2
+"""Last part of the epoch's key, so that no other use of (seed, epoch) draws the same numbers."""
+
+CROP_DRAWS, AUGMENT_DRAWS = 0, 1 << 10
+"""First draw number of the crops (with flip and filter) and of the augmentations of an image."""
+
+
+def keyed_rng(*key: int) -> np.random.Generator:
+    """Make a random generator that depends on the whole key and on nothing else.
+
+    The key is hashed by SeedSequence, so neighbouring keys are as independent as distant ones: (8, 0) is not (7, 1), as
+    it would be with ``seed + epoch``. Philox is counter-based, and its stream is fixed across numpy versions.
+
+    Args:
+        key: non-negative integers, such as seed, epoch, step; (1,) and (1, 0) are different keys.
+    """
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([len(key), *key])))
+
+
+def mix64(x_N: np.ndarray) -> np.ndarray:
+    """Splitmix64, a bijective hash of uint64 arrays; overflow is meant."""
+    x_N = x_N + np.uint64(0x9E3779B97F4A7C15)
+    x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x_N ^ (x_N >> np.uint64(31))
+
+
+def image_keys(indices_N: np.ndarray, repeats_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """The key of each image in an epoch.
+
+    Args:
+        indices_N: number of each image in its file.
+        repeats_N: how often the image was shown before in this epoch (repeated augmentation), below 2**16.
+
+    Returns:
+        uint64 [N].
+    """
+    epoch_key = keyed_rng(seed, epoch, IMAGE_STREAM).integers(2**64, size=1, dtype=np.uint64)
+    shown_N = indices_N.astype(np.uint64) | (repeats_N.astype(np.uint64) << np.uint64(48))
+    return mix64(mix64(shown_N) ^ epoch_key)
+
+
+def uniform(keys_N: np.ndarray, draw: int) -> np.ndarray:
+    """The `draw`-th number of each key, uniform in [0, 1): float64 [N]."""
+    offset = np.array([draw * 0xD1B54A32D192ED03 % 2**64], np.uint64)
+    return (mix64(keys_N + offset) >> np.uint64(11)) * 2.0**-53
+
+
+def normal(keys_N: np.ndarray, draw: int) -> np.ndarray:
+    """A standard normal number of each key, from its numbers `draw` and `draw` + 1: float64 [N]."""
+    radius_N = np.sqrt(-2 * np.log1p(-uniform(keys_N, draw)))
+    return radius_N * np.cos(2 * math.pi * uniform(keys_N, draw + 1))
