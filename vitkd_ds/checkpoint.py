@@ -26,7 +26,7 @@ TAG = re.compile(r"step\d{8}")
 FREE_KEYS = frozenset(
     {
         "workdir", "resume", "eval_every_epochs", "log_every_steps", "checkpoint.every_steps", "checkpoint.keep_last",
-        "data.train", "data.val", "data.num_workers", "teacher.placement", "compile",
+        "data.train", "data.val", "data.num_workers", "data.backend", "data.on_bad", "teacher.placement", "compile",
     }
 )  # fmt: skip
 """What may differ between a run and its continuation, as it changes what is learned by rounding at most. The data may

@@ -69,6 +69,7 @@ def evaluate_exported(
         image_size=description["image_size"],
         num_classes=len(description["classes"]),
         val_crop_fraction=description["val_crop_fraction"],
+        interpolation=description["interpolation"],
         max_val_images=run.data.max_val_images if run else 0,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,7 +82,7 @@ def evaluate_exported(
     elif teacher_checkpoint:
         raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
     loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, device=device)
-    if list(loader.info.classes) != description["classes"]:
+    if list(loader.classes) != description["classes"]:
         raise ValueError(f"{val} must have the student's classes in order, found others than in {folder / DESCRIPTION}")
     return evaluate(
         model,

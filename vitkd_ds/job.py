@@ -46,7 +46,8 @@ class Job:
             "normalization": asdict(self.normalization),
             "image_size": self.run.data.image_size,
             "val_crop_fraction": self.run.data.val_crop_fraction,
-            "classes": list(self.train_loader.info.classes),
+            "interpolation": self.run.data.interpolation,
+            "classes": list(self.train_loader.classes),
             "weights": "ema" if self.run.optim.ema_decay else "raw",
             "recipe": self.run.recipe,
         }
@@ -64,14 +65,16 @@ def build_job(run: Run, device: torch.device) -> Job:
     accumulation = whole // (micro * dist.world_size())
     ds_config = student_ds_config(run, micro_batch_size=micro, accumulation_steps=accumulation)
     shared = {"micro_batch_size": micro, "device": device, "seed": run.seed}
-    train_loader = build_loader(run.data, split="train", global_batch_size=whole, **shared, **ranks)
+    train_loader = build_loader(
+        run.data, split="train", augment=run.augment, global_batch_size=whole, **shared, **ranks
+    )
     val_loader = build_loader(run.data, split="val", **shared, **ranks)
 
-    check_classes(train_loader.info.classes, val_loader.info.classes, source="data.val")
+    check_classes(train_loader.classes, val_loader.classes, source="data.val")
     if run.teacher and run.teacher.checkpoint not in ("hub", "random"):
         beside = models.teacher_file(run.teacher).with_suffix(".json")
         if beside.is_file() and "classes" in (described := json.loads(beside.read_text())):
-            check_classes(train_loader.info.classes, tuple(described["classes"]), source=str(beside))
+            check_classes(train_loader.classes, tuple(described["classes"]), source=str(beside))
 
     torch.manual_seed(run.seed)  # the same student on every rank
     student = models.build_student(run.student, run.data)

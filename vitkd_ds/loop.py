@@ -133,10 +133,11 @@ def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: i
 def mixed(job: Job, images_BCHW: Tensor, labels_B: Tensor, *, step: int, micro: int) -> tuple[Tensor, Tensor]:
     """The micro-batch that both models see: fp32 images 0..255 and soft labels.
 
-    Every draw of a micro-batch is keyed by seed, step, micro-batch and rank, so there is no generator to save: the
-    mixing here, and ViTKD's mask and drop path through torch's generator, which is seeded here.
+    Every draw of a micro-batch is keyed by seed, step and the place of the micro-batch in the step, so there is no
+    generator to save and the number of ranks does not matter: the mixing here, and ViTKD's mask and drop path through
+    torch's generator, which is seeded here.
     """
-    rng = keyed_rng(job.run.seed, step, micro, dist.rank())
+    rng = keyed_rng(job.run.seed, step, micro * dist.world_size() + dist.rank())
     torch.manual_seed(int(rng.integers(2**63)))
     return mix(
         images_BCHW,
@@ -144,6 +145,7 @@ def mixed(job: Job, images_BCHW: Tensor, labels_B: Tensor, *, step: int, micro: 
         num_classes=job.run.data.num_classes,
         mixup_alpha=job.run.augment.mixup_alpha,
         cutmix_alpha=job.run.augment.cutmix_alpha,
+        mix_mode=job.run.augment.mix_mode,
         label_smoothing=job.run.losses.ce.label_smoothing,
         rng=rng,
     )
@@ -163,13 +165,18 @@ def _where(job: Job, step: int) -> str:
 
 
 def step_values(job: Job, steps_done: int) -> dict[str, float]:
-    """What else the log holds: epoch, learning rate, gradient norm before clipping, peak memory."""
-    return {
+    """What else the log holds: epoch, learning rate, gradient norm before clipping, peak memory, and how many images
+    all ranks skipped since the start, where they may. Collective."""
+    values = {
         "epoch": steps_done / job.plan.steps_per_epoch,
         "lr": lr_at(steps_done - 1, job.plan, job.run.optim, job.run.global_batch_size),
         "grad_norm": job.engine.grad_norm(),
         "memory_gib": peak_memory_gib(),
     }
+    if job.run.data.on_bad == "skip":
+        num_skipped = torch.tensor(job.train_loader.num_skipped, device=job.device)
+        values["images_skipped"] = dist.sum_over_ranks(num_skipped).item()
+    return values
 
 
 def evaluate_student(job: Job, log: MetricsLog, state: TrainState) -> None:

@@ -3,39 +3,88 @@
 import numpy as np
 import pytest
 
-from vitkd_ds.data.order import keyed_rng, rank_slice, train_order, val_shard
+from vitkd_ds.data.draws import keyed_rng
+from vitkd_ds.data.order import SAMPLE_DTYPE, quasi_random_order, random_order, rank_slice, val_shard
+
+PAGE = 100
 
 
-def test_an_epoch_shows_each_image_at_most_once_and_only_whole_global_batches():
-    order = train_order(103, seed=0, epoch=0, global_batch_size=10)
-    assert order.dtype == np.int64 and order.shape == (100,)
-    assert len(set(order)) == 100 and 0 <= order.min() and order.max() < 103
+def order_of(num_images, *, kind="random", seed=0, epoch=0, repeats=1, global_batch_size=12):
+    key = dict(seed=seed, epoch=epoch, repeats=repeats, global_batch_size=global_batch_size)
+    if kind == "random":
+        return random_order(num_images, **key)
+    offsets = 20 * np.arange(num_images, dtype=np.uint64)  # five images a page
+    return quasi_random_order(offsets, file_bytes=20 * num_images, page_bytes=PAGE, **key)
 
 
+def shards_of(samples, world_size, micro_batch_size):
+    sizes = dict(world_size=world_size, micro_batch_size=micro_batch_size)
+    return [rank_slice(samples, rank=rank, **sizes) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("kind", ["random", "quasi_random"])
+def test_an_epoch_shows_each_image_at_most_once_and_only_whole_global_batches(kind):
+    order = order_of(103, kind=kind, global_batch_size=10, epoch=3)
+    assert order.dtype == SAMPLE_DTYPE and order.shape == (100,) and (order["epoch"] == 3).all()
+    assert len(set(order["index"])) == 100 and 0 <= order["index"].min() and order["index"].max() < 103
+    assert not order["repeat"].any()
+
+
+@pytest.mark.parametrize("kind", ["random", "quasi_random"])
+@pytest.mark.parametrize("repeats", [2, 3, 5])
+def test_repeated_augmentation_shows_a_part_of_the_images_several_times_and_stays_as_long(kind, repeats):
+    order = order_of(100, kind=kind, repeats=repeats)
+    assert len(order) == 96 and len(set(order.tolist())) == 96
+    counts = np.bincount(order["index"])
+    assert len(counts[counts > 0]) >= 96 / repeats and counts.max() == repeats
+    assert (counts == repeats).sum() * repeats >= 96 - 12 * repeats
+    if kind == "random":  # copies meet in the same global batch, far from each other
+        places = [np.flatnonzero(order["index"] == i) for i in np.flatnonzero(counts == repeats)]
+        same_step = [p for p in places if len(set(p // 12)) == 1]
+        assert len(same_step) > len(places) / 2 and all(np.diff(p).min() >= 12 // repeats - 1 for p in same_step)
+
+
+@pytest.mark.parametrize("kind", ["random", "quasi_random"])
 @pytest.mark.parametrize("world_size, micro_batch_size", [(1, 12), (1, 3), (2, 6), (2, 3), (3, 4), (3, 2), (3, 1)])
-def test_a_step_has_the_same_set_of_images_at_any_number_of_ranks(world_size, micro_batch_size):
-    order = train_order(50, seed=3, epoch=2, global_batch_size=12)
-    shards = [
-        rank_slice(order, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size, global_batch_size=12)
-        for rank in range(world_size)
-    ]
+def test_a_step_has_the_same_set_of_images_at_any_number_of_ranks(kind, world_size, micro_batch_size):
+    order = order_of(50, kind=kind, seed=3, epoch=2)["index"]
+    shards = shards_of(order, world_size, micro_batch_size)
     steps = np.stack([shard.reshape(4, -1) for shard in shards], axis=1).reshape(4, 12)
     np.testing.assert_array_equal(np.sort(steps, axis=1), np.sort(order.reshape(4, 12), axis=1))
 
 
+def test_what_all_ranks_have_done_is_a_beginning_of_the_order_that_other_ranks_can_continue():
+    order = order_of(48)["index"]
+    done = np.concatenate([shard[: 3 * 2] for shard in shards_of(order, 2, 2)])
+    assert set(done) == set(order[:12])
+    rest = np.concatenate(shards_of(order[12:], 3, 4))
+    assert sorted([*done, *rest]) == sorted(order)
+
+
 def test_a_micro_batch_holds_the_same_images_at_one_and_two_ranks():
-    order = train_order(24, seed=0, epoch=0, global_batch_size=12)
-    one = rank_slice(order, rank=0, world_size=1, micro_batch_size=3, global_batch_size=12).reshape(-1, 3)
-    two = [
-        rank_slice(order, rank=r, world_size=2, micro_batch_size=3, global_batch_size=12).reshape(-1, 3) for r in (0, 1)
-    ]
+    order = order_of(24)["index"]
+    one = shards_of(order, 1, 3)[0].reshape(-1, 3)
+    two = [shard.reshape(-1, 3) for shard in shards_of(order, 2, 3)]
     assert {tuple(m) for m in one} == {tuple(m) for rank in two for m in rank}
 
 
-def test_neighbouring_seeds_and_epochs_give_different_orders():
-    orders = [tuple(train_order(40, seed=s, epoch=e, global_batch_size=40)) for s in (7, 8) for e in (0, 1)]
+@pytest.mark.parametrize("kind", ["random", "quasi_random"])
+def test_neighbouring_seeds_and_epochs_give_different_orders(kind):
+    orders = [tuple(order_of(48, kind=kind, seed=s, epoch=e)["index"]) for s in (7, 8) for e in (0, 1)]
     assert len(set(orders)) == 4
-    assert orders[0] == tuple(train_order(40, seed=7, epoch=0, global_batch_size=40))
+    assert orders[0] == tuple(order_of(48, kind=kind, seed=7, epoch=0)["index"])
+
+
+def test_a_quasi_random_order_reads_few_pages_at_a_time_in_each_lane(monkeypatch):
+    monkeypatch.setattr("vitkd_ds.data.order.WINDOW_BYTES", 4 * 10 * 20)  # ten images of 20 bytes in each of 4 lanes
+    order = order_of(4000, kind="quasi_random", global_batch_size=20)["index"].reshape(-1, 4, 5)
+    for lane in range(4):
+        pages = order[:, lane] // 5
+        per_window = [len(set(pages[first : first + 2].ravel())) for first in range(0, len(pages), 2)]
+        assert max(per_window) <= 4  # two whole pages, or parts of up to four
+    steps = order.reshape(-1, 20)
+    assert np.abs(np.corrcoef(steps[:, 0], np.arange(len(steps)))[0, 1]) < 0.2  # pages themselves are shuffled
+    assert len({tuple(sorted(page % 5)) for page in order[:, 0]}) > 1
 
 
 def test_the_whole_key_decides_what_a_generator_draws():
@@ -45,13 +94,14 @@ def test_the_whole_key_decides_what_a_generator_draws():
 
 
 def test_too_few_images_for_a_global_batch_are_refused_with_both_numbers():
-    with pytest.raises(ValueError, match="found 9 training images and global_batch_size 10"):
-        train_order(9, seed=0, epoch=0, global_batch_size=10)
+    for kind in ("random", "quasi_random"):
+        with pytest.raises(ValueError, match="found 9 training images and global_batch_size 10"):
+            order_of(9, kind=kind, global_batch_size=10)
 
 
-def test_a_global_batch_that_the_ranks_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="found 10 and 4 x 2 = 8"):
-        rank_slice(np.arange(10), rank=0, world_size=2, micro_batch_size=4, global_batch_size=10)
+def test_images_that_the_ranks_cannot_share_are_refused():
+    with pytest.raises(ValueError, match="the 10 images left .* found 4 x 2"):
+        shards_of(np.arange(10), 2, 4)
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 7, 10])

@@ -3,13 +3,14 @@
 Separate because importing FFCV has effects on the whole process that must be undone in one place:
 
 * it calls ``torch.set_num_threads(1)``, and later sets torch's threads to its own number of decoder threads whenever
-  an epoch starts, from another thread. Here FFCV's switch is replaced by one that touches numba's threads only.
+  an epoch starts, from another thread. Here FFCV's switch is replaced by one that only notes the number.
 * ``ffcv.fields.rgb_image`` builds a two-entry ``numba.typed.Dict``, whose compilation is 2.8 of the 3.1 CPU-seconds of
   the import. FFCV reads it only from plain Python, so it gets a plain dict.
+* it compiles every operation and its file reader with numba, seconds for each loader. Ours is one call of compiled C++
+  per micro-batch (`vitkd_ds.data.decode`), so the compiler is switched off.
 """
 
 # ruff: noqa: E402
-import numba
 import numba.typed
 import torch
 
@@ -18,16 +19,16 @@ _typed_dict = numba.typed.Dict
 numba.typed.Dict = dict
 try:
     from ffcv.fields import IntField, RGBImageField
-    from ffcv.fields.rgb_image import IMAGE_MODES
-    from ffcv.libffcv import imdecode, resize_crop
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.loader.loader import Loader as FFCVLoader
-    from ffcv.loader.loader import OrderOption
     from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.memory_managers.base import MemoryContext, MemoryManager
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.graph import Graph
     from ffcv.pipeline.operation import Operation
     from ffcv.pipeline.pipeline_spec import PipelineSpec
+    from ffcv.reader import Reader
     from ffcv.types import ALLOC_TABLE_TYPE
     from ffcv.writer import DatasetWriter, handle_sample
 finally:
@@ -35,33 +36,28 @@ finally:
     torch.set_num_threads(_torch_threads)
 
 
-def _set_numba_threads(compiler: type, num_threads: int) -> None:
-    """Set the decoder threads of the calling thread, and nothing of torch."""
+def _note_num_threads(compiler: type, num_threads: int) -> None:
+    """Note the number of decoder threads, and leave numba and torch alone."""
     compiler.num_threads = num_threads
-    numba.set_num_threads(num_threads)
 
 
-Compiler.set_num_threads = classmethod(_set_numba_threads)
-
-MAX_DECODER_THREADS = numba.config.NUMBA_NUM_THREADS
-"""Most decoder threads numba gives this process: the CPUs it could use when it started."""
+Compiler.set_num_threads = classmethod(_note_num_threads)
+Compiler.set_enabled(False)
 
 __all__ = [
     "ALLOC_TABLE_TYPE",
     "AllocationQuery",
-    "Compiler",
     "DatasetWriter",
     "EpochIterator",
     "FFCVLoader",
-    "IMAGE_MODES",
+    "Graph",
     "IntField",
-    "MAX_DECODER_THREADS",
     "MemoryAllocator",
+    "MemoryContext",
+    "MemoryManager",
     "Operation",
-    "OrderOption",
     "PipelineSpec",
     "RGBImageField",
+    "Reader",
     "handle_sample",
-    "imdecode",
-    "resize_crop",
 ]

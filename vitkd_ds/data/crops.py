@@ -6,6 +6,7 @@ depends on which thread, rank or restart decodes the image, and the decoder hold
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,87 +45,92 @@ def _central_boxes(heights_N: np.ndarray, widths_N: np.ndarray, ratio: tuple[flo
     return (heights_N - box_heights_N) // 2, (widths_N - box_widths_N) // 2, box_heights_N, box_widths_N
 
 
-def seeded_crops(
-    heights_N: np.ndarray,
-    widths_N: np.ndarray,
-    indices_N: np.ndarray,
-    repeats_N: np.ndarray,
-    *,
-    seed: int,
-    epoch: int,
-    size: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    flip_probability: float,
-    interpolation: str,
-) -> np.ndarray:
+@dataclass(frozen=True)
+class TrainCrops:
     """Random resized crops and flips, distributed as torchvision's RandomResizedCrop.
 
     Area uniform in `scale`, width / height log-uniform in `ratio`, ten tries, then the largest central box within
     `ratio`.
-
-    Args:
-        heights_N: height of each image, in pixels; `widths_N` likewise.
-        indices_N: number of each image, and `repeats_N` how often it was shown before in this epoch; with seed and
-            epoch they decide the crop, wherever the row stands.
-        size: height and width of the result, in pixels.
-        interpolation: bilinear, bicubic, or random (each image one of both, as timm's default).
-
-    Returns:
-        CROP_DTYPE [N].
     """
-    heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
-    keys_N = image_keys(indices_N, repeats_N, seed=seed, epoch=epoch)
-    rows = np.zeros(len(indices_N), CROP_DTYPE)
-    rows["index"], rows["repeat"] = indices_N, repeats_N
-    rows["flip"] = uniform(keys_N, FLIP_DRAW) < flip_probability
-    filters = np.array(FILTERS[interpolation])
-    rows["filter"] = filters[(uniform(keys_N, FILTER_DRAW) * len(filters)).astype(np.int64)]
-    rows["resized_height"] = rows["resized_width"] = size
-    rows["top"], rows["left"], rows["height"], rows["width"] = _central_boxes(heights_N, widths_N, ratio)
-    log_ratio = np.log(ratio)
-    pending = np.arange(len(indices_N))
-    for attempt in range(NUM_TRIES):
-        heights, widths, keys = heights_N[pending], widths_N[pending], keys_N[pending]
+
+    seed: int
+    size: int
+    """Height and width of the result, in pixels."""
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip_probability: float
+    interpolation: str
+    """bilinear, bicubic, or random: each image one of both, timm's default."""
+
+    def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
+        """The crops of some images of one epoch; seed, epoch, image and repeat decide each, wherever it stands.
+
+        Args:
+            samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [N].
+            heights_N: height of each of them, in pixels; `widths_N` likewise.
+
+        Returns:
+            CROP_DTYPE [N].
+        """
+        heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
+        epoch = int(samples["epoch"][0]) if len(samples) else 0
+        keys_N = image_keys(samples["index"], samples["repeat"], seed=self.seed, epoch=epoch)
+        rows = np.zeros(len(samples), CROP_DTYPE)
+        rows["index"], rows["repeat"] = samples["index"], samples["repeat"]
+        rows["flip"] = uniform(keys_N, FLIP_DRAW) < self.flip_probability
+        filters = np.array(FILTERS[self.interpolation])
+        rows["filter"] = filters[(uniform(keys_N, FILTER_DRAW) * len(filters)).astype(np.int64)]
+        rows["resized_height"] = rows["resized_width"] = self.size
+        rows["top"], rows["left"], rows["height"], rows["width"] = _central_boxes(heights_N, widths_N, self.ratio)
+        pending = np.arange(len(samples))
+        for attempt in range(NUM_TRIES):
+            if len(pending) == 0:
+                break
+            heights, widths = heights_N[pending], widths_N[pending]
+            box_heights, box_widths, top_u, left_u = self._try(keys_N[pending], heights * widths, attempt)
+            fits = (0 < box_heights) & (box_heights <= heights) & (0 < box_widths) & (box_widths <= widths)
+            taken = pending[fits]
+            rows["top"][taken] = (top_u * (heights - box_heights + 1))[fits]
+            rows["left"][taken] = (left_u * (widths - box_widths + 1))[fits]
+            rows["height"][taken], rows["width"][taken] = box_heights[fits], box_widths[fits]
+            pending = pending[~fits]
+        return rows
+
+    def _try(self, keys_N: np.ndarray, areas_N: np.ndarray, attempt: int) -> tuple[np.ndarray, ...]:
+        """Height and width of a drawn box, and where in the room that is left its top and left lie, in [0, 1)."""
         first = FIRST_BOX_DRAW + attempt * DRAWS_PER_TRY
-        area_u, ratio_u, top_u, left_u = (uniform(keys, first + k) for k in range(DRAWS_PER_TRY))
-        areas = heights * widths * (scale[0] + (scale[1] - scale[0]) * area_u)
-        ratios = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * ratio_u)
+        area_u, ratio_u, top_u, left_u = (uniform(keys_N, first + k) for k in range(DRAWS_PER_TRY))
+        low, high = np.log(self.ratio)
+        areas = areas_N * (self.scale[0] + (self.scale[1] - self.scale[0]) * area_u)
+        ratios = np.exp(low + (high - low) * ratio_u)
         box_heights, box_widths = (np.rint(np.sqrt(x)).astype(np.int64) for x in (areas / ratios, areas * ratios))
-        fits = (0 < box_heights) & (box_heights <= heights) & (0 < box_widths) & (box_widths <= widths)
-        taken = pending[fits]
-        rows["top"][taken] = (top_u * (heights - box_heights + 1))[fits]
-        rows["left"][taken] = (left_u * (widths - box_widths + 1))[fits]
-        rows["height"][taken], rows["width"][taken] = box_heights[fits], box_widths[fits]
-        pending = pending[~fits]
-    return rows
+        return box_heights, box_widths, top_u, left_u
 
 
-def centre_crops(
-    heights_N: np.ndarray,
-    widths_N: np.ndarray,
-    indices_N: np.ndarray,
-    *,
-    size: int,
-    crop_fraction: float,
-    interpolation: str,
-) -> np.ndarray:
+@dataclass(frozen=True)
+class CentreCrops:
     """timm's evaluation: resize the shorter side to ``floor(size / crop_fraction)``, cut the central square of `size`.
 
     The longer side is cut off to whole pixels and the window's corner rounded half to even, both as torchvision does,
     so the pixels are those of published accuracies. `interpolation` "random" is bicubic here, as in timm.
-
-    Returns:
-        CROP_DTYPE [N].
     """
-    heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
-    shorter = math.floor(size / crop_fraction)
-    shorter_N = np.minimum(heights_N, widths_N)
-    rows = np.zeros(len(indices_N), CROP_DTYPE)
-    rows["index"], rows["height"], rows["width"] = indices_N, heights_N, widths_N
-    rows["filter"] = FILTERS[interpolation][-1]
-    for axis, lengths_N in (("height", heights_N), ("width", widths_N)):
-        resized_N = np.where(lengths_N == shorter_N, shorter, (shorter * lengths_N / shorter_N).astype(np.int64))
-        rows[f"resized_{axis}"] = resized_N
-        rows["window_top" if axis == "height" else "window_left"] = np.rint((resized_N - size) / 2)
-    return rows
+
+    size: int
+    crop_fraction: float
+    interpolation: str
+
+    def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
+        """As `TrainCrops.rows`; the epoch makes no difference."""
+        heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
+        shorter = math.floor(self.size / self.crop_fraction)
+        shorter_N = np.minimum(heights_N, widths_N)
+        rows = np.zeros(len(samples), CROP_DTYPE)
+        rows["index"], rows["height"], rows["width"] = samples["index"], heights_N, widths_N
+        rows["filter"] = FILTERS[self.interpolation][-1]
+        for lengths_N, resized, window in (
+            (heights_N, "resized_height", "window_top"),
+            (widths_N, "resized_width", "window_left"),
+        ):
+            rows[resized] = shorter * lengths_N // shorter_N
+            rows[window] = np.rint((rows[resized] - self.size) / 2)
+        return rows

@@ -1,12 +1,11 @@
-"""One pass over rows of an epoch's order with FFCV's thread, which always ends: with the rows, an error, or a break.
+"""One pass over samples of an epoch with FFCV's thread, which always ends: with the samples, an error, or a break.
 
 FFCV's iterator alone blocks for ever when its thread has died, blocks for ever in its thread when nobody takes the last
 micro-batch, and leaves the thread and its buffers behind when a loop is left early. Separate from the loader, which
-knows what the rows mean; this file knows how FFCV's thread behaves.
+knows what the samples mean; this file knows how FFCV's thread behaves.
 """
 
 import queue
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,27 +15,17 @@ from vitkd_ds.data.backend import EpochIterator, FFCVLoader
 POLL_S = 1.0
 """How often a waiting reader looks whether the decoding thread is alive."""
 
-_decoding = threading.Lock()
-"""Held while a micro-batch is decoded. Training's thread works ahead while validation's runs, and two at once would
-share the CPUs badly at best: numba's fallback threading layer ends the process on concurrent use."""
-
-
 class DecodingThread(EpochIterator):
     """FFCV's thread, with its death recorded in `error` in place of a traceback on stderr."""
 
     error: BaseException | None = None
 
     def run(self) -> None:
-        """Decode until the rows end or `shut` is called."""
+        """Decode until the samples end or `shut` is called."""
         try:
             super().run()
         except BaseException as error:  # handed over to the reader, which raises
             self.error = error
-
-    def run_pipeline(self, *args) -> tuple:
-        """Decode one micro-batch; FFCV's `run` calls this."""
-        with _decoding:
-            return super().run_pipeline(*args)
 
     def take(self) -> tuple | None:
         """Wait for the next micro-batch; None at the end. Raises RuntimeError when the thread has died."""
@@ -62,15 +51,15 @@ class DecodingThread(EpochIterator):
         self.join()
 
 
-def decoded(loader: FFCVLoader, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Decode the rows in order, a micro-batch at a time.
+def decoded(loader: FFCVLoader, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Decode the samples in order, a micro-batch at a time.
 
     Yields:
         images and status as `CropDecoder` gives them: views of FFCV's ring, valid until the next one is asked for.
     """
-    if len(rows) == 0:
+    if len(samples) == 0:
         return
-    thread = DecodingThread(loader, rows)
+    thread = DecodingThread(loader, samples)
     try:
         while (item := thread.take()) is not None:
             yield item[0]

@@ -1,32 +1,61 @@
 """The sharded loader: which rank decodes which image when, and the micro-batches it hands to the training loop.
 
-The order comes from `vitkd_ds.data.order`, the boxes from `vitkd_ds.data.crops`, the threads from FFCV. Nothing here
-is random and nothing has state between epochs, so any step of any epoch can be had at once and bit for bit.
+The order comes from `vitkd_ds.data.order`, the boxes from `vitkd_ds.data.crops`, pixels from one of two backends
+(`vitkd_ds.data.pipelines` on FFCV, `vitkd_ds.data.torchvision_images`), augmentation from `vitkd_ds.data.augment`.
+Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch can be had at once and bit for bit.
 `torch.distributed` is not imported: rank and world size are arguments.
 """
 
-import os
+import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from vitkd_ds.config import DataConfig
-from vitkd_ds.data.backend import MAX_DECODER_THREADS, FFCVLoader, OrderOption, PipelineSpec
-from vitkd_ds.data.crops import INDEX, centre_crops, seeded_crops
-from vitkd_ds.data.fashion_mnist import demo_beton
-from vitkd_ds.data.fields import BetonInfo, check_beton
-from vitkd_ds.data.iterate import decoded
-from vitkd_ds.data.order import accumulation_steps, check_rank, rank_slice, steps_per_epoch, train_order, val_shard
-from vitkd_ds.data.pipelines import DECODED, STATUS_TEXT, CropDecoder
+from vitkd_ds.config import AugmentConfig, DataConfig
+from vitkd_ds.data.augment import Augmenter
+from vitkd_ds.data.draws import image_keys
+from vitkd_ds.data.opened import SPLITS, open_images
+from vitkd_ds.data.order import (
+    SAMPLE_DTYPE,
+    accumulation_steps,
+    check_rank,
+    quasi_random_order,
+    random_order,
+    rank_slice,
+    steps_per_epoch,
+    val_shard,
+)
+
+logger = logging.getLogger(__name__)
 
 PADDING_LABEL = -1
-"""Label of a validation row that only fills a rank up and must not be counted."""
-SPLITS = ("train", "val")
-DEMO = "demo"
+"""Label of a validation row that must not be counted: it fills a rank up, or its image cannot be decoded."""
+MAX_REPLACEMENTS = 100
+"""Images tried in place of one that cannot be decoded."""
 CPU = torch.device("cpu")
+
+
+class Images(Protocol):
+    """An opened file or folder of images, in one of the two backends."""
+
+    path: str
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    """int64, a label per image."""
+
+    def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Decode samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is decoded), valid
+        until the next are asked for."""
+
+    def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same at once, for a few samples."""
+
+    def reason(self, sample: np.void, status: int) -> str:
+        """What is wrong with an image, ending the sentence "image 7 ..."."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +74,33 @@ class Loader:
     """Micro-batches of one split for one rank; made by `build_loader`.
 
     Attributes:
-        info: the checked .beton.
+        classes: names in label order.
         steps_per_epoch: optimizer steps of an epoch; in validation, the same as `num_batches`.
         num_batches: micro-batches per rank and epoch.
+        num_skipped: images of this rank so far that could not be decoded and were replaced (data.on_bad=skip).
     """
 
     def __init__(
         self,
-        ffcv: FFCVLoader,
-        info: BetonInfo,
+        images: Images,
         data: DataConfig,
+        augment: AugmentConfig,
         *,
         split: str,
         shard: Shard,
         seed: int,
         device: torch.device,
     ):
-        self.info = info
-        self._ffcv, self._data, self._shard, self._seed, self._device = ffcv, data, shard, seed, device
+        self.path, self.classes, self.num_skipped = images.path, images.classes, 0
+        self._images, self._data, self._shard, self._seed, self._device = images, data, shard, seed, device
         self._is_train = split == "train"
-        images, self._labels = ffcv.reader.metadata["f0"], ffcv.reader.metadata["f1"]
-        self._heights, self._widths = images["height"].astype(np.int64), images["width"].astype(np.int64)
+        self._repeats = augment.repeats
+        self._augmenter = Augmenter(augment if self._is_train else AugmentConfig())
+        self._state = {"epoch": 0, "images": 0}
+        check_rank(shard.rank, shard.world_size)
+        num_images = len(images.labels)
         if self._is_train:
-            self.steps_per_epoch = steps_per_epoch(info.num_images, global_batch_size=shard.global_batch_size)
+            self.steps_per_epoch = steps_per_epoch(num_images, global_batch_size=shard.global_batch_size)
             self._accumulation_steps = accumulation_steps(
                 world_size=shard.world_size,
                 micro_batch_size=shard.micro_batch_size,
@@ -75,117 +108,155 @@ class Loader:
             )
             self.num_batches = self.steps_per_epoch * self._accumulation_steps
         else:
-            self._num_val_images = min(info.num_images, data.max_val_images or info.num_images)
+            self._num_val_images = min(num_images, data.max_val_images or num_images)
             rows_per_rank = -(-self._num_val_images // shard.world_size)
             self.num_batches = self.steps_per_epoch = -(-rows_per_rank // shard.micro_batch_size)
-            self._accumulation_steps = 1
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Iterate over one epoch.
 
         Args:
-            epoch: decides order and crops in training; makes no difference in validation.
+            epoch: decides order, crops and augmentation in training; makes no difference in validation.
             start_step: optimizer steps of this epoch that are already done; what follows is bit for bit what an
                 uninterrupted epoch gives after them.
 
         Returns:
             Iterator over images_BCHW (uint8, RGB, channels last in memory) and labels_B (int64), both on the device
             and copies. In validation the last micro-batch may be smaller, equally on all ranks, and padding rows have
-            label -1. Leaving the loop early ends the decoding thread as soon as the iterator is dropped or closed.
+            label -1. Leaving the loop early ends the decoding as soon as the iterator is dropped or closed.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(
-                f"start_step must be in [0, {self.steps_per_epoch}], the steps per epoch of {str(self.info.path)!r}, "
+                f"start_step must be in [0, {self.steps_per_epoch}], the steps per epoch of {self.path!r}, "
                 f"found {start_step}: resume with the batch size and data the checkpoint was made with"
             )
-        rows, labels = self._train_rows(epoch) if self._is_train else self._val_rows()
-        done = start_step * self._accumulation_steps * self._shard.micro_batch_size
-        return self._micro_batches(rows[done:], labels[done:])
+        if self._is_train:
+            return self._train_epoch(epoch, start_step * self._shard.global_batch_size)
+        samples, labels = self._val_samples()
+        done = start_step * self._shard.micro_batch_size
+        return self._micro_batches(samples[done:], labels[done:])
 
-    def _train_rows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        shard = self._shard
-        global_batch_size = shard.global_batch_size
-        order = train_order(self.info.num_images, seed=self._seed, epoch=epoch, global_batch_size=global_batch_size)
-        indices = rank_slice(
-            order,
-            rank=shard.rank,
-            world_size=shard.world_size,
-            micro_batch_size=shard.micro_batch_size,
-            global_batch_size=global_batch_size,
-        )
-        rows = seeded_crops(
-            self._heights[indices],
-            self._widths[indices],
-            indices,
-            seed=self._seed,
-            epoch=epoch,
-            scale=self._data.crop_scale,
-            ratio=self._data.crop_ratio,
-            flip_probability=self._data.flip_probability,
-        )
-        return rows, self._labels[indices]
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Iterate over the rest of the current epoch, as `epoch` does; at its end the next one becomes current."""
+        per_micro_batch = self._shard.world_size * self._shard.micro_batch_size
+        with closing(self._train_epoch(self._state["epoch"], self._state["images"])) as micro_batches:
+            for micro_batch in micro_batches:
+                self._state["images"] += per_micro_batch
+                yield micro_batch
+        self._state = {"epoch": self._state["epoch"] + 1, "images": 0}
 
-    def _val_rows(self) -> tuple[np.ndarray, np.ndarray]:
+    def state_dict(self) -> dict[str, int]:
+        """Where `iter(loader)` stands: the epoch, the images that all ranks together have taken of it, and what the
+        order depends on. The same on all ranks when all have taken as many micro-batches."""
+        return self._state | self._identity()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue, at any number of ranks and any micro-batch size, with the very next image.
+
+        Raises:
+            ValueError: the state is of another seed, file length or global batch, or the ranks cannot share what is
+                left of the epoch.
+        """
+        for key, value in self._identity().items():
+            if state.get(key) != value:
+                raise ValueError(
+                    f"the loader's {key} must be the one that the state was saved with, found {value} and "
+                    f"{state.get(key)} in the state: give the same data, seed and batch size"
+                )
+        order = self._train_order(state["epoch"])[state["images"] :]
+        rank_slice(order, rank=0, world_size=self._shard.world_size, micro_batch_size=self._shard.micro_batch_size)
+        self._state = {"epoch": state["epoch"], "images": state["images"]}
+
+    def _identity(self) -> dict[str, int]:
+        if not self._is_train:
+            raise ValueError("only a training loader has a state, found split val: iterate over epoch(0)")
+        return {
+            "seed": self._seed,
+            "num_images": len(self._images.labels),
+            "global_batch_size": self._shard.global_batch_size,
+        }
+
+    def _train_epoch(self, epoch: int, num_done: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        sizes = {"world_size": self._shard.world_size, "micro_batch_size": self._shard.micro_batch_size}
+        samples = rank_slice(self._train_order(epoch)[num_done:], rank=self._shard.rank, **sizes)
+        return self._micro_batches(samples, self._images.labels[samples["index"]])
+
+    def _train_order(self, epoch: int) -> np.ndarray:
+        key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._shard.global_batch_size}
+        if self._data.order == "random":
+            return random_order(len(self._images.labels), repeats=self._repeats, **key)
+        return quasi_random_order(**self._images.layout(), repeats=self._repeats, **key)
+
+    def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
+        num_images = len(self._images.labels)
         indices, is_real = val_shard(self._num_val_images, rank=self._shard.rank, world_size=self._shard.world_size)
-        indices = indices * self.info.num_images // self._num_val_images  # spread evenly, as files are sorted by class
-        rows = centre_crops(
-            self._heights[indices], self._widths[indices], indices, crop_fraction=self._data.val_crop_fraction
-        )
-        return rows, np.where(is_real, self._labels[indices], PADDING_LABEL)
+        samples = np.zeros(len(indices), SAMPLE_DTYPE)
+        samples["index"] = indices * num_images // self._num_val_images  # spread evenly: files are sorted by class
+        return samples, np.where(is_real, self._images.labels[samples["index"]], PADDING_LABEL)
 
-    def _micro_batches(self, rows: np.ndarray, labels: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        copied, first, source = None, 0, decoded(self._ffcv, rows)
-        try:
-            for images_BHWC, status_B in source:
-                chunk = slice(first, first + len(images_BHWC))
-                self._check_status(rows[chunk, INDEX], status_B)
-                view = torch.from_numpy(images_BHWC)
-                if self._device.type == "cpu":
-                    images = view.clone()
-                else:
-                    images = view.to(self._device, non_blocking=True)  # FFCV pins its ring where there is a GPU
-                if self._device.type == "cuda":
-                    copied = torch.cuda.current_stream(self._device).record_event()
-                labels_B = torch.from_numpy(labels[chunk].astype(np.int64)).to(self._device, non_blocking=True)
-                yield images.permute(0, 3, 1, 2), labels_B
+    def _micro_batches(self, samples: np.ndarray, labels: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        copied, first = None, 0
+        with closing(self._images.decoded(samples)) as source:
+            try:
+                for images_BHWC, status_B in source:
+                    chunk = slice(first, first + len(images_BHWC))
+                    labels_B = labels[chunk].astype(np.int64)
+                    if status_B.any():
+                        self._handle_bad(samples[chunk], images_BHWC, labels_B, status_B)
+                    images_BCHW = self._on_device(images_BHWC).permute(0, 3, 1, 2)
+                    if self._device.type == "cuda":
+                        copied = torch.cuda.current_stream(self._device).record_event()
+                    yield self._augmented(images_BCHW, samples[chunk]), self._on_device(labels_B)
+                    if copied is not None:
+                        copied.synchronize()  # asking for the next micro-batch lets FFCV overwrite this one
+                    first = chunk.stop
+            finally:
                 if copied is not None:
-                    copied.synchronize()  # asking for the next micro-batch lets FFCV overwrite this one in the ring
-                first = chunk.stop
-        finally:
-            if copied is not None:
-                copied.synchronize()
-            source.close()
+                    copied.synchronize()
 
-    def _check_status(self, indices: np.ndarray, status_B: np.ndarray) -> None:
-        bad = np.flatnonzero(status_B != DECODED)
-        if len(bad):
-            reasons = "; ".join(
-                f"image {indices[i]} (class {self.info.classes[self._labels[indices[i]]]!r}) {STATUS_TEXT[status_B[i]]}"
-                for i in bad
+    def _on_device(self, values: np.ndarray) -> torch.Tensor:
+        view = torch.from_numpy(values)
+        # FFCV pins its ring where there is a GPU.
+        return view.clone() if self._device.type == "cpu" else view.to(self._device, non_blocking=True)
+
+    def _augmented(self, images_BCHW: torch.Tensor, samples: np.ndarray) -> torch.Tensor:
+        if self._augmenter.is_identity:
+            return images_BCHW
+        epoch = int(samples["epoch"][0])
+        keys_B = image_keys(samples["index"], samples["repeat"], seed=self._seed, epoch=epoch)
+        return self._augmenter(images_BCHW, keys_B)
+
+    def _handle_bad(self, samples: np.ndarray, images_BHWC: np.ndarray, labels_B: np.ndarray, status_B: Any) -> None:
+        """Raise, or with data.on_bad=skip put the next image that decodes in the place of each that does not."""
+        bad = np.flatnonzero(status_B)
+        reasons = "; ".join(self._named(samples[i], status_B[i]) for i in bad)
+        if self._data.on_bad == "stop":
+            raise ValueError(
+                f"each image of {self.path!r} must decode, but {reasons}: pack the images again, or go on without "
+                f"it with --data.on_bad=skip"
             )
-            raise ValueError(f"each image of {str(self.info.path)!r} must decode, but {reasons}: pack the images again")
+        logger.warning("%r: %s; skipped", self.path, reasons)
+        for i in bad:
+            self.num_skipped += 1
+            if self._is_train:
+                images_BHWC[i], labels_B[i] = self._replacement(samples[i])
+            else:
+                labels_B[i] = PADDING_LABEL
 
+    def _named(self, sample: np.void, status: int) -> str:
+        label = self._images.labels[sample["index"]]
+        return f"image {sample['index']} (class {self.classes[label]!r}) {self._images.reason(sample, status)}"
 
-def _num_workers(data: DataConfig, local_world_size: int) -> int:
-    num_workers = data.num_workers or max(1, len(os.sched_getaffinity(0)) // local_world_size)
-    if num_workers > MAX_DECODER_THREADS:
+    def _replacement(self, sample: np.void) -> tuple[np.ndarray, int]:
+        others = np.repeat(sample[None] if isinstance(sample, np.ndarray) else np.array([sample]), 1)
+        for _ in range(MAX_REPLACEMENTS):
+            others["index"] = (others["index"] + 1) % len(self._images.labels)
+            images, status = self._images.decode(others)
+            if status[0] == 0:
+                return images[0], self._images.labels[others["index"][0]]
         raise ValueError(
-            f"data.num_workers must be at most the {MAX_DECODER_THREADS} CPUs this process has, found {num_workers}: "
-            f"lower it, set 0 for automatic, or give the job more CPUs"
-        )
-    return num_workers
-
-
-def _check_classes(info: BetonInfo, labels: np.ndarray, data: DataConfig, key: str) -> None:
-    if len(info.classes) != data.num_classes:
-        raise ValueError(
-            f"{key} must have data.num_classes={data.num_classes} classes, found {len(info.classes)} in "
-            f"{str(info.path)!r}: set --data.num_classes={len(info.classes)} or give other images"
-        )
-    if labels.min() < 0 or labels.max() >= data.num_classes:
-        raise ValueError(
-            f"labels of {key} must be in [0, {data.num_classes}), found {labels.min()} to {labels.max()} in "
-            f"{str(info.path)!r}: pack the images again"
+            f"one of the {MAX_REPLACEMENTS} images after image {sample['index']} of {self.path!r} must decode, found "
+            f"none: copy the file again, or pack it again"
         )
 
 
@@ -193,6 +264,7 @@ def build_loader(
     data: DataConfig,
     *,
     split: str,
+    augment: AugmentConfig | None = None,
     rank: int = 0,
     world_size: int = 1,
     micro_batch_size: int,
@@ -201,37 +273,27 @@ def build_loader(
     device: torch.device = CPU,
     local_world_size: int = 1,
 ) -> Loader:
-    """Open a .beton for one rank; everything that can be wrong with it is said here, before training.
+    """Open the images of one split for one rank; everything that can be wrong with them is said here, before training.
 
     Args:
         data: where the images are and how they are cropped; "demo" as a path is the data inside the package.
         split: train (shuffled, random crops, whole global batches) or val (each image once, centre crops).
+        augment: what follows the crop in training, on the device; mixing is left to `vitkd_ds.data.mixing`. None is
+            nothing.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
         device: where micro-batches are put.
         local_world_size: ranks on this node, which share its CPUs when data.num_workers is 0.
 
     Raises:
-        ValueError: an unfit file, class count, label, batch size, rank or number of workers.
+        ValueError: an unfit file, class count, label, batch size or rank.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size must be at least 1, found {micro_batch_size}")
-    path = data.train if split == "train" else data.val
-    info = check_beton(demo_beton(split) if path == DEMO else Path(path))
-    if global_batch_size is None:
-        global_batch_size = micro_batch_size * world_size
-    shard = Shard(rank, world_size, micro_batch_size, global_batch_size)
-    check_rank(rank, world_size)
-    ffcv = FFCVLoader(
-        str(info.path),
-        batch_size=micro_batch_size,
-        num_workers=_num_workers(data, local_world_size),
-        os_cache=True,
-        order=OrderOption.SEQUENTIAL,
-        drop_last=False,
-        pipelines={"image": PipelineSpec("image", decoder=CropDecoder(data.image_size)), "label": None},
+    shard = Shard(rank, world_size, micro_batch_size, global_batch_size or micro_batch_size * world_size)
+    images = open_images(
+        data, split=split, seed=seed, micro_batch_size=micro_batch_size, local_world_size=local_world_size
     )
-    _check_classes(info, ffcv.reader.metadata["f1"], data, f"data.{split}")
-    return Loader(ffcv, info, data, split=split, shard=shard, seed=seed, device=device)
+    return Loader(images, data, augment or AugmentConfig(), split=split, shard=shard, seed=seed, device=device)

@@ -5,12 +5,21 @@ same images in a step at any number of ranks, a resumed epoch equal to an uninte
 there is nothing to save in a checkpoint but the seed, the epoch and the step.
 """
 
+import math
+
 import numpy as np
 
 from vitkd_ds.data.draws import keyed_rng
 
+SAMPLE_DTYPE = np.dtype([("index", "<i8"), ("repeat", "<i4"), ("epoch", "<i4")])
+"""One place in the order of an epoch: an image's number in its file, and how often the epoch showed it before."""
+
 ORDER_STREAM = 1
-"""Last part of the key of `train_order`, so that no other use of (seed, epoch) draws the same numbers."""
+"""Last part of the key of an epoch's order, so that no other use of (seed, epoch) draws the same numbers."""
+MAX_LANES = 64
+"""Most parts of the file that a quasi-random order reads side by side; each rank serves a share of them."""
+WINDOW_BYTES = 4 * 2**30
+"""What all windows of a quasi-random order together keep in the page cache."""
 
 
 def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
@@ -23,15 +32,64 @@ def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
     return num_images // global_batch_size
 
 
-def train_order(num_images: int, *, seed: int, epoch: int, global_batch_size: int) -> np.ndarray:
+def random_order(
+    num_images: int, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1
+) -> np.ndarray:
     """Order in which an epoch shows the training images to all ranks together.
 
+    With `repeats`, the epoch shows a part of the images so many times each and stays as long, as DeiT's repeated
+    augmentation does; the copies of an image are in the same global batch, and as far apart in it as it allows.
+
     Returns:
-        int64 [steps_per_epoch * global_batch_size], each index at most once; the rest of the permutation, less than one
-        global batch, is left out of this epoch.
+        SAMPLE_DTYPE [steps_per_epoch * global_batch_size], each (index, repeat) at most once; the rest of the
+        permutation, less than one global batch, is left out of this epoch.
     """
     num_rows = steps_per_epoch(num_images, global_batch_size=global_batch_size) * global_batch_size
-    return keyed_rng(seed, epoch, ORDER_STREAM).permutation(num_images)[:num_rows].astype(np.int64)
+    order = keyed_rng(seed, epoch, ORDER_STREAM).permutation(num_images)[: -(-num_rows // repeats)]
+    samples = _repeated(order, repeats, epoch)[:num_rows].reshape(-1, global_batch_size)
+    apart = np.argsort(np.arange(global_batch_size) % repeats, kind="stable")
+    return samples[:, apart].reshape(-1)
+
+
+def quasi_random_order(
+    offsets_N: np.ndarray, *, file_bytes: int, page_bytes: int, seed: int, epoch: int, global_batch_size: int,
+    repeats: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """An order for files larger than memory: the file's pages are shuffled, and images within windows of pages.
+
+    The shuffled pages are dealt in equal parts to lanes, each of which gives its share of every global batch, shuffled
+    within a window of `WINDOW_BYTES` / lanes. So a rank reads the pages of its lanes only, one window after the other,
+    and the order is still the same at any number of ranks.
+
+    Args:
+        offsets_N: where each image lies in the file, in bytes.
+        file_bytes: size of the file; `page_bytes` of one of its pages.
+
+    Returns:
+        As `random_order`; here the copies of an image follow each other.
+    """
+    num_images = len(offsets_N)
+    num_steps = steps_per_epoch(num_images, global_batch_size=global_batch_size)
+    num_lanes = math.gcd(global_batch_size, MAX_LANES)
+    rows_per_lane = num_steps * global_batch_size // num_lanes
+    rng = keyed_rng(seed, epoch, ORDER_STREAM)
+    pages_N = offsets_N.astype(np.int64) // page_bytes
+    place_of_page = rng.permutation(int(pages_N.max()) + 1)
+    images_per_lane = -(-rows_per_lane // repeats)
+    order = np.lexsort((offsets_N, place_of_page[pages_N]))[: num_lanes * images_per_lane].reshape(num_lanes, -1)
+    window = max(1, int(num_images * WINDOW_BYTES / file_bytes / num_lanes))
+    for first in range(0, images_per_lane, window):
+        order[:, first : first + window] = rng.permuted(order[:, first : first + window], axis=1)
+    lanes = _repeated(order, repeats, epoch)[:, :rows_per_lane]
+    return lanes.reshape(num_lanes, num_steps, -1).transpose(1, 0, 2).reshape(-1)
+
+
+def _repeated(order: np.ndarray, repeats: int, epoch: int) -> np.ndarray:
+    samples = np.zeros((*order.shape[:-1], order.shape[-1] * repeats), SAMPLE_DTYPE)
+    samples["index"] = np.repeat(order, repeats, axis=-1)
+    samples["repeat"] = np.arange(samples.shape[-1]) % repeats
+    samples["epoch"] = epoch
+    return samples
 
 
 def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_size: int) -> int:
@@ -61,26 +119,23 @@ def micro_batch_size(*, world_size: int, limit: int, global_batch_size: int) -> 
     return max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
 
 
-def rank_slice(
-    order: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int, global_batch_size: int
-) -> np.ndarray:
-    """The part of an epoch's order that one rank decodes, in its own order.
+def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> np.ndarray:
+    """The part of an epoch's order, or of the rest of it, that one rank decodes, in its own order.
 
-    Each global batch is cut into consecutive micro-batches, dealt to the ranks in turn. So a micro-batch consists of
-    the same images at any number of ranks, and a step's global batch is the same set.
+    The order is cut into consecutive micro-batches, dealt to the ranks in turn. So a micro-batch consists of the same
+    images at any number of ranks, a step's global batch is the same set, and what all ranks have done at any time is
+    a beginning of the order.
 
-    Args:
-        order: int64, whole global batches, as `train_order` gives it.
-
-    Returns:
-        int64 [steps_per_epoch * accumulation * micro_batch_size].
+    Raises:
+        ValueError: the ranks cannot share what is left.
     """
     check_rank(rank, world_size)
-    accumulation = accumulation_steps(
-        world_size=world_size, micro_batch_size=micro_batch_size, global_batch_size=global_batch_size
-    )
-    assert len(order) % global_batch_size == 0, f"order of {len(order)} is not whole global batches"
-    return order.reshape(-1, accumulation, world_size, micro_batch_size)[:, :, rank].reshape(-1)
+    if len(samples) % (world_size * micro_batch_size):
+        raise ValueError(
+            f"the {len(samples)} images left in the epoch must be a multiple of micro-batch size x ranks, found "
+            f"{micro_batch_size} x {world_size}: resume where a global batch is complete, or with other sizes"
+        )
+    return samples.reshape(-1, world_size, micro_batch_size)[:, rank].reshape(-1)
 
 
 def val_shard(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:

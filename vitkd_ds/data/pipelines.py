@@ -1,89 +1,210 @@
-"""The FFCV operation that turns stored bytes into a square image: decode, crop, resize, flip.
+"""FFCV's pipeline with our decoder: one operation that turns samples of an epoch's order into square images.
 
-One operation serves training and validation, because where to cut is not decided here: FFCV hands an operation the
-slice of the epoch's order that makes a micro-batch, and the order we give it has a whole crop row per image
-(`vitkd_ds.data.crops`) in place of the bare image number. So the compiled code is free of randomness, needs no
-recompilation per epoch, and two iterators of different epochs may live side by side.
-
-Unlike FFCV's own decoders it reports an image that cannot be decoded (theirs leave the previous image's pixels in place
-and say nothing), and it decodes into a buffer per image in work, not per image in the ring, which saves
-``(batches_ahead + 2) * micro-batch * largest image`` bytes.
+FFCV hands an operation the slice of the order that makes a micro-batch, and the order we give it is a row per image
+(`vitkd_ds.data.order.SAMPLE_DTYPE`) in place of the bare number. The operation cuts (`vitkd_ds.data.crops`) and decodes
+(`vitkd_ds.data.decode`) in one call of compiled code, without the interpreter's lock. FFCV gives the thread that works
+ahead, the ring of pinned buffers, and CUDA's streams.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from vitkd_ds.data.backend import IMAGE_MODES, AllocationQuery, Compiler, Operation, imdecode, resize_crop
-from vitkd_ds.data.crops import FLIP, HEIGHT, INDEX, LEFT, TOP, WIDTH
+from vitkd_ds.data.backend import (
+    AllocationQuery,
+    FFCVLoader,
+    Graph,
+    MemoryContext,
+    MemoryManager,
+    Operation,
+    PipelineSpec,
+    Reader,
+)
+from vitkd_ds.data.crops import CentreCrops, TrainCrops
+from vitkd_ds.data.decode import STATUS_TEXT, Decoder
+from vitkd_ds.data.fields import BetonInfo, labels_of, stored_images
+from vitkd_ds.data.iterate import decoded
 
-DECODED = 0
-"""Status of an image whose pixels may be used."""
-BAD_JPEG = 1
-BAD_SIZE = 2
-STATUS_TEXT = {BAD_JPEG: "is a damaged JPEG", BAD_SIZE: "has another number of bytes than its height and width need"}
+BATCHES_AHEAD = 3
+"""Micro-batches decoded ahead; FFCV's ring holds two more."""
+READ_AHEAD = 8
+"""Micro-batches before an image is due that the page it lies on is asked for, in a quasi-random order."""
 
 
 class CropDecoder(Operation):
-    """Decoder of the image field: each row of the order names an image, a box in it and a flip.
+    """Decoder of the image field.
 
-    Gives a pair: uint8 images [micro-batch, size, size, 3], RGB, and an int32 status per image, `DECODED` or a reason.
-    The box is resized with OpenCV's INTER_AREA (a box filter down, bilinear up), the only one FFCV has.
-
-    Args:
-        size: height and width of the result, in pixels.
+    Gives a pair: uint8 images [micro-batch, size, size, 3], RGB, and an int32 status per image, one of
+    `vitkd_ds.data.decode`'s. An image with a status other than DECODED is black.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, crops: TrainCrops | CentreCrops, decoder: Decoder, *, num_threads: int):
         super().__init__()
-        self.size = size
+        self.crops, self.decoder, self.num_threads = crops, decoder, num_threads
 
     def declare_state_and_memory(self, previous_state):
         """Ask FFCV for the two output buffers, per image."""
-        image, status = AllocationQuery((self.size, self.size, 3), np.dtype("u1")), AllocationQuery((), np.dtype("i4"))
+        size = self.crops.size
+        image, status = AllocationQuery((size, size, 3), np.dtype("u1")), AllocationQuery((), np.dtype("i4"))
         return replace(previous_state, jit_mode=True, shape=image.shape, dtype=image.dtype), (image, status)
 
     def generate_code(self) -> Callable:
-        """Give FFCV the function to compile: called once per micro-batch, images in parallel."""
-        jpg, raw = IMAGE_MODES["jpg"], IMAGE_MODES["raw"]
-        read, images_range = self.memory_read, Compiler.get_iterator()
-        decode_jpeg, resize_box = Compiler.compile(imdecode), Compiler.compile(resize_crop)
-        mirror = Compiler.compile(_mirror)
+        """Give FFCV the function that it calls once per micro-batch."""
+        return self._decode
 
-        def decode(rows, buffers, metadata, storage_state):
-            images, status = buffers
-            for i in images_range(len(rows)):
-                row = rows[i]
-                stored = metadata[row[INDEX]]
-                content = read(stored["data_ptr"], storage_state)
-                height, width = np.int64(stored["height"]), np.int64(stored["width"])
-                pixels = content[:0].reshape(0, 0, 3)
-                status[i] = BAD_SIZE
-                if stored["mode"] == jpg:
-                    pixels = np.empty((height, width, 3), np.uint8)
-                    failed = decode_jpeg(content, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                    status[i] = BAD_JPEG if failed else DECODED
-                elif stored["mode"] == raw and content.size == height * width * 3:
-                    pixels = content.reshape(height, width, 3)
-                    status[i] = DECODED
-                if status[i] == DECODED:
-                    top, left = row[TOP], row[LEFT]
-                    resize_box(pixels, top, top + row[HEIGHT], left, left + row[WIDTH], images[i])
-                    if row[FLIP]:
-                        mirror(images[i])
-            return images[: len(rows)], status[: len(rows)]
+    def _decode(self, samples: np.ndarray, buffers: tuple, metadata, storage_state) -> tuple[np.ndarray, np.ndarray]:
+        images_BHWC, status_B = buffers
+        self.decode(samples, images_BHWC, status_B)
+        return images_BHWC, status_B
 
-        decode.is_parallel = True
-        return decode
+    def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
+        """Decode samples into the arrays given."""
+        stored = self.decoder.table[samples["index"]]
+        rows = self.crops.rows(samples, stored["height"], stored["width"])
+        self.decoder.decode(rows, images_BHWC, status_B, num_threads=self.num_threads)
 
 
-def _mirror(image_HWC: np.ndarray) -> None:
-    """Flip left and right in place; compiled by FFCV."""
-    width = image_HWC.shape[1]
-    for y in range(image_HWC.shape[0]):
-        for x in range(width // 2):
-            for c in range(3):
-                left = image_HWC[y, x, c]
-                image_HWC[y, x, c] = image_HWC[y, width - 1 - x, c]
-                image_HWC[y, width - 1 - x, c] = left
+class _NoMemory(MemoryManager, MemoryContext):
+    """FFCV's memory manager, for a pipeline that reads by itself. FFCV's own holds a set per image in Python's memory,
+    700 MB for ImageNet, and maps the file, which ends the process when another one shortens it."""
+
+    state_type, state = None, None
+
+    def __init__(self):
+        pass
+
+    def compile_reader(self):
+        return None
+
+    def schedule_epoch(self, batches):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+
+class CropLoader(FFCVLoader):
+    """The images of a .beton, through FFCV's loader with one `CropDecoder`: `vitkd_ds.data.loader.Images`.
+
+    Memory per rank: ``5 x micro-batch x size x size x 3`` bytes of ring, about 100 bytes per image of the file, and a
+    scratch of a few crops per thread.
+    """
+
+    def __init__(self, info: BetonInfo, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_threads: int,
+                 is_quasi_random: bool):  # fmt: skip
+        # Not super().__init__: it builds the original of the memory manager above, and nothing in it can be declined.
+        self.path = self.fname = str(info.path)
+        self.classes, self.labels = info.classes, labels_of(info)
+        self.batch_size, self.batches_ahead, self.num_workers = micro_batch_size, BATCHES_AHEAD, num_threads
+        self.traversal_order, self.recompile, self.memory_manager = None, False, _NoMemory()
+        self.reader = Reader(self.fname)
+        self.decoder = Decoder(info.path, stored_images(info))
+        self.operation = CropDecoder(crops, self.decoder, num_threads=num_threads)
+        self.field_name_to_f_ix = {name: i for i, name in enumerate(self.reader.field_names)}
+        self.graph = Graph(
+            {"image": PipelineSpec("image", decoder=self.operation)},
+            self.reader.handlers,
+            self.field_name_to_f_ix,
+            self.reader.metadata,
+            memory_read=None,
+        )
+        self.generate_code()
+        self._page_bytes, self._is_quasi_random = int(self.reader.page_size), is_quasi_random
+        self.reader.alloc_table = None  # 24 bytes per image, which the decoder's table holds already
+
+    def layout(self) -> dict[str, Any]:
+        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`."""
+        offsets_N = self.decoder.table["offset"]
+        return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
+
+    def reason(self, sample: np.void, status: int) -> str:
+        """What is wrong with an image, by its status."""
+        return STATUS_TEXT[int(status)]
+
+    def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
+        """Decode samples into the arrays given."""
+        stored = self.decoder.table[samples["index"]]
+        rows = self.crops.rows(samples, stored["height"], stored["width"])
+        self.decoder.decode(rows, images_BHWC, status_B, num_threads=self.num_threads)
+
+
+class _NoMemory(MemoryManager, MemoryContext):
+    """FFCV's memory manager, for a pipeline that reads by itself. FFCV's own holds a set per image in Python's memory,
+    700 MB for ImageNet, and maps the file, which ends the process when another one shortens it."""
+
+    state_type, state = None, None
+
+    def __init__(self):
+        pass
+
+    def compile_reader(self):
+        return None
+
+    def schedule_epoch(self, batches):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+
+class CropLoader(FFCVLoader):
+    """FFCV's loader around one `CropDecoder`; iterate with `vitkd_ds.data.iterate`, which is given the order.
+
+    Memory per rank: ``5 x micro-batch x size x size x 3`` bytes of ring, about 90 bytes per image of the file, and a
+    scratch of a few crops per thread.
+    """
+
+    def __init__(self, path: str, table: np.ndarray, crops: TrainCrops | CentreCrops, *, batch_size: int,
+                 num_threads: int, is_quasi_random: bool):  # fmt: skip
+        # Not super().__init__: it builds the memory manager above's original, and nothing in it can be declined.
+        self.fname, self.batch_size, self.batches_ahead = path, batch_size, BATCHES_AHEAD
+        self.num_workers, self.traversal_order, self.recompile = num_threads, None, False
+        self.reader, self.memory_manager = Reader(path), _NoMemory()
+        self.decoder = Decoder(path, table)
+        self.operation = CropDecoder(crops, self.decoder, num_threads=num_threads)
+        self.field_name_to_f_ix = {name: i for i, name in enumerate(self.reader.field_names)}
+        self.pipeline_specs = {"image": PipelineSpec("image", decoder=self.operation)}
+        self.graph = Graph(
+            self.pipeline_specs, self.reader.handlers, self.field_name_to_f_ix, self.reader.metadata, memory_read=None
+        )
+        self.generate_code()
+        self._page_bytes, self._is_quasi_random = int(self.reader.page_size), is_quasi_random
+        self.reader.alloc_table = None  # 24 bytes per image, which the table holds already
+
+    def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decode samples at once, in the calling thread: images and status as `CropDecoder` gives them."""
+        size = self.operation.crops.size
+        images_BHWC, status_B = np.zeros((len(samples), size, size, 3), np.uint8), np.zeros(len(samples), np.int32)
+        self.operation.decode(samples, images_BHWC, status_B)
+        return images_BHWC, status_B
+
+    def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Decode samples in order, a micro-batch at a time, some ahead; see `vitkd_ds.data.iterate.decoded`."""
+        source = decoded(self, samples)
+        if not self._is_quasi_random:
+            return source
+        return self._reading_ahead(source, samples)
+
+    def _reading_ahead(self, source: Iterator, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Ask the operating system for whole pages of the file before their images are due; it reads them meanwhile."""
+        asked: set[int] = set()
+        with closing(source):
+            for first in range(0, len(samples), self.batch_size):
+                soon = samples[first : first + READ_AHEAD * self.batch_size]
+                pages = set((self.decoder.table["offset"][soon["index"]] // self._page_bytes).tolist())
+                for page in sorted(pages - asked):
+                    os.posix_fadvise(
+                        self.decoder.fd, page * self._page_bytes, self._page_bytes, os.POSIX_FADV_WILLNEED
+                    )
+                asked |= pages
+                yield next(source)

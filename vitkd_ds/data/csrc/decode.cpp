@@ -1,0 +1,291 @@
+// From stored bytes to pixels: reading, checking, and decoding no more of a JPEG than its crop needs.
+#include "decode.h"
+
+#include <csetjmp>
+#include <cstdio>  // jpeglib.h needs FILE
+#include <cstring>
+
+#include <jpeglib.h>
+#include <jerror.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <thread>
+
+#include "resize.h"
+
+namespace {
+
+constexpr int MAX_THREADS = 256;
+constexpr size_t READ_BYTES = 1 << 18;       // read at a time where not all is needed at once
+constexpr long MAX_COEFFICIENT_BYTES = 1L << 29;  // a progressive JPEG is held whole: 89 megapixels in 4:4:4
+// Chroma is interpolated between neighbours, so a column at the edge of what is decoded differs from the same column
+// inside, and libjpeg interpolates in another way where there are only two columns of chroma.
+constexpr int MARGIN = 1, MIN_COLUMNS = 32;
+
+struct Call {
+  int fd;
+  uint64_t file_size;
+  StoredImage* table;
+  int64_t num_images;
+  const CropRow* rows;
+  int64_t num_rows;
+  int32_t size;
+  uint8_t* images;
+  int32_t* status;
+  std::atomic<int64_t> next{0};
+};
+
+bool row_is_valid(const CropRow& row, int height, int width, int size) {
+  const auto inside = [](int first, int length, int whole) {
+    return first >= 0 && length >= 1 && length <= whole && first <= whole - length;
+  };
+  return inside(row.top, row.height, height) && inside(row.left, row.width, width) &&
+         row.resized_height <= MAX_SIDE && inside(row.window_top, size, row.resized_height) &&
+         row.resized_width <= MAX_SIDE && inside(row.window_left, size, row.resized_width) &&
+         (row.flip == 0 || row.flip == 1) && (row.filter == BILINEAR || row.filter == BICUBIC);
+}
+
+// True if all bytes came. pread leaves the file's position alone, so threads may share the descriptor.
+bool read_at(int fd, uint8_t* out, size_t size, uint64_t offset) {
+  while (size) {
+    const ssize_t n = pread(fd, out, size, off_t(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    out += n, offset += n, size -= n;
+  }
+  return true;
+}
+
+// libjpeg's error handler, which leaves by longjmp: only libjpeg's own frames and read_jpeg's lie between.
+struct ErrorManager {
+  jpeg_error_mgr base;
+  jmp_buf escape;
+  Status status;
+};
+
+[[noreturn]] void give_up(j_common_ptr jpeg) {
+  ErrorManager* error = reinterpret_cast<ErrorManager*>(jpeg->err);
+  const int code = error->base.msg_code;
+  error->status = code == JERR_OUT_OF_MEMORY || code == JERR_NO_BACKING_STORE ? NO_MEMORY : BAD_JPEG;
+  std::longjmp(error->escape, 1);
+}
+
+// Warnings are level -1. These mean that pixels were lost and made up; the others do no harm.
+void give_up_if_pixels_are_lost(j_common_ptr jpeg, int level) {
+  if (level >= 0) return;
+  switch (jpeg->err->msg_code) {
+    case JWRN_JPEG_EOF:
+    case JWRN_HIT_MARKER:
+    case JWRN_HUFF_BAD_CODE:
+    case JWRN_ARITH_BAD_CODE:
+    case JWRN_MUST_RESYNC:
+    case JWRN_BOGUS_PROGRESSION:
+      give_up(jpeg);
+  }
+}
+
+void print_nothing(j_common_ptr) {}
+
+// What one thread needs: a libjpeg object, the bytes of an image, and the resizer, kept from row to row.
+class Worker {
+ public:
+  explicit Worker(Call* call) : call_(call) {}
+  ~Worker() { jpeg_destroy_decompress(&jpeg_); }
+  Worker(const Worker&) = delete;
+
+  void run() {
+    for (int64_t i; (i = call_->next.fetch_add(1, std::memory_order_relaxed)) < call_->num_rows;) {
+      const size_t image_bytes = size_t(call_->size) * call_->size * 3;
+      uint8_t* image = call_->images + i * image_bytes;
+      Status status;
+      try {
+        status = decode(call_->rows[i], image);
+      } catch (const std::bad_alloc&) {
+        status = NO_MEMORY;
+      }
+      if (status != DECODED) std::memset(image, 0, image_bytes);
+      call_->status[i] = status;
+    }
+  }
+
+ private:
+  Status decode(const CropRow& row, uint8_t* image);
+  Status check_raw(const StoredImage& stored);
+  Status decode_raw(const StoredImage& stored, const CropRow& row, uint8_t* image);
+  Status decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image);
+  Status read_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image);
+  void reserve(size_t size);
+
+  Call* const call_;
+  jpeg_decompress_struct jpeg_ = {};
+  ErrorManager error_ = {};
+  std::unique_ptr<uint8_t[]> bytes_;
+  size_t capacity_ = 0;
+  Resizer resizer_;
+};
+
+void Worker::reserve(size_t size) {
+  if (size <= capacity_) return;
+  bytes_.reset();
+  capacity_ = 0;
+  bytes_.reset(new uint8_t[size]);
+  capacity_ = size;
+}
+
+Status Worker::decode(const CropRow& row, uint8_t* image) {
+  if (row.index < 0 || row.index >= call_->num_images) return BAD_ROW;
+  StoredImage& shared = call_->table[row.index];
+  StoredImage stored = shared;
+  if (!row_is_valid(row, stored.height, stored.width, call_->size) || stored.mode > MODE_RAW) return BAD_ROW;
+  if (stored.offset > call_->file_size || stored.size > call_->file_size - stored.offset) return SHORT_READ;
+  stored.checked = !stored.has_crc || __atomic_load_n(&shared.checked, __ATOMIC_RELAXED);
+  const bool is_raw = stored.mode == MODE_RAW;
+  if (is_raw && stored.size != uint64_t(3) * stored.height * stored.width) return BAD_SIZE;
+  if (!is_raw) {
+    reserve(stored.size);
+    if (!read_at(call_->fd, bytes_.get(), stored.size, stored.offset)) return SHORT_READ;
+  }
+  if (!stored.checked) {
+    const Status status = is_raw ? check_raw(stored)
+                          : crc32_z(0, bytes_.get(), stored.size) == stored.crc32 ? DECODED : BAD_CRC;
+    if (status != DECODED) return status;
+    __atomic_store_n(&shared.checked, 1, __ATOMIC_RELAXED);
+  }
+  resizer_.plan(row, call_->size);
+  return is_raw ? decode_raw(stored, row, image) : decode_jpeg(stored, row, image);
+}
+
+// Compare the CRC of pixels that are not all needed.
+Status Worker::check_raw(const StoredImage& stored) {
+  reserve(READ_BYTES);
+  uLong crc = 0;
+  for (size_t done = 0, n; done < stored.size; done += n) {
+    n = std::min<size_t>(READ_BYTES, stored.size - done);
+    if (!read_at(call_->fd, bytes_.get(), n, stored.offset + done)) return SHORT_READ;
+    crc = crc32_z(crc, bytes_.get(), n);
+  }
+  return crc == stored.crc32 ? DECODED : BAD_CRC;
+}
+
+// Rows are read as they lie in the file, from the first needed pixel to the last.
+Status Worker::decode_raw(const StoredImage& stored, const CropRow& row, uint8_t* image) {
+  const Axis &across = resizer_.across, &down = resizer_.down;
+  const size_t stride = size_t(3) * stored.width, row_bytes = size_t(3) * (across.end - across.begin);
+  resizer_.open(stride, 0, image);
+  for (int y = down.begin; y < down.end; y += STRIP_ROWS) {
+    const int num_rows = std::min(STRIP_ROWS, down.end - y);
+    const uint64_t first = stored.offset + (row.top + y) * stride + size_t(3) * (row.left + across.begin);
+    if (!read_at(call_->fd, resizer_.strip(0), (num_rows - 1) * stride + row_bytes, first)) return SHORT_READ;
+    resizer_.push(num_rows);
+  }
+  return DECODED;
+}
+
+Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image) {
+  if (setjmp(error_.escape)) {
+    jpeg_abort_decompress(&jpeg_);
+    return error_.status;
+  }
+  try {
+    const Status status = read_jpeg(stored, row, image);
+    jpeg_abort_decompress(&jpeg_);
+    return status;
+  } catch (const std::bad_alloc&) {
+    jpeg_abort_decompress(&jpeg_);
+    throw;
+  }
+}
+
+// May be left by longjmp: keep nothing here that has a destructor.
+Status Worker::read_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image) {
+  jpeg_decompress_struct* jpeg = &jpeg_;
+  if (!jpeg->mem) {
+    jpeg->err = jpeg_std_error(&error_.base);
+    error_.base.error_exit = give_up;
+    error_.base.emit_message = give_up_if_pixels_are_lost;
+    error_.base.output_message = print_nothing;
+    jpeg_create_decompress(jpeg);
+    jpeg->mem->max_memory_to_use = MAX_COEFFICIENT_BYTES;
+  }
+  jpeg_mem_src(jpeg, bytes_.get(), stored.size);
+  jpeg_read_header(jpeg, TRUE);
+  if (jpeg->image_height != stored.height || jpeg->image_width != stored.width) return BAD_SIZE;
+  if (jpeg->num_components != 1 && jpeg->num_components != 3) return BAD_COLOURS;
+  jpeg->out_color_space = JCS_RGB;
+  jpeg->dct_method = JDCT_ISLOW;
+  jpeg->do_fancy_upsampling = TRUE;
+  jpeg_start_decompress(jpeg);
+
+  const Axis &across = resizer_.across, &down = resizer_.down;
+  const int first_column = row.left + across.begin, end_column = row.left + across.end;
+  const int first_row = row.top + down.begin, num_rows = down.end - down.begin;
+  int begin = std::max(0, first_column - MARGIN);
+  const int end = std::min<int>(stored.width, std::max(end_column + MARGIN, begin + MIN_COLUMNS));
+  begin = std::max(0, std::min(begin, end - MIN_COLUMNS));
+  JDIMENSION left = begin, width = end - begin;
+  jpeg_crop_scanline(jpeg, &left, &width);
+  if (first_row) jpeg_skip_scanlines(jpeg, first_row);
+
+  resizer_.open(size_t(3) * jpeg->output_width, size_t(3) * (first_column - left), image);
+  for (int y = 0; y < num_rows;) {
+    const int wanted = std::min(STRIP_ROWS, num_rows - y);
+    JSAMPROW rows[STRIP_ROWS];
+    for (int i = 0; i < wanted; i++) rows[i] = resizer_.strip(i);
+    for (int i = 0; i < wanted;) i += jpeg_read_scanlines(jpeg, rows + i, wanted - i);
+    resizer_.push(wanted);
+    y += wanted;
+  }
+  return DECODED;
+}
+
+void work(Call* call) { Worker(call).run(); }
+
+}  // namespace
+
+int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* rows, int64_t num_rows, int32_t size,
+                 int32_t num_threads, uint8_t* images, int32_t* status) {
+  struct stat file;
+  if (size < 1 || size > MAX_SIZE || num_threads < 1 || num_images < 0 || num_rows < 0) return -1;
+  const uint64_t file_size = fstat(fd, &file) == 0 ? uint64_t(file.st_size) : 0;
+  Call call{fd, file_size, table, num_images, rows, num_rows, size, images, status};
+  std::thread threads[MAX_THREADS];
+  const int64_t num_helpers = std::min<int64_t>({num_threads, num_rows, MAX_THREADS}) - 1;
+  try {
+    for (int64_t i = 0; i < num_helpers; i++) threads[i] = std::thread(work, &call);
+  } catch (const std::system_error&) {  // no more threads to be had: those that run take all rows
+  }
+  work(&call);
+  for (std::thread& thread : threads) {
+    if (thread.joinable()) thread.join();
+  }
+  return 0;
+}
+
+int vitkd_resize(const uint8_t* pixels, int32_t height, int32_t width, const CropRow* row, int32_t size, int32_t plain,
+                 uint8_t* image) {
+  if (size < 1 || size > MAX_SIZE || !row_is_valid(*row, height, width, size)) return BAD_ROW;
+  try {
+    Resizer resizer(plain);
+    resizer.plan(*row, size);
+    const Axis &across = resizer.across, &down = resizer.down;
+    const size_t stride = size_t(3) * width, row_bytes = size_t(3) * (across.end - across.begin);
+    resizer.open(stride, 0, image);
+    for (int y = down.begin; y < down.end; y += STRIP_ROWS) {
+      const int num_rows = std::min(STRIP_ROWS, down.end - y);
+      const uint8_t* first = pixels + (row->top + y) * stride + size_t(3) * (row->left + across.begin);
+      std::memcpy(resizer.strip(0), first, (num_rows - 1) * stride + row_bytes);
+      resizer.push(num_rows);
+    }
+    return DECODED;
+  } catch (const std::bad_alloc&) {
+    return NO_MEMORY;
+  }
+}
