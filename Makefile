@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test
+.PHONY: setup demo test wheels
 
 setup: .venv/.ready
 
-.venv/.ready: setup.py .ci/system_libraries
+.venv/.ready: setup.py .ci/system_libraries $(wildcard vitkd_ds/data/csrc/*)
 	PYTHON=$(PYTHON) sh .ci/system_libraries
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
@@ -24,3 +24,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# For nodes without a compiler or root: dist/*.whl carry their C++ libraries. README.md says how to install them.
+wheels: setup
+	sh .ci/wheels $(BIN)/python dist

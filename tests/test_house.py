@@ -19,7 +19,7 @@ ROWS = [
     "config",
     "models schedule metrics data",
     "engine teacher checkpoint evaluate distiller data.loader",
-    "job exported",
+    "job exported show",
     "loop recipes",
     "cli",
 ]

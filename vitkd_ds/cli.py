@@ -7,6 +7,7 @@ mistyped flag afterwards. So every value stays text, all flags arrive here, and 
 
 import inspect
 import sys
+from pathlib import Path
 from typing import Any
 
 import fire
@@ -25,7 +26,7 @@ def train_main() -> None:
 
 def main() -> None:
     """`vitkd-ds`: the console script."""
-    _run({"train": train, "pack": pack, "eval": evaluate, "export": export})
+    _run({"train": train, "pack": pack, "show": show, "eval": evaluate, "export": export})
 
 
 def _run(component: Any) -> None:
@@ -92,6 +93,21 @@ def pack(*words: str, **flags: str) -> None:
 
     info = pack_folder(src, dst, **values)
     print(f"{dst}: {info.num_images} images in {len(info.classes)} classes")
+
+
+@SetParseFn(str)
+def show(*words: str, **flags: str) -> None:
+    """Write a grid of augmented, mixed training images with their labels to a PNG.
+
+    Usage: show DATA [DST] [--recipe NAME] [--KEY=VALUE ...], where DATA is what --data.train takes, DST is show.png if
+    not given, and KEY any field of the run, such as augment.rand_augment or seed.
+    """
+    words = words if len(words) == 2 else (*words, "show.png")
+    data, dst = _words(words, "DATA [DST]")
+    run = parse_run((), flags | {"data.train": data})
+    from vitkd_ds.show import show as show_run
+
+    print(show_run(run, Path(dst)))
 
 
 @SetParseFn(str)

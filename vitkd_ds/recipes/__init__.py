@@ -9,6 +9,7 @@ from vitkd_ds.recipes.demo import demo, demo_plain, demo_teacher
 from vitkd_ds.recipes.imagenet import (
     deit_base_from_deit3_large,
     deit_small_from_deit3_base,
+    deit_small_from_deit3_base_3augment,
     deit_tiny_from_deit3_small,
 )
 
@@ -19,6 +20,7 @@ RECIPES: dict[str, Callable[[bool], Run]] = {
     "deit_tiny_from_deit3_small": deit_tiny_from_deit3_small,
     "deit_small_from_deit3_base": deit_small_from_deit3_base,
     "deit_base_from_deit3_large": deit_base_from_deit3_large,
+    "deit_small_from_deit3_base_3augment": deit_small_from_deit3_base_3augment,
 }
 
 

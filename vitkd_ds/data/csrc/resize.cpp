@@ -46,9 +46,9 @@ INLINE Sums widen(const uint8_t* p) {
   return __builtin_convertvector(bytes, Sums);
 }
 
-INLINE Bytes narrow(Sums sums) {
+INLINE Bytes narrow(const Sums& exact) {
   const Sums black = {}, white = black + 255;
-  sums >>= WEIGHT_BITS;
+  Sums sums = exact >> WEIGHT_BITS;
   sums = sums < black ? black : sums;
   sums = sums > white ? white : sums;
   return __builtin_convertvector(sums, Bytes);

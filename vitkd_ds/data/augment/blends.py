@@ -1,0 +1,52 @@
+"""Operations that blend an image with a plainer one of itself: Color with its greys, Sharpness with its smoothed twin.
+
+Pillow blends in float32 as plain + factor * (image - plain), clips and truncates; so do we, bit for bit on the CPU. A
+compiler that fuses the multiplication with the addition may change a level where the sum is within rounding of a whole
+number.
+"""
+
+import torch
+from torch import Tensor
+
+
+def planar(pixels_BHWC: Tensor) -> Tensor:
+    """The same image as contiguous planes [B, 3, H, W]: arithmetic that treats channels apart is slow on the other."""
+    return pixels_BHWC.permute(0, 3, 1, 2).contiguous()
+
+
+def grey_levels(planes_BCHW: Tensor) -> Tensor:
+    """Pillow's conversion from RGB to L, in 16-bit fixed point: int32 [B, H, W], 0 to 255."""
+    red, green, blue = planes_BCHW.int().unbind(1)
+    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+
+
+def _blend(plain: Tensor, image: Tensor, factor: Tensor) -> Tensor:
+    return (plain + factor * (image - plain)).clamp_(0, 255).to(torch.uint8)
+
+
+def color(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
+    """Blend with the image's greys: factor 0 is grey, 1 the image, above 1 more colourful; uint8 to uint8."""
+    planes_BCHW = planar(pixels_BHWC)
+    grey_B1HW = grey_levels(planes_BCHW)[:, None].float()
+    return _blend(grey_B1HW, planes_BCHW.float(), factors_B[:, None, None, None]).permute(0, 2, 3, 1).contiguous()
+
+
+def sharpness(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
+    """Blend with the smoothed image: factor 0 is smooth, 1 the image, above 1 sharper; uint8 to uint8.
+
+    Smooth is the rounded mean of the 3 x 3 neighbours, the centre counting five times; the outermost pixels have no
+    such mean and stay.
+    """
+    num_images, height, width, channels = pixels_BHWC.shape
+    if height < 3 or width < 3:
+        return pixels_BHWC.clone()
+    rows = pixels_BHWC.view(num_images, height, width * channels)
+    wide = rows.to(torch.int16)
+    across = wide[:, :, : -2 * channels] + wide[:, :, channels:-channels] + wide[:, :, 2 * channels :]
+    centre = wide[:, 1:-1, channels:-channels]
+    total = across[:, :-2] + across[:, 1:-1] + across[:, 2:] + 4 * centre
+    # Rounding by thirteenths never meets a tie: the quotient stays 1/26 away from whole numbers, so float32 is exact.
+    smooth = ((total.float() + 6.5) * (1 / 13)).floor_()
+    result = rows.clone()
+    result[:, 1:-1, channels:-channels] = _blend(smooth, centre.float(), factors_B[:, None, None])
+    return result.view(pixels_BHWC.shape)

@@ -1,0 +1,221 @@
+"""What happens to each image: operations, their arguments and rectangles, as functions of the images' keys.
+
+Apart from the pixels, and numpy only, so that nothing waits for the device and settings are checked without torch.
+Everything that changes pixels as a whole is a list of `Layer`s: RandAugment is n of them, 3-Augment one, colour jitter
+three. What timm offers beyond the published recipes is left out: weighted operations, uniform magnitudes.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from vitkd_ds.data.draws import AUGMENT_DRAWS, normal, uniform
+from vitkd_ds.terms import require
+
+RAND_AUGMENT_OPS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
+    "TranslateYRel",
+)
+"""timm's names and order; timm appends "Increasing" to those whose level depends on inc."""
+OPS = (*RAND_AUGMENT_OPS, "GaussianBlur")
+NO_OP = -1
+ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")
+LEVELS = 10.0
+"""Magnitude that stands for the full range of an operation."""
+SIGNED_RANGES = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
+"""Argument at full magnitude: degrees, pixels per pixel, parts of the width or height."""
+JITTER_ORDERS = tuple(permutations(("Brightness", "Contrast", "Color")))
+MIN_AREA, MAX_AREA = 0.02, 1 / 3
+LOG_ASPECT = math.log(1 / 0.3)
+ERASING_TRIES = 10
+
+MAX_LAYERS = 16
+DRAWS_PER_LAYER = 8
+DRAWS_PER_TRY = 4
+RAND_AUGMENT_DRAWS = AUGMENT_DRAWS
+THREE_AUGMENT_DRAWS = RAND_AUGMENT_DRAWS + MAX_LAYERS * DRAWS_PER_LAYER
+COLOR_JITTER_DRAWS = THREE_AUGMENT_DRAWS + 8
+ERASING_DRAWS = COLOR_JITTER_DRAWS + 8
+NOISE_DRAWS = 1 << 20
+"""First draw number of each purpose; erasing takes 1 + ERASING_TRIES * DRAWS_PER_TRY, its noise one per byte."""
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """RandAugment's settings; the defaults are timm's."""
+
+    magnitude: int = 10
+    num_layers: int = 2
+    probability: float = 0.5
+    """Of each layer to be applied."""
+    magnitude_std: float = 0.0
+    magnitude_max: int = 10
+    is_increasing: bool = False
+    """Posterize, Solarize and the enhancements grow stronger with the magnitude, as the others do."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation for each image of a micro-batch."""
+
+    op_B: np.ndarray
+    """Number in OPS, or NO_OP."""
+    argument_B: np.ndarray
+    """float64: degrees, factor, bits, threshold, radius; 0 where the operation takes none."""
+    is_cubic_B: np.ndarray
+    """Whether a geometric operation resamples bicubically, or else bilinearly."""
+
+
+@dataclass(frozen=True)
+class Rectangles:
+    """What random erasing replaces: images' positions in the micro-batch, and a rectangle for each, in pixels."""
+
+    members_R: np.ndarray
+    top_R: np.ndarray
+    left_R: np.ndarray
+    height_R: np.ndarray
+    width_R: np.ndarray
+
+
+PARTS = {
+    "m": ("magnitude", int),
+    "n": ("num_layers", int),
+    "p": ("probability", float),
+    "mstd": ("magnitude_std", float),
+    "mmax": ("magnitude_max", int),
+    "inc": ("is_increasing", int),
+}
+
+
+def parse_rand_augment(text: str) -> RandAugment:
+    """Read timm's notation, such as rand-m9-mstd0.5-inc1.
+
+    **Differs** from timm: a part it would pass over, a repeated part, weights (w, t) and a magnitude_std above 100
+    (there: uniform magnitudes) are refused.
+
+    Raises:
+        ValueError: names augment.rand_augment, the text and what is wrong with it.
+    """
+    key, settings = "augment.rand_augment", {}
+    head, *parts = text.split("-")
+    require(head == "rand", key, text, "start with rand-, such as rand-m9-mstd0.5-inc1")
+    for part in parts:
+        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+        known = match is not None and match[1] in PARTS
+        require(known, key, text, f"have the parts {' '.join(PARTS)}, each with a number, and no part {part!r}")
+        name, convert = PARTS[match[1]]
+        require(name not in settings, key, text, f"have each part once, and {match[1]} only in one")
+        require(convert is float or match[2].isdigit(), key, text, f"have a whole number in {part!r}")
+        settings[name] = convert(match[2])
+    policy = RandAugment(**settings)
+    require(1 <= policy.num_layers <= MAX_LAYERS, key, text, f"have n from 1 to {MAX_LAYERS}")
+    require(policy.probability <= 1, key, text, "have p from 0 to 1")
+    require(policy.magnitude_std <= 100, key, text, "have mstd from 0 to 100; uniform magnitudes are not offered")
+    require(policy.magnitude_max >= 1, key, text, "have mmax of 1 or more")
+    require(policy.is_increasing in (0, 1), key, text, "have inc0 or inc1")
+    return policy
+
+
+def level_arguments(
+    op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray, *, is_increasing: bool
+) -> np.ndarray:
+    """An operation's argument at each magnitude, as timm's level functions: float64 [N].
+
+    Args:
+        op: one of RAND_AUGMENT_OPS.
+        is_negative_N: sign of the geometric operations, and of the increasing enhancements' distance from 1.
+    """
+    level_N = magnitudes_N / LEVELS
+    sign_N = np.where(is_negative_N, -1.0, 1.0)
+    if op in SIGNED_RANGES:
+        return sign_N * (level_N * SIGNED_RANGES[op])
+    if op in ENHANCEMENTS:
+        return np.maximum(0.1, 1.0 + sign_N * (level_N * 0.9)) if is_increasing else level_N * 1.8 + 0.1
+    if op == "Posterize":
+        bits_N = np.trunc(level_N * 4)
+        return 4 - bits_N if is_increasing else bits_N
+    if op == "Solarize":
+        threshold_N = np.minimum(256, np.trunc(level_N * 256))
+        return 256 - threshold_N if is_increasing else threshold_N
+    if op == "SolarizeAdd":
+        return np.minimum(128, np.trunc(level_N * 110))
+    return np.zeros_like(level_N)
+
+
+def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation: str) -> list[Layer]:
+    """RandAugment's layers: operations uniform with replacement, magnitudes N(m, mstd) clipped to [0, mmax].
+
+    Args:
+        interpolation: bilinear, bicubic, or random (even odds for each application).
+    """
+    layers = []
+    for first in range(RAND_AUGMENT_DRAWS, RAND_AUGMENT_DRAWS + policy.num_layers * DRAWS_PER_LAYER, DRAWS_PER_LAYER):
+        op_B = (uniform(keys_B, first) * len(RAND_AUGMENT_OPS)).astype(np.int64)
+        magnitude_B = policy.magnitude + policy.magnitude_std * normal(keys_B, first + 2)
+        magnitude_B = np.clip(magnitude_B, 0, policy.magnitude_max)
+        is_negative_B = uniform(keys_B, first + 4) > 0.5
+        argument_B = np.zeros(len(keys_B))
+        for number, op in enumerate(RAND_AUGMENT_OPS):
+            its = op_B == number
+            argument_B[its] = level_arguments(
+                op, magnitude_B[its], is_negative_B[its], is_increasing=policy.is_increasing
+            )
+        op_B[uniform(keys_B, first + 1) >= policy.probability] = NO_OP
+        is_cubic_B = uniform(keys_B, first + 5) < {"bilinear": 0.0, "random": 0.5, "bicubic": 1.0}[interpolation]
+        layers.append(Layer(op_B, argument_B, is_cubic_B))
+    return layers
+
+
+def draw_three_augment(keys_B: np.ndarray) -> Layer:
+    """3-Augment: grey (colour factor 0), solarized above 128, or blurred with a radius from U(0.1, 2), at even odds."""
+    choice_B = (uniform(keys_B, THREE_AUGMENT_DRAWS) * 3).astype(np.int64)
+    op_B = np.array([OPS.index(op) for op in ("Color", "Solarize", "GaussianBlur")])[choice_B]
+    radius_B = 0.1 + 1.9 * uniform(keys_B, THREE_AUGMENT_DRAWS + 1)
+    return Layer(op_B, np.choose(choice_B, [0.0, 128.0, radius_B]), np.zeros(len(keys_B), bool))
+
+
+def draw_color_jitter(keys_B: np.ndarray, strength: float) -> list[Layer]:
+    """Brightness, contrast and saturation by factors from U(1 - strength, 1 + strength), in an order of its own."""
+    orders = np.array([[OPS.index(op) for op in order] for order in JITTER_ORDERS])
+    order_B3 = orders[(uniform(keys_B, COLOR_JITTER_DRAWS) * len(orders)).astype(np.int64)]
+    factors = np.ones((len(OPS), len(keys_B)))
+    for draw, op in enumerate(JITTER_ORDERS[0], start=COLOR_JITTER_DRAWS + 1):
+        factors[OPS.index(op)] = 1 - strength + 2 * strength * uniform(keys_B, draw)
+    no_cubic = np.zeros(len(keys_B), bool)
+    return [Layer(op_B, factors[op_B, np.arange(len(keys_B))], no_cubic) for op_B in order_B3.T]
+
+
+def draw_rectangles(keys_B: np.ndarray, *, probability: float, height: int, width: int) -> Rectangles:
+    """Random erasing's rectangles, as timm draws them.
+
+    Area from U(2 %, 1/3) of the image, height / width log-uniform in (0.3, 1 / 0.3), the first of ten tries that is
+    both lower and narrower than the image, at a place drawn uniformly; with no such try the image stays.
+    """
+    chosen_B = uniform(keys_B, ERASING_DRAWS) < probability
+    box_B4 = np.zeros((len(keys_B), 4), np.int64)
+    for first in range(ERASING_DRAWS + 1, ERASING_DRAWS + 1 + ERASING_TRIES * DRAWS_PER_TRY, DRAWS_PER_TRY):
+        area_B = height * width * (MIN_AREA + (MAX_AREA - MIN_AREA) * uniform(keys_B, first))
+        aspect_B = np.exp(LOG_ASPECT * (2 * uniform(keys_B, first + 1) - 1))
+        rows_B, columns_B = np.rint(np.sqrt(area_B * aspect_B)), np.rint(np.sqrt(area_B / aspect_B))
+        top_B = np.floor(uniform(keys_B, first + 2) * (height - rows_B + 1))
+        left_B = np.floor(uniform(keys_B, first + 3) * (width - columns_B + 1))
+        fits_B = (rows_B < height) & (columns_B < width) & (box_B4[:, 2:] == 0).all(1)
+        box_B4[fits_B] = np.stack([top_B, left_B, rows_B, columns_B], 1)[fits_B]
+    members_R = np.flatnonzero(chosen_B & (box_B4[:, 2:] > 0).all(1))
+    return Rectangles(members_R, *box_B4[members_R].T)
