@@ -27,4 +27,4 @@ test: setup
 
 # For nodes without a compiler or root: dist/*.whl carry their C++ libraries. README.md says how to install them.
 wheels: setup
-	sh .ci/wheels $(BIN)/python dist
+	sh .ci/wheels "$(CURDIR)/$(BIN)/python" dist

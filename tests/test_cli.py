@@ -42,6 +42,10 @@ def test_values_keep_their_text_and_convert_by_the_fields_type():
     ({"losses.ce.weight": "0", "recipe": "demo_plain"}, "at least one term"),
     ({"teacher.checkpoint": "random"}, "for --debug runs only"),
     ({"global_batch_size": "0"}, "global_batch_size must be positive, found 0"),
+    ({"augment.rand_augment": "m9"}, "augment.rand_augment must be in timm's notation"),
+    ({"augment.rand_augment": "rand-m9-q3"}, "augment.rand_augment"),
+    ({"augment.mix_mode": "pair"}, "augment.mix_mode must be one of batch, element"),
+    ({"data.on_bad": "ignore"}, "data.on_bad must be one of stop, skip"),
     ({"optim.ema_decay": "1"}, r"optim.ema_decay must be in \[0, 1\), found 1.0"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
@@ -58,11 +62,11 @@ def test_the_launchers_local_rank_is_no_option_of_ours_and_no_error():
     assert parse_run((), {"local_rank": "1"}) == parse_run((), {})
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name.startswith("deit")])
-def test_a_paper_recipe_refuses_to_train_without_its_augmentation(recipe):
-    with pytest.raises(ValueError, match=r"RandAugment \(rand-m9-mstd0.5-inc1\) and RandomErasing \(0.25\)"):
-        check_run(build_run(recipe))
-    check_run(build_run(recipe, debug=True))
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("debug", [False, True])
+def test_every_recipe_is_a_valid_run_with_the_same_augmentation_in_its_debug_size(recipe, debug):
+    check_run(build_run(recipe, debug=debug))
+    assert build_run(recipe, debug=debug).augment == build_run(recipe).augment
 
 
 def test_the_paper_recipes_are_the_papers():
@@ -71,6 +75,10 @@ def test_the_paper_recipes_are_the_papers():
     assert (run.optim.warmup_epochs, run.optim.min_lr, run.optim.clip_grad_norm) == (20, 1e-5, 5.0)
     assert (run.losses.vitkd.alpha, run.losses.vitkd.beta, run.losses.vitkd.mask_ratio) == (3e-5, 3e-6, 0.5)
     assert (run.losses.nkd.gamma, run.losses.nkd.temperature, run.losses.ce.label_smoothing) == (1.0, 1.0, 0.1)
+    augment, data = run.augment, run.data
+    assert (augment.rand_augment, augment.random_erasing, augment.repeats) == ("rand-m9-mstd0.5-inc1", 0.25, 1)
+    assert (augment.mixup_alpha, augment.cutmix_alpha, augment.mix_mode) == (0.8, 1.0, "batch")
+    assert (augment.interpolation, data.interpolation, data.val_crop_fraction) == ("bicubic", "bicubic", 0.875)
     assert run.student.drop_path_rate == 0.1 and run.optim.ema_decay == pytest.approx(1 - 4e-5)
     tiny = build_run("deit_tiny_from_deit3_small")
     assert tiny.student.drop_path_rate == 0 and tiny.optim.ema_decay == 0

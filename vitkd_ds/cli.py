@@ -68,6 +68,7 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:
         ValueError: a word that is no flag, an unknown flag, recipe or value; the nearest valid name is given.
     """
     from vitkd_ds.config import check_run
+    from vitkd_ds.data.augment.policy import parse_rand_augment
     from vitkd_ds.recipes import build_run
 
     flags = {key: text for key, text in flags.items() if key not in LAUNCHER_FLAGS}
@@ -76,23 +77,34 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:
     run = build_run(flags.pop("recipe", "demo"), debug=debug)
     run = apply_overrides(run, flags)
     check_run(run)
+    if run.augment.rand_augment:
+        parse_rand_augment(run.augment.rand_augment)
     return run
 
 
 @SetParseFn(str)
 def pack(*words: str, **flags: str) -> None:
-    """Write an ImageFolder tree as a .beton file.
+    """Write a set of images as a .beton file. Given again after a kill, the same command continues.
 
-    Usage: pack SRC DST [--write_mode jpg|raw|proportion] [--max_resolution 500] [--quality 90] [--workers N]
-    [--skip_bad]
+    Usage: pack SRC DST [--passthrough] [--max_resolution 500 | --short_side N] [--write_mode jpg|raw|proportion]
+    [--quality 90] [--shuffle] [--workers N] [--skip_bad] [--restart] [--labels FILE] [--classes FILE] [--split NAME],
+    where SRC is an ImageFolder tree, ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar (--labels: the devkit, or a
+    text file), WebDataset shards (a folder, a tar, or a pattern in quotes; --classes names the numbers), or a Hugging
+    Face data set (a save_to_disk folder, or a folder of parquet files; --split).
     """
-    types = {"write_mode": str, "max_resolution": int, "quality": int, "workers": int, "skip_bad": bool}
+    types = {"labels": str, "classes": str, "split": str, "write_mode": str, "max_resolution": int, "short_side": int}
+    types |= {"quality": int, "passthrough": bool, "shuffle": bool, "workers": int, "skip_bad": bool, "restart": bool}
     values = _plain_flags(flags, types)
     src, dst = _words(words, "SRC DST")
-    from vitkd_ds.data.pack import pack as pack_folder
+    from vitkd_ds.data.pack import pack as pack_images
 
-    info = pack_folder(src, dst, **values)
-    print(f"{dst}: {info.num_images} images in {len(info.classes)} classes")
+    try:
+        info = pack_images(src, dst, **values)
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"stopped before {dst} was complete")
+    print(f"{dst}: {info.num_images} images in {len(info.classes)} classes, {info.passthrough} of them as they were")
 
 
 @SetParseFn(str)

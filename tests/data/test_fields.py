@@ -1,13 +1,28 @@
 """A .beton that is not whole is refused before training, and says why."""
 
+import io
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from vitkd_ds.data.backend import DatasetWriter, IntField, RGBImageField
-from vitkd_ds.data.fields import FIELD_DTYPE, FIELDS, HEADER_DTYPE, check_beton, side_path
+from vitkd_ds.data.backend import DatasetWriter, IntField, Reader, RGBImageField
+from vitkd_ds.data.fields import (
+    FIELD_DTYPE,
+    FIELDS,
+    HEADER_DTYPE,
+    METADATA_DTYPE,
+    METADATA_START,
+    check_beton,
+    labels_of,
+    partial_path,
+    read_tables,
+    side_path,
+    stored_images,
+)
 
 
 @pytest.fixture
@@ -23,6 +38,7 @@ def test_a_whole_file_is_described_by_its_side_file(beton):
     assert info.path == beton and info.num_images == 22 and info.classes == ("a", "b")
     assert info.bytes == beton.stat().st_size and info.write_mode == "jpg"
     assert (info.max_height, info.max_width) == (90, 100)
+    assert (info.max_resolution, info.short_side, info.passthrough, info.shuffled) == (500, 0, 0, False)
 
 
 def test_our_view_of_the_header_is_ffcvs():
@@ -32,6 +48,77 @@ def test_our_view_of_the_header_is_ffcvs():
     assert [type_id for _, type_id in FIELDS] == [
         number for field in (RGBImageField, IntField) for number, kind in types.TYPE_ID_HANDLER.items() if kind is field
     ]
+
+
+def test_our_view_of_the_tables_is_ffcvs(beton):
+    reader, tables = Reader(str(beton)), read_tables(beton)
+    assert reader.metadata.dtype.itemsize == METADATA_DTYPE.itemsize
+    ours = {"mode": "mode", "width": "width", "height": "height", "offset": "data_ptr"}
+    for key, theirs in ours.items():
+        assert tables.metadata[key].tolist() == reader.metadata["f0"][theirs].tolist()
+    assert tables.metadata["label"].tolist() == reader.metadata["f1"].tolist()
+    for key, theirs in (("sample", "sample_id"), ("offset", "ptr"), ("size", "size")):
+        assert tables.allocations[key].tolist() == reader.alloc_table[theirs].tolist()
+    # FFCV reads whole pages, and finds an image's page by shifting its position.
+    last = tables.allocations["offset"] + tables.allocations["size"] - 1
+    assert (tables.allocations["offset"] // reader.page_size == last // reader.page_size).all()
+
+
+def test_images_and_labels_are_found_without_ffcv(beton):
+    info, content = check_beton(beton), beton.read_bytes()
+    images, labels = stored_images(info), labels_of(info)
+    assert labels.dtype == np.int64 and labels.tolist() == [0] * 11 + [1] * 11
+    assert len(images) == 22 and images["has_crc"].all() and not images["checked"].any()
+    for image in images:
+        stored = content[image["offset"] : image["offset"] + image["size"]]
+        assert zlib.crc32(stored) == image["crc32"]
+        assert Image.open(io.BytesIO(stored)).size == (image["width"], image["height"])
+
+
+def test_a_file_that_is_still_written_is_refused(tmp_path):
+    path = tmp_path / "x.beton"
+    partial_path(path).write_bytes(b"")
+    with pytest.raises(ValueError, match="still being packed, or its packing was interrupted"):
+        check_beton(path)
+    with pytest.raises(ValueError, match="must be a finished .beton"):
+        check_beton(partial_path(path))
+
+
+@pytest.mark.parametrize("where", ["header", "descriptors", "metadata", "allocations"])
+def test_a_flipped_bit_in_any_table_is_noticed(copy, where):
+    content = bytearray(copy.read_bytes())
+    end = int(np.frombuffer(content, HEADER_DTYPE, count=1)[0]["alloc_table_ptr"])
+    position = {"header": 4, "descriptors": METADATA_START - 1, "metadata": METADATA_START + 24 + 16}
+    content[position.get(where, end + 40)] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{copy.name}' must have tables of CRC32"):
+        check_beton(copy)
+
+
+def test_a_file_cut_inside_the_metadata_is_refused(copy):
+    content = copy.read_bytes()
+    for keep in (METADATA_START + 100, METADATA_START, HEADER_DTYPE.itemsize):
+        copy.write_bytes(content[:keep])
+        with pytest.raises(ValueError, match="must be (whole|[0-9]+ bytes long by its own header)"):
+            check_beton(copy)
+
+
+@pytest.mark.parametrize("rows", [0, 10.5])
+def test_a_file_cut_before_or_inside_the_allocation_table_is_refused(copy, rows):
+    content = copy.read_bytes()
+    end = int(np.frombuffer(content, HEADER_DTYPE, count=1)[0]["alloc_table_ptr"])
+    copy.write_bytes(content[: end + int(24 * rows)])
+    with pytest.raises(ValueError, match="bytes long by its own header"):
+        check_beton(copy)
+
+
+def test_a_header_whose_tables_overlap_is_refused(copy):
+    content = bytearray(copy.read_bytes())
+    offset = HEADER_DTYPE.fields["alloc_table_ptr"][1]
+    content[offset : offset + 8] = bytes(8)
+    copy.write_bytes(content)
+    with pytest.raises(ValueError, match="bytes long by its own header"):
+        check_beton(copy)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
@@ -107,8 +194,15 @@ def test_a_beton_without_its_side_file_is_refused(copy):
 @pytest.mark.parametrize("change, message", [
     ({"bytes": 1}, "must be 1 bytes long by its side file"),
     ({"num_images": 3}, "must hold 3 images"),
-    ({"format": 99}, "must have format 1"),
+    ({"format": 99}, "must have format 2"),
     ({"classes": None}, "classes is missing"),
+    ({"lengths": None}, "lengths is missing"),
+    ({"tables_crc32": 7}, "must have tables of CRC32 7 by its side file"),
+    ({"lengths": "AAAA"}, "must hold 32-bit numbers in base64 as 'lengths'"),
+    ({"crc32s": "no base64!"}, "must hold 32-bit numbers in base64 as 'crc32s'"),
+    ({"crc32s": 5}, "must hold 32-bit numbers in base64 as 'crc32s'"),
+    ({"crc32s": "AAAAAA=="}, "must give the length and CRC32 of the 22 images"),
+    ({"lengths": "AAAA" * 29 + "AA=="}, "must give the length and CRC32 of the 22 images"),
 ])  # fmt: skip
 def test_a_side_file_that_does_not_agree_is_refused(copy, change, message):
     values = json.loads(side_path(copy).read_text()) | change

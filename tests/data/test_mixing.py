@@ -24,8 +24,8 @@ def slow_targets(labels, smoothing):
     return targets
 
 
-def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0):
-    alphas = {"mixup_alpha": mixup, "cutmix_alpha": cutmix}
+def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0, mode="batch"):
+    alphas = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "mix_mode": mode}
     return mix(images, labels, num_classes=K, label_smoothing=smoothing, rng=rng, **alphas)
 
 
@@ -70,13 +70,14 @@ def test_cutmix_agrees_with_its_slow_twin_and_weighs_by_the_real_area():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("mode", ["batch", "element"])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixing_does_not_alter_its_input(kind, dtype):
+def test_mixing_does_not_alter_its_input(kind, mode, dtype):
     images, labels = micro_batch()
     images = images.to(dtype)
     before = images.clone()
     for seed in range(5):
-        run(images, labels, keyed_rng(seed), **{kind: 1.0})
+        run(images, labels, keyed_rng(seed), mode=mode, **{kind: 1.0})
     assert torch.equal(images, before)
 
 
@@ -96,11 +97,12 @@ def test_both_on_draws_each_at_about_even_odds():
     assert 110 < cut < 190
 
 
+@pytest.mark.parametrize("mode", ["batch", "element"])
 @pytest.mark.parametrize("mixup, cutmix", [(0, 0), (0.8, 0), (0, 1.0), (0.8, 1.0)])
-def test_targets_sum_to_one(mixup, cutmix):
+def test_targets_sum_to_one(mixup, cutmix, mode):
     images, labels = micro_batch()
     for seed in range(20):
-        _, targets = run(images, labels, keyed_rng(seed), mixup=mixup, cutmix=cutmix, smoothing=0.1)
+        _, targets = run(images, labels, keyed_rng(seed), mixup=mixup, cutmix=cutmix, smoothing=0.1, mode=mode)
         torch.testing.assert_close(targets.sum(1), torch.ones(B))
         assert (targets >= 0).all()
 
@@ -123,4 +125,56 @@ def test_a_micro_batch_of_one_is_mixed_with_itself():
 def test_the_memory_format_is_kept():
     images, labels = micro_batch()
     for alphas in ({}, {"mixup": 1.0}, {"cutmix": 1.0}):
-        assert run(images, labels, keyed_rng(0), **alphas)[0].is_contiguous(memory_format=torch.channels_last)
+        for mode in ("batch", "element"):
+            mixed, _ = run(images, labels, keyed_rng(0), mode=mode, **alphas)
+            assert mixed.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batch_mode_is_what_it_was_before_element_mode_came():
+    images, labels = micro_batch()
+    mixed, targets = run(images, labels, keyed_rng(7), mixup=0.8, cutmix=1.0, smoothing=0.1)
+    assert float(mixed.double().sum()) == pytest.approx(216275.998, abs=0.1)
+    np.testing.assert_allclose(targets[0], [0.02, 0.02, 0.1229, 0.02, 0.8171], atol=1e-4)
+
+
+def black_and_white(num_images):
+    """Image i has level i everywhere and label i, so that a pixel tells whose it is."""
+    levels = torch.arange(num_images, dtype=torch.uint8)
+    return levels[:, None, None, None].repeat(1, 3, 8, 12), levels.long()
+
+
+@pytest.mark.parametrize("mixup, cutmix", [(0.8, 0), (0, 1.0), (0.8, 1.0)])
+def test_element_mode_mixes_each_target_as_its_pixels(mixup, cutmix):
+    n, partners, lams, cut = 60, [], [], 0
+    images, labels = black_and_white(n)
+    alphas = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "mix_mode": "element"}
+    mixed, targets = mix(images, labels, num_classes=n, label_smoothing=0, rng=keyed_rng(0), **alphas)
+    for i in range(n):
+        others = [k for k in range(n) if k != i and targets[i, k] > 0]
+        partner = others[0] if others else i
+        lam = 1.0 if partner == i else float(targets[i, i])
+        assert len(others) <= 1 and abs(float(mixed[i].mean()) - (lam * i + (1 - lam) * partner)) < 1e-3
+        seen = set(mixed[i].unique().tolist())
+        cut += len(seen) == 2
+        assert seen == {float(i), float(partner)} or len(seen) == 1
+        assert bool(cutmix) or len(seen) == 1
+        partners += [partner] if 0 < lam < 1 else []
+        lams.append(lam)
+    assert len(set(partners)) == len(partners) > 40 and len(set(lams)) > 15
+    assert (cut > 40) if not mixup else (15 < cut < 45) if cutmix else cut == 0
+
+
+def test_element_mode_draws_lam_from_beta_and_boxes_of_that_area():
+    images, labels = black_and_white(250)
+    kwargs = {"num_classes": 250, "label_smoothing": 0, "mix_mode": "element", "cutmix_alpha": 0}
+    _, targets = mix(images, labels, mixup_alpha=0.8, rng=keyed_rng(1), **kwargs)
+    lam = targets.diagonal().numpy()
+    assert abs(lam.mean() - 0.5) < 0.08 and abs(lam.var() - 0.25 / 2.6) < 0.02  # Beta's variance: 1 / (4 (2 alpha + 1))
+
+
+def test_element_mode_takes_a_micro_batch_of_one():
+    images, labels = micro_batch()
+    for alphas in ({"mixup": 0.8}, {"cutmix": 1.0}):
+        mixed, targets = run(images[:1], labels[:1], keyed_rng(0), mode="element", **alphas)
+        torch.testing.assert_close(mixed, images[:1].float())
+        torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))

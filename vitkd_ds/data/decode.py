@@ -94,8 +94,8 @@ class Decoder:
 
     def __init__(self, path: str | os.PathLike, table: np.ndarray):
         _check("table", table, STORED_DTYPE, (None,), writeable=True)
-        self._path, self._table = os.fspath(path), table
-        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._path, self.table = os.fspath(path), table
+        self.fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
     def decode(self, rows: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray, *, num_threads: int) -> None:
         """Decode a micro-batch.
@@ -113,10 +113,10 @@ class Decoder:
         size = images_BHWC.shape[1] if isinstance(images_BHWC, np.ndarray) and images_BHWC.ndim == 4 else None
         _check("images_BHWC", images_BHWC, np.dtype("u1"), (len(rows), size, size, 3), writeable=True)
         _check("status_B", status_B, np.dtype("i4"), (len(rows),), writeable=True)
-        if self._fd is None:
+        if self.fd is None:
             raise ValueError(f"the decoder of {self._path!r} must be open, found it closed: make a new one")
-        arguments = (self._table.ctypes.data, len(self._table), rows.ctypes.data, len(rows), size, num_threads)
-        if _library.vitkd_decode(self._fd, *arguments, images_BHWC.ctypes.data, status_B.ctypes.data):
+        arguments = (self.table.ctypes.data, len(self.table), rows.ctypes.data, len(rows), size, num_threads)
+        if _library.vitkd_decode(self.fd, *arguments, images_BHWC.ctypes.data, status_B.ctypes.data):
             raise ValueError(
                 f"size must be in [1, 4096] and num_threads at least 1, found images_BHWC of size {size} and "
                 f"num_threads {num_threads}: set data.image_size and data.num_workers"
@@ -124,10 +124,10 @@ class Decoder:
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
     def __del__(self):
-        if getattr(self, "_fd", None) is not None:
+        if getattr(self, "fd", None) is not None:
             self.close()

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitkd_ds.data.fields import check_beton, side_path
+from vitkd_ds.data.fields import SIDE_FORMAT, check_beton, side_path
 from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.pack import pack
 
@@ -125,7 +125,7 @@ def demo_beton(split: str) -> Path:
     if split not in SUBSET_PER_CLASS:
         raise ValueError(f"split must be one of {', '.join(SUBSET_PER_CLASS)}, found {split!r}")
     content = (resources.files("vitkd_ds.data") / DEMO_DIR / ARCHIVE).read_bytes()
-    folder = cache_dir() / f"fashion_mnist_{hashlib.sha256(content).hexdigest()[:12]}"
+    folder = cache_dir() / f"fashion_mnist_{hashlib.sha256(content).hexdigest()[:12]}_{SIDE_FORMAT}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / f"{split}.lock", "w")

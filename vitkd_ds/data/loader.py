@@ -6,17 +6,17 @@ Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch c
 `torch.distributed` is not imported: rank and world size are arguments.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from vitkd_ds.config import AugmentConfig, DataConfig
 from vitkd_ds.data.augment import Augmenter
+from vitkd_ds.data.bad_images import PADDING_LABEL, BadImages
 from vitkd_ds.data.draws import image_keys
 from vitkd_ds.data.opened import SPLITS, open_images
 from vitkd_ds.data.order import (
@@ -30,12 +30,6 @@ from vitkd_ds.data.order import (
     val_shard,
 )
 
-logger = logging.getLogger(__name__)
-
-PADDING_LABEL = -1
-"""Label of a validation row that must not be counted: it fills a rank up, or its image cannot be decoded."""
-MAX_REPLACEMENTS = 100
-"""Images tried in place of one that cannot be decoded."""
 CPU = torch.device("cpu")
 
 
@@ -54,7 +48,7 @@ class Images(Protocol):
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same at once, for a few samples."""
 
-    def reason(self, sample: np.void, status: int) -> str:
+    def reason(self, index: int, status: int) -> str:
         """What is wrong with an image, ending the sentence "image 7 ..."."""
 
 
@@ -77,7 +71,6 @@ class Loader:
         classes: names in label order.
         steps_per_epoch: optimizer steps of an epoch; in validation, the same as `num_batches`.
         num_batches: micro-batches per rank and epoch.
-        num_skipped: images of this rank so far that could not be decoded and were replaced (data.on_bad=skip).
     """
 
     def __init__(
@@ -91,10 +84,11 @@ class Loader:
         seed: int,
         device: torch.device,
     ):
-        self.path, self.classes, self.num_skipped = images.path, images.classes, 0
+        self.path, self.classes = images.path, images.classes
         self._images, self._data, self._shard, self._seed, self._device = images, data, shard, seed, device
         self._is_train = split == "train"
         self._repeats = augment.repeats
+        self._bad_images = BadImages(images, on_bad=data.on_bad, is_train=self._is_train)
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig())
         self._state = {"epoch": 0, "images": 0}
         check_rank(shard.rank, shard.world_size)
@@ -111,6 +105,11 @@ class Loader:
             self._num_val_images = min(num_images, data.max_val_images or num_images)
             rows_per_rank = -(-self._num_val_images // shard.world_size)
             self.num_batches = self.steps_per_epoch = -(-rows_per_rank // shard.micro_batch_size)
+
+    @property
+    def num_skipped(self) -> int:
+        """Images of this rank so far that could not be decoded, where data.on_bad is skip."""
+        return self._bad_images.num_skipped
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Iterate over one epoch.
@@ -201,8 +200,7 @@ class Loader:
                 for images_BHWC, status_B in source:
                     chunk = slice(first, first + len(images_BHWC))
                     labels_B = labels[chunk].astype(np.int64)
-                    if status_B.any():
-                        self._handle_bad(samples[chunk], images_BHWC, labels_B, status_B)
+                    self._bad_images.handle(samples[chunk], images_BHWC, labels_B, status_B)
                     images_BCHW = self._on_device(images_BHWC).permute(0, 3, 1, 2)
                     if self._device.type == "cuda":
                         copied = torch.cuda.current_stream(self._device).record_event()
@@ -225,39 +223,6 @@ class Loader:
         epoch = int(samples["epoch"][0])
         keys_B = image_keys(samples["index"], samples["repeat"], seed=self._seed, epoch=epoch)
         return self._augmenter(images_BCHW, keys_B)
-
-    def _handle_bad(self, samples: np.ndarray, images_BHWC: np.ndarray, labels_B: np.ndarray, status_B: Any) -> None:
-        """Raise, or with data.on_bad=skip put the next image that decodes in the place of each that does not."""
-        bad = np.flatnonzero(status_B)
-        reasons = "; ".join(self._named(samples[i], status_B[i]) for i in bad)
-        if self._data.on_bad == "stop":
-            raise ValueError(
-                f"each image of {self.path!r} must decode, but {reasons}: pack the images again, or go on without "
-                f"it with --data.on_bad=skip"
-            )
-        logger.warning("%r: %s; skipped", self.path, reasons)
-        for i in bad:
-            self.num_skipped += 1
-            if self._is_train:
-                images_BHWC[i], labels_B[i] = self._replacement(samples[i])
-            else:
-                labels_B[i] = PADDING_LABEL
-
-    def _named(self, sample: np.void, status: int) -> str:
-        label = self._images.labels[sample["index"]]
-        return f"image {sample['index']} (class {self.classes[label]!r}) {self._images.reason(sample, status)}"
-
-    def _replacement(self, sample: np.void) -> tuple[np.ndarray, int]:
-        others = np.repeat(sample[None] if isinstance(sample, np.ndarray) else np.array([sample]), 1)
-        for _ in range(MAX_REPLACEMENTS):
-            others["index"] = (others["index"] + 1) % len(self._images.labels)
-            images, status = self._images.decode(others)
-            if status[0] == 0:
-                return images[0], self._images.labels[others["index"][0]]
-        raise ValueError(
-            f"one of the {MAX_REPLACEMENTS} images after image {sample['index']} of {self.path!r} must decode, found "
-            f"none: copy the file again, or pack it again"
-        )
 
 
 def build_loader(

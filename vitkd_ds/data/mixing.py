@@ -1,4 +1,4 @@
-"""Mixup and CutMix on a whole micro-batch, and label smoothing: integer labels in, soft targets out.
+"""Mixup, CutMix and label smoothing on a micro-batch: integer labels in, soft targets out.
 
 Written here although timm has both, because timm mixes each image with its mirror in the micro-batch, and the method's
 code (mmcls, as used by cls_KD) with a random partner. Normalisation happens elsewhere: values stay 0 to 255.
@@ -41,8 +41,9 @@ def mix(
     cutmix_alpha: float,
     label_smoothing: float,
     rng: np.random.Generator,
+    mix_mode: str = "batch",
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image of a micro-batch with a partner, by one of Mixup and CutMix for all, at even odds if both are on.
+    """Mix each image of a micro-batch with a partner, by one of Mixup and CutMix, at even odds if both are on.
 
     Mixup blends, ``lam * image + (1 - lam) * partner``; CutMix pastes a box of the partner, and lam becomes the part of
     the image that is left. lam is drawn from Beta(alpha, alpha), partners are a random permutation, and targets mix
@@ -54,6 +55,7 @@ def mix(
         mixup_alpha: 0 is off; `cutmix_alpha` likewise.
         label_smoothing: see `smooth_targets`.
         rng: the only source of randomness.
+        mix_mode: batch (one choice, lam and box for the micro-batch) or element (each image its own).
 
     Returns:
         images_BCHW float32 in the memory format of the input, and targets_BK float32, each row summing to 1.
@@ -63,6 +65,9 @@ def mix(
     alphas = [(kind, alpha) for kind, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)) if alpha > 0]
     if not alphas:
         return images, targets_BK
+    if mix_mode == "element":
+        return _mix_elements(images, targets_BK, alphas, rng)
+    assert mix_mode == "batch", f"mix_mode must be batch or element, found {mix_mode!r}"
     kind, alpha = alphas[int(rng.integers(len(alphas)))]
     lam = float(rng.beta(alpha, alpha))
     partner_B = torch.from_numpy(rng.permutation(len(images))).to(images.device)
@@ -74,3 +79,28 @@ def mix(
         images[:, :, top:bottom, left:right] = images_BCHW[partner_B, :, top:bottom, left:right].to(torch.float32)
         lam = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
     return images, lam * targets_BK + (1 - lam) * targets_BK[partner_B]
+
+
+def _mix_elements(
+    images_BCHW: Tensor, targets_BK: Tensor, alphas: list[tuple[str, float]], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """`mix` with an own draw for each image; takes float32 images and does not alter them."""
+    num_images, _, height, width = images_BCHW.shape
+    chosen_B = rng.integers(len(alphas), size=num_images)
+    alpha_B = np.array([alpha for _, alpha in alphas])[chosen_B]
+    is_cutmix_B = np.array([kind == "cutmix" for kind, _ in alphas])[chosen_B]
+    lam_B = rng.beta(alpha_B, alpha_B)
+    partner_B = torch.from_numpy(rng.permutation(num_images)).to(images_BCHW.device)
+    box_B4 = np.zeros((num_images, 4), np.int64)
+    for i in np.flatnonzero(is_cutmix_B):
+        box_B4[i] = top, bottom, left, right = cutmix_box(height, width, float(lam_B[i]), rng)
+        lam_B[i] = 1 - (bottom - top) * (right - left) / (height * width)
+    lam_B, box_B4, is_cutmix_B = (torch.from_numpy(x).to(images_BCHW.device) for x in (lam_B, box_B4, is_cutmix_B))
+    lam_B, (top, bottom, left, right) = lam_B.float(), box_B4[:, :, None].unbind(1)
+    y, x = torch.arange(height, device=images_BCHW.device), torch.arange(width, device=images_BCHW.device)
+    inside_BHW = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
+    # Weight of the image at each pixel: 0 or 1 under CutMix, so that its pixels stay exactly what they were.
+    weight_BHW = torch.where(is_cutmix_B[:, None, None], (~inside_BHW).float(), lam_B[:, None, None])
+    weight_B1HW = weight_BHW[:, None]
+    mixed_BCHW = weight_B1HW * images_BCHW + (1 - weight_B1HW) * images_BCHW[partner_B]
+    return mixed_BCHW, lam_B[:, None] * targets_BK + (1 - lam_B[:, None]) * targets_BK[partner_B]

@@ -1,142 +1,279 @@
-"""From a folder of images to a .beton: checks, the right page size, and a file that appears only when it is complete.
+"""From a set of images to a .beton: checks, a file that appears only when it is complete, and a way to go on.
 
-The images are re-encoded (JPEG 4:2:0 at `quality`, longest side at most `max_resolution`) or stored as pixels.
+The images are re-encoded (JPEG 4:2:0 at `quality`, scaled down to `max_resolution` or `short_side`), stored as pixels,
+or, with `passthrough`, stored as the JPEGs they are. Where they come from is in `vitkd_ds.data.sources`, what is stored
+of each in `vitkd_ds.data.images`, how in `vitkd_ds.data.writer`.
 """
 
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
-from vitkd_ds.data.backend import IntField, RGBImageField
-from vitkd_ds.data.fields import FIELDS, BetonInfo, read_num_images, side_path, side_text
-from vitkd_ds.data.images import ImageFolder, image_size, list_images
-from vitkd_ds.data.writer import BetonWriter
+import numpy as np
+
+from vitkd_ds.data.decode import STORED_DTYPE
+from vitkd_ds.data.draws import keyed_rng
+from vitkd_ds.data.fields import (
+    ALLOCATION_DTYPE,
+    FFCV_FORMAT,
+    FIELD_DTYPE,
+    FIELDS,
+    HEADER_DTYPE,
+    METADATA_DTYPE,
+    METADATA_START,
+    BetonInfo,
+    Tables,
+    read_tables,
+    side_path,
+    side_text,
+)
+from vitkd_ds.data.images import MAX_SIDE, Encoding
+from vitkd_ds.data.journal import Journal, open_journal, write_at
+from vitkd_ds.data.sources import Options, Source, open_source
+from vitkd_ds.data.verify import check_images
+from vitkd_ds.data.writer import PAGE_BYTES, Job, store_images
 
 logger = logging.getLogger(__name__)
 
 WRITE_MODES = ("jpg", "raw", "proportion")
 SUFFIX = ".beton"
-DEFAULT_PAGE_BYTES = 8 * 2**20
-"""FFCV's page; an image must fit into one."""
-MAX_PAGE_BYTES = 2**31
-"""The largest power of two that FFCV's 32-bit page size allows."""
-MAX_SIDE = 65535
-"""FFCV stores height and width in 16 bits."""
+MAX_RESOLUTION = 500
+"""Pixels of the longest side where nothing else is asked for: FFCV's recipe for ImageNet."""
+SHUFFLE_STREAM = 6
+"""Key of the one random order in which images are stored."""
 
 
 def pack(
     src: str | Path,
     dst: str | Path,
     *,
+    labels: str = "",
+    classes: str = "",
+    split: str = "",
     write_mode: str = "jpg",
-    max_resolution: int = 500,
+    max_resolution: int | None = None,
+    short_side: int = 0,
     quality: int = 90,
+    passthrough: bool = False,
+    shuffle: bool = False,
     workers: int = 0,
     skip_bad: bool = False,
+    restart: bool = False,
 ) -> BetonInfo:
-    """Write the images below `src` to the .beton `dst` and its side file.
+    """Write the images of `src` to the .beton `dst` and its side file. Called again after a kill, it continues.
 
     Args:
-        src: a folder with one folder per class, as torchvision's ImageFolder reads it; sorted names give the labels.
+        src: what `vitkd_ds.data.sources` knows: an ImageFolder tree, ImageNet's tars, shards, a Hugging Face folder.
         dst: a path ending in .beton that does not exist yet, in a folder that does.
+        labels: file with the labels of ImageNet's validation tar.
+        classes: file with a class name per line, for shards with numbers.
+        split: of a Hugging Face folder with several.
         write_mode: jpg (small, decoded when read), raw (pixels: fast and large), or proportion (half of each).
-        max_resolution: longest side in pixels, larger images are scaled down; 0 keeps every size.
-        quality: of the JPEGs, 1 to 100.
+        max_resolution: longest side in pixels, larger images are scaled down; 0 keeps every size. None is 500, and 0
+            with `passthrough` or `short_side`.
+        short_side: shorter side in pixels, larger images are scaled down; 0 does not. Not with `max_resolution`.
+        quality: of the JPEGs that are encoded here, 1 to 100.
+        passthrough: store plain JPEGs that need no scaling as they are; the others are encoded.
+        shuffle: store the images in a random order, the same each time, and not by class.
         workers: processes; 0 uses the CPUs this process may use.
         skip_bad: leave files out that do not decode, with a warning each, where otherwise the first one stops the job.
+        restart: throw away what an interrupted job left, where otherwise it is continued.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: an unfit argument, folder or file. Nothing is left behind.
-        RuntimeError: a worker failed or was killed. Nothing is left behind.
+        ValueError: an unfit argument, source or file, or another job writes `dst`.
+        RuntimeError: a worker failed or was killed, or the disk is full.
     """
-    src, dst = Path(src), Path(dst)
-    _check_arguments(dst, write_mode=write_mode, max_resolution=max_resolution, quality=quality, workers=workers)
-    folder = list_images(src)
-    field = RGBImageField(write_mode=write_mode, max_resolution=max_resolution or None, jpeg_quality=quality)
-    fields = dict(zip([name for name, _ in FIELDS], (field, IntField()), strict=True))
-    temporary = dst.with_name(f".{dst.name}.{os.getpid()}.tmp")
-    temporary_side = side_path(temporary)
-    try:
-        page_bytes, num_workers = _page_bytes(folder, max_resolution), workers or len(os.sched_getaffinity(0))
-        writer = BetonWriter(str(temporary), fields, page_size=page_bytes, num_workers=num_workers)
-        written = writer.write(folder, skip_bad=skip_bad)
-        read_num_images(temporary)
-        info = BetonInfo(
-            path=dst,
-            num_images=written.num_images,
-            classes=folder.classes,
-            bytes=temporary.stat().st_size,
-            write_mode=write_mode,
-            max_resolution=max_resolution,
-            quality=quality,
-            max_height=written.max_height,
-            max_width=written.max_width,
-        )
-        _write_synced(temporary_side, side_text(info))
-        _publish(temporary, temporary_side, dst)
-    finally:
-        temporary.unlink(missing_ok=True)
-        temporary_side.unlink(missing_ok=True)
-    for path, reason in written.bad:
-        logger.warning("left out %r, which does not decode: %s", path, reason)
+    dst = Path(dst)
+    if max_resolution is None:
+        max_resolution = 0 if passthrough or short_side else MAX_RESOLUTION
+    encoding = Encoding(write_mode, max_resolution, short_side, quality, passthrough)
+    _check_arguments(dst, encoding, workers=workers)
+    source = open_source(src, Options(labels, classes, split))
+    num_workers = workers or len(os.sched_getaffinity(0))
+    plan = {"source": source.kind, "num_images": len(source.labels), "fingerprint": source.fingerprint()}
+    plan |= asdict(encoding) | {"shuffle": shuffle}
+    with _stopped_by_sigterm():
+        journal = open_journal(dst, plan, restart=restart, num_threads=num_workers)
+        try:
+            _check_absent(dst)
+            info = _pack(source, dst, encoding, journal, shuffle=shuffle, num_workers=num_workers, skip_bad=skip_bad)
+        except BaseException:
+            _keep(journal)
+            raise
+        journal.discard()
     return info
 
 
-def _check_arguments(dst: Path, *, write_mode: str, max_resolution: int, quality: int, workers: int) -> None:
+def _pack(
+    source: Source,
+    dst: Path,
+    encoding: Encoding,
+    journal: Journal,
+    *,
+    shuffle: bool,
+    num_workers: int,
+    skip_bad: bool,
+) -> BetonInfo:
+    """Store, check and publish."""
+    num_images = len(source.labels)
+    order = keyed_rng(SHUFFLE_STREAM).permutation(num_images) if shuffle else np.arange(num_images)
+    pending = np.setdiff1d(np.arange(num_images), journal.records["number"])
+    job = Job(source, encoding, order, pending, skip_bad)
+    data_start = METADATA_START + num_images * METADATA_DTYPE.itemsize
+    bad = store_images(job, journal, first_byte=data_start, num_workers=num_workers)
+    records = journal.records
+    if not len(records):
+        raise ValueError(
+            f"at least one image must decode, found none in {num_images} files, the first is "
+            f"{source.names[bad[0][0]]!r} ({bad[0][1]}): give images"
+        )
+    assert len(records) + len(bad) == num_images, f"{len(records)} stored, {len(bad)} bad, of {num_images}"
+    sources = order[records["number"].astype(np.int64)]
+    tables = _write_tables(journal, records, source.labels[sources])
+    check_images(
+        journal.path, _stored(records), name_of=lambda row: source.names[sources[row]], num_threads=num_workers
+    )
+    info = BetonInfo(
+        path=dst,
+        num_images=len(records),
+        classes=source.classes,
+        bytes=journal.path.stat().st_size,
+        write_mode=encoding.write_mode,
+        max_resolution=encoding.max_resolution,
+        short_side=encoding.short_side,
+        quality=encoding.quality,
+        passthrough=int(records["is_original"].sum()),
+        shuffled=shuffle,
+        max_height=int(records["height"].max()),
+        max_width=int(records["width"].max()),
+    )
+    text = side_text(info, tables_crc32=tables.crc32, lengths=records["size"], crc32s=records["crc32"])
+    _publish(journal.path, dst, text)
+    for index, reason in sorted(bad):
+        logger.warning("left out %r, which does not decode: %s", source.names[index], reason)
+    return info
+
+
+def _check_arguments(dst: Path, encoding: Encoding, *, workers: int) -> None:
+    write_mode, max_resolution, short_side = encoding.write_mode, encoding.max_resolution, encoding.short_side
     if write_mode not in WRITE_MODES:
         raise ValueError(f"write_mode must be one of {', '.join(WRITE_MODES)}, found {write_mode!r}: choose one")
-    if not 0 <= max_resolution <= MAX_SIDE:
-        raise ValueError(f"max_resolution must be in [0, {MAX_SIDE}], found {max_resolution!r}: 0 keeps every size")
-    if not 1 <= quality <= 100:
-        raise ValueError(f"quality must be in [1, 100], found {quality!r}: 90 is usual")
+    for name, value in (("max_resolution", max_resolution), ("short_side", short_side)):
+        if not 0 <= value <= MAX_SIDE:
+            raise ValueError(f"{name} must be in [0, {MAX_SIDE}], found {value!r}: 0 keeps every size")
+    if max_resolution and short_side:
+        raise ValueError(
+            f"give max_resolution or short_side, found both, {max_resolution} and {short_side}: choose one"
+        )
+    if encoding.passthrough and write_mode != "jpg":
+        raise ValueError(f"passthrough stores JPEGs, found it with write_mode {write_mode!r}: leave one away")
+    if not 1 <= encoding.quality <= 100:
+        raise ValueError(f"quality must be in [1, 100], found {encoding.quality!r}: 90 is usual")
     if workers < 0:
         raise ValueError(f"workers must be 0 (automatic) or more, found {workers!r}: change it")
     if dst.suffix != SUFFIX:
         raise ValueError(f"dst must end in {SUFFIX}, found {str(dst)!r}: rename it")
     if not dst.parent.is_dir():
         raise ValueError(f"the folder of dst must exist, found no folder {str(dst.parent)!r}: make it first")
+    _check_absent(dst)
+
+
+def _check_absent(dst: Path) -> None:
     if dst.exists():
         raise ValueError(f"dst must not exist yet, found {str(dst)!r}: remove it, or choose another name")
 
 
-def _page_bytes(folder: ImageFolder, max_resolution: int) -> int:
-    """A page that holds the largest image as pixels; a JPEG may come close to that at quality 100.
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM, with which Slurm and others end jobs, raises KeyboardInterrupt as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers in the main thread only
+        yield
+        return
 
-    The headers of all files are read only where `max_resolution` alone does not keep the images within FFCV's page.
-    """
-    if 0 < 3 * max_resolution**2 <= DEFAULT_PAGE_BYTES:
-        return DEFAULT_PAGE_BYTES
-    largest = 0
-    for path in folder.paths:
-        width, height = image_size(path)
-        shrink = min(1.0, max_resolution / max(width, height, 1)) if max_resolution else 1.0
-        needed = int(3 * width * height * shrink**2)
-        if needed > MAX_PAGE_BYTES:
-            raise ValueError(
-                f"an image must have at most {MAX_PAGE_BYTES} bytes of pixels, found {needed} in {path!r}: "
-                f"lower max_resolution"
-            )
-        largest = max(largest, needed)
-    return max(DEFAULT_PAGE_BYTES, 1 << (largest - 1).bit_length())
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("SIGTERM")
 
-
-def _write_synced(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _publish(temporary: Path, temporary_side: Path, dst: Path) -> None:
-    """Give both files their names: the side file first, so the .beton is complete the moment it appears."""
-    if dst.exists():
-        raise ValueError(f"dst must not exist yet, but {str(dst)!r} appeared meanwhile: is another job writing it?")
-    os.replace(temporary_side, side_path(dst))
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        os.replace(temporary, dst)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _keep(journal: Journal) -> None:
+    """Leave to the next run what is on the disk, if anything is."""
+    if not journal.num_images:
+        journal.discard()
+        return
+    logger.warning(
+        "%d images are kept in %r: the same command continues with them, --restart throws them away",
+        journal.num_images,
+        str(journal.path),
+    )
+    journal.close()
+
+
+def _stored(records: np.ndarray) -> np.ndarray:
+    """The records as the decoder takes them: STORED_DTYPE."""
+    images = np.zeros(len(records), STORED_DTYPE)
+    for key in ("offset", "size", "crc32", "height", "width", "mode"):
+        images[key] = records[key]
+    images["has_crc"] = 1
+    return images
+
+
+def _write_tables(journal: Journal, records: np.ndarray, labels: np.ndarray) -> Tables:
+    """Make the file with the images a whole .beton, and read its tables back."""
+    metadata = np.zeros(len(records), METADATA_DTYPE)
+    allocations = np.zeros(len(records), ALLOCATION_DTYPE)
+    for key in ("mode", "width", "height", "offset"):
+        metadata[key] = records[key]
+    metadata["label"] = labels
+    allocations["sample"], allocations["offset"] = np.arange(len(records)), records["offset"]
+    allocations["size"] = records["size"]
+    end = int((records["offset"] + records["size"]).max())
+    end += -end % ALLOCATION_DTYPE["offset"].itemsize  # aligned
+    header, descriptors = np.zeros(1, HEADER_DTYPE), np.zeros(len(FIELDS), FIELD_DTYPE)
+    largest = max(int(records["size"].max()), PAGE_BYTES)
+    header[0] = (FFCV_FORMAT, len(FIELDS), 1 << (largest - 1).bit_length(), len(records), end)
+    for descriptor, (name, type_id) in zip(descriptors, FIELDS):
+        descriptor["type_id"] = type_id
+        descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    os.ftruncate(journal.data, end)
+    write_at(journal.data, header.tobytes() + descriptors.tobytes() + metadata.tobytes(), 0)
+    write_at(journal.data, allocations.tobytes(), end)
+    os.fsync(journal.data)
+    tables = read_tables(journal.path)
+    if tables.metadata.tobytes() != metadata.tobytes() or tables.allocations.tobytes() != allocations.tobytes():
+        raise RuntimeError(
+            f"{str(journal.path)!r} must hold the tables that were written, found others: check the disk"
+        )
+    return tables
+
+
+def _publish(partial: Path, dst: Path, text: str) -> None:
+    """Give both files their names: the side file first, so the .beton is complete the moment it appears."""
+    partial_side = side_path(partial)
+    try:
+        with open(partial_side, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if dst.exists():
+            raise ValueError(f"dst must not exist yet, but {str(dst)!r} appeared meanwhile: is another job writing it?")
+        os.replace(partial_side, side_path(dst))
+    finally:
+        partial_side.unlink(missing_ok=True)
+    try:
+        os.replace(partial, dst)
     except BaseException:
         side_path(dst).unlink(missing_ok=True)
         raise

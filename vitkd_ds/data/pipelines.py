@@ -90,6 +90,35 @@ class _NoMemory(MemoryManager, MemoryContext):
         return None
 
 
+    def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
+        """Decode samples into the arrays given."""
+        stored = self.decoder.table[samples["index"]]
+        rows = self.crops.rows(samples, stored["height"], stored["width"])
+        self.decoder.decode(rows, images_BHWC, status_B, num_threads=self.num_threads)
+
+
+class _NoMemory(MemoryManager, MemoryContext):
+    """FFCV's memory manager, for a pipeline that reads by itself. FFCV's own holds a set per image in Python's memory,
+    700 MB for ImageNet, and maps the file, which ends the process when another one shortens it."""
+
+    state_type, state = None, None
+
+    def __init__(self):
+        pass
+
+    def compile_reader(self):
+        return None
+
+    def schedule_epoch(self, batches):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None
+
+
 class CropLoader(FFCVLoader):
     """The images of a .beton, through FFCV's loader with one `CropDecoder`: `vitkd_ds.data.loader.Images`.
 
@@ -124,62 +153,9 @@ class CropLoader(FFCVLoader):
         offsets_N = self.decoder.table["offset"]
         return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
 
-    def reason(self, sample: np.void, status: int) -> str:
+    def reason(self, index: int, status: int) -> str:
         """What is wrong with an image, by its status."""
-        return STATUS_TEXT[int(status)]
-
-    def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
-        """Decode samples into the arrays given."""
-        stored = self.decoder.table[samples["index"]]
-        rows = self.crops.rows(samples, stored["height"], stored["width"])
-        self.decoder.decode(rows, images_BHWC, status_B, num_threads=self.num_threads)
-
-
-class _NoMemory(MemoryManager, MemoryContext):
-    """FFCV's memory manager, for a pipeline that reads by itself. FFCV's own holds a set per image in Python's memory,
-    700 MB for ImageNet, and maps the file, which ends the process when another one shortens it."""
-
-    state_type, state = None, None
-
-    def __init__(self):
-        pass
-
-    def compile_reader(self):
-        return None
-
-    def schedule_epoch(self, batches):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
-
-
-class CropLoader(FFCVLoader):
-    """FFCV's loader around one `CropDecoder`; iterate with `vitkd_ds.data.iterate`, which is given the order.
-
-    Memory per rank: ``5 x micro-batch x size x size x 3`` bytes of ring, about 90 bytes per image of the file, and a
-    scratch of a few crops per thread.
-    """
-
-    def __init__(self, path: str, table: np.ndarray, crops: TrainCrops | CentreCrops, *, batch_size: int,
-                 num_threads: int, is_quasi_random: bool):  # fmt: skip
-        # Not super().__init__: it builds the memory manager above's original, and nothing in it can be declined.
-        self.fname, self.batch_size, self.batches_ahead = path, batch_size, BATCHES_AHEAD
-        self.num_workers, self.traversal_order, self.recompile = num_threads, None, False
-        self.reader, self.memory_manager = Reader(path), _NoMemory()
-        self.decoder = Decoder(path, table)
-        self.operation = CropDecoder(crops, self.decoder, num_threads=num_threads)
-        self.field_name_to_f_ix = {name: i for i, name in enumerate(self.reader.field_names)}
-        self.pipeline_specs = {"image": PipelineSpec("image", decoder=self.operation)}
-        self.graph = Graph(
-            self.pipeline_specs, self.reader.handlers, self.field_name_to_f_ix, self.reader.metadata, memory_read=None
-        )
-        self.generate_code()
-        self._page_bytes, self._is_quasi_random = int(self.reader.page_size), is_quasi_random
-        self.reader.alloc_table = None  # 24 bytes per image, which the table holds already
+        return STATUS_TEXT[status]
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode samples at once, in the calling thread: images and status as `CropDecoder` gives them."""

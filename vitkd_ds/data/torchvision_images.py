@@ -5,6 +5,8 @@ Order, crops, flips and augmentation draws are those of the FFCV backend. It rea
 and JPEG quality 90, by default).
 """
 
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops, TrainCrops
+from vitkd_ds.data.fields import JPEG_MODE, check_beton, labels_of, stored_images
 from vitkd_ds.data.images import load_rgb
-from vitkd_ds.data.sources import Source, open_source
+from vitkd_ds.data.sources import Options, Source, open_source
 
 INTERPOLATION = {BILINEAR: InterpolationMode.BILINEAR, BICUBIC: InterpolationMode.BICUBIC}
 DECODED, NOT_DECODED = 0, 1
@@ -26,8 +29,10 @@ DECODED, NOT_DECODED = 0, 1
 class TorchvisionImages:
     """A .beton or another source of images, read by Pillow: `vitkd_ds.data.loader.Images`.
 
+    Its pixels are those of the FFCV backend, bit for bit, as long as Pillow's libjpeg-turbo decodes as the system's.
+
     Args:
-        path: see `vitkd_ds.data.sources.open_source`.
+        path: a .beton, or see `vitkd_ds.data.sources.open_source`.
         crops: where the images are cut.
         micro_batch_size: images at a time.
         num_workers: processes that decode; they live for one pass.
@@ -36,7 +41,8 @@ class TorchvisionImages:
     def __init__(
         self, path: str | Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int
     ):
-        self.path, self._source, self._crops = str(path), open_source(path), crops
+        self.path, self._crops = str(path), crops
+        self._source = open_beton(Path(path)) if Path(path).suffix == ".beton" else open_source(path, Options())
         self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
         self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
 
@@ -44,8 +50,13 @@ class TorchvisionImages:
         """Decode samples in order, a micro-batch at a time, in worker processes; they end with the iterator."""
         if len(samples) == 0:
             return
-        dataset = CroppedImages(self._source, self._crops, samples)
-        for images_BHWC, status_B in DataLoader(dataset, self._micro_batch_size, num_workers=self._num_workers):
+        loader = DataLoader(
+            CroppedImages(self._source, self._crops, samples),
+            self._micro_batch_size,
+            num_workers=self._num_workers,
+            multiprocessing_context="fork",  # sources hold open files, which do not travel to a new interpreter
+        )
+        for images_BHWC, status_B in loader:
             yield images_BHWC.numpy(), status_B.numpy()
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,14 +65,37 @@ class TorchvisionImages:
         images, status = zip(*(dataset[i] for i in range(len(samples))))
         return torch.stack(images).numpy(), np.array(status)
 
-    def reason(self, sample: np.void, status: int) -> str:
+    def reason(self, index: int, status: int) -> str:
         """What is wrong with an image: reads it again to hear why."""
-        index = int(sample["index"])
         try:
             load_rgb(self._source.read(index))
         except Exception as error:  # Pillow's plugins raise whatever comes
             return f"cannot be decoded: {self._source.names[index]}: {type(error).__name__}: {error}"
         return f"could not be decoded at first, but can be now: {self._source.names[index]}"
+
+
+def open_beton(path: Path) -> Source:
+    """A .beton as a source: its JPEGs as they are, and stored pixels with a header before them that makes them a PPM.
+
+    Raises:
+        ValueError: see `vitkd_ds.data.fields.check_beton`.
+    """
+    info = check_beton(path)
+    stored = stored_images(info)
+    descriptors: dict[int, int] = {}  # by process: the workers are forked or spawned
+
+    def read(index: int) -> bytes:
+        image, process = stored[index], os.getpid()
+        if process not in descriptors:
+            descriptors[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        content = os.pread(descriptors[process], int(image["size"]), int(image["offset"]))
+        if len(content) != image["size"] or zlib.crc32(content) != image["crc32"]:
+            raise ValueError("it has other bytes than when it was packed (its CRC-32 differs)")
+        is_jpeg = image["mode"] == JPEG_MODE
+        return content if is_jpeg else b"P6 %d %d 255\n" % (image["width"], image["height"]) + content
+
+    names = [f"image {i}" for i in range(info.num_images)]
+    return Source(".beton", info.classes, labels_of(info), names, stored["size"].astype(np.int64), read)
 
 
 class CroppedImages(Dataset):

@@ -1,182 +1,240 @@
-"""FFCV's writer with an end in every case: done, or an error in the parent, with the workers gone.
+"""The processes that read, encode and store images, with an end in every case: done, or an error, and all gone.
 
-FFCV forks workers and then waits until they have written all samples, so a worker that raises or is killed leaves the
-parent waiting for ever; and it fixes the number of samples before it has seen any. Here the parent hears from the
-workers through a queue and looks at their exit codes, and a file that does not decode is reported and left out of the
-tables in the end. FFCV's pages, fields and file layout stay as they are.
+FFCV's own writer forks workers and then waits until they have written all samples, so a worker that raises or is
+killed leaves it waiting for ever; and nothing of an interrupted job can be used. Here each worker has a pipe to the
+parent, which hears of a death at once, and reports what it wrote, so that the journal can note it. The layout is
+FFCV's: images lie in pages, and none crosses the end of its page.
 """
 
+import contextlib
+import ctypes
 import multiprocessing
 import os
-import queue
+import signal
+import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from vitkd_ds.data.backend import ALLOC_TABLE_TYPE, DatasetWriter, MemoryAllocator, handle_sample
-from vitkd_ds.data.images import ImageFolder, load_rgb
+from vitkd_ds.data.images import Encoded, Encoding, encode
+from vitkd_ds.data.journal import RECORD_DTYPE, Journal, write_at
+from vitkd_ds.data.sources import Source
 
-CHUNK = 32
+PAGE_BYTES = 8 * 2**20
+"""FFCV's usual page. A larger image gets as many as the next power of two holds, and the file that page size."""
+CHUNK = 16
 """Images a worker takes at a time."""
-POLL_S = 0.5
-"""How often the parent looks for dead workers while none reports."""
+FLUSH_S = 1.0
+"""How long a worker keeps finished images in memory."""
+SYNC_S = 2.0
+"""How often the parent brings what was written to the disk: with `FLUSH_S`, what a kill can cost."""
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a finished file holds."""
+class Job:
+    """What the workers share; they are forked, so nothing is copied."""
 
-    num_images: int
-    max_height: int
-    max_width: int
-    bad: tuple[tuple[str, str], ...]
-    """Path and reason of each file that was left out."""
+    source: Source
+    encoding: Encoding
+    order: np.ndarray
+    """Number in the order of storing -> number in the source."""
+    pending: np.ndarray
+    """Numbers, in the order of storing, that are not stored yet."""
+    skip_bad: bool
 
 
-class BetonWriter(DatasetWriter):
-    """Writes an ImageFolder; `DatasetWriter` of FFCV otherwise. Needs the fork start method, as FFCV's does."""
+class _Pages:
+    """Where one worker puts its images: pages of its own, filled one after the other."""
 
-    def write(self, folder: ImageFolder, *, skip_bad: bool) -> Written:
-        """Write all images to `self.fname`.
+    def __init__(self, descriptor: int, next_page, pipe: Connection):
+        self._descriptor, self._next_page, self._pipe = descriptor, next_page, pipe
+        self._start, self._end = 0, 0  # of the free part of the page
+        self._used = 0  # bytes of it, by the parts that are not written yet
+        self._parts: list[bytes] = []
+        self._rows: list[tuple] = []
+        self._flushed = time.monotonic()
 
-        Raises:
-            ValueError: a file cannot be decoded and `skip_bad` is off, or no file can.
-            RuntimeError: a worker failed or was killed.
-        """
-        self.num_samples = len(folder.paths)
-        self.prepare()
-        fork = multiprocessing.get_context("fork")
-        results, taken = fork.Queue(), fork.Value("Q", 0)
-        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
-        cv2_threads = cv2.getNumThreads()
-        cv2.setNumThreads(0)  # its thread pool does not survive a fork
-        workers = [
-            fork.Process(target=self._work, args=(folder, taken, results, allocator, os.getpid()), daemon=True)
-            for _ in range(self.num_workers)
-        ]
-        try:
-            for worker in workers:
-                worker.start()
-            bad, allocations = self._collect(folder, workers, results, skip_bad=skip_bad)
-            return self._finish(folder, bad, allocations)
-        finally:
-            for worker in workers:
-                if worker.pid is not None:
-                    worker.kill()
-                    worker.join()
-            cv2.setNumThreads(cv2_threads)
-            self.metadata_sm.close()
-            self.metadata_sm.unlink()
+    def add(self, number: int, image: Encoded) -> None:
+        """Store an image, now or at the next flush."""
+        size = len(image.content)
+        if self._start + self._used + size > self._end:
+            self.flush()
+            self._take_pages(1 << (-(-size // PAGE_BYTES) - 1).bit_length())
+        place = (number, self._start + self._used, size, image.crc32)
+        self._rows.append((*place, image.height, image.width, image.mode, image.is_original))
+        self._parts.append(image.content)
+        self._used += size
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self.flush()
 
-    def _work(self, folder: ImageFolder, taken, results, allocator: MemoryAllocator, parent: int) -> None:
-        """In a worker: write chunks until none is left. Never raises; reports instead."""
-        try:
-            # Not as a `with`: leaving it on an error waits for the pages of other workers before anything is reported.
-            allocator.__enter__()
-            while os.getppid() == parent:
-                with taken.get_lock():
-                    chunk = range(self.num_samples)[taken.value : taken.value + CHUNK]
-                    taken.value += CHUNK
-                if not chunk:
-                    break
-                results.put(("done", (len(chunk), self._write_chunk(folder, chunk, allocator))))
-            allocator.__exit__(None, None, None)
-            results.put(("finished", allocator.allocations))
-        except BaseException:  # FFCV's parent would wait for ever
-            results.put(("failed", traceback.format_exc()))
+    def flush(self) -> None:
+        """Write what was added and report it."""
+        if self._parts:
+            write_at(self._descriptor, b"".join(self._parts), self._start)
+            self._pipe.send(("stored", np.array(self._rows, RECORD_DTYPE)))
+            self._start += self._used
+            self._used, self._parts, self._rows = 0, [], []
+        self._flushed = time.monotonic()
 
-    def _write_chunk(self, folder: ImageFolder, chunk: range, allocator: MemoryAllocator) -> list[tuple[int, str]]:
-        """Write the images of a chunk; returns number and reason of those that do not decode."""
-        metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type, count=self.num_samples)
-        bad = []
-        for index in chunk:
-            image, reason = self._load(folder.paths[index])
-            if reason:
-                bad.append((index, reason))
-                continue
-            np.random.seed(index)  # which images of write_mode "proportion" become JPEG: the same in every run
-            sample = (image, folder.labels[index])
+    def _take_pages(self, count: int) -> None:
+        """Take the next `count` pages, a power of two, that a page of that size would be."""
+        with self._next_page.get_lock():
+            first = -(-self._next_page.value // count) * count
+            self._next_page.value = first + count
+        self._start, self._end = first * PAGE_BYTES, (first + count) * PAGE_BYTES
+
+
+def store_images(job: Job, journal: Journal, *, first_byte: int, num_workers: int) -> list[tuple[int, str]]:
+    """Store all pending images and note them in the journal.
+
+    Args:
+        job: what to store.
+        journal: where.
+        first_byte: images are stored behind this position.
+        num_workers: processes.
+
+    Returns:
+        Number in the source, and reason, of each image that was left out.
+
+    Raises:
+        ValueError: a file cannot be decoded and `skip_bad` is off.
+        RuntimeError: a worker failed or was killed, or a file cannot be read, or the disk is full.
+    """
+    fork = multiprocessing.get_context("fork")
+    taken, next_page = fork.Value("Q", 0), fork.Value("Q", -(-max(first_byte, journal.end) // PAGE_BYTES))
+    cv2_threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)  # its thread pool does not survive a fork
+    workers, pipes = [], []
+    try:
+        for _ in range(num_workers):
+            receiver, sender = fork.Pipe(duplex=False)
+            arguments = (job, journal.data, taken, next_page, sender, os.getpid())
+            workers.append(fork.Process(target=_work, args=arguments, daemon=True))
+            pipes.append(receiver)
+            workers[-1].start()
+            sender.close()  # so that the pipe ends with the worker
+        return _follow(job, journal, dict(zip(pipes, workers)))
+    finally:
+        for worker in workers:
+            if worker.pid is not None:
+                worker.kill()
+                worker.join()
+        for pipe in pipes:
+            pipe.close()
+        cv2.setNumThreads(cv2_threads)
+
+
+def _work(job: Job, descriptor: int, taken, next_page, pipe: Connection, parent: int) -> None:
+    """In a worker: store chunks until none is left. Never raises; reports instead."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a worker must not write on when the parent is killed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        pages = _Pages(descriptor, next_page, pipe)
+        while os.getppid() == parent:
+            with taken.get_lock():
+                chunk = job.pending[taken.value : taken.value + CHUNK].tolist()
+                taken.value += CHUNK
+            if not chunk:
+                break
+            for number in chunk:
+                image = _load(job, int(job.order[number]))
+                if isinstance(image, str):
+                    pipe.send(("bad", (int(job.order[number]), image)))
+                else:
+                    pages.add(number, image)
+        pages.flush()
+        pipe.send(("finished", None))
+    except _CannotRead as error:
+        pipe.send(("failed", str(error)))
+    except OSError as error:
+        pipe.send(("failed", f"images cannot be written, found {error}: is the disk or your share of it full?"))
+    except BaseException:
+        pipe.send(("failed", traceback.format_exc()))
+
+
+class _CannotRead(Exception):
+    """The bytes of an image cannot be had, which says nothing about the image."""
+
+
+def _load(job: Job, index: int) -> Encoded | str:
+    """The image, or why it cannot be used."""
+    try:
+        content = job.source.read(index)
+    except Exception as error:
+        raise _CannotRead(f"{job.source.names[index]!r} cannot be read: {type(error).__name__}: {error}") from error
+    try:
+        return encode(content, job.encoding, number=index)
+    except MemoryError as error:
+        raise _CannotRead(f"{job.source.names[index]!r} needs more memory than there is: use fewer workers") from error
+    except Exception as error:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, struct.error, ...
+        return f"{type(error).__name__}: {error}"
+
+
+def _follow(job: Job, journal: Journal, workers: dict[Connection, multiprocessing.Process]) -> list[tuple[int, str]]:
+    """In the parent: note what is stored until all workers have finished; what was stored is noted in any case."""
+    bad: list[tuple[int, str]] = []
+    waiting: list[np.ndarray] = []
+    synced = time.monotonic()
+    try:
+        with tqdm(total=len(job.order), initial=journal.num_images, unit="img", desc="packing", disable=None) as bar:
+            for kind, content in _messages(workers):
+                if kind == "stored":
+                    waiting.append(content)
+                    bar.update(len(content))
+                elif kind == "bad":
+                    bad.append(content)
+                    bar.update(1)
+                    _check_bad(job, *content)
+                if waiting and time.monotonic() - synced >= SYNC_S:
+                    records, waiting = waiting, []
+                    journal.append(np.concatenate(records))
+                    synced = time.monotonic()
+    except BaseException:
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            journal.append(np.concatenate([*waiting, np.zeros(0, RECORD_DTYPE)]))
+        raise
+    if waiting:
+        journal.append(np.concatenate(waiting))
+    return bad
+
+
+def _check_bad(job: Job, index: int, reason: str) -> None:
+    if not job.skip_bad:
+        raise ValueError(
+            f"every image must decode, but {job.source.names[index]!r} does not ({reason}): repair or remove it, or "
+            f"give --skip_bad to leave such files out"
+        )
+
+
+def _messages(workers: dict[Connection, multiprocessing.Process]) -> Iterator[tuple[str, object]]:
+    """What the workers report, or "nothing" for a while, until all have finished.
+
+    Raises:
+        RuntimeError: a worker failed, or ended without a word.
+    """
+    workers = dict(workers)
+    while workers:
+        ready = wait(list(workers), timeout=SYNC_S)
+        if not ready:
+            yield "nothing", None
+        for pipe in ready:
             try:
-                handle_sample(sample, index, metadata.dtype.names, metadata, allocator, self.fields)
-            except Exception as error:
-                raise RuntimeError(f"{folder.paths[index]!r} could not be written: {error}") from error
-        return bad
-
-    def _load(self, path: str) -> tuple[np.ndarray | None, str]:
-        """The image and "", or None and why it cannot be used."""
-        try:
-            image = load_rgb(path)
-        except Exception as error:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, struct.error, ...
-            return None, f"{type(error).__name__}: {error}"
-        longest, shortest = max(image.shape[:2]), min(image.shape[:2])
-        limit = self.fields["image"].max_resolution
-        if limit is not None and int(limit / longest * shortest) < 1:
-            return None, f"{shortest} x {longest} pixels leave none when the longer side is scaled to {limit}"
-        if limit is None and longest > 65535:
-            return None, f"its longer side of {longest} pixels is above 65535, the format's limit"
-        return image, ""
-
-    def _collect(self, folder: ImageFolder, workers: list, results, *, skip_bad: bool) -> tuple[list, list]:
-        """In the parent: follow the workers to their end."""
-        bad, allocations, num_finished = [], [], 0
-        with tqdm(total=self.num_samples, unit="img", desc="packing", disable=None) as progress:
-            while num_finished < len(workers):
-                try:
-                    kind, content = results.get(timeout=POLL_S)
-                except queue.Empty:
-                    dead = [worker.exitcode for worker in workers if worker.exitcode not in (None, 0)]
-                    if dead:
-                        raise RuntimeError(
-                            f"a packing worker was ended from outside (exit code {dead[0]}; -9 is often "
-                            f"a lack of memory): run again, with fewer workers"
-                        ) from None
-                    continue
-                if kind == "failed":
-                    raise RuntimeError(f"a packing worker failed:\n{content}")
-                if kind == "finished":
-                    num_finished, allocations = num_finished + 1, allocations + content
-                    continue
-                progress.update(content[0])
-                bad += content[1]
-                if bad and not skip_bad:
-                    index, reason = bad[0]
-                    raise ValueError(
-                        f"every image must decode, but {folder.paths[index]!r} does not ({reason}): repair or remove "
-                        f"it, or set skip_bad to leave such files out"
-                    )
-        return bad, allocations
-
-    def _finish(self, folder: ImageFolder, bad: list, allocations: list) -> Written:
-        """Close the gaps that bad files left in the tables, and write tables and header."""
-        is_kept = np.ones(self.num_samples, bool)
-        is_kept[[index for index, _ in bad]] = False
-        if not is_kept.any():
-            raise ValueError(
-                f"at least one image must decode, found none in {len(folder.paths)} files, the first is "
-                f"{folder.paths[0]!r} ({bad[0][1]}): give a folder of images"
-            )
-        metadata = np.frombuffer(self.metadata_sm.buf, dtype=self.metadata_type, count=self.num_samples)[is_kept]
-        table = np.array(allocations, dtype=np.uint64).reshape(-1, 3)
-        table[:, 0] = (np.cumsum(is_kept) - 1)[table[:, 0].astype(np.int64)]
-        with open(self.fname, "r+b") as file:
-            file.seek(self.metadata_start)
-            file.write(metadata.tobytes())
-            end = file.seek(0, os.SEEK_END)
-            # A full disk may cut a page short without an error, and all later pages would be out of place.
-            if len(table) != len(metadata) or end % self.page_size or int((table[:, 1] + table[:, 2]).max()) > end:
+                kind, content = pipe.recv()
+            except EOFError:
+                workers[pipe].join()
                 raise RuntimeError(
-                    f"{self.fname!r} must hold {len(metadata)} images in whole pages of {self.page_size} bytes, found "
-                    f"{len(table)} and {end} bytes: is the disk full?"
-                )
-            file.write(table.astype("<u8").view(ALLOC_TABLE_TYPE).tobytes())
-            self.header["num_samples"], self.header["alloc_table_ptr"] = len(metadata), end
-            file.seek(0)
-            file.write(self.header.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        images = metadata["f0"]
-        named = tuple((folder.paths[index], reason) for index, reason in sorted(bad))
-        return Written(len(metadata), int(images["height"].max()), int(images["width"].max()), named)
+                    f"a packing worker was ended from outside (exit code {workers[pipe].exitcode}; -9 is often "
+                    f"a lack of memory): run again, with fewer workers"
+                ) from None
+            if kind == "failed":
+                raise RuntimeError(f"a packing worker failed: {content}")
+            if kind == "finished":
+                del workers[pipe]
+            yield kind, content

@@ -56,7 +56,7 @@ def gaussian_blur(pixels_BHWC: Tensor, weights_B3: Tensor) -> Tensor:
     wide = pixels_BHWC.view(num_images, height, width * channels).int()
     for _ in range(PASSES):
         wide = _blur_rows(wide, weights_B3, channels)
-    wide = wide.to(torch.uint8).view(num_images, 1, height * width * channels).int()
+    wide = wide.view(num_images, 1, height * width * channels)  # the neighbours of a column lie a row apart
     for _ in range(PASSES):
         wide = _blur_rows(wide, weights_B3, width * channels)
     return wide.to(torch.uint8).view(pixels_BHWC.shape)

@@ -54,7 +54,8 @@ def autocontrast_tables(pixels_BHWC: Tensor) -> Tensor:
     high_BC1 = planes_BCN.amax(2, keepdim=True).double()
     levels = torch.arange(256, dtype=torch.float64, device=pixels_BHWC.device)
     # float64 because Python computes Pillow's table: float32 falls below some whole numbers; only the table is wide.
-    scale_BC1 = 255.0 / (high_BC1 - low_BC1).clamp(min=1)
+    # A number divided by a tensor is torch's reciprocal times the number, rounded twice; hence the tensor of 255.
+    scale_BC1 = torch.full_like(low_BC1, 255.0) / (high_BC1 - low_BC1).clamp(min=1)
     stretched = (levels * scale_BC1 + -low_BC1 * scale_BC1).clamp_(0, 255)
     return torch.where(high_BC1 > low_BC1, stretched, levels).to(torch.uint8)
 

@@ -222,6 +222,7 @@ Status Worker::read_jpeg(const StoredImage& stored, const CropRow& row, uint8_t*
   jpeg->out_color_space = JCS_RGB;
   jpeg->dct_method = JDCT_ISLOW;
   jpeg->do_fancy_upsampling = TRUE;
+  jpeg->do_block_smoothing = FALSE;  // of progressive JPEGs that lack scans; would make pixels depend on the crop
   jpeg_start_decompress(jpeg);
 
   const Axis &across = resizer_.across, &down = resizer_.down;

@@ -1,6 +1,6 @@
-// How the work is laid out: 16 rows are turned (transposed) so that the 16 values of a column lie side by side. Blending
-// along the rows is then the same operation as blending along the columns, sums of whole runs of bytes with one weight
-// each, which any vector unit does well; the result is turned back. Turning costs a tenth of what it saves.
+// How the work is laid out: 64 rows are turned (transposed), so that the 64 values of a column lie side by side. Blending
+// along the rows is then the same work as blending along the columns, sums of whole runs of bytes with one weight each,
+// which any vector unit does well; the result is turned back.
 #include "resize.h"
 
 #include <algorithm>
@@ -24,11 +24,27 @@ namespace {
 
 constexpr int WEIGHT_BITS = 22;
 constexpr int BLOCK = 64;                  // bytes of a row that are turned together
-constexpr int RUN = 3 * STRIP_ROWS;        // bytes that are blended together: a pixel of each row of a strip
+constexpr int PIXEL = 3 * STRIP_ROWS;      // bytes of a turned pixel
+constexpr int RUN = 64;                    // bytes that are blended together
 
-typedef uint8_t Bytes __attribute__((vector_size(16)));
+typedef uint32_t Lanes __attribute__((vector_size(64)));
 typedef int32_t Sums __attribute__((vector_size(64)));
 typedef uint64_t Words __attribute__((vector_size(64)));
+
+struct Strip {  // of 64 rows, and where they go
+  const uint8_t* in;
+  size_t in_stride;
+  uint8_t *turned, *resized, *out;
+  size_t out_stride;
+  int size;
+  bool flip;
+};
+
+struct Column {  // rows that lie below each other, and where the row they make goes
+  uint8_t* out;
+  const uint8_t* in;
+  size_t stride, num_bytes;
+};
 
 size_t whole_blocks(size_t bytes) { return (bytes + BLOCK - 1) / BLOCK * BLOCK; }
 
@@ -40,31 +56,26 @@ double filter_value(double x, int filter) {
   return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
 }
 
-INLINE Sums widen(const uint8_t* p) {
-  Bytes bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(bytes, Sums);
-}
-
-INLINE Bytes narrow(const Sums& exact) {
-  const Sums black = {}, white = black + 255;
-  Sums sums = exact >> WEIGHT_BITS;
-  sums = sums < black ? black : sums;
-  sums = sums > white ? white : sums;
-  return __builtin_convertvector(sums, Bytes);
-}
-
-// out[i] = sum over k of weights[k] * in[k * stride + i], for the RUN values i.
+// out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for the RUN bytes i.
+//
+// Bytes stay in their 32-bit lane: the four of a lane go into four sums, by shift and mask, and come back the same way.
+// Any compiler makes good code of that, which cannot be said of widening and narrowing.
 INLINE void blend(uint8_t* out, const uint8_t* in, size_t stride, const int32_t* weights, int count) {
-  const Sums half = Sums{} + (1 << (WEIGHT_BITS - 1));
-  Sums a = half, b = half, c = half;
+  const Sums half = Sums{} + (1 << (WEIGHT_BITS - 1)), black = {}, white = black + 255;
+  Sums sums[4] = {half, half, half, half};
   for (int k = 0; k < count; k++, in += stride) {
-    a += weights[k] * widen(in);
-    b += weights[k] * widen(in + 16);
-    c += weights[k] * widen(in + 32);
+    Lanes lanes;
+    std::memcpy(&lanes, in, RUN);
+    for (int i = 0; i < 4; i++) sums[i] += weights[k] * Sums((lanes >> (8 * i)) & 255);
   }
-  const Bytes done[3] = {narrow(a), narrow(b), narrow(c)};
-  std::memcpy(out, done, sizeof done);
+  Lanes done = {};
+  for (int i = 0; i < 4; i++) {
+    Sums value = sums[i] >> WEIGHT_BITS;
+    value = value < black ? black : value;
+    value = value > white ? white : value;
+    done |= Lanes(value) << (8 * i);
+  }
+  std::memcpy(out, &done, RUN);
 }
 
 // Swap rows and columns of the 8 matrices of 8 x 8 bytes that 8 rows of 64 bytes make.
@@ -118,44 +129,37 @@ INLINE void turn_back(uint8_t* out, const uint8_t* in, size_t stride, size_t num
   }
 }
 
-struct Strip {
-  const uint8_t* pixels;
-  size_t stride;
-  uint8_t *turned, *resized, *out;
-  size_t out_stride;
-  int size;
-  bool flip;
-};
-
-// Resize the 16 rows of a strip in width.
+// Resize the 64 rows of a strip in width.
 INLINE void resize_across(const Strip& s, const Axis& axis) {
-  turn(s.turned, s.pixels, s.stride, 3 * size_t(axis.end - axis.begin));
+  turn(s.turned, s.in, s.in_stride, 3 * size_t(axis.end - axis.begin));
   for (int x = 0; x < s.size; x++) {
-    uint8_t* pixel = s.resized + size_t(s.flip ? s.size - 1 - x : x) * RUN;
-    blend(pixel, s.turned + size_t(axis.first[x]) * RUN, RUN, &axis.weights[size_t(x) * axis.max_count], axis.count[x]);
+    uint8_t* pixel = s.resized + size_t(s.flip ? s.size - 1 - x : x) * PIXEL;
+    const uint8_t* pixels = s.turned + size_t(axis.first[x]) * PIXEL;
+    const int32_t* weights = &axis.weights[size_t(x) * axis.max_count];
+    for (int i = 0; i < PIXEL; i += RUN) blend(pixel + i, pixels + i, PIXEL, weights, axis.count[x]);
   }
   turn_back(s.out, s.resized, s.out_stride, 3 * size_t(s.size));
 }
 
-// Make one row of the result out of `count` rows.
-INLINE void blend_rows(uint8_t* out, const uint8_t* rows, size_t stride, const int32_t* weights, int count, int bytes) {
-  int x = 0;
-  for (; x + RUN <= bytes; x += RUN) blend(out + x, rows + x, stride, weights, count);
-  if (x == bytes) return;
+// Make one row out of several.
+INLINE void resize_down(const Column& c, const int32_t* weights, int count) {
+  size_t x = 0;
+  for (; x + RUN <= c.num_bytes; x += RUN) blend(c.out + x, c.in + x, c.stride, weights, count);
+  if (x == c.num_bytes) return;
   uint8_t rest[RUN];
-  blend(rest, rows + x, stride, weights, count);
-  std::memcpy(out + x, rest, bytes - x);
+  blend(rest, c.in + x, c.stride, weights, count);
+  std::memcpy(c.out + x, rest, c.num_bytes - x);
 }
 
 FOR_EACH_CPU void resize_across_fast(const Strip& s, const Axis& axis) { resize_across(s, axis); }
 void resize_across_plain(const Strip& s, const Axis& axis) { resize_across(s, axis); }
-
-FOR_EACH_CPU void blend_rows_fast(uint8_t* out, const uint8_t* rows, size_t stride, const int32_t* weights, int count,
-                                  int bytes) {
-  blend_rows(out, rows, stride, weights, count, bytes);
+FOR_EACH_CPU void resize_down_fast(const Column& c, const int32_t* weights, int count) {
+  resize_down(c, weights, count);
 }
-void blend_rows_plain(uint8_t* out, const uint8_t* rows, size_t stride, const int32_t* weights, int count, int bytes) {
-  blend_rows(out, rows, stride, weights, count, bytes);
+void resize_down_plain(const Column& c, const int32_t* weights, int count) { resize_down(c, weights, count); }
+
+void grow(std::vector<uint8_t>* buffer, size_t size) {
+  if (buffer->size() < size) buffer->resize(size);
 }
 
 }  // namespace
@@ -188,6 +192,7 @@ void Axis::plan(int length, int resized, int window, int size, int filter) {
 void Resizer::plan(const CropRow& row, int size) {
   size_ = size;
   flip_ = row.flip;
+  down_first_ = row.height > row.resized_height && row.height - row.resized_height > 2 * (row.width - row.resized_width);
   across.plan(row.width, row.resized_width, row.window_left, size, row.filter);
   down.plan(row.height, row.resized_height, row.window_top, size, row.filter);
 }
@@ -197,28 +202,51 @@ void Resizer::open(size_t stride, size_t skip, uint8_t* image) {
   skip_ = skip;
   image_ = image;
   num_kept_ = first_kept_ = next_ = 0;
-  const size_t in_bytes = whole_blocks(3 * size_t(across.end - across.begin));
-  kept_stride_ = whole_blocks(3 * size_t(size_));
-  strip_.resize(STRIP_ROWS * stride + BLOCK);
-  turned_.resize(STRIP_ROWS * in_bytes);
-  resized_.resize(STRIP_ROWS * kept_stride_);
-  kept_.resize(kept_stride_ * (down.max_count + STRIP_ROWS) + RUN);
+  const size_t in_bytes = 3 * size_t(across.end - across.begin), out_bytes = 3 * size_t(size_);
+  kept_bytes_ = down_first_ ? in_bytes : out_bytes;
+  kept_stride_ = whole_blocks(kept_bytes_);
+  grow(&strip_, STRIP_ROWS * stride + BLOCK);
+  grow(&turned_, STRIP_ROWS * whole_blocks(in_bytes));
+  grow(&resized_, STRIP_ROWS * whole_blocks(out_bytes));
+  grow(&kept_, kept_stride_ * (down.max_count + STRIP_ROWS));
+  if (down_first_) {
+    grow(&lowered_, STRIP_ROWS * kept_stride_);
+    grow(&done_, STRIP_ROWS * whole_blocks(out_bytes));
+  }
 }
 
-// Rows that were resized in width wait in kept_ until all rows that make the next row of the image are there.
-void Resizer::push(int num_rows) {
-  const Strip strip = {strip_.data() + skip_, stride_, turned_.data(), resized_.data(),
-                       kept_.data() + num_kept_ * kept_stride_, kept_stride_, size_, flip_};
+void Resizer::resize_width(const uint8_t* in, size_t in_stride, uint8_t* out) {
+  const Strip strip = {in, in_stride, turned_.data(), resized_.data(), out, whole_blocks(3 * size_t(size_)), size_, flip_};
   (plain_ ? resize_across_plain : resize_across_fast)(strip, across);
-  num_kept_ += num_rows;
-  for (; next_ < size_ && down.first[next_] + down.count[next_] <= first_kept_ + num_kept_; next_++) {
-    (plain_ ? blend_rows_plain : blend_rows_fast)(
-        image_ + size_t(next_) * size_ * 3, kept_.data() + (down.first[next_] - first_kept_) * kept_stride_,
-        kept_stride_, &down.weights[size_t(next_) * down.max_count], down.count[next_], size_ * 3);
+}
+
+// Rows wait in kept_ until all that make the next row are there.
+void Resizer::push(int num_rows) {
+  uint8_t* const free = kept_.data() + num_kept_ * kept_stride_;
+  if (down_first_) {
+    for (int i = 0; i < num_rows; i++) std::memcpy(free + i * kept_stride_, strip(i) + skip_, kept_bytes_);
+  } else {
+    resize_width(strip(0) + skip_, stride_, free);
   }
+  num_kept_ += num_rows;
+  while (next_ < size_ && down.first[next_] + down.count[next_] <= first_kept_ + num_kept_) make_row();
   if (next_ == size_) return;
   const int num_done = std::min(down.first[next_] - first_kept_, num_kept_);
   num_kept_ -= num_done;
   first_kept_ += num_done;
   std::memmove(kept_.data(), kept_.data() + num_done * kept_stride_, num_kept_ * kept_stride_);
+}
+
+void Resizer::make_row() {
+  const size_t out_bytes = 3 * size_t(size_), done_stride = whole_blocks(out_bytes);
+  const int place = next_ % STRIP_ROWS;
+  const uint8_t* const in = kept_.data() + (down.first[next_] - first_kept_) * kept_stride_;
+  uint8_t* const out = down_first_ ? lowered_.data() + place * kept_stride_ : image_ + next_ * out_bytes;
+  (plain_ ? resize_down_plain : resize_down_fast)(
+      {out, in, kept_stride_, kept_bytes_}, &down.weights[size_t(next_) * down.max_count], down.count[next_]);
+  next_++;
+  if (!down_first_ || (place + 1 < STRIP_ROWS && next_ < size_)) return;
+  resize_width(lowered_.data(), kept_stride_, done_.data());
+  uint8_t* const rows = image_ + (next_ - 1 - place) * out_bytes;
+  for (int i = 0; i <= place; i++) std::memcpy(rows + i * out_bytes, done_.data() + i * done_stride, out_bytes);
 }

@@ -1,8 +1,9 @@
-// Pillow's resize of RGB images, bit for bit, in strips of rows, so that memory is bounded by the crop's width.
+// Pillow's resize of RGB images, bit for bit, strip by strip, so that memory is bounded by a few rows of the crop.
 //
-// Pillow (src/libImaging/Resample.c) blends pixels along the rows first, rounds to 8 bits, then blends along the
-// columns; weights are 22-bit fixed point and sums are 32-bit integers, so the order of the sum is of no matter and
-// every CPU gives the same bits. What differs here is only the order of the work: see resize.cpp.
+// Pillow (src/libImaging/Resample.c) resizes in width, rounds to 8 bits, then in height. From version 13 on the height
+// comes first where it shrinks by more than twice as many pixels as the width; so it does here. Weights are 22-bit fixed
+// point and sums 32-bit integers, which are exact: the order of a sum is of no matter, and every CPU gives the same bits.
+// What differs from Pillow is only the order of the work, see resize.cpp.
 #pragma once
 
 #include <cstddef>
@@ -11,14 +12,14 @@
 
 #include "decode.h"
 
-constexpr int STRIP_ROWS = 16;  // rows that are resized together
+constexpr int STRIP_ROWS = 64;  // rows that are resized together
 
 // One direction of a resize: which pixels of the box, with which weights, make each pixel of the window.
 struct Axis {
-  int begin = 0, end = 0;               // the pixels of the box that any pixel of the window needs
-  int max_count = 0;                    // most pixels that make one
-  std::vector<int32_t> first, count;    // per pixel of the window: first is counted from `begin`
-  std::vector<int32_t> weights;         // [window, max_count], 2**22 is one
+  int begin = 0, end = 0;             // the pixels of the box that the window needs
+  int max_count = 0;                  // most pixels that make one
+  std::vector<int32_t> first, count;  // per pixel of the window; first is counted from `begin`
+  std::vector<int32_t> weights;       // [window, max_count], 2**22 is one
 
   void plan(int length, int resized, int window, int size, int filter);
 };
@@ -27,7 +28,7 @@ struct Axis {
 //
 //   resizer.plan(row, size);            // now across.begin .. down.end say which pixels of the box are needed
 //   resizer.open(stride, skip, image);  // a row of the strip has `stride` bytes, the first needed pixel at byte `skip`
-//   for each 16 rows down.begin .. down.end: fill resizer.strip(0) .. strip(15); resizer.push(num_filled);
+//   for each 64 rows down.begin .. down.end: fill resizer.strip(0) .. strip(63); resizer.push(num_filled);
 class Resizer {
  public:
   explicit Resizer(bool plain = false) : plain_(plain) {}
@@ -39,10 +40,15 @@ class Resizer {
   Axis across, down;
 
  private:
+  void resize_width(const uint8_t* in, size_t in_stride, uint8_t* out);
+  void make_row();
+
   const bool plain_;
-  bool flip_ = false;
-  int size_ = 0, num_kept_ = 0, first_kept_ = 0, next_ = 0;
-  size_t stride_ = 0, skip_ = 0, kept_stride_ = 0;
+  bool flip_ = false, down_first_ = false;
+  int size_ = 0;
+  int num_kept_ = 0, first_kept_ = 0;  // rows in kept_, and the number of the first of them
+  int next_ = 0;                       // row of the image to be made next
+  size_t stride_ = 0, skip_ = 0, kept_bytes_ = 0, kept_stride_ = 0;
   uint8_t* image_ = nullptr;
-  std::vector<uint8_t> strip_, turned_, resized_, kept_;
+  std::vector<uint8_t> strip_, turned_, resized_, kept_, lowered_, done_;
 };

@@ -1,0 +1,255 @@
+// Throws damaged JPEGs, tables and rows at vitkd_decode and stops at the first thing that is wrong.
+//
+//   decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]
+//
+// Wrong is: a report of a sanitizer, a status that does not exist, pixels that are not black beside a status other than
+// DECODED, and two calls (one and two threads) that differ. A case depends on seed and number alone; the line printed
+// at the end of a failed run repeats it. `make fuzz` builds this with the sanitizers, and the corpus with corpus.py.
+#include <fcntl.h>
+#include <sanitizer/common_interface_defs.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../vitkd_ds/data/csrc/decode.h"
+
+namespace {
+
+using Bytes = std::vector<uint8_t>;
+using Clock = std::chrono::steady_clock;
+
+uint64_t seed = 0, number = 0;  // of the case under way
+std::string corpus_folder;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+void print_case() {
+  std::fprintf(stderr, "FAILED. To repeat: decode_fuzz %s --seed %llu --start %llu --count 1\n", corpus_folder.c_str(),
+               static_cast<unsigned long long>(seed), static_cast<unsigned long long>(number));
+}
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "%s\n", what);
+  print_case();
+  std::abort();
+}
+
+// Random numbers of one case.
+struct Dice {
+  std::mt19937_64 engine;
+  explicit Dice(uint64_t first, uint64_t second) {
+    std::seed_seq both{first, second};
+    engine.seed(both);
+  }
+  // In [0, end); 0 if end is 0.
+  uint64_t below(uint64_t end) { return end ? engine() % end : 0; }
+  bool one_in(uint64_t n) { return below(n) == 0; }
+  int32_t wild() {
+    const int32_t values[] = {0, -1, 1, 2, 16, 65535, 65536, INT32_MAX, INT32_MIN, int32_t(engine())};
+    return values[below(std::size(values))];
+  }
+};
+
+// Where the byte after 0xFF is `code`, or any marker's if code is 0; the file's size if there is none.
+size_t find_marker(const Bytes& file, size_t from, uint8_t code) {
+  for (size_t i = from; i + 1 < file.size(); i++) {
+    if (file[i] == 0xFF && (code ? file[i + 1] == code : file[i + 1] != 0 && file[i + 1] != 0xFF)) return i + 1;
+  }
+  return file.size();
+}
+
+size_t find_frame(const Bytes& file) {
+  size_t found = file.size();
+  for (uint8_t code : {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}) found = std::min(found, find_marker(file, 2, code));
+  return found;
+}
+
+void damage_marker(Bytes& file, Dice& dice) {
+  const size_t marker = find_marker(file, dice.below(file.size()), 0);
+  if (marker + 3 >= file.size()) return;
+  if (dice.one_in(2)) {
+    file[marker] = uint8_t(dice.one_in(2) ? 0xC0 + dice.below(64) : dice.below(256));
+  } else {
+    file[marker + 1 + dice.below(2)] = uint8_t(dice.below(256));
+  }
+}
+
+// The frame header: precision, height, width, number of components, then 3 bytes for each component.
+void damage_frame(Bytes& file, Dice& dice) {
+  const size_t frame = find_frame(file);
+  if (frame + 18 >= file.size()) return;
+  if (dice.one_in(2)) {
+    file[frame + 4 + 2 * dice.below(2)] = uint8_t(dice.one_in(50) ? dice.below(256) : dice.below(3));
+    file[frame + 5 + 2 * dice.below(2)] = uint8_t(dice.below(256));
+  } else {
+    file[frame + 1 + dice.below(17)] = uint8_t(dice.one_in(2) ? dice.below(256) : 0x10 * dice.below(5) + dice.below(5));
+  }
+}
+
+void damage(Bytes& file, const Bytes& other, Dice& dice) {
+  if (file.empty()) return;
+  const size_t at = dice.below(file.size()), length = dice.below(64);
+  const auto begin = file.begin() + at, end = begin + std::min(length, file.size() - at);
+  switch (dice.below(8)) {
+    case 0:
+      for (uint64_t n = 1 + dice.below(8); n; n--) file[dice.below(file.size())] ^= uint8_t(1 << dice.below(8));
+      break;
+    case 1:
+      file[at] = uint8_t(dice.one_in(2) ? 0xFF : dice.below(256));
+      break;
+    case 2:
+      file.resize(at);
+      break;
+    case 3:
+      file.resize(at);
+      file.insert(file.end(), other.begin() + dice.below(other.size()), other.end());
+      break;
+    case 4:
+      file.erase(begin, end);
+      break;
+    case 5: {
+      const Bytes copy(begin, end);
+      file.insert(file.begin() + dice.below(file.size()), copy.begin(), copy.end());
+      break;
+    }
+    case 6:
+      damage_marker(file, dice);
+      break;
+    case 7:
+      damage_frame(file, dice);
+      break;
+  }
+}
+
+StoredImage make_entry(const Bytes& file, Dice& dice) {
+  StoredImage entry = {};
+  entry.offset = dice.below(3) * 512;
+  entry.size = uint32_t(file.size());
+  const size_t frame = find_frame(file);
+  if (frame + 7 < file.size()) {
+    entry.height = uint16_t(file[frame + 4] << 8 | file[frame + 5]);
+    entry.width = uint16_t(file[frame + 6] << 8 | file[frame + 7]);
+  }
+  entry.has_crc = dice.one_in(2);
+  entry.crc32 = uint32_t(crc32(0, file.data(), uInt(file.size()))) ^ uint32_t(dice.one_in(20));
+  if (dice.one_in(10)) {
+    entry.mode = MODE_RAW;
+    entry.width = uint16_t(1 + dice.below(100));
+    entry.height = uint16_t(file.size() / 3 / entry.width);
+    if (!dice.one_in(8)) entry.size = uint32_t(3) * entry.width * entry.height;
+    entry.crc32 = uint32_t(crc32(0, file.data(), std::min<uInt>(entry.size, uInt(file.size()))));
+  }
+  if (dice.one_in(30)) entry.size = uint32_t(dice.wild());
+  if (dice.one_in(30)) entry.offset = uint64_t(int64_t(dice.wild())) << dice.below(33);
+  if (dice.one_in(30)) (dice.one_in(2) ? entry.height : entry.width) = uint16_t(dice.wild());
+  if (dice.one_in(100)) entry.mode = uint8_t(dice.below(256));
+  return entry;
+}
+
+CropRow make_row(const StoredImage& entry, int32_t size, Dice& dice) {
+  const int32_t high = std::max<int32_t>(1, entry.height), wide = std::max<int32_t>(1, entry.width);
+  CropRow row = {};
+  row.flip = int32_t(dice.below(2));
+  row.filter = int32_t(dice.below(2));
+  row.height = dice.one_in(4) ? high : int32_t(1 + dice.below(high));
+  row.width = dice.one_in(4) ? wide : int32_t(1 + dice.below(wide));
+  row.top = int32_t(dice.below(high - row.height + 1));
+  row.left = int32_t(dice.below(wide - row.width + 1));
+  const bool is_window = dice.one_in(3);
+  row.resized_height = size + int32_t(is_window ? dice.below(60) : 0);
+  row.resized_width = size + int32_t(is_window ? dice.below(60) : 0);
+  row.window_top = int32_t(dice.below(row.resized_height - size + 1));
+  row.window_left = int32_t(dice.below(row.resized_width - size + 1));
+  if (dice.one_in(10)) reinterpret_cast<int32_t*>(&row)[dice.below(12)] = dice.wild();
+  return row;
+}
+
+void check(const std::vector<int32_t>& status, const Bytes& images, size_t image_bytes, size_t (&counts)[8]) {
+  for (size_t i = 0; i < status.size(); i++) {
+    if (status[i] < DECODED || status[i] > NO_MEMORY) fail("a status that does not exist");
+    counts[status[i]]++;
+    const auto begin = images.begin() + i * image_bytes;
+    const bool is_black = std::all_of(begin, begin + image_bytes, [](uint8_t value) { return value == 0; });
+    if (status[i] != DECODED && !is_black) fail("pixels beside a status other than DECODED");
+  }
+}
+
+void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
+  Dice dice(seed, number);
+  Bytes file = corpus[dice.below(corpus.size())];
+  for (uint64_t n = dice.below(5); n; n--) damage(file, corpus[dice.below(corpus.size())], dice);
+  StoredImage entry = make_entry(file, dice);
+  const int32_t size = int32_t(1 + dice.below(dice.one_in(8) ? 100 : 24));
+  std::vector<CropRow> rows;
+  for (uint64_t n = 1 + dice.below(4); n; n--) rows.push_back(make_row(entry, size, dice));
+  const off_t place = entry.offset < 4096 ? off_t(entry.offset) : 0;
+  if (ftruncate(fd, 0) || pwrite(fd, file.data(), file.size(), place) != ssize_t(file.size())) fail("no space");
+
+  const size_t image_bytes = size_t(size) * size * 3;
+  Bytes images[2];
+  std::vector<int32_t> status[2];
+  for (int i = 0; i < 2; i++) {
+    images[i].assign(rows.size() * image_bytes, uint8_t(77 + i));
+    status[i].assign(rows.size(), -1);
+    if (vitkd_decode(fd, &entry, 1, rows.data(), int64_t(rows.size()), size, 1 + i, images[i].data(), status[i].data()))
+      fail("refused arguments that are in range");
+    check(status[i], images[i], image_bytes, counts);
+  }
+  if (images[0] != images[1] || status[0] != status[1]) fail("two calls that differ");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) return std::fprintf(stderr, "usage: decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]\n"), 2;
+  corpus_folder = argv[1];
+  double seconds = 600, slowest = 0;
+  uint64_t count = UINT64_MAX, slowest_number = 0;
+  seed = uint64_t(Clock::now().time_since_epoch().count());
+  for (int i = 2; i + 1 < argc; i += 2) {
+    const std::string name = argv[i];
+    const uint64_t value = std::strtoull(argv[i + 1], nullptr, 10);
+    if (name == "--seconds") seconds = double(value);
+    if (name == "--seed") seed = value;
+    if (name == "--start") number = value;
+    if (name == "--count") count = value;
+  }
+  std::vector<std::string> paths;
+  for (const auto& entry : std::filesystem::directory_iterator(corpus_folder)) paths.push_back(entry.path());
+  std::sort(paths.begin(), paths.end());
+  std::vector<Bytes> corpus;
+  for (const std::string& path : paths) {
+    std::ifstream file(path, std::ios::binary);
+    corpus.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    if (corpus.back().empty()) corpus.pop_back();
+  }
+  if (corpus.empty()) return std::fprintf(stderr, "%s has no files\n", argv[1]), 2;
+  __sanitizer_set_death_callback(print_case);
+  std::printf("%zu files, seed %llu\n", corpus.size(), static_cast<unsigned long long>(seed));
+  const int fd = memfd_create("decode_fuzz", MFD_CLOEXEC);
+  size_t counts[8] = {};
+  const auto start = Clock::now();
+  uint64_t done = 0;
+  for (; done < count && seconds_since(start) < seconds; done++, number++) {
+    const auto begin = Clock::now();
+    run_case(corpus, fd, counts);
+    const double took = seconds_since(begin);
+    if (took > slowest) slowest = took, slowest_number = number;
+  }
+  const char* names[] = {"decoded", "bad JPEG", "bad size", "short read", "bad CRC", "bad colours", "bad row", "no memory"};
+  std::printf("%llu cases, no finding; slowest %.2f s (case %llu); images:", static_cast<unsigned long long>(done), slowest,
+              static_cast<unsigned long long>(slowest_number));
+  for (int i = 0; i < 8; i++) std::printf(" %s %zu%s", names[i], counts[i], i < 7 ? "," : "\n");
+}

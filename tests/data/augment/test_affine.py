@@ -1,0 +1,93 @@
+"""The geometric operations against timm's on the same images: what differs, by how much, and how often."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import auto_augment
+
+from tests.data.augment.samples import SIZES, in_pillow, levels_apart, pixels
+from vitkd_ds.config import AugmentConfig
+from vitkd_ds.data.augment import Augmenter
+from vitkd_ds.data.augment.affine import FILL
+from vitkd_ds.data.augment.policy import OPS, SIGNED_RANGES, Layer
+
+ARGUMENTS = {
+    "Rotate": [-30.0, -13.7, 0.0, 1e-3, 7.1, 27.3],
+    "ShearX": [-0.3, -0.27, 0.0, 0.013, 0.29],
+    "ShearY": [-0.3, -0.27, 0.0, 0.013, 0.29],
+    "TranslateXRel": [-0.9, -0.45, 0.0, 0.1, 0.4057],
+    "TranslateYRel": [-0.9, -0.45, 0.0, 0.1, 0.4057],
+}
+TIMM = {
+    "Rotate": auto_augment.rotate,
+    "ShearX": auto_augment.shear_x,
+    "ShearY": auto_augment.shear_y,
+    "TranslateXRel": auto_augment.translate_x_rel,
+    "TranslateYRel": auto_augment.translate_y_rel,
+}
+RESAMPLE = {False: Image.Resampling.BILINEAR, True: Image.Resampling.BICUBIC}
+
+
+def apply(op, images, arguments, is_cubic):
+    layer = Layer(np.full(len(images), OPS.index(op)), np.array(arguments), np.full(len(images), is_cubic))
+    result = images.clone()
+    Augmenter(AugmentConfig())._apply(result, layer)
+    return result
+
+
+def differences(op, images, argument, is_cubic):
+    ours = apply(op, images, [argument] * len(images), is_cubic)
+    resample = RESAMPLE[is_cubic]
+    theirs = in_pillow(images, lambda image, _: TIMM[op](image, argument, resample=resample, fillcolor=FILL))
+    return levels_apart(ours, theirs)
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("is_cubic", [False, True])
+@pytest.mark.parametrize("op", TIMM)
+def test_geometric_operations_equal_timms_but_for_rare_single_levels(op, is_cubic, height, width):
+    images, parts = pixels(height, width), []
+    for share in np.random.default_rng(0).uniform(-1, 1, 8):
+        largest, part = differences(op, images, share * SIGNED_RANGES[op], is_cubic)
+        assert largest <= 1, share
+        parts.append(part)
+    assert np.mean(parts) < 2e-4
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("is_cubic", [False, True])
+@pytest.mark.parametrize("op", TIMM)
+def test_special_arguments_whose_values_are_almost_whole_numbers_differ_by_one_level_at_most(
+    op, is_cubic, height, width
+):
+    images = pixels(height, width)
+    for argument in ARGUMENTS[op]:
+        largest, part = differences(op, images, argument, is_cubic)
+        assert largest <= 1 and part < 0.03, (argument, part)
+        assert argument or not largest
+
+
+@pytest.mark.parametrize("op", TIMM)
+def test_each_image_has_its_own_argument(op):
+    images = pixels(33, 47)
+    arguments = ARGUMENTS[op][1:5]
+    together = apply(op, images, arguments, True)
+    for i, argument in enumerate(arguments):
+        assert torch.equal(together[i : i + 1], apply(op, images[i : i + 1], [argument], True))
+
+
+def test_what_a_far_shift_uncovers_is_all_fill():
+    images = pixels(28, 28)
+    for op in ("TranslateXRel", "TranslateYRel"):
+        for argument in (-1.5, 1.0, 9.0):
+            assert (apply(op, images, [argument] * 4, True) == torch.tensor(FILL, dtype=torch.uint8)).all()
+
+
+def test_flat_images_stay_flat_where_they_are_covered():
+    flat = pixels(28, 28)[2:3]
+    for op in TIMM:
+        for is_cubic in (False, True):
+            result = apply(op, flat, ARGUMENTS[op][1:2], is_cubic).view(-1, 3)
+            is_fill = (result == torch.tensor(FILL, dtype=torch.uint8)).all(1)
+            assert 0 < is_fill.sum() < len(result) and (result[~is_fill] == flat[0, 0, 0]).all()

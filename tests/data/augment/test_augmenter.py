@@ -1,0 +1,139 @@
+"""The whole augmentation: the laws it keeps, and each recipe against Pillow, timm and torchvision with the same draws."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from timm.data import auto_augment
+from torchvision.transforms import functional
+
+from tests.data.augment.samples import in_pillow, levels_apart, micro_batch
+from vitkd_ds.config import AugmentConfig
+from vitkd_ds.data.augment import Augmenter
+from vitkd_ds.data.augment.affine import FILL
+from vitkd_ds.data.augment.policy import NO_OP, OPS
+from vitkd_ds.data.draws import image_keys
+
+EVERYTHING = AugmentConfig(
+    rand_augment="rand-m9-mstd0.5-inc1", three_augment=True, color_jitter=0.3, random_erasing=0.5
+)
+RECIPES = {
+    "rand_augment": AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1"),
+    "rand_augment_bilinear": AugmentConfig(rand_augment="rand-m5-n3-p0.9-mstd2", interpolation="bilinear"),
+    "three_augment": AugmentConfig(three_augment=True),
+    "color_jitter": AugmentConfig(color_jitter=0.3),
+    "deit3": AugmentConfig(three_augment=True, color_jitter=0.3),
+}
+
+
+def keys(count, epoch=0):
+    return image_keys(np.arange(count), np.zeros(count, np.int64), seed=5, epoch=epoch)
+
+
+def one_by_one(images, layers):
+    """The same layers by the libraries' own functions, image by image."""
+
+    def augment(image, i):
+        for layer in layers:
+            if layer.op_B[i] != NO_OP:
+                image = library(OPS[layer.op_B[i]], image, float(layer.argument_B[i]), bool(layer.is_cubic_B[i]))
+        return image
+
+    return in_pillow(images.permute(0, 2, 3, 1), augment).permute(0, 3, 1, 2)
+
+
+def library(op, image, argument, is_cubic):
+    if op in ("Posterize", "Solarize", "SolarizeAdd"):
+        if op == "Posterize" and argument == 0:
+            return Image.new("RGB", image.size)
+        name = {"Posterize": "posterize", "Solarize": "solarize", "SolarizeAdd": "solarize_add"}[op]
+        return getattr(auto_augment, name)(image, int(argument))
+    if op in ("AutoContrast", "Equalize", "Invert"):
+        return {"AutoContrast": ImageOps.autocontrast, "Equalize": ImageOps.equalize, "Invert": ImageOps.invert}[op](image)
+    if op == "GaussianBlur":
+        return image.filter(ImageFilter.GaussianBlur(argument))
+    if op in ("Color", "Contrast", "Brightness", "Sharpness"):
+        return getattr(ImageEnhance, op)(image).enhance(argument)
+    resample = Image.Resampling.BICUBIC if is_cubic else Image.Resampling.BILINEAR
+    return auto_augment.NAME_TO_OP[op](image, argument, resample=resample, fillcolor=FILL)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_equals_the_libraries_with_the_same_draws(name):
+    images, augmenter = micro_batch(40, 56, copies=32), Augmenter(RECIPES[name])
+    ours = augmenter(images, keys(128))
+    theirs = one_by_one(images, augmenter.layers(keys(128)))
+    if "rand" not in name:
+        assert torch.equal(ours, theirs)
+        return
+    # A single level more or less before Equalize, Posterize or Solarize becomes many; before none it stays one.
+    largest_of_image = (ours.int() - theirs.int()).abs().flatten(1).amax(1)
+    assert (largest_of_image <= 1).sum() >= 120
+    assert levels_apart(ours, theirs)[1] < 2e-3
+
+
+def test_color_jitter_equals_torchvisions_functions_with_the_same_draws():
+    images, augmenter = micro_batch(28, 28, copies=8), Augmenter(AugmentConfig(color_jitter=0.4))
+    layers = augmenter.layers(keys(32))
+    by_name = {
+        "Brightness": functional.adjust_brightness,
+        "Contrast": functional.adjust_contrast,
+        "Color": functional.adjust_saturation,
+    }
+
+    def augment(image, i):
+        for layer in layers:
+            image = by_name[OPS[layer.op_B[i]]](image, float(layer.argument_B[i]))
+        return image
+
+    theirs = in_pillow(images.permute(0, 2, 3, 1), augment).permute(0, 3, 1, 2)
+    assert torch.equal(augmenter(images, keys(32)), theirs)
+
+
+def test_an_image_becomes_the_same_alone_in_another_micro_batch_and_at_another_place():
+    images, augmenter = micro_batch(33, 47, copies=8), Augmenter(EVERYTHING)
+    together = augmenter(images, keys(32))
+    order = np.random.default_rng(0).permutation(32)
+    assert torch.equal(augmenter(images[order], keys(32)[order]), together[order])
+    assert torch.equal(augmenter(images[:7], keys(32)[:7]), together[:7])
+    for i in range(32):
+        assert torch.equal(augmenter(images[i : i + 1], keys(32)[i : i + 1])[0], together[i])
+
+
+def test_two_keys_give_two_results_and_one_key_the_same_again():
+    image = micro_batch(33, 47)[1:2].repeat(64, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    result = Augmenter(EVERYTHING)(image, keys(64))
+    assert len(torch.unique(result.flatten(1), dim=0)) == 64
+    assert torch.equal(Augmenter(EVERYTHING)(image, keys(64)), result)
+    assert not torch.equal(Augmenter(EVERYTHING)(image, keys(64, epoch=1)), result)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_input_is_not_altered_and_the_memory_format_is_kept(memory_format):
+    images = micro_batch(33, 47, copies=8).contiguous(memory_format=memory_format)
+    before = images.clone()
+    result = Augmenter(EVERYTHING)(images, keys(32))
+    assert torch.equal(images, before) and not torch.equal(result, before)
+    assert result.dtype == torch.uint8 and result.shape == images.shape
+    assert result.is_contiguous(memory_format=memory_format)
+    assert torch.equal(result, Augmenter(EVERYTHING)(micro_batch(33, 47, copies=8), keys(32)))
+
+
+def test_with_nothing_on_the_input_itself_is_returned():
+    images, augmenter = micro_batch(), Augmenter(AugmentConfig(repeats=3, mixup_alpha=0.8))
+    assert augmenter.is_identity and augmenter(images, keys(4)) is images
+    for config in (EVERYTHING, *RECIPES.values(), AugmentConfig(random_erasing=0.1)):
+        assert not Augmenter(config).is_identity
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 5), (2, 2), (7, 3), (3, 200)])
+def test_ugly_sizes_and_an_empty_micro_batch_pass(height, width):
+    images, augmenter = micro_batch(height, width, copies=16), Augmenter(EVERYTHING)
+    result = augmenter(images, keys(64))
+    assert result.shape == images.shape and torch.equal(augmenter(images[5:6], keys(64)[5:6])[0], result[5])
+    assert augmenter(images[:0], keys(0)).shape == (0, 3, height, width)
+
+
+def test_unknown_settings_are_refused_when_the_augmenter_is_made():
+    with pytest.raises(ValueError, match="augment.rand_augment"):
+        Augmenter(AugmentConfig(rand_augment="rand-m9-w0"))

@@ -1,0 +1,43 @@
+"""Color, Sharpness and the blur against Pillow on the same images, bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageEnhance, ImageFilter, ImageOps
+
+from tests.data.augment.samples import SIZES, in_pillow, pixels
+from vitkd_ds.data.augment.blends import color, grey_levels, planar, sharpness
+from vitkd_ds.data.augment.blur import box_weights, gaussian_blur
+
+FACTORS = [0.0, 0.1, 0.19, 0.7, 1.0, 1.3, 1.81, 1.9]
+
+
+@pytest.mark.parametrize("height, width", [*SIZES, (3, 3), (2, 9), (1, 1)])
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("ours, theirs", [(color, ImageEnhance.Color), (sharpness, ImageEnhance.Sharpness)])
+def test_color_and_sharpness_equal_pillows_bit_for_bit(ours, theirs, factor, height, width):
+    images = pixels(height, width)
+    expected = in_pillow(images, lambda image, _: theirs(image).enhance(factor))
+    assert torch.equal(ours(images, torch.full((len(images),), factor)), expected)
+
+
+def test_each_image_has_its_own_factor():
+    images = pixels(28, 28)
+    factors = np.array([0.1, 0.8, 1.3, 1.9])
+    for ours, theirs in ((color, ImageEnhance.Color), (sharpness, ImageEnhance.Sharpness)):
+        expected = in_pillow(images, lambda image, i: theirs(image).enhance(factors[i]))
+        assert torch.equal(ours(images, torch.from_numpy(factors).float()), expected)
+
+
+def test_grey_levels_equal_pillows_for_a_grid_of_all_colours():
+    axis = torch.arange(0, 256, 5, dtype=torch.uint8)
+    images = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
+    assert torch.equal(grey_levels(planar(images)), in_pillow(images, lambda image, _: ImageOps.grayscale(image)).int())
+
+
+@pytest.mark.parametrize("height, width", [*SIZES, (5, 3), (2, 2), (1, 1)])
+def test_the_gaussian_blur_equals_pillows_bit_for_bit(height, width):
+    images = pixels(height, width)
+    for radii in np.linspace(0.1, 2, 24).reshape(6, 4):
+        expected = in_pillow(images, lambda image, i: image.filter(ImageFilter.GaussianBlur(float(radii[i]))))
+        assert torch.equal(gaussian_blur(images, torch.from_numpy(box_weights(radii))), expected), radii

@@ -1,0 +1,84 @@
+"""Every table operation against timm and Pillow on the same images, bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+from timm.data import auto_augment
+
+from tests.data.augment.samples import SIZES, in_pillow, pixels
+from vitkd_ds.data.augment import lut
+
+FIXED = {
+    "Invert": [0.0],
+    "Posterize": [1.0, 2.0, 3.0, 4.0],
+    "Solarize": [0.0, 1.0, 25.0, 128.0, 255.0, 256.0],
+    "SolarizeAdd": [0.0, 55.0, 99.0, 110.0],
+    "Brightness": [0.1, 0.19, 0.7, 1.0, 1.3, 1.81, 1.9],
+}
+TIMM = {
+    "Invert": auto_augment.invert,
+    "Posterize": auto_augment.posterize,
+    "Solarize": auto_augment.solarize,
+    "SolarizeAdd": auto_augment.solarize_add,
+    "Brightness": auto_augment.brightness,
+}
+
+
+def theirs(op, image, argument):
+    if op == "Invert":
+        return TIMM[op](image)
+    return TIMM[op](image, argument if op == "Brightness" else int(argument))
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("op", FIXED)
+def test_operations_that_no_pixel_decides_equal_timms_bit_for_bit(op, height, width):
+    images = pixels(height, width)
+    for argument in FIXED[op]:
+        tables = torch.from_numpy(lut.fixed_tables(op, np.full(len(images), argument)))
+        ours = lut.apply_tables(images, tables[:, None].expand(-1, 3, -1))
+        assert torch.equal(ours, in_pillow(images, lambda image, _: theirs(op, image, argument))), argument
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("factor", [0.1, 0.19, 0.7, 1.0, 1.3, 1.81, 1.9])
+def test_contrast_equals_pillows_bit_for_bit(factor, height, width):
+    images = pixels(height, width)
+    tables = lut.contrast_tables(images, torch.full((len(images),), factor))
+    ours = lut.apply_tables(images, tables[:, None].expand(-1, 3, -1))
+    assert torch.equal(ours, in_pillow(images, lambda image, _: ImageEnhance.Contrast(image).enhance(factor)))
+
+
+@pytest.mark.parametrize("height, width", [*SIZES, (5, 5), (1, 1)])
+@pytest.mark.parametrize("op", ["auto_contrast", "equalize"])
+def test_auto_contrast_and_equalize_equal_timms_bit_for_bit(op, height, width):
+    images = pixels(height, width)
+    images = torch.cat([images, images // 3 + 40])
+    build = {"auto_contrast": lut.autocontrast_tables, "equalize": lut.equalize_tables}[op]
+    ours = lut.apply_tables(images, build(images))
+    assert torch.equal(ours, in_pillow(images, lambda image, _: getattr(auto_augment, op)(image)))
+
+
+def test_auto_contrast_equals_pillows_for_every_pair_of_extreme_levels():
+    for low in range(0, 256, 3):
+        highs = np.arange(low, 256)
+        ramp = np.linspace(low, highs, 256).astype(np.uint8).T
+        images = torch.from_numpy(np.repeat(ramp[:, None, :, None], 3, 3))
+        ours = lut.apply_tables(images, lut.autocontrast_tables(images))
+        assert torch.equal(ours, in_pillow(images, lambda image, _: auto_augment.auto_contrast(image)))
+
+
+def test_posterize_without_bits_is_black_where_pillow_13_stops():
+    assert not lut.fixed_tables("Posterize", np.array([0.0, -4.0])).any()
+    with pytest.raises(ValueError, match="bits must be between"):
+        auto_augment.posterize(Image.new("RGB", (4, 4)), 0)
+
+
+def test_tables_of_different_images_and_channels_stay_apart():
+    images = torch.arange(2 * 3 * 4 * 3, dtype=torch.uint8).view(2, 3, 4, 3)
+    tables = torch.stack([torch.full((256,), value, dtype=torch.uint8) for value in range(6)]).view(2, 3, 256)
+    ours = lut.apply_tables(images, tables)
+    for image in range(2):
+        for channel in range(3):
+            assert (ours[image, :, :, channel] == 3 * image + channel).all()

@@ -1,0 +1,191 @@
+"""What is drawn: notation, levels and distributions against timm, and that no two purposes share a draw."""
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import auto_augment
+from timm.data.random_erasing import RandomErasing
+
+from vitkd_ds.data.augment import policy as drawn
+from vitkd_ds.data.augment.policy import OPS, RAND_AUGMENT_OPS, RandAugment, parse_rand_augment
+from vitkd_ds.data.draws import CROP_DRAWS, image_keys
+
+N = 20_000
+KEYS = image_keys(np.arange(N), np.zeros(N, np.int64), seed=1, epoch=2)
+WITH_INCREASING = {"Posterize", "Solarize", *drawn.ENHANCEMENTS}
+
+
+def test_the_recipes_notation_is_read_as_timm_reads_it():
+    assert parse_rand_augment("rand-m9-mstd0.5-inc1") == RandAugment(9, 2, 0.5, 0.5, 10, True)
+    assert parse_rand_augment("rand-m7-n3-p0.8-mmax20-inc0") == RandAugment(7, 3, 0.8, 0.0, 20, False)
+    assert parse_rand_augment("rand-m9") == RandAugment(magnitude=9)
+    for text in ("rand-m9-mstd0.5-inc1", "rand-m7-n3-p0.8-mmax20-inc0", "rand-m9"):
+        ours, theirs = parse_rand_augment(text), auto_augment.rand_augment_transform(text, {})
+        op = theirs.ops[0]
+        assert (ours.magnitude, ours.num_layers, ours.probability) == (op.magnitude, theirs.num_layers, op.prob)
+        assert (ours.magnitude_std, ours.magnitude_max) == (op.magnitude_std, op.magnitude_max or 10)
+        names = [op.name.removesuffix("Increasing") for op in theirs.ops]
+        assert names == list(RAND_AUGMENT_OPS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["rand", "rand-", "aug-m9", "rand-w0", "rand-tweights", "rand-m9-x1", "rand-m9.5", "rand-m", "rand-m-9", "rand-m9-m8",
+     "rand-n0", "rand-n99", "rand-p1.5", "rand-mstd101", "rand-inc2", "rand-mmax0", "rand-mstdinf", "rand-m9-", "RAND-m9"],
+)  # fmt: skip
+def test_what_the_notation_does_not_know_is_refused_by_name(text):
+    if text == "rand":
+        assert parse_rand_augment(text) == RandAugment()
+        return
+    with pytest.raises(ValueError, match="augment.rand_augment") as error:
+        parse_rand_augment(text)
+    assert repr(text) in str(error.value)
+
+
+def test_the_notation_is_read_without_the_part_that_needs_torch():
+    code = "import sys, vitkd_ds.data.augment.policy; sys.exit('vitkd_ds.data.augment.augmenter' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("is_increasing", [False, True])
+@pytest.mark.parametrize("op", RAND_AUGMENT_OPS)
+def test_level_functions_equal_timms_at_every_magnitude_and_sign(op, is_increasing, monkeypatch):
+    magnitudes = np.concatenate([np.linspace(0, 10, 201), [12.3, 15, 20]])
+    theirs = auto_augment.LEVEL_TO_ARG[op + "Increasing" * (is_increasing and op in WITH_INCREASING)]
+    for is_negative in (False, True):
+        monkeypatch.setattr(random, "random", lambda: float(is_negative))
+        signs = np.full(len(magnitudes), is_negative)
+        ours = drawn.level_arguments(op, magnitudes, signs, is_increasing=is_increasing)
+        expected = [theirs(magnitude, {})[0] if theirs else 0 for magnitude in magnitudes.tolist()]
+        np.testing.assert_array_equal(ours, expected)
+
+
+def chi_square(counts, expected):
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_operations_are_drawn_uniformly_with_replacement_and_applied_with_probability_p():
+    first, second = drawn.draw_rand_augment(KEYS, RandAugment(probability=0.7), interpolation="random")
+    for layer in (first, second):
+        applied = layer.op_B != drawn.NO_OP
+        assert abs(applied.mean() - 0.7) < 0.015
+        counts = np.bincount(layer.op_B[applied], minlength=15)
+        assert len(counts) == 15 and chi_square(counts, applied.sum() / 15) < 36.1  # 99.9 % of chi-square, 14 degrees
+        assert abs(layer.is_cubic_B.mean() - 0.5) < 0.015
+    both = (first.op_B >= 0) & (second.op_B >= 0)
+    pairs = np.bincount(first.op_B[both] * 15 + second.op_B[both], minlength=225)
+    assert chi_square(pairs, both.sum() / 225) < 295  # 99.9 %, 224 degrees
+
+
+def test_interpolation_is_the_one_asked_for():
+    for name, part in (("bilinear", 0), ("bicubic", 1)):
+        layers = drawn.draw_rand_augment(KEYS, RandAugment(), interpolation=name)
+        assert all((layer.is_cubic_B == part).all() for layer in layers)
+
+
+def timms_arguments(text, count):
+    """Arguments that timm's transform gives its operations over many draws: {name: array}."""
+    transform, seen = auto_augment.rand_augment_transform(text, {}), {op: [] for op in RAND_AUGMENT_OPS}
+    for op in transform.ops:
+        name = op.name.removesuffix("Increasing")
+        op.aug_fn = lambda image, *arguments, name=name, **_: seen[name].append(arguments[0] if arguments else 0) or image
+    random.seed(0)
+    np.random.seed(0)
+    for _ in range(count):
+        transform(None)
+    return {name: np.array(values) for name, values in seen.items()}
+
+
+@pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "rand-m5-mstd3-p0.9"])
+def test_arguments_are_distributed_as_timms(text):
+    theirs = timms_arguments(text, N)
+    layers = drawn.draw_rand_augment(KEYS, parse_rand_augment(text), interpolation="random")
+    for number, op in enumerate(RAND_AUGMENT_OPS):
+        ours = np.concatenate([layer.argument_B[layer.op_B == number] for layer in layers])
+        count = min(len(ours), len(theirs[op]))
+        assert abs(len(ours) / len(theirs[op]) - 1) < 0.12
+        spread = theirs[op].std() + 1e-9
+        assert abs(ours.mean() - theirs[op].mean()) < 4.5 * spread * (2 / count) ** 0.5
+        assert abs(ours.std() / spread - 1) < 0.12 or spread < 1e-6
+        # Kolmogorov and Smirnov's largest distance of the two distributions, at the 0.1 % level
+        grid = np.concatenate([ours, theirs[op]])
+        below = [np.searchsorted(np.sort(values), grid, side="right") / len(values) for values in (ours, theirs[op])]
+        assert np.abs(below[0] - below[1]).max() < 1.95 * (2 / count) ** 0.5, op
+
+
+def test_three_augment_draws_its_three_operations_at_even_odds():
+    layer = drawn.draw_three_augment(KEYS)
+    names, counts = np.unique(np.array(OPS)[layer.op_B], return_counts=True)
+    assert set(names) == {"Color", "Solarize", "GaussianBlur"} and chi_square(counts, N / 3) < 13.8
+    radii = layer.argument_B[layer.op_B == OPS.index("GaussianBlur")]
+    assert 0.1 <= radii.min() < 0.11 and 1.99 < radii.max() <= 2 and abs(radii.mean() - 1.05) < 0.03
+    assert (layer.argument_B[layer.op_B == OPS.index("Solarize")] == 128).all()
+    assert (layer.argument_B[layer.op_B == OPS.index("Color")] == 0).all()
+
+
+def test_color_jitter_gives_each_image_all_three_in_one_of_six_orders():
+    layers = drawn.draw_color_jitter(KEYS, 0.3)
+    orders = np.stack([layer.op_B for layer in layers], 1)
+    found, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(found) == 6 and chi_square(counts, N / 6) < 20.5
+    assert all(len(set(order)) == 3 for order in found.tolist())
+    factors = np.stack([layer.argument_B for layer in layers], 1)
+    assert 0.7 <= factors.min() < 0.701 and 1.299 < factors.max() <= 1.3 and abs(factors.mean() - 1) < 0.005
+    by_op = np.take_along_axis(factors, orders.argsort(1), 1)
+    assert np.abs(np.corrcoef(by_op.T) - np.eye(3)).max() < 0.03
+
+
+def timms_rectangles(count, height, width):
+    """Height and width of timm's erased rectangles, from an image of zeros that they fill with noise."""
+    import torch
+
+    erase, sizes = RandomErasing(1.0, mode="pixel", device="cpu"), []
+    random.seed(0)
+    for _ in range(count):
+        is_erased = erase(torch.zeros(1, height, width))[0] != 0
+        sizes.append([int(is_erased.any(1).sum()), int(is_erased.any(0).sum())])
+    return np.array(sizes)
+
+
+def test_rectangles_are_distributed_as_timms_and_stay_in_the_image():
+    height, width = 40, 64
+    ours = drawn.draw_rectangles(KEYS, probability=0.25, height=height, width=width)
+    assert abs(len(ours.members_R) / N - 0.25) < 0.012
+    assert (ours.top_R >= 0).all() and (ours.top_R + ours.height_R <= height).all() and ours.top_R.min() == 0
+    assert (ours.left_R >= 0).all() and (ours.left_R + ours.width_R <= width).all()
+    assert (ours.top_R + ours.height_R == height).any() and (ours.left_R + ours.width_R == width).any()
+    assert (ours.height_R < height).all() and (ours.width_R < width).all()
+    theirs = timms_rectangles(4000, height, width)
+    for mine, other in ((ours.height_R, theirs[:, 0]), (ours.width_R, theirs[:, 1])):
+        assert abs(mine.mean() - other.mean()) < 4 * other.std() * (1 / 4000 + 1 / len(mine)) ** 0.5
+        assert abs(mine.std() / other.std() - 1) < 0.06
+
+
+def test_images_too_small_for_a_rectangle_stay():
+    one = drawn.draw_rectangles(KEYS[:100], probability=1.0, height=1, width=1)
+    assert len(one.members_R) == 0
+    small = drawn.draw_rectangles(KEYS[:100], probability=1.0, height=2, width=3)
+    assert (small.height_R == 1).all() and (small.width_R <= 2).all()
+
+
+def test_no_two_purposes_share_a_draw(monkeypatch):
+    taken = []
+    monkeypatch.setattr(drawn, "uniform", lambda keys, draw: taken.append(draw) or np.zeros(len(keys)))
+    monkeypatch.setattr(drawn, "normal", lambda keys, draw: taken.extend([draw, draw + 1]) or np.zeros(len(keys)))
+    few = KEYS[:2]
+    drawn.draw_rand_augment(few, RandAugment(num_layers=drawn.MAX_LAYERS), interpolation="random")
+    drawn.draw_three_augment(few)
+    drawn.draw_color_jitter(few, 0.3)
+    drawn.draw_rectangles(few, probability=0.5, height=32, width=32)
+    assert len(taken) == len(set(taken)) == drawn.MAX_LAYERS * 6 + 2 + 4 + 41
+    assert CROP_DRAWS + 1000 < min(taken) and max(taken) < drawn.NOISE_DRAWS
+
+
+def test_timm_itself_stops_at_posterize_with_magnitude_10_on_this_pillow():
+    bits = auto_augment.LEVEL_TO_ARG["PosterizeIncreasing"](10.0, {})
+    with pytest.raises(ValueError):
+        auto_augment.posterize(Image.new("RGB", (4, 4)), *bits)

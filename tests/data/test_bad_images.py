@@ -1,0 +1,97 @@
+"""Images that do not decode: an error that names file and image, or the next image in their place; never wrong pixels."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.test_loader import config, epoch_of
+from vitkd_ds.data.bad_images import PADDING_LABEL
+from vitkd_ds.data.fields import check_beton, stored_images
+from vitkd_ds.data.loader import build_loader
+from vitkd_ds.data.pack import pack
+
+
+@pytest.fixture
+def path(tmp_path, make_folder):
+    """8 JPEGs, 0 to 3 of class a, 4 to 7 of class b."""
+    return pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", workers=1).path
+
+
+def overwrite(path, index, content, *, at=0):
+    """Change stored bytes of one image, from byte `at` on; the file's tables stay as they are."""
+    with open(path, "r+b") as file:
+        file.seek(int(stored_images(check_beton(path))[index]["offset"]) + at)
+        file.write(content)
+
+
+def test_changed_bytes_are_an_error_that_names_file_and_image(path):
+    loader = build_loader(config(path), split="val", micro_batch_size=2)
+    overwrite(path, 5, bytes(40), at=200)
+    threads, seen = threading.active_count(), 0
+    with pytest.raises(ValueError, match=r"x.beton' must decode, but image 5 \(class 'b'\) has other bytes than when"):
+        for _ in loader.epoch(0):
+            seen += 1
+    assert seen == 2 and threading.active_count() == threads
+
+
+def test_a_single_flipped_bit_is_an_error(path):
+    stored = stored_images(check_beton(path))[2]
+    middle = int(stored["size"]) // 2
+    with open(path, "rb") as file:
+        file.seek(int(stored["offset"]) + middle)
+        (byte,) = file.read(1)
+    overwrite(path, 2, bytes([byte ^ 1]), at=middle)
+    with pytest.raises(ValueError, match="image 2 .* has other bytes"):
+        epoch_of(build_loader(config(path), split="val", micro_batch_size=2))
+
+
+def test_a_file_cut_short_while_it_is_open_is_an_error_and_not_the_end_of_the_process(path):
+    loader = build_loader(config(path), split="val", micro_batch_size=2)
+    stored = loader._images.decoder.table
+    with open(path, "r+b") as file:
+        file.truncate(int(stored["offset"][5]) + 10)
+    with pytest.raises(ValueError, match="image .* cannot be read whole"):
+        epoch_of(loader)
+
+
+def test_a_table_that_lies_about_an_images_size_is_an_error(path):
+    loader = build_loader(config(path), split="val", micro_batch_size=2)
+    loader._images.decoder.table["height"][3] += 1
+    with pytest.raises(ValueError, match="image 3 .* has another height, width or number of bytes"):
+        epoch_of(loader)
+
+
+def test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts(path, caplog):
+    good = build_loader(config(path), split="train", micro_batch_size=4, global_batch_size=8)
+    (order, images, labels) = (good._train_order(0)["index"], *(torch.cat(parts) for parts in epoch_of(good)))
+    for index in (3, 4):
+        overwrite(path, index, bytes(40), at=200)
+    loader = build_loader(
+        config(path, on_bad="skip"), split="train", micro_batch_size=4, global_batch_size=8, seed=0
+    )
+    with caplog.at_level(logging.WARNING):
+        skipped_images, skipped_labels = (torch.cat(parts) for parts in epoch_of(loader))
+    assert loader.num_skipped == 2 and caplog.text.count("; skipped") >= 1
+    assert "image 3 (class 'a')" in caplog.text and "image 4 (class 'b')" in caplog.text
+    untouched = ~np.isin(order, (3, 4))
+    assert torch.equal(images[untouched], skipped_images[untouched])
+    assert skipped_labels[~untouched].tolist() == [1, 1]  # both take image 5, of class b
+    assert torch.equal(labels[untouched], skipped_labels[untouched])
+    assert (skipped_images[~untouched] != images[~untouched]).any() and skipped_images[~untouched].any()
+
+
+def test_skip_in_validation_leaves_the_image_out(path):
+    overwrite(path, 3, bytes(40), at=200)
+    loader = build_loader(config(path, on_bad="skip"), split="val", micro_batch_size=4)
+    labels = torch.cat(epoch_of(loader)[1])
+    assert labels.tolist() == [0, 0, 0, PADDING_LABEL, 1, 1, 1, 1] and loader.num_skipped == 1
+
+
+def test_skip_gives_up_when_nothing_decodes(path):
+    for index in range(8):
+        overwrite(path, index, bytes(40), at=200)
+    with pytest.raises(ValueError, match="of the 100 images after image .* must decode, found none"):
+        epoch_of(build_loader(config(path, on_bad="skip"), split="train", micro_batch_size=4))

@@ -1,0 +1,75 @@
+"""state_dict: the very next image on the same or another world size; the quasi-random order through the loader."""
+
+import pytest
+import torch
+
+from tests.data.test_loader import another, config, same
+from vitkd_ds.config import AugmentConfig
+from vitkd_ds.data.pack import pack
+
+
+@pytest.fixture(scope="module")
+def shuffled(tmp_path_factory, make_folder):
+    """50 images in a random order."""
+    root = tmp_path_factory.mktemp("shuffled")
+    return pack(make_folder(root / "images", 50), root / "x.beton", write_mode="raw", workers=1, shuffle=True).path
+
+
+def loader_of(path, **changes):
+    options = {"micro_batch_size": 2, "global_batch_size": 12} | changes
+    order = options.pop("order", "random")
+    return another(config(path, order=order), augment=options.pop("augment", None), **options)
+
+
+@pytest.mark.parametrize("order", ["random", "quasi_random"])
+def test_a_loaded_state_continues_with_the_very_next_micro_batch_and_the_next_epochs(shuffled, order):
+    whole = loader_of(shuffled, order=order)
+    expected = [images for _ in range(2) for images, _ in whole]
+    first = loader_of(shuffled, order=order)
+    micro_batches = iter(first)
+    taken = [next(micro_batches)[0] for _ in range(7)]
+    state = first.state_dict()
+    micro_batches.close()
+    assert state["epoch"] == 0 and state["images"] == 14 and same(taken, expected[:7])
+    second = loader_of(shuffled, order=order)
+    second.load_state_dict(state)
+    assert same([images for _ in range(2) for images, _ in second], expected[7:])
+    assert second.state_dict()["epoch"] == 2 and second.state_dict()["images"] == 0
+
+
+@pytest.mark.parametrize("order", ["random", "quasi_random"])
+@pytest.mark.parametrize("world_size, micro_batch_size", [(1, 6), (2, 3), (3, 2), (6, 1)])
+def test_another_number_of_ranks_sees_each_image_of_the_epoch_once(shuffled, order, world_size, micro_batch_size):
+    augment = AugmentConfig(random_erasing=0.5)
+    two = [loader_of(shuffled, order=order, augment=augment, rank=r, world_size=2, micro_batch_size=3) for r in (0, 1)]
+    expected = torch.cat([i for pair in zip(*[list(loader.epoch(0)) for loader in two]) for i, _ in pair])
+    iterators = [iter(loader) for loader in two]
+    done = torch.cat([next(iterator)[0] for _ in range(3) for iterator in iterators])
+    assert two[0].state_dict() == two[1].state_dict()
+    others = [
+        loader_of(
+            shuffled, order=order, augment=augment, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
+        )
+        for rank in range(world_size)
+    ]
+    for other in others:
+        other.load_state_dict(two[0].state_dict())
+    rest = torch.cat([images for dealt in zip(*others, strict=True) for images, _ in dealt])
+    assert torch.equal(torch.cat([done, rest]), expected)
+    for iterator in iterators:
+        iterator.close()
+
+
+def test_a_state_that_does_not_fit_is_refused(shuffled, beton):
+    state = loader_of(shuffled).state_dict()
+    for other, message in [
+        (loader_of(shuffled, seed=1), "loader's seed must be .* found 1 and 0"),
+        (loader_of(shuffled, global_batch_size=24), "global_batch_size must be .* found 24 and 12"),
+        (loader_of(beton), "num_images must be .* found 22 and 50"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(state)
+    with pytest.raises(ValueError, match="the 46 images left .* found 12 x 1"):
+        loader_of(shuffled, micro_batch_size=12).load_state_dict(state | {"images": 2})
+    with pytest.raises(ValueError, match="only a training loader has a state"):
+        loader_of(shuffled, split="val").state_dict()

@@ -1,0 +1,86 @@
+"""The torchvision backend: the same order, crops, flips and pixels as FFCV's, also straight from a folder."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.data.test_loader import another, config, epoch_of, same
+from vitkd_ds.config import AugmentConfig
+from vitkd_ds.data.pack import pack
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, make_folder):
+    """A folder of 22 images and a .beton of its pixels, half of them as JPEG."""
+    root = tmp_path_factory.mktemp("packed")
+    src = make_folder(root / "images", 22)
+    modes = {"raw": root / "raw.beton", "jpg": root / "jpg.beton"}
+    return src, {mode: pack(src, dst, write_mode=mode, workers=1).path for mode, dst in modes.items()}
+
+
+def both(path, other=None, **options):
+    return [
+        another(config(p, backend=backend), **options)
+        for p, backend in ((path, "ffcv"), (other or path, "torchvision"))
+    ]
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_both_backends_give_the_same_bits_from_a_beton(packed, mode, split):
+    ffcv, torchvision = (epoch_of(loader) for loader in both(packed[1][mode], split=split))
+    assert same(ffcv[0], torchvision[0]) and same(ffcv[1], torchvision[1])
+
+
+def test_a_folder_gives_the_bits_of_its_packed_pixels_with_augmentation_at_any_rank(packed):
+    augment = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+    for rank in (0, 1):
+        options = dict(augment=augment, rank=rank, world_size=2)
+        ffcv, torchvision = (epoch_of(loader) for loader in both(packed[1]["raw"], packed[0], **options))
+        assert same(ffcv[0], torchvision[0]) and same(ffcv[1], torchvision[1])
+
+
+def test_a_file_that_cannot_be_decoded_is_named_or_skipped(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 8)
+    (src / "a" / "002.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is no image"):
+        epoch_of(another(config(src, backend="torchvision")))
+    loader = another(config(src, backend="torchvision", on_bad="skip"))
+    assert len(torch.cat(epoch_of(loader)[1])) == 8 and loader.num_skipped == 1
+
+
+def test_a_changed_byte_in_a_beton_is_an_error(tmp_path, make_folder):
+    path = pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", write_mode="raw", workers=1).path
+    loader = another(config(path, backend="torchvision"))
+    content = bytearray(path.read_bytes())
+    content[int(loader._images._source.sizes[0]) + 8 * 2**20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be decoded: image .*its CRC-32 differs"):
+        epoch_of(loader)
+
+
+def test_what_it_cannot_do_is_refused(packed):
+    with pytest.raises(ValueError, match="data.order=quasi_random needs data.backend=ffcv"):
+        another(config(packed[0], backend="torchvision", order="quasi_random"))
+    with pytest.raises(ValueError, match="src must be one of: ImageFolder"):
+        another(config("/nowhere", backend="torchvision"))
+
+
+def test_neither_ffcv_nor_the_compiled_decoder_is_needed(packed):
+    program = f"""
+import sys
+sys.modules["ffcv"] = sys.modules["numba"] = sys.modules["cv2"] = None  # an import of these fails
+sys.modules["vitkd_ds.data.decode"] = None
+from vitkd_ds.config import DataConfig
+from vitkd_ds.data.loader import build_loader
+for path in ({str(packed[0])!r}, {str(packed[1]["jpg"])!r}, "demo"):
+    classes = 10 if path == "demo" else 2
+    data = DataConfig(train=path, val=path, image_size=16, num_classes=classes, backend="torchvision", num_workers=1)
+    loader = build_loader(data, split="train", micro_batch_size=4)
+    micro_batches = loader.epoch(0)
+    print(next(micro_batches)[0].shape)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split("\n")[:3] == ["torch.Size([4, 3, 16, 16])"] * 3, run.stderr

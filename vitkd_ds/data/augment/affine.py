@@ -1,0 +1,155 @@
+"""Rotate, Shear and Translate: Pillow's affine transformation, bilinear or bicubic, uncovered pixels in a fixed colour.
+
+Output pixel (x, y) takes the source at matrix * (x + 0.5, y + 0.5). A source point outside the image is uncovered; the
+neighbours of one inside are repeated from the edge. Pillow's cubic has coefficient -1 (torch's grid_sample: -0.75), and
+the result is truncated, not rounded.
+
+Shear and Translate move whole rows or columns, each by its own amount, so they need neighbours along one axis only, and
+their positions are exact (float64, in numpy). Rotate's positions are int32 fixed point, the same on all devices.
+
+**Differs** from Pillow, which interpolates in float64: float32 may end one level lower or higher where the value is
+within rounding of a whole number, and a rotated pixel may be covered or not where its source is on the edge.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FILL = (124, 116, 104)
+"""ImageNet's mean colour as timm rounds it."""
+MARGIN = 2
+"""Pixels that a cubic neighbourhood reaches beyond the edge."""
+
+
+def line_positions(shifts_NL: np.ndarray, *, length: int) -> dict[str, np.ndarray]:
+    """Where `move_lines` finds its pixels.
+
+    Args:
+        shifts_NL: for each line (row or column) of each image, the source position minus the output's, in pixels.
+        length: pixels of a line.
+
+    Returns:
+        starts_R: first byte of each line's source in the padded copy; fraction_R1: float32, from the left neighbour to
+        the source; first_R1, end_R1: first covered output pixel and first uncovered one behind it.
+    """
+    shift_R = shifts_NL.reshape(-1)
+    whole_R = np.floor(shift_R)
+    fraction_R1 = (shift_R - whole_R).astype(np.float32)[:, None]
+    first_R1 = -np.floor(shift_R + 0.5).astype(np.int32)[:, None]
+    reach = length + MARGIN  # beyond it nothing is covered, whatever is read
+    line_R = (np.arange(len(shift_R)) + 1) * (length + 2 * MARGIN)
+    starts_R = 3 * (line_R + MARGIN - 1 + np.clip(whole_R, -reach, reach).astype(np.int64))
+    return {"starts_R": starts_R, "fraction_R1": fraction_R1, "first_R1": first_R1, "end_R1": first_R1 + length}
+
+
+def move_lines(
+    pixels_BHWC: Tensor, starts_R: Tensor, fraction_R1: Tensor, first_R1: Tensor, end_R1: Tensor, *, is_cubic: bool
+) -> Tensor:
+    """Resample each row by its own shift (`line_positions`); for columns give and take the image transposed.
+
+    Returns:
+        uint8 [B, H, W, 3]; rows are numbered through the images, R = B * H.
+    """
+    num_images, height, width, channels = pixels_BHWC.shape
+    rows = pixels_BHWC.view(num_images * height, width * channels)
+    margin = MARGIN * channels
+    padded = rows.new_zeros(len(rows) + 2, rows.shape[1] + 2 * margin)  # a line more at both ends, for far shifts
+    padded[1:-1, margin:-margin] = rows
+    for pixel in range(MARGIN):
+        padded[1:-1, pixel * channels : (pixel + 1) * channels] = rows[:, :channels]
+        padded[1:-1, margin + rows.shape[1] :][:, pixel * channels : (pixel + 1) * channels] = rows[:, -channels:]
+    window = rows.shape[1] + 3 * channels
+    windows = padded.view(-1).as_strided((padded.numel() - window + 1, window), (1, 1))
+    sources = windows.index_select(0, starts_R).float()
+    reach = range(4) if is_cubic else range(1, 3)
+    taps = [sources[:, tap * channels : tap * channels + rows.shape[1]] for tap in reach]
+    result = _interpolate(taps, fraction_R1, is_cubic=is_cubic)
+    place = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device)
+    column = place // channels
+    is_covered = (column >= first_R1) & (column < end_R1)
+    return torch.where(is_covered, result, _fill(place % channels)).view(pixels_BHWC.shape)
+
+
+def _fill(channel: Tensor) -> Tensor:
+    """FILL's value of each channel number, made on the device: a copy from the CPU would wait for it."""
+    return torch.where(channel == 0, FILL[0], torch.where(channel == 1, FILL[1], FILL[2])).to(torch.uint8)
+
+
+def _interpolate(taps: list[Tensor], fraction: Tensor, *, is_cubic: bool) -> Tensor:
+    """Truncated value between two neighbours, or the middle two of four; exact where the neighbours are equal."""
+    return _between(taps, fraction, is_cubic=is_cubic).clamp_(0, 255).to(torch.uint8)
+
+
+def _between(taps: list[Tensor], fraction: Tensor, *, is_cubic: bool) -> Tensor:
+    if not is_cubic:
+        left, right = taps
+        return (right - left).mul_(fraction).add_(left)
+    before, left, right, after = taps
+    difference, change = left - right, before - after
+    # left + f * ((right - before) + f * ((2 * (before - left) + right - after) + f * (left - right - before + after)))
+    inner = (difference - change).mul_(fraction).add_(change).add_(before - left).sub_(difference)
+    return inner.mul_(fraction).add_(right - before).mul_(fraction).add_(left)
+
+
+def rotation_positions(degrees_N: np.ndarray, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Where `rotate` finds its pixels: the source of (x, y) is columns[x] + rows[y], counter-clockwise by degrees.
+
+    Returns:
+        columns_N2W and rows_N2H: int32, x and y in units of 2**-bits pixels; bits: as many as 32 bits allow.
+    """
+    bits = 30 - (2 * max(height, width)).bit_length()
+    radians_N = np.radians(degrees_N)[:, None]
+    cos_N1, sin_N1 = np.cos(radians_N), np.sin(radians_N)
+    x_W, y_H = np.arange(width) + 0.5 - width / 2, np.arange(height) + 0.5 - height / 2
+    columns_N2W = np.stack([cos_N1 * x_W + width / 2, sin_N1 * x_W + height / 2], 1)
+    rows_N2H = np.stack([-sin_N1 * y_H, cos_N1 * y_H], 1)
+    fixed = [np.rint(np.ldexp(part, bits)).astype(np.int32) for part in (columns_N2W, rows_N2H)]
+    return *fixed, bits
+
+
+def rotate(pixels_BHWC: Tensor, columns_B2W: Tensor, rows_B2H: Tensor, *, bits: int, is_cubic: bool) -> Tensor:
+    """Resample at the positions that `rotation_positions` gives: uint8 [B, H, W, 3] to uint8."""
+    num_images, height, width, _ = pixels_BHWC.shape
+    x_BHW, y_BHW = (columns_B2W[:, :, None, :] + rows_B2H[:, :, :, None]).unbind(1)
+    is_covered = (x_BHW >= 0) & (x_BHW < width << bits) & (y_BHW >= 0) & (y_BHW < height << bits)
+    half = 1 << (bits - 1)
+    left_BHW, fraction_x = _split(x_BHW - half, bits)
+    upper_BHW, fraction_y = _split(y_BHW - half, bits)
+    stride, rows = width + 2 * MARGIN, height + 2 * MARGIN
+    image = torch.arange(num_images, dtype=torch.int32, device=x_BHW.device)[:, None, None]
+    # The first of the 4 x 4 neighbours, in the padded copy; MARGIN puts it at (left - 1 + MARGIN, upper - 1 + MARGIN).
+    first = (image * rows + upper_BHW.clamp_(-1, height - 1) + MARGIN - 1) * stride
+    first = (first + left_BHW.clamp_(-1, width - 1) + MARGIN - 1).view(-1)
+    packed = _pack(pixels_BHWC).view(-1)
+    reach = range(4) if is_cubic else range(1, 3)
+
+    def line(row: int) -> Tensor:
+        taps = [packed.index_select(0, first + (row * stride + tap)) for tap in reach]
+        return _between([_unpack(tap) for tap in taps], fraction_x, is_cubic=is_cubic)
+
+    result = _interpolate([line(row) for row in reach], fraction_y, is_cubic=is_cubic).view(torch.int32)
+    fill = sum(level << (8 * channel) for channel, level in enumerate(FILL))
+    result = torch.where(is_covered.view(-1, 1), result, fill).view(torch.uint8)
+    return result[:, :3].reshape(pixels_BHWC.shape)
+
+
+def _split(position_BHW: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Whole and fractional part of a fixed-point position; the latter as float32 [B * H * W, 4], one for each byte."""
+    fraction = (position_BHW & ((1 << bits) - 1)).float() * 2.0**-bits
+    return position_BHW >> bits, fraction.view(-1, 1).expand(-1, 4).contiguous()
+
+
+def _pack(pixels_BHWC: Tensor) -> Tensor:
+    """Pixels as int32, red lowest, so that one index fetches all three channels; MARGIN repeated around the image."""
+    _, height, width, _ = pixels_BHWC.shape
+    packed_BHW = torch.nn.functional.pad(pixels_BHWC, (0, 1)).view(torch.int32).squeeze(3)
+    for dim, size in ((1, height), (2, width)):
+        packed_BHW = packed_BHW.index_select(
+            dim, torch.arange(-MARGIN, size + MARGIN, device=packed_BHW.device).clamp_(0, size - 1)
+        )
+    return packed_BHW
+
+
+def _unpack(packed_N: Tensor) -> Tensor:
+    """Four float32 bytes of each int32: [N, 4]."""
+    return packed_N.view(-1, 1).view(torch.uint8).float()

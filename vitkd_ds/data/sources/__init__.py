@@ -1,0 +1,56 @@
+"""What `vitkd-ds pack` reads: one file per kind, told apart by looking at the path.
+
+Nothing is unpacked: members of tars are read at their offsets, so no file name inside an archive becomes a path here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vitkd_ds.data.sources.folder import has_class_folders, list_images
+from vitkd_ds.data.sources.huggingface import has_arrow, has_parquet, open_hugging_face
+from vitkd_ds.data.sources.imagenet import has_class_tars, has_flat_images, open_class_tars, open_flat_tar
+from vitkd_ds.data.sources.source import Options, Source
+from vitkd_ds.data.sources.webdataset import has_samples, open_shards
+
+KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Source], tuple[str, ...]]] = {
+    "ImageFolder (a folder per class)": (has_class_folders, list_images, ()),
+    "ImageNet's training tar, or a folder of its class tars": (has_class_tars, open_class_tars, ()),
+    "ImageNet's validation tar": (has_flat_images, open_flat_tar, ("labels",)),
+    "WebDataset shards (tars of KEY.jpg + KEY.cls; a tar, a folder of them, or a pattern)": (
+        has_samples,
+        open_shards,
+        ("classes",),
+    ),
+    "Hugging Face save_to_disk folder": (has_arrow, open_hugging_face, ("split",)),
+    "folder of parquet files": (has_parquet, open_hugging_face, ("split",)),
+}
+"""Name -> whether a path is of this kind, how it is opened, and which options it takes."""
+
+__all__ = ["KINDS", "Options", "Source", "open_source"]
+
+
+def open_source(src: str | Path, options: Options) -> Source:
+    """Find out what `src` is, and list its images.
+
+    Raises:
+        ValueError: nothing is there, no kind fits or several do, an option does not belong to the kind, or the
+            contents are unfit.
+    """
+    path = Path(src)
+    if not path.exists() and not is_pattern(str(src)):
+        raise ValueError(f"src must be one of: {'; '.join(KINDS)}, found nothing at {str(src)!r}: check the path")
+    fitting = [kind for kind, (fits, _, _) in KINDS.items() if fits(path)]
+    if len(fitting) != 1:
+        what = "a folder" if path.is_dir() else "a file" if path.exists() else "a pattern"
+        found = f"signs of {' and of '.join(fitting)}" if fitting else f"{what} that is none of them"
+        raise ValueError(f"src must be one of: {'; '.join(KINDS)}, found {found} at {str(src)!r}: give one of them")
+    _, opener, known = KINDS[fitting[0]]
+    for option in ("labels", "classes", "split"):
+        if getattr(options, option) and option not in known:
+            raise ValueError(f"--{option} does not belong to {fitting[0]}, which {str(src)!r} is: leave it away")
+    return opener(path, options)
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a path that does not exist may be a pattern of shards."""
+    return any(sign in text for sign in "*?[{")

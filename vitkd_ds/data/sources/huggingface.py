@@ -1,0 +1,144 @@
+"""Hugging Face image data sets on disk: a save_to_disk folder, or parquet files as the hub keeps them.
+
+Read through the `datasets` library (`pip install 'vitkd_ds[hf]'`), which turns parquet into Arrow files in its cache
+(HF_DATASETS_CACHE) once. Decoding is switched off, so that the original bytes arrive. Nothing is downloaded, and no
+code of a data set runs.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitkd_ds.data.sources.source import Options, Source
+
+ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
+"""Files at the top of what save_to_disk writes, of one split or several."""
+PART_NAME = re.compile(r"(.+?)(-\d{5}-of-\d{5}.*)?\.parquet$")
+"""The hub's train-00000-of-00294.parquet."""
+
+
+def has_arrow(src: Path) -> bool:
+    """Whether `src` is a folder that save_to_disk wrote."""
+    return src.is_dir() and any((src / name).is_file() for name in ARROW_SIGNS)
+
+
+def has_parquet(src: Path) -> bool:
+    """Whether `src`, or its folder data, has parquet files."""
+    return bool(_parquet_files(src)) and not has_arrow(src)
+
+
+def open_hugging_face(src: Path, options: Options) -> Source:
+    """List the images of a data set with one image column and one of class labels.
+
+    Raises:
+        ValueError: the library is missing, the folder is unfit, or a split must be named.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            f"{str(src)!r} needs the package datasets to be read, found none: pip install 'vitkd_ds[hf]'"
+        ) from error
+    dataset = _arrow(datasets, src, options.split) if has_arrow(src) else _parquet(datasets, src, options.split)
+    image_key = _only_column(src, dataset, datasets.Image, "image")
+    label_key = _only_column(src, dataset, datasets.ClassLabel, "class label")
+    if not len(dataset):
+        raise ValueError(f"{str(src)!r} must hold images, found no row: give another split")
+    classes = tuple(dataset.features[label_key].names)
+    images = dataset.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
+    labels = np.array(dataset.select_columns([label_key]).with_format("numpy")[:][label_key], np.int64)
+    unlabelled = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(unlabelled):
+        raise ValueError(
+            f"every row of {str(src)!r} must have a class below {len(classes)}, found {labels[unlabelled[0]]} in row "
+            f"{unlabelled[0]}: test splits have no labels, give another split"
+        )
+    names, sizes = _names_and_sizes(src, images, image_key, options.split)
+    return Source("Hugging Face", classes, labels, names, sizes, _reader(images, image_key))
+
+
+def _choose(src: Path, found: list[str], split: str) -> str:
+    """The split to read: the one that is named, or the only one."""
+    if split in found:
+        return split
+    if split or len(found) != 1:
+        raise ValueError(
+            f"--split must name one of the splits of {str(src)!r}, {', '.join(found)}, found {split!r}: choose one"
+        )
+    return found[0]
+
+
+def _arrow(datasets: Any, src: Path, split: str) -> Any:
+    try:
+        dataset = datasets.load_from_disk(str(src))
+    except Exception as error:  # the library and Arrow raise whatever comes
+        raise ValueError(
+            f"{str(src)!r} must be a folder of save_to_disk, found {type(error).__name__} {error}: save it again"
+        ) from error
+    if isinstance(dataset, datasets.DatasetDict):
+        return dataset[_choose(src, sorted(dataset), split)]
+    if split and str(dataset.split) != split:
+        raise ValueError(f"{str(src)!r} holds the split {dataset.split}, found --split {split!r}: leave it away")
+    return dataset
+
+
+def _parquet_files(src: Path) -> list[Path]:
+    if not src.is_dir():
+        return []
+    return sorted(src.glob("*.parquet")) or sorted((src / "data").glob("*.parquet"))
+
+
+def _parquet(datasets: Any, src: Path, split: str) -> Any:
+    files: dict[str, list[str]] = {}
+    for path in _parquet_files(src):
+        files.setdefault(PART_NAME.match(path.name)[1], []).append(str(path))
+    chosen = files[_choose(src, sorted(files), split)]
+    try:
+        return datasets.load_dataset("parquet", data_files=chosen, split="train")  # its name for the only part
+    except Exception as error:  # the library and Arrow raise whatever comes
+        raise ValueError(
+            f"{chosen[0]!r} and its {len(chosen) - 1} sisters must be parquet files of images, found "
+            f"{type(error).__name__} {error.__cause__ or error}: fetch them again"
+        ) from error
+
+
+def _only_column(src: Path, dataset: Any, kind: type, what: str) -> str:
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{str(src)!r} must have one column of type {kind.__name__} ({what}), found {len(found)} among "
+            f"{dataset.features}: cast or remove columns, and save it again"
+        )
+    return found[0]
+
+
+def _names_and_sizes(src: Path, images: Any, key: str, split: str) -> tuple[list[str], np.ndarray]:
+    """A name with row number and original file name, and the size in bytes, of each image; no image is decoded."""
+    import pyarrow.compute
+
+    names, sizes, row = [], [], 0
+    prefix = f"{src.name}/{split}" if split else src.name
+    for batch in images.with_format("arrow").iter(batch_size=10_000):
+        for chunk in batch[key].chunks if hasattr(batch[key], "chunks") else [batch[key]]:
+            content, paths = (chunk.field(name) for name in ("bytes", "path"))
+            for path, length in zip(paths.to_pylist(), pyarrow.compute.binary_length(content).to_pylist()):
+                if length is None:
+                    length = os.stat(path).st_size if path and os.path.isfile(path) else 0
+                sizes.append(length)
+                names.append(f"{prefix}[{row}]" + (f" {path}" if path else ""))
+                row += 1
+    return names, np.array(sizes, np.int64)
+
+
+def _reader(images: Any, key: str):
+    def read(index: int) -> bytes:
+        value = images[index][key] or {"bytes": b""}  # a row without an image: no image either
+        if value["bytes"] is not None:
+            return value["bytes"]
+        with open(value["path"], "rb") as file:
+            return file.read()
+
+    return read

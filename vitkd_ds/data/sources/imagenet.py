@@ -1,0 +1,137 @@
+"""ImageNet's own files: the training tar (a tar of 1,000 class tars) and the validation tar with its labels."""
+
+import io
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from vitkd_ds.data.images import EXTENSIONS
+from vitkd_ds.data.sources.source import Options, Source
+from vitkd_ds.data.sources.tar import first_member, list_members, member_reader
+
+CLASS_TAR = re.compile(r"(n\d{8})\.tar$")
+META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+"""What the devkit holds of the labels: wnid of each number, and number of each image in name order."""
+VAL_NAME = "ILSVRC2012_val_{:08d}"
+
+
+def has_class_tars(src: Path) -> bool:
+    """Whether `src` is a tar of class tars, or a folder that holds class tars."""
+    if src.is_dir():
+        return any(CLASS_TAR.match(entry.name) for entry in src.iterdir())
+    first = first_member(src)
+    return first is not None and CLASS_TAR.search(first.name) is not None
+
+
+def has_flat_images(src: Path) -> bool:
+    """Whether `src` is a tar that begins with an image of ImageNet's validation set."""
+    first = first_member(src)
+    return first is not None and Path(first.name).name.startswith(VAL_NAME[:15])
+
+
+def open_class_tars(src: Path, options: Options) -> Source:
+    """List the images of ImageNet's training tar, or of its class tars in a folder; wnids give the labels in order.
+
+    Raises:
+        ValueError: a tar is damaged, has no images, or stands where none is expected.
+    """
+    if src.is_dir():
+        files = sorted(path for path in src.iterdir() if CLASS_TAR.match(path.name))
+        tars = [(path.name, number, None) for number, path in enumerate(files)]
+    else:
+        files = [src]
+        tars = sorted((Path(member.name).name, 0, member) for member in list_members(src))
+    members, names, labels, classes = [], [], [], []
+    for label, (name, number, inner) in enumerate(tars):
+        found = CLASS_TAR.match(name)
+        if not found or classes and classes[-1] == found[1]:
+            raise ValueError(f"{str(src)!r} must hold tars nXXXXXXXX.tar, each once, found {name!r}: remove it")
+        images = sorted(
+            (m for m in list_members(files[number], inside=inner) if _is_image(m.name)), key=lambda m: m.name
+        )
+        if not images:
+            raise ValueError(f"every class tar must hold images, found none in {name!r} of {str(src)!r}: fetch it anew")
+        classes.append(found[1])
+        members += [(number, member) for member in images]
+        names += [f"{src.name}/{name}/{member.name}" for member in images]
+        labels += [label] * len(images)
+    return _source("ImageNet train", classes, labels, names, files, members)
+
+
+def open_flat_tar(src: Path, options: Options) -> Source:
+    """List the images of ImageNet's validation tar, with labels from a file; sorted wnids give the numbers.
+
+    Raises:
+        ValueError: the labels are not given, unreadable, or do not cover all images; the tar is damaged.
+    """
+    if not options.labels:
+        raise ValueError(
+            f"{str(src)!r} holds no labels: give --labels, the devkit ILSVRC2012_devkit_t12.tar.gz, or a text file "
+            f"with a line per image, such as {VAL_NAME.format(1)}.JPEG n01751748, or Kaggle's LOC_val_solution.csv"
+        )
+    file = Path(options.labels)
+    if not file.is_file():
+        raise ValueError(f"--labels must be a file, found none at {options.labels!r}: check the path")
+    wnids = _devkit_labels(file) if tarfile.is_tarfile(file) else _text_labels(file)
+    members = sorted((m for m in list_members(src) if _is_image(m.name)), key=lambda m: Path(m.name).stem)
+    missing = [member.name for member in members if Path(member.name).stem not in wnids]
+    if missing:
+        raise ValueError(
+            f"{options.labels!r} must name the class of every image of {str(src)!r}, found none of "
+            f"{missing[0]!r} and {len(missing) - 1} more: give the labels of these images"
+        )
+    found = [wnids[Path(member.name).stem] for member in members]
+    classes = sorted(set(found))
+    position = {wnid: label for label, wnid in enumerate(classes)}
+    names = [f"{src.name}/{member.name}" for member in members]
+    labels = [position[wnid] for wnid in found]
+    return _source("ImageNet val", classes, labels, names, [src], [(0, member) for member in members])
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in EXTENSIONS and not Path(name).name.startswith(".")
+
+
+def _source(kind: str, classes: list[str], labels: list[int], names: list[str], files: list[Path], members: list):
+    sizes = np.array([member.size for _, member in members], np.int64)
+    return Source(kind, tuple(classes), np.array(labels, np.int64), names, sizes, member_reader(files, members))
+
+
+def _text_labels(file: Path) -> dict[str, str]:
+    """Image name without ending -> class, from lines `NAME CLASS ...` or `NAME,CLASS ...`; Kaggle's header is left."""
+    found = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        words = line.replace(",", " ").split()
+        if not words or words[0] == "ImageId":
+            continue
+        if len(words) < 2:
+            raise ValueError(f"{str(file)!r} must have an image and its class in line {number}, found {line!r}: add it")
+        stem = Path(words[0]).stem
+        if found.setdefault(stem, words[1]) != words[1]:
+            raise ValueError(f"{str(file)!r} must name {stem!r} once, found another class in line {number}: correct it")
+    return found
+
+
+def _devkit_labels(file: Path) -> dict[str, str]:
+    """Image name without ending -> wnid, from the devkit's tar.gz."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ValueError(
+            f"the devkit {str(file)!r} needs scipy to be read, found none: pip install 'vitkd_ds[imagenet]', or give "
+            f"--labels a text file"
+        ) from error
+    try:
+        with tarfile.open(file) as tar:
+            members = {member.name.partition("/")[2]: member for member in tar if member.isreg()}
+            meta, truth = (tar.extractfile(members[name]).read() for name in (META, GROUND_TRUTH))
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        wnids = dict(zip(synsets["ILSVRC2012_ID"].astype(int).tolist(), map(str, synsets["WNID"])))
+        return {VAL_NAME.format(image): wnids[int(number)] for image, number in enumerate(truth.split(), 1)}
+    except Exception as error:  # scipy raises whatever comes
+        raise ValueError(
+            f"--labels {str(file)!r} must be ImageNet's devkit with {META} and {GROUND_TRUTH}, found "
+            f"{type(error).__name__} {error}: fetch it again"
+        ) from error

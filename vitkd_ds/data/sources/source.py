@@ -1,0 +1,44 @@
+"""What all kinds of sources have in common: a list of images with labels, and a way to get the bytes of each."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may have to say about a source; empty where it speaks for itself."""
+
+    labels: str = ""
+    """File with the labels of ImageNet's validation images."""
+    classes: str = ""
+    """File with a class name per line, for shards that hold numbers."""
+    split: str = ""
+    """Name of the part to read, where a Hugging Face folder has several."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images of one data set."""
+
+    kind: str
+    classes: tuple[str, ...]
+    """Names in label order."""
+    labels: np.ndarray
+    """int64 [number of images], positions in `classes`."""
+    names: Sequence[str]
+    """Of each image, such that a human finds it: file, and member or row."""
+    sizes: np.ndarray
+    """int64 [number of images], bytes of each image's file."""
+    read: Callable[[int], bytes]
+    """The bytes of the i-th image's file. Works in forked processes: nothing that has a position is shared."""
+
+    def fingerprint(self) -> str:
+        """A hash of names, sizes and labels; another one means other images."""
+        digest = hashlib.sha256(repr((self.kind, self.classes)).encode("utf-8", "surrogateescape"))
+        for name in self.names:
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(np.asarray(self.sizes, "<i8").tobytes() + np.asarray(self.labels, "<i8").tobytes())
+        return digest.hexdigest()
