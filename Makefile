@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test wheels
+.PHONY: setup demo test wheels fuzz
 
 setup: .venv/.ready
 
@@ -28,3 +28,12 @@ test: setup
 # For nodes without a compiler or root: dist/*.whl carry their C++ libraries. README.md says how to install them.
 wheels: setup
 	sh .ci/wheels "$(CURDIR)/$(BIN)/python" dist
+
+# Damaged JPEGs, tables and rows thrown at the C++ decoder, under the sanitizers. FUZZ_PHOTOS: JPEGs of your own.
+FUZZ_SECONDS ?= 600
+
+fuzz: setup
+	$(BIN)/python fuzz/corpus.py build/fuzz/corpus $(FUZZ_PHOTOS)
+	$(CXX) -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -o build/fuzz/decode_fuzz \
+	    fuzz/decode_fuzz.cpp vitkd_ds/data/csrc/decode.cpp vitkd_ds/data/csrc/resize.cpp -ljpeg -lz -pthread
+	build/fuzz/decode_fuzz build/fuzz/corpus --seconds $(FUZZ_SECONDS)

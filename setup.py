@@ -3,11 +3,14 @@
 torch must be installed before deepspeed is built (DS_BUILD_OPS=0), and both before this package: `make setup` does so.
 """
 
+import os
 import re
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
+# For machines that cannot build FFCV or the decoder: data.backend=torchvision works, packing does not.
+WITHOUT_FFCV = bool(os.environ.get("VITKD_DS_WITHOUT_FFCV"))
 INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
 
 setup(
@@ -20,19 +23,22 @@ setup(
     packages=[*find_packages(include=["vitkd_ds", "vitkd_ds.*"]), "vitkd_ds.ds_configs"],
     package_dir={"vitkd_ds.ds_configs": "ds_configs"},
     # Plain C functions, loaded with ctypes: built like a Python module, but not one.
-    ext_modules=[
+    ext_modules=[]
+    if WITHOUT_FFCV
+    else [
         Extension(
             "vitkd_ds.data._decode",
             sources=["vitkd_ds/data/csrc/decode.cpp", "vitkd_ds/data/csrc/resize.cpp"],
             depends=["vitkd_ds/data/csrc/decode.h", "vitkd_ds/data/csrc/resize.h"],
             libraries=["jpeg", "z"],
-            extra_compile_args=["-std=c++17", "-O3"],
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread"],  # the same bits on every CPU
+            extra_link_args=["-pthread"],
         )
     ],
     package_data={"vitkd_ds.ds_configs": ["*.json"], "vitkd_ds.data": ["demo/*"]},
     install_requires=[
         "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases
-        "ffcv==1.0.2",
+        *([] if WITHOUT_FFCV else ["ffcv==1.0.2"]),
         "fire>=0.7",
         "numpy>=2.2",
         "pillow>=10",
@@ -43,6 +49,10 @@ setup(
         "torch>=2.13",
         "tqdm",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-timeout"]},
+    extras_require={
+        "hf": ["datasets>=4"],  # pack: Hugging Face data sets on disk
+        "imagenet": ["scipy>=1.11"],  # pack: the labels in ImageNet's devkit
+        "test": ["datasets>=4", "pytest>=8", "pytest-timeout", "scipy>=1.11"],
+    },
     entry_points={"console_scripts": ["vitkd-ds = vitkd_ds.cli:main"]},
 )

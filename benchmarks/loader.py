@@ -110,10 +110,14 @@ def measure_cold(plan: Plan, name: str) -> float:
         return plan.start(name, "cold", environ)["first_batch_s"]
 
 
-def measure(plan: Plan, rows: list[str]) -> list[dict[str, Any]]:
-    """All rounds of all rows, one after the other: a dict per row with median, minimum and maximum of each figure."""
+def measure(plan: Plan, rows: list[str], json_path: Path | None) -> list[dict[str, Any]]:
+    """All rounds of all rows, one after the other; the file is written after each round.
+
+    Returns:
+        A dict per row with median, minimum and maximum of each figure over the rounds.
+    """
     found = {name: {figure: [] for figure in (*FIGURES, "load_1min")} for name in rows}
-    for number in range(plan.rounds):
+    for number in range(1, plan.rounds + 1):
         for name in rows:
             result = plan.start(name, "epoch") | {"load_1min": os.getloadavg()[0]}
             if name in COLD_ROWS:
@@ -121,10 +125,12 @@ def measure(plan: Plan, rows: list[str]) -> list[dict[str, Any]]:
             for key, value in result.items():
                 if value is not None:
                     found[name][key].append(value)
-            print(f"round {number + 1} {name}: {result['images_per_cpu_s']:.0f} images per CPU-second", flush=True)
-    return [
-        _summary(name, figures) | {"rounds": plan.rounds, "threads": plan.threads} for name, figures in found.items()
-    ]
+            print(f"round {number} {name}: {result['images_per_cpu_s']:.0f} images per CPU-second", flush=True)
+        sizes = {"rounds": number, "threads": plan.threads}
+        results = [_summary(name, figures) | sizes for name, figures in found.items()]
+        if json_path:
+            json_path.write_text(json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def _summary(name: str, figures: dict[str, list[float]]) -> dict[str, Any]:
@@ -145,10 +151,8 @@ def _text(row: dict[str, Any], figure: str, digits: int) -> str:
 def print_table(results: list[dict[str, Any]]) -> None:
     """The Markdown table of all rows."""
     speeds = {row["name"]: row["images_per_cpu_s"] for row in results}
-    print(
-        "\n| row | images per CPU-second | / FFCV | / Pillow | / limit | wall images/s | first batch, s | peak RSS, GiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    header = ["row", "images per CPU-second", "/ FFCV", "/ Pillow", "/ limit", "wall images/s", "first batch, s"]
+    print(f"\n| {' | '.join([*header, 'peak RSS, GiB'])} |\n{'|---' * (len(header) + 1)}|")
     for row in results:
         ratios = [
             f"{row['images_per_cpu_s'] / speeds[other]:.2f}" if other in speeds else "–"
@@ -216,11 +220,9 @@ def run(args: argparse.Namespace, workdir: Path) -> None:
     if args.threads == 1:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     plan = Plan(workdir, args.rounds, args.threads, micro_batch_size=4 if args.debug else 64)
-    results = measure(plan, rows)
+    results = measure(plan, rows, args.json)
     print_table(results)
     print_targets(results)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
     if args.table:
         from loader_fidelity import print_storage_table
 

@@ -106,7 +106,7 @@ def _decoder_alone(setting: Setting):
     return passes
 
 
-def _ffcv(setting: Setting, *, name: str):
+def open_ffcv(setting: Setting, *, name: str):
     """FFCV as released, as its own ImageNet example uses it; it resizes with OpenCV's INTER_AREA."""
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -238,7 +238,7 @@ CROP_LIMIT_DTYPE = [
 
 ROWS = {
     "ours-jpg500": Row(partial(_ours, name="jpg500"), "jpg500"),
-    "ffcv-jpg500": Row(partial(_ffcv, name="jpg500"), "jpg500", needs="ffcv"),
+    "ffcv-jpg500": Row(partial(open_ffcv, name="jpg500"), "jpg500", needs="ffcv"),
     "pillow-originals": Row(partial(_pillow, folder="originals"), "originals", needs="torchvision"),
     CROP_LIMIT: Row(crop_limit, "jpg500"),
     "ours-decoder-alone": Row(_decoder_alone, "jpg500"),
@@ -254,7 +254,7 @@ ROWS = {
         partial(_ours, name="jpg500", recipe="deit_tiny_from_deit3_small"), "jpg500"
     ),
     "ours-jpg500-3augment": Row(partial(_ours, name="jpg500", recipe="deit_small_from_deit3_base_3augment"), "jpg500"),
-    "ffcv-raw": Row(partial(_ffcv, name="raw"), "raw", needs="ffcv"),
+    "ffcv-raw": Row(partial(open_ffcv, name="raw"), "raw", needs="ffcv"),
     "tv2-jpg500": Row(partial(_torchvision, folder="jpg500_files"), "jpg500_files", needs="torchvision"),
     "tv2-originals": Row(partial(_torchvision, folder="originals"), "originals", needs="torchvision"),
     "pillow-jpg500": Row(partial(_pillow, folder="jpg500_files"), "jpg500_files", needs="torchvision"),

@@ -3,16 +3,17 @@
 //   decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]
 //
 // Wrong is: a report of a sanitizer, a status that does not exist, pixels that are not black beside a status other than
-// DECODED, and two calls (one and two threads) that differ. A case depends on seed and number alone; the line printed
-// at the end of a failed run repeats it. `make fuzz` builds this with the sanitizers, and the corpus with corpus.py.
+// DECODED, and two calls that differ (one thread, then two and the rows in reverse). A case depends on seed and number
+// alone; the line printed at the end of a failed run repeats it. `make fuzz` builds this with the sanitizers, and the
+// corpus with corpus.py.
 #include <fcntl.h>
-#include <sanitizer/common_interface_defs.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <zlib.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,14 +36,14 @@ std::string corpus_folder;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-void print_case() {
+// Runs at SIGABRT, which is how the sanitizers and fail() end.
+void print_case(int) {
   std::fprintf(stderr, "FAILED. To repeat: decode_fuzz %s --seed %llu --start %llu --count 1\n", corpus_folder.c_str(),
                static_cast<unsigned long long>(seed), static_cast<unsigned long long>(number));
 }
 
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "%s\n", what);
-  print_case();
   std::abort();
 }
 
@@ -133,9 +134,9 @@ void damage(Bytes& file, const Bytes& other, Dice& dice) {
   }
 }
 
-StoredImage make_entry(const Bytes& file, Dice& dice) {
+StoredImage make_entry(const Bytes& file, uint64_t offset, Dice& dice) {
   StoredImage entry = {};
-  entry.offset = dice.below(3) * 512;
+  entry.offset = offset;
   entry.size = uint32_t(file.size());
   const size_t frame = find_frame(file);
   if (frame + 7 < file.size()) {
@@ -158,9 +159,11 @@ StoredImage make_entry(const Bytes& file, Dice& dice) {
   return entry;
 }
 
-CropRow make_row(const StoredImage& entry, int32_t size, Dice& dice) {
-  const int32_t high = std::max<int32_t>(1, entry.height), wide = std::max<int32_t>(1, entry.width);
+CropRow make_row(const StoredImage (&table)[2], int32_t size, Dice& dice) {
   CropRow row = {};
+  row.index = int32_t(dice.below(2));
+  const StoredImage& entry = table[row.index];
+  const int32_t high = std::max<int32_t>(1, entry.height), wide = std::max<int32_t>(1, entry.width);
   row.flip = int32_t(dice.below(2));
   row.filter = int32_t(dice.below(2));
   row.height = dice.one_in(4) ? high : int32_t(1 + dice.below(high));
@@ -186,16 +189,21 @@ void check(const std::vector<int32_t>& status, const Bytes& images, size_t image
   }
 }
 
+// Two images, one of them perhaps whole, so that what one leaves behind could show in the other.
 void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
   Dice dice(seed, number);
-  Bytes file = corpus[dice.below(corpus.size())];
-  for (uint64_t n = dice.below(5); n; n--) damage(file, corpus[dice.below(corpus.size())], dice);
-  StoredImage entry = make_entry(file, dice);
+  StoredImage table[2];
+  if (ftruncate(fd, 0)) fail("no space");
+  for (int i = 0; i < 2; i++) {
+    Bytes file = corpus[dice.below(corpus.size())];
+    for (uint64_t n = dice.below(5); n; n--) damage(file, corpus[dice.below(corpus.size())], dice);
+    const off_t place = off_t(i << 20 | dice.below(4096));
+    if (pwrite(fd, file.data(), file.size(), place) != ssize_t(file.size())) fail("no space");
+    table[i] = make_entry(file, uint64_t(place), dice);
+  }
   const int32_t size = int32_t(1 + dice.below(dice.one_in(8) ? 100 : 24));
   std::vector<CropRow> rows;
-  for (uint64_t n = 1 + dice.below(4); n; n--) rows.push_back(make_row(entry, size, dice));
-  const off_t place = entry.offset < 4096 ? off_t(entry.offset) : 0;
-  if (ftruncate(fd, 0) || pwrite(fd, file.data(), file.size(), place) != ssize_t(file.size())) fail("no space");
+  for (uint64_t n = 1 + dice.below(4); n; n--) rows.push_back(make_row(table, size, dice));
 
   const size_t image_bytes = size_t(size) * size * 3;
   Bytes images[2];
@@ -203,17 +211,27 @@ void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
   for (int i = 0; i < 2; i++) {
     images[i].assign(rows.size() * image_bytes, uint8_t(77 + i));
     status[i].assign(rows.size(), -1);
-    if (vitkd_decode(fd, &entry, 1, rows.data(), int64_t(rows.size()), size, 1 + i, images[i].data(), status[i].data()))
+    if (vitkd_decode(fd, table, 2, rows.data(), int64_t(rows.size()), size, 1 + i, images[i].data(), status[i].data()))
       fail("refused arguments that are in range");
     check(status[i], images[i], image_bytes, counts);
+    std::reverse(rows.begin(), rows.end());
   }
-  if (images[0] != images[1] || status[0] != status[1]) fail("two calls that differ");
+  for (size_t i = 0, j = rows.size() - 1; i < rows.size(); i++, j--) {
+    const auto one = images[0].begin() + i * image_bytes, other = images[1].begin() + j * image_bytes;
+    if (status[0][i] != status[1][j] || !std::equal(one, one + image_bytes, other)) fail("two calls that differ");
+  }
 }
 
 }  // namespace
 
+extern "C" const char* __asan_default_options() { return "abort_on_error=1"; }
+extern "C" const char* __ubsan_default_options() { return "abort_on_error=1:print_stacktrace=1"; }
+
 int main(int argc, char** argv) {
-  if (argc < 2) return std::fprintf(stderr, "usage: decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]\n"), 2;
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]\n");
+    return 2;
+  }
   corpus_folder = argv[1];
   double seconds = 600, slowest = 0;
   uint64_t count = UINT64_MAX, slowest_number = 0;
@@ -236,7 +254,7 @@ int main(int argc, char** argv) {
     if (corpus.back().empty()) corpus.pop_back();
   }
   if (corpus.empty()) return std::fprintf(stderr, "%s has no files\n", argv[1]), 2;
-  __sanitizer_set_death_callback(print_case);
+  std::signal(SIGABRT, print_case);
   std::printf("%zu files, seed %llu\n", corpus.size(), static_cast<unsigned long long>(seed));
   const int fd = memfd_create("decode_fuzz", MFD_CLOEXEC);
   size_t counts[8] = {};
@@ -248,8 +266,10 @@ int main(int argc, char** argv) {
     const double took = seconds_since(begin);
     if (took > slowest) slowest = took, slowest_number = number;
   }
-  const char* names[] = {"decoded", "bad JPEG", "bad size", "short read", "bad CRC", "bad colours", "bad row", "no memory"};
-  std::printf("%llu cases, no finding; slowest %.2f s (case %llu); images:", static_cast<unsigned long long>(done), slowest,
-              static_cast<unsigned long long>(slowest_number));
+  const char* names[] = {"decoded",  "bad JPEG",    "bad size", "short read",
+                         "bad CRC", "bad colours", "bad row",  "no memory"};
+  const auto as_printed = [](uint64_t value) { return static_cast<unsigned long long>(value); };
+  std::printf("%llu cases, no finding; slowest %.2f s (case %llu); images:", as_printed(done), slowest,
+              as_printed(slowest_number));
   for (int i = 0; i < 8; i++) std::printf(" %s %zu%s", names[i], counts[i], i < 7 ? "," : "\n");
 }

@@ -13,9 +13,7 @@ from vitkd_ds.show import COLUMNS, ROWS, show
 SMALL = {"data.train": "demo", "data.num_classes": "10", "data.image_size": "32"}
 
 
-@pytest.mark.parametrize(
-    "recipe", ["demo", "deit_tiny_from_deit3_small", "deit_small_from_deit3_base_3augment"]
-)
+@pytest.mark.parametrize("recipe", ["demo", "deit_tiny_from_deit3_small", "deit_small_from_deit3_base_3augment"])
 def test_the_grid_shows_different_images_for_each_recipe(tmp_path, recipe):
     path = show(parse_run((), SMALL | {"recipe": recipe}), tmp_path / "grid.png")
     pixels = np.asarray(Image.open(path).convert("L"))

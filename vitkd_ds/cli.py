@@ -26,7 +26,7 @@ def train_main() -> None:
 
 def main() -> None:
     """`vitkd-ds`: the console script."""
-    _run({"train": train, "pack": pack, "show": show, "eval": evaluate, "export": export})
+    _run({"train": train, "pack": pack, "show": show, "eval": evaluate, "export": export, "doctor": doctor})
 
 
 def _run(component: Any) -> None:
@@ -150,6 +150,23 @@ def export(*words: str, **flags: str) -> None:
     from vitkd_ds.exported import export_student
 
     print(export_student(source, destination, **values))
+
+
+@SetParseFn(str)
+def doctor(*words: str, **flags: str) -> None:
+    """Examine the machine, the data and the models for a run, in under two minutes; exit code 1 if it would fail.
+
+    Usage: doctor [--recipe NAME] [any other option of train], on one node, or under srun on all with the ranks of the
+    run. Prints a table of what is ok, what is not, and what to do about it.
+    """
+    run = parse_run(words, flags)
+    from vitkd_ds import dist
+    from vitkd_ds.doctor.examine import examine
+
+    if examine(run):
+        dist.leave()
+    dist.shut_down()
+    sys.exit(1)
 
 
 def _plain_flags(flags: dict[str, str], types: dict[str, Any]) -> dict[str, Any]:

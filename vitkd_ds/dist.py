@@ -115,7 +115,7 @@ def together(function: Callable[[], T], device: torch.device) -> T:
     except Exception as caught:  # any kind: the others must not wait for this rank
         result, error = None, caught
     if not all_true(error is None, device):
-        raise error or RuntimeError("another rank failed, its message says why")
+        raise error or FailedElsewhere("another rank failed, its message says why")
     return result
 
 
@@ -135,3 +135,29 @@ def shut_down() -> None:
     """Destroy the process group, so that the interpreter ends without a warning."""
     if is_running():
         torch_dist.destroy_process_group()
+
+
+# ---- For vitkd_ds.doctor. `from_all` is the same as in the worktree of checkpoints: keep one of them. ----
+
+
+class FailedElsewhere(RuntimeError):
+    """Raised by `together` on the ranks where nothing failed."""
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every rank's `value` (picklable), in order of rank, on every rank. Collective."""
+    values = [value] * world_size()
+    if is_running():
+        torch_dist.all_gather_object(values, value)
+    return values
+
+
+def exchange(sent: Tensor, received: Tensor, peer: int) -> None:
+    """Send a tensor to rank `peer` and receive one from it, at once; `peer` calls it too, and no other rank.
+
+    Over NCCL the communicator of all ranks is used, which an earlier collective must have made; a communicator for
+    each pair would cost memory and a second each.
+    """
+    operations = [torch_dist.P2POp(torch_dist.isend, sent, peer), torch_dist.P2POp(torch_dist.irecv, received, peer)]
+    for work in torch_dist.batch_isend_irecv(operations):
+        work.wait()

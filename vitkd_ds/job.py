@@ -66,7 +66,13 @@ def build_job(run: Run, device: torch.device) -> Job:
     ds_config = student_ds_config(run, micro_batch_size=micro, accumulation_steps=accumulation)
     shared = {"micro_batch_size": micro, "device": device, "seed": run.seed}
     train_loader = build_loader(
-        run.data, split="train", augment=run.augment, global_batch_size=whole, **shared, **ranks
+        run.data,
+        split="train",
+        augment=run.augment,
+        global_batch_size=whole,
+        compile=run.compile and device.type != "cpu",
+        **shared,
+        **ranks,
     )
     val_loader = build_loader(run.data, split="val", **shared, **ranks)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from vitkd_ds import checkpoint, dist
 from vitkd_ds.checkpoint import TrainState
 from vitkd_ds.config import Run, as_dict, check_run
-from vitkd_ds.data.mixing import mix
 from vitkd_ds.data.draws import keyed_rng
+from vitkd_ds.data.mixing import mix
 from vitkd_ds.ds_config import find_ds_config
 from vitkd_ds.engine import peak_memory_gib, start_processes, synchronised_time
 from vitkd_ds.evaluate import evaluate

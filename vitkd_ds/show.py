@@ -37,9 +37,7 @@ def show(run: Run, dst: Path) -> Path:
     """
     if dst.suffix != ".png":
         raise ValueError(f"DST must end in .png, found {str(dst)!r}: give another name")
-    loader = build_loader(
-        run.data, split="train", augment=run.augment, micro_batch_size=ROWS * COLUMNS, seed=run.seed
-    )
+    loader = build_loader(run.data, split="train", augment=run.augment, micro_batch_size=ROWS * COLUMNS, seed=run.seed)
     micro_batches = loader.epoch(0)
     images_BCHW, labels_B = next(micro_batches)
     micro_batches.close()

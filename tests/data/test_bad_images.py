@@ -69,9 +69,7 @@ def test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts(path, cap
     (order, images, labels) = (good._train_order(0)["index"], *(torch.cat(parts) for parts in epoch_of(good)))
     for index in (3, 4):
         overwrite(path, index, bytes(40), at=200)
-    loader = build_loader(
-        config(path, on_bad="skip"), split="train", micro_batch_size=4, global_batch_size=8, seed=0
-    )
+    loader = build_loader(config(path, on_bad="skip"), split="train", micro_batch_size=4, global_batch_size=8, seed=0)
     with caplog.at_level(logging.WARNING):
         skipped_images, skipped_labels = (torch.cat(parts) for parts in epoch_of(loader))
     assert loader.num_skipped == 2 and caplog.text.count("; skipped") >= 1

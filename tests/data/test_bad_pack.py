@@ -1,25 +1,20 @@
-"""Packing with bad files, damaged disks, kills and full disks: an error by name, nothing half-written, and a way on."""
+"""Packing with bad files, damaged and full disks: an error by name, and nothing half-written."""
 
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data.test_pack import content_of, one_class, stored
-from vitkd_ds.data import journal, writer
 from vitkd_ds.data import pack as pack_module
-from vitkd_ds.data.fields import check_beton, labels_of, partial_path, side_path
+from vitkd_ds.data import writer
+from vitkd_ds.data.fields import check_beton, labels_of, side_path
 from vitkd_ds.data.pack import pack
 
 COMMAND = (sys.executable, "-c", "from vitkd_ds.cli import main; main()", "pack")
-PNG_BYTES = 3 * 64 * 64
 
 
 def names_in(folder):
@@ -135,122 +130,6 @@ def test_a_worker_that_fails_names_the_reason(tmp_path, make_folder, monkeypatch
     with pytest.raises(RuntimeError, match="a packing worker failed: (.|\n)*ZeroDivisionError"):
         pack(src, tmp_path / "x.beton", workers=2)
     assert names_in(tmp_path) == ["images"]
-
-
-def with_late_image(tmp_path, num_images=200):
-    """A folder whose last image is a pipe: reading it blocks until somebody writes to it."""
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    src = one_class(tmp_path, {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(num_images)})
-    os.mkfifo(src / "only" / "zzz.png")
-    return src
-
-
-def feed(src):
-    """Write the late image, as soon as somebody reads it."""
-    content = (src / "only" / "000.png").read_bytes()
-    thread = threading.Thread(target=lambda: (src / "only" / "zzz.png").write_bytes(content), daemon=True)
-    thread.start()
-    return thread
-
-
-def wait_until(is_true, what):
-    deadline = time.monotonic() + 20
-    while not is_true():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-
-
-def start_and_wait_for_a_journal(src, dst, *options):
-    """Start packing and wait until some images are on the disk; returns the process and its workers' ids."""
-    process = subprocess.Popen(
-        [*COMMAND, str(src), str(dst), "--write_mode", "raw", "--workers", "2", *options],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    notes = Path(f"{partial_path(dst)}.journal")
-    wait_until(lambda: notes.exists() and notes.stat().st_size > 2000, "the journal")
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return process, workers
-
-
-def ends(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_job_that_is_ended_continues_where_it_was(tmp_path, caplog, end):
-    src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
-    process, workers = start_and_wait_for_a_journal(src, dst)
-    process.send_signal(end)
-    stderr = process.communicate(timeout=10)[1]
-    assert len(workers) >= 2
-    wait_until(lambda: all(map(ends, workers)), "the end of the workers")
-    if end == signal.SIGKILL:
-        assert process.returncode == -9
-    else:
-        assert process.returncode == 1 and "stopped before" in stderr and "the same command continues" in stderr
-        assert "Traceback" not in stderr
-    assert not dst.exists() and not side_path(dst).exists()
-    with pytest.raises(ValueError, match="--restart to start over") as refused:
-        pack(src, dst, write_mode="raw", quality=80, shuffle=True, workers=2)
-    assert "quality 80, shuffle True where it has quality 90, shuffle False" in str(refused.value)
-    feed(src)
-    info = pack(src, dst, write_mode="raw", workers=2)
-    assert "continuing" in caplog.text and check_beton(dst) == info and info.num_images == 201
-    expected = [np.array(Image.open(path)).tobytes() for path in sorted((src / "only").glob("[0-9]*.png"))]
-    assert content_of(dst) == [*expected, expected[0]]
-    assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
-
-
-def test_what_an_ended_job_left_is_checked_and_can_be_thrown_away(tmp_path, caplog):
-    src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
-    process, _ = start_and_wait_for_a_journal(src, dst)
-    process.kill()
-    process.communicate()
-    partial = partial_path(dst)
-    content = bytearray(partial.read_bytes())
-    for start in range(8 * 2**20, len(content), 5 * PNG_BYTES):
-        content[start] ^= 1
-    partial.write_bytes(content)
-    notes = Path(f"{partial}.journal")
-    notes.write_bytes(notes.read_bytes() + b"\x05\0\0\0 torn")
-    feed(src)
-    info = pack(src, dst, write_mode="raw", workers=1)
-    assert "are damaged and are packed again" in caplog.text
-    expected = [np.array(Image.open(path)).tobytes() for path in sorted((src / "only").glob("[0-9]*.png"))]
-    assert content_of(info.path)[:200] == expected
-    other = tmp_path / "y.beton"
-    process, _ = start_and_wait_for_a_journal(src, other)
-    process.kill()
-    process.communicate()
-    feed(src)
-    assert pack(src, other, write_mode="raw", quality=80, workers=2, restart=True).quality == 80
-
-
-def test_two_jobs_do_not_write_one_file(tmp_path, monkeypatch):
-    src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
-    process, workers = start_and_wait_for_a_journal(src, dst)
-    monkeypatch.setattr(journal, "LOCK_PATIENCE_S", 0.2)
-    for restart in (False, True):
-        with pytest.raises(ValueError, match="only one job may write .*x.beton', found another at work"):
-            pack(src, dst, write_mode="raw", restart=restart)
-    with pytest.raises(ValueError, match="still being packed"):
-        check_beton(dst)
-    feed(src)
-    process.communicate(timeout=20)
-    assert process.returncode == 0 and check_beton(dst).num_images == 201
-
-
-def test_a_killed_worker_is_noticed_at_once(tmp_path):
-    src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
-    process, workers = start_and_wait_for_a_journal(src, dst)
-    blocked = [pid for pid in workers if not ends(pid)]
-    os.kill(int(blocked[-1]), signal.SIGKILL)
-    stderr = process.communicate(timeout=5)[1]
-    assert process.returncode == 1 and "exit code -9" in stderr and "are kept" in stderr and not dst.exists()
 
 
 def limited(src, dst, limit):

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vitkd_ds.data.backend import RGBImageField
-from vitkd_ds.data.images import Encoding, encode, load_rgb
+from vitkd_ds.data.encode import Encoding, encode
+from vitkd_ds.data.images import load_rgb
 
 GREY = np.arange(0, 250, dtype=np.uint8).reshape(10, 25)
 SIXTEEN_BIT = GREY.astype(np.uint16) * 256 + 37

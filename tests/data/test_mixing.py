@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitkd_ds.data.mixing import cutmix_box, mix, smooth_targets
 from vitkd_ds.data.draws import keyed_rng
+from vitkd_ds.data.mixing import cutmix_box, mix, smooth_targets
 
 B, K = 6, 5
 

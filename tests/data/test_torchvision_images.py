@@ -45,7 +45,9 @@ def test_a_folder_gives_the_bits_of_its_packed_pixels_with_augmentation_at_any_r
 def test_a_file_that_cannot_be_decoded_is_named_or_skipped(tmp_path, make_folder):
     src = make_folder(tmp_path / "images", 8)
     (src / "a" / "002.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is no image"):
+    with pytest.raises(
+        ValueError, match=r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is no image"
+    ):
         epoch_of(another(config(src, backend="torchvision")))
     loader = another(config(src, backend="torchvision", on_bad="skip"))
     assert len(torch.cat(epoch_of(loader)[1])) == 8 and loader.num_skipped == 1

@@ -6,22 +6,24 @@ Separate because importing FFCV has effects on the whole process that must be un
   an epoch starts, from another thread. Here FFCV's switch is replaced by one that only notes the number.
 * ``ffcv.fields.rgb_image`` builds a two-entry ``numba.typed.Dict``, whose compilation is 2.8 of the 3.1 CPU-seconds of
   the import. FFCV reads it only from plain Python, so it gets a plain dict.
+* it sets numba's number of threads, which starts numba's thread pool; where processes are forked later, as packing
+  does, the pool's own end then waits for ever when the interpreter ends. Nothing of ours runs in that pool.
 * it compiles every operation and its file reader with numba, seconds for each loader. Ours is one call of compiled C++
   per micro-batch (`vitkd_ds.data.decode`), so the compiler is switched off.
 """
 
 # ruff: noqa: E402
+import numba
 import numba.typed
 import torch
 
 _torch_threads = torch.get_num_threads()
-_typed_dict = numba.typed.Dict
-numba.typed.Dict = dict
+_typed_dict, _set_num_threads = numba.typed.Dict, numba.set_num_threads
+numba.typed.Dict, numba.set_num_threads = dict, lambda num_threads: None
 try:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.loader.loader import Loader as FFCVLoader
-    from ffcv.memory_allocator import MemoryAllocator
     from ffcv.memory_managers.base import MemoryContext, MemoryManager
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
@@ -29,10 +31,9 @@ try:
     from ffcv.pipeline.operation import Operation
     from ffcv.pipeline.pipeline_spec import PipelineSpec
     from ffcv.reader import Reader
-    from ffcv.types import ALLOC_TABLE_TYPE
-    from ffcv.writer import DatasetWriter, handle_sample
+    from ffcv.writer import DatasetWriter
 finally:
-    numba.typed.Dict = _typed_dict
+    numba.typed.Dict, numba.set_num_threads = _typed_dict, _set_num_threads
     torch.set_num_threads(_torch_threads)
 
 
@@ -45,19 +46,16 @@ Compiler.set_num_threads = classmethod(_note_num_threads)
 Compiler.set_enabled(False)
 
 __all__ = [
-    "ALLOC_TABLE_TYPE",
     "AllocationQuery",
     "DatasetWriter",
     "EpochIterator",
     "FFCVLoader",
     "Graph",
     "IntField",
-    "MemoryAllocator",
     "MemoryContext",
     "MemoryManager",
     "Operation",
     "PipelineSpec",
     "RGBImageField",
     "Reader",
-    "handle_sample",
 ]

@@ -5,7 +5,9 @@ decoding runs beside the training step. Nothing is random here: where to cut com
 `vitkd_ds.data.crops`. Pixels are those of Pillow's `crop` and `resize`, bit for bit, on any CPU and for any number of
 threads. An image that cannot be decoded is reported and left black; it never shows another image's pixels.
 
-Only what a crop needs is decoded, so damage outside of it is found by the CRC alone.
+Only what a crop needs is decoded, so damage outside of it is found by the CRC alone. Two things differ from Pillow:
+before version 13 it resized in width first even where the height shrinks far more, which rounds differently, and it
+smooths progressive JPEGs that lack scans.
 """
 
 import ctypes
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vitkd_ds.data.crops import CROP_DTYPE
+from vitkd_ds.data.fields import STORED_DTYPE
 
 DECODED, BAD_JPEG, BAD_SIZE, SHORT_READ, BAD_CRC, BAD_COLOURS, BAD_ROW, NO_MEMORY = range(8)
 """Status of an image; the pixels of a `DECODED` one may be used. The same numbers as in `csrc/decode.h`."""
@@ -29,23 +32,6 @@ STATUS_TEXT = {
     NO_MEMORY: "needs more memory than there is",
 }
 """Ends of the sentence "image 7 ..."."""
-
-STORED_DTYPE = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("size", "<u4"),
-        ("crc32", "<u4"),
-        ("height", "<u2"),
-        ("width", "<u2"),
-        ("mode", "u1"),
-        ("has_crc", "u1"),
-        ("checked", "u1"),
-        ("pad", "u1"),
-    ],
-    align=True,
-)
-"""One image of a file: where its bytes are, height and width in pixels, and mode (FFCV's: 0 is a JPEG, 1 is raw RGB).
-If `has_crc`, `crc32` is that of the bytes; it is compared the first time the image is read, then `checked` is 1."""
 
 
 def _load_library() -> ctypes.CDLL:

@@ -19,15 +19,15 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vitkd_ds.data.fields import SIDE_FORMAT, check_beton, side_path
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.pack import pack
+from vitkd_ds.data.fields import SIDE_FORMAT, check_beton, side_path
 
 CLASSES = (
     "0_t_shirt_top", "1_trouser", "2_pullover", "3_dress", "4_coat",
@@ -122,6 +122,31 @@ def demo_beton(split: str) -> Path:
     Any number of processes may call this at once: one packs, the others wait for it. A file in the cache that is not
     whole is packed again.
     """
+    from vitkd_ds.data.pack import pack  # needs FFCV, which the folders do not
+
+    with _cached(split) as (archive, folder):
+        path = folder / f"{split}.beton"
+        if not _is_whole(path):
+            side_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory() as unpacked:
+                pack(_unpack(archive, split, Path(unpacked)), path, write_mode="raw", max_resolution=0)
+    return path
+
+
+def demo_folder(split: str) -> Path:
+    """The demo's train or val images as class folders of PNGs in the cache folder, for machines without FFCV."""
+    with _cached(split) as (archive, folder):
+        path = folder / split
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as unpacked:
+                os.replace(_unpack(archive, split, Path(unpacked)), path)
+    return path
+
+
+@contextmanager
+def _cached(split: str) -> Iterator[tuple[bytes, Path]]:
+    """The package's archive and its cache folder, for one process at a time."""
     if split not in SUBSET_PER_CLASS:
         raise ValueError(f"split must be one of {', '.join(SUBSET_PER_CLASS)}, found {split!r}")
     content = (resources.files("vitkd_ds.data") / DEMO_DIR / ARCHIVE).read_bytes()
@@ -131,14 +156,9 @@ def demo_beton(split: str) -> Path:
         lock = open(folder / f"{split}.lock", "w")
     except OSError as error:
         raise ValueError(f"the cache folder must be writable, found {error}: set VITKD_DS_CACHE to another") from error
-    path = folder / f"{split}.beton"
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, or the process dies
-        if not _is_whole(path):
-            side_path(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-            _pack_split(content, split, path)
-    return path
+        yield content, folder
 
 
 def _is_whole(path: Path) -> bool:
@@ -149,10 +169,10 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _pack_split(archive_content: bytes, split: str, path: Path) -> None:
-    with tempfile.TemporaryDirectory() as unpacked, zipfile.ZipFile(io.BytesIO(archive_content)) as archive:
-        archive.extractall(unpacked, [name for name in archive.namelist() if name.startswith(f"{split}/")])
-        pack(Path(unpacked) / split, path, write_mode="raw", max_resolution=0)
+def _unpack(archive: bytes, split: str, folder: Path) -> Path:
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        opened.extractall(folder, [name for name in opened.namelist() if name.startswith(f"{split}/")])
+    return folder / split
 
 
 def main(arguments: list[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+SUFFIX = ".beton"
 SIDE_FORMAT = 2
 """Version of the side file; raised when a key changes its meaning."""
 FFCV_FORMAT = 2
@@ -47,6 +48,22 @@ METADATA_DTYPE = np.dtype(
 """A row of the table behind the field descriptors: FFCV's two fields side by side, the label aligned to 8 bytes."""
 ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
 """A row of the table at the end of the file; one row per image."""
+STORED_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("crc32", "<u4"),
+        ("height", "<u2"),
+        ("width", "<u2"),
+        ("mode", "u1"),
+        ("has_crc", "u1"),
+        ("checked", "u1"),
+        ("pad", "u1"),
+    ],
+    align=True,
+)
+"""One image of a file: where its bytes are, height and width in pixels, and mode (FFCV's: 0 is a JPEG, 1 is raw RGB).
+If `has_crc`, `crc32` is that of the bytes; it is compared the first time the image is read, then `checked` is 1."""
 METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 
 
@@ -216,8 +233,6 @@ def stored_images(info: BetonInfo) -> np.ndarray:
     Raises:
         ValueError: the file has changed since it was checked.
     """
-    from vitkd_ds.data.decode import STORED_DTYPE  # here, as it loads the decoder, which checking does not need
-
     _, tables, crc32s = _checked(info.path)
     images = np.zeros(len(tables.metadata), STORED_DTYPE)
     for key in ("offset", "height", "width", "mode"):

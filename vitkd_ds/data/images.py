@@ -1,79 +1,25 @@
-"""One image: its file's bytes -> RGB pixels -> what is stored.
+"""One image file's bytes -> RGB pixels.
 
-Separate from packing so that what counts as an image, how each colour mode becomes RGB, and how it is scaled and
-encoded stand in one place. EXIF orientation is ignored, transparency is dropped and of an animation the first frame is
-taken, all as torchvision's ImageFolder does, on which published accuracies rest. Pillow's `draft`, which would scale
-JPEGs while decoding, is not used: it changes pixels.
+Separate so that what counts as an image, and how each colour mode becomes RGB, stand in one place. EXIF orientation is
+ignored, transparency is dropped and of an animation the first frame is taken, all as torchvision's ImageFolder does, on
+which published accuracies rest. Pillow's `draft`, which would scale JPEGs while decoding, is not used: it changes
+pixels.
 """
 
 import io
 import warnings
-import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-
-from vitkd_ds.data.backend import RGBImageField
-from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.fields import JPEG_MODE
-from vitkd_ds.data.verify import is_decodable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Endings that make a file of a folder an image, in any case; torchvision's list."""
 PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 """What content may be, whatever its ending says. Pillow knows more, some of which start other programs."""
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-JPEG_MODES = ("L", "RGB")
-"""Pillow's modes of JPEGs with one and three components; it opens none of more than 8 bits."""
-MAX_SIDE = 65500
-"""Pixels; the longest side of libjpeg, and FFCV stores 16 bits."""
-MAX_STORED_BYTES = 2**31
-"""An image must fit into an FFCV page, and this is the largest power of two that its 32-bit page size allows."""
-MAX_ORIGINAL_BYTES = 8 * 2**20
-"""FFCV's usual page: larger originals are encoded again, since one large image makes all pages large."""
-PROPORTION_STREAM = 5
-"""First part of the key that decides which images of write_mode "proportion" become JPEG."""
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How images are stored."""
-
-    write_mode: str
-    """jpg, raw or proportion (half of the images each)."""
-    max_resolution: int
-    """Longer images are scaled down (cv2's INTER_AREA, as FFCV does); 0 does not."""
-    short_side: int
-    """Images whose shorter side is longer are scaled down to it (Pillow's antialiased bicubic); 0 does not."""
-    quality: int
-    """JPEG quality, 1 to 100."""
-    passthrough: bool
-    """Whether plain JPEGs that need no scaling are stored as they are."""
-
-    def scales(self, width: int, height: int) -> bool:
-        """Whether an image of this size is scaled down."""
-        too_long = 0 < self.max_resolution < max(width, height)
-        return too_long or 0 < self.short_side < min(width, height)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What is stored of an image."""
-
-    content: bytes
-    mode: int
-    """JPEG_MODE or RAW_MODE."""
-    height: int
-    width: int
-    is_original: bool
-    """Whether the content is the source's own."""
-
-    @property
-    def crc32(self) -> int:
-        """CRC32 of the content."""
-        return zlib.crc32(self.content)
 
 
 def load_rgb(content: bytes | BinaryIO) -> np.ndarray:
@@ -86,48 +32,32 @@ def load_rgb(content: bytes | BinaryIO) -> np.ndarray:
         Exception: of Pillow's many kinds, when the file is damaged or no image; ValueError for pixels whose range is
             not defined; DecompressionBombError above Pillow's limit of 179 million pixels.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's: of metadata, and of images from half its limit on
-        with _open(content) as image:
-            return _to_rgb(image)
+    with opened(content) as image:
+        return to_rgb(image)
 
 
-def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
-    """Decode an image file in full and bring it into the form that is stored.
-
-    Args:
-        content: the file's bytes.
-        number: of the image in its source; decides what write_mode "proportion" does.
+@contextmanager
+def opened(content: bytes | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image file with Pillow, without Pillow's warnings of metadata and of images from half its limit on.
 
     Raises:
-        Exception: as `load_rgb`; ValueError when nothing can be stored.
+        ValueError: it is empty, or no image of `PILLOW_FORMATS`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with _open(content) as image:
-            width, height = image.size
-            if encoding.passthrough and _is_plain_jpeg(image, content) and not encoding.scales(width, height):
-                # What only Pillow takes is encoded again, from Pillow's pixels.
-                if is_decodable(content, height=height, width=width):
-                    return Encoded(content, JPEG_MODE, height, width, is_original=True)
-            pixels_HWC = _to_rgb(image)
-    return _encode_pixels(_scaled(pixels_HWC, encoding), encoding, number=number)
-
-
-def _open(content: bytes | BinaryIO) -> Image.Image:
     if isinstance(content, bytes) and not content:
         raise ValueError("it is empty")
-    try:
-        return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=PILLOW_FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f"it is no image of the formats {', '.join(PILLOW_FORMATS)}, or its header is cut") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=PILLOW_FORMATS)
+        except UnidentifiedImageError:
+            formats = ", ".join(PILLOW_FORMATS)
+            raise ValueError(f"it is no image of the formats {formats}, or its header is cut") from None
+        with image:
+            yield image
 
 
-def _is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
-    return image.format == "JPEG" and image.mode in JPEG_MODES and len(content) <= MAX_ORIGINAL_BYTES
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises."""
     if image.mode in SIXTEEN_BIT_MODES:
         return _from_16_bit(np.array(image))
     if image.mode == "F":
@@ -142,42 +72,3 @@ def _from_16_bit(grey_HW: np.ndarray) -> np.ndarray:
     if grey_HW.min() < 0 or grey_HW.max() > 65535:
         raise ValueError(f"its pixels must be 16-bit, found {grey_HW.min()} to {grey_HW.max()}")
     return np.repeat((grey_HW.astype(np.uint16) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-
-
-def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The image at its shorter side, or a check that FFCV's scaling to `max_resolution` leaves pixels."""
-    height, width = pixels_HWC.shape[:2]
-    longest, shortest = max(height, width), min(height, width)
-    if 0 < encoding.short_side < shortest:
-        longer = int(encoding.short_side * longest / shortest)  # cut off as torchvision does
-        size = (encoding.short_side, longer) if width <= height else (longer, encoding.short_side)
-        pixels_HWC = np.array(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.BICUBIC))
-        longest = longer
-    limit = encoding.max_resolution
-    if limit and limit < longest:
-        if int(limit / longest * shortest) < 1:
-            raise ValueError(f"{shortest} x {longest} pixels leave none when the longer side is scaled to {limit}")
-    elif longest > MAX_SIDE:
-        raise ValueError(f"its longer side of {longest} pixels is above {MAX_SIDE}, the format's limit")
-    return pixels_HWC
-
-
-def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int) -> Encoded:
-    """Let FFCV's field scale and encode, into memory where its own writer gives it a place in a page."""
-    mode = encoding.write_mode
-    if mode == "proportion":
-        mode = "jpg" if keyed_rng(PROPORTION_STREAM, number).random() < 0.5 else "raw"
-    field = RGBImageField(
-        write_mode=mode, max_resolution=encoding.max_resolution or None, jpeg_quality=encoding.quality
-    )
-    row, stored = np.zeros(1, field.metadata_type), []
-
-    def malloc(size: int) -> tuple[int, np.ndarray]:
-        if size > MAX_STORED_BYTES:
-            raise ValueError(f"it takes {size} bytes, above {MAX_STORED_BYTES}, the format's limit: scale images down")
-        stored.append(np.empty(size, np.uint8))
-        return 0, stored[-1]
-
-    field.encode(row, pixels_HWC, malloc)
-    mode, height, width = (int(row[key][0]) for key in ("mode", "height", "width"))
-    return Encoded(stored[-1].tobytes(), mode, height, width, is_original=False)

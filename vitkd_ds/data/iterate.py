@@ -15,6 +15,7 @@ from vitkd_ds.data.backend import EpochIterator, FFCVLoader
 POLL_S = 1.0
 """How often a waiting reader looks whether the decoding thread is alive."""
 
+
 class DecodingThread(EpochIterator):
     """FFCV's thread, with its death recorded in `error` in place of a traceback on stderr."""
 

@@ -54,7 +54,7 @@ class Journal:
     def __init__(self, path: Path, descriptor: int, records: np.ndarray, *, end: int = 0):
         self.path, self.end, self._blocks = path, end, [records]
         self.data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._descriptor = descriptor
+        self._descriptor, self._length = descriptor, os.fstat(descriptor).st_size
 
     def append(self, records: np.ndarray) -> None:
         """Bring what was written so far to the disk, and then note that it is there."""
@@ -63,8 +63,10 @@ class Journal:
         os.fsync(self.data)
         content = records.tobytes()
         block = np.array([(len(records), zlib.crc32(content))], BLOCK_DTYPE)
-        write_at(self._descriptor, block.tobytes() + content, os.lseek(self._descriptor, 0, os.SEEK_END))
+        # A call that was cut short by a signal or a full disk is repeated in the same place.
+        write_at(self._descriptor, block.tobytes() + content, self._length)
         os.fsync(self._descriptor)
+        self._length += block.nbytes + len(content)
         self._blocks.append(records)
 
     @property
@@ -121,7 +123,7 @@ def open_journal(dst: Path, plan: dict[str, Any], *, restart: bool, num_threads:
         head, end_of_line, blocks = content.partition(b"\n")
         if not end_of_line:  # new, or killed while this line was written
             return _begin(partial, descriptor, plan)
-        _check_plan(partial, json.loads(head), plan)
+        _check_plan(partial, head, plan)
         records, whole_bytes = _whole_blocks(blocks)
         os.ftruncate(descriptor, len(head) + 1 + whole_bytes)
         return _continue(partial, descriptor, records, num_threads=num_threads)
@@ -151,7 +153,14 @@ def _continue(partial: Path, descriptor: int, records: np.ndarray, *, num_thread
     return journal
 
 
-def _check_plan(partial: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
+def _check_plan(partial: Path, head: bytes, plan: dict[str, Any]) -> None:
+    try:
+        found = dict(json.loads(head))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{str(_journal_path(partial))!r}, left by an interrupted job, must begin with a line of JSON, found "
+            f"{error}: give --restart to start over"
+        ) from error
     different = [key for key in plan if found.get(key, "nothing") != plan[key]]
     if different:
         ours = ", ".join(f"{key} {plan[key]!r}" for key in different)

@@ -83,13 +83,14 @@ class Loader:
         shard: Shard,
         seed: int,
         device: torch.device,
+        compile: bool = False,
     ):
         self.path, self.classes = images.path, images.classes
         self._images, self._data, self._shard, self._seed, self._device = images, data, shard, seed, device
         self._is_train = split == "train"
         self._repeats = augment.repeats
         self._bad_images = BadImages(images, on_bad=data.on_bad, is_train=self._is_train)
-        self._augmenter = Augmenter(augment if self._is_train else AugmentConfig())
+        self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
         self._state = {"epoch": 0, "images": 0}
         check_rank(shard.rank, shard.world_size)
         num_images = len(images.labels)
@@ -237,6 +238,7 @@ def build_loader(
     seed: int = 0,
     device: torch.device = CPU,
     local_world_size: int = 1,
+    compile: bool = False,
 ) -> Loader:
     """Open the images of one split for one rank; everything that can be wrong with them is said here, before training.
 
@@ -249,6 +251,7 @@ def build_loader(
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
         device: where micro-batches are put.
         local_world_size: ranks on this node, which share its CPUs when data.num_workers is 0.
+        compile: torch.compile the augmentation; on a CPU it is slower so.
 
     Raises:
         ValueError: an unfit file, class count, label, batch size or rank.
@@ -261,4 +264,6 @@ def build_loader(
     images = open_images(
         data, split=split, seed=seed, micro_batch_size=micro_batch_size, local_world_size=local_world_size
     )
-    return Loader(images, data, augment or AugmentConfig(), split=split, shard=shard, seed=seed, device=device)
+    return Loader(
+        images, data, augment or AugmentConfig(), split=split, shard=shard, seed=seed, device=device, compile=compile
+    )

@@ -8,6 +8,7 @@ import numpy as np
 
 from vitkd_ds.config import DataConfig
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
+from vitkd_ds.data.fashion_mnist import demo_beton, demo_folder
 from vitkd_ds.data.fields import check_beton
 
 SPLITS = ("train", "val")
@@ -32,13 +33,12 @@ def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: in
 
         if data.order != "random" and split == "train":
             raise ValueError("data.order=quasi_random needs data.backend=ffcv, found torchvision: change one of them")
-        images = TorchvisionImages(
-            path if path != DEMO else _demo(split), crops, micro_batch_size=micro_batch_size, num_workers=num_workers
-        )
+        path = demo_folder(split) if path == DEMO else path
+        images = TorchvisionImages(path, crops, micro_batch_size=micro_batch_size, num_workers=num_workers)
     else:
         from vitkd_ds.data.pipelines import CropLoader
 
-        info = check_beton(_demo(split) if path == DEMO else Path(path))
+        info = check_beton(demo_beton(split) if path == DEMO else Path(path))
         is_quasi_random = split == "train" and data.order == "quasi_random"
         if is_quasi_random and not info.shuffled:
             raise ValueError(
@@ -68,12 +68,6 @@ def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreC
         flip_probability=data.flip_probability,
         interpolation=data.interpolation,
     )
-
-
-def _demo(split: str) -> Path:
-    from vitkd_ds.data.fashion_mnist import demo_beton  # packs, which needs FFCV
-
-    return demo_beton(split)
 
 
 def _check_classes(path: str, classes: tuple[str, ...], labels: np.ndarray, num_classes: int, key: str) -> None:

@@ -32,9 +32,7 @@ def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
     return num_images // global_batch_size
 
 
-def random_order(
-    num_images: int, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1
-) -> np.ndarray:
+def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1) -> np.ndarray:
     """Order in which an epoch shows the training images to all ranks together.
 
     With `repeats`, the epoch shows a part of the images so many times each and stays as long, as DeiT's repeated

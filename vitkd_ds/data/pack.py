@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vitkd_ds.data.decode import STORED_DTYPE
 from vitkd_ds.data.draws import keyed_rng
+from vitkd_ds.data.encode import MAX_SIDE, Encoding
 from vitkd_ds.data.fields import (
     ALLOCATION_DTYPE,
     FFCV_FORMAT,
@@ -26,13 +27,14 @@ from vitkd_ds.data.fields import (
     HEADER_DTYPE,
     METADATA_DTYPE,
     METADATA_START,
+    STORED_DTYPE,
+    SUFFIX,
     BetonInfo,
     Tables,
     read_tables,
     side_path,
     side_text,
 )
-from vitkd_ds.data.images import MAX_SIDE, Encoding
 from vitkd_ds.data.journal import Journal, open_journal, write_at
 from vitkd_ds.data.sources import Options, Source, open_source
 from vitkd_ds.data.verify import check_images
@@ -41,7 +43,6 @@ from vitkd_ds.data.writer import PAGE_BYTES, Job, store_images
 logger = logging.getLogger(__name__)
 
 WRITE_MODES = ("jpg", "raw", "proportion")
-SUFFIX = ".beton"
 MAX_RESOLUTION = 500
 """Pixels of the longest side where nothing else is asked for: FFCV's recipe for ImageNet."""
 SHUFFLE_STREAM = 6
@@ -89,7 +90,7 @@ def pack(
 
     Raises:
         ValueError: an unfit argument, source or file, or another job writes `dst`.
-        RuntimeError: a worker failed or was killed, or the disk is full.
+        RuntimeError, OSError: a worker failed or was killed, or the disk is full or fails.
     """
     dst = Path(dst)
     if max_resolution is None:
@@ -100,16 +101,29 @@ def pack(
     num_workers = workers or len(os.sched_getaffinity(0))
     plan = {"source": source.kind, "num_images": len(source.labels), "fingerprint": source.fingerprint()}
     plan |= asdict(encoding) | {"shuffle": shuffle}
-    with _stopped_by_sigterm():
-        journal = open_journal(dst, plan, restart=restart, num_threads=num_workers)
-        try:
-            _check_absent(dst)
-            info = _pack(source, dst, encoding, journal, shuffle=shuffle, num_workers=num_workers, skip_bad=skip_bad)
-        except BaseException:
-            _keep(journal)
+    with _stopped_by_sigterm(), _journal(dst, plan, restart=restart, num_threads=num_workers) as journal:
+        return _pack(source, dst, encoding, journal, shuffle=shuffle, num_workers=num_workers, skip_bad=skip_bad)
+
+
+@contextmanager
+def _journal(dst: Path, plan: dict[str, Any], *, restart: bool, num_threads: int) -> Iterator[Journal]:
+    """The journal of a job that is done, or else leaves to the next run what is on the disk, if anything is."""
+    journal = open_journal(dst, plan, restart=restart, num_threads=num_threads)
+    try:
+        _check_absent(dst)
+        yield journal
+    except BaseException:
+        if not journal.num_images:
+            journal.discard()
             raise
-        journal.discard()
-    return info
+        logger.warning(
+            "%d images are kept in %r: the same command continues with them, --restart throws them away",
+            journal.num_images,
+            str(journal.path),
+        )
+        journal.close()
+        raise
+    journal.discard()
 
 
 def _pack(
@@ -206,19 +220,6 @@ def _stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _keep(journal: Journal) -> None:
-    """Leave to the next run what is on the disk, if anything is."""
-    if not journal.num_images:
-        journal.discard()
-        return
-    logger.warning(
-        "%d images are kept in %r: the same command continues with them, --restart throws them away",
-        journal.num_images,
-        str(journal.path),
-    )
-    journal.close()
 
 
 def _stored(records: np.ndarray) -> np.ndarray:

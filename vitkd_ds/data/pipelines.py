@@ -78,9 +78,10 @@ class _NoMemory(MemoryManager, MemoryContext):
         pass
 
     def compile_reader(self):
-        return None
+        """Nothing reads through FFCV."""
 
     def schedule_epoch(self, batches):
+        """Nothing has to be loaded for an epoch."""
         return self
 
     def __enter__(self):
@@ -88,7 +89,6 @@ class _NoMemory(MemoryManager, MemoryContext):
 
     def __exit__(self, *exception):
         return None
-
 
     def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
         """Decode samples into the arrays given."""
@@ -107,9 +107,10 @@ class _NoMemory(MemoryManager, MemoryContext):
         pass
 
     def compile_reader(self):
-        return None
+        """Nothing reads through FFCV."""
 
     def schedule_epoch(self, batches):
+        """Nothing has to be loaded for an epoch."""
         return self
 
     def __enter__(self):
@@ -179,8 +180,6 @@ class CropLoader(FFCVLoader):
                 soon = samples[first : first + READ_AHEAD * self.batch_size]
                 pages = set((self.decoder.table["offset"][soon["index"]] // self._page_bytes).tolist())
                 for page in sorted(pages - asked):
-                    os.posix_fadvise(
-                        self.decoder.fd, page * self._page_bytes, self._page_bytes, os.POSIX_FADV_WILLNEED
-                    )
+                    os.posix_fadvise(self.decoder.fd, page * self._page_bytes, self._page_bytes, os.POSIX_FADV_WILLNEED)
                 asked |= pages
                 yield next(source)

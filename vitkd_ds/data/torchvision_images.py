@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops, TrainCrops
-from vitkd_ds.data.fields import JPEG_MODE, check_beton, labels_of, stored_images
+from vitkd_ds.data.fields import JPEG_MODE, SUFFIX, check_beton, labels_of, stored_images
 from vitkd_ds.data.images import load_rgb
 from vitkd_ds.data.sources import Options, Source, open_source
 
@@ -38,11 +38,9 @@ class TorchvisionImages:
         num_workers: processes that decode; they live for one pass.
     """
 
-    def __init__(
-        self, path: str | Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int
-    ):
+    def __init__(self, path: str | Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int):
         self.path, self._crops = str(path), crops
-        self._source = open_beton(Path(path)) if Path(path).suffix == ".beton" else open_source(path, Options())
+        self._source = open_beton(Path(path)) if Path(path).suffix == SUFFIX else open_source(path, Options())
         self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
         self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
 

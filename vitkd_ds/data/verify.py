@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vitkd_ds.data.crops import BILINEAR, CROP_DTYPE
-from vitkd_ds.data.decode import DECODED, STATUS_TEXT, STORED_DTYPE, Decoder
-from vitkd_ds.data.fields import JPEG_MODE
+from vitkd_ds.data.decode import DECODED, STATUS_TEXT, Decoder
+from vitkd_ds.data.fields import JPEG_MODE, STORED_DTYPE
 
 CHECK_SIZE = 8
 """Side of the squares that decoded images are resized to: the smallest work behind a full decode."""

@@ -21,18 +21,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from vitkd_ds.data.images import Encoded, Encoding, encode
+from vitkd_ds.data.encode import Encoded, Encoding, encode
 from vitkd_ds.data.journal import RECORD_DTYPE, Journal, write_at
 from vitkd_ds.data.sources import Source
 
 PAGE_BYTES = 8 * 2**20
 """FFCV's usual page. A larger image gets as many as the next power of two holds, and the file that page size."""
-CHUNK = 16
-"""Images a worker takes at a time."""
-FLUSH_S = 1.0
-"""How long a worker keeps finished images in memory."""
+CHUNK = 32
+"""Images a worker takes, and then writes, at a time."""
 SYNC_S = 2.0
-"""How often the parent brings what was written to the disk: with `FLUSH_S`, what a kill can cost."""
+"""How often the parent brings what was written to the disk: with a chunk per worker, what a kill can cost."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -58,10 +56,9 @@ class _Pages:
         self._used = 0  # bytes of it, by the parts that are not written yet
         self._parts: list[bytes] = []
         self._rows: list[tuple] = []
-        self._flushed = time.monotonic()
 
     def add(self, number: int, image: Encoded) -> None:
-        """Store an image, now or at the next flush."""
+        """Keep an image for the next flush, which comes now if its page is full."""
         size = len(image.content)
         if self._start + self._used + size > self._end:
             self.flush()
@@ -70,8 +67,6 @@ class _Pages:
         self._rows.append((*place, image.height, image.width, image.mode, image.is_original))
         self._parts.append(image.content)
         self._used += size
-        if time.monotonic() - self._flushed > FLUSH_S:
-            self.flush()
 
     def flush(self) -> None:
         """Write what was added and report it."""
@@ -80,7 +75,6 @@ class _Pages:
             self._pipe.send(("stored", np.array(self._rows, RECORD_DTYPE)))
             self._start += self._used
             self._used, self._parts, self._rows = 0, [], []
-        self._flushed = time.monotonic()
 
     def _take_pages(self, count: int) -> None:
         """Take the next `count` pages, a power of two, that a page of that size would be."""
@@ -149,7 +143,7 @@ def _work(job: Job, descriptor: int, taken, next_page, pipe: Connection, parent:
                     pipe.send(("bad", (int(job.order[number]), image)))
                 else:
                     pages.add(number, image)
-        pages.flush()
+            pages.flush()
         pipe.send(("finished", None))
     except _CannotRead as error:
         pipe.send(("failed", str(error)))
@@ -193,8 +187,8 @@ def _follow(job: Job, journal: Journal, workers: dict[Connection, multiprocessin
                     bar.update(1)
                     _check_bad(job, *content)
                 if waiting and time.monotonic() - synced >= SYNC_S:
-                    records, waiting = waiting, []
-                    journal.append(np.concatenate(records))
+                    journal.append(np.concatenate(waiting))
+                    waiting = []  # afterwards, as a signal may come in between: noted twice is better than never
                     synced = time.monotonic()
     except BaseException:
         with contextlib.suppress(OSError):  # the disk may be what failed

@@ -57,15 +57,11 @@ def deit_small_from_deit3_base_3augment(debug: bool = False) -> Run:
     Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base_3augment`. Expected top-1: unknown, nobody
     has published ViTKD with it. Hardware: as for the Small pair.
     """
-    run = _paper_run(
-        "deit_small_from_deit3_base_3augment", "deit_small_patch16_224", "deit3_base", 256, debug
-    )
+    run = _paper_run("deit_small_from_deit3_base_3augment", "deit_small_patch16_224", "deit3_base", 256, debug)
     return replace(
         run,
         data=replace(run.data, val_crop_fraction=1.0),
-        augment=AugmentConfig(
-            repeats=3, three_augment=True, color_jitter=0.3, mixup_alpha=0.8, cutmix_alpha=1.0
-        ),
+        augment=AugmentConfig(repeats=3, three_augment=True, color_jitter=0.3, mixup_alpha=0.8, cutmix_alpha=1.0),
         losses=replace(run.losses, ce=CrossEntropyTerm(weight=1)),
     )
 

@@ -1,17 +1,18 @@
-"""The whole augmentation: the laws it keeps, and each recipe against Pillow, timm and torchvision with the same draws."""
+"""The whole augmentation: the laws it keeps, and each recipe against the libraries with the same draws."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from timm.data import auto_augment
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchvision.transforms import functional
 
 from tests.data.augment.samples import in_pillow, levels_apart, micro_batch
 from vitkd_ds.config import AugmentConfig
-from vitkd_ds.data.augment import Augmenter
+from vitkd_ds.data.augment import Augmenter, augmenter, blends
 from vitkd_ds.data.augment.affine import FILL
-from vitkd_ds.data.augment.policy import NO_OP, OPS
+from vitkd_ds.data.augment.policy import NO_OP, OPS, Rectangles
 from vitkd_ds.data.draws import image_keys
 
 EVERYTHING = AugmentConfig(
@@ -49,7 +50,7 @@ def library(op, image, argument, is_cubic):
         name = {"Posterize": "posterize", "Solarize": "solarize", "SolarizeAdd": "solarize_add"}[op]
         return getattr(auto_augment, name)(image, int(argument))
     if op in ("AutoContrast", "Equalize", "Invert"):
-        return {"AutoContrast": ImageOps.autocontrast, "Equalize": ImageOps.equalize, "Invert": ImageOps.invert}[op](image)
+        return getattr(ImageOps, op.lower())(image)
     if op == "GaussianBlur":
         return image.filter(ImageFilter.GaussianBlur(argument))
     if op in ("Color", "Contrast", "Brightness", "Sharpness"):
@@ -100,6 +101,16 @@ def test_an_image_becomes_the_same_alone_in_another_micro_batch_and_at_another_p
         assert torch.equal(augmenter(images[i : i + 1], keys(32)[i : i + 1])[0], together[i])
 
 
+@pytest.mark.parametrize("num_pixels", [1, 10**9])
+def test_it_does_not_matter_how_many_images_a_kernel_gets_at_once(num_pixels, monkeypatch):
+    images = micro_batch(33, 47, copies=32)
+    usual = Augmenter(EVERYTHING)(images, keys(128))
+    monkeypatch.setattr(augmenter, "CPU_PIXELS", num_pixels)
+    if num_pixels > 1:
+        monkeypatch.setattr(Rectangles, "one_by_one", lambda self: [self])  # all in one list, as on a GPU
+    assert torch.equal(Augmenter(EVERYTHING)(images, keys(128)), usual)
+
+
 def test_two_keys_give_two_results_and_one_key_the_same_again():
     image = micro_batch(33, 47)[1:2].repeat(64, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     result = Augmenter(EVERYTHING)(image, keys(64))
@@ -132,6 +143,26 @@ def test_ugly_sizes_and_an_empty_micro_batch_pass(height, width):
     result = augmenter(images, keys(64))
     assert result.shape == images.shape and torch.equal(augmenter(images[5:6], keys(64)[5:6])[0], result[5])
     assert augmenter(images[:0], keys(0)).shape == (0, 3, height, width)
+
+
+def test_no_kernel_needs_a_value_on_the_cpu_so_nothing_waits_for_the_device():
+    """Tensors without data refuse every operation whose result's shape, or Python's next step, depends on values."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        images = mode.from_tensor(micro_batch(33, 47, copies=32))
+        assert Augmenter(EVERYTHING)(images, keys(128)).shape == images.shape
+        with pytest.raises(DataDependentOutputException):
+            images.max().item()
+
+
+def test_compiled_it_gives_the_same_for_micro_batches_of_several_sizes():
+    """Two kernels only: compiling all takes minutes on a busy CPU (all were compared once, without a difference)."""
+    config = AugmentConfig(random_erasing=0.5)
+    images, compiled = micro_batch(12, 16, copies=4), Augmenter(config, compile=True)
+    pixels_BHWC, factors = images.permute(0, 2, 3, 1), torch.linspace(0, 2, 16)
+    for count in (16, 7):
+        assert torch.equal(compiled(images[:count], keys(count)), Augmenter(config)(images[:count], keys(count)))
+        result = compiled._kernel(blends.color)(pixels_BHWC[:count], factors[:count])
+        assert torch.equal(result, blends.color(pixels_BHWC[:count], factors[:count]))
 
 
 def test_unknown_settings_are_refused_when_the_augmenter_is_made():

@@ -34,19 +34,18 @@ def theirs(op, image, argument):
 @pytest.mark.parametrize("height, width", SIZES)
 @pytest.mark.parametrize("op", FIXED)
 def test_operations_that_no_pixel_decides_equal_timms_bit_for_bit(op, height, width):
-    images = pixels(height, width)
-    for argument in FIXED[op]:
-        tables = torch.from_numpy(lut.fixed_tables(op, np.full(len(images), argument)))
-        ours = lut.apply_tables(images, tables[:, None].expand(-1, 3, -1))
-        assert torch.equal(ours, in_pillow(images, lambda image, _: theirs(op, image, argument))), argument
+    arguments = np.repeat(FIXED[op], 4)
+    images = pixels(height, width).repeat(len(FIXED[op]), 1, 1, 1)
+    tables = torch.from_numpy(lut.fixed_tables(op, arguments))
+    ours = lut.apply_tables(images, tables[:, None].expand(-1, 3, -1))
+    assert torch.equal(ours, in_pillow(images, lambda image, i: theirs(op, image, float(arguments[i]))))
 
 
 @pytest.mark.parametrize("height, width", SIZES)
 @pytest.mark.parametrize("factor", [0.1, 0.19, 0.7, 1.0, 1.3, 1.81, 1.9])
 def test_contrast_equals_pillows_bit_for_bit(factor, height, width):
     images = pixels(height, width)
-    tables = lut.contrast_tables(images, torch.full((len(images),), factor))
-    ours = lut.apply_tables(images, tables[:, None].expand(-1, 3, -1))
+    ours = lut.apply_tables(images, lut.contrast_tables(images, torch.full((len(images),), factor)))
     assert torch.equal(ours, in_pillow(images, lambda image, _: ImageEnhance.Contrast(image).enhance(factor)))
 
 
@@ -61,7 +60,7 @@ def test_auto_contrast_and_equalize_equal_timms_bit_for_bit(op, height, width):
 
 
 def test_auto_contrast_equals_pillows_for_every_pair_of_extreme_levels():
-    for low in range(0, 256, 3):
+    for low in range(0, 256, 7):
         highs = np.arange(low, 256)
         ramp = np.linspace(low, highs, 256).astype(np.uint8).T
         images = torch.from_numpy(np.repeat(ramp[:, None, :, None], 3, 3))

@@ -21,7 +21,7 @@ MARGIN = 2
 """Pixels that a cubic neighbourhood reaches beyond the edge."""
 
 
-def line_positions(shifts_NL: np.ndarray, *, length: int) -> dict[str, np.ndarray]:
+def line_positions(shifts_NL: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where `move_lines` finds its pixels.
 
     Args:
@@ -29,45 +29,55 @@ def line_positions(shifts_NL: np.ndarray, *, length: int) -> dict[str, np.ndarra
         length: pixels of a line.
 
     Returns:
-        starts_R: first byte of each line's source in the padded copy; fraction_R1: float32, from the left neighbour to
-        the source; first_R1, end_R1: first covered output pixel and first uncovered one behind it.
+        For each line: whole pixels of the shift (int32), the fraction left over (float32), and the first covered output
+        pixel (int32); all [N, L, 1].
     """
-    shift_R = shifts_NL.reshape(-1)
-    whole_R = np.floor(shift_R)
-    fraction_R1 = (shift_R - whole_R).astype(np.float32)[:, None]
-    first_R1 = -np.floor(shift_R + 0.5).astype(np.int32)[:, None]
+    shifts_NL1 = shifts_NL[:, :, None]
     reach = length + MARGIN  # beyond it nothing is covered, whatever is read
-    line_R = (np.arange(len(shift_R)) + 1) * (length + 2 * MARGIN)
-    starts_R = 3 * (line_R + MARGIN - 1 + np.clip(whole_R, -reach, reach).astype(np.int64))
-    return {"starts_R": starts_R, "fraction_R1": fraction_R1, "first_R1": first_R1, "end_R1": first_R1 + length}
+    whole_NL1 = np.floor(shifts_NL1)
+    fraction_NL1 = (shifts_NL1 - whole_NL1).astype(np.float32)
+    first_NL1 = np.clip(-np.floor(shifts_NL1 + 0.5), -length, length)
+    return np.clip(whole_NL1, -reach, reach).astype(np.int32), fraction_NL1, first_NL1.astype(np.int32)
 
 
 def move_lines(
-    pixels_BHWC: Tensor, starts_R: Tensor, fraction_R1: Tensor, first_R1: Tensor, end_R1: Tensor, *, is_cubic: bool
+    pixels_BHWC: Tensor, whole_BH1: Tensor, fraction_BH1: Tensor, first_BH1: Tensor, *, is_cubic: bool
 ) -> Tensor:
-    """Resample each row by its own shift (`line_positions`); for columns give and take the image transposed.
+    """Resample each row by its own shift (`line_positions`); `move_columns` is for columns.
 
-    Returns:
-        uint8 [B, H, W, 3]; rows are numbered through the images, R = B * H.
+    All neighbours of a row lie in one stretch of a padded copy, so a row is fetched as a whole: uint8 [B, H, W, 3].
     """
     num_images, height, width, channels = pixels_BHWC.shape
     rows = pixels_BHWC.view(num_images * height, width * channels)
-    margin = MARGIN * channels
-    padded = rows.new_zeros(len(rows) + 2, rows.shape[1] + 2 * margin)  # a line more at both ends, for far shifts
+    size, margin = width * channels, MARGIN * channels
+    padded = rows.new_zeros(len(rows) + 2, size + 2 * margin)  # a line more at both ends, for far shifts
     padded[1:-1, margin:-margin] = rows
-    for pixel in range(MARGIN):
-        padded[1:-1, pixel * channels : (pixel + 1) * channels] = rows[:, :channels]
-        padded[1:-1, margin + rows.shape[1] :][:, pixel * channels : (pixel + 1) * channels] = rows[:, -channels:]
-    window = rows.shape[1] + 3 * channels
-    windows = padded.view(-1).as_strided((padded.numel() - window + 1, window), (1, 1))
-    sources = windows.index_select(0, starts_R).float()
+    for start in range(0, margin, channels):
+        padded[1:-1, start : start + channels] = rows[:, :channels]
+        padded[1:-1, margin + size + start : margin + size + start + channels] = rows[:, -channels:]
+    line = torch.arange(1, len(rows) + 1, device=rows.device)
+    starts = line * padded.shape[1] + channels * (whole_BH1.view(-1) + MARGIN - 1)
+    sources = _stretches(padded.view(-1), starts, size + 3 * channels).float()
     reach = range(4) if is_cubic else range(1, 3)
-    taps = [sources[:, tap * channels : tap * channels + rows.shape[1]] for tap in reach]
-    result = _interpolate(taps, fraction_R1, is_cubic=is_cubic)
-    place = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device)
-    column = place // channels
-    is_covered = (column >= first_R1) & (column < end_R1)
-    return torch.where(is_covered, result, _fill(place % channels)).view(pixels_BHWC.shape)
+    taps = [sources[:, tap * channels : tap * channels + size] for tap in reach]
+    result = _interpolate(taps, fraction_BH1.view(-1, 1), is_cubic=is_cubic)
+    place = torch.arange(3 * size, device=rows.device)
+    is_inside = (place >= size) & (place < 2 * size)
+    is_covered = _stretches(is_inside, size - channels * first_BH1.view(-1), size)
+    return torch.where(is_covered, result, _fill(place[:size] % channels)).view(pixels_BHWC.shape)
+
+
+def move_columns(
+    pixels_BHWC: Tensor, whole_BW1: Tensor, fraction_BW1: Tensor, first_BW1: Tensor, *, is_cubic: bool
+) -> Tensor:
+    """`move_lines` for columns."""
+    transposed = pixels_BHWC.transpose(1, 2).contiguous()
+    return move_lines(transposed, whole_BW1, fraction_BW1, first_BW1, is_cubic=is_cubic).transpose(1, 2).contiguous()
+
+
+def _stretches(values_N: Tensor, starts_R: Tensor, length: int) -> Tensor:
+    """Stretches of a vector, each fetched as a whole: values[start : start + length] for each start, [R, length]."""
+    return values_N.as_strided((len(values_N) - length + 1, length), (1, 1)).index_select(0, starts_R)
 
 
 def _fill(channel: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ def planar(pixels_BHWC: Tensor) -> Tensor:
 
 def grey_levels(planes_BCHW: Tensor) -> Tensor:
     """Pillow's conversion from RGB to L, in 16-bit fixed point: int32 [B, H, W], 0 to 255."""
-    red, green, blue = planes_BCHW.int().unbind(1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+    red, green, blue = (planes_BCHW[:, channel].int() for channel in range(3))
+    return red.mul_(19595).add_(green.mul_(38470)).add_(blue.mul_(7471)).add_(32768).bitwise_right_shift_(16)
 
 
 def _blend(plain: Tensor, image: Tensor, factor: Tensor) -> Tensor:
-    return (plain + factor * (image - plain)).clamp_(0, 255).to(torch.uint8)
+    """Takes float32, and overwrites `image`: a fresh tensor per step costs more on the CPU than the arithmetic."""
+    return image.sub_(plain).mul_(factor).add_(plain).clamp_(0, 255).to(torch.uint8)
 
 
 def color(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
@@ -42,11 +43,11 @@ def sharpness(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
         return pixels_BHWC.clone()
     rows = pixels_BHWC.view(num_images, height, width * channels)
     wide = rows.to(torch.int16)
-    across = wide[:, :, : -2 * channels] + wide[:, :, channels:-channels] + wide[:, :, 2 * channels :]
+    across = (wide[:, :, : -2 * channels] + wide[:, :, channels:-channels]).add_(wide[:, :, 2 * channels :])
     centre = wide[:, 1:-1, channels:-channels]
-    total = across[:, :-2] + across[:, 1:-1] + across[:, 2:] + 4 * centre
+    total = (across[:, :-2] + across[:, 1:-1]).add_(across[:, 2:]).add_(centre, alpha=4)
     # Rounding by thirteenths never meets a tie: the quotient stays 1/26 away from whole numbers, so float32 is exact.
-    smooth = ((total.float() + 6.5) * (1 / 13)).floor_()
+    smooth = total.float().add_(6.5).mul_(1 / 13).floor_()
     result = rows.clone()
     result[:, 1:-1, channels:-channels] = _blend(smooth, centre.float(), factors_B[:, None, None])
     return result.view(pixels_BHWC.shape)

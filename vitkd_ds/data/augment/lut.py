@@ -11,7 +11,6 @@ from torch import Tensor
 from vitkd_ds.data.augment.blends import grey_levels, planar
 
 FIXED_OPS = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness")
-TABLE_OPS = (*FIXED_OPS, "Contrast", "AutoContrast", "Equalize")
 
 
 def fixed_tables(op: str, arguments_N: np.ndarray) -> np.ndarray:
@@ -38,13 +37,14 @@ def fixed_tables(op: str, arguments_N: np.ndarray) -> np.ndarray:
 
 
 def contrast_tables(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
-    """Tables that move each level away from the rounded mean grey of the image by a float32 factor: uint8 [B, 256]."""
+    """Tables that move levels away from the image's rounded mean grey by a float32 factor: uint8 [B, 3, 256]."""
     grey_BHW = grey_levels(planar(pixels_BHWC))
     count = grey_BHW[0].numel()
     mean_B = (2 * grey_BHW.flatten(1).sum(1) + count) // (2 * count)
     mean_B1 = mean_B.float()[:, None]
     levels = torch.arange(256, dtype=torch.float32, device=pixels_BHWC.device)
-    return (mean_B1 + factors_B[:, None] * (levels - mean_B1)).clamp_(0, 255).to(torch.uint8)
+    tables_BL = (mean_B1 + factors_B[:, None] * (levels - mean_B1)).clamp_(0, 255).to(torch.uint8)
+    return tables_BL[:, None].expand(-1, 3, -1)
 
 
 def autocontrast_tables(pixels_BHWC: Tensor) -> Tensor:
@@ -79,6 +79,11 @@ def equalize_tables(pixels_BHWC: Tensor) -> Tensor:
     below_BCL = histogram_BCL.cumsum(2, dtype=torch.int32) - histogram_BCL
     flat_BCL = (step_BC1 // 2 + below_BCL) // step_BC1.clamp(min=1)
     return torch.where(step_BC1 > 0, flat_BCL.clamp_(max=255), levels).to(torch.uint8)
+
+
+MEASURED_OPS = {"Contrast": contrast_tables, "AutoContrast": autocontrast_tables, "Equalize": equalize_tables}
+"""Those whose tables depend on the image's pixels."""
+TABLE_OPS = (*FIXED_OPS, *MEASURED_OPS)
 
 
 def apply_tables(pixels_BHWC: Tensor, tables_BCL: Tensor) -> Tensor:

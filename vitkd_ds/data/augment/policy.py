@@ -7,7 +7,7 @@ three. What timm offers beyond the published recipes is left out: weighted opera
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -81,6 +81,18 @@ class Layer:
     is_cubic_B: np.ndarray
     """Whether a geometric operation resamples bicubically, or else bilinearly."""
 
+    def members(self, op: str) -> np.ndarray:
+        """Positions in the micro-batch of the images with this operation."""
+        return np.flatnonzero(self.op_B == OPS.index(op))
+
+    def arguments(self, op: str) -> np.ndarray:
+        """Their arguments."""
+        return self.argument_B[self.members(op)]
+
+    def only(self, chosen_B: np.ndarray) -> "Layer":
+        """The same layer with nothing for the images not chosen."""
+        return replace(self, op_B=np.where(chosen_B, self.op_B, NO_OP))
+
 
 @dataclass(frozen=True)
 class Rectangles:
@@ -91,6 +103,11 @@ class Rectangles:
     left_R: np.ndarray
     height_R: np.ndarray
     width_R: np.ndarray
+
+    def one_by_one(self) -> list["Rectangles"]:
+        """Each rectangle alone."""
+        columns = (self.members_R, self.top_R, self.left_R, self.height_R, self.width_R)
+        return [Rectangles(*(column[i : i + 1] for column in columns)) for i in range(len(self.members_R))]
 
 
 PARTS = {
@@ -132,9 +149,7 @@ def parse_rand_augment(text: str) -> RandAugment:
     return policy
 
 
-def level_arguments(
-    op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray, *, is_increasing: bool
-) -> np.ndarray:
+def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray, *, is_increasing: bool) -> np.ndarray:
     """An operation's argument at each magnitude, as timm's level functions: float64 [N].
 
     Args:

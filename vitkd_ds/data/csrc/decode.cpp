@@ -14,9 +14,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstddef>
+#include <exception>
 #include <memory>
 #include <new>
-#include <system_error>
 #include <thread>
 
 #include "resize.h"
@@ -88,18 +89,18 @@ void give_up_if_pixels_are_lost(j_common_ptr jpeg, int level) {
     case JWRN_ARITH_BAD_CODE:
     case JWRN_MUST_RESYNC:
     case JWRN_BOGUS_PROGRESSION:
+    case JWRN_TOO_MUCH_DATA:  // our own mistake, which would else loop for ever
       give_up(jpeg);
   }
 }
 
 void print_nothing(j_common_ptr) {}
 
-// What one thread needs: a libjpeg object, the bytes of an image, and the resizer, kept from row to row.
+// What one thread needs: the bytes of an image and the resizer, which are kept from row to row, and a libjpeg object,
+// which is not: it would hand the tables of one image to the next that lacks its own.
 class Worker {
  public:
   explicit Worker(Call* call) : call_(call) {}
-  ~Worker() { jpeg_destroy_decompress(&jpeg_); }
-  Worker(const Worker&) = delete;
 
   void run() {
     for (int64_t i; (i = call_->next.fetch_add(1, std::memory_order_relaxed)) < call_->num_rows;) {
@@ -143,7 +144,8 @@ void Worker::reserve(size_t size) {
 Status Worker::decode(const CropRow& row, uint8_t* image) {
   if (row.index < 0 || row.index >= call_->num_images) return BAD_ROW;
   StoredImage& shared = call_->table[row.index];
-  StoredImage stored = shared;
+  StoredImage stored = {};
+  std::memcpy(&stored, &shared, offsetof(StoredImage, checked));  // others may write to `checked` meanwhile
   if (!row_is_valid(row, stored.height, stored.width, call_->size) || stored.mode > MODE_RAW) return BAD_ROW;
   if (stored.offset > call_->file_size || stored.size > call_->file_size - stored.offset) return SHORT_READ;
   stored.checked = !stored.has_crc || __atomic_load_n(&shared.checked, __ATOMIC_RELAXED);
@@ -191,15 +193,15 @@ Status Worker::decode_raw(const StoredImage& stored, const CropRow& row, uint8_t
 
 Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image) {
   if (setjmp(error_.escape)) {
-    jpeg_abort_decompress(&jpeg_);
+    jpeg_destroy_decompress(&jpeg_);
     return error_.status;
   }
   try {
     const Status status = read_jpeg(stored, row, image);
-    jpeg_abort_decompress(&jpeg_);
+    jpeg_destroy_decompress(&jpeg_);
     return status;
   } catch (const std::bad_alloc&) {
-    jpeg_abort_decompress(&jpeg_);
+    jpeg_destroy_decompress(&jpeg_);
     throw;
   }
 }
@@ -207,14 +209,12 @@ Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_
 // May be left by longjmp: keep nothing here that has a destructor.
 Status Worker::read_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image) {
   jpeg_decompress_struct* jpeg = &jpeg_;
-  if (!jpeg->mem) {
-    jpeg->err = jpeg_std_error(&error_.base);
-    error_.base.error_exit = give_up;
-    error_.base.emit_message = give_up_if_pixels_are_lost;
-    error_.base.output_message = print_nothing;
-    jpeg_create_decompress(jpeg);
-    jpeg->mem->max_memory_to_use = MAX_COEFFICIENT_BYTES;
-  }
+  jpeg->err = jpeg_std_error(&error_.base);
+  error_.base.error_exit = give_up;
+  error_.base.emit_message = give_up_if_pixels_are_lost;
+  error_.base.output_message = print_nothing;
+  jpeg_create_decompress(jpeg);
+  jpeg->mem->max_memory_to_use = MAX_COEFFICIENT_BYTES;
   jpeg_mem_src(jpeg, bytes_.get(), stored.size);
   jpeg_read_header(jpeg, TRUE);
   if (jpeg->image_height != stored.height || jpeg->image_width != stored.width) return BAD_SIZE;
@@ -261,7 +261,7 @@ int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* 
   const int64_t num_helpers = std::min<int64_t>({num_threads, num_rows, MAX_THREADS}) - 1;
   try {
     for (int64_t i = 0; i < num_helpers; i++) threads[i] = std::thread(work, &call);
-  } catch (const std::system_error&) {  // no more threads to be had: those that run take all rows
+  } catch (const std::exception&) {  // no more threads to be had: those that run take all rows
   }
   work(&call);
   for (std::thread& thread : threads) {
@@ -270,11 +270,14 @@ int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* 
   return 0;
 }
 
-int vitkd_resize(const uint8_t* pixels, int32_t height, int32_t width, const CropRow* row, int32_t size, int32_t plain,
-                 uint8_t* image) {
+int vitkd_widest_vector() { return widest_vector(); }
+
+int vitkd_resize(const uint8_t* pixels, int32_t height, int32_t width, const CropRow* row, int32_t size,
+                 int32_t vector_bytes, uint8_t* image) {
   if (size < 1 || size > MAX_SIZE || !row_is_valid(*row, height, width, size)) return BAD_ROW;
+  if (vector_bytes > widest_vector()) return BAD_ROW;
   try {
-    Resizer resizer(plain);
+    Resizer resizer(vector_bytes);
     resizer.plan(*row, size);
     const Axis &across = resizer.across, &down = resizer.down;
     const size_t stride = size_t(3) * width, row_bytes = size_t(3) * (across.end - across.begin);

@@ -47,8 +47,11 @@ extern "C" {
 int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* rows, int64_t num_rows, int32_t size,
                  int32_t num_threads, uint8_t* images, int32_t* status);
 
-// Resize pixels [height, width, 3] as `row` says; for tests. `plain` takes the code for any CPU, which must give the
-// same bits as the code chosen for this one. Returns a Status.
-int vitkd_resize(const uint8_t* pixels, int32_t height, int32_t width, const CropRow* row, int32_t size, int32_t plain,
-                 uint8_t* image);
+// Resize pixels [height, width, 3] as `row` says, with the code for vectors of vector_bytes, which gives the same bits
+// for each; for tests. Returns a Status.
+int vitkd_resize(const uint8_t* pixels, int32_t height, int32_t width, const CropRow* row, int32_t size,
+                 int32_t vector_bytes, uint8_t* image);
+
+// The widest vectors this CPU has, in bytes: 16, 32 or 64.
+int vitkd_widest_vector();
 }

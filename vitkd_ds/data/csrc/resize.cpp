@@ -1,6 +1,6 @@
-// How the work is laid out: 64 rows are turned (transposed), so that the 64 values of a column lie side by side. Blending
-// along the rows is then the same work as blending along the columns, sums of whole runs of bytes with one weight each,
-// which any vector unit does well; the result is turned back.
+// How the work is laid out: 64 rows are turned (transposed), so that the 64 values of a column lie side by side.
+// Blending along the rows is then the same work as blending along the columns, sums of whole runs of bytes with one
+// weight each, which any vector unit does well; the result is turned back.
 #include "resize.h"
 
 #include <algorithm>
@@ -12,24 +12,6 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-// The same source compiled for several CPUs; the loader picks when the library is loaded.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_CPU
-#endif
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are only passed between functions that are inlined
-
-namespace {
-
-constexpr int WEIGHT_BITS = 22;
-constexpr int BLOCK = 64;                  // bytes of a row that are turned together
-constexpr int PIXEL = 3 * STRIP_ROWS;      // bytes of a turned pixel
-constexpr int RUN = 64;                    // bytes that are blended together
-
-typedef uint32_t Lanes __attribute__((vector_size(64)));
-typedef int32_t Sums __attribute__((vector_size(64)));
-typedef uint64_t Words __attribute__((vector_size(64)));
 
 struct Strip {  // of 64 rows, and where they go
   const uint8_t* in;
@@ -46,6 +28,20 @@ struct Column {  // rows that lie below each other, and where the row they make 
   size_t stride, num_bytes;
 };
 
+namespace {
+
+constexpr int WEIGHT_BITS = 22;
+constexpr int BLOCK = 64;              // bytes that rows are rounded up to: the widest vector
+constexpr int PIXEL = 3 * STRIP_ROWS;  // bytes of a turned pixel
+
+// A vector of BYTES bytes, which the compiler makes one register of where the CPU has such.
+template <int BYTES>
+struct Vector {
+  typedef uint32_t Lanes __attribute__((vector_size(BYTES)));
+  typedef int32_t Sums __attribute__((vector_size(BYTES)));
+  typedef uint64_t Words __attribute__((vector_size(BYTES)));
+};
+
 size_t whole_blocks(size_t bytes) { return (bytes + BLOCK - 1) / BLOCK * BLOCK; }
 
 double filter_value(double x, int filter) {
@@ -56,16 +52,19 @@ double filter_value(double x, int filter) {
   return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
 }
 
-// out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for the RUN bytes i.
+// out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for BYTES bytes i.
 //
 // Bytes stay in their 32-bit lane: the four of a lane go into four sums, by shift and mask, and come back the same way.
 // Any compiler makes good code of that, which cannot be said of widening and narrowing.
+template <int BYTES>
 INLINE void blend(uint8_t* out, const uint8_t* in, size_t stride, const int32_t* weights, int count) {
+  using Lanes = typename Vector<BYTES>::Lanes;
+  using Sums = typename Vector<BYTES>::Sums;
   const Sums half = Sums{} + (1 << (WEIGHT_BITS - 1)), black = {}, white = black + 255;
   Sums sums[4] = {half, half, half, half};
   for (int k = 0; k < count; k++, in += stride) {
     Lanes lanes;
-    std::memcpy(&lanes, in, RUN);
+    std::memcpy(&lanes, in, BYTES);
     for (int i = 0; i < 4; i++) sums[i] += weights[k] * Sums((lanes >> (8 * i)) & 255);
   }
   Lanes done = {};
@@ -75,11 +74,11 @@ INLINE void blend(uint8_t* out, const uint8_t* in, size_t stride, const int32_t*
     value = value > white ? white : value;
     done |= Lanes(value) << (8 * i);
   }
-  std::memcpy(out, &done, RUN);
+  std::memcpy(out, &done, BYTES);
 }
 
-// Swap rows and columns of the 8 matrices of 8 x 8 bytes that 8 rows of 64 bytes make.
-template <int STEP>
+// Swap rows and columns of the matrices of 8 x 8 bytes that 8 rows of words make.
+template <int STEP, typename Words>
 INLINE void swap_corners(Words (&rows)[8]) {
   constexpr uint64_t mask = ~uint64_t(0) / ((uint64_t(1) << (8 * STEP)) + 1);
   for (int i = 0; i < 8; i++) {
@@ -90,6 +89,7 @@ INLINE void swap_corners(Words (&rows)[8]) {
   }
 }
 
+template <typename Words>
 INLINE void transpose(Words (&rows)[8]) {
   swap_corners<1>(rows);
   swap_corners<2>(rows);
@@ -97,13 +97,14 @@ INLINE void transpose(Words (&rows)[8]) {
 }
 
 // [STRIP_ROWS, stride] -> [num_bytes, STRIP_ROWS]
+template <int BYTES>
 INLINE void turn(uint8_t* out, const uint8_t* in, size_t stride, size_t num_bytes) {
-  for (size_t x = 0; x < num_bytes; x += BLOCK) {
+  for (size_t x = 0; x < num_bytes; x += BYTES) {
     for (int y = 0; y < STRIP_ROWS; y += 8) {
-      Words rows[8];
-      for (int i = 0; i < 8; i++) std::memcpy(&rows[i], in + (y + i) * stride + x, BLOCK);
+      typename Vector<BYTES>::Words rows[8];
+      for (int i = 0; i < 8; i++) std::memcpy(&rows[i], in + (y + i) * stride + x, BYTES);
       transpose(rows);
-      for (int j = 0; j < 8; j++) {
+      for (int j = 0; j < BYTES / 8; j++) {
         for (int i = 0; i < 8; i++) {
           const uint64_t column = rows[i][j];
           std::memcpy(out + (x + 8 * j + i) * STRIP_ROWS + y, &column, 8);
@@ -114,55 +115,80 @@ INLINE void turn(uint8_t* out, const uint8_t* in, size_t stride, size_t num_byte
 }
 
 // [num_bytes, STRIP_ROWS] -> [STRIP_ROWS, stride]
+template <int BYTES>
 INLINE void turn_back(uint8_t* out, const uint8_t* in, size_t stride, size_t num_bytes) {
-  for (size_t x = 0; x < num_bytes; x += BLOCK) {
+  for (size_t x = 0; x < num_bytes; x += BYTES) {
     for (int y = 0; y < STRIP_ROWS; y += 8) {
-      Words rows[8];
+      typename Vector<BYTES>::Words rows[8];
       for (int i = 0; i < 8; i++) {
-        uint64_t columns[8];
-        for (int j = 0; j < 8; j++) std::memcpy(&columns[j], in + (x + 8 * j + i) * STRIP_ROWS + y, 8);
-        rows[i] = Words{columns[0], columns[1], columns[2], columns[3], columns[4], columns[5], columns[6], columns[7]};
+        uint64_t columns[BYTES / 8];
+        for (int j = 0; j < BYTES / 8; j++) std::memcpy(&columns[j], in + (x + 8 * j + i) * STRIP_ROWS + y, 8);
+        std::memcpy(&rows[i], columns, BYTES);
       }
       transpose(rows);
-      for (int i = 0; i < 8; i++) std::memcpy(out + (y + i) * stride + x, &rows[i], BLOCK);
+      for (int i = 0; i < 8; i++) std::memcpy(out + (y + i) * stride + x, &rows[i], BYTES);
     }
   }
 }
 
 // Resize the 64 rows of a strip in width.
+template <int BYTES>
 INLINE void resize_across(const Strip& s, const Axis& axis) {
-  turn(s.turned, s.in, s.in_stride, 3 * size_t(axis.end - axis.begin));
+  turn<BYTES>(s.turned, s.in, s.in_stride, 3 * size_t(axis.end - axis.begin));
   for (int x = 0; x < s.size; x++) {
     uint8_t* pixel = s.resized + size_t(s.flip ? s.size - 1 - x : x) * PIXEL;
     const uint8_t* pixels = s.turned + size_t(axis.first[x]) * PIXEL;
     const int32_t* weights = &axis.weights[size_t(x) * axis.max_count];
-    for (int i = 0; i < PIXEL; i += RUN) blend(pixel + i, pixels + i, PIXEL, weights, axis.count[x]);
+    for (int i = 0; i < PIXEL; i += BYTES) blend<BYTES>(pixel + i, pixels + i, PIXEL, weights, axis.count[x]);
   }
-  turn_back(s.out, s.resized, s.out_stride, 3 * size_t(s.size));
+  turn_back<BYTES>(s.out, s.resized, s.out_stride, 3 * size_t(s.size));
 }
 
 // Make one row out of several.
+template <int BYTES>
 INLINE void resize_down(const Column& c, const int32_t* weights, int count) {
   size_t x = 0;
-  for (; x + RUN <= c.num_bytes; x += RUN) blend(c.out + x, c.in + x, c.stride, weights, count);
+  for (; x + BYTES <= c.num_bytes; x += BYTES) blend<BYTES>(c.out + x, c.in + x, c.stride, weights, count);
   if (x == c.num_bytes) return;
-  uint8_t rest[RUN];
-  blend(rest, c.in + x, c.stride, weights, count);
+  uint8_t rest[BYTES];
+  blend<BYTES>(rest, c.in + x, c.stride, weights, count);
   std::memcpy(c.out + x, rest, c.num_bytes - x);
 }
 
-FOR_EACH_CPU void resize_across_fast(const Strip& s, const Axis& axis) { resize_across(s, axis); }
-void resize_across_plain(const Strip& s, const Axis& axis) { resize_across(s, axis); }
-FOR_EACH_CPU void resize_down_fast(const Column& c, const int32_t* weights, int count) {
-  resize_down(c, weights, count);
+// The same source for each width of vectors; 16 bytes are to be had everywhere.
+void across_16(const Strip& s, const Axis& axis) { resize_across<16>(s, axis); }
+void down_16(const Column& c, const int32_t* weights, int count) { resize_down<16>(c, weights, count); }
+#if defined(__x86_64__) && defined(__GNUC__)
+__attribute__((target("avx2"))) void across_32(const Strip& s, const Axis& axis) { resize_across<32>(s, axis); }
+__attribute__((target("avx2"))) void down_32(const Column& c, const int32_t* weights, int count) {
+  resize_down<32>(c, weights, count);
 }
-void resize_down_plain(const Column& c, const int32_t* weights, int count) { resize_down(c, weights, count); }
+__attribute__((target("avx512f"))) void across_64(const Strip& s, const Axis& axis) { resize_across<64>(s, axis); }
+__attribute__((target("avx512f"))) void down_64(const Column& c, const int32_t* weights, int count) {
+  resize_down<64>(c, weights, count);
+}
+#endif
 
 void grow(std::vector<uint8_t>* buffer, size_t size) {
   if (buffer->size() < size) buffer->resize(size);
 }
 
 }  // namespace
+
+int widest_vector() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (__builtin_cpu_supports("avx512f")) return 64;
+  if (__builtin_cpu_supports("avx2")) return 32;
+#endif
+  return 16;
+}
+
+Resizer::Resizer(int vector_bytes) : across_kernel_(across_16), down_kernel_(down_16) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (vector_bytes == 32) across_kernel_ = across_32, down_kernel_ = down_32;
+  if (vector_bytes == 64) across_kernel_ = across_64, down_kernel_ = down_64;
+#endif
+}
 
 // Pillow's precompute_coeffs and normalize_coeffs_8bpc, for the pixels of the window alone.
 void Axis::plan(int length, int resized, int window, int size, int filter) {
@@ -178,7 +204,10 @@ void Axis::plan(int length, int resized, int window, int size, int filter) {
     first[i] = std::max(0, int(centre - support + 0.5));
     count[i] = std::min(length, int(centre + support + 0.5)) - first[i];
     double sum = 0.0;
-    for (int k = 0; k < count[i]; k++) sum += exact[k] = filter_value((k + first[i] - centre + 0.5) * per_pixel, filter);
+    for (int k = 0; k < count[i]; k++) {
+      exact[k] = filter_value((k + first[i] - centre + 0.5) * per_pixel, filter);
+      sum += exact[k];
+    }
     for (int k = 0; k < count[i]; k++) {
       const double weight = (sum != 0.0 ? exact[k] / sum : exact[k]) * (1 << WEIGHT_BITS);
       weights[size_t(i) * max_count + k] = int32_t(weight < 0 ? weight - 0.5 : weight + 0.5);
@@ -192,7 +221,8 @@ void Axis::plan(int length, int resized, int window, int size, int filter) {
 void Resizer::plan(const CropRow& row, int size) {
   size_ = size;
   flip_ = row.flip;
-  down_first_ = row.height > row.resized_height && row.height - row.resized_height > 2 * (row.width - row.resized_width);
+  const int lower = row.height - row.resized_height, narrower = row.width - row.resized_width;
+  down_first_ = lower > 0 && lower > 2 * narrower;
   across.plan(row.width, row.resized_width, row.window_left, size, row.filter);
   down.plan(row.height, row.resized_height, row.window_top, size, row.filter);
 }
@@ -216,8 +246,9 @@ void Resizer::open(size_t stride, size_t skip, uint8_t* image) {
 }
 
 void Resizer::resize_width(const uint8_t* in, size_t in_stride, uint8_t* out) {
-  const Strip strip = {in, in_stride, turned_.data(), resized_.data(), out, whole_blocks(3 * size_t(size_)), size_, flip_};
-  (plain_ ? resize_across_plain : resize_across_fast)(strip, across);
+  const size_t out_stride = whole_blocks(3 * size_t(size_));
+  const Strip strip = {in, in_stride, turned_.data(), resized_.data(), out, out_stride, size_, flip_};
+  across_kernel_(strip, across);
 }
 
 // Rows wait in kept_ until all that make the next row are there.
@@ -242,8 +273,8 @@ void Resizer::make_row() {
   const int place = next_ % STRIP_ROWS;
   const uint8_t* const in = kept_.data() + (down.first[next_] - first_kept_) * kept_stride_;
   uint8_t* const out = down_first_ ? lowered_.data() + place * kept_stride_ : image_ + next_ * out_bytes;
-  (plain_ ? resize_down_plain : resize_down_fast)(
-      {out, in, kept_stride_, kept_bytes_}, &down.weights[size_t(next_) * down.max_count], down.count[next_]);
+  const int32_t* const weights = &down.weights[size_t(next_) * down.max_count];
+  down_kernel_({out, in, kept_stride_, kept_bytes_}, weights, down.count[next_]);
   next_++;
   if (!down_first_ || (place + 1 < STRIP_ROWS && next_ < size_)) return;
   resize_width(lowered_.data(), kept_stride_, done_.data());

@@ -1,9 +1,9 @@
 // Pillow's resize of RGB images, bit for bit, strip by strip, so that memory is bounded by a few rows of the crop.
 //
 // Pillow (src/libImaging/Resample.c) resizes in width, rounds to 8 bits, then in height. From version 13 on the height
-// comes first where it shrinks by more than twice as many pixels as the width; so it does here. Weights are 22-bit fixed
-// point and sums 32-bit integers, which are exact: the order of a sum is of no matter, and every CPU gives the same bits.
-// What differs from Pillow is only the order of the work, see resize.cpp.
+// comes first where it shrinks by more than twice as many pixels as the width; so it does here. Weights are 22-bit
+// fixed point and sums 32-bit integers, which are exact: the order of a sum is of no matter, and every CPU gives the
+// same bits. What differs from Pillow is only the order of the work, see resize.cpp.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +24,12 @@ struct Axis {
   void plan(int length, int resized, int window, int size, int filter);
 };
 
+struct Strip;
+struct Column;
+
+// Bytes of the widest vectors of this CPU that there is code for: 16, 32 or 64.
+int widest_vector();
+
 // Resizes one image at a time; the buffers stay for the next.
 //
 //   resizer.plan(row, size);            // now across.begin .. down.end say which pixels of the box are needed
@@ -31,7 +37,7 @@ struct Axis {
 //   for each 64 rows down.begin .. down.end: fill resizer.strip(0) .. strip(63); resizer.push(num_filled);
 class Resizer {
  public:
-  explicit Resizer(bool plain = false) : plain_(plain) {}
+  explicit Resizer(int vector_bytes = widest_vector());
   void plan(const CropRow& row, int size);
   void open(size_t stride, size_t skip, uint8_t* image);
   uint8_t* strip(int row) { return strip_.data() + row * stride_; }
@@ -43,7 +49,8 @@ class Resizer {
   void resize_width(const uint8_t* in, size_t in_stride, uint8_t* out);
   void make_row();
 
-  const bool plain_;
+  void (*across_kernel_)(const Strip&, const Axis&);
+  void (*down_kernel_)(const Column&, const int32_t* weights, int count);
   bool flip_ = false, down_first_ = false;
   int size_ = 0;
   int num_kept_ = 0, first_kept_ = 0;  // rows in kept_, and the number of the first of them

@@ -1,0 +1,38 @@
+"""The benchmark scripts still run: small, on generated photos; their figures mean nothing here."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import ROOT, run_command
+
+FIXED_NAMES = ["ours-jpg500", "ffcv-jpg500", "pillow-originals", "turbojpeg-crop-limit"]
+
+
+def test_the_first_rows_keep_their_names(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from loader_rows import ROWS
+
+    assert list(ROWS)[:4] == FIXED_NAMES
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiles crop_limit.cpp")
+def test_the_loader_benchmark_runs_and_writes_its_rows(tmp_path):
+    names = ["ours-jpg500", "turbojpeg-crop-limit"]
+    if importlib.util.find_spec("torchvision"):
+        names.insert(1, "pillow-originals")
+    path = tmp_path / "rows.json"
+    arguments = ["--debug", "--workdir", tmp_path / "work", "--rows", ",".join(names), "--json", path]
+    done = run_command("python", ROOT / "benchmarks" / "loader.py", *arguments)
+    rows = {row["name"]: row for row in json.loads(path.read_text())}
+    assert list(rows) == names
+    assert all(row["images_per_cpu_s"] > 0 and row["wall_images_per_s"] > 0 for row in rows.values())
+    assert rows["ours-jpg500"]["first_batch_s"] > 0 and rows["ours-jpg500"]["peak_rss_gib"] > 0
+    assert "turbojpeg-crop-limit: " in done.stdout and "first_batch_s <= 3.0" in done.stdout
+
+
+def test_an_unknown_row_is_refused_with_the_names_there_are():
+    done = run_command("python", ROOT / "benchmarks" / "loader.py", "--debug", "--rows", "ours-png", check=False)
+    assert done.returncode and "ours-jpg500" in done.stderr and "found ours-png" in done.stderr
