@@ -8,7 +8,7 @@ from typing import Any
 
 from vitkd_ds.losses import ViTKDLoss, kd_loss, nkd_loss
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Distiller", "ViTKDLoss", "build_loader", "kd_loss", "nkd_loss", "tap_features"]
 
 _HOMES = {
