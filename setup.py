@@ -41,7 +41,7 @@ setup(
         *([] if WITHOUT_FFCV else ["ffcv==1.0.2"]),
         "fire>=0.7",
         "numpy>=2.2",
-        "pillow>=10",
+        "pillow>=13",  # resizes in the order of our decoder from here on
         "safetensors>=0.4",
         "setuptools",  # ffcv imports distutils, which Python 3.12 took out
         "tensorboard>=2.16",

@@ -173,8 +173,12 @@ def _torchvision(setting: Setting, *, folder: str):
 
 def _timm(setting: Setting, *, folder: str):
     """timm's DeiT recipe: RandAugment with Pillow, normalisation to float32, RandomErasing, then Mixup or CutMix."""
-    from timm.data import Mixup, create_transform
+    from PIL import ImageOps
+    from timm.data import Mixup, auto_augment, create_transform
     from torchvision.datasets import ImageFolder
+
+    # timm 1.0.31 draws 0 bits now and then, which Pillow 13 refuses.
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(1, bits))
 
     transform = create_transform(
         SIZE, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25,

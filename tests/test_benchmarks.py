@@ -30,7 +30,7 @@ def test_the_loader_benchmark_runs_and_writes_its_rows(tmp_path):
     assert list(rows) == names
     assert all(row["images_per_cpu_s"] > 0 and row["wall_images_per_s"] > 0 for row in rows.values())
     assert rows["ours-jpg500"]["first_batch_s"] > 0 and rows["ours-jpg500"]["peak_rss_gib"] > 0
-    assert "turbojpeg-crop-limit: " in done.stdout and "first_batch_s <= 3.0" in done.stdout
+    assert "| turbojpeg-crop-limit |" in done.stdout and "ours-jpg500 after a cold start" in done.stdout
 
 
 def test_an_unknown_row_is_refused_with_the_names_there_are():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vitkd_ds.cli import parse_run
+from vitkd_ds.cli import main, parse_run
 from vitkd_ds.config import Run, as_dict, check_run
 from vitkd_ds.overrides import apply_overrides, convert, field_types, from_dict
 from vitkd_ds.recipes import RECIPES, build_run
@@ -42,7 +42,7 @@ def test_values_keep_their_text_and_convert_by_the_fields_type():
     ({"losses.ce.weight": "0", "recipe": "demo_plain"}, "at least one term"),
     ({"teacher.checkpoint": "random"}, "for --debug runs only"),
     ({"global_batch_size": "0"}, "global_batch_size must be positive, found 0"),
-    ({"augment.rand_augment": "m9"}, "augment.rand_augment must be in timm's notation"),
+    ({"augment.rand_augment": "m9"}, "augment.rand_augment must start with rand-"),
     ({"augment.rand_augment": "rand-m9-q3"}, "augment.rand_augment"),
     ({"augment.mix_mode": "pair"}, "augment.mix_mode must be one of batch, element"),
     ({"data.on_bad": "ignore"}, "data.on_bad must be one of stop, skip"),
@@ -58,8 +58,11 @@ def test_a_word_without_dashes_is_refused():
         parse_run(("demo",), {})
 
 
-def test_the_launchers_local_rank_is_no_option_of_ours_and_no_error():
-    assert parse_run((), {"local_rank": "1"}) == parse_run((), {})
+def test_the_launchers_local_rank_is_no_option_of_ours_and_no_error(monkeypatch, capsys):
+    for words in (["--local_rank=1", "pack", "--help"], ["pack", "--local-rank=1", "--help"]):
+        monkeypatch.setattr("sys.argv", ["vitkd-ds", *words])
+        main()
+        assert capsys.readouterr().out.startswith("Write ")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -20,7 +20,7 @@ ROWS = [
     "models schedule metrics data",
     "engine teacher checkpoint evaluate distiller data.loader",
     "job exported show",
-    "loop recipes",
+    "loop recipes doctor",
     "cli",
 ]
 """Bottom to top; a name stands for its folder too, and the longest one counts. Imports go down, or stay in a folder."""

@@ -26,11 +26,11 @@ def train_main() -> None:
 
 def main() -> None:
     """`vitkd-ds`: the console script."""
-    _run({"train": train, "pack": pack, "show": show, "eval": evaluate, "export": export, "doctor": doctor})
+    _run(COMMANDS)
 
 
 def _run(component: Any) -> None:
-    words = sys.argv[1:]
+    words = sys.argv[1:] = [word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in LAUNCHER_FLAGS]
     if "--help" in words or "-h" in words:
         chosen = component.get(words[0]) if isinstance(component, dict) else component
         print(
@@ -71,7 +71,6 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:
     from vitkd_ds.data.augment.policy import parse_rand_augment
     from vitkd_ds.recipes import build_run
 
-    flags = {key: text for key, text in flags.items() if key not in LAUNCHER_FLAGS}
     _refuse_words(words)
     debug = convert(flags.pop("debug", "false"), bool, "debug")
     run = build_run(flags.pop("recipe", "demo"), debug=debug)
@@ -185,3 +184,7 @@ def _words(words: tuple[str, ...], names: str) -> tuple[str, ...]:
 def _refuse_words(words: tuple[str, ...]) -> None:
     if words:
         raise ValueError(f"every argument must be a --flag, found {words[0]!r}: put -- before its name")
+
+
+COMMANDS = {"train": train, "pack": pack, "show": show, "eval": evaluate, "export": export, "doctor": doctor}
+"""Of the console script."""

@@ -64,6 +64,14 @@ def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
     return int(environ.get("WORLD_SIZE", "1"))
 
 
+def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
+    """CPUs for this rank: what Slurm gave the task, else an equal share of those that this process may use."""
+    allowed = len(os.sched_getaffinity(0))
+    if "SLURM_STEP_ID" in environ and environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        return max(1, min(allowed, int(environ["SLURM_CPUS_PER_TASK"])))
+    return max(1, allowed // local_world_size(environ))
+
+
 def is_running() -> bool:
     """True once a process group exists."""
     return torch_dist.is_available() and torch_dist.is_initialized()

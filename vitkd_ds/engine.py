@@ -38,7 +38,7 @@ def start_processes() -> torch.device:
     local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.local_world_size()))
+        torch.set_num_threads(dist.num_cpus())
     else:
         accelerator.set_device(local_rank)
     deepspeed.init_distributed(verbose=False)

@@ -1,5 +1,6 @@
 """Exact top-1, top-5 and agreement with the teacher, each validation image counted once at any world size."""
 
+from contextlib import closing
 from typing import Any, Callable
 
 import torch
@@ -34,10 +35,11 @@ def evaluate(
     device = next(student.parameters()).device
     sums: Tensor = torch.zeros(6, dtype=torch.float64, device=device)
     student.eval()
-    for images_BCHW, labels_B in loader.epoch(0):
-        student_BK = student(normalization.apply(images_BCHW, torch.float32))
-        teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
-        sums += _count(student_BK, teacher_BK, labels_B)
+    with closing(loader.epoch(0)) as micro_batches:
+        for images_BCHW, labels_B in micro_batches:
+            student_BK = student(normalization.apply(images_BCHW, torch.float32))
+            teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
+            sums += _count(student_BK, teacher_BK, labels_B)
     count, top1, top5, teacher_top1, agreement, kl = dist.sum_over_ranks(sums).tolist()
     result = {"num_images": count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
     if teacher:

@@ -6,7 +6,7 @@ Whatever can be wrong with files, models or settings is said here, before the fi
 import json
 import sys
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -59,14 +59,15 @@ def build_job(run: Run, device: torch.device) -> Job:
     Raises:
         ValueError: whatever does not fit; the message names the key or file.
     """
-    ranks = {"rank": dist.rank(), "world_size": dist.world_size(), "local_world_size": dist.local_world_size()}
+    ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
+    data = replace(run.data, num_workers=run.data.num_workers or dist.num_cpus())
     limit, whole = run.micro_batch_size_per_gpu, run.global_batch_size
     micro = micro_batch_size(world_size=dist.world_size(), limit=limit, global_batch_size=whole)
     accumulation = whole // (micro * dist.world_size())
     ds_config = student_ds_config(run, micro_batch_size=micro, accumulation_steps=accumulation)
     shared = {"micro_batch_size": micro, "device": device, "seed": run.seed}
     train_loader = build_loader(
-        run.data,
+        data,
         split="train",
         augment=run.augment,
         global_batch_size=whole,
@@ -74,7 +75,7 @@ def build_job(run: Run, device: torch.device) -> Job:
         **shared,
         **ranks,
     )
-    val_loader = build_loader(run.data, split="val", **shared, **ranks)
+    val_loader = build_loader(data, split="val", **shared, **ranks)
 
     check_classes(train_loader.classes, val_loader.classes, source="data.val")
     if run.teacher and run.teacher.checkpoint not in ("hub", "random"):

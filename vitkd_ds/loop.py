@@ -18,8 +18,7 @@ from torch import Tensor
 from vitkd_ds import checkpoint, dist
 from vitkd_ds.checkpoint import TrainState
 from vitkd_ds.config import Run, as_dict, check_run
-from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.mixing import mix
+from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.ds_config import find_ds_config
 from vitkd_ds.engine import peak_memory_gib, start_processes, synchronised_time
 from vitkd_ds.evaluate import evaluate
@@ -116,7 +115,9 @@ def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: i
     }
     means: dict[str, Tensor] = {}
     for micro in range(job.plan.accumulation_steps):
-        images_BCHW, targets_BK = mixed(job, *next(micro_batches), step=step, micro=micro)
+        images_BCHW, targets_BK = mix_step(
+            run, *next(micro_batches), step=step, place=micro * dist.world_size() + dist.rank()
+        )
         features = job.teacher(images_BCHW) if job.teacher else None
         terms = engine(job.normalization.apply(images_BCHW, engine.dtype), targets_BK, features, weights)
         engine.backward(terms["total"])
@@ -128,27 +129,6 @@ def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: i
     if not is_updated:
         raise NonFiniteError(f"{_where(job, step)}: gradients must be finite, found inf or nan with finite losses")
     return means
-
-
-def mixed(job: Job, images_BCHW: Tensor, labels_B: Tensor, *, step: int, micro: int) -> tuple[Tensor, Tensor]:
-    """The micro-batch that both models see: fp32 images 0..255 and soft labels.
-
-    Every draw of a micro-batch is keyed by seed, step and the place of the micro-batch in the step, so there is no
-    generator to save and the number of ranks does not matter: the mixing here, and ViTKD's mask and drop path through
-    torch's generator, which is seeded here.
-    """
-    rng = keyed_rng(job.run.seed, step, micro * dist.world_size() + dist.rank())
-    torch.manual_seed(int(rng.integers(2**63)))
-    return mix(
-        images_BCHW,
-        labels_B,
-        num_classes=job.run.data.num_classes,
-        mixup_alpha=job.run.augment.mixup_alpha,
-        cutmix_alpha=job.run.augment.cutmix_alpha,
-        mix_mode=job.run.augment.mix_mode,
-        label_smoothing=job.run.losses.ce.label_smoothing,
-        rng=rng,
-    )
 
 
 def check_finite(job: Job, terms: dict[str, Tensor], step: int) -> None:

@@ -3,6 +3,7 @@
 The images are what a run with this seed and micro-batches of 32 trains on first, after crops, augmentation and mixing.
 """
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from vitkd_ds.config import Run
-from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.loader import build_loader
-from vitkd_ds.data.mixing import mix
+from vitkd_ds.data.mixing import mix_step
+from vitkd_ds.data.opened import open_images
 
 ROWS, COLUMNS = 4, 8
 CAPTION_LINES, LINE_PIXELS = 2, 12
@@ -37,22 +38,18 @@ def show(run: Run, dst: Path) -> Path:
     """
     if dst.suffix != ".png":
         raise ValueError(f"DST must end in .png, found {str(dst)!r}: give another name")
-    loader = build_loader(run.data, split="train", augment=run.augment, micro_batch_size=ROWS * COLUMNS, seed=run.seed)
-    micro_batches = loader.epoch(0)
-    images_BCHW, labels_B = next(micro_batches)
-    micro_batches.close()
-    rng = keyed_rng(run.seed, 0, 0)
-    rng.integers(2**63)  # the training loop draws its torch seed first
-    images_BCHW, targets_BK = mix(
-        images_BCHW,
-        labels_B,
-        num_classes=run.data.num_classes,
-        mixup_alpha=run.augment.mixup_alpha,
-        cutmix_alpha=run.augment.cutmix_alpha,
-        mix_mode=run.augment.mix_mode,
-        label_smoothing=run.losses.ce.label_smoothing,
-        rng=rng,
+    if not dst.parent.is_dir():
+        raise ValueError(f"DST must lie in a folder that exists, found none at {str(dst.parent)!r}: make it")
+    images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
+    loader = build_loader(
+        run.data,
+        split="train",
+        augment=run.augment,
+        micro_batch_size=min(ROWS * COLUMNS, len(images.labels)),
+        seed=run.seed,
     )
+    with closing(loader.epoch(0)) as micro_batches:
+        images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=0, place=0)
     pixels_BHWC = images_BCHW.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     captions = [_caption(target_K, loader.classes) for target_K in targets_BK]
     _grid(pixels_BHWC, captions).save(dst)

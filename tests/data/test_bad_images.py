@@ -1,4 +1,4 @@
-"""Images that do not decode: an error that names file and image, or the next image in their place; never wrong pixels."""
+"""Images that do not decode: an error that names file and image, or the next one in their place; never wrong pixels."""
 
 import logging
 import threading

@@ -11,8 +11,9 @@ from PIL import Image
 from tests.data.test_pack import content_of, one_class, stored
 from vitkd_ds.data import pack as pack_module
 from vitkd_ds.data import writer
-from vitkd_ds.data.fields import check_beton, labels_of, side_path
+from vitkd_ds.data.fields import check_beton, labels_of
 from vitkd_ds.data.pack import pack
+from vitkd_ds.data.side_file import side_path
 
 COMMAND = (sys.executable, "-c", "from vitkd_ds.cli import main; main()", "pack")
 

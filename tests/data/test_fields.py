@@ -20,9 +20,9 @@ from vitkd_ds.data.fields import (
     labels_of,
     partial_path,
     read_tables,
-    side_path,
     stored_images,
 )
+from vitkd_ds.data.side_file import side_path
 
 
 @pytest.fixture

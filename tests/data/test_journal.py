@@ -14,8 +14,9 @@ from PIL import Image
 from tests.data.test_bad_pack import COMMAND, names_in
 from tests.data.test_pack import content_of, one_class
 from vitkd_ds.data import journal
-from vitkd_ds.data.fields import check_beton, partial_path, side_path
+from vitkd_ds.data.fields import check_beton, partial_path
 from vitkd_ds.data.pack import pack
+from vitkd_ds.data.side_file import side_path
 
 IMAGE_BYTES = 3 * 64 * 64
 

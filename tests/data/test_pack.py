@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vitkd_ds.data.backend import Reader
-from vitkd_ds.data.fields import check_beton, labels_of, read_tables, side_path, stored_images
+from vitkd_ds.data.fields import check_beton, labels_of, read_tables, stored_images
 from vitkd_ds.data.pack import pack
+from vitkd_ds.data.side_file import side_path
 
 
 def content_of(path):

@@ -8,8 +8,7 @@ Separate because importing FFCV has effects on the whole process that must be un
   the import. FFCV reads it only from plain Python, so it gets a plain dict.
 * it sets numba's number of threads, which starts numba's thread pool; where processes are forked later, as packing
   does, the pool's own end then waits for ever when the interpreter ends. Nothing of ours runs in that pool.
-* it compiles every operation and its file reader with numba, seconds for each loader. Ours is one call of compiled C++
-  per micro-batch (`vitkd_ds.data.decode`), so the compiler is switched off.
+A stock FFCV loader in the same process works, with numba's own number of threads.
 """
 
 # ruff: noqa: E402
@@ -43,10 +42,10 @@ def _note_num_threads(compiler: type, num_threads: int) -> None:
 
 
 Compiler.set_num_threads = classmethod(_note_num_threads)
-Compiler.set_enabled(False)
 
 __all__ = [
     "AllocationQuery",
+    "Compiler",
     "DatasetWriter",
     "EpochIterator",
     "FFCVLoader",

@@ -32,12 +32,15 @@ class BadImages:
         """Change images and labels in place where the status is not 0.
 
         Raises:
-            ValueError: on_bad is stop, or no other image decodes either; names file, image, class and reason.
+            ValueError: on_bad is stop, or the image is not to blame, or no other decodes either; names file, image,
+                class and reason.
         """
         bad = np.flatnonzero(status_B)
         if not len(bad):
             return
         reasons = "; ".join(self._named(samples[i : i + 1], int(status_B[i])) for i in bad)
+        if not set(status_B[bad].tolist()) <= self._images.skippable:
+            raise ValueError(f"each image of {self._images.path!r} must be read, but {reasons}: check file and disk")
         if self._on_bad == "stop":
             raise ValueError(
                 f"each image of {self._images.path!r} must decode, but {reasons}: copy or pack the file again, or go "

@@ -32,6 +32,8 @@ STATUS_TEXT = {
     NO_MEMORY: "needs more memory than there is",
 }
 """Ends of the sentence "image 7 ..."."""
+IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS})
+"""What is wrong with the image; the others say that the disk, the memory or the caller failed."""
 
 
 def _load_library() -> ctypes.CDLL:

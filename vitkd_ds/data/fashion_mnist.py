@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.fields import SIDE_FORMAT, check_beton, side_path
+from vitkd_ds.data.fields import check_beton
+from vitkd_ds.data.side_file import SIDE_FORMAT, side_path
 
 CLASSES = (
     "0_t_shirt_top", "1_trouser", "2_pullover", "3_dress", "4_coat",

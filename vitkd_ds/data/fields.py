@@ -7,18 +7,16 @@ length and CRC32 of every image; `check_beton` refuses what does not agree. FFCV
 images are not read, so the check costs milliseconds (a tenth of a second at ImageNet's size).
 """
 
-import base64
-import json
 import os
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vitkd_ds.data.side_file import SIDE_KEYS, BetonInfo, read_side, refuse, side_path
+
 SUFFIX = ".beton"
-SIDE_FORMAT = 2
-"""Version of the side file; raised when a key changes its meaning."""
 FFCV_FORMAT = 2
 """Version in the header of every .beton that FFCV 1.0 writes and reads."""
 FIELDS = (("image", 2), ("label", 1))
@@ -68,38 +66,6 @@ METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 
 
 @dataclass(frozen=True)
-class BetonInfo:
-    """A checked .beton and what its side file says."""
-
-    path: Path
-    num_images: int
-    classes: tuple[str, ...]
-    """Names in label order."""
-    bytes: int
-    """Size of the .beton."""
-    write_mode: str
-    """jpg, raw or proportion (half of the images each)."""
-    max_resolution: int
-    """Longest side allowed when it was packed, in pixels; 0 kept the original size."""
-    short_side: int
-    """Shorter side to which larger images were scaled down, in pixels; 0 did not."""
-    quality: int
-    """JPEG quality of the images that were encoded here."""
-    passthrough: int
-    """Number of images whose original JPEG bytes are stored; the others were encoded."""
-    shuffled: bool
-    """Whether the images lie in a random order, not by class."""
-    max_height: int
-    """Height of the tallest stored image, in pixels."""
-    max_width: int
-
-
-SIDE_KEYS = tuple(f.name for f in fields(BetonInfo) if f.name != "path")
-TABLE_KEYS = ("tables_crc32", "lengths", "crc32s")
-"""What the side file says of the .beton's tables, and of each image in order (base64 of little-endian 32-bit)."""
-
-
-@dataclass(frozen=True)
 class Tables:
     """What a .beton says of its images besides their bytes."""
 
@@ -111,58 +77,9 @@ class Tables:
     """Of header, field descriptors and both tables, as they stand in the file."""
 
 
-def side_path(path: Path) -> Path:
-    """Where the side file of the .beton `path` lies."""
-    return path.with_name(path.name + ".json")
-
-
 def partial_path(path: Path) -> Path:
     """Where the .beton `path` is written until it is complete."""
     return path.with_name(f".{path.name}.partial")
-
-
-def side_text(info: BetonInfo, *, tables_crc32: int, lengths: np.ndarray, crc32s: np.ndarray) -> str:
-    """The contents of the side file."""
-    values = asdict(info)
-    checks = (tables_crc32, _base64_of(lengths), _base64_of(crc32s))
-    rows = {"format": SIDE_FORMAT} | {key: values[key] for key in SIDE_KEYS} | dict(zip(TABLE_KEYS, checks))
-    return json.dumps(rows, indent=1) + "\n"
-
-
-def _base64_of(numbers: np.ndarray) -> str:
-    return base64.b64encode(numbers.astype("<u4").tobytes()).decode("ascii")
-
-
-def _refuse(path: Path, must: str, found: str, remedy: str = "pack the images again") -> ValueError:
-    return ValueError(f"{str(path)!r} must {must}, but {found}: {remedy}")
-
-
-def _read_side(path: Path) -> dict:
-    """Read the side file of the .beton `path`; raises ValueError unless it is whole."""
-    side = side_path(path)
-    if not side.is_file():
-        raise _refuse(
-            path,
-            f"have its side file {side.name!r} in the same folder",
-            "there is none",
-            "copy it along, or pack the images again",
-        )
-    try:
-        values = json.loads(side.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _refuse(side, "be JSON", str(error), "copy it again, or pack the images again") from error
-    found = values.get("format") if isinstance(values, dict) else values
-    if found != SIDE_FORMAT:
-        raise _refuse(side, f"have format {SIDE_FORMAT}", f"has {found!r}")
-    missing = [key for key in (*SIDE_KEYS, *TABLE_KEYS) if key not in values]
-    if missing:
-        raise _refuse(side, f"have the keys {', '.join(SIDE_KEYS + TABLE_KEYS)}", f"{', '.join(missing)} is missing")
-    for key in ("lengths", "crc32s"):
-        try:
-            values[key] = np.frombuffer(base64.b64decode(values[key], validate=True), "<u4")
-        except (TypeError, ValueError) as error:
-            raise _refuse(side, f"hold 32-bit numbers in base64 as {key!r}", str(error), "copy it again") from error
-    return values
 
 
 def _field_name(descriptor: np.void) -> str:
@@ -172,10 +89,10 @@ def _field_name(descriptor: np.void) -> str:
 def _read_header(path: Path, head: bytes, size: int) -> np.void:
     """The header in the first bytes of a .beton of `size` bytes, checked against the fields and the size."""
     if len(head) < HEADER_DTYPE.itemsize:
-        raise _refuse(path, "be an FFCV .beton", f"has only {size} bytes")
+        raise refuse(path, "be an FFCV .beton", f"has only {size} bytes")
     header = np.frombuffer(head, HEADER_DTYPE, count=1)[0]
     if header["version"] != FFCV_FORMAT:
-        raise _refuse(
+        raise refuse(
             path,
             f"be an FFCV .beton (format {FFCV_FORMAT})",
             f"its first bytes say {header['version']}",
@@ -183,17 +100,17 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
         )
     num_fields = min(int(header["num_fields"]), len(FIELDS))
     if len(head) < HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize:
-        raise _refuse(path, "be whole", f"ends inside its header, at {size} bytes", "copy it again, or pack it again")
+        raise refuse(path, "be whole", f"ends inside its header, at {size} bytes", "copy it again, or pack it again")
     descriptors = np.frombuffer(head, FIELD_DTYPE, offset=HEADER_DTYPE.itemsize, count=num_fields)
     found = tuple((_field_name(d), int(d["type_id"])) for d in descriptors)
     if header["num_fields"] != len(FIELDS) or found != FIELDS:
-        raise _refuse(path, f"have the fields (name, FFCV type) {FIELDS}", f"has {header['num_fields']}: {found}, ...")
+        raise refuse(path, f"have the fields (name, FFCV type) {FIELDS}", f"has {header['num_fields']}: {found}, ...")
     if header["num_samples"] == 0:
-        raise _refuse(path, "hold images", "is empty")
+        raise refuse(path, "hold images", "is empty")
     start, num_images = int(header["alloc_table_ptr"]), int(header["num_samples"])
     end = start + num_images * ALLOCATION_DTYPE.itemsize
     if start < METADATA_START + num_images * METADATA_DTYPE.itemsize or size != end:
-        raise _refuse(path, f"be {end} bytes long by its own header", f"is {size}", "copy it again, or pack it again")
+        raise refuse(path, f"be {end} bytes long by its own header", f"is {size}", "copy it again, or pack it again")
     return header
 
 
@@ -227,29 +144,42 @@ def check_beton(path: str | Path) -> BetonInfo:
     return _checked(Path(path))[0]
 
 
-def stored_images(info: BetonInfo) -> np.ndarray:
-    """Where each image of a checked .beton lies, and what it must be: STORED_DTYPE [num_images].
+def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
+    """Check a .beton as `check_beton` does, and read where its images are.
+
+    Returns:
+        Its description; STORED_DTYPE [num_images]; labels int64 [num_images], positions in its classes.
 
     Raises:
-        ValueError: the file has changed since it was checked.
+        ValueError: see `check_beton`.
     """
-    _, tables, crc32s = _checked(info.path)
-    images = np.zeros(len(tables.metadata), STORED_DTYPE)
+    info, tables, crc32s = _checked(Path(path))
+    images = np.zeros(info.num_images, STORED_DTYPE)
     for key in ("offset", "height", "width", "mode"):
         images[key] = tables.metadata[key]
     images["size"], images["crc32"], images["has_crc"] = tables.allocations["size"], crc32s, 1
-    return images
+    return info, images, tables.metadata["label"].astype(np.int64)
+
+
+def stored_images(info: BetonInfo) -> np.ndarray:
+    """Where each image of a .beton lies, and what it must be: STORED_DTYPE [num_images]. Checks the file again."""
+    return read_beton(info.path)[1]
 
 
 def labels_of(info: BetonInfo) -> np.ndarray:
-    """The label of each image of a checked .beton: int64 [num_images], positions in `info.classes`."""
-    return read_tables(info.path).metadata["label"].astype(np.int64)
+    """The label of each image of a .beton: int64 [num_images]. Checks the file again."""
+    return read_beton(info.path)[2]
+
+
+def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
+    """A number that is another one where images have other numbers, labels or places in the file."""
+    return zlib.crc32(labels.tobytes(), zlib.crc32(images["offset"].tobytes()))
 
 
 def _checked(path: Path) -> tuple[BetonInfo, Tables, np.ndarray]:
     """The file's description, its tables and the CRC32 of each image."""
     _check_is_finished(path)
-    tables, values = read_tables(path), _read_side(path)
+    tables, values = read_tables(path), read_side(path)
     values["classes"] = tuple(values["classes"])
     info = BetonInfo(path=path, **{key: values[key] for key in SIDE_KEYS})
     for key, found, must in (
@@ -259,10 +189,10 @@ def _checked(path: Path) -> tuple[BetonInfo, Tables, np.ndarray]:
     ):
         if values[key] != found:
             side_says = must.format(values[key])
-            raise _refuse(path, f"{side_says} by its side file", f"the file says {found}", "copy both files again")
+            raise refuse(path, f"{side_says} by its side file", f"the file says {found}", "copy both files again")
     lengths, crc32s = values["lengths"], values["crc32s"]
     if not (len(lengths) == len(crc32s) == info.num_images and (lengths == tables.allocations["size"]).all()):
-        raise _refuse(
+        raise refuse(
             side_path(path),
             f"give the length and CRC32 of the {info.num_images} images of the .beton",
             "its numbers are other ones",
@@ -273,7 +203,7 @@ def _checked(path: Path) -> tuple[BetonInfo, Tables, np.ndarray]:
 
 def _check_is_finished(path: Path) -> None:
     if path.name.startswith(".") and path.name.endswith(".partial"):
-        raise _refuse(
+        raise refuse(
             path, "be a finished .beton", "it is what pack writes until then", "give pack the same command again"
         )
     if path.is_file():
@@ -284,4 +214,4 @@ def _check_is_finished(path: Path) -> None:
     elif partial_path(path).exists():
         found = "is still being packed, or its packing was interrupted"
         remedy = "wait, or give pack the same command again, which continues"
-    raise _refuse(path, "be a .beton file", found, remedy)
+    raise refuse(path, "be a .beton file", found, remedy)

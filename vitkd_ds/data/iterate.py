@@ -6,6 +6,7 @@ knows what the samples mean; this file knows how FFCV's thread behaves.
 """
 
 import queue
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,6 +45,8 @@ class DecodingThread(EpochIterator):
         """End the thread and wait for it, after at most the micro-batch it is decoding."""
         self.iter_ixes = iter(())
         self.close()
+        if threading.current_thread() is self:  # the collector of garbage may run here
+            return
         while self.is_alive():
             try:
                 self.output_queue.get(timeout=0.02)  # room for its last word, or it would wait for ever

@@ -9,7 +9,7 @@ Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch c
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,15 @@ class Images(Protocol):
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same at once, for a few samples."""
 
+    skippable: frozenset[int]
+    """Statuses that are an image's own fault, not the disk's or ours."""
+
+    def fingerprint(self) -> int:
+        """A number that is another one where images have other numbers, labels or places."""
+
+    def layout(self) -> dict[str, Any]:
+        """Where the images lie, for `quasi_random_order`."""
+
     def reason(self, index: int, status: int) -> str:
         """What is wrong with an image, ending the sentence "image 7 ..."."""
 
@@ -71,6 +80,7 @@ class Loader:
         classes: names in label order.
         steps_per_epoch: optimizer steps of an epoch; in validation, the same as `num_batches`.
         num_batches: micro-batches per rank and epoch.
+        fingerprint: another number means other images, or the same ones otherwise numbered.
     """
 
     def __init__(
@@ -89,6 +99,7 @@ class Loader:
         self._images, self._data, self._shard, self._seed, self._device = images, data, shard, seed, device
         self._is_train = split == "train"
         self._repeats = augment.repeats
+        self.fingerprint = images.fingerprint()
         self._bad_images = BadImages(images, on_bad=data.on_bad, is_train=self._is_train)
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
         self._state = {"epoch": 0, "images": 0}
@@ -137,7 +148,11 @@ class Loader:
         return self._micro_batches(samples[done:], labels[done:])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Iterate over the rest of the current epoch, as `epoch` does; at its end the next one becomes current."""
+        """Iterate over the rest of the current epoch, as `epoch` does; at its end the next one becomes current. In
+        validation every epoch is the same."""
+        if not self._is_train:
+            yield from self.epoch(0)
+            return
         per_micro_batch = self._shard.world_size * self._shard.micro_batch_size
         with closing(self._train_epoch(self._state["epoch"], self._state["images"])) as micro_batches:
             for micro_batch in micro_batches:
@@ -145,36 +160,52 @@ class Loader:
                 yield micro_batch
         self._state = {"epoch": self._state["epoch"] + 1, "images": 0}
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | str]:
         """Where `iter(loader)` stands: the epoch, the images that all ranks together have taken of it, and what the
         order depends on. The same on all ranks when all have taken as many micro-batches."""
         return self._state | self._identity()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Continue, at any number of ranks and any micro-batch size, with the very next image.
 
         Raises:
-            ValueError: the state is of another seed, file length or global batch, or the ranks cannot share what is
-                left of the epoch.
+            ValueError: the state is of another order (data, seed, global batch, repeats) or damaged, or the ranks
+                cannot share what is left of the epoch.
         """
-        for key, value in self._identity().items():
-            if state.get(key) != value:
+        identity = self._identity()
+        if set(state) != {*identity, "epoch", "images"}:
+            raise ValueError(f"a loader's state must come from its state_dict(), found the keys {sorted(state)}")
+        for key, value in identity.items():
+            if state[key] != value:
                 raise ValueError(
                     f"the loader's {key} must be the one that the state was saved with, found {value} and "
-                    f"{state.get(key)} in the state: give the same data, seed and batch size"
+                    f"{state[key]} in the state: give the same data, seed and batch size"
                 )
-        order = self._train_order(state["epoch"])[state["images"] :]
-        rank_slice(order, rank=0, world_size=self._shard.world_size, micro_batch_size=self._shard.micro_batch_size)
+        if state["epoch"] < 0 or not 0 <= state["images"] <= self._num_rows:
+            raise ValueError(
+                f"a state must lie in an epoch of {self._num_rows} images, found image {state['images']} of epoch "
+                f"{state['epoch']}: it is damaged"
+            )
+        rest = np.arange(state["images"], self._num_rows)
+        rank_slice(rest, rank=0, world_size=self._shard.world_size, micro_batch_size=self._shard.micro_batch_size)
         self._state = {"epoch": state["epoch"], "images": state["images"]}
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, int | str]:
         if not self._is_train:
             raise ValueError("only a training loader has a state, found split val: iterate over epoch(0)")
         return {
             "seed": self._seed,
             "num_images": len(self._images.labels),
             "global_batch_size": self._shard.global_batch_size,
+            "repeats": self._repeats,
+            "order": self._data.order,
+            "fingerprint": self.fingerprint,
         }
+
+    @property
+    def _num_rows(self) -> int:
+        """Images that all ranks together take of a training epoch."""
+        return self.steps_per_epoch * self._shard.global_batch_size
 
     def _train_epoch(self, epoch: int, num_done: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         sizes = {"world_size": self._shard.world_size, "micro_batch_size": self._shard.micro_batch_size}
@@ -237,7 +268,6 @@ def build_loader(
     global_batch_size: int | None = None,
     seed: int = 0,
     device: torch.device = CPU,
-    local_world_size: int = 1,
     compile: bool = False,
 ) -> Loader:
     """Open the images of one split for one rank; everything that can be wrong with them is said here, before training.
@@ -250,7 +280,6 @@ def build_loader(
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
         device: where micro-batches are put.
-        local_world_size: ranks on this node, which share its CPUs when data.num_workers is 0.
         compile: torch.compile the augmentation; on a CPU it is slower so.
 
     Raises:
@@ -261,9 +290,7 @@ def build_loader(
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size must be at least 1, found {micro_batch_size}")
     shard = Shard(rank, world_size, micro_batch_size, global_batch_size or micro_batch_size * world_size)
-    images = open_images(
-        data, split=split, seed=seed, micro_batch_size=micro_batch_size, local_world_size=local_world_size
-    )
+    images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size)
     return Loader(
         images, data, augment or AugmentConfig(), split=split, shard=shard, seed=seed, device=device, compile=compile
     )

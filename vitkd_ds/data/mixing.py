@@ -8,6 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitkd_ds.config import Run
+from vitkd_ds.data.draws import keyed_rng
+
+MIX_STREAM = 3
+"""Last part of the key of `mix_step`, so that no other use of (seed, step) draws the same numbers."""
+
 
 def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float) -> Tensor:
     """One-hot targets with ``label_smoothing`` of the mass spread over all classes, the labelled one included.
@@ -104,3 +110,26 @@ def _mix_elements(
     weight_B1HW = weight_BHW[:, None]
     mixed_BCHW = weight_B1HW * images_BCHW + (1 - weight_B1HW) * images_BCHW[partner_B]
     return mixed_BCHW, lam_B[:, None] * targets_BK + (1 - lam_B[:, None]) * targets_BK[partner_B]
+
+
+def mix_step(run: Run, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int) -> tuple[Tensor, Tensor]:
+    """Mix a micro-batch as a run says, and seed torch's generator for what follows (masks, drop path).
+
+    Both are keyed by seed, step and the micro-batch's place in the step, over all ranks: there is no generator to save,
+    and the number of ranks does not matter.
+
+    Returns:
+        As `mix`.
+    """
+    rng = keyed_rng(run.seed, step, place, MIX_STREAM)
+    torch.manual_seed(int(rng.integers(2**63)))
+    return mix(
+        images_BCHW,
+        labels_B,
+        num_classes=run.data.num_classes,
+        mixup_alpha=run.augment.mixup_alpha,
+        cutmix_alpha=run.augment.cutmix_alpha,
+        mix_mode=run.augment.mix_mode,
+        label_smoothing=run.losses.ce.label_smoothing,
+        rng=rng,
+    )

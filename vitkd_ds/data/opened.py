@@ -1,4 +1,4 @@
-"""A split's images, opened: from the run's settings to one of the two backends, with every check that opening allows."""
+"""A split's images, opened: from the run's settings to one of the two backends, with the checks that opening allows."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,13 @@ import numpy as np
 from vitkd_ds.config import DataConfig
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 from vitkd_ds.data.fashion_mnist import demo_beton, demo_folder
-from vitkd_ds.data.fields import check_beton
 
 SPLITS = ("train", "val")
 DEMO = "demo"
 """As a path: the images inside the package."""
 
 
-def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: int, local_world_size: int = 1) -> Any:
+def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: int) -> Any:
     """Open the images of a split in the backend that `data` names.
 
     Returns:
@@ -26,7 +25,7 @@ def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: in
         ValueError: an unfit file, number of classes, or label.
     """
     key, path = f"data.{split}", data.train if split == "train" else data.val
-    num_workers = data.num_workers or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    num_workers = data.num_workers or len(os.sched_getaffinity(0))
     crops = crops_of(data, split=split, seed=seed)
     if data.backend == "torchvision":
         from vitkd_ds.data.torchvision_images import TorchvisionImages  # neither backend needs the other's packages
@@ -38,19 +37,12 @@ def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: in
     else:
         from vitkd_ds.data.pipelines import CropLoader
 
-        info = check_beton(demo_beton(split) if path == DEMO else Path(path))
-        is_quasi_random = split == "train" and data.order == "quasi_random"
-        if is_quasi_random and not info.shuffled:
-            raise ValueError(
-                f"{key} must be packed with --shuffle for data.order=quasi_random, found {str(info.path)!r} in the "
-                f"order of its classes: pack it again, or use data.order=random"
-            )
         images = CropLoader(
-            info,
+            demo_beton(split) if path == DEMO else Path(path),
             crops,
             micro_batch_size=micro_batch_size,
             num_threads=num_workers,
-            is_quasi_random=is_quasi_random,
+            is_quasi_random=split == "train" and data.order == "quasi_random",
         )
     _check_classes(images.path, images.classes, images.labels, data.num_classes, key)
     return images

@@ -29,13 +29,11 @@ from vitkd_ds.data.fields import (
     METADATA_START,
     STORED_DTYPE,
     SUFFIX,
-    BetonInfo,
     Tables,
     read_tables,
-    side_path,
-    side_text,
 )
 from vitkd_ds.data.journal import Journal, open_journal, write_at
+from vitkd_ds.data.side_file import BetonInfo, side_path, side_text
 from vitkd_ds.data.sources import Options, Source, open_source
 from vitkd_ds.data.verify import check_images
 from vitkd_ds.data.writer import PAGE_BYTES, Job, store_images

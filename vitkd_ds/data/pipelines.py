@@ -10,12 +10,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitkd_ds.data.backend import (
     AllocationQuery,
+    Compiler,
     FFCVLoader,
     Graph,
     MemoryContext,
@@ -25,8 +27,8 @@ from vitkd_ds.data.backend import (
     Reader,
 )
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
-from vitkd_ds.data.decode import STATUS_TEXT, Decoder
-from vitkd_ds.data.fields import BetonInfo, labels_of, stored_images
+from vitkd_ds.data.decode import IMAGE_FAULTS, STATUS_TEXT, Decoder
+from vitkd_ds.data.fields import beton_fingerprint, read_beton
 from vitkd_ds.data.iterate import decoded
 
 BATCHES_AHEAD = 3
@@ -90,35 +92,6 @@ class _NoMemory(MemoryManager, MemoryContext):
     def __exit__(self, *exception):
         return None
 
-    def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
-        """Decode samples into the arrays given."""
-        stored = self.decoder.table[samples["index"]]
-        rows = self.crops.rows(samples, stored["height"], stored["width"])
-        self.decoder.decode(rows, images_BHWC, status_B, num_threads=self.num_threads)
-
-
-class _NoMemory(MemoryManager, MemoryContext):
-    """FFCV's memory manager, for a pipeline that reads by itself. FFCV's own holds a set per image in Python's memory,
-    700 MB for ImageNet, and maps the file, which ends the process when another one shortens it."""
-
-    state_type, state = None, None
-
-    def __init__(self):
-        pass
-
-    def compile_reader(self):
-        """Nothing reads through FFCV."""
-
-    def schedule_epoch(self, batches):
-        """Nothing has to be loaded for an epoch."""
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
-
 
 class CropLoader(FFCVLoader):
     """The images of a .beton, through FFCV's loader with one `CropDecoder`: `vitkd_ds.data.loader.Images`.
@@ -127,15 +100,20 @@ class CropLoader(FFCVLoader):
     scratch of a few crops per thread.
     """
 
-    def __init__(self, info: BetonInfo, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_threads: int,
+    def __init__(self, path: Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_threads: int,
                  is_quasi_random: bool):  # fmt: skip
         # Not super().__init__: it builds the original of the memory manager above, and nothing in it can be declined.
-        self.path = self.fname = str(info.path)
-        self.classes, self.labels = info.classes, labels_of(info)
+        info, table, self.labels = read_beton(path)
+        if is_quasi_random and not info.shuffled:
+            raise ValueError(
+                f"data.train must be packed with --shuffle for data.order=quasi_random, found {str(path)!r} in the "
+                f"order of its classes: pack it again, or use data.order=random"
+            )
+        self.path, self.fname, self.classes = str(path), str(path), info.classes
         self.batch_size, self.batches_ahead, self.num_workers = micro_batch_size, BATCHES_AHEAD, num_threads
         self.traversal_order, self.recompile, self.memory_manager = None, False, _NoMemory()
         self.reader = Reader(self.fname)
-        self.decoder = Decoder(info.path, stored_images(info))
+        self.decoder = Decoder(path, table)
         self.operation = CropDecoder(crops, self.decoder, num_threads=num_threads)
         self.field_name_to_f_ix = {name: i for i, name in enumerate(self.reader.field_names)}
         self.graph = Graph(
@@ -148,6 +126,20 @@ class CropLoader(FFCVLoader):
         self.generate_code()
         self._page_bytes, self._is_quasi_random = int(self.reader.page_size), is_quasi_random
         self.reader.alloc_table = None  # 24 bytes per image, which the decoder's table holds already
+
+    skippable = IMAGE_FAULTS
+
+    def generate_code(self) -> None:
+        """Let FFCV join the operations, in Python: our only one is compiled already."""
+        Compiler.set_enabled(False)
+        try:
+            super().generate_code()
+        finally:
+            Compiler.set_enabled(True)
+
+    def fingerprint(self) -> int:
+        """A number that is another one where images have other numbers, labels or places."""
+        return beton_fingerprint(self.decoder.table, self.labels)
 
     def layout(self) -> dict[str, Any]:
         """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`."""

@@ -1,8 +1,8 @@
 """The same recipe without FFCV and without our decoder: Pillow, torchvision and torch's DataLoader.
 
-Order, crops, flips and augmentation draws are those of the FFCV backend. It reads .betons, and also directly whatever
-`vitkd-ds pack` reads, where the pixels differ from the packed ones by what packing did to them (scaling to 500 pixels
-and JPEG quality 90, by default).
+From a .beton, order, crops, flips, augmentation and pixels are those of the FFCV backend. It also reads what
+`vitkd-ds pack` reads without further options; images are then numbered as packing without --shuffle and --skip_bad
+numbers them, and where packing scales them, crops are drawn for the original size.
 """
 
 import os
@@ -18,12 +18,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops, TrainCrops
-from vitkd_ds.data.fields import JPEG_MODE, SUFFIX, check_beton, labels_of, stored_images
+from vitkd_ds.data.fields import JPEG_MODE, SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.images import load_rgb
 from vitkd_ds.data.sources import Options, Source, open_source
 
 INTERPOLATION = {BILINEAR: InterpolationMode.BILINEAR, BICUBIC: InterpolationMode.BICUBIC}
-DECODED, NOT_DECODED = 0, 1
+DECODED, NOT_DECODED, NOT_READ = range(3)
 
 
 class TorchvisionImages:
@@ -40,9 +40,20 @@ class TorchvisionImages:
 
     def __init__(self, path: str | Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int):
         self.path, self._crops = str(path), crops
-        self._source = open_beton(Path(path)) if Path(path).suffix == SUFFIX else open_source(path, Options())
+        is_beton = Path(path).suffix == SUFFIX
+        self._source = open_beton(Path(path)) if is_beton else open_source(path, Options())
+        if is_beton:
+            self._fingerprint = beton_fingerprint(*read_beton(path)[1:])
+        else:
+            self._fingerprint = zlib.crc32(self._source.fingerprint().encode())
         self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
         self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
+
+    skippable = frozenset({NOT_DECODED})
+
+    def fingerprint(self) -> int:
+        """A number that is another one where images have other numbers, labels or names."""
+        return self._fingerprint
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode samples in order, a micro-batch at a time, in worker processes; they end with the iterator."""
@@ -68,8 +79,9 @@ class TorchvisionImages:
         try:
             load_rgb(self._source.read(index))
         except Exception as error:  # Pillow's plugins raise whatever comes
-            return f"cannot be decoded: {self._source.names[index]}: {type(error).__name__}: {error}"
-        return f"could not be decoded at first, but can be now: {self._source.names[index]}"
+            verb = "read" if status == NOT_READ else "decoded"
+            return f"cannot be {verb}: {self._source.names[index]}: {type(error).__name__}: {error}"
+        return f"could not be read at first, but can be now: {self._source.names[index]}"
 
 
 def open_beton(path: Path) -> Source:
@@ -78,8 +90,7 @@ def open_beton(path: Path) -> Source:
     Raises:
         ValueError: see `vitkd_ds.data.fields.check_beton`.
     """
-    info = check_beton(path)
-    stored = stored_images(info)
+    info, stored, labels = read_beton(path)
     descriptors: dict[int, int] = {}  # by process: the workers are forked or spawned
 
     def read(index: int) -> bytes:
@@ -87,13 +98,15 @@ def open_beton(path: Path) -> Source:
         if process not in descriptors:
             descriptors[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         content = os.pread(descriptors[process], int(image["size"]), int(image["offset"]))
-        if len(content) != image["size"] or zlib.crc32(content) != image["crc32"]:
+        if len(content) != image["size"]:
+            raise OSError("the file ends before it does")
+        if zlib.crc32(content) != image["crc32"]:
             raise ValueError("it has other bytes than when it was packed (its CRC-32 differs)")
         is_jpeg = image["mode"] == JPEG_MODE
         return content if is_jpeg else b"P6 %d %d 255\n" % (image["width"], image["height"]) + content
 
     names = [f"image {i}" for i in range(info.num_images)]
-    return Source(".beton", info.classes, labels_of(info), names, stored["size"].astype(np.int64), read)
+    return Source(".beton", info.classes, labels, names, stored["size"].astype(np.int64), read)
 
 
 class CroppedImages(Dataset):
@@ -107,10 +120,15 @@ class CroppedImages(Dataset):
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
         sample = self.samples[number : number + 1]
+        black = torch.zeros(self.crops.size, self.crops.size, 3, dtype=torch.uint8)
         try:
-            image = Image.fromarray(load_rgb(self.source.read(int(sample["index"][0]))))
-        except Exception:  # reported by the loader, which asks for the reason
-            return torch.zeros(self.crops.size, self.crops.size, 3, dtype=torch.uint8), NOT_DECODED
+            content = self.source.read(int(sample["index"][0]))
+        except Exception as error:  # reported by the loader, which asks for the reason
+            return black, NOT_READ if isinstance(error, OSError) else NOT_DECODED
+        try:
+            image = Image.fromarray(load_rgb(content))
+        except Exception:  # Pillow's plugins raise whatever comes
+            return black, NOT_DECODED
         (row,) = self.crops.rows(sample, np.array([image.height]), np.array([image.width]))
         return torch.from_numpy(cut(image, row, self.crops.size)), DECODED
 

@@ -93,13 +93,18 @@ def are_intact(path: Path, images: np.ndarray, *, num_threads: int) -> np.ndarra
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def is_intact(image: np.void) -> bool:
-        content = os.pread(descriptor, int(image["size"]), int(image["offset"]))
-        return len(content) == image["size"] and zlib.crc32(content) == image["crc32"]
+    def check(first: int) -> list[bool]:
+        chunk = images[first : first + CHUNK]
+        contents = (os.pread(descriptor, int(image["size"]), int(image["offset"])) for image in chunk)
+        return [
+            len(content) == image["size"] and zlib.crc32(content) == image["crc32"]
+            for image, content in zip(chunk, contents, strict=True)
+        ]
 
     try:
         with ThreadPoolExecutor(num_threads) as threads:
-            return np.fromiter(threads.map(is_intact, images, chunksize=CHUNK), bool, count=len(images))
+            chunks = threads.map(check, range(0, len(images), CHUNK))
+            return np.fromiter((is_intact for chunk in chunks for is_intact in chunk), bool, count=len(images))
     finally:
         os.close(descriptor)
 

@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -115,20 +116,36 @@ def store_images(job: Job, journal: Journal, *, first_byte: int, num_workers: in
             sender.close()  # so that the pipe ends with the worker
         return _follow(job, journal, dict(zip(pipes, workers)))
     finally:
-        for worker in workers:
-            if worker.pid is not None:
+        with _undisturbed():  # a second signal must not leave workers behind, for which the interpreter's end waits
+            started = [worker for worker in workers if worker.pid is not None]
+            for worker in started:
                 worker.kill()
+            for worker in started:
                 worker.join()
         for pipe in pipes:
             pipe.close()
         cv2.setNumThreads(cv2_threads)
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let SIGINT and SIGTERM pass by, where Python has handlers at all: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _work(job: Job, descriptor: int, taken, next_page, pipe: Connection, parent: int) -> None:
     """In a worker: store chunks until none is left. Never raises; reports instead."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a worker must not write on when the parent is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         pages = _Pages(descriptor, next_page, pipe)
         while os.getppid() == parent:
@@ -223,6 +240,8 @@ def _messages(workers: dict[Connection, multiprocessing.Process]) -> Iterator[tu
                 kind, content = pipe.recv()
             except EOFError:
                 workers[pipe].join()
+                if workers[pipe].exitcode == -signal.SIGTERM:
+                    raise KeyboardInterrupt("SIGTERM") from None  # to the whole process group, as Slurm does
                 raise RuntimeError(
                     f"a packing worker was ended from outside (exit code {workers[pipe].exitcode}; -9 is often "
                     f"a lack of memory): run again, with fewer workers"

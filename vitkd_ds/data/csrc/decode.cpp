@@ -49,8 +49,8 @@ bool row_is_valid(const CropRow& row, int height, int width, int size) {
     return first >= 0 && length >= 1 && length <= whole && first <= whole - length;
   };
   return inside(row.top, row.height, height) && inside(row.left, row.width, width) &&
-         row.resized_height <= MAX_SIDE && inside(row.window_top, size, row.resized_height) &&
-         row.resized_width <= MAX_SIDE && inside(row.window_left, size, row.resized_width) &&
+         row.resized_height <= MAX_RESIZED && inside(row.window_top, size, row.resized_height) &&
+         row.resized_width <= MAX_RESIZED && inside(row.window_left, size, row.resized_width) &&
          (row.flip == 0 || row.flip == 1) && (row.filter == BILINEAR || row.filter == BICUBIC);
 }
 

@@ -19,7 +19,7 @@ enum Status : int32_t {
 
 enum Mode : uint8_t { MODE_JPG = 0, MODE_RAW = 1 };       // FFCV's IMAGE_MODES
 enum Filter : int32_t { BILINEAR = 0, BICUBIC = 1 };      // as in crops.py
-constexpr int32_t MAX_SIDE = 65535;                       // of a stored or resized image, in pixels
+constexpr int32_t MAX_RESIZED = 1 << 28;                  // side of a whole resized image, in pixels
 constexpr int32_t MAX_SIZE = 4096;                        // of the square that is made, in pixels
 
 // One image of a micro-batch: CROP_DTYPE of crops.py, where the fields are explained.
