@@ -88,6 +88,14 @@ def test_skip_in_validation_leaves_the_image_out(path):
     assert labels.tolist() == [0, 0, 0, PADDING_LABEL, 1, 1, 1, 1] and loader.num_skipped == 1
 
 
+def test_skip_is_for_images_and_not_for_disks(path):
+    loader = build_loader(config(path, on_bad="skip"), split="train", micro_batch_size=4)
+    with open(path, "r+b") as file:
+        file.truncate(int(loader._images.decoder.table["offset"][5]) + 10)
+    with pytest.raises(ValueError, match="must be read, but image .* cannot be read whole"):
+        epoch_of(loader)
+
+
 def test_skip_gives_up_when_nothing_decodes(path):
     for index in range(8):
         overwrite(path, index, bytes(40), at=200)

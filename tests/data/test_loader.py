@@ -2,11 +2,13 @@
 
 import gc
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from vitkd_ds.config import AugmentConfig, DataConfig
 from vitkd_ds.data import iterate
@@ -195,6 +197,45 @@ def test_a_decoding_thread_that_dies_raises_and_does_not_hang(train, monkeypatch
         for _ in train.epoch(0):
             seen += 1
     assert seen == 2 and threading.active_count() == threads
+
+
+def test_an_epoch_that_is_collected_in_its_own_decoding_thread_ends(train, monkeypatch):
+    decode, collected = iterate.DecodingThread.run_pipeline, threading.Event()
+
+    def collect(self, number, *args):
+        if number == 3:
+            gc.collect()
+            collected.set()
+        return decode(self, number, *args)
+
+    monkeypatch.setattr(iterate.DecodingThread, "run_pipeline", collect)
+    gc.disable()
+    try:
+        threads, cycle = threading.active_count(), [train.epoch(0)]
+        next(cycle[0])
+        cycle.append(cycle)
+        del cycle
+        assert collected.wait(20)
+    finally:
+        gc.enable()
+    deadline = time.monotonic() + 20
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("width, height", [(1, 300), (400, 1), (1, 1)])
+def test_panoramas_and_single_pixels_are_validated_as_torchvision_does(tmp_path, width, height):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "b").mkdir()
+    pixels = np.arange(width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    for name in "ab":
+        Image.fromarray(pixels).save(tmp_path / "images" / name / "x.png")
+    path = pack(tmp_path / "images", tmp_path / "x.beton", write_mode="raw", workers=1).path
+    data = config(path, image_size=224, val_crop_fraction=1.0)
+    images = epoch_of(another(data, split="val"))[0][0]
+    resized = CenterCrop(224)(Resize(224, InterpolationMode.BICUBIC)(Image.fromarray(pixels)))
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), np.array(resized))
 
 
 def test_torchs_thread_number_is_left_alone(beton, train):

@@ -60,16 +60,35 @@ def test_another_number_of_ranks_sees_each_image_of_the_epoch_once(shuffled, ord
         iterator.close()
 
 
-def test_a_state_that_does_not_fit_is_refused(shuffled, beton):
+def test_iterating_over_a_validation_loader_gives_each_image_once_each_time(shuffled):
+    loader = loader_of(shuffled, split="val", micro_batch_size=8)
+    first, again, epoch = (list(pass_) for pass_ in (loader, loader, loader.epoch(0)))
+    assert sum(len(images) for images, _ in first) == 50
+    assert same([i for i, _ in first], [i for i, _ in again]) and same([i for i, _ in first], [i for i, _ in epoch])
+
+
+def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path, make_folder):
     state = loader_of(shuffled).state_dict()
+    unshuffled = pack(make_folder(tmp_path / "images", 50), tmp_path / "x.beton", write_mode="raw", workers=1).path
     for other, message in [
         (loader_of(shuffled, seed=1), "loader's seed must be .* found 1 and 0"),
         (loader_of(shuffled, global_batch_size=24), "global_batch_size must be .* found 24 and 12"),
         (loader_of(beton), "num_images must be .* found 22 and 50"),
+        (loader_of(shuffled, order="quasi_random"), "order must be .* found quasi_random and random"),
+        (loader_of(shuffled, augment=AugmentConfig(repeats=3)), "repeats must be .* found 3 and 1"),
+        (loader_of(unshuffled), "fingerprint must be"),
     ]:
         with pytest.raises(ValueError, match=message):
             other.load_state_dict(state)
     with pytest.raises(ValueError, match="the 46 images left .* found 12 x 1"):
         loader_of(shuffled, micro_batch_size=12).load_state_dict(state | {"images": 2})
+    for wrong, message in [
+        (state | {"images": -4}, "found image -4 of epoch 0"),
+        (state | {"images": 1000}, "an epoch of 48 images, found image 1000"),
+        (state | {"epoch": -1}, "epoch -1"),
+        ({"epoch": 0}, "must come from its state_dict"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            loader_of(shuffled).load_state_dict(wrong)
     with pytest.raises(ValueError, match="only a training loader has a state"):
         loader_of(shuffled, split="val").state_dict()

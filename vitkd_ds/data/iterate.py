@@ -45,7 +45,9 @@ class DecodingThread(EpochIterator):
         """End the thread and wait for it, after at most the micro-batch it is decoding."""
         self.iter_ixes = iter(())
         self.close()
-        if threading.current_thread() is self:  # the collector of garbage may run here
+        if threading.current_thread() is self:  # the collector of garbage may run here; the thread ends by itself
+            while not self.output_queue.empty():
+                self.output_queue.get_nowait()  # room for its micro-batch and its last word
             return
         while self.is_alive():
             try:

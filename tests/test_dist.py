@@ -1,0 +1,20 @@
+"""What a rank knows of itself from its environment."""
+
+import os
+
+import pytest
+
+from vitkd_ds import dist
+
+
+@pytest.mark.parametrize("environ, expected", [
+    ({}, 8),
+    ({"LOCAL_WORLD_SIZE": "4"}, 2),
+    ({"LOCAL_WORLD_SIZE": "16"}, 1),
+    ({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, 8),
+    ({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "2"}, 2),
+    ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "8"}, 2),
+])  # fmt: skip
+def test_a_rank_takes_what_slurm_gave_its_task_or_shares_the_cpus_it_may_use(monkeypatch, environ, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert dist.num_cpus(environ) == expected
