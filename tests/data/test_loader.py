@@ -200,10 +200,11 @@ def test_a_decoding_thread_that_dies_raises_and_does_not_hang(train, monkeypatch
 
 
 def test_an_epoch_that_is_collected_in_its_own_decoding_thread_ends(train, monkeypatch):
-    decode, collected = iterate.DecodingThread.run_pipeline, threading.Event()
+    decode, dropped, collected = iterate.DecodingThread.run_pipeline, threading.Event(), threading.Event()
 
     def collect(self, number, *args):
         if number == 3:
+            dropped.wait(20)
             gc.collect()
             collected.set()
         return decode(self, number, *args)
@@ -215,13 +216,14 @@ def test_an_epoch_that_is_collected_in_its_own_decoding_thread_ends(train, monke
         next(cycle[0])
         cycle.append(cycle)
         del cycle
+        dropped.set()
         assert collected.wait(20)
     finally:
         gc.enable()
     deadline = time.monotonic() + 20
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert threading.active_count() == threads
+    assert threading.active_count() == threads, threading.enumerate()
 
 
 @pytest.mark.parametrize("width, height", [(1, 300), (400, 1), (1, 1)])
