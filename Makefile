@@ -1,8 +1,8 @@
-# make demo, make test: each does all the set-up, into .venv. A second call reuses it.
+# make demo, make test, make test-all: each does all the set-up, into .venv. A second call reuses it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test wheels fuzz
+.PHONY: setup demo test test-all wheels fuzz
 
 setup: .venv/.ready
 
@@ -22,7 +22,13 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed train.py --ds_config ds_configs/zero2.json
 	$(BIN)/python -m vitkd_ds.report runs/demo_plain runs/demo
 
+# The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
 test: setup
+	sh .ci/test_programs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	sh .ci/test_programs
 	$(BIN)/python -m pytest
 
 # For nodes without a compiler or root: dist/*.whl carry their C++ libraries. README.md says how to install them.

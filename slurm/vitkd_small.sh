@@ -1,15 +1,17 @@
 #!/bin/bash
-# DeiT-Small from DeiT III-Base: `sbatch slurm/vitkd_small.sh [train.py options]`, from the checkout.
+# DeiT-Small from DeiT III-Base: `sbatch slurm/vitkd_small.sh [train.py options]`, from the checkout; slurm/README.md has more.
 # sbatch flags override what stands here: sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vitkd_small.sh
 #SBATCH --job-name=vitkd_small
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=8
-#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --time=48:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 
 RECIPE=deit_small_from_deit3_base
 # shellcheck source=slurm/run_recipe.sh
-. "$SLURM_SUBMIT_DIR/slurm/run_recipe.sh"
+. slurm/run_recipe.sh # in the checkout: the file that Slurm runs is a copy of this one, somewhere else

@@ -1,12 +1,16 @@
 """Shared by all tests: the packaged images are packed once, and groups of real processes are started here."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,8 +47,9 @@ def start_ranks(world_size, *command, cwd=ROOT, environ=None):
     return processes
 
 
-def finish_ranks(processes, timeout=240):
-    """Wait for all; returns their output. Fails the test, with the output, if one fails or hangs."""
+def finish_ranks(processes, timeout=240, codes=None):
+    """Wait for all; returns their output. Fails the test, with the output, if one hangs or exits with another code
+    than `codes` say, by default 0."""
     outputs = []
     try:
         for process in processes:
@@ -52,8 +57,9 @@ def finish_ranks(processes, timeout=240):
     finally:
         for process in processes:
             process.kill()
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * len(processes), f"exit codes {codes}\n" + "\n".join(output[-4000:] for output in outputs)
+    found = [process.returncode for process in processes]
+    expected = codes or [0] * len(processes)
+    assert found == expected, f"exit codes {found}\n" + "\n".join(output[-4000:] for output in outputs)
     return outputs
 
 
@@ -65,3 +71,66 @@ def run_command(*command, cwd=ROOT, timeout=240, check=True):
     if check:
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done
+
+
+@pytest.fixture(scope="session")
+def small_beton(tmp_path_factory):
+    """60 random images in the demo's 10 classes: 7 updates of 8 images an epoch."""
+    from vitkd_ds.data.fashion_mnist import CLASSES
+    from vitkd_ds.data.pack import pack
+
+    folder = tmp_path_factory.mktemp("small")
+    pixels = np.random.default_rng(0)
+    for name in CLASSES:
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            image = Image.fromarray(pixels.integers(0, 256, (28, 28, 3), dtype=np.uint8))
+            image.save(folder / "images" / name / f"{i}.png")
+    pack(folder / "images", folder / "small.beton", write_mode="raw", max_resolution=0)
+    return folder / "small.beton"
+
+
+def everything_on(workdir, data):
+    """A demo run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
+    return [
+        "train.py", "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
+        "--optim.lr=0.002",
+        "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=4", "--optim.ema_decay=0.9",
+        "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8", "--augment.cutmix_alpha=1",
+        "--losses.nkd.schedule=cosine", "--eval_every_epochs=1",
+    ]  # fmt: skip
+
+
+def wait_until(condition, processes, timeout=150):
+    """Wait for a condition while the processes run."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        ended = [process for process in processes if process.poll() is not None]
+        assert not ended, ended[0].communicate()[0][-4000:]
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def wait_for_steps(processes, workdir, num_lines):
+    """Wait until metrics.jsonl has so many lines."""
+    log = workdir / "metrics.jsonl"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= num_lines, processes)
+
+
+TIMES = {"images_per_s", "s_per_step", "memory_gib"}
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def numerics_of(workdir):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in metrics_of(workdir)]
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory, small_beton, demo_cache):
+    """An uninterrupted run on two ranks."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    finish_ranks(start_ranks(2, *everything_on(workdir, small_beton)))
+    return workdir

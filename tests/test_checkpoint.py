@@ -5,17 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from vitkd_ds import checkpoint
+from vitkd_ds import checkpoint, saver
 from vitkd_ds.config import as_dict
 from vitkd_ds.recipes import build_run
 
 
-def make(run_folder, *steps, latest=None, whole=True):
+def make(run_folder, *steps, latest=None):
     folder = run_folder / "checkpoints"
     for step in steps:
         (folder / f"step{step:08d}").mkdir(parents=True)
-        if whole:
-            (folder / f"step{step:08d}" / checkpoint.STUDENT).touch()
     if latest:
         (folder / "latest").write_text(f"step{latest:08d}")
     return folder
@@ -25,7 +23,7 @@ def test_a_new_folder_starts_anew(tmp_path):
     assert checkpoint.find("auto", tmp_path) is None and checkpoint.find("none", tmp_path) is None
 
 
-def test_auto_takes_latest_and_not_a_newer_folder_that_was_never_published(tmp_path):
+def test_auto_takes_latest_and_not_a_newer_one_of_a_time_line_that_was_left(tmp_path):
     folder = make(tmp_path, 2, 4, 6, latest=4)
     assert checkpoint.find("auto", tmp_path) == checkpoint.Start(folder, "step00000004", is_own=True, is_named=False)
 
@@ -51,12 +49,13 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path):
         checkpoint.find(str(tmp_path / "nowhere"), tmp_path)
 
 
-def test_the_newest_whole_ones_the_best_and_latest_are_kept(tmp_path):
-    folder = make(tmp_path, 1, 2, 3, 4, latest=4)
-    make(tmp_path, 9, whole=False)
+def test_the_newest_the_best_and_latest_are_kept_and_no_leftovers(tmp_path):
+    folder = make(tmp_path, 1, 2, 3, 4, 9, latest=4)
+    (folder / ".step00000003.part").mkdir()
     (folder / "best").write_text("step00000001")
-    checkpoint._delete_old(folder, 2)
-    assert sorted(path.name[-1] for path in folder.glob("step*")) == ["1", "3", "4"], "9 is half written"
+    saver._delete_old(folder, 2)
+    kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert [name[-1] for name in kept] == ["1", "3", "4", "9"], "9 is of a time line that was left"
 
 
 def test_settings_that_change_what_is_learned_may_not_change(tmp_path):

@@ -72,6 +72,20 @@ def test_slurms_variables_become_ranks():
     assert environ["MASTER_PORT"] == "20001"
 
 
+def test_under_srun_alone_the_first_nodes_address_is_slurms_own(tmp_path, monkeypatch):
+    environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
+    environ |= {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="under srun MASTER_ADDR must be set where scontrol cannot tell"):
+        set_rank_variables(dict(environ))
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\n[ $2 = hostnames ] && echo n1 && echo n2 || echo NodeName=$3 NodeAddr=10.0.0.1 Port=6818\n"
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    set_rank_variables(environ)
+    assert environ["MASTER_ADDR"] == "10.0.0.1"
+
+
 def test_a_process_that_srun_did_not_start_is_one_rank_of_its_own():
     environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4"}
     set_rank_variables(environ)
@@ -88,5 +102,7 @@ def test_a_rank_without_a_world_is_refused():
 def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so():
     assert local_world_size({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}) == 2
     assert local_world_size({"LOCAL_SIZE": "8", "WORLD_SIZE": "16"}) == 8
-    assert local_world_size({"SLURM_NTASKS_PER_NODE": "4", "WORLD_SIZE": "8"}) == 4
+    tasks = {"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "WORLD_SIZE": "11"}
+    assert [local_world_size(tasks | {"SLURM_NODEID": node}) for node in "012"] == [4, 4, 3]
+    assert local_world_size({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0", "WORLD_SIZE": "1"}) == 1
     assert local_world_size({"WORLD_SIZE": "3"}) == 3

@@ -5,74 +5,34 @@ import signal
 import sys
 import time
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, finish_ranks, free_port, run_command, start_ranks
-from vitkd_ds.data.fashion_mnist import CLASSES
-from vitkd_ds.data.pack import pack
+from tests.conftest import (
+    ROOT,
+    everything_on,
+    finish_ranks,
+    free_port,
+    metrics_of,
+    numerics_of,
+    run_command,
+    start_ranks,
+    wait_for_steps,
+)  # fmt: skip
 from vitkd_ds.recipes import RECIPES
 
 SUMMARY_KEYS = {
     "student_top1", "student_top5", "teacher_top1", "agreement", "images_per_s", "epochs", "steps", "world_size",
     "debug",
 }  # fmt: skip
-TIMES = {"images_per_s", "s_per_step", "memory_gib"}
-
-
-@pytest.fixture(scope="module")
-def small_beton(tmp_path_factory):
-    """60 random images in the demo's 10 classes: 7 updates of 8 images an epoch."""
-    folder = tmp_path_factory.mktemp("small")
-    pixels = np.random.default_rng(0)
-    for name in CLASSES:
-        (folder / "images" / name).mkdir(parents=True)
-        for i in range(6):
-            image = Image.fromarray(pixels.integers(0, 256, (28, 28, 3), dtype=np.uint8))
-            image.save(folder / "images" / name / f"{i}.png")
-    pack(folder / "images", folder / "small.beton", write_mode="raw", max_resolution=0)
-    return folder / "small.beton"
-
-
-def everything_on(workdir, data):
-    """A demo run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
-    return [
-        "train.py", "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
-        "--optim.lr=0.002",
-        "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=4", "--optim.ema_decay=0.9",
-        "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8", "--augment.cutmix_alpha=1",
-        "--losses.nkd.schedule=cosine",
-    ]  # fmt: skip
-
-
-def metrics_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def numerics_of(workdir):
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in metrics_of(workdir)]
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, small_beton, demo_cache):
-    """An uninterrupted run on two ranks."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    finish_ranks(start_ranks(2, *everything_on(workdir, small_beton)))
-    return workdir
 
 
 def test_a_run_killed_in_the_middle_of_an_epoch_continues_bit_for_bit(whole_run, small_beton, tmp_path):
     workdir = tmp_path / "killed"
     processes = start_ranks(2, *everything_on(workdir, small_beton))
-    deadline = time.time() + 120
-    log = workdir / "metrics.jsonl"
-    while not (log.exists() and len(log.read_text().splitlines()) >= 18):
-        assert time.time() < deadline and processes[0].poll() is None, processes[0].communicate()[0][-4000:]
-        time.sleep(0.02)
+    wait_for_steps(processes, workdir, 20)
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -92,7 +52,8 @@ def test_a_damaged_newest_checkpoint_is_left_for_the_next_older_one(whole_run, s
     (copied / "latest").write_text("step00000030")
     (copied / "step00000030" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt").write_bytes(b"")
     outputs = finish_ranks(start_ranks(2, *everything_on(workdir, small_beton)))
-    assert all("step00000030 cannot be read" in output for output in outputs) and "step 28 of 30" in outputs[0]
+    assert "step00000030 is damaged and passed over: bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt must" in outputs[0]
+    assert "step 28 of 30" in outputs[0]
     assert (workdir / "student.safetensors").read_bytes() == (whole_run / "student.safetensors").read_bytes()
 
 
@@ -147,11 +108,26 @@ def test_a_used_folder_is_not_used_again_with_other_settings(whole_run, small_be
     assert done.returncode == 1 and "--resume none needs an unused folder" in done.stderr
 
 
-def test_another_number_of_ranks_is_refused_with_a_way_on(whole_run, small_beton, tmp_path):
-    run_command("cp", "-r", whole_run, tmp_path / "run")
-    (tmp_path / "run" / "done").unlink()
-    done = run_command(sys.executable, *everything_on(tmp_path / "run", small_beton), check=False)
-    assert done.returncode == 1 and "must be continued by as many ranks as wrote it, 2, found 1" in done.stderr
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks_and_zero_stage(whole_run, small_beton, tmp_path):
+    workdir = tmp_path / "run"
+    run_command("cp", "-r", whole_run, workdir)
+    (workdir / "done").unlink()
+    (workdir / "checkpoints" / "latest").write_text("step00000028")
+    config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
+    stage_1 = tmp_path / "zero1.json"
+    stage_1.write_text(json.dumps(config | {"zero_optimization": {"stage": 1}}))
+    refused = finish_ranks(start_ranks(3, *everything_on(workdir, small_beton)), codes=[1] * 3)
+    assert (
+        "global_batch_size must be a multiple of the number of ranks, found 8 and 3 ranks: use 1, 2, 4, 8" in refused[0]
+    )
+    done = run_command(sys.executable, *everything_on(workdir, small_beton), f"--ds_config={stage_1}")
+    assert "step 28 of 30" in done.stderr
+    assert [line["step"] for line in metrics_of(workdir) if "total" in line] == list(range(1, 31))
+    found, expected = load_file(workdir / "student.safetensors"), load_file(whole_run / "student.safetensors")
+    for name, weight in expected.items():
+        # Two updates with other masks and mixing: at most about the learning rate, 1e-5 there, a weight and update.
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=2e-5)
 
 
 def test_the_export_is_a_plain_timm_model_with_the_same_logits(whole_run, tmp_path):

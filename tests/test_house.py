@@ -15,18 +15,21 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 EVERYTHING = [*SOURCES, ROOT / "train.py", ROOT / "setup.py", *sorted((ROOT / "tests").rglob("*.py"))]
 
 ROWS = [
-    "terms dist features normalization overrides losses weights ds_config optimizer report",
+    "signals",
+    "terms dist features normalization overrides losses weights ds_config optimizer report manifest run_lock watchdog "
+    "shards",
     "config",
     "models schedule metrics data",
     "engine teacher checkpoint evaluate distiller data.loader",
-    "job exported show",
+    "job exported show saver",
+    "run_folder",
     "loop recipes doctor",
     "cli",
 ]
 """Bottom to top; a name stands for its folder too, and the longest one counts. Imports go down, or stay in a folder."""
 
 HOMES = {
-    "deepspeed": {"engine", "teacher"},
+    "deepspeed": {"engine", "teacher", "shards"},
     "ffcv": {"data"},
     "numba": {"data"},
     "timm": {"models", "features", "data"},

@@ -1,19 +1,21 @@
 """ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV.
 
-The public surface. `Distiller` and `build_loader` are imported on first use, since timm and ffcv take seconds.
+The public surface. Each name is imported on first use: torch, timm and ffcv take seconds, and a command must listen to
+signals before that.
 """
 
 from importlib import import_module
 from typing import Any
-
-from vitkd_ds.losses import ViTKDLoss, kd_loss, nkd_loss
 
 __version__ = "0.2.0"
 __all__ = ["Distiller", "ViTKDLoss", "build_loader", "kd_loss", "nkd_loss", "tap_features"]
 
 _HOMES = {
     "Distiller": "vitkd_ds.distiller",
+    "ViTKDLoss": "vitkd_ds.losses",
     "build_loader": "vitkd_ds.data.loader",
+    "kd_loss": "vitkd_ds.losses",
+    "nkd_loss": "vitkd_ds.losses",
     "tap_features": "vitkd_ds.features",
 }
 

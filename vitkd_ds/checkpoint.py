@@ -1,24 +1,26 @@
-"""Save, resume, keep and leave: DeepSpeed checkpoints on all ranks, `latest` and `best`, and the exported student.
+"""Where a run starts from, what must survive a restart, and the exported student; `vitkd_ds.saver` writes.
 
-A checkpoint is the folder checkpoints/step00001234. DeepSpeed writes `latest` before all shards are on disk, so it is
-written here instead, once every rank has finished. Beside DeepSpeed's shards lies the exported student of that step,
-so an export never unpickles anything.
+A checkpoint is the folder checkpoints/step00001234. It is written under a name with a dot; when every rank's files are
+on the disk and the manifest lists them, the folder gets its name, and then `latest` names it. So a folder with such a
+name was whole once, and whether it still is is checked by all ranks before anything in it is loaded. Beside DeepSpeed's
+shards lies the exported student of that step, so an export never unpickles anything.
 """
 
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vitkd_ds import dist
 from vitkd_ds.config import Run, as_dict
-from vitkd_ds.metrics import write_atomically, write_json
+from vitkd_ds.manifest import check_files, read_manifest
+from vitkd_ds.metrics import write_json
 
 STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 TAG = re.compile(r"step\d{8}")
@@ -26,11 +28,12 @@ TAG = re.compile(r"step\d{8}")
 FREE_KEYS = frozenset(
     {
         "workdir", "resume", "eval_every_epochs", "log_every_steps", "checkpoint.every_steps", "checkpoint.keep_last",
-        "data.train", "data.val", "data.num_workers", "data.backend", "data.on_bad", "teacher.placement", "compile",
+        "checkpoint.max_failures", "data.train", "data.val", "data.num_workers", "data.backend", "data.on_bad",
+        "teacher.placement", "compile", "ds_config", "timeout_minutes",
     }
 )  # fmt: skip
 """What may differ between a run and its continuation, as it changes what is learned by rounding at most. The data may
-have moved: its size is compared besides, by `TrainState.steps_per_epoch`."""
+have moved: what it is is compared besides, by `TrainState`."""
 
 
 @dataclass
@@ -40,6 +43,8 @@ class TrainState:
 
     steps_per_epoch: int
     """Of the data that the checkpoint was made with."""
+    data: int
+    """Fingerprint of the training images: another number means other images, or other numbers of the same ones."""
     step: int = 0
     """Optimizer updates done."""
     best_top1: float = -1.0
@@ -64,49 +69,30 @@ class Start:
     """In the run's own folder."""
     is_named: bool
     """By --resume PATH: this checkpoint and no other will do."""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """What `newest_whole` checked; empty before."""
 
-
-def save(engine: Any, state: TrainState, workdir: Path, keep_last: int, description: dict[str, Any]) -> None:
-    """Write a checkpoint, publish it as `latest` (and `best`), delete what is no longer kept. Collective.
-
-    Args:
-        engine: a `vitkd_ds.engine.StudentEngine`.
-        state: goes into the checkpoint.
-        workdir: the run folder.
-        keep_last: newest checkpoints that stay; the best stays besides.
-        description: for student.json.
-    """
-    folder, tag = workdir / "checkpoints", f"step{state.step:08d}"
-    engine.save(str(folder), tag, {"train_state": asdict(state)})
-    weights = engine.student_weights()
-
-    def publish() -> None:
-        write_student(folder / tag, weights, description | {"step": state.step, "world_size": dist.world_size()})
-        if state.best_step == state.step:
-            write_atomically(folder / "best", tag)
-        write_atomically(folder / "latest", tag)
-        _delete_old(folder, keep_last)
-
-    on_main(publish)
-
-
-def _delete_old(folder: Path, keep_last: int) -> None:
-    # The exported student is written last, so a folder without it is one that a crash left half written.
-    whole = [tag for tag in tags(folder) if (folder / tag / STUDENT).exists()]
-    kept = {*whole[:keep_last], pointer(folder, "best"), pointer(folder, "latest")}
-    for tag in set(tags(folder)) - kept:
-        shutil.rmtree(folder / tag)
+    @property
+    def path(self) -> Path:
+        """Of the checkpoint."""
+        return self.folder / self.tag
 
 
 def tags(folder: Path) -> list[str]:
-    """Checkpoints in a folder, newest first; those that a crash left half written are among them."""
+    """Published checkpoints in a folder, newest first."""
     return sorted((p.name for p in folder.glob("step*") if TAG.fullmatch(p.name)), reverse=True)
 
 
 def pointer(folder: Path, name: str) -> str:
     """The checkpoint that `latest` or `best` names, "" if there is none."""
     path = folder / name
-    return path.read_text().strip() if path.exists() else ""
+    text = path.read_text(errors="replace").strip() if path.exists() else ""
+    return text if TAG.fullmatch(text) else ""
+
+
+def newest(folder: Path) -> str:
+    """The checkpoint to go on from, "" if there is none: `latest`, or where that is missing or damaged the newest."""
+    return pointer(folder, "latest") or next(iter(tags(folder)), "")
 
 
 def find(resume: str, workdir: Path) -> Start | None:
@@ -119,13 +105,13 @@ def find(resume: str, workdir: Path) -> Start | None:
         ValueError: a path without a checkpoint.
     """
     own = workdir / "checkpoints"
-    latest = pointer(own, "latest")
+    latest = newest(own)
     if resume == "none" or (resume == "auto" and not latest):
         return None
     if resume == "auto":
         return Start(own, latest, is_own=True, is_named=False)
     path = Path(resume)
-    folder, tag = path / "checkpoints", pointer(path / "checkpoints", "latest")
+    folder, tag = path / "checkpoints", newest(path / "checkpoints")
     if TAG.fullmatch(path.name) and path.is_dir():
         folder, tag = path.parent, path.name
     if not tag:
@@ -138,58 +124,102 @@ def find(resume: str, workdir: Path) -> Start | None:
     return Start(folder, tag, is_own=False, is_named=True)
 
 
-def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, device: torch.device) -> TrainState:
-    """Load a checkpoint into the engine, or start anew. Collective.
+def newest_whole(start: Start | None) -> Start | None:
+    """Check the files of the checkpoint to start from, before anything is loaded; take an older one if it is damaged.
 
-    If some rank cannot read the newest one, all ranks together take the next older one; one that was named by
-    `--resume PATH` is not replaced.
+    Collective: the files are shared out among the ranks. One that was named by `--resume PATH` is not replaced.
+
+    Returns:
+        `start` with the newest whole checkpoint and its manifest, the same on every rank.
 
     Raises:
-        ValueError: no checkpoint can be read, or it was made with another number of ranks or images.
+        ValueError: none is whole.
     """
     if start is None:
-        return TrainState(steps_per_epoch)
-    on_main(lambda: _check_world_size(start.folder / start.tag))
+        return None
     older = [] if start.is_named else [tag for tag in dist.from_main(tags(start.folder)) if tag < start.tag]
+    reasons = []
     for tag in [start.tag, *older]:
-        client_state = _attempt(engine.load, str(start.folder), tag)
-        is_error = isinstance(client_state, Exception)
-        if dist.all_true(not is_error, device):
-            return _checked(TrainState(**client_state["train_state"]), start, steps_per_epoch)
-        reason = repr(client_state) if is_error else "another rank could not read it"
-        print(f"rank {dist.rank()}: checkpoint {start.folder / tag} cannot be read: {reason}", flush=True)
-    tried = ", ".join([start.tag, *older])
-    raise ValueError(f"{start.folder} must hold a whole checkpoint, found {tried}, none of them readable")
+        folder = start.folder / tag
+        manifest, reason = dist.from_main(_read_and_say(folder) if dist.rank() == 0 else None)
+        if not reason:
+            found = dist.from_all(check_files(folder, manifest, part=dist.rank(), num_parts=dist.world_size()))
+            reason = "; ".join(text for text in found if text)
+        if not reason:
+            return replace(start, tag=tag, manifest=manifest)
+        reasons.append(f"{tag}: {reason}")
+        if dist.rank() == 0:
+            print(f"checkpoint {folder} is damaged and passed over: {reason}", file=sys.stderr, flush=True)
+    raise ValueError(
+        f"{start.folder} must hold a whole checkpoint, found {'; '.join(reasons)}: put the files back, or give another "
+        "--workdir"
+    )
 
 
-def _checked(state: TrainState, start: Start, steps_per_epoch: int) -> TrainState:
+def _read_and_say(folder: Path) -> tuple[dict[str, Any], str]:
+    try:
+        return read_manifest(folder), ""
+    except (OSError, ValueError) as error:
+        return {}, str(error)
+
+
+def restore(
+    engine: Any,
+    start: Start | None,
+    *,
+    workdir: Path,
+    steps_per_epoch: int,
+    data: int,
+    convert: Callable[[Path, Path], None],
+) -> TrainState:
+    """Load a whole checkpoint into the engine, or start anew. Collective.
+
+    Args:
+        engine: a `vitkd_ds.engine.StudentEngine`, built for the layout of `start`.
+        start: from `newest_whole`.
+        workdir: this run's folder, where a checkpoint of another layout is converted.
+        steps_per_epoch: of the data that is here now; `data` is its fingerprint.
+        convert: `vitkd_ds.shards.convert`.
+
+    Raises:
+        ValueError: the checkpoint was made with other data.
+    """
+    if start is None:
+        return TrainState(steps_per_epoch, data)
+    state = TrainState(**start.manifest["train_state"])
     if state.steps_per_epoch != steps_per_epoch:
         raise ValueError(
-            f"{start.folder / start.tag} was made with {state.steps_per_epoch} steps per epoch, found "
-            f"{steps_per_epoch}: give the same data.train and global_batch_size"
+            f"{start.path} was made with {state.steps_per_epoch} steps per epoch, found {steps_per_epoch}: give the "
+            "same data.train and global_batch_size"
         )
+    if state.data != data:
+        raise ValueError(
+            f"{start.path} was made with training images of fingerprint {state.data}, found {data}: give the same "
+            "data.train, or a copy of it; packed again, images have other numbers"
+        )
+    if start.manifest["layout"] == engine.layout:
+        engine.load(str(start.folder), start.tag)
+    else:
+        if dist.rank() == 0:
+            print(f"{start.path}: from {start.manifest['layout']} to {engine.layout}", file=sys.stderr, flush=True)
+        temporary = workdir / "checkpoints" / ".universal"
+        on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
+        on_main(lambda: convert(start.path, temporary / start.tag))
+        engine.load(str(temporary), start.tag)
+        dist.barrier()
+        on_main(lambda: shutil.rmtree(temporary))
     # The best of another run is not in this one's folder.
     return state if start.is_own else replace(state, best_top1=-1.0, best_step=0)
 
 
-def _check_world_size(checkpoint: Path) -> None:
-    path = checkpoint / DESCRIPTION
-    ranks = json.loads(path.read_text())["world_size"] if path.exists() else dist.world_size()
-    if ranks != dist.world_size():
-        raise ValueError(
-            f"{checkpoint} must be continued by as many ranks as wrote it, {ranks}, found {dist.world_size()}: start "
-            f"{ranks} ranks, or train on from its weights with --student.init={checkpoint / STUDENT}"
-        )
-
-
 def on_main(function: Callable[[], None]) -> None:
     """Run `function` on rank 0; its error is raised on every rank. Collective."""
-    error = dist.from_main(_attempt(function) if dist.rank() == 0 else None)
+    error = dist.from_main(attempt(function) if dist.rank() == 0 else None)
     if isinstance(error, Exception):
         raise error
 
 
-def _attempt(function: Any, *args: Any) -> Any:
+def attempt(function: Any, *args: Any) -> Any:
     """The result, or the exception as a value: one rank's error must first be agreed on by all."""
     try:
         return function(*args)
@@ -203,7 +233,7 @@ def check_same_run(run: Run, start: Start | None) -> None:
     Raises:
         ValueError: `--resume none` on a used folder; or keys outside FREE_KEYS differ: each is named with both values.
     """
-    if start is None and pointer(Path(run.workdir) / "checkpoints", "latest"):
+    if start is None and newest(Path(run.workdir) / "checkpoints"):
         raise ValueError(f"--resume none needs an unused folder, found a run in {run.workdir}: give another --workdir")
     path = start.folder.parent / "config.json" if start else None
     if path is None or not path.exists():

@@ -6,6 +6,7 @@ mistyped flag afterwards. So every value stays text, all flags arrive here, and 
 """
 
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds import signals, watchdog
 from vitkd_ds.overrides import apply_overrides, convert, nearest
 
 LAUNCHER_FLAGS = ("local_rank", "local-rank")
@@ -21,6 +23,7 @@ LAUNCHER_FLAGS = ("local_rank", "local-rank")
 
 def train_main() -> None:
     """`train.py`: one command, no subcommand."""
+    signals.listen()  # before the slow imports
     _run(train)
 
 
@@ -53,11 +56,18 @@ def train(*words: str, **flags: str) -> None:
     --data.val FILE] [--teacher.checkpoint PATH|hub] [--teacher.placement shard|replica|offload] [--compile] [--debug]
     [--KEY=VALUE ...], where KEY is any field of the run, such as optim.lr or losses.nkd.weight.
     """
+    signals.listen()  # `vitkd-ds train` comes here without train_main
     run = parse_run(words, flags)
     from vitkd_ds import dist  # after the flags are known to be valid: torch and deepspeed take seconds to import
     from vitkd_ds.loop import train as train_run
 
-    train_run(run)
+    try:
+        train_run(run)
+    except ValueError:
+        raise  # said without a traceback, by `_run`
+    except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
+        watchdog.report(error)
+        os._exit(1)
     dist.leave()
 
 

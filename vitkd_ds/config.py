@@ -192,10 +192,14 @@ class CheckpointConfig:
     """Optimizer updates between checkpoints; 0 saves at the end of each epoch. The last step is always saved."""
     keep_last: int = 2
     """Newest checkpoints kept; the best by validation top-1 is kept besides."""
+    max_failures: int = 3
+    """Failed saves in a row (disk full, permission lost) at which the run stops on all ranks; before that many, it
+    warns and trains on. 1 stops at the first."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "be 0 (each epoch) or more")
         require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "be at least 1")
+        require(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "be at least 1")
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,9 @@ class Run:
     eval_every_epochs: float = 1
     """0 evaluates only at the end."""
     log_every_steps: int = 10
+    timeout_minutes: float = 10
+    """Longest time without progress: a rank that stays so long in one phase (start, data, forward, a validation
+    micro-batch, a checkpoint) says where it is and ends the job. Raise it if models are fetched over a slow line."""
     seed: int = 0
     compile: bool = False
     """torch.compile the student with its losses, and the teacher."""

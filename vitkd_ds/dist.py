@@ -5,16 +5,22 @@ collectives are skipped only where no process group exists (the console commands
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
-from typing import Any, Callable, Mapping, MutableMapping, NoReturn, TypeVar
+from typing import Any, Callable, Mapping, MutableMapping, NoReturn, Sequence, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+class FailedElsewhere(RuntimeError):
+    """Raised by `together` on the ranks where nothing failed."""
+
 
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
@@ -46,8 +52,20 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _first_slurm_node(nodelist: str) -> str:
-    answer = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)
-    return answer.stdout.split()[0]
+    """The address that Slurm itself reaches the step's first node by; a node's name need not resolve."""
+    name = _scontrol("hostnames", nodelist).split()[0]
+    address = re.search(r"NodeAddr=(\S+)", _scontrol("node", name))
+    return address.group(1) if address else name
+
+
+def _scontrol(*words: str) -> str:
+    try:
+        return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+            f"under srun MASTER_ADDR must be set where scontrol cannot tell the first node, found {error}: use "
+            "slurm/*.sh, or set it"
+        ) from error
 
 
 def _free_port() -> str:
@@ -58,10 +76,14 @@ def _free_port() -> str:
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
     """Ranks on this node, from torchrun's, DeepSpeed's or Slurm's variable; else all ranks."""
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
         if environ.get(name, "").isdigit():
             return int(environ[name])
-    return int(environ.get("WORLD_SIZE", "1"))
+    # "2(x3),1": two tasks on each of three nodes, one on the fourth.
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    tasks = [int(count) for count, times in groups for _ in range(int(times or 1))]
+    node = int(environ.get("SLURM_NODEID", "0"))
+    return tasks[node] if node < len(tasks) else int(environ.get("WORLD_SIZE", "1"))
 
 
 def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
@@ -102,10 +124,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 def all_true(flag: bool | Tensor, device: torch.device) -> bool:
     """Whether `flag` holds on every rank. Collective; waits for the device."""
-    agreed = torch.as_tensor(flag, device=device).float().reshape(())
+    return all_true_each([flag], device)[0]
+
+
+def all_true_each(flags: Sequence[bool | Tensor], device: torch.device) -> list[bool]:
+    """For each flag, whether it holds on every rank, at the price of one. Collective; waits for the device."""
+    agreed = torch.stack([torch.as_tensor(flag, device=device).float().reshape(()) for flag in flags])
     if is_running():
         torch_dist.all_reduce(agreed, op=torch_dist.ReduceOp.MIN)
-    return bool(agreed.item())
+    return [bool(value) for value in agreed.tolist()]
 
 
 def from_main(value: Any) -> Any:
@@ -114,6 +141,25 @@ def from_main(value: Any) -> Any:
     if is_running():
         torch_dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """Every rank's `value` (picklable), in order of rank, on every rank. Collective."""
+    values = [value] * world_size()
+    if is_running():
+        torch_dist.all_gather_object(values, value)
+    return values
+
+
+def exchange(sent: Tensor, received: Tensor, peer: int) -> None:
+    """Send a tensor to rank `peer` and receive one from it, at once; `peer` calls it too, and no other rank.
+
+    Over NCCL the communicator of all ranks is used, which an earlier collective must have made; a communicator for
+    each pair would cost memory and a second each.
+    """
+    operations = [torch_dist.P2POp(torch_dist.isend, sent, peer), torch_dist.P2POp(torch_dist.irecv, received, peer)]
+    for work in torch_dist.batch_isend_irecv(operations):
+        work.wait()
 
 
 def together(function: Callable[[], T], device: torch.device) -> T:
@@ -143,29 +189,3 @@ def shut_down() -> None:
     """Destroy the process group, so that the interpreter ends without a warning."""
     if is_running():
         torch_dist.destroy_process_group()
-
-
-# ---- For vitkd_ds.doctor. `from_all` is the same as in the worktree of checkpoints: keep one of them. ----
-
-
-class FailedElsewhere(RuntimeError):
-    """Raised by `together` on the ranks where nothing failed."""
-
-
-def from_all(value: Any) -> list[Any]:
-    """Every rank's `value` (picklable), in order of rank, on every rank. Collective."""
-    values = [value] * world_size()
-    if is_running():
-        torch_dist.all_gather_object(values, value)
-    return values
-
-
-def exchange(sent: Tensor, received: Tensor, peer: int) -> None:
-    """Send a tensor to rank `peer` and receive one from it, at once; `peer` calls it too, and no other rank.
-
-    Over NCCL the communicator of all ranks is used, which an earlier collective must have made; a communicator for
-    each pair would cost memory and a second each.
-    """
-    operations = [torch_dist.P2POp(torch_dist.isend, sent, peer), torch_dist.P2POp(torch_dist.irecv, received, peer)]
-    for work in torch_dist.batch_isend_irecv(operations):
-        work.wait()

@@ -84,6 +84,17 @@ def is_bf16(config: dict[str, Any]) -> bool:
     return config.get("bf16", {}).get("enabled", False) is True
 
 
+def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """What decides how an engine of this configuration cuts its state into files; equal layouts read each other's."""
+    accumulated = config.get("data_types", {}).get("grad_accum_dtype")
+    return {
+        "world_size": world_size,
+        "zero_stage": stage(config),
+        "bf16": is_bf16(config),
+        "grad_accum_dtype": accumulated,  # decides which of two optimizers DeepSpeed takes in stage 1
+    }
+
+
 def stage(config: dict[str, Any]) -> int:
     """The ZeRO stage of this configuration."""
     return int(config.get("zero_optimization", {}).get("stage", 0))

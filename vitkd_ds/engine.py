@@ -1,14 +1,17 @@
 """The student's DeepSpeed engine, and how processes and devices are set up for both engines.
 
-With `vitkd_ds.teacher` the only module that imports deepspeed.
+With `vitkd_ds.teacher` and `vitkd_ds.shards` the only modules that import deepspeed.
 """
 
 import logging
 import os
 import resource
+import tempfile
 import time
 import warnings
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Iterator
 
 import deepspeed
@@ -20,12 +23,15 @@ from torch import Tensor, nn
 
 from vitkd_ds import dist
 from vitkd_ds.config import Run
-from vitkd_ds.ds_config import is_bf16, load_ds_config, stage
+from vitkd_ds.ds_config import is_bf16, layout, load_ds_config, stage
 from vitkd_ds.optimizer import AdamWithEMA
+from vitkd_ds.shards import Collector
 
 
-def start_processes() -> torch.device:
+def start_processes(timeout_minutes: float = 10) -> torch.device:
     """Join the process group and return this rank's device. All ranks must call it.
+
+    `timeout_minutes` is the group's; a little more, so that the watchdog with its better message comes first.
 
     On CPU, DeepSpeed would compile a shared-memory all-reduce at the first start: a minute, and a killed build leaves
     a lock on which every later start waits for ever. gloo does the same sums, so the op is marked as not available.
@@ -41,12 +47,18 @@ def start_processes() -> torch.device:
         torch.set_num_threads(dist.num_cpus())
     else:
         accelerator.set_device(local_rank)
-    deepspeed.init_distributed(verbose=False)
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=1.2 * timeout_minutes))
     return torch.device(accelerator.device_name(local_rank))
 
 
-def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
+def student_ds_config(
+    run: Run, *, micro_batch_size: int, accumulation_steps: int, saved_layout: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The student's DeepSpeed configuration with the recipe's numbers; reads one file, touches no device.
+
+    Args:
+        saved_layout: of the checkpoint that will be loaded; another one than this engine's is read in DeepSpeed's
+            universal format.
 
     Raises:
         ValueError: the file contradicts the recipe, or asks for a stage that the student cannot have.
@@ -61,7 +73,10 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
     if stage(config) not in (1, 2):
         raise ValueError(f"{run.ds_config} must have ZeRO stage 1 or 2 for the student, found {stage(config)}")
     # AdamWithEMA is torch.optim.AdamW to DeepSpeed, but its list of tested optimizers goes by the exact class.
-    return {"steps_per_print": None} | config | {"zero_allow_untested_optimizer": True}
+    config = {"steps_per_print": None} | config | {"zero_allow_untested_optimizer": True}
+    if saved_layout not in (None, layout(config, dist.world_size())):
+        config["checkpoint"] = config.get("checkpoint", {}) | {"load_universal": True}
+    return config
 
 
 class StudentEngine:
@@ -90,6 +105,11 @@ class StudentEngine:
             fused=get_accelerator().device_name() == "cuda",
         )
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+        self.engine.checkpoint_engine = Collector()
+        # It would write two scripts, and could fail, on rank 0 between two barriers of save_checkpoint.
+        self.engine._copy_recovery_script = lambda folder: None
+        self.layout = layout(ds_config, dist.world_size())
+        """How the state is cut over ranks; see `vitkd_ds.ds_config.layout`."""
         for name, p in module.named_parameters():
             safe_set_full_fp32_param(p, start[name].to(p.device))
         if run.compile:
@@ -151,17 +171,25 @@ class StudentEngine:
             for shard, weights in swapped:
                 shard.data.copy_(weights)
 
-    def save(self, folder: str, tag: str, client_state: dict[str, Any]) -> None:
-        """Write folder/tag; returns when every rank has written. Collective. Leaves `latest` alone."""
-        self.engine.save_checkpoint(folder, tag=tag, client_state=client_state, save_latest=False)
-        dist.barrier()
+    def shards(self) -> dict[str, Any]:
+        """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective.
 
-    def load(self, folder: str, tag: str) -> dict[str, Any]:
-        """Restore weights, optimizer and moving average from folder/tag; returns the client state. Collective."""
-        path, client_state = self.engine.load_checkpoint(folder, tag=tag)
+        References to the live state: to be written before the next update.
+        """
+        self.engine.save_checkpoint("unused", tag="step", save_latest=False)
+        return self.engine.checkpoint_engine.saved
+
+    def load(self, folder: str, tag: str) -> None:
+        """Restore weights, optimizer and moving average from folder/tag. Collective.
+
+        The files must have this engine's layout, or be converted by `vitkd_ds.shards.convert` where it is another.
+        """
+        with tempfile.TemporaryDirectory() as links:  # DeepSpeed takes paths for patterns: no "[" or "*" may be in them
+            link = Path(links, "checkpoints")
+            link.symlink_to(Path(folder).resolve())
+            path, _ = self.engine.load_checkpoint(str(link), tag=tag)
         if path is None:
             raise ValueError(f"{folder}/{tag} must be a checkpoint, found none: check --resume")
-        return client_state
 
 
 def peak_memory_gib() -> float:

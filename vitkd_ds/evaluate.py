@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitkd_ds import dist
+from vitkd_ds import dist, watchdog
 from vitkd_ds.features import Features
 from vitkd_ds.normalization import Normalization
 
@@ -36,7 +36,7 @@ def evaluate(
     sums: Tensor = torch.zeros(6, dtype=torch.float64, device=device)
     student.eval()
     with closing(loader.epoch(0)) as micro_batches:
-        for images_BCHW, labels_B in micro_batches:
+        for images_BCHW, labels_B in watchdog.each(micro_batches, "evaluation"):
             student_BK = student(normalization.apply(images_BCHW, torch.float32))
             teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
             sums += _count(student_BK, teacher_BK, labels_B)

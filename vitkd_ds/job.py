@@ -53,8 +53,11 @@ class Job:
         }
 
 
-def build_job(run: Run, device: torch.device) -> Job:
+def build_job(run: Run, device: torch.device, saved_layout: dict[str, Any] | None = None) -> Job:
     """Check the data, build models, loaders and engines. All ranks must call it.
+
+    Args:
+        saved_layout: see `vitkd_ds.engine.student_ds_config`.
 
     Raises:
         ValueError: whatever does not fit; the message names the key or file.
@@ -64,7 +67,8 @@ def build_job(run: Run, device: torch.device) -> Job:
     limit, whole = run.micro_batch_size_per_gpu, run.global_batch_size
     micro = micro_batch_size(world_size=dist.world_size(), limit=limit, global_batch_size=whole)
     accumulation = whole // (micro * dist.world_size())
-    ds_config = student_ds_config(run, micro_batch_size=micro, accumulation_steps=accumulation)
+    sizes = {"micro_batch_size": micro, "accumulation_steps": accumulation}
+    ds_config = student_ds_config(run, **sizes, saved_layout=saved_layout)
     shared = {"micro_batch_size": micro, "device": device, "seed": run.seed}
     train_loader = build_loader(
         data,

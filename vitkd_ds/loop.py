@@ -8,54 +8,87 @@ the same number of times.
 import json
 import sys
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Iterator
 
 import torch
 from torch import Tensor
 
-from vitkd_ds import checkpoint, dist
-from vitkd_ds.checkpoint import TrainState
-from vitkd_ds.config import Run, as_dict, check_run
+from vitkd_ds import checkpoint, dist, signals, watchdog
+from vitkd_ds.checkpoint import Start, TrainState
+from vitkd_ds.config import Run, check_run
 from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.ds_config import find_ds_config
 from vitkd_ds.engine import peak_memory_gib, start_processes, synchronised_time
 from vitkd_ds.evaluate import evaluate
 from vitkd_ds.job import Job, build_job
-from vitkd_ds.metrics import Meter, MetricsLog, git_commit, versions, write_json
+from vitkd_ds.metrics import Meter, MetricsLog, write_json
 from vitkd_ds.models import check_model_name
+from vitkd_ds.run_folder import describe_run, is_finished, summary_of
+from vitkd_ds.run_lock import RunLock
+from vitkd_ds.saver import Saver
 from vitkd_ds.schedule import loss_weight_at, lr_at
+from vitkd_ds.shards import convert
 
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient is inf or nan; raised on all ranks, before the weights change."""
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Train, evaluate, export. All ranks must call it.
+def train(run: Run) -> dict[str, Any] | None:
+    """Train, evaluate, export, in a run folder that is this job's alone. All ranks must call it.
 
     Returns:
-        The summary that is also written to summary.json, on every rank.
+        The summary that is also written to summary.json, on every rank; None if a signal stopped the run before its
+        end: the same command goes on from there.
 
     Raises:
-        ValueError: a configuration, file or model that cannot be; before any update.
+        ValueError: a configuration, file or model that cannot be, or a folder in use; before any update.
         NonFiniteError: see there.
+        vitkd_ds.saver.SaveError: see there.
     """
     check_run(run)
     find_ds_config(run.ds_config)
     check_model_name(run.student.model, role="student")
+    if is_finished(run):
+        return summary_of(run)
+    checkpoint.check_same_run(run, checkpoint.find(run.resume, Path(run.workdir)))
+    dist.set_rank_variables()
+    watchdog.watch(limit_s=60 * run.timeout_minutes)  # before the ranks wait for each other
+    device = start_processes(run.timeout_minutes)
+    if must_stop(device):
+        return None
+    lock = RunLock(Path(run.workdir))
+    checkpoint.on_main(lock.acquire)
+    try:
+        if dist.from_main(is_finished(run)):  # by the job that had the lock
+            return summary_of(run)
+        watchdog.enter("load")
+        start = checkpoint.newest_whole(dist.from_main(checkpoint.find(run.resume, Path(run.workdir))))
+        return train_from(start, run, device, lock)
+    finally:
+        lock.release()
+
+
+def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLock) -> dict[str, Any] | None:
+    """Train from a whole checkpoint, or anew, to the end or to a signal. Collective; see `train`."""
     workdir = Path(run.workdir)
-    if run.resume != "none" and (workdir / "done").exists():
-        print(f"{workdir} is finished and left alone: give another --workdir to train again", file=sys.stderr)
-        return json.loads((workdir / "summary.json").read_text())
-    start = checkpoint.find(run.resume, workdir)
-    checkpoint.check_same_run(run, start)
-    device = start_processes()
-    start = dist.from_main(start)
-    job = build_job(run, device)
+    watchdog.enter("build")
+    job = build_job(run, device, start.manifest["layout"] if start else None)
     plan = job.plan
-    state = checkpoint.restore(job.engine, start, steps_per_epoch=plan.steps_per_epoch, device=device)
+    watchdog.enter("load")
+    state = checkpoint.restore(
+        job.engine,
+        start,
+        workdir=workdir,
+        steps_per_epoch=plan.steps_per_epoch,
+        data=job.train_loader.fingerprint,
+        convert=convert,
+    )
+    if must_stop(device):
+        return None
+    saved_step = state.step if start and start.is_own else -1
+    saver = Saver(workdir, run.checkpoint, job.student_description(), check=lock.check, saved_step=saved_step)
     checkpoint.on_main(lambda: describe_run(job, workdir, state.step))
     log = dist.together(lambda: MetricsLog(workdir, total_steps=plan.total_steps, resumed_step=state.step), device)
     log.say(
@@ -65,24 +98,51 @@ def train(run: Run) -> dict[str, Any]:
     speed = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
     meter = Meter(run.global_batch_size, clock=synchronised_time, **speed)
     with closing(log), closing(training_micro_batches(job, state.step)) as micro_batches:
+        after_step(job, log, meter, state, saver)  # what was due when a signal came
         while state.step < plan.total_steps:
             meter.start()
-            meter.add(train_step(job, micro_batches, state.step))
+            terms, is_asked_to_stop = train_step(job, micro_batches, state.step)
+            meter.add(terms)
             state.step += 1
             if state.step % run.log_every_steps == 0 or state.step == plan.total_steps:
                 log.log(state.step, meter.read() | step_values(job, state.step))
-            if plan.is_eval_step(state.step):
-                meter.pause()
-                evaluate_student(job, log, state)
-            if plan.is_save_step(state.step) or state.best_step == state.step:
-                meter.pause()
-                state.timed_s, state.timed_steps = meter.timed_s, meter.timed_steps
-                checkpoint.save(job.engine, state, workdir, run.checkpoint.keep_last, job.student_description())
+            if is_asked_to_stop and state.step < plan.total_steps:
+                save(job, meter, state, saver, is_last_chance=True)
+                log.say(f"{run.recipe}: stopped and saved at step {state.step}; the same command goes on")
+                return None
+            after_step(job, log, meter, state, saver)
         if state.result_step != state.step:  # --max_steps was below the step of the checkpoint
             evaluate_student(job, log, state)
         summary = finish(job, state, workdir, meter.images_per_s)
         log.say(f"{run.recipe}: done, {json.dumps(summary)}")
     return summary
+
+
+def must_stop(device: torch.device) -> bool:
+    """Whether any rank was asked to stop during the start, when there is nothing to save. Collective."""
+    if dist.all_true(not signals.received(), device):
+        return False
+    if dist.rank() == 0:
+        print("stopped by a signal before the first step: nothing changed", file=sys.stderr, flush=True)
+    return True
+
+
+def after_step(job: Job, log: MetricsLog, meter: Meter, state: TrainState, saver: Saver) -> None:
+    """Evaluate and save if that is due and not done. Collective."""
+    if state.step and job.plan.is_eval_step(state.step) and state.result_step < state.step:
+        meter.pause()
+        evaluate_student(job, log, state)
+    is_due = job.plan.is_save_step(state.step) or state.best_step == state.step
+    if state.step and is_due and (saver.saved_step != state.step or state.best_step == state.step):
+        save(job, meter, state, saver)
+
+
+def save(job: Job, meter: Meter, state: TrainState, saver: Saver, *, is_last_chance: bool = False) -> None:
+    """Save a checkpoint. Collective."""
+    meter.pause()
+    watchdog.enter("save", state.step)
+    state.timed_s, state.timed_steps = meter.timed_s, meter.timed_steps
+    saver.save(job.engine, state, is_last_chance=is_last_chance)
 
 
 def training_micro_batches(job: Job, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,7 +154,7 @@ def training_micro_batches(job: Job, start_step: int) -> Iterator[tuple[Tensor, 
         epoch, step_in_epoch = epoch + 1, 0
 
 
-def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
+def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
     """One optimizer update. Collective.
 
     Args:
@@ -102,7 +162,8 @@ def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: i
         step: updates done before this one.
 
     Returns:
-        The terms of this rank, mean over its micro-batches: detached fp32 scalars.
+        The terms of this rank, mean over its micro-batches: detached fp32 scalars. And whether any rank was asked to
+        stop, the same on all.
 
     Raises:
         NonFiniteError: see there.
@@ -115,27 +176,40 @@ def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: i
     }
     means: dict[str, Tensor] = {}
     for micro in range(job.plan.accumulation_steps):
-        images_BCHW, targets_BK = mix_step(
-            run, *next(micro_batches), step=step, place=micro * dist.world_size() + dist.rank()
-        )
+        watchdog.enter("data", step)
+        place = micro * dist.world_size() + dist.rank()
+        images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=step, place=place)
+        watchdog.enter("teacher")
         features = job.teacher(images_BCHW) if job.teacher else None
+        watchdog.enter("forward")
         terms = engine(job.normalization.apply(images_BCHW, engine.dtype), targets_BK, features, weights)
+        watchdog.enter("backward")
         engine.backward(terms["total"])
         for name, value in terms.items():
             means[name] = means.get(name, 0) + value.detach() / job.plan.accumulation_steps
         if micro + 1 == job.plan.accumulation_steps:
-            check_finite(job, means, step)
+            watchdog.enter("agreement")
+            is_asked_to_stop = check_finite(job, means, step)
+            watchdog.enter("update")
         is_updated = engine.step()
     if not is_updated:
         raise NonFiniteError(f"{_where(job, step)}: gradients must be finite, found inf or nan with finite losses")
-    return means
+    return means, is_asked_to_stop
 
 
-def check_finite(job: Job, terms: dict[str, Tensor], step: int) -> None:
-    """Stop on all ranks, before the update, when a term is inf or nan on any of them. Collective."""
-    if not dist.all_true(torch.isfinite(torch.stack(list(terms.values()))).all(), job.device):
+def check_finite(job: Job, terms: dict[str, Tensor], step: int) -> bool:
+    """Stop on all ranks, before the update, when a term is inf or nan on any of them. Collective.
+
+    Returns:
+        Whether a signal asked any rank to stop. It is agreed on here, as this is the one thing in a step that all ranks
+        must know before they go on: a second number in the same all-reduce.
+    """
+    flags = [torch.isfinite(torch.stack(list(terms.values()))).all(), not signals.received()]
+    is_finite, may_go_on = dist.all_true_each(flags, job.device)
+    if not is_finite:
         found = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
         raise NonFiniteError(f"{_where(job, step)}: losses must be finite on every rank, found {found} on this one")
+    return not may_go_on
 
 
 def _where(job: Job, step: int) -> str:
@@ -161,6 +235,7 @@ def step_values(job: Job, steps_done: int) -> dict[str, float]:
 
 def evaluate_student(job: Job, log: MetricsLog, state: TrainState) -> None:
     """Evaluate the weights that would be exported now; log and note the result, and the best. Collective."""
+    watchdog.enter("evaluation", state.step)
     job.export_model.load_state_dict(job.engine.student_weights())
     result = evaluate(job.export_model, job.val_loader, normalization=job.normalization, teacher=job.teacher)
     log.log(state.step, {f"val_{name}": value for name, value in result.items()})
@@ -169,16 +244,9 @@ def evaluate_student(job: Job, log: MetricsLog, state: TrainState) -> None:
         state.best_top1, state.best_step = result["top1"], state.step
 
 
-def describe_run(job: Job, workdir: Path, resumed_step: int) -> None:
-    """Write config.json; a continued run has the same settings, but may have moved and been updated."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    content = {"run": as_dict(job.run), "plan": asdict(job.plan), "resumed_step": resumed_step}
-    content |= {"world_size": dist.world_size(), "device": job.device.type, "command": sys.argv}
-    write_json(workdir / "config.json", content | {"git_commit": git_commit(), "versions": versions()})
-
-
 def finish(job: Job, state: TrainState, workdir: Path, images_per_s: float | None) -> dict[str, Any]:
     """Export the student, write the summary, mark the folder as done. Collective."""
+    watchdog.enter("export", state.step)
     summary: dict[str, Any] = {
         "student_top1": state.result["top1"],
         "student_top5": state.result["top5"],

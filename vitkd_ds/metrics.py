@@ -54,9 +54,12 @@ class MetricsLog:
         """Write one line for `step` (updates done), and show it unless told otherwise."""
         if not self.is_main:
             return
-        self.file.write(json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        try:
+            self.file.write(json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()}) + "\n")
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        except OSError as error:  # a full disk loses lines, and must not lose the run
+            self.say(f"step {step} could not be written to {self.file.name}: {error}")
         if show:
             self.say(self._line(step, values))
 
@@ -67,9 +70,11 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self.is_main:
-            self.file.close()
-            self.board.close()
+        for file in (self.file, self.board) if self.is_main else ():
+            try:
+                file.close()
+            except OSError as error:
+                self.say(f"the last lines could not be written: {error}")
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         shown = dict(values)

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from vitkd_ds import checkpoint, dist
+from vitkd_ds import checkpoint, dist, run_lock
 from vitkd_ds.config import Run
 from vitkd_ds.doctor.patient import Patient
 from vitkd_ds.doctor.rows import Row, error, ok, size_text, warning
@@ -23,7 +23,7 @@ COMFORT = 1.5
 def check_folder(patient: Patient) -> list[Row]:
     """All of it. Collective."""
     workdir = Path(patient.run.workdir)
-    rows = run_rows(patient.run) if dist.rank() == 0 else []
+    rows = run_rows(patient.run) + lock_rows(workdir) if dist.rank() == 0 else []
     rows += writable_rows(workdir)
     if dist.rank() == 0 and patient.num_trained is not None:
         rows += space_rows(patient.run, patient.num_trained)
@@ -47,6 +47,17 @@ def run_rows(run: Run) -> list[Row]:
     except (OSError, ValueError) as caught:
         return [error("run folder", str(caught))]
     return [ok("run folder", f"{workdir}: " + (f"continues from {start.folder / start.tag}" if start else "a new run"))]
+
+
+def lock_rows(workdir: Path) -> list[Row]:
+    """Whether another job has the run folder."""
+    holder = run_lock.holder_of(workdir)
+    if holder is None:
+        return []
+    name, silent_s = holder
+    if silent_s < run_lock.STALE_S:
+        return [error("run folder", f"{workdir} is in use by {name}", "wait for it, or give another --workdir")]
+    return [warning("run folder", f"{workdir} has the lock of {name}, silent for {silent_s:.0f} s", "train takes it")]
 
 
 def writable_rows(workdir: Path) -> list[Row]:

@@ -1,0 +1,184 @@
+"""Kills a rank of a training run at random moments, starts it again each time, and compares the end with a run that
+was left alone: every bit of the exported weights, and each step in metrics.jsonl once.
+
+    python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--json FILE]
+
+The run is the demo at debug size with all that must be resumed switched on. A third of the kills come during the start,
+imports included, a third during the training, and a third wait for a checkpoint that is being written. There is
+no launcher: once the ranks have met, the others must notice by themselves, and what they took is reported. A rank that
+waits for one that died before they met is killed, as a launcher would do.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS_PER_KILL = 16
+OPTIONS = [
+    "--recipe=demo", "--debug", "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=3",
+    "--optim.lr=0.002", "--optim.ema_decay=0.9", "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8",
+    "--augment.cutmix_alpha=1", "--losses.nkd.schedule=cosine", "--timeout_minutes=2",
+]  # fmt: skip
+
+
+def start(ranks, workdir, steps, log):
+    """Start the ranks, pinned to one CPU each."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    cpus = sorted(os.sched_getaffinity(0))
+    processes = []
+    for rank in range(ranks):
+        env = os.environ | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        }  # fmt: skip
+        command = [sys.executable, "train.py", *OPTIONS, f"--max_steps={steps}", f"--workdir={workdir}"]
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        os.sched_setaffinity(process.pid, {cpus[rank % len(cpus)]})
+        processes.append(process)
+    return processes
+
+
+def wait(processes, limit_s, *, is_launcher=False):
+    """Wait for all to end; returns seconds and exit codes. One that does not is killed; without `is_launcher` that is
+    a failure of the test."""
+    started = time.monotonic()
+    try:
+        for process in processes:
+            process.wait(max(0.1, limit_s - (time.monotonic() - started)))
+    except subprocess.TimeoutExpired:
+        if not is_launcher:
+            raise
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return time.monotonic() - started, [process.returncode for process in processes]
+
+
+def last_step(workdir):
+    """Steps in metrics.jsonl; 0 before the first."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def latest_step(workdir):
+    """Step of the checkpoint that the next start will take; 0 without one."""
+    path = workdir / "checkpoints" / "latest"
+    return int(path.read_text().removeprefix("step")) if path.exists() else 0
+
+
+def log_file(workdir):
+    """Which file metrics.jsonl is."""
+    path = workdir / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
+
+
+def unpublished(workdir):
+    """Checkpoints that are being written, or that a kill left behind: name, inode, last change."""
+    found = set()
+    for path in (workdir / "checkpoints").glob(".step*"):
+        try:
+            found.add((path.name, path.stat().st_ino, path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            pass  # published meanwhile
+    return found
+
+
+def kill_one(processes, workdir, start_s, step_s, draw):
+    """Wait for the moment, kill a random rank; returns what it was doing, None if the run had ended before."""
+    victim, kind = draw.choice(processes), draw.choice(("starting", "training", "saving"))
+    moment_s = time.monotonic() + draw.uniform(0, start_s)
+    is_begun, left_behind, before = kind == "starting", unpublished(workdir), log_file(workdir)
+    while True:
+        if any(process.poll() is not None for process in processes):
+            return None
+        # A start rewrites the log without the steps that it repeats.
+        if not is_begun and log_file(workdir) != before and last_step(workdir) > latest_step(workdir):
+            is_begun, moment_s = True, time.monotonic() + draw.uniform(0, STEPS_PER_KILL * step_s)
+        if is_begun and time.monotonic() > moment_s and (kind != "saving" or unpublished(workdir) - left_behind):
+            break
+        time.sleep(0.0005 if is_begun and kind == "saving" else 0.02)
+    time.sleep(draw.uniform(0, 0.01))
+    is_saving = unpublished(workdir) - left_behind
+    victim.send_signal(signal.SIGKILL)
+    return "starting" if kind == "starting" else "saving" if is_saving else "training"
+
+
+def chaos(args, folder):
+    """The run that is killed, after the one that is left alone."""
+    draw, steps = random.Random(args.seed), STEPS_PER_KILL * args.kills
+    log = (folder / "log").open("w")
+    calm_s, codes = wait(start(args.ranks, folder / "calm", steps, log), 3600)
+    assert not any(codes), f"the calm run failed, see {folder}/log"
+    times = [line["s_per_step"] for line in lines_of(folder / "calm") if "s_per_step" in line]
+    step_s = sum(times) / len(times)
+    start_s = calm_s - steps * step_s
+    workdir, seen, ended_s, repeated, resumes = folder / "chaos", [], [], 0, 0
+    while not (workdir / "done").exists():
+        resumes += latest_step(workdir) > 0
+        processes = start(args.ranks, workdir, steps, log)
+        phase = kill_one(processes, workdir, start_s, step_s, draw) if len(seen) < args.kills else None
+        is_early = phase == "starting"
+        seconds, codes = wait(processes, 5 if is_early else 900, is_launcher=is_early)
+        if phase:
+            seen.append(phase)
+            ended_s += [seconds] if not is_early else []
+            repeated += max(0, last_step(workdir) - latest_step(workdir))
+            print(f"kill {len(seen)} while {phase}: others ended after {seconds:.1f} s, at step {last_step(workdir)}, "
+                  f"whole checkpoint {latest_step(workdir)}", flush=True)  # fmt: skip
+        assert phase or not any(codes), f"an undisturbed start failed, see {folder}/log"
+    trained = [line for line in lines_of(workdir) if "total" in line]
+    names = ("student.safetensors",)
+    return {
+        "kills": len(seen), "while": {phase: seen.count(phase) for phase in sorted(set(seen))}, "resumes": resumes,
+        "steps": steps, "steps_repeated": repeated,
+        "steps_lost": steps - len({line["step"] for line in trained}), "steps_twice": len(trained) - steps,
+        "weights_equal": all((workdir / n).read_bytes() == (folder / "calm" / n).read_bytes() for n in names),
+        "losses_equal": numerics(workdir) == numerics(folder / "calm"),
+        "others_ended_s": {"mean": sum(ended_s) / max(1, len(ended_s)), "max": max(ended_s, default=0)},
+        "ranks": args.ranks, "seed": args.seed, "calm_run_s": calm_s,
+    }  # fmt: skip
+
+
+def lines_of(workdir):
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def numerics(workdir):
+    """Everything in metrics.jsonl that does not depend on the machine's mood."""
+    times = ("images_per_s", "s_per_step", "memory_gib")
+    return [{key: value for key, value in line.items() if key not in times} for line in lines_of(workdir)]
+
+
+def main():
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="chaos."))
+    print(f"in {folder}", flush=True)
+    numbers = chaos(args, folder)
+    print(json.dumps(numbers, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+    sys.exit(not (numbers["weights_equal"] and numbers["losses_equal"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What slurm/run_recipe.sh must know of a run, from train.py's own command line: folder, --resume and data.
+
+Options that train.py would refuse are refused here with the same message, before a rank starts.
+"""
+
+import sys
+
+import fire
+from fire.decorators import SetParseFn
+
+from vitkd_ds.cli import parse_run
+
+
+@SetParseFn(str)
+def describe(*words: str, **flags: str) -> None:
+    """Print one KEY=VALUE line each."""
+    run = parse_run(words, flags)
+    for key, value in {
+        "workdir": run.workdir,
+        "resume": run.resume,
+        "data.train": run.data.train,
+        "data.val": run.data.val,
+    }.items():
+        print(f"{key}={value}")
+
+
+if __name__ == "__main__":
+    try:
+        fire.Fire(describe, name="train.py")
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,236 @@
+"""A real Slurm for the tests: virtual nodes on this machine, several slurmd, no systemd, no munge, loopback only.
+
+All of it lies in one folder and is gone after `stop`, whatever happened. Each node's slurmd, and so each job's part on
+it, has its own mount of `scratch`: a disk of its own. GPUs are clones of /dev/null, which is enough to be counted.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+from tests.conftest import ROOT, free_port
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+GPUS_PER_NODE = 2
+START_S = 60
+
+CONFIGURATION = """
+ClusterName=vitkd
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/none
+CredType=cred/none
+AuthInfo=cred_expire=5
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+SlurmctldPort={port}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+StateSaveLocation={folder}/state
+SlurmdPidFile={folder}/%n.pid
+SlurmdLogFile={folder}/%n.log
+SlurmdSpoolDir={folder}/spool/%n
+SlurmdParameters=config_overrides
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+GresTypes=gpu
+ReturnToService=2
+KillWait=30
+SlurmdTimeout=15
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=100000
+"""
+"""cred_expire and the scheduler's intervals bring a requeued job back after 7 s instead of 120."""
+
+
+def why_not() -> str:
+    """Why no cluster can run here, "" if one can."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        return f"NO SLURM, NOT TESTED: found no {', '.join(missing)}; as root, `sh .ci/test_programs` installs them"
+    if os.geteuid() != 0:
+        return "SLURM NOT TESTED: a Slurm without munge needs root"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        return "SLURM NOT TESTED: `unshare --mount` is not permitted here"
+    return ""
+
+
+class Cluster:
+    """Nodes node1, node2, ... of one Slurm. `stop` must be called in every case.
+
+    Args:
+        folder: an empty one.
+        num_nodes: virtual nodes, with 32 CPUs and two GPUs each by their own account.
+    """
+
+    def __init__(self, folder: Path, num_nodes: int) -> None:
+        self.folder = folder
+        self.nodes = {f"node{i + 1}": free_port() for i in range(num_nodes)}
+        self.daemons: dict[str, subprocess.Popen] = {}
+        self.scratch = folder / "scratch"
+        """Each node sees its own disk here; outside, it is `disk(node)`."""
+        self.environ = {key: text for key, text in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
+        self.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "DS_ACCELERATOR": "cpu"}
+        self.environ |= {"OMP_NUM_THREADS": "1"}
+        self.environ.pop("RANK", None)
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes are idle."""
+        for name in ("state", "scratch", "gpus", *(f"spool/{node}" for node in self.nodes)):
+            (self.folder / name).mkdir(parents=True)
+        self._configure()
+        self._daemon("slurmctld", "slurmctld", "-D", "-f", self.folder / "slurm.conf")
+        for node in self.nodes:
+            self.start_node(node)
+        try:
+            self.until(lambda: self.states() == {"idle"}, "all nodes are idle", START_S)
+        except AssertionError as error:
+            logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.folder.glob("*.log"))
+            raise AssertionError(f"{error}\n{logs}") from None
+
+    def _configure(self) -> None:
+        host = socket.gethostname().split(".")[0]
+        lines = [CONFIGURATION.format(host=host, port=free_port(), folder=self.folder)]
+        gres = ["AutoDetect=off"]
+        for node, port in self.nodes.items():
+            self.disk(node).mkdir()
+            address = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+            lines.append(f"NodeName={node} {address} CPUs=32 RealMemory=8000 Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN")
+            for i in range(GPUS_PER_NODE):
+                gpu = self.folder / "gpus" / f"{node}_{i}"
+                self.call("mknod", gpu, "c", "1", "3")
+                gres.append(f"NodeName={node} Name=gpu File={gpu}")
+        lines.append("PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30")
+        lines.append("PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF")
+        (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+        (self.folder / "gres.conf").write_text("\n".join(gres) + "\n")
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+
+    def disk(self, node: str) -> Path:
+        """Where the node's own disk is seen from outside."""
+        return self.folder / f"disk_{node}"
+
+    def start_node(self, node: str) -> None:
+        """Start its slurmd."""
+        script = 'mount --bind "$1" "$2" && exec slurmd -D -f "$3" -N "$4"'
+        words = [self.disk(node), self.scratch, self.folder / "slurm.conf", node]
+        self._daemon(node, "unshare", "--mount", "sh", "-c", script, "sh", *words)
+
+    def kill_node(self, node: str, *, is_power_lost: bool) -> None:
+        """SIGKILL its slurmd, and with `is_power_lost` all that runs on it; else that lives on for now."""
+        on_node = self._on_node(node)
+        self.daemons[node].kill()
+        self.daemons[node].wait()
+        for pid in on_node if is_power_lost else ():
+            kill(pid)
+
+    def _on_node(self, node: str) -> list[int]:
+        """Processes that see the node's disk: slurmd and all below it."""
+        disk = _mounts(self.daemons[node].pid)
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _mounts(pid) == disk]
+
+    def _daemon(self, name: str, *command: object) -> None:
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.daemons[name] = subprocess.Popen(list(map(str, command)), env=self.environ, cwd="/", **quiet)
+
+    def stop(self) -> None:
+        """End every process of this cluster: those whose environment or command names its folder, or that see a disk
+        of it."""
+        subprocess.run(["scancel", "--user=root"], env=self.environ, capture_output=True, timeout=30)
+        deadline = time.monotonic() + 10
+        while self.processes("train.py") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for _ in range(50):
+            left = self.processes()
+            for pid in left:
+                kill(pid)
+            if not left:
+                break
+            time.sleep(0.1)
+        assert not left, f"processes of the test's Slurm are left: {left}"
+        for daemon in self.daemons.values():
+            daemon.wait()
+
+    def processes(self, word: str = "") -> dict[int, str]:
+        """Processes of this cluster, its jobs' included, whose command line holds `word`."""
+        mark, disks = bytes(self.folder), {_mounts(daemon.pid) for daemon in self.daemons.values()} - {_mounts("self")}
+        found = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                command = Path("/proc", pid, "cmdline").read_bytes()
+                if mark in command + Path("/proc", pid, "environ").read_bytes() or _mounts(pid) in disks - {None}:
+                    found[int(pid)] = command.replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                pass  # it has ended meanwhile, or is not ours to read
+        return {pid: command for pid, command in found.items() if command and word in command and pid != os.getpid()}
+
+    def call(self, *command: object, check: bool = True) -> str:
+        """Run a command in this cluster's environment, from the checkout; returns its output."""
+        words = list(map(str, command))
+        done = subprocess.run(words, env=self.environ, cwd=ROOT, text=True, capture_output=True, timeout=240)
+        assert not check or done.returncode == 0, f"{words}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        return done.stdout
+
+    def states(self) -> set[str]:
+        """States of the nodes."""
+        return set(self.call("sinfo", "-h", "-N", "-o", "%t", check=False).split())
+
+    def submit(self, *command: object) -> str:
+        """`sbatch COMMAND`; returns the job's id. Its log is `log(id)`."""
+        return self.call("sbatch", "--parsable", f"--output={self.folder}/job-%j.log", *command).strip()
+
+    def log(self, job: str) -> str:
+        """What the job has written so far, over all its starts."""
+        path = self.folder / f"job-{job}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def job(self, job: str) -> dict[str, str]:
+        """What Slurm says of a job: JobState, Restarts, ExitCode, ..."""
+        words = self.call("scontrol", "show", "job", "-o", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float, job: str = "") -> float:
+        """Poll until `condition()` holds; returns the seconds it took. Fails with the job's log."""
+        start = time.monotonic()
+        while not condition():
+            if time.monotonic() - start > timeout_s:
+                told = f"\n{self.job(job)}\n{self.log(job)[-6000:]}" if job else ""
+                raise AssertionError(f"not within {timeout_s} s: {what}{told}")
+            time.sleep(0.1)
+        return time.monotonic() - start
+
+    def until_state(self, job: str, *states: str, timeout_s: float = 240) -> float:
+        """Wait until the job is in one of the states."""
+        return self.until(lambda: self.job(job)["JobState"] in states, f"{job} is {states}", timeout_s, job)
+
+    def until_logged(self, job: str, text: str, times: int = 1, timeout_s: float = 240) -> float:
+        """Wait until the job has written `text` so many times."""
+        return self.until(lambda: self.log(job).count(text) >= times, f"{text!r} in the log", timeout_s, job)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, unless it has ended."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _mounts(pid: object) -> int | None:
+    """The number of a process's mount namespace, None if it has ended."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino
+    except OSError:
+        return None

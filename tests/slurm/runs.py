@@ -1,0 +1,46 @@
+"""A run that has all that must survive an interruption, on two nodes of two ranks, and how it is compared."""
+
+import json
+from pathlib import Path
+
+from tests.slurm.cluster import Cluster
+
+TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2"]
+OPTIONS = [
+    "--recipe=demo", "--debug", "--max_steps=60", "--global_batch_size=8", "--micro_batch_size_per_gpu=1",
+    "--checkpoint.every_steps=10", "--optim.ema_decay=0.9", "--student.drop_path_rate=0.2",
+    "--augment.mixup_alpha=0.8", "--losses.nkd.schedule=cosine",
+]  # fmt: skip
+
+
+def submit(cluster: Cluster, workdir: Path, *options: str, flags: tuple = (), **environ: str) -> str:
+    """Submit the run with the shipped script; `environ` goes with the job. Returns its id."""
+    exports = [f"--export={','.join(['ALL', *(f'{name}={text}' for name, text in environ.items())])}"]
+    command = ["slurm/vitkd_tiny.sh", *OPTIONS, f"--workdir={workdir}", *options]
+    return cluster.submit(*TWO_BY_TWO, *exports, *flags, *command)
+
+
+def steps_done(workdir: Path) -> int:
+    """The last update in the log of the run, 0 before there is one."""
+    log = workdir / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+def until_step(cluster: Cluster, job: str, workdir: Path, step: int) -> None:
+    """Wait until the run has made so many updates; they do not all remain to be made after that."""
+    cluster.until(lambda: steps_done(workdir) >= step, f"step {step}", 240, job)
+    assert steps_done(workdir) < 55, "too fast for this test: let it make more steps"
+
+
+def until_finished(cluster: Cluster, job: str, workdir: Path) -> None:
+    """Wait for the job's end; its run must be finished."""
+    cluster.until_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", timeout_s=400)
+    assert cluster.job(job)["JobState"] == "COMPLETED" and (workdir / "done").exists(), cluster.log(job)[-6000:]
+
+
+def assert_same(workdir: Path, whole: Path) -> None:
+    """The two runs made the same student, bit for bit, and logged each step once."""
+    assert (workdir / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "total" in line] == list(range(1, 61))

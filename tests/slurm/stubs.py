@@ -1,0 +1,117 @@
+"""Stand-ins for srun, scontrol and the ranks' Python, so that one job script can be looked at without a cluster."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+# Runs what it is given once, as if on one node, and notes its own words.
+SRUN = """#!{python}
+import json, os, sys
+words = sys.argv[1:]
+flags = [words.pop(0) for _ in words[:] if words and words[0].startswith("--")]
+with open(os.environ["STUB_NOTES"], "a") as notes:
+    notes.write(json.dumps({{"srun": flags, "command": words}}) + "\\n")
+os.execvp(words[0], words)
+"""
+
+SCONTROL = """#!/bin/sh
+case "$1 $2" in
+"show hostnames") echo n1; echo n2 ;;
+"show node") echo "NodeName=$3 NodeAddr=10.0.0.1 Port=6818" ;;
+"show job") echo "JobId=$3 JobState=$STUB_STATE Reason=None" ;;
+requeue*) echo '{"requeue": "'$2'"}' >>"$STUB_NOTES"; [ -z "$STUB_REFUSES" ] ;;
+esac
+"""
+
+# train.py and the doctor are played, and what the options ask for is known, except where a test wants it asked.
+PYTHON = """#!/bin/bash
+if [ "$2" = slurm/describe_run.py ]; then
+  [ -z "$STUB_DESCRIPTION" ] && exec {python} "$@"
+  echo "$STUB_DESCRIPTION" && exit
+fi
+{python} -c 'import json, os, sys
+names = ("MASTER_ADDR", "MASTER_PORT", "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK", "RANK")
+print(json.dumps({{"python": sys.argv[2:], "environ": {{n: os.environ.get(n) for n in names}}}}))' "$@" >>"$STUB_NOTES"
+case "$*" in *doctor*) exit "$STUB_DOCTOR" ;; esac
+mkdir -p "$STUB_WORKDIR/checkpoints"
+[ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >"$STUB_WORKDIR/checkpoints/latest"
+[ -z "$STUB_DONE" ] || touch "$STUB_WORKDIR/done"
+exit "$STUB_CODE"
+"""
+
+
+@dataclass
+class Ended:
+    """What a job script did."""
+
+    code: int
+    log: str
+    notes: list[dict] = field(default_factory=list)
+
+    def of(self, kind: str) -> list:
+        """All notes of one kind: srun, requeue or python."""
+        return [note for note in self.notes if kind in note]
+
+    @property
+    def train(self) -> list[str] | None:
+        """train.py's options, None if it was not started."""
+        calls = [note["python"][1:] for note in self.of("python") if note["python"][0] == "train.py"]
+        return calls[-1] if calls else None
+
+    @property
+    def is_requeued(self) -> bool:
+        """Whether the script asked Slurm for another start."""
+        return bool(self.of("requeue"))
+
+
+def run_script(
+    folder: Path, *options: object, script: str = "vitkd_tiny.sh", checkout: Path = ROOT, done: bool = False,
+    code: int = 0, checkpoint: str = "", state: str = "RUNNING", doctor: int = 0, asks: bool = False, **environ: str,
+) -> Ended:  # fmt: skip
+    """Run slurm/SCRIPT with stubs, as the start of job 7.
+
+    Args:
+        folder: for the stubs and, as `folder/run`, the run folder.
+        options: train.py's, after --workdir=folder/run.
+        script: the file's name.
+        checkout: where it is run.
+        done: whether the ranks finish the run.
+        code: what the ranks exit with.
+        checkpoint: the name of one that they save.
+        state: what Slurm says of the job.
+        doctor: what `vitkd-ds doctor` exits with.
+        asks: whether the real slurm/describe_run.py says what the options ask for, which takes two seconds.
+        environ: more variables; an empty one is taken away.
+    """
+    binaries, workdir, notes = folder / "bin", folder / "run", folder / "notes"
+    binaries.mkdir(exist_ok=True)
+    for name, text in (("srun", SRUN), ("python-stub", PYTHON)):
+        (binaries / name).write_text(text.format(python=sys.executable))
+    (binaries / "scontrol").write_text(SCONTROL)
+    for path in binaries.iterdir():
+        path.chmod(0o755)
+    notes.write_text("")
+    env = os.environ | {
+        "PATH": f"{binaries}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "3", "PYTHON": str(binaries / "python-stub"),
+        "STUB_NOTES": str(notes), "STUB_STATE": state, "STUB_CODE": str(code), "STUB_CHECKPOINT": checkpoint,
+        "STUB_WORKDIR": str(workdir), "STUB_DONE": "1" if done else "", "STUB_DOCTOR": str(doctor), "STUB_REFUSES": "",
+        "STUB_DESCRIPTION": "" if asks else _description(workdir, options),
+    } | environ  # fmt: skip
+    env = {name: text for name, text in env.items() if text or name.startswith("STUB")}
+    command = ["bash", f"slurm/{script}", f"--workdir={workdir}", *map(str, options)]
+    ended = subprocess.run(
+        command, cwd=checkout, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+    )
+    return Ended(ended.returncode, ended.stdout, [json.loads(line) for line in notes.read_text().splitlines()])
+
+
+def _description(workdir: Path, options: tuple) -> str:
+    values = {"workdir": workdir, "resume": "auto", "data.train": "demo", "data.val": "demo"}
+    values |= {key: text for key, _, text in (str(word).removeprefix("--").partition("=") for word in options) if text}
+    return "\n".join(f"{key}={text}" for key, text in values.items())

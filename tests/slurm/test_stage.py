@@ -1,0 +1,109 @@
+"""slurm/stage.sh: a copy is whole or not there, and a node that cannot make one says why."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.slurm.stubs import run_script
+
+SPACES = "a folder with spaces"
+
+
+@pytest.fixture
+def beton(tmp_path):
+    """A file of the shared file system with its side file."""
+    path = tmp_path / SPACES / "train.beton"
+    path.parent.mkdir()
+    path.write_bytes(bytes(range(256)) * 1000)
+    path.with_name("train.beton.json").write_text('{"classes": []}')
+    return path
+
+
+def stage(beton, copy, check=True, **environ):
+    done = subprocess.run(
+        ["bash", ROOT / "slurm" / "stage.sh", beton, copy], text=True, capture_output=True, timeout=60,
+        env={"PATH": "/usr/bin:/bin", "SLURMD_NODENAME": "n1"} | environ,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_copy_has_its_side_file_and_is_made_once(beton, tmp_path):
+    copy = tmp_path / "scratch" / "deep" / "train.beton"
+    first = stage(beton, copy)
+    assert copy.read_bytes() == beton.read_bytes() and "copied to" in first.stderr
+    assert copy.with_name("train.beton.json").read_text() == '{"classes": []}'
+    made = copy.stat().st_mtime_ns
+    again = stage(beton, copy)
+    assert again.stdout == first.stdout and "is there already" in again.stderr and copy.stat().st_mtime_ns == made
+    assert not list(copy.parent.glob("*.part"))
+
+
+def test_a_damaged_copy_and_one_of_an_older_file_are_made_anew(beton, tmp_path):
+    copy = tmp_path / "train.beton"
+    stage(beton, copy)
+    content = bytearray(beton.read_bytes())
+    for damage in (lambda: copy.write_bytes(content[:-1]), lambda: copy.write_bytes(content[:-1] + b"x"),
+                   copy.unlink, lambda: copy.with_name("train.beton.receipt").write_text("")):  # fmt: skip
+        damage()
+        assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == beton.read_bytes()
+    beton.write_bytes(content[::-1])
+    assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == content[::-1]
+
+
+def test_jobs_that_start_together_on_a_node_make_one_copy(beton, tmp_path):
+    command = ["bash", ROOT / "slurm" / "stage.sh", beton, tmp_path / "train.beton"]
+    jobs = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    told = [job.communicate(timeout=60)[1] for job in jobs]
+    assert sorted("copied to" in text for text in told) == [False, False, False, True]
+
+
+def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path):
+    beton = tmp_path / "huge.beton"
+    with beton.open("wb") as file:
+        file.truncate(2**43)  # a hole: 8 TiB that take no space
+    done = stage(beton, tmp_path / "scratch" / "huge.beton", check=False)
+    assert done.returncode == 1 and f"must have {2**43 + 2**30} bytes free for {beton}, found" in done.stderr
+    assert not list((tmp_path / "scratch").glob("huge.beton*[!k]")), "nothing but the lock"
+
+
+def test_a_copy_that_came_out_wrong_is_not_published(beton, tmp_path):
+    (tmp_path / "bin").mkdir()
+    tee = tmp_path / "bin" / "tee"
+    copy = tmp_path / "train.beton"
+    for text, message in (
+        ('/usr/bin/tee "$1"; printf x | dd of="$1" seek=9 bs=1 conv=notrunc status=none', "another size or checksum"),
+        ('head -c 100 >"$1"; exit 1', "could not be written"),
+    ):
+        tee.write_text(f"#!/bin/sh\n{text}\n")
+        tee.chmod(0o755)
+        done = stage(beton, copy, check=False, PATH=f"{tmp_path}/bin:/usr/bin:/bin")
+        assert done.returncode == 1 and message in done.stderr
+        assert not copy.exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_the_ranks_get_the_copies_when_every_node_has_them(beton, tmp_path):
+    options = ["--recipe=demo", "--debug", f"--data.train={beton}"]
+    ended = run_script(tmp_path, *options, done=True, STAGE_DIR=str(tmp_path / "scratch"))
+    assert ended.code == 0, ended.log
+    assert ended.train[-2:] == [f"--data.train={beton}", ended.train[-1]], "the later one wins"
+    copy = ended.train[-1].removeprefix("--data.train=")
+    assert copy.startswith(f"{tmp_path}/scratch/vitkd_ds-") and copy.endswith("/train.beton")
+    assert Path(copy).read_bytes() == beton.read_bytes() and "staged on every node" in ended.log
+    flags = ended.of("srun")[1]["srun"]
+    assert flags[:3] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"], "once per node"
+
+
+def test_the_ranks_read_the_shared_files_and_the_log_says_so_when_a_node_cannot_copy(beton, tmp_path):
+    options = ["--recipe=demo", "--debug", f"--data.train={beton}"]
+    for unwritable in ("/proc/scratch", str(beton)):
+        ended = run_script(tmp_path, *options, STAGE_DIR=unwritable, checkpoint="step1", SLURMD_NODENAME="n2")
+        assert ended.train[-1] == f"--data.train={beton}"
+        assert "WARNING: n2 cannot stage" in ended.log and "WARNING: NOT STAGED" in ended.log
+
+
+def test_what_is_no_file_is_not_staged(tmp_path):
+    ended = run_script(tmp_path, "--recipe=demo", "--debug", done=True, STAGE_DIR="/proc/scratch")
+    assert ended.train[-1] == "--debug" and "STAGED" not in ended.log
