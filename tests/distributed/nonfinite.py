@@ -6,17 +6,17 @@ from vitkd_ds import dist, loop
 from vitkd_ds.cli import parse_run
 
 run = parse_run((), {"recipe": "demo_plain", "debug": "true", "workdir": sys.argv[1], "checkpoint.every_steps": "2"})
-mixed = loop.mixed
+mix_step = loop.mix_step
 
 
-def poisoned(job, images_BCHW, labels_B, *, step, micro):
-    images_BCHW, targets_BK = mixed(job, images_BCHW, labels_B, step=step, micro=micro)
+def poisoned(*args, step, place):
+    images_BCHW, targets_BK = mix_step(*args, step=step, place=place)
     if step == 2 and dist.rank() == 1:
         targets_BK = targets_BK * float("nan")
     return images_BCHW, targets_BK
 
 
-loop.mixed = poisoned
+loop.mix_step = poisoned
 try:
     loop.train(run)
 except loop.NonFiniteError as error:
