@@ -92,6 +92,17 @@ def test_returned_micro_batches_are_copies(train):
     assert len({images.data_ptr() for images, _ in kept}) == len(kept)
 
 
+def test_memory_is_used_again_when_nothing_of_a_micro_batch_is_held(train):
+    addresses, corner = [], None
+    for images, _ in train.epoch(0):
+        addresses.append(images.data_ptr())
+        if corner is None:
+            corner, copy = images[:, :, :2], images[:, :, :2].clone()
+        del images
+    assert len(set(addresses)) < len(addresses) and addresses.count(addresses[0]) == 1
+    assert torch.equal(corner, copy)
+
+
 def rows_of(loader, epoch=0):
     """The crop rows of an epoch."""
     samples, operation = loader._train_order(epoch), loader._images.operation

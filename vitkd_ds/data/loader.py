@@ -29,6 +29,7 @@ from vitkd_ds.data.order import (
     steps_per_epoch,
     val_shard,
 )
+from vitkd_ds.data.recycled import RecycledMemory
 
 CPU = torch.device("cpu")
 
@@ -102,6 +103,7 @@ class Loader:
         self.fingerprint = images.fingerprint()
         self._bad_images = BadImages(images, on_bad=data.on_bad, is_train=self._is_train)
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
+        self._memory = RecycledMemory()
         self._state = {"epoch": 0, "images": 0}
         check_rank(shard.rank, shard.world_size)
         num_images = len(images.labels)
@@ -245,9 +247,9 @@ class Loader:
                     copied.synchronize()
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
-        view = torch.from_numpy(values)
-        # FFCV pins its ring where there is a GPU.
-        return view.clone() if self._device.type == "cpu" else view.to(self._device, non_blocking=True)
+        if self._device.type == "cpu":
+            return self._memory.copy(values)
+        return torch.from_numpy(values).to(self._device, non_blocking=True)  # FFCV pins its ring where there is a GPU
 
     def _augmented(self, images_BCHW: torch.Tensor, samples: np.ndarray) -> torch.Tensor:
         if self._augmenter.is_identity:
