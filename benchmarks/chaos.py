@@ -107,6 +107,8 @@ def kill_one(processes, workdir, start_s, step_s, draw):
         # A start rewrites the log without the steps that it repeats.
         if not is_begun and log_file(workdir) != before and last_step(workdir) > latest_step(workdir):
             is_begun, moment_s = True, time.monotonic() + draw.uniform(0, STEPS_PER_KILL * step_s)
+        if kind == "starting" and log_file(workdir) != before:
+            break
         if is_begun and time.monotonic() > moment_s and (kind != "saving" or unpublished(workdir) - left_behind):
             break
         time.sleep(0.0005 if is_begun and kind == "saving" else 0.02)
