@@ -50,7 +50,7 @@ def test_commands_in_the_readme_are_accepted(words):
     else:
         assert words[0] == "vitkd-ds" or words[0] == "python", words
         if words[0] == "vitkd-ds":
-            assert words[1] in ("pack", "eval", "export", "train")
+            assert words[1] in ("pack", "eval", "export", "train", "plan")
         else:
             assert (ROOT / words[1]).exists()
 

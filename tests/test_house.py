@@ -16,11 +16,12 @@ EVERYTHING = [*SOURCES, ROOT / "train.py", ROOT / "setup.py", *sorted((ROOT / "t
 
 ROWS = [
     "terms dist features normalization overrides losses weights ds_config optimizer report",
-    "config",
+    "config clipping shapes hardware measured",
     "models schedule metrics data",
     "engine teacher checkpoint evaluate distiller data.loader",
-    "job exported",
-    "loop recipes",
+    "job exported plan",
+    "loop recipes plan_inputs",
+    "plan_text",
     "cli",
 ]
 """Bottom to top; a name stands for its folder too, and the longest one counts. Imports go down, or stay in a folder."""

@@ -25,7 +25,7 @@ def train_main() -> None:
 
 def main() -> None:
     """`vitkd-ds`: the console script."""
-    _run({"train": train, "pack": pack, "eval": evaluate, "export": export})
+    _run({"train": train, "pack": pack, "eval": evaluate, "export": export, "plan": plan})
 
 
 def _run(component: Any) -> None:
@@ -122,6 +122,25 @@ def export(*words: str, **flags: str) -> None:
     from vitkd_ds.exported import export_student
 
     print(export_student(source, destination, **values))
+
+
+@SetParseFn(str)
+def plan(*words: str, **flags: str) -> None:
+    """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
+
+    Usage: plan --recipe NAME [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node and
+    KEY is any field of the run, such as teacher.placement or micro_batch_size_per_gpu.
+    """
+    _refuse_words(words)
+    own = {key: convert(flags.pop(key), int, key) for key in ("nodes", "gpus") if key in flags}
+    hardware = flags.pop("hardware", "h100")
+    if "recipe" not in flags:
+        raise ValueError("plan needs --recipe, found none: name an ImageNet recipe")
+    from vitkd_ds.plan_text import plan_text
+    from vitkd_ds.recipes import build_run
+
+    run = apply_overrides(build_run(flags.pop("recipe")), flags)
+    print(plan_text(run, **({"nodes": 1, "gpus": 8} | own), hardware=hardware))
 
 
 def _plain_flags(flags: dict[str, str], types: dict[str, Any]) -> dict[str, Any]:
