@@ -1,11 +1,14 @@
 """DeepSpeed files: found, completed, refused; and the rank variables of each launcher."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from vitkd_ds.dist import local_world_size, set_rank_variables
-from vitkd_ds.ds_config import find_ds_config, load_ds_config
+from vitkd_ds.ds_config import computes_norm, find_ds_config, load_ds_config, resolve_auto
+from vitkd_ds.engine import student_ds_config
+from vitkd_ds.recipes import build_run
 
 OWNED = {"train_batch_size": 128, "gradient_clipping": 5.0}
 
@@ -106,3 +109,44 @@ def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so():
     assert [local_world_size(tasks | {"SLURM_NODEID": node}) for node in "012"] == [4, 4, 3]
     assert local_world_size({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0", "WORLD_SIZE": "1"}) == 1
     assert local_world_size({"WORLD_SIZE": "3"}) == 3
+
+
+BF16 = {"bf16": {"enabled": True, "check_grad_overflow": False}, "data_types": {"grad_accum_dtype": "fp32"}}
+
+
+def test_the_norm_is_left_to_us_only_where_that_is_safe():
+    assert computes_norm({"zero_optimization": {"stage": 2}})
+    assert not computes_norm(BF16 | {"zero_optimization": {"compute_grad_norm": False}})
+    assert not computes_norm({"zero_optimization": {"compute_grad_norm": False}})
+    with pytest.raises(ValueError, match="DeepSpeed would apply updates that are inf or nan, so set both or neither"):
+        computes_norm(BF16 | {"zero_optimization": {"stage": 2}})
+    with pytest.raises(ValueError, match='"grad_accum_dtype": "fp32" with "compute_grad_norm": false, found None'):
+        computes_norm({"bf16": {"enabled": True}, "zero_optimization": {"compute_grad_norm": False}})
+
+
+@pytest.mark.parametrize("world_size, expected", [(1, (False, False, 2**62)), (2, (True, True, 0))])
+def test_auto_follows_the_number_of_ranks(world_size, expected):
+    keys = ("overlap_comm", "contiguous_gradients", "stage3_param_persistence_threshold")
+    config = {"zero_optimization": {"stage": 2, **dict.fromkeys(keys, "auto")}}
+    resolve_auto(config, world_size=world_size)
+    assert tuple(config["zero_optimization"][key] for key in keys) == expected
+    config = {"zero_optimization": {"overlap_comm": True}}
+    resolve_auto(config, world_size=world_size)
+    assert config == {"zero_optimization": {"overlap_comm": True}}
+
+
+def test_auto_elsewhere_is_refused():
+    with pytest.raises(ValueError, match='must give a value for "stage", found "auto"'):
+        resolve_auto({"zero_optimization": {"stage": "auto"}}, world_size=1)
+
+
+def test_the_recipe_clips_also_where_deepspeed_does_not(tmp_path):
+    run = build_run("demo")
+    path = write(tmp_path, {"gradient_clipping": 4.0, "zero_optimization": {"stage": 2, "compute_grad_norm": False}})
+    with pytest.raises(ValueError, match='sets "gradient_clipping" to 4.0, the recipe to 5.0'):
+        student_ds_config(replace(run, ds_config=path), micro_batch_size=8, accumulation_steps=1)
+    config = student_ds_config(run, micro_batch_size=8, accumulation_steps=1)
+    assert config["gradient_clipping"] == 0 and run.optim.clip_grad_norm == 5
+    own = write(tmp_path, {"gradient_clipping": "auto", "zero_optimization": {"stage": 2}})
+    config = student_ds_config(replace(run, ds_config=own), micro_batch_size=8, accumulation_steps=1)
+    assert config["gradient_clipping"] == 5

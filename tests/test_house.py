@@ -18,12 +18,13 @@ ROWS = [
     "signals",
     "terms dist features normalization overrides losses weights ds_config optimizer report manifest run_lock watchdog "
     "shards",
-    "config",
+    "config clipping shapes hardware measured",
     "models schedule metrics data",
     "engine teacher checkpoint evaluate distiller data.loader",
-    "job exported show saver",
+    "job exported show saver plan",
     "run_folder",
-    "loop recipes doctor",
+    "loop recipes doctor plan_inputs",
+    "plan_text",
     "cli",
 ]
 """Bottom to top; a name stands for its folder too, and the longest one counts. Imports go down, or stay in a folder."""

@@ -1,5 +1,7 @@
 """Models are built as configured, whatever format their weights come in, and a bad fit is an error naming the key."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -252,3 +254,9 @@ def test_each_model_has_the_normalisation_of_its_timm_configuration():
     deit, registers = source_model("deit"), source_model("registers")
     assert normalization_of(deit) == Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     assert normalization_of(registers) == Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def test_activation_checkpointing_is_set_where_asked_for():
+    config = StudentConfig(model="deit_tiny_patch16_224", model_args=SMALL)
+    assert not build_student(config, DATA).grad_checkpointing
+    assert build_student(dataclasses.replace(config, checkpoint_activations=True), DATA).grad_checkpointing

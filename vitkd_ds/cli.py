@@ -178,6 +178,25 @@ def doctor(*words: str, **flags: str) -> None:
     sys.exit(1)
 
 
+@SetParseFn(str)
+def plan(*words: str, **flags: str) -> None:
+    """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
+
+    Usage: plan --recipe NAME [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node and
+    KEY is any field of the run, such as teacher.placement or micro_batch_size_per_gpu.
+    """
+    _refuse_words(words)
+    own = {key: convert(flags.pop(key), int, key) for key in ("nodes", "gpus") if key in flags}
+    hardware = flags.pop("hardware", "h100")
+    if "recipe" not in flags:
+        raise ValueError("plan needs --recipe, found none: name an ImageNet recipe")
+    from vitkd_ds.plan_text import plan_text
+    from vitkd_ds.recipes import build_run
+
+    run = apply_overrides(build_run(flags.pop("recipe")), flags)
+    print(plan_text(run, **({"nodes": 1, "gpus": 8} | own), hardware=hardware))
+
+
 def _plain_flags(flags: dict[str, str], types: dict[str, Any]) -> dict[str, Any]:
     for key in flags:
         if key not in types:
@@ -196,5 +215,13 @@ def _refuse_words(words: tuple[str, ...]) -> None:
         raise ValueError(f"every argument must be a --flag, found {words[0]!r}: put -- before its name")
 
 
-COMMANDS = {"train": train, "pack": pack, "show": show, "eval": evaluate, "export": export, "doctor": doctor}
+COMMANDS = {
+    "train": train,
+    "pack": pack,
+    "show": show,
+    "eval": evaluate,
+    "export": export,
+    "plan": plan,
+    "doctor": doctor,
+}
 """Of the console script."""

@@ -30,6 +30,8 @@ class StudentConfig:
     init: str = ""
     """Weights to start from: a local file, "hub" for timm's pretrained weights, "" for random initialisation."""
     drop_path_rate: float = 0.0
+    checkpoint_activations: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, slower."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_path_rate < 1, "student.drop_path_rate", self.drop_path_rate, "be in [0, 1)")

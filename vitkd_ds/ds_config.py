@@ -25,6 +25,13 @@ FORBIDDEN = {
 }
 """Sections that must not stand in a file, and what to use instead."""
 
+BY_WORLD_SIZE = {
+    "overlap_comm": (False, True),
+    "contiguous_gradients": (False, True),
+    "stage3_param_persistence_threshold": (2**62, 0),
+}
+"""What "auto" means in zero_optimization: on one rank, and on more."""
+
 TEACHER_FILES = {
     "shard": "teacher_zero3.json",
     "replica": "teacher_zero3.json",  # its precision alone
@@ -98,3 +105,43 @@ def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
 def stage(config: dict[str, Any]) -> int:
     """The ZeRO stage of this configuration."""
     return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def computes_norm(config: dict[str, Any]) -> bool:
+    """Whether DeepSpeed computes the norm of the student's gradient and clips it; else `vitkd_ds.clipping` does.
+
+    Raises:
+        ValueError: a combination under which an update that is inf or nan would be applied, or a bf16 gradient scaled.
+    """
+    computes = config.get("zero_optimization", {}).get("compute_grad_norm", True)
+    scans = config.get("bf16", {}).get("check_grad_overflow", True)
+    if computes and is_bf16(config) and not scans:
+        raise ValueError(
+            'ds_config must set zero_optimization "compute_grad_norm": false where it sets bf16 "check_grad_overflow": '
+            "false, found only the second: DeepSpeed would apply updates that are inf or nan, so set both or neither"
+        )
+    accumulates = config.get("data_types", {}).get("grad_accum_dtype")
+    if not computes and is_bf16(config) and accumulates != "fp32":
+        raise ValueError(
+            'ds_config must set data_types "grad_accum_dtype": "fp32" with "compute_grad_norm": false, found '
+            f"{accumulates!r}: clipping would round the bf16 gradient a second time"
+        )
+    return computes
+
+
+def resolve_auto(config: dict[str, Any], *, world_size: int) -> None:
+    """Replace, in place, the "auto" of what depends on the number of ranks; `ds_configs/README.md` says why.
+
+    Raises:
+        ValueError: "auto" at a key of zero_optimization that has no such rule.
+    """
+    zero = config.get("zero_optimization", {})
+    for key, value in zero.items():
+        if value == "auto" and key not in BY_WORLD_SIZE:
+            raise ValueError(
+                f'zero_optimization must give a value for "{key}", found "auto", which only '
+                f"{', '.join(BY_WORLD_SIZE)} may have: write a value in the DeepSpeed file"
+            )
+        if value == "auto":
+            alone, together = BY_WORLD_SIZE[key]
+            zero[key] = alone if world_size == 1 else together

@@ -22,8 +22,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch import Tensor, nn
 
 from vitkd_ds import dist
+from vitkd_ds.clipping import clip_gradients
 from vitkd_ds.config import Run
-from vitkd_ds.ds_config import is_bf16, layout, load_ds_config, stage
+from vitkd_ds.ds_config import computes_norm, is_bf16, layout, load_ds_config, resolve_auto, stage
 from vitkd_ds.optimizer import AdamWithEMA
 from vitkd_ds.shards import Collector
 
@@ -72,6 +73,9 @@ def student_ds_config(
     config = load_ds_config(run.ds_config, owned)
     if stage(config) not in (1, 2):
         raise ValueError(f"{run.ds_config} must have ZeRO stage 1 or 2 for the student, found {stage(config)}")
+    if not computes_norm(config):
+        config["gradient_clipping"] = 0.0  # StudentEngine clips, to the recipe's norm
+    resolve_auto(config, world_size=dist.world_size())
     # AdamWithEMA is torch.optim.AdamW to DeepSpeed, but its list of tested optimizers goes by the exact class.
     config = {"steps_per_print": None} | config | {"zero_allow_untested_optimizer": True}
     if saved_layout not in (None, layout(config, dist.world_size())):
@@ -116,6 +120,8 @@ class StudentEngine:
             self.engine.compile()
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         """What the student computes in."""
+        self._max_norm = None if computes_norm(ds_config) else run.optim.clip_grad_norm
+        self._norm: Tensor | None = None
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         """The distiller's forward, through the engine."""
@@ -132,6 +138,12 @@ class StudentEngine:
             False if the update was left out because a gradient is inf or nan, on all ranks alike; and for a
             micro-batch that does not end an update.
         """
+        if self._max_norm is not None and self.engine.is_gradient_accumulation_boundary():
+            zero = self.engine.optimizer
+            self._norm = clip_gradients(zero.averaged_gradients.values(), self._max_norm)
+            # Waits for the device, once a step. Only a gradient that is not finite (all nan by now) goes through
+            # DeepSpeed's scan, which finds it and leaves the update out.
+            zero.check_grad_overflow = not torch.isfinite(self._norm).item()
         self.engine.step()
         return self.engine.was_step_applied()
 
@@ -142,7 +154,7 @@ class StudentEngine:
 
     def grad_norm(self) -> float:
         """Norm of the whole gradient of the last update, before clipping."""
-        return float(self.engine.get_global_grad_norm())
+        return float(self.engine.get_global_grad_norm() if self._norm is None else self._norm)
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
         """The student's fp32 weights, whole, on the CPU of every rank. Collective.

@@ -171,7 +171,8 @@ def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: i
     run, engine = job.run, job.engine
     engine.set_lr(lr_at(step, job.plan, run.optim, run.global_batch_size))
     weights = {
-        name: torch.tensor(loss_weight_at(step, term.weight, term.schedule, job.plan.total_steps), device=job.device)
+        # full, not tensor: a copy from the host would wait for the device.
+        name: torch.full((), loss_weight_at(step, term.weight, term.schedule, job.plan.total_steps), device=job.device)
         for name, term in run.losses.active().items()
     }
     means: dict[str, Tensor] = {}

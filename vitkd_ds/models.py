@@ -60,6 +60,7 @@ def build_student(config: StudentConfig, data: DataConfig) -> VisionTransformer:
     model = _create(config, data, role="student", pretrained=config.init == "hub", drop_path_rate=config.drop_path_rate)
     if config.init not in ("", "hub"):
         load_weights(model, config.init, key="student.init")
+    model.set_grad_checkpointing(config.checkpoint_activations)
     return model
 
 

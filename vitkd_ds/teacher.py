@@ -12,8 +12,9 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from vitkd_ds import dist
 from vitkd_ds.config import TeacherConfig
-from vitkd_ds.ds_config import TEACHER_FILES, is_bf16, load_ds_config
+from vitkd_ds.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
 from vitkd_ds.features import Features, tap_features
 from vitkd_ds.models import normalization_of
 from vitkd_ds.normalization import Normalization
@@ -44,7 +45,7 @@ class Teacher:
         blocks: tapped blocks.
         device: this rank's device.
         micro_batch_size: images per call.
-        compile: torch.compile its blocks.
+        compile: torch.compile it; block by block where its weights are gathered.
     """
 
     def __init__(
@@ -61,20 +62,25 @@ class Teacher:
         self.placement = config.placement
         file = f"ds_configs/{TEACHER_FILES[config.placement]}"
         ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
+        resolve_auto(ds_config, world_size=dist.world_size())
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         module = FeatureModule(model.requires_grad_(False), blocks)
-        for block in model.blocks if compile else ():
-            # Not the whole: DeepSpeed's hooks gather a block's weights around this forward, and must stay outside.
-            block.forward = torch.compile(block.forward)
         if config.placement == "replica":
             self.module = module.to(device=device, dtype=self.dtype)
+            if compile:
+                self.module.compile()
         else:
+            for block in model.blocks if compile else ():
+                # Not the whole: DeepSpeed's hooks gather a block's weights around this forward, and must stay outside.
+                block.forward = torch.compile(block.forward)
             ds_config["steps_per_print"] = None
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
         self.module.eval()
+        self._parts = tuple(self.module.modules())
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Features:
         """Features of images with values 0..255; they are normalised with the teacher's own mean and std."""
-        self.module.eval()  # somebody may have called train() on a part of it: dropout and drop path would be on
+        if any(part.training for part in self._parts):
+            self.module.eval()  # somebody called train() on a part of it: dropout and drop path would be on
         return self.module(self.normalization.apply(images_BCHW, self.dtype))

@@ -175,6 +175,13 @@ def test_squares_and_sums_of_bf16_features_are_fp32():
     assert found.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
+def test_the_convolutions_get_channels_last_images_without_a_copy():
+    loss, seen = ViTKDLoss(4, 6).double(), []
+    loss.generation[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    call(loss, features((4, 4), 4, 6))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) and seen[0]._base is not None
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

@@ -1,0 +1,77 @@
+"""How many kernels a step launches outside the models' own arithmetic: a count that needs no GPU.
+
+    python benchmarks/kernels.py [--debug] [DS_CONFIG ...]
+
+Counts the ATen calls that compute (views left out) of one backward pass and one update of DeiT-Tiny from DeiT
+III-Small, and of the teacher's forward by placement; a GPU launches at least as many kernels where a call is not fused.
+One rank, micro-batch 2 (the count does not depend on it), nothing compiled; the last total and norm are printed, so
+that settings can be held against each other bit for bit. Each DS_CONFIG is a file of the student's engine; --debug
+takes toy models.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.step_variants import Engines, build_pair, make_micro_batch  # noqa: E402
+from vitkd_ds import dist  # noqa: E402
+from vitkd_ds.engine import start_processes  # noqa: E402
+
+VIEWS = (
+    "alias as_strided detach expand narrow permute reshape select slice split squeeze t transpose unbind unsafe_view "
+    "unsqueeze view _unsafe_view _reshape_alias split_with_sizes _local_scalar_dense is_same_size"
+).split()
+STEPS = 4
+
+
+class Count(TorchDispatchMode):
+    """Counts calls that compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name not in VIEWS:
+            self.calls[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def main() -> None:
+    """Count and print."""
+    debug = "--debug" in sys.argv
+    files = [word for word in sys.argv[1:] if word != "--debug"] or ["ds_configs/zero2.json"]
+    device = start_processes()
+    torch.set_num_threads(1)
+    for file in files:
+        pair = build_pair("tiny", ds_config=file, debug=debug)
+        pair = replace(pair, run=replace(pair.run, compile=False))
+        batch = make_micro_batch(pair, 2, device)
+        engines = Engines(pair, device, 2, "replica", compile=False)
+        for number in range(STEPS):
+            torch.manual_seed(number)
+            total = engines.forward(batch, engines.teach(batch))
+            with Count() as backward:
+                engines.backward(total)
+            with Count() as update:
+                engines.update()
+        counts = f"backward {backward.calls.total()}, update {update.calls.total()}"
+        print(f"{file}: {counts}; last total {total.item()!r}, norm {engines.engine.grad_norm()!r}", flush=True)
+    for placement in ("replica", "shard", "offload"):
+        engines = Engines(pair, device, 2, placement, compile=False)
+        for _ in range(2):
+            with Count() as forward:
+                engines.teach(batch)
+        print(f"teacher, {placement}: {forward.calls.total()}", flush=True)
+    dist.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""One distillation step, timed: an eager loop, a compiled loop, and this project's engines with three placements.
+
+    python benchmarks/step.py [--pairs tiny small base] [--micro_batches 64 128 256] [--json FILE] [--debug]
+
+The whole step counts: both models, ViTKD + NKD + cross-entropy, clipping, AdamW. All variants of a pair and micro-batch
+live in one process and take turns (--repeats rounds of --steps steps), so a card that slows down slows all of them;
+images/s is the median over the rounds, `ratio` the median over the rounds of the ratio to the compiled loop of the same
+round. The parts (ms) come from a further round that waits for the device after each: teacher, forward, backward,
+update; `host` is the time a step takes Python when nothing is waited for. Peak memory is what the variant itself has on
+the card at most; on a CPU it is not measured. --debug runs the same code at toy size: its numbers mean nothing.
+Under a launcher with several ranks only the engines run, and images/s is of all ranks.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.step_variants import (  # noqa: E402
+    VARIANTS,
+    MicroBatch,
+    Pair,
+    Variant,
+    build_pair,
+    build_variant,
+    make_micro_batch,
+)
+from vitkd_ds import dist  # noqa: E402
+from vitkd_ds.engine import start_processes, synchronised_time  # noqa: E402
+from vitkd_ds.hardware import Hardware, hardware_of  # noqa: E402
+
+PARTS = ("teacher", "forward", "backward", "update")
+HEADER = (
+    "pair   mb  variant    images/s      [min, max]       ratio    GiB  TFLOP/s    MFU  "
+    "ms: teacher / forward / backward / update / host"
+)
+ROUNDING = 0.02
+"""First totals of two variants differ by less than this part: bf16 weights against bf16 autocast."""
+
+
+@dataclass
+class Timed:
+    """A variant, and what was seen of it."""
+
+    name: str
+    variant: Variant
+    resting_bytes: int
+    first_total: float
+    images_per_s: list[float] = field(default_factory=list)
+    peak_gib: float | None = None
+    parts_ms: dict[str, float] = field(default_factory=dict)
+
+
+def step(variant: Variant, batch: MicroBatch, mark: Callable[[str], None] = lambda part: None) -> torch.Tensor:
+    """One step; `mark` is called after each part. Returns the total."""
+    features = variant.teach(batch)
+    mark("teacher")
+    total = variant.forward(batch, features)
+    mark("forward")
+    variant.backward(total)
+    mark("backward")
+    variant.update()
+    mark("update")
+    return total
+
+
+def prepare(name: str, pair: Pair, batch: MicroBatch, args: argparse.Namespace, device: torch.device) -> Timed:
+    """Build a variant and warm it up: compilation, optimizer state, the allocator."""
+    before = allocated(device)
+    variant = build_variant(name, pair, device, len(batch.images_BCHW), debug=args.debug)
+    torch.manual_seed(2)  # ViTKD's mask
+    first_total = step(variant, batch).item()
+    for _ in range(args.warmup):
+        step(variant, batch)
+    synchronised_time()
+    return Timed(name, variant, allocated(device) - before, first_total)
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of tensors on the card; 0 on a CPU."""
+    return torch.cuda.memory_allocated() if device.type == "cuda" else 0
+
+
+def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device) -> None:
+    """One turn of a variant."""
+    if device.type == "cuda":
+        others = allocated(device) - timed.resting_bytes
+        torch.cuda.reset_peak_memory_stats()
+    start = synchronised_time()
+    for _ in range(steps):
+        step(timed.variant, batch)
+    seconds = synchronised_time() - start
+    timed.images_per_s.append(steps * len(batch.images_BCHW) * dist.world_size() / seconds)
+    if device.type == "cuda":
+        timed.peak_gib = max(timed.peak_gib or 0, (torch.cuda.max_memory_allocated() - others) / 2**30)
+
+
+def time_parts(timed: Timed, batch: MicroBatch, steps: int) -> None:
+    """Milliseconds of each part, waiting for the device after it, and of the host, waiting for nothing."""
+    spent: dict[str, list[float]] = {part: [] for part in (*PARTS, "host")}
+    for _ in range(steps):
+        last = [synchronised_time()]
+
+        def mark(part: str, last: list[float] = last) -> None:
+            now = synchronised_time()
+            spent[part].append(now - last[0])
+            last[0] = now
+
+        step(timed.variant, batch, mark)
+        start = time.perf_counter()
+        step(timed.variant, batch)
+        spent["host"].append(time.perf_counter() - start)
+    timed.parts_ms = {part: 1e3 * statistics.median(seconds) for part, seconds in spent.items()}
+
+
+def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torch.device) -> list[Timed]:
+    """All variants of one pair and micro-batch, taking turns."""
+    batch = make_micro_batch(pair, micro_batch, device)
+    names = [name for name in args.variants if dist.world_size() == 1 or name not in ("eager", "compiled")]
+    everyone = [prepare(name, pair, batch, args, device) for name in names]
+    for timed in everyone:
+        reference = everyone[0].first_total
+        if abs(timed.first_total - reference) > ROUNDING * abs(reference):
+            raise ValueError(
+                f"all variants must compute the same loss, found {timed.first_total:.4f} from {timed.name} and "
+                f"{reference:.4f} from {everyone[0].name}: a timing of it would mean nothing"
+            )
+    for _ in range(args.repeats):
+        for timed in everyone:
+            time_round(timed, batch, args.steps, device)
+    for timed in everyone:
+        time_parts(timed, batch, args.steps)
+    return everyone
+
+
+def rows_of(
+    pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardware | None
+) -> list[dict[str, str | int | float | None]]:
+    """The rows of --json."""
+    compiled = next((timed.images_per_s for timed in everyone if timed.name == "compiled"), None)
+    rows = []
+    for timed in everyone:
+        speed = statistics.median(timed.images_per_s)
+        ratios = [own / plain for own, plain in zip(timed.images_per_s, compiled)] if compiled else []
+        tflops = speed / dist.world_size() * pair.image_flops / 1e12
+        rows.append({
+            "pair": pair.name,
+            "variant": timed.name,
+            "micro_batch": micro_batch,
+            "images_per_s": speed,
+            "ratio": statistics.median(ratios) if ratios else None,
+            "peak_gib": timed.peak_gib,
+            "tflops": tflops,
+            "mfu": tflops / hardware.peak_tflops if hardware else None,
+        })  # fmt: skip
+    return rows
+
+
+def line(row: dict[str, Any], timed: Timed) -> str:
+    """A row as text, with the spread over the rounds and the parts."""
+    low, high = min(timed.images_per_s), max(timed.images_per_s)
+    cells = [f"{row['pair']:5} {row['micro_batch']:4} {row['variant']:9} {row['images_per_s']:9,.0f}"]
+    cells.append(f"[{low:,.0f}, {high:,.0f}]".rjust(18))
+    for key, width, digits in (("ratio", 6, ".3f"), ("peak_gib", 6, ".2f"), ("tflops", 8, ".3g"), ("mfu", 6, ".3f")):
+        cells.append("-".rjust(width) if row[key] is None else f"{row[key]:{width}{digits}}")
+    return " ".join(cells) + "  " + " / ".join(f"{timed.parts_ms[part]:.1f}" for part in (*PARTS, "host"))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", default=["tiny", "small", "base"], choices=["tiny", "small", "base"])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--micro_batches", nargs="+", type=int)
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--steps", type=int, help="in a round")
+    parser.add_argument("--warmup", type=int)
+    parser.add_argument("--ds_config", default="ds_configs/zero2.json", help="of the student's engine")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--debug", action="store_true")
+    args = parser.parse_args()
+    defaults = {"micro_batches": [4], "repeats": 2, "steps": 1, "warmup": 1} if args.debug else {}
+    defaults = {"micro_batches": [64, 128, 256], "repeats": 5, "steps": 20, "warmup": 10} | defaults
+    for key, value in defaults.items():
+        setattr(args, key, value if getattr(args, key) is None else getattr(args, key))
+    device = start_processes()
+    if args.debug:
+        torch.set_num_threads(1)  # toy models wait for threads more than they gain
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    is_main, rows = dist.rank() == 0, []
+    if is_main:
+        print(f"{card}, {dist.world_size()} ranks, torch {torch.__version__}, {args.repeats} x {args.steps} steps")
+        print(HEADER)
+    for name in args.pairs:
+        pair = build_pair(name, ds_config=args.ds_config, debug=args.debug)
+        for micro_batch in args.micro_batches:
+            everyone = measure(pair, micro_batch, args, device)
+            new = rows_of(pair, micro_batch, everyone, hardware_of(card))
+            rows += new
+            for row, timed in zip(new, everyone) if is_main else ():
+                print(line(row, timed), flush=True)
+    if is_main and args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    dist.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""The loops that `benchmarks/step.py` times, behind one face: teacher, forward, backward, update.
+
+All start from the same weights and get the same images, and the first losses are compared, so that nothing is fast by
+doing something else. Images are random and already on the device: loading and mixing are not part of a step here.
+"""
+
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vitkd_ds import dist, models, shapes
+from vitkd_ds.config import Run
+from vitkd_ds.distiller import Distiller
+from vitkd_ds.engine import StudentEngine, student_ds_config
+from vitkd_ds.features import Features, tap_features
+from vitkd_ds.recipes import build_run
+from vitkd_ds.teacher import Teacher
+
+RECIPES = {
+    "tiny": "deit_tiny_from_deit3_small",
+    "small": "deit_small_from_deit3_base",
+    "base": "deit_base_from_deit3_large",
+}
+TOY = {
+    "tiny": ({"embed_dim": 16, "depth": 2, "num_heads": 2}, {"embed_dim": 32, "depth": 2, "num_heads": 2}),
+    "small": ({"embed_dim": 32, "depth": 2, "num_heads": 2}, {"embed_dim": 64, "depth": 2, "num_heads": 2}),
+    "base": ({"embed_dim": 64, "depth": 2, "num_heads": 2}, {"embed_dim": 96, "depth": 3, "num_heads": 2}),
+}
+"""Student and teacher of --debug."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A recipe's models on the CPU in fp32, with random weights, and its numbers."""
+
+    name: str
+    run: Run
+    student: nn.Module
+    teacher: nn.Module
+
+    @property
+    def image_flops(self) -> int:
+        """Of one image in a step."""
+        loss = self.distiller()
+        return shapes.step_flops(self.student, self.teacher, loss.vitkd)
+
+    def distiller(self) -> Distiller:
+        """A new one, the same each time."""
+        torch.manual_seed(0)
+        info = models.check_pair(self.student, self.teacher, blocks=self.run.losses.vitkd.blocks)
+        return Distiller(deepcopy(self.student), self.run.losses, info)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the loop would have after mixing."""
+
+    images_BCHW: Tensor
+    """fp32, 0..255."""
+    targets_BK: Tensor
+    weights: dict[str, Tensor]
+
+
+class Variant(Protocol):
+    """One way to do a step."""
+
+    def teach(self, batch: MicroBatch) -> Features:
+        """The teacher's features."""
+
+    def forward(self, batch: MicroBatch, features: Features) -> Tensor:
+        """Student and losses: the total."""
+
+    def backward(self, total: Tensor) -> None:
+        """Gradients."""
+
+    def update(self) -> None:
+        """Clip and update."""
+
+
+def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
+    """The models of a recipe; at toy size for `debug`."""
+    run = build_run(RECIPES[name], debug=debug)
+    teacher = replace(run.teacher, checkpoint="random")
+    run = replace(run, teacher=teacher, student=replace(run.student, drop_path_rate=0.0), ds_config=ds_config)
+    if debug:
+        student_args, teacher_args = ({**args, "patch_size": 8} for args in TOY[name])
+        run = replace(
+            run,
+            student=replace(run.student, model_args=student_args),
+            teacher=replace(teacher, model_args=teacher_args),
+            data=replace(run.data, image_size=32),
+        )
+    torch.manual_seed(0)
+    return Pair(name, run, models.build_student(run.student, run.data), models.build_teacher(run.teacher, run.data))
+
+
+def make_micro_batch(pair: Pair, images: int, device: torch.device) -> MicroBatch:
+    """Random images and soft labels."""
+    generator = torch.Generator().manual_seed(1 + dist.rank())
+    size, classes = pair.run.data.image_size, pair.run.data.num_classes
+    images_BCHW = torch.randint(0, 256, (images, 3, size, size), generator=generator).float()
+    targets_BK = torch.rand(images, classes, generator=generator).softmax(1)
+    weights = {name: torch.tensor(float(term.weight)) for name, term in pair.run.losses.active().items()}
+    return MicroBatch(
+        images_BCHW.to(device), targets_BK.to(device), {name: value.to(device) for name, value in weights.items()}
+    )
+
+
+class PlainLoop:
+    """No DeepSpeed: fp32 weights, bf16 autocast, torch's clipping and AdamW. One rank.
+
+    Eager, it is the official code's loop (mmcls and torch 1.10 aside): the teacher in fp32 under autocast, AdamW with
+    torch's defaults. Compiled, it is what a user would write by hand: everything compiled, a bf16 teacher, fused AdamW.
+    """
+
+    def __init__(self, pair: Pair, device: torch.device, *, backend: str | None) -> None:
+        self.distiller = pair.distiller().to(device)
+        self.teacher = deepcopy(pair.teacher).to(device)
+        self.normalizations = models.normalization_of(pair.student), models.normalization_of(pair.teacher)
+        self.blocks = pair.run.losses.vitkd.blocks
+        self.max_norm = pair.run.optim.clip_grad_norm
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16)
+        self.tap, self.call = tap_features, self.distiller
+        self.teacher_dtype = torch.float32
+        if backend:
+            self.teacher, self.teacher_dtype = self.teacher.bfloat16(), torch.bfloat16
+            self.tap = torch.compile(tap_features, backend=backend)
+            self.call = torch.compile(self.distiller, backend=backend)
+        optim = pair.run.optim
+        self.optimizer = torch.optim.AdamW(
+            self.distiller.parameter_groups(optim.weight_decay),
+            lr=optim.lr,
+            fused=True if backend and device.type == "cuda" else None,
+        )
+
+    @torch.no_grad()
+    def teach(self, batch: MicroBatch) -> Features:
+        """See Variant."""
+        with self.autocast if self.teacher_dtype == torch.float32 else nullcontext():
+            return self.tap(
+                self.teacher, self.normalizations[1].apply(batch.images_BCHW, self.teacher_dtype), self.blocks
+            )
+
+    def forward(self, batch: MicroBatch, features: Features) -> Tensor:
+        """See Variant."""
+        images_BCHW = self.normalizations[0].apply(batch.images_BCHW, torch.float32)
+        with self.autocast:
+            return self.call(images_BCHW, batch.targets_BK, features, batch.weights)["total"]
+
+    def backward(self, total: Tensor) -> None:
+        """See Variant."""
+        total.backward()
+
+    def update(self) -> None:
+        """See Variant."""
+        torch.nn.utils.clip_grad_norm_(self.distiller.parameters(), self.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class Engines:
+    """The product: `StudentEngine` with ds_configs/zero2.json, and `Teacher`."""
+
+    def __init__(self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: bool) -> None:
+        run = replace(
+            pair.run,
+            global_batch_size=micro_batch * dist.world_size(),
+            micro_batch_size_per_gpu=micro_batch,
+            compile=compile,
+            teacher=replace(pair.run.teacher, placement=placement),
+        )
+        distiller = pair.distiller()
+        config: dict[str, Any] = student_ds_config(run, micro_batch_size=micro_batch, accumulation_steps=1)
+        groups = distiller.parameter_groups(run.optim.weight_decay)
+        self.engine = StudentEngine(distiller, run, config, groups)
+        self.engine.set_lr(run.optim.lr)
+        self.normalization = models.normalization_of(pair.student)
+        self.teacher = Teacher(
+            deepcopy(pair.teacher),
+            run.teacher,
+            blocks=run.losses.vitkd.blocks,
+            device=device,
+            micro_batch_size=micro_batch,
+            compile=compile,
+        )
+
+    def teach(self, batch: MicroBatch) -> Features:
+        """See Variant."""
+        return self.teacher(batch.images_BCHW)
+
+    def forward(self, batch: MicroBatch, features: Features) -> Tensor:
+        """See Variant."""
+        images_BCHW = self.normalization.apply(batch.images_BCHW, self.engine.dtype)
+        return self.engine(images_BCHW, batch.targets_BK, features, batch.weights)["total"]
+
+    def backward(self, total: Tensor) -> None:
+        """See Variant."""
+        self.engine.backward(total)
+
+    def update(self) -> None:
+        """See Variant."""
+        assert self.engine.step(), "a benchmark step must update the weights"
+
+
+VARIANTS = ("eager", "compiled", "replica", "shard", "offload")
+
+
+def build_variant(name: str, pair: Pair, device: torch.device, micro_batch: int, *, debug: bool) -> Variant:
+    """One of VARIANTS; --debug leaves torch.compile's code generation out."""
+    if name in ("eager", "compiled"):
+        backend = None if name == "eager" else "eager" if debug else "inductor"
+        return PlainLoop(pair, device, backend=backend)
+    return Engines(pair, device, micro_batch, name, compile=not debug)
