@@ -9,7 +9,6 @@ Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch c
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from vitkd_ds.config import AugmentConfig, DataConfig
 from vitkd_ds.data.augment import Augmenter
 from vitkd_ds.data.bad_images import PADDING_LABEL, BadImages
 from vitkd_ds.data.draws import image_keys
-from vitkd_ds.data.opened import SPLITS, open_images
+from vitkd_ds.data.opened import SPLITS, Images, open_images
 from vitkd_ds.data.order import (
     SAMPLE_DTYPE,
     accumulation_steps,
@@ -32,34 +31,6 @@ from vitkd_ds.data.order import (
 from vitkd_ds.data.recycled import RecycledMemory
 
 CPU = torch.device("cpu")
-
-
-class Images(Protocol):
-    """An opened file or folder of images, in one of the two backends."""
-
-    path: str
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    """int64, a label per image."""
-
-    def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is decoded), valid
-        until the next are asked for."""
-
-    def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same at once, for a few samples."""
-
-    skippable: frozenset[int]
-    """Statuses that are an image's own fault, not the disk's or ours."""
-
-    def fingerprint(self) -> int:
-        """A number that is another one where images have other numbers, labels or places."""
-
-    def layout(self) -> dict[str, Any]:
-        """Where the images lie, for `quasi_random_order`."""
-
-    def reason(self, index: int, status: int) -> str:
-        """What is wrong with an image, ending the sentence "image 7 ..."."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A split's images, opened: from the run's settings to one of the two backends, with the checks that opening allows."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,11 +16,35 @@ DEMO = "demo"
 """As a path: the images inside the package."""
 
 
-def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: int) -> Any:
-    """Open the images of a split in the backend that `data` names.
+class Images(Protocol):
+    """An opened file or folder of images, in one of the two backends."""
 
-    Returns:
-        `vitkd_ds.data.loader.Images`.
+    path: str
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    """int64, a label per image."""
+    skippable: frozenset[int]
+    """Statuses that are an image's own fault, not the disk's or ours."""
+
+    def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Decode samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is decoded), valid
+        until the next are asked for."""
+
+    def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same at once, for a few samples."""
+
+    def reason(self, index: int, status: int) -> str:
+        """What is wrong with an image, ending the sentence "image 7 ..."."""
+
+    def fingerprint(self) -> int:
+        """A number that is another one where images have other numbers, labels or places."""
+
+    def layout(self) -> dict[str, Any]:
+        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`; the FFCV backend alone has it."""
+
+
+def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: int) -> Images:
+    """Open the images of a split in the backend that `data` names.
 
     Raises:
         ValueError: an unfit file, number of classes, or label.

@@ -94,7 +94,7 @@ class _NoMemory(MemoryManager, MemoryContext):
 
 
 class CropLoader(FFCVLoader):
-    """The images of a .beton, through FFCV's loader with one `CropDecoder`: `vitkd_ds.data.loader.Images`.
+    """The images of a .beton, through FFCV's loader with one `CropDecoder`: `vitkd_ds.data.opened.Images`.
 
     Memory per rank: ``5 x micro-batch x size x size x 3`` bytes of ring, about 100 bytes per image of the file, and a
     scratch of a few crops per thread.

@@ -27,7 +27,7 @@ DECODED, NOT_DECODED, NOT_READ = range(3)
 
 
 class TorchvisionImages:
-    """A .beton or another source of images, read by Pillow: `vitkd_ds.data.loader.Images`.
+    """A .beton or another source of images, read by Pillow: `vitkd_ds.data.opened.Images`.
 
     Its pixels are those of the FFCV backend, bit for bit, as long as Pillow's libjpeg-turbo decodes as the system's.
 
