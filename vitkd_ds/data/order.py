@@ -36,8 +36,8 @@ def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: i
     """Order in which an epoch shows the training images to all ranks together.
 
     With `repeats`, the epoch shows a part of the images so many times each and stays as long, as DeiT's repeated
-    augmentation does; the copies of an image are in the same global batch (but for those at its end, where `repeats` does
-    not divide it), and as far apart in it as it allows.
+    augmentation does. The copies of an image are in the same global batch (but for those at its end, where `repeats`
+    does not divide it), and as far apart in it as it allows.
 
     Returns:
         SAMPLE_DTYPE [steps_per_epoch * global_batch_size], each (index, repeat) at most once; the rest of the
@@ -57,9 +57,9 @@ def quasi_random_order(
     """An order for files larger than memory: the file's pages are shuffled, and images within windows of pages.
 
     The shuffled pages are dealt in equal parts to lanes, each of which gives its share of every global batch, shuffled
-    within a window of `WINDOW_BYTES` / lanes. So a rank reads the pages of its lanes only, one window after the other, as
-    long as its micro-batches are whole shares of lanes (best at a global batch that `MAX_LANES` divides); and the order is
-    the same at any number of ranks.
+    within a window of `WINDOW_BYTES` / lanes. So a rank reads the pages of its lanes only, one window after the other,
+    as long as its micro-batches are whole shares of lanes (best at a global batch that `MAX_LANES` divides); and the
+    order is the same at any number of ranks.
 
     Args:
         offsets_N: where each image lies in the file, in bytes.
