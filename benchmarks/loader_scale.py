@@ -22,7 +22,7 @@ MIB = 2**20
 
 def write_beton(path: Path, num_images: int) -> None:
     """Write the .beton with its side file: the tables in numpy, the pixels as a hole in the file."""
-    from vitkd_ds.data import fields
+    from vitkd_ds.data import fields, side_file
 
     sides, pixels = np.full(num_images, SIDE), {SIDE: bytes(3 * SIDE**2), LARGEST_SIDE: bytes(3 * LARGEST_SIDE**2)}
     sides[0] = LARGEST_SIDE
@@ -41,14 +41,15 @@ def write_beton(path: Path, num_images: int) -> None:
         file.write(header.tobytes() + descriptors.tobytes() + metadata.tobytes())
         file.seek(end)
         file.write(allocations.tobytes())
-    info = fields.BetonInfo(
+    info = side_file.BetonInfo(
         path, num_images, tuple(f"class{i:04}" for i in range(NUM_CLASSES)), path.stat().st_size, "raw",
         max_resolution=LARGEST_SIDE, short_side=0, quality=90, passthrough=0, shuffled=False,
         max_height=LARGEST_SIDE, max_width=LARGEST_SIDE,
     )  # fmt: skip
     crc32s = np.where(sides == SIDE, zlib.crc32(pixels[SIDE]), zlib.crc32(pixels[LARGEST_SIDE]))
     tables_crc32 = fields.read_tables(path).crc32
-    fields.side_path(path).write_text(fields.side_text(info, tables_crc32=tables_crc32, lengths=sizes, crc32s=crc32s))
+    text = side_file.side_text(info, tables_crc32=tables_crc32, lengths=sizes, crc32s=crc32s)
+    side_file.side_path(path).write_text(text)
 
 
 def rss_mib() -> float:

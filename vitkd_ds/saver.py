@@ -75,7 +75,7 @@ class Saver:
             return
         on_main(lambda: shutil.rmtree(self._unpublished(state), ignore_errors=True))
         self.num_failures += 1
-        latest = dist.from_main(pointer(self.folder, "latest")) or "none"
+        latest = dist.from_main(self._latest())
         text = f"SAVING FAILED at step {state.step}: {'; '.join(failures)}. The last whole checkpoint is {latest}. "
         if is_last_chance or self.num_failures >= self.config.max_failures:
             raise SaveError(
@@ -85,6 +85,12 @@ class Saver:
         if dist.rank() == 0:
             text += f"Training goes on; failure {self.num_failures}, at {self.config.max_failures} in a row it stops."
             print(f"{'!' * 80}\n{text}\n{'!' * 80}", file=sys.stderr, flush=True)
+
+    def _latest(self) -> str:
+        try:
+            return pointer(self.folder, "latest") or "none"
+        except OSError as error:  # with the right to read lost too; no rank may be left waiting
+            return f"not to be read ({error.strerror})"
 
     def _unpublished(self, state: TrainState) -> Path:
         return self.folder / f".{_tag(state)}.part"
