@@ -1,5 +1,6 @@
 """The images of each split: whole, of the right classes, the same on all nodes, and read fast enough where they lie."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vitkd_ds import dist
@@ -56,12 +57,11 @@ def open_split(patient: Patient, split: str) -> Loader:
     run, world_size = patient.run, dist.world_size()
     limit, whole = min(MICRO_BATCH, run.micro_batch_size_per_gpu), run.global_batch_size
     return build_loader(
-        run.data,
+        replace(run.data, num_workers=run.data.num_workers or dist.num_cpus()),
         split=split,
         augment=run.augment if split == "train" else None,
         rank=dist.rank(),
         world_size=world_size,
-        local_world_size=dist.local_world_size(),
         micro_batch_size=micro_batch_size(world_size=world_size, limit=limit, global_batch_size=whole),
         global_batch_size=whole,
         seed=run.seed,

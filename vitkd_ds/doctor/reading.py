@@ -40,7 +40,7 @@ def read_bytes(path: Path, *, seed: int) -> BytesRead:
     info = check_beton(path)
     images = stored_images(info)
     chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE]
-    num_threads = max(1, len(os.sched_getaffinity(0)) // dist.local_world_size())
+    num_threads = dist.num_cpus()
     forget(path, images[chosen])
     start = time.perf_counter()
     is_good = are_intact(path, images[chosen], num_threads=num_threads)

@@ -70,9 +70,9 @@ def count_right(patient: Patient) -> tuple[int, int]:
     """Images that the teacher saw and those it was right about, over all ranks. Collective."""
     data = patient.run.data
     limit = min(NUM_IMAGES, data.max_val_images or NUM_IMAGES)
-    ranks = {"rank": dist.rank(), "world_size": dist.world_size(), "local_world_size": dist.local_world_size()}
+    ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
     micro = min(MICRO_BATCH[patient.device.type], patient.micro_batch_size)
-    data = replace(data, max_val_images=limit)
+    data = replace(data, max_val_images=limit, num_workers=data.num_workers or dist.num_cpus())
     loader = build_loader(data, split="val", micro_batch_size=micro, device=patient.device, **ranks)
     counts = torch.zeros(2, dtype=torch.float64, device=patient.device)
     start = time.monotonic()
