@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_zero_stage(whole_run, sm
     (workdir / "checkpoints" / "latest").write_text("step00000028")
     config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
     stage_1 = tmp_path / "zero1.json"
-    stage_1.write_text(json.dumps(config | {"zero_optimization": {"stage": 1}}))
+    stage_1.write_text(json.dumps(config | {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}))
     refused = finish_ranks(start_ranks(3, *everything_on(workdir, small_beton)), codes=[1] * 3)
     assert (
         "global_batch_size must be a multiple of the number of ranks, found 8 and 3 ranks: use 1, 2, 4, 8" in refused[0]

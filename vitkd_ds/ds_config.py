@@ -126,6 +126,11 @@ def computes_norm(config: dict[str, Any]) -> bool:
             'ds_config must set data_types "grad_accum_dtype": "fp32" with "compute_grad_norm": false, found '
             f"{accumulates!r}: clipping would round the bf16 gradient a second time"
         )
+    if not computes and is_bf16(config) and stage(config) == 1:
+        raise ValueError(
+            'ds_config must leave out "compute_grad_norm": false and "check_grad_overflow": false at stage 1 in bf16, '
+            "found the first: DeepSpeed's optimizer of that stage computes the norm itself, so remove both"
+        )
     return computes
 
 
