@@ -27,7 +27,7 @@ def equal(first, second):
 def test_weights_moments_and_average_survive_other_ranks_and_stages_bit_for_bit(tmp_path):
     config = json.loads((ROOT / STAGE_2).read_text())
     stage_1 = tmp_path / "zero1.json"
-    stage_1.write_text(json.dumps(config | {"zero_optimization": {"stage": 1}}))
+    stage_1.write_text(json.dumps(config | {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}))
     workdir = tmp_path / "run [1]+"  # characters that DeepSpeed takes for patterns
     steps = [(2, STAGE_2), (3, STAGE_2), (1, stage_1), (2, STAGE_2)]
     for i, (world_size, ds_config) in enumerate(steps):
