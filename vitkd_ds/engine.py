@@ -189,17 +189,24 @@ class StudentEngine:
         References to the live state: to be written before the next update.
         """
         self.engine.save_checkpoint("unused", tag="step", save_latest=False)
-        return self.engine.checkpoint_engine.saved
+        saved = self.engine.checkpoint_engine.saved
+        for content in saved.values():
+            # The recipe owns the clipping. An engine that leaves it to us refuses states with any.
+            if "optimizer_state_dict" in content:
+                content["optimizer_state_dict"]["clip_grad"] = 0.0
+        return saved
 
     def load(self, folder: str, tag: str) -> None:
         """Restore weights, optimizer and moving average from folder/tag. Collective.
 
         The files must have this engine's layout, or be converted by `vitkd_ds.shards.convert` where it is another.
         """
+        clip_grad = self.engine.optimizer.clip_grad
         with tempfile.TemporaryDirectory() as links:  # DeepSpeed takes paths for patterns: no "[" or "*" may be in them
             link = Path(links, "checkpoints")
             link.symlink_to(Path(folder).resolve())
             path, _ = self.engine.load_checkpoint(str(link), tag=tag)
+        self.engine.optimizer.clip_grad = clip_grad  # not the one of the checkpoint's engine
         if path is None:
             raise ValueError(f"{folder}/{tag} must be a checkpoint, found none: check --resume")
 
