@@ -51,7 +51,10 @@ def run_rows(run: Run) -> list[Row]:
 
 def lock_rows(workdir: Path) -> list[Row]:
     """Whether another job has the run folder."""
-    holder = run_lock.holder_of(workdir)
+    try:
+        holder = run_lock.holder_of(workdir)
+    except OSError:  # `writable_rows` says what is wrong with the folder
+        return []
     if holder is None:
         return []
     name, silent_s = holder
