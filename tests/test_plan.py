@@ -19,6 +19,7 @@ INPUTS = Inputs(
     teacher_s=1e-4, student_s=3e-4, loss_s=0.0, host_s=0.010, shard_host_s=0.002, flops=1e9, trained_params=10**8,
     teacher_params=2 * 10**8, gathers=10, activation_bytes=1e6, has_average=False, bucket_elements=5 * 10**7,
 )  # fmt: skip
+PARAMS = {"trained_params": INPUTS.trained_params, "teacher_params": INPUTS.teacher_params}
 CARD = replace(HARDWARE["h100"], nvlink_gb_per_s=100, network_gb_per_s=10, pcie_gb_per_s=50)
 """70 % of 100, 10 and 50 GB/s; 30 us to start a collective."""
 
@@ -27,14 +28,14 @@ def test_one_gpu_by_hand():
     layout = Layout(nodes=1, gpus_per_node=1, micro_batch=100, accumulation=1, placement="replica")
     assert time_of(INPUTS, layout, CARD).total == pytest.approx(0.010 + 0.030 + 0.010)
     assert images_per_s(INPUTS, layout, CARD) == pytest.approx(2000)
-    assert set(bytes_per_step(INPUTS, layout).values()) == {0}
+    assert set(bytes_per_step(layout, **PARAMS).values()) == {0}
     accumulating = replace(layout, accumulation=4, placement="shard")
     assert time_of(INPUTS, accumulating, CARD).total == pytest.approx(4 * 0.052)
 
 
 def test_two_gpus_of_a_node_by_hand():
     layout = Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
-    assert bytes_per_step(INPUTS, layout) == {"gradients": 4e8, "weights": 1e8, "gathers": 0}
+    assert bytes_per_step(layout, **PARAMS) == {"gradients": 4e8, "weights": 1e8, "gathers": 0}
     time = time_of(INPUTS, layout, CARD)
     # 4e8 bytes at 70 GB/s in two buckets: 5.774 ms, less than the 20 ms of backward, so the last bucket is left.
     assert time.gradients == pytest.approx((4e8 / 70e9 + 2 * 30e-6) / 2)
@@ -47,14 +48,14 @@ def test_two_nodes_of_four_by_hand():
     layout = Layout(nodes=2, gpus_per_node=4, micro_batch=10, accumulation=1, placement="shard")
     # The ring leaves a node through four cards of 10 GB/s; seven eighths of everything pass each GPU.
     assert link_bytes_per_s(CARD, nodes=2, gpus_per_node=4) == pytest.approx(28e9)
-    sent = bytes_per_step(INPUTS, layout)
+    sent = bytes_per_step(layout, **PARAMS)
     assert sent == {"gradients": 7e8, "weights": 1.75e8, "gathers": 3.5e8}
     time = time_of(INPUTS, layout, CARD)
     assert time.gradients == pytest.approx(7e8 / 28e9 + 60e-6 - 2 / 3 * 0.003)
     assert time.gathers == pytest.approx(3.5e8 / 28e9 + 300e-6 - 0.001)
     assert time.host == pytest.approx(0.012)
     within = time_of(INPUTS, replace(layout, placement="node"), CARD)
-    assert bytes_per_step(INPUTS, replace(layout, placement="node"))["gathers"] == pytest.approx(0.75 * 4e8)
+    assert bytes_per_step(replace(layout, placement="node"), **PARAMS)["gathers"] == pytest.approx(0.75 * 4e8)
     assert within.gathers == pytest.approx(0.75 * 4e8 / 70e9 + 300e-6 - 0.001)
 
 

@@ -108,14 +108,17 @@ def link_bytes_per_s(hardware: Hardware, *, nodes: int, gpus_per_node: int) -> f
     return EFFICIENCY * slowest * 1e9
 
 
-def bytes_per_step(inputs: Inputs, layout: Layout) -> dict[str, float]:
-    """What each rank sends in a step: gradients, weights, the teacher's gathers."""
+def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) -> dict[str, float]:
+    """What each rank sends in a step: gradients, weights, the teacher's gathers.
+
+    `benchmarks/scaling.py` holds it against what network interfaces count.
+    """
     part = (layout.ranks - 1) / layout.ranks
     within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
-    teacher = 0 if layout.placement == "replica" else (within - 1) / within * 2 * inputs.teacher_params
+    teacher = 0 if layout.placement == "replica" else (within - 1) / within * 2 * teacher_params
     return {
-        "gradients": layout.accumulation * 2 * part * 4 * inputs.trained_params,
-        "weights": part * 2 * inputs.trained_params,
+        "gradients": layout.accumulation * 2 * part * 4 * trained_params,
+        "weights": part * 2 * trained_params,
         "gathers": layout.accumulation * teacher,
     }
 
@@ -126,7 +129,7 @@ def step_time(inputs: Inputs, layout: Layout, hardware: Hardware) -> StepTime:
     link = link_bytes_per_s(hardware, nodes=layout.nodes, gpus_per_node=layout.gpus_per_node)
     nodes = 1 if layout.placement == "node" else layout.nodes
     teacher_link = link_bytes_per_s(hardware, nodes=nodes, gpus_per_node=layout.gpus_per_node)
-    sent = bytes_per_step(inputs, layout)
+    sent = bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     buckets = math.ceil(inputs.trained_params / inputs.bucket_elements)
     is_alone = layout.ranks == 1
     gradients = 0 if is_alone else sent["gradients"] / k / link + buckets * LATENCY_S

@@ -56,7 +56,7 @@ def _layout(run: Run, nodes: int, gpus: int) -> Layout:
 def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     time = step_time(inputs, layout, hardware)
     speed = layout.images / time.total
-    sent = bytes_per_step(inputs, layout)
+    sent = bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     steps = IMAGENET_IMAGES // run.global_batch_size
     tflops = speed / layout.ranks * inputs.flops / 1e12
     rows = [

@@ -1,0 +1,195 @@
+"""One distillation step on 1, 2 and 4 CPU ranks, over loopback and over network namespaces with a limited link.
+
+    python benchmarks/scaling.py [--ranks 1 2 4] [--links loopback 1000 200] [--rounds 3] [--json FILE] [--debug]
+
+Weak scaling of DeiT-Tiny from DeiT III-Small at full size (`--debug`: toys, whose times mean nothing), ZeRO-2 student
+and sharded teacher as shipped, not compiled, a few images a rank. A link is loopback, or a number of Mbit/s: then each
+rank has its own network namespace, and what it sends leaves through a token bucket of that rate (`tc tbf`).
+
+- step: seconds, the median over the steps, mean over the ranks.
+- compute: the same without communication: as many processes at the same time on the same cores, each a world of one.
+  On 2 cores, 4 ranks share them, so this column grows where a cluster's would not.
+- communication: the difference, in all and for the part of the step where it falls: teacher (gathers), backward
+  (gradients), update (norm, weights).
+- sent: bytes that a rank sent in a step, as its network interface counted them, TCP's headers included.
+- formula: `vitkd_ds.plan.bytes_per_step`, what `vitkd-ds plan` predicts with.
+- line: seconds that the formula's bytes take at the rate of the link.
+
+Needs root, for the namespaces. Rounds repeat everything; the table holds the medians over the rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.scaling_hosts import Hosts  # noqa: E402
+
+PARTS = ("teacher", "forward", "backward", "update")
+LIMIT_S = 1200
+"""For one start of the ranks."""
+
+
+def measure(args: argparse.Namespace) -> None:
+    """One rank: step, and write what it took. Collective, where the ranks are together."""
+    from benchmarks.step import step
+    from benchmarks.step_variants import Engines, build_pair, make_micro_batch
+    from vitkd_ds import dist, shapes
+    from vitkd_ds.engine import start_processes
+
+    device = start_processes()
+    pair = build_pair("tiny", ds_config="ds_configs/zero2.json", debug=args.debug)
+    batch = make_micro_batch(pair, args.micro_batch, device)
+    engines = Engines(pair, device, args.micro_batch, "shard", compile=False)
+    for _ in range(args.warmup):
+        step(engines, batch)
+    dist.barrier()
+    sent, seconds = sent_bytes(args.interface), defaultdict(list)
+    for _ in range(args.steps):
+        start = last = time.perf_counter()
+
+        def mark(part: str) -> None:
+            nonlocal last
+            seconds[part].append(time.perf_counter() - last)
+            last = time.perf_counter()
+
+        step(engines, batch, mark)
+        seconds["step"].append(time.perf_counter() - start)
+    dist.barrier()
+    found = {key: statistics.median(times) for key, times in seconds.items()}
+    found["sent_bytes"] = (sent_bytes(args.interface) - sent) / args.steps
+    found["trained_params"] = shapes.num_parameters(engines.engine.engine.module)
+    found["teacher_params"] = shapes.num_parameters(pair.teacher)
+    args.worker.write_text(json.dumps(found))
+    dist.leave()
+
+
+def sent_bytes(interface: str) -> int:
+    """What an interface of this namespace has sent since it exists."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()
+    (counters,) = (line.split(":")[1].split() for line in lines if line.strip().startswith(f"{interface}:"))
+    return int(counters[8])
+
+
+def run_ranks(args: argparse.Namespace, hosts: Hosts, *, together: bool) -> list[dict[str, Any]]:
+    """Start a rank on each host, as one world or as a world each; what each found."""
+    cpus = sorted(os.sched_getaffinity(0))
+    size = ["--micro_batch", args.micro_batch, "--steps", args.steps, "--warmup", args.warmup]
+    with tempfile.TemporaryDirectory() as folder:
+        processes, files = [], [Path(folder, f"{rank}.json") for rank in range(hosts.num_hosts)]
+        for rank, file in enumerate(files):
+            command = ["taskset", "-c", cpus[rank % len(cpus)], sys.executable, __file__, "--worker", file]
+            command += ["--interface", hosts.interface, *size, *(["--debug"] if args.debug else [])]
+            env = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": hosts.interface}
+            if together:
+                env |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(len(files)), "LOCAL_WORLD_SIZE": "1"}
+                env |= {"MASTER_ADDR": hosts.address, "MASTER_PORT": "29500"}
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            processes.append(subprocess.Popen([*hosts.on(rank), *map(str, command)], cwd=ROOT, env=env, **pipes))
+        try:
+            told = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for process, text in zip(processes, told):
+            if process.returncode:
+                raise RuntimeError(f"a rank ended with {process.returncode}:\n{text.decode()[-3000:]}")
+        return [json.loads(file.read_text()) for file in files]
+
+
+def mean(found: list[dict[str, Any]], key: str) -> float:
+    """Over the ranks."""
+    return statistics.fmean(rank[key] for rank in found)
+
+
+def row_of(link: str, hosts: Hosts, together: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, Any]:
+    """What one round says of one link and number of ranks."""
+    from vitkd_ds.plan import Layout, bytes_per_step
+
+    layout = Layout(nodes=hosts.num_hosts, gpus_per_node=1, micro_batch=1, accumulation=1, placement="shard")
+    params = {key: together[0][key] for key in ("trained_params", "teacher_params")}
+    formula = sum(bytes_per_step(layout, **params).values())
+    row: dict[str, Any] = {"link": link, "ranks": hosts.num_hosts, "step_s": mean(together, "step")}
+    row |= {"compute_s": mean(alone, "step"), "communication_s": mean(together, "step") - mean(alone, "step")}
+    row |= {f"{part}_s": mean(together, part) - mean(alone, part) for part in PARTS}
+    # The ranks of the loopback row share one interface.
+    row["sent_bytes"] = mean(together, "sent_bytes") / (hosts.num_hosts if hosts.mbit is None else 1)
+    row["formula_bytes"] = formula
+    row["line_s"] = 8 * formula / (hosts.mbit * 1e6) if hosts.mbit else None
+    return row
+
+
+def one_round(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every link and number of ranks once."""
+    rows = []
+    for ranks in args.ranks:
+        with Hosts(ranks, None) as hosts:
+            alone = run_ranks(args, hosts, together=False)
+        for link in args.links if ranks > 1 else ["loopback"]:
+            with Hosts(ranks, None if link == "loopback" else int(link)) as hosts:
+                rows.append(row_of(link, hosts, run_ranks(args, hosts, together=True), alone))
+                print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def table(rounds: list[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], str]:
+    """Medians over the rounds: as rows, and as text."""
+    rows = []
+    for same in zip(*rounds):
+        row = {key: same[0][key] if key in ("link", "ranks") else median([one[key] for one in same]) for key in same[0]}
+        rows.append(row)
+    lines = [
+        "| link, Mbit/s | ranks | step, s | compute | communication | teacher / forward / backward / update | line | "
+        "sent, MB | formula, MB | sent / formula |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        parts = " / ".join(f"{row[f'{part}_s']:.2f}" for part in PARTS)
+        line_s = "–" if row["line_s"] is None else f"{row['line_s']:.2f}"
+        ratio = f"{row['sent_bytes'] / row['formula_bytes']:.3f}" if row["formula_bytes"] else "–"
+        lines.append(
+            f"| {row['link']} | {row['ranks']} | {row['step_s']:.2f} | {row['compute_s']:.2f} | "
+            f"{row['communication_s']:.2f} | {parts} | {line_s} | {row['sent_bytes'] / 1e6:.1f} | "
+            f"{row['formula_bytes'] / 1e6:.1f} | {ratio} |"
+        )
+    return rows, "\n".join(lines)
+
+
+def median(values: list[float | None]) -> float | None:
+    """Of what is there."""
+    return None if None in values else statistics.median(values)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--links", nargs="+", default=["loopback", "1000", "200"], help="loopback, or Mbit/s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--micro_batch", type=int, default=4, help="images per rank and step")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--interface", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        measure(args)
+    rows, text = table([one_round(args) for _ in range(args.rounds)])
+    print(text)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
