@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitkd_ds.config import Run
 from vitkd_ds.data.draws import keyed_rng
+from vitkd_ds.data.send import send
 
 MIX_STREAM = 3
 """Last part of the key of `mix_step`, so that no other use of (seed, step) draws the same numbers."""
@@ -76,7 +77,7 @@ def mix(
     assert mix_mode == "batch", f"mix_mode must be batch or element, found {mix_mode!r}"
     kind, alpha = alphas[int(rng.integers(len(alphas)))]
     lam = float(rng.beta(alpha, alpha))
-    partner_B = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    partner_B = send(rng.permutation(len(images)), images.device)
     if kind == "mixup":
         images = lam * images + (1 - lam) * images[partner_B]
     else:
@@ -96,12 +97,12 @@ def _mix_elements(
     alpha_B = np.array([alpha for _, alpha in alphas])[chosen_B]
     is_cutmix_B = np.array([kind == "cutmix" for kind, _ in alphas])[chosen_B]
     lam_B = rng.beta(alpha_B, alpha_B)
-    partner_B = torch.from_numpy(rng.permutation(num_images)).to(images_BCHW.device)
+    partner_B = send(rng.permutation(num_images), images_BCHW.device)
     box_B4 = np.zeros((num_images, 4), np.int64)
     for i in np.flatnonzero(is_cutmix_B):
         box_B4[i] = top, bottom, left, right = cutmix_box(height, width, float(lam_B[i]), rng)
         lam_B[i] = 1 - (bottom - top) * (right - left) / (height * width)
-    lam_B, box_B4, is_cutmix_B = (torch.from_numpy(x).to(images_BCHW.device) for x in (lam_B, box_B4, is_cutmix_B))
+    lam_B, box_B4, is_cutmix_B = (send(x, images_BCHW.device) for x in (lam_B, box_B4, is_cutmix_B))
     lam_B, (top, bottom, left, right) = lam_B.float(), box_B4[:, :, None].unbind(1)
     y, x = torch.arange(height, device=images_BCHW.device), torch.arange(width, device=images_BCHW.device)
     inside_BHW = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]

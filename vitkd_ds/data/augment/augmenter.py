@@ -14,6 +14,7 @@ from vitkd_ds.config import AugmentConfig
 from vitkd_ds.data.augment import affine, blends, blur, erasing, lut
 from vitkd_ds.data.augment import policy as drawn
 from vitkd_ds.data.augment.policy import Layer
+from vitkd_ds.data.send import send
 
 CPU_PIXELS = 1 << 17
 """Pixels that a kernel gets at once on the CPU, unless one image has more; Rotate, which holds up to 16 neighbours of
@@ -139,14 +140,6 @@ class Augmenter:
             keys = send(keys_B[few.members_R].view(np.int64), device)
             place, noise = self._erased_bytes(owner, table, keys, width=width)
             pixels_BHWC.view(-1).index_copy_(0, place, noise)
-
-
-def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Copy a small array to the device without waiting for it: from pinned memory, if it is a GPU. Tensors stay."""
-    if isinstance(array, Tensor):
-        return array
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def portions(pixels_BHWC: Tensor, members_N: np.ndarray, *, num_pixels: int) -> Iterator[tuple[slice, Tensor]]:
