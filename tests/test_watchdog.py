@@ -36,24 +36,36 @@ def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(hang):
         assert "rank 0, phase forward, after 18 updates: no progress for 2 s" in done.stderr
 
 
-STUCK_AND_ASKED = """
-import os, signal, time
+ASKED = """
+import os, signal, sys, time
 from vitkd_ds import signals, watchdog
 signals.listen()
 watchdog.STOPPING_LIMIT_S = 2
 watchdog.watch(limit_s=20)
-for phase in ("save", "backward"):
-    watchdog.enter(phase, 3)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5)
+if {is_warm}:
+    watchdog.enter("update", 2)
+watchdog.enter("{phase}", 3)
+time.sleep(3)
+os.kill(os.getpid(), signal.{name})
+time.sleep(1)
+print("a second later", flush=True)
+time.sleep(4)
 """
 
 
-def test_a_step_that_hangs_after_term_ends_soon_and_a_long_save_may_go_on():
-    command = [sys.executable, "-c", STUCK_AND_ASKED]
+@pytest.mark.parametrize(
+    "phase, name, is_warm, ends",
+    [("backward", "SIGTERM", True, True), ("save", "SIGTERM", True, False), ("backward", "SIGUSR1", True, False),
+     ("backward", "SIGTERM", False, False)],
+    ids=["in a step", "in a save", "with time left", "in the first step, which compiles"],
+)  # fmt: skip
+def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(phase, name, is_warm, ends):
+    command = [sys.executable, "-c", ASKED.format(phase=phase, name=name, is_warm=is_warm)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "phase backward, after 3 updates: no progress for" in done.stderr and "SIGTERM asked to stop" in done.stderr
+    assert done.returncode == ends and "a second later" in done.stdout, "the clock starts with the signal"
+    if ends:
+        assert "phase backward, after 3 updates: no progress for" in done.stderr
+        assert "SIGTERM asked to stop" in done.stderr
 
 
 WAITING = """

@@ -20,14 +20,15 @@ T = TypeVar("T")
 
 STEP_PHASES = frozenset({"data", "teacher", "forward", "backward", "agreement", "update"})
 STOPPING_LIMIT_S = 15.0
-"""Longest phase of a step after a signal: a launcher whose other rank died sends TERM and then waits 30 s for each."""
+"""Longest that a phase of a step may take after TERM: a launcher whose other rank died sends it, and waits 30 s. Not in
+the first step of a process, which compiles."""
 
 PEER_SIGNS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "Connection refused", "remote process")
 """Parts of the messages with which gloo and NCCL report that another rank is gone."""
 
 
 class _Place:
-    phase, step, since = "start", 0, 0.0
+    phase, step, since, is_first_step = "start", 0, 0.0, True
 
 
 _place = _Place()
@@ -40,6 +41,8 @@ def enter(phase: str, step: int | None = None) -> None:
         phase: one word.
         step: updates done; None leaves it as it is.
     """
+    if _place.phase == "update":
+        _place.is_first_step = False
     _place.phase, _place.since = phase, time.monotonic()
     if step is not None:
         _place.step = step
@@ -70,14 +73,20 @@ def _watch(limit_s: float) -> None:
         faulthandler.dump_traceback_later(limit_s + 2 * poll_s, exit=True)
         time.sleep(poll_s)
         waited_s = time.monotonic() - _place.since
-        is_stuck_in_step = signals.received() and _place.phase in STEP_PHASES and waited_s > STOPPING_LIMIT_S
-        if waited_s > limit_s or is_stuck_in_step:
+        if waited_s > limit_s or _is_stuck_in_step():
             asked = f", {signals.received()} asked to stop" if signals.received() else ""
             text = f"{where()}: no progress for {waited_s:.0f} s (timeout_minutes: {limit_s / 60:g}{asked}): ending it"
             os.write(2, f"{text}; where its threads are:\n".encode())
             faulthandler.dump_traceback(all_threads=True)
             os.write(2, f"{text}\n".encode())
             os._exit(1)
+
+
+def _is_stuck_in_step() -> bool:
+    urged_at = signals.urged_at()
+    if urged_at is None or _place.is_first_step or _place.phase not in STEP_PHASES:
+        return False
+    return time.monotonic() - max(urged_at, _place.since) > STOPPING_LIMIT_S
 
 
 def report(error: BaseException) -> None:
