@@ -18,3 +18,14 @@ from vitkd_ds import dist
 def test_a_rank_takes_what_slurm_gave_its_task_or_shares_the_cpus_it_may_use(monkeypatch, environ, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     assert dist.num_cpus(environ) == expected
+
+
+def test_local_rank_is_the_number_of_the_ranks_device():
+    environ = {"LOCAL_RANK": "1"}
+    dist.choose_device(2, environ)
+    assert environ["LOCAL_RANK"] == "1"
+    alone = environ | {"SLURM_GPUS_PER_TASK": "1"}
+    dist.choose_device(1, alone)
+    assert alone["LOCAL_RANK"] == "0"
+    with pytest.raises(ValueError, match="below the number of visible GPUs, found 1 and 1 .*: start as many ranks"):
+        dist.choose_device(1, environ)

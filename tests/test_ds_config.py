@@ -135,6 +135,12 @@ def test_auto_follows_the_number_of_ranks(world_size, expected):
     assert config == {"zero_optimization": {"overlap_comm": True}}
 
 
+def test_communication_overlaps_nothing_where_the_student_is_compiled_as_a_whole():
+    config = {"zero_optimization": {"overlap_comm": "auto"}}
+    resolve_auto(config, world_size=2, is_compiled=True)
+    assert config == {"zero_optimization": {"overlap_comm": False}}
+
+
 def test_auto_elsewhere_is_refused():
     with pytest.raises(ValueError, match='must give a value for "stage", found "auto"'):
         resolve_auto({"zero_optimization": {"stage": "auto"}}, world_size=1)

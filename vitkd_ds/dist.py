@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-from typing import Any, Callable, Mapping, MutableMapping, NoReturn, Sequence, TypeVar
+from typing import Any, Callable, Mapping, MutableMapping, NoReturn, TypeVar
 
 import torch
 import torch.distributed as torch_dist
@@ -48,6 +48,25 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
         raise ValueError(
             f"RANK is set, so {', '.join(missing)} must be set too, found nothing: start with deepspeed, torchrun or "
             "slurm/*.sh, or set them in the environment"
+        )
+
+
+def choose_device(num_devices: int, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Make LOCAL_RANK the number of this rank's device, as DeepSpeed takes it for that.
+
+    It is already, unless Slurm shows each task its own device alone (`--gpus-per-task=1`): that is number 0.
+
+    Raises:
+        ValueError: fewer devices than ranks.
+    """
+    local_rank = int(environ["LOCAL_RANK"])
+    if num_devices == 1 and environ.get("SLURM_GPUS_PER_TASK"):
+        environ["LOCAL_RANK"] = "0"
+    elif local_rank >= num_devices:
+        raise ValueError(
+            f"LOCAL_RANK must be below the number of visible GPUs, found {local_rank} and {num_devices} "
+            f"(CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES', '')}): start as many ranks per node as it has "
+            "GPUs"
         )
 
 
@@ -124,15 +143,10 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 def all_true(flag: bool | Tensor, device: torch.device) -> bool:
     """Whether `flag` holds on every rank. Collective; waits for the device."""
-    return all_true_each([flag], device)[0]
-
-
-def all_true_each(flags: Sequence[bool | Tensor], device: torch.device) -> list[bool]:
-    """For each flag, whether it holds on every rank, at the price of one. Collective; waits for the device."""
-    agreed = torch.stack([torch.as_tensor(flag, device=device).float().reshape(()) for flag in flags])
+    agreed = torch.tensor(float(flag), device=device)
     if is_running():
         torch_dist.all_reduce(agreed, op=torch_dist.ReduceOp.MIN)
-    return [bool(value) for value in agreed.tolist()]
+    return bool(agreed)
 
 
 def from_main(value: Any) -> Any:

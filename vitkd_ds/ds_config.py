@@ -6,7 +6,7 @@ mechanics and says "auto" where the recipe decides. A number in both that differ
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 RECIPE_OWNED = (
     "train_batch_size",
@@ -25,12 +25,13 @@ FORBIDDEN = {
 }
 """Sections that must not stand in a file, and what to use instead."""
 
-BY_WORLD_SIZE = {
-    "overlap_comm": (False, True),
-    "contiguous_gradients": (False, True),
-    "stage3_param_persistence_threshold": (2**62, 0),
+AUTO: dict[str, Callable[[bool, bool], Any]] = {
+    # Compiled as a whole, all gradients come at once, after the backward pass: nothing is left to overlap.
+    "overlap_comm": lambda is_alone, is_compiled: not is_alone and not is_compiled,
+    "contiguous_gradients": lambda is_alone, is_compiled: not is_alone,
+    "stage3_param_persistence_threshold": lambda is_alone, is_compiled: 2**62 if is_alone else 0,
 }
-"""What "auto" means in zero_optimization: on one rank, and on more."""
+"""What "auto" means in zero_optimization, by whether there is one rank and whether the module is compiled."""
 
 TEACHER_FILES = {
     "shard": "teacher_zero3.json",
@@ -134,19 +135,20 @@ def computes_norm(config: dict[str, Any]) -> bool:
     return computes
 
 
-def resolve_auto(config: dict[str, Any], *, world_size: int) -> None:
-    """Replace, in place, the "auto" of what depends on the number of ranks; `ds_configs/README.md` says why.
+def resolve_auto(config: dict[str, Any], *, world_size: int, is_compiled: bool = False) -> None:
+    """Replace, in place, the "auto" of zero_optimization; `ds_configs/README.md` says why.
+
+    Args:
+        is_compiled: whether torch.compile takes the engine's module as a whole.
 
     Raises:
         ValueError: "auto" at a key of zero_optimization that has no such rule.
     """
     zero = config.get("zero_optimization", {})
-    for key, value in zero.items():
-        if value == "auto" and key not in BY_WORLD_SIZE:
+    for key in [key for key, value in zero.items() if value == "auto"]:
+        if key not in AUTO:
             raise ValueError(
-                f'zero_optimization must give a value for "{key}", found "auto", which only '
-                f"{', '.join(BY_WORLD_SIZE)} may have: write a value in the DeepSpeed file"
+                f'zero_optimization must give a value for "{key}", found "auto", which only {", ".join(AUTO)} may '
+                "have: write a value in the DeepSpeed file"
             )
-        if value == "auto":
-            alone, together = BY_WORLD_SIZE[key]
-            zero[key] = alone if world_size == 1 else together
+        zero[key] = AUTO[key](world_size == 1, is_compiled)

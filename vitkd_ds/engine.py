@@ -4,6 +4,7 @@ With `vitkd_ds.teacher` and `vitkd_ds.shards` the only modules that import deeps
 """
 
 import logging
+import math
 import os
 import resource
 import tempfile
@@ -12,7 +13,7 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import deepspeed
 import torch
@@ -42,14 +43,14 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     deepspeed_logger.setLevel(logging.WARNING)
     accelerator = get_accelerator()
-    local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.set_num_threads(dist.num_cpus())
     else:
-        accelerator.set_device(local_rank)
+        dist.choose_device(accelerator.device_count())
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=1.2 * timeout_minutes))
-    return torch.device(accelerator.device_name(local_rank))
+    return torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
 
 
 def student_ds_config(
@@ -75,7 +76,7 @@ def student_ds_config(
         raise ValueError(f"{run.ds_config} must have ZeRO stage 1 or 2 for the student, found {stage(config)}")
     if not computes_norm(config):
         config["gradient_clipping"] = 0.0  # StudentEngine clips, to the recipe's norm
-    resolve_auto(config, world_size=dist.world_size())
+    resolve_auto(config, world_size=dist.world_size(), is_compiled=run.compile)
     # AdamWithEMA is torch.optim.AdamW to DeepSpeed, but its list of tested optimizers goes by the exact class.
     config = {"steps_per_print": None} | config | {"zero_allow_untested_optimizer": True}
     if saved_layout not in (None, layout(config, dist.world_size())):
@@ -117,11 +118,12 @@ class StudentEngine:
         for name, p in module.named_parameters():
             safe_set_full_fp32_param(p, start[name].to(p.device))
         if run.compile:
-            self.engine.compile()
+            # With torch's own random numbers: masks and drop path are then drawn as without compilation.
+            self.engine.compile(compile_kwargs={"options": {"fallback_random": True}})
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         """What the student computes in."""
         self._max_norm = None if computes_norm(ds_config) else run.optim.clip_grad_norm
-        self._norm: Tensor | None = None
+        self._norm, self._is_clipped = math.nan, False
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         """The distiller's forward, through the engine."""
@@ -131,19 +133,39 @@ class StudentEngine:
         """Backward of one micro-batch's total; divides it by the number of micro-batches per update. Collective."""
         self.engine.backward(total)
 
+    def clip(self, counts: Sequence[Tensor]) -> list[float]:
+        """Clip the gradient of the update that is due. Collective; waits for the device, once in a step.
+
+        What all ranks must know before the update rides on the norm's all-reduce, and is read with the norm.
+
+        Args:
+            counts: fp32 scalars of this rank, on the device.
+
+        Returns:
+            Their sums over the ranks.
+        """
+        if self._max_norm is None:
+            return dist.sum_over_ranks(torch.stack(list(counts))).tolist()
+        groups = self.engine.optimizer.averaged_gradients.values()
+        norm, sums = clip_gradients(groups, self._max_norm, counts=counts)
+        self._norm, *read = torch.cat([norm[None], sums]).tolist()
+        self._is_clipped = True
+        return read
+
     def step(self) -> bool:
-        """End a micro-batch; after the last one of an update, clip and update. Collective.
+        """End a micro-batch; after the last one of an update, clip unless `clip` has done so, and update. Collective.
 
         Returns:
             False if the update was left out because a gradient is inf or nan, on all ranks alike; and for a
             micro-batch that does not end an update.
         """
         if self._max_norm is not None and self.engine.is_gradient_accumulation_boundary():
-            zero = self.engine.optimizer
-            self._norm = clip_gradients(zero.averaged_gradients.values(), self._max_norm)
-            # Waits for the device, once a step. Only a gradient that is not finite (all nan by now) goes through
-            # DeepSpeed's scan, which finds it and leaves the update out.
-            zero.check_grad_overflow = not torch.isfinite(self._norm).item()
+            if not self._is_clipped:
+                self.clip([])
+            # Only a gradient that is not finite (all nan by now) goes through DeepSpeed's scan, which finds it and
+            # leaves the update out.
+            self.engine.optimizer.check_grad_overflow = not math.isfinite(self._norm)
+            self._is_clipped = False
         self.engine.step()
         return self.engine.was_step_applied()
 
@@ -154,7 +176,7 @@ class StudentEngine:
 
     def grad_norm(self) -> float:
         """Norm of the whole gradient of the last update, before clipping."""
-        return float(self.engine.get_global_grad_norm() if self._norm is None else self._norm)
+        return float(self.engine.get_global_grad_norm()) if self._max_norm is None else self._norm
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
         """The student's fp32 weights, whole, on the CPU of every rank. Collective.
@@ -209,6 +231,9 @@ class StudentEngine:
         self.engine.optimizer.clip_grad = clip_grad  # not the one of the checkpoint's engine
         if path is None:
             raise ValueError(f"{folder}/{tag} must be a checkpoint, found none: check --resume")
+        for shard, kept in self.engine.basic_optimizer.state.items():
+            # A fused update reads it on the device; from a converted checkpoint it comes on the CPU.
+            kept["step"] = torch.as_tensor(kept["step"], dtype=torch.float32, device=shard.device)
 
 
 def peak_memory_gib() -> float:

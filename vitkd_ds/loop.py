@@ -202,15 +202,16 @@ def check_finite(job: Job, terms: dict[str, Tensor], step: int) -> bool:
     """Stop on all ranks, before the update, when a term is inf or nan on any of them. Collective.
 
     Returns:
-        Whether a signal asked any rank to stop. It is agreed on here, as this is the one thing in a step that all ranks
-        must know before they go on: a second number in the same all-reduce.
+        Whether a signal asked any rank to stop. It is agreed on here, where all ranks wait for the gradient's norm
+        anyway: two more numbers in the same all-reduce.
     """
-    flags = [torch.isfinite(torch.stack(list(terms.values()))).all(), not signals.received()]
-    is_finite, may_go_on = dist.all_true_each(flags, job.device)
-    if not is_finite:
+    is_bad = ~torch.isfinite(torch.stack(list(terms.values()))).all()
+    is_asked = torch.full((), float(bool(signals.received())), device=job.device)
+    num_bad, num_asked = job.engine.clip([is_bad.float(), is_asked])
+    if num_bad:
         found = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
         raise NonFiniteError(f"{_where(job, step)}: losses must be finite on every rank, found {found} on this one")
-    return not may_go_on
+    return num_asked > 0
 
 
 def _where(job: Job, step: int) -> str:

@@ -59,6 +59,7 @@ class Teacher:
         compile: bool = False,
     ) -> None:
         self.normalization: Normalization = normalization_of(model)
+        self._fill_up_to = micro_batch_size if compile else 0
         self.placement = config.placement
         file = f"ds_configs/{TEACHER_FILES[config.placement]}"
         ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
@@ -80,7 +81,15 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Features:
-        """Features of images with values 0..255; they are normalised with the teacher's own mean and std."""
+        """Features of images with values 0..255; they are normalised with the teacher's own mean and std.
+
+        A compiled teacher gets fewer images, as at the end of an evaluation, filled up: for another number it would be
+        compiled anew, for any number, and stay slower for the rest of the run.
+        """
         if any(part.training for part in self._parts):
             self.module.eval()  # somebody called train() on a part of it: dropout and drop path would be on
-        return self.module(self.normalization.apply(images_BCHW, self.dtype))
+        num_images, missing = len(images_BCHW), self._fill_up_to - len(images_BCHW)
+        if missing > 0:
+            images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])
+        features = self.module(self.normalization.apply(images_BCHW, self.dtype))
+        return Features(*(feature[:num_images] for feature in features)) if missing > 0 else features

@@ -20,13 +20,8 @@ def check_local_rank() -> None:
         ValueError: LOCAL_RANK is not below the number of visible GPUs.
     """
     dist.set_rank_variables()
-    local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available() and local_rank >= count:
-        raise ValueError(
-            f"LOCAL_RANK must be below the number of visible GPUs, found {local_rank} and {count} "
-            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')}): start as many ranks per node as it "
-            "has GPUs, and ask Slurm for --gpus-per-node, not --gpus-per-task"
-        )
+    if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available():
+        dist.choose_device(torch.cuda.device_count())
 
 
 def check_devices(patient: Patient) -> list[Row]:
