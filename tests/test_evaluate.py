@@ -66,5 +66,14 @@ def test_counts_are_the_slow_ones(num_classes):
     assert result["kl"] == pytest.approx(kl / count, rel=1e-5)
 
 
+def test_it_can_be_given_up_and_needs_an_image(monkeypatch):
+    monkeypatch.setattr("vitkd_ds.evaluate.MICRO_BATCHES_PER_LOOK", 2)
+    assert evaluate(Linear(1), Batches(), normalization=PLAIN, must_stop=lambda: True) is None
+    data = Batches()
+    data.labels[:] = -1
+    with pytest.raises(ValueError, match="must count at least one image, found none in data.val"):
+        evaluate(Linear(1), data, normalization=PLAIN)
+
+
 def test_without_a_teacher_there_is_no_agreement():
     assert evaluate(Linear(1), Batches(), normalization=PLAIN).keys() == {"num_images", "top1", "top5"}

@@ -22,7 +22,7 @@ ROWS = [
     "models schedule metrics data",
     "engine teacher checkpoint evaluate distiller data.loader",
     "job exported show saver plan",
-    "run_folder",
+    "run_folder results",
     "loop recipes doctor plan_inputs",
     "plan_text",
     "cli",

@@ -18,7 +18,7 @@ def make(folder, *steps):
         path.mkdir(parents=True)
         files = {"a": write_file(path / "a", lambda file: file.write(b"small"))}
         files[SHARD] = write_file(path / SHARD, lambda file: torch.save({"x": torch.arange(5000)}, file))
-        write_manifest(path, files, {"train_state": {"step": step}, "layout": {}})
+        write_manifest(path, files, {"train_state": {"step": step}, "layout": {"a": "large"}})
         (folder / "checkpoints" / "latest").write_text(path.name)
     return path
 
@@ -51,6 +51,13 @@ DAMAGE = {
     "manifest torn": (lambda path: (path / "manifest.json").write_text('{"format": 1, '), "manifest.json cannot be"),
     "manifest empty": (lambda path: (path / "manifest.json").write_text(""), "manifest.json cannot be read"),
     "manifest of nonsense": (lambda path: (path / "manifest.json").write_text("[1]"), "manifest.json cannot be read"),
+    "manifest tampered": (
+        lambda path: (path / "manifest.json").write_text(
+            (path / "manifest.json").read_text().replace("large", "other")
+        ),
+        "manifest.json has changed: its checksum differs",
+    ),
+    "of another step": (lambda path: write_manifest(path, {}, {"train_state": {"step": 7}}), "is of step 7"),
     "all": (lambda path: [file.unlink() for file in path.iterdir()] and path.rmdir(), "manifest.json is missing"),
 }
 
@@ -66,6 +73,13 @@ def test_damage_is_named_and_the_next_older_one_taken(tmp_path, capsys, kind):
     assert "step00000003 is damaged and passed over: " in said
     with pytest.raises(ValueError, match=message):
         newest_whole(find(str(newest), tmp_path) if newest.exists() else Start(newest.parent, newest.name, True, True))
+
+
+def test_what_a_file_system_or_a_person_leaves_beside_the_files_is_no_damage(tmp_path):
+    path = make(tmp_path, 1)
+    (path / ".nfs0000001").touch()
+    (path / "notes.txt").write_text("the good one")
+    assert newest_whole(find("auto", tmp_path)).tag == path.name
 
 
 def test_where_none_is_whole_nothing_starts_anew(tmp_path):

@@ -25,6 +25,16 @@ def test_a_resumed_log_drops_the_lines_of_steps_that_run_again_and_a_line_cut_sh
     assert steps_of(tmp_path) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("evaluated_step, kept", [(2, [1, 2, 2]), (-1, [1, 2])])
+def test_an_evaluation_that_runs_again_is_dropped_alone(tmp_path, evaluated_step, kept):
+    log = MetricsLog(tmp_path, total_steps=4, resumed_step=0)
+    for step, name in ((1, "total"), (2, "total"), (2, "val_top1")):
+        log.log(step, {name: 1.0})
+    log.close()
+    MetricsLog(tmp_path, total_steps=4, resumed_step=2, evaluated_step=evaluated_step).close()
+    assert steps_of(tmp_path) == kept
+
+
 def test_values_that_are_not_finite_are_null_so_that_each_line_stays_json(tmp_path):
     log = MetricsLog(tmp_path, total_steps=1, resumed_step=0)
     log.log(1, {"total": float("nan")})

@@ -14,26 +14,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from vitkd_ds import dist
 from vitkd_ds.config import Run, as_dict
-from vitkd_ds.manifest import check_files, read_manifest
+from vitkd_ds.manifest import check_files, read_manifest, write_file
 from vitkd_ds.metrics import write_json
 
 STUDENT, DESCRIPTION = "student.safetensors", "student.json"
+CONVERTED = ".universal"
+"""In the checkpoints folder, for a moment: a checkpoint of another number of ranks or ZeRO stage, converted."""
 TAG = re.compile(r"step\d{8}")
 
 FREE_KEYS = frozenset(
     {
         "workdir", "resume", "eval_every_epochs", "log_every_steps", "checkpoint.every_steps", "checkpoint.keep_last",
         "checkpoint.max_failures", "data.train", "data.val", "data.num_workers", "data.backend", "data.on_bad",
-        "teacher.placement", "compile", "ds_config", "timeout_minutes",
+        "teacher.placement", "compile", "ds_config", "timeout_minutes", "micro_batch_size_per_gpu",
+        "student.checkpoint_activations",
     }
 )  # fmt: skip
-"""What may differ between a run and its continuation, as it changes what is learned by rounding at most. The data may
-have moved: what it is is compared besides, by `TrainState`."""
+"""What may differ between a run and its continuation, as it changes what is learned by rounding at most; the size of a
+micro-batch besides, which like the number of ranks changes the draws of mixing and masks. The data may have moved: what
+it is is compared by `TrainState`."""
 
 
 @dataclass
@@ -119,7 +123,6 @@ def find(resume: str, workdir: Path) -> Start | None:
     if folder.resolve() == own.resolve():
         return Start(own, tag, is_own=True, is_named=True)
     if latest:
-        print(f"{workdir} was started from {resume} before and goes on from its own {latest}", flush=True)
         return Start(own, latest, is_own=True, is_named=False)
     return Start(folder, tag, is_own=False, is_named=True)
 
@@ -202,7 +205,7 @@ def restore(
     else:
         if dist.rank() == 0:
             print(f"{start.path}: from {start.manifest['layout']} to {engine.layout}", file=sys.stderr, flush=True)
-        temporary = workdir / "checkpoints" / ".universal"
+        temporary = workdir / "checkpoints" / CONVERTED
         on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
         on_main(lambda: convert(start.path, temporary / start.tag))
         engine.load(str(temporary), start.tag)
@@ -238,7 +241,13 @@ def check_same_run(run: Run, start: Start | None) -> None:
     path = start.folder.parent / "config.json" if start else None
     if path is None or not path.exists():
         return
-    before = _flat(json.loads(path.read_text())["run"])
+    try:
+        before = _flat(json.loads(path.read_text())["run"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must say what run the checkpoints beside it are of, found {error!r}: put it back, or give another "
+            "--workdir"
+        ) from None
     now = _flat(json.loads(json.dumps(as_dict(run))))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in FREE_KEYS]
     if changed:
@@ -257,6 +266,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write student.safetensors (a plain timm state dict, fp32) and student.json (how to rebuild and use it)."""
     temporary = folder / ".student.safetensors.tmp"
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
+    content = safetensors_bytes({name: weight.contiguous() for name, weight in weights.items()})
+    write_file(temporary, lambda file: file.write(content))
     temporary.replace(folder / STUDENT)
     write_json(folder / DESCRIPTION, description)

@@ -11,6 +11,9 @@ from vitkd_ds import dist, watchdog
 from vitkd_ds.features import Features
 from vitkd_ds.normalization import Normalization
 
+MICRO_BATCHES_PER_LOOK = 8
+"""Between two looks whether to go on; each waits for the device and all ranks."""
+
 
 @torch.no_grad()
 def evaluate(
@@ -19,7 +22,8 @@ def evaluate(
     *,
     normalization: Normalization,
     teacher: Callable[[Tensor], Features] | None = None,
-) -> dict[str, float]:
+    must_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Evaluate a plain timm model in fp32. Collective: all ranks call it, with loaders of the same length.
 
     Args:
@@ -27,20 +31,30 @@ def evaluate(
         loader: validation loader; padding rows carry the label -1 and count for nothing.
         normalization: the student's.
         teacher: images 0..255 -> features; None gives no agreement.
+        must_stop: collective; asked every few micro-batches whether to give up.
 
     Returns:
         Percent: `top1`, `top5` and with a teacher `teacher_top1`, `agreement` (the same most likely class); `kl`:
-        KL(teacher || student) in nats, mean over images. `num_images`.
+        KL(teacher || student) in nats, mean over images. `num_images`. None if it was given up.
+
+    Raises:
+        ValueError: there was no image that counts.
     """
     device = next(student.parameters()).device
     sums: Tensor = torch.zeros(6, dtype=torch.float64, device=device)
     student.eval()
     with closing(loader.epoch(0)) as micro_batches:
-        for images_BCHW, labels_B in watchdog.each(micro_batches, "evaluation"):
+        for number, (images_BCHW, labels_B) in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
+            if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():
+                return None
             student_BK = student(normalization.apply(images_BCHW, torch.float32))
             teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
             sums += _count(student_BK, teacher_BK, labels_B)
     count, top1, top5, teacher_top1, agreement, kl = dist.sum_over_ranks(sums).tolist()
+    if not count:
+        raise ValueError(
+            "an evaluation must count at least one image, found none in data.val that could be decoded: pack it again"
+        )
     result = {"num_images": count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
     if teacher:
         result |= {"teacher_top1": 100 * teacher_top1 / count, "agreement": 100 * agreement / count, "kl": kl / count}

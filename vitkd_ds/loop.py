@@ -20,10 +20,10 @@ from vitkd_ds.config import Run, check_run
 from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.ds_config import find_ds_config
 from vitkd_ds.engine import peak_memory_gib, start_processes, synchronised_time
-from vitkd_ds.evaluate import evaluate
 from vitkd_ds.job import Job, build_job
-from vitkd_ds.metrics import Meter, MetricsLog, write_json
+from vitkd_ds.metrics import Meter, MetricsLog
 from vitkd_ds.models import check_model_name
+from vitkd_ds.results import evaluate_student, finish, skipped_images
 from vitkd_ds.run_folder import describe_run, is_finished, summary_of
 from vitkd_ds.run_lock import RunLock
 from vitkd_ds.saver import Saver
@@ -90,31 +90,33 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     saved_step = state.step if start and start.is_own else -1
     saver = Saver(workdir, run.checkpoint, job.student_description(), check=lock.check, saved_step=saved_step)
     checkpoint.on_main(lambda: describe_run(job, workdir, state.step))
-    log = dist.together(lambda: MetricsLog(workdir, total_steps=plan.total_steps, resumed_step=state.step), device)
+    resumed = {"resumed_step": state.step, "evaluated_step": state.result_step}
+    log = dist.together(lambda: MetricsLog(workdir, total_steps=plan.total_steps, **resumed), device)
     log.say(
         f"{run.recipe}: step {state.step} of {plan.total_steps}, {dist.world_size()} ranks on {job.device.type}, "
-        f"{plan.accumulation_steps} micro-batches per step and rank"
+        f"{plan.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
     speed = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
     meter = Meter(run.global_batch_size, clock=synchronised_time, **speed)
     with closing(log), closing(training_micro_batches(job, state.step)) as micro_batches:
-        after_step(job, log, meter, state, saver)  # what was due when a signal came
-        while state.step < plan.total_steps:
+        goes_on = after_step(job, log, meter, state, saver)  # what was due when a signal came
+        while goes_on and state.step < plan.total_steps:
             meter.start()
             terms, is_asked_to_stop = train_step(job, micro_batches, state.step)
             meter.add(terms)
             state.step += 1
             if state.step % run.log_every_steps == 0 or state.step == plan.total_steps:
                 log.log(state.step, meter.read() | step_values(job, state.step))
-            if is_asked_to_stop and state.step < plan.total_steps:
+            if is_asked_to_stop:
                 save(job, meter, state, saver, is_last_chance=True)
-                log.say(f"{run.recipe}: stopped and saved at step {state.step}; the same command goes on")
-                return None
-            after_step(job, log, meter, state, saver)
-        if state.result_step != state.step:  # --max_steps was below the step of the checkpoint
-            evaluate_student(job, log, state)
-        summary = finish(job, state, workdir, meter.images_per_s)
-        log.say(f"{run.recipe}: done, {json.dumps(summary)}")
+            goes_on = not is_asked_to_stop and after_step(job, log, meter, state, saver)
+        if goes_on and state.result_step != state.step:  # --max_steps was below the step of the checkpoint
+            goes_on = evaluate_student(job, log, state)
+        summary = finish(job, state, workdir, meter.images_per_s) if goes_on else None
+        if summary is None:
+            log.say(f"{run.recipe}: stopped and saved at step {state.step}; the same command goes on")
+        else:
+            log.say(f"{run.recipe}: done, {json.dumps(summary)}")
     return summary
 
 
@@ -127,14 +129,26 @@ def must_stop(device: torch.device) -> bool:
     return True
 
 
-def after_step(job: Job, log: MetricsLog, meter: Meter, state: TrainState, saver: Saver) -> None:
-    """Evaluate and save if that is due and not done. Collective."""
-    if state.step and job.plan.is_eval_step(state.step) and state.result_step < state.step:
-        meter.pause()
-        evaluate_student(job, log, state)
-    is_due = job.plan.is_save_step(state.step) or state.best_step == state.step
-    if state.step and is_due and (saver.saved_step != state.step or state.best_step == state.step):
+def after_step(job: Job, log: MetricsLog, meter: Meter, state: TrainState, saver: Saver) -> bool:
+    """Save and evaluate if that is due and not done. Collective.
+
+    The checkpoint comes first: a signal ends an evaluation, which then costs no step. Its result follows into the
+    checkpoint.
+
+    Returns:
+        False if a signal ended the evaluation.
+    """
+    must_evaluate = state.step > 0 and job.plan.is_eval_step(state.step) and state.result_step < state.step
+    must_save = state.step > 0 and job.plan.is_save_step(state.step)
+    if (must_save or must_evaluate) and saver.saved_step != state.step:
         save(job, meter, state, saver)
+    if not must_evaluate:
+        return True
+    meter.pause()
+    if not evaluate_student(job, log, state):
+        return False
+    saver.note(state)
+    return True
 
 
 def save(job: Job, meter: Meter, state: TrainState, saver: Saver, *, is_last_chance: bool = False) -> None:
@@ -229,48 +243,4 @@ def step_values(job: Job, steps_done: int) -> dict[str, float]:
         "grad_norm": job.engine.grad_norm(),
         "memory_gib": peak_memory_gib(),
     }
-    if job.run.data.on_bad == "skip":
-        num_skipped = torch.tensor(job.train_loader.num_skipped, device=job.device)
-        values["images_skipped"] = dist.sum_over_ranks(num_skipped).item()
-    return values
-
-
-def evaluate_student(job: Job, log: MetricsLog, state: TrainState) -> None:
-    """Evaluate the weights that would be exported now; log and note the result, and the best. Collective."""
-    watchdog.enter("evaluation", state.step)
-    job.export_model.load_state_dict(job.engine.student_weights())
-    result = evaluate(job.export_model, job.val_loader, normalization=job.normalization, teacher=job.teacher)
-    log.log(state.step, {f"val_{name}": value for name, value in result.items()})
-    state.result, state.result_step = result, state.step
-    if result["top1"] > state.best_top1:
-        state.best_top1, state.best_step = result["top1"], state.step
-
-
-def finish(job: Job, state: TrainState, workdir: Path, images_per_s: float | None) -> dict[str, Any]:
-    """Export the student, write the summary, mark the folder as done. Collective."""
-    watchdog.enter("export", state.step)
-    summary: dict[str, Any] = {
-        "student_top1": state.result["top1"],
-        "student_top5": state.result["top5"],
-        "teacher_top1": state.result.get("teacher_top1"),
-        "agreement": state.result.get("agreement"),
-        "images_per_s": images_per_s,
-        "epochs": state.step / job.plan.steps_per_epoch,
-        "steps": state.step,
-        "world_size": dist.world_size(),
-        "debug": job.run.debug,
-    }
-    if job.run.optim.ema_decay:
-        job.export_model.load_state_dict(job.engine.student_weights(average=False))
-        raw = evaluate(job.export_model, job.val_loader, normalization=job.normalization)
-        summary["student_raw_top1"] = raw["top1"]
-    weights = job.engine.student_weights()
-    description = job.student_description() | {"step": state.step, "top1": state.result["top1"]}
-
-    def write() -> None:
-        checkpoint.write_student(workdir, weights, description)
-        write_json(workdir / "summary.json", summary)
-        (workdir / "done").touch()
-
-    checkpoint.on_main(write)
-    return summary
+    return values | skipped_images("images_skipped", job, job.train_loader)

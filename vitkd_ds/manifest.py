@@ -1,9 +1,9 @@
 """Which files make a checkpoint, and whether they are whole: sizes and checksums, written and checked.
 
 A checkpoint's folder holds manifest.json, written last, which lists every other file with its length and BLAKE2b
-checksum. Files are flushed to the disk and hashed while they are written, so nothing is read again. The checksum finds
-damage and careless changes; against somebody who can write the folder it protects nothing, as they can write a fitting
-manifest too. Nothing here communicates: `vitkd_ds.checkpoint` lets the ranks agree.
+checksum, and has a checksum of its own. Files are flushed to the disk and hashed while they are written, so nothing is
+read again. The checksums find damage and careless changes; against somebody who can write the folder they protect
+nothing, as they can write a fitting manifest too. Nothing here communicates: `vitkd_ds.checkpoint` lets the ranks agree.
 """
 
 import errno
@@ -18,6 +18,11 @@ FORMAT = 1
 """Counted up when a checkpoint of an older version can no longer be read."""
 
 _CHUNK = 1 << 20
+
+
+def tag_of(step: int) -> str:
+    """The name of the checkpoint after this many updates."""
+    return f"step{step:08d}"
 
 
 class HashingFile:
@@ -75,14 +80,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, files: dict[str, Any], content: dict[str, Any]) -> None:
-    """Write manifest.json: `content` and the entries of `files`; to be called when those are on the disk."""
-    text = json.dumps({"format": FORMAT} | content | {"files": files}, indent=1) + "\n"
-    write_file(folder / MANIFEST, lambda file: file.write(text.encode()))
+    """Write manifest.json, or replace it at once: `content` and the entries of `files`; to be called when those are on
+    the disk."""
+    manifest = {"format": FORMAT} | content | {"files": files}
+    text = json.dumps(manifest | {"blake2b": _checksum(manifest)}, indent=1) + "\n"
+    temporary = folder / f".{MANIFEST}"
+    write_file(temporary, lambda file: file.write(text.encode()))
+    temporary.replace(folder / MANIFEST)
     sync_folder(folder)
 
 
+def _checksum(manifest: dict[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in manifest.items() if key != "blake2b"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json, and look whether the folder holds the files that it lists and no others.
+    """Read manifest.json, and look whether the folder holds the files that it lists, and none besides that DeepSpeed
+    would load.
 
     Raises:
         ValueError: why the checkpoint is not whole; the message begins with the file's name.
@@ -97,9 +112,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} cannot be read: {error!r}") from None
     if version != FORMAT:
         raise ValueError(f"{MANIFEST} has format {version}, this version reads {FORMAT}")
-    # DeepSpeed looks for some of its files by pattern, so one too many would be loaded.
-    found = {path.name for path in folder.iterdir()} - {MANIFEST}
-    for name in sorted(found ^ expected.keys()):
+    if manifest.get("blake2b") != _checksum(manifest):
+        raise ValueError(f"{MANIFEST} has changed: its checksum differs")
+    if "step" in manifest.get("train_state", {}) and folder.name != tag_of(manifest["train_state"]["step"]):
+        raise ValueError(f"{MANIFEST} is of step {manifest['train_state']['step']}")
+    # DeepSpeed looks for some of its files by pattern, so one too many would be loaded. Others may lie there: a network
+    # file system leaves some, and people do.
+    found = {path.name for path in folder.iterdir()}
+    for name in sorted((expected.keys() - found) | {name for name in found - expected.keys() if name.endswith(".pt")}):
         raise ValueError(f"{name} is {'missing' if name in expected else 'not listed in the manifest'}")
     return manifest
 

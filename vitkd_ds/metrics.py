@@ -14,6 +14,9 @@ from torch import Tensor
 import vitkd_ds
 from vitkd_ds import dist
 
+VAL_TOP1 = "val_top1"
+"""In the lines of evaluations alone."""
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old or the new content, never a part; flushed to the disk."""
@@ -34,9 +37,10 @@ class MetricsLog:
         workdir: the run folder.
         total_steps: for the progress line.
         resumed_step: updates already done; 0 for a new run.
+        evaluated_step: that of the last evaluation that counts.
     """
 
-    def __init__(self, workdir: Path, *, total_steps: int, resumed_step: int) -> None:
+    def __init__(self, workdir: Path, *, total_steps: int, resumed_step: int, evaluated_step: int = -1) -> None:
         self.total_steps = total_steps
         self.is_main = dist.rank() == 0
         if not self.is_main:
@@ -45,7 +49,8 @@ class MetricsLog:
 
         path = workdir / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
+            steps = {False: resumed_step, True: evaluated_step}
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= steps[VAL_TOP1 in line]]
             write_atomically(path, "".join(f"{line}\n" for line in lines))
         self.file = path.open("a", buffering=1)
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)

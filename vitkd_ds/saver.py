@@ -9,6 +9,7 @@ of its time (EXPERIMENTS.md).
 import json
 import shutil
 import sys
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
@@ -18,9 +19,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from vitkd_ds import dist
-from vitkd_ds.checkpoint import DESCRIPTION, STUDENT, TrainState, attempt, on_main, pointer, tags
+from vitkd_ds.checkpoint import CONVERTED, DESCRIPTION, STUDENT, TrainState, attempt, on_main, pointer, tags
 from vitkd_ds.config import CheckpointConfig
-from vitkd_ds.manifest import sync_folder, write_file, write_manifest
+from vitkd_ds.manifest import read_manifest, sync_folder, tag_of, write_file, write_manifest
 from vitkd_ds.metrics import write_atomically
 
 
@@ -66,14 +67,12 @@ class Saver:
             SaveError: too many failures in a row.
         """
         on_main(self.check)
-        if state.step == self.saved_step:  # weights and optimizer are there; an evaluation may have come since
-            failures = self._on_main(lambda: self._point(state))
-        else:
-            failures = self._write(engine, state)
+        part = dist.from_main(self.folder / f".{tag_of(state.step)}.{uuid.uuid4().hex}.part")
+        failures = self._write(engine, state, part)
         if not failures:
             self.num_failures, self.saved_step = 0, state.step
             return
-        on_main(lambda: shutil.rmtree(self._unpublished(state), ignore_errors=True))
+        on_main(lambda: shutil.rmtree(part, ignore_errors=True))
         self.num_failures += 1
         latest = dist.from_main(self._latest())
         text = f"SAVING FAILED at step {state.step}: {'; '.join(failures)}. The last whole checkpoint is {latest}. "
@@ -82,9 +81,15 @@ class Saver:
                 f"{text}Stopped after {self.num_failures} failed saves in a row (checkpoint.max_failures is "
                 f"{self.config.max_failures}): make room or give the right to write, and start again"
             )
-        if dist.rank() == 0:
-            text += f"Training goes on; failure {self.num_failures}, at {self.config.max_failures} in a row it stops."
-            print(f"{'!' * 80}\n{text}\n{'!' * 80}", file=sys.stderr, flush=True)
+        _warn(f"{text}Training goes on; failure {self.num_failures}, at {self.config.max_failures} in a row it stops.")
+
+    def note(self, state: TrainState) -> None:
+        """Put what an evaluation found into the checkpoint of this step, and point `best` to it if it is. Collective.
+
+        A failure is only warned of: the next start evaluates again.
+        """
+        if self.saved_step == state.step and (failures := self._on_main(lambda: self._renew(state))):
+            _warn(f"THE EVALUATION OF step {state.step} IS NOT IN ITS CHECKPOINT: {'; '.join(failures)}")
 
     def _latest(self) -> str:
         try:
@@ -92,12 +97,8 @@ class Saver:
         except OSError as error:  # with the right to read lost too; no rank may be left waiting
             return f"not to be read ({error.strerror})"
 
-    def _unpublished(self, state: TrainState) -> Path:
-        return self.folder / f".{_tag(state)}.part"
-
-    def _write(self, engine: Any, state: TrainState) -> list[str]:
+    def _write(self, engine: Any, state: TrainState, part: Path) -> list[str]:
         """Write and publish; returns what went wrong, on every rank alike. No rank waits for one that failed."""
-        part = self._unpublished(state)
         objects, weights = engine.shards(), engine.student_weights()
         errors = self._on_main(lambda: _make_empty(part))
         if not errors:
@@ -125,24 +126,34 @@ class Saver:
 
     def _publish(self, part: Path, state: TrainState, files: dict[str, Any], content: dict[str, Any]) -> None:
         write_manifest(part, files, content)
-        final = self.folder / _tag(state)
+        self.check()  # again: writing takes long enough to be taken for dead
+        final = self.folder / tag_of(state.step)
         replaced = self.folder / f".{final.name}.old"
         if final.exists():  # damaged, or of a time line that was left by starting from an older one
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         part.rename(final)
         self._point(state)
-        _delete_old(self.folder, self.config.keep_last)
+        if problem := _failure(lambda: _delete_old(self.folder, self.config.keep_last)):
+            _warn(f"{final} is saved, but older files are left, {problem}: the next checkpoint tries again")
+
+    def _renew(self, state: TrainState) -> None:
+        self.check()
+        folder = self.folder / tag_of(state.step)
+        manifest = read_manifest(folder)
+        write_manifest(folder, manifest["files"], {"train_state": asdict(state), "layout": manifest["layout"]})
+        self._point(state)
 
     def _point(self, state: TrainState) -> None:
         if state.best_step == state.step:
-            write_atomically(self.folder / "best", _tag(state))
-        write_atomically(self.folder / "latest", _tag(state))
+            write_atomically(self.folder / "best", tag_of(state.step))
+        write_atomically(self.folder / "latest", tag_of(state.step))
         sync_folder(self.folder)
 
 
-def _tag(state: TrainState) -> str:
-    return f"step{state.step:08d}"
+def _warn(text: str) -> None:
+    if dist.rank() == 0:
+        print(f"{'!' * 80}\n{text}\n{'!' * 80}", file=sys.stderr, flush=True)
 
 
 def _make_empty(folder: Path) -> None:
@@ -164,7 +175,7 @@ def _delete_old(folder: Path, keep_last: int) -> None:
     for tag in tags(folder):
         if tag not in kept and tag < latest:
             shutil.rmtree(folder / tag)
-    for leftover in folder.glob(".step*"):  # of this saving, and of one that a crash cut off
+    for leftover in [*folder.glob(".step*"), *folder.glob(CONVERTED)]:  # also of what a crash cut off
         shutil.rmtree(leftover)
 
 

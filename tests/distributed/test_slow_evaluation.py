@@ -1,0 +1,33 @@
+"""A signal in the middle of an evaluation: no step is lost, and the next start does the evaluation again."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import finish_ranks, metrics_of, numerics_of, start_ranks, wait_until
+
+WORKER = Path(__file__).with_name("slow_evaluation.py")
+OPTIONS = ["--recipe=demo_plain", "--debug", "--max_steps=4", "--micro_batch_size_per_gpu=4", "--global_batch_size=8",
+           "--optim.ema_decay=0.9", "--checkpoint.every_steps=100"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eval_every_epochs", ["0.001", "0"], ids=["on the way", "at the end"])
+def test_a_signal_in_an_evaluation_loses_nothing(tmp_path, demo_cache, eval_every_epochs):
+    def options(workdir):
+        return [*OPTIONS, f"--eval_every_epochs={eval_every_epochs}", f"--workdir={workdir}"]
+
+    finish_ranks(start_ranks(2, "train.py", *options(tmp_path / "whole")))
+    workdir = tmp_path / "run"
+    processes = start_ranks(2, WORKER, *options(workdir))
+    wait_until(lambda: (workdir / "checkpoints" / "latest").exists(), processes)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = finish_ranks(processes)
+    step = int((workdir / "checkpoints" / "latest").read_text().removeprefix("step"))
+    assert f"stopped and saved at step {step};" in outputs[0] and outputs[0].count("evaluating") < 4
+    assert not (workdir / "done").exists() and not any("val_top1" in line for line in metrics_of(workdir))
+    finish_ranks(start_ranks(2, "train.py", *options(workdir)))
+    assert numerics_of(workdir) == numerics_of(tmp_path / "whole")
+    files = [folder / "student.safetensors" for folder in (workdir, tmp_path / "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
