@@ -3,7 +3,8 @@
 A checkpoint's folder holds manifest.json, written last, which lists every other file with its length and BLAKE2b
 checksum, and has a checksum of its own. Files are flushed to the disk and hashed while they are written, so nothing is
 read again. The checksums find damage and careless changes; against somebody who can write the folder they protect
-nothing, as they can write a fitting manifest too. Nothing here communicates: `vitkd_ds.checkpoint` lets the ranks agree.
+nothing, as they can write a fitting manifest too. Nothing here communicates: `vitkd_ds.checkpoint` lets the ranks
+agree.
 """
 
 import errno
