@@ -19,6 +19,7 @@ from vitkd_ds.doctor import folder, machine, mounts, network, pair, rows, top1, 
 from vitkd_ds.doctor.patient import Patient
 from vitkd_ds.models import DEMO_TEACHER
 from vitkd_ds.recipes import build_run
+from vitkd_ds.run_lock import RunLock
 
 PREAMBLE = """
 import os
@@ -108,7 +109,7 @@ def test_a_rank_that_never_comes_is_said_within_the_limit():
 
 def test_an_unknown_option_is_refused_as_by_train():
     done = run_command("vitkd-ds", "doctor", "--optim.lrr=1", check=False)
-    assert done.returncode == 1 and "--optim.lrr is no option: did you mean optim.lr" in done.stderr
+    assert done.returncode == 2 and "--optim.lrr is no option: did you mean optim.lr" in done.stderr
 
 
 def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
@@ -236,3 +237,15 @@ def test_a_global_batch_that_falls_apart_into_tiny_micro_batches_is_a_warning():
     assert row.level == "ok" and "1 ranks x 1 micro-batches x 48 images" in row.found
     (row,) = pair.check_settings(Patient(replace(run, global_batch_size=106), torch.device("cpu")))
     assert row.level == "warning" and "1 ranks x 53 micro-batches x 2 images" in row.found
+
+
+def test_the_lock_of_a_job_that_is_gone_does_not_stop_its_requeue(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert folder.lock_rows(tmp_path)[0].level == "error", "it is this process's, which lives"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (row,) = folder.lock_rows(tmp_path)
+    assert row.level == "warning" and "which is gone" in row.found and "Slurm job 12" in row.found
+    lock.release()
+    assert folder.lock_rows(tmp_path) == []

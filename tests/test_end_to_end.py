@@ -70,7 +70,7 @@ def test_a_run_can_start_from_a_named_checkpoint_of_another_folder(whole_run, sm
     ):
         command = [*everything_on(tmp_path / "wrong", small_beton), *wrong]
         done = run_command(sys.executable, *command, check=False)
-        assert done.returncode == 1 and message in done.stderr
+        assert done.returncode == 2 and message in done.stderr
         assert not (tmp_path / "wrong").exists()
 
 
@@ -103,9 +103,9 @@ def test_a_used_folder_is_not_used_again_with_other_settings(whole_run, small_be
     run_command("cp", "-r", whole_run, tmp_path / "run")
     (tmp_path / "run" / "done").unlink()
     done = run_command(sys.executable, *command, "--optim.lr=0.5", check=False)
-    assert done.returncode == 1 and "optim.lr: 0.002 there, 0.5 now" in done.stderr
+    assert done.returncode == 2 and "optim.lr: 0.002 there, 0.5 now" in done.stderr
     done = run_command(sys.executable, *command, "--resume=none", check=False)
-    assert done.returncode == 1 and "--resume none needs an unused folder" in done.stderr
+    assert done.returncode == 2 and "--resume none needs an unused folder" in done.stderr
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_zero_stage(whole_run, sm
     config = json.loads((ROOT / "ds_configs" / "zero2.json").read_text())
     stage_1 = tmp_path / "zero1.json"
     stage_1.write_text(json.dumps(config | {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}))
-    refused = finish_ranks(start_ranks(3, *everything_on(workdir, small_beton)), codes=[1] * 3)
+    refused = finish_ranks(start_ranks(3, *everything_on(workdir, small_beton)), codes=[2] * 3)
     assert (
         "global_batch_size must be a multiple of the number of ranks, found 8 and 3 ranks: use 1, 2, 4, 8" in refused[0]
     )
@@ -141,7 +141,7 @@ def test_the_export_is_a_plain_timm_model_with_the_same_logits(whole_run, tmp_pa
     assert torch.equal(model(images), again(images))
     assert made["weights"] == "ema" and made["step"] == 30 and len(made["classes"]) == 10
     refused = run_command("vitkd-ds", "export", whole_run, tmp_path / "out", check=False)
-    assert refused.returncode == 1 and "must not exist yet" in refused.stderr
+    assert refused.returncode == 2 and "must not exist yet" in refused.stderr
 
 
 def test_eval_of_the_export_gives_the_summarys_numbers(whole_run):
@@ -180,7 +180,7 @@ def test_every_recipe_runs_its_debug_size(recipe, tmp_path, demo_cache):
 def test_a_mistyped_flag_is_refused_before_anything_happens(tmp_path):
     started = time.time()
     done = run_command(sys.executable, "train.py", "--workdri", tmp_path / "run", check=False, cwd=ROOT)
-    assert done.returncode == 1 and "--workdri is no option: did you mean workdir?" in done.stderr
+    assert done.returncode == 2 and "--workdri is no option: did you mean workdir?" in done.stderr
     assert "deepspeed" not in done.stderr.lower() and not (tmp_path / "run").exists()
     assert time.time() - started < 60
 

@@ -9,13 +9,16 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fire
 from fire.decorators import SetParseFn
 
 from vitkd_ds import signals, watchdog
 from vitkd_ds.overrides import apply_overrides, convert, nearest
+
+REFUSED = 2
+"""Exit code where settings, files or models do not fit: the same command would end the same way again."""
 
 LAUNCHER_FLAGS = ("local_rank", "local-rank")
 """What DeepSpeed's launcher appends for every rank; the environment says the same."""
@@ -41,11 +44,16 @@ def _run(component: Any) -> None:
         )
         return
     if isinstance(component, dict) and words and words[0] not in component:
-        sys.exit(f"error: vitkd-ds {words[0]} is no command: {nearest(words[0], component)}")
+        _refuse(f"vitkd-ds {words[0]} is no command: {nearest(words[0], component)}")
     try:
         fire.Fire(component, name="vitkd-ds" if isinstance(component, dict) else "train.py")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        _refuse(error)
+
+
+def _refuse(reason: Any) -> NoReturn:
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    sys.exit(REFUSED)
 
 
 @SetParseFn(str)
@@ -63,8 +71,9 @@ def train(*words: str, **flags: str) -> None:
 
     try:
         train_run(run)
-    except ValueError:
-        raise  # said without a traceback, by `_run`
+    except ValueError as error:  # without a traceback; not sys.exit, see dist.leave
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(REFUSED)
     except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
         watchdog.report(error)
         os._exit(1)

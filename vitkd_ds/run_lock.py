@@ -82,10 +82,9 @@ class RunLock:
             claim.unlink(missing_ok=True)
 
     def _is_alive(self, holder: dict[str, Any]) -> bool:
-        if holder["job"] and holder["job"] == self.me["job"] and holder["restart"] != self.me["restart"]:
-            return False  # this is its requeue
-        if holder["machine"] == self.me["machine"]:
-            return _start_time(holder["pid"]) == holder["start_time"]
+        known = _known_to_live(holder, self.me)
+        if known is not None:
+            return known
         seen, waited_until = _heartbeat(self.path), time.monotonic() + self.stale_s
         print(f"waiting for a sign of life of {_name(holder)}", file=sys.stderr, flush=True)
         while time.monotonic() < waited_until:
@@ -124,11 +123,23 @@ class LockLost(RuntimeError):
     """Another job has this run folder."""
 
 
-def holder_of(workdir: Path) -> tuple[str, float] | None:
-    """Who has a run folder, and seconds since its last sign of life; None if nobody does. Reads only."""
+def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
+    """Who has a run folder, seconds since its last sign of life, and whether it lives (None: it cannot be known at
+    once); None if nobody has it. Reads only."""
     path = workdir / "lock"
     found, heartbeat = _read(path), _heartbeat(path)
-    return (_name(found), time.time() - heartbeat[1] / 1e9) if found and heartbeat else None
+    if not found or not heartbeat:
+        return None
+    return _name(found), time.time() - heartbeat[1] / 1e9, _known_to_live(found, _describe_this_process())
+
+
+def _known_to_live(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
+    """Whether a holder lives, where that can be known without waiting for its heartbeat."""
+    if holder["job"] and holder["job"] == me["job"] and holder["restart"] != me["restart"]:
+        return False  # this is its requeue
+    if holder["machine"] == me["machine"]:
+        return _start_time(holder["pid"]) == holder["start_time"]
+    return None
 
 
 def _describe_this_process() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The examination: every check on all ranks in the same order, one table at the end.
 
 A check that fails on one rank becomes a row, and the others go on: what is local is agreed on before the next
-collective. A check that does not come back is what a sick network looks like, so each has a time limit.
+collective. A rank that fails inside a collective says why on stderr at once, as the others then wait for it until the
+check's time is over. A check that does not come back is what a sick network looks like too.
 """
 
 import os
@@ -147,6 +148,8 @@ def attempted(name: str, check: Callable[[Patient], list[Row]], patient: Patient
     except ValueError as caught:  # ours: says what to do
         return [error(name, str(caught))]
     except Exception as caught:  # any kind: the other checks can still tell something
+        text = f"rank {os.environ['RANK']} on {node_name()}, {name}: {type(caught).__name__}: {caught}"
+        print(text, file=sys.stderr, flush=True)
         return [error(name, f"{type(caught).__name__}: {caught}"[:600], ADVICE.get(name, ""))]
 
 

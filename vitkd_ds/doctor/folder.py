@@ -57,10 +57,10 @@ def lock_rows(workdir: Path) -> list[Row]:
         return []
     if holder is None:
         return []
-    name, silent_s = holder
-    if silent_s < run_lock.STALE_S:
+    name, silent_s, is_alive = holder
+    if is_alive or (is_alive is None and silent_s < run_lock.STALE_S):
         return [error("run folder", f"{workdir} is in use by {name}", "wait for it, or give another --workdir")]
-    return [warning("run folder", f"{workdir} has the lock of {name}, silent for {silent_s:.0f} s", "train takes it")]
+    return [warning("run folder", f"{workdir} has the lock of {name}, which is gone", "train takes it over")]
 
 
 def writable_rows(workdir: Path) -> list[Row]:
