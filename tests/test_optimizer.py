@@ -38,3 +38,18 @@ def test_the_average_starts_from_the_first_weights_and_follows_the_formula():
 
 def test_without_an_average_there_is_no_state_for_one():
     assert "ema" not in run(0.0)[0]
+
+
+def test_a_fused_update_that_is_not_wanted_changes_neither_weights_nor_average():
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(7))
+    optimizer = AdamWithEMA([{"params": [p]}], ema_decay=0.9, lr=0.1, fused=True)
+    seen = []
+    for found_inf in (0.0, 1.0, 0.0):
+        p.grad = torch.randn(7) if found_inf == 0 else torch.full((7,), torch.nan)
+        optimizer.found_inf = torch.tensor(found_inf)
+        optimizer.step()
+        state = optimizer.state[p]
+        seen.append([p.detach().clone(), *(state[key].clone() for key in ("ema", "exp_avg", "exp_avg_sq", "step"))])
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[1]))
+    assert not any(torch.equal(a, b) for a, b in zip(seen[1], seen[2])) and torch.isfinite(seen[2][1]).all()

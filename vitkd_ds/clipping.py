@@ -14,9 +14,7 @@ from vitkd_ds import dist
 
 
 @torch.no_grad()
-def clip_gradients(
-    groups: Iterable[Sequence[Tensor]], max_norm: float, *, counts: Sequence[Tensor] = ()
-) -> tuple[Tensor, Tensor]:
+def clip_gradients(groups: Iterable[Sequence[Tensor]], max_norm: float, *, veto: Tensor, count: Tensor) -> Tensor:
     """Scale the gradient, in place, to a norm of at most `max_norm`. Collective; does not wait for the device.
 
     norm = sqrt(sum over ranks, groups and elements of g^2), then g *= 1 / max(1, (norm + 1e-6) / max_norm).
@@ -24,23 +22,24 @@ def clip_gradients(
     Args:
         groups: per parameter group this rank's part of the gradient, fp32; the parts of the ranks do not overlap.
         max_norm: 0 is no clipping.
-        counts: fp32 scalars of this rank, which are summed over the ranks in the same collective.
+        veto: fp32 scalar, above 0 if this rank has a reason of its own against the update.
+        count: fp32 scalar. It and `veto` are summed over the ranks in the same collective.
 
     Returns:
-        The norm before clipping, fp32 scalar, the same on all ranks. nan when it is not finite, and then every element
-        of every rank's gradient has become nan, so that whoever looks at one of them sees it.
-        And the sums of `counts`, fp32 [len(counts)].
+        fp32 [3], the same on all ranks: the norm before clipping, and the sums of `veto` and `count`. The norm is nan
+        when it is not finite or there is a veto, and then every element of every rank's gradient has become nan, so
+        that whoever looks at one of them sees it.
 
     **Source**: DeepSpeed 0.19.8, `get_grad_norm_direct`, `combine_grad_norm_groups` and `unscale_and_clip_grads`.
     """
     groups = [list(group) for group in groups]
     # fp64 inside the reduction: 1e8 squares lose digits in fp32.
     squares = [torch.stack(torch._foreach_norm(group, 2, dtype=torch.float64)).pow(2).sum() for group in groups]
-    sums = dist.sum_over_ranks(torch.stack([*(square.float() for square in squares), *counts]))
-    norm = torch.linalg.vector_norm(sums[: len(squares)].sqrt())
-    norm = torch.where(torch.isfinite(norm), norm, torch.nan)
+    sums = dist.sum_over_ranks(torch.stack([*(square.float() for square in squares), veto, count]))
+    norm = torch.linalg.vector_norm(sums[:-2].sqrt())
+    norm = torch.where(torch.isfinite(norm) & (sums[-2] == 0), norm, torch.nan)
     clip = torch.clamp((norm + 1e-6) / max_norm, min=1.0) if max_norm else 1 + 0 * norm
     scale = 1.0 / clip
     for group in groups:
         torch._foreach_mul_(group, scale)
-    return norm, sums[len(squares) :]
+    return torch.cat([norm[None], sums[-2:]])

@@ -13,7 +13,7 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator
 
 import deepspeed
 import torch
@@ -123,7 +123,9 @@ class StudentEngine:
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         """What the student computes in."""
         self._max_norm = None if computes_norm(ds_config) else run.optim.clip_grad_norm
-        self._norm, self._is_clipped = math.nan, False
+        self._norm = self.num_vetoes = self.counted = 0.0
+        self._agreed: Tensor | None = None
+        """Norm, vetoes, count: on the device, between `clip` and `step`."""
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         """The distiller's forward, through the engine."""
@@ -133,41 +135,54 @@ class StudentEngine:
         """Backward of one micro-batch's total; divides it by the number of micro-batches per update. Collective."""
         self.engine.backward(total)
 
-    def clip(self, counts: Sequence[Tensor]) -> list[float]:
-        """Clip the gradient of the update that is due. Collective; waits for the device, once in a step.
+    def clip(self, *, veto: Tensor, count: Tensor) -> None:
+        """Clip the gradient of the update that is due; `step` comes next. Collective; does not wait for the device.
 
-        What all ranks must know before the update rides on the norm's all-reduce, and is read with the norm.
+        What all ranks must know at an update rides on the norm's all-reduce, and is read with the norm.
 
         Args:
-            counts: fp32 scalars of this rank, on the device.
-
-        Returns:
-            Their sums over the ranks.
+            veto: fp32 scalar on the device; above 0 on any rank, all leave the update out.
+            count: fp32 scalar on the device, to be summed over the ranks.
         """
         if self._max_norm is None:
-            return dist.sum_over_ranks(torch.stack(list(counts))).tolist()
-        groups = self.engine.optimizer.averaged_gradients.values()
-        norm, sums = clip_gradients(groups, self._max_norm, counts=counts)
-        self._norm, *read = torch.cat([norm[None], sums]).tolist()
-        self._is_clipped = True
-        return read
+            self._agreed = dist.sum_over_ranks(torch.stack([torch.zeros_like(veto), veto, count]))
+        else:
+            groups = self.engine.optimizer.averaged_gradients.values()
+            self._agreed = clip_gradients(groups, self._max_norm, veto=veto, count=count)
 
     def step(self) -> bool:
-        """End a micro-batch; after the last one of an update, clip unless `clip` has done so, and update. Collective.
+        """End a micro-batch; after the last one of an update, clip unless `clip` was called, and update. Collective;
+        waits for the device, once in an update.
+
+        Sets `num_vetoes` and `counted`, the sums over the ranks of what `clip` was given.
 
         Returns:
-            False if the update was left out because a gradient is inf or nan, on all ranks alike; and for a
-            micro-batch that does not end an update.
+            False if the update was left out on all ranks, because a gradient is inf or nan or there was a veto; and for
+            a micro-batch that does not end an update.
         """
-        if self._max_norm is not None and self.engine.is_gradient_accumulation_boundary():
-            if not self._is_clipped:
-                self.clip([])
-            # Only a gradient that is not finite (all nan by now) goes through DeepSpeed's scan, which finds it and
-            # leaves the update out.
-            self.engine.optimizer.check_grad_overflow = not math.isfinite(self._norm)
-            self._is_clipped = False
-        self.engine.step()
-        return self.engine.was_step_applied()
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
+            return False
+        if self._agreed is None:
+            zero = torch.zeros((), device=self.engine.device)
+            self.clip(veto=zero, count=zero)
+        if self._max_norm is not None and self.engine.basic_optimizer.param_groups[0]["fused"]:
+            # The kernel itself leaves the update out: all of it is queued before anything is waited for.
+            self.engine.basic_optimizer.found_inf = torch.isnan(self._agreed[0]).float()
+            self.engine.step()
+            self._read_agreed()
+        else:
+            self._read_agreed()
+            if self._max_norm is None and self.num_vetoes:
+                return False
+            # Only a gradient that is all nan goes through DeepSpeed's scan, which finds it and leaves the update out.
+            self.engine.optimizer.check_grad_overflow = self._max_norm is None or math.isnan(self._norm)
+            self.engine.step()
+        return self.engine.was_step_applied() and not math.isnan(self._norm)
+
+    def _read_agreed(self) -> None:
+        self._norm, self.num_vetoes, self.counted = self._agreed.tolist()
+        self._agreed = None
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next update."""

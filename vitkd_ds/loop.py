@@ -32,7 +32,7 @@ from vitkd_ds.shards import convert
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient is inf or nan; raised on all ranks, before the weights change."""
+    """A loss or gradient is inf or nan; raised on all ranks, and the weights have not changed."""
 
 
 def train(run: Run) -> dict[str, Any] | None:
@@ -204,28 +204,17 @@ def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: i
             means[name] = means.get(name, 0) + value.detach() / job.plan.accumulation_steps
         if micro + 1 == job.plan.accumulation_steps:
             watchdog.enter("agreement")
-            is_asked_to_stop = check_finite(job, means, step)
+            is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
+            is_asked = torch.full((), float(bool(signals.received())), device=job.device)
+            engine.clip(veto=is_bad.float(), count=is_asked)
             watchdog.enter("update")
         is_updated = engine.step()
+    if engine.num_vetoes:
+        found = ", ".join(f"{name} {value.item():g}" for name, value in means.items())
+        raise NonFiniteError(f"{_where(job, step)}: losses must be finite on every rank, found {found} on this one")
     if not is_updated:
         raise NonFiniteError(f"{_where(job, step)}: gradients must be finite, found inf or nan with finite losses")
-    return means, is_asked_to_stop
-
-
-def check_finite(job: Job, terms: dict[str, Tensor], step: int) -> bool:
-    """Stop on all ranks, before the update, when a term is inf or nan on any of them. Collective.
-
-    Returns:
-        Whether a signal asked any rank to stop. It is agreed on here, where all ranks wait for the gradient's norm
-        anyway: two more numbers in the same all-reduce.
-    """
-    is_bad = ~torch.isfinite(torch.stack(list(terms.values()))).all()
-    is_asked = torch.full((), float(bool(signals.received())), device=job.device)
-    num_bad, num_asked = job.engine.clip([is_bad.float(), is_asked])
-    if num_bad:
-        found = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
-        raise NonFiniteError(f"{_where(job, step)}: losses must be finite on every rank, found {found} on this one")
-    return num_asked > 0
+    return means, engine.counted > 0
 
 
 def _where(job: Job, step: int) -> str:

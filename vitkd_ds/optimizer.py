@@ -13,7 +13,8 @@ import torch
 class AdamWithEMA(torch.optim.AdamW):
     """torch.optim.AdamW with a state `ema` = decay * ema + (1 - decay) * parameter after each update.
 
-    The average starts from the parameters before the first update.
+    The average starts from the parameters before the first update. Where torch's fused kernel is used, the attribute
+    `found_inf` (fp32 scalar on the device, as torch.amp.GradScaler sets it) leaves update and average out if it is 1.
 
     Args:
         params: parameter groups.
@@ -24,6 +25,7 @@ class AdamWithEMA(torch.optim.AdamW):
     def __init__(self, params: Iterable[dict[str, Any]], *, ema_decay: float, **adamw: Any) -> None:
         super().__init__(params, **adamw)
         self.ema_decay = ema_decay
+        self.found_inf: torch.Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -35,6 +37,7 @@ class AdamWithEMA(torch.optim.AdamW):
         loss = super().step(closure)
         for p, start in starts:
             self.state[p]["ema"] = start
+        part = 1 - self.ema_decay
         for p in params:
-            self.state[p]["ema"].lerp_(p, 1 - self.ema_decay)
+            self.state[p]["ema"].lerp_(p, part if self.found_inf is None else part * (1 - self.found_inf))
         return loss

@@ -47,9 +47,11 @@ def observe_exactness(seen, folder):
         seen[f"bf16 ours {accumulation}"] = [*losses, weights_after(engine)]
 
 
-def observe_nonfinite(seen, precision, run):
+def observe_nonfinite(seen, precision, run, *, is_fused=False):
     """The last rank's labels are nan in the second of three updates."""
     engine, teacher = make_engine(run)
+    for group in engine.engine.basic_optimizer.param_groups:
+        group["fused"] = is_fused  # as on a GPU
     normalization = normalization_of(engine.engine.module.student)
     images_BCHW, targets_BK = make_batch(8)
     features = tap_features(teacher, normalization.apply(images_BCHW, torch.float32))
@@ -99,6 +101,8 @@ def main():
     observe_exactness(seen, folder)
     observe_nonfinite(seen, "bf16", RUN)
     observe_nonfinite(seen, "fp32", replace(RUN, ds_config=str(folder / "fp32_ours.json")))
+    averaged = replace(RUN, optim=replace(RUN.optim, ema_decay=0.5))
+    observe_nonfinite(seen, "fused", averaged, is_fused=True)
     observe_checkpointing(seen, folder)
     observe_kept_teacher(seen)
     if dist.rank() == 0:

@@ -25,7 +25,7 @@ def test_losses_norms_and_weights_are_deepspeeds_own_bit_for_bit(seen, precision
     assert max(ours[1]) > 0.5, "nothing was clipped"
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "fused"])
 def test_an_update_that_is_nan_on_one_rank_is_left_out_on_all_and_training_can_go_on(seen, precision):
     ranks = seen["ranks"]
     assert seen[f"{precision} updates applied, sum over ranks"] == [ranks, 0, ranks]
