@@ -156,11 +156,21 @@ def test_a_recipe_must_be_named():
         cli.plan()
 
 
-def test_cards_are_known_by_their_drivers_names():
-    assert hardware_of("NVIDIA H100 80GB HBM3").name == "h100"
-    assert hardware_of("NVIDIA A100-SXM4-80GB").name == "a100"
-    assert hardware_of("NVIDIA A100-SXM4-40GB") is None
-    assert hardware_of("cpu") is None
+@pytest.mark.parametrize("device, name", [
+    ("NVIDIA H100 80GB HBM3", "h100"),
+    ("NVIDIA H200", "h200"),
+    ("NVIDIA A100-SXM4-80GB", "a100"),
+])  # fmt: skip
+def test_cards_are_known_by_their_drivers_names(device, name):
+    assert hardware_of(device).name == name
+
+
+@pytest.mark.parametrize("device", [
+    "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e",
+    "NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-40GB", "cpu",
+])  # fmt: skip
+def test_other_cards_of_a_name_are_not_taken_for_it(device):
+    assert hardware_of(device) is None
 
 
 def test_the_text_says_when_nothing_fits():
