@@ -14,8 +14,8 @@ update, again from a device at rest, so that the engines' wait in it, for the no
 that wait for room in the device's queue count, so it is an upper bound.
 
 Peak memory is what the variant itself has on the card at most; on a CPU it is not measured. --debug runs the same code
-at toy size, traced but not compiled: its numbers mean nothing. Under a launcher with several ranks (one pair and one
-micro-batch) only the engines run, images/s is of all ranks, and host holds what collectives wait for.
+at toy size, traced but not compiled: its numbers mean nothing. Under a launcher there must be one pair and one
+micro-batch; with several ranks only the engines run, images/s is of all ranks, and host holds waits for other ranks.
 """
 
 import argparse
@@ -219,10 +219,10 @@ def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started several ranks of this command."""
+    """Whether a launcher has started this command."""
     environ = dict(os.environ)
     dist.set_rank_variables(environ)
-    return int(environ["WORLD_SIZE"]) > 1
+    return "RANK" in os.environ or int(environ["WORLD_SIZE"]) > 1
 
 
 def parse() -> argparse.Namespace:
@@ -245,7 +245,7 @@ def parse() -> argparse.Namespace:
         setattr(args, key, value if getattr(args, key) is None else getattr(args, key))
     if is_launched() and len(args.pairs) * len(args.micro_batches) > 1:
         parser.error(
-            f"several ranks must be given one pair and one micro-batch, found --pairs {' '.join(args.pairs)} and "
+            f"under a launcher there must be one pair and one micro-batch, found --pairs {' '.join(args.pairs)} and "
             f"--micro_batches {' '.join(map(str, args.micro_batches))}: start the launcher once for each"
         )
     return args

@@ -80,7 +80,7 @@ def test_a_size_that_is_a_variable_is_refused():
         double(torch.ones(3))
 
 
-def test_several_ranks_must_be_given_one_pair_and_one_micro_batch(monkeypatch, capsys):
+def test_under_a_launcher_there_must_be_one_pair_and_one_micro_batch(monkeypatch, capsys):
     for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

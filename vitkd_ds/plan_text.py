@@ -137,13 +137,16 @@ def _advice(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
         lost = outcomes["shard"][0] / outcomes["replica"][0] - 1
         saved = outcomes["replica"][1] - outcomes["shard"][1]
         text = f"--teacher.placement={best}: a shard costs {lost:.1%} of a step and saves "
-        text += (
-            f"{saved:.1f} GiB a GPU; it pays only where a replica does not fit ({outcomes['replica'][1]:.1f} of "
-            f"{hardware.memory_gib:g} GiB here)"
-            if saved >= SAVES_GIB
-            else "no memory, as DeepSpeed gathers so much of this teacher ahead: "
-            '"stage3_max_live_parameters" in ds_configs/teacher_zero3.json would limit it'
-        )
+        if saved >= SAVES_GIB:
+            text += f"{saved:.1f} GiB a GPU; it pays only where a replica does not fit"
+        elif layout.ranks == 1:
+            text += "no memory on one GPU, which holds all of it"
+        else:
+            text += (
+                "no memory, as DeepSpeed gathers so much of this teacher ahead: "
+                '"stage3_max_live_parameters" in ds_configs/teacher_zero3.json would limit it'
+            )
+        text += f" (replica: {outcomes['replica'][1]:.1f} of {hardware.memory_gib:g} GiB)"
     if "node" in outcomes:
         gain = outcomes["shard"][0] / outcomes["node"][0] - 1
         pays = "would pay" if gain >= WORTH else "would not pay"
