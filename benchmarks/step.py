@@ -2,19 +2,30 @@
 
     python benchmarks/step.py [--pairs tiny small base] [--micro_batches 64 128 256] [--json FILE] [--debug]
 
-The whole step counts: both models, ViTKD + NKD + cross-entropy, clipping, AdamW. All variants of a pair and micro-batch
-live in one process and take turns (--repeats rounds of --steps steps), so a card that slows down slows all of them;
-images/s is the median over the rounds, `ratio` the median over the rounds of the ratio to the compiled loop of the same
-round. The parts (ms) come from a further round that waits for the device after each: teacher, forward, backward,
-update; `host` is the time a step takes Python when nothing is waited for. Peak memory is what the variant itself has on
-the card at most; on a CPU it is not measured. --debug runs the same code at toy size: its numbers mean nothing.
-Under a launcher with several ranks only the engines run, and images/s is of all ranks.
+The whole step counts: both models, ViTKD + NKD + cross-entropy, clipping, AdamW; without drop path and moving average.
+Each pair and micro-batch has a process of its own, as in training: a second size in a process would be compiled for any
+size, and the first one's engines would stay in memory. All variants of a pair and micro-batch live in one process and
+take turns (--repeats rounds of --steps steps), so a card that slows down slows all of them; images/s is the median over
+the rounds, `ratio` the median over the rounds of the ratio to the compiled loop of the same round.
+
+The parts (ms) come from further steps that wait for the device after each: teacher, forward, backward, update. `host`
+is Python's own time: from a device at rest to the end of backward, where nothing waits for the device, and that of the
+update, again from a device at rest, so that the engines' wait in it, for the norm, is as short as the norm. Launches
+that wait for room in the device's queue count, so it is an upper bound.
+
+Peak memory is what the variant itself has on the card at most; on a CPU it is not measured. --debug runs the same code
+at toy size, traced but not compiled: its numbers mean nothing. Under a launcher there must be one pair and one
+micro-batch; with several ranks only the engines run, images/s is of all ranks, and host holds waits for other ranks.
 """
 
 import argparse
+import itertools
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +42,7 @@ from benchmarks.step_variants import (  # noqa: E402
     Variant,
     build_pair,
     build_variant,
+    generate_no_code,
     make_micro_batch,
 )
 from vitkd_ds import dist  # noqa: E402
@@ -75,7 +87,7 @@ def step(variant: Variant, batch: MicroBatch, mark: Callable[[str], None] = lamb
 def prepare(name: str, pair: Pair, batch: MicroBatch, args: argparse.Namespace, device: torch.device) -> Timed:
     """Build a variant and warm it up: compilation, optimizer state, the allocator."""
     before = allocated(device)
-    variant = build_variant(name, pair, device, len(batch.images_BCHW), debug=args.debug)
+    variant = build_variant(name, pair, device, len(batch.images_BCHW))
     torch.manual_seed(2)  # ViTKD's mask
     first_total = step(variant, batch).item()
     for _ in range(args.warmup):
@@ -104,7 +116,7 @@ def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device
 
 
 def time_parts(timed: Timed, batch: MicroBatch, steps: int) -> None:
-    """Milliseconds of each part, waiting for the device after it, and of the host, waiting for nothing."""
+    """Milliseconds of each part, waiting for the device after it, and of the host."""
     spent: dict[str, list[float]] = {part: [] for part in (*PARTS, "host")}
     for _ in range(steps):
         last = [synchronised_time()]
@@ -115,10 +127,18 @@ def time_parts(timed: Timed, batch: MicroBatch, steps: int) -> None:
             last[0] = now
 
         step(timed.variant, batch, mark)
-        start = time.perf_counter()
-        step(timed.variant, batch)
-        spent["host"].append(time.perf_counter() - start)
+        spent["host"].append(host_s(timed.variant, batch))
     timed.parts_ms = {part: 1e3 * statistics.median(seconds) for part, seconds in spent.items()}
+
+
+def host_s(variant: Variant, batch: MicroBatch) -> float:
+    """Seconds of Python in one step, on a device at rest; see the top of this file."""
+    start = synchronised_time()
+    variant.backward(variant.forward(batch, variant.teach(batch)))
+    launched = time.perf_counter()
+    update = synchronised_time()
+    variant.update()
+    return launched - start + time.perf_counter() - update
 
 
 def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torch.device) -> list[Timed]:
@@ -141,9 +161,7 @@ def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torc
     return everyone
 
 
-def rows_of(
-    pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardware | None
-) -> list[dict[str, str | int | float | None]]:
+def rows_of(pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardware | None) -> list[dict[str, Any]]:
     """The rows of --json."""
     compiled = next((timed.images_per_s for timed in everyone if timed.name == "compiled"), None)
     rows = []
@@ -174,8 +192,41 @@ def line(row: dict[str, Any], timed: Timed) -> str:
     return " ".join(cells) + "  " + " / ".join(f"{timed.parts_ms[part]:.1f}" for part in (*PARTS, "host"))
 
 
-def main() -> None:
-    """Measure, print, write."""
+def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
+    """The one pair and micro-batch of `args`, here: a heading, rows as in --json, rows as text. Collective."""
+    device = start_processes()
+    if args.debug:
+        torch.set_num_threads(1)  # toy models wait for threads more than they gain
+        generate_no_code()
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    (name,), (micro_batch,) = args.pairs, args.micro_batches
+    pair = build_pair(name, ds_config=args.ds_config, debug=args.debug)
+    everyone = measure(pair, micro_batch, args, device)
+    rows = rows_of(pair, micro_batch, everyone, hardware_of(card))
+    ranks = dist.world_size()
+    heading = f"{card}, {ranks} ranks, torch {torch.__version__}, {args.repeats} x {args.steps} steps\n{HEADER}"
+    lines = [line(row, timed) for row, timed in zip(rows, everyone)]
+    return {"heading": heading, "rows": rows, "lines": lines, "is_main": dist.rank() == 0}
+
+
+def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
+    """`measure_cell` in a process of its own, with this command's other arguments."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "cell.json")
+        cell = ["--pairs", pair, "--micro_batches", str(micro_batch), "--worker", str(file)]
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], *cell], check=True)
+        return json.loads(file.read_text())
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this command."""
+    environ = dict(os.environ)
+    dist.set_rank_variables(environ)
+    return "RANK" in os.environ or int(environ["WORLD_SIZE"]) > 1
+
+
+def parse() -> argparse.Namespace:
+    """The command line, with the defaults of --debug."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=["tiny", "small", "base"], choices=["tiny", "small", "base"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
@@ -186,30 +237,38 @@ def main() -> None:
     parser.add_argument("--ds_config", default="ds_configs/zero2.json", help="of the student's engine")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     defaults = {"micro_batches": [4], "repeats": 2, "steps": 1, "warmup": 1} if args.debug else {}
     defaults = {"micro_batches": [64, 128, 256], "repeats": 5, "steps": 20, "warmup": 10} | defaults
     for key, value in defaults.items():
         setattr(args, key, value if getattr(args, key) is None else getattr(args, key))
-    device = start_processes()
-    if args.debug:
-        torch.set_num_threads(1)  # toy models wait for threads more than they gain
-    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    is_main, rows = dist.rank() == 0, []
-    if is_main:
-        print(f"{card}, {dist.world_size()} ranks, torch {torch.__version__}, {args.repeats} x {args.steps} steps")
-        print(HEADER)
-    for name in args.pairs:
-        pair = build_pair(name, ds_config=args.ds_config, debug=args.debug)
-        for micro_batch in args.micro_batches:
-            everyone = measure(pair, micro_batch, args, device)
-            new = rows_of(pair, micro_batch, everyone, hardware_of(card))
-            rows += new
-            for row, timed in zip(new, everyone) if is_main else ():
-                print(line(row, timed), flush=True)
-    if is_main and args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
-    dist.leave()
+    if is_launched() and len(args.pairs) * len(args.micro_batches) > 1:
+        parser.error(
+            f"under a launcher there must be one pair and one micro-batch, found --pairs {' '.join(args.pairs)} and "
+            f"--micro_batches {' '.join(map(str, args.micro_batches))}: start the launcher once for each"
+        )
+    return args
+
+
+def main() -> None:
+    """Measure, print, write."""
+    args = parse()
+    if args.worker:
+        args.worker.write_text(json.dumps(measure_cell(args)))
+        dist.leave()
+        return
+    here = is_launched()
+    rows: list[dict[str, Any]] = []
+    for pair, micro_batch in itertools.product(args.pairs, args.micro_batches):
+        cell = measure_cell(args) if here else measure_elsewhere(pair, micro_batch)
+        if cell["is_main"]:
+            print(*([] if rows else [cell["heading"]]), *cell["lines"], sep="\n", flush=True)
+            rows += cell["rows"]
+            if args.json:  # after each, so that one that fails costs no other
+                args.json.write_text(json.dumps(rows, indent=1))
+    if here:
+        dist.leave()
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """The loops that `benchmarks/step.py` times, behind one face: teacher, forward, backward, update.
 
 All start from the same weights and get the same images, and the first losses are compared, so that nothing is fast by
-doing something else. Images are random and already on the device: loading and mixing are not part of a step here.
+doing something else. Images are random and already on the device: loading and mixing are not part of a step here. Nor
+is a moving average of the weights, which the plain loops do not have.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+import torch._dynamo as dynamo
 from torch import Tensor, nn
 
 from vitkd_ds import dist, models, shapes
@@ -82,10 +85,11 @@ class Variant(Protocol):
 
 
 def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
-    """The models of a recipe; at toy size for `debug`."""
+    """The models of a recipe, without its drop path and moving average; at toy size for `debug`."""
     run = build_run(RECIPES[name], debug=debug)
     teacher = replace(run.teacher, checkpoint="random")
-    run = replace(run, teacher=teacher, student=replace(run.student, drop_path_rate=0.0), ds_config=ds_config)
+    student, optim = replace(run.student, drop_path_rate=0.0), replace(run.optim, ema_decay=0.0)
+    run = replace(run, teacher=teacher, student=student, optim=optim, ds_config=ds_config)
     if debug:
         student_args, teacher_args = ({**args, "patch_size": 8} for args in TOY[name])
         run = replace(
@@ -99,10 +103,11 @@ def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
 
 
 def make_micro_batch(pair: Pair, images: int, device: torch.device) -> MicroBatch:
-    """Random images and soft labels."""
+    """Random images, channels-last as the loader's, and soft labels."""
     generator = torch.Generator().manual_seed(1 + dist.rank())
     size, classes = pair.run.data.image_size, pair.run.data.num_classes
     images_BCHW = torch.randint(0, 256, (images, 3, size, size), generator=generator).float()
+    images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
     targets_BK = torch.rand(images, classes, generator=generator).softmax(1)
     weights = {name: torch.tensor(float(term.weight)) for name, term in pair.run.losses.active().items()}
     return MicroBatch(
@@ -117,7 +122,7 @@ class PlainLoop:
     torch's defaults. Compiled, it is what a user would write by hand: everything compiled, a bf16 teacher, fused AdamW.
     """
 
-    def __init__(self, pair: Pair, device: torch.device, *, backend: str | None) -> None:
+    def __init__(self, pair: Pair, device: torch.device, *, compile: bool) -> None:
         self.distiller = pair.distiller().to(device)
         self.teacher = deepcopy(pair.teacher).to(device)
         self.normalizations = models.normalization_of(pair.student), models.normalization_of(pair.teacher)
@@ -126,15 +131,15 @@ class PlainLoop:
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16)
         self.tap, self.call = tap_features, self.distiller
         self.teacher_dtype = torch.float32
-        if backend:
+        if compile:
             self.teacher, self.teacher_dtype = self.teacher.bfloat16(), torch.bfloat16
-            self.tap = torch.compile(tap_features, backend=backend)
-            self.call = torch.compile(self.distiller, backend=backend)
+            self.tap = torch.compile(tap_features)
+            self.call = torch.compile(self.distiller)
         optim = pair.run.optim
         self.optimizer = torch.optim.AdamW(
             self.distiller.parameter_groups(optim.weight_decay),
             lr=optim.lr,
-            fused=True if backend and device.type == "cuda" else None,
+            fused=True if compile and device.type == "cuda" else None,
         )
 
     @torch.no_grad()
@@ -209,9 +214,30 @@ class Engines:
 VARIANTS = ("eager", "compiled", "replica", "shard", "offload")
 
 
-def build_variant(name: str, pair: Pair, device: torch.device, micro_batch: int, *, debug: bool) -> Variant:
-    """One of VARIANTS; --debug leaves torch.compile's code generation out."""
+def build_variant(name: str, pair: Pair, device: torch.device, micro_batch: int) -> Variant:
+    """One of VARIANTS."""
     if name in ("eager", "compiled"):
-        backend = None if name == "eager" else "eager" if debug else "inductor"
-        return PlainLoop(pair, device, backend=backend)
-    return Engines(pair, device, micro_batch, name, compile=not debug)
+        return PlainLoop(pair, device, compile=name == "compiled")
+    return Engines(pair, device, micro_batch, name, compile=True)
+
+
+def generate_no_code() -> None:
+    """For --debug: whatever is compiled in this process from now on is traced, checked by `run_static`, and run."""
+    dynamo.register_backend(run_static, name="static")
+    dynamo.config.debug_backend_override = ">=0:static"
+
+
+def run_static(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """A backend of torch.compile that runs the traced operations one by one.
+
+    Raises:
+        ValueError: a size in it is a variable: dynamo has met a second one, and compiles for any from then on.
+    """
+    sizes = [size for value in inputs for size in (value.shape if isinstance(value, Tensor) else (value,))]
+    variable = [size for size in sizes if isinstance(size, torch.SymInt)]
+    if variable:
+        raise ValueError(
+            f"every graph must have static sizes, found {', '.join(map(str, variable))}: kernels for any size are "
+            "slower than those of training, so time each micro-batch in a process of its own"
+        )
+    return graph.forward

@@ -51,3 +51,37 @@ def test_checkpointing_keeps_the_blocks_inputs_and_one_block():
     student = on_meta("deit_tiny_patch16_224")
     assert shapes.activation_bytes(student, checkpointed=False) == 197 * 192 * 12 * 34
     assert shapes.activation_bytes(student, checkpointed=True) == 197 * 192 * (12 * 2 + 34)
+
+
+def kept_bytes(function, *inputs, parameters):
+    """What autograd keeps of one call, without parameters and inputs, each memory once."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*parameters, *inputs)}
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function(*inputs)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in known)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_small_patch16_224"])
+def test_the_bytes_kept_for_backward_are_those_that_autograd_keeps(name):
+    model = timm.create_model(name).bfloat16()
+    kept = kept_bytes(model, torch.randn(1, 3, 224, 224).bfloat16(), parameters=model.parameters())
+    assert (
+        0.95 * shapes.activation_bytes(model, checkpointed=False)
+        < kept
+        < shapes.activation_bytes(model, checkpointed=False)
+    )
+
+
+def test_the_bytes_kept_by_the_loss_are_those_that_autograd_keeps_and_the_teachers_features():
+    loss = ViTKDLoss(192, 384).bfloat16()
+    student = [torch.randn(*shape, 192).bfloat16().requires_grad_() for shape in ((1, 2, 196), (1, 196))]
+    teacher = [torch.randn(*shape, 384).bfloat16() for shape in ((1, 2, 196), (1, 196))]
+    kept = kept_bytes(loss, *student, *teacher, parameters=loss.parameters())
+    kept += sum(feature.nbytes for feature in teacher)
+    assert kept == pytest.approx(shapes.LOSS_BYTES_PER_PATCH * 196 * 384, rel=0.02)

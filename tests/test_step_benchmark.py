@@ -1,38 +1,136 @@
 """The benchmark of the step, at toy size: every variant with the real engines, and the rows it writes."""
 
+import itertools
 import json
 import re
 import sys
+import time
 
+import pytest
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch._dynamo.exc import BackendCompilerFailed
+
+from benchmarks.step import PARTS, Timed, parse, time_parts
+from benchmarks.step_variants import VARIANTS, build_pair, make_micro_batch, run_static
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
+from vitkd_ds.recipes import build_run
 
 KEYS = {"pair", "variant", "micro_batch", "images_per_s", "ratio", "peak_gib", "tflops", "mfu"}
 
 
-def test_every_variant_of_every_pair_is_timed(tmp_path):
-    done = run_command(sys.executable, "benchmarks/step.py", "--debug", "--json", tmp_path / "rows.json", cwd=ROOT)
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    found = [(row["pair"], row["variant"]) for row in rows]
-    variants = ("eager", "compiled", "replica", "shard", "offload")
-    assert found == [(pair, variant) for pair in ("tiny", "small", "base") for variant in variants]
+class Device:
+    """A device that works through a queue while Python goes on; its clock and Python's are one number."""
+
+    def __init__(self):
+        self.now = self.is_free_at = 0.0
+
+    def launch(self, *, python, device):
+        self.now += python
+        self.is_free_at = max(self.is_free_at, self.now) + device
+
+    def wait(self):
+        self.now = max(self.now, self.is_free_at)
+
+
+class Launches:
+    """A variant whose update waits for the norm, as the engines' does."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def teach(self, batch):
+        self.device.launch(python=1, device=100)
+
+    def forward(self, batch, features):
+        self.device.launch(python=2, device=100)
+
+    def backward(self, total):
+        self.device.launch(python=3, device=100)
+
+    def update(self):
+        self.device.launch(python=4, device=20)
+        self.device.wait()
+        self.device.launch(python=5, device=100)
+
+
+def test_host_time_is_pythons_own_and_not_what_the_update_waits_for(monkeypatch):
+    device = Device()
+    monkeypatch.setattr(time, "perf_counter", lambda: device.now)
+    monkeypatch.setattr(get_accelerator(), "synchronize", device.wait)
+    timed = Timed("toy", Launches(device), resting_bytes=0, first_total=0.0)
+    time_parts(timed, None, steps=2)
+    norm = 20
+    assert timed.parts_ms["host"] == 1e3 * (1 + 2 + 3 + 4 + norm + 5)
+    assert [timed.parts_ms[part] for part in PARTS] == [101e3, 102e3, 103e3, 129e3]
+
+
+def test_all_variants_do_the_same_work_on_images_as_the_loader_hands_them_out():
+    assert build_run("deit_base_from_deit3_large").optim.ema_decay > 0
+    pair = build_pair("base", ds_config="ds_configs/zero2.json", debug=True)
+    assert pair.run.optim.ema_decay == 0, "the plain loops keep no average"
+    images_BCHW = make_micro_batch(pair, 2, torch.device("cpu")).images_BCHW
+    assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_size_that_is_a_variable_is_refused():
+    double = torch.compile(lambda x: 2 * x, backend=run_static)
+    assert double(torch.ones(2)).tolist() == [2, 2]
+    with pytest.raises(BackendCompilerFailed, match="every graph must have static sizes, found s"):
+        double(torch.ones(3))
+
+
+def test_under_a_launcher_there_must_be_one_pair_and_one_micro_batch(monkeypatch, capsys):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(sys, "argv", ["step.py", "--pairs", "tiny", "--micro_batches", "64", "128"])
+    with pytest.raises(SystemExit):
+        parse()
+    assert "found --pairs tiny and --micro_batches 64 128" in capsys.readouterr().err
+
+
+def rows_of_command(*words, rows):
+    done = run_command(sys.executable, "benchmarks/step.py", "--debug", *words, "--json", rows, cwd=ROOT)
+    return json.loads(rows.read_text()), done.stdout
+
+
+def test_every_variant_is_timed(tmp_path):
+    rows, text = rows_of_command("--pairs", "tiny", rows=tmp_path / "rows.json")
+    assert [row["variant"] for row in rows] == list(VARIANTS)
     for row in rows:
-        assert row.keys() == KEYS and row["micro_batch"] == 4
+        assert row.keys() == KEYS and row["pair"] == "tiny" and row["micro_batch"] == 4
         assert row["images_per_s"] > 0 and row["tflops"] > 0 and row["ratio"] > 0
         assert row["peak_gib"] is None and row["mfu"] is None, "a CPU has neither"
         assert (row["ratio"] == 1) == (row["variant"] == "compiled")
-    assert all(line in done.stdout for line in ("teacher / forward / backward / update / host", "base     4 offload"))
+    assert all(line in text for line in ("teacher / forward / backward / update / host", "tiny     4 offload"))
 
 
+@pytest.mark.slow
+def test_every_pair_is_timed_at_every_micro_batch_with_static_sizes(tmp_path):
+    """--debug refuses a graph for any size, and the engines and teachers are traced as the plain loop is."""
+    rows, text = rows_of_command("--micro_batches", "2", "4", rows=tmp_path / "rows.json")
+    found = [(row["pair"], row["micro_batch"], row["variant"]) for row in rows]
+    assert found == list(itertools.product(("tiny", "small", "base"), (2, 4), VARIANTS))
+    assert text.count("pair   mb  variant") == 1
+
+
+@pytest.mark.slow
 def test_on_two_ranks_the_engines_alone_are_timed(tmp_path):
     rows = tmp_path / "rows.json"
     finish_ranks(start_ranks(2, "benchmarks/step.py", "--debug", "--pairs", "tiny", "--json", rows))
     assert [row["variant"] for row in json.loads(rows.read_text())] == ["replica", "shard", "offload"]
 
 
-def test_an_update_takes_few_kernels_whatever_the_number_of_parameters():
+def test_deepspeed_adds_few_calls_and_an_update_takes_few_whatever_the_number_of_parameters():
     config = "ds_configs/zero2.json"
-    done = run_command(sys.executable, "benchmarks/kernels.py", "--debug", config, cwd=ROOT)
-    counts = done.stdout.split(f"{config}: backward ")[1].split(";")[0].split(", update ")
-    assert int(counts[1]) < 100 and int(counts[0]) < 300
+    done = run_command(sys.executable, "benchmarks/calls.py", "--debug", config, cwd=ROOT)
+    counts = re.search(rf"{config}: backward (\d+) \(its own arithmetic (\d+)\), update (\d+);", done.stdout)
+    backward, own, update = map(int, counts.groups())
+    parameters = len(list(build_pair("tiny", ds_config=config, debug=True).distiller().parameters()))
+    assert own > parameters, "each gradient is computed by a call at least"
+    assert own < backward <= own + 2 * parameters + 20, "two calls a gradient: into the bucket, and to the fp32 sum"
+    assert update < 100
     teachers = dict(re.findall(r"teacher, (\w+): (\d+)", done.stdout))
     assert int(teachers["shard"]) < int(teachers["replica"]) + 20, "a shard of one rank is gathered again"

@@ -13,8 +13,8 @@ class Hardware:
     """One kind of GPU in its usual eight-GPU node. Rates are in one direction, 1 GB = 1e9 bytes."""
 
     name: str
-    device_names: tuple[str, ...]
-    """How the driver names it: the parts that must occur."""
+    device_name: str
+    """As drivers print it, to the letter: the PCIe and NVL cards of a name are slower, and have no entry."""
     peak_tflops: float
     """bf16 matrix products, dense, of one GPU."""
     memory_gib: float
@@ -34,7 +34,7 @@ HARDWARE = {
     for hardware in (
         Hardware(
             name="h100",
-            device_names=("H100",),
+            device_name="NVIDIA H100 80GB HBM3",
             peak_tflops=989.4,
             memory_gib=79.1,
             nvlink_gb_per_s=450,
@@ -45,7 +45,7 @@ HARDWARE = {
         ),
         Hardware(
             name="h200",
-            device_names=("H200",),
+            device_name="NVIDIA H200",
             peak_tflops=989.4,
             memory_gib=139.8,
             nvlink_gb_per_s=450,
@@ -56,7 +56,7 @@ HARDWARE = {
         ),
         Hardware(
             name="a100",
-            device_names=("A100", "80GB"),
+            device_name="NVIDIA A100-SXM4-80GB",
             peak_tflops=312,
             memory_gib=79.1,
             nvlink_gb_per_s=300,
@@ -82,5 +82,4 @@ def find_hardware(name: str) -> Hardware:
 
 def hardware_of(device_name: str) -> Hardware | None:
     """The entry of a device as its driver names it, such as "NVIDIA H100 80GB HBM3"; None for any other."""
-    fitting = (entry for entry in HARDWARE.values() if all(part in device_name for part in entry.device_names))
-    return next(fitting, None)
+    return next((entry for entry in HARDWARE.values() if entry.device_name == device_name), None)

@@ -5,8 +5,8 @@ One micro-batch of m images takes
 
     m (teacher + student + loss) + host + what communication the arithmetic does not hide
 
-with `host` the part of the measured step that the three kernels' own times do not explain: launches, hooks, clipping,
-update. A step is k micro-batches and one gather of the updated weights. `vitkd_ds.plan_text` prints it.
+with `host` what the measured step takes beside the update and those three measured alone: launches, hooks. A step is k
+micro-batches, the update, and one gather of the updated weights. `vitkd_ds.plan_text` prints it.
 
 What DeepSpeed 0.19.8 sends, of S bytes over N ranks in a ring: an all-reduce 2 (N-1)/N S (ZeRO-2 all-reduces the fp32
 gradients of every micro-batch, and each rank keeps its part; its `reduce_scatter` does so too), a gather (N-1)/N S
@@ -23,7 +23,7 @@ EFFICIENCY = 0.7
 LATENCY_S = 30e-6
 """Assumed: start of one collective."""
 BACKWARD_PART = 2 / 3
-"""Of the student's and the loss's time; reductions run beside it (`overlap_comm`)."""
+"""Of the student's and the loss's time; where they are not compiled, reductions run beside it (`overlap_comm`)."""
 CONTEXT_BYTES = 1.5 * 2**30
 """Assumed: CUDA context, NCCL's buffers, fragmentation."""
 SCALES_IF = 1.5
@@ -39,6 +39,8 @@ class Inputs:
     loss_s: float
     host_s: float
     """Per micro-batch."""
+    update_s: float
+    """Per step: norm, clipping, AdamW."""
     shard_host_s: float
     """Per micro-batch, added by the hooks of a sharded or offloaded teacher."""
     flops: float
@@ -48,8 +50,14 @@ class Inputs:
     teacher_params: int
     gathers: int
     """Collectives of one forward of a sharded teacher: one per block and one for the rest."""
+    gathered_params: int
+    """Of a sharded teacher, on a GPU at a time at most: what DeepSpeed uses and what it gathers ahead."""
     activation_bytes: float
     """Kept per image of a micro-batch, of student and losses."""
+    image_bytes: float
+    """Per image of a micro-batch: the image itself, in every form that lives at the same time."""
+    is_compiled: bool
+    """The student as a whole: then all its gradients come when the backward pass is over."""
     has_average: bool
     bucket_elements: int
     """DeepSpeed's reduce_bucket_size."""
@@ -86,6 +94,7 @@ class StepTime:
     student: float
     loss: float
     host: float
+    update: float
     gradients: float
     weights: float
     gathers: float
@@ -133,7 +142,7 @@ def step_time(inputs: Inputs, layout: Layout, hardware: Hardware) -> StepTime:
     buckets = math.ceil(inputs.trained_params / inputs.bucket_elements)
     is_alone = layout.ranks == 1
     gradients = 0 if is_alone else sent["gradients"] / k / link + buckets * LATENCY_S
-    backward = BACKWARD_PART * m * (inputs.student_s + inputs.loss_s)
+    backward = 0 if inputs.is_compiled else BACKWARD_PART * m * (inputs.student_s + inputs.loss_s)
     # The last bucket is full when the backward pass is over; the first gather starts when the forward does.
     gradients_left = max(gradients - backward, gradients / buckets)
     gathers = sent["gathers"] / k / teacher_link + (inputs.gathers * LATENCY_S if sent["gathers"] else 0)
@@ -145,6 +154,7 @@ def step_time(inputs: Inputs, layout: Layout, hardware: Hardware) -> StepTime:
         student=k * m * inputs.student_s,
         loss=k * m * inputs.loss_s,
         host=k * (inputs.host_s + (inputs.shard_host_s if layout.placement != "replica" else 0)),
+        update=inputs.update_s,
         gradients=k * gradients_left,
         weights=0 if is_alone else sent["weights"] / link + LATENCY_S,
         gathers=k * gathers_left,
@@ -157,20 +167,22 @@ def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:
 
 
 def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
-    """Device memory of one rank: student, optimizer, buffers, teacher, activations, the rest."""
+    """Device memory of one rank: student, optimizer, buffers, teacher, images, activations, the rest."""
     trained, part = inputs.trained_params, 1 / layout.ranks
-    block = 2 * inputs.teacher_params / inputs.gathers
+    gathered = 2 * inputs.gathered_params
     whole = 2 * inputs.teacher_params
     within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
-    shard = whole / within + (0 if layout.ranks == 1 else 2 * block)  # a block in use and the next one
+    shard = whole / within + (0 if layout.ranks == 1 else gathered)  # one rank keeps what it gathers, as its own
+    overlaps = layout.ranks > 1 and not inputs.is_compiled
     return {
         "student, bf16 weights and gradients": 4 * trained,
         "fp32 weights, gradient, AdamW's moments" + (", average" if inputs.has_average else ""): (
             (16 + 4 * inputs.has_average) * trained * part
         ),
-        # Two bf16 buffers, and one in fp32 while it is sent.
-        "gradient buckets": (8 if layout.ranks > 1 else 6) * min(inputs.bucket_elements, trained),
-        "teacher": {"replica": whole, "offload": 2 * block}.get(layout.placement, shard),
+        # A bf16 buffer, another to fill while the first is sent, and one in fp32 that is sent.
+        "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
+        "teacher": {"replica": whole, "offload": gathered}.get(layout.placement, shard),
+        "images": layout.micro_batch * inputs.image_bytes,
         "activations": layout.micro_batch * inputs.activation_bytes,
         "context and fragmentation": CONTEXT_BYTES,
     }

@@ -15,6 +15,8 @@ FULL = 0.9
 """Part of a GPU's memory that a layout may fill."""
 WORTH = 0.02
 """Gain from which another way of sharding pays."""
+SAVES_GIB = 0.1
+"""From which a shard saves memory."""
 
 
 def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str:
@@ -86,9 +88,11 @@ def _memory(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
 def _data(inputs: Inputs, layout: Layout, hardware: Hardware, measured: Measured) -> str:
     per_node = layout.images / step_time(inputs, layout, hardware).total / layout.nodes
     cores, disk = per_node * measured.loader.seconds, per_node * measured.loader_bytes_per_image
+    file_gb = IMAGENET_IMAGES * measured.loader_bytes_per_image / 1e9
     return "per node\n" + _table([
         ("loader cores", f"{cores:.0f}", f"{cores / layout.gpus_per_node:.1f} a GPU"),
-        ("disk", f"{disk / 1e6:,.0f} MB/s", "until the file is in memory (69 GB, read once if there is room)"),
+        ("disk", f"{disk / 1e6:,.0f} MB/s", f"until the file is in memory ({file_gb:.0f} GB, read once if there is "
+         "room)"),
     ])  # fmt: skip
 
 
@@ -108,7 +112,8 @@ def _scaling(run: Run, inputs: Inputs, hardware: Hardware) -> str:
     if stop is None:
         return f"more GPUs, {run.global_batch_size} images a step\n" + _table(rows) + "\nno end up to one image a GPU"
     time = step_time(inputs, layouts[stop + 1], hardware)
-    limit = "the fixed time of a micro-batch" if time.host > time.communication else "communication"
+    fixed = "the fixed times of a micro-batch and of a step"
+    limit = fixed if time.host + time.update > time.communication else "communication"
     return (
         f"more GPUs, {run.global_batch_size} images a step\n{_table(rows)}\nit stops scaling at "
         f"{layouts[stop].ranks} GPUs: twice as many are {speeds[stop + 1] / speeds[stop]:.2f} x as fast (less than "
@@ -131,10 +136,17 @@ def _advice(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     else:
         lost = outcomes["shard"][0] / outcomes["replica"][0] - 1
         saved = outcomes["replica"][1] - outcomes["shard"][1]
-        text = (
-            f"--teacher.placement={best}: a shard saves {saved:.1f} GiB a GPU and costs {lost:.1%} of a step; it pays "
-            f"only where a replica does not fit ({outcomes['replica'][1]:.1f} of {hardware.memory_gib:g} GiB here)"
-        )
+        text = f"--teacher.placement={best}: a shard costs {lost:.1%} of a step and saves "
+        if saved >= SAVES_GIB:
+            text += f"{saved:.1f} GiB a GPU; it pays only where a replica does not fit"
+        elif layout.ranks == 1:
+            text += "no memory on one GPU, which holds all of it"
+        else:
+            text += (
+                "no memory, as DeepSpeed gathers so much of this teacher ahead: "
+                '"stage3_max_live_parameters" in ds_configs/teacher_zero3.json would limit it'
+            )
+        text += f" (replica: {outcomes['replica'][1]:.1f} of {hardware.memory_gib:g} GiB)"
     if "node" in outcomes:
         gain = outcomes["shard"][0] / outcomes["node"][0] - 1
         pays = "would pay" if gain >= WORTH else "would not pay"
@@ -152,7 +164,7 @@ def _loader_line(measured: Measured) -> tuple[str, str, str]:
     return (
         "loader",
         what,
-        f"measured, row {measured.loader.row} (one EPYC core; 500 pixels, quality 90; crop and flip alone)",
+        f"measured, row {measured.loader.row} (a busy EPYC core; 500 pixels, quality 90; crop and flip alone)",
     )
 
 

@@ -1,12 +1,13 @@
-"""How many kernels a step launches outside the models' own arithmetic: a count that needs no GPU.
+"""How many calls a step computes with: a count that needs no GPU.
 
-    python benchmarks/kernels.py [--debug] [DS_CONFIG ...]
+    python benchmarks/calls.py [--debug] [DS_CONFIG ...]
 
-Counts the ATen calls that compute (views left out) of one backward pass and one update of DeiT-Tiny from DeiT
-III-Small, and of the teacher's forward by placement; a GPU launches at least as many kernels where a call is not fused.
-One rank, micro-batch 2 (the count does not depend on it), nothing compiled; the last total and norm are printed, so
-that settings can be held against each other bit for bit. Each DS_CONFIG is a file of the student's engine; --debug
-takes toy models.
+Counts the ATen calls that compute (views left out), on a CPU, with nothing compiled: of one backward pass of DeiT-Tiny
+from DeiT III-Small, in all and for the models' and losses' own arithmetic (the same module without DeepSpeed), of one
+update, and of the teacher's forward by placement. They are no kernels: a GPU may launch several for a call, and a
+compiler fuses many into one. One rank, micro-batch 2 (the count does not depend on it); the last total and norm are
+printed, so that settings can be held against each other bit for bit. Each DS_CONFIG is a file of the student's engine;
+--debug takes toy models.
 """
 
 import sys
@@ -19,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.step_variants import Engines, build_pair, make_micro_batch  # noqa: E402
+from benchmarks.step_variants import Engines, MicroBatch, Pair, build_pair, make_micro_batch  # noqa: E402
 from vitkd_ds import dist  # noqa: E402
 from vitkd_ds.engine import start_processes  # noqa: E402
 
@@ -44,6 +45,17 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def own_backward_calls(pair: Pair, batch: MicroBatch, engines: Engines) -> int:
+    """Of the student's and the losses' backward alone, in the engine's dtype."""
+    dtype = engines.engine.dtype
+    distiller = pair.distiller().to(batch.images_BCHW.device, dtype)
+    images_BCHW = engines.normalization.apply(batch.images_BCHW, dtype)
+    total = distiller(images_BCHW, batch.targets_BK, engines.teach(batch), batch.weights)["total"]
+    with Count() as backward:
+        total.backward()
+    return backward.calls.total()
+
+
 def main() -> None:
     """Count and print."""
     debug = "--debug" in sys.argv
@@ -62,7 +74,8 @@ def main() -> None:
                 engines.backward(total)
             with Count() as update:
                 engines.update()
-        counts = f"backward {backward.calls.total()}, update {update.calls.total()}"
+        own = own_backward_calls(pair, batch, engines)
+        counts = f"backward {backward.calls.total()} (its own arithmetic {own}), update {update.calls.total()}"
         print(f"{file}: {counts}; last total {total.item()!r}, norm {engines.engine.grad_norm()!r}", flush=True)
     for placement in ("replica", "shard", "offload"):
         engines = Engines(pair, device, 2, placement, compile=False)
