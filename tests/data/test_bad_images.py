@@ -48,6 +48,26 @@ def test_a_single_flipped_bit_is_an_error(path):
         epoch_of(build_loader(config(path), split="val", micro_batch_size=2))
 
 
+@pytest.mark.parametrize("how", ["in place", "renamed"])
+def test_pixels_that_change_between_two_passes_are_found_in_the_second(tmp_path, make_folder, how, caplog):
+    path = pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", write_mode="raw", workers=1).path
+    loader = build_loader(config(path), split="val", micro_batch_size=2)
+    whole = epoch_of(loader)
+    assert loader._images.decoder.table["checked"].all()
+    epoch_of(loader)
+    assert "checked anew" not in caplog.text
+    if how == "in place":
+        overwrite(path, 5, bytes(40), at=200)
+        with pytest.raises(ValueError, match=r"image 5 \(class 'b'\) has other bytes than when it was packed"):
+            epoch_of(loader)
+    else:  # what is open stays what it was
+        copy = tmp_path / "copy"
+        copy.write_bytes(path.read_bytes())
+        copy.rename(path)
+        assert all(map(torch.equal, epoch_of(loader)[0], whole[0]))
+    assert f"'{path}' was changed or replaced while it was open" in caplog.text
+
+
 def test_a_file_cut_short_while_it_is_open_is_an_error_and_not_the_end_of_the_process(path):
     loader = build_loader(config(path), split="val", micro_batch_size=2)
     stored = loader._images.decoder.table

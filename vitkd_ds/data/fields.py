@@ -61,7 +61,7 @@ STORED_DTYPE = np.dtype(
     align=True,
 )
 """One image of a file: where its bytes are, height and width in pixels, and mode (FFCV's: 0 is a JPEG, 1 is raw RGB).
-If `has_crc`, `crc32` is that of the bytes; it is compared the first time the image is read, then `checked` is 1."""
+If `has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1."""
 METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 
 
