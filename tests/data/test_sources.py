@@ -221,6 +221,35 @@ def test_what_fits_no_kind_is_refused_with_the_list(tmp_path):
         open_source(folder, NONE)
 
 
+@pytest.mark.parametrize("link, target", [
+    ("a/loop", ""), ("a/loop", "a"), ("a/deep/loop", "a"), ("b/other", "a/deep"), ("c", "a"), ("a/deep/up", "b"),
+])  # fmt: skip
+def test_links_that_lead_to_a_folder_twice_are_refused_by_name(tmp_path, link, target):
+    src = tmp_path / "train"
+    for name in ("a/deep", "b"):
+        (src / name).mkdir(parents=True)
+        (src / name / "x.jpg").write_bytes(jpeg(1))
+    (src / link).symlink_to(src / target)
+    with pytest.raises(ValueError, match="must be listed once, found '.*' again as '.*': remove the link"):
+        open_source(src, NONE)
+
+
+def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "x.jpg").write_bytes(jpeg(1))
+    (tmp_path / "train" / "b").mkdir(parents=True)
+    (tmp_path / "train" / "a").symlink_to(tmp_path / "disk")
+    (tmp_path / "train" / "b" / "y.jpg").symlink_to(tmp_path / "disk" / "x.jpg")
+    assert everything(open_source(tmp_path / "train", NONE)) == [("a", jpeg(1)), ("b", jpeg(1))]
+
+
+def test_images_without_class_folders_get_a_hint(tmp_path):
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / f"{VAL_NAMES[0]}.JPEG").write_bytes(jpeg(1))
+    with pytest.raises(ValueError, match="holds images without a class .*validation tar itself, with --labels"):
+        open_source(tmp_path / "val", NONE)
+
+
 def test_another_source_has_another_fingerprint(tmp_path, folder):
     before = open_source(folder, NONE).fingerprint()
     assert open_source(folder, NONE).fingerprint() == before

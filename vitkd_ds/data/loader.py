@@ -17,7 +17,7 @@ from vitkd_ds.config import AugmentConfig, DataConfig
 from vitkd_ds.data.augment import Augmenter
 from vitkd_ds.data.bad_images import PADDING_LABEL, BadImages
 from vitkd_ds.data.draws import image_keys
-from vitkd_ds.data.opened import SPLITS, Images, open_images
+from vitkd_ds.data.opened import SPLITS, Images, PagedImages, open_images
 from vitkd_ds.data.order import (
     SAMPLE_DTYPE,
     accumulation_steps,
@@ -29,6 +29,7 @@ from vitkd_ds.data.order import (
     val_shard,
 )
 from vitkd_ds.data.recycled import RecycledMemory
+from vitkd_ds.data.state import check_state
 
 CPU = torch.device("cpu")
 
@@ -161,23 +162,7 @@ class Loader:
             ValueError: the state is of another order (data, seed, global batch, repeats) or damaged, or the ranks
                 cannot share what is left of the epoch.
         """
-        identity = self._identity()
-        if set(state) != {*identity, "epoch", "images"}:
-            raise ValueError(f"a loader's state must come from its state_dict(), found the keys {sorted(state)}")
-        for key, value in identity.items():
-            if state[key] != value:
-                raise ValueError(
-                    f"the loader's {key} must be the one that the state was saved with, found {value} and "
-                    f"{state[key]} in the state: give the same data, seed and batch size"
-                )
-        for key in ("epoch", "images"):
-            if type(state[key]) is not int:
-                raise ValueError(f"a state's {key} must be a whole number, found {state[key]!r}: the state is damaged")
-        if state["epoch"] < 0 or not 0 <= state["images"] <= self._num_rows:
-            raise ValueError(
-                f"a state must lie in an epoch of {self._num_rows} images, found image {state['images']} of epoch "
-                f"{state['epoch']}: it is damaged"
-            )
+        check_state(state, self._identity(), num_rows=self._num_rows)
         rest = np.arange(state["images"], self._num_rows)
         rank_slice(rest, rank=0, world_size=self._shard.world_size, micro_batch_size=self._shard.micro_batch_size)
         self._set_state(state["epoch"], state["images"])
@@ -209,7 +194,8 @@ class Loader:
         key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._shard.global_batch_size}
         if self._data.order == "random":
             return random_order(len(self._images.labels), repeats=self._repeats, **key)
-        return quasi_random_order(**self._images.layout(), repeats=self._repeats, **key)
+        images: PagedImages = self._images  # open_images refuses this order for others
+        return quasi_random_order(**images.layout(), repeats=self._repeats, **key)
 
     def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
         num_images = len(self._images.labels)
@@ -260,6 +246,7 @@ def build_loader(
     micro_batch_size: int,
     global_batch_size: int | None = None,
     seed: int = 0,
+    classes: tuple[str, ...] | None = None,
     device: torch.device | str = CPU,
     compile: bool = False,
 ) -> Loader:
@@ -272,6 +259,7 @@ def build_loader(
             nothing.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
+        classes: of the training images, which those of val must equal; None compares their number alone.
         device: where micro-batches are put.
         compile: torch.compile the augmentation; on a CPU it is slower so.
 
@@ -291,7 +279,7 @@ def build_loader(
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
     shard = Shard(rank, world_size, micro_batch_size, global_batch_size)
-    images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size)
+    images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size, classes=classes)
     return Loader(
         images, data, augment or AugmentConfig(), split=split, shard=shard, seed=seed, device=device, compile=compile
     )
