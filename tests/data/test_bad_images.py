@@ -9,7 +9,7 @@ import torch
 
 from tests.data.test_loader import config, epoch_of
 from vitkd_ds.data.bad_images import PADDING_LABEL
-from vitkd_ds.data.fields import check_beton, stored_images
+from vitkd_ds.data.fields import read_beton
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.pack import pack
 
@@ -23,7 +23,7 @@ def path(tmp_path, make_folder):
 def overwrite(path, index, content, *, at=0):
     """Change stored bytes of one image, from byte `at` on; the file's tables stay as they are."""
     with open(path, "r+b") as file:
-        file.seek(int(stored_images(check_beton(path))[index]["offset"]) + at)
+        file.seek(int(read_beton(path)[1][index]["offset"]) + at)
         file.write(content)
 
 
@@ -38,7 +38,7 @@ def test_changed_bytes_are_an_error_that_names_file_and_image(path):
 
 
 def test_a_single_flipped_bit_is_an_error(path):
-    stored = stored_images(check_beton(path))[2]
+    stored = read_beton(path)[1][2]
     middle = int(stored["size"]) // 2
     with open(path, "rb") as file:
         file.seek(int(stored["offset"]) + middle)

@@ -161,16 +161,6 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
     return info, images, tables.metadata["label"].astype(np.int64)
 
 
-def stored_images(info: BetonInfo) -> np.ndarray:
-    """Where each image of a .beton lies, and what it must be: STORED_DTYPE [num_images]. Checks the file again."""
-    return read_beton(info.path)[1]
-
-
-def labels_of(info: BetonInfo) -> np.ndarray:
-    """The label of each image of a .beton: int64 [num_images]. Checks the file again."""
-    return read_beton(info.path)[2]
-
-
 def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
     """A number that is another one where images have other numbers, labels or places in the file."""
     return zlib.crc32(labels.tobytes(), zlib.crc32(images["offset"].tobytes()))

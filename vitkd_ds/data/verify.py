@@ -59,7 +59,7 @@ def check_images(path: Path, images: np.ndarray, *, name_of: Callable[[int], str
                     name, reason = name_of(first + int(bad[0])), STATUS_TEXT[int(status_B[bad[0]])]
                     raise ValueError(
                         f"every stored image must be read back and decode, but that of {name!r} in {str(path)!r} "
-                        f"{reason}: check disk and memory, and pack again with --restart"
+                        f"{reason}: check disk and memory; the same command packs what is damaged again"
                     )
                 progress.update(len(rows))
     finally:
