@@ -102,11 +102,11 @@ def _make(folder: Path, write) -> None:
 
 def _unpack(beton: Path, folder: Path) -> None:
     """Write the JPEGs of a .beton as files, in a folder per class."""
-    from vitkd_ds.data.fields import check_beton, labels_of, stored_images
+    from vitkd_ds.data.fields import read_beton
 
-    info = check_beton(beton)
+    info, images, labels = read_beton(beton)
     with open(beton, "rb") as file:
-        for number, (stored, label) in enumerate(zip(stored_images(info), labels_of(info))):
+        for number, (stored, label) in enumerate(zip(images, labels)):
             parent = folder / info.classes[label]
             parent.mkdir(exist_ok=True)
             file.seek(int(stored["offset"]))

@@ -75,13 +75,13 @@ def _ours(setting: Setting, *, name: str, backend: str = "ffcv", recipe: str = "
 def _crops(setting: Setting, epoch: int):
     """The crops that our loader makes of jpg500 in an epoch, CROP_DTYPE, and where the images lie, STORED_DTYPE."""
     from vitkd_ds.config import DataConfig
-    from vitkd_ds.data.fields import check_beton, stored_images
+    from vitkd_ds.data.fields import read_beton
     from vitkd_ds.data.opened import crops_of
     from vitkd_ds.data.order import random_order
 
     path = str(setting.workdir / "jpg500.beton")
     data = DataConfig(train=path, val=path, image_size=SIZE, num_classes=_num_classes(setting))
-    table = stored_images(check_beton(path))
+    table = read_beton(path)[1]
     samples = random_order(len(table), seed=0, epoch=epoch, global_batch_size=setting.micro_batch_size)
     stored = table[samples["index"]]
     return crops_of(data, split="train", seed=0).rows(samples, stored["height"], stored["width"]), table

@@ -3,9 +3,10 @@
 //   decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]
 //
 // Wrong is: a report of a sanitizer, a status that does not exist, pixels that are not black beside a status other than
-// DECODED, and two calls that differ (one thread, then two and the rows in reverse). A case depends on seed and number
-// alone; the line printed at the end of a failed run repeats it. `make fuzz` builds this with the sanitizers, and the
-// corpus with corpus.py.
+// DECODED, two calls that differ (one thread, then two and the rows in reverse, each with vectors of a width drawn for
+// it), and pixels that are not those of the image decoded whole by libjpeg, or of the stored pixels, and then cut and
+// resized. A case depends on seed and number alone; the line printed at the end of a failed run repeats it. `make fuzz`
+// builds this with the sanitizers, and the corpus with corpus.py.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -13,8 +14,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csetjmp>
 #include <csignal>
-#include <cstdio>
+#include <cstdio>  // jpeglib.h needs FILE
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -23,6 +25,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include <jpeglib.h>
 
 #include "../vitkd_ds/data/csrc/decode.h"
 
@@ -189,6 +193,53 @@ void check(const std::vector<int32_t>& status, const Bytes& images, size_t image
   }
 }
 
+struct Escape {
+  jpeg_error_mgr base;
+  jmp_buf place;
+};
+
+[[noreturn]] void leave(j_common_ptr jpeg) { std::longjmp(reinterpret_cast<Escape*>(jpeg->err)->place, 1); }
+void take_no_notice(j_common_ptr, int) {}
+
+// The whole image as libjpeg gives it, damage behind the crop taken no notice of; what is missing stays black.
+Bytes decoded_whole(const Bytes& file, const StoredImage& entry) {
+  Bytes pixels(size_t(3) * entry.width * entry.height);
+  jpeg_decompress_struct jpeg = {};
+  Escape error = {};
+  jpeg.err = jpeg_std_error(&error.base);
+  error.base.error_exit = leave;
+  error.base.emit_message = take_no_notice;
+  if (!setjmp(error.place)) {
+    jpeg_create_decompress(&jpeg);
+    jpeg_mem_src(&jpeg, file.data(), file.size());
+    jpeg_read_header(&jpeg, TRUE);
+    jpeg.out_color_space = JCS_RGB;
+    jpeg.do_block_smoothing = FALSE;
+    jpeg_start_decompress(&jpeg);
+    while (jpeg.output_scanline < jpeg.output_height) {
+      JSAMPROW row = pixels.data() + size_t(3) * entry.width * jpeg.output_scanline;
+      jpeg_read_scanlines(&jpeg, &row, 1);
+    }
+  }
+  jpeg_destroy_decompress(&jpeg);
+  return pixels;
+}
+
+// The pixels that a DECODED row must have.
+Bytes expected(int fd, const StoredImage& entry, const CropRow& row, int32_t size, int32_t vector_bytes) {
+  Bytes content(entry.size), image(size_t(size) * size * 3);
+  if (pread(fd, content.data(), content.size(), off_t(entry.offset)) != ssize_t(content.size())) fail("a short read");
+  if (entry.mode == MODE_JPG) content = decoded_whole(content, entry);
+  const int32_t status = vitkd_resize(content.data(), entry.height, entry.width, &row, size, vector_bytes, image.data());
+  if (status != DECODED) fail("a row that decodes and cannot be resized");
+  return image;
+}
+
+int32_t draw_width(Dice& dice) {
+  const int32_t widths[] = {16, 32, 64};
+  return std::min(widths[dice.below(3)], vitkd_widest_vector());
+}
+
 // Two images, one of them perhaps whole, so that what one leaves behind could show in the other.
 void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
   Dice dice(seed, number);
@@ -211,7 +262,8 @@ void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
   for (int i = 0; i < 2; i++) {
     images[i].assign(rows.size() * image_bytes, uint8_t(77 + i));
     status[i].assign(rows.size(), -1);
-    if (vitkd_decode(fd, table, 2, rows.data(), int64_t(rows.size()), size, 1 + i, images[i].data(), status[i].data()))
+    if (vitkd_decode(fd, table, 2, rows.data(), int64_t(rows.size()), size, 1 + i, images[i].data(), status[i].data(),
+                     draw_width(dice)))
       fail("refused arguments that are in range");
     check(status[i], images[i], image_bytes, counts);
     std::reverse(rows.begin(), rows.end());
@@ -219,6 +271,9 @@ void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
   for (size_t i = 0, j = rows.size() - 1; i < rows.size(); i++, j--) {
     const auto one = images[0].begin() + i * image_bytes, other = images[1].begin() + j * image_bytes;
     if (status[0][i] != status[1][j] || !std::equal(one, one + image_bytes, other)) fail("two calls that differ");
+    if (status[0][i] != DECODED) continue;
+    const Bytes wanted = expected(fd, table[rows[i].index], rows[i], size, draw_width(dice));
+    if (!std::equal(one, one + image_bytes, wanted.begin())) fail("pixels that are not those of the whole image");
   }
 }
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from vitkd_ds.data.fashion_mnist import CLASSES
-from vitkd_ds.data.fields import check_beton, stored_images
+from vitkd_ds.data.fields import read_beton
 from vitkd_ds.data.pack import pack
 from vitkd_ds.doctor import folder, machine, mounts, network, pair, rows, top1, versions
 from vitkd_ds.doctor.patient import Patient
@@ -56,7 +56,7 @@ def small_betons(tmp_path_factory):
         path.parent.mkdir()
         pack(directory / "images", path, write_mode="raw", max_resolution=0, workers=1)
     with path.open("r+b") as file:
-        file.seek(int(stored_images(check_beton(path))["offset"][7]) + 100)
+        file.seek(int(read_beton(path)[1]["offset"][7]) + 100)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))

@@ -1,14 +1,18 @@
 """The grid of augmented, mixed images that `vitkd-ds show` writes."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from tests.data.conftest import write_images
 from vitkd_ds.cli import parse_run
-from vitkd_ds.show import COLUMNS, ROWS, show
+from vitkd_ds.data.pack import pack
+from vitkd_ds.show import COLUMNS, ROWS, _caption, show
 
 SMALL = {"data.train": "demo", "data.num_classes": "10", "data.image_size": "32"}
 
@@ -32,3 +36,11 @@ def test_the_command_writes_where_it_is_told_and_refuses_what_is_no_png(tmp_path
     assert run.returncode == 0 and run.stdout.strip() == str(tmp_path / "x.png"), run.stderr
     with pytest.raises(ValueError, match="DST must end in .png"):
         show(parse_run((), SMALL), tmp_path / "x.jpg")
+
+
+def test_class_names_with_newlines_and_foreign_bytes_are_shown_escaped(tmp_path):
+    src = write_images(tmp_path / "images", 40, classes=("a\nb", "\t", "ok"))
+    os.rename(src / "ok", os.fsencode(src) + b"/\xff\xfe")
+    path = pack(src, tmp_path / "x.beton", workers=1).path
+    show(parse_run((), SMALL | {"data.train": str(path), "data.num_classes": "3"}), tmp_path / "grid.png")
+    assert _caption(torch.tensor([0.0, 1.0]), ("a", "b\n\udcff'\\c")) == ["1.00 b\\n\\udcff'\\c"]

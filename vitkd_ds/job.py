@@ -7,7 +7,6 @@ import json
 import sys
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from vitkd_ds import dist, models
 from vitkd_ds.config import Run
 from vitkd_ds.data.loader import Loader, build_loader
+from vitkd_ds.data.opened import check_classes
 from vitkd_ds.data.order import micro_batch_size
 from vitkd_ds.distiller import Distiller
 from vitkd_ds.engine import StudentEngine, student_ds_config
@@ -79,9 +79,8 @@ def build_job(run: Run, device: torch.device, saved_layout: dict[str, Any] | Non
         **shared,
         **ranks,
     )
-    val_loader = build_loader(data, split="val", **shared, **ranks)
+    val_loader = build_loader(data, split="val", classes=train_loader.classes, **shared, **ranks)
 
-    check_classes(train_loader.classes, val_loader.classes, source="data.val")
     if run.teacher and run.teacher.checkpoint not in ("hub", "random"):
         beside = models.teacher_file(run.teacher).with_suffix(".json")
         if beside.is_file() and "classes" in (described := json.loads(beside.read_text())):
@@ -106,20 +105,6 @@ def build_job(run: Run, device: torch.device, saved_layout: dict[str, Any] | Non
         export_model=export_model,
         normalization=models.normalization_of(student),
     )
-
-
-def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: str) -> None:
-    """Check that labels mean the same: the classes of data.train and of `source`, in order.
-
-    Raises:
-        ValueError: they differ; the first difference is named.
-    """
-    for i, (name, other) in enumerate(zip_longest(expected, found)):
-        if name != other:
-            raise ValueError(
-                f"{source} must have the classes of data.train in the same order, found class {i} {other!r} where "
-                f"data.train has {name!r}: pack both from the same class folders, or take another teacher"
-            )
 
 
 def _build_teacher(

@@ -58,7 +58,13 @@ def show(run: Run, dst: Path) -> Path:
 
 def _caption(target_K: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
     parts, labels = target_K.topk(min(CAPTION_LINES, len(classes)))
-    return [f"{part:.2f} {classes[label]}" for part, label in zip(parts, labels, strict=True) if part > MIN_PART]
+    shown = zip(parts, labels, strict=True)
+    return [f"{part:.2f} {_one_line(classes[label])}" for part, label in shown if part > MIN_PART]
+
+
+def _one_line(name: str) -> str:
+    """A class name without what Pillow cannot write: newlines and other control characters, bytes that are no UTF-8."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)
 
 
 def _grid(pixels_BHWC: np.ndarray, captions: list[list[str]]) -> Image.Image:

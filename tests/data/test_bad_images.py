@@ -9,7 +9,7 @@ import torch
 
 from tests.data.test_loader import config, epoch_of
 from vitkd_ds.data.bad_images import PADDING_LABEL
-from vitkd_ds.data.fields import check_beton, stored_images
+from vitkd_ds.data.fields import read_beton
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.pack import pack
 
@@ -23,7 +23,7 @@ def path(tmp_path, make_folder):
 def overwrite(path, index, content, *, at=0):
     """Change stored bytes of one image, from byte `at` on; the file's tables stay as they are."""
     with open(path, "r+b") as file:
-        file.seek(int(stored_images(check_beton(path))[index]["offset"]) + at)
+        file.seek(int(read_beton(path)[1][index]["offset"]) + at)
         file.write(content)
 
 
@@ -38,7 +38,7 @@ def test_changed_bytes_are_an_error_that_names_file_and_image(path):
 
 
 def test_a_single_flipped_bit_is_an_error(path):
-    stored = stored_images(check_beton(path))[2]
+    stored = read_beton(path)[1][2]
     middle = int(stored["size"]) // 2
     with open(path, "rb") as file:
         file.seek(int(stored["offset"]) + middle)
@@ -46,6 +46,26 @@ def test_a_single_flipped_bit_is_an_error(path):
     overwrite(path, 2, bytes([byte ^ 1]), at=middle)
     with pytest.raises(ValueError, match="image 2 .* has other bytes"):
         epoch_of(build_loader(config(path), split="val", micro_batch_size=2))
+
+
+@pytest.mark.parametrize("how", ["in place", "renamed"])
+def test_pixels_that_change_between_two_passes_are_found_in_the_second(tmp_path, make_folder, how, caplog):
+    path = pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", write_mode="raw", workers=1).path
+    loader = build_loader(config(path), split="val", micro_batch_size=2)
+    whole = epoch_of(loader)
+    assert loader._images.decoder.table["checked"].all()
+    epoch_of(loader)
+    assert "checked anew" not in caplog.text
+    if how == "in place":
+        overwrite(path, 5, bytes(40), at=200)
+        with pytest.raises(ValueError, match=r"image 5 \(class 'b'\) has other bytes than when it was packed"):
+            epoch_of(loader)
+    else:  # what is open stays what it was
+        copy = tmp_path / "copy"
+        copy.write_bytes(path.read_bytes())
+        copy.rename(path)
+        assert all(map(torch.equal, epoch_of(loader)[0], whole[0]))
+    assert f"'{path}' was changed or replaced while it was open" in caplog.text
 
 
 def test_a_file_cut_short_while_it_is_open_is_an_error_and_not_the_end_of_the_process(path):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.test_images import photograph, zeroed
 from tests.data.test_pack import content_of, one_class, stored
 from vitkd_ds.data import pack as pack_module
 from vitkd_ds.data import writer
-from vitkd_ds.data.fields import check_beton, labels_of
+from vitkd_ds.data.fields import check_beton, read_beton
 from vitkd_ds.data.pack import pack
 from vitkd_ds.data.side_file import side_path
 
@@ -55,9 +56,39 @@ def test_a_bad_file_stops_the_job_by_name_and_leaves_nothing(tmp_path, name):
 def test_bad_files_are_left_out_and_named_when_asked(tmp_path, caplog):
     src = with_bad_files(tmp_path, BAD)
     info = pack(src, tmp_path / "x.beton", write_mode="raw", workers=1, skip_bad=True)
-    assert info.num_images == 2 and check_beton(info.path) == info and labels_of(info).tolist() == [0, 0]
+    assert info.num_images == 2 and check_beton(info.path) == info and read_beton(info.path)[2].tolist() == [0, 0]
     assert stored(info.path, 0)[0, 0, 0] == 1 and stored(info.path, 1)[0, 0, 0] == 0
     assert all(name in caplog.text for name in BAD)
+
+
+def test_what_is_kept_after_a_bad_file_is_said_and_skip_bad_goes_on_with_it(tmp_path, caplog):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    images = {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(writer.CHUNK + 8)}
+    src, dst = one_class(tmp_path, images | {"zz.jpg": zeroed(photograph())}), tmp_path / "x.beton"
+    with pytest.raises(ValueError, match="only/zz.jpg' does not .*damaged JPEG.* the same command with --skip_bad"):
+        pack(src, dst, write_mode="raw", workers=1)
+    partial = [f".{dst.name}.partial", f".{dst.name}.partial.journal"]
+    assert names_in(tmp_path) == [*partial, "images"]
+    assert f"{writer.CHUNK} images, 0.00 GB, are kept in" in caplog.text
+    assert caplog.text.rstrip().endswith(f"rm {tmp_path / partial[0]} {tmp_path / partial[1]}")
+    caplog.clear()
+    info = pack(src, dst, write_mode="raw", workers=1, skip_bad=True)
+    assert f"which holds {writer.CHUNK} images" in caplog.text and "left out" in caplog.text
+    assert info.num_images == len(images) and names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
+
+
+def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason(tmp_path, caplog):
+    files = {"a.jpg": photograph(), "b.png": Image.new("RGB", (8, 8)), "c.jpg": Image.new("CMYK", (8, 8))}
+    files["d.jpg"] = photograph()[:-2] + bytes(8 * 2**20) + b"\xff\xd9"
+    src = one_class(tmp_path, files)
+    info = pack(src, tmp_path / "x.beton", passthrough=True, shuffle=True, workers=1)
+    assert (info.num_images, info.passthrough) == (4, 1)
+    no_jpegs, too_large = [record.message for record in caplog.records]
+    assert no_jpegs.startswith("2 images are no RGB or grey JPEGs and") and no_jpegs.endswith("only/b.png'")
+    assert too_large.startswith("1 images are files of more than 8 MiB") and too_large.endswith("only/d.jpg'")
+    caplog.clear()
+    pack(src, tmp_path / "y.beton", workers=1)
+    assert not caplog.text
 
 
 def test_only_bad_files_are_an_error_even_when_skipped(tmp_path):
@@ -143,11 +174,11 @@ def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path, make_folder):
     src, dst = make_folder(tmp_path / "images", 40), tmp_path / "x.beton"
     done = limited(src, dst, 8200)
     assert done.returncode == 1 and "images cannot be written, found [Errno 27] File too large" in done.stderr
-    assert not dst.exists() and "Traceback" not in done.stderr
+    assert names_in(tmp_path) == ["images"] and "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path):
+def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
     src = one_class(tmp_path, {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(80)})
     disk = tmp_path / "disk"
@@ -158,6 +189,7 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path):
         with pytest.raises(RuntimeError, match="No space left on device"):
             pack(src, disk / "x.beton", write_mode="raw", workers=1)
         assert not (disk / "x.beton").exists()
+        assert "42 images, 0.01 GB, are kept in" in caplog.text and "the same command continues" in caplog.text
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         info = pack(src, disk / "x.beton", write_mode="raw", workers=1)
         assert content_of(info.path) == [np.roll(noise, i).tobytes() for i in range(80)]

@@ -2,7 +2,9 @@
 
 import io
 import struct
+import zipfile
 import zlib
+from importlib import resources
 
 import cv2
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vitkd_ds.data.backend import RGBImageField
-from vitkd_ds.data.encode import Encoding, encode
+from vitkd_ds.data.encode import NO_JPEG, ORIGINAL, REFUSED, SCALED, TOO_LARGE, Encoding, encode
+from vitkd_ds.data.fashion_mnist import ARCHIVE, DEMO_DIR
 from vitkd_ds.data.images import load_rgb
 
 GREY = np.arange(0, 250, dtype=np.uint8).reshape(10, 25)
@@ -23,6 +26,24 @@ def file_of(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def photograph(seed=0, kind="JPEG", **options):
+    """A photograph of the demo, enlarged and made noisy so that all coefficients occur, as the bytes of a JPEG."""
+    with zipfile.ZipFile(resources.files("vitkd_ds.data") / DEMO_DIR / ARCHIVE) as archive:
+        name = sorted(name for name in archive.namelist() if name.endswith(".png"))[seed]
+        image = Image.open(io.BytesIO(archive.read(name))).convert("RGB").resize((256, 192))
+    noise = np.random.default_rng(seed).normal(0, 12, (192, 256, 3))
+    image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+    if kind == "MPO":
+        options |= {"append_images": [Image.new("RGB", (9, 9))]}
+    return file_of(image, kind, **options)
+
+
+def zeroed(content, count=512):
+    """The file with `count` zeros in the middle of its scan."""
+    middle = (content.index(b"\xff\xda") + len(content)) // 2
+    return content[:middle] + bytes(count) + content[middle + count :]
 
 
 def passthrough(**changes):
@@ -79,7 +100,7 @@ def test_cmyk_and_ycck_jpegs_become_rgb():
     found = load_rgb(bytes(ycck))
     assert np.ptp(found) <= 2 and abs(int(found[0, 0, 0]) - 55) <= 2
     stored = encode(bytes(ycck), passthrough(), number=0)
-    assert not stored.is_original and Image.open(io.BytesIO(stored.content)).mode == "RGB"
+    assert stored.origin == NO_JPEG and Image.open(io.BytesIO(stored.content)).mode == "RGB"
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -108,13 +129,24 @@ def test_orientation_is_ignored_and_the_ending_too():
 @pytest.mark.parametrize("content, reason", [
     (b"", "it is empty"),
     (b"not an image", "it is no image of the formats"),
-    (file_of(Image.fromarray(PHOTO), "JPEG", quality=95)[:-400], "truncated"),
+    (file_of(Image.fromarray(PHOTO), "JPEG", quality=95)[:-400], "damaged JPEG"),
     (file_of(Image.fromarray(PHOTO), "PNG")[:100], "truncated"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image of the formats"),
 ])  # fmt: skip
 @pytest.mark.parametrize("encoding", [passthrough(), jpg(max_resolution=50)])
 def test_what_is_damaged_or_no_image_is_refused(content, reason, encoding):
     with pytest.raises((ValueError, OSError), match=reason):
+        encode(content, encoding, number=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"kind": "MPO", "save_all": True}], ids=str)
+@pytest.mark.parametrize("encoding", [passthrough(), jpg(), jpg(max_resolution=200), jpg(write_mode="raw")], ids=str)
+def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(options, encoding):
+    good = photograph(**options)
+    content = zeroed(good)
+    assert load_rgb(content).shape == (192, 256, 3)
+    encode(good, encoding, number=0)
+    with pytest.raises(ValueError, match="damaged JPEG"):
         encode(content, encoding, number=0)
 
 
@@ -165,24 +197,29 @@ def test_the_shorter_side_is_scaled_down_by_pillow_and_never_up():
     assert encode(content, jpg(write_mode="raw", short_side=61), number=0).content == PHOTO.tobytes()
 
 
-@pytest.mark.parametrize("options, is_original", [
-    ({}, True), ({"progressive": True}, True), ({"quality": 100, "subsampling": 0}, True), ({"keep_rgb": True}, True),
+@pytest.mark.parametrize("options", [
+    {}, {"progressive": True}, {"quality": 100, "subsampling": 0}, {"keep_rgb": True},
 ])  # fmt: skip
-def test_plain_jpegs_pass_through(options, is_original):
+def test_plain_jpegs_pass_through(options):
     content = file_of(Image.fromarray(PHOTO), "JPEG", **options)
     stored = encode(content, passthrough(), number=0)
-    assert (stored.content == content, stored.is_original) == (is_original, is_original)
-    assert stored.crc32 == zlib.crc32(content) and (stored.mode, stored.height, stored.width) == (0, 60, 80)
+    assert (stored.content, stored.origin, stored.crc32) == (content, ORIGINAL, zlib.crc32(content))
+    assert (stored.mode, stored.height, stored.width) == (0, 60, 80)
 
 
-def test_grey_jpegs_pass_through_and_others_are_encoded():
-    grey = file_of(Image.fromarray(GREY), "JPEG")
+def test_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason():
+    grey, photo = (file_of(Image.fromarray(pixels), "JPEG") for pixels in (GREY, PHOTO))
     assert encode(grey, passthrough(), number=0).content == grey
-    for content in (file_of(Image.fromarray(PHOTO), "PNG"), file_of(Image.new("CMYK", (20, 10)), "JPEG")):
+    png, cmyk = file_of(Image.fromarray(PHOTO), "PNG"), file_of(Image.new("CMYK", (20, 10)), "JPEG")
+    with_more_behind = file_of(Image.fromarray(PHOTO), "MPO", save_all=True, append_images=[Image.fromarray(PHOTO)])
+    for content in (png, cmyk, with_more_behind):
         stored = encode(content, passthrough(), number=0)
-        assert not stored.is_original and stored.content[:2] == b"\xff\xd8"
-    photo = file_of(Image.fromarray(PHOTO), "JPEG")
+        assert stored.origin == NO_JPEG and stored.content[:2] == b"\xff\xd8"
     for larger in ({"max_resolution": 79}, {"short_side": 59}):
-        assert not encode(photo, passthrough(**larger), number=0).is_original
+        assert encode(photo, passthrough(**larger), number=0).origin == SCALED
     for as_large in ({"max_resolution": 80}, {"short_side": 60}):
-        assert encode(photo, passthrough(**as_large), number=0).is_original
+        assert encode(photo, passthrough(**as_large), number=0).origin == ORIGINAL
+    too_long = photo[:-2] + bytes(8 * 2**20) + photo[-2:]
+    assert encode(too_long, passthrough(), number=0).origin == TOO_LARGE
+    huge = file_of(Image.new("L", (9500, 9500)).convert("RGB"), "JPEG", progressive=True, subsampling=0)
+    assert encode(huge, passthrough(), number=0).origin == REFUSED  # libjpeg holds progressive ones whole

@@ -52,6 +52,11 @@ def test_a_micro_batch_is_uint8_channels_last_with_int64_labels(train):
     assert labels[0].shape == (2,) and labels[0].dtype == torch.int64
 
 
+def test_a_device_may_be_given_by_name(beton, train):
+    named = build_loader(config(beton), split="train", micro_batch_size=2, global_batch_size=4, device="cpu")
+    assert same(epoch_of(train)[0], epoch_of(named)[0])
+
+
 def test_two_decoding_threads_give_the_bits_of_one(beton, train):
     two = build_loader(config(beton, num_workers=2), split="train", micro_batch_size=2, global_batch_size=4)
     for epoch in (0, 1):
@@ -267,10 +272,17 @@ def test_what_cannot_work_is_refused_before_the_first_step(beton, train):
     for data, options, message in [
         (config(beton), ok | {"micro_batch_size": 23}, "found 22 training images and global_batch_size 23"),
         (config(beton), ok | {"global_batch_size": 5}, "global_batch_size must be a multiple"),
+        (config(beton), ok | {"global_batch_size": 0}, "global_batch_size must be at least 1, found 0"),
+        (config(beton), ok | {"device": "gpu"}, "device must be one of torch's, .* found 'gpu'"),
         (config(beton), ok | {"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         (config(beton), ok | {"split": "test"}, "split must be one of train, val"),
         (config(beton), ok | {"rank": 1}, "found rank 1 of 1"),
         (config(beton, num_classes=10), ok, "data.train must have data.num_classes=10 classes, found 2"),
+        (
+            config(beton, num_classes=10),
+            ok | {"split": "val"},
+            "found 2 in .* give images of all classes of data.train",
+        ),
         (config(beton, order="quasi_random"), ok, "data.train must be packed with --shuffle"),
         (config("no.beton"), ok, "'no.beton' must be a .beton file"),
     ]:

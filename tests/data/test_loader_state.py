@@ -60,6 +60,36 @@ def test_another_number_of_ranks_sees_each_image_of_the_epoch_once(shuffled, ord
         iterator.close()
 
 
+def test_a_state_after_the_last_micro_batch_is_the_beginning_of_the_next_epoch(shuffled):
+    first, second = loader_of(shuffled), loader_of(shuffled)
+    micro_batches = iter(first)
+    for _ in range(first.num_batches):
+        next(micro_batches)
+    state = first.state_dict()
+    assert (state["epoch"], state["images"]) == (1, 0)
+    micro_batches.close()
+    for of_old_time in (state, state | {"epoch": 0, "images": 48}):
+        second.load_state_dict(of_old_time)
+        assert same([images for images, _ in second], [images for images, _ in first.epoch(1)])
+
+
+def test_an_older_iterator_does_not_move_the_state_of_a_newer_one_or_of_a_loaded_state(shuffled):
+    loader = loader_of(shuffled)
+    older = iter(loader)
+    next(older)
+    newer = iter(loader)
+    expected = [images for images, _ in loader.epoch(0)]
+    with pytest.raises(ValueError, match="moves on with its newest iterator alone"):
+        next(older)
+    assert same([next(newer)[0]], expected[1:2]) and loader.state_dict()["images"] == 4
+    loader.load_state_dict(loader.state_dict() | {"images": 10})
+    with pytest.raises(ValueError, match="another was begun or a state was loaded"):
+        next(newer)
+    assert same([images for images, _ in loader], expected[5:])
+    with pytest.raises(ValueError, match="moves on with its newest"):
+        list(zip(loader, loader))
+
+
 def test_iterating_over_a_validation_loader_gives_each_image_once_each_time(shuffled):
     loader = loader_of(shuffled, split="val", micro_batch_size=8)
     first, again, epoch = (list(pass_) for pass_ in (loader, loader, loader.epoch(0)))
@@ -86,6 +116,9 @@ def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path, make_fo
         (state | {"images": -4}, "found image -4 of epoch 0"),
         (state | {"images": 1000}, "an epoch of 48 images, found image 1000"),
         (state | {"epoch": -1}, "epoch -1"),
+        (state | {"epoch": "1"}, "epoch must be a whole number, found '1'"),
+        (state | {"images": 2.0}, "images must be a whole number, found 2.0"),
+        (state | {"images": None}, "images must be a whole number, found None"),
         ({"epoch": 0}, "must come from its state_dict"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitkd_ds.data.backend import Reader
-from vitkd_ds.data.fields import check_beton, labels_of, read_tables, stored_images
+from vitkd_ds.data.fields import check_beton, read_beton, read_tables
 from vitkd_ds.data.pack import pack
 from vitkd_ds.data.side_file import side_path
 
@@ -96,7 +96,7 @@ def test_passthrough_keeps_the_bytes_of_jpegs_and_counts_them(tmp_path, make_fol
     assert content_of(info.path)[:12] == [path.read_bytes() for path in paths]
     assert Image.open(io.BytesIO(content_of(info.path)[12])).format == "JPEG"
     smaller = pack(src, tmp_path / "y.beton", passthrough=True, max_resolution=64, workers=1)
-    images = stored_images(info)[:12]
+    images = read_beton(info.path)[1][:12]
     assert smaller.passthrough == (np.maximum(images["height"], images["width"]) <= 64).sum() == 8
 
 
@@ -105,10 +105,10 @@ def test_shuffled_images_keep_their_labels_and_the_order_is_always_the_same(tmp_
     plain = pack(src, tmp_path / "plain.beton", write_mode="raw", workers=1)
     infos = [pack(src, tmp_path / f"{n}.beton", write_mode="raw", shuffle=True, workers=n) for n in (1, 2)]
     assert not plain.shuffled and all(info.shuffled and check_beton(info.path) == info for info in infos)
-    one, two = (list(zip(content_of(info.path), labels_of(info).tolist())) for info in infos)
-    unshuffled = list(zip(content_of(plain.path), labels_of(plain).tolist()))
+    one, two = (list(zip(content_of(info.path), read_beton(info.path)[2].tolist())) for info in infos)
+    unshuffled = list(zip(content_of(plain.path), read_beton(plain.path)[2].tolist()))
     assert one == two and one != unshuffled and sorted(one) == sorted(unshuffled)
-    assert len(set(labels_of(infos[0])[:20].tolist())) == 3
+    assert len(set(read_beton(infos[0].path)[2][:20].tolist())) == 3
 
 
 def test_the_content_does_not_depend_on_the_number_of_workers(tmp_path, make_folder):
@@ -116,7 +116,7 @@ def test_the_content_does_not_depend_on_the_number_of_workers(tmp_path, make_fol
     infos = [pack(src, tmp_path / f"{n}.beton", workers=n) for n in (1, 2, 5)]
     assert len({hashlib.sha256(b"".join(content_of(info.path))).digest() for info in infos}) == 1
     for info in infos:
-        assert labels_of(info).tolist() == [0] * 35 + [1] * 35
+        assert read_beton(info.path)[2].tolist() == [0] * 35 + [1] * 35
 
 
 def test_more_images_than_fit_into_a_page_lie_in_several(tmp_path):
@@ -132,13 +132,13 @@ def test_more_images_than_fit_into_a_page_lie_in_several(tmp_path):
 
 def test_a_folder_without_ffcv_can_open_a_beton(beton):
     code = (
-        "import sys; from vitkd_ds.data.fields import check_beton, labels_of, stored_images; "
-        f"info = check_beton({str(beton)!r}); print(len(stored_images(info)), labels_of(info).sum()); "
+        "import sys; from vitkd_ds.data.fields import read_beton; "
+        f"_, images, labels = read_beton({str(beton)!r}); print(len(images), labels.sum()); "
         "sys.exit('ffcv' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "22 11\n"), done.stderr
-    assert len(stored_images(check_beton(beton))) == 22
+    assert len(read_beton(beton)[1]) == 22
 
 
 def test_the_command_line_takes_every_option(tmp_path, make_folder):

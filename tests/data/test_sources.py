@@ -11,7 +11,7 @@ import scipy.io
 from PIL import Image
 
 from tests.data.test_pack import content_of
-from vitkd_ds.data.fields import check_beton, labels_of
+from vitkd_ds.data.fields import read_beton
 from vitkd_ds.data.pack import pack
 from vitkd_ds.data.sources import Options, open_source
 
@@ -94,7 +94,7 @@ def test_packing_from_a_tar_is_packing_from_a_folder(tmp_path, folder):
 
 
 def labels_of_file(path):
-    return labels_of(check_beton(path)).tolist()
+    return read_beton(path)[2].tolist()
 
 
 VAL_NAMES = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 7)]
@@ -219,6 +219,35 @@ def test_what_fits_no_kind_is_refused_with_the_list(tmp_path):
     (folder / "n09").mkdir()
     with pytest.raises(ValueError, match="each class folder must have images.*n09"):
         open_source(folder, NONE)
+
+
+@pytest.mark.parametrize("link, target", [
+    ("a/loop", ""), ("a/loop", "a"), ("a/deep/loop", "a"), ("b/other", "a/deep"), ("c", "a"), ("a/deep/up", "b"),
+])  # fmt: skip
+def test_links_that_lead_to_a_folder_twice_are_refused_by_name(tmp_path, link, target):
+    src = tmp_path / "train"
+    for name in ("a/deep", "b"):
+        (src / name).mkdir(parents=True)
+        (src / name / "x.jpg").write_bytes(jpeg(1))
+    (src / link).symlink_to(src / target)
+    with pytest.raises(ValueError, match="must be listed once, found '.*' again as '.*': remove the link"):
+        open_source(src, NONE)
+
+
+def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "x.jpg").write_bytes(jpeg(1))
+    (tmp_path / "train" / "b").mkdir(parents=True)
+    (tmp_path / "train" / "a").symlink_to(tmp_path / "disk")
+    (tmp_path / "train" / "b" / "y.jpg").symlink_to(tmp_path / "disk" / "x.jpg")
+    assert everything(open_source(tmp_path / "train", NONE)) == [("a", jpeg(1)), ("b", jpeg(1))]
+
+
+def test_images_without_class_folders_get_a_hint(tmp_path):
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / f"{VAL_NAMES[0]}.JPEG").write_bytes(jpeg(1))
+    with pytest.raises(ValueError, match="holds images without a class .*validation tar itself, with --labels"):
+        open_source(tmp_path / "val", NONE)
 
 
 def test_another_source_has_another_fingerprint(tmp_path, folder):

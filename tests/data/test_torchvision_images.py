@@ -1,11 +1,15 @@
 """The torchvision backend: the same order, crops, flips and pixels as FFCV's, also straight from a folder."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.data.test_images import photograph, zeroed
 from tests.data.test_loader import another, config, epoch_of, same
 from vitkd_ds.config import AugmentConfig
 from vitkd_ds.data.pack import pack
@@ -53,6 +57,30 @@ def test_a_file_that_cannot_be_decoded_is_named_or_skipped(tmp_path, make_folder
     assert len(torch.cat(epoch_of(loader)[1])) == 8 and loader.num_skipped == 1
 
 
+def test_a_jpeg_damaged_in_its_scan_is_named_although_pillow_shows_something(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 8)
+    (src / "b" / "zz.jpg").write_bytes(zeroed(photograph()))
+    loader = another(config(src, backend="torchvision"), split="val", micro_batch_size=3)
+    with pytest.raises(ValueError, match="image 8 .*cannot be decoded: .*zz.jpg: ValueError: it is a damaged JPEG"):
+        epoch_of(loader)
+    assert [status.tolist() for _, status in loader._images.decoded(loader._val_samples()[0])][-1] == [0, 0, 1]
+
+
+def test_a_killed_process_is_an_error_that_names_file_and_images(packed):
+    loader = another(config(packed[0], backend="torchvision"), split="val", micro_batch_size=2)
+    before = signal.getsignal(signal.SIGCHLD)
+    micro_batches = loader.epoch(0)
+    next(micro_batches)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    with pytest.raises(
+        RuntimeError, match="decode '.*images' must live, .* images [0-9]+, [0-9]+ were waited .*num_workers"
+    ):
+        list(micro_batches)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
 def test_a_changed_byte_in_a_beton_is_an_error(tmp_path, make_folder):
     path = pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", write_mode="raw", workers=1).path
     loader = another(config(path, backend="torchvision"))
@@ -86,3 +114,4 @@ for path in ({str(packed[0])!r}, {str(packed[1]["jpg"])!r}, "demo"):
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.stdout.split("\n")[:3] == ["torch.Size([4, 3, 16, 16])"] * 3, run.stderr
+    assert run.stderr.count("goes unnoticed: the decoder that finds it was not built") == 2  # not for the .beton

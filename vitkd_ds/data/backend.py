@@ -30,7 +30,6 @@ try:
     from ffcv.pipeline.operation import Operation
     from ffcv.pipeline.pipeline_spec import PipelineSpec
     from ffcv.reader import Reader
-    from ffcv.writer import DatasetWriter
 finally:
     numba.typed.Dict, numba.set_num_threads = _typed_dict, _set_num_threads
     torch.set_num_threads(_torch_threads)
@@ -46,7 +45,6 @@ Compiler.set_num_threads = classmethod(_note_num_threads)
 __all__ = [
     "AllocationQuery",
     "Compiler",
-    "DatasetWriter",
     "EpochIterator",
     "FFCVLoader",
     "Graph",

@@ -11,6 +11,7 @@ smooths progressive JPEGs that lack scans.
 """
 
 import ctypes
+import logging
 import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 
 from vitkd_ds.data.crops import CROP_DTYPE
 from vitkd_ds.data.fields import STORED_DTYPE
+
+logger = logging.getLogger(__name__)
 
 DECODED, BAD_JPEG, BAD_SIZE, SHORT_READ, BAD_CRC, BAD_COLOURS, BAD_ROW, NO_MEMORY = range(8)
 """Status of an image; the pixels of a `DECODED` one may be used. The same numbers as in `csrc/decode.h`."""
@@ -46,12 +49,14 @@ def _load_library() -> ctypes.CDLL:
         )
     library = ctypes.CDLL(str(found[0]))
     number, pointer, long = ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
-    library.vitkd_decode.argtypes = [number, pointer, long, pointer, long, number, number, pointer, pointer]
+    library.vitkd_decode.argtypes = [number, pointer, long, pointer, long, number, number, pointer, pointer, number]
     library.vitkd_resize.argtypes = [pointer, number, number, pointer, number, number, pointer]
     return library
 
 
 _library = _load_library()
+WIDEST = 0
+"""As the width of vectors: what this CPU has; the fuzzer alone asks for others."""
 
 
 def _check(name: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int | None, ...], *, writeable: bool) -> None:
@@ -84,6 +89,25 @@ class Decoder:
         _check("table", table, STORED_DTYPE, (None,), writeable=True)
         self._path, self.table = os.fspath(path), table
         self.fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._identity = self._look()
+
+    def _look(self) -> list[tuple[int, ...]]:
+        """What tells whether the open file, or the one that has its path now, is another than before."""
+        stats = [os.fstat(self.fd)]
+        if os.path.exists(self._path):  # a file may be removed while it is open
+            stats.append(os.stat(self._path))
+        return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+    def check_anew_if_changed(self) -> None:
+        """Compare the CRC of every image again if the file was written to or replaced since it was last looked at.
+
+        A file that was only touched is as good as before, and one that was changed shows it image by image.
+        """
+        identity = self._look()
+        if identity != self._identity:
+            logger.warning("%r was changed or replaced while it was open: all images are checked anew", self._path)
+            self._identity = identity
+            self.table["checked"] = 0
 
     def decode(self, rows: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray, *, num_threads: int) -> None:
         """Decode a micro-batch.
@@ -104,7 +128,7 @@ class Decoder:
         if self.fd is None:
             raise ValueError(f"the decoder of {self._path!r} must be open, found it closed: make a new one")
         arguments = (self.table.ctypes.data, len(self.table), rows.ctypes.data, len(rows), size, num_threads)
-        if _library.vitkd_decode(self.fd, *arguments, images_BHWC.ctypes.data, status_B.ctypes.data):
+        if _library.vitkd_decode(self.fd, *arguments, images_BHWC.ctypes.data, status_B.ctypes.data, WIDEST):
             raise ValueError(
                 f"size must be in [1, 4096] and num_threads at least 1, found images_BHWC of size {size} and "
                 f"num_threads {num_threads}: set data.image_size and data.num_workers"

@@ -10,19 +10,28 @@ import numpy as np
 from PIL import Image
 
 from vitkd_ds.data.backend import RGBImageField
+from vitkd_ds.data.decode import DECODED
 from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.fields import JPEG_MODE
-from vitkd_ds.data.images import opened, to_rgb
-from vitkd_ds.data.verify import is_decodable
+from vitkd_ds.data.images import is_plain_jpeg, opened, to_rgb
+from vitkd_ds.data.verify import check_jpeg
 
-JPEG_MODES = ("L", "RGB")
-"""Pillow's modes of JPEGs with one and three components; it opens none of more than 8 bits."""
 MAX_SIDE = 65500
 """Pixels; the longest side of libjpeg, and FFCV stores 16 bits."""
 MAX_STORED_BYTES = 2**31
 """An image must fit into an FFCV page, and this is the largest power of two that its 32-bit page size allows."""
 MAX_ORIGINAL_BYTES = 8 * 2**20
 """FFCV's usual page: larger originals are encoded again, since one large image makes all pages large."""
+ENCODED, ORIGINAL, NO_JPEG, TOO_LARGE, SCALED, REFUSED = range(6)
+"""What is stored of an image: it is encoded, as asked for; the original; or encoded although originals were asked for.
+The numbers stand in journals."""
+REASONS = {
+    NO_JPEG: "are no RGB or grey JPEGs",
+    TOO_LARGE: f"are files of more than {MAX_ORIGINAL_BYTES // 2**20} MiB",
+    SCALED: "are larger than the pixels asked for",
+    REFUSED: "take more memory than the decoder of training allows",
+}
+"""Why originals are not stored: ends of the sentence "7 images ..."."""
 PROPORTION_STREAM = 5
 """First part of the key that decides which images of write_mode "proportion" become JPEG."""
 
@@ -57,8 +66,8 @@ class Encoded:
     """JPEG_MODE or RAW_MODE."""
     height: int
     width: int
-    is_original: bool
-    """Whether the content is the source's own."""
+    origin: int
+    """ORIGINAL, ENCODED or one of `REASONS`."""
 
     @property
     def crc32(self) -> int:
@@ -69,25 +78,36 @@ class Encoded:
 def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
     """Decode an image file in full and bring it into the form that is stored.
 
+    RGB and grey JPEGs are read by the decoder of training before all else, since Pillow shows made-up pixels of damaged
+    ones without a message; see `vitkd_ds.data.verify.check_jpeg` for what even that cannot see. Damage inside a CMYK
+    JPEG, which only Pillow takes, goes unnoticed.
+
     Args:
         content: the file's bytes.
         number: of the image in its source; decides what write_mode "proportion" does.
 
     Raises:
-        Exception: as `vitkd_ds.data.images.load_rgb`; ValueError when nothing can be stored.
+        Exception: as `vitkd_ds.data.images.load_rgb`; ValueError when a JPEG is damaged or nothing can be stored.
     """
     with opened(content) as image:
         width, height = image.size
-        if encoding.passthrough and _is_plain_jpeg(image, content) and not encoding.scales(width, height):
-            # What only Pillow takes is encoded again, from Pillow's pixels.
-            if is_decodable(content, height=height, width=width):
-                return Encoded(content, JPEG_MODE, height, width, is_original=True)
+        status = check_jpeg(content, height=height, width=width) if is_plain_jpeg(image) else None
+        origin = _origin(content, image, encoding, status) if encoding.passthrough else ENCODED
+        if origin == ORIGINAL:
+            return Encoded(content, JPEG_MODE, height, width, origin)
         pixels_HWC = to_rgb(image)
-    return _encode_pixels(_scaled(pixels_HWC, encoding), encoding, number=number)
+    return _encode_pixels(_scaled(pixels_HWC, encoding), encoding, number=number, origin=origin)
 
 
-def _is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
-    return image.format == "JPEG" and image.mode in JPEG_MODES and len(content) <= MAX_ORIGINAL_BYTES
+def _origin(content: bytes, image: Image.Image, encoding: Encoding, status: int | None) -> int:
+    """ORIGINAL, or why the content cannot be stored as it is, although that was asked for."""
+    if image.format != "JPEG" or status is None:
+        return NO_JPEG
+    if len(content) > MAX_ORIGINAL_BYTES:
+        return TOO_LARGE
+    if encoding.scales(*image.size):
+        return SCALED
+    return ORIGINAL if status == DECODED else REFUSED
 
 
 def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
@@ -108,7 +128,7 @@ def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
     return pixels_HWC
 
 
-def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int) -> Encoded:
+def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, origin: int) -> Encoded:
     """Let FFCV's field scale and encode, into memory where its own writer gives it a place in a page."""
     mode = encoding.write_mode
     if mode == "proportion":
@@ -126,4 +146,4 @@ def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int) -
 
     field.encode(row, pixels_HWC, malloc)
     mode, height, width = (int(row[key][0]) for key in ("mode", "height", "width"))
-    return Encoded(stored[-1].tobytes(), mode, height, width, is_original=False)
+    return Encoded(stored[-1].tobytes(), mode, height, width, origin)

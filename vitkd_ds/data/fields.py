@@ -61,7 +61,7 @@ STORED_DTYPE = np.dtype(
     align=True,
 )
 """One image of a file: where its bytes are, height and width in pixels, and mode (FFCV's: 0 is a JPEG, 1 is raw RGB).
-If `has_crc`, `crc32` is that of the bytes; it is compared the first time the image is read, then `checked` is 1."""
+If `has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1."""
 METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 
 
@@ -159,16 +159,6 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
         images[key] = tables.metadata[key]
     images["size"], images["crc32"], images["has_crc"] = tables.allocations["size"], crc32s, 1
     return info, images, tables.metadata["label"].astype(np.int64)
-
-
-def stored_images(info: BetonInfo) -> np.ndarray:
-    """Where each image of a .beton lies, and what it must be: STORED_DTYPE [num_images]. Checks the file again."""
-    return read_beton(info.path)[1]
-
-
-def labels_of(info: BetonInfo) -> np.ndarray:
-    """The label of each image of a .beton: int64 [num_images]. Checks the file again."""
-    return read_beton(info.path)[2]
 
 
 def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:

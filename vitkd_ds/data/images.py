@@ -19,6 +19,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 """Endings that make a file of a folder an image, in any case; torchvision's list."""
 PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 """What content may be, whatever its ending says. Pillow knows more, some of which start other programs."""
+JPEG_FORMATS, JPEG_MODES = ("JPEG", "MPO"), ("L", "RGB")
+"""Pillow's names of JPEGs, of those with further pictures behind the first too, and its modes of such with one and
+three components; it opens none of more than 8 bits."""
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -54,6 +57,11 @@ def opened(content: bytes | BinaryIO) -> Iterator[Image.Image]:
             raise ValueError(f"it is no image of the formats {formats}, or its header is cut") from None
         with image:
             yield image
+
+
+def is_plain_jpeg(image: Image.Image) -> bool:
+    """Whether an opened image is an RGB or grey JPEG, which our decoder takes."""
+    return image.format in JPEG_FORMATS and image.mode in JPEG_MODES
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

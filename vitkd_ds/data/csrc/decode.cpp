@@ -38,7 +38,7 @@ struct Call {
   int64_t num_images;
   const CropRow* rows;
   int64_t num_rows;
-  int32_t size;
+  int32_t size, vector_bytes;
   uint8_t* images;
   int32_t* status;
   std::atomic<int64_t> next{0};
@@ -100,7 +100,7 @@ void print_nothing(j_common_ptr) {}
 // which is not: it would hand the tables of one image to the next that lacks its own.
 class Worker {
  public:
-  explicit Worker(Call* call) : call_(call) {}
+  explicit Worker(Call* call) : call_(call), resizer_(call->vector_bytes) {}
 
   void run() {
     for (int64_t i; (i = call_->next.fetch_add(1, std::memory_order_relaxed)) < call_->num_rows;) {
@@ -252,11 +252,13 @@ void work(Call* call) { Worker(call).run(); }
 }  // namespace
 
 int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* rows, int64_t num_rows, int32_t size,
-                 int32_t num_threads, uint8_t* images, int32_t* status) {
+                 int32_t num_threads, uint8_t* images, int32_t* status, int32_t vector_bytes) {
   struct stat file;
+  if (vector_bytes == 0) vector_bytes = widest_vector();
+  if (vector_bytes < 16 || vector_bytes > widest_vector()) return -1;
   if (size < 1 || size > MAX_SIZE || num_threads < 1 || num_images < 0 || num_rows < 0) return -1;
   const uint64_t file_size = fstat(fd, &file) == 0 ? uint64_t(file.st_size) : 0;
-  Call call{fd, file_size, table, num_images, rows, num_rows, size, images, status};
+  Call call{fd, file_size, table, num_images, rows, num_rows, size, vector_bytes, images, status};
   std::thread threads[MAX_THREADS];
   const int64_t num_helpers = std::min<int64_t>({num_threads, num_rows, MAX_THREADS}) - 1;
   try {

@@ -42,10 +42,11 @@ static_assert(sizeof(StoredImage) == 24, "STORED_DTYPE has 24 bytes");
 extern "C" {
 
 // Decode num_rows images into images [num_rows, size, size, 3] and their Status into status [num_rows]. An image that
-// is not DECODED is black. Sets `checked` of each image whose CRC-32 matched. Returns 0, or -1 if an argument is out
-// of range and nothing was done. May be called by several threads at once, on the same file and table.
+// is not DECODED is black. Sets `checked` of each image whose CRC-32 matched. vector_bytes is 16, 32 or 64, at most what
+// the CPU has, or 0 for the widest; makes no difference to the result. Returns 0, or -1 if an argument is out of range
+// and nothing was done. May be called by several threads at once, on the same file and table.
 int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* rows, int64_t num_rows, int32_t size,
-                 int32_t num_threads, uint8_t* images, int32_t* status);
+                 int32_t num_threads, uint8_t* images, int32_t* status, int32_t vector_bytes);
 
 // Resize pixels [height, width, 3] as `row` says, with the code for vectors of vector_bytes, which gives the same bits
 // for each; for tests. Returns a Status.

@@ -6,7 +6,7 @@ Nothing is unpacked: members of tars are read at their offsets, so no file name 
 from collections.abc import Callable
 from pathlib import Path
 
-from vitkd_ds.data.sources.folder import has_class_folders, list_images
+from vitkd_ds.data.sources.folder import has_class_folders, has_loose_images, list_images
 from vitkd_ds.data.sources.huggingface import has_arrow, has_parquet, open_hugging_face
 from vitkd_ds.data.sources.imagenet import has_class_tars, has_flat_images, open_class_tars, open_flat_tar
 from vitkd_ds.data.sources.source import Options, Source
@@ -43,7 +43,11 @@ def open_source(src: str | Path, options: Options) -> Source:
     if len(fitting) != 1:
         what = "a folder" if path.is_dir() else "a file" if path.exists() else "a pattern"
         found = f"signs of {' and of '.join(fitting)}" if fitting else f"{what} that is none of them"
-        raise ValueError(f"src must be one of: {'; '.join(KINDS)}, found {found} at {str(src)!r}: give one of them")
+        remedy = "give one of them"
+        if has_loose_images(path):
+            found += ", but holds images without a class"
+            remedy = "move them into a folder per class, or give ImageNet's validation tar itself, with --labels"
+        raise ValueError(f"src must be one of: {'; '.join(KINDS)}, found {found} at {str(src)!r}: {remedy}")
     _, opener, known = KINDS[fitting[0]]
     for option in ("labels", "classes", "split"):
         if getattr(options, option) and option not in known:

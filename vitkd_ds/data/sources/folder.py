@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +17,27 @@ def has_class_folders(src: Path) -> bool:
     """Whether some folder in `src` holds an image; looks no further than the first one."""
     if not src.is_dir():
         return False
-    for name in _class_names(src):
-        for _, folders, files in os.walk(src / name, followlinks=True):
-            folders[:] = [folder for folder in folders if not folder.startswith(".")]
-            if any(_is_image(file) for file in files):
-                return True
-    return False
+    visited = _visited(src)
+    return any(
+        _is_image(file) for name in _class_names(src) for _, files in _walk(src / name, visited) for file in files
+    )
+
+
+def has_loose_images(src: Path) -> bool:
+    """Whether images lie in `src` itself, where no folder gives them a class."""
+    return src.is_dir() and any(map(_is_image, os.listdir(src)))
 
 
 def list_images(src: Path, options: Options) -> Source:
     """List the images below each class folder of `src`, in sorted order; hidden files and folders are left out.
 
     Raises:
-        ValueError: a class folder has no image.
+        ValueError: a class folder has no image, or links lead to one folder twice.
     """
-    classes = _class_names(src)
+    classes, visited = _class_names(src), _visited(src)
     paths, labels, others = [], [], []
     for label, name in enumerate(classes):
-        found, ignored = _images_below(src / name)
+        found, ignored = _images_below(src / name, visited)
         if not found:
             raise ValueError(
                 f"each class folder must have images ({' '.join(EXTENSIONS)}), found none in {str(src / name)!r}: "
@@ -56,12 +60,34 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _images_below(folder: Path) -> tuple[list[str], list[str]]:
-    """Paths of the images in `folder` and its subfolders, and of the other files; links are followed."""
-    images, others = [], []
+def _visited(src: Path) -> dict[tuple[int, int], str]:
+    """Where `_walk` notes device and inode of each folder, and its name; `src` itself is one already."""
+    stat = os.stat(src)
+    return {(stat.st_dev, stat.st_ino): str(src)}
+
+
+def _walk(folder: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from `folder` down, sorted, and the names in it, without hidden ones. Links are followed.
+
+    Raises:
+        ValueError: a folder is one that was visited already: its images would be listed twice, perhaps as two classes.
+    """
     for root, folders, names in os.walk(folder, followlinks=True):
+        stat = os.stat(root)
+        before = visited.setdefault((stat.st_dev, stat.st_ino), root)
+        if before != root:
+            raise ValueError(
+                f"each folder of images must be listed once, found {before!r} again as {root!r}: remove the link"
+            )
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
+        yield root, sorted(name for name in names if not name.startswith("."))
+
+
+def _images_below(folder: Path, visited: dict[tuple[int, int], str]) -> tuple[list[str], list[str]]:
+    """Paths of the images in `folder` and its subfolders, and of the other files."""
+    images, others = [], []
+    for root, names in _walk(folder, visited):
+        for name in names:
             (images if _is_image(name) else others).append(os.path.join(root, name))
     return images, others
 
