@@ -39,7 +39,7 @@ SLEEP = """#!/bin/sh
 echo '{"sleep": '$1'}' >>"$STUB_NOTES"
 """
 
-# train.py and the doctor are played, and what the options ask for is known, except where a test wants it asked.
+# train.py, the doctor and pack are played, and what the options ask for is known, except where a test wants it asked.
 PYTHON = """#!/bin/bash
 if [ "$2" = slurm/describe_run.py ]; then
   left=$(cat "$STUB_NOTES.unstarted")
@@ -51,6 +51,10 @@ fi
 names = ("MASTER_ADDR", "MASTER_PORT", "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK", "RANK")
 print(json.dumps({{"python": sys.argv[2:], "environ": {{n: os.environ.get(n) for n in names}}}}))' "$@" >>"$STUB_NOTES"
 case "$*" in *doctor*) exit "$STUB_DOCTOR" ;; esac
+if [ "$4" = pack ]; then
+  [ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >>"$(dirname "$6")/.$(basename "$6").partial.journal"
+  [ -z "$STUB_DONE" ] || touch "$6"
+fi
 mkdir -p "$STUB_WORKDIR/checkpoints"
 [ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >"$STUB_WORKDIR/checkpoints/latest"
 [ -z "$STUB_DONE" ] || touch "$STUB_WORKDIR/done"
@@ -92,12 +96,12 @@ def run_script(
 
     Args:
         folder: for the stubs and, as `folder/run`, the run folder.
-        options: train.py's, after --workdir=folder/run.
+        options: train.py's, after --workdir=folder/run; of pack_imagenet.sh all its words.
         script: the file's name.
         checkout: where it is run.
-        done: whether the ranks finish the run.
+        done: whether the ranks finish the run, or pack its file.
         code: what the ranks exit with.
-        checkpoint: the name of one that they save.
+        checkpoint: the name of one that they save, or what pack adds to its journal.
         state: what Slurm says of the job.
         doctor: what `vitkd-ds doctor` exits with.
         asks: whether the real slurm/describe_run.py says what the options ask for, which takes two seconds.
@@ -126,7 +130,8 @@ def run_script(
         "STUB_DESCRIPTION": "" if asks else _description(workdir, options),
     } | environ  # fmt: skip
     env = {name: text for name, text in env.items() if text or name.startswith("STUB")}
-    command = ["bash", f"slurm/{script}", f"--workdir={workdir}", *map(str, options)]
+    own = [] if script == "pack_imagenet.sh" else [f"--workdir={workdir}"]
+    command = ["bash", f"slurm/{script}", *own, *map(str, options)]
     ended = subprocess.run(
         command, cwd=checkout, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
     )
