@@ -28,4 +28,5 @@ if __name__ == "__main__":
     try:
         fire.Fire(describe, name="train.py")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -23,6 +23,7 @@ is_whole() {
 # copy FILE COPY: atomic, and read once from the shared file system: the checksum is that of what was read.
 copy() {
   local file=$1 copy=$2 size available read written
+  rm -f "$copy" "$copy.part" "$copy.receipt" # what is of no use, or was left by a SIGKILL, must not take the space
   size=$(stat -Lc %s "$file")
   available=$(df --output=avail -B1 "$(dirname "$copy")" | tail -n 1)
   [ "$((size + spare_bytes))" -le "$available" ] ||
@@ -32,7 +33,6 @@ copy() {
   if [ "$(stat -c %s "$copy.part")" != "$size" ] || [ "$read" != "$written" ]; then
     fail "$copy.part must be $file, found another size or checksum"
   fi
-  rm -f "$copy.receipt"
   mv "$copy.part" "$copy"
   echo "${read%% *} $(stat -Lc '%s %.Y' "$file")" >"$copy.receipt"
 }

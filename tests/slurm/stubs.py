@@ -1,4 +1,4 @@
-"""Stand-ins for srun, scontrol and the ranks' Python, so that one job script can be looked at without a cluster."""
+"""Stand-ins for srun, scontrol, sleep and the ranks' Python: one job script can be looked at without a cluster."""
 
 import json
 import os
@@ -19,18 +19,31 @@ with open(os.environ["STUB_NOTES"], "a") as notes:
 os.execvp(words[0], words)
 """
 
+# Says nothing of the job as often as the file `silent` says, as when slurmctld is away.
 SCONTROL = """#!/bin/sh
 case "$1 $2" in
-"show hostnames") echo n1; echo n2 ;;
-"show node") echo "NodeName=$3 NodeAddr=10.0.0.1 Port=6818" ;;
+"show hostnames") echo n1; echo n2; exit ;;
+"show node") echo "NodeName=$3 NodeAddr=10.0.0.1 Port=6818"; exit ;;
+esac
+left=$(cat "$STUB_NOTES.silent")
+[ "$left" = 0 ] || { echo $((left - 1)) >"$STUB_NOTES.silent"; exit 1; }
+case "$1 $2" in
 "show job") echo "JobId=$3 JobState=$STUB_STATE Reason=None" ;;
 requeue*) echo '{"requeue": "'$2'"}' >>"$STUB_NOTES"; [ -z "$STUB_REFUSES" ] ;;
 esac
 """
 
-# train.py and the doctor are played, and what the options ask for is known, except where a test wants it asked.
+# Notes the waits for Slurm and leaves them out.
+SLEEP = """#!/bin/sh
+[ "$1" = 10 ] && exec /bin/sleep 10
+echo '{"sleep": '$1'}' >>"$STUB_NOTES"
+"""
+
+# train.py, the doctor and pack are played, and what the options ask for is known, except where a test wants it asked.
 PYTHON = """#!/bin/bash
 if [ "$2" = slurm/describe_run.py ]; then
+  left=$(cat "$STUB_NOTES.unstarted")
+  [ "$left" = 0 ] || {{ echo $((left - 1)) >"$STUB_NOTES.unstarted"; exit 164; }}
   [ -z "$STUB_DESCRIPTION" ] && exec {python} "$@"
   echo "$STUB_DESCRIPTION" && exit
 fi
@@ -38,9 +51,14 @@ fi
 names = ("MASTER_ADDR", "MASTER_PORT", "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK", "RANK")
 print(json.dumps({{"python": sys.argv[2:], "environ": {{n: os.environ.get(n) for n in names}}}}))' "$@" >>"$STUB_NOTES"
 case "$*" in *doctor*) exit "$STUB_DOCTOR" ;; esac
+if [ "$4" = pack ]; then
+  [ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >>"$(dirname "$6")/.$(basename "$6").partial.journal"
+  [ -z "$STUB_DONE" ] || touch "$6"
+fi
 mkdir -p "$STUB_WORKDIR/checkpoints"
 [ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >"$STUB_WORKDIR/checkpoints/latest"
 [ -z "$STUB_DONE" ] || touch "$STUB_WORKDIR/done"
+[ -z "$STUB_SIGNAL" ] || {{ kill -"$STUB_SIGNAL" "$PPID"; /bin/sleep 1; }}
 exit "$STUB_CODE"
 """
 
@@ -54,7 +72,7 @@ class Ended:
     notes: list[dict] = field(default_factory=list)
 
     def of(self, kind: str) -> list:
-        """All notes of one kind: srun, requeue or python."""
+        """All notes of one kind: srun, requeue, sleep or python."""
         return [note for note in self.notes if kind in note]
 
     @property
@@ -71,21 +89,25 @@ class Ended:
 
 def run_script(
     folder: Path, *options: object, script: str = "vitkd_tiny.sh", checkout: Path = ROOT, done: bool = False,
-    code: int = 0, checkpoint: str = "", state: str = "RUNNING", doctor: int = 0, asks: bool = False, **environ: str,
+    code: int = 0, checkpoint: str = "", state: str = "RUNNING", doctor: int = 0, asks: bool = False, silent: int = 0,
+    unstarted: int = 0, signal: str = "", **environ: str,
 ) -> Ended:  # fmt: skip
     """Run slurm/SCRIPT with stubs, as the start of job 7.
 
     Args:
         folder: for the stubs and, as `folder/run`, the run folder.
-        options: train.py's, after --workdir=folder/run.
+        options: train.py's, after --workdir=folder/run; of pack_imagenet.sh all its words.
         script: the file's name.
         checkout: where it is run.
-        done: whether the ranks finish the run.
+        done: whether the ranks finish the run, or pack its file.
         code: what the ranks exit with.
-        checkpoint: the name of one that they save.
+        checkpoint: the name of one that they save, or what pack adds to its journal.
         state: what Slurm says of the job.
         doctor: what `vitkd-ds doctor` exits with.
         asks: whether the real slurm/describe_run.py says what the options ask for, which takes two seconds.
+        silent: how often Slurm does not answer.
+        unstarted: how often the node cannot start the step that asks.
+        signal: the name of one that the job script gets while the ranks run.
         environ: more variables; an empty one is taken away.
     """
     binaries, workdir, notes = folder / "bin", folder / "run", folder / "notes"
@@ -93,6 +115,9 @@ def run_script(
     for name, text in (("srun", SRUN), ("python-stub", PYTHON)):
         (binaries / name).write_text(text.format(python=sys.executable))
     (binaries / "scontrol").write_text(SCONTROL)
+    (binaries / "sleep").write_text(SLEEP)
+    for name, times in (("silent", silent), ("unstarted", unstarted)):
+        notes.with_suffix(f".{name}").write_text(f"{times}")
     for path in binaries.iterdir():
         path.chmod(0o755)
     notes.write_text("")
@@ -101,10 +126,12 @@ def run_script(
         "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "3", "PYTHON": str(binaries / "python-stub"),
         "STUB_NOTES": str(notes), "STUB_STATE": state, "STUB_CODE": str(code), "STUB_CHECKPOINT": checkpoint,
         "STUB_WORKDIR": str(workdir), "STUB_DONE": "1" if done else "", "STUB_DOCTOR": str(doctor), "STUB_REFUSES": "",
+        "STUB_SIGNAL": signal,
         "STUB_DESCRIPTION": "" if asks else _description(workdir, options),
     } | environ  # fmt: skip
     env = {name: text for name, text in env.items() if text or name.startswith("STUB")}
-    command = ["bash", f"slurm/{script}", f"--workdir={workdir}", *map(str, options)]
+    own = [] if script == "pack_imagenet.sh" else [f"--workdir={workdir}"]
+    command = ["bash", f"slurm/{script}", *own, *map(str, options)]
     ended = subprocess.run(
         command, cwd=checkout, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
     )

@@ -1,9 +1,11 @@
 """What the job scripts do, seen without a cluster: what they start, and what they make of its end."""
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,15 +13,18 @@ from tests.conftest import ROOT
 from tests.slurm.stubs import run_script
 
 SCRIPTS = sorted((ROOT / "slurm").glob("vitkd_*.sh"))
+PACK = ROOT / "slurm" / "pack_imagenet.sh"
 DEMO = ["--recipe", "demo", "--debug"]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SCRIPTS, PACK], ids=lambda path: path.name)
 def test_the_header_has_what_a_long_job_needs(path):
     header = [line.split()[1] for line in path.read_text().splitlines() if line.startswith("#SBATCH")]
     names = {line.partition("=")[0] for line in header}
-    assert names >= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--output"}
-    assert {"--signal=B:USR1@300", "--requeue", "--open-mode=append"} <= set(header)
+    assert names >= {"--nodes", "--cpus-per-task", "--time", "--output"}
+    assert path == PACK or names >= {"--ntasks-per-node", "--gpus-per-node"}
+    before_the_limit_s = 120 if path == PACK else 300
+    assert {f"--signal=B:USR1@{before_the_limit_s}", "--requeue", "--open-mode=append"} <= set(header)
 
 
 def test_shellcheck_finds_nothing():
@@ -45,13 +50,14 @@ def test_command_commit_and_nodes_are_printed_first(tmp_path):
 
 
 def test_one_srun_starts_the_ranks_with_what_they_need(tmp_path):
-    ended = run_script(tmp_path, *DEMO, done=True, SLURM_RESTART_COUNT="2", RANK="5", OMP_NUM_THREADS="")
+    left_by_the_shell = {"RANK": "5", "OMP_NUM_THREADS": "", "TORCH_EXTENSIONS_DIR": "/home/shared"}
+    ended = run_script(tmp_path, *DEMO, done=True, SLURM_RESTART_COUNT="2", **left_by_the_shell)
     flags = [note["srun"] for note in ended.of("srun")]
     assert flags[0][:2] == ["--nodes=1", "--ntasks=1"], "the question what to run"
     assert flags[1:] == [["--kill-on-bad-exit=1", "--wait=60", "--label"]]
     environ = ended.of("python")[-1]["environ"]
     assert environ["MASTER_ADDR"] == "10.0.0.1" and environ["MASTER_PORT"] == str(20000 + 7 * 16 + 2)
-    assert environ["TORCH_EXTENSIONS_DIR"].endswith("extensions-7-2"), "node-local and of this start"
+    assert environ["TORCH_EXTENSIONS_DIR"] == f"/tmp/vitkd_ds-{os.getuid()}/extensions-7-2", "node-local, of this start"
     assert environ["OMP_NUM_THREADS"] == environ["SRUN_CPUS_PER_TASK"] == "3"
     assert environ["RANK"] is None, "a launcher's rank from where sbatch was typed is not taken"
 
@@ -83,10 +89,15 @@ def test_the_checkouts_own_python_is_used_unless_another_is_named(tmp_path):
     ({"code": 137}, True, 0),
     ({"code": 137, "state": "CANCELLED"}, False, 137),
     ({"code": 137, "MAX_FAILURES": "0"}, False, 137),
-    ({"MAX_FAILURES": "0"}, False, 1),
+    ({"code": 2}, False, 2),
+    ({"code": 2, "done": True}, False, 0),
+    ({"MAX_FAILURES": "0"}, True, 0),
+    ({"code": 143, "MAX_FAILURES": "0"}, True, 0),
+    ({"code": 143, "state": "CANCELLED"}, False, 143),
     ({"checkpoint": "step00000004", "MAX_FAILURES": "0"}, True, 0),
 ], ids=["finished", "finished, then an error", "saved stop", "scancel", "Slurm requeues", "failure", "scancel, killed",
-        "last failure", "stop without progress", "saved stop is no failure"])  # fmt: skip
+        "last failure", "refused", "finished, then refused", "stop without progress", "TERM before Python listens",
+        "scancel before Python listens", "saved stop is no failure"])  # fmt: skip
 def test_a_job_is_requeued_after_a_saved_stop_or_a_failure_and_never_after_scancel(tmp_path, found, is_requeued, code):
     ended = run_script(tmp_path, *DEMO, **found)
     assert (ended.is_requeued, ended.code) == (is_requeued, code), ended.log
@@ -99,14 +110,58 @@ def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
     assert other_job.is_requeued, "each job counts its own"
 
 
-def test_where_failures_cannot_be_counted_there_is_no_requeue(tmp_path):
-    ended = run_script(tmp_path, *DEMO, "--workdir=/proc/run", code=1)
-    assert ended.code == 1 and not ended.is_requeued and "failures cannot be counted in /proc/run" in ended.log
+@pytest.mark.parametrize("code, what", [(1, "failures"), (0, "stops")])
+def test_where_failures_or_stops_cannot_be_counted_there_is_no_requeue(tmp_path, code, what):
+    ended = run_script(tmp_path, *DEMO, "--workdir=/proc/run", code=code)
+    assert ended.code == 1 and not ended.is_requeued and f"{what} cannot be counted in /proc/run" in ended.log
 
 
-def test_a_requeue_that_slurm_refuses_says_how_to_go_on(tmp_path):
+def test_a_refused_run_counts_nothing_and_leaves_its_folder_alone(tmp_path):
+    ended = run_script(tmp_path, *DEMO, code=2)
+    assert "refused (exit code 2)" in ended.log and not list((tmp_path / "run").glob("*-7"))
+
+
+def test_stops_that_save_nothing_are_followed_by_ten_starts_and_are_counted_anew_after_a_checkpoint(tmp_path):
+    stops = [run_script(tmp_path, *DEMO, code=143 * (i % 2), MAX_FAILURES="0") for i in range(11)]
+    assert [stop.is_requeued for stop in stops] == [True] * 10 + [False] and stops[-1].code == 1
+    assert "stop 11 in a row at checkpoint none" in stops[-1].log
+    assert run_script(tmp_path, *DEMO, checkpoint="step00000004").is_requeued
+    again = run_script(tmp_path, *DEMO, checkpoint="step00000004")
+    assert again.is_requeued and "stop 1 in a row at checkpoint step00000004" in again.log
+
+
+def test_a_signal_asks_the_ranks_to_save_and_leaves_nothing_behind(tmp_path):
+    start = time.monotonic()
+    ended = run_script(tmp_path, *DEMO, signal="USR1", checkpoint="step00000004")
+    assert "USR1: the ranks are asked to save and stop" in ended.log and ended.is_requeued
+    assert time.monotonic() - start < 9, "the wait for the next USR1 has ended too"
+
+
+def test_slurm_is_asked_again_when_it_does_not_answer(tmp_path):
+    for silent, waits in ((2, [1, 2]), (6, [1, 2, 4, 8, 16, 32])):
+        ended = run_script(tmp_path, *DEMO, code=137, silent=silent)
+        assert (ended.is_requeued, ended.code) == (True, 0), ended.log
+        assert [note["sleep"] for note in ended.of("sleep")] == waits
+
+
+def test_a_job_that_may_have_been_cancelled_is_not_requeued(tmp_path):
+    ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", silent=99)
+    assert ended.code == 1 and not ended.is_requeued
+    assert "Slurm does not say whether this job was cancelled, checkpoint step00000004: not requeued" in ended.log
+    assert "give the same sbatch command again" in ended.log and sum(n["sleep"] for n in ended.of("sleep")) == 63
+
+
+def test_a_requeue_that_slurm_refuses_is_asked_for_again_and_then_says_how_to_go_on(tmp_path):
     ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", STUB_REFUSES="1")
     assert ended.code == 1 and "not requeued: give the same sbatch command again" in ended.log
+    assert len(ended.of("requeue")) == 7
+
+
+def test_a_node_that_cannot_start_the_first_step_is_asked_again(tmp_path):
+    ended = run_script(tmp_path, *DEMO, done=True, unstarted=2)
+    assert ended.code == 0 and ended.train, ended.log
+    ended = run_script(tmp_path, *DEMO, "--resume=none", unstarted=99)
+    assert ended.code == 1 and "could not be asked for its run folder (exit code 164)" in ended.log
 
 
 def test_a_finished_run_starts_nothing(tmp_path):
@@ -118,7 +173,7 @@ def test_a_finished_run_starts_nothing(tmp_path):
 def test_options_that_train_py_refuses_end_the_job_before_a_rank_starts(tmp_path):
     for wrong, message in ((["--workdri=x"], "did you mean workdir"), (["--help"], "cannot run with these options")):
         ended = run_script(tmp_path, *DEMO, *wrong, asks=True)
-        assert ended.code == 1 and ended.train is None and not ended.is_requeued
+        assert ended.code == 2 and ended.train is None and not ended.is_requeued
         assert message in ended.log and "error: train.py cannot run with these options" in ended.log
 
 
@@ -135,6 +190,7 @@ def test_the_doctor_goes_first_and_an_error_of_his_ends_the_job(tmp_path):
     shutil.rmtree(tmp_path / "run")
     ended = run_script(tmp_path, *DEMO, DOCTOR="1", doctor=1)
     assert ended.code == 1 and ended.train is None and not ended.is_requeued and "doctor found" in ended.log
+    assert run_script(tmp_path, *DEMO, DOCTOR="1", doctor=143).is_requeued, "TERM, and not what he found"
 
 
 def test_one_variable_chooses_a_container(tmp_path):

@@ -69,6 +69,20 @@ def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path):
     assert not list((tmp_path / "scratch").glob("huge.beton*[!k]")), "nothing but the lock"
 
 
+def test_what_a_killed_or_an_older_start_left_is_removed_before_the_space_is_looked_at(beton, tmp_path):
+    (tmp_path / "bin").mkdir()
+    df = tmp_path / "bin" / "df"
+    copy = tmp_path / "scratch" / "train.beton"
+    df.write_text(f'#!/bin/sh\nls "{copy.parent}" >"{tmp_path}/seen"\nexec /usr/bin/df "$@"\n')
+    df.chmod(0o755)
+    stage(beton, copy)
+    copy.with_name("train.beton.part").write_bytes(b"left by SIGKILL")
+    beton.write_bytes(b"newer")
+    stage(beton, copy, PATH=f"{tmp_path}/bin:/usr/bin:/bin")
+    assert (tmp_path / "seen").read_text().split() == ["train.beton.json", "train.beton.lock"]
+    assert copy.read_bytes() == b"newer"
+
+
 def test_a_copy_that_came_out_wrong_is_not_published(beton, tmp_path):
     (tmp_path / "bin").mkdir()
     tee = tmp_path / "bin" / "tee"
@@ -94,6 +108,14 @@ def test_the_ranks_get_the_copies_when_every_node_has_them(beton, tmp_path):
     assert Path(copy).read_bytes() == beton.read_bytes() and "staged on every node" in ended.log
     flags = ended.of("srun")[1]["srun"]
     assert flags[:3] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"], "once per node"
+
+
+def test_one_file_for_training_and_validation_is_staged_once(beton, tmp_path):
+    options = ["--recipe=demo", "--debug", f"--data.train={beton}", f"--data.val={beton}"]
+    ended = run_script(tmp_path, *options, done=True, STAGE_DIR=str(tmp_path / "scratch"))
+    train, val = (word.partition("=")[2] for word in ended.train[-2:])
+    assert train == val and train.startswith(f"{tmp_path}/scratch/"), ended.log
+    assert ended.log.count("copied to") == 1 and "is there already" not in ended.log
 
 
 def test_the_ranks_read_the_shared_files_and_the_log_says_so_when_a_node_cannot_copy(beton, tmp_path):

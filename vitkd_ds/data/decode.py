@@ -40,12 +40,14 @@ IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS})
 
 
 def _load_library() -> ctypes.CDLL:
-    paths = [Path(__file__).with_name(f"_decode{suffix}") for suffix in EXTENSION_SUFFIXES]
+    # VITKD_DS_DECODER is set in the images of slurm/: there the code is a checkout's, in which nothing was built.
+    folders = [*filter(None, [os.environ.get("VITKD_DS_DECODER")]), str(Path(__file__).parent)]
+    paths = [Path(folder, f"_decode{suffix}") for folder in folders for suffix in EXTENSION_SUFFIXES]
     found = [path for path in paths if path.is_file()]
     if not found:
         raise ImportError(
-            f"{paths[0].name!r} must be built before images can be decoded, found none in {str(paths[0].parent)!r}: "
-            f"run `make setup`"
+            f"{paths[0].name!r} must be built before images can be decoded, found none in {' or '.join(folders)} "
+            f"(VITKD_DS_DECODER and the package): run `make setup`"
         )
     library = ctypes.CDLL(str(found[0]))
     number, pointer, long = ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64

@@ -1,0 +1,87 @@
+"""The container recipes: what they copy is what `make setup` reads, and a fresh checkout finds the image's decoder."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+DOCKERFILE = (ROOT / "slurm" / "Dockerfile").read_text()
+DEFINITION = (ROOT / "slurm" / "vitkd_ds.def").read_text()
+FOLDER = re.search(r"^WORKDIR (\S+)", DOCKERFILE, re.M).group(1)
+COPIED = [word for words in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.M) for word in words.split()]
+
+
+def copy_to(folder):
+    """What the recipes copy, without what git ignores, as in a fresh checkout."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+
+
+def test_both_recipes_copy_the_same_files_and_name_the_same_decoder():
+    files = dict(re.findall(rf"^    (\S+) {FOLDER}/(\S+)$", DEFINITION, re.M))
+    assert files == {name: name for name in COPIED}
+    for text in (DOCKERFILE, DEFINITION):
+        assert f"VITKD_DS_DECODER={FOLDER}/vitkd_ds/data" in text and f"PATH={FOLDER}/.venv/bin:$PATH" in text
+        assert "rm -f vitkd_ds/data/_decode*.so && make setup" in text
+
+
+def test_make_setup_finds_all_it_reads_among_the_copied_files(tmp_path):
+    copy_to(tmp_path)
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def run(*command):
+        done = subprocess.run(command, cwd=tmp_path, env=environ, text=True, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    told = run("make", "--dry-run", "setup")  # fails where a file that it needs is not there
+    for name in re.findall(r"\.ci/\w+", told):
+        assert (tmp_path / name).exists()
+    run(sys.executable, "setup.py", "-q", "egg_info")
+    sources = (tmp_path / "vitkd_ds.egg-info" / "SOURCES.txt").read_text().splitlines()
+    own = {f"{path.relative_to(ROOT)}" for path in (ROOT / "vitkd_ds").rglob("*.py")}
+    own |= {f"{path.relative_to(ROOT)}" for path in (ROOT / "vitkd_ds" / "data" / "csrc").iterdir()}
+    assert own <= set(sources) and all((tmp_path / source).exists() for source in sources)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A fresh checkout, in which no decoder was built, and the folder of one that was."""
+    folder = tmp_path / "fresh"
+    folder.mkdir()
+    copy_to(folder)
+    built = tmp_path / "image"
+    built.mkdir()
+    for path in (ROOT / "vitkd_ds" / "data").glob("_decode*.so"):
+        shutil.copy(path, built)
+    return folder, built
+
+
+def decode(checkout, **environ):
+    """Load the decoder from the checkout; where its library lies."""
+    text = "import vitkd_ds.data.decode as d; print(d.__file__, d._library._name)"
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"} | environ
+    return subprocess.run([sys.executable, "-c", text], cwd="/", env=environ, text=True, capture_output=True)
+
+
+def test_a_fresh_checkout_decodes_with_the_images_decoder(checkout):
+    fresh, built = checkout
+    done = decode(fresh, VITKD_DS_DECODER=str(built))
+    assert done.returncode == 0, done.stderr
+    module, library = done.stdout.split()
+    assert module.startswith(str(fresh)) and library.startswith(str(built))
+
+
+def test_where_no_decoder_was_built_the_error_names_the_folders(checkout):
+    fresh, _ = checkout
+    done = decode(fresh, VITKD_DS_DECODER="/opt/nothing")
+    assert f"found none in /opt/nothing or {fresh}/vitkd_ds/data" in done.stderr and "run `make setup`" in done.stderr

@@ -1,0 +1,95 @@
+"""slurm/pack_imagenet.sh: without a cluster, and on a real Slurm with a few photographs."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.slurm.stubs import run_script
+from vitkd_ds.data.side_file import read_side
+
+
+@pytest.fixture
+def packs(tmp_path):
+    """A function that runs the script with a folder of train and val and `data` as destination."""
+    (tmp_path / "src" / "train").mkdir(parents=True)
+    folders = [tmp_path / "src", tmp_path / "data"]
+    return lambda *words, **told: run_script(tmp_path, *folders, *words, script="pack_imagenet.sh", **told)
+
+
+def packed(ended):
+    """The words of each `vitkd-ds pack`."""
+    return [note["python"][3:] for note in ended.of("python")]
+
+
+def test_both_splits_are_packed_by_the_same_python_with_the_first_lines_of_every_job(packs, tmp_path):
+    ended = packs(done=True)
+    assert ended.code == 0 and not ended.is_requeued, ended.log
+    command, commit, nodes = ended.log.splitlines()[:3]
+    assert f"command: vitkd-ds pack {tmp_path}/src {tmp_path}/data" in command
+    assert "commit: " in commit and "nodes: n[1-2]" in nodes
+    assert packed(ended) == [
+        [f"{tmp_path}/src/{split}", f"{tmp_path}/data/imagenet_{split}.beton", "--passthrough", "--shuffle"]
+        for split in ("train", "val")
+    ]
+    assert all(note["srun"][:2] == ["--nodes=1", "--ntasks=1"] for note in ended.of("srun"))
+    assert packed(packs()) == [], "what is there is left alone"
+
+
+def test_options_take_the_place_of_the_usual_ones_and_tars_get_their_labels(packs, tmp_path):
+    (tmp_path / "src" / "train").rmdir()
+    options = ["--short_side=256", "--workers", "3"]
+    train, val = packed(packs(*options, done=True))
+    assert train[0] == f"{tmp_path}/src/ILSVRC2012_img_train.tar" and train[2:] == options
+    assert val[2:] == ["--labels", f"{tmp_path}/src/ILSVRC2012_devkit_t12.tar.gz", *options]
+
+
+@pytest.mark.parametrize("found, is_requeued, code", [
+    ({"signal": "USR1", "code": 1}, True, 0),
+    ({"signal": "TERM", "code": 1, "checkpoint": "images"}, True, 0),
+    ({"signal": "USR1", "code": 1, "state": "CANCELLED"}, False, 0),
+    ({"code": 143, "MAX_FAILURES": "0"}, True, 0),
+    ({"code": 1, "checkpoint": "images"}, True, 0),
+    ({"code": 1, "checkpoint": "images", "MAX_FAILURES": "0"}, False, 1),
+    ({"code": 1}, False, 1),
+    ({"code": 2, "checkpoint": "images"}, False, 2),
+], ids=["stop", "saved stop", "scancel", "TERM before Python listens", "failure after progress", "last failure",
+        "failure without progress", "refused"])  # fmt: skip
+def test_it_is_requeued_after_a_stop_or_when_there_was_progress(packs, found, is_requeued, code):
+    ended = packs(**found)
+    assert (ended.is_requeued, ended.code) == (is_requeued, code), ended.log
+    assert len(packed(ended)) == 1, "no second split after a stop"
+
+
+def test_a_stop_between_the_splits_is_followed_by_another_start(packs):
+    ended = packs(done=True, signal="USR1")
+    assert len(packed(ended)) == 1 and ended.is_requeued and "imagenet_train.beton is packed" in ended.log
+
+
+def test_restart_is_for_the_first_start_only(packs):
+    assert packed(packs("--restart", "--shuffle", signal="USR1"))[0][2:] == ["--restart", "--shuffle"]
+    assert packed(packs("--restart", "--shuffle", SLURM_RESTART_COUNT="1", done=True))[0][2:] == ["--shuffle"]
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_folder_of_photographs_is_packed_over_a_stop_by_usr1(cluster, tmp_path):
+    numbers = np.random.default_rng(0)
+    for split, count in (("train", 600), ("val", 3)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "src" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                coarse = Image.fromarray(numbers.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+                coarse.resize((640, 480)).save(folder / f"{i}.jpg")
+    options = ["--short_side=400", "--workers=1"]
+    job = cluster.submit("slurm/pack_imagenet.sh", tmp_path / "src", tmp_path / "data", *options)
+    journal = tmp_path / "data" / ".imagenet_train.beton.partial.journal"
+    cluster.until(lambda: journal.exists() and journal.stat().st_size > 2000, "images are packed", 120, job)
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    cluster.until_logged(job, "requeue: the next start continues from train has a journal of", timeout_s=60)
+    cluster.until_state(job, "COMPLETED", "FAILED", timeout_s=240)
+    assert cluster.job(job)["JobState"] == "COMPLETED" and cluster.job(job)["Restarts"] == "1", cluster.log(job)
+    assert "continuing" in cluster.log(job), "from the journal"
+    for split, count in (("train", 1200), ("val", 6)):
+        assert read_side(tmp_path / "data" / f"imagenet_{split}.beton")["lengths"].size == count
