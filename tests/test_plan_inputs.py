@@ -113,9 +113,10 @@ def test_compiling_decides_whether_reductions_are_hidden():
     assert re.search("reductions run beside +67% of student and loss", eager)
 
 
-def test_a_shard_is_gathered_whole_unless_deepspeeds_file_limits_it(tmp_path, monkeypatch):
+def test_a_shard_is_gathered_whole_where_deepspeeds_file_does_not_limit_it(tmp_path, monkeypatch):
     run = build_run("deit_base_from_deit3_large")
     teacher, block = 304_374_760, 12_598_272
+    assert inputs_of(run, HARDWARE["h100"]).inputs.gathered_params == 3e7 > 2 * block, "with the files as shipped"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ds_configs").mkdir()
 

@@ -28,7 +28,6 @@ FORBIDDEN = {
 AUTO: dict[str, Callable[[bool, bool], Any]] = {
     # Compiled as a whole, all gradients come at once, after the backward pass: nothing is left to overlap.
     "overlap_comm": lambda is_alone, is_compiled: not is_alone and not is_compiled,
-    "contiguous_gradients": lambda is_alone, is_compiled: not is_alone,
     "stage3_param_persistence_threshold": lambda is_alone, is_compiled: 2**62 if is_alone else 0,
 }
 """What "auto" means in zero_optimization, by whether there is one rank and whether the module is compiled."""
