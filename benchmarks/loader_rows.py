@@ -7,7 +7,7 @@ each other.
 """
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,22 +157,28 @@ def _pillow(setting: Setting, *, folder: str):
     return _data_loader(setting, ImageFolder(setting.workdir / folder, transform))
 
 
-def _torchvision(setting: Setting, *, folder: str):
+def _torchvision(setting: Setting, *, folder: str, more: Sequence[Any] = ()):
     """torchvision's own JPEG decoder and its transforms on tensors."""
     from torchvision.datasets import ImageFolder
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms import InterpolationMode, v2
 
     crop = v2.RandomResizedCrop(SIZE, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    transform = v2.Compose([crop, v2.RandomHorizontalFlip()])
+    transform = v2.Compose([crop, v2.RandomHorizontalFlip(), *more])
     decode = partial(decode_jpeg, mode=ImageReadMode.RGB)
     return _data_loader(
         setting, ImageFolder(setting.workdir / folder, transform, loader=lambda path: decode(read_file(path)))
     )
 
 
-def _timm(setting: Setting, *, folder: str):
-    """timm's DeiT recipe: RandAugment with Pillow, normalisation to float32, RandomErasing, then Mixup or CutMix."""
+TIMM_RECIPES = {
+    "randaugment": {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "color_jitter": None},
+    "3augment": {"auto_augment": "3a", "color_jitter": 0.3},
+}
+
+
+def _timm(setting: Setting, *, folder: str, recipe: str):
+    """timm's DeiT or DeiT III recipe: Pillow throughout, normalisation to float32, erasing, then Mixup or CutMix."""
     from PIL import ImageOps
     from timm.data import Mixup, auto_augment, create_transform
     from torchvision.datasets import ImageFolder
@@ -180,13 +186,26 @@ def _timm(setting: Setting, *, folder: str):
     # timm 1.0.31 draws 0 bits now and then, which Pillow 13 refuses.
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(1, bits))
 
-    transform = create_transform(
-        SIZE, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25,
-        re_mode="pixel",
-    )  # fmt: skip
-    mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=_num_classes(setting))
+    transform = create_transform(SIZE, is_training=True, interpolation="bicubic", **TIMM_RECIPES[recipe])
+    smoothing = 0.1 if recipe == "randaugment" else 0.0
+    mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=smoothing, num_classes=_num_classes(setting))
     passes = _data_loader(setting, ImageFolder(setting.workdir / folder, transform))
     return lambda epoch: (mixup(images_BCHW, labels_B) for images_BCHW, labels_B in passes(epoch))
+
+
+def _torchvision_3augment(setting: Setting, *, folder: str):
+    """3-Augment on tensors, by torchvision alone: its blur is a convolution of 9 pixels. Its RandAugment is another one
+    than timm's (other operations and levels, none left out at random), so there is no such row."""
+    import torch
+    from torchvision.transforms import v2
+
+    choice = [v2.RandomGrayscale(p=1), v2.RandomSolarize(128, p=1), v2.GaussianBlur(9, (0.1, 2.0))]
+    more = [v2.RandomChoice(choice), v2.ColorJitter(0.3, 0.3, 0.3), v2.ToDtype(torch.float32, scale=True)]
+    more.append(v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    passes = _torchvision(setting, folder=folder, more=more)
+    options = {"num_classes": _num_classes(setting)}
+    mixing = v2.RandomChoice([v2.MixUp(alpha=0.8, **options), v2.CutMix(alpha=1.0, **options)])
+    return lambda epoch: (mixing(images_BCHW, labels_B) for images_BCHW, labels_B in passes(epoch))
 
 
 def _dali(setting: Setting, *, folder: str):
@@ -240,6 +259,10 @@ CROP_LIMIT_DTYPE = [
 """struct Crop of crop_limit.cpp."""
 
 
+OUR_RECIPES = {
+    "randaugment-erasing": "deit_tiny_from_deit3_small",
+    "3augment": "deit_small_from_deit3_base_3augment",
+}
 ROWS = {
     "ours-jpg500": Row(partial(_ours, name="jpg500"), "jpg500"),
     "ffcv-jpg500": Row(partial(open_ffcv, name="jpg500"), "jpg500", needs="ffcv"),
@@ -254,15 +277,20 @@ ROWS = {
     "ours-torchvision-backend": Row(
         partial(_ours, name="jpg500", backend="torchvision"), "jpg500", needs="torchvision"
     ),
-    "ours-jpg500-randaugment-erasing": Row(
-        partial(_ours, name="jpg500", recipe="deit_tiny_from_deit3_small"), "jpg500"
-    ),
-    "ours-jpg500-3augment": Row(partial(_ours, name="jpg500", recipe="deit_small_from_deit3_base_3augment"), "jpg500"),
+    **{
+        f"ours-{name}-{recipe}": Row(partial(_ours, name=name, recipe=run), name)
+        for name in ("jpg500", "raw")
+        for recipe, run in OUR_RECIPES.items()
+    },
     "ffcv-raw": Row(partial(open_ffcv, name="raw"), "raw", needs="ffcv"),
     "tv2-jpg500": Row(partial(_torchvision, folder="jpg500_files"), "jpg500_files", needs="torchvision"),
     "tv2-originals": Row(partial(_torchvision, folder="originals"), "originals", needs="torchvision"),
     "pillow-jpg500": Row(partial(_pillow, folder="jpg500_files"), "jpg500_files", needs="torchvision"),
-    "pillow-originals-randaugment": Row(partial(_timm, folder="originals"), "originals", needs="timm"),
+    "pillow-originals-randaugment": Row(
+        partial(_timm, folder="originals", recipe="randaugment"), "originals", needs="timm"
+    ),
+    "pillow-originals-3augment": Row(partial(_timm, folder="originals", recipe="3augment"), "originals", needs="timm"),
+    "tv2-originals-3augment": Row(partial(_torchvision_3augment, folder="originals"), "originals", needs="torchvision"),
     "dali-jpg500": Row(partial(_dali, folder="jpg500_files"), "jpg500_files", needs="nvidia.dali"),
 }
 """Name -> loader; the first four names are fixed."""

@@ -33,6 +33,17 @@ def test_the_loader_benchmark_runs_and_writes_its_rows(tmp_path):
     assert "| turbojpeg-crop-limit |" in done.stdout and "ours-jpg500 after a cold start" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("torchvision"), reason="torchvision and timm are the opponents")
+def test_all_loaders_run_each_full_recipe(tmp_path):
+    names = [f"ours-{name}-{recipe}" for name in ("jpg500", "raw") for recipe in ("randaugment-erasing", "3augment")]
+    names += ["pillow-originals-randaugment", "pillow-originals-3augment", "tv2-originals-3augment"]
+    path = tmp_path / "rows.json"
+    arguments = ["--debug", "--workdir", tmp_path / "work", "--rows", ",".join(names), "--json", path]
+    run_command("python", ROOT / "benchmarks" / "loader.py", *arguments)
+    assert {row["name"] for row in json.loads(path.read_text()) if row["images_per_cpu_s"] > 0} == set(names)
+
+
 def test_an_unknown_row_is_refused_with_the_names_there_are():
     done = run_command("python", ROOT / "benchmarks" / "loader.py", "--debug", "--rows", "ours-png", check=False)
     assert done.returncode and "ours-jpg500" in done.stderr and "found ours-png" in done.stderr

@@ -221,5 +221,9 @@ def test_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason():
         assert encode(photo, passthrough(**as_large), number=0).origin == ORIGINAL
     too_long = photo[:-2] + bytes(8 * 2**20) + photo[-2:]
     assert encode(too_long, passthrough(), number=0).origin == TOO_LARGE
+
+
+@pytest.mark.slow
+def test_a_progressive_jpeg_that_libjpeg_cannot_hold_is_encoded_instead():
     huge = file_of(Image.new("L", (9500, 9500)).convert("RGB"), "JPEG", progressive=True, subsampling=0)
-    assert encode(huge, passthrough(), number=0).origin == REFUSED  # libjpeg holds progressive ones whole
+    assert encode(huge, passthrough(), number=0).origin == REFUSED

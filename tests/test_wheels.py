@@ -1,0 +1,58 @@
+"""What `make wheels` makes of this package decodes with the libraries it carries. FFCV's own wheel takes too long."""
+
+import os
+import shutil
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+DECODE = """
+import io, sys
+import numpy as np
+from PIL import Image
+import vitkd_ds
+from vitkd_ds.data.decode import DECODED
+from vitkd_ds.data.verify import jpeg_status
+file = io.BytesIO()
+Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(file, "JPEG")
+assert jpeg_status(file.getvalue(), height=40, width=50) == DECODED
+print(vitkd_ds.__file__)
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "libjpeg" in line and "_imaging" not in line})
+"""
+
+
+def fresh_environment(folder):
+    """A virtual environment that borrows all packages of this one, without the package under test; gives its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # A .pth that lies in a borrowed folder is not read, an editable install among them.
+    (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
+    return folder / "bin" / "python"
+
+
+def run(*command, **options):
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(list(map(str, command)), env=env, text=True, capture_output=True, timeout=240, **options)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiles the decoder")
+def test_the_wheel_decodes_in_a_fresh_environment_with_the_libraries_it_carries(tmp_path):
+    source = tmp_path / "source"  # nothing is built in the checkout
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.so", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    run("sh", ROOT / ".ci" / "wheels", fresh_environment(tmp_path / "builds"), tmp_path / "dist", ".", cwd=source)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert "manylinux" in wheel.name
+    python = fresh_environment(tmp_path / "uses")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel)
+    package, libraries = run(python, "-c", DECODE, cwd=tmp_path).splitlines()
+    assert Path(package).is_relative_to(tmp_path / "uses")
+    assert f"{tmp_path}/uses/" in libraries and "vitkd_ds.libs/libjpeg" in libraries
