@@ -96,11 +96,15 @@ retry() {
   done
   "$@"
 }
-# job_state: what Slurm says of this job; fails if it says nothing.
+# job_state: what Slurm says of this start; fails if it says nothing. After a cut network this script may live on beside
+# the next start, with which it must not meddle.
 job_state() {
-  local state
-  state=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
-  [ -n "$state" ] && echo "$state"
+  local told
+  told=$(scontrol show job "$SLURM_JOB_ID") && [ -n "$told" ] || return 1
+  case $told in
+  *" Restarts=$restart "*) sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' <<<"$told" ;;
+  *) echo REQUEUED ;;
+  esac
 }
 # Asked anew each time: a job that is cancelled meanwhile must stay so.
 requeue_if_running() {

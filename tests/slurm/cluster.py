@@ -1,4 +1,5 @@
-"""A real Slurm for the tests: virtual nodes on this machine, several slurmd, no systemd, no munge, loopback only.
+"""A real Slurm for the tests: virtual nodes on this machine, several slurmd, no systemd, no munge, loopback only, or a
+network of their own.
 
 All of it lies in one folder and is gone after `stop`, whatever happened. Each node's slurmd, and so each job's part on
 it, has its own mount of `scratch`: a disk of its own. GPUs are clones of /dev/null, which is enough to be counted.
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Callable
 
 from tests.conftest import ROOT, free_port
+from tests.slurm.network import CONTROLLER, Network
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 GPUS_PER_NODE = 2
@@ -22,13 +24,12 @@ START_S = 60
 
 CONFIGURATION = """
 ClusterName=vitkd
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
 CredType=cred/none
 AuthInfo=cred_expire=5
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmctldPort={port}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -53,6 +54,8 @@ PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=100000
 """
 """cred_expire and the scheduler's intervals bring a requeued job back after 7 s instead of 120."""
+LOOPBACK_ONLY = "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny"
+ON_NODE = 'mount --bind "$1" "$2" && { [ "$5" = "" ] || hostname "$4"; } && exec slurmd -D -f "$3" -N "$4"'
 
 
 def why_not() -> str:
@@ -73,10 +76,12 @@ class Cluster:
     Args:
         folder: an empty one.
         num_nodes: virtual nodes, with 32 CPUs and two GPUs each by their own account.
+        network: a started one of so many nodes, which then have host names of their own too; None: all are on this
+            machine's loopback.
     """
 
-    def __init__(self, folder: Path, num_nodes: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, num_nodes: int, network: Network | None = None) -> None:
+        self.folder, self.network = folder, network
         self.nodes = {f"node{i + 1}": free_port() for i in range(num_nodes)}
         self.daemons: dict[str, subprocess.Popen] = {}
         self.scratch = folder / "scratch"
@@ -91,7 +96,7 @@ class Cluster:
         for name in ("state", "scratch", "gpus", *(f"spool/{node}" for node in self.nodes)):
             (self.folder / name).mkdir(parents=True)
         self._configure()
-        self._daemon("slurmctld", "slurmctld", "-D", "-f", self.folder / "slurm.conf")
+        self._daemon("slurmctld", *self._on(CONTROLLER), "slurmctld", "-D", "-f", self.folder / "slurm.conf")
         for node in self.nodes:
             self.start_node(node)
         try:
@@ -102,11 +107,13 @@ class Cluster:
 
     def _configure(self) -> None:
         host = socket.gethostname().split(".")[0]
-        lines = [CONFIGURATION.format(host=host, port=free_port(), folder=self.folder)]
+        addresses = self.network.addresses if self.network else dict.fromkeys([*self.nodes, CONTROLLER], "127.0.0.1")
+        lines = [CONFIGURATION.format(host=host, address=addresses[CONTROLLER], port=free_port(), folder=self.folder)]
+        lines += [] if self.network else [LOOPBACK_ONLY]
         gres = ["AutoDetect=off"]
         for node, port in self.nodes.items():
             self.disk(node).mkdir()
-            address = f"NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+            address = f"NodeHostname={node if self.network else host} NodeAddr={addresses[node]} Port={port}"
             lines.append(f"NodeName={node} {address} CPUs=32 RealMemory=8000 Gres=gpu:{GPUS_PER_NODE} State=UNKNOWN")
             for i in range(GPUS_PER_NODE):
                 gpu = self.folder / "gpus" / f"{node}_{i}"
@@ -124,9 +131,12 @@ class Cluster:
 
     def start_node(self, node: str) -> None:
         """Start its slurmd."""
-        script = 'mount --bind "$1" "$2" && exec slurmd -D -f "$3" -N "$4"'
-        words = [self.disk(node), self.scratch, self.folder / "slurm.conf", node]
-        self._daemon(node, "unshare", "--mount", "sh", "-c", script, "sh", *words)
+        own = ["--mount", *(["--uts"] if self.network else [])]
+        words = [self.disk(node), self.scratch, self.folder / "slurm.conf", node, "named" if self.network else ""]
+        self._daemon(node, *self._on(node), "unshare", *own, "sh", "-c", ON_NODE, "sh", *words)
+
+    def _on(self, host: str) -> list[str]:
+        return self.network.on(host) if self.network else []
 
     def kill_node(self, node: str, *, is_power_lost: bool) -> None:
         """SIGKILL its slurmd, and with `is_power_lost` all that runs on it; else that lives on for now."""
@@ -148,7 +158,7 @@ class Cluster:
     def stop(self) -> None:
         """End every process of this cluster: those whose environment or command names its folder, or that see a disk
         of it."""
-        subprocess.run(["scancel", "--user=root"], env=self.environ, capture_output=True, timeout=30)
+        self.call("scancel", "--user=root", check=False)
         deadline = time.monotonic() + 10
         while self.processes("train.py") and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -178,7 +188,7 @@ class Cluster:
 
     def call(self, *command: object, check: bool = True) -> str:
         """Run a command in this cluster's environment, from the checkout; returns its output."""
-        words = list(map(str, command))
+        words = [*self._on(CONTROLLER), *map(str, command)]
         done = subprocess.run(words, env=self.environ, cwd=ROOT, text=True, capture_output=True, timeout=240)
         assert not check or done.returncode == 0, f"{words}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
         return done.stdout

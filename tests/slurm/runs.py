@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tests.slurm.cluster import Cluster
 
+SLURMD_TIMEOUT_S = 15
+"""The test cluster's; Slurm's default is 300."""
 TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2"]
 OPTIONS = [
     "--recipe=demo", "--debug", "--max_steps=60", "--global_batch_size=8", "--micro_batch_size_per_gpu=1",

@@ -28,7 +28,7 @@ esac
 left=$(cat "$STUB_NOTES.silent")
 [ "$left" = 0 ] || { echo $((left - 1)) >"$STUB_NOTES.silent"; exit 1; }
 case "$1 $2" in
-"show job") echo "JobId=$3 JobState=$STUB_STATE Reason=None" ;;
+"show job") echo "JobId=$3 JobState=$STUB_STATE Reason=None Restarts=$STUB_RESTARTS BatchFlag=1" ;;
 requeue*) echo '{"requeue": "'$2'"}' >>"$STUB_NOTES"; [ -z "$STUB_REFUSES" ] ;;
 esac
 """
@@ -126,7 +126,7 @@ def run_script(
         "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "3", "PYTHON": str(binaries / "python-stub"),
         "STUB_NOTES": str(notes), "STUB_STATE": state, "STUB_CODE": str(code), "STUB_CHECKPOINT": checkpoint,
         "STUB_WORKDIR": str(workdir), "STUB_DONE": "1" if done else "", "STUB_DOCTOR": str(doctor), "STUB_REFUSES": "",
-        "STUB_SIGNAL": signal,
+        "STUB_SIGNAL": signal, "STUB_RESTARTS": environ.get("SLURM_RESTART_COUNT", "0"),
         "STUB_DESCRIPTION": "" if asks else _description(workdir, options),
     } | environ  # fmt: skip
     env = {name: text for name, text in env.items() if text or name.startswith("STUB")}

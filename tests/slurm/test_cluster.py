@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
+from tests.slurm.runs import TWO_BY_TWO, submit, until_finished
 from vitkd_ds.data.fashion_mnist import CLASSES
 from vitkd_ds.data.pack import pack
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-
-TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2"]
 
 
 def test_the_demo_trains_on_two_nodes_of_two_ranks(cluster, tmp_path):
@@ -25,9 +25,25 @@ def test_the_demo_trains_on_two_nodes_of_two_ranks(cluster, tmp_path):
     again = cluster.submit(*TWO_BY_TWO, *command)
     cluster.until_state(again, "COMPLETED", "FAILED", timeout_s=60)
     assert "finished before" in cluster.log(again) and cluster.job(again)["ExitCode"] == "0:0"
-    refused = cluster.submit(*TWO_BY_TWO, *command, "--workdri=x")
-    cluster.until_state(refused, "COMPLETED", "FAILED", timeout_s=60)
-    assert "did you mean workdir" in cluster.log(refused) and cluster.job(refused)["Restarts"] == "0"
+
+
+def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(cluster, tmp_path):
+    for name in ("slurm", "ds_configs", "vitkd_ds"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "logs").mkdir()
+    words = [*TWO_BY_TWO, f"--chdir={tmp_path}", ROOT / "slurm" / "vitkd_tiny.sh", "--recipe=demo", "--workdri=x"]
+    job = cluster.call("sbatch", "--parsable", *words).strip()  # without the --output of `submit`
+    cluster.until_state(job, "COMPLETED", "FAILED", timeout_s=60)
+    assert cluster.job(job)["ExitCode"] == "2:0" and cluster.job(job)["Restarts"] == "0"
+    assert "did you mean workdir" in (tmp_path / "logs" / f"vitkd_tiny-{job}.log").read_text()
+
+
+@pytest.mark.slow
+def test_the_doctor_examines_both_nodes_before_the_run(cluster, tmp_path):
+    job = submit(cluster, tmp_path / "run", DOCTOR="1")
+    until_finished(cluster, job, tmp_path / "run")
+    before, _, after = cluster.log(job).partition("start: run folder")
+    assert "4 ranks on 2 nodes" in before and "error" not in before and "finished: " in after, before
 
 
 @pytest.mark.slow

@@ -5,14 +5,12 @@ import signal
 
 import pytest
 
-from tests.slurm.runs import assert_same, submit, until_finished, until_step
+from tests.slurm.runs import SLURMD_TIMEOUT_S, assert_same, submit, until_finished, until_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILL_WAIT_S = 30
 """Slurm's default, and the test cluster's: what a survivor of a failed step has until SIGKILL."""
-SLURMD_TIMEOUT_S = 15
-"""The test cluster's; Slurm's default is 300."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +46,22 @@ def test_usr1_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weigh
     assert start_of(cluster, job) == 2 and "failure" not in cluster.log(job)
     assert_same(tmp_path / "run", whole)
     print(f"\nUSR1 -> saved and requeued: {took_s:.1f} s")
+
+
+def test_slurms_own_signal_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weights(
+    cluster, whole, tmp_path
+):
+    job = submit(cluster, tmp_path / "run", flags=("--time=2", "--signal=B:USR1@60"))
+    until_step(cluster, job, tmp_path / "run", 13)
+    waiting = ranks_of(cluster, tmp_path / "run")[0]
+    os.kill(waiting, signal.SIGSTOP)  # the others wait for it, so the run is not finished before the signal
+    cluster.until_logged(job, "USR1: the ranks are asked to save and stop", timeout_s=90)
+    os.kill(waiting, signal.SIGCONT)
+    cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
+    until_finished(cluster, job, tmp_path / "run")
+    assert start_of(cluster, job) >= 2 and "failure" not in cluster.log(job)
+    assert cluster.job(job)["TimeLimit"] == "00:02:00"
+    assert_same(tmp_path / "run", whole)
 
 
 def test_usr1_while_python_imports_counts_and_a_requeue_by_hand_saves(cluster, whole, tmp_path):

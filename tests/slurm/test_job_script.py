@@ -86,6 +86,7 @@ def test_the_checkouts_own_python_is_used_unless_another_is_named(tmp_path):
     ({"checkpoint": "step00000004"}, True, 0),
     ({"checkpoint": "step00000004", "state": "CANCELLED"}, False, 0),
     ({"checkpoint": "step00000004", "state": "COMPLETING"}, False, 0),
+    ({"code": 1, "STUB_RESTARTS": "1"}, False, 1),
     ({"code": 137}, True, 0),
     ({"code": 137, "state": "CANCELLED"}, False, 137),
     ({"code": 137, "MAX_FAILURES": "0"}, False, 137),
@@ -95,9 +96,9 @@ def test_the_checkouts_own_python_is_used_unless_another_is_named(tmp_path):
     ({"code": 143, "MAX_FAILURES": "0"}, True, 0),
     ({"code": 143, "state": "CANCELLED"}, False, 143),
     ({"checkpoint": "step00000004", "MAX_FAILURES": "0"}, True, 0),
-], ids=["finished", "finished, then an error", "saved stop", "scancel", "Slurm requeues", "failure", "scancel, killed",
-        "last failure", "refused", "finished, then refused", "stop without progress", "TERM before Python listens",
-        "scancel before Python listens", "saved stop is no failure"])  # fmt: skip
+], ids=["finished", "finished, then an error", "saved stop", "scancel", "Slurm requeues", "left from an earlier start",
+        "failure", "scancel, killed", "last failure", "refused", "finished, then refused", "stop without progress",
+        "TERM before Python listens", "scancel before Python listens", "saved stop is no failure"])  # fmt: skip
 def test_a_job_is_requeued_after_a_saved_stop_or_a_failure_and_never_after_scancel(tmp_path, found, is_requeued, code):
     ended = run_script(tmp_path, *DEMO, **found)
     assert (ended.is_requeued, ended.code) == (is_requeued, code), ended.log

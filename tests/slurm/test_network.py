@@ -1,0 +1,61 @@
+"""The network is cut between two nodes while they train, on a real Slurm whose nodes have a network of their own."""
+
+import time
+
+import pytest
+
+from tests.slurm import network as own_network
+from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.network import INTERFACE, Network
+from tests.slurm.runs import SLURMD_TIMEOUT_S, assert_same, submit, until_finished, until_step
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+
+OVER = {"GLOO_SOCKET_IFNAME": INTERFACE}
+REACH_S = 120
+"""What the nodes that are left need: KillWait, and Slurm's own patience with a node that does not answer."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, demo_cache):
+    """A running Slurm of two nodes whose links can be cut."""
+    if reason := why_not() or own_network.why_not():
+        pytest.skip(reason)
+    network = Network(num_nodes=2)
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=2, network=network)
+    try:
+        network.start()
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        network.stop()
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, tmp_path_factory):
+    """The run without any interruption."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    until_finished(cluster, submit(cluster, workdir, **OVER), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("node", ["node2", "node1"], ids=["of a node", "of the first node, with the job script"])
+def test_a_cut_network_requeues_the_job_which_resumes_to_the_same_weights(node, cluster, whole, tmp_path):
+    job = submit(cluster, tmp_path / "run", "--timeout_minutes=1", **OVER)
+    until_step(cluster, job, tmp_path / "run", 13)
+    cluster.network.cut(node)
+    ended_s = cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "ended", SLURMD_TIMEOUT_S + 60, job)
+    cluster.until_state(job, "PENDING", timeout_s=REACH_S)
+    # In place of the two minutes that a requeued job waits outside of tests: on a node on which Slurm has not yet ended
+    # what is left of the start before, it fails the next one ("Job credential revoked").
+    cluster.call("scontrol", "hold", job)
+    cluster.network.heal(node)
+    cluster.until(lambda: cluster.states() == {"idle"}, "the node is there again", 150, job)
+    cluster.until(lambda: not cluster.processes("slurmstepd"), "what was left has ended, the job script too", 150, job)
+    time.sleep(3)  # credentials are compared in whole seconds
+    cluster.call("scontrol", "release", job)
+    until_finished(cluster, job, tmp_path / "run")
+    assert cluster.log(job).count("start: run folder") == 2
+    assert_same(tmp_path / "run", whole)
+    print(f"\nnetwork cut: the start had ended after {ended_s:.1f} s")
