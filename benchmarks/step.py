@@ -10,7 +10,7 @@ the rounds, `ratio` the median over the rounds of the ratio to the compiled loop
 
 The parts (ms) come from further steps that wait for the device after each: teacher, forward, backward, update. `host`
 is Python's own time: from a device at rest to the end of backward, where nothing waits for the device, and that of the
-update, again from a device at rest, so that the engines' wait in it, for the norm, is as short as the norm. Launches
+update, again from a device at rest, so that the engines' wait at its end is no longer than the update itself. Launches
 that wait for room in the device's queue count, so it is an upper bound.
 
 Peak memory is what the variant itself has on the card at most; on a CPU it is not measured. --debug runs the same code
