@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+
+# A shell that runs the tests in the background lets SIGINT be ignored, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
