@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 setup: .venv/.ready
 
-.venv/.ready: setup.py .ci/system_libraries $(wildcard vitkd_ds/data/csrc/*)
+.venv/.ready: setup.py .ci/system_libraries $(wildcard vitkd_ds/data/beton/csrc/*)
 	PYTHON=$(PYTHON) sh .ci/system_libraries
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
@@ -20,7 +20,7 @@ demo: setup
 	rm -rf runs/demo_plain runs/demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed train.py --ds_config ds_configs/zero2.json --recipe demo_plain
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed train.py --ds_config ds_configs/zero2.json
-	$(BIN)/python -m vitkd_ds.report runs/demo_plain runs/demo
+	$(BIN)/python -m vitkd_ds.commands.report runs/demo_plain runs/demo
 
 # The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
 test: setup
@@ -41,5 +41,5 @@ FUZZ_SECONDS ?= 600
 fuzz: setup
 	$(BIN)/python fuzz/corpus.py build/fuzz/corpus $(FUZZ_PHOTOS)
 	$(CXX) -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -o build/fuzz/decode_fuzz \
-	    fuzz/decode_fuzz.cpp vitkd_ds/data/csrc/decode.cpp vitkd_ds/data/csrc/resize.cpp -ljpeg -lz -pthread
+	    fuzz/decode_fuzz.cpp vitkd_ds/data/beton/csrc/decode.cpp vitkd_ds/data/beton/csrc/resize.cpp -ljpeg -lz -pthread
 	build/fuzz/decode_fuzz build/fuzz/corpus --seconds $(FUZZ_SECONDS)

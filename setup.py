@@ -27,9 +27,9 @@ setup(
     if WITHOUT_FFCV
     else [
         Extension(
-            "vitkd_ds.data._decode",
-            sources=["vitkd_ds/data/csrc/decode.cpp", "vitkd_ds/data/csrc/resize.cpp"],
-            depends=["vitkd_ds/data/csrc/decode.h", "vitkd_ds/data/csrc/resize.h"],
+            "vitkd_ds.data.beton._decode",
+            sources=["vitkd_ds/data/beton/csrc/decode.cpp", "vitkd_ds/data/beton/csrc/resize.cpp"],
+            depends=["vitkd_ds/data/beton/csrc/decode.h", "vitkd_ds/data/beton/csrc/resize.h"],
             libraries=["jpeg", "z"],
             extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread"],  # the same bits on every CPU
             extra_link_args=["-pthread"],

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.step_variants import Engines, MicroBatch, Pair, build_pair, make_micro_batch  # noqa: E402
-from vitkd_ds import dist  # noqa: E402
-from vitkd_ds.engine import start_processes  # noqa: E402
+from vitkd_ds.engine import ranks  # noqa: E402
+from vitkd_ds.engine.student import start_processes  # noqa: E402
 
 VIEWS = (
     "alias as_strided detach expand narrow permute reshape select slice split squeeze t transpose unbind unsafe_view "
@@ -83,7 +83,7 @@ def main() -> None:
             with Count() as forward:
                 engines.teach(batch)
         print(f"teacher, {placement}: {forward.calls.total()}", flush=True)
-    dist.leave()
+    ranks.leave()
 
 
 if __name__ == "__main__":

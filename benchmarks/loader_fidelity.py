@@ -44,8 +44,8 @@ def reference_crops(folder: Path) -> np.ndarray:
 
 def our_crops(beton: Path) -> np.ndarray:
     """The same of a .beton, by our loader."""
-    from vitkd_ds.config import DataConfig
-    from vitkd_ds.data.fields import check_beton
+    from vitkd_ds.config.run import DataConfig
+    from vitkd_ds.data.beton.format import check_beton
     from vitkd_ds.data.loader import build_loader
 
     num_classes = len(check_beton(beton).classes)
@@ -126,7 +126,7 @@ def print_storage_table(photos: Path, workdir: Path, results: list[dict[str, Any
 
 
 def _bytes_per_image(beton: Path) -> float:
-    from vitkd_ds.data.fields import check_beton
+    from vitkd_ds.data.beton.format import check_beton
 
     info = check_beton(beton)
     return info.bytes / info.num_images

@@ -46,7 +46,7 @@ def _num_classes(setting: Setting) -> int:
 
 def _ours(setting: Setting, *, name: str, backend: str = "ffcv", recipe: str = ""):
     """Our `build_loader`; with a recipe, its augmentation and mixing too."""
-    from vitkd_ds.config import DataConfig
+    from vitkd_ds.config.run import DataConfig
     from vitkd_ds.data.draws import keyed_rng
     from vitkd_ds.data.loader import build_loader
     from vitkd_ds.data.mixing import mix
@@ -74,9 +74,9 @@ def _ours(setting: Setting, *, name: str, backend: str = "ffcv", recipe: str = "
 
 def _crops(setting: Setting, epoch: int):
     """The crops that our loader makes of jpg500 in an epoch, CROP_DTYPE, and where the images lie, STORED_DTYPE."""
-    from vitkd_ds.config import DataConfig
-    from vitkd_ds.data.fields import read_beton
-    from vitkd_ds.data.opened import crops_of
+    from vitkd_ds.config.run import DataConfig
+    from vitkd_ds.data.beton.format import read_beton
+    from vitkd_ds.data.images import crops_of
     from vitkd_ds.data.order import random_order
 
     path = str(setting.workdir / "jpg500.beton")
@@ -91,7 +91,7 @@ def _decoder_alone(setting: Setting):
     """Our decoder, called in the main thread with crops that are known beforehand: what the loader adds is missing."""
     import numpy as np
 
-    from vitkd_ds.data.decode import Decoder
+    from vitkd_ds.data.beton.decode import Decoder
 
     crops = [_crops(setting, epoch) for epoch in (0, 1)]
     decoder, size = Decoder(setting.workdir / "jpg500.beton", crops[0][1]), setting.micro_batch_size

@@ -22,20 +22,20 @@ MIB = 2**20
 
 def write_beton(path: Path, num_images: int) -> None:
     """Write the .beton with its side file: the tables in numpy, the pixels as a hole in the file."""
-    from vitkd_ds.data import fields, side_file
+    from vitkd_ds.data.beton import format, side_file
 
     sides, pixels = np.full(num_images, SIDE), {SIDE: bytes(3 * SIDE**2), LARGEST_SIDE: bytes(3 * LARGEST_SIDE**2)}
     sides[0] = LARGEST_SIDE
     sizes = 3 * sides**2
-    metadata, allocations = np.zeros(num_images, fields.METADATA_DTYPE), np.zeros(num_images, fields.ALLOCATION_DTYPE)
-    offsets = fields.METADATA_START + metadata.nbytes + np.cumsum(sizes) - sizes
-    metadata["mode"], metadata["height"], metadata["width"] = fields.RAW_MODE, sides, sides
+    metadata, allocations = np.zeros(num_images, format.METADATA_DTYPE), np.zeros(num_images, format.ALLOCATION_DTYPE)
+    offsets = format.METADATA_START + metadata.nbytes + np.cumsum(sizes) - sizes
+    metadata["mode"], metadata["height"], metadata["width"] = format.RAW_MODE, sides, sides
     metadata["offset"], metadata["label"] = offsets, np.arange(num_images) * NUM_CLASSES // num_images
     allocations["sample"], allocations["offset"], allocations["size"] = np.arange(num_images), offsets, sizes
-    header, descriptors = np.zeros(1, fields.HEADER_DTYPE), np.zeros(len(fields.FIELDS), fields.FIELD_DTYPE)
+    header, descriptors = np.zeros(1, format.HEADER_DTYPE), np.zeros(len(format.FIELDS), format.FIELD_DTYPE)
     end = int(offsets[-1] + sizes[-1])
-    header[0] = (fields.FFCV_FORMAT, len(fields.FIELDS), 8 * MIB, num_images, end)
-    for descriptor, (name, type_id) in zip(descriptors, fields.FIELDS):
+    header[0] = (format.FFCV_FORMAT, len(format.FIELDS), 8 * MIB, num_images, end)
+    for descriptor, (name, type_id) in zip(descriptors, format.FIELDS):
         descriptor["type_id"], descriptor["name"][: len(name)] = type_id, np.frombuffer(name.encode(), np.uint8)
     with open(path, "wb") as file:
         file.write(header.tobytes() + descriptors.tobytes() + metadata.tobytes())
@@ -47,7 +47,7 @@ def write_beton(path: Path, num_images: int) -> None:
         max_height=LARGEST_SIDE, max_width=LARGEST_SIDE,
     )  # fmt: skip
     crc32s = np.where(sides == SIDE, zlib.crc32(pixels[SIDE]), zlib.crc32(pixels[LARGEST_SIDE]))
-    tables_crc32 = fields.read_tables(path).crc32
+    tables_crc32 = format.read_tables(path).crc32
     text = side_file.side_text(info, tables_crc32=tables_crc32, lengths=sizes, crc32s=crc32s)
     side_file.side_path(path).write_text(text)
 
@@ -60,8 +60,8 @@ def rss_mib() -> float:
 
 def open_ours(path: Path) -> Any:
     """Our loader's function from epoch to micro-batches, and what is left to be timed as a call."""
-    import vitkd_ds.data.pipelines  # noqa: F401  (its imports are not the constructor's)
-    from vitkd_ds.config import DataConfig
+    import vitkd_ds.data.beton.stream  # noqa: F401  (its imports are not the constructor's)
+    from vitkd_ds.config.run import DataConfig
     from vitkd_ds.data.loader import build_loader
 
     data = DataConfig(train=str(path), val=str(path), image_size=224, num_classes=NUM_CLASSES, num_workers=1)

@@ -12,7 +12,7 @@ rank has its own network namespace, and what it sends leaves through a token buc
 - communication: the difference, in all and for the part of the step where it falls: teacher (gathers), backward
   (gradients), update (norm, weights).
 - sent: bytes that a rank sent in a step, as its network interface counted them, TCP's headers included.
-- formula: `vitkd_ds.plan.bytes_per_step`, what `vitkd-ds plan` predicts with.
+- formula: `vitkd_ds.commands.plan.predict.bytes_per_step`, what `vitkd-ds plan` predicts with.
 - line: seconds that the formula's bytes take at the rate of the link.
 
 Needs root, for the namespaces. Rounds repeat everything; the table holds the medians over the rounds.
@@ -43,8 +43,9 @@ def measure(args: argparse.Namespace) -> None:
     """One rank: step, and write what it took. Collective, where the ranks are together."""
     from benchmarks.step import step
     from benchmarks.step_variants import Engines, build_pair, make_micro_batch
-    from vitkd_ds import dist, shapes
-    from vitkd_ds.engine import start_processes
+    from vitkd_ds.commands.plan import shapes
+    from vitkd_ds.engine import ranks
+    from vitkd_ds.engine.student import start_processes
 
     device = start_processes()
     pair = build_pair("tiny", ds_config="ds_configs/zero2.json", debug=args.debug)
@@ -52,7 +53,7 @@ def measure(args: argparse.Namespace) -> None:
     engines = Engines(pair, device, args.micro_batch, "shard", compile=False)
     for _ in range(args.warmup):
         step(engines, batch)
-    dist.barrier()
+    ranks.barrier()
     sent, seconds = sent_bytes(args.interface), defaultdict(list)
     for _ in range(args.steps):
         start = last = time.perf_counter()
@@ -64,13 +65,13 @@ def measure(args: argparse.Namespace) -> None:
 
         step(engines, batch, mark)
         seconds["step"].append(time.perf_counter() - start)
-    dist.barrier()
+    ranks.barrier()
     found = {key: statistics.median(times) for key, times in seconds.items()}
     found["sent_bytes"] = (sent_bytes(args.interface) - sent) / args.steps
     found["trained_params"] = shapes.num_parameters(engines.engine.engine.module)
     found["teacher_params"] = shapes.num_parameters(pair.teacher)
     args.worker.write_text(json.dumps(found))
-    dist.leave()
+    ranks.leave()
 
 
 def sent_bytes(interface: str) -> int:
@@ -113,7 +114,7 @@ def mean(found: list[dict[str, Any]], key: str) -> float:
 
 def row_of(link: str, hosts: Hosts, together: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, Any]:
     """What one round says of one link and number of ranks."""
-    from vitkd_ds.plan import Layout, bytes_per_step
+    from vitkd_ds.commands.plan.predict import Layout, bytes_per_step
 
     layout = Layout(nodes=hosts.num_hosts, gpus_per_node=1, micro_batch=1, accumulation=1, placement="shard")
     params = {key: together[0][key] for key in ("trained_params", "teacher_params")}

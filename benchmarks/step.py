@@ -45,9 +45,9 @@ from benchmarks.step_variants import (  # noqa: E402
     generate_no_code,
     make_micro_batch,
 )
-from vitkd_ds import dist  # noqa: E402
-from vitkd_ds.engine import start_processes, synchronised_time  # noqa: E402
-from vitkd_ds.hardware import Hardware, hardware_of  # noqa: E402
+from vitkd_ds.commands.plan.hardware import Hardware, hardware_of  # noqa: E402
+from vitkd_ds.engine import ranks  # noqa: E402
+from vitkd_ds.engine.student import start_processes, synchronised_time  # noqa: E402
 
 PARTS = ("teacher", "forward", "backward", "update")
 HEADER = (
@@ -110,7 +110,7 @@ def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device
     for _ in range(steps):
         step(timed.variant, batch)
     seconds = synchronised_time() - start
-    timed.images_per_s.append(steps * len(batch.images_BCHW) * dist.world_size() / seconds)
+    timed.images_per_s.append(steps * len(batch.images_BCHW) * ranks.world_size() / seconds)
     if device.type == "cuda":
         timed.peak_gib = max(timed.peak_gib or 0, (torch.cuda.max_memory_allocated() - others) / 2**30)
 
@@ -144,7 +144,7 @@ def host_s(variant: Variant, batch: MicroBatch) -> float:
 def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torch.device) -> list[Timed]:
     """All variants of one pair and micro-batch, taking turns."""
     batch = make_micro_batch(pair, micro_batch, device)
-    names = [name for name in args.variants if dist.world_size() == 1 or name not in ("eager", "compiled")]
+    names = [name for name in args.variants if ranks.world_size() == 1 or name not in ("eager", "compiled")]
     everyone = [prepare(name, pair, batch, args, device) for name in names]
     for timed in everyone:
         reference = everyone[0].first_total
@@ -168,7 +168,7 @@ def rows_of(pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardw
     for timed in everyone:
         speed = statistics.median(timed.images_per_s)
         ratios = [own / plain for own, plain in zip(timed.images_per_s, compiled)] if compiled else []
-        tflops = speed / dist.world_size() * pair.image_flops / 1e12
+        tflops = speed / ranks.world_size() * pair.image_flops / 1e12
         rows.append({
             "pair": pair.name,
             "variant": timed.name,
@@ -203,10 +203,10 @@ def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
     pair = build_pair(name, ds_config=args.ds_config, debug=args.debug)
     everyone = measure(pair, micro_batch, args, device)
     rows = rows_of(pair, micro_batch, everyone, hardware_of(card))
-    ranks = dist.world_size()
-    heading = f"{card}, {ranks} ranks, torch {torch.__version__}, {args.repeats} x {args.steps} steps\n{HEADER}"
+    num_ranks = ranks.world_size()
+    heading = f"{card}, {num_ranks} ranks, torch {torch.__version__}, {args.repeats} x {args.steps} steps\n{HEADER}"
     lines = [line(row, timed) for row, timed in zip(rows, everyone)]
-    return {"heading": heading, "rows": rows, "lines": lines, "is_main": dist.rank() == 0}
+    return {"heading": heading, "rows": rows, "lines": lines, "is_main": ranks.rank() == 0}
 
 
 def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
 def is_launched() -> bool:
     """Whether a launcher has started this command."""
     environ = dict(os.environ)
-    dist.set_rank_variables(environ)
+    ranks.set_rank_variables(environ)
     return "RANK" in os.environ or int(environ["WORLD_SIZE"]) > 1
 
 
@@ -256,7 +256,7 @@ def main() -> None:
     args = parse()
     if args.worker:
         args.worker.write_text(json.dumps(measure_cell(args)))
-        dist.leave()
+        ranks.leave()
         return
     here = is_launched()
     rows: list[dict[str, Any]] = []
@@ -268,7 +268,7 @@ def main() -> None:
             if args.json:  # after each, so that one that fails costs no other
                 args.json.write_text(json.dumps(rows, indent=1))
     if here:
-        dist.leave()
+        ranks.leave()
 
 
 if __name__ == "__main__":

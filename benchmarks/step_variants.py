@@ -15,13 +15,15 @@ import torch
 import torch._dynamo as dynamo
 from torch import Tensor, nn
 
-from vitkd_ds import dist, models, shapes
-from vitkd_ds.config import Run
-from vitkd_ds.distiller import Distiller
-from vitkd_ds.engine import StudentEngine, student_ds_config
-from vitkd_ds.features import Features, tap_features
+from vitkd_ds.commands.plan import shapes
+from vitkd_ds.config.run import Run
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.student import StudentEngine, student_ds_config
+from vitkd_ds.engine.teacher import Teacher
+from vitkd_ds.models import build
+from vitkd_ds.models.distiller import Distiller
+from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.recipes import build_run
-from vitkd_ds.teacher import Teacher
 
 RECIPES = {
     "tiny": "deit_tiny_from_deit3_small",
@@ -54,7 +56,7 @@ class Pair:
     def distiller(self) -> Distiller:
         """A new one, the same each time."""
         torch.manual_seed(0)
-        info = models.check_pair(self.student, self.teacher, blocks=self.run.losses.vitkd.blocks)
+        info = build.check_pair(self.student, self.teacher, blocks=self.run.losses.vitkd.blocks)
         return Distiller(deepcopy(self.student), self.run.losses, info)
 
 
@@ -99,12 +101,12 @@ def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
             data=replace(run.data, image_size=32),
         )
     torch.manual_seed(0)
-    return Pair(name, run, models.build_student(run.student, run.data), models.build_teacher(run.teacher, run.data))
+    return Pair(name, run, build.build_student(run.student, run.data), build.build_teacher(run.teacher, run.data))
 
 
 def make_micro_batch(pair: Pair, images: int, device: torch.device) -> MicroBatch:
     """Random images, channels-last as the loader's, and soft labels."""
-    generator = torch.Generator().manual_seed(1 + dist.rank())
+    generator = torch.Generator().manual_seed(1 + ranks.rank())
     size, classes = pair.run.data.image_size, pair.run.data.num_classes
     images_BCHW = torch.randint(0, 256, (images, 3, size, size), generator=generator).float()
     images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
@@ -125,7 +127,7 @@ class PlainLoop:
     def __init__(self, pair: Pair, device: torch.device, *, compile: bool) -> None:
         self.distiller = pair.distiller().to(device)
         self.teacher = deepcopy(pair.teacher).to(device)
-        self.normalizations = models.normalization_of(pair.student), models.normalization_of(pair.teacher)
+        self.normalizations = build.normalization_of(pair.student), build.normalization_of(pair.teacher)
         self.blocks = pair.run.losses.vitkd.blocks
         self.max_norm = pair.run.optim.clip_grad_norm
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16)
@@ -173,7 +175,7 @@ class Engines:
     def __init__(self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: bool) -> None:
         run = replace(
             pair.run,
-            global_batch_size=micro_batch * dist.world_size(),
+            global_batch_size=micro_batch * ranks.world_size(),
             micro_batch_size_per_gpu=micro_batch,
             compile=compile,
             teacher=replace(pair.run.teacher, placement=placement),
@@ -183,7 +185,7 @@ class Engines:
         groups = distiller.parameter_groups(run.optim.weight_decay)
         self.engine = StudentEngine(distiller, run, config, groups)
         self.engine.set_lr(run.optim.lr)
-        self.normalization = models.normalization_of(pair.student)
+        self.normalization = build.normalization_of(pair.student)
         self.teacher = Teacher(
             deepcopy(pair.teacher),
             run.teacher,

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from vitkd_ds.cli import main, parse_run
-from vitkd_ds.config import Run, as_dict, check_run
-from vitkd_ds.overrides import apply_overrides, convert, field_types, from_dict
+from vitkd_ds.config.overrides import apply_overrides, convert, field_types, from_dict
+from vitkd_ds.config.run import Run, as_dict, check_run
 from vitkd_ds.recipes import RECIPES, build_run
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.conftest import ROOT
 from vitkd_ds import cli
-from vitkd_ds.config import check_run
-from vitkd_ds.overrides import apply_overrides
+from vitkd_ds.config.overrides import apply_overrides
+from vitkd_ds.config.run import check_run
 from vitkd_ds.recipes import build_run
 
 DOCUMENTS = sorted(ROOT.glob("*.md"))

@@ -26,7 +26,7 @@ def test_the_fuzzer_builds_and_finds_nothing_in_fifteen_seconds(tmp_path):
         pytest.skip(f"NOT FUZZED: {reason}")
     corpus, program = tmp_path / "corpus", tmp_path / "decode_fuzz"
     run_command("python", ROOT / "fuzz" / "corpus.py", corpus)
-    sources = [ROOT / "vitkd_ds" / "data" / "csrc" / name for name in ("decode.cpp", "resize.cpp")]
+    sources = [ROOT / "vitkd_ds" / "data" / "beton" / "csrc" / name for name in ("decode.cpp", "resize.cpp")]
     options = ["-g", "-O1", "-fno-sanitize-recover=all", "-pthread"]
     run_command(
         "g++", *SANITIZED, *options, "-o", program, ROOT / "fuzz" / "decode_fuzz.cpp", *sources, "-ljpeg", "-lz"

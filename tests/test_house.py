@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from vitkd_ds.ds_config import FORBIDDEN
+from vitkd_ds.engine.ds_config import FORBIDDEN
 
 PACKAGE = ROOT / "vitkd_ds"
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -16,8 +16,8 @@ import io, sys
 import numpy as np
 from PIL import Image
 import vitkd_ds
-from vitkd_ds.data.decode import DECODED
-from vitkd_ds.data.verify import jpeg_status
+from vitkd_ds.data.beton.decode import DECODED
+from vitkd_ds.data.beton.verify import jpeg_status
 file = io.BytesIO()
 Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(file, "JPEG")
 assert jpeg_status(file.getvalue(), height=40, width=50) == DECODED

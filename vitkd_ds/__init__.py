@@ -11,12 +11,12 @@ __version__ = "0.2.0"
 __all__ = ["Distiller", "ViTKDLoss", "build_loader", "kd_loss", "nkd_loss", "tap_features"]
 
 _HOMES = {
-    "Distiller": "vitkd_ds.distiller",
+    "Distiller": "vitkd_ds.models.distiller",
     "ViTKDLoss": "vitkd_ds.losses",
     "build_loader": "vitkd_ds.data.loader",
     "kd_loss": "vitkd_ds.losses",
     "nkd_loss": "vitkd_ds.losses",
-    "tap_features": "vitkd_ds.features",
+    "tap_features": "vitkd_ds.models.features",
 }
 
 

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import fire
 from fire.decorators import SetParseFn
 
-from vitkd_ds import signals, watchdog
-from vitkd_ds.overrides import apply_overrides, convert, nearest
+from vitkd_ds.config.overrides import apply_overrides, convert, nearest
+from vitkd_ds.train import signals, watchdog
 
 REFUSED = 2
 """Exit code where settings, files or models do not fit: the same command would end the same way again."""
@@ -66,18 +66,20 @@ def train(*words: str, **flags: str) -> None:
     """
     signals.listen()  # `vitkd-ds train` comes here without train_main
     run = parse_run(words, flags)
-    from vitkd_ds import dist  # after the flags are known to be valid: torch and deepspeed take seconds to import
-    from vitkd_ds.loop import train as train_run
+    from vitkd_ds.engine import (
+        ranks,  # after the flags are known to be valid: torch and deepspeed take seconds to import
+    )
+    from vitkd_ds.train.loop import train as train_run
 
     try:
         train_run(run)
-    except ValueError as error:  # without a traceback; not sys.exit, see dist.leave
+    except ValueError as error:  # without a traceback; not sys.exit, see ranks.leave
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(REFUSED)
     except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
         watchdog.report(error)
         os._exit(1)
-    dist.leave()
+    ranks.leave()
 
 
 def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:
@@ -86,7 +88,7 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:
     Raises:
         ValueError: a word that is no flag, an unknown flag, recipe or value; the nearest valid name is given.
     """
-    from vitkd_ds.config import check_run
+    from vitkd_ds.config.run import check_run
     from vitkd_ds.data.augment.policy import parse_rand_augment
     from vitkd_ds.recipes import build_run
 
@@ -114,7 +116,7 @@ def pack(*words: str, **flags: str) -> None:
     types |= {"quality": int, "passthrough": bool, "shuffle": bool, "workers": int, "skip_bad": bool, "restart": bool}
     values = _plain_flags(flags, types)
     src, dst = _words(words, "SRC DST")
-    from vitkd_ds.data.pack import pack as pack_images
+    from vitkd_ds.commands.pack.pack import pack as pack_images
 
     try:
         info = pack_images(src, dst, **values)
@@ -135,7 +137,7 @@ def show(*words: str, **flags: str) -> None:
     words = words if len(words) == 2 else (*words, "show.png")
     data, dst = _words(words, "DATA [DST]")
     run = parse_run((), flags | {"data.train": data})
-    from vitkd_ds.show import show as show_run
+    from vitkd_ds.commands.show import show as show_run
 
     print(show_run(run, Path(dst)))
 
@@ -150,7 +152,7 @@ def evaluate(*words: str, **flags: str) -> None:
     types = {"val": str, "teacher": str, "teacher_checkpoint": str, "micro_batch_size": int}
     values = _plain_flags(flags, types)
     (student,) = _words(words, "STUDENT")
-    from vitkd_ds.exported import evaluate_exported
+    from vitkd_ds.commands.evaluate import evaluate_exported
 
     for name, value in evaluate_exported(student, **values).items():
         print(f"{name:12} {value:.4f}" if name == "kl" else f"{name:12} {value:.2f}")
@@ -165,7 +167,7 @@ def export(*words: str, **flags: str) -> None:
     """
     values = _plain_flags(flags, {"which": str, "half": bool})
     source, destination = _words(words, "RUN DST")
-    from vitkd_ds.exported import export_student
+    from vitkd_ds.commands.evaluate import export_student
 
     print(export_student(source, destination, **values))
 
@@ -178,12 +180,12 @@ def doctor(*words: str, **flags: str) -> None:
     run. Prints a table of what is ok, what is not, and what to do about it.
     """
     run = parse_run(words, flags)
-    from vitkd_ds import dist
-    from vitkd_ds.doctor.examine import examine
+    from vitkd_ds.commands.doctor.examine import examine
+    from vitkd_ds.engine import ranks
 
     if examine(run):
-        dist.leave()
-    dist.shut_down()
+        ranks.leave()
+    ranks.shut_down()
     sys.exit(1)
 
 
@@ -199,7 +201,7 @@ def plan(*words: str, **flags: str) -> None:
     hardware = flags.pop("hardware", "h100")
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe, found none: name an ImageNet recipe")
-    from vitkd_ds.plan_text import plan_text
+    from vitkd_ds.commands.plan.text import plan_text
     from vitkd_ds.recipes import build_run
 
     run = apply_overrides(build_run(flags.pop("recipe")), flags)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitkd_ds.config import DataConfig
-from vitkd_ds.data.fashion_mnist import (
+from vitkd_ds.config.run import DataConfig
+from vitkd_ds.data.beton.format import check_beton
+from vitkd_ds.data.demo import (
     CLASSES,
     IDX_PREFIX,
     cache_dir,
@@ -21,7 +22,6 @@ from vitkd_ds.data.fashion_mnist import (
     write_image_folders,
     write_subset,
 )
-from vitkd_ds.data.fields import check_beton
 from vitkd_ds.data.loader import build_loader
 
 ARCHIVE = resources.files("vitkd_ds.data") / "demo" / "fashion_mnist_subset.zip"
@@ -47,7 +47,7 @@ def test_the_archive_holds_balanced_classes_and_the_licence():
 
 
 def test_processes_that_start_at_once_share_one_packed_file(cache):
-    code = "from vitkd_ds.data.fashion_mnist import demo_beton; print(demo_beton('val'))"
+    code = "from vitkd_ds.data.demo import demo_beton; print(demo_beton('val'))"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     paths = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert all(process.returncode == 0 for process in processes)

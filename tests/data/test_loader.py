@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from vitkd_ds.config import AugmentConfig, DataConfig
-from vitkd_ds.data import iterate
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.config.run import AugmentConfig, DataConfig
+from vitkd_ds.data.beton import iterate
 from vitkd_ds.data.loader import build_loader
-from vitkd_ds.data.pack import pack
 
 SIZE = 16
 

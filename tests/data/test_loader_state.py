@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.data.test_loader import another, config, same
-from vitkd_ds.config import AugmentConfig
-from vitkd_ds.data.pack import pack
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.config.run import AugmentConfig
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ def test_both_recipes_copy_the_same_files_and_name_the_same_decoder():
     files = dict(re.findall(rf"^    (\S+) {FOLDER}/(\S+)$", DEFINITION, re.M))
     assert files == {name: name for name in COPIED}
     for text in (DOCKERFILE, DEFINITION):
-        assert f"VITKD_DS_DECODER={FOLDER}/vitkd_ds/data" in text and f"PATH={FOLDER}/.venv/bin:$PATH" in text
-        assert "rm -f vitkd_ds/data/_decode*.so && make setup" in text
+        assert f"VITKD_DS_DECODER={FOLDER}/vitkd_ds/data/beton" in text and f"PATH={FOLDER}/.venv/bin:$PATH" in text
+        assert "rm -f vitkd_ds/data/beton/_decode*.so && make setup" in text
 
 
 def test_make_setup_finds_all_it_reads_among_the_copied_files(tmp_path):
@@ -49,7 +49,7 @@ def test_make_setup_finds_all_it_reads_among_the_copied_files(tmp_path):
     run(sys.executable, "setup.py", "-q", "egg_info")
     sources = (tmp_path / "vitkd_ds.egg-info" / "SOURCES.txt").read_text().splitlines()
     own = {f"{path.relative_to(ROOT)}" for path in (ROOT / "vitkd_ds").rglob("*.py")}
-    own |= {f"{path.relative_to(ROOT)}" for path in (ROOT / "vitkd_ds" / "data" / "csrc").iterdir()}
+    own |= {f"{path.relative_to(ROOT)}" for path in (ROOT / "vitkd_ds" / "data" / "beton" / "csrc").iterdir()}
     assert own <= set(sources) and all((tmp_path / source).exists() for source in sources)
 
 
@@ -61,14 +61,14 @@ def checkout(tmp_path):
     copy_to(folder)
     built = tmp_path / "image"
     built.mkdir()
-    for path in (ROOT / "vitkd_ds" / "data").glob("_decode*.so"):
+    for path in (ROOT / "vitkd_ds" / "data" / "beton").glob("_decode*.so"):
         shutil.copy(path, built)
     return folder, built
 
 
 def decode(checkout, **environ):
     """Load the decoder from the checkout; where its library lies."""
-    text = "import vitkd_ds.data.decode as d; print(d.__file__, d._library._name)"
+    text = "import vitkd_ds.data.beton.decode as d; print(d.__file__, d._library._name)"
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"} | environ
     return subprocess.run([sys.executable, "-c", text], cwd="/", env=environ, text=True, capture_output=True)
 
@@ -84,4 +84,4 @@ def test_a_fresh_checkout_decodes_with_the_images_decoder(checkout):
 def test_where_no_decoder_was_built_the_error_names_the_folders(checkout):
     fresh, _ = checkout
     done = decode(fresh, VITKD_DS_DECODER="/opt/nothing")
-    assert f"found none in /opt/nothing or {fresh}/vitkd_ds/data" in done.stderr and "run `make setup`" in done.stderr
+    assert f"found none in /opt/nothing or {fresh}/vitkd_ds/data/beton" in done.stderr and "run `make setup`" in done.stderr

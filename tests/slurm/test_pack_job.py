@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.slurm.stubs import run_script
-from vitkd_ds.data.side_file import read_side
+from vitkd_ds.data.beton.side_file import read_side
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ class BadImages:
     """The rule of data.on_bad for one split.
 
     Args:
-        images: `vitkd_ds.data.opened.Images`.
+        images: `vitkd_ds.data.images.Images`.
         on_bad: stop or skip.
         is_train: in training the next image that decodes takes the place; in validation the row is not counted.
 

@@ -1,82 +1,142 @@
-"""One image file's bytes -> RGB pixels.
+"""A split's images, opened: from the run's settings to one of the two backends, with the checks that opening allows."""
 
-Separate so that what counts as an image, and how each colour mode becomes RGB, stand in one place. EXIF orientation is
-ignored, transparency is dropped and of an animation the first frame is taken, all as torchvision's ImageFolder does, on
-which published accuracies rest. Pillow's `draft`, which would scale JPEGs while decoding, is not used: it changes
-pixels.
-"""
-
-import io
-import warnings
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings that make a file of a folder an image, in any case; torchvision's list."""
-PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
-"""What content may be, whatever its ending says. Pillow knows more, some of which start other programs."""
-JPEG_FORMATS, JPEG_MODES = ("JPEG", "MPO"), ("L", "RGB")
-"""Pillow's names of JPEGs, of those with further pictures behind the first too, and its modes of such with one and
-three components; it opens none of more than 8 bits."""
-SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+from vitkd_ds.config.run import DataConfig
+from vitkd_ds.data.crops import CentreCrops, TrainCrops
+from vitkd_ds.data.demo import demo_beton, demo_folder
+
+SPLITS = ("train", "val")
+DEMO = "demo"
+"""As a path: the images inside the package."""
+MOST_LISTED = 5
+"""Class names in a message."""
 
 
-def load_rgb(content: bytes | BinaryIO) -> np.ndarray:
-    """Decode one image file.
+class Images(Protocol):
+    """An opened file or folder of images, in one of the two backends."""
 
-    Returns:
-        uint8 [height, width, 3].
+    path: str
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    """int64, a label per image."""
+    skippable: frozenset[int]
+    """Statuses that are an image's own fault, not the disk's or ours."""
+
+    def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Decode samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is decoded), valid
+        until the next are asked for."""
+
+    def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same at once, for a few samples."""
+
+    def reason(self, index: int, status: int) -> str:
+        """What is wrong with an image, ending the sentence "image 7 ..."."""
+
+    def fingerprint(self) -> int:
+        """A number that is another one where images have other numbers, labels or places."""
+
+
+class PagedImages(Images, Protocol):
+    """Images that lie in pages of one file, which a quasi-random order goes by: those of the FFCV backend."""
+
+    def layout(self) -> dict[str, Any]:
+        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`."""
+
+
+def open_images(
+    data: DataConfig, *, split: str, seed: int, micro_batch_size: int, classes: tuple[str, ...] | None = None
+) -> Images:
+    """Open the images of a split in the backend that `data` names.
+
+    Args:
+        classes: what those of the split must be, in order; None compares their number with data.num_classes alone.
 
     Raises:
-        Exception: of Pillow's many kinds, when the file is damaged or no image; ValueError for pixels whose range is
-            not defined; DecompressionBombError above Pillow's limit of 179 million pixels.
+        ValueError: an unfit file, number of classes, or label.
     """
-    with opened(content) as image:
-        return to_rgb(image)
+    key, path = f"data.{split}", data.train if split == "train" else data.val
+    num_workers = data.num_workers or len(os.sched_getaffinity(0))
+    crops = crops_of(data, split=split, seed=seed)
+    if data.backend == "torchvision":
+        from vitkd_ds.data.torchvision import TorchvisionImages  # neither backend needs the other's packages
+
+        if data.order != "random" and split == "train":
+            raise ValueError("data.order=quasi_random needs data.backend=ffcv, found torchvision: change one of them")
+        path = demo_folder(split) if path == DEMO else path
+        images = TorchvisionImages(path, crops, micro_batch_size=micro_batch_size, num_workers=num_workers)
+    else:
+        from vitkd_ds.data.beton.stream import CropLoader
+
+        images = CropLoader(
+            demo_beton(split) if path == DEMO else Path(path),
+            crops,
+            micro_batch_size=micro_batch_size,
+            num_threads=num_workers,
+            is_quasi_random=split == "train" and data.order == "quasi_random",
+        )
+    if classes is not None:
+        check_classes(classes, images.classes, source=key)
+    _check_labels(images, data.num_classes, key)
+    return images
 
 
-@contextmanager
-def opened(content: bytes | BinaryIO) -> Iterator[Image.Image]:
-    """Open an image file with Pillow, without Pillow's warnings of metadata and of images from half its limit on.
+def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreCrops:
+    """Where the images of a split are cut."""
+    if split == "val":
+        return CentreCrops(data.image_size, data.val_crop_fraction, data.interpolation)
+    return TrainCrops(
+        seed=seed,
+        size=data.image_size,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        flip_probability=data.flip_probability,
+        interpolation=data.interpolation,
+    )
+
+
+def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: str) -> None:
+    """Check that labels mean the same: the classes of data.train and of `source`, in order.
 
     Raises:
-        ValueError: it is empty, or no image of `PILLOW_FORMATS`.
+        ValueError: they differ; names that only one of them has are listed, or else the first difference.
     """
-    if isinstance(content, bytes) and not content:
-        raise ValueError("it is empty")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=PILLOW_FORMATS)
-        except UnidentifiedImageError:
-            formats = ", ".join(PILLOW_FORMATS)
-            raise ValueError(f"it is no image of the formats {formats}, or its header is cut") from None
-        with image:
-            yield image
+    if found == expected:
+        return
+    missing, extra = (
+        [name for name in names if name not in others]
+        for names, others in ((expected, set(found)), (found, set(expected)))
+    )
+    differences = [f"{what} {_listed(names)}" for what, names in (("no", missing), ("also", extra)) if names]
+    for i, (name, other) in enumerate(zip_longest(expected, found)):
+        if name != other and not differences:
+            differences = [f"class {i} {other!r} where data.train has {name!r}"]
+    raise ValueError(
+        f"{source} must have the classes of data.train in the same order, found "
+        f"{' and '.join(differences)}: pack both from the same class folders, or take another teacher"
+    )
 
 
-def is_plain_jpeg(image: Image.Image) -> bool:
-    """Whether an opened image is an RGB or grey JPEG, which our decoder takes."""
-    return image.format in JPEG_FORMATS and image.mode in JPEG_MODES
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(map(repr, names[:MOST_LISTED])) + more
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises."""
-    if image.mode in SIXTEEN_BIT_MODES:
-        return _from_16_bit(np.array(image))
-    if image.mode == "F":
-        raise ValueError("its pixels are 32-bit floats, whose white is not defined")
-    if image.mode in ("RGBa", "La") or image.mode == "P" and "transparency" in image.info:
-        image = image.convert("LA" if image.mode == "La" else "RGBA")  # Pillow has no straight way to RGB
-    return np.array(image.convert("RGB"))
-
-
-def _from_16_bit(grey_HW: np.ndarray) -> np.ndarray:
-    """Keep the upper 8 of 16 bits: Pillow's own conversion clips instead, and everything turns white."""
-    if grey_HW.min() < 0 or grey_HW.max() > 65535:
-        raise ValueError(f"its pixels must be 16-bit, found {grey_HW.min()} to {grey_HW.max()}")
-    return np.repeat((grey_HW.astype(np.uint16) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+def _check_labels(images: Images, num_classes: int, key: str) -> None:
+    path, found, labels = images.path, len(images.classes), images.labels
+    if found != num_classes:
+        remedy = f"set --data.num_classes={found}, or give other images"
+        if key == "data.val":
+            remedy = "give images of all classes of data.train, packed from the same class folders"
+        raise ValueError(f"{key} must have data.num_classes={num_classes} classes, found {found} in {path!r}: {remedy}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels of {key} must be in [0, {num_classes}), found {labels.min()} to {labels.max()} in {path!r}: pack "
+            f"the images again"
+        )

@@ -1,7 +1,7 @@
 """The sharded loader: which rank decodes which image when, and the micro-batches it hands to the training loop.
 
 The order comes from `vitkd_ds.data.order`, the boxes from `vitkd_ds.data.crops`, pixels from one of two backends
-(`vitkd_ds.data.pipelines` on FFCV, `vitkd_ds.data.torchvision_images`), augmentation from `vitkd_ds.data.augment`.
+(`vitkd_ds.data.beton.stream` on FFCV, `vitkd_ds.data.torchvision`), augmentation from `vitkd_ds.data.augment`.
 Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch can be had at once and bit for bit.
 `torch.distributed` is not imported: rank and world size are arguments.
 """
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vitkd_ds.config import AugmentConfig, DataConfig
+from vitkd_ds.config.run import AugmentConfig, DataConfig
 from vitkd_ds.data.augment import Augmenter
 from vitkd_ds.data.bad_images import PADDING_LABEL, BadImages
 from vitkd_ds.data.draws import image_keys
-from vitkd_ds.data.opened import SPLITS, Images, PagedImages, open_images
+from vitkd_ds.data.images import SPLITS, Images, PagedImages, open_images
 from vitkd_ds.data.order import (
     SAMPLE_DTYPE,
     accumulation_steps,

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitkd_ds.config import Run
+from vitkd_ds.config.run import Run
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.send import send
+from vitkd_ds.data.transfer import send
 
 MIX_STREAM = 3
 """Last part of the key of `mix_step`, so that no other use of (seed, step) draws the same numbers."""

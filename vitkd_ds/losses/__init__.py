@@ -1,7 +1,7 @@
 """The losses, one paper per file, and the dict that names them.
 
 A loss takes tensors and returns an fp32 scalar (fp64 for fp64 input) or a dict of them. It knows no rank, device,
-configuration or model. `vitkd_ds.distiller` turns a named entry into a term of the total; CONTRIBUTING.md says how to
+configuration or model. `vitkd_ds.models.distiller` turns a named entry into a term of the total; CONTRIBUTING.md says how to
 add one.
 """
 

@@ -3,8 +3,8 @@ expected top-1, the hardware and the source."""
 
 from typing import Callable
 
-from vitkd_ds.config import Run
-from vitkd_ds.overrides import nearest
+from vitkd_ds.config.overrides import nearest
+from vitkd_ds.config.run import Run
 from vitkd_ds.recipes.demo import demo, demo_plain, demo_teacher
 from vitkd_ds.recipes.imagenet import (
     deit_base_from_deit3_large,

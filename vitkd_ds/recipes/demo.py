@@ -6,8 +6,16 @@ the teacher never trained on. See EXPERIMENTS.md for how the numbers were chosen
 
 from dataclasses import replace
 
-from vitkd_ds.config import AugmentConfig, CheckpointConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
-from vitkd_ds.terms import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
+from vitkd_ds.config.losses import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
+from vitkd_ds.config.run import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    OptimConfig,
+    Run,
+    StudentConfig,
+    TeacherConfig,
+)
 
 TEACHER_ARGS = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "init_values": 0.1}
 STUDENT_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -67,7 +75,7 @@ def demo_teacher(debug: bool = False) -> Run:
     """The packaged teacher: plain training on all 60,000 images. Top-1 on the 10,000 test images: 89.94 (n = 1).
 
     Command: `deepspeed --num_accelerators 2 train.py --ds_config ds_configs/zero2.json --recipe demo_teacher`, after
-    `python -m vitkd_ds.data.fashion_mnist folders data/fashion_mnist` and `vitkd-ds pack DIR DIR.beton --write_mode
+    `python -m vitkd_ds.data.demo folders data/fashion_mnist` and `vitkd-ds pack DIR DIR.beton --write_mode
     raw` for data/fashion_mnist/train and .../val; then `vitkd-ds export runs/demo_teacher DST --half`.
     """
     run = Run(

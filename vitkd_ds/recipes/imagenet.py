@@ -9,8 +9,8 @@ an average with momentum 4e-5.
 
 from dataclasses import replace
 
-from vitkd_ds.config import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
-from vitkd_ds.terms import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
+from vitkd_ds.config.losses import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
+from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
 
 
 def deit_tiny_from_deit3_small(debug: bool = False) -> Run:

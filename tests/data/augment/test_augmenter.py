@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torchvision.transforms import functional
 
 from tests.data.augment.samples import in_pillow, levels_apart, micro_batch
-from vitkd_ds.config import AugmentConfig
+from vitkd_ds.config.run import AugmentConfig
 from vitkd_ds.data.augment import Augmenter, augmenter, blends
 from vitkd_ds.data.augment.affine import FILL
 from vitkd_ds.data.augment.policy import NO_OP, OPS, Rectangles

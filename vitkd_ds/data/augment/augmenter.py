@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitkd_ds.config import AugmentConfig
+from vitkd_ds.config.run import AugmentConfig
 from vitkd_ds.data.augment import affine, blends, blur, erasing, lut
 from vitkd_ds.data.augment import policy as drawn
 from vitkd_ds.data.augment.policy import Layer
-from vitkd_ds.data.send import send
+from vitkd_ds.data.transfer import send
 
 CPU_PIXELS = 1 << 17
 """Pixels that a kernel gets at once on the CPU, unless one image has more; Rotate, which holds up to 16 neighbours of

@@ -12,8 +12,8 @@ from itertools import permutations
 
 import numpy as np
 
+from vitkd_ds.config.losses import require
 from vitkd_ds.data.draws import AUGMENT_DRAWS, normal, uniform
-from vitkd_ds.terms import require
 
 RAND_AUGMENT_OPS = (
     "AutoContrast",

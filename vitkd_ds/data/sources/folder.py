@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitkd_ds.data.images import EXTENSIONS
+from vitkd_ds.data.image_file import EXTENSIONS
 from vitkd_ds.data.sources.source import Options, Source
 
 logger = logging.getLogger(__name__)

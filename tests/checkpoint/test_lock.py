@@ -1,0 +1,129 @@
+"""One job per run folder: who is refused, who is replaced, and that of many only one gets it."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from vitkd_ds.checkpoint.lock import LockLost, RunLock
+
+
+def locked_by(workdir, **holder):
+    """A lock as another process would have left it; by default of this machine, and alive."""
+    lock = RunLock(workdir)
+    workdir.mkdir(exist_ok=True)
+    lock.path.write_text(json.dumps(lock.me | {"token": "other"} | holder))
+    return lock.path
+
+
+def test_a_second_job_is_refused_and_told_who_has_it(tmp_path):
+    first = RunLock(tmp_path / "run")
+    first.acquire()
+    with pytest.raises(ValueError, match=f"one job at a time, found it in use by process {os.getpid()} on "):
+        RunLock(tmp_path / "run").acquire()
+    first.check()
+    first.release()
+    assert not (tmp_path / "run").exists(), "nothing was changed"
+    second = RunLock(tmp_path)
+    second.acquire()
+    second.release()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path, capsys):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for start_time in ("123", ""):
+        locked_by(tmp_path, pid=dead.pid, start_time=start_time or "1")
+        started = time.monotonic()
+        lock = RunLock(tmp_path)
+        lock.acquire()
+        lock.release()
+        assert time.monotonic() - started < 2
+    locked_by(tmp_path, start_time="1")  # a later process has its number
+    RunLock(tmp_path).acquire()
+    assert f"took over the lock of process {dead.pid} on " in capsys.readouterr().err
+
+
+def test_a_job_of_another_host_lives_as_long_as_its_heart_beats(tmp_path):
+    path = locked_by(tmp_path, machine="elsewhere", host="node7", job="12")
+    stop = threading.Event()
+
+    def beat():
+        while not stop.wait(0.2):
+            os.utime(path)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(ValueError, match="in use by Slurm job 12, process .* on node7"):
+            RunLock(tmp_path, heartbeat_s=0.2, stale_s=2).acquire()
+    finally:
+        stop.set()
+        thread.join()
+    started = time.monotonic()
+    RunLock(tmp_path, heartbeat_s=0.2, stale_s=2).acquire()
+    assert 2 <= time.monotonic() - started < 6
+
+
+def test_the_requeue_of_a_job_does_not_wait_for_its_former_self(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    path = locked_by(tmp_path, machine="elsewhere")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    started = time.monotonic()
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert time.monotonic() - started < 2
+    locked_by(tmp_path)
+    with pytest.raises(LockLost, match="took this job for dead"):
+        lock.check()
+    lock.release()
+    assert path.exists(), "it is the other's by now"
+
+
+@pytest.mark.parametrize("content", ["", "{"])
+def test_a_lock_that_a_crash_left_empty_does_not_block(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    RunLock(tmp_path, heartbeat_s=0.2, stale_s=1).acquire()
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from vitkd_ds.checkpoint.lock import RunLock
+lock = RunLock(Path(sys.argv[1]), heartbeat_s=0.2, stale_s=2)
+sys.stdin.readline()
+try:
+    lock.acquire()
+    print("got it", flush=True)
+except ValueError:
+    print("refused", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_of_many_jobs_one_takes_over(tmp_path):
+    for _ in range(5):
+        locked_by(tmp_path, pid=2**22 + 1)
+        jobs = [
+            subprocess.Popen(
+                [sys.executable, "-c", RACE, tmp_path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            for _ in range(5)
+        ]
+        for job in jobs:
+            job.stdin.write("\n")
+            job.stdin.flush()
+        answers = [job.stdout.readline().strip() for job in jobs]
+        for job in jobs:
+            job.communicate("\n", timeout=30)
+        assert sorted(answers) == ["got it"] + ["refused"] * 4

@@ -1,0 +1,215 @@
+"""Packing with bad files, damaged and full disks: an error by name, and nothing half-written."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.test_image_file import photograph, zeroed
+from tests.commands.pack.test_pack import content_of, one_class, stored
+from vitkd_ds.commands.pack import pack as pack_module
+from vitkd_ds.commands.pack import writer
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.data.beton.format import check_beton, read_beton
+from vitkd_ds.data.beton.side_file import side_path
+
+COMMAND = (sys.executable, "-c", "from vitkd_ds.cli import main; main()", "pack")
+
+
+def names_in(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+BAD = {
+    "text.jpg": b"not an image",
+    "empty.png": b"",
+    "cut.png": None,
+    "thin.png": Image.new("RGB", (2000, 1)),
+}
+
+
+def with_bad_files(tmp_path, names):
+    good = {"good_a.png": Image.new("RGB", (8, 8), (1, 1, 1)), "good_z.png": Image.new("RGB", (8, 8))}
+    src = one_class(tmp_path, good)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    for name in names:
+        path, content = src / "only" / name, BAD[name]
+        if content is None:
+            content = (tmp_path / "whole.png").read_bytes()[:3000]
+        path.write_bytes(content) if isinstance(content, bytes) else content.save(path)
+    (tmp_path / "whole.png").unlink()
+    return src
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_stops_the_job_by_name_and_leaves_nothing(tmp_path, name):
+    src = with_bad_files(tmp_path, [name])
+    with pytest.raises(ValueError, match=f"only/{name}"):
+        pack(src, tmp_path / "x.beton", workers=1)
+    assert names_in(tmp_path) == ["images"]
+
+
+def test_bad_files_are_left_out_and_named_when_asked(tmp_path, caplog):
+    src = with_bad_files(tmp_path, BAD)
+    info = pack(src, tmp_path / "x.beton", write_mode="raw", workers=1, skip_bad=True)
+    assert info.num_images == 2 and check_beton(info.path) == info and read_beton(info.path)[2].tolist() == [0, 0]
+    assert stored(info.path, 0)[0, 0, 0] == 1 and stored(info.path, 1)[0, 0, 0] == 0
+    assert all(name in caplog.text for name in BAD)
+
+
+def test_what_is_kept_after_a_bad_file_is_said_and_skip_bad_goes_on_with_it(tmp_path, caplog):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    images = {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(writer.CHUNK + 8)}
+    src, dst = one_class(tmp_path, images | {"zz.jpg": zeroed(photograph())}), tmp_path / "x.beton"
+    with pytest.raises(ValueError, match="only/zz.jpg' does not .*damaged JPEG.* the same command with --skip_bad"):
+        pack(src, dst, write_mode="raw", workers=1)
+    partial = [f".{dst.name}.partial", f".{dst.name}.partial.journal"]
+    assert names_in(tmp_path) == [*partial, "images"]
+    assert f"{writer.CHUNK} images, 0.00 GB, are kept in" in caplog.text
+    assert caplog.text.rstrip().endswith(f"rm {tmp_path / partial[0]} {tmp_path / partial[1]}")
+    caplog.clear()
+    info = pack(src, dst, write_mode="raw", workers=1, skip_bad=True)
+    assert f"which holds {writer.CHUNK} images" in caplog.text and "left out" in caplog.text
+    assert info.num_images == len(images) and names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
+
+
+def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason(tmp_path, caplog):
+    files = {"a.jpg": photograph(), "b.png": Image.new("RGB", (8, 8)), "c.jpg": Image.new("CMYK", (8, 8))}
+    files["d.jpg"] = photograph()[:-2] + bytes(8 * 2**20) + b"\xff\xd9"
+    src = one_class(tmp_path, files)
+    info = pack(src, tmp_path / "x.beton", passthrough=True, shuffle=True, workers=1)
+    assert (info.num_images, info.passthrough) == (4, 1)
+    no_jpegs, too_large = [record.message for record in caplog.records]
+    assert no_jpegs.startswith("2 images are no RGB or grey JPEGs and") and no_jpegs.endswith("only/b.png'")
+    assert too_large.startswith("1 images are files of more than 8 MiB") and too_large.endswith("only/d.jpg'")
+    caplog.clear()
+    pack(src, tmp_path / "y.beton", workers=1)
+    assert not caplog.text
+
+
+def test_only_bad_files_are_an_error_even_when_skipped(tmp_path):
+    src = with_bad_files(tmp_path, ["text.jpg"])
+    for good in src.rglob("good*"):
+        good.unlink()
+    with pytest.raises(ValueError, match="at least one image must decode"):
+        pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
+    assert names_in(tmp_path) == ["images"]
+
+
+def test_a_file_that_cannot_be_read_is_no_bad_image_but_an_error(tmp_path, monkeypatch):
+    src = one_class(tmp_path, {"a.png": Image.new("RGB", (8, 8)), "b.png": Image.new("RGB", (8, 8))})
+    begin = pack_module.open_journal
+
+    def remove_one(*args, **options):
+        (src / "only" / "b.png").unlink()
+        return begin(*args, **options)
+
+    monkeypatch.setattr(pack_module, "open_journal", remove_one)
+    with pytest.raises(RuntimeError, match="only/b.png' cannot be read"):
+        pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
+    assert not (tmp_path / "x.beton").exists()
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 2)
+    (tmp_path / "x.beton").write_text("precious")
+    with pytest.raises(ValueError, match="must not exist yet"):
+        pack(src, tmp_path / "x.beton")
+    assert (tmp_path / "x.beton").read_text() == "precious" and names_in(tmp_path) == ["images", "x.beton"]
+
+
+def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, make_folder, monkeypatch):
+    src, dst = make_folder(tmp_path / "images", 2), tmp_path / "x.beton"
+    check = pack_module.check_images
+    monkeypatch.setattr(pack_module, "check_images", lambda *a, **k: (dst.write_text("precious"), check(*a, **k)))
+    with pytest.raises(ValueError, match="appeared meanwhile"):
+        pack(src, dst, workers=1)
+    assert dst.read_text() == "precious" and not side_path(dst).exists()
+
+
+@pytest.mark.parametrize("position, message", [(9, "its CRC-32 differs"), (None, "cannot be read whole")])
+def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path, monkeypatch, position, message):
+    src = one_class(tmp_path, {f"{i}.png": Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)})
+    dst, check = tmp_path / "x.beton", pack_module.check_images
+
+    def damage(path, images, **options):
+        content = bytearray(path.read_bytes())
+        start = int(images["offset"][3])
+        if position is None:
+            content = content[: start + 50]
+        else:
+            content[start + position] ^= 16
+        path.write_bytes(content)
+        check(path, images, **options)
+
+    monkeypatch.setattr(pack_module, "check_images", damage)
+    with pytest.raises(ValueError, match=f"images/only/3.png' in .*{message}.*the same command packs"):
+        pack(src, dst, write_mode="raw", workers=1)
+    assert not dst.exists() and not side_path(dst).exists()
+    monkeypatch.undo()
+    info = pack(src, dst, write_mode="raw", workers=1)
+    assert [stored(dst, i)[0, 0, 0] for i in range(5)] == [0, 1, 2, 3, 4] and check_beton(dst) == info
+    assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
+
+
+def test_a_worker_that_fails_names_the_reason(tmp_path, make_folder, monkeypatch):
+    src = make_folder(tmp_path / "images", 2)
+    monkeypatch.setattr(writer._Pages, "add", lambda self, number, image: 1 // 0)
+    with pytest.raises(RuntimeError, match="a packing worker failed: (.|\n)*ZeroDivisionError"):
+        pack(src, tmp_path / "x.beton", workers=2)
+    assert names_in(tmp_path) == ["images"]
+
+
+def limited(src, dst, limit):
+    """Pack in a shell whose files may have `limit` KiB."""
+    words = " ".join(f"'{word}'" for word in (*COMMAND, src, dst, "--write_mode", "raw", "--workers", "2"))
+    return subprocess.run(["bash", "-c", f"ulimit -f {limit}; {words}"], capture_output=True, text=True, timeout=60)
+
+
+def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path, make_folder):
+    src, dst = make_folder(tmp_path / "images", 40), tmp_path / "x.beton"
+    done = limited(src, dst, 8200)
+    assert done.returncode == 1 and "images cannot be written, found [Errno 27] File too large" in done.stderr
+    assert names_in(tmp_path) == ["images"] and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    src = one_class(tmp_path, {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(80)})
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        with pytest.raises(RuntimeError, match="No space left on device"):
+            pack(src, disk / "x.beton", write_mode="raw", workers=1)
+        assert not (disk / "x.beton").exists()
+        assert "42 images, 0.01 GB, are kept in" in caplog.text and "the same command continues" in caplog.text
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        info = pack(src, disk / "x.beton", write_mode="raw", workers=1)
+        assert content_of(info.path) == [np.roll(noise, i).tobytes() for i in range(80)]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_unfit_arguments_are_refused(tmp_path, make_folder):
+    src, dst = make_folder(tmp_path / "images", 2), tmp_path / "x.beton"
+    for args, options, message in [
+        ((src, tmp_path / "x.bin"), {}, "must end in .beton"),
+        ((src, tmp_path / "no" / "x.beton"), {}, "folder of dst must exist"),
+        ((src, dst), {"write_mode": "smart"}, "one of jpg, raw, proportion"),
+        ((src, dst), {"quality": 0}, "quality must be"),
+        ((src, dst), {"max_resolution": 70000}, "max_resolution must be"),
+        ((src, dst), {"short_side": -1}, "short_side must be"),
+        ((src, dst), {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
+        ((src, dst), {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
+        ((src, dst), {"workers": -1}, "workers must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pack(*args, **options)
+    assert names_in(tmp_path) == ["images"]

@@ -1,0 +1,149 @@
+"""Jobs that are killed or meet another job: nothing half-written, no process left behind, and a way on."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands.pack.test_bad_pack import COMMAND, names_in
+from tests.commands.pack.test_pack import content_of, one_class
+from vitkd_ds.commands.pack import journal
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.data.beton.format import check_beton, partial_path
+from vitkd_ds.data.beton.side_file import side_path
+
+IMAGE_BYTES = 3 * 64 * 64
+
+
+def with_late_image(tmp_path, num_images=200):
+    """A folder whose last image is a pipe: reading it blocks until somebody writes to it."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    src = one_class(tmp_path, {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(num_images)})
+    os.mkfifo(src / "only" / "zzz.png")
+    return src
+
+
+def feed(src):
+    """Write the late image, as soon as somebody reads it."""
+    content = (src / "only" / "000.png").read_bytes()
+    thread = threading.Thread(target=lambda: (src / "only" / "zzz.png").write_bytes(content), daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_until(is_true, what):
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def start():
+    """A function that starts packing and waits until images are on the disk; gives the process and its workers."""
+    started = []
+
+    def start_and_wait(src, dst):
+        words = [*COMMAND, str(src), str(dst), "--write_mode", "raw", "--workers", "2"]
+        started.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
+        process, notes = started[-1], Path(f"{partial_path(dst)}.journal")
+        wait_until(lambda: notes.exists() and notes.stat().st_size > 2000, "the journal")
+        return process, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+    yield start_and_wait
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def ends(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def kill(process, workers):
+    """Kill a job and wait for the end of its workers, one of which may wait for the late image."""
+    process.kill()
+    process.wait()
+    wait_until(lambda: all(map(ends, workers)), "the end of the workers")
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_is_ended_continues_where_it_was(tmp_path, caplog, start, end):
+    src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
+    process, workers = start(src, dst)
+    process.send_signal(end)
+    stderr = process.communicate(timeout=60)[1]
+    assert len(workers) >= 2
+    wait_until(lambda: all(map(ends, workers)), "the end of the workers")
+    if end == signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 1 and "stopped before" in stderr and "the same command continues" in stderr
+        assert "Traceback" not in stderr
+    assert not dst.exists() and not side_path(dst).exists()
+    with pytest.raises(ValueError, match="--restart to start over") as refused:
+        pack(src, dst, write_mode="raw", quality=80, shuffle=True, workers=2)
+    assert "quality 80, shuffle True where it has quality 90, shuffle False" in str(refused.value)
+    feed(src)
+    info = pack(src, dst, write_mode="raw", workers=2)
+    assert "continuing" in caplog.text and check_beton(dst) == info and info.num_images == 201
+    expected = [np.array(Image.open(path)).tobytes() for path in sorted((src / "only").glob("[0-9]*.png"))]
+    assert content_of(dst) == [*expected, expected[0]]
+    assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
+
+
+def test_what_an_ended_job_left_is_checked_and_can_be_thrown_away(tmp_path, caplog, start):
+    src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
+    kill(*start(src, dst))
+    partial = partial_path(dst)
+    content = bytearray(partial.read_bytes())
+    for position in range(8 * 2**20, len(content), 5 * IMAGE_BYTES):
+        content[position] ^= 1
+    partial.write_bytes(content)
+    notes = Path(f"{partial}.journal")
+    notes.write_bytes(notes.read_bytes() + b"\x05\0\0\0 torn")
+    feed(src)
+    info = pack(src, dst, write_mode="raw", workers=1)
+    assert "are damaged and are packed again" in caplog.text
+    expected = [np.array(Image.open(path)).tobytes() for path in sorted((src / "only").glob("[0-9]*.png"))]
+    assert content_of(info.path)[:200] == expected
+    other = tmp_path / "y.beton"
+    kill(*start(src, other))
+    Path(f"{partial_path(other)}.journal").write_bytes(b"damaged\n")
+    with pytest.raises(ValueError, match="must begin with a line of JSON.*--restart to start over"):
+        pack(src, other, write_mode="raw", quality=80, workers=2)
+    feed(src)
+    assert pack(src, other, write_mode="raw", quality=80, workers=2, restart=True).quality == 80
+
+
+def test_two_jobs_do_not_write_one_file(tmp_path, monkeypatch, start):
+    src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
+    process, _ = start(src, dst)
+    monkeypatch.setattr(journal, "LOCK_PATIENCE_S", 0.2)
+    for restart in (False, True):
+        with pytest.raises(ValueError, match="only one job may write .*x.beton', found another at work"):
+            pack(src, dst, write_mode="raw", restart=restart)
+    with pytest.raises(ValueError, match="still being packed"):
+        check_beton(dst)
+    feed(src)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and check_beton(dst).num_images == 201
+
+
+def test_a_killed_worker_is_noticed_at_once(tmp_path, start):
+    src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
+    process, workers = start(src, dst)
+    blocked = [pid for pid in workers if not ends(pid)]
+    os.kill(int(blocked[-1]), signal.SIGKILL)
+    stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == 1 and "exit code -9" in stderr and "are kept" in stderr and not dst.exists()

@@ -1,0 +1,156 @@
+"""Packing: what is in the file, in which order, and what the side file says of it. Bad input: test_bad_pack.py."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.data.beton.ffcv import Reader
+from vitkd_ds.data.beton.format import check_beton, read_beton, read_tables
+from vitkd_ds.data.beton.side_file import side_path
+
+
+def content_of(path):
+    """The stored bytes of each image."""
+    file = path.read_bytes()
+    return [file[row["offset"] : row["offset"] + row["size"]] for row in read_tables(path).allocations]
+
+
+def stored(path, index):
+    """The raw pixels of an image, found with FFCV's reader."""
+    row = Reader(str(path)).metadata["f0"][index]
+    shape = int(row["height"]), int(row["width"]), 3
+    return np.fromfile(path, np.uint8, count=np.prod(shape), offset=int(row["data_ptr"])).reshape(shape)
+
+
+def one_class(tmp_path, files):
+    """A folder with the class "only" and the files given as name -> PIL image or bytes."""
+    (tmp_path / "images" / "only").mkdir(parents=True)
+    for name, content in files.items():
+        path = tmp_path / "images" / "only" / name
+        path.write_bytes(content) if isinstance(content, bytes) else content.save(path)
+    return tmp_path / "images"
+
+
+def test_raw_images_come_back_pixel_for_pixel_with_labels_in_name_order(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 9, classes=("b b", "ä", "a\n'\"", "0"))
+    info = pack(src, tmp_path / "x.beton", write_mode="raw", workers=2)
+    assert info == check_beton(tmp_path / "x.beton")
+    assert info.classes == ("0", "a\n'\"", "b b", "ä") and info.num_images == 9
+    paths = sorted(src.rglob("*.png"), key=lambda p: (p.parent.name, p.name))
+    for index, path in enumerate(paths):
+        np.testing.assert_array_equal(stored(info.path, index), np.array(Image.open(path)))
+    assert Reader(str(info.path)).metadata["f1"].tolist() == [info.classes.index(path.parent.name) for path in paths]
+
+
+def test_names_that_are_not_utf8_are_kept(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 2, classes=("a", "b"))
+    os.rename(src / "a", os.fsencode(src) + b"/\xff\xfe")
+    info = pack(src, tmp_path / "x.beton", workers=1)
+    assert os.fsencode(check_beton(info.path).classes[1]) == b"\xff\xfe"
+
+
+def test_longer_sides_are_scaled_down_and_shorter_ones_left(tmp_path):
+    images = {"big.png": Image.new("RGB", (200, 100)), "small.png": Image.new("RGB", (30, 20))}
+    info = pack(one_class(tmp_path, images), tmp_path / "x.beton", write_mode="raw", max_resolution=50, workers=1)
+    assert stored(info.path, 0).shape == (25, 50, 3) and stored(info.path, 1).shape == (20, 30, 3)
+    assert (info.max_height, info.max_width) == (25, 50)
+
+
+def test_a_raw_image_larger_than_ffcvs_page_gets_a_larger_page(tmp_path):
+    images = {"wide.png": Image.new("RGB", (3000, 1000), (1, 2, 3)), "small.png": Image.new("RGB", (4, 4), (7, 8, 9))}
+    info = pack(one_class(tmp_path, images), tmp_path / "x.beton", write_mode="raw", max_resolution=0, workers=1)
+    assert stored(info.path, 0)[0, 0].tolist() == [7, 8, 9]
+    assert stored(info.path, 1).shape == (1000, 3000, 3) and (stored(info.path, 1) == [1, 2, 3]).all()
+    reader = Reader(str(info.path))
+    assert reader.page_size == 2**24 and reader.metadata["f0"]["data_ptr"][1] % 2**24 == 0
+
+
+def test_proportion_stores_both_kinds_and_the_same_ones_each_time(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 40)
+    modes = []
+    for name, workers in (("x.beton", 1), ("y.beton", 2)):
+        path = pack(src, tmp_path / name, write_mode="proportion", workers=workers).path
+        modes.append(read_tables(path).metadata["mode"].tolist())
+    assert set(modes[0]) == {0, 1} and modes[0] == modes[1]
+
+
+def test_the_shorter_side_is_scaled_down_when_asked(tmp_path):
+    images = {"big.png": Image.new("RGB", (200, 100)), "small.png": Image.new("RGB", (30, 20))}
+    info = pack(one_class(tmp_path, images), tmp_path / "x.beton", write_mode="raw", short_side=50, workers=1)
+    assert stored(info.path, 0).shape == (50, 100, 3) and stored(info.path, 1).shape == (20, 30, 3)
+    assert (info.max_resolution, info.short_side) == (0, 50) and check_beton(info.path) == info
+
+
+def test_passthrough_keeps_the_bytes_of_jpegs_and_counts_them(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 12, ending="jpg")
+    Image.new("RGB", (9, 9)).save(src / "b" / "zz.png")
+    info = pack(src, tmp_path / "x.beton", passthrough=True, workers=2)
+    assert (info.num_images, info.passthrough, info.max_resolution) == (13, 12, 0) and check_beton(info.path) == info
+    paths = sorted(src.rglob("*.jpg"), key=lambda p: (p.parent.name, p.name))
+    assert content_of(info.path)[:12] == [path.read_bytes() for path in paths]
+    assert Image.open(io.BytesIO(content_of(info.path)[12])).format == "JPEG"
+    smaller = pack(src, tmp_path / "y.beton", passthrough=True, max_resolution=64, workers=1)
+    images = read_beton(info.path)[1][:12]
+    assert smaller.passthrough == (np.maximum(images["height"], images["width"]) <= 64).sum() == 8
+
+
+def test_shuffled_images_keep_their_labels_and_the_order_is_always_the_same(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 60, classes=("a", "b", "c"))
+    plain = pack(src, tmp_path / "plain.beton", write_mode="raw", workers=1)
+    infos = [pack(src, tmp_path / f"{n}.beton", write_mode="raw", shuffle=True, workers=n) for n in (1, 2)]
+    assert not plain.shuffled and all(info.shuffled and check_beton(info.path) == info for info in infos)
+    one, two = (list(zip(content_of(info.path), read_beton(info.path)[2].tolist())) for info in infos)
+    unshuffled = list(zip(content_of(plain.path), read_beton(plain.path)[2].tolist()))
+    assert one == two and one != unshuffled and sorted(one) == sorted(unshuffled)
+    assert len(set(read_beton(infos[0].path)[2][:20].tolist())) == 3
+
+
+def test_the_content_does_not_depend_on_the_number_of_workers(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 70)
+    infos = [pack(src, tmp_path / f"{n}.beton", workers=n) for n in (1, 2, 5)]
+    assert len({hashlib.sha256(b"".join(content_of(info.path))).digest() for info in infos}) == 1
+    for info in infos:
+        assert read_beton(info.path)[2].tolist() == [0] * 35 + [1] * 35
+
+
+def test_more_images_than_fit_into_a_page_lie_in_several(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 900, 3), np.uint8)
+    src = one_class(tmp_path, {f"{i}.png": Image.fromarray(np.roll(noise, i)) for i in range(8)})
+    path = pack(src, tmp_path / "x.beton", write_mode="raw", max_resolution=0, workers=1).path
+    for index in range(8):
+        assert np.array_equal(stored(path, index), np.roll(noise, index))
+    reader = Reader(str(path))
+    first, last = reader.alloc_table["ptr"], reader.alloc_table["ptr"] + reader.alloc_table["size"] - 1
+    assert (first // 2**23 == last // 2**23).all() and len(set((first // 2**23).tolist())) == 3
+
+
+def test_a_folder_without_ffcv_can_open_a_beton(beton):
+    code = (
+        "import sys; from vitkd_ds.data.beton.format import read_beton; "
+        f"_, images, labels = read_beton({str(beton)!r}); print(len(images), labels.sum()); "
+        "sys.exit('ffcv' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "22 11\n"), done.stderr
+    assert len(read_beton(beton)[1]) == 22
+
+
+def test_the_command_line_takes_every_option(tmp_path, make_folder):
+    src, dst = make_folder(tmp_path / "images", 4, ending="jpg"), tmp_path / "x.beton"
+    done = subprocess.run(
+        [sys.executable, "-c", "from vitkd_ds.cli import main; main()", "pack", str(src), str(dst)]
+        + ["--passthrough", "--short_side=20", "--shuffle", "--quality", "80", "--workers", "1", "--skip_bad"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    info = check_beton(dst)
+    assert (info.shuffled, info.short_side, info.quality, info.num_images) == (True, 20, 80, 4)
+    assert f"{dst}: 4 images in 2 classes" in done.stdout and side_path(dst).exists()

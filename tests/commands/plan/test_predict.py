@@ -1,0 +1,175 @@
+"""The prediction against cases computed by hand, what the command prints, and what it refuses."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from vitkd_ds import cli
+from vitkd_ds.commands.plan.hardware import HARDWARE, hardware_of
+from vitkd_ds.commands.plan.inputs import inputs_of
+from vitkd_ds.commands.plan.predict import (
+    Inputs,
+    Layout,
+    bytes_per_step,
+    images_per_s,
+    link_bytes_per_s,
+    memory_bytes,
+    scaling,
+)
+from vitkd_ds.commands.plan.predict import step_time as time_of
+from vitkd_ds.commands.plan.text import plan_text
+from vitkd_ds.recipes import build_run
+
+INPUTS = Inputs(
+    teacher_s=1e-4, student_s=3e-4, loss_s=0.0, host_s=0.010, update_s=0.004, shard_host_s=0.002, flops=1e9,
+    trained_params=10**8, teacher_params=2 * 10**8, gathers=10, gathered_params=5 * 10**7, activation_bytes=1e6,
+    image_bytes=2e5, is_compiled=False, has_average=False, bucket_elements=5 * 10**7,
+)  # fmt: skip
+PARAMS = {"trained_params": INPUTS.trained_params, "teacher_params": INPUTS.teacher_params}
+CARD = replace(HARDWARE["h100"], nvlink_gb_per_s=100, network_gb_per_s=10, pcie_gb_per_s=50)
+"""70 % of 100, 10 and 50 GB/s; 30 us to start a collective."""
+
+
+def test_one_gpu_by_hand():
+    layout = Layout(nodes=1, gpus_per_node=1, micro_batch=100, accumulation=1, placement="replica")
+    # Teacher 10 ms, student 30 ms, host 10 ms; update 4 ms.
+    assert time_of(INPUTS, layout, CARD).total == pytest.approx(0.054)
+    assert images_per_s(INPUTS, layout, CARD) == pytest.approx(1851.85, rel=1e-5)
+    assert set(bytes_per_step(layout, **PARAMS).values()) == {0}
+
+
+def test_the_update_comes_once_a_step_and_the_rest_once_a_micro_batch_by_hand():
+    layout = Layout(nodes=1, gpus_per_node=1, micro_batch=100, accumulation=4, placement="shard")
+    # Four times 10 + 30 + 10 + 2 ms for the shard's hooks; 4 ms.
+    time = time_of(INPUTS, layout, CARD)
+    assert time.total == pytest.approx(0.212)
+    assert time.update == pytest.approx(0.004) and time.host == pytest.approx(0.048)
+
+
+def test_two_gpus_of_a_node_by_hand():
+    layout = Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
+    assert bytes_per_step(layout, **PARAMS) == {"gradients": 4e8, "weights": 1e8, "gathers": 0}
+    time = time_of(INPUTS, layout, CARD)
+    # 4e8 bytes at 70 GB/s, two buckets: 5.714 + 0.06 ms, less than the 20 ms of backward, so the last bucket is left.
+    assert time.gradients == pytest.approx(2.887e-3, rel=1e-3)
+    assert time.weights == pytest.approx(1.4586e-3, rel=1e-4)
+    assert time.gathers == 0
+    assert images_per_s(INPUTS, layout, CARD) == pytest.approx(200 / (0.054 + 0.002887 + 0.0014586), rel=1e-4)
+
+
+def test_nothing_hides_the_gradients_of_a_compiled_student_by_hand():
+    layout = Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
+    assert time_of(replace(INPUTS, is_compiled=True), layout, CARD).gradients == pytest.approx(5.774e-3, rel=1e-3)
+
+
+def test_two_nodes_of_four_by_hand():
+    layout = Layout(nodes=2, gpus_per_node=4, micro_batch=10, accumulation=1, placement="shard")
+    # The ring leaves a node through four cards of 10 GB/s; seven eighths of everything pass each GPU.
+    assert link_bytes_per_s(CARD, nodes=2, gpus_per_node=4) == pytest.approx(28e9)
+    sent = bytes_per_step(layout, **PARAMS)
+    assert sent == {"gradients": 7e8, "weights": 1.75e8, "gathers": 3.5e8}
+    time = time_of(INPUTS, layout, CARD)
+    # 25 ms and two starts, of which the 2 ms of backward hide some; 12.5 ms and ten starts, beside 1 ms of teacher.
+    assert time.gradients == pytest.approx(0.02306)
+    assert time.gathers == pytest.approx(0.0118)
+    assert time.host == pytest.approx(0.012)
+    within = time_of(INPUTS, replace(layout, placement="node"), CARD)
+    # Three quarters of 4e8 bytes, at 70 GB/s: 4.286 ms and ten starts.
+    assert bytes_per_step(replace(layout, placement="node"), **PARAMS)["gathers"] == pytest.approx(3e8)
+    assert within.gathers == pytest.approx(3.586e-3, rel=1e-3)
+
+
+def test_an_offloaded_teacher_comes_over_pcie_by_hand():
+    layout = Layout(nodes=1, gpus_per_node=1, micro_batch=10, accumulation=1, placement="offload")
+    # 4e8 bytes at 35 GB/s: 11.43 ms, beside 1 ms of teacher.
+    assert time_of(INPUTS, layout, CARD).gathers == pytest.approx(10.43e-3, rel=1e-3)
+
+
+def test_memory_by_hand():
+    layout = Layout(nodes=1, gpus_per_node=4, micro_batch=100, accumulation=1, placement="shard")
+    found = memory_bytes(INPUTS, layout)
+    teacher = 1e8 + 1e8  # a quarter of 4e8 bytes, and what is gathered at a time
+    assert list(found.values()) == [4e8, 4e8, 4e8, teacher, 2e7, 1e8, 1.5 * 2**30]
+    assert memory_bytes(replace(INPUTS, is_compiled=True), layout)["gradient buckets"] == 3e8, "no second one to fill"
+    alone = memory_bytes(replace(INPUTS, has_average=True), replace(layout, gpus_per_node=1))
+    assert list(alone.values())[:4] == [4e8, 20e8, 3e8, 4e8]
+    assert memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8
+    assert memory_bytes(INPUTS, replace(layout, placement="offload"))["teacher"] == 1e8
+
+
+def test_it_stops_scaling_where_doubling_brings_too_little():
+    layouts = [Layout(1, ranks, 128 // ranks, 1, "replica") for ranks in (1, 2, 4, 8)]
+    quiet = replace(INPUTS, trained_params=10**5, host_s=0.006)  # with the update, 10 ms
+    speeds, stop = scaling(quiet, layouts, CARD)
+    # 51.2 + 10, 25.6 + 10, 12.8 + 10, 6.4 + 10 ms, and next to no communication: 1.72, 1.56, 1.39 times as fast.
+    assert speeds[0] == pytest.approx(2091.5, rel=1e-3)
+    assert stop == 2
+    assert scaling(quiet, layouts[:2], CARD)[1] is None
+
+
+def test_base_at_512_images_fits_an_80_gb_card_and_checkpointing_takes_less():
+    run = replace(build_run("deit_base_from_deit3_large"), micro_batch_size_per_gpu=512)
+    layout = Layout(nodes=1, gpus_per_node=1, micro_batch=512, accumulation=2, placement="shard")
+    whole = sum(memory_bytes(inputs_of(run, HARDWARE["h100"]).inputs, layout).values())
+    run = replace(run, student=replace(run.student, checkpoint_activations=True))
+    less = sum(memory_bytes(inputs_of(run, HARDWARE["h100"]).inputs, layout).values())
+    assert less < whole < 0.9 * HARDWARE["h100"].memory_gib * 2**30
+
+
+def test_the_command_prints_every_section_and_a_source_for_every_input(capsys):
+    cli.plan(recipe="deit_base_from_deit3_large", nodes="4", gpus="8")
+    text = capsys.readouterr().out
+    for section in ("speed", "memory per GPU", "per node", "more GPUs", "the teacher's placement", "inputs"):
+        assert re.search(rf"^{section}", text, re.M), section
+    assert "it stops scaling at" in text and "zero_hpz_partition_size" in text
+    for line in text[text.index("\ninputs\n") + 8 :].splitlines():
+        assert re.search("measured, row|not measured|assumed|counted|data sheet", line), line
+
+
+def test_fields_of_the_run_can_be_set(capsys):
+    flags = {"recipe": "deit_tiny_from_deit3_small", "nodes": "1", "gpus": "1"}
+    cli.plan(**flags, **{"micro_batch_size_per_gpu": "64", "teacher.placement": "replica"})
+    assert "64 images x 16 a GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({"hardware": "h10"}, "--hardware must be one of h100, h200, a100, found 'h10'"),
+    ({"hardware": "a100"}, r"must have measured speeds \(h100\), found a100"),
+    ({"nodes": "0"}, "--nodes and --gpus must be positive"),
+    ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, found 1024 and 24"),
+    ({"recipe": "demo"}, "plan needs a teacher that was measured at 224 pixels"),
+    ({"node": "3"}, "--node is no option"),
+    ({"gpus": "many"}, "--gpus must be a whole number"),
+])  # fmt: skip
+def test_what_cannot_be_predicted_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        cli.plan(**({"recipe": "deit_base_from_deit3_large"} | flags))
+
+
+def test_a_recipe_must_be_named():
+    with pytest.raises(ValueError, match="plan needs --recipe"):
+        cli.plan()
+
+
+@pytest.mark.parametrize("device, name", [
+    ("NVIDIA H100 80GB HBM3", "h100"),
+    ("NVIDIA H200", "h200"),
+    ("NVIDIA A100-SXM4-80GB", "a100"),
+])  # fmt: skip
+def test_cards_are_known_by_their_drivers_names(device, name):
+    assert hardware_of(device).name == name
+
+
+@pytest.mark.parametrize("device", [
+    "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e",
+    "NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-40GB", "cpu",
+])  # fmt: skip
+def test_other_cards_of_a_name_are_not_taken_for_it(device):
+    assert hardware_of(device) is None
+
+
+def test_the_text_says_when_nothing_fits():
+    run = replace(build_run("deit_base_from_deit3_large"), global_batch_size=4096, micro_batch_size_per_gpu=4096)
+    text = plan_text(run, nodes=1, gpus=1)
+    assert "DOES NOT FIT" in text and "checkpoint_activations" in text

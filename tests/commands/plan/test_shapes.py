@@ -1,0 +1,87 @@
+"""Counts of parameters and operations, against published figures and by hand."""
+
+import pytest
+import timm
+import torch
+
+from vitkd_ds.commands.plan import shapes
+from vitkd_ds.losses import ViTKDLoss
+
+
+def on_meta(name, **args):
+    with torch.device("meta"):
+        return timm.create_model(name, **args)
+
+
+@pytest.mark.parametrize("name, gmacs", [
+    ("deit_tiny_patch16_224", 1.26),
+    ("deit_small_patch16_224", 4.61),
+    ("deit_base_patch16_224", 17.58),
+    ("deit3_large_patch16_224", 61.60),
+])  # fmt: skip
+def test_operations_are_those_of_timms_tables(name, gmacs):
+    assert shapes.forward_flops(on_meta(name)) / 2e9 == pytest.approx(gmacs, rel=0.01)
+
+
+def test_operations_of_a_tiny_model_by_hand():
+    model = on_meta("deit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=6, depth=1, num_heads=1, num_classes=2)
+    tokens = 5
+    block = 6 * 18 + 6 * 6 + 6 * 24 + 24 * 6
+    attention = 2 * tokens * tokens * 6
+    assert shapes.forward_flops(model) == 2 * (tokens * block + attention + 4 * 4 * 4 * 3 * 6 + 6 * 2)
+
+
+def test_operations_of_the_loss_by_hand():
+    with torch.device("meta"):
+        wide, equal = ViTKDLoss(2, 3), ViTKDLoss(3, 3)
+    convolutions = 2 * 9 * 3 * 3
+    assert shapes.loss_flops(wide, 4) == 2 * 4 * (3 * 2 * 3 + convolutions)
+    assert shapes.loss_flops(equal, 4) == 2 * 4 * convolutions
+
+
+def test_a_step_is_three_times_the_student_and_once_the_teacher():
+    student, teacher = on_meta("deit_tiny_patch16_224"), on_meta("deit3_small_patch16_224")
+    loss = ViTKDLoss(192, 384)
+    expected = 3 * shapes.forward_flops(student) + 3 * shapes.loss_flops(loss, 196) + shapes.forward_flops(teacher)
+    assert shapes.step_flops(student, teacher, loss) == expected
+    assert shapes.step_flops(student, None, None) == 3 * shapes.forward_flops(student)
+
+
+def test_checkpointing_keeps_the_blocks_inputs_and_one_block():
+    student = on_meta("deit_tiny_patch16_224")
+    assert shapes.activation_bytes(student, checkpointed=False) == 197 * 192 * 12 * 34
+    assert shapes.activation_bytes(student, checkpointed=True) == 197 * 192 * (12 * 2 + 34)
+
+
+def kept_bytes(function, *inputs, parameters):
+    """What autograd keeps of one call, without parameters and inputs, each memory once."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*parameters, *inputs)}
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function(*inputs)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in known)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_small_patch16_224"])
+def test_the_bytes_kept_for_backward_are_those_that_autograd_keeps(name):
+    model = timm.create_model(name).bfloat16()
+    kept = kept_bytes(model, torch.randn(1, 3, 224, 224).bfloat16(), parameters=model.parameters())
+    assert (
+        0.95 * shapes.activation_bytes(model, checkpointed=False)
+        < kept
+        < shapes.activation_bytes(model, checkpointed=False)
+    )
+
+
+def test_the_bytes_kept_by_the_loss_are_those_that_autograd_keeps_and_the_teachers_features():
+    loss = ViTKDLoss(192, 384).bfloat16()
+    student = [torch.randn(*shape, 192).bfloat16().requires_grad_() for shape in ((1, 2, 196), (1, 196))]
+    teacher = [torch.randn(*shape, 384).bfloat16() for shape in ((1, 2, 196), (1, 196))]
+    kept = kept_bytes(loss, *student, *teacher, parameters=loss.parameters())
+    kept += sum(feature.nbytes for feature in teacher)
+    assert kept == pytest.approx(shapes.LOSS_BYTES_PER_PATCH * 196 * 384, rel=0.02)

@@ -1,0 +1,251 @@
+"""`vitkd-ds doctor`: real processes on sound and on sick runs, and the judgements that need no process."""
+
+import os
+import subprocess
+import time
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
+from vitkd_ds.checkpoint.lock import RunLock
+from vitkd_ds.commands.doctor import folder, machine, mounts, network, pair, rows, top1, versions
+from vitkd_ds.commands.doctor.patient import Patient
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.data.beton.format import read_beton
+from vitkd_ds.data.demo import CLASSES
+from vitkd_ds.models.build import DEMO_TEACHER
+from vitkd_ds.recipes import build_run
+
+PREAMBLE = """
+import os
+os.environ["SLURMD_NODENAME"] = "node" + os.environ["RANK"]
+if os.path.isdir(os.environ["RANK"]):
+    os.chdir(os.environ["RANK"])
+"""
+MAIN = "from vitkd_ds.cli import main; main()"
+
+
+def doctor(world_size, *flags, before=MAIN, cwd=ROOT, **environ):
+    """Start the doctor on ranks that think they are nodes of their own, each in cwd/RANK if there is such a folder."""
+    return start_ranks(world_size, "-c", PREAMBLE + before, "doctor", *flags, cwd=cwd, environ=environ)
+
+
+def ended(processes):
+    """Exit codes, and outputs with all blanks alike."""
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    return [process.returncode for process in processes], [" ".join(output.split()) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def small_betons(tmp_path_factory):
+    """20 random images in the demo's classes, as 0/val.beton, and with another byte in image 7, as 1/val.beton."""
+    directory = tmp_path_factory.mktemp("small")
+    pixels = np.random.default_rng(0)
+    for name in CLASSES:
+        (directory / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            image = Image.fromarray(pixels.integers(0, 256, (28, 28, 3), dtype=np.uint8))
+            image.save(directory / "images" / name / f"{i}.png")
+    for rank in ("0", "1"):
+        path = directory / rank / "val.beton"
+        path.parent.mkdir()
+        pack(directory / "images", path, write_mode="raw", max_resolution=0, workers=1)
+    with path.open("r+b") as file:
+        file.seek(int(read_beton(path)[1]["offset"][7]) + 100)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    return directory
+
+
+def test_the_demo_is_healthy_on_one_rank_and_nothing_is_left_behind(demo_cache, tmp_path):
+    done = run_command("vitkd-ds", "doctor", "--workdir", tmp_path / "run")
+    text = " ".join(done.stdout.split())
+    assert not any(line.startswith("error") for line in done.stdout.splitlines())
+    for found in (
+        "ok versions", "FFCV and the compiled decoder load", "one rank, nothing to send",
+        "1 ranks x 1 micro-batches x 48", "teacher (shard)", "losses finite", "6,000 images in 10 classes",
+        "images, 95 % interval", "expected 89.10", "doctor: 1 warning,",
+    ):  # fmt: skip
+        assert found in text
+    assert "Warning" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_the_demo_is_healthy_on_two_ranks_and_their_nodes_are_measured(demo_cache, tmp_path):
+    outputs = finish_ranks(doctor(2, "--workdir", tmp_path / "run"))
+    text = " ".join(outputs[0].split())
+    assert "2 ranks sum 64 MiB at" in text and "slowest of 1 pairs of nodes: node0 - node1" in text
+    assert "2 ranks x 1 micro-batches x 24" in text and "expected 89.10" in text and "2 ranks on 2 nodes" in text
+    assert "what to do" not in outputs[1] and not list(tmp_path.iterdir())
+
+
+def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cache, small_betons, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "teacher.safetensors").write_bytes(DEMO_TEACHER.read_bytes()[:1000])
+    flags = ["--workdir", tmp_path / "file" / "run", "--teacher.checkpoint", tmp_path / "teacher.safetensors"]
+    codes, outputs = ended(doctor(2, *flags, "--data.val", "val.beton", cwd=small_betons))
+    assert codes == [1, 1]
+    for found in (
+        "error teacher", f"{tmp_path / 'teacher.safetensors'} must be a whole safetensors file",
+        "error run folder", f"{tmp_path / 'file' / 'run'} must be writable, found Not a directory",
+        "error data.val bytes each image of 'val.beton' must have the bytes it was packed with, found 1 of 40 read on "
+        "node1 that have not: image 7 (class '3_dress')",
+        "losses finite", "ok data.train decoding", "skipped teacher top-1", "doctor: 3 errors, 1 warning",
+    ):  # fmt: skip
+        assert found in outputs[0]
+
+
+def test_a_rank_that_never_comes_is_said_within_the_limit():
+    limited = f"import vitkd_ds.commands.doctor.examine as examine; examine.LIMIT_S = 1; {MAIN}"
+    (process,) = doctor(1, before=limited, WORLD_SIZE="2")
+    codes, (output,) = ended([process])
+    assert codes == [1] and "error start rank 0 on node0 is at it, or waits for another rank since 1 s" in output
+
+
+def test_an_unknown_option_is_refused_as_by_train():
+    done = run_command("vitkd-ds", "doctor", "--optim.lrr=1", check=False)
+    assert done.returncode == 2 and "--optim.lrr is no option: did you mean optim.lr" in done.stderr
+
+
+def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path]).returncode:
+        pytest.skip("needs to mount a small file system")
+    try:
+        patient = Patient(replace(build_run("demo"), workdir=str(tmp_path / "run")), torch.device("cpu"), ["here"])
+        patient.num_trained = 100_000
+        found = {row.name: row for row in folder.check_folder(patient)}
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert found["run folder"].level == "ok" and found["space"].level == "error"
+    assert "4 checkpoints of 1.7 MiB, 0.0 MiB of them written: 6.9 MiB needed, 1.0 MiB free" in found["space"].found
+
+
+def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
+    run = replace(build_run("demo"), workdir=str(tmp_path))
+    (tmp_path / "done").touch()
+    assert folder.run_rows(run)[0].level == "warning"
+    assert folder.run_rows(replace(run, resume="none"))[0].level == "ok"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step00000004")
+    assert "needs an unused folder" in folder.run_rows(replace(run, resume="none"))[0].found
+
+
+def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():
+    good, bad = rows.ok("disk", "5 GiB"), rows.error("disk", "full", "clear it")
+    nodes = ["a", "a", "b", "b"]
+    assert rows.merged([[good], [good], [good], [good]], nodes) == [good]
+    assert rows.merged([[bad]] * 4, nodes) == [bad]
+    assert rows.merged([[good], [good], [bad], [bad]], nodes) == [replace(bad, found="b: full")]
+    assert rows.merged([[good], [good], [], [bad]], nodes) == [replace(bad, found="rank 3 on b: full")]
+    many = [f"n{i}" for i in range(9)]
+    assert rows.merged([[good], *[[bad]] * 8], many)[0].found == "n1, n2, n3, n4 and 4 more: full"
+    assert not rows.is_healthy([good, bad]) and rows.is_healthy([rows.warning("a", "b", "c"), good])
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+def test_in_the_rounds_each_meets_each_once_and_never_two_at_a_time(count):
+    rounds = network.pairings(count)
+    assert sorted(pair for pairs in rounds for pair in pairs) == list(combinations(range(count), 2))
+    for pairs in rounds:
+        assert len({who for pair in pairs for who in pair}) == 2 * len(pairs)
+
+
+def test_the_node_with_the_slow_link_is_named():
+    speeds = {("a", "b"): (10.0, 0.1), ("a", "c"): (2.0, 0.3), ("b", "c"): (2.5, 0.2)}
+    row = network.slowest_row(speeds)
+    assert row.level == "warning" and "a - c, 2.00 GB/s each way, 0.30 ms" in row.found
+    assert "c is in all slow ones" in row.found
+    assert network.slowest_row(speeds | {("a", "c"): (9.0, 0.1), ("b", "c"): (8.0, 0.1)}).level == "ok"
+
+
+@pytest.mark.parametrize("right, figure, num_classes, level", [
+    (440, 85.73, 1000, "ok"), (425, 85.73, 1000, "ok"), (410, 85.73, 1000, "warning"), (380, 85.73, 1000, "error"),
+    (0, 85.73, 1000, "error"), (0, None, 1000, "error"), (80, None, 1000, "ok"), (55, None, 10, "error"),
+    (80, None, 10, "ok"),
+])  # fmt: skip
+def test_the_teacher_is_judged_by_the_interval_or_by_chance(right, figure, num_classes, level):
+    published = (figure, "here") if figure else None
+    assert top1.top1_row(512, right, published, num_classes=num_classes).level == level
+
+
+def test_wilsons_interval_has_its_textbook_values():
+    assert top1.interval(10, 5) == pytest.approx((23.66, 76.34), abs=0.01)
+    assert top1.interval(20, 0) == pytest.approx((0, 16.11), abs=0.01)
+
+
+def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
+    run = build_run("deit_small_from_deit3_base")
+    assert top1.published_top1(run) == (85.48, "published at crop 0.875")
+    assert top1.published_top1(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
+    assert top1.published_top1(build_run("demo"))[0] == 89.10
+    (tmp_path / "t.json").write_text('{"top1": 80.5}')
+    own = replace(run, teacher=replace(run.teacher, checkpoint=str(tmp_path / "t.safetensors")))
+    assert top1.published_top1(own) == (80.5, str(tmp_path / "t.json"))
+    assert top1.published_top1(replace(own, data=replace(own.data, image_size=384)))[0] == 80.5
+    assert top1.published_top1(replace(run, data=replace(run.data, num_classes=10))) is None
+
+
+def test_the_file_system_is_that_of_the_longest_mount_point(tmp_path):
+    text = (
+        "1 0 8:1 / / rw - ext4 /dev/root rw\n"
+        f"2 1 0:5 / {tmp_path} rw shared:1 - nfs4 server:/x rw\n"
+        f"3 1 0:6 / {str(tmp_path)[:-1]} rw - xfs /dev/b rw\n"
+        f"4 1 0:7 / {tmp_path}/my\\040disk rw - fuse.sshfs x rw\n"
+    )
+    assert mounts.file_system(tmp_path / "a.beton", text) == "nfs4"
+    assert mounts.file_system(tmp_path / "my disk" / "a", text) == "fuse.sshfs"
+    assert mounts.file_system(tmp_path.parent, text) == "ext4"
+    assert mounts.is_network("nfs4") and mounts.is_network("fuse.sshfs") and not mounts.is_network("ext4")
+    assert not mounts.is_network(mounts.file_system(tmp_path))
+
+
+def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert machine.build_lock_rows()[0].level == "ok"
+    os.utime(lock, (0, time.time() - 3600))
+    (row,) = machine.build_lock_rows()
+    assert row.level == "warning" and row.advice == f"rm {lock}"
+
+
+def test_clocks_and_open_files_are_judged():
+    assert machine.clock_rows([100.0, 100.2], ["a", "b"])[0].level == "ok"
+    (row,) = machine.clock_rows([100.0, 98.0], ["a", "b"])
+    assert row.level == "warning" and "the clock of a is 2.0 s ahead of that of b" in row.found
+    assert machine.open_file_rows(10**9)[0].level == "warning"
+
+
+def test_packages_out_of_range_missing_or_different_are_errors():
+    installed, found = versions.requirement_rows(["numpy>=1", "timm<0.1", "no-such-package", 'pytest; extra == "test"'])
+    assert list(installed) == ["numpy", "timm"] and [row.level for row in found] == ["error", "error"]
+    assert found[0].found.startswith("timm<0.1 must be installed, found 1.") and "found none" in found[1].found
+    assert not versions.difference_rows([{"torch": "2.13"}] * 2, ["a", "b"])
+    (row,) = versions.difference_rows([{"torch": "2.13"}, {"torch": "2.14"}], ["a", "b"])
+    assert row.level == "error" and "found 2.13 on a and 2.14 on b" in row.found
+
+
+def test_a_global_batch_that_falls_apart_into_tiny_micro_batches_is_a_warning():
+    run = build_run("demo")
+    (row,) = pair.check_settings(Patient(run, torch.device("cpu")))
+    assert row.level == "ok" and "1 ranks x 1 micro-batches x 48 images" in row.found
+    (row,) = pair.check_settings(Patient(replace(run, global_batch_size=106), torch.device("cpu")))
+    assert row.level == "warning" and "1 ranks x 53 micro-batches x 2 images" in row.found
+
+
+def test_the_lock_of_a_job_that_is_gone_does_not_stop_its_requeue(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    assert folder.lock_rows(tmp_path)[0].level == "error", "it is this process's, which lives"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (row,) = folder.lock_rows(tmp_path)
+    assert row.level == "warning" and "which is gone" in row.found and "Slurm job 12" in row.found
+    lock.release()
+    assert folder.lock_rows(tmp_path) == []

@@ -1,0 +1,46 @@
+"""The grid of augmented, mixed images that `vitkd-ds show` writes."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.data.conftest import write_images
+from vitkd_ds.cli import parse_run
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.show import COLUMNS, ROWS, _caption, show
+
+SMALL = {"data.train": "demo", "data.num_classes": "10", "data.image_size": "32"}
+
+
+@pytest.mark.parametrize("recipe", ["demo", "deit_tiny_from_deit3_small", "deit_small_from_deit3_base_3augment"])
+def test_the_grid_shows_different_images_for_each_recipe(tmp_path, recipe):
+    path = show(parse_run((), SMALL | {"recipe": recipe}), tmp_path / "grid.png")
+    pixels = np.asarray(Image.open(path).convert("L"))
+    height, width = pixels.shape[0] // ROWS, pixels.shape[1] // COLUMNS
+    cells = {pixels[y * height : (y + 1) * height, x * width : (x + 1) * width].tobytes()
+             for y in range(ROWS) for x in range(COLUMNS)}  # fmt: skip
+    assert width == 128 and height > 128 and len(cells) == ROWS * COLUMNS
+    below = pixels[height - 20 : height]
+    assert below.min() < 50 < 250 < below.max()  # a caption, black on white
+
+
+def test_the_command_writes_where_it_is_told_and_refuses_what_is_no_png(tmp_path):
+    words = ["demo", str(tmp_path / "x.png"), "--recipe", "demo", "--augment.mixup_alpha=0.8"]
+    program = "from vitkd_ds.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", program, "show", *words], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and run.stdout.strip() == str(tmp_path / "x.png"), run.stderr
+    with pytest.raises(ValueError, match="DST must end in .png"):
+        show(parse_run((), SMALL), tmp_path / "x.jpg")
+
+
+def test_class_names_with_newlines_and_foreign_bytes_are_shown_escaped(tmp_path):
+    src = write_images(tmp_path / "images", 40, classes=("a\nb", "\t", "ok"))
+    os.rename(src / "ok", os.fsencode(src) + b"/\xff\xfe")
+    path = pack(src, tmp_path / "x.beton", workers=1).path
+    show(parse_run((), SMALL | {"data.train": str(path), "data.num_classes": "3"}), tmp_path / "grid.png")
+    assert _caption(torch.tensor([0.0, 1.0]), ("a", "b\n\udcff'\\c")) == ["1.00 b\\n\\udcff'\\c"]

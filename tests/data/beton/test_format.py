@@ -1,0 +1,223 @@
+"""A .beton that is not whole is refused before training, and says why."""
+
+import io
+import json
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitkd_ds.data.beton.ffcv import IntField, Reader, RGBImageField
+from vitkd_ds.data.beton.format import (
+    FIELD_DTYPE,
+    FIELDS,
+    HEADER_DTYPE,
+    METADATA_DTYPE,
+    METADATA_START,
+    check_beton,
+    partial_path,
+    read_beton,
+    read_tables,
+)
+from vitkd_ds.data.beton.side_file import side_path
+
+
+@pytest.fixture
+def copy(beton, tmp_path):
+    """A copy of the .beton and its side file, to be damaged."""
+    for path in (beton, side_path(beton)):
+        shutil.copy(path, tmp_path)
+    return tmp_path / beton.name
+
+
+def test_a_whole_file_is_described_by_its_side_file(beton):
+    info = check_beton(str(beton))
+    assert info.path == beton and info.num_images == 22 and info.classes == ("a", "b")
+    assert info.bytes == beton.stat().st_size and info.write_mode == "jpg"
+    assert (info.max_height, info.max_width) == (90, 100)
+    assert (info.max_resolution, info.short_side, info.passthrough, info.shuffled) == (500, 0, 0, False)
+
+
+def test_our_view_of_the_header_is_ffcvs():
+    from ffcv import types
+
+    assert HEADER_DTYPE == types.HeaderType and FIELD_DTYPE == types.FieldDescType
+    assert [type_id for _, type_id in FIELDS] == [
+        number for field in (RGBImageField, IntField) for number, kind in types.TYPE_ID_HANDLER.items() if kind is field
+    ]
+
+
+def test_our_view_of_the_tables_is_ffcvs(beton):
+    reader, tables = Reader(str(beton)), read_tables(beton)
+    assert reader.metadata.dtype.itemsize == METADATA_DTYPE.itemsize
+    ours = {"mode": "mode", "width": "width", "height": "height", "offset": "data_ptr"}
+    for key, theirs in ours.items():
+        assert tables.metadata[key].tolist() == reader.metadata["f0"][theirs].tolist()
+    assert tables.metadata["label"].tolist() == reader.metadata["f1"].tolist()
+    for key, theirs in (("sample", "sample_id"), ("offset", "ptr"), ("size", "size")):
+        assert tables.allocations[key].tolist() == reader.alloc_table[theirs].tolist()
+    # FFCV reads whole pages, and finds an image's page by shifting its position.
+    last = tables.allocations["offset"] + tables.allocations["size"] - 1
+    assert (tables.allocations["offset"] // reader.page_size == last // reader.page_size).all()
+
+
+def test_images_and_labels_are_found_without_ffcv(beton):
+    (_, images, labels), content = read_beton(beton), beton.read_bytes()
+    assert labels.dtype == np.int64 and labels.tolist() == [0] * 11 + [1] * 11
+    assert len(images) == 22 and images["has_crc"].all() and not images["checked"].any()
+    for image in images:
+        stored = content[image["offset"] : image["offset"] + image["size"]]
+        assert zlib.crc32(stored) == image["crc32"]
+        assert Image.open(io.BytesIO(stored)).size == (image["width"], image["height"])
+
+
+def test_a_file_that_is_still_written_is_refused(tmp_path):
+    path = tmp_path / "x.beton"
+    partial_path(path).write_bytes(b"")
+    with pytest.raises(ValueError, match="still being packed, or its packing was interrupted"):
+        check_beton(path)
+    with pytest.raises(ValueError, match="must be a finished .beton"):
+        check_beton(partial_path(path))
+
+
+@pytest.mark.parametrize("where", ["header", "descriptors", "metadata", "allocations"])
+def test_a_flipped_bit_in_any_table_is_noticed(copy, where):
+    content = bytearray(copy.read_bytes())
+    end = int(np.frombuffer(content, HEADER_DTYPE, count=1)[0]["alloc_table_ptr"])
+    position = {"header": 4, "descriptors": METADATA_START - 1, "metadata": METADATA_START + 24 + 16}
+    content[position.get(where, end + 40)] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{copy.name}' must have tables of CRC32"):
+        check_beton(copy)
+
+
+def test_a_file_cut_inside_the_metadata_is_refused(copy):
+    content = copy.read_bytes()
+    for keep in (METADATA_START + 100, METADATA_START, HEADER_DTYPE.itemsize):
+        copy.write_bytes(content[:keep])
+        with pytest.raises(ValueError, match="must be (whole|[0-9]+ bytes long by its own header)"):
+            check_beton(copy)
+
+
+@pytest.mark.parametrize("rows", [0, 10.5])
+def test_a_file_cut_before_or_inside_the_allocation_table_is_refused(copy, rows):
+    content = copy.read_bytes()
+    end = int(np.frombuffer(content, HEADER_DTYPE, count=1)[0]["alloc_table_ptr"])
+    copy.write_bytes(content[: end + int(24 * rows)])
+    with pytest.raises(ValueError, match="bytes long by its own header"):
+        check_beton(copy)
+
+
+def test_a_header_whose_tables_overlap_is_refused(copy):
+    content = bytearray(copy.read_bytes())
+    offset = HEADER_DTYPE.fields["alloc_table_ptr"][1]
+    content[offset : offset + 8] = bytes(8)
+    copy.write_bytes(content)
+    with pytest.raises(ValueError, match="bytes long by its own header"):
+        check_beton(copy)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        check_beton(tmp_path / "no.beton")
+    with pytest.raises(ValueError, match="is a folder"):
+        check_beton(tmp_path)
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "has only 0 bytes"),
+    (b"0123456789", "has only 10 bytes"),
+    (b"\x89PNG" * 5000, "must be an FFCV .beton"),
+    (b"\x02\x00\x02\x00" + bytes(60), "ends inside its header"),
+])  # fmt: skip
+def test_what_is_no_beton_is_refused(tmp_path, content, message):
+    path = tmp_path / "x.beton"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        check_beton(path)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.999, 1.0])
+def test_a_file_cut_short_is_refused(copy, keep):
+    content = copy.read_bytes()
+    copy.write_bytes(content[: min(int(len(content) * keep), len(content) - 1)])
+    with pytest.raises(ValueError, match="bytes long by its own header"):
+        check_beton(copy)
+
+
+def test_a_file_without_images_is_refused(copy):
+    content = bytearray(copy.read_bytes())
+    offset = HEADER_DTYPE.fields["num_samples"][1]
+    content[offset : offset + 8] = bytes(8)
+    copy.write_bytes(content)
+    with pytest.raises(ValueError, match="is empty"):
+        check_beton(copy)
+
+
+class TwoSamples:
+    """What FFCV's writer takes."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+@pytest.mark.parametrize("fields, make", [
+    ({"picture": RGBImageField(), "label": IntField()}, lambda i: (np.zeros((4, 4, 3), np.uint8), i)),
+    ({"label": IntField(), "image": RGBImageField()}, lambda i: (i, np.zeros((4, 4, 3), np.uint8))),
+    ({"image": RGBImageField()}, lambda i: (np.zeros((4, 4, 3), np.uint8),)),
+    ({"image": RGBImageField(), "label": IntField(), "age": IntField()},
+     lambda i: (np.zeros((4, 4, 3), np.uint8), i, i)),
+])  # fmt: skip
+def test_other_fields_are_refused(tmp_path, fields, make):
+    from ffcv.writer import DatasetWriter  # after the door to FFCV, which undoes its effects on the process
+
+    path = tmp_path / "other.beton"
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(TwoSamples(make))
+    with pytest.raises(ValueError, match="must have the fields"):
+        check_beton(path)
+
+
+def test_a_beton_without_its_side_file_is_refused(copy):
+    side_path(copy).unlink()
+    with pytest.raises(ValueError, match="must have its side file"):
+        check_beton(copy)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"bytes": 1}, "must be 1 bytes long by its side file"),
+    ({"num_images": 3}, "must hold 3 images"),
+    ({"format": 99}, "must have format 2"),
+    ({"classes": None}, "classes is missing"),
+    ({"lengths": None}, "lengths is missing"),
+    ({"classes": 5}, "classes is of another"),
+    ({"classes": [1, 2]}, "classes is of another"),
+    ({"classes": ["a", "a"]}, "name each class once"),
+    ({"shuffled": "no"}, "shuffled is of another"),
+    ({"num_images": "22"}, "num_images is of another"),
+    ({"tables_crc32": 7}, "must have tables of CRC32 7 by its side file"),
+    ({"lengths": "AAAA"}, "must hold 32-bit numbers in base64 as 'lengths'"),
+    ({"crc32s": "no base64!"}, "must hold 32-bit numbers in base64 as 'crc32s'"),
+    ({"crc32s": 5}, "must hold 32-bit numbers in base64 as 'crc32s'"),
+    ({"crc32s": "AAAAAA=="}, "must give the length and CRC32 of the 22 images"),
+    ({"lengths": "AAAA" * 29 + "AA=="}, "must give the length and CRC32 of the 22 images"),
+])  # fmt: skip
+def test_a_side_file_that_does_not_agree_is_refused(copy, change, message):
+    values = json.loads(side_path(copy).read_text()) | change
+    side_path(copy).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    with pytest.raises(ValueError, match=message):
+        check_beton(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "7"])
+def test_a_side_file_that_is_no_json_object_is_refused(copy, text):
+    side_path(copy).write_text(text)
+    with pytest.raises(ValueError, match="must (be JSON|have format)"):
+        check_beton(copy)

@@ -1,0 +1,54 @@
+"""Run by test_same_images.py: one update of a mixed run, with a look at what goes into both models."""
+
+import json
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vitkd_ds.cli import parse_run
+from vitkd_ds.engine.student import start_processes
+from vitkd_ds.train.loop import train_step
+from vitkd_ds.train.parts import build_job
+
+
+class Watched:
+    """A callable that notes the first argument of each call."""
+
+    def __init__(self, call):
+        self.call, self.seen = call, []
+
+    def __call__(self, argument):
+        self.seen.append(argument.clone())
+        return self.call(argument)
+
+
+def main():
+    path, folder = sys.argv[1:]
+    device = start_processes()
+    torch.set_num_threads(1)
+    flags = {"data.train": path, "global_batch_size": "8", "micro_batch_size_per_gpu": "4", "data.num_workers": "1"}
+    run = parse_run((), {"recipe": "demo", "debug": "True", "augment.cutmix_alpha": "1"} | flags)
+    job = build_job(run, device)
+    teacher, student = Watched(job.teacher), []
+    job.engine.engine.module.register_forward_pre_hook(lambda _, arguments: student.append(arguments[:2]))
+    with closing(job.train_loader.epoch(0)) as micro_batches:
+        train_step(replace(job, teacher=teacher), micro_batches, 0)
+    with closing(job.train_loader.epoch(0)) as micro_batches:
+        unmixed = [images.float() for images, _ in micro_batches][: len(student)]
+    seen = {
+        "calls": [len(teacher.seen), len(student)],
+        "same": [
+            torch.equal(job.normalization.apply(images, job.engine.dtype), images_of_student)
+            for images, (images_of_student, _) in zip(teacher.seen, student)
+        ],
+        "mixed": [not torch.equal(a, b) for a, b in zip(teacher.seen, unmixed)],
+        "soft targets": [bool((targets.max(1).values < 1).any()) for _, targets in student],
+    }
+    Path(folder, "seen.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

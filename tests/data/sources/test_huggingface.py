@@ -1,0 +1,109 @@
+"""Hugging Face data sets on disk as sources: the original bytes from Arrow and parquet, splits, clear errors."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from tests.data.sources.test_sources import everything, jpeg
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.data.beton.format import check_beton, read_beton
+from vitkd_ds.data.sources import Options, open_source
+
+datasets = pytest.importorskip("datasets")
+
+NAMES = ["tench", "goldfish", "shark"]
+NONE = Options()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and no network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def dataset_of(count, *, first=0, names=NAMES, **columns):
+    """Rows with an image (its file's bytes), its class, and other columns."""
+    rows = {
+        "image": [{"bytes": jpeg(i), "path": f"{i}.JPEG"} for i in range(first, first + count)],
+        "label": [i % len(names) for i in range(first, first + count)],
+        "note": ["x"] * count,
+    }
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names), "note": datasets.Value("string")}
+    features = datasets.Features(features)
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def expected(count, first=0):
+    return [(NAMES[i % 3], jpeg(i)) for i in range(first, first + count)]
+
+
+def test_what_save_to_disk_wrote_is_read_byte_for_byte(tmp_path):
+    dataset_of(7).save_to_disk(tmp_path / "one", num_shards=2)
+    source = open_source(tmp_path / "one", NONE)
+    assert (source.kind, source.classes) == ("Hugging Face", tuple(NAMES)) and everything(source) == expected(7)
+    assert source.names[5] == "one[5] 5.JPEG"
+    both = datasets.DatasetDict({"train": dataset_of(7), "validation": dataset_of(4, first=7)})
+    both.save_to_disk(tmp_path / "both")
+    source = open_source(tmp_path / "both", Options(split="validation"))
+    assert everything(source) == expected(4, first=7) and source.names[1] == "both/validation[1] 8.JPEG"
+    for split in ("", "test"):
+        with pytest.raises(ValueError, match=f"one of the splits of .*, train, validation, found '{split}'"):
+            open_source(tmp_path / "both", Options(split=split))
+
+
+def test_selected_and_sorted_rows_keep_their_labels(tmp_path):
+    dataset_of(9).select([8, 1, 5]).save_to_disk(tmp_path / "rows")
+    assert everything(open_source(tmp_path / "rows", NONE)) == [(NAMES[i % 3], jpeg(i)) for i in (8, 1, 5)]
+
+
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
+    root = tmp_path / "hub" / folder
+    root.mkdir(parents=True)
+    for part, first in enumerate((0, 5)):
+        dataset_of(5, first=first).to_parquet(root / f"train-{part:05d}-of-00002.parquet")
+    source = open_source(tmp_path / "hub", NONE)
+    assert source.classes == tuple(NAMES) and everything(source) == expected(10)
+    dataset_of(3).to_parquet(root / "test-00000-of-00001.parquet")
+    assert everything(open_source(tmp_path / "hub", Options(split="train"))) == expected(10)
+    with pytest.raises(ValueError, match="one of the splits of .*, test, train, found ''"):
+        open_source(tmp_path / "hub", NONE)
+
+
+def test_workers_read_arrow_files(tmp_path):
+    dataset_of(70).save_to_disk(tmp_path / "many")
+    info = pack(tmp_path / "many", tmp_path / "x.beton", passthrough=True, shuffle=True, workers=2)
+    assert check_beton(info.path) == info and info.passthrough == 70
+    assert np.bincount(read_beton(info.path)[2]).tolist() == [24, 23, 23]
+
+
+def test_images_that_are_files_beside_the_data_set_are_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg(3))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x"])})
+    rows = {"image": [{"bytes": None, "path": str(tmp_path / "a.jpg")}], "label": [0]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "paths")
+    assert everything(open_source(tmp_path / "paths", NONE)) == [("x", jpeg(3))]
+
+
+def test_unfit_data_sets_are_refused(tmp_path, monkeypatch):
+    dataset_of(3).remove_columns("label").save_to_disk(tmp_path / "unlabelled")
+    with pytest.raises(ValueError, match=r"one column of type ClassLabel \(class label\), found 0"):
+        open_source(tmp_path / "unlabelled", NONE)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    rows = {"image": [{"bytes": jpeg(0), "path": None}] * 2, "label": [0, -1]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "test")
+    with pytest.raises(ValueError, match="a class below 3, found -1 in row 1: test splits have no labels"):
+        open_source(tmp_path / "test", NONE)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match="train.parquet' and its 0 sisters must be parquet files"):
+        open_source(tmp_path / "broken", NONE)
+    arrow = next((tmp_path / "test").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(ValueError, match="test' must be a folder of save_to_disk"):
+        open_source(tmp_path / "test", NONE)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"needs the package datasets.*pip install 'vitkd_ds\[hf\]'"):
+        open_source(tmp_path / "unlabelled", NONE)

@@ -1,0 +1,259 @@
+"""Sources: the same images from every kind, told apart by looking, read in place, errors by file and member."""
+
+import io
+import os
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from tests.commands.pack.test_pack import content_of
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.data.beton.format import read_beton
+from vitkd_ds.data.sources import Options, open_source
+
+WNIDS = ("n01440764", "n01443537", "n02119789")
+NONE = Options()
+
+
+def jpeg(number):
+    buffer = io.BytesIO()
+    Image.new("RGB", (16 + number, 12), (20 * number % 256, 99, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_tar(path, members):
+    """Write a tar of the members given as (name, bytes)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def tar_bytes(members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def images_of(wnid, count=4):
+    """Names and bytes in no particular order."""
+    first = WNIDS.index(wnid) * 10
+    return [(f"{wnid}_{i}.JPEG", jpeg(first + i)) for i in reversed(range(count))]
+
+
+def write_folder(root):
+    for wnid in WNIDS:
+        (root / wnid).mkdir(parents=True)
+        for name, content in images_of(wnid):
+            (root / wnid / name).write_bytes(content)
+    return root
+
+
+def write_train(path):
+    return write_tar(path, [(f"{wnid}.tar", tar_bytes(images_of(wnid))) for wnid in reversed(WNIDS)])
+
+
+def everything(source):
+    """What training sees of a source, in order."""
+    images = [source.read(i) for i in range(len(source.labels))]
+    assert [len(content) for content in images] == list(source.sizes) and len(images) == len(source.names)
+    return [(source.classes[label], content) for label, content in zip(source.labels, images)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The images as an ImageFolder, to compare with."""
+    return write_folder(tmp_path_factory.mktemp("folder") / "train")
+
+
+def test_imagenets_training_tar_holds_what_the_folders_do(tmp_path, folder):
+    tar, expected = open_source(write_train(tmp_path / "t.tar"), NONE), open_source(folder, NONE)
+    assert (tar.kind, tar.classes) == ("ImageNet train", WNIDS) and everything(tar) == everything(expected)
+    assert tar.names[5] == "t.tar/n01443537.tar/n01443537_1.JPEG"
+    (tmp_path / "tars").mkdir()
+    for wnid in WNIDS:
+        write_tar(tmp_path / "tars" / f"{wnid}.tar", images_of(wnid))
+    assert everything(open_source(tmp_path / "tars", NONE)) == everything(expected)
+
+
+def test_packing_from_a_tar_is_packing_from_a_folder(tmp_path, folder):
+    src = write_train(tmp_path / "t.tar")
+    files = [pack(s, tmp_path / f"{n}.beton", passthrough=True, workers=2).path for n, s in enumerate((src, folder))]
+    assert content_of(files[0]) == content_of(files[1]) and labels_of_file(files[0]) == labels_of_file(files[1])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.beton", "0.beton.json", "1.beton", "1.beton.json", "t.tar"]
+
+
+def labels_of_file(path):
+    return read_beton(path)[2].tolist()
+
+
+VAL_NAMES = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 7)]
+VAL_WNIDS = [WNIDS[i % 3] for i in range(6)]
+
+
+def write_val(path):
+    members = [(f"{name}.JPEG", jpeg(i)) for i, name in enumerate(VAL_NAMES)]
+    return write_tar(path, [members[4], *members[:4], members[5]])
+
+
+def write_devkit(path):
+    ids = [3, 1, 2]
+    synsets = np.zeros(4, [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
+    for row, (number, wnid) in enumerate(zip([*ids, 1001], [*WNIDS, "n00001740"])):
+        synsets[row] = (number, wnid, 0)
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": synsets})
+    truth = "".join(f"{ids[WNIDS.index(wnid)]}\n" for wnid in VAL_WNIDS).encode()
+    root = "ILSVRC2012_devkit_t12/data"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in ((f"{root}/ILSVRC2012_validation_ground_truth.txt", truth),
+                              (f"{root}/meta.mat", meta.getvalue())):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+TEXT = "".join(f"{name}.JPEG {wnid}\n" for name, wnid in zip(VAL_NAMES, VAL_WNIDS))
+KAGGLE = "ImageId,PredictionString\n" + "".join(
+    f"{name},{wnid} 85 1 499 272 {wnid} 1 2 3 4\n" for name, wnid in zip(VAL_NAMES[::-1], VAL_WNIDS[::-1])
+)
+
+
+@pytest.mark.parametrize("labels", [TEXT, KAGGLE, "devkit"])
+def test_imagenets_validation_tar_gets_its_labels_from_any_of_three_files(tmp_path, labels):
+    file = tmp_path / "labels"
+    write_devkit(file) if labels == "devkit" else file.write_text(labels)
+    source = open_source(write_val(tmp_path / "val.tar"), Options(labels=str(file)))
+    assert (source.kind, source.classes) == ("ImageNet val", WNIDS)
+    assert everything(source) == [(wnid, jpeg(i)) for i, wnid in enumerate(VAL_WNIDS)]
+    assert source.names[4] == "val.tar/ILSVRC2012_val_00000005.JPEG"
+
+
+@pytest.mark.parametrize("text, message", [
+    (None, "holds no labels: give --labels"),
+    (TEXT[: len(TEXT) // 2], "must name the class of every image .*found none of 'ILSVRC2012_val_00000004.JPEG'"),
+    (TEXT + f"{VAL_NAMES[0]}.JPEG n02119789\n", "found another class in line 7"),
+    ("lonely\n", "found 'lonely'"),
+])  # fmt: skip
+def test_labels_that_do_not_fit_are_refused(tmp_path, text, message):
+    val, file = write_val(tmp_path / "val.tar"), tmp_path / "labels.txt"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_source(val, Options(labels="" if text is None else str(file)))
+    with pytest.raises(ValueError, match="found none at"):
+        open_source(val, Options(labels=str(tmp_path / "no")))
+
+
+def test_a_devkit_that_is_none_and_a_missing_scipy_are_told(tmp_path, monkeypatch):
+    val = write_val(tmp_path / "val.tar")
+    write_tar(tmp_path / "other.tar", [("x/y", b"z")])
+    with pytest.raises(ValueError, match="other.tar' must be ImageNet's devkit .* found KeyError"):
+        open_source(val, Options(labels=str(tmp_path / "other.tar")))
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ValueError, match=r"vitkd_ds\[imagenet\]"):
+        open_source(val, Options(labels=str(write_devkit(tmp_path / "devkit.tar.gz"))))
+
+
+@pytest.mark.parametrize("keep", [0.97, 0.7, 0.3, "header", "end"])
+def test_a_tar_that_is_cut_is_refused(tmp_path, keep):
+    tars = write_train(tmp_path / "t.tar"), write_val(tmp_path / "val.tar")
+    (tmp_path / "labels").write_text(TEXT)
+    for path, options in zip(tars, (NONE, Options(labels=str(tmp_path / "labels")))):
+        with tarfile.open(path) as tar:
+            last = tar.getmembers()[-1]
+        content = path.read_bytes()
+        end = {"header": last.offset + 100, "end": last.offset_data + -(-last.size // 512) * 512}
+        path.write_bytes(content[: end.get(keep, 0) or int(last.offset * keep)])
+        with pytest.raises(ValueError, match=f"{path.name}'.* must (end in|be a whole|hold)"):
+            open_source(path, options)
+
+
+def test_an_inner_tar_that_is_cut_or_empty_is_refused_by_name(tmp_path):
+    whole, other = tar_bytes(images_of(WNIDS[0])), tar_bytes(images_of(WNIDS[1]))
+    for content, message in (
+        (whole[: len(whole) // 2], "member 'n01440764.tar', must"),
+        (tar_bytes([]), "none in 'n0"),
+    ):
+        path = write_tar(tmp_path / "t.tar", [(f"{WNIDS[0]}.tar", content), (f"{WNIDS[1]}.tar", other)])
+        with pytest.raises(ValueError, match=message):
+            open_source(path, NONE)
+    path = write_tar(tmp_path / "t.tar", [(f"{WNIDS[0]}.tar", whole), ("extra.tar", other)])
+    with pytest.raises(ValueError, match="found 'extra.tar'"):
+        open_source(path, NONE)
+
+
+def test_names_inside_a_tar_never_become_paths(tmp_path):
+    (tmp_path / "in").mkdir()
+    evil = [("../../evil.JPEG", jpeg(1)), ("/tmp/evil.JPEG", jpeg(2))]
+    path = write_tar(tmp_path / "in" / "t.tar", [(f"{WNIDS[0]}.tar", tar_bytes(evil))])
+    info = pack(path, tmp_path / "in" / "x.beton", passthrough=True, workers=1)
+    assert info.num_images == 2 and not list(tmp_path.rglob("*evil*")) and not os.path.exists("/tmp/evil.JPEG")
+
+
+def test_what_fits_no_kind_is_refused_with_the_list(tmp_path):
+    folder = write_folder(tmp_path / "train")
+    (tmp_path / "text").write_text("x")
+    (tmp_path / "gz.tar").write_bytes(b"\x1f\x8b\x08 compressed")
+    (tmp_path / "hollow" / "a").mkdir(parents=True)
+    for name in ("text", "gz.tar", "hollow", "hollow/a", "nothing"):
+        with pytest.raises(ValueError, match="ImageFolder .*WebDataset.*parquet.*found .* at '.*" + name):
+            open_source(tmp_path / name, NONE)
+    write_tar(folder / "0.tar", [("0.jpg", jpeg(0)), ("0.cls", b"0")])
+    with pytest.raises(ValueError, match="found signs of ImageFolder.* and of WebDataset"):
+        open_source(folder, NONE)
+    (folder / "0.tar").unlink()
+    with pytest.raises(ValueError, match="--split does not belong to ImageFolder"):
+        open_source(folder, Options(split="train"))
+    (folder / "n09").mkdir()
+    with pytest.raises(ValueError, match="each class folder must have images.*n09"):
+        open_source(folder, NONE)
+
+
+@pytest.mark.parametrize("link, target", [
+    ("a/loop", ""), ("a/loop", "a"), ("a/deep/loop", "a"), ("b/other", "a/deep"), ("c", "a"), ("a/deep/up", "b"),
+])  # fmt: skip
+def test_links_that_lead_to_a_folder_twice_are_refused_by_name(tmp_path, link, target):
+    src = tmp_path / "train"
+    for name in ("a/deep", "b"):
+        (src / name).mkdir(parents=True)
+        (src / name / "x.jpg").write_bytes(jpeg(1))
+    (src / link).symlink_to(src / target)
+    with pytest.raises(ValueError, match="must be listed once, found '.*' again as '.*': remove the link"):
+        open_source(src, NONE)
+
+
+def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "x.jpg").write_bytes(jpeg(1))
+    (tmp_path / "train" / "b").mkdir(parents=True)
+    (tmp_path / "train" / "a").symlink_to(tmp_path / "disk")
+    (tmp_path / "train" / "b" / "y.jpg").symlink_to(tmp_path / "disk" / "x.jpg")
+    assert everything(open_source(tmp_path / "train", NONE)) == [("a", jpeg(1)), ("b", jpeg(1))]
+
+
+def test_images_without_class_folders_get_a_hint(tmp_path):
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / f"{VAL_NAMES[0]}.JPEG").write_bytes(jpeg(1))
+    with pytest.raises(ValueError, match="holds images without a class .*validation tar itself, with --labels"):
+        open_source(tmp_path / "val", NONE)
+
+
+def test_another_source_has_another_fingerprint(tmp_path, folder):
+    before = open_source(folder, NONE).fingerprint()
+    assert open_source(folder, NONE).fingerprint() == before
+    copy = write_folder(tmp_path / "train")
+    path = copy / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert open_source(copy, NONE).fingerprint() != before

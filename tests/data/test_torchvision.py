@@ -1,0 +1,117 @@
+"""The torchvision backend: the same order, crops, flips and pixels as FFCV's, also straight from a folder."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.data.test_image_file import photograph, zeroed
+from tests.data.test_loader import another, config, epoch_of, same
+from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.config.run import AugmentConfig
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, make_folder):
+    """A folder of 22 images and a .beton of its pixels, half of them as JPEG."""
+    root = tmp_path_factory.mktemp("packed")
+    src = make_folder(root / "images", 22)
+    modes = {"raw": root / "raw.beton", "jpg": root / "jpg.beton"}
+    return src, {mode: pack(src, dst, write_mode=mode, workers=1).path for mode, dst in modes.items()}
+
+
+def both(path, other=None, **options):
+    return [
+        another(config(p, backend=backend), **options)
+        for p, backend in ((path, "ffcv"), (other or path, "torchvision"))
+    ]
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_both_backends_give_the_same_bits_from_a_beton(packed, mode, split):
+    ffcv, torchvision = (epoch_of(loader) for loader in both(packed[1][mode], split=split))
+    assert same(ffcv[0], torchvision[0]) and same(ffcv[1], torchvision[1])
+
+
+def test_a_folder_gives_the_bits_of_its_packed_pixels_with_augmentation_at_any_rank(packed):
+    augment = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+    for rank in (0, 1):
+        options = dict(augment=augment, rank=rank, world_size=2)
+        ffcv, torchvision = (epoch_of(loader) for loader in both(packed[1]["raw"], packed[0], **options))
+        assert same(ffcv[0], torchvision[0]) and same(ffcv[1], torchvision[1])
+
+
+def test_a_file_that_cannot_be_decoded_is_named_or_skipped(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 8)
+    (src / "a" / "002.png").write_bytes(b"no image")
+    with pytest.raises(
+        ValueError, match=r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is no image"
+    ):
+        epoch_of(another(config(src, backend="torchvision")))
+    loader = another(config(src, backend="torchvision", on_bad="skip"))
+    assert len(torch.cat(epoch_of(loader)[1])) == 8 and loader.num_skipped == 1
+
+
+def test_a_jpeg_damaged_in_its_scan_is_named_although_pillow_shows_something(tmp_path, make_folder):
+    src = make_folder(tmp_path / "images", 8)
+    (src / "b" / "zz.jpg").write_bytes(zeroed(photograph()))
+    loader = another(config(src, backend="torchvision"), split="val", micro_batch_size=3)
+    with pytest.raises(ValueError, match="image 8 .*cannot be decoded: .*zz.jpg: ValueError: it is a damaged JPEG"):
+        epoch_of(loader)
+    assert [status.tolist() for _, status in loader._images.decoded(loader._val_samples()[0])][-1] == [0, 0, 1]
+
+
+def test_a_killed_process_is_an_error_that_names_file_and_images(packed):
+    loader = another(config(packed[0], backend="torchvision"), split="val", micro_batch_size=2)
+    before = signal.getsignal(signal.SIGCHLD)
+    micro_batches = loader.epoch(0)
+    next(micro_batches)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    with pytest.raises(
+        RuntimeError, match="decode '.*images' must live, .* images [0-9]+, [0-9]+ were waited .*num_workers"
+    ):
+        list(micro_batches)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def test_a_changed_byte_in_a_beton_is_an_error(tmp_path, make_folder):
+    path = pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", write_mode="raw", workers=1).path
+    loader = another(config(path, backend="torchvision"))
+    content = bytearray(path.read_bytes())
+    content[int(loader._images._source.sizes[0]) + 8 * 2**20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be decoded: image .*its CRC-32 differs"):
+        epoch_of(loader)
+
+
+def test_what_it_cannot_do_is_refused(packed):
+    with pytest.raises(ValueError, match="data.order=quasi_random needs data.backend=ffcv"):
+        another(config(packed[0], backend="torchvision", order="quasi_random"))
+    with pytest.raises(ValueError, match="src must be one of: ImageFolder"):
+        another(config("/nowhere", backend="torchvision"))
+
+
+def test_neither_ffcv_nor_the_compiled_decoder_is_needed(packed):
+    program = f"""
+import sys
+sys.modules["ffcv"] = sys.modules["numba"] = sys.modules["cv2"] = None  # an import of these fails
+sys.modules["vitkd_ds.data.beton.decode"] = None
+from vitkd_ds.config.run import DataConfig
+from vitkd_ds.data.loader import build_loader
+for path in ({str(packed[0])!r}, {str(packed[1]["jpg"])!r}, "demo"):
+    classes = 10 if path == "demo" else 2
+    data = DataConfig(train=path, val=path, image_size=16, num_classes=classes, backend="torchvision", num_workers=1)
+    loader = build_loader(data, split="train", micro_batch_size=4)
+    micro_batches = loader.epoch(0)
+    print(next(micro_batches)[0].shape)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split("\n")[:3] == ["torch.Size([4, 3, 16, 16])"] * 3, run.stderr
+    assert run.stderr.count("goes unnoticed: the decoder that finds it was not built") == 2  # not for the .beton

@@ -1,0 +1,69 @@
+"""Clipping against torch's own, and what happens to a gradient that is not finite. One process."""
+
+import math
+
+import pytest
+import torch
+
+from vitkd_ds.engine.clipping import clip_gradients
+
+ZERO = torch.zeros(())
+
+
+def clip(groups, max_norm, veto=ZERO, count=ZERO):
+    return clip_gradients(groups, max_norm, veto=veto, count=count)
+
+
+def gradients(scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    return [[scale * torch.randn(n, generator=generator) for n in group] for group in ((5, 70), (3,))]
+
+
+def flat(groups):
+    return torch.cat([part for group in groups for part in group])
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 5.0, 1e6])
+def test_it_is_torchs_clipping(max_norm):
+    groups = gradients()
+    parameters = [torch.nn.Parameter(part.clone()) for group in groups for part in group]
+    for p in parameters:
+        p.grad = p.detach().clone()
+    expected = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    assert clip(groups, max_norm)[0].item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(flat(groups), torch.cat([p.grad for p in parameters]), rtol=1e-6, atol=0)
+
+
+def test_zero_is_no_clipping_but_the_norm_is_known():
+    groups = gradients()
+    assert clip(groups, 0.0)[0].item() == pytest.approx(flat(groups).norm().item(), rel=1e-6)
+    assert torch.equal(flat(groups), flat(gradients()))
+
+
+def test_a_small_gradient_keeps_every_bit():
+    groups = gradients(scale=1e-3)
+    clip(groups, 5.0)
+    assert torch.equal(flat(groups), flat(gradients(scale=1e-3)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("max_norm", [0.0, 5.0])
+def test_a_gradient_whose_norm_is_not_finite_becomes_nan_everywhere(bad, max_norm):
+    groups = gradients()
+    groups[1][0][1] = bad
+    assert math.isnan(clip(groups, max_norm)[0].item())
+    assert torch.isnan(flat(groups)).all()
+
+
+def test_squares_are_summed_in_fp64():
+    groups = [[torch.full((1,), 4096.0), torch.full((100_000,), 1e-3)]]
+    exact = math.sqrt(4096.0**2 + 100_000 * 1e-6)
+    assert clip(groups, 0.0)[0].item() == pytest.approx(exact, rel=1e-7)
+
+
+def test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan():
+    plain = clip(gradients(), 5.0)
+    assert torch.equal(clip(gradients(), 5.0, count=torch.tensor(2.0)), plain + torch.tensor([0.0, 0.0, 2.0]))
+    groups = gradients()
+    norm, vetoes, count = clip(groups, 5.0, veto=torch.tensor(1.0)).tolist()
+    assert math.isnan(norm) and (vetoes, count) == (1, 0) and torch.isnan(flat(groups)).all()

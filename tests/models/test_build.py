@@ -1,0 +1,262 @@
+"""Models are built as configured, whatever format their weights come in, and a bad fit is an error naming the key."""
+
+import dataclasses
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import _builder
+
+from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
+from vitkd_ds.models import build
+from vitkd_ds.models.build import (
+    PairInfo,
+    build_student,
+    build_teacher,
+    check_pair,
+    model_args_of,
+    normalization_of,
+    token_grid,
+)
+from vitkd_ds.models.normalization import Normalization
+
+SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+DATA = DataConfig(train="demo", val="demo", image_size=32, num_classes=5)
+IMAGENET_DATA = DataConfig(train="demo", val="demo", image_size=224, num_classes=1000)
+FAMILIES = {
+    "deit": ("deit_tiny_patch16_224", SMALL),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", SMALL),
+    "deit3": ("deit3_small_patch16_224.fb_in22k_ft_in1k", SMALL),
+    "registers": ("vit_small_patch16_224", {**SMALL, "reg_tokens": 4}),
+}
+
+
+def source_model(family: str, *, image_size: int = 32, num_classes: int = 5, **changes) -> torch.nn.Module:
+    """A model whose every parameter is far from its initial value, as zeros and ones would hide a wrong mapping."""
+    name, model_args = FAMILIES[family]
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=image_size, num_classes=num_classes, **{**model_args, **changes})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def teacher_config(family: str, checkpoint, **changes) -> TeacherConfig:
+    name, model_args = FAMILIES[family]
+    return TeacherConfig(**{"model": name, "model_args": model_args, "checkpoint": str(checkpoint), **changes})
+
+
+def student_config(family: str, init="", **changes) -> StudentConfig:
+    name, model_args = FAMILIES[family]
+    return StudentConfig(**{"model": name, "model_args": model_args, "init": str(init), **changes})
+
+
+def save(state: dict[str, torch.Tensor], folder):
+    """Write `state` to a file and return its path."""
+    path = folder / "weights.safetensors"
+    save_file(state, path)
+    return path
+
+
+def test_the_teacher_is_frozen_in_eval_mode_and_the_student_trains():
+    teacher = build_teacher(teacher_config("deit3", "random"), DATA)
+    assert not teacher.training and not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    student = build_student(student_config("deit", drop_path_rate=0.2), DATA)
+    assert student.training and all(parameter.requires_grad for parameter in student.parameters())
+    assert student.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", ["deit3_small", "deit3_base", "deit3_large"])
+def test_the_recipes_teachers_are_known_with_their_resolution_and_classes(name):
+    model = build._default_model(f"{name}_patch16_224.fb_in22k_ft_in1k", role="teacher")
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224) and model.num_classes == 1000
+
+
+def test_the_demo_teacher_comes_from_the_package(tmp_path, monkeypatch):
+    source = source_model("deit")
+    monkeypatch.setattr(build, "DEMO_TEACHER", save(source.state_dict(), tmp_path))
+    teacher = build_teacher(teacher_config("deit", "demo"), DATA)
+    assert torch.equal(teacher.head.weight, source.head.weight)
+
+
+def test_the_export_arguments_rebuild_the_model():
+    config = student_config("registers", drop_path_rate=0.1)
+    made = model_args_of(config, DATA)
+    assert made == {"model": config.model, "args": {"num_classes": 5, "img_size": 32, **config.model_args}}
+    rebuilt = timm.create_model(made["model"], **made["args"])
+    rebuilt.load_state_dict(build_student(config, DATA).state_dict())
+
+
+def hub_with(monkeypatch, state: dict[str, torch.Tensor]) -> None:
+    """Let timm's own loading path find `state` where it would ask the network."""
+    monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **kwargs: dict(state))
+
+
+def test_hub_weights_come_through_timm(monkeypatch):
+    name = "deit_tiny_patch16_224"
+    source = timm.create_model(name)
+    hub_with(monkeypatch, source.state_dict())
+    teacher = build_teacher(TeacherConfig(model=name), IMAGENET_DATA)
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in teacher.state_dict().items())
+    few_classes = DataConfig(train="demo", val="demo", image_size=224, num_classes=5)
+    student = build_student(StudentConfig(model=name, init="hub"), few_classes)
+    assert torch.equal(student.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
+    assert student.head.weight.shape == (5, 192)
+    with pytest.raises(ValueError, match="teacher.checkpoint=hub .*num_classes=5 .*found 1000"):
+        build_teacher(TeacherConfig(model=name), few_classes)
+    with pytest.raises(ValueError, match="student.model=deit_tiny.*'depth': 2.*Unexpected key"):
+        build_student(StudentConfig(model=name, init="hub", model_args={"depth": 2}), IMAGENET_DATA)
+
+
+def test_hub_weights_of_another_resolution_are_refused_unless_allowed(monkeypatch):
+    data = DataConfig(train="demo", val="demo", image_size=64, num_classes=1000)
+    name = "deit_tiny_patch16_224"
+    with pytest.raises(ValueError, match="image_size=64, found 224 x 224 .*teacher.allow_other_resolution=true"):
+        build_teacher(TeacherConfig(model=name), data)
+    with pytest.raises(ValueError, match="student.init=hub .*found 224 x 224") as refusal:
+        build_student(StudentConfig(model=name, init="hub"), data)
+    assert "allow_other_resolution" not in str(refusal.value)
+    hub_with(monkeypatch, timm.create_model(name).state_dict())
+    teacher = build_teacher(TeacherConfig(model=name, allow_other_resolution=True), data)
+    assert token_grid(teacher) == (4, 4) and teacher.pos_embed.shape == (1, 17, 192)
+
+
+def test_hub_weights_are_not_resized_to_another_patch_size():
+    with pytest.raises(ValueError, match="student.model_args must not set patch_size with student.init=hub"):
+        build_student(student_config("deit", "hub"), DATA)
+
+
+def test_an_unreachable_hub_names_the_model(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(_builder, "load_state_dict_from_hf", unreachable)
+    with pytest.raises(ValueError, match="teacher.model=deit_tiny.*no route.*give the file"):
+        build_teacher(TeacherConfig(model="deit_tiny_patch16_224"), IMAGENET_DATA)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_of_another_resolution_is_refused_unless_allowed(tmp_path, family):
+    source = source_model(family, image_size=48)
+    path = save(source.state_dict(), tmp_path)
+    with pytest.raises(ValueError, match=r"4 x 4 patches\), found 6 x 6 .*48 x 48 pixels.*allow_other_resolution"):
+        build_teacher(teacher_config(family, path), DATA)
+    with pytest.raises(ValueError, match=r"student.init=.*found 6 x 6 patches"):
+        build_student(student_config(family, path), DATA)
+    teacher = build_teacher(teacher_config(family, path, allow_other_resolution=True), DATA)
+    num_prefix = 0 if teacher.no_embed_class else teacher.num_prefix_tokens
+    assert torch.equal(teacher.pos_embed[:, :num_prefix], source.pos_embed[:, :num_prefix])
+    expected = timm.layers.resample_abs_pos_embed(source.pos_embed, new_size=[4, 4], num_prefix_tokens=num_prefix)
+    assert torch.equal(teacher.pos_embed, expected)
+    assert torch.equal(teacher.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_positions_of_another_kind_of_model_are_never_interpolated(tmp_path, allowed):
+    path = save(source_model("deit3").state_dict(), tmp_path)
+    with pytest.raises(ValueError, match="must have 17 positions .*found 16"):
+        build_teacher(teacher_config("deit", path, allow_other_resolution=allowed), DATA)
+
+
+def test_a_file_with_other_classes_keys_or_depth_is_refused_with_the_keys(tmp_path):
+    other_classes = save(source_model("deit", num_classes=7).state_dict(), tmp_path)
+    with pytest.raises(ValueError, match=r"teacher.checkpoint .*of another shape: head.weight \(7, 48\) for \(5, 48\)"):
+        build_teacher(teacher_config("deit", other_classes), DATA)
+    deeper = save(source_model("deit", depth=3).state_dict(), tmp_path)
+    with pytest.raises(ValueError, match=r"student.init .*12 unexpected: blocks.2.attn.proj.bias, .*, \.\.\."):
+        build_student(student_config("deit", deeper), DATA)
+    strange = source_model("deit").state_dict() | {"strange.weight": torch.zeros(1)}
+    del strange["norm.bias"]
+    with pytest.raises(ValueError, match="1 missing: norm.bias; 1 unexpected: strange.weight"):
+        build_student(student_config("deit", save(strange, tmp_path)), DATA)
+
+
+def test_neither_a_pre_logits_layer_nor_another_patch_size_is_adapted_silently(tmp_path):
+    state = source_model("deit").state_dict()
+    with_layer = save(state | {"pre_logits.fc.weight": torch.zeros(48, 48)}, tmp_path)
+    with pytest.raises(ValueError, match="1 unexpected: pre_logits.fc.weight"):
+        build_student(student_config("deit", with_layer), DATA)
+    other_patches = save(source_model("deit", patch_size=4).state_dict(), tmp_path)
+    with pytest.raises(ValueError, match=r"patch_embed.proj.weight \(48, 3, 4, 4\) for \(48, 3, 8, 8\)"):
+        build_teacher(teacher_config("deit", other_patches), DATA)
+
+
+def test_half_precision_files_load_into_fp32_models(tmp_path):
+    source = source_model("deit").half()
+    model = build_student(student_config("deit", save(source.state_dict(), tmp_path)), DATA)
+    assert model.head.weight.dtype == torch.float32 and torch.equal(model.head.weight, source.head.weight.float())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deit_tiny_patch16_244", "student.model .*'deit_tiny_patch16_244': did you mean deit_tiny_patch16_224"),
+        ("deit3_small_patch16_224.fb_in21k", "choose of deit3_small_patch16_224.fb_in1k, .*fb_in22k_ft_in1k"),
+        ("hf-hub:someone/model", "must be a timm model"),
+        ("resnet18", "resnet18, a ResNet"),
+        ("swin_tiny_patch4_window7_224", "a SwinTransformer"),
+        ("vit_relpos_small_patch16_224", "a VisionTransformerRelPos"),
+    ],
+)
+def test_other_names_and_classes_of_models_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        build_student(StudentConfig(model=name), DATA)
+
+
+@pytest.mark.parametrize(
+    ("model_args", "message"),
+    [
+        ({"embed_dims": 48}, "student.model_args .*found embed_dims: did you mean embed_dim"),
+        ({"features_only": True}, "found features_only"),
+        ({"num_classes": 3}, "must not set num_classes, found 3: it is data.num_classes"),
+        ({"img_size": 64}, "it is data.image_size"),
+        ({"patch_drop_rate": 0.5}, "must not set patch_drop_rate, found 0.5: .*tokens would not match"),
+        ({**SMALL, "num_heads": 5}, "student.model=deit_tiny_patch16_224 must build with"),
+        ({**SMALL, "patch_size": 12}, r"data.image_size must be a multiple .*12 x 12.*found 32"),
+    ],
+)
+def test_bad_model_args_are_refused_by_name(model_args, message):
+    with pytest.raises(ValueError, match=message):
+        build_student(StudentConfig(model="deit_tiny_patch16_224", model_args=model_args), DATA)
+
+
+def test_a_pair_may_differ_in_width_depth_and_grid():
+    student = build_student(student_config("deit"), DATA)
+    wide = {"patch_size": 16, "embed_dim": 96, "depth": 3, "num_heads": 3}
+    teacher = build_teacher(teacher_config("deit3", "random", model_args=wide), DATA)
+    info = check_pair(student, teacher, blocks=(0, 1))
+    assert info == PairInfo(student_dim=48, teacher_dim=96, student_grid=(4, 4), teacher_grid=(2, 2))
+    assert check_pair(student, teacher, blocks=()) == info
+
+
+def test_a_pair_with_other_classes_or_too_few_blocks_is_refused():
+    student = build_student(student_config("deit"), DATA)
+    other = source_model("deit3", num_classes=7)
+    with pytest.raises(ValueError, match="same classes, found 5 and 7"):
+        check_pair(student, other, blocks=(0, 1))
+    teacher = source_model("deit3", depth=1)
+    with pytest.raises(ValueError, match="losses.vitkd.blocks must be between 0 and 0, as the teacher has 1 .*found 1"):
+        check_pair(student, teacher, blocks=(0, 1))
+    with pytest.raises(ValueError, match="the student has 2 blocks, found 2"):
+        check_pair(student, source_model("deit3", depth=4), blocks=(0, 2))
+    with pytest.raises(ValueError, match="found -1"):
+        check_pair(student, source_model("deit3"), blocks=(0, -1))
+
+
+def test_a_grid_need_not_be_square():
+    model = build_student(student_config("deit", model_args={**SMALL, "patch_size": (8, 16)}), DATA)
+    assert token_grid(model) == (4, 2)
+
+
+def test_each_model_has_the_normalisation_of_its_timm_configuration():
+    deit, registers = source_model("deit"), source_model("registers")
+    assert normalization_of(deit) == Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert normalization_of(registers) == Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def test_activation_checkpointing_is_set_where_asked_for():
+    config = StudentConfig(model="deit_tiny_patch16_224", model_args=SMALL)
+    assert not build_student(config, DATA).grad_checkpointing
+    assert build_student(dataclasses.replace(config, checkpoint_activations=True), DATA).grad_checkpointing

@@ -1,0 +1,294 @@
+"""Files in every format become timm's keys, and a file that would run code is refused without running it."""
+
+import argparse
+import fractions
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitkd_ds.config.run import DataConfig, TeacherConfig
+from vitkd_ds.models.build import build_teacher
+from vitkd_ds.models.weights import key_differences, load_state_dict_file, strip_prefixes, timm_keys
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    return {"cls_token": torch.randn(1, 1, 4), "norm.weight": torch.randn(4), "head.weight": torch.randn(3, 4)}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert sorted(found) == sorted(expected)
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor), key
+
+
+class RunsCode:
+    """A pickle of this makes a folder when it is loaded carelessly."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_safetensors_are_read(tmp_path):
+    state = small_state()
+    save_file(state, tmp_path / "student.safetensors")
+    assert_same(load_state_dict_file(tmp_path / "student.safetensors"), state)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("container", ["", "model", "state_dict", "model_state_dict", "model_ema"])
+def test_pickles_are_read_plain_and_from_each_container(tmp_path, suffix, container):
+    state = small_state()
+    path = tmp_path / f"checkpoint{suffix}"
+    torch.save({container: state, "epoch": 3} if container else state, path)
+    assert_same(load_state_dict_file(path), state)
+
+
+def test_a_path_may_be_a_string(tmp_path):
+    state = small_state()
+    torch.save(state, tmp_path / "plain.pth")
+    assert_same(load_state_dict_file(str(tmp_path / "plain.pth")), state)
+
+
+def test_the_facebookresearch_format_with_its_namespace_is_read(tmp_path):
+    state = small_state()
+    args = argparse.Namespace(model="deit_tiny_patch16_224", lr=5e-4, drop=None)
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3}]}
+    torch.save({"model": state, "optimizer": optimizer, "epoch": 299, "args": args}, tmp_path / "checkpoint.pth")
+    assert_same(load_state_dict_file(tmp_path / "checkpoint.pth"), state)
+
+
+def test_namespace_is_allowed_only_while_a_file_is_read(tmp_path):
+    torch.save({"model": small_state(), "args": argparse.Namespace()}, tmp_path / "checkpoint.pth")
+    load_state_dict_file(tmp_path / "checkpoint.pth")
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+def test_the_average_is_taken_only_where_there_are_no_other_weights(tmp_path):
+    state, average = small_state(), small_state()
+    torch.save({"model_ema": average, "model": state}, tmp_path / "both.pth")
+    assert_same(load_state_dict_file(tmp_path / "both.pth"), state)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "model.", "_orig_mod.", "student.", "module.student.", "module._orig_mod.", "_orig_mod.module.model."],
+)
+def test_wrapper_prefixes_are_removed_however_nested(prefix):
+    state = small_state()
+    assert_same(strip_prefixes({prefix + key: tensor for key, tensor in state.items()}), state)
+
+
+def test_only_the_student_of_a_distillers_checkpoint_is_taken():
+    state = small_state()
+    distiller = {f"student.{key}": tensor for key, tensor in state.items()}
+    distiller |= {f"teacher.{key}": torch.zeros(1) for key in (*state, "more.weight", "more.bias", "yet.more")}
+    distiller |= {"distill_losses.loss_vitkd.align.weight": torch.zeros(2)}
+    assert_same(strip_prefixes(distiller), state)
+    assert_same(strip_prefixes({f"module.{key}": tensor for key, tensor in distiller.items()}), state)
+
+
+def test_a_prefix_that_few_keys_carry_stays():
+    state = small_state() | {"module.extra": torch.zeros(1)}
+    assert_same(strip_prefixes(state), state)
+
+
+def test_two_tensors_for_one_name_are_an_error():
+    with pytest.raises(ValueError, match="two tensors for head.weight"):
+        strip_prefixes({"module.head.weight": torch.zeros(1), "head.weight": torch.ones(1), "module.a": torch.ones(1)})
+
+
+def test_timm_keys_and_unknown_keys_stay_as_they_are():
+    state = {"blocks.0.norm1.weight": torch.zeros(1), "blocks.0.gamma_1": torch.ones(1), "strange": torch.ones(2)}
+    assert_same(timm_keys(state), state)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "timm"),
+    [
+        ("backbone.cls_token", "cls_token"),
+        ("backbone.dist_token", "dist_token"),
+        ("backbone.patch_embed.projection.weight", "patch_embed.proj.weight"),
+        ("backbone.layers.11.ln1.weight", "blocks.11.norm1.weight"),
+        ("backbone.layers.0.norm2.bias", "blocks.0.norm2.bias"),
+        ("backbone.layers.0.attn.qkv.weight", "blocks.0.attn.qkv.weight"),
+        ("backbone.layers.0.attn.gamma1.weight", "blocks.0.ls1.gamma"),
+        ("backbone.layers.0.ffn.gamma2.weight", "blocks.0.ls2.gamma"),
+        ("backbone.layers.0.gamma_2", "blocks.0.gamma_2"),
+        ("backbone.layers.0.ffn.layers.0.0.weight", "blocks.0.mlp.fc1.weight"),
+        ("backbone.layers.0.ffn.layers.1.bias", "blocks.0.mlp.fc2.bias"),
+        ("backbone.ln1.weight", "norm.weight"),
+        ("backbone.norm1.bias", "norm.bias"),
+        ("head.layers.head.weight", "head.weight"),
+        ("head.layers.head_dist.bias", "head_dist.bias"),
+        ("head.layers.pre_logits.weight", "head.layers.pre_logits.weight"),
+    ],
+)
+def test_mmpretrain_keys_become_timms(foreign, timm):
+    anchor = "backbone.pos_embed"
+    assert sorted(timm_keys({anchor: torch.zeros(1), foreign: torch.ones(1)})) == sorted(["pos_embed", timm])
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
+    folder = tmp_path / "made_by_the_pickle"
+    pickle.loads(pickle.dumps(RunsCode(folder)))
+    assert folder.is_dir(), "the trap does not work, so this test would show nothing"
+    folder.rmdir()
+    torch.save({"model": small_state(), "trap": RunsCode(folder)}, tmp_path / "malicious.pth")
+    with pytest.raises(ValueError, match=rf"malicious.pth.*{os.mkdir.__module__}\.mkdir.*runs code"):
+        load_state_dict_file(tmp_path / "malicious.pth")
+    assert not folder.exists()
+
+
+def test_the_conversion_that_a_refusal_offers_works(tmp_path):
+    state = small_state()
+    path = tmp_path / "with space.pth"
+    torch.save({"state_dict": state, "meta": fractions.Fraction(1, 3)}, path)
+    with pytest.raises(ValueError, match="fractions.Fraction") as refusal:
+        load_state_dict_file(path)
+    python, *arguments = shlex.split(str(refusal.value).partition("\n")[2])
+    assert python == "python"
+    subprocess.run([sys.executable, *arguments], check=True, timeout=60)
+    assert_same(load_file(path.with_suffix(".safetensors")), state)
+
+
+def test_a_missing_file_and_an_unknown_suffix_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.pth"):
+        load_state_dict_file(tmp_path / "nowhere.pth")
+    with pytest.raises(ValueError, match="existing file"):
+        load_state_dict_file(tmp_path)
+    (tmp_path / "weights.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\.safetensors.*'\.npz'"):
+        load_state_dict_file(tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02]", b"PK\x03\x04 half a zip"])
+def test_a_damaged_file_is_named(tmp_path, suffix, content):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"damaged{suffix} must be a whole"):
+        load_state_dict_file(path)
+
+
+@pytest.mark.parametrize("cut", [1, 100, 400])
+def test_a_file_cut_short_is_named(tmp_path, cut):
+    path = tmp_path / "short.pth"
+    torch.save(small_state(), path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(ValueError, match="short.pth must be a whole"):
+        load_state_dict_file(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}, "epoch": 1}, [1, 2], torch.zeros(3)])
+def test_a_file_without_named_tensors_is_an_error(tmp_path, content):
+    torch.save(content, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="empty.pth must hold tensors"):
+        load_state_dict_file(tmp_path / "empty.pth")
+
+
+def test_differences_name_a_few_keys_of_each_kind():
+    own = {f"k{index}": torch.zeros(2) for index in range(6)} | {"shaped": torch.zeros(2, 3)}
+    text = key_differences(own, {"shaped": torch.zeros(3, 2), "other": torch.zeros(1)})
+    assert text == ("6 missing: k0, k1, k2, k3, ...; 1 unexpected: other; 1 of another shape: shaped (3, 2) for (2, 3)")
+    assert key_differences(own, own) == ""
+
+
+SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+FAMILIES = {
+    "deit": ("deit_tiny_patch16_224", SMALL),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", SMALL),
+    "deit3": ("deit3_small_patch16_224.fb_in22k_ft_in1k", SMALL),
+    "registers": ("vit_small_patch16_224", {**SMALL, "reg_tokens": 4}),
+}
+
+
+def far_from_initial(family: str) -> torch.nn.Module:
+    """A model whose parameters are all random, as zeros and ones would hide a wrong mapping."""
+    name, model_args = FAMILIES[family]
+    model = timm.create_model(name, img_size=32, num_classes=5, **model_args)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def to_mmcls(state: dict[str, torch.Tensor], *, layer_scale: str = "mmpretrain", norm: str = "ln") -> dict:
+    """The same weights under mmcls / mmpretrain names, written out from timm's side."""
+    renamed = {}
+    for key, tensor in state.items():
+        if key.startswith("head"):
+            new = "head.layers." + key
+        elif key.startswith("norm."):
+            new = f"backbone.{norm}1." + key.removeprefix("norm.")
+        else:
+            new = "backbone." + key.replace("patch_embed.proj.", "patch_embed.projection.")
+            new = re.sub(r"\.blocks\.", ".layers.", new)
+            new = re.sub(r"(layers\.\d+)\.norm", rf"\1.{norm}", new)
+            new = new.replace(".mlp.fc1.", ".ffn.layers.0.0.").replace(".mlp.fc2.", ".ffn.layers.1.")
+            if layer_scale == "mmpretrain":
+                new = new.replace(".ls1.gamma", ".attn.gamma1.weight").replace(".ls2.gamma", ".ffn.gamma2.weight")
+            else:
+                new = new.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")
+        renamed[new] = tensor
+    assert len(renamed) == len(state)
+    return renamed
+
+
+def save_as(file_format: str, state: dict[str, torch.Tensor], folder):
+    """Write `state` in one of the formats that are around, and return the path."""
+    path = folder / ("weights.safetensors" if file_format == "safetensors" else "weights.pth")
+    if file_format == "safetensors":
+        save_file(state, path)
+        return path
+    deit = {re.sub(r"\.ls([12])\.gamma", r".gamma_\1", key): tensor for key, tensor in state.items()}
+    mmcls = to_mmcls(state)
+    contents = {
+        "timm": state,
+        "facebookresearch": {"model": deit, "optimizer": {}, "epoch": 299, "args": argparse.Namespace(lr=1e-3)},
+        "ddp": {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}},
+        "mmpretrain": {"meta": {"epoch": 300}, "state_dict": mmcls},
+        "mmcls, norm names": {"state_dict": to_mmcls(state, norm="norm")},
+        "cls_KD": {"state_dict": to_mmcls(state, layer_scale="cls_KD")},
+        "cls_KD distiller": {
+            "state_dict": {f"student.{key}": tensor for key, tensor in mmcls.items()}
+            | {f"teacher.{key}": torch.zeros(1) for key in mmcls}
+            | {"distill_losses.loss_vitkd.mask_token": torch.zeros(1)}
+        },
+    }
+    torch.save(contents[file_format], path)
+    return path
+
+
+FORMATS = [
+    "timm",
+    "safetensors",
+    "facebookresearch",
+    "ddp",
+    "mmpretrain",
+    "mmcls, norm names",
+    "cls_KD",
+    "cls_KD distiller",
+]
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_loads_from_each_format_with_identical_logits(tmp_path, family, file_format):
+    source = far_from_initial(family)
+    path = save_as(file_format, source.state_dict(), tmp_path)
+    config = TeacherConfig(model=FAMILIES[family][0], model_args=FAMILIES[family][1], checkpoint=str(path))
+    teacher = build_teacher(config, DataConfig(train="demo", val="demo", image_size=32, num_classes=5))
+    images_BCHW = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(teacher(images_BCHW), source(images_BCHW))

@@ -1,0 +1,79 @@
+"""Evaluation against a slow count, with padding rows that must not count."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vitkd_ds.models.features import Features
+from vitkd_ds.models.normalization import Normalization
+from vitkd_ds.train.evaluate import evaluate
+
+PLAIN = Normalization(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+
+
+class Linear(nn.Module):
+    """Logits from the pixels of a 2 x 2 image."""
+
+    def __init__(self, seed, num_classes=7):
+        super().__init__()
+        self.linear = nn.Linear(12, num_classes)
+        nn.init.normal_(self.linear.weight, std=1e-2, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, images_BCHW):
+        return self.linear(images_BCHW.flatten(1))
+
+
+class Batches:
+    """Micro-batches of 4 and a last one of 3, some rows only padding."""
+
+    def __init__(self, num_classes=7):
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 256, (11, 3, 2, 2), generator=generator, dtype=torch.uint8)
+        self.labels = torch.randint(0, num_classes, (11,), generator=generator)
+        self.labels[[3, 10]] = -1
+
+    def epoch(self, _):
+        yield from zip(self.images.split(4), self.labels.split(4))
+
+
+@pytest.mark.parametrize("num_classes", [7, 3])
+def test_counts_are_the_slow_ones(num_classes):
+    student, teacher, data = Linear(1, num_classes), Linear(2, num_classes), Batches(num_classes)
+    result = evaluate(
+        student, data, normalization=PLAIN, teacher=lambda images: Features(teacher(images.float()), None, None)
+    )
+    top1 = top5 = agree = teacher_top1 = count = 0
+    kl = 0.0
+    for image, label in zip(data.images, data.labels.tolist()):
+        if label < 0:
+            continue
+        s = student(image[None].float())[0].log_softmax(0).tolist()
+        t = teacher(image[None].float())[0].log_softmax(0).tolist()
+        order = sorted(range(num_classes), key=lambda k: -s[k])
+        count += 1
+        top1 += order[0] == label
+        top5 += label in order[:5]
+        teacher_top1 += t.index(max(t)) == label
+        agree += t.index(max(t)) == order[0]
+        kl += sum(math.exp(q) * (q - p) for p, q in zip(s, t))
+    assert result["num_images"] == count == 9
+    assert result["top1"] == pytest.approx(100 * top1 / count)
+    assert result["top5"] == pytest.approx(100 * top5 / count)
+    assert result["teacher_top1"] == pytest.approx(100 * teacher_top1 / count)
+    assert result["agreement"] == pytest.approx(100 * agree / count)
+    assert result["kl"] == pytest.approx(kl / count, rel=1e-5)
+
+
+def test_it_can_be_given_up_and_needs_an_image(monkeypatch):
+    monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
+    assert evaluate(Linear(1), Batches(), normalization=PLAIN, must_stop=lambda: True) is None
+    data = Batches()
+    data.labels[:] = -1
+    with pytest.raises(ValueError, match="must count at least one image, found none in data.val"):
+        evaluate(Linear(1), data, normalization=PLAIN)
+
+
+def test_without_a_teacher_there_is_no_agreement():
+    assert evaluate(Linear(1), Batches(), normalization=PLAIN).keys() == {"num_images", "top1", "top5"}

@@ -1,0 +1,69 @@
+"""metrics.jsonl after a crash, atomic files, and the meter's means and speed."""
+
+import json
+
+import pytest
+import torch
+
+from vitkd_ds.train.log import Meter, MetricsLog, write_atomically
+
+
+def steps_of(workdir):
+    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_log_drops_the_lines_of_steps_that_run_again_and_a_line_cut_short(tmp_path):
+    log = MetricsLog(tmp_path, total_steps=4, resumed_step=0)
+    for step in (1, 2, 3):
+        log.log(step, {"total": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "to')
+    log = MetricsLog(tmp_path, total_steps=4, resumed_step=2)
+    log.log(3, {"total": 3.5})
+    log.close()
+    assert steps_of(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("evaluated_step, kept", [(2, [1, 2, 2]), (-1, [1, 2])])
+def test_an_evaluation_that_runs_again_is_dropped_alone(tmp_path, evaluated_step, kept):
+    log = MetricsLog(tmp_path, total_steps=4, resumed_step=0)
+    for step, name in ((1, "total"), (2, "total"), (2, "val_top1")):
+        log.log(step, {name: 1.0})
+    log.close()
+    MetricsLog(tmp_path, total_steps=4, resumed_step=2, evaluated_step=evaluated_step).close()
+    assert steps_of(tmp_path) == kept
+
+
+def test_values_that_are_not_finite_are_null_so_that_each_line_stays_json(tmp_path):
+    log = MetricsLog(tmp_path, total_steps=1, resumed_step=0)
+    log.log(1, {"total": float("nan")})
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "total": None}
+
+
+def test_a_failed_atomic_write_leaves_the_old_file(tmp_path):
+    write_atomically(tmp_path / "latest", "old")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "latest", None)
+    assert (tmp_path / "latest").read_text() == "old"
+
+
+def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_speed():
+    now = iter([0.0, 50.0, 60.0, 100.0, 103.0])
+    meter = Meter(8, clock=lambda: next(now))
+
+    def step(value):
+        meter.start()
+        meter.add({"total": torch.tensor(value)})
+
+    assert meter.images_per_s is None
+    step(1.0)  # from 0 to 50: warming up
+    assert meter.images_per_s == 8 / 50
+    step(2.0)
+    step(3.0)  # 50 to 60: two timed steps
+    assert meter.read() == {"total": 2.0, "images_per_s": 8 / 5, "s_per_step": 5.0}
+    step(4.0)  # 100 to 103
+    meter.pause()
+    assert meter.read() == {"total": 4.0, "images_per_s": 8 / 3, "s_per_step": 3.0}
+    assert meter.images_per_s == 8 * 3 / 13

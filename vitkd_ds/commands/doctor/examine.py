@@ -1,0 +1,158 @@
+"""The examination: every check on all ranks in the same order, one table at the end.
+
+A check that fails on one rank becomes a row, and the others go on: what is local is agreed on before the next
+collective. A rank that fails inside a collective says why on stderr at once, as the others then wait for it until the
+check's time is over. A check that does not come back is what a sick network looks like too.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+from vitkd_ds.commands.doctor.devices import check_devices, check_local_rank
+from vitkd_ds.commands.doctor.engines import check_engines
+from vitkd_ds.commands.doctor.folder import check_folder
+from vitkd_ds.commands.doctor.images import check_train_images, check_val_images
+from vitkd_ds.commands.doctor.machine import check_machine
+from vitkd_ds.commands.doctor.network import check_network
+from vitkd_ds.commands.doctor.pair import check_models, check_settings
+from vitkd_ds.commands.doctor.patient import Patient, Skipped
+from vitkd_ds.commands.doctor.rows import Row, error, is_healthy, merged, table
+from vitkd_ds.commands.doctor.top1 import check_top1
+from vitkd_ds.commands.doctor.versions import check_versions
+from vitkd_ds.config.run import Run
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.ranks import FailedElsewhere
+from vitkd_ds.engine.student import start_processes
+
+LIMIT_S = 110
+"""For the start and for each check: many times what they take, and still within two minutes of a hang."""
+
+HEAD_START_S = 5
+"""For rank 0 to print the table: a launcher ends all ranks when the first one leaves with an error."""
+
+CHECKS: dict[str, Callable[[Patient], list[Row]]] = {
+    "versions": check_versions,
+    "device": check_devices,
+    "network": check_network,
+    "machine": check_machine,
+    "settings": check_settings,
+    "models": check_models,
+    "run folder": check_folder,
+    "engines": check_engines,
+    "data.train": check_train_images,
+    "data.val": check_val_images,
+    "teacher top-1": check_top1,
+}
+"""In the order in which they run: each may use what those before it found out."""
+
+ADVICE = {
+    "network": "look at NCCL_DEBUG=INFO, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
+    "engines": "lower --micro_batch_size_per_gpu if memory ran out; else see whether --recipe demo passes here",
+}
+"""What to do about errors that are not ours, so do not say it."""
+
+
+@dataclass
+class Examination:
+    """The rows so far on this rank, and the check that runs."""
+
+    rows: list[Row] = field(default_factory=list)
+    pending: list[Row] = field(default_factory=list)
+    """This rank's rows of the check whose other ranks are waited for."""
+    started: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def limited(self, name: str) -> Iterator[None]:
+        """End the process with what is known if the body takes longer than LIMIT_S."""
+        timer = threading.Timer(LIMIT_S, self._late, [name])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def run(self, name: str, check: Callable[[Patient], list[Row]], patient: Patient) -> None:
+        """Run a check and add the rows of all ranks. Collective."""
+        start = time.monotonic()
+        with self.limited(name):
+            self.pending = attempted(name, check, patient)
+            try:
+                rows_of_ranks = ranks.from_all(self.pending)
+            except Exception as caught:  # of gloo or NCCL: a rank is gone, and nothing can be agreed on any more
+                self._give_up(name, f"lost another rank ({type(caught).__name__}: {caught})"[:300])
+        self.pending, rows = [], merged(rows_of_ranks, patient.nodes)
+        self.rows += [replace(row, seconds=None if i else time.monotonic() - start) for i, row in enumerate(rows)]
+
+    def show(self, ranks: str) -> None:
+        """Print the table."""
+        print(table(self.rows + self.pending, seconds=time.monotonic() - self.started, ranks=ranks), flush=True)
+
+    def _late(self, name: str) -> None:
+        state = "has done its part and waits for the others" if self.pending else "is at it, or waits for another rank"
+        self._give_up(name, f"{state} since {LIMIT_S} s")
+
+    def _give_up(self, name: str, why: str) -> NoReturn:
+        rank = os.environ["RANK"]
+        advice = f"see what the other ranks say; if nothing, {ADVICE['network']}"
+        self.pending.append(error(name, f"rank {rank} on {node_name()} {why}", advice))
+        if rank == "0":
+            self.show("stopped there")
+        else:
+            print(
+                "\n".join(f"{row.level} {row.name}: {row.found}" for row in self.pending), file=sys.stderr, flush=True
+            )
+            time.sleep(HEAD_START_S)
+        os._exit(1)
+
+
+def examine(run: Run) -> bool:
+    """Examine this run on these nodes; rank 0 prints the table. All ranks must call it.
+
+    Returns:
+        Whether no row is an error; the same on all ranks.
+
+    Raises:
+        ValueError: this rank has no device, so the ranks cannot even meet.
+    """
+    examination = Examination()
+    check_local_rank()
+    with examination.limited("start"):
+        patient = Patient(run, start_processes())
+        patient.nodes = ranks.from_all(node_name())
+    for name, check in CHECKS.items():
+        examination.run(name, check, patient)
+    if ranks.rank() == 0:
+        num_nodes, num_ranks = len(set(patient.nodes)), ranks.world_size()
+        on_nodes = f" on {num_nodes} nodes" if num_nodes > 1 else ""
+        examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}{on_nodes}")
+    ranks.barrier()  # no rank leaves before the table is out, see HEAD_START_S
+    return is_healthy(examination.rows)
+
+
+def attempted(name: str, check: Callable[[Patient], list[Row]], patient: Patient) -> list[Row]:
+    """This rank's rows of a check; what it raises becomes one."""
+    try:
+        return check(patient)
+    except Skipped as reason:
+        return [Row("skipped", name, str(reason))]
+    except FailedElsewhere:
+        return []
+    except ValueError as caught:  # ours: says what to do
+        return [error(name, str(caught))]
+    except Exception as caught:  # any kind: the other checks can still tell something
+        text = f"rank {os.environ['RANK']} on {node_name()}, {name}: {type(caught).__name__}: {caught}"
+        print(text, file=sys.stderr, flush=True)
+        return [error(name, f"{type(caught).__name__}: {caught}"[:600], ADVICE.get(name, ""))]
+
+
+def node_name() -> str:
+    """This node's name for Slurm, else for itself."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

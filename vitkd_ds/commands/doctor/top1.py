@@ -1,0 +1,130 @@
+"""The teacher against its published figure, on a few hundred validation images: a wrong file, class order, crop or
+normalisation shows here in seconds, and in a student only after days.
+"""
+
+import json
+import math
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import torch
+
+from vitkd_ds.commands.doctor.patient import Patient, Skipped, needed
+from vitkd_ds.commands.doctor.rows import Row, error, ok, warning
+from vitkd_ds.config.run import Run
+from vitkd_ds.data.loader import build_loader
+from vitkd_ds.engine import ranks
+from vitkd_ds.models import build
+from vitkd_ds.train.parts import check_classes
+
+NUM_IMAGES = 512
+MOST_S = 20.0
+"""Most time; a large teacher on a CPU sees fewer images."""
+MICRO_BATCH = {"cuda": 64, "cpu": 16}
+FAR_PERCENT = 5.0
+"""An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
+Z = 1.96
+"""Of a 95 % interval."""
+
+PUBLISHED = {
+    ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
+    ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
+    ("deit3_large_patch16_224.fb_in22k_ft_in1k", 1.0): 86.99,
+    ("deit3_small_patch16_224.fb_in22k_ft_in1k", 0.875): 82.76,
+    ("deit3_base_patch16_224.fb_in22k_ft_in1k", 0.875): 85.48,
+}
+"""Top-1 in percent on ImageNet's 50,000 validation images, by timm's name and data.val_crop_fraction. At 1.0: timm's
+results-imagenet.csv; at 0.875: Small of WTTM (ICLR 2024, table 13), Base of cls_KD's issue 5; Large is not known."""
+DEMO_TEACHER = 89.10
+"""Of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
+
+
+def check_top1(patient: Patient) -> list[Row]:
+    """Measure the teacher through its engine. Collective."""
+    run = patient.run
+    if run.teacher is None:
+        raise Skipped("the recipe has no teacher")
+    if not patient.is_teacher_trained:
+        raise Skipped("needs the teacher's weights, which are not at hand")
+    needed(patient.teacher, "the engines")
+    needed(patient.loaders.get("val"), "data.val")
+    ranks.together(lambda: check_teacher_classes(run, patient.loaders["val"].classes), patient.device)
+    num_images, num_right = count_right(patient)
+    return [top1_row(num_images, num_right, published_top1(run), num_classes=run.data.num_classes)]
+
+
+def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
+    """Compare the classes of the images with those in the .json beside the teacher's file, if it names any.
+
+    Raises:
+        ValueError: they differ.
+    """
+    beside = build.teacher_file(run.teacher).with_suffix(".json")
+    if run.teacher.checkpoint != "hub" and beside.is_file():
+        described = json.loads(beside.read_text())
+        if "classes" in described:
+            check_classes(classes, tuple(described["classes"]), source=str(beside))
+
+
+def count_right(patient: Patient) -> tuple[int, int]:
+    """Images that the teacher saw and those it was right about, over all ranks. Collective."""
+    data = patient.run.data
+    limit = min(NUM_IMAGES, data.max_val_images or NUM_IMAGES)
+    share = {"rank": ranks.rank(), "world_size": ranks.world_size()}
+    micro = min(MICRO_BATCH[patient.device.type], patient.micro_batch_size)
+    data = replace(data, max_val_images=limit, num_workers=data.num_workers or ranks.num_cpus())
+    loader = build_loader(data, split="val", micro_batch_size=micro, device=patient.device, **share)
+    counts = torch.zeros(2, dtype=torch.float64, device=patient.device)
+    start = time.monotonic()
+    with closing(loader.epoch(0)) as micro_batches:
+        for _ in range(loader.num_batches):
+            images_BCHW, labels_B = ranks.together(lambda: next(micro_batches), patient.device)
+            best_B = patient.teacher(images_BCHW).logits_BK.argmax(1)
+            counts += torch.stack([(labels_B >= 0).sum(), (best_B == labels_B).sum()])
+            if not ranks.all_true(time.monotonic() - start < MOST_S, patient.device):
+                break
+    num_images, num_right = ranks.sum_over_ranks(counts).tolist()
+    return int(num_images), int(num_right)
+
+
+def published_top1(run: Run) -> tuple[float, str] | None:
+    """The teacher's figure in percent and where it is from; None if none is known.
+
+    That of a .json beside the file, as our exports have, else the one of the model's name; at another crop where this
+    one has none.
+    """
+    teacher, data = run.teacher, run.data
+    if teacher.checkpoint == "demo" and data.val == "demo":
+        return DEMO_TEACHER, "EXPERIMENTS.md"
+    beside = build.teacher_file(teacher).with_suffix(".json")
+    if teacher.checkpoint != "hub" and beside.is_file() and "top1" in (described := json.loads(beside.read_text())):
+        return described["top1"], str(beside)
+    for fraction in (data.val_crop_fraction, 1.0) if data.image_size == 224 and data.num_classes == 1000 else ():
+        if (teacher.model, fraction) in PUBLISHED:
+            return PUBLISHED[teacher.model, fraction], f"published at crop {fraction:g}"
+    return None
+
+
+def interval(num_images: int, num_right: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion, in percent."""
+    part, z2 = num_right / num_images, Z * Z
+    centre = (part + z2 / (2 * num_images)) / (1 + z2 / num_images)
+    half = Z * math.sqrt(part * (1 - part) / num_images + z2 / (4 * num_images**2)) / (1 + z2 / num_images)
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def top1_row(num_images: int, num_right: int, published: tuple[float, str] | None, *, num_classes: int) -> Row:
+    """Compare what was counted with the published figure, or else with chance."""
+    low, high = interval(num_images, num_right)
+    found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
+    advice = "check that data.val has the classes in the teacher's order, its crop, and that the weights are its own"
+    if published is None:
+        if low < 100 / num_classes:
+            return error("teacher top-1", f"{found}, which is no better than chance", advice)
+        return ok("teacher top-1", f"{found}; no published figure is known of this file")
+    figure, source = published
+    found = f"{found}, expected {figure:.2f} ({source})"
+    if high < figure - FAR_PERCENT:
+        return error("teacher top-1", found, advice)
+    return warning("teacher top-1", found, advice) if high < figure else ok("teacher top-1", found)

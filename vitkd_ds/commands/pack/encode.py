@@ -1,0 +1,149 @@
+"""One image file's bytes -> what is stored of it: as it is, or scaled and encoded.
+
+Separate from packing, which knows of files and processes, and from `vitkd_ds.data.image_file`, which needs no FFCV.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from vitkd_ds.data.beton.decode import DECODED
+from vitkd_ds.data.beton.ffcv import RGBImageField
+from vitkd_ds.data.beton.format import JPEG_MODE
+from vitkd_ds.data.beton.verify import check_jpeg
+from vitkd_ds.data.draws import keyed_rng
+from vitkd_ds.data.image_file import is_plain_jpeg, opened, to_rgb
+
+MAX_SIDE = 65500
+"""Pixels; the longest side of libjpeg, and FFCV stores 16 bits."""
+MAX_STORED_BYTES = 2**31
+"""An image must fit into an FFCV page, and this is the largest power of two that its 32-bit page size allows."""
+MAX_ORIGINAL_BYTES = 8 * 2**20
+"""FFCV's usual page: larger originals are encoded again, since one large image makes all pages large."""
+ENCODED, ORIGINAL, NO_JPEG, TOO_LARGE, SCALED, REFUSED = range(6)
+"""What is stored of an image: it is encoded, as asked for; the original; or encoded although originals were asked for.
+The numbers stand in journals."""
+REASONS = {
+    NO_JPEG: "are no RGB or grey JPEGs",
+    TOO_LARGE: f"are files of more than {MAX_ORIGINAL_BYTES // 2**20} MiB",
+    SCALED: "are larger than the pixels asked for",
+    REFUSED: "take more memory than the decoder of training allows",
+}
+"""Why originals are not stored: ends of the sentence "7 images ..."."""
+PROPORTION_STREAM = 5
+"""First part of the key that decides which images of write_mode "proportion" become JPEG."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored."""
+
+    write_mode: str
+    """jpg, raw or proportion (half of the images each)."""
+    max_resolution: int
+    """Longer images are scaled down (cv2's INTER_AREA, as FFCV does); 0 does not."""
+    short_side: int
+    """Images whose shorter side is longer are scaled down to it (Pillow's antialiased bicubic); 0 does not."""
+    quality: int
+    """JPEG quality, 1 to 100."""
+    passthrough: bool
+    """Whether plain JPEGs that need no scaling are stored as they are."""
+
+    def scales(self, width: int, height: int) -> bool:
+        """Whether an image of this size is scaled down."""
+        too_long = 0 < self.max_resolution < max(width, height)
+        return too_long or 0 < self.short_side < min(width, height)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is stored of an image."""
+
+    content: bytes
+    mode: int
+    """JPEG_MODE or RAW_MODE."""
+    height: int
+    width: int
+    origin: int
+    """ORIGINAL, ENCODED or one of `REASONS`."""
+
+    @property
+    def crc32(self) -> int:
+        """CRC32 of the content."""
+        return zlib.crc32(self.content)
+
+
+def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
+    """Decode an image file in full and bring it into the form that is stored.
+
+    RGB and grey JPEGs are read by the decoder of training before all else, since Pillow shows made-up pixels of damaged
+    ones without a message; see `vitkd_ds.data.beton.verify.check_jpeg` for what even that cannot see. Damage inside a CMYK
+    JPEG, which only Pillow takes, goes unnoticed.
+
+    Args:
+        content: the file's bytes.
+        number: of the image in its source; decides what write_mode "proportion" does.
+
+    Raises:
+        Exception: as `vitkd_ds.data.image_file.load_rgb`; ValueError when a JPEG is damaged or nothing can be stored.
+    """
+    with opened(content) as image:
+        width, height = image.size
+        status = check_jpeg(content, height=height, width=width) if is_plain_jpeg(image) else None
+        origin = _origin(content, image, encoding, status) if encoding.passthrough else ENCODED
+        if origin == ORIGINAL:
+            return Encoded(content, JPEG_MODE, height, width, origin)
+        pixels_HWC = to_rgb(image)
+    return _encode_pixels(_scaled(pixels_HWC, encoding), encoding, number=number, origin=origin)
+
+
+def _origin(content: bytes, image: Image.Image, encoding: Encoding, status: int | None) -> int:
+    """ORIGINAL, or why the content cannot be stored as it is, although that was asked for."""
+    if image.format != "JPEG" or status is None:
+        return NO_JPEG
+    if len(content) > MAX_ORIGINAL_BYTES:
+        return TOO_LARGE
+    if encoding.scales(*image.size):
+        return SCALED
+    return ORIGINAL if status == DECODED else REFUSED
+
+
+def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """The image at its shorter side, or a check that FFCV's scaling to `max_resolution` leaves pixels."""
+    height, width = pixels_HWC.shape[:2]
+    longest, shortest = max(height, width), min(height, width)
+    if 0 < encoding.short_side < shortest:
+        longer = int(encoding.short_side * longest / shortest)  # cut off as torchvision does
+        size = (encoding.short_side, longer) if width <= height else (longer, encoding.short_side)
+        pixels_HWC = np.array(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.BICUBIC))
+        longest = longer
+    limit = encoding.max_resolution
+    if limit and limit < longest:
+        if int(limit / longest * shortest) < 1:
+            raise ValueError(f"{shortest} x {longest} pixels leave none when the longer side is scaled to {limit}")
+    elif longest > MAX_SIDE:
+        raise ValueError(f"its longer side of {longest} pixels is above {MAX_SIDE}, the format's limit")
+    return pixels_HWC
+
+
+def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, origin: int) -> Encoded:
+    """Let FFCV's field scale and encode, into memory where its own writer gives it a place in a page."""
+    mode = encoding.write_mode
+    if mode == "proportion":
+        mode = "jpg" if keyed_rng(PROPORTION_STREAM, number).random() < 0.5 else "raw"
+    field = RGBImageField(
+        write_mode=mode, max_resolution=encoding.max_resolution or None, jpeg_quality=encoding.quality
+    )
+    row, stored = np.zeros(1, field.metadata_type), []
+
+    def malloc(size: int) -> tuple[int, np.ndarray]:
+        if size > MAX_STORED_BYTES:
+            raise ValueError(f"it takes {size} bytes, above {MAX_STORED_BYTES}, the format's limit: scale images down")
+        stored.append(np.empty(size, np.uint8))
+        return 0, stored[-1]
+
+    field.encode(row, pixels_HWC, malloc)
+    mode, height, width = (int(row[key][0]) for key in ("mode", "height", "width"))
+    return Encoded(stored[-1].tobytes(), mode, height, width, origin)

@@ -1,0 +1,41 @@
+"""`python -m vitkd_ds.commands.report RUN [RUN ...]`: one table of finished runs."""
+
+import json
+import sys
+from pathlib import Path
+
+HEADER = ("run", "teacher top-1", "student top-1", "top-5", "agreement", "images/s", "time", "ranks")
+
+
+def table(workdirs: list[str]) -> str:
+    """A text table with a row per run folder.
+
+    Raises:
+        ValueError: a folder without summary.json.
+    """
+    rows = [HEADER]
+    for workdir in workdirs:
+        path = Path(workdir) / "summary.json"
+        if not path.is_file():
+            raise ValueError(f"{workdir} must be a finished run, found no {path}: train it first")
+        s = json.loads(path.read_text())
+        rows.append((
+            Path(workdir).name, _percent(s["teacher_top1"]), _percent(s["student_top1"]), _percent(s["student_top5"]),
+            _percent(s["agreement"]), f"{s['images_per_s'] or 0:,.0f}", _time(Path(workdir)), str(s["world_size"]),
+        ))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+
+
+def _time(workdir: Path) -> str:
+    """From config.json, written when data and engines are ready, to the end: training, evaluations and checkpoints."""
+    seconds = (workdir / "done").stat().st_mtime - (workdir / "config.json").stat().st_mtime
+    return f"{seconds:.0f} s"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"
+
+
+if __name__ == "__main__":
+    print(table(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""A picture of what both models will see: look at it before a run of days.
+
+The images are what a run with this seed and micro-batches of 32 trains on first, after crops, augmentation and mixing.
+"""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from vitkd_ds.config.run import Run
+from vitkd_ds.data.images import open_images
+from vitkd_ds.data.loader import build_loader
+from vitkd_ds.data.mixing import mix_step
+
+ROWS, COLUMNS = 4, 8
+CAPTION_LINES, LINE_PIXELS = 2, 12
+MIN_CELL_PIXELS = 128
+"""Smaller images are enlarged, pixel by pixel."""
+MIN_PART = 0.01
+"""Labels with less of the target than this are not written; label smoothing gives each class a little."""
+
+
+def show(run: Run, dst: Path) -> Path:
+    """Write a grid of augmented, mixed training images with their labels.
+
+    Args:
+        run: its data.train, augment, losses.ce.label_smoothing and seed decide.
+        dst: a PNG, which is replaced.
+
+    Returns:
+        `dst`.
+
+    Raises:
+        ValueError: the data does not fit the run, or `dst` is no .png.
+    """
+    if dst.suffix != ".png":
+        raise ValueError(f"DST must end in .png, found {str(dst)!r}: give another name")
+    if not dst.parent.is_dir():
+        raise ValueError(f"DST must lie in a folder that exists, found none at {str(dst.parent)!r}: make it")
+    images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
+    loader = build_loader(
+        run.data,
+        split="train",
+        augment=run.augment,
+        micro_batch_size=min(ROWS * COLUMNS, len(images.labels)),
+        seed=run.seed,
+    )
+    with closing(loader.epoch(0)) as micro_batches:
+        images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=0, place=0)
+    pixels_BHWC = images_BCHW.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    captions = [_caption(target_K, loader.classes) for target_K in targets_BK]
+    _grid(pixels_BHWC, captions).save(dst)
+    return dst
+
+
+def _caption(target_K: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
+    parts, labels = target_K.topk(min(CAPTION_LINES, len(classes)))
+    shown = zip(parts, labels, strict=True)
+    return [f"{part:.2f} {_one_line(classes[label])}" for part, label in shown if part > MIN_PART]
+
+
+def _one_line(name: str) -> str:
+    """A class name without what Pillow cannot write: newlines and other control characters, bytes that are no UTF-8."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)
+
+
+def _grid(pixels_BHWC: np.ndarray, captions: list[list[str]]) -> Image.Image:
+    """The images in rows, each with its caption below."""
+    size = pixels_BHWC.shape[1]
+    cell = size * max(1, -(-MIN_CELL_PIXELS // size))
+    row_pixels = cell + CAPTION_LINES * LINE_PIXELS
+    canvas = Image.new("RGB", (COLUMNS * cell, ROWS * row_pixels), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    for number, (pixels_HWC, lines) in enumerate(zip(pixels_BHWC, captions, strict=True)):
+        left, top = number % COLUMNS * cell, number // COLUMNS * row_pixels
+        image = Image.fromarray(pixels_HWC).resize((cell, cell), Image.Resampling.NEAREST)
+        canvas.paste(image, (left, top))
+        for line, text in enumerate(lines):
+            shown = text if draw.textlength(text, font) < cell else text[: cell // 6 - 1] + "…"
+            draw.text((left + 1, top + cell + line * LINE_PIXELS), shown, fill="black", font=font)
+    return canvas

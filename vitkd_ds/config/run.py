@@ -1,0 +1,283 @@
+"""One run as a tree of frozen dataclasses: what a recipe returns and what ``config.json`` stores.
+
+Each field says its unit and special values; each class checks its own fields when it is made, and `check_run` checks
+the relations between them. Nothing here imports torch, so a bad configuration is refused before anything heavy loads.
+Engine mechanics (ZeRO stage, precision, buckets) are not here: they belong to ``ds_configs/*.json``.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+from vitkd_ds.config.losses import TEACHER_TERMS, LossesConfig, require, require_choice
+
+PLACEMENTS = ("shard", "replica", "offload")
+BACKENDS = ("ffcv", "torchvision")
+ON_BAD = ("stop", "skip")
+ORDERS = ("random", "quasi_random")
+INTERPOLATIONS = ("bilinear", "bicubic", "random")
+MIX_MODES = ("batch", "element")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The model that trains."""
+
+    model: str
+    """Name of any timm VisionTransformer."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments of timm.create_model, such as {"embed_dim": 64}; the exported student stores them."""
+    init: str = ""
+    """Weights to start from: a local file, "hub" for timm's pretrained weights, "" for random initialisation."""
+    drop_path_rate: float = 0.0
+    checkpoint_activations: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, slower."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.drop_path_rate < 1, "student.drop_path_rate", self.drop_path_rate, "be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen model that is imitated."""
+
+    model: str
+    """Name of any timm VisionTransformer."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = "hub"
+    """A local file, "hub" for timm's pretrained weights, "demo" for the teacher inside the package, or "random"
+    (a debug run only: random initialisation, marked in summary.json)."""
+    placement: str = "shard"
+    """shard: weights partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload: partitioned
+    and kept in CPU memory."""
+    allow_other_resolution: bool = False
+    """Accept a teacher that was trained at another resolution than data.image_size; its position embedding is
+    interpolated. A 384-pixel teacher used at 224 gave a student below its own baseline (cls_KD issue 5)."""
+
+    def __post_init__(self) -> None:
+        require_choice(self.placement, "teacher.placement", PLACEMENTS)
+        require(bool(self.checkpoint), "teacher.checkpoint", self.checkpoint, "be a file, hub, demo or random")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are cropped."""
+
+    train: str
+    """Path of the training .beton; "demo" is the data inside the package."""
+    val: str
+    """Path of the validation .beton; "demo" likewise."""
+    image_size: int
+    """Height and width of the square that both models see, in pixels."""
+    num_classes: int
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the training crop relative to the image, smallest and largest."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of the training crop, smallest and largest."""
+    flip_probability: float = 0.5
+    val_crop_fraction: float = 0.875
+    """timm's crop_pct: the shorter side is resized to image_size / this, and the central square is cut out."""
+    interpolation: str = "bicubic"
+    """How crops are resized, with Pillow's antialiasing: bilinear, bicubic, or random (each training image one of
+    both)."""
+    backend: str = "ffcv"
+    """ffcv: our decoder inside FFCV's loader. torchvision: Pillow and torch's DataLoader, for machines without FFCV;
+    reads .betons and, unpacked, what `vitkd-ds pack` reads."""
+    order: str = "random"
+    """Of training images. random: all of the epoch. quasi_random: shuffled within windows of the file, for files
+    that are larger than the memory that could cache them."""
+    on_bad: str = "stop"
+    """What an image does that cannot be decoded. stop: end the run with its name. skip: the next image of the file
+    takes its place, and the log counts it."""
+    max_val_images: int = 0
+    """Evaluate on so many validation images, spread evenly over the file; 0 is all. For debug runs."""
+    num_workers: int = 0
+    """Decoder threads per rank; 0 takes the CPUs that Slurm gave the task, else shares those this process may use among
+    the ranks of its node."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.image_size <= 4096, "data.image_size", self.image_size, "be in [1, 4096]")
+        require(self.num_classes > 1, "data.num_classes", self.num_classes, "be at least 2")
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "be two numbers, 0 < low <= high <= 1")
+        low, high = self.crop_ratio
+        require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "be two positive numbers, low <= high")
+        require(0 <= self.flip_probability <= 1, "data.flip_probability", self.flip_probability, "be in [0, 1]")
+        require(
+            0.25 <= self.val_crop_fraction <= 1, "data.val_crop_fraction", self.val_crop_fraction, "be in [0.25, 1]"
+        )
+        require(self.max_val_images >= 0, "data.max_val_images", self.max_val_images, "be 0 (all) or more")
+        require_choice(self.interpolation, "data.interpolation", INTERPOLATIONS)
+        require_choice(self.backend, "data.backend", BACKENDS)
+        require_choice(self.order, "data.order", ORDERS)
+        require_choice(self.on_bad, "data.on_bad", ON_BAD)
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be 0 (automatic) or more")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training images after the crop and flip, in this order; the same for both models."""
+
+    repeats: int = 1
+    """Repeated augmentation: so many differently augmented copies of an image in the same epoch, which then shows
+    1 / repeats of the images."""
+    rand_augment: str = ""
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "" is off."""
+    three_augment: bool = False
+    """3-Augment of DeiT III: each image becomes grey, solarized, or blurred."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation each change by a factor within 1 +- this; 0 is off."""
+    interpolation: str = "random"
+    """How RandAugment's geometric operations resample: bilinear, bicubic, or random (one of both for each image, timm's
+    default). What they uncover is filled with ImageNet's mean colour."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of an image is replaced by noise; 0 is off."""
+    mixup_alpha: float = 0.0
+    """Beta(alpha, alpha) of Mixup; 0 is off."""
+    cutmix_alpha: float = 0.0
+    """Beta(alpha, alpha) of CutMix; 0 is off. With both on, one of the two is drawn at even odds."""
+    mix_mode: str = "batch"
+    """batch: one draw for a micro-batch. element: each image its own."""
+
+    def __post_init__(self) -> None:
+        require(self.repeats >= 1, "augment.repeats", self.repeats, "be 1 (off) or more")
+        require(0 <= self.color_jitter < 1, "augment.color_jitter", self.color_jitter, "be in [0, 1)")
+        require_choice(self.interpolation, "augment.interpolation", INTERPOLATIONS)
+        require(0 <= self.random_erasing <= 1, "augment.random_erasing", self.random_erasing, "be in [0, 1]")
+        require(self.mixup_alpha >= 0, "augment.mixup_alpha", self.mixup_alpha, "be 0 (off) or more")
+        require(self.cutmix_alpha >= 0, "augment.cutmix_alpha", self.cutmix_alpha, "be 0 (off) or more")
+        require_choice(self.mix_mode, "augment.mix_mode", MIX_MODES)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, warm-up and cosine, clipping, EMA."""
+
+    lr: float = 1e-3
+    """Peak learning rate at lr_batch_size; the run's is lr * global_batch_size / lr_batch_size."""
+    lr_batch_size: int = 1024
+    min_lr: float = 1e-5
+    """Learning rate at the last step; not scaled by the batch size."""
+    warmup_epochs: float = 20
+    warmup_start_factor: float = 1e-3
+    """Learning rate of the first step relative to the peak."""
+    weight_decay: float = 0.05
+    """Not applied to norms, biases, LayerScale, class / distillation / register tokens and position embeddings."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_grad_norm: float = 5.0
+    """Largest norm of the whole gradient; 0 is no clipping."""
+    ema_decay: float = 0.0
+    """Part of the fp32 moving average kept at each step, such as 0.99996; 0 is no average. When on, the average is
+    what is evaluated and exported."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "be positive")
+        require(self.lr_batch_size > 0, "optim.lr_batch_size", self.lr_batch_size, "be positive")
+        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "be 0 or more")
+        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "be two numbers in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "be positive")
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "be 0 or more")
+        require(
+            0 < self.warmup_start_factor <= 1, "optim.warmup_start_factor", self.warmup_start_factor, "be in (0, 1]"
+        )
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "be 0 or more")
+        require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "be 0 (off) or more")
+        require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved and how much of it is kept."""
+
+    every_steps: int = 0
+    """Optimizer updates between checkpoints; 0 saves at the end of each epoch. The last step is always saved."""
+    keep_last: int = 2
+    """Newest checkpoints kept; the best by validation top-1 is kept besides."""
+    max_failures: int = 3
+    """Failed saves in a row (disk full, permission lost) at which the run stops on all ranks; before that many, it
+    warns and trains on. 1 stops at the first."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "be 0 (each epoch) or more")
+        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "be at least 1")
+        require(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "be at least 1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that defines a run."""
+
+    recipe: str
+    workdir: str
+    """The run folder itself."""
+    student: StudentConfig
+    teacher: TeacherConfig | None
+    """None: plain training, no loss term may need a teacher."""
+    data: DataConfig
+    augment: AugmentConfig
+    losses: LossesConfig
+    optim: OptimConfig
+    global_batch_size: int
+    """Images per optimizer update over all ranks."""
+    micro_batch_size_per_gpu: int
+    """Most images per forward on each rank: the largest divisor of its share of the global batch up to this is taken,
+    and gradients accumulate over the rest."""
+    epochs: float
+    max_steps: int = 0
+    """Stop after this many optimizer updates, schedules included; 0 runs all epochs."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    ds_config: str = "ds_configs/zero2.json"
+    """DeepSpeed's configuration of the student engine."""
+    resume: str = "auto"
+    """auto: continue what lies in workdir, else start. none: start, refuse a used workdir. Else the path of a run
+    folder or of one checkpoint (runs/x/checkpoints/step00001234) of the same settings, from which this run goes on.
+    Checkpoints are unpickled: name only folders that you trust."""
+    eval_every_epochs: float = 1
+    """0 evaluates only at the end."""
+    log_every_steps: int = 10
+    timeout_minutes: float = 10
+    """Longest time without progress: a rank that stays so long in one phase (start, data, forward, a validation
+    micro-batch, a checkpoint) says where it is and ends the job. Raise it if models are fetched over a slow line."""
+    seed: int = 0
+    compile: bool = False
+    """torch.compile the student with its losses, and the teacher."""
+    debug: bool = False
+    """A few steps of the same code on the images in the package; marked in summary.json."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "epochs", self.epochs, "be positive")
+        require(self.max_steps >= 0, "max_steps", self.max_steps, "be 0 (all epochs) or more")
+        require(self.global_batch_size > 0, "global_batch_size", self.global_batch_size, "be positive")
+        micro = self.micro_batch_size_per_gpu
+        require(micro > 0, "micro_batch_size_per_gpu", micro, "be positive")
+        require(
+            self.eval_every_epochs >= 0, "eval_every_epochs", self.eval_every_epochs, "be 0 (only at the end) or more"
+        )
+        require(self.log_every_steps > 0, "log_every_steps", self.log_every_steps, "be positive")
+        require(self.seed >= 0, "seed", self.seed, "be 0 or more")
+
+
+def check_run(run: Run) -> None:
+    """Check what spans several fields; raises ValueError before any model, file or device is touched."""
+    if run.resume not in ("auto", "none") and not Path(run.resume).is_dir():
+        raise ValueError(f"--resume must be auto, none, or the folder of a run or checkpoint, found {run.resume!r}")
+    active = run.losses.active()
+    require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
+    needing = [name for name in active if name in TEACHER_TERMS]
+    if run.teacher is None and needing:
+        raise ValueError(
+            f"losses.{needing[0]} needs a teacher, and recipe {run.recipe} has none: set --losses.{needing[0]}.weight=0"
+        )
+    if run.teacher is not None and not needing:
+        raise ValueError(
+            "a teacher must be used by kd, nkd or vitkd, found no such term with a weight: give one a weight, or "
+            "take a recipe without a teacher"
+        )
+    if run.teacher is not None and run.teacher.checkpoint == "random" and not run.debug:
+        raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    """The run as nested plain dicts and tuples, for config.json."""
+    return asdict(run)

@@ -1,0 +1,147 @@
+"""From the stored bytes of a file to square images: decode, crop, resize, flip, a micro-batch per call.
+
+The work is done by C++ in `csrc/`, which this file loads and hands arrays to. Python's lock is free during a call, so
+decoding runs beside the training step. Nothing is random here: where to cut comes in the rows of
+`vitkd_ds.data.crops`. Pixels are those of Pillow's `crop` and `resize`, bit for bit, on any CPU and for any number of
+threads. An image that cannot be decoded is reported and left black; it never shows another image's pixels.
+
+Only what a crop needs is decoded, so damage outside of it is found by the CRC alone. Two things differ from Pillow:
+before version 13 it resized in width first even where the height shrinks far more, which rounds differently, and it
+smooths progressive JPEGs that lack scans.
+"""
+
+import ctypes
+import logging
+import os
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import numpy as np
+
+from vitkd_ds.data.beton.format import STORED_DTYPE
+from vitkd_ds.data.crops import CROP_DTYPE
+
+logger = logging.getLogger(__name__)
+
+DECODED, BAD_JPEG, BAD_SIZE, SHORT_READ, BAD_CRC, BAD_COLOURS, BAD_ROW, NO_MEMORY = range(8)
+"""Status of an image; the pixels of a `DECODED` one may be used. The same numbers as in `csrc/decode.h`."""
+STATUS_TEXT = {
+    BAD_JPEG: "is a damaged JPEG",
+    BAD_SIZE: "has another height, width or number of bytes than the file's table says",
+    SHORT_READ: "cannot be read whole (the file ends before it does, or the disk fails)",
+    BAD_CRC: "has other bytes than when it was packed (its CRC-32 differs)",
+    BAD_COLOURS: "is a JPEG that is neither RGB nor grey",
+    BAD_ROW: "was asked for by a row that is out of range",
+    NO_MEMORY: "needs more memory than there is",
+}
+"""Ends of the sentence "image 7 ..."."""
+IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS})
+"""What is wrong with the image; the others say that the disk, the memory or the caller failed."""
+
+
+def _load_library() -> ctypes.CDLL:
+    # VITKD_DS_DECODER is set in the images of slurm/: there the code is a checkout's, in which nothing was built.
+    folders = [*filter(None, [os.environ.get("VITKD_DS_DECODER")]), str(Path(__file__).parent)]
+    paths = [Path(folder, f"_decode{suffix}") for folder in folders for suffix in EXTENSION_SUFFIXES]
+    found = [path for path in paths if path.is_file()]
+    if not found:
+        raise ImportError(
+            f"{paths[0].name!r} must be built before images can be decoded, found none in {' or '.join(folders)} "
+            f"(VITKD_DS_DECODER and the package): run `make setup`"
+        )
+    library = ctypes.CDLL(str(found[0]))
+    number, pointer, long = ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
+    library.vitkd_decode.argtypes = [number, pointer, long, pointer, long, number, number, pointer, pointer, number]
+    library.vitkd_resize.argtypes = [pointer, number, number, pointer, number, number, pointer]
+    return library
+
+
+_library = _load_library()
+WIDEST = 0
+"""As the width of vectors: what this CPU has; the fuzzer alone asks for others."""
+
+
+def _check(name: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int | None, ...], *, writeable: bool) -> None:
+    """Raise ValueError unless `array` is what C may touch; None in `shape` is any length."""
+    wanted = f"{name} must be a C-contiguous array of dtype {dtype} and shape {shape} (None: any)"
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{wanted}, found a {type(array).__name__}: convert it")
+    if array.dtype != dtype:
+        raise ValueError(f"{wanted}, found dtype {array.dtype}: convert it")
+    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
+    if not fits:
+        raise ValueError(f"{wanted}, found shape {array.shape}: give one row, image and status per image")
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        raise ValueError(f"{wanted}, found strides {array.strides}: copy it with np.ascontiguousarray")
+    if writeable and not array.flags.writeable:
+        raise ValueError(f"{wanted}, which is written to, found it read-only: copy it")
+
+
+class Decoder:
+    """The images of one file, decoded by rows.
+
+    Calls from several threads at once are safe, as long as each has its own outputs and none is under way at `close`.
+
+    Args:
+        path: the file; only its bytes are read, at the offsets in `table`.
+        table: STORED_DTYPE [number of images]; kept, not copied, as `checked` is written to.
+    """
+
+    def __init__(self, path: str | os.PathLike, table: np.ndarray):
+        _check("table", table, STORED_DTYPE, (None,), writeable=True)
+        self._path, self.table = os.fspath(path), table
+        self.fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._identity = self._look()
+
+    def _look(self) -> list[tuple[int, ...]]:
+        """What tells whether the open file, or the one that has its path now, is another than before."""
+        stats = [os.fstat(self.fd)]
+        if os.path.exists(self._path):  # a file may be removed while it is open
+            stats.append(os.stat(self._path))
+        return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+    def check_anew_if_changed(self) -> None:
+        """Compare the CRC of every image again if the file was written to or replaced since it was last looked at.
+
+        A file that was only touched is as good as before, and one that was changed shows it image by image.
+        """
+        identity = self._look()
+        if identity != self._identity:
+            logger.warning("%r was changed or replaced while it was open: all images are checked anew", self._path)
+            self._identity = identity
+            self.table["checked"] = 0
+
+    def decode(self, rows: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray, *, num_threads: int) -> None:
+        """Decode a micro-batch.
+
+        Args:
+            rows: CROP_DTYPE [B], see `vitkd_ds.data.crops`.
+            images_BHWC: uint8 [B, size, size, 3], filled with RGB pixels; black where the status is not `DECODED`.
+            status_B: int32 [B], filled with `DECODED` or the reason of each image.
+            num_threads: threads that share the rows, this one included; makes no difference to the result.
+
+        Raises:
+            ValueError: an array of another dtype, shape or layout, no thread, or a closed decoder.
+        """
+        _check("rows", rows, CROP_DTYPE, (None,), writeable=False)
+        size = images_BHWC.shape[1] if isinstance(images_BHWC, np.ndarray) and images_BHWC.ndim == 4 else None
+        _check("images_BHWC", images_BHWC, np.dtype("u1"), (len(rows), size, size, 3), writeable=True)
+        _check("status_B", status_B, np.dtype("i4"), (len(rows),), writeable=True)
+        if self.fd is None:
+            raise ValueError(f"the decoder of {self._path!r} must be open, found it closed: make a new one")
+        arguments = (self.table.ctypes.data, len(self.table), rows.ctypes.data, len(rows), size, num_threads)
+        if _library.vitkd_decode(self.fd, *arguments, images_BHWC.ctypes.data, status_B.ctypes.data, WIDEST):
+            raise ValueError(
+                f"size must be in [1, 4096] and num_threads at least 1, found images_BHWC of size {size} and "
+                f"num_threads {num_threads}: set data.image_size and data.num_workers"
+            )
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+    def __del__(self):
+        if getattr(self, "fd", None) is not None:
+            self.close()

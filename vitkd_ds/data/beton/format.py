@@ -1,0 +1,207 @@
+"""What a .beton of ours looks like, the side file beside it, and the check of both before training.
+
+A ``<name>.beton`` holds two FFCV fields, ``image`` (RGB) and ``label`` (integer). FFCV's format stores neither class
+names nor anything that would betray a damaged file: a .beton that lacks its last byte trains without a message, on a
+wrong image. So ``<name>.beton.json`` lies beside it with the classes, the size in bytes, the CRC32 of all tables, and
+length and CRC32 of every image; `check_beton` refuses what does not agree. FFCV itself is not imported here, and the
+images are not read, so the check costs milliseconds (a tenth of a second at ImageNet's size).
+"""
+
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitkd_ds.data.beton.side_file import SIDE_KEYS, BetonInfo, read_side, refuse, side_path
+
+SUFFIX = ".beton"
+FFCV_FORMAT = 2
+"""Version in the header of every .beton that FFCV 1.0 writes and reads."""
+FIELDS = (("image", 2), ("label", 1))
+"""Name and FFCV type number of each field, in file order: RGBImageField and IntField."""
+JPEG_MODE, RAW_MODE = 0, 1
+"""How FFCV marks an image: as a JPEG, or as pixels."""
+
+HEADER_DTYPE = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+METADATA_DTYPE = np.dtype(
+    {
+        "names": ["mode", "width", "height", "offset", "label"],
+        "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
+        "offsets": [0, 1, 3, 5, 16],
+        "itemsize": 24,
+    }
+)
+"""A row of the table behind the field descriptors: FFCV's two fields side by side, the label aligned to 8 bytes."""
+ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
+"""A row of the table at the end of the file; one row per image."""
+STORED_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("crc32", "<u4"),
+        ("height", "<u2"),
+        ("width", "<u2"),
+        ("mode", "u1"),
+        ("has_crc", "u1"),
+        ("checked", "u1"),
+        ("pad", "u1"),
+    ],
+    align=True,
+)
+"""One image of a file: where its bytes are, height and width in pixels, and mode (FFCV's: 0 is a JPEG, 1 is raw RGB).
+If `has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1."""
+METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a .beton says of its images besides their bytes."""
+
+    metadata: np.ndarray
+    """METADATA_DTYPE [num_images]."""
+    allocations: np.ndarray
+    """ALLOCATION_DTYPE [num_images]."""
+    crc32: int
+    """Of header, field descriptors and both tables, as they stand in the file."""
+
+
+def partial_path(path: Path) -> Path:
+    """Where the .beton `path` is written until it is complete."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _field_name(descriptor: np.void) -> str:
+    return descriptor["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")
+
+
+def _read_header(path: Path, head: bytes, size: int) -> np.void:
+    """The header in the first bytes of a .beton of `size` bytes, checked against the fields and the size."""
+    if len(head) < HEADER_DTYPE.itemsize:
+        raise refuse(path, "be an FFCV .beton", f"has only {size} bytes")
+    header = np.frombuffer(head, HEADER_DTYPE, count=1)[0]
+    if header["version"] != FFCV_FORMAT:
+        raise refuse(
+            path,
+            f"be an FFCV .beton (format {FFCV_FORMAT})",
+            f"its first bytes say {header['version']}",
+            "give a file that was packed by this package",
+        )
+    num_fields = min(int(header["num_fields"]), len(FIELDS))
+    if len(head) < HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize:
+        raise refuse(path, "be whole", f"ends inside its header, at {size} bytes", "copy it again, or pack it again")
+    descriptors = np.frombuffer(head, FIELD_DTYPE, offset=HEADER_DTYPE.itemsize, count=num_fields)
+    found = tuple((_field_name(d), int(d["type_id"])) for d in descriptors)
+    if header["num_fields"] != len(FIELDS) or found != FIELDS:
+        raise refuse(path, f"have the fields (name, FFCV type) {FIELDS}", f"has {header['num_fields']}: {found}, ...")
+    if header["num_samples"] == 0:
+        raise refuse(path, "hold images", "is empty")
+    start, num_images = int(header["alloc_table_ptr"]), int(header["num_samples"])
+    end = start + num_images * ALLOCATION_DTYPE.itemsize
+    if start < METADATA_START + num_images * METADATA_DTYPE.itemsize or size != end:
+        raise refuse(path, f"be {end} bytes long by its own header", f"is {size}", "copy it again, or pack it again")
+    return header
+
+
+def read_tables(path: Path) -> Tables:
+    """Read header and tables of a .beton and check them against each other, the fields and the size of the file.
+
+    Raises:
+        ValueError: not a .beton, other fields, empty, or cut short.
+    """
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        head = file.read(METADATA_START)
+        header = _read_header(path, head, size)
+        num_images = int(header["num_samples"])
+        metadata_bytes = file.read(num_images * METADATA_DTYPE.itemsize)
+        file.seek(int(header["alloc_table_ptr"]))
+        allocation_bytes = file.read()
+    crc32 = zlib.crc32(allocation_bytes, zlib.crc32(metadata_bytes, zlib.crc32(head)))
+    metadata = np.frombuffer(metadata_bytes, METADATA_DTYPE, count=num_images)
+    allocations = np.frombuffer(allocation_bytes, ALLOCATION_DTYPE, count=num_images)
+    return Tables(metadata, allocations, crc32)
+
+
+def check_beton(path: str | Path) -> BetonInfo:
+    """Check a .beton and its side file without reading the images.
+
+    Raises:
+        ValueError: the file is missing, still being written, no .beton, empty, cut short, of other fields, without its
+            side file, or other than that says.
+    """
+    return _checked(Path(path))[0]
+
+
+def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
+    """Check a .beton as `check_beton` does, and read where its images are.
+
+    Returns:
+        Its description; STORED_DTYPE [num_images]; labels int64 [num_images], positions in its classes.
+
+    Raises:
+        ValueError: see `check_beton`.
+    """
+    info, tables, crc32s = _checked(Path(path))
+    images = np.zeros(info.num_images, STORED_DTYPE)
+    for key in ("offset", "height", "width", "mode"):
+        images[key] = tables.metadata[key]
+    images["size"], images["crc32"], images["has_crc"] = tables.allocations["size"], crc32s, 1
+    return info, images, tables.metadata["label"].astype(np.int64)
+
+
+def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
+    """A number that is another one where images have other numbers, labels or places in the file."""
+    return zlib.crc32(labels.tobytes(), zlib.crc32(images["offset"].tobytes()))
+
+
+def _checked(path: Path) -> tuple[BetonInfo, Tables, np.ndarray]:
+    """The file's description, its tables and the CRC32 of each image."""
+    _check_is_finished(path)
+    tables, values = read_tables(path), read_side(path)
+    values["classes"] = tuple(values["classes"])
+    info = BetonInfo(path=path, **{key: values[key] for key in SIDE_KEYS})
+    for key, found, must in (
+        ("bytes", path.stat().st_size, "be {} bytes long"),
+        ("num_images", len(tables.metadata), "hold {} images"),
+        ("tables_crc32", tables.crc32, "have tables of CRC32 {}"),
+    ):
+        if values[key] != found:
+            side_says = must.format(values[key])
+            raise refuse(path, f"{side_says} by its side file", f"the file says {found}", "copy both files again")
+    lengths, crc32s = values["lengths"], values["crc32s"]
+    if not (len(lengths) == len(crc32s) == info.num_images and (lengths == tables.allocations["size"]).all()):
+        raise refuse(
+            side_path(path),
+            f"give the length and CRC32 of the {info.num_images} images of the .beton",
+            "its numbers are other ones",
+            "copy both files again",
+        )
+    return info, tables, crc32s
+
+
+def _check_is_finished(path: Path) -> None:
+    if path.name.startswith(".") and path.name.endswith(".partial"):
+        raise refuse(
+            path, "be a finished .beton", "it is what pack writes until then", "give pack the same command again"
+        )
+    if path.is_file():
+        return
+    found, remedy = "does not exist", "give the path of a packed file, or pack one"
+    if path.is_dir():
+        found = "is a folder"
+    elif partial_path(path).exists():
+        found = "is still being packed, or its packing was interrupted"
+        remedy = "wait, or give pack the same command again, which continues"
+    raise refuse(path, "be a .beton file", found, remedy)

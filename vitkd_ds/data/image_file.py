@@ -1,0 +1,82 @@
+"""One image file's bytes -> RGB pixels.
+
+Separate so that what counts as an image, and how each colour mode becomes RGB, stand in one place. EXIF orientation is
+ignored, transparency is dropped and of an animation the first frame is taken, all as torchvision's ImageFolder does, on
+which published accuracies rest. Pillow's `draft`, which would scale JPEGs while decoding, is not used: it changes
+pixels.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Endings that make a file of a folder an image, in any case; torchvision's list."""
+PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
+"""What content may be, whatever its ending says. Pillow knows more, some of which start other programs."""
+JPEG_FORMATS, JPEG_MODES = ("JPEG", "MPO"), ("L", "RGB")
+"""Pillow's names of JPEGs, of those with further pictures behind the first too, and its modes of such with one and
+three components; it opens none of more than 8 bits."""
+SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def load_rgb(content: bytes | BinaryIO) -> np.ndarray:
+    """Decode one image file.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        Exception: of Pillow's many kinds, when the file is damaged or no image; ValueError for pixels whose range is
+            not defined; DecompressionBombError above Pillow's limit of 179 million pixels.
+    """
+    with opened(content) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def opened(content: bytes | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image file with Pillow, without Pillow's warnings of metadata and of images from half its limit on.
+
+    Raises:
+        ValueError: it is empty, or no image of `PILLOW_FORMATS`.
+    """
+    if isinstance(content, bytes) and not content:
+        raise ValueError("it is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=PILLOW_FORMATS)
+        except UnidentifiedImageError:
+            formats = ", ".join(PILLOW_FORMATS)
+            raise ValueError(f"it is no image of the formats {formats}, or its header is cut") from None
+        with image:
+            yield image
+
+
+def is_plain_jpeg(image: Image.Image) -> bool:
+    """Whether an opened image is an RGB or grey JPEG, which our decoder takes."""
+    return image.format in JPEG_FORMATS and image.mode in JPEG_MODES
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises."""
+    if image.mode in SIXTEEN_BIT_MODES:
+        return _from_16_bit(np.array(image))
+    if image.mode == "F":
+        raise ValueError("its pixels are 32-bit floats, whose white is not defined")
+    if image.mode in ("RGBa", "La") or image.mode == "P" and "transparency" in image.info:
+        image = image.convert("LA" if image.mode == "La" else "RGBA")  # Pillow has no straight way to RGB
+    return np.array(image.convert("RGB"))
+
+
+def _from_16_bit(grey_HW: np.ndarray) -> np.ndarray:
+    """Keep the upper 8 of 16 bits: Pillow's own conversion clips instead, and everything turns white."""
+    if grey_HW.min() < 0 or grey_HW.max() > 65535:
+        raise ValueError(f"its pixels must be 16-bit, found {grey_HW.min()} to {grey_HW.max()}")
+    return np.repeat((grey_HW.astype(np.uint16) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)

@@ -1,0 +1,153 @@
+"""DeepSpeed's JSON files: find them, fill in what the recipe owns, refuse what does not belong there.
+
+One owner per number: the recipe owns batch sizes, clipping, optimizer and schedule; the JSON owns the engine's
+mechanics and says "auto" where the recipe decides. A number in both that differs is an error that names both.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+RECIPE_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
+FORBIDDEN = {
+    "optimizer": "--optim.lr and its neighbours",
+    "scheduler": "--optim.warmup_epochs and --optim.min_lr",
+    "fp16": '"bf16" (fp16 needs a loss scale that the non-finite check would fight)',
+    "amp": '"bf16"',
+    "elasticity": "--global_batch_size (DeepSpeed 0.19.8 removed it)",
+    "data_efficiency": "vitkd_ds.data",
+    "curriculum_learning": "vitkd_ds.data",
+}
+"""Sections that must not stand in a file, and what to use instead."""
+
+AUTO: dict[str, Callable[[bool, bool], Any]] = {
+    # Compiled as a whole, all gradients come at once, after the backward pass: nothing is left to overlap.
+    "overlap_comm": lambda is_alone, is_compiled: not is_alone and not is_compiled,
+    "stage3_param_persistence_threshold": lambda is_alone, is_compiled: 2**62 if is_alone else 0,
+}
+"""What "auto" means in zero_optimization, by whether there is one rank and whether the module is compiled."""
+
+TEACHER_FILES = {
+    "shard": "teacher_zero3.json",
+    "replica": "teacher_zero3.json",  # its precision alone
+    "offload": "teacher_zero3_offload.json",
+}
+
+
+def find_ds_config(path: str) -> Path:
+    """The file itself, or for a path such as ds_configs/zero2.json the copy that ships with the package.
+
+    Raises:
+        ValueError: neither exists.
+    """
+    package = Path(__file__).resolve().parents[1]
+    shipped = [folder / Path(path).name for folder in (package / "ds_configs", package.parent / "ds_configs")]
+    candidates = [Path(path)] + (shipped if Path(path).parent.name == "ds_configs" else [])
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    names = sorted({f"ds_configs/{p.name}" for folder in shipped for p in folder.parent.glob("zero*.json")})
+    raise ValueError(f"ds_config must be a JSON file, found no file {path}: give a path or one of {', '.join(names)}")
+
+
+def load_ds_config(path: str, owned: dict[str, Any]) -> dict[str, Any]:
+    """Read a DeepSpeed file and replace its "auto" by the recipe's numbers.
+
+    Args:
+        path: the file.
+        owned: the recipe's number for each key of RECIPE_OWNED that applies.
+
+    Raises:
+        ValueError: no such file, no JSON object, a forbidden section, or a number that differs from the recipe's.
+    """
+    file = find_ds_config(path)
+    try:
+        config = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} must be JSON, found {error}: mend the file") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold a JSON object, found {type(config).__name__}: mend the file")
+    for key, instead in FORBIDDEN.items():
+        if key in config:
+            raise ValueError(f'{file} must not set "{key}", which the recipe owns: use {instead}')
+    for key in RECIPE_OWNED:
+        if key in config and key not in owned:
+            raise ValueError(f'{file} must not set "{key}", which has no meaning for this engine: remove it')
+        if key in config and config[key] not in ("auto", owned[key]):
+            raise ValueError(
+                f'{file} sets "{key}" to {config[key]}, the recipe to {owned[key]}: write "auto" in the file, or '
+                "change the recipe's number on the command line"
+            )
+    return config | owned
+
+
+def is_bf16(config: dict[str, Any]) -> bool:
+    """Whether the engine of this configuration computes in bf16 (else fp32)."""
+    return config.get("bf16", {}).get("enabled", False) is True
+
+
+def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """What decides how an engine of this configuration cuts its state into files; equal layouts read each other's."""
+    accumulated = config.get("data_types", {}).get("grad_accum_dtype")
+    return {
+        "world_size": world_size,
+        "zero_stage": stage(config),
+        "bf16": is_bf16(config),
+        "grad_accum_dtype": accumulated,  # decides which of two optimizers DeepSpeed takes in stage 1
+    }
+
+
+def stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage of this configuration."""
+    return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def computes_norm(config: dict[str, Any]) -> bool:
+    """Whether DeepSpeed computes the norm of the student's gradient and clips it; else `vitkd_ds.engine.clipping` does.
+
+    Raises:
+        ValueError: a combination under which an update that is inf or nan would be applied, or a bf16 gradient scaled.
+    """
+    computes = config.get("zero_optimization", {}).get("compute_grad_norm", True)
+    scans = config.get("bf16", {}).get("check_grad_overflow", True)
+    if computes and is_bf16(config) and not scans:
+        raise ValueError(
+            'ds_config must set zero_optimization "compute_grad_norm": false where it sets bf16 "check_grad_overflow": '
+            "false, found only the second: DeepSpeed would apply updates that are inf or nan, so set both or neither"
+        )
+    accumulates = config.get("data_types", {}).get("grad_accum_dtype")
+    if not computes and is_bf16(config) and accumulates != "fp32":
+        raise ValueError(
+            'ds_config must set data_types "grad_accum_dtype": "fp32" with "compute_grad_norm": false, found '
+            f"{accumulates!r}: clipping would round the bf16 gradient a second time"
+        )
+    if not computes and is_bf16(config) and stage(config) == 1:
+        raise ValueError(
+            'ds_config must leave out "compute_grad_norm": false and "check_grad_overflow": false at stage 1 in bf16, '
+            "found the first: DeepSpeed's optimizer of that stage computes the norm itself, so remove both"
+        )
+    return computes
+
+
+def resolve_auto(config: dict[str, Any], *, world_size: int, is_compiled: bool = False) -> None:
+    """Replace, in place, the "auto" of zero_optimization; `ds_configs/README.md` says why.
+
+    Args:
+        is_compiled: whether torch.compile takes the engine's module as a whole.
+
+    Raises:
+        ValueError: "auto" at a key of zero_optimization that has no such rule.
+    """
+    zero = config.get("zero_optimization", {})
+    for key in [key for key, value in zero.items() if value == "auto"]:
+        if key not in AUTO:
+            raise ValueError(
+                f'zero_optimization must give a value for "{key}", found "auto", which only {", ".join(AUTO)} may '
+                "have: write a value in the DeepSpeed file"
+            )
+        zero[key] = AUTO[key](world_size == 1, is_compiled)

@@ -1,0 +1,114 @@
+"""DeepSpeed's part of a checkpoint without DeepSpeed's files: what it would write, what it may read, and the change to
+another number of ranks or another ZeRO stage.
+
+DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so one rank's full disk would hang the others.
+Its checkpoint engine is replaced by one that only collects; `vitkd_ds.checkpoint.save` writes. For loading, DeepSpeed
+unpickles whatever a file says; here only three harmless classes besides tensors are allowed. With `vitkd_ds.engine.student` and
+`vitkd_ds.engine.teacher` the only modules that import deepspeed.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+MODEL_FILES, OPTIMIZER_FILES = "*_model_states.pt", "*_optim_states.pt"
+ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
+"""All classes in DeepSpeed's files of ZeRO stages 1 and 2; none of them does anything when it is made."""
+
+
+def load_file(path: str | Path, map_location: Any = "cpu") -> Any:
+    """Read one of DeepSpeed's files. Raises pickle.UnpicklingError for anything that is not data of ours."""
+    with torch.serialization.safe_globals(ALLOWED):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+class Collector(CheckpointEngine):
+    """Keeps what DeepSpeed saves in `saved`, by file name, and writes nothing; loads through `load_file`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: dict[str, Any] = {}
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        """DeepSpeed is about to save."""
+        self.saved = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing: no file will follow."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Keep a reference; it is the live state, so it must be written before the next update."""
+        self.saved[os.path.basename(path)] = state_dict
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Read a file."""
+        return load_file(path, map_location)
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        """DeepSpeed has saved."""
+        return True
+
+
+def convert(checkpoint: Path, target: Path) -> None:
+    """Write a checkpoint in DeepSpeed's universal format: a file per parameter and state, whole. One rank calls it.
+
+    `ds_to_universal` knows the fp32 weights and Adam's moments. The moving average is put beside them in the same
+    form, and DeepSpeed loads it as it loads every state that it finds there.
+
+    Args:
+        checkpoint: a folder step00001234.
+        target: a folder that does not exist yet.
+    """
+    for path in checkpoint.glob(MODEL_FILES):
+        load_file(path)  # ds_to_universal unpickles anything: let pass only what ours would
+    averages = _averages([load_file(path) for path in _by_rank(checkpoint)])
+    with tempfile.TemporaryDirectory() as links:  # it takes paths for patterns: "[" or "+" in them would break it
+        source, destination = Path(links, "in"), Path(links, "out")
+        source.symlink_to(checkpoint.resolve())
+        target.mkdir(parents=True)
+        destination.symlink_to(target.resolve())
+        options = SimpleNamespace(
+            input_folder=str(source),
+            output_folder=str(destination),
+            num_extract_workers=1,  # no processes: this one has threads, and a fork could hang
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            ds_to_universal.main(options)
+    for name, average in averages.items():
+        torch.save({ds_to_universal.PARAM: average}, target / "zero" / name / "ema.pt")
+
+
+def _by_rank(checkpoint: Path) -> list[Path]:
+    def rank_of(path: Path) -> int:
+        return int(path.name.partition("_pp_rank_")[2].partition("_")[0])
+
+    return sorted(checkpoint.glob(OPTIMIZER_FILES), key=rank_of)
+
+
+def _averages(shards: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The moving average by parameter name, flat, put together from the ranks' parts; empty where there is none."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for shard in shards:
+        saved = shard["optimizer_state_dict"]
+        states = saved[ds_to_universal.BASE_OPTIMIZER_STATE]["state"]
+        for group, fragments in enumerate(saved[ds_to_universal.PARAM_SLICE_MAPPINGS]):
+            if "ema" in states[group]:
+                for name, at in fragments.items():
+                    parts.setdefault(name, []).append(states[group]["ema"].narrow(0, at.start, at.numel))
+    return {name: torch.cat(pieces) for name, pieces in parts.items()}

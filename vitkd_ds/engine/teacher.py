@@ -1,0 +1,95 @@
+"""The frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
+
+shard and offload are DeepSpeed stage-3 engines without an optimizer: weights partitioned over the ranks, gathered
+block by block during the forward. replica is the plain module on every rank. All three compute in the dtype of
+`ds_configs/teacher_zero3.json` and give the same features up to its rounding. With `vitkd_ds.engine.student` the only module
+that imports deepspeed.
+"""
+
+from typing import Sequence
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from vitkd_ds.config.run import TeacherConfig
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
+from vitkd_ds.models.build import normalization_of
+from vitkd_ds.models.features import Features, tap_features
+from vitkd_ds.models.normalization import Normalization
+
+
+class FeatureModule(nn.Module):
+    """A module whose forward is `tap_features`: DeepSpeed's hooks run only around a forward that the engine calls."""
+
+    def __init__(self, model: nn.Module, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.blocks = tuple(blocks)
+
+    def forward(self, images_BCHW: Tensor) -> Features:
+        """See `tap_features`."""
+        return tap_features(self.model, images_BCHW, self.blocks)
+
+
+class Teacher:
+    """Images in, features out, without gradient, always in eval mode.
+
+    It is no nn.Module: it cannot become part of the student's module, optimizer, moving average or checkpoint, and
+    nobody's `train()` reaches it. All ranks must build it, and call it the same number of times.
+
+    Args:
+        model: the teacher.
+        config: how it is placed.
+        blocks: tapped blocks.
+        device: this rank's device.
+        micro_batch_size: images per call.
+        compile: torch.compile it; block by block where its weights are gathered.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TeacherConfig,
+        *,
+        blocks: Sequence[int],
+        device: torch.device,
+        micro_batch_size: int,
+        compile: bool = False,
+    ) -> None:
+        self.normalization: Normalization = normalization_of(model)
+        self._fill_up_to = micro_batch_size if compile else 0
+        self.placement = config.placement
+        file = f"ds_configs/{TEACHER_FILES[config.placement]}"
+        ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
+        resolve_auto(ds_config, world_size=ranks.world_size())
+        self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
+        module = FeatureModule(model.requires_grad_(False), blocks)
+        if config.placement == "replica":
+            self.module = module.to(device=device, dtype=self.dtype)
+            if compile:
+                self.module.compile()
+        else:
+            for block in model.blocks if compile else ():
+                # Not the whole: DeepSpeed's hooks gather a block's weights around this forward, and must stay outside.
+                block.forward = torch.compile(block.forward)
+            ds_config["steps_per_print"] = None
+            self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
+        self.module.eval()
+        self._parts = tuple(self.module.modules())
+
+    @torch.no_grad()
+    def __call__(self, images_BCHW: Tensor) -> Features:
+        """Features of images with values 0..255; they are normalised with the teacher's own mean and std.
+
+        A compiled teacher gets fewer images, as at the end of an evaluation, filled up: for another number it would be
+        compiled anew, for any number, and stay slower for the rest of the run.
+        """
+        if any(part.training for part in self._parts):
+            self.module.eval()  # somebody called train() on a part of it: dropout and drop path would be on
+        num_images, missing = len(images_BCHW), self._fill_up_to - len(images_BCHW)
+        if missing > 0:
+            images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])
+        features = self.module(self.normalization.apply(images_BCHW, self.dtype))
+        return Features(*(feature[:num_images] for feature in features)) if missing > 0 else features

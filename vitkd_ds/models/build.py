@@ -1,0 +1,272 @@
+"""Students and teachers: timm VisionTransformers with their weights, their normalisation and what is checked of a pair.
+
+timm builds the models, `weights` reads files; here is what has to hold between them. Nothing is adapted silently: a
+file has exactly the model's weights, and a position embedding is interpolated only where the configuration allows it.
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
+from vitkd_ds.models.normalization import Normalization
+from vitkd_ds.models.weights import key_differences, load_state_dict_file
+
+DEMO_TEACHER = Path(__file__).parents[1] / "data" / "demo" / "teacher.safetensors"
+
+_OWNED_ARGS = {
+    "num_classes": "is data.num_classes",
+    "img_size": "is data.image_size",
+    "drop_path_rate": "is student.drop_path_rate",
+    "in_chans": "is 3, as images are RGB",
+    "patch_drop_rate": "must stay 0, as student and teacher tokens would not match",
+    "device": "is chosen by the launcher",
+    "dtype": "is chosen in ds_configs",
+}
+"""Arguments of a VisionTransformer that model_args may not set, and why."""
+
+
+@dataclass(frozen=True)
+class PairInfo:
+    """What losses need to know of a student and its teacher."""
+
+    student_dim: int
+    teacher_dim: int
+    student_grid: tuple[int, int]
+    """Patch rows and columns."""
+    teacher_grid: tuple[int, int]
+
+
+def build_student(config: StudentConfig, data: DataConfig) -> VisionTransformer:
+    """The student on the CPU in fp32, initialised as `config.init` says.
+
+    From the hub, the classifier starts anew where data.num_classes differs from the pretrained one, as in timm. A file
+    must fit exactly, and in both cases the weights must have been trained on this patch grid.
+
+    Raises:
+        ValueError: The model, its arguments or its weights do not fit; the message names the key.
+    """
+    if config.init == "hub":
+        _check_hub(config, data, role="student")
+    model = _create(config, data, role="student", pretrained=config.init == "hub", drop_path_rate=config.drop_path_rate)
+    if config.init not in ("", "hub"):
+        load_weights(model, config.init, key="student.init")
+    model.set_grad_checkpointing(config.checkpoint_activations)
+    return model
+
+
+def build_teacher(config: TeacherConfig, data: DataConfig) -> VisionTransformer:
+    """The teacher on the CPU in fp32: weights of `config.checkpoint`, no parameter requires a gradient, eval mode.
+
+    Raises:
+        ValueError: The model, its arguments or its weights do not fit; the message names the key.
+    """
+    source = config.checkpoint
+    if source == "hub":
+        _check_hub(config, data, role="teacher")
+    model = _create(config, data, role="teacher", pretrained=source == "hub")
+    if source not in ("hub", "random"):
+        path, allowed = teacher_file(config), config.allow_other_resolution
+        load_weights(model, path, key="teacher.checkpoint", allow_other_resolution=allowed)
+    return model.requires_grad_(False).eval()
+
+
+def teacher_file(config: TeacherConfig) -> Path:
+    """The local file that `config.checkpoint` means; not for "hub" and "random"."""
+    return DEMO_TEACHER if config.checkpoint == "demo" else Path(config.checkpoint)
+
+
+def model_args_of(config: StudentConfig | TeacherConfig, data: DataConfig) -> dict[str, Any]:
+    """What rebuilds the model without us: ``timm.create_model(made["model"], **made["args"])``."""
+    args = {"num_classes": data.num_classes, "img_size": data.image_size, **config.model_args}
+    return {"model": config.model, "args": args}
+
+
+def normalization_of(model: nn.Module) -> Normalization:
+    """Mean and standard deviation that the model's timm configuration asks for."""
+    return Normalization(mean=tuple(model.pretrained_cfg["mean"]), std=tuple(model.pretrained_cfg["std"]))
+
+
+def token_grid(model: VisionTransformer) -> tuple[int, int]:
+    """Rows and columns of patch tokens."""
+    rows, columns = model.patch_embed.grid_size
+    return rows, columns
+
+
+def check_pair(student: VisionTransformer, teacher: VisionTransformer, *, blocks: Sequence[int]) -> PairInfo:
+    """Check that the teacher can teach this student; different widths and patch grids are fine.
+
+    Args:
+        student: From `build_student`.
+        teacher: From `build_teacher`.
+        blocks: Tapped blocks, counted from 0 in both models; empty where no loss taps any.
+
+    Raises:
+        ValueError: Class counts differ, or a tapped block does not exist.
+    """
+    if student.num_classes != teacher.num_classes:
+        raise ValueError(
+            f"student and teacher must have the same classes, found {student.num_classes} and {teacher.num_classes}: "
+            "build both with data.num_classes"
+        )
+    for role, model in (("student", student), ("teacher", teacher)):
+        outside = [block for block in blocks if not 0 <= block < len(model.blocks)]
+        if outside:
+            raise ValueError(
+                f"losses.vitkd.blocks must be between 0 and {len(model.blocks) - 1}, as the {role} has "
+                f"{len(model.blocks)} blocks, found {outside[0]}: choose others or a deeper {role}"
+            )
+    return PairInfo(student.embed_dim, teacher.embed_dim, token_grid(student), token_grid(teacher))
+
+
+def load_weights(model: VisionTransformer, path: str | Path, *, key: str, allow_other_resolution: bool = False) -> None:
+    """Load a local file into `model`, strictly.
+
+    Args:
+        model: Changed in place.
+        path: Any file that `weights.load_state_dict_file` understands.
+        key: Configuration key that errors name.
+        allow_other_resolution: Interpolate the position embedding of another square patch grid.
+
+    Raises:
+        ValueError: Missing, unexpected or differently shaped keys, or another patch grid.
+    """
+    state = load_state_dict_file(path)
+    own = model.state_dict()
+    patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    # timm's filter resizes patch embeddings of another patch size and drops a pre-logits layer without asking: the
+    # first never reaches it, the second is put back, so that the comparison below names either.
+    if patches is not None and patches.shape == own["patch_embed.proj.weight"].shape:
+        if positions is not None and "pos_embed" in own and positions.shape[1] != own["pos_embed"].shape[1]:
+            _check_grid(model, positions, source=f"{key}={path}", allowed=allow_other_resolution)
+        pre_logits = {name: tensor for name, tensor in state.items() if "pre_logits" in name}
+        state = {**checkpoint_filter_fn(state, model, adapt_layer_scale=True), **pre_logits}
+    differences = key_differences(own, state)
+    if differences:
+        raise ValueError(
+            f"{key} must hold exactly the weights of the configured model, found in {path}: {differences}. "
+            "Give its own file, or change model, model_args or data.num_classes to the file's"
+        )
+    model.load_state_dict(state)
+
+
+def _check_grid(model: VisionTransformer, pos_embed: Tensor, *, source: str, allowed: bool) -> None:
+    """Refuse another number of positions, unless it is another square grid and that is allowed."""
+    num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    side = math.isqrt(max(0, pos_embed.shape[1] - num_prefix))
+    rows, columns = token_grid(model)
+    if side * side + num_prefix != pos_embed.shape[1] or not side:
+        raise ValueError(
+            f"{source} must have {model.pos_embed.shape[1]} positions ({rows} x {columns} patches and {num_prefix} "
+            f"prefix tokens), found {pos_embed.shape[1]}: give the file of the same model"
+        )
+    if not allowed:
+        height, width = model.patch_embed.patch_size
+        raise ValueError(
+            f"{source} must be trained at data.image_size ({rows} x {columns} patches), found {side} x {side} patches "
+            f"({side * height} x {side * width} pixels): {_resolution_advice(source)}"
+        )
+
+
+def _resolution_advice(source: str) -> str:
+    advice = "give weights trained at this size, or change data.image_size"
+    interpolate = ", or interpolate the position embedding with --teacher.allow_other_resolution=true"
+    return advice + (interpolate if source.startswith("teacher") else "")
+
+
+def _check_hub(config: StudentConfig | TeacherConfig, data: DataConfig, *, role: str) -> None:
+    """Check that timm's pretrained weights fit without being adapted, before anything is fetched."""
+    key = "student.init" if role == "student" else "teacher.checkpoint"
+    source = f"{key}=hub of {config.model}"
+    pretrained = _default_model(config.model, role=role).pretrained_cfg
+    if "patch_size" in config.model_args:
+        raise ValueError(
+            f"{role}.model_args must not set patch_size with {key}=hub, as timm would resize the weights, found "
+            f"{config.model_args['patch_size']}: leave it out, or give a file"
+        )
+    if role == "teacher" and pretrained["num_classes"] != data.num_classes:
+        raise ValueError(
+            f"{source} must have data.num_classes={data.num_classes} classes, found {pretrained['num_classes']}: its "
+            "classifier would be random, so give a file of a teacher trained on these classes"
+        )
+    trained = tuple(pretrained["input_size"][-2:])
+    allowed = isinstance(config, TeacherConfig) and config.allow_other_resolution
+    if trained != (data.image_size, data.image_size) and not allowed:
+        raise ValueError(
+            f"{source} must be trained at data.image_size={data.image_size}, found {trained[0]} x {trained[1]} pixels: "
+            + _resolution_advice(source)
+        )
+
+
+def _create(
+    config: StudentConfig | TeacherConfig, data: DataConfig, *, role: str, pretrained: bool, drop_path_rate: float = 0.0
+) -> VisionTransformer:
+    """timm.create_model, with what timm would refuse late or not at all refused first."""
+    default = _default_model(config.model, role=role)
+    _check_model_args(config.model_args, role=role)
+    made = model_args_of(config, data)
+    try:
+        model = timm.create_model(made["model"], pretrained=pretrained, drop_path_rate=drop_path_rate, **made["args"])
+    # timm's checks are assertions, its loading errors RuntimeErrors, the network's OSErrors.
+    except (AssertionError, RuntimeError, OSError, TypeError, ValueError) as error:
+        advice = "fetch the weights beforehand and give the file, or fix the arguments" if pretrained else "fix them"
+        raise ValueError(
+            f"{role}.model={config.model} must build with {made['args']}, timm answered {error!r}: {advice}"
+        ) from error
+    height, width = model.patch_embed.patch_size
+    if data.image_size % height or data.image_size % width:
+        raise ValueError(
+            f"data.image_size must be a multiple of the patches of {role}.model={config.model} ({height} x {width}), "
+            f"found {data.image_size}: timm would ignore the last pixels, so change one of the two"
+        )
+    assert type(model) is type(default), f"timm made a {type(model).__name__} with {made['args']}"
+    return model
+
+
+def check_model_name(name: str, *, role: str) -> None:
+    """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3) or ["deit_tiny_patch16_224"]
+        raise ValueError(f"{role}.model must be a timm model, found {name!r}: did you mean {', '.join(near)}?")
+
+
+def _default_model(name: str, *, role: str) -> VisionTransformer:
+    """The named model without model_args, on the meta device: its class and configuration cost no memory."""
+    check_model_name(name, role=role)
+    architecture = name.partition(".")[0]
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or architecture
+        raise ValueError(f"{role}.model must name weights that timm knows, found {name!r}: choose of {tags}") from error
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(
+            f"{role}.model must be a timm VisionTransformer, found {name}, a {type(model).__name__}: choose a deit_*, "
+            "deit3_* or vit_* model of that class"
+        )
+    return model
+
+
+def _check_model_args(model_args: Mapping[str, Any], *, role: str) -> None:
+    """Refuse arguments that a VisionTransformer does not take and those that are set elsewhere."""
+    known = [name for name in inspect.signature(VisionTransformer.__init__).parameters if name != "self"]
+    for name, value in model_args.items():
+        if name in _OWNED_ARGS:
+            raise ValueError(f"{role}.model_args must not set {name}, found {value!r}: it {_OWNED_ARGS[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known[:6]
+            raise ValueError(
+                f"{role}.model_args must be arguments of timm's VisionTransformer, found {name}: did you mean "
+                f"{', '.join(near)}?"
+            )

@@ -1,0 +1,63 @@
+"""Step -> learning rate and loss weights, epochs -> steps: pure functions of the step, so nothing to save or resume."""
+
+import math
+from dataclasses import dataclass
+
+from vitkd_ds.config.run import OptimConfig, Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in optimizer updates (steps)."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    eval_every_steps: int
+    """0: only after the last step."""
+    save_every_steps: int
+    accumulation_steps: int
+    """Micro-batches per step on each rank."""
+
+    def is_eval_step(self, steps_done: int) -> bool:
+        """Whether to evaluate after this many steps."""
+        is_due = bool(self.eval_every_steps) and steps_done % self.eval_every_steps == 0
+        return is_due or steps_done == self.total_steps
+
+    def is_save_step(self, steps_done: int) -> bool:
+        """Whether to save a checkpoint after this many steps."""
+        return steps_done % self.save_every_steps == 0 or steps_done == self.total_steps
+
+
+def make_plan(run: Run, *, steps_per_epoch: int, accumulation_steps: int) -> Plan:
+    """Turn the run's epochs into steps; at least one step each for the whole run, an evaluation, a checkpoint."""
+    total = max(1, round(run.epochs * steps_per_epoch))
+    total = min(total, run.max_steps) if run.max_steps else total
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=min(total, round(run.optim.warmup_epochs * steps_per_epoch)),
+        eval_every_steps=math.ceil(run.eval_every_epochs * steps_per_epoch),
+        save_every_steps=run.checkpoint.every_steps or steps_per_epoch,
+        accumulation_steps=accumulation_steps,
+    )
+
+
+def lr_at(step: int, plan: Plan, optim: OptimConfig, global_batch_size: int) -> float:
+    """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr."""
+    peak = optim.lr * global_batch_size / optim.lr_batch_size
+    if step < plan.warmup_steps:
+        start = optim.warmup_start_factor
+        return peak * (start + (1 - start) * step / plan.warmup_steps)
+    progress = (step - plan.warmup_steps) / max(1, plan.total_steps - 1 - plan.warmup_steps)
+    return optim.min_lr + (peak - optim.min_lr) * _cosine(progress)
+
+
+def loss_weight_at(step: int, weight: float, schedule: str, total_steps: int) -> float:
+    """Weight of a loss term at the step-th update: constant, or falling to 0 at the last one."""
+    progress = step / max(1, total_steps - 1)
+    return weight * {"constant": 1.0, "linear": 1 - progress, "cosine": _cosine(progress)}[schedule]
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
