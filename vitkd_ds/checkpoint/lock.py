@@ -1,28 +1,30 @@
-"""One job per run folder, across the nodes that share it.
+"""Allow one job per run folder, across the nodes that share it.
 
-The holder's file `lock` says who it is, and its modification time is its heartbeat. No flock: on network file systems
-it may hold on one node only, without saying so. What is relied on is that link() and rename() are atomic. Rank 0 alone
-locks; it also asks `check` before it publishes anything, so a job that was suspended and replaced stops by itself.
+The file `lock` says who holds the folder, and its modification time is the holder's heartbeat. flock would not do: on
+some network file systems it silently holds on one node only. This relies on link() and rename() being atomic. Rank 0
+alone locks; it also calls `check` before it publishes anything, so a job that was suspended and replaced stops by itself.
 """
 
 import json
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
-"""After so long without a heartbeat a holder on another host is taken for dead; longer than a network file system
-caches attributes."""
+"""Seconds without a heartbeat after which a holder on another host is considered dead; longer than a network file
+system caches attributes."""
 
 
 class RunLock:
-    """The lock of a run folder, taken by `acquire` and given back by `release`."""
+    """The lock of a run folder."""
 
     def __init__(self, workdir: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
         self.path = workdir / "lock"
@@ -32,7 +34,7 @@ class RunLock:
         self.made_folder = False
 
     def acquire(self) -> None:
-        """Take the lock, or wait until it is known that its holder is alive or dead: at most `stale_s`.
+        """Take the lock; where only a heartbeat can tell whether its holder lives, wait for one, at most `stale_s`.
 
         Raises:
             ValueError: another job has it.
@@ -63,19 +65,19 @@ class RunLock:
         return bool(holder) and self._replace(mine, holder)
 
     def _replace(self, mine: Path, dead: dict[str, Any]) -> bool:
-        """Take a dead job's place; of several jobs that try, the one that can make the claim does."""
+        """Take a dead job's place; of several jobs that try, the one that creates the claim succeeds."""
         claim = self.path.with_name(f".lock.after.{dead['token']}")
         try:
             _create(claim, mine)
         except FileExistsError:
-            time.sleep(self.heartbeat_s)  # another job is at it; if it died just here, its claim must not stay
+            time.sleep(self.heartbeat_s)  # another job is taking over; if it died here, its claim must not stay
             if claim.exists() and time.time() - claim.stat().st_mtime > self.stale_s:
                 claim.unlink(missing_ok=True)
             return False
         try:
             if _token(self.path) != dead["token"]:
                 return False  # replaced or given back since we looked
-            print(f"took over the lock of {_name(dead)}, which is gone", file=sys.stderr, flush=True)
+            logger.warning("took over the lock of %s, which is gone", _name(dead))
             mine.replace(self.path)
             return True
         finally:
@@ -86,11 +88,11 @@ class RunLock:
         if known is not None:
             return known
         seen, waited_until = _heartbeat(self.path), time.monotonic() + self.stale_s
-        print(f"waiting for a sign of life of {_name(holder)}", file=sys.stderr, flush=True)
+        logger.info("waiting for a sign of life of %s", _name(holder))
         while time.monotonic() < waited_until:
             time.sleep(min(1.0, self.heartbeat_s))
             if _heartbeat(self.path) != seen:
-                return True  # it lives, or is another's by now: either way this job cannot have it
+                return True  # the holder lives, or another job has the lock by now
         return False
 
     def _beat(self) -> None:
@@ -99,19 +101,19 @@ class RunLock:
                 self.check()
                 os.utime(self.path)
             except LockLost as error:
-                os.write(2, f"{error}\n".encode())
+                logger.error("%s", error)
                 os._exit(1)
             except OSError:
-                pass  # the file system is away for a moment; if it stays away, saving says so
+                pass  # the file system is away for a moment; if it stays away, saving reports it
 
     def check(self) -> None:
-        """Raise LockLost if another job has taken this one for dead."""
+        """Raise LockLost if another job has considered this one dead and taken the lock."""
         found = _read(self.path)
         if found and found["token"] != self.me["token"]:
-            raise LockLost(f"{self.path} belongs to {_name(found)} by now, which took this job for dead: ending it")
+            raise LockLost(f"{_name(found)} considered this job dead and took {self.path}: exiting")
 
     def release(self) -> None:
-        """Give the lock back, and a folder that holds nothing else."""
+        """Give the lock back; remove the folder if `acquire` made it and nothing else is in it."""
         self.released.set()
         if _token(self.path) == self.me["token"]:
             self.path.unlink(missing_ok=True)
@@ -124,8 +126,8 @@ class LockLost(RuntimeError):
 
 
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
-    """Who has a run folder, seconds since its last sign of life, and whether it lives (None: it cannot be known at
-    once); None if nobody has it. Reads only."""
+    """Who holds a run folder, seconds since the last heartbeat, and whether the holder lives (None: only a heartbeat can
+    tell); None if nobody holds it. Reads only."""
     path = workdir / "lock"
     found, heartbeat = _read(path), _heartbeat(path)
     if not found or not heartbeat:
@@ -134,7 +136,7 @@ def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
 
 
 def _known_to_live(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
-    """Whether a holder lives, where that can be known without waiting for its heartbeat."""
+    """Whether a holder lives; None if only its heartbeat can tell."""
     if holder["job"] and holder["job"] == me["job"] and holder["restart"] != me["restart"]:
         return False  # this is its requeue
     if holder["machine"] == me["machine"]:
@@ -156,7 +158,7 @@ def _describe_this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Names what process numbers mean something in: this boot of this kernel, this container. Unique if unknown."""
+    """Name of the scope of process numbers: this boot of this kernel, in this container. Unique if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -165,7 +167,7 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """When a process started, in the kernel's ticks; "" if there is none. Tells it from a later one of that number."""
+    """Start time of a process in the kernel's ticks, which tells it from a later one of that number; "" if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -174,7 +176,7 @@ def _start_time(pid: int) -> str:
 
 
 def _create(path: Path, source: Path) -> None:
-    """Make `path` with the content of `source`, at once and by one caller only; the others get FileExistsError."""
+    """Create `path` with the content of `source`; of several callers one succeeds, the others get FileExistsError."""
     try:
         os.link(source, path)
     except FileExistsError:
@@ -189,7 +191,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError:  # left empty by a crash of its node: nobody's, unless its time still changes
+    except ValueError:  # left empty by a crash of its node: nobody holds it, unless its time still changes
         return dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
 
 
@@ -199,7 +201,7 @@ def _token(path: Path) -> str:
 
 
 def _heartbeat(path: Path) -> tuple[int, int] | None:
-    """Changes with each heartbeat. Opened, since a network file system then asks its server."""
+    """Inode and time of the lock, which change with each heartbeat; opening makes a network file system ask its server."""
     try:
         with path.open() as file:
             found = os.fstat(file.fileno())

@@ -1,37 +1,20 @@
-"""Exported students: find one, rebuild it with timm, evaluate it, copy it out of a run. One process, no DeepSpeed."""
+"""Evaluate an exported student: rebuild it with timm, in one process and without DeepSpeed."""
 
 import json
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitkd_ds.checkpoint.load import DESCRIPTION, STUDENT, pointer
+from vitkd_ds.checkpoint.export import DESCRIPTION, STUDENT, find_student
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import DataConfig, Run, StudentConfig, TeacherConfig
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.train.evaluate import evaluate
-
-
-def find_student(source: str | Path) -> Path:
-    """The folder with student.safetensors and student.json that `source` means: itself, or the file's folder.
-
-    Raises:
-        ValueError: one of the two is not there.
-    """
-    source = Path(source)
-    folder = source.parent if source.name == STUDENT else source
-    for name in (STUDENT, DESCRIPTION):
-        if not (folder / name).is_file():
-            raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {folder / name}")
-    return folder
 
 
 def evaluate_exported(
@@ -45,10 +28,10 @@ def evaluate_exported(
     """Evaluate an exported student in fp32 on this machine's first device.
 
     Args:
-        student: what `find_student` takes.
-        val: a .beton; "" takes the run's own.
-        teacher: timm name; "" takes the run's teacher, and none outside a run folder.
-        teacher_checkpoint: its weights, a local file or hub; "" is hub.
+        student: a run folder, a checkpoint or an exported student.
+        val: a .beton; "" is the run's own.
+        teacher: timm name; "" is the run's teacher, and none outside a run folder.
+        teacher_checkpoint: a local file with the teacher's weights, or hub; "" is hub.
         micro_batch_size: images per forward.
 
     Returns:
@@ -108,39 +91,3 @@ def _teacher_features(config: TeacherConfig, data: DataConfig, device: torch.dev
         return tap_features(model, normalization.apply(images_BCHW, torch.float32), (0,))
 
     return features
-
-
-def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
-    """Copy a student out of a run.
-
-    Args:
-        source: a run folder or a checkpoint.
-        destination: a folder that does not exist yet.
-        which: of a run folder, its last or its best checkpoint.
-        half: store fp16, half the size; the packaged teacher is made so.
-
-    Returns:
-        The new folder.
-
-    Raises:
-        ValueError: nothing to export, or `destination` exists.
-    """
-    if which not in ("last", "best"):
-        raise ValueError(f"--which must be last or best, found {which}")
-    folder, target = Path(source), Path(destination)
-    if (folder / "checkpoints").is_dir():
-        tag = pointer(folder / "checkpoints", "latest" if which == "last" else "best")
-        if not tag:
-            raise ValueError(f"{folder} must have a {which} checkpoint, found none yet")
-        folder = folder / "checkpoints" / tag
-    folder = find_student(folder)
-    if target.exists():
-        raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    weights = load_file(folder / STUDENT)
-    save_file({name: w.half() for name, w in weights.items()} if half else weights, temporary / STUDENT)
-    shutil.copy2(folder / DESCRIPTION, temporary / DESCRIPTION)
-    temporary.chmod(0o755)
-    temporary.rename(target)
-    return target

@@ -1,7 +1,7 @@
-"""DeepSpeed's JSON files: find them, fill in what the recipe owns, refuse what does not belong there.
+"""Read DeepSpeed's JSON files: find them, fill in what the recipe owns, refuse what does not belong there.
 
-One owner per number: the recipe owns batch sizes, clipping, optimizer and schedule; the JSON owns the engine's
-mechanics and says "auto" where the recipe decides. A number in both that differs is an error that names both.
+Each number has one owner. The recipe owns batch sizes, clipping, optimizer and schedule; the JSON file owns the engine's
+mechanics and says "auto" where the recipe decides. If a number stands in both and differs, the error names both.
 """
 
 import json
@@ -26,11 +26,11 @@ FORBIDDEN = {
 """Sections that must not stand in a file, and what to use instead."""
 
 AUTO: dict[str, Callable[[bool, bool], Any]] = {
-    # Compiled as a whole, all gradients come at once, after the backward pass: nothing is left to overlap.
+    # A module that is compiled as a whole gives all gradients at the end of its backward pass: nothing can overlap.
     "overlap_comm": lambda is_alone, is_compiled: not is_alone and not is_compiled,
     "stage3_param_persistence_threshold": lambda is_alone, is_compiled: 2**62 if is_alone else 0,
 }
-"""What "auto" means in zero_optimization, by whether there is one rank and whether the module is compiled."""
+"""Meaning of "auto" in zero_optimization, given whether there is one rank and whether the module is compiled."""
 
 TEACHER_FILES = {
     "shard": "teacher_zero3.json",
@@ -93,52 +93,47 @@ def is_bf16(config: dict[str, Any]) -> bool:
 
 def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
     """What decides how an engine of this configuration cuts its state into files; equal layouts read each other's."""
-    accumulated = config.get("data_types", {}).get("grad_accum_dtype")
     return {
         "world_size": world_size,
-        "zero_stage": stage(config),
+        "zero_stage": config["zero_optimization"]["stage"],
         "bf16": is_bf16(config),
-        "grad_accum_dtype": accumulated,  # decides which of two optimizers DeepSpeed takes in stage 1
+        "grad_accum_dtype": config.get("data_types", {}).get("grad_accum_dtype"),
     }
 
 
-def stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage of this configuration."""
-    return int(config.get("zero_optimization", {}).get("stage", 0))
+def check_student(config: dict[str, Any], *, source: str) -> None:
+    """Check that DeepSpeed leaves the norm, the finite check and the clipping to `vitkd_ds.engine.optimizer`.
 
-
-def computes_norm(config: dict[str, Any]) -> bool:
-    """Whether DeepSpeed computes the norm of the student's gradient and clips it; else `vitkd_ds.engine.clipping` does.
+    Args:
+        source: the file, for the message.
 
     Raises:
-        ValueError: a combination under which an update that is inf or nan would be applied, or a bf16 gradient scaled.
+        ValueError: it does not, or the stage is not 2.
     """
-    computes = config.get("zero_optimization", {}).get("compute_grad_norm", True)
-    scans = config.get("bf16", {}).get("check_grad_overflow", True)
-    if computes and is_bf16(config) and not scans:
-        raise ValueError(
-            'ds_config must set zero_optimization "compute_grad_norm": false where it sets bf16 "check_grad_overflow": '
-            "false, found only the second: DeepSpeed would apply updates that are inf or nan, so set both or neither"
-        )
-    accumulates = config.get("data_types", {}).get("grad_accum_dtype")
-    if not computes and is_bf16(config) and accumulates != "fp32":
-        raise ValueError(
-            'ds_config must set data_types "grad_accum_dtype": "fp32" with "compute_grad_norm": false, found '
-            f"{accumulates!r}: clipping would round the bf16 gradient a second time"
-        )
-    if not computes and is_bf16(config) and stage(config) == 1:
-        raise ValueError(
-            'ds_config must leave out "compute_grad_norm": false and "check_grad_overflow": false at stage 1 in bf16, '
-            "found the first: DeepSpeed's optimizer of that stage computes the norm itself, so remove both"
-        )
-    return computes
+    required: list[tuple[str, str, Any]] = [
+        ("zero_optimization", "stage", 2),
+        # DeepSpeed would norm and scan parameter by parameter: 2,551 calls an update in place of 54.
+        ("zero_optimization", "compute_grad_norm", False),
+    ]
+    if is_bf16(config):
+        required += [
+            ("bf16", "check_grad_overflow", False),
+            ("data_types", "grad_accum_dtype", "fp32"),  # clipping would round a bf16 gradient a second time
+        ]
+    for section, key, value in required:
+        found = config.get(section, {}).get(key)
+        if found != value:
+            raise ValueError(
+                f'{source} must have {section} "{key}": {json.dumps(value)} for the student, found '
+                f"{json.dumps(found)}: set it as ds_configs/zero2.json does"
+            )
 
 
 def resolve_auto(config: dict[str, Any], *, world_size: int, is_compiled: bool = False) -> None:
-    """Replace, in place, the "auto" of zero_optimization; `ds_configs/README.md` says why.
+    """Replace each "auto" of zero_optimization, in place; `ds_configs/README.md` gives the reasons.
 
     Args:
-        is_compiled: whether torch.compile takes the engine's module as a whole.
+        is_compiled: whether torch.compile compiles the engine's module as a whole.
 
     Raises:
         ValueError: "auto" at a key of zero_optimization that has no such rule.

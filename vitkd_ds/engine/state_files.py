@@ -1,10 +1,8 @@
-"""DeepSpeed's part of a checkpoint without DeepSpeed's files: what it would write, what it may read, and the change to
-another number of ranks or another ZeRO stage.
+"""DeepSpeed's part of a checkpoint: what it would write, what may be read, and the change to another number of ranks.
 
-DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so one rank's full disk would hang the others.
-Its checkpoint engine is replaced by one that only collects; `vitkd_ds.checkpoint.save` writes. For loading, DeepSpeed
-unpickles whatever a file says; here only three harmless classes besides tensors are allowed. With `vitkd_ds.engine.student` and
-`vitkd_ds.engine.teacher` the only modules that import deepspeed.
+DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so the full disk of one rank would hang the
+others. Its checkpoint engine is therefore replaced by one that only collects, and `vitkd_ds.checkpoint.save` writes. When
+it loads, DeepSpeed unpickles whatever a file says; here only three harmless classes besides tensors are allowed.
 """
 
 import contextlib
@@ -24,7 +22,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 
 MODEL_FILES, OPTIMIZER_FILES = "*_model_states.pt", "*_optim_states.pt"
 ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
-"""All classes in DeepSpeed's files of ZeRO stages 1 and 2; none of them does anything when it is made."""
+"""All classes in DeepSpeed's files of ZeRO stages 1 and 2; making one of them has no effect."""
 
 
 def load_file(path: str | Path, map_location: Any = "cpu") -> Any:
@@ -34,44 +32,44 @@ def load_file(path: str | Path, map_location: Any = "cpu") -> Any:
 
 
 class Collector(CheckpointEngine):
-    """Keeps what DeepSpeed saves in `saved`, by file name, and writes nothing; loads through `load_file`."""
+    """A checkpoint engine that keeps what DeepSpeed saves in `saved`, by file name, and loads through `load_file`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.saved: dict[str, Any] = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """DeepSpeed is about to save."""
+        """Forget the files of the last checkpoint."""
         self.saved = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing: no file will follow."""
+        """Do nothing, as no file will follow."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Keep a reference; it is the live state, so it must be written before the next update."""
+        """Keep a reference to the live state, which must be written before the next update."""
         self.saved[os.path.basename(path)] = state_dict
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Read a file."""
+        """Read a file through `load_file`."""
         return load_file(path, map_location)
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """DeepSpeed has saved."""
+        """Tell DeepSpeed that all is well."""
         return True
 
 
 def convert(checkpoint: Path, target: Path) -> None:
-    """Write a checkpoint in DeepSpeed's universal format: a file per parameter and state, whole. One rank calls it.
+    """Write a checkpoint in DeepSpeed's universal format, a whole file per parameter and state. One rank calls it.
 
-    `ds_to_universal` knows the fp32 weights and Adam's moments. The moving average is put beside them in the same
-    form, and DeepSpeed loads it as it loads every state that it finds there.
+    `ds_to_universal` knows the fp32 weights and Adam's moments. The moving average is put beside them in the same form,
+    and DeepSpeed loads it as it loads every state that it finds there.
 
     Args:
         checkpoint: a folder step00001234.
         target: a folder that does not exist yet.
     """
     for path in checkpoint.glob(MODEL_FILES):
-        load_file(path)  # ds_to_universal unpickles anything: let pass only what ours would
+        load_file(path)  # ds_to_universal unpickles anything, so refuse first what `load_file` refuses
     averages = _averages([load_file(path) for path in _by_rank(checkpoint)])
     with tempfile.TemporaryDirectory() as links:  # it takes paths for patterns: "[" or "+" in them would break it
         source, destination = Path(links, "in"), Path(links, "out")
@@ -101,11 +99,11 @@ def _by_rank(checkpoint: Path) -> list[Path]:
     return sorted(checkpoint.glob(OPTIMIZER_FILES), key=rank_of)
 
 
-def _averages(shards: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """The moving average by parameter name, flat, put together from the ranks' parts; empty where there is none."""
+def _averages(state_files: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The flat moving average of each parameter by name, joined from the ranks' parts; empty if none was kept."""
     parts: dict[str, list[torch.Tensor]] = {}
-    for shard in shards:
-        saved = shard["optimizer_state_dict"]
+    for file in state_files:
+        saved = file["optimizer_state_dict"]
         states = saved[ds_to_universal.BASE_OPTIMIZER_STATE]["state"]
         for group, fragments in enumerate(saved[ds_to_universal.PARAM_SLICE_MAPPINGS]):
             if "ema" in states[group]:

@@ -1,9 +1,8 @@
 """The frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
 
-shard and offload are DeepSpeed stage-3 engines without an optimizer: weights partitioned over the ranks, gathered
-block by block during the forward. replica is the plain module on every rank. All three compute in the dtype of
-`ds_configs/teacher_zero3.json` and give the same features up to its rounding. With `vitkd_ds.engine.student` the only module
-that imports deepspeed.
+shard and offload are DeepSpeed stage-3 engines without an optimizer: their weights are partitioned over the ranks and
+gathered block by block during the forward. replica is the plain module on every rank. All three compute in the dtype of
+`ds_configs/teacher_zero3.json` and give the same features up to its rounding.
 """
 
 from typing import Sequence
@@ -17,11 +16,10 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import Features, tap_features
-from vitkd_ds.models.normalization import Normalization
 
 
 class FeatureModule(nn.Module):
-    """A module whose forward is `tap_features`: DeepSpeed's hooks run only around a forward that the engine calls."""
+    """A module whose forward is `tap_features`, because DeepSpeed's hooks run only around a forward."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[int]) -> None:
         super().__init__()
@@ -36,8 +34,8 @@ class FeatureModule(nn.Module):
 class Teacher:
     """Images in, features out, without gradient, always in eval mode.
 
-    It is no nn.Module: it cannot become part of the student's module, optimizer, moving average or checkpoint, and
-    nobody's `train()` reaches it. All ranks must build it, and call it the same number of times.
+    It is not an nn.Module, so it cannot become part of the student's module, optimizer, moving average or checkpoint,
+    and nobody's `train()` reaches it. All ranks must build it, and call it the same number of times.
 
     Args:
         model: the teacher.
@@ -45,7 +43,7 @@ class Teacher:
         blocks: tapped blocks.
         device: this rank's device.
         micro_batch_size: images per call.
-        compile: torch.compile it; block by block where its weights are gathered.
+        compile: torch.compile it; where its weights are gathered, block by block.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class Teacher:
         micro_batch_size: int,
         compile: bool = False,
     ) -> None:
-        self.normalization: Normalization = normalization_of(model)
+        self.normalization = normalization_of(model)
         self._fill_up_to = micro_batch_size if compile else 0
         self.placement = config.placement
         file = f"ds_configs/{TEACHER_FILES[config.placement]}"
@@ -72,22 +70,22 @@ class Teacher:
                 self.module.compile()
         else:
             for block in model.blocks if compile else ():
-                # Not the whole: DeepSpeed's hooks gather a block's weights around this forward, and must stay outside.
+                # DeepSpeed's hooks gather a block's weights around this forward, and must stay outside what is compiled.
                 block.forward = torch.compile(block.forward)
             ds_config["steps_per_print"] = None
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
         self.module.eval()
-        self._parts = tuple(self.module.modules())
+        self._modules = tuple(self.module.modules())
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Features:
-        """Features of images with values 0..255; they are normalised with the teacher's own mean and std.
+        """Features of images with values 0 to 255, which are normalised with the teacher's own mean and std.
 
-        A compiled teacher gets fewer images, as at the end of an evaluation, filled up: for another number it would be
-        compiled anew, for any number, and stay slower for the rest of the run.
+        Fewer images than a micro-batch, as at the end of an evaluation, are filled up for a compiled teacher: it would
+        be compiled anew for any number of images, and stay slower for the rest of the run.
         """
-        if any(part.training for part in self._parts):
-            self.module.eval()  # somebody called train() on a part of it: dropout and drop path would be on
+        if any(module.training for module in self._modules):
+            self.module.eval()  # somebody called train() on a module inside: dropout and drop path would be on
         num_images, missing = len(images_BCHW), self._fill_up_to - len(images_BCHW)
         if missing > 0:
             images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])

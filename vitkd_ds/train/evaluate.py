@@ -1,19 +1,30 @@
-"""Exact top-1, top-5 and agreement with the teacher, each validation image counted once at any world size."""
+"""Evaluate a student exactly: on the way, and at the end with the summary and the export.
+
+Each validation image is counted once at any number of ranks. A signal ends an evaluation: the checkpoint of that step is
+there already, so the next start has only the evaluation to do again.
+"""
 
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitkd_ds.checkpoint.export import write_student
+from vitkd_ds.checkpoint.files import sync_folder, write_json, write_text
+from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.data.loader import Loader
 from vitkd_ds.engine import ranks
 from vitkd_ds.models.features import Features
 from vitkd_ds.models.normalization import Normalization
-from vitkd_ds.train import watchdog
+from vitkd_ds.train import signals, watchdog
+from vitkd_ds.train.log import MetricsLog
+from vitkd_ds.train.parts import Parts
 
 MICRO_BATCHES_PER_LOOK = 8
-"""Between two looks whether to go on; each waits for the device and all ranks."""
+"""Micro-batches between stop checks; each check waits for the device and all ranks."""
 
 
 @torch.no_grad()
@@ -51,6 +62,7 @@ def evaluate(
             student_BK = student(normalization.apply(images_BCHW, torch.float32))
             teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
             sums += _count(student_BK, teacher_BK, labels_B)
+    # Sums, not means, travel between the ranks: they may have different numbers of images that count.
     count, top1, top5, teacher_top1, agreement, kl = ranks.sum_over_ranks(sums).tolist()
     if not count:
         raise ValueError(
@@ -63,6 +75,7 @@ def evaluate(
 
 
 def _count(student_BK: Tensor, teacher_BK: Tensor | None, labels_B: Tensor) -> Tensor:
+    """Sums over the images that count: the six columns of `evaluate`."""
     is_real_B = labels_B >= 0
     best = student_BK.topk(min(5, student_BK.shape[1]), dim=1).indices
     is_hit = best == labels_B[:, None]
@@ -74,3 +87,73 @@ def _count(student_BK: Tensor, teacher_BK: Tensor | None, labels_B: Tensor) -> T
         kl_B = F.kl_div(student_BK.log_softmax(1), teacher_BK.log_softmax(1), reduction="none", log_target=True).sum(1)
         columns += [teacher_best_B == labels_B, teacher_best_B == best[:, 0], kl_B]
     return (torch.stack([column.double() for column in columns]) * is_real_B).sum(1)
+
+
+def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
+    """Evaluate the weights that would be exported now; log and note the result, and the best. Collective.
+
+    Returns:
+        False if a signal came on any rank before the end.
+    """
+    watchdog.enter("evaluation", state.step)
+    result = _evaluate_weights(parts, parts.engine.student_weights(), teacher=parts.teacher)
+    if result is None:
+        return False
+    values = {f"val_{name}": value for name, value in result.items()}
+    log.log(state.step, values | skipped_images("val_images_skipped", parts, parts.val_loader))
+    state.result, state.result_step = result, state.step
+    if result["top1"] > state.best_top1:
+        state.best_top1, state.best_step = result["top1"], state.step
+    return True
+
+
+def _evaluate_weights(parts: Parts, weights: dict[str, Tensor], *, teacher: Any = None) -> dict[str, float] | None:
+    parts.export_model.load_state_dict(weights)
+    return evaluate(
+        parts.export_model,
+        parts.val_loader,
+        normalization=parts.normalization,
+        teacher=teacher,
+        must_stop=lambda: not ranks.all_true(not signals.received(), parts.device),
+    )
+
+
+def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
+    """Number of images of a loader that all ranks skipped since the start, for the log; {} where none may. Collective."""
+    if parts.run.data.on_bad != "skip":
+        return {}
+    return {name: ranks.sum_over_ranks(torch.tensor(loader.num_skipped, device=parts.device)).item()}
+
+
+def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[str, Any] | None:
+    """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
+    watchdog.enter("export", state.step)
+    summary: dict[str, Any] = {
+        "student_top1": state.result["top1"],
+        "student_top5": state.result["top5"],
+        "teacher_top1": state.result.get("teacher_top1"),
+        "agreement": state.result.get("agreement"),
+        "images_per_s": images_per_s,
+        "epochs": state.step / parts.schedule.steps_per_epoch,
+        "steps": state.step,
+        "world_size": ranks.world_size(),
+        "debug": parts.run.debug,
+    }
+    if parts.run.optim.ema_decay:
+        raw = _evaluate_weights(parts, parts.engine.student_weights(average=False))
+        if raw is None:
+            return None
+        summary["student_raw_top1"] = raw["top1"]
+    weights = parts.engine.student_weights()
+    description = parts.student_description() | {"step": state.step, "top1": state.result["top1"]}
+    workdir = Path(parts.run.workdir)
+
+    def write() -> None:
+        write_student(workdir, weights, description)
+        write_json(workdir / "summary.json", summary)
+        sync_folder(workdir)  # a finished run is never started again, so all of it must be there before `done` is
+        write_text(workdir / "done", "")
+        sync_folder(workdir)
+
+    ranks.on_main(write)
+    return summary

@@ -1,43 +1,35 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard and a progress line, all on rank 0."""
+"""Training logs: metrics.jsonl, TensorBoard, and the numbers of the progress line, all on rank 0."""
 
 import json
+import logging
 import math
-import os
-import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-import vitkd_ds
+from vitkd_ds.checkpoint.files import write_text
 from vitkd_ds.engine import ranks
+from vitkd_ds.train.console import Progress
+
+logger = logging.getLogger(__name__)
 
 VAL_TOP1 = "val_top1"
-"""In the lines of evaluations alone."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new content, never a part; flushed to the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+"""Key that only the lines of evaluations have."""
 
 
 class MetricsLog:
-    """Writes lines on rank 0 and nothing on the others, so that callers need no rank check.
+    """Write a line per log step and evaluation on rank 0, and nothing on the others.
 
-    A resumed run first drops the lines of steps that it will run again: each step stands in the file once.
+    A resumed run first drops the lines of steps that it will run again, so each step stands in the file once.
 
     Args:
         workdir: the run folder.
-        total_steps: for the progress line.
+        total_steps: updates of the whole run.
         resumed_step: updates already done; 0 for a new run.
-        evaluated_step: that of the last evaluation that counts.
+        evaluated_step: step of the last evaluation that counts.
     """
 
     def __init__(self, workdir: Path, *, total_steps: int, resumed_step: int, evaluated_step: int = -1) -> None:
@@ -51,12 +43,13 @@ class MetricsLog:
         if path.exists():
             steps = {False: resumed_step, True: evaluated_step}
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= steps[VAL_TOP1 in line]]
-            write_atomically(path, "".join(f"{line}\n" for line in lines))
+            write_text(path, "".join(f"{line}\n" for line in lines))
         self.file = path.open("a", buffering=1)
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+        self.progress = Progress(total_steps, start_step=resumed_step)
 
-    def log(self, step: int, values: Mapping[str, float], *, show: bool = True) -> None:
-        """Write one line for `step` (updates done), and show it unless told otherwise."""
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a line for `step` (updates done), and show it."""
         if not self.is_main:
             return
         try:
@@ -64,22 +57,24 @@ class MetricsLog:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
         except OSError as error:  # a full disk loses lines, and must not lose the run
-            self.say(f"step {step} could not be written to {self.file.name}: {error}")
-        if show:
+            logger.warning("step %d could not be written to %s: %s", step, self.file.name, error)
+        if VAL_TOP1 in values:
             self.say(self._line(step, values))
+        else:
+            self.progress.show(step, f"total {values['total']:.4g}", self._line(step, values))
 
     def say(self, text: str) -> None:
-        """Print a line on rank 0."""
+        """Tell the user something, on rank 0."""
         if self.is_main:
-            print(text, file=sys.stderr, flush=True)
+            logger.info("%s", text)
 
     def close(self) -> None:
         """Flush and close the files."""
-        for file in (self.file, self.board) if self.is_main else ():
+        for file in (self.file, self.board, self.progress) if self.is_main else ():
             try:
                 file.close()
             except OSError as error:
-                self.say(f"the last lines could not be written: {error}")
+                logger.warning("the last lines could not be written: %s", error)
 
     def _line(self, step: int, values: Mapping[str, float]) -> str:
         shown = dict(values)
@@ -91,15 +86,16 @@ class MetricsLog:
 
 
 class Meter:
-    """Means of the loss terms over steps and ranks, and speed without evaluations and checkpoints.
+    """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
 
-    The first step of a process is not timed: it compiles and warms up. After a restart the first means are over fewer
-    steps if the checkpoint lay between two log steps.
+    The first step of a process is not timed, because it compiles and warms up. After a restart the first means are over
+    fewer steps if the checkpoint lay between two log steps.
 
     Args:
         global_batch_size: images per step.
-        clock: seconds, after the device has finished.
-        timed_s, timed_steps: from before a restart.
+        clock: returns seconds when the device has finished its work.
+        timed_s: seconds of the timed steps before a restart.
+        timed_steps: their number.
     """
 
     def __init__(
@@ -136,7 +132,7 @@ class Meter:
         self.started = None
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading over all ranks, and speed (none before the second step). Collective."""
+        """Means over all ranks since the last reading, and the speed (none before the second step). Collective."""
         means = torch.stack(list(self.sums.values())) / (self.num_summed * ranks.world_size())
         values = dict(zip(self.sums, ranks.sum_over_ranks(means).tolist()))
         self.pause()
@@ -149,7 +145,7 @@ class Meter:
 
     @property
     def images_per_s(self) -> float | None:
-        """Over all timed steps; over the first one if there is no other; None before it."""
+        """Speed over all timed steps, or of the first step if there is no other; None before it."""
         if self.timed_steps:
             return self.global_batch_size * self.timed_steps / self.timed_s
         return self.global_batch_size / self.warmup_s if self.is_warm else None
@@ -164,30 +160,3 @@ def _step_of(line: str) -> float:
 
 def _rounded(value: float) -> float | None:
     return float(f"{value:.7g}") if math.isfinite(value) else None
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide about results."""
-    from importlib.metadata import version
-
-    packages = ("torch", "deepspeed", "timm", "ffcv", "numpy")
-    return {"vitkd_ds": vitkd_ds.__version__} | {name: version(name) for name in packages}
-
-
-def git_commit() -> str:
-    """Commit of the checkout that this package runs from, with a mark if it was changed; "" outside a checkout."""
-    import subprocess
-
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON atomically."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -1,12 +1,12 @@
 """The corridor: a validated run in, a trained and exported student and its summary out.
 
 Every rank runs every line here; what only rank 0 does happens inside the functions that are called. The teacher's
-forward, the student's engine, the checks and the evaluations contain collectives: each rank must reach each of them
-the same number of times.
+forward, the student's engine, the checks and the evaluations contain collectives: each rank must reach each of them the
+same number of times.
 """
 
 import json
-import sys
+import logging
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Iterator
@@ -14,23 +14,23 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor
 
-from vitkd_ds.checkpoint import load
-from vitkd_ds.checkpoint.folder import describe_run, is_finished, summary_of
-from vitkd_ds.checkpoint.load import Start, TrainState
+from vitkd_ds.checkpoint.folder import CHECKPOINTS, check_settings, describe_run, is_finished, pointer
+from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
 from vitkd_ds.config.run import Run, check_run
 from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
-from vitkd_ds.engine.state_files import convert
-from vitkd_ds.engine.student import peak_memory_gib, start_processes, synchronised_time
+from vitkd_ds.engine.processes import peak_memory_gib, set_rank_variables, start_processes, synchronised_time
 from vitkd_ds.models.build import check_model_name
 from vitkd_ds.train import signals, watchdog
+from vitkd_ds.train.evaluate import evaluate_student, finish, skipped_images
 from vitkd_ds.train.log import Meter, MetricsLog
-from vitkd_ds.train.parts import Job, build_job
-from vitkd_ds.train.results import evaluate_student, finish, skipped_images
+from vitkd_ds.train.parts import Parts, build_parts
 from vitkd_ds.train.schedule import loss_weight_at, lr_at
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(RuntimeError):
@@ -49,72 +49,76 @@ def train(run: Run) -> dict[str, Any] | None:
         NonFiniteError: see there.
         vitkd_ds.checkpoint.save.SaveError: see there.
     """
+    # What this rank can see alone is refused before the ranks wait for each other.
     check_run(run)
     find_ds_config(run.ds_config)
     check_model_name(run.student.model, role="student")
-    if is_finished(run):
-        return summary_of(run)
-    load.check_same_run(run, load.find(run.resume, Path(run.workdir)))
-    ranks.set_rank_variables()
-    watchdog.watch(limit_s=60 * run.timeout_minutes)  # before the ranks wait for each other
+    set_rank_variables()
+    watchdog.watch(limit_s=60 * run.timeout_minutes)
     device = start_processes(run.timeout_minutes)
-    if must_stop(device):
-        return None
+    if ranks.on_main(lambda: is_finished(run)):
+        return _left_alone(run)
     lock = RunLock(Path(run.workdir))
-    load.on_main(lock.acquire)
+    ranks.on_main(lock.acquire)
     try:
-        if ranks.from_main(is_finished(run)):  # by the job that had the lock
-            return summary_of(run)
         watchdog.enter("load")
-        start = load.newest_whole(ranks.from_main(load.find(run.resume, Path(run.workdir))))
+        start = newest_whole(ranks.on_main(lambda: _start_of(run)))
         return train_from(start, run, device, lock)
     finally:
         lock.release()
+
+
+def _left_alone(run: Run) -> dict[str, Any]:
+    if ranks.rank() == 0:
+        logger.info("%s is finished and left alone: give another --workdir to train again", run.workdir)
+    return json.loads((Path(run.workdir) / "summary.json").read_text())
+
+
+def _start_of(run: Run) -> Start | None:
+    """The checkpoint to start from, of the same settings; None for a new run. Raises ValueError."""
+    start = find(run.resume, Path(run.workdir))
+    check_settings(run, start.config if start else None)
+    return start
 
 
 def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLock) -> dict[str, Any] | None:
     """Train from a whole checkpoint, or anew, to the end or to a signal. Collective; see `train`."""
     workdir = Path(run.workdir)
     watchdog.enter("build")
-    job = build_job(run, device, start.manifest["layout"] if start else None)
-    plan = job.plan
+    parts = build_parts(run, device, start.manifest["layout"] if start else None)
+    schedule = parts.schedule
     watchdog.enter("load")
-    state = load.restore(
-        job.engine,
-        start,
-        workdir=workdir,
-        steps_per_epoch=plan.steps_per_epoch,
-        data=job.train_loader.fingerprint,
-        convert=convert,
-    )
+    data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
+    state = restore(parts.engine, start, workdir=workdir, **data)
     if must_stop(device):
         return None
+    # From here on the run leaves traces in its folder.
     saved_step = state.step if start and start.is_own else -1
-    saver = Saver(workdir, run.checkpoint, job.student_description(), check=lock.check, saved_step=saved_step)
-    load.on_main(lambda: describe_run(job, workdir, state.step))
+    saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
+    ranks.on_main(lambda: describe_run(run, schedule, device=device.type, resumed_step=state.step))
     resumed = {"resumed_step": state.step, "evaluated_step": state.result_step}
-    log = ranks.together(lambda: MetricsLog(workdir, total_steps=plan.total_steps, **resumed), device)
+    log = ranks.together(lambda: MetricsLog(workdir, total_steps=schedule.total_steps, **resumed))
     log.say(
-        f"{run.recipe}: step {state.step} of {plan.total_steps}, {ranks.world_size()} ranks on {job.device.type}, "
-        f"{plan.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
+        f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "
+        f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
     speed = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
     meter = Meter(run.global_batch_size, clock=synchronised_time, **speed)
-    with closing(log), closing(training_micro_batches(job, state.step)) as micro_batches:
-        goes_on = after_step(job, log, meter, state, saver)  # what was due when a signal came
-        while goes_on and state.step < plan.total_steps:
+    with closing(log), closing(training_micro_batches(parts, state.step)) as micro_batches:
+        goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
+        while goes_on and state.step < schedule.total_steps:
             meter.start()
-            terms, is_asked_to_stop = train_step(job, micro_batches, state.step)
+            terms, is_asked_to_stop = train_step(parts, micro_batches, state.step)
             meter.add(terms)
             state.step += 1
-            if state.step % run.log_every_steps == 0 or state.step == plan.total_steps:
-                log.log(state.step, meter.read() | step_values(job, state.step))
+            if state.step % run.log_every_steps == 0 or state.step == schedule.total_steps:
+                log.log(state.step, meter.read() | step_values(parts, state.step))
             if is_asked_to_stop:
-                save(job, meter, state, saver, is_last_chance=True)
-            goes_on = not is_asked_to_stop and after_step(job, log, meter, state, saver)
+                save(parts, meter, state, saver, is_last_chance=True)
+            goes_on = not is_asked_to_stop and after_step(parts, log, meter, state, saver)
         if goes_on and state.result_step != state.step:  # --max_steps was below the step of the checkpoint
-            goes_on = evaluate_student(job, log, state)
-        summary = finish(job, state, workdir, meter.images_per_s) if goes_on else None
+            goes_on = evaluate_student(parts, log, state)
+        summary = finish(parts, state, meter.images_per_s) if goes_on else None
         if summary is None:
             log.say(f"{run.recipe}: stopped and saved at step {state.step}; the same command goes on")
         else:
@@ -127,51 +131,51 @@ def must_stop(device: torch.device) -> bool:
     if ranks.all_true(not signals.received(), device):
         return False
     if ranks.rank() == 0:
-        print("stopped by a signal before the first step: nothing changed", file=sys.stderr, flush=True)
+        logger.info("stopped by a signal before the first step: nothing changed")
     return True
 
 
-def after_step(job: Job, log: MetricsLog, meter: Meter, state: TrainState, saver: Saver) -> bool:
+def after_step(parts: Parts, log: MetricsLog, meter: Meter, state: TrainState, saver: Saver) -> bool:
     """Save and evaluate if that is due and not done. Collective.
 
-    The checkpoint comes first: a signal ends an evaluation, which then costs no step. Its result follows into the
+    The checkpoint comes first, so that a signal that ends the evaluation costs no step. Its result follows into the
     checkpoint.
 
     Returns:
         False if a signal ended the evaluation.
     """
-    must_evaluate = state.step > 0 and job.plan.is_eval_step(state.step) and state.result_step < state.step
-    must_save = state.step > 0 and job.plan.is_save_step(state.step)
+    must_evaluate = state.step > 0 and parts.schedule.is_eval_step(state.step) and state.result_step < state.step
+    must_save = state.step > 0 and parts.schedule.is_save_step(state.step)
     if (must_save or must_evaluate) and saver.saved_step != state.step:
-        save(job, meter, state, saver)
+        save(parts, meter, state, saver)
     if not must_evaluate:
         return True
     meter.pause()
-    if not evaluate_student(job, log, state):
+    if not evaluate_student(parts, log, state):
         return False
     saver.note(state)
     return True
 
 
-def save(job: Job, meter: Meter, state: TrainState, saver: Saver, *, is_last_chance: bool = False) -> None:
+def save(parts: Parts, meter: Meter, state: TrainState, saver: Saver, *, is_last_chance: bool = False) -> None:
     """Save a checkpoint. Collective."""
     meter.pause()
     watchdog.enter("save", state.step)
     state.timed_s, state.timed_steps = meter.timed_s, meter.timed_steps
-    saver.save(job.engine, state, is_last_chance=is_last_chance)
+    saver.save(parts.engine, state, is_last_chance=is_last_chance)
 
 
-def training_micro_batches(job: Job, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Micro-batches from the first image after `start_step` updates on, epoch after epoch."""
-    epoch, step_in_epoch = divmod(start_step, job.plan.steps_per_epoch)
+def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield micro-batches from the first image after `start_step` updates on, epoch after epoch."""
+    epoch, step_in_epoch = divmod(start_step, parts.schedule.steps_per_epoch)
     while True:
-        with closing(job.train_loader.epoch(epoch, start_step=step_in_epoch)) as micro_batches:
+        with closing(parts.train_loader.epoch(epoch, start_step=step_in_epoch)) as micro_batches:
             yield from micro_batches
         epoch, step_in_epoch = epoch + 1, 0
 
 
-def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
-    """One optimizer update. Collective.
+def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
+    """Make one optimizer update. Collective.
 
     Args:
         micro_batches: yields uint8 images [B, C, H, W] and labels [B].
@@ -184,54 +188,48 @@ def train_step(job: Job, micro_batches: Iterator[tuple[Tensor, Tensor]], step: i
     Raises:
         NonFiniteError: see there.
     """
-    run, engine = job.run, job.engine
-    engine.set_lr(lr_at(step, job.plan, run.optim, run.global_batch_size))
+    run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
+    engine.set_lr(lr_at(step, parts.schedule, run.optim, run.global_batch_size))
     weights = {
         # full, not tensor: a copy from the host would wait for the device.
-        name: torch.full((), loss_weight_at(step, term.weight, term.schedule, job.plan.total_steps), device=job.device)
+        name: torch.full((), loss_weight_at(step, term.weight, term.schedule, parts.schedule.total_steps), device=parts.device)
         for name, term in run.losses.active().items()
     }
     means: dict[str, Tensor] = {}
-    for micro in range(job.plan.accumulation_steps):
-        watchdog.enter("data", step)
-        place = micro * ranks.world_size() + ranks.rank()
+    for micro in range(num_micro):
+        watchdog.enter("step", step)
+        place = micro * ranks.world_size() + ranks.rank()  # keys the draws, the same at any number of ranks
         images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=step, place=place)
-        watchdog.enter("teacher")
-        features = job.teacher(images_BCHW) if job.teacher else None
-        watchdog.enter("forward")
-        terms = engine(job.normalization.apply(images_BCHW, engine.dtype), targets_BK, features, weights)
-        watchdog.enter("backward")
+        features = parts.teacher(images_BCHW) if parts.teacher else None
+        terms = engine(parts.normalization.apply(images_BCHW, engine.dtype), targets_BK, features, weights)
         engine.backward(terms["total"])
         for name, value in terms.items():
-            means[name] = means.get(name, 0) + value.detach() / job.plan.accumulation_steps
-        if micro + 1 == job.plan.accumulation_steps:
-            watchdog.enter("agreement")
-            is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
-            is_asked = torch.full((), float(bool(signals.received())), device=job.device)
-            engine.clip(veto=is_bad.float(), count=is_asked)
-            watchdog.enter("update")
-        is_updated = engine.step()
+            means[name] = means.get(name, 0) + value.detach() / num_micro
+    # A bad loss on one rank, and a signal to one rank, become known to all with the norm of the gradient.
+    is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
+    is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
+    is_updated = engine.step(veto=is_bad.float(), count=is_asked)
     if engine.num_vetoes:
         found = ", ".join(f"{name} {value.item():g}" for name, value in means.items())
-        raise NonFiniteError(f"{_where(job, step)}: losses must be finite on every rank, found {found} on this one")
+        raise NonFiniteError(f"{_where(parts, step)}: losses must be finite on every rank, found {found} on this one")
     if not is_updated:
-        raise NonFiniteError(f"{_where(job, step)}: gradients must be finite, found inf or nan with finite losses")
+        raise NonFiniteError(f"{_where(parts, step)}: gradients must be finite, found inf or nan with finite losses")
     return means, engine.counted > 0
 
 
-def _where(job: Job, step: int) -> str:
-    good = load.pointer(Path(job.run.workdir) / "checkpoints", "latest") or "none yet"
-    lr = lr_at(step, job.plan, job.run.optim, job.run.global_batch_size)
+def _where(parts: Parts, step: int) -> str:
+    good = pointer(Path(parts.run.workdir) / CHECKPOINTS, "latest") or "none yet"
+    lr = lr_at(step, parts.schedule, parts.run.optim, parts.run.global_batch_size)
     return f"stopped before update {step + 1}, rank {ranks.rank()}, lr {lr:g}, last good checkpoint {good}"
 
 
-def step_values(job: Job, steps_done: int) -> dict[str, float]:
-    """What else the log holds: epoch, learning rate, gradient norm before clipping, peak memory, and how many images
-    all ranks skipped since the start, where they may. Collective."""
+def step_values(parts: Parts, steps_done: int) -> dict[str, float]:
+    """What the log holds besides the terms: epoch, learning rate, gradient norm before clipping, peak memory, and the
+    number of images that all ranks skipped since the start, where they may. Collective."""
     values = {
-        "epoch": steps_done / job.plan.steps_per_epoch,
-        "lr": lr_at(steps_done - 1, job.plan, job.run.optim, job.run.global_batch_size),
-        "grad_norm": job.engine.grad_norm(),
+        "epoch": steps_done / parts.schedule.steps_per_epoch,
+        "lr": lr_at(steps_done - 1, parts.schedule, parts.run.optim, parts.run.global_batch_size),
+        "grad_norm": parts.engine.grad_norm,
         "memory_gib": peak_memory_gib(),
     }
-    return values | skipped_images("images_skipped", job, job.train_loader)
+    return values | skipped_images("images_skipped", parts, parts.train_loader)

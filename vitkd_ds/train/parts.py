@@ -1,10 +1,11 @@
-"""A run made concrete on one rank: data checked and opened, models built, both engines started.
+"""The parts of a run on one rank: data opened, models built, both engines started.
 
-Whatever can be wrong with files, models or settings is said here, before the first image is trained on.
+All checks on files, models and settings run here, before the first image is trained on. `vitkd-ds doctor` calls the same
+functions, one by one.
 """
 
 import json
-import sys
+import logging
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,22 +16,42 @@ from torch import nn
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.data.loader import Loader, build_loader
-from vitkd_ds.data.order import micro_batch_size
 from vitkd_ds.engine import ranks
+from vitkd_ds.engine.processes import num_cpus
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
-from vitkd_ds.models import build
+from vitkd_ds.models.build import (
+    PairInfo,
+    build_student,
+    build_teacher,
+    check_pair,
+    model_args_of,
+    normalization_of,
+    teacher_file,
+)
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.normalization import Normalization
-from vitkd_ds.train.schedule import Plan, make_plan
+from vitkd_ds.train.schedule import BatchSplit, Schedule, make_schedule, split_batch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class Models:
+    """Student and teacher on the CPU in fp32, the same on every rank."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    pair: PairInfo | None
+    """What the losses need to know of both; None without a teacher."""
+
+
+@dataclass(frozen=True)
+class Parts:
     """The parts of one run on one rank."""
 
     run: Run
-    plan: Plan
+    schedule: Schedule
     device: torch.device
     train_loader: Loader
     val_loader: Loader
@@ -43,7 +64,7 @@ class Job:
 
     def student_description(self) -> dict[str, Any]:
         """student.json: how to rebuild the student with timm and feed it."""
-        return build.model_args_of(self.run.student, self.run.data) | {
+        return model_args_of(self.run.student, self.run.data) | {
             "normalization": asdict(self.normalization),
             "image_size": self.run.data.image_size,
             "val_crop_fraction": self.run.data.val_crop_fraction,
@@ -54,69 +75,111 @@ class Job:
         }
 
 
-def build_job(run: Run, device: torch.device, saved_layout: dict[str, Any] | None = None) -> Job:
-    """Check the data, build models, loaders and engines. All ranks must call it.
+def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | None = None) -> Parts:
+    """Check the data, build loaders, models and engines. Collective.
 
     Args:
-        saved_layout: see `vitkd_ds.engine.student.student_ds_config`.
+        saved_layout: layout of the checkpoint that will be loaded; see `vitkd_ds.engine.student.student_ds_config`.
 
     Raises:
         ValueError: whatever does not fit; the message names the key or file.
     """
-    share = {"rank": ranks.rank(), "world_size": ranks.world_size()}
-    data = replace(run.data, num_workers=run.data.num_workers or ranks.num_cpus())
-    limit, whole = run.micro_batch_size_per_gpu, run.global_batch_size
-    micro = micro_batch_size(world_size=ranks.world_size(), limit=limit, global_batch_size=whole)
-    accumulation = whole // (micro * ranks.world_size())
-    sizes = {"micro_batch_size": micro, "accumulation_steps": accumulation}
-    ds_config = student_ds_config(run, **sizes, saved_layout=saved_layout)
-    shared = {"micro_batch_size": micro, "device": device, "seed": run.seed}
-    train_loader = build_loader(
-        data,
-        split="train",
-        augment=run.augment,
-        global_batch_size=whole,
-        compile=run.compile and device.type != "cpu",
-        **shared,
-        **share,
-    )
-    val_loader = build_loader(data, split="val", classes=train_loader.classes, **shared, **share)
-
-    if run.teacher and run.teacher.checkpoint not in ("hub", "random"):
-        beside = build.teacher_file(run.teacher).with_suffix(".json")
-        if beside.is_file() and "classes" in (described := json.loads(beside.read_text())):
-            check_classes(train_loader.classes, tuple(described["classes"]), source=str(beside))
-
-    torch.manual_seed(run.seed)  # the same student on every rank
-    student = build.build_student(run.student, run.data)
-    teacher_model = build.build_teacher(run.teacher, run.data) if run.teacher else None
-    blocks = run.losses.vitkd.blocks if run.losses.vitkd.weight else (0,)
-    pair = build.check_pair(student, teacher_model, blocks=blocks) if run.teacher else None
-    export_model = deepcopy(student).to(device).eval()
-    distiller = Distiller(student, run.losses, pair)
-    engine = StudentEngine(distiller, run, ds_config, distiller.parameter_groups(run.optim.weight_decay))
-    return Job(
+    split = split_of(run)
+    ds_config = student_ds_config(run, **asdict(split), saved_layout=saved_layout)
+    train_loader = open_split(run, "train", split.micro_batch_size, device)
+    val_loader = open_split(run, "val", split.micro_batch_size, device, classes=train_loader.classes)
+    check_teacher_classes(run, train_loader.classes)
+    models = build_models(run)
+    # Before the engine takes the student, which it rounds to bf16 and moves to the device.
+    export_model = deepcopy(models.student).to(device).eval()
+    engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
+    return Parts(
         run=run,
-        plan=make_plan(run, steps_per_epoch=train_loader.steps_per_epoch, accumulation_steps=accumulation),
+        schedule=make_schedule(
+            run, steps_per_epoch=train_loader.steps_per_epoch, accumulation_steps=split.accumulation_steps
+        ),
         device=device,
         train_loader=train_loader,
         val_loader=val_loader,
         engine=engine,
-        teacher=_build_teacher(run, teacher_model, blocks, device, micro) if run.teacher else None,
+        teacher=place_teacher(run, models.teacher, split.micro_batch_size, device),
         export_model=export_model,
-        normalization=build.normalization_of(student),
+        normalization=normalization_of(models.student),
     )
 
 
-def _build_teacher(
-    run: Run, model: nn.Module, blocks: tuple[int, ...], device: torch.device, micro_batch_size: int
-) -> Teacher:
+def split_of(run: Run) -> BatchSplit:
+    """How the ranks share the run's global batch. Raises ValueError if they cannot."""
+    return split_batch(run.global_batch_size, world_size=ranks.world_size(), limit=run.micro_batch_size_per_gpu)
+
+
+def open_split(
+    run: Run, split: str, micro_batch_size: int, device: torch.device, *, classes: tuple[str, ...] | None = None
+) -> Loader:
+    """This rank's loader of the images of `split`, train or val.
+
+    Args:
+        micro_batch_size: images per forward.
+        classes: those that the images must have, in order; None compares their number alone.
+
+    Raises:
+        ValueError: what `build_loader` refuses.
+    """
+    is_train = split == "train"
+    return build_loader(
+        replace(run.data, num_workers=run.data.num_workers or num_cpus()),
+        split=split,
+        augment=run.augment if is_train else None,
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+        micro_batch_size=micro_batch_size,
+        global_batch_size=run.global_batch_size if is_train else None,
+        seed=run.seed,
+        classes=classes,
+        device=device,
+        compile=is_train and run.compile and device.type != "cpu",  # on a CPU the compiled augmentation is slower
+    )
+
+
+def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
+    """Check that the teacher's classes are those of the images, in order, where a .json beside its file names them.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if run.teacher is None or run.teacher.checkpoint in ("hub", "random"):
+        return
+    beside = teacher_file(run.teacher).with_suffix(".json")
+    if beside.is_file() and "classes" in (described := json.loads(beside.read_text())):
+        check_classes(classes, tuple(described["classes"]), source=str(beside))
+
+
+def build_models(run: Run) -> Models:
+    """Build student and teacher with their weights, and check that they fit.
+
+    Raises:
+        ValueError: they or their weights do not fit; the message names the key.
+    """
+    torch.manual_seed(run.seed)  # the same student on every rank
+    student = build_student(run.student, run.data)
+    if run.teacher is None:
+        return Models(student, None, None)
+    teacher = build_teacher(run.teacher, run.data)
+    return Models(student, teacher, check_pair(student, teacher, blocks=run.losses.tapped_blocks))
+
+
+def place_teacher(
+    run: Run, model: nn.Module | None, micro_batch_size: int, device: torch.device
+) -> Teacher | None:
+    """Place the teacher over the ranks as the run says; None without one. Collective."""
+    if model is None:
+        return None
     if run.teacher.checkpoint == "random" and ranks.rank() == 0:
-        print("DEBUG RUN: the teacher has random weights, nothing can be learned from it", file=sys.stderr)
+        logger.warning("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
     return Teacher(
         model,
         run.teacher,
-        blocks=blocks,
+        blocks=run.losses.tapped_blocks,
         device=device,
         micro_batch_size=micro_batch_size,
         compile=run.compile,

@@ -1,4 +1,7 @@
-"""Step -> learning rate and loss weights, epochs -> steps: pure functions of the step, so nothing to save or resume."""
+"""Steps of a run, how the ranks share a global batch, and what depends on the step: learning rate and loss weights.
+
+All are pure functions of the step, so there is nothing to save or resume.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +10,34 @@ from vitkd_ds.config.run import OptimConfig, Run
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchSplit:
+    """How ranks and micro-batches share a global batch."""
+
+    micro_batch_size: int
+    """Images per forward on each rank."""
+    accumulation_steps: int
+    """Micro-batches per step on each rank."""
+
+
+def split_batch(global_batch_size: int, *, world_size: int, limit: int) -> BatchSplit:
+    """Split a global batch into the largest micro-batches, of at most `limit` images, that divide a rank's share of it.
+
+    Raises:
+        ValueError: the ranks cannot share the global batch; the message lists the numbers of ranks that can.
+    """
+    share, rest = divmod(global_batch_size, world_size)
+    if rest:
+        fitting = ", ".join(str(n) for n in range(1, global_batch_size + 1) if global_batch_size % n == 0)
+        raise ValueError(
+            f"global_batch_size must be a multiple of the number of ranks, found {global_batch_size} and {world_size} "
+            f"ranks: use {fitting} ranks, or change --global_batch_size"
+        )
+    micro = max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
+    return BatchSplit(micro, share // micro)
+
+
+@dataclass(frozen=True)
+class Schedule:
     """The run in optimizer updates (steps)."""
 
     steps_per_epoch: int
@@ -29,11 +59,11 @@ class Plan:
         return steps_done % self.save_every_steps == 0 or steps_done == self.total_steps
 
 
-def make_plan(run: Run, *, steps_per_epoch: int, accumulation_steps: int) -> Plan:
+def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) -> Schedule:
     """Turn the run's epochs into steps; at least one step each for the whole run, an evaluation, a checkpoint."""
     total = max(1, round(run.epochs * steps_per_epoch))
     total = min(total, run.max_steps) if run.max_steps else total
-    return Plan(
+    return Schedule(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         warmup_steps=min(total, round(run.optim.warmup_epochs * steps_per_epoch)),
@@ -43,13 +73,13 @@ def make_plan(run: Run, *, steps_per_epoch: int, accumulation_steps: int) -> Pla
     )
 
 
-def lr_at(step: int, plan: Plan, optim: OptimConfig, global_batch_size: int) -> float:
+def lr_at(step: int, schedule: Schedule, optim: OptimConfig, global_batch_size: int) -> float:
     """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr."""
     peak = optim.lr * global_batch_size / optim.lr_batch_size
-    if step < plan.warmup_steps:
+    if step < schedule.warmup_steps:
         start = optim.warmup_start_factor
-        return peak * (start + (1 - start) * step / plan.warmup_steps)
-    progress = (step - plan.warmup_steps) / max(1, plan.total_steps - 1 - plan.warmup_steps)
+        return peak * (start + (1 - start) * step / schedule.warmup_steps)
+    progress = (step - schedule.warmup_steps) / max(1, schedule.total_steps - 1 - schedule.warmup_steps)
     return optim.min_lr + (peak - optim.min_lr) * _cosine(progress)
 
 

@@ -1,12 +1,14 @@
-"""Where this rank is, and an end for a rank that stays there too long.
+"""Kill a rank that makes no progress, after dumping its stacks.
 
 A rank in a collective waits for ever for one that hangs, and a hung job burns its allocation to the time limit. So a
-thread looks at the phase (data, forward, save, ...) every few seconds; if one lasts longer than the limit, it prints
-rank, step, phase and all stacks and ends the process, and the launcher ends the others. Every rank has its own, as
-the one that hangs cannot be told from those that wait for it. State of the module, since it is about the process.
+thread looks every few seconds how long the current phase (start, build, step, save, ...) has lasted. Past the limit it
+prints rank, step, phase and all stacks and ends the process; the launcher then ends the others. Every rank has its own
+watchdog, because a rank that hangs cannot be told from those that wait for it. The state is the module's, as it is about
+the process.
 """
 
 import faulthandler
+import logging
 import os
 import sys
 import threading
@@ -14,54 +16,54 @@ import time
 import traceback
 from typing import Iterable, Iterator, TypeVar
 
-from vitkd_ds.train import signals
+from vitkd_ds.train import console, signals
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
-STEP_PHASES = frozenset({"data", "teacher", "forward", "backward", "agreement", "update"})
 STOPPING_LIMIT_S = 15.0
-"""Longest that a phase of a step may take after TERM: a launcher whose other rank died sends it, and waits 30 s. Not in
-the first step of a process, which compiles."""
+"""Longest that a micro-batch may take after TERM: a launcher whose other rank died sends TERM, and kills 30 s later. The
+first step of a process is exempt, as it compiles."""
 
 PEER_SIGNS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "Connection refused", "remote process")
 """Parts of the messages with which gloo and NCCL report that another rank is gone."""
 
 
 class _Place:
-    phase, step, since, is_first_step = "start", 0, 0.0, True
+    phase, step, since, num_steps = "start", 0, 0.0, 0
 
 
 _place = _Place()
 
 
 def enter(phase: str, step: int | None = None) -> None:
-    """Note that a phase begins; the clock of the limit starts anew.
+    """Note that a phase, or another micro-batch of a step, begins; the clock of the limit starts anew.
 
     Args:
-        phase: one word.
+        phase: one word; "step" for the micro-batches of an update.
         step: updates done; None leaves it as it is.
     """
-    if _place.phase == "update":
-        _place.is_first_step = False
+    is_new_step = phase == "step" and (_place.phase, _place.step) != ("step", step)
+    _place.num_steps += is_new_step
     _place.phase, _place.since = phase, time.monotonic()
     if step is not None:
         _place.step = step
 
 
 def each(values: Iterable[T], phase: str) -> Iterator[T]:
-    """The values, with the clock started anew for each."""
+    """Yield the values; the clock starts anew with each."""
     for value in values:
         enter(phase)
         yield value
 
 
 def where() -> str:
-    """This rank's place, for messages."""
+    """Rank, phase and step of this process, for messages."""
     return f"rank {os.environ.get('RANK', '0')}, phase {_place.phase}, after {_place.step} updates"
 
 
 def watch(*, limit_s: float) -> None:
-    """Start to watch this process; it ends within 1.1 times `limit_s` after a phase began to hang."""
+    """Start to watch this process; it is killed within 1.1 times `limit_s` after a phase began to hang."""
     enter("start")
     threading.Thread(target=_watch, args=(limit_s,), name="watchdog", daemon=True).start()
 
@@ -69,35 +71,44 @@ def watch(*, limit_s: float) -> None:
 def _watch(limit_s: float) -> None:
     poll_s = min(5.0, limit_s / 10)
     while True:
-        # If something holds the interpreter's lock, this thread hangs too: faulthandler's own thread needs no lock.
+        # If something holds the interpreter's lock, this thread hangs too; faulthandler's own thread needs no lock.
         faulthandler.dump_traceback_later(limit_s + 2 * poll_s, exit=True)
         time.sleep(poll_s)
         waited_s = time.monotonic() - _place.since
         if waited_s > limit_s or _is_stuck_in_step():
             asked = f", {signals.received()} asked to stop" if signals.received() else ""
-            text = f"{where()}: no progress for {waited_s:.0f} s (timeout_minutes: {limit_s / 60:g}{asked}): ending it"
-            os.write(2, f"{text}; where its threads are:\n".encode())
+            limit = f"timeout_minutes: {limit_s / 60:g}{asked}"
+            text = f"{where()}: no progress for {waited_s:.0f} s in {_function()} ({limit}): ending it"
+            console.write_now(f"{text}; where its threads are:")
             faulthandler.dump_traceback(all_threads=True)
-            os.write(2, f"{text}\n".encode())
+            console.write_now(text)
             os._exit(1)
 
 
 def _is_stuck_in_step() -> bool:
     urged_at = signals.urged_at()
-    if urged_at is None or _place.is_first_step or _place.phase not in STEP_PHASES:
+    if urged_at is None or _place.phase != "step" or _place.num_steps < 2:
         return False
     return time.monotonic() - max(urged_at, _place.since) > STOPPING_LIMIT_S
 
 
+def _function() -> str:
+    """The function of this package that the main thread is in."""
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame.f_back and not frame.f_globals.get("__name__", "").startswith("vitkd_ds"):
+        frame = frame.f_back
+    return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}, line {frame.f_lineno}"
+
+
 def report(error: BaseException) -> None:
-    """Say on stderr what ended this rank: one line that names rank, phase and step, after the traceback if it helps."""
+    """Log what ended this rank: one line that names rank, phase and step, after the traceback where that helps."""
     text = " ".join(str(error).split())[:500]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        traceback.print_exception(error)
         hint = "out of memory: lower --micro_batch_size_per_gpu"
     elif isinstance(error, RuntimeError) and any(sign in text for sign in PEER_SIGNS):
         hint = "another rank ended, or cannot be reached: its own last lines, or its node's log, say why"
     else:
-        traceback.print_exception(error)
         hint = "the other ranks end with it"
-    print(f"{where()}: {hint}. {type(error).__name__}: {text}", file=sys.stderr, flush=True)
+    if not hint.startswith("another"):
+        logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
+    logger.error("%s: %s. %s: %s", where(), hint, type(error).__name__, text)

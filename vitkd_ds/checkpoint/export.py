@@ -1,0 +1,83 @@
+"""Exported students: write one, find one, copy one out of a run."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from vitkd_ds.checkpoint.files import write_json, write_whole
+from vitkd_ds.checkpoint.folder import CHECKPOINTS, pointer
+
+STUDENT, DESCRIPTION = "student.safetensors", "student.json"
+
+
+def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
+    """Write student.safetensors (a plain timm state dict) and student.json (how to rebuild and use it).
+
+    Returns:
+        The manifest's entry for each of the two files.
+    """
+    content = safetensors_bytes({name: weight.contiguous() for name, weight in weights.items()})
+    return {
+        STUDENT: write_whole(folder / STUDENT, lambda file: file.write(content)),
+        DESCRIPTION: write_json(folder / DESCRIPTION, description),
+    }
+
+
+def find_student(source: str | Path) -> Path:
+    """The folder with student.safetensors and student.json that `source` means: itself, or the file's folder.
+
+    Raises:
+        ValueError: one of the two is not there.
+    """
+    source = Path(source)
+    folder = source.parent if source.name == STUDENT else source
+    for name in (STUDENT, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {folder / name}")
+    return folder
+
+
+def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
+    """Copy a student out of a run.
+
+    Args:
+        source: a run folder or a checkpoint.
+        destination: a folder that does not exist yet.
+        which: last or best checkpoint of a run folder.
+        half: store fp16, which halves the size.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        ValueError: there is nothing to export, or `destination` exists.
+    """
+    if which not in ("last", "best"):
+        raise ValueError(f"--which must be last or best, found {which}")
+    folder, target = Path(source), Path(destination)
+    if (folder / CHECKPOINTS).is_dir():
+        tag = pointer(folder / CHECKPOINTS, "latest" if which == "last" else "best")
+        if not tag:
+            raise ValueError(f"{folder} must have a {which} checkpoint, found none yet")
+        folder = folder / CHECKPOINTS / tag
+    folder = find_student(folder)
+    if target.exists():
+        raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        weights = load_file(folder / STUDENT)
+        weights = {name: weight.half() for name, weight in weights.items()} if half else weights
+        write_student(temporary, weights, json.loads((folder / DESCRIPTION).read_text()))
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target

@@ -1,0 +1,176 @@
+"""Join the processes of a run, give each its device, and end them.
+
+Launchers tell a rank in different variables who it is; here they become the ones that DeepSpeed reads. With
+`vitkd_ds.engine.ranks`, which communicates, the only module that imports torch.distributed.
+"""
+
+import logging
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from datetime import timedelta
+from typing import Mapping, MutableMapping, NoReturn
+
+import deepspeed
+import torch
+import torch.distributed as torch_dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import logger as deepspeed_logger
+
+from vitkd_ds.engine import ranks
+
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+
+
+def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Complete RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which DeepSpeed wants all set.
+
+    `deepspeed` and `torchrun` set them; under `srun` they are taken from SLURM_*; a plain `python train.py` becomes one
+    rank with a free port, so that DeepSpeed does not look for mpi4py.
+
+    Raises:
+        ValueError: some are set and others cannot be known.
+    """
+    # SLURM_STEP_ID is what srun sets for its tasks; the batch script itself has SLURM_PROCID too.
+    if "RANK" not in environ and "SLURM_STEP_ID" in environ and int(environ["SLURM_NTASKS"]) > 1:
+        environ.update({name: environ[slurm] for name, slurm in SLURM_NAMES.items()})
+        environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 12000))
+        if "MASTER_ADDR" not in environ:
+            environ["MASTER_ADDR"] = _first_slurm_node(environ["SLURM_STEP_NODELIST"])
+    if "RANK" not in environ:
+        environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
+        environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()})
+    missing = [name for name in (*SLURM_NAMES, "MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    if missing:
+        raise ValueError(
+            f"RANK is set, so {', '.join(missing)} must be set too, found nothing: start with deepspeed, torchrun or "
+            "slurm/*.sh, or set them in the environment"
+        )
+
+
+def choose_device(num_devices: int, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set LOCAL_RANK to the number of this rank's device, which is what DeepSpeed takes it for.
+
+    The two differ only where Slurm shows each task its own device alone (`--gpus-per-task=1`): that one is number 0.
+
+    Raises:
+        ValueError: fewer devices than ranks.
+    """
+    local_rank = int(environ["LOCAL_RANK"])
+    if num_devices == 1 and environ.get("SLURM_GPUS_PER_TASK"):
+        environ["LOCAL_RANK"] = "0"
+    elif local_rank >= num_devices:
+        raise ValueError(
+            f"LOCAL_RANK must be below the number of visible GPUs, found {local_rank} and {num_devices} "
+            f"(CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES', '')}): start as many ranks per node as it has "
+            "GPUs"
+        )
+
+
+def _first_slurm_node(nodelist: str) -> str:
+    """The address at which Slurm itself reaches the step's first node; a node's name need not resolve."""
+    name = _scontrol("hostnames", nodelist).split()[0]
+    address = re.search(r"NodeAddr=(\S+)", _scontrol("node", name))
+    return address.group(1) if address else name
+
+
+def _scontrol(*words: str) -> str:
+    try:
+        return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+            f"under srun MASTER_ADDR must be set where scontrol cannot tell the first node, found {error}: use "
+            "slurm/*.sh, or set it"
+        ) from error
+
+
+def _free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
+    """Number of ranks on this node by torchrun's, DeepSpeed's or Slurm's variable; else that of all ranks."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        if environ.get(name, "").isdigit():
+            return int(environ[name])
+    # "2(x3),1": two tasks on each of three nodes, one on the fourth.
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    tasks = [int(count) for count, times in groups for _ in range(int(times or 1))]
+    node = int(environ.get("SLURM_NODEID", "0"))
+    return tasks[node] if node < len(tasks) else int(environ.get("WORLD_SIZE", "1"))
+
+
+def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
+    """Number of CPUs for this rank: those Slurm gave the task, else an equal share of those this process may use."""
+    allowed = len(os.sched_getaffinity(0))
+    if "SLURM_STEP_ID" in environ and environ.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        return max(1, min(allowed, int(environ["SLURM_CPUS_PER_TASK"])))
+    return max(1, allowed // local_world_size(environ))
+
+
+def start_processes(timeout_minutes: float = 10) -> torch.device:
+    """Join the process group and return this rank's device. Collective.
+
+    Args:
+        timeout_minutes: longest wait of a collective; the group gets a little more, so that the watchdog, whose message
+            is better, comes first.
+    """
+    set_rank_variables()
+    _quieten_deepspeed()
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce at the first start. That takes a minute, and a killed build
+        # leaves a lock on which every later start waits for ever. gloo computes the same sums.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        torch.set_num_threads(num_cpus())
+    else:
+        choose_device(accelerator.device_count())
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=1.2 * timeout_minutes))
+    return torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
+
+
+def _quieten_deepspeed() -> None:
+    """Hide what DeepSpeed says at each start and no user can act on."""
+    deepspeed_logger.setLevel(logging.WARNING)
+    # Our AdamW is torch's, but DeepSpeed's list of tested optimizers goes by the exact class.
+    deepspeed_logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
+
+
+def peak_memory_gib() -> float:
+    """Peak device memory since the start, in GiB; on a CPU the peak resident memory of this process."""
+    if get_accelerator().device_name() == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return get_accelerator().max_memory_allocated() / 2**30
+
+
+def synchronised_time() -> float:
+    """Seconds of a clock, read when the device has finished all work that was queued."""
+    get_accelerator().synchronize()
+    return time.perf_counter()
+
+
+def leave() -> NoReturn:
+    """End this process with exit code 0; everything must be written by now.
+
+    sys.exit would not do: threads of gloo or FFCV that are still there sometimes abort an interpreter that is ending
+    (SIGABRT, "terminate called without an active exception"), and a launcher would report a finished run as failed.
+    """
+    shut_down()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def shut_down() -> None:
+    """Destroy the process group, so that the interpreter ends without a warning."""
+    if ranks.is_running():
+        torch_dist.destroy_process_group()

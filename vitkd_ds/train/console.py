@@ -1,0 +1,71 @@
+"""Speak to the user: the only place that writes to the terminal while a run trains.
+
+Every module logs through `logging.getLogger(__name__)`, and the handler here prints. On a terminal rank 0 also shows a
+progress bar; elsewhere, as in a job's log, a line every few seconds says the same. This file imports no torch: messages
+must be visible before the slow imports.
+"""
+
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 10.0
+"""Least time between two progress lines where there is no bar."""
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):  # takes the bar away while the message is written
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+def install() -> None:
+    """Print the messages of all modules of this package on stderr, as plain text."""
+    logger = logging.getLogger("vitkd_ds")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_Handler())
+
+
+def write_now(text: str) -> None:
+    """Write a line to stderr at once, from a signal handler or from a thread while others are stuck."""
+    os.write(2, f"{text}\n".encode())
+
+
+class Progress:
+    """The progress of a run: a bar on a terminal, else a line now and then.
+
+    Args:
+        total_steps: updates of the whole run.
+        start_step: updates already done.
+    """
+
+    def __init__(self, total_steps: int, *, start_step: int) -> None:
+        self.total_steps, self.shown_s = total_steps, -LINE_EVERY_S
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def show(self, step: int, text: str, line: str) -> None:
+        """Show how far the run is.
+
+        Args:
+            step: updates done.
+            text: what stands behind the bar.
+            line: what is printed where there is no bar.
+        """
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif time.monotonic() - self.shown_s >= LINE_EVERY_S or step == self.total_steps:
+            self.shown_s = time.monotonic()
+            logging.getLogger(__name__).info("%s", line)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
