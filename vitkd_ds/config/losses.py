@@ -103,3 +103,8 @@ class LossesConfig:
     def active(self) -> dict[str, Any]:
         """The terms whose weight is not 0, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name).weight}
+
+    @property
+    def tapped_blocks(self) -> tuple[int, ...]:
+        """Blocks whose output both models hand over, ascending from 0; one at least, as a model must be tapped at all."""
+        return self.vitkd.blocks if "vitkd" in self.active() else (0,)
