@@ -4,9 +4,7 @@ Apart from `vitkd_ds.config.run` because whoever adds a loss adds a term here an
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
-
-SCHEDULES = ("constant", "linear", "cosine")
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 TEACHER_TERMS = ("kd", "nkd", "vitkd")
 """Loss terms that need a teacher."""
@@ -18,25 +16,36 @@ def require(holds: bool, key: str, found: Any, must: str) -> None:
         raise ValueError(f"{key} must {must}, found {found!r}: change it in the recipe or with --{key}")
 
 
-def require_choice(value: str, key: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    require(value in choices, key, value, f"be one of {', '.join(choices)}")
-
-
-def _check_term(term: Any, key: str) -> None:
-    require(term.weight >= 0, f"losses.{key}.weight", term.weight, "be 0 (off) or more")
-    require_choice(term.schedule, f"losses.{key}.schedule", SCHEDULES)
+def require_choices(part: Any, name: str) -> None:
+    """Raise ValueError unless each field of `part` that is declared as a Literal holds one of its words."""
+    for field, declared in get_type_hints(type(part)).items():
+        if get_origin(declared) is Literal:
+            words, value = get_args(declared), getattr(part, field)
+            require(value in words, f"{name}.{field}", value, f"be one of {', '.join(words)}")
 
 
 @dataclass(frozen=True)
-class CrossEntropyTerm:
+class Term:
+    """What every loss term has."""
+
+    weight: float = 0.0
+    """Factor of the term in the total; 0 is off."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the weight changes: constant, or linear / cosine from the weight down to 0 at the last step."""
+
+
+def _check_term(term: Term, key: str) -> None:
+    require(term.weight >= 0, f"losses.{key}.weight", term.weight, "be 0 (off) or more")
+    require_choices(term, f"losses.{key}")
+
+
+@dataclass(frozen=True)
+class CrossEntropyTerm(Term):
     """Cross-entropy with the labels, mixed and smoothed."""
 
     weight: float = 1.0
-    """0 is off."""
-    schedule: str = "constant"
-    """constant, or linear / cosine from the weight down to 0 at the last step."""
     label_smoothing: float = 0.0
+    """Part of the target that is spread evenly over all classes; 0 is none."""
 
     def __post_init__(self) -> None:
         _check_term(self, "ce")
@@ -44,12 +53,11 @@ class CrossEntropyTerm:
 
 
 @dataclass(frozen=True)
-class KDTerm:
+class KDTerm(Term):
     """Hinton's distillation, `vitkd_ds.kd_loss`."""
 
-    weight: float = 0.0
-    schedule: str = "constant"
     temperature: float = 1.0
+    """Divisor of both models' logits before the softmax; higher is softer."""
 
     def __post_init__(self) -> None:
         _check_term(self, "kd")
@@ -57,13 +65,13 @@ class KDTerm:
 
 
 @dataclass(frozen=True)
-class NKDTerm:
+class NKDTerm(Term):
     """Normalised distillation, `vitkd_ds.nkd_loss`."""
 
-    weight: float = 0.0
-    schedule: str = "constant"
     temperature: float = 1.0
+    """Divisor of both models' logits in the part on non-target classes; higher is softer."""
     gamma: float = 1.0
+    """Factor of the part on non-target classes; the paper's is 1."""
 
     def __post_init__(self) -> None:
         _check_term(self, "nkd")
@@ -72,14 +80,15 @@ class NKDTerm:
 
 
 @dataclass(frozen=True)
-class ViTKDTerm:
+class ViTKDTerm(Term):
     """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
 
-    weight: float = 0.0
-    schedule: str = "constant"
     alpha: float = 3e-5
+    """Factor of the mimicked shallow blocks, whose squared differences are summed over tokens and channels."""
     beta: float = 3e-6
+    """Factor of the regenerated last block, summed likewise."""
     mask_ratio: float = 0.5
+    """Part of the student's tokens of the last block that is masked before it is regenerated."""
     blocks: tuple[int, ...] = (0, 1)
     """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
 
@@ -103,3 +112,8 @@ class LossesConfig:
     def active(self) -> dict[str, Any]:
         """The terms whose weight is not 0, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name).weight}
+
+    @property
+    def tapped_blocks(self) -> tuple[int, ...]:
+        """Blocks whose output both models hand over, counted from 0; at least one, as a model must be tapped at all."""
+        return self.vitkd.blocks if "vitkd" in self.active() else (0,)

@@ -8,7 +8,10 @@ import dataclasses
 import difflib
 import json
 import math
-from typing import Any, Iterable, Mapping, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Iterable, Literal, Mapping, TypeVar, get_args, get_origin, get_type_hints
+
+from vitkd_ds.config.run import Run
 
 T = TypeVar("T")
 
@@ -50,47 +53,70 @@ def field_types(run: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(run, name)
         if dataclasses.is_dataclass(value):
             types |= field_types(value, f"{prefix}{name}.")
-        elif not _dataclass_in(declared):
+        elif not dataclass_in(declared):
             types[prefix + name] = declared
     return types
 
 
+def kind_of(declared: Any) -> str:
+    """A declared type in words that tell what to write."""
+    if get_origin(declared) is Literal:
+        return f"one of {', '.join(get_args(declared))}"
+    if get_origin(declared) is tuple:
+        return "numbers with commas, such as 0.08,1"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return words.get(declared, 'a JSON object, such as {"depth": 4}')
+
+
 def convert(text: str, declared: Any, key: str) -> Any:
-    """`text` as a value of the declared type; `key` is for the message.
+    """`text` as a value of the declared type; `key` is for the message. Words of a Literal are left to their class.
 
     Raises:
         ValueError: the text is no such value.
     """
-    origin = get_origin(declared)
     try:
+        if declared is str or get_origin(declared) is Literal:
+            return text
         if declared is bool:
             return _to_bool(text)
-        if declared in (int, float, str):
+        if declared in (int, float):
             value = declared(text)
-            if declared is not str and ("_" in text or not math.isfinite(value)):
+            if "_" in text or not math.isfinite(value):
                 raise ValueError(text)
             return value
-        if origin is tuple:
+        if get_origin(declared) is tuple:
             return _to_tuple(text, get_args(declared))
         value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
-        return value
+        if isinstance(value, dict):
+            return value
     except ValueError:
         pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(declared)
-    if wanted is None:
-        wanted = "numbers with commas, such as 0.08,1" if origin is tuple else 'a JSON object, such as {"depth": 4}'
-    raise ValueError(f"--{key} must be {wanted}, found {text!r}")
+    raise ValueError(f"--{key} must be {kind_of(declared)}, found {text!r}")
 
 
-def from_dict(cls: type[T], stored: Mapping[str, Any]) -> T:
-    """Rebuild a dataclass tree from the nested dict that config.json holds.
+def read_run(path: Path) -> Run:
+    """The run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed.
 
     Raises:
-        ValueError: a key that the class does not have, or one that is missing.
+        ValueError: no such file, or what it holds is no run of this version; the file is named.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        stored = json.loads(file.read_text())
+        return from_dict(Run, stored["run"] if isinstance(stored, dict) and "run" in stored else stored)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} must hold a run as config.json does: {error}") from None
+
+
+def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
+    """Rebuild a dataclass tree from the nested dict that config.json holds; `prefix` is for messages.
+
+    Raises:
+        ValueError: a key that the class does not have, one that is missing, or a value of another type.
     """
     hints = get_type_hints(cls)
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'a run'} must be a JSON object, found {stored!r}")
     unknown, missing = set(stored) - set(hints), set(hints) - set(stored)
     if unknown or missing:
         raise ValueError(
@@ -99,25 +125,25 @@ def from_dict(cls: type[T], stored: Mapping[str, Any]) -> T:
         )
     values = {}
     for name, declared in hints.items():
-        part = _dataclass_in(declared)
-        value = stored[name]
-        if part and value is not None:
-            value = from_dict(part, value)
-        elif get_origin(declared) is tuple:
-            value = tuple(value)
+        value, part = stored[name], dataclass_in(declared)
+        if part and not (value is None and part is not declared):
+            value = from_dict(part, value, f"{prefix}{name}.")
+        elif not part:
+            text = value if isinstance(value, str) else json.dumps(value)
+            converted = convert(text, declared, prefix + name)
+            value = value if value == converted else converted  # 20 stays 20 where a float is declared
         values[name] = value
     return cls(**values)
+
+
+def dataclass_in(declared: Any) -> Any:
+    """The dataclass of `X` or `X | None`, else None."""
+    return next((option for option in (declared, *get_args(declared)) if dataclasses.is_dataclass(option)), None)
 
 
 def _replace(node: Any, path: list[str], value: Any) -> Any:
     head, *rest = path
     return dataclasses.replace(node, **{head: _replace(getattr(node, head), rest, value) if rest else value})
-
-
-def _dataclass_in(declared: Any) -> Any:
-    """The dataclass of `X` or `X | None`, else None."""
-    options = get_args(declared) if get_origin(declared) in (Union, type(int | None)) else (declared,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
 def _to_bool(text: str) -> bool:

@@ -1,22 +1,18 @@
 """One run as a tree of frozen dataclasses: what a recipe returns and what ``config.json`` stores.
 
-Each field says its unit and special values; each class checks its own fields when it is made, and `check_run` checks
-the relations between them. Nothing here imports torch, so a bad configuration is refused before anything heavy loads.
-Engine mechanics (ZeRO stage, precision, buckets) are not here: they belong to ``ds_configs/*.json``.
+The string under a field says its unit and special values and is what ``train.py --help`` shows. Each class checks its
+own fields when it is made, and `check_run` checks the relations between them. Nothing here imports torch, so a bad
+configuration is refused before anything heavy loads. How the engine works (ZeRO stage, precision, buckets) belongs to
+``ds_configs/*.json``.
 """
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Literal, Mapping
 
-from vitkd_ds.config.losses import TEACHER_TERMS, LossesConfig, require, require_choice
+from vitkd_ds.config.losses import TEACHER_TERMS, LossesConfig, require, require_choices
 
-PLACEMENTS = ("shard", "replica", "offload")
-BACKENDS = ("ffcv", "torchvision")
-ON_BAD = ("stop", "skip")
-ORDERS = ("random", "quasi_random")
-INTERPOLATIONS = ("bilinear", "bicubic", "random")
-MIX_MODES = ("batch", "element")
+Interpolation = Literal["bilinear", "bicubic", "random"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,10 @@ class StudentConfig:
     init: str = ""
     """Weights to start from: a local file, "hub" for timm's pretrained weights, "" for random initialisation."""
     drop_path_rate: float = 0.0
+    """Stochastic depth: probability that the last block is skipped for an image, falling to 0 at the first; 0 is off."""
     checkpoint_activations: bool = False
-    """Keep only each block's input for the backward pass and compute the rest again: less memory, slower."""
+    """Keep only each block's input for the backward pass and compute the rest again, which takes less memory and more
+    time."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_path_rate < 1, "student.drop_path_rate", self.drop_path_rate, "be in [0, 1)")
@@ -44,18 +42,19 @@ class TeacherConfig:
     model: str
     """Name of any timm VisionTransformer."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments of timm.create_model, such as {"embed_dim": 128}."""
     checkpoint: str = "hub"
-    """A local file, "hub" for timm's pretrained weights, "demo" for the teacher inside the package, or "random"
-    (a debug run only: random initialisation, marked in summary.json)."""
-    placement: str = "shard"
-    """shard: weights partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload: partitioned
-    and kept in CPU memory."""
+    """Weights: a local file, "hub" for timm's pretrained weights, "demo" for the teacher inside the package, or "random"
+    for a random initialisation, which only a debug run may have and summary.json marks."""
+    placement: Literal["shard", "replica", "offload"] = "shard"
+    """Where the weights lie. shard: partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload:
+    partitioned and kept in CPU memory."""
     allow_other_resolution: bool = False
     """Accept a teacher that was trained at another resolution than data.image_size; its position embedding is
     interpolated. A 384-pixel teacher used at 224 gave a student below its own baseline (cls_KD issue 5)."""
 
     def __post_init__(self) -> None:
-        require_choice(self.placement, "teacher.placement", PLACEMENTS)
+        require_choices(self, "teacher")
         require(bool(self.checkpoint), "teacher.checkpoint", self.checkpoint, "be a file, hub, demo or random")
 
 
@@ -66,34 +65,35 @@ class DataConfig:
     train: str
     """Path of the training .beton; "demo" is the data inside the package."""
     val: str
-    """Path of the validation .beton; "demo" likewise."""
+    """Path of the validation .beton; "demo" is the data inside the package."""
     image_size: int
     """Height and width of the square that both models see, in pixels."""
     num_classes: int
+    """Number of classes of the data, 2 or more."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of the training crop relative to the image, smallest and largest."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width / height of the training crop, smallest and largest."""
     flip_probability: float = 0.5
+    """Probability that a training image is mirrored left to right; 0 is off."""
     val_crop_fraction: float = 0.875
     """timm's crop_pct: the shorter side is resized to image_size / this, and the central square is cut out."""
-    interpolation: str = "bicubic"
-    """How crops are resized, with Pillow's antialiasing: bilinear, bicubic, or random (each training image one of
-    both)."""
-    backend: str = "ffcv"
-    """ffcv: our decoder inside FFCV's loader. torchvision: Pillow and torch's DataLoader, for machines without FFCV;
-    reads .betons and, unpacked, what `vitkd-ds pack` reads."""
-    order: str = "random"
-    """Of training images. random: all of the epoch. quasi_random: shuffled within windows of the file, for files
-    that are larger than the memory that could cache them."""
-    on_bad: str = "stop"
-    """What an image does that cannot be decoded. stop: end the run with its name. skip: the next image of the file
-    takes its place, and the log counts it."""
+    interpolation: Interpolation = "bicubic"
+    """How crops are resized, with Pillow's antialiasing; random takes bilinear or bicubic for each training image."""
+    backend: Literal["ffcv", "torchvision"] = "ffcv"
+    """What reads images. ffcv: our decoder inside FFCV's loader. torchvision: Pillow and torch's DataLoader, for
+    machines without FFCV; it reads .betons and, unpacked, what `vitkd-ds pack` reads."""
+    order: Literal["random", "quasi_random"] = "random"
+    """Order of the training images. random: the whole epoch is shuffled. quasi_random: windows of the file are, for
+    files that are larger than the memory that could cache them."""
+    on_bad: Literal["stop", "skip"] = "stop"
+    """What an image that cannot be decoded does. stop: it ends the run, which names it. skip: the next image of the
+    file takes its place, and the log counts it."""
     max_val_images: int = 0
-    """Evaluate on so many validation images, spread evenly over the file; 0 is all. For debug runs."""
+    """Number of validation images to evaluate on, spread evenly over the file; 0 is all. For debug runs."""
     num_workers: int = 0
-    """Decoder threads per rank; 0 takes the CPUs that Slurm gave the task, else shares those this process may use among
-    the ranks of its node."""
+    """Decoder threads per rank. 0 takes the CPUs that Slurm gave the task, or else divides those that this process may
+    use among the ranks of its node."""
 
     def __post_init__(self) -> None:
         require(0 < self.image_size <= 4096, "data.image_size", self.image_size, "be in [1, 4096]")
@@ -107,10 +107,7 @@ class DataConfig:
             0.25 <= self.val_crop_fraction <= 1, "data.val_crop_fraction", self.val_crop_fraction, "be in [0.25, 1]"
         )
         require(self.max_val_images >= 0, "data.max_val_images", self.max_val_images, "be 0 (all) or more")
-        require_choice(self.interpolation, "data.interpolation", INTERPOLATIONS)
-        require_choice(self.backend, "data.backend", BACKENDS)
-        require_choice(self.order, "data.order", ORDERS)
-        require_choice(self.on_bad, "data.on_bad", ON_BAD)
+        require_choices(self, "data")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be 0 (automatic) or more")
 
 
@@ -119,7 +116,7 @@ class AugmentConfig:
     """What is done to training images after the crop and flip, in this order; the same for both models."""
 
     repeats: int = 1
-    """Repeated augmentation: so many differently augmented copies of an image in the same epoch, which then shows
+    """Repeated augmentation: number of differently augmented copies of an image in the same epoch, which then shows
     1 / repeats of the images."""
     rand_augment: str = ""
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "" is off."""
@@ -127,26 +124,25 @@ class AugmentConfig:
     """3-Augment of DeiT III: each image becomes grey, solarized, or blurred."""
     color_jitter: float = 0.0
     """Brightness, contrast and saturation each change by a factor within 1 +- this; 0 is off."""
-    interpolation: str = "random"
-    """How RandAugment's geometric operations resample: bilinear, bicubic, or random (one of both for each image, timm's
-    default). What they uncover is filled with ImageNet's mean colour."""
+    interpolation: Interpolation = "random"
+    """How RandAugment's geometric operations resample; random (timm's default) takes bilinear or bicubic for each
+    image. What they uncover is filled with ImageNet's mean colour."""
     random_erasing: float = 0.0
     """Probability that a rectangle of an image is replaced by noise; 0 is off."""
     mixup_alpha: float = 0.0
     """Beta(alpha, alpha) of Mixup; 0 is off."""
     cutmix_alpha: float = 0.0
     """Beta(alpha, alpha) of CutMix; 0 is off. With both on, one of the two is drawn at even odds."""
-    mix_mode: str = "batch"
-    """batch: one draw for a micro-batch. element: each image its own."""
+    mix_mode: Literal["batch", "element"] = "batch"
+    """What shares a draw of Mixup or CutMix. batch: a whole micro-batch. element: each image has its own."""
 
     def __post_init__(self) -> None:
         require(self.repeats >= 1, "augment.repeats", self.repeats, "be 1 (off) or more")
         require(0 <= self.color_jitter < 1, "augment.color_jitter", self.color_jitter, "be in [0, 1)")
-        require_choice(self.interpolation, "augment.interpolation", INTERPOLATIONS)
         require(0 <= self.random_erasing <= 1, "augment.random_erasing", self.random_erasing, "be in [0, 1]")
         require(self.mixup_alpha >= 0, "augment.mixup_alpha", self.mixup_alpha, "be 0 (off) or more")
         require(self.cutmix_alpha >= 0, "augment.cutmix_alpha", self.cutmix_alpha, "be 0 (off) or more")
-        require_choice(self.mix_mode, "augment.mix_mode", MIX_MODES)
+        require_choices(self, "augment")
 
 
 @dataclass(frozen=True)
@@ -156,20 +152,25 @@ class OptimConfig:
     lr: float = 1e-3
     """Peak learning rate at lr_batch_size; the run's is lr * global_batch_size / lr_batch_size."""
     lr_batch_size: int = 1024
+    """Images per optimizer update that lr is given for."""
     min_lr: float = 1e-5
     """Learning rate at the last step; not scaled by the batch size."""
     warmup_epochs: float = 20
+    """Epochs over which the learning rate rises to its peak; 0 starts there."""
     warmup_start_factor: float = 1e-3
     """Learning rate of the first step relative to the peak."""
     weight_decay: float = 0.05
-    """Not applied to norms, biases, LayerScale, class / distillation / register tokens and position embeddings."""
+    """Decoupled decay of AdamW, multiplied by the learning rate of the step; 0 is off. Norms, biases, LayerScale, class,
+    distillation and register tokens and position embeddings do not decay."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Part of AdamW's two moving averages (of the gradient, of its square) that is kept at each step."""
     eps: float = 1e-8
+    """Added to the root of AdamW's second average, so that nothing is divided by 0."""
     clip_grad_norm: float = 5.0
     """Largest norm of the whole gradient; 0 is no clipping."""
     ema_decay: float = 0.0
-    """Part of the fp32 moving average kept at each step, such as 0.99996; 0 is no average. When on, the average is
-    what is evaluated and exported."""
+    """Part of the weights' fp32 moving average that is kept at each step, such as 0.99996; 0 is no average. If there is
+    one, it is what is evaluated and exported."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "be positive")
@@ -193,10 +194,10 @@ class CheckpointConfig:
     every_steps: int = 0
     """Optimizer updates between checkpoints; 0 saves at the end of each epoch. The last step is always saved."""
     keep_last: int = 2
-    """Newest checkpoints kept; the best by validation top-1 is kept besides."""
+    """Number of newest checkpoints that are kept; the best by validation top-1 is kept besides."""
     max_failures: int = 3
-    """Failed saves in a row (disk full, permission lost) at which the run stops on all ranks; before that many, it
-    warns and trains on. 1 stops at the first."""
+    """Failed saves in a row (disk full, permission lost) at which the run stops on all ranks; with fewer it warns and
+    trains on. 1 stops at the first."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "be 0 (each epoch) or more")
@@ -209,11 +210,13 @@ class Run:
     """Everything that defines a run."""
 
     recipe: str
+    """Recipe that the run starts from: a name that `vitkd-ds recipes` lists, or the path of a config.json, of a run
+    folder that holds one, or of what --print_config printed."""
     workdir: str
-    """The run folder itself."""
+    """Run folder. A folder that holds an unfinished run of the same settings is continued."""
     student: StudentConfig
     teacher: TeacherConfig | None
-    """None: plain training, no loss term may need a teacher."""
+    """None is plain training; no loss term may need a teacher then."""
     data: DataConfig
     augment: AugmentConfig
     losses: LossesConfig
@@ -224,26 +227,29 @@ class Run:
     """Most images per forward on each rank: the largest divisor of its share of the global batch up to this is taken,
     and gradients accumulate over the rest."""
     epochs: float
+    """Times that the training images are seen; a fraction stops within one."""
     max_steps: int = 0
-    """Stop after this many optimizer updates, schedules included; 0 runs all epochs."""
+    """Optimizer updates after which the run and its schedules end; 0 runs all epochs."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed's configuration of the student engine."""
     resume: str = "auto"
-    """auto: continue what lies in workdir, else start. none: start, refuse a used workdir. Else the path of a run
-    folder or of one checkpoint (runs/x/checkpoints/step00001234) of the same settings, from which this run goes on.
-    Checkpoints are unpickled: name only folders that you trust."""
+    """Where training begins. auto: continue what lies in workdir, else start. none: start, and refuse a used workdir.
+    Else the path of a run folder or of one checkpoint (runs/x/checkpoints/step00001234) of the same settings, from
+    which this run goes on. Checkpoints are unpickled, so name only folders that you trust."""
     eval_every_epochs: float = 1
-    """0 evaluates only at the end."""
+    """Epochs between evaluations; 0 evaluates only at the end."""
     log_every_steps: int = 10
+    """Optimizer updates between lines of metrics.jsonl."""
     timeout_minutes: float = 10
-    """Longest time without progress: a rank that stays so long in one phase (start, data, forward, a validation
-    micro-batch, a checkpoint) says where it is and ends the job. Raise it if models are fetched over a slow line."""
+    """Longest time without progress, in minutes: a rank that stays so long in one phase (start, data, forward, a
+    validation micro-batch, a checkpoint) says where it is and ends the run. Raise it if models are fetched slowly."""
     seed: int = 0
+    """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks; 0 or more."""
     compile: bool = False
-    """torch.compile the student with its losses, and the teacher."""
+    """Run the student with its losses, and the teacher, through torch.compile."""
     debug: bool = False
-    """A few steps of the same code on the images in the package; marked in summary.json."""
+    """Run a few steps of the same code on the images in the package; summary.json marks it."""
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "epochs", self.epochs, "be positive")

@@ -1,9 +1,13 @@
-"""Complete named runs. Each recipe is a function of `debug` that returns a Run; its docstring holds the command, the
-expected top-1, the hardware and the source."""
+"""Complete named runs. Each recipe is a function that returns a Run; its docstring holds the command, the expected
+top-1, the hardware and the source, and its first line is what `vitkd-ds recipes` prints."""
 
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Callable
 
-from vitkd_ds.config.overrides import nearest
+from vitkd_ds.config.overrides import nearest, read_run
 from vitkd_ds.config.run import Run
 from vitkd_ds.recipes.demo import demo, demo_plain, demo_teacher
 from vitkd_ds.recipes.imagenet import (
@@ -13,7 +17,9 @@ from vitkd_ds.recipes.imagenet import (
     deit_tiny_from_deit3_small,
 )
 
-RECIPES: dict[str, Callable[[bool], Run]] = {
+logger = logging.getLogger(__name__)
+
+RECIPES: dict[str, Callable[[], Run]] = {
     "demo": demo,
     "demo_plain": demo_plain,
     "demo_teacher": demo_teacher,
@@ -25,11 +31,46 @@ RECIPES: dict[str, Callable[[bool], Run]] = {
 
 
 def build_run(recipe: str, *, debug: bool = False) -> Run:
-    """The run of a recipe by name.
+    """The run of a recipe by name, or the run that a file or run folder stores.
+
+    A stored run keeps its workdir, so that the same options continue it, and takes "auto" for resume: where it began is
+    a fact about then, and a checkpoint that it began from may be gone.
+
+    Args:
+        recipe: a name in RECIPES, else a path, which has a slash or exists.
+        debug: shrink the run to a few steps on the packaged images.
 
     Raises:
-        ValueError: no recipe of that name; the nearest is named.
+        ValueError: no recipe of that name (the nearest is named), a path without a run, or a path with `debug`.
     """
-    if recipe not in RECIPES:
+    if recipe in RECIPES:
+        return debug_size(RECIPES[recipe]()) if debug else RECIPES[recipe]()
+    if "/" not in recipe and not (recipe and os.path.exists(recipe)):
         raise ValueError(f"--recipe {recipe} is no recipe: {nearest(recipe, RECIPES)}")
-    return RECIPES[recipe](debug)
+    if debug:
+        raise ValueError(f"--debug needs the name of a recipe, found --recipe {recipe}: a stored run has its own size")
+    stored = read_run(Path(recipe))
+    if stored.resume not in ("auto", "none"):
+        logger.warning("%s began at %s: give --resume to begin there again", recipe, stored.resume)
+    return replace(stored, resume="auto")
+
+
+def debug_size(run: Run) -> Run:
+    """The same models and code for a few steps on the packaged images; a teacher to be downloaded becomes random."""
+    # A 224-pixel image costs a laptop's CPU sixty times as much as the demo's of 28.
+    is_small = run.data.image_size <= 28
+    teacher = run.teacher
+    if teacher and teacher.checkpoint == "hub":
+        teacher = replace(teacher, checkpoint="random")
+    return replace(
+        run,
+        workdir=f"{run.workdir}_debug",
+        teacher=teacher,
+        data=replace(run.data, train="demo", val="demo", num_classes=10, max_val_images=64 if is_small else 8),
+        global_batch_size=48 if is_small else 8,
+        micro_batch_size_per_gpu=16 if is_small else 2,
+        max_steps=4 if is_small else 2,
+        log_every_steps=1,
+        compile=False,  # minutes on a CPU
+        debug=True,
+    )

@@ -21,17 +21,17 @@ TEACHER_ARGS = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "
 STUDENT_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
 
 
-def demo(debug: bool = False) -> Run:
+def demo() -> Run:
     """A 0.2 M-parameter ViT distilled with ViTKD and NKD from the packaged 1.2 M-parameter teacher.
 
     Command: `deepspeed train.py --ds_config ds_configs/zero2.json`. Top-1 on 2,000 images: 84.4 (n = 4 seeds,
     version 0.1), against 78.7 of `demo_plain` and 89.1 of the teacher; about three minutes on two CPU cores.
     """
-    plain = demo_plain(debug)
+    plain = demo_plain()
     return replace(
         plain,
         recipe="demo",
-        workdir="runs/demo_debug" if debug else "runs/demo",
+        workdir="runs/demo",
         teacher=TeacherConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS, checkpoint="demo"),
         # The paper's alpha and beta weigh sums over 196 tokens of width 384 and more. Here there are 49 tokens of width
         # 128, a twelfth of the summands; the other factor of eight was tuned on seed 0 (EXPERIMENTS.md).
@@ -39,13 +39,13 @@ def demo(debug: bool = False) -> Run:
     )
 
 
-def demo_plain(debug: bool = False) -> Run:
+def demo_plain() -> Run:
     """The demo's student without a teacher.
 
     Command: `deepspeed train.py --ds_config ds_configs/zero2.json --recipe demo_plain`. Top-1: see `demo`; about two
     minutes on two CPU cores.
     """
-    run = Run(
+    return Run(
         recipe="demo_plain",
         workdir="runs/demo_plain",
         student=StudentConfig(model="deit_tiny_patch16_224", model_args=STUDENT_ARGS),
@@ -68,50 +68,27 @@ def demo_plain(debug: bool = False) -> Run:
         eval_every_epochs=10,
         checkpoint=CheckpointConfig(every_steps=1250),
     )
-    return _debug_size(run) if debug else run
 
 
-def demo_teacher(debug: bool = False) -> Run:
+def demo_teacher() -> Run:
     """The packaged teacher: plain training on all 60,000 images. Top-1 on the 10,000 test images: 89.94 (n = 1).
 
     Command: `deepspeed --num_accelerators 2 train.py --ds_config ds_configs/zero2.json --recipe demo_teacher`, after
     `python -m vitkd_ds.data.demo folders data/fashion_mnist` and `vitkd-ds pack DIR DIR.beton --write_mode
     raw` for data/fashion_mnist/train and .../val; then `vitkd-ds export runs/demo_teacher DST --half`.
     """
-    run = Run(
+    plain = demo_plain()
+    return replace(
+        plain,
         recipe="demo_teacher",
         workdir="runs/demo_teacher",
         student=StudentConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS),
-        teacher=None,
-        data=DataConfig(
-            train="data/fashion_mnist/train.beton",
-            val="data/fashion_mnist/val.beton",
-            image_size=28,
-            num_classes=10,
-            crop_scale=(0.8, 1.0),
-            crop_ratio=(0.9, 1.1),
-            val_crop_fraction=1.0,
-        ),
-        augment=AugmentConfig(),
-        losses=LossesConfig(ce=CrossEntropyTerm(weight=1, label_smoothing=0.1)),
+        data=replace(plain.data, train="data/fashion_mnist/train.beton", val="data/fashion_mnist/val.beton"),
         optim=OptimConfig(lr=1e-3, lr_batch_size=128, warmup_epochs=1, ema_decay=0.999),
         global_batch_size=128,
         micro_batch_size_per_gpu=64,
         epochs=18,
         eval_every_epochs=2,
         log_every_steps=50,
-    )
-    return _debug_size(run) if debug else run
-
-
-def _debug_size(run: Run) -> Run:
-    return replace(
-        run,
-        workdir=f"{run.workdir}_debug",
-        data=replace(run.data, train="demo", val="demo", max_val_images=64),
-        global_batch_size=48,
-        micro_batch_size_per_gpu=16,
-        max_steps=4,
-        log_every_steps=1,
-        debug=True,
+        checkpoint=CheckpointConfig(),
     )

@@ -13,33 +13,33 @@ from vitkd_ds.config.losses import CrossEntropyTerm, LossesConfig, NKDTerm, ViTK
 from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
 
 
-def deit_tiny_from_deit3_small(debug: bool = False) -> Run:
+def deit_tiny_from_deit3_small() -> Run:
     """DeiT-Tiny from DeiT III-Small.
 
     Command: `deepspeed train.py --ds_config ds_configs/zero2.json --recipe deit_tiny_from_deit3_small --data.train
     train.beton --data.val val.beton`. Expected top-1: 77.78 (74.42 without distillation, 76.06 with ViTKD alone), as
     published; not yet run here. Hardware of the paper's recipe: 4 GPUs x 256 images.
     """
-    return _paper_run("deit_tiny_from_deit3_small", "deit_tiny_patch16_224", "deit3_small", debug)
+    return _paper_run("deit_tiny_from_deit3_small", "deit_tiny_patch16_224", "deit3_small")
 
 
-def deit_small_from_deit3_base(debug: bool = False) -> Run:
+def deit_small_from_deit3_base() -> Run:
     """DeiT-Small from DeiT III-Base.
 
     Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base`. Expected top-1: 83.59 (80.55 without
     distillation, 81.95 with ViTKD alone), as published; not yet run here. Hardware of the paper's recipe: 4 GPUs x 256.
     """
-    return _paper_run("deit_small_from_deit3_base", "deit_small_patch16_224", "deit3_base", debug)
+    return _paper_run("deit_small_from_deit3_base", "deit_small_patch16_224", "deit3_base")
 
 
-def deit_base_from_deit3_large(debug: bool = False) -> Run:
+def deit_base_from_deit3_large() -> Run:
     """DeiT-Base from DeiT III-Large, with drop path and a moving average.
 
     Command: `sbatch slurm/vitkd_base.sh`, or as for the Tiny pair with `--recipe deit_base_from_deit3_large`. Expected
     top-1: 85.41 (81.76 without distillation, 83.46 with ViTKD alone), as published; not yet run here. Hardware of the
     paper's recipe: 16 GPUs x 64 images.
     """
-    run = _paper_run("deit_base_from_deit3_large", "deit_base_patch16_224", "deit3_large", debug)
+    run = _paper_run("deit_base_from_deit3_large", "deit_base_patch16_224", "deit3_large")
     return replace(
         run,
         student=replace(run.student, drop_path_rate=0.1),
@@ -47,7 +47,7 @@ def deit_base_from_deit3_large(debug: bool = False) -> Run:
     )
 
 
-def deit_small_from_deit3_base_3augment(debug: bool = False) -> Run:
+def deit_small_from_deit3_base_3augment() -> Run:
     """Experimental: the Small pair with the augmentation of DeiT III instead of the paper's.
 
     3-Augment and colour jitter 0.3 in place of RandAugment, no erasing, no label smoothing, repeated augmentation x3,
@@ -57,7 +57,7 @@ def deit_small_from_deit3_base_3augment(debug: bool = False) -> Run:
     Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base_3augment`. Expected top-1: unknown, nobody
     has published ViTKD with it. Hardware: as for the Small pair.
     """
-    run = _paper_run("deit_small_from_deit3_base_3augment", "deit_small_patch16_224", "deit3_base", debug)
+    run = _paper_run("deit_small_from_deit3_base_3augment", "deit_small_patch16_224", "deit3_base")
     return replace(
         run,
         data=replace(run.data, val_crop_fraction=1.0),
@@ -66,8 +66,8 @@ def deit_small_from_deit3_base_3augment(debug: bool = False) -> Run:
     )
 
 
-def _paper_run(recipe: str, student: str, teacher: str, debug: bool) -> Run:
-    run = Run(
+def _paper_run(recipe: str, student: str, teacher: str) -> Run:
+    return Run(
         recipe=recipe,
         workdir=f"runs/{recipe}",
         student=StudentConfig(model=student),
@@ -90,21 +90,4 @@ def _paper_run(recipe: str, student: str, teacher: str, debug: bool) -> Run:
         micro_batch_size_per_gpu=256,  # no more than a rank's share: on 16 GPUs the 64 of the paper
         epochs=300,
         compile=True,
-    )
-    return _debug_size(run) if debug else run
-
-
-def _debug_size(run: Run) -> Run:
-    """The same models and code on the packaged images: two updates, a random teacher."""
-    return replace(
-        run,
-        workdir=f"{run.workdir}_debug",
-        teacher=replace(run.teacher, checkpoint="random"),
-        data=replace(run.data, train="demo", val="demo", num_classes=10, max_val_images=8),
-        global_batch_size=8,
-        micro_batch_size_per_gpu=2,
-        max_steps=2,
-        log_every_steps=1,
-        compile=False,  # minutes on a CPU
-        debug=True,
     )

@@ -1,0 +1,93 @@
+"""The text of `train.py --help`: every field of a run with its kind, its default and the string below it in the source.
+
+Separate from `vitkd_ds.config.overrides` because only people read it: no run depends on a word of it.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import shlex
+from itertools import groupby
+from textwrap import wrap
+from typing import Any, Iterator, Mapping, NamedTuple, get_type_hints
+
+from vitkd_ds.config.overrides import dataclass_in, kind_of, nearest
+from vitkd_ds.config.run import Run
+
+
+class _Field(NamedTuple):
+    heading: str
+    """Of its group."""
+    key: str
+    option: str
+    text: str
+
+
+def field_help(run: Run, topic: str = "", *, width: int) -> str:
+    """Describe the fields of a run: a heading for each group, and each field as the option that one types.
+
+    Args:
+        run: what the defaults are taken from; a part that is None is listed with the defaults of its class.
+        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" is everything.
+        width: columns of the terminal.
+
+    Raises:
+        ValueError: no group or field has that name; the nearest is named.
+    """
+    fields = sorted(_fields(type(run), run, ""), key=lambda field: "." in field.key)  # the top level comes first
+    chosen = [field for field in fields if not topic or f"{field.key}.".startswith(f"{topic}.")]
+    if not chosen:
+        paths = [field.key.split(".") for field in fields]
+        names = {".".join(path[: i + 1]) for path in paths for i in range(len(path))}
+        raise ValueError(f"--help {topic} is no group or field of a run: {nearest(topic, names)}")
+    lines = []
+    for heading, group in groupby(chosen, key=lambda field: field.heading):
+        lines += ["", *wrap(heading, width)]
+        for field in group:
+            indents = {"initial_indent": "  ", "subsequent_indent": " " * 8}
+            lines += wrap(field.option, width, **indents, break_long_words=False, break_on_hyphens=False)
+            lines += wrap(field.text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines[1:])
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """The string below each field of a dataclass or of its bases, on one line; fields without one are left out."""
+    found = {}
+    for base in cls.__mro__[-2::-1]:
+        body = ast.parse(inspect.getsource(base)).body[0].body
+        for field, below in zip(body, body[1:]):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    found[name] = " ".join(text.split())
+    return found
+
+
+def _fields(cls: type, part: Any, prefix: str) -> Iterator[_Field]:
+    texts, types = docstrings(cls), get_type_hints(cls)
+    heading = f"{prefix.rstrip('.') or 'run'}: {inspect.getdoc(cls)}"
+    if part is None:
+        heading += " The recipe has none; these are the defaults of a recipe that has one."
+    for field in dataclasses.fields(cls):
+        key, inner = prefix + field.name, dataclass_in(types[field.name])
+        value = _default_of(field) if part is None else getattr(part, field.name)
+        if inner:
+            yield from _fields(inner, value, f"{key}.")
+        else:
+            option = f"--{key}{_typed(value)}  ({kind_of(types[field.name])})"
+            yield _Field(heading, key, option, texts.get(field.name, ""))
+
+
+def _default_of(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _typed(value: Any) -> str:
+    """"=VALUE" as a shell takes it, "" for a field without a default."""
+    if value is dataclasses.MISSING:
+        return ""
+    if isinstance(value, Mapping):
+        return f"={shlex.quote(json.dumps(value))}"
+    if isinstance(value, tuple):
+        return f"={','.join(map(str, value))}"
+    return f"={shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))}"
