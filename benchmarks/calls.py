@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.step_variants import Engines, MicroBatch, Pair, build_pair, make_micro_batch  # noqa: E402
-from vitkd_ds.engine import ranks  # noqa: E402
-from vitkd_ds.engine.student import start_processes  # noqa: E402
+from vitkd_ds.engine import processes  # noqa: E402
+from vitkd_ds.engine.processes import start_processes  # noqa: E402
 
 VIEWS = (
     "alias as_strided detach expand narrow permute reshape select slice split squeeze t transpose unbind unsafe_view "
@@ -76,14 +76,14 @@ def main() -> None:
                 engines.update()
         own = own_backward_calls(pair, batch, engines)
         counts = f"backward {backward.calls.total()} (its own arithmetic {own}), update {update.calls.total()}"
-        print(f"{file}: {counts}; last total {total.item()!r}, norm {engines.engine.grad_norm()!r}", flush=True)
+        print(f"{file}: {counts}; last total {total.item()!r}, norm {engines.engine.grad_norm!r}", flush=True)
     for placement in ("replica", "shard", "offload"):
         engines = Engines(pair, device, 2, placement, compile=False)
         for _ in range(2):
             with Count() as forward:
                 engines.teach(batch)
         print(f"teacher, {placement}: {forward.calls.total()}", flush=True)
-    ranks.leave()
+    processes.leave()
 
 
 if __name__ == "__main__":

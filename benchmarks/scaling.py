@@ -44,8 +44,8 @@ def measure(args: argparse.Namespace) -> None:
     from benchmarks.step import step
     from benchmarks.step_variants import Engines, build_pair, make_micro_batch
     from vitkd_ds.commands.plan import shapes
-    from vitkd_ds.engine import ranks
-    from vitkd_ds.engine.student import start_processes
+    from vitkd_ds.engine import processes, ranks
+    from vitkd_ds.engine.processes import start_processes
 
     device = start_processes()
     pair = build_pair("tiny", ds_config="ds_configs/zero2.json", debug=args.debug)
@@ -71,7 +71,7 @@ def measure(args: argparse.Namespace) -> None:
     found["trained_params"] = shapes.num_parameters(engines.engine.engine.module)
     found["teacher_params"] = shapes.num_parameters(pair.teacher)
     args.worker.write_text(json.dumps(found))
-    ranks.leave()
+    processes.leave()
 
 
 def sent_bytes(interface: str) -> int:

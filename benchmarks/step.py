@@ -46,8 +46,8 @@ from benchmarks.step_variants import (  # noqa: E402
     make_micro_batch,
 )
 from vitkd_ds.commands.plan.hardware import Hardware, hardware_of  # noqa: E402
-from vitkd_ds.engine import ranks  # noqa: E402
-from vitkd_ds.engine.student import start_processes, synchronised_time  # noqa: E402
+from vitkd_ds.engine import processes, ranks  # noqa: E402
+from vitkd_ds.engine.processes import start_processes, synchronised_time  # noqa: E402
 
 PARTS = ("teacher", "forward", "backward", "update")
 HEADER = (
@@ -221,7 +221,7 @@ def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
 def is_launched() -> bool:
     """Whether a launcher has started this command."""
     environ = dict(os.environ)
-    ranks.set_rank_variables(environ)
+    processes.set_rank_variables(environ)
     return "RANK" in os.environ or int(environ["WORLD_SIZE"]) > 1
 
 
@@ -256,7 +256,7 @@ def main() -> None:
     args = parse()
     if args.worker:
         args.worker.write_text(json.dumps(measure_cell(args)))
-        ranks.leave()
+        processes.leave()
         return
     here = is_launched()
     rows: list[dict[str, Any]] = []
@@ -268,7 +268,7 @@ def main() -> None:
             if args.json:  # after each, so that one that fails costs no other
                 args.json.write_text(json.dumps(rows, indent=1))
     if here:
-        ranks.leave()
+        processes.leave()
 
 
 if __name__ == "__main__":

@@ -182,8 +182,7 @@ class Engines:
         )
         distiller = pair.distiller()
         config: dict[str, Any] = student_ds_config(run, micro_batch_size=micro_batch, accumulation_steps=1)
-        groups = distiller.parameter_groups(run.optim.weight_decay)
-        self.engine = StudentEngine(distiller, run, config, groups)
+        self.engine = StudentEngine(distiller, run, config)
         self.engine.set_lr(run.optim.lr)
         self.normalization = build.normalization_of(pair.student)
         self.teacher = Teacher(

@@ -15,7 +15,7 @@ import fire
 from fire.decorators import SetParseFn
 
 from vitkd_ds.config.overrides import apply_overrides, convert, nearest
-from vitkd_ds.train import signals, watchdog
+from vitkd_ds.train import console, signals, watchdog
 
 REFUSED = 2
 """Exit code where settings, files or models do not fit: the same command would end the same way again."""
@@ -36,6 +36,7 @@ def main() -> None:
 
 
 def _run(component: Any) -> None:
+    console.install()
     words = sys.argv[1:] = [word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in LAUNCHER_FLAGS]
     if "--help" in words or "-h" in words:
         chosen = component.get(words[0]) if isinstance(component, dict) else component
@@ -66,20 +67,18 @@ def train(*words: str, **flags: str) -> None:
     """
     signals.listen()  # `vitkd-ds train` comes here without train_main
     run = parse_run(words, flags)
-    from vitkd_ds.engine import (
-        ranks,  # after the flags are known to be valid: torch and deepspeed take seconds to import
-    )
+    from vitkd_ds.engine import processes  # after the flags are known to be valid: torch and deepspeed are slow to import
     from vitkd_ds.train.loop import train as train_run
 
     try:
         train_run(run)
-    except ValueError as error:  # without a traceback; not sys.exit, see ranks.leave
+    except ValueError as error:  # without a traceback; not sys.exit, see processes.leave
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(REFUSED)
     except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
         watchdog.report(error)
         os._exit(1)
-    ranks.leave()
+    processes.leave()
 
 
 def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:
@@ -167,7 +166,7 @@ def export(*words: str, **flags: str) -> None:
     """
     values = _plain_flags(flags, {"which": str, "half": bool})
     source, destination = _words(words, "RUN DST")
-    from vitkd_ds.commands.evaluate import export_student
+    from vitkd_ds.checkpoint.export import export_student
 
     print(export_student(source, destination, **values))
 
@@ -181,11 +180,11 @@ def doctor(*words: str, **flags: str) -> None:
     """
     run = parse_run(words, flags)
     from vitkd_ds.commands.doctor.examine import examine
-    from vitkd_ds.engine import ranks
+    from vitkd_ds.engine import processes
 
     if examine(run):
-        ranks.leave()
-    ranks.shut_down()
+        processes.leave()
+    processes.shut_down()
     sys.exit(1)
 
 

@@ -15,8 +15,8 @@ from vitkd_ds.checkpoint import load
 from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.checkpoint.save import SaveError, Saver
 from vitkd_ds.config.run import CheckpointConfig
-from vitkd_ds.engine import ranks
-from vitkd_ds.engine.student import start_processes
+from vitkd_ds.engine import processes, ranks
+from vitkd_ds.engine.processes import start_processes
 
 NOBODY = 65534
 
@@ -77,7 +77,7 @@ def main():
     limit_file_size(-1)
     seen["latest"] = (folder / "latest").read_text()
     (workdir / f"seen{ranks.rank()}.json").write_text(json.dumps(seen))
-    ranks.leave()
+    processes.leave()
 
 
 if __name__ == "__main__":

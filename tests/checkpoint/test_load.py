@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from vitkd_ds.checkpoint import load, save
+from vitkd_ds.checkpoint.folder import check_settings
 from vitkd_ds.config.run import as_dict
 from vitkd_ds.recipes import build_run
 
@@ -63,17 +64,18 @@ def test_settings_that_change_what_is_learned_may_not_change(tmp_path):
     start = load.Start(make(tmp_path, 2, latest=2), "step00000002", is_own=True, is_named=False)
     (tmp_path / "config.json").write_text(json.dumps({"run": as_dict(run)}))
     moved = replace(run, log_every_steps=1, micro_batch_size_per_gpu=1, data=replace(run.data, train="moved.beton"))
-    load.check_same_run(moved, start)
+    check_settings(moved, start.config)
     with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
-        load.check_same_run(replace(run, seed=1), start)
+        check_settings(replace(run, seed=1), start.config)
     with pytest.raises(ValueError, match="--resume none needs an unused folder"):
-        load.check_same_run(run, None)
+        check_settings(run, None)
     (tmp_path / "config.json").write_text("")
     with pytest.raises(ValueError, match="config.json must say what run the checkpoints beside it are of"):
-        load.check_same_run(run, start)
+        check_settings(run, start.config)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_may_start_with_other_settings(tmp_path):
     run = replace(build_run("demo"), workdir=str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"run": as_dict(replace(run, seed=1))}))
-    load.check_same_run(run, load.find("auto", tmp_path))
+    assert load.find("auto", tmp_path) is None
+    check_settings(run, None)

@@ -35,7 +35,7 @@ def test_a_second_job_is_refused_and_told_who_has_it(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path, capsys):
+def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path, caplog):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     for start_time in ("123", ""):
@@ -47,7 +47,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path, capsys):
         assert time.monotonic() - started < 2
     locked_by(tmp_path, start_time="1")  # a later process has its number
     RunLock(tmp_path).acquire()
-    assert f"took over the lock of process {dead.pid} on " in capsys.readouterr().err
+    assert f"took over the lock of process {dead.pid} on " in caplog.text
 
 
 def test_a_job_of_another_host_lives_as_long_as_its_heart_beats(tmp_path):
@@ -80,7 +80,7 @@ def test_the_requeue_of_a_job_does_not_wait_for_its_former_self(tmp_path, monkey
     lock.acquire()
     assert time.monotonic() - started < 2
     locked_by(tmp_path)
-    with pytest.raises(LockLost, match="took this job for dead"):
+    with pytest.raises(LockLost, match="considered this job dead"):
         lock.check()
     lock.release()
     assert path.exists(), "it is the other's by now"

@@ -5,8 +5,9 @@ import pickle
 import pytest
 import torch
 
+from vitkd_ds.checkpoint.files import write_whole
 from vitkd_ds.checkpoint.load import Start, find, newest_whole
-from vitkd_ds.checkpoint.manifest import check_files, read_manifest, write_file, write_manifest
+from vitkd_ds.checkpoint.manifest import check_files, read_manifest, write_manifest
 from vitkd_ds.engine.state_files import load_file
 
 SHARD = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -16,8 +17,8 @@ def make(folder, *steps):
     for step in steps:
         path = folder / "checkpoints" / f"step{step:08d}"
         path.mkdir(parents=True)
-        files = {"a": write_file(path / "a", lambda file: file.write(b"small"))}
-        files[SHARD] = write_file(path / SHARD, lambda file: torch.save({"x": torch.arange(5000)}, file))
+        files = {"a": write_whole(path / "a", lambda file: file.write(b"small"))}
+        files[SHARD] = write_whole(path / SHARD, lambda file: torch.save({"x": torch.arange(5000)}, file))
         write_manifest(path, files, {"train_state": {"step": step}, "layout": {"a": "large"}})
         (folder / "checkpoints" / "latest").write_text(path.name)
     return path
@@ -63,13 +64,13 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_and_the_next_older_one_taken(tmp_path, capsys, kind):
+def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, kind):
     damage, message = DAMAGE[kind]
     newest = make(tmp_path, 1, 2, 3)
     damage(newest)
     found = newest_whole(find("auto", tmp_path))
     assert found.tag == "step00000002" and found.manifest["train_state"] == {"step": 2}
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "step00000003 is damaged and passed over: " in said
     with pytest.raises(ValueError, match=message):
         newest_whole(find(str(newest), tmp_path) if newest.exists() else Start(newest.parent, newest.name, True, True))
@@ -103,14 +104,14 @@ class Bomb:
         return print, ("boom",)
 
 
-def test_code_in_a_shard_is_not_run_even_with_a_fitting_manifest(tmp_path, capsys):
+def test_code_in_a_shard_is_not_run_even_with_a_fitting_manifest(tmp_path, caplog):
     for number, bomb in enumerate(
         (lambda file: torch.save(Bomb(), file), lambda file: pickle.dump(Bomb(), file, protocol=2))
     ):
-        write_file(tmp_path / f"{number}", bomb)
+        write_whole(tmp_path / f"{number}", bomb)
         with pytest.raises(pickle.UnpicklingError):
             load_file(tmp_path / f"{number}")
-    assert "boom" not in capsys.readouterr().out
+    assert "boom" not in caplog.readouterr().out
 
 
 def test_a_failing_write_raises_after_torch_has_ended_and_not_through_it(tmp_path):
@@ -123,4 +124,4 @@ def test_a_failing_write_raises_after_torch_has_ended_and_not_through_it(tmp_pat
         torch.save({"x": torch.zeros(100_000)}, file)
 
     with pytest.raises(OSError, match="No space left"):
-        write_file(tmp_path / "file", fill)
+        write_whole(tmp_path / "file", fill)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from vitkd_ds.cli import parse_run
-from vitkd_ds.engine.student import start_processes
+from vitkd_ds.engine.processes import start_processes
 from vitkd_ds.train.loop import train_step
-from vitkd_ds.train.parts import build_job
+from vitkd_ds.train.parts import build_parts
 
 
 class Watched:
@@ -31,17 +31,17 @@ def main():
     torch.set_num_threads(1)
     flags = {"data.train": path, "global_batch_size": "8", "micro_batch_size_per_gpu": "4", "data.num_workers": "1"}
     run = parse_run((), {"recipe": "demo", "debug": "True", "augment.cutmix_alpha": "1"} | flags)
-    job = build_job(run, device)
-    teacher, student = Watched(job.teacher), []
-    job.engine.engine.module.register_forward_pre_hook(lambda _, arguments: student.append(arguments[:2]))
-    with closing(job.train_loader.epoch(0)) as micro_batches:
-        train_step(replace(job, teacher=teacher), micro_batches, 0)
-    with closing(job.train_loader.epoch(0)) as micro_batches:
+    parts = build_parts(run, device)
+    teacher, student = Watched(parts.teacher), []
+    parts.engine.engine.module.register_forward_pre_hook(lambda _, arguments: student.append(arguments[:2]))
+    with closing(parts.train_loader.epoch(0)) as micro_batches:
+        train_step(replace(parts, teacher=teacher), micro_batches, 0)
+    with closing(parts.train_loader.epoch(0)) as micro_batches:
         unmixed = [images.float() for images, _ in micro_batches][: len(student)]
     seen = {
         "calls": [len(teacher.seen), len(student)],
         "same": [
-            torch.equal(job.normalization.apply(images, job.engine.dtype), images_of_student)
+            torch.equal(parts.normalization.apply(images, parts.engine.dtype), images_of_student)
             for images, (images_of_student, _) in zip(teacher.seen, student)
         ],
         "mixed": [not torch.equal(a, b) for a, b in zip(teacher.seen, unmixed)],

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from tests.engine.worker import RUN, make_batch, make_engine, make_models, weights_of_terms
 from vitkd_ds.config.run import TeacherConfig
-from vitkd_ds.engine.student import start_processes
+from vitkd_ds.engine.processes import start_processes
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import tap_features

@@ -11,18 +11,39 @@ from pathlib import Path
 import torch
 from deepspeed.utils import z3_leaf_module
 
-from tests.engine.worker import RUN, make_batch, make_engine, make_teacher, train, weights_of_terms
-from vitkd_ds.engine import ranks
-from vitkd_ds.engine.student import start_processes
-from vitkd_ds.models.build import normalization_of
+from tests.engine.worker import RUN, make_batch, make_engine, make_models, make_teacher, train, weights_of_terms
+from vitkd_ds.engine import processes, ranks
+from vitkd_ds.engine.processes import start_processes
+from vitkd_ds.engine.student import StudentEngine
+from vitkd_ds.models.build import check_pair, normalization_of
+from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import tap_features
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
-CONFIGS = {
-    "bf16 deepspeed": BF16 | {"zero_optimization": {"stage": 2}},
-    "fp32 deepspeed": {"zero_optimization": {"stage": 2}},
-    "fp32 ours": {"zero_optimization": {"stage": 2, "compute_grad_norm": False, "reduce_scatter": False}},
-}
+DEEPSPEEDS = {"bf16": BF16, "fp32": {}}
+OURS_FP32 = {"zero_optimization": {"stage": 2, "compute_grad_norm": False, "reduce_scatter": False}}
+
+
+class DeepSpeedsOwn(StudentEngine):
+    """DeepSpeed computes the norm, looks for inf and nan, and clips, as it does by default."""
+
+    def step(self):
+        self.engine.step()
+        self.grad_norm = float(self.engine.get_global_grad_norm())
+        return self.engine.was_step_applied()
+
+
+def make_deepspeeds_own(config, accumulation):
+    student, teacher = make_models()
+    distiller = Distiller(student, RUN.losses, check_pair(student, teacher, blocks=(0, 1)))
+    config = config | {
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+        "train_batch_size": RUN.global_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": RUN.optim.clip_grad_norm,
+    }
+    return DeepSpeedsOwn(distiller, RUN, config), teacher
 
 
 def weights_after(engine):
@@ -31,20 +52,16 @@ def weights_after(engine):
 
 def observe_exactness(seen, folder):
     """Totals, norms and weights of five updates under each configuration."""
-    for name, config in CONFIGS.items():
-        path = folder / f"{name.replace(' ', '_')}.json"
-        if ranks.rank() == 0:
-            path.write_text(json.dumps(config))
-        ranks.barrier()
+    path = folder / "fp32_ours.json"
+    ranks.on_main(lambda: path.write_text(json.dumps(OURS_FP32)))
+    for precision, ds_config in (("bf16", RUN.ds_config), ("fp32", str(path))):
         for accumulation in (1, 2):
-            run = replace(RUN, ds_config=str(path))
-            engine, teacher = make_engine(run, accumulation=accumulation)
-            losses = train(engine, teacher, steps=5, accumulation=accumulation)
-            seen[f"{name} {accumulation}"] = [*losses, weights_after(engine)]
-    for accumulation in (1, 2):
-        engine, teacher = make_engine(RUN, accumulation=accumulation)
-        losses = train(engine, teacher, steps=5, accumulation=accumulation)
-        seen[f"bf16 ours {accumulation}"] = [*losses, weights_after(engine)]
+            for who, (engine, teacher) in (
+                ("ours", make_engine(replace(RUN, ds_config=ds_config), accumulation=accumulation)),
+                ("deepspeed", make_deepspeeds_own(DEEPSPEEDS[precision], accumulation)),
+            ):
+                losses = train(engine, teacher, steps=5, accumulation=accumulation)
+                seen[f"{precision} {who} {accumulation}"] = [*losses, weights_after(engine)]
 
 
 def observe_nonfinite(seen, precision, run, *, is_fused=False):
@@ -63,7 +80,7 @@ def observe_nonfinite(seen, precision, run, *, is_fused=False):
         terms = engine(normalization.apply(images_BCHW, engine.dtype), targets, features, weights_of_terms())
         engine.backward(terms["total"])
         applied.append(engine.step())
-        norms.append(engine.grad_norm())
+        norms.append(engine.grad_norm)
         weights.append(weights_after(engine))
     flags = [ranks.sum_over_ranks(torch.tensor(float(flag))).item() for flag in applied]
     seen[f"{precision} updates applied, sum over ranks"] = flags
@@ -107,7 +124,7 @@ def main():
     observe_kept_teacher(seen)
     if ranks.rank() == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
-    ranks.leave()
+    processes.leave()
 
 
 if __name__ == "__main__":

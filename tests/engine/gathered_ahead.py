@@ -12,8 +12,8 @@ import deepspeed
 import timm
 import torch
 
-from vitkd_ds.engine import ranks
-from vitkd_ds.engine.student import start_processes
+from vitkd_ds.engine import processes
+from vitkd_ds.engine.processes import start_processes
 from vitkd_ds.engine.teacher import FeatureModule
 
 
@@ -47,7 +47,7 @@ def main() -> None:
             engine(torch.zeros(2, 3, 32, 32, dtype=torch.bfloat16))
     found = {"block": sum(sizes), "largest": max(sizes), "embedding": embedding, "gathered": gathered[-1]}
     print(json.dumps(found), flush=True)
-    ranks.leave()
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,72 @@
-"""AdamWithEMA against torch's AdamW and a slow average."""
+"""Clipping against torch's own; AdamWithEMA against torch's AdamW and a slow average. One process."""
 
+import math
+
+import pytest
 import torch
 
-from vitkd_ds.engine.optimizer import AdamWithEMA
+from vitkd_ds.engine.optimizer import AdamWithEMA, clip_gradients
+
+ZERO = torch.zeros(())
+
+
+def clip(groups, max_norm, veto=ZERO, count=ZERO):
+    return clip_gradients(groups, max_norm, veto=veto, count=count)
+
+
+def gradients(scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    return [[scale * torch.randn(n, generator=generator) for n in group] for group in ((5, 70), (3,))]
+
+
+def flat(groups):
+    return torch.cat([part for group in groups for part in group])
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 5.0, 1e6])
+def test_it_is_torchs_clipping(max_norm):
+    groups = gradients()
+    parameters = [torch.nn.Parameter(part.clone()) for group in groups for part in group]
+    for p in parameters:
+        p.grad = p.detach().clone()
+    expected = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    assert clip(groups, max_norm)[0].item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(flat(groups), torch.cat([p.grad for p in parameters]), rtol=1e-6, atol=0)
+
+
+def test_zero_is_no_clipping_but_the_norm_is_known():
+    groups = gradients()
+    assert clip(groups, 0.0)[0].item() == pytest.approx(flat(groups).norm().item(), rel=1e-6)
+    assert torch.equal(flat(groups), flat(gradients()))
+
+
+def test_a_small_gradient_keeps_every_bit():
+    groups = gradients(scale=1e-3)
+    clip(groups, 5.0)
+    assert torch.equal(flat(groups), flat(gradients(scale=1e-3)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("max_norm", [0.0, 5.0])
+def test_a_gradient_whose_norm_is_not_finite_becomes_nan_everywhere(bad, max_norm):
+    groups = gradients()
+    groups[1][0][1] = bad
+    assert math.isnan(clip(groups, max_norm)[0].item())
+    assert torch.isnan(flat(groups)).all()
+
+
+def test_squares_are_summed_in_fp64():
+    groups = [[torch.cat([torch.full((1,), 4096.0), torch.full((1_000_000,), 0.5)])]]
+    exact = math.sqrt(4096.0**2 + 1_000_000 * 0.25)
+    assert clip(groups, 0.0)[0].item() == pytest.approx(exact, rel=1e-7)
+
+
+def test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan():
+    plain = clip(gradients(), 5.0)
+    assert torch.equal(clip(gradients(), 5.0, count=torch.tensor(2.0)), plain + torch.tensor([0.0, 0.0, 2.0]))
+    groups = gradients()
+    norm, vetoes, count = clip(groups, 5.0, veto=torch.tensor(1.0)).tolist()
+    assert math.isnan(norm) and (vetoes, count) == (1, 0) and torch.isnan(flat(groups)).all()
 
 
 def run(ema_decay, steps=5):
@@ -40,14 +104,15 @@ def test_without_an_average_there_is_no_state_for_one():
     assert "ema" not in run(0.0)[0]
 
 
-def test_a_fused_update_that_is_not_wanted_changes_neither_weights_nor_average():
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_update_that_is_not_wanted_changes_neither_weights_nor_moments_nor_average(fused):
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(7))
-    optimizer = AdamWithEMA([{"params": [p]}], ema_decay=0.9, lr=0.1, fused=True)
+    optimizer = AdamWithEMA([{"params": [p]}], ema_decay=0.9, lr=0.1, fused=fused)
     seen = []
-    for found_inf in (0.0, 1.0, 0.0):
-        p.grad = torch.randn(7) if found_inf == 0 else torch.full((7,), torch.nan)
-        optimizer.found_inf = torch.tensor(found_inf)
+    for leave_out in (0.0, 1.0, 0.0):
+        p.grad = torch.full((7,), torch.nan) if leave_out else torch.randn(7)
+        optimizer.leave_out = torch.tensor(leave_out)
         optimizer.step()
         state = optimizer.state[p]
         seen.append([p.detach().clone(), *(state[key].clone() for key in ("ema", "exp_avg", "exp_avg_sq", "step"))])

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from tests.engine.worker import RUN, make_batch, make_models, weights_of_terms
 from vitkd_ds.checkpoint import load
 from vitkd_ds.checkpoint.save import Saver
-from vitkd_ds.engine import ranks
+from vitkd_ds.engine import processes, ranks
+from vitkd_ds.engine.processes import start_processes
 from vitkd_ds.engine.state_files import convert
-from vitkd_ds.engine.student import StudentEngine, start_processes, student_ds_config
+from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.models.build import check_pair, normalization_of
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import tap_features
@@ -71,7 +72,7 @@ def main():
         run, micro_batch_size=GLOBAL_BATCH_SIZE // ranks.world_size(), accumulation_steps=1,
         saved_layout=start.manifest["layout"] if start else None,
     )  # fmt: skip
-    engine = StudentEngine(distiller, run, config, distiller.parameter_groups(run.optim.weight_decay))
+    engine = StudentEngine(distiller, run, config)
     state = load.restore(engine, start, workdir=workdir, steps_per_epoch=7, data=1, convert=convert)
     if start:
         loaded = whole_state(engine)
@@ -85,7 +86,7 @@ def main():
         save_file(saved, f"{dump}-saved")
         print("optimizer", type(engine.engine.optimizer).__name__, "step", state.step)
     assert not Path("unused").exists()
-    ranks.leave()
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import TeacherConfig
-from vitkd_ds.engine import ranks
-from vitkd_ds.engine.student import StudentEngine, start_processes, student_ds_config
+from vitkd_ds.engine import processes, ranks
+from vitkd_ds.engine.processes import start_processes
+from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models.build import check_pair, normalization_of
 from vitkd_ds.models.distiller import Distiller
@@ -49,7 +50,7 @@ def make_engine(run, *, micro=None, accumulation=1):
     distiller = Distiller(student, run.losses, check_pair(student, teacher, blocks=(0, 1)))
     micro = micro or run.global_batch_size // ranks.world_size() // accumulation
     config = student_ds_config(run, micro_batch_size=micro, accumulation_steps=accumulation)
-    return StudentEngine(distiller, run, config, distiller.parameter_groups(run.optim.weight_decay)), teacher
+    return StudentEngine(distiller, run, config), teacher
 
 
 def make_teacher(placement):
@@ -84,14 +85,39 @@ def train(engine, teacher_model, *, steps=3, accumulation=1):
             torch.rand = TORCH_RAND
             engine.backward(terms["total"])
             total += terms["total"].detach() / accumulation
-            updated = engine.step()
-        assert updated
+        assert engine.step()
         totals.append(ranks.sum_over_ranks(total).item() / ranks.world_size())
-        norms.append(engine.grad_norm())
+        norms.append(engine.grad_norm)
     return totals, norms
 
 
 TORCH_RAND = torch.rand
+
+
+def train_plainly(*, steps=3):
+    """The same updates in plain torch on the whole batch: no engine, no ranks, no micro-batches."""
+    student, teacher = make_models()
+    distiller = Distiller(student, RUN.losses, check_pair(student, teacher, blocks=(0, 1)))
+    optim = RUN.optim
+    groups = distiller.parameter_groups(optim.weight_decay)
+    adamw = torch.optim.AdamW(groups, lr=1e-3, betas=optim.betas, eps=optim.eps)
+    images_BCHW, targets_BK = make_batch()
+    images = normalization_of(student).apply(images_BCHW, torch.float32)
+    totals, norms = [], []
+    for step in range(steps):
+        with torch.no_grad():
+            features = tap_features(teacher, images)
+        torch.manual_seed(step)
+        noise = torch.rand(16, 16)
+        torch.rand = lambda *_, noise=noise, **__: noise
+        total = distiller(images, targets_BK, features, weights_of_terms())["total"]
+        torch.rand = TORCH_RAND
+        total.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(distiller.parameters(), optim.clip_grad_norm).item())
+        adamw.step()
+        adamw.zero_grad()
+        totals.append(total.item())
+    return totals, norms
 
 
 def observe_teacher(seen):
@@ -135,7 +161,7 @@ def observe_placements(seen):
         seen["total is the sum"] = abs(terms["total"] - sum(v for k, v in terms.items() if k != "total")).item()
 
 
-def observe_training(seen, folder):
+def observe_training(seen):
     fp32 = replace(RUN, ds_config=FP32)
     seen["fp32 8x1"] = train(*make_engine(fp32))
     engine, teacher = make_engine(fp32)
@@ -148,11 +174,7 @@ def observe_training(seen, folder):
         seen["exported logits"] = torch.equal(exported.eval()(images), trained)
     seen["fp32 4x2"] = train(*make_engine(fp32, accumulation=2), accumulation=2)
     seen["fp32 2x4"] = train(*make_engine(fp32, accumulation=4), accumulation=4)
-    stage1 = folder / "zero1.json"
-    if ranks.rank() == 0:
-        stage1.write_text(json.dumps({"zero_optimization": {"stage": 1}}))
-    ranks.barrier()
-    seen["fp32 zero1"] = train(*make_engine(replace(RUN, ds_config=str(stage1))))
+    seen["fp32 plain torch"] = train_plainly()
     engine, teacher = make_engine(RUN)
     start = {name: p.detach().clone() for name, p in make_models()[0].named_parameters()}
     seen["bf16 engine starts in fp32"] = all(torch.equal(engine.student_weights()[k], v) for k, v in start.items())
@@ -175,7 +197,7 @@ def observe_average(seen, folder):
     seen["average differs from raw"] = any(not torch.equal(found[name], raw[name]) for name in raw)
     saved = folder / "step00000003"
     saved.mkdir(exist_ok=True)
-    for name, content in engine.shards().items():
+    for name, content in engine.state_files().items():
         torch.save(content, saved / name)
     ranks.barrier()
     seen["checkpoint files"] = sorted(p.name for p in saved.iterdir())
@@ -199,13 +221,13 @@ def main():
         observe_teacher(seen)
         observe_placements(seen)
         observe_average(seen, folder)
-        observe_training(seen, folder)
+        observe_training(seen)
     else:
         seen["fp32 8x1"] = train(*make_engine(replace(RUN, ds_config=FP32)))
         seen["bf16"] = train(*make_engine(deepcopy(RUN)))
     if ranks.rank() == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
-    ranks.leave()
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 
 from vitkd_ds.cli import parse_run
-from vitkd_ds.engine import ranks
+from vitkd_ds.engine import processes, ranks
 from vitkd_ds.train import loop
 
 run = parse_run((), {"recipe": "demo_plain", "debug": "true", "workdir": sys.argv[1], "checkpoint.every_steps": "2"})
@@ -22,5 +22,5 @@ try:
     loop.train(run)
 except loop.NonFiniteError as error:
     print(f"rank {ranks.rank()} stopped: {error}")
-    ranks.leave()
+    processes.leave()
 sys.exit("no rank noticed")

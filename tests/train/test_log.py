@@ -1,11 +1,11 @@
-"""metrics.jsonl after a crash, atomic files, and the meter's means and speed."""
+"""metrics.jsonl after a crash, and the meter's means and speed."""
 
 import json
 
 import pytest
 import torch
 
-from vitkd_ds.train.log import Meter, MetricsLog, write_atomically
+from vitkd_ds.train.log import Meter, MetricsLog
 
 
 def steps_of(workdir):
@@ -40,13 +40,6 @@ def test_values_that_are_not_finite_are_null_so_that_each_line_stays_json(tmp_pa
     log.log(1, {"total": float("nan")})
     log.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "total": None}
-
-
-def test_a_failed_atomic_write_leaves_the_old_file(tmp_path):
-    write_atomically(tmp_path / "latest", "old")
-    with pytest.raises(TypeError):
-        write_atomically(tmp_path / "latest", None)
-    assert (tmp_path / "latest").read_text() == "old"
 
 
 def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_speed():

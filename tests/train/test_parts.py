@@ -10,7 +10,7 @@ from tests.data.conftest import write_images
 from vitkd_ds.commands.pack.pack import pack
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.recipes import build_run
-from vitkd_ds.train.parts import build_job
+from vitkd_ds.train.parts import build_parts
 
 
 def test_equal_classes_pass():
@@ -43,5 +43,5 @@ def test_a_class_that_validation_lacks_is_named_before_the_run(tmp_path, missing
     data = replace(run.data, train=str(train), val=str(val), num_classes=3 if missing else 2, num_workers=1)
     run = replace(run, data=data, global_batch_size=4, micro_batch_size_per_gpu=4)
     with pytest.raises(ValueError, match=error) as caught:
-        build_job(run, torch.device("cpu"))
+        build_parts(run, torch.device("cpu"))
     assert not missing or "num_classes" not in str(caught.value)

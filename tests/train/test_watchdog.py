@@ -33,7 +33,7 @@ def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(hang):
     assert done.returncode == 1 and "in stuck" in done.stderr
     assert 4 < time.monotonic() - started < 12
     if hang == "sleeping":
-        assert "rank 0, phase forward, after 18 updates: no progress for 2 s" in done.stderr
+        assert "rank 0, phase forward, after 18 updates: no progress for 2 s in __main__.stuck, line" in done.stderr
 
 
 ASKED = """
@@ -43,7 +43,7 @@ signals.listen()
 watchdog.STOPPING_LIMIT_S = 2
 watchdog.watch(limit_s=20)
 if {is_warm}:
-    watchdog.enter("update", 2)
+    watchdog.enter("step", 2)
 watchdog.enter("{phase}", 3)
 time.sleep(3)
 os.kill(os.getpid(), signal.{name})
@@ -55,8 +55,8 @@ time.sleep(4)
 
 @pytest.mark.parametrize(
     "phase, name, is_warm, ends",
-    [("backward", "SIGTERM", True, True), ("save", "SIGTERM", True, False), ("backward", "SIGUSR1", True, False),
-     ("backward", "SIGTERM", False, False)],
+    [("step", "SIGTERM", True, True), ("save", "SIGTERM", True, False), ("step", "SIGUSR1", True, False),
+     ("step", "SIGTERM", False, False)],
     ids=["in a step", "in a save", "with time left", "in the first step, which compiles"],
 )  # fmt: skip
 def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(phase, name, is_warm, ends):
@@ -64,15 +64,15 @@ def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == ends and "a second later" in done.stdout, "the clock starts with the signal"
     if ends:
-        assert "phase backward, after 3 updates: no progress for" in done.stderr
+        assert "phase step, after 3 updates: no progress for" in done.stderr
         assert "SIGTERM asked to stop" in done.stderr
 
 
 WAITING = """
 import os, sys, time, torch
-from vitkd_ds.engine import ranks, student
+from vitkd_ds.engine import processes, ranks
 from vitkd_ds.train import watchdog
-student.start_processes()
+processes.start_processes()
 watchdog.watch(limit_s=3)
 watchdog.enter("data", 7)
 try:

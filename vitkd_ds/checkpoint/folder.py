@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Commit of the checkout that this package runs from, with a mark if files differ from it; "" outside a checkout."""
+    """Commit of the checkout that this package runs from, marked if files differ from it; "" outside a checkout."""
     root = Path(vitkd_ds.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return ""

@@ -2,7 +2,7 @@
 
 The file `lock` says who holds the folder, and its modification time is the holder's heartbeat. flock would not do: on
 some network file systems it silently holds on one node only. This relies on link() and rename() being atomic. Rank 0
-alone locks; it also calls `check` before it publishes anything, so a job that was suspended and replaced stops by itself.
+alone locks. It also calls `check` before it publishes anything, so that a job that was suspended and replaced stops.
 """
 
 import json
@@ -126,8 +126,8 @@ class LockLost(RuntimeError):
 
 
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
-    """Who holds a run folder, seconds since the last heartbeat, and whether the holder lives (None: only a heartbeat can
-    tell); None if nobody holds it. Reads only."""
+    """Who holds a run folder, seconds since the last heartbeat, and whether the holder lives (None: only a heartbeat
+    can tell); None if nobody holds it. Reads only."""
     path = workdir / "lock"
     found, heartbeat = _read(path), _heartbeat(path)
     if not found or not heartbeat:
@@ -167,7 +167,7 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Start time of a process in the kernel's ticks, which tells it from a later one of that number; "" if it is gone."""
+    """Start time of a process in kernel ticks, which tells it from a later one of that number; "" if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -201,7 +201,7 @@ def _token(path: Path) -> str:
 
 
 def _heartbeat(path: Path) -> tuple[int, int] | None:
-    """Inode and time of the lock, which change with each heartbeat; opening makes a network file system ask its server."""
+    """Inode and time of the lock, which a heartbeat changes; opening makes a network file system ask its server."""
     try:
         with path.open() as file:
             found = os.fstat(file.fileno())

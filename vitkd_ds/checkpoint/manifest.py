@@ -43,7 +43,7 @@ def _checksum(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json, and check that the folder holds the files that it lists and none besides that DeepSpeed loads.
+    """Read manifest.json, and check that the folder holds the files it lists and none besides that DeepSpeed loads.
 
     Raises:
         ValueError: why the checkpoint is not whole; the message begins with the file's name.

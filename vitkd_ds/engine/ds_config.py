@@ -1,6 +1,6 @@
 """Read DeepSpeed's JSON files: find them, fill in what the recipe owns, refuse what does not belong there.
 
-Each number has one owner. The recipe owns batch sizes, clipping, optimizer and schedule; the JSON file owns the engine's
+Each number has one owner. The recipe owns batch sizes, clipping, optimizer and schedule; the file owns the engine's
 mechanics and says "auto" where the recipe decides. If a number stands in both and differs, the error names both.
 """
 

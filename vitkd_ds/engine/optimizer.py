@@ -58,27 +58,28 @@ class AdamWithEMA(torch.optim.AdamW):
         **adamw: arguments of torch.optim.AdamW.
 
     Attributes:
-        found_inf: fp32 scalar on the device, set before `step`; 1 leaves weights, moments and average as they are.
+        leave_out: fp32 scalar on the device, set before `step`; 1 leaves weights, moments and average as they are.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], *, ema_decay: float, **adamw: Any) -> None:
         super().__init__(params, **adamw)
         self.ema_decay = ema_decay
-        self.found_inf: Tensor | None = None
+        self.leave_out: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Make one AdamW update, then one of the average."""
-        is_fused = self.param_groups[0]["fused"]
-        # The fused kernel, which GPUs use, reads `found_inf` itself, so that nothing has to wait for the device.
-        if self.found_inf is not None and not is_fused and self.found_inf:
+        part = 1 - self.ema_decay
+        if self.leave_out is not None and self.param_groups[0]["fused"]:
+            self.found_inf = self.leave_out  # torch's fused kernel reads it, so nothing has to wait for the device
+            part = part * (1 - self.leave_out)
+        elif self.leave_out is not None and self.leave_out:
             return None
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         starts = [(p, p.detach().clone()) for p in params if self.ema_decay and "ema" not in self.state[p]]
         loss = super().step(closure)
         for p, start in starts:
             self.state[p]["ema"] = start
-        part = 1 - self.ema_decay
         for p in params if self.ema_decay else ():
-            self.state[p]["ema"].lerp_(p, part * (1 - self.found_inf) if is_fused and self.found_inf is not None else part)
+            self.state[p]["ema"].lerp_(p, part)
         return loss

@@ -102,7 +102,7 @@ def together(function: Callable[[], T]) -> T:
 
 
 def failures(function: Callable[[], Any]) -> list[str]:
-    """Call `function` on every rank; what it raised, as "rank 1: OSError: ...", the same list on every rank. Collective.
+    """Call `function` on every rank; list what it raised, as "rank 1: OSError: ...", alike on all ranks. Collective.
 
     For work that may fail on some ranks and that the run survives, such as a checkpoint on a full disk.
     """

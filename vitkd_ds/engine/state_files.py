@@ -1,8 +1,8 @@
 """DeepSpeed's part of a checkpoint: what it would write, what may be read, and the change to another number of ranks.
 
 DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so the full disk of one rank would hang the
-others. Its checkpoint engine is therefore replaced by one that only collects, and `vitkd_ds.checkpoint.save` writes. When
-it loads, DeepSpeed unpickles whatever a file says; here only three harmless classes besides tensors are allowed.
+others. So its checkpoint engine is replaced by one that only collects, and `vitkd_ds.checkpoint.save` writes. When it
+loads, DeepSpeed unpickles whatever a file says; here only three harmless classes besides tensors are allowed.
 """
 
 import contextlib

@@ -43,8 +43,8 @@ def student_ds_config(
     config = load_ds_config(run.ds_config, owned)
     check_student(config, source=run.ds_config)
     resolve_auto(config, world_size=ranks.world_size(), is_compiled=run.compile)
-    # `StudentEngine.step` clips, to the recipe's norm. AdamWithEMA is torch's AdamW in all but its exact class, by which
-    # DeepSpeed's list of tested optimizers goes.
+    # `StudentEngine.step` clips, to the recipe's norm. AdamWithEMA is torch's AdamW in all but its exact class, by
+    # which DeepSpeed's list of tested optimizers goes.
     forced = {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
     config = {"steps_per_print": None} | config | forced
     if saved_layout not in (None, layout(config, ranks.world_size())):
@@ -83,7 +83,7 @@ class StudentEngine:
         )
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
         self.engine.checkpoint_engine = Collector()
-        # save_checkpoint would write two scripts on rank 0, between two barriers; a failure there would hang the others.
+        # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
         self.engine._copy_recovery_script = lambda folder: None
         self.layout = layout(ds_config, ranks.world_size())
         for name, p in module.named_parameters():
@@ -126,7 +126,7 @@ class StudentEngine:
             veto=zero if veto is None else veto,
             count=zero if count is None else count,
         )
-        self.engine.basic_optimizer.found_inf = torch.isnan(agreed[0]).float()
+        self.engine.basic_optimizer.leave_out = torch.isnan(agreed[0]).float()
         self.engine.step()
         self.grad_norm, self.num_vetoes, self.counted = agreed.tolist()
         return not math.isnan(self.grad_norm)

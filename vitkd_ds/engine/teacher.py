@@ -70,7 +70,7 @@ class Teacher:
                 self.module.compile()
         else:
             for block in model.blocks if compile else ():
-                # DeepSpeed's hooks gather a block's weights around this forward, and must stay outside what is compiled.
+                # DeepSpeed's hooks gather a block's weights around this forward, so they must not be compiled with it.
                 block.forward = torch.compile(block.forward)
             ds_config["steps_per_print"] = None
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)

@@ -1,7 +1,7 @@
 """Evaluate a student exactly: on the way, and at the end with the summary and the export.
 
-Each validation image is counted once at any number of ranks. A signal ends an evaluation: the checkpoint of that step is
-there already, so the next start has only the evaluation to do again.
+Each validation image is counted once at any number of ranks. A signal ends an evaluation: the checkpoint of that step
+is there already, so the next start has only the evaluation to do again.
 """
 
 from contextlib import closing
@@ -119,7 +119,7 @@ def _evaluate_weights(parts: Parts, weights: dict[str, Tensor], *, teacher: Any 
 
 
 def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
-    """Number of images of a loader that all ranks skipped since the start, for the log; {} where none may. Collective."""
+    """Number of images of a loader that all ranks skipped so far, for the log; {} where none may be. Collective."""
     if parts.run.data.on_bad != "skip":
         return {}
     return {name: ranks.sum_over_ranks(torch.tensor(loader.num_skipped, device=parts.device)).item()}

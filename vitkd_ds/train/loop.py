@@ -174,7 +174,9 @@ def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tens
         epoch, step_in_epoch = epoch + 1, 0
 
 
-def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
+def train_step(
+    parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int
+) -> tuple[dict[str, Tensor], bool]:
     """Make one optimizer update. Collective.
 
     Args:
@@ -190,11 +192,10 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
     """
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
     engine.set_lr(lr_at(step, parts.schedule, run.optim, run.global_batch_size))
-    weights = {
-        # full, not tensor: a copy from the host would wait for the device.
-        name: torch.full((), loss_weight_at(step, term.weight, term.schedule, parts.schedule.total_steps), device=parts.device)
-        for name, term in run.losses.active().items()
-    }
+    weights = {}
+    for name, term in run.losses.active().items():
+        weight = loss_weight_at(step, term.weight, term.schedule, parts.schedule.total_steps)
+        weights[name] = torch.full((), weight, device=parts.device)  # torch.tensor would copy, and wait for the device
     means: dict[str, Tensor] = {}
     for micro in range(num_micro):
         watchdog.enter("step", step)

@@ -1,7 +1,7 @@
 """The parts of a run on one rank: data opened, models built, both engines started.
 
-All checks on files, models and settings run here, before the first image is trained on. `vitkd-ds doctor` calls the same
-functions, one by one.
+All checks on files, models and settings run here, before the first image is trained on. `vitkd-ds doctor` calls the
+same functions, one by one.
 """
 
 import json
@@ -168,9 +168,7 @@ def build_models(run: Run) -> Models:
     return Models(student, teacher, check_pair(student, teacher, blocks=run.losses.tapped_blocks))
 
 
-def place_teacher(
-    run: Run, model: nn.Module | None, micro_batch_size: int, device: torch.device
-) -> Teacher | None:
+def place_teacher(run: Run, model: nn.Module | None, micro_batch_size: int, device: torch.device) -> Teacher | None:
     """Place the teacher over the ranks as the run says; None without one. Collective."""
     if model is None:
         return None

@@ -1,8 +1,8 @@
 """Time limit, preemption, Ctrl-C: a signal asks the run to save and to stop, and interrupts nothing.
 
 The handler only sets a flag, so it is safe at any time: during an import, a collective or a checkpoint. The ranks agree
-on the flag with the finite check of each step (`vitkd_ds.train.loop.train_step`), so all stop after the same update even
-if only one was signalled. This file imports no torch, so that it can listen before the slow imports.
+on the flag with the finite check of each step (`vitkd_ds.train.loop.train_step`), so all stop after the same update
+even if only one was signalled. This file imports no torch, so that it can listen before the slow imports.
 """
 
 import signal

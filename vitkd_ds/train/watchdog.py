@@ -3,8 +3,8 @@
 A rank in a collective waits for ever for one that hangs, and a hung job burns its allocation to the time limit. So a
 thread looks every few seconds how long the current phase (start, build, step, save, ...) has lasted. Past the limit it
 prints rank, step, phase and all stacks and ends the process; the launcher then ends the others. Every rank has its own
-watchdog, because a rank that hangs cannot be told from those that wait for it. The state is the module's, as it is about
-the process.
+watchdog, because a rank that hangs cannot be told from those that wait for it. The state is the module's, as it
+is about the process.
 """
 
 import faulthandler
@@ -22,8 +22,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 STOPPING_LIMIT_S = 15.0
-"""Longest that a micro-batch may take after TERM: a launcher whose other rank died sends TERM, and kills 30 s later. The
-first step of a process is exempt, as it compiles."""
+"""Longest that a micro-batch may take after TERM, in seconds: a launcher whose other rank died sends TERM, and kills
+30 s later. The first step of a process is exempt, as it compiles."""
 
 PEER_SIGNS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "Connection refused", "remote process")
 """Parts of the messages with which gloo and NCCL report that another rank is gone."""

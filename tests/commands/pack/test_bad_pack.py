@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.test_image_file import photograph, zeroed
 from tests.commands.pack.test_pack import content_of, one_class, stored
+from tests.data.test_image_file import photograph, zeroed
 from vitkd_ds.commands.pack import pack as pack_module
 from vitkd_ds.commands.pack import writer
 from vitkd_ds.commands.pack.pack import pack

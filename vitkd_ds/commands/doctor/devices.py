@@ -7,7 +7,7 @@ import torch
 
 from vitkd_ds.commands.doctor.patient import Patient
 from vitkd_ds.commands.doctor.rows import Row, error, ok, warning
-from vitkd_ds.engine import ranks
+from vitkd_ds.engine import processes, ranks
 
 LEAST_FREE = 0.9
 """Part of a GPU's memory that should be free before anything of ours runs."""
@@ -19,9 +19,9 @@ def check_local_rank() -> None:
     Raises:
         ValueError: LOCAL_RANK is not below the number of visible GPUs.
     """
-    ranks.set_rank_variables()
+    processes.set_rank_variables()
     if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available():
-        ranks.choose_device(torch.cuda.device_count())
+        processes.choose_device(torch.cuda.device_count())
 
 
 def check_devices(patient: Patient) -> list[Row]:
@@ -41,7 +41,7 @@ def _kind(device: torch.device) -> str:
 
 def cpu_rows() -> list[Row]:
     """A CPU is enough for the demo; beside an idle GPU it is a mistake."""
-    cores = f"{len(os.sched_getaffinity(0))} cores, {ranks.local_world_size()} ranks on this node"
+    cores = f"{len(os.sched_getaffinity(0))} cores, {processes.local_world_size()} ranks on this node"
     advice = "fine for the demo and --debug; an ImageNet recipe needs GPUs"
     if os.environ.get("DS_ACCELERATOR") != "cpu" and (driver := driver_version()):
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"

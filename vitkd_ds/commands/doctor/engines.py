@@ -12,7 +12,8 @@ from vitkd_ds.commands.doctor.pair import tapped_blocks
 from vitkd_ds.commands.doctor.patient import Patient, needed
 from vitkd_ds.commands.doctor.rows import Row, error, ok, warning
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.student import StudentEngine, peak_memory_gib, synchronised_time
+from vitkd_ds.engine.processes import peak_memory_gib, synchronised_time
+from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.distiller import Distiller
@@ -34,7 +35,7 @@ def check_engines(patient: Patient) -> list[Row]:
     # One micro-batch per update: each step here is a whole one.
     sizes = {"train_batch_size": micro * ranks.world_size(), "train_micro_batch_size_per_gpu": micro}
     ds_config = ds_config | sizes | {"gradient_accumulation_steps": 1}
-    engine = StudentEngine(distiller, run, ds_config, distiller.parameter_groups(run.optim.weight_decay))
+    engine = StudentEngine(distiller, run, ds_config)
     if patient.teacher_model is not None:
         options = {"blocks": tapped_blocks(patient), "device": patient.device, "micro_batch_size": micro}
         patient.teacher = Teacher(patient.teacher_model, run.teacher, **options)

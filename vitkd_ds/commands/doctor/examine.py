@@ -28,8 +28,8 @@ from vitkd_ds.commands.doctor.top1 import check_top1
 from vitkd_ds.commands.doctor.versions import check_versions
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
+from vitkd_ds.engine.processes import start_processes
 from vitkd_ds.engine.ranks import FailedElsewhere
-from vitkd_ds.engine.student import start_processes
 
 LIMIT_S = 110
 """For the start and for each check: many times what they take, and still within two minutes of a hang."""

@@ -10,7 +10,7 @@ from vitkd_ds.commands.doctor.rows import Row, error, listed, ok, size_text, war
 from vitkd_ds.data.beton.format import check_beton, read_tables
 from vitkd_ds.data.loader import Loader, build_loader
 from vitkd_ds.data.order import micro_batch_size
-from vitkd_ds.engine import ranks
+from vitkd_ds.engine import processes, ranks
 
 MICRO_BATCH = 64
 """Most images decoded at a time; a smaller one than the run's ends sooner."""
@@ -30,7 +30,7 @@ def check_images(patient: Patient, split: str) -> list[Row]:
     """Open a split as training does, and read samples of it on all ranks at once. Collective."""
     needed(patient.micro_batch_size, "the settings")
     name = f"data.{split}"
-    loader = ranks.together(lambda: open_split(patient, split), patient.device)
+    loader = ranks.together(lambda: open_split(patient, split))
     patient.loaders[split] = loader
     path = Path(loader.path)
     rows = [*difference_rows(name, path, patient.nodes), *place_rows(name, path, is_train=split == "train")]
@@ -50,7 +50,7 @@ def open_split(patient: Patient, split: str) -> Loader:
     run, world_size = patient.run, ranks.world_size()
     limit, whole = min(MICRO_BATCH, run.micro_batch_size_per_gpu), run.global_batch_size
     return build_loader(
-        replace(run.data, num_workers=run.data.num_workers or ranks.num_cpus()),
+        replace(run.data, num_workers=run.data.num_workers or processes.num_cpus()),
         split=split,
         augment=run.augment if split == "train" else None,
         rank=ranks.rank(),
@@ -89,7 +89,7 @@ def place_rows(name: str, path: Path, *, is_train: bool) -> list[Row]:
 def stored_rows(name: str, path: Path, patient: Patient) -> list[Row]:
     """The bytes of a random sample per rank, from the disk. Collective; the same rows on all ranks."""
     seed = patient.run.seed + ranks.rank()
-    results = ranks.from_all(ranks.together(lambda: read_bytes(path, seed=seed), patient.device))
+    results = ranks.from_all(ranks.together(lambda: read_bytes(path, seed=seed)))
     bad = {image: None for result in results for image in result.bad}
     if bad:
         nodes = sorted({node for node, result in zip(patient.nodes, results) if result.bad})
@@ -109,7 +109,7 @@ def stored_rows(name: str, path: Path, patient: Patient) -> list[Row]:
 
 def decoded_rows(name: str, loader: Loader, patient: Patient) -> list[Row]:
     """Images as training sees them, from the loader itself. Collective; the same rows on all ranks."""
-    results = ranks.from_all(ranks.together(lambda: read_images(loader), patient.device))
+    results = ranks.from_all(ranks.together(lambda: read_images(loader)))
     images, speeds, skipped = zip(*results)
     if sum(skipped):
         found = f"{sum(skipped)} of {sum(images)} images cannot be decoded, and data.on_bad is skip"

@@ -11,7 +11,7 @@ import torch
 from vitkd_ds.commands.doctor.patient import Patient
 from vitkd_ds.commands.doctor.rows import Row, listed, ok, warning
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.student import synchronised_time
+from vitkd_ds.engine.processes import synchronised_time
 
 SUM_MIB, SUM_REPEATS = 64, 5
 """Of fp32 summed over all ranks; a gradient bucket of ds_configs/zero2.json has 190 MiB."""
@@ -65,7 +65,8 @@ def pair_rows(patient: Patient) -> list[Row]:
         for a, b in pairs:
             if ranks.rank() in (first_ranks[a], first_ranks[b]):
                 peer = first_ranks[b] if ranks.rank() == first_ranks[a] else first_ranks[a]
-                mine[patient.nodes[first_ranks[a]], patient.nodes[first_ranks[b]]] = exchange_speed(peer, patient.device)
+                pair = patient.nodes[first_ranks[a]], patient.nodes[first_ranks[b]]
+                mine[pair] = exchange_speed(peer, patient.device)
         ranks.all_true(True, patient.device)  # the next round
     speeds = {pair: speed for part in ranks.from_all(mine) for pair, speed in part.items()}
     return [slowest_row(speeds)]

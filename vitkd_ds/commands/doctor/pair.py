@@ -33,7 +33,7 @@ def check_settings(patient: Patient) -> list[Row]:
     def read() -> dict[str, Any]:
         return student_ds_config(run, micro_batch_size=micro, accumulation_steps=accumulation)
 
-    patient.ds_config = ranks.together(read, patient.device)
+    patient.ds_config = ranks.together(read)
     patient.micro_batch_size = micro
     found = f"{whole} images per update = {world_size} ranks x {accumulation} micro-batches x {micro} images"
     if accumulation > 1 and micro < limit / 2:

@@ -15,7 +15,7 @@ import numpy as np
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.beton.verify import are_intact
 from vitkd_ds.data.loader import Loader
-from vitkd_ds.engine import ranks
+from vitkd_ds.engine import processes
 
 SAMPLE = 256
 """Images per rank."""
@@ -39,7 +39,7 @@ def read_bytes(path: Path, *, seed: int) -> BytesRead:
     """Read the bytes of a random sample of a .beton from the disk, and compare their CRC32."""
     info, images, labels = read_beton(path)
     chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE]
-    num_threads = ranks.num_cpus()
+    num_threads = processes.num_cpus()
     forget(path, images[chosen])
     start = time.perf_counter()
     is_good = are_intact(path, images[chosen], num_threads=num_threads)

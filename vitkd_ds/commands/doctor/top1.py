@@ -14,7 +14,7 @@ from vitkd_ds.commands.doctor.patient import Patient, Skipped, needed
 from vitkd_ds.commands.doctor.rows import Row, error, ok, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.loader import build_loader
-from vitkd_ds.engine import ranks
+from vitkd_ds.engine import processes, ranks
 from vitkd_ds.models import build
 from vitkd_ds.train.parts import check_classes
 
@@ -49,7 +49,7 @@ def check_top1(patient: Patient) -> list[Row]:
         raise Skipped("needs the teacher's weights, which are not at hand")
     needed(patient.teacher, "the engines")
     needed(patient.loaders.get("val"), "data.val")
-    ranks.together(lambda: check_teacher_classes(run, patient.loaders["val"].classes), patient.device)
+    ranks.together(lambda: check_teacher_classes(run, patient.loaders["val"].classes))
     num_images, num_right = count_right(patient)
     return [top1_row(num_images, num_right, published_top1(run), num_classes=run.data.num_classes)]
 
@@ -73,13 +73,13 @@ def count_right(patient: Patient) -> tuple[int, int]:
     limit = min(NUM_IMAGES, data.max_val_images or NUM_IMAGES)
     share = {"rank": ranks.rank(), "world_size": ranks.world_size()}
     micro = min(MICRO_BATCH[patient.device.type], patient.micro_batch_size)
-    data = replace(data, max_val_images=limit, num_workers=data.num_workers or ranks.num_cpus())
+    data = replace(data, max_val_images=limit, num_workers=data.num_workers or processes.num_cpus())
     loader = build_loader(data, split="val", micro_batch_size=micro, device=patient.device, **share)
     counts = torch.zeros(2, dtype=torch.float64, device=patient.device)
     start = time.monotonic()
     with closing(loader.epoch(0)) as micro_batches:
         for _ in range(loader.num_batches):
-            images_BCHW, labels_B = ranks.together(lambda: next(micro_batches), patient.device)
+            images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
             best_B = patient.teacher(images_BCHW).logits_BK.argmax(1)
             counts += torch.stack([(labels_B >= 0).sum(), (best_B == labels_B).sum()])
             if not ranks.all_true(time.monotonic() - start < MOST_S, patient.device):

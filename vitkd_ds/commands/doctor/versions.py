@@ -5,10 +5,10 @@ from importlib import metadata
 
 import torch
 
+from vitkd_ds.checkpoint.folder import git_commit
 from vitkd_ds.commands.doctor.patient import Patient
 from vitkd_ds.commands.doctor.rows import Row, error, ok
 from vitkd_ds.engine import ranks
-from vitkd_ds.train.log import git_commit
 
 SHOWN = ("torch", "deepspeed", "timm", "ffcv", "numpy")
 

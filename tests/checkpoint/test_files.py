@@ -1,0 +1,42 @@
+"""Files are written whole or not at all."""
+
+import hashlib
+import os
+
+import pytest
+
+from vitkd_ds.checkpoint.files import write_text, write_whole
+
+
+def test_a_file_is_replaced_at_once_and_described(tmp_path):
+    path = tmp_path / "latest"
+    write_text(path, "old")
+    entry = write_text(path, "new\u00e9")
+    assert path.read_text(encoding="utf-8") == "new\u00e9" and os.listdir(tmp_path) == ["latest"]
+    assert entry == {"bytes": 5, "blake2b": hashlib.blake2b("new\u00e9".encode(), digest_size=32).hexdigest()}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    write_text(tmp_path / "latest", "old")
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_whole(tmp_path / "latest", fail)
+    assert (tmp_path / "latest").read_text() == "old"
+
+
+def test_a_write_that_the_disk_refuses_is_raised_at_the_end_and_not_through_the_writer(tmp_path):
+    class Full:
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    def fill(file):
+        file.file = Full()
+        assert file.write(b"abc") == 3, "torch's C++ writer must not see an exception"
+
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "state", fill)
+    assert not (tmp_path / "state").exists()

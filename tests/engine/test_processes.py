@@ -1,0 +1,81 @@
+"""What a rank learns of itself from the variables of its launcher."""
+
+import os
+
+import pytest
+
+from vitkd_ds.engine.processes import choose_device, local_world_size, num_cpus, set_rank_variables
+
+
+def test_plain_python_becomes_one_rank_with_a_port_of_its_own():
+    environ = {}
+    set_rank_variables(environ)
+    assert environ["WORLD_SIZE"] == "1" and int(environ["MASTER_PORT"]) > 0
+
+
+def test_slurms_variables_become_ranks():
+    environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
+    environ |= {"SLURM_JOB_ID": "12001", "MASTER_ADDR": "n1"}
+    set_rank_variables(environ)
+    assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
+    assert environ["MASTER_PORT"] == "20001"
+
+
+def test_under_srun_alone_the_first_nodes_address_is_slurms_own(tmp_path, monkeypatch):
+    environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
+    environ |= {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="under srun MASTER_ADDR must be set where scontrol cannot tell"):
+        set_rank_variables(dict(environ))
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\n[ $2 = hostnames ] && echo n1 && echo n2 || echo NodeName=$3 NodeAddr=10.0.0.1 Port=6818\n"
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    set_rank_variables(environ)
+    assert environ["MASTER_ADDR"] == "10.0.0.1"
+
+
+def test_a_process_that_srun_did_not_start_is_one_rank_of_its_own():
+    environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4"}
+    set_rank_variables(environ)
+    assert environ["WORLD_SIZE"] == "1" and local_world_size(environ) == 1
+
+
+def test_a_rank_without_a_world_is_refused():
+    with pytest.raises(
+        ValueError, match="RANK is set, so LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT must be set too"
+    ):
+        set_rank_variables({"RANK": "0"})
+
+
+def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so():
+    assert local_world_size({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}) == 2
+    assert local_world_size({"LOCAL_SIZE": "8", "WORLD_SIZE": "16"}) == 8
+    tasks = {"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "WORLD_SIZE": "11"}
+    assert [local_world_size(tasks | {"SLURM_NODEID": node}) for node in "012"] == [4, 4, 3]
+    assert local_world_size({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0", "WORLD_SIZE": "1"}) == 1
+    assert local_world_size({"WORLD_SIZE": "3"}) == 3
+
+
+@pytest.mark.parametrize("environ, expected", [
+    ({}, 8),
+    ({"LOCAL_WORLD_SIZE": "4"}, 2),
+    ({"LOCAL_WORLD_SIZE": "16"}, 1),
+    ({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, 8),
+    ({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "2"}, 2),
+    ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "8"}, 2),
+])  # fmt: skip
+def test_a_rank_takes_what_slurm_gave_its_task_or_shares_the_cpus_it_may_use(monkeypatch, environ, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert num_cpus(environ) == expected
+
+
+def test_local_rank_is_the_number_of_the_ranks_device():
+    environ = {"LOCAL_RANK": "1"}
+    choose_device(2, environ)
+    assert environ["LOCAL_RANK"] == "1"
+    alone = environ | {"SLURM_GPUS_PER_TASK": "1"}
+    choose_device(1, alone)
+    assert alone["LOCAL_RANK"] == "0"
+    with pytest.raises(ValueError, match="below the number of visible GPUs, found 1 and 1 .*: start as many ranks"):
+        choose_device(1, environ)
