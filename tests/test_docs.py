@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import vitkd_ds
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 from vitkd_ds import cli
 from vitkd_ds.config.overrides import apply_overrides
 from vitkd_ds.config.run import as_dict, check_run
@@ -25,6 +25,7 @@ SCRIPTS = {
     f"slurm/{path.name}": re.search(r"RECIPE=(\w+)", path.read_text()).group(1)
     for path in ROOT.glob("slurm/vitkd_*.sh")
 }
+OURS = ("train.py", "make", "vitkd-ds", "python")
 STUDENT_ARGS = {"img_size": 28, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
 
 
@@ -44,7 +45,6 @@ def commands():
                 yield page, words[first:]
 
 
-OURS = ("train.py", "make", "vitkd-ds", "python")
 COMMANDS = list(commands())
 
 
@@ -70,26 +70,27 @@ def finished_run(tmp_path, monkeypatch):
     save_file(model.state_dict(), folder / "student.safetensors")
     (folder / "student.json").write_text(json.dumps({"model": "deit_tiny_patch16_224", "args": STUDENT_ARGS}))
     (folder / "config.json").write_text(json.dumps({"run": as_dict(build_run("demo"))}))
+    return tmp_path
 
 
 @pytest.mark.parametrize("page, words", COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS])
 def test_commands_are_accepted(page, words, finished_run):
-    program, *rest = words
-    if program == "python":
-        program, *rest = rest
-    if program == "train.py":
-        flags = flags_of(rest)
-        own = {key for key in ("help", "print_config") if flags.pop(key, "")}
-        assert cli.parse_run((), flags) and all(f"--{key}" in inspect.getdoc(cli.train) for key in own)
+    program, *rest = words[1:] if words[0] == "python" else words
+    if {"--help", "--print_config", "recipes"} & {*rest}:  # they start nothing, so they are run
+        command = [program] if program == "vitkd-ds" else ["python", ROOT / program]
+        assert run_command(*command, *rest, cwd=finished_run).stdout
+    elif program == "train.py":
+        assert cli.parse_run((), flags_of(rest))
     elif program in SCRIPTS:
-        check_run(apply_overrides(build_run(SCRIPTS[program], debug=True), flags_of(rest) | {"recipe": "demo"}))
+        run = build_run(SCRIPTS[program], debug=True)
+        check_run(apply_overrides(run, flags_of(rest)))
     elif program == "make":
         names = [word for word in rest if "=" not in word]
-        assert names and all(re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.M) for name in names)
+        assert all(re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.M) for name in names)
     elif program == "vitkd-ds":
         usage = inspect.getdoc(cli.COMMANDS[rest[0]])
-        for flag in flags_of(rest[1:]):
-            assert f"--{flag}" in usage or apply_overrides(build_run("demo"), {}) and "--KEY" in usage, flag
+        for flag, value in flags_of(rest[1:]).items():
+            assert f"--{flag}" in usage or apply_overrides(build_run("demo"), {flag: value})
     else:
         assert (ROOT / program).is_file()
 
@@ -161,13 +162,13 @@ def test_published_accuracies_are_those_of_the_recipes():
 def test_the_readme_is_short_and_its_tree_is_the_house():
     assert len(TEXT["README.md"].splitlines()) <= 100
     (tree,) = re.findall(r"## The rooms\n\n```\n(.*?)```", TEXT["README.md"], re.S)
-    rooms = {}
+    rooms, room = {}, ""
     for first, description in re.findall(r"^(\S*) +(.*)$", tree, re.M):
         room = first or room
         rooms[room] = rooms.get(room, "") + description
     for room, description in rooms.items():
         assert (ROOT / room).exists(), room
-        for name in re.findall(r"[\w/]+(?:\.\w+|/)(?!\w)", description):
+        for name in re.findall(r"[\w/]+\.(?:py|md)|\w+/(?= )", description):
             assert (ROOT / room / name).exists() or (ROOT / name).exists(), (room, name)
     folders = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "vitkd_ds").rglob("*.py")}
     assert folders - {"vitkd_ds/"} <= rooms.keys(), "a folder of the package that the tree does not name"
