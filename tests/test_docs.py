@@ -155,7 +155,9 @@ def test_the_table_of_formats_follows_from_its_rows():
 
 
 def test_published_accuracies_are_those_of_the_recipes():
-    for recipe, *accuracies in re.findall(r"^\| \[`(\w+)`\].* \| (.*) \| (.*) \| (.*) \|$", TEXT["README.md"], re.M):
+    rows = re.findall(r"^\| \[`(\w+)`\].* \| (.*) \| (.*) \| (.*) \|$", TEXT["README.md"], re.M)
+    assert len(rows) == 3
+    for recipe, *accuracies in rows:
         assert all(accuracy in inspect.getdoc(RECIPES[recipe]) for accuracy in accuracies), recipe
 
 
