@@ -31,7 +31,7 @@ test-all: setup
 	sh .ci/test_programs
 	$(BIN)/python -m pytest
 
-# For nodes without a compiler or root: dist/*.whl carry their C++ libraries. README.md says how to install them.
+# For nodes without a compiler or root: dist/*.whl carry their C++ libraries. docs/install.md says how to install them.
 wheels: setup
 	sh .ci/wheels "$(CURDIR)/$(BIN)/python" dist
 

@@ -1,69 +1,176 @@
-"""The documents: commands parse, links lead somewhere, and nothing speaks of a machine."""
+"""The pages: commands parse, links lead somewhere, Python runs, numbers are those of RESULTS, the tree is the house."""
 
+import inspect
+import json
 import re
 import shlex
+import subprocess
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
-from tests.conftest import ROOT
+import vitkd_ds
+from tests.conftest import ROOT, run_command
 from vitkd_ds import cli
 from vitkd_ds.config.overrides import apply_overrides
-from vitkd_ds.config.run import check_run
-from vitkd_ds.recipes import build_run
+from vitkd_ds.config.run import as_dict, check_run
+from vitkd_ds.recipes import RECIPES, build_run
 
-DOCUMENTS = sorted(ROOT.glob("*.md"))
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-    for line in block.splitlines()
-    if line.strip()
-]
-RECIPE_OF_SCRIPT = {
-    f"slurm/vitkd_{size}.sh": re.search(r"RECIPE=(\w+)", (ROOT / f"slurm/vitkd_{size}.sh").read_text()).group(1)
-    for size in ("tiny", "small", "base")
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("slurm/*.md"), *ROOT.glob("ds_configs/*.md")]
+TEXT = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(PAGES)}
+RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text()
+SCRIPTS = {
+    f"slurm/{path.name}": re.search(r"RECIPE=(\w+)", path.read_text()).group(1)
+    for path in ROOT.glob("slurm/vitkd_*.sh")
 }
+OURS = ("train.py", "make", "vitkd-ds", "python")
+STUDENT_ARGS = {"img_size": 28, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT[page], re.S)
+
+
+def commands():
+    """(page, words) of each command line of the project; those of other programs bash alone checks."""
+    for page in TEXT:
+        lines = "".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
+        for words in (shlex.split(line, comments=True) for line in lines):
+            if "-c" in words:
+                words = shlex.split(words[words.index("-c") + 1])
+            first = next((i for i, word in enumerate(words) if word in OURS or word in SCRIPTS), None)
+            if first is not None:
+                yield page, words[first:]
+
+
+COMMANDS = list(commands())
 
 
 def flags_of(words):
-    """{"optim.lr": "1e-3"} of --optim.lr=1e-3 or --optim.lr 1e-3."""
+    """{"optim.lr": "1e-3"} of --optim.lr=1e-3 or --optim.lr 1e-3; words without dashes are passed over."""
     flags, words = {}, list(words)
     while words:
         name, _, value = words.pop(0).partition("=")
-        assert name.startswith("--"), name
-        if not value:
-            value = words.pop(0) if words and not words[0].startswith("--") else "True"
-        flags[name.removeprefix("--")] = value
+        if name.startswith("--"):
+            if not value:
+                value = words.pop(0) if words and not words[0].startswith("--") else "True"
+            flags[name.removeprefix("--")] = value
     return flags
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_commands_in_the_readme_are_accepted(words):
-    script = next((word for word in words if word == "train.py" or word in RECIPE_OF_SCRIPT), None)
-    if script == "train.py":
-        assert cli.parse_run((), flags_of(words[words.index(script) + 1 :]))
-    elif script:
-        run = build_run(RECIPE_OF_SCRIPT[script], debug=True)
-        check_run(apply_overrides(run, flags_of(words[words.index(script) + 1 :])))
-    elif words[0] == "make":
-        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+@pytest.fixture
+def finished_run(tmp_path, monkeypatch):
+    """Work in a folder in which runs/demo lies, as a reader of the pages has it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "demo"
+    folder.mkdir(parents=True)
+    model = timm.create_model("deit_tiny_patch16_224", **STUDENT_ARGS)
+    save_file(model.state_dict(), folder / "student.safetensors")
+    (folder / "student.json").write_text(json.dumps({"model": "deit_tiny_patch16_224", "args": STUDENT_ARGS}))
+    (folder / "config.json").write_text(json.dumps({"run": as_dict(build_run("demo"))}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page, words", COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS])
+def test_commands_are_accepted(page, words, finished_run):
+    program, *rest = words[1:] if words[0] == "python" else words
+    if {"--help", "--print_config", "recipes"} & {*rest}:  # they start nothing, so they are run
+        command = [program] if program == "vitkd-ds" else ["python", ROOT / program]
+        assert run_command(*command, *rest, cwd=finished_run).stdout
+    elif program == "train.py":
+        assert cli.parse_run((), flags_of(rest))
+    elif program in SCRIPTS:
+        run = build_run(SCRIPTS[program], debug=True)
+        check_run(apply_overrides(run, flags_of(rest)))
+    elif program == "make":
+        names = [word for word in rest if "=" not in word]
+        assert all(re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.M) for name in names)
+    elif program == "vitkd-ds":
+        usage = inspect.getdoc(cli.COMMANDS[rest[0]])
+        for flag, value in flags_of(rest[1:]).items():
+            assert f"--{flag}" in usage or apply_overrides(build_run("demo"), {flag: value})
     else:
-        assert words[0] == "vitkd-ds" or words[0] == "python", words
-        if words[0] == "vitkd-ds":
-            assert words[1] in cli.COMMANDS
-        else:
-            assert (ROOT / words[1]).exists()
+        assert (ROOT / program).is_file()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_relative_links_lead_somewhere(path):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", TEXT)
+def test_shell_blocks_are_bash(page):
+    for block in blocks(page, "bash"):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_documents_name_no_file_that_does_not_exist(path):
-    for name in re.findall(
-        r"`((?:vitkd_ds|tests|ds_configs|slurm|benchmarks)/[\w./]+\.(?:py|json|sh))`", path.read_text()
-    ):
+def anchors(text):
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_relative_links_and_paths_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT[page]):
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists() and (not anchor or anchor in anchors(path.read_text())), target
+    for name in re.findall(r"`((?:vitkd_ds|tests|ds_configs|slurm|benchmarks)/[\w./]+\.(?:py|json|sh))`", TEXT[page]):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", [page for page in TEXT if blocks(page, "python")])
+def test_python_runs(page, finished_run, demo_cache):
+    torch.manual_seed(0)
+    exec(compile("\n".join(blocks(page, "python")), page, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("name", vitkd_ds.__all__)
+def test_signatures_on_the_page_are_those_of_the_code(name):
+    written = re.search(rf"^## {name}\n\n`{name}\((.*)\)`$", TEXT["docs/python.md"], re.M).group(1)
+    found = inspect.signature(getattr(vitkd_ds, name))
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in found.parameters.values()]
+    assert inspect.signature(eval(f"lambda {written}: 0")) == inspect.Signature(bare)
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_numbers_with_their_source_stand_in_results(page):
+    """Of each paragraph and table row that cites RESULTS.md or names a row of it: what has three digits or a point."""
+    known = set(re.findall(r"\d[\d,.]*\d", RESULTS))
+    text = re.sub(r"```.*?```", "", TEXT[page], flags=re.S)
+    for part in re.split(r"\n\n|\n(?=[|-])", text):
+        if re.search(r"RESULTS\.md|\b[SKC]\d+\b", part) and page not in ("CHANGELOG.md", "EXPERIMENTS.md"):
+            words = re.sub(r"`[^`]*`|\]\([^)]*\)|\b\d[\d.]*e\d+|\b[SKC]\d+", "", part)
+            found = {number for number in re.findall(r"\d[\d,.]*\d", words) if re.search(r"[.,]|\d{3}", number)}
+            assert found <= known, (part, found - known)
+
+
+def test_the_table_of_formats_follows_from_its_rows():
+    pattern = r"^\| .* \| `(ours-\w+)` \| ([\d,]+) \| (\d+) GB \| ([\d,]+) \| .* \| (\d+) / (\d+) / (\d+) \|$"
+    rows = re.findall(pattern, TEXT["docs/data.md"], re.M)
+    assert len(rows) == 6
+    for name, num_bytes, gigabytes, speed, *cores in rows:
+        assert re.search(rf"^\| {name}\b[^|]*\| {speed} ", RESULTS, re.M), name
+        num_bytes, speed = (float(number.replace(",", "")) for number in (num_bytes, speed))
+        assert round(num_bytes * 1_281_167 / 1e9) == int(gigabytes)
+        assert [round(8 * images_per_s / speed) for images_per_s in (7000, 3800, 1500)] == list(map(int, cores))
+
+
+def test_published_accuracies_are_those_of_the_recipes():
+    rows = re.findall(r"^\| \[`(\w+)`\].* \| (.*) \| (.*) \| (.*) \|$", TEXT["README.md"], re.M)
+    assert len(rows) == 3
+    for recipe, *accuracies in rows:
+        assert all(accuracy in inspect.getdoc(RECIPES[recipe]) for accuracy in accuracies), recipe
+
+
+def test_the_readme_is_short_and_its_tree_is_the_house():
+    assert len(TEXT["README.md"].splitlines()) <= 100
+    (tree,) = re.findall(r"## The rooms\n\n```\n(.*?)```", TEXT["README.md"], re.S)
+    rooms, room = {}, ""
+    for first, description in re.findall(r"^(\S*) +(.*)$", tree, re.M):
+        room = first or room
+        rooms[room] = rooms.get(room, "") + description
+    for room, description in rooms.items():
+        assert (ROOT / room).exists(), room
+        for name in re.findall(r"[\w/]+\.(?:py|md)|\w+/(?= )", description):
+            assert (ROOT / room / name).exists() or (ROOT / name).exists(), (room, name)
+    folders = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "vitkd_ds").rglob("*.py")}
+    assert folders - {"vitkd_ds/"} <= rooms.keys(), "a folder of the package that the tree does not name"
