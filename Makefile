@@ -18,8 +18,8 @@ setup: .venv/.ready
 # The two runs are made anew. PATH: deepspeed starts the python that it finds there.
 demo: setup
 	rm -rf runs/demo_plain runs/demo
-	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed train.py --ds_config ds_configs/zero2.json --recipe demo_plain
-	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed train.py --ds_config ds_configs/zero2.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --quiet train.py --ds_config ds_configs/zero2.json --recipe demo_plain
+	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --quiet train.py --ds_config ds_configs/zero2.json
 	$(BIN)/python -m vitkd_ds.commands.report runs/demo_plain runs/demo
 
 # The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
