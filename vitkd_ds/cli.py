@@ -67,7 +67,9 @@ def train(*words: str, **flags: str) -> None:
     """
     signals.listen()  # `vitkd-ds train` comes here without train_main
     run = parse_run(words, flags)
-    from vitkd_ds.engine import processes  # after the flags are known to be valid: torch and deepspeed are slow to import
+    from vitkd_ds.engine import (
+        processes,  # after the flags are known to be valid: torch and deepspeed are slow to import
+    )
     from vitkd_ds.train.loop import train as train_run
 
     try:

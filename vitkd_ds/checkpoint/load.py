@@ -176,8 +176,7 @@ def restore(engine: Any, start: Start | None, *, workdir: Path, steps_per_epoch:
 
 def _load_converted(engine: Any, start: Start, temporary: Path) -> None:
     """Load a checkpoint that was made with another number of ranks or ZeRO stage. Collective."""
-    if ranks.rank() == 0:
-        logger.info("%s: from %s to %s", start.path, start.manifest["layout"], engine.layout)
+    logger.info("%s: from %s to %s", start.path, start.manifest["layout"], engine.layout)
     ranks.on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
     ranks.on_main(lambda: convert(start.path, temporary / start.tag))
     engine.load(str(temporary), start.tag)

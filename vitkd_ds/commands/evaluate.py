@@ -42,6 +42,7 @@ def evaluate_exported(
     """
     folder = find_student(student)
     description = json.loads((folder / DESCRIPTION).read_text())
+    # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
     run = _run_of(folder)
     val = val or (run.data.val if run else "")
     if not val:

@@ -1,8 +1,8 @@
 """Speak to the user: the only place that writes to the terminal while a run trains.
 
-Every module logs through `logging.getLogger(__name__)`, and the handler here prints. On a terminal rank 0 also shows a
-progress bar; elsewhere, as in a job's log, a line every few seconds says the same. This file imports no torch: messages
-must be visible before the slow imports.
+Every module logs through `logging.getLogger(__name__)`, and the handler here prints: information from rank 0 alone,
+warnings and errors from every rank. On a terminal rank 0 also shows a progress bar; elsewhere, as in a job's log, a line
+every few seconds says the same. This file imports no torch: messages must be visible before the slow imports.
 """
 
 import logging
@@ -19,6 +19,8 @@ LINE_EVERY_S = 10.0
 
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno <= logging.INFO and os.environ.get("RANK", "0") != "0":
+            return
         with tqdm.external_write_mode(file=sys.stderr):  # takes the bar away while the message is written
             print(self.format(record), file=sys.stderr, flush=True)
 

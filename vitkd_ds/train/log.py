@@ -59,14 +59,9 @@ class MetricsLog:
         except OSError as error:  # a full disk loses lines, and must not lose the run
             logger.warning("step %d could not be written to %s: %s", step, self.file.name, error)
         if VAL_TOP1 in values:
-            self.say(self._line(step, values))
+            logger.info("%s", self._line(step, values))
         else:
             self.progress.show(step, f"total {values['total']:.4g}", self._line(step, values))
-
-    def say(self, text: str) -> None:
-        """Tell the user something, on rank 0."""
-        if self.is_main:
-            logger.info("%s", text)
 
     def close(self) -> None:
         """Flush and close the files."""

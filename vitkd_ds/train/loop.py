@@ -69,8 +69,7 @@ def train(run: Run) -> dict[str, Any] | None:
 
 
 def _left_alone(run: Run) -> dict[str, Any]:
-    if ranks.rank() == 0:
-        logger.info("%s is finished and left alone: give another --workdir to train again", run.workdir)
+    logger.info("%s is finished and left alone: give another --workdir to train again", run.workdir)
     return json.loads((Path(run.workdir) / "summary.json").read_text())
 
 
@@ -98,7 +97,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     ranks.on_main(lambda: describe_run(run, schedule, device=device.type, resumed_step=state.step))
     resumed = {"resumed_step": state.step, "evaluated_step": state.result_step}
     log = ranks.together(lambda: MetricsLog(workdir, total_steps=schedule.total_steps, **resumed))
-    log.say(
+    logger.info(
         f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
@@ -120,9 +119,9 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
             goes_on = evaluate_student(parts, log, state)
         summary = finish(parts, state, meter.images_per_s) if goes_on else None
         if summary is None:
-            log.say(f"{run.recipe}: stopped and saved at step {state.step}; the same command goes on")
+            logger.info("%s: stopped and saved at step %d; the same command goes on", run.recipe, state.step)
         else:
-            log.say(f"{run.recipe}: done, {json.dumps(summary)}")
+            logger.info("%s: done, %s", run.recipe, json.dumps(summary))
     return summary
 
 
@@ -130,8 +129,7 @@ def must_stop(device: torch.device) -> bool:
     """Whether any rank was asked to stop during the start, when there is nothing to save. Collective."""
     if ranks.all_true(not signals.received(), device):
         return False
-    if ranks.rank() == 0:
-        logger.info("stopped by a signal before the first step: nothing changed")
+    logger.info("stopped by a signal before the first step: nothing changed")
     return True
 
 
