@@ -19,7 +19,7 @@ PACKED = {
     "proportion": {"write_mode": "proportion"},
     "passthrough": {"passthrough": True},
 }
-"""Name of each .beton -> arguments of `vitkd_ds.commands.pack.pack.pack`; quality 90 throughout, its default."""
+"""Name of each .beton -> arguments of `vitkd_ds.commands.pack.pack`; quality 90 throughout, its default."""
 FOLDERS = ("originals", "jpg500_files")
 """Trees with a folder per class: the photos as they are, and the JPEGs of jpg500.beton."""
 NOTE = "prepared.json"
@@ -83,7 +83,7 @@ def pack_folder(folder: Path, beton: Path, name: str) -> None:
     """Pack a folder as `PACKED` says, unless the .beton is there."""
     if beton.exists():
         return
-    from vitkd_ds.commands.pack.pack import pack
+    from vitkd_ds.commands.pack import pack
 
     print(f"packing {beton.name}", flush=True)
     pack(folder, beton, **PACKED[name])

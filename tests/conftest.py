@@ -80,7 +80,7 @@ def run_command(*command, cwd=ROOT, timeout=240, check=True):
 @pytest.fixture(scope="session")
 def small_beton(tmp_path_factory):
     """60 random images in the demo's 10 classes: 7 updates of 8 images an epoch."""
-    from vitkd_ds.commands.pack.pack import pack
+    from vitkd_ds.commands.pack import pack
     from vitkd_ds.data.demo import CLASSES
 
     folder = tmp_path_factory.mktemp("small")

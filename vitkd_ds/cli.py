@@ -117,7 +117,7 @@ def pack(*words: str, **flags: str) -> None:
     types |= {"quality": int, "passthrough": bool, "shuffle": bool, "workers": int, "skip_bad": bool, "restart": bool}
     values = _plain_flags(flags, types)
     src, dst = _words(words, "SRC DST")
-    from vitkd_ds.commands.pack.pack import pack as pack_images
+    from vitkd_ds.commands.pack import pack as pack_images
 
     try:
         info = pack_images(src, dst, **values)

@@ -15,7 +15,7 @@ from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.commands.doctor import folder, machine, mounts, network, pair, rows, top1, versions
 from vitkd_ds.commands.doctor.patient import Patient
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.models.build import DEMO_TEACHER

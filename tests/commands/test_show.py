@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.conftest import write_images
 from vitkd_ds.cli import parse_run
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.commands.show import COLUMNS, ROWS, _caption, show
 
 SMALL = {"data.train": "demo", "data.num_classes": "10", "data.image_size": "32"}

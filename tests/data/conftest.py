@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 
 SIZES = ((40, 30), (30, 40), (64, 64), (17, 90), (100, 33))
 """Width and height of the images, in turn: none alike, some beyond the crop's ratio."""

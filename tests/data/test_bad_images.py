@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.data.test_loader import config, epoch_of
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.bad_images import PADDING_LABEL
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.loader import build_loader

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import AugmentConfig, DataConfig
 from vitkd_ds.data.beton import iterate
 from vitkd_ds.data.loader import build_loader

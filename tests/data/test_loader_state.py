@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.data.test_loader import another, config, same
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import AugmentConfig
 
 

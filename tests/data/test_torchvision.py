@@ -11,7 +11,7 @@ import torch
 
 from tests.data.test_image_file import photograph, zeroed
 from tests.data.test_loader import another, config, epoch_of, same
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import AugmentConfig
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.slurm.runs import TWO_BY_TWO, submit, until_finished
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.demo import CLASSES
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.data.conftest import write_images
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.parts import build_parts

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.commands.pack.test_pack import content_of, one_class, stored
+from tests.data.conftest import write_images
 from tests.data.test_image_file import photograph, zeroed
-from vitkd_ds.commands.pack import pack as pack_module
-from vitkd_ds.commands.pack import writer
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands import pack as pack_module
+from vitkd_ds.commands.pack import pack, writer
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.side_file import side_path
 
@@ -114,16 +114,16 @@ def test_a_file_that_cannot_be_read_is_no_bad_image_but_an_error(tmp_path, monke
     assert not (tmp_path / "x.beton").exists()
 
 
-def test_an_existing_file_is_not_overwritten(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 2)
+def test_an_existing_file_is_not_overwritten(tmp_path):
+    src = write_images(tmp_path / "images", 2)
     (tmp_path / "x.beton").write_text("precious")
     with pytest.raises(ValueError, match="must not exist yet"):
         pack(src, tmp_path / "x.beton")
     assert (tmp_path / "x.beton").read_text() == "precious" and names_in(tmp_path) == ["images", "x.beton"]
 
 
-def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, make_folder, monkeypatch):
-    src, dst = make_folder(tmp_path / "images", 2), tmp_path / "x.beton"
+def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, monkeypatch):
+    src, dst = write_images(tmp_path / "images", 2), tmp_path / "x.beton"
     check = pack_module.check_images
     monkeypatch.setattr(pack_module, "check_images", lambda *a, **k: (dst.write_text("precious"), check(*a, **k)))
     with pytest.raises(ValueError, match="appeared meanwhile"):
@@ -156,8 +156,8 @@ def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path,
     assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 
-def test_a_worker_that_fails_names_the_reason(tmp_path, make_folder, monkeypatch):
-    src = make_folder(tmp_path / "images", 2)
+def test_a_worker_that_fails_names_the_reason(tmp_path, monkeypatch):
+    src = write_images(tmp_path / "images", 2)
     monkeypatch.setattr(writer._Pages, "add", lambda self, number, image: 1 // 0)
     with pytest.raises(RuntimeError, match="a packing worker failed: (.|\n)*ZeroDivisionError"):
         pack(src, tmp_path / "x.beton", workers=2)
@@ -170,8 +170,8 @@ def limited(src, dst, limit):
     return subprocess.run(["bash", "-c", f"ulimit -f {limit}; {words}"], capture_output=True, text=True, timeout=60)
 
 
-def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path, make_folder):
-    src, dst = make_folder(tmp_path / "images", 40), tmp_path / "x.beton"
+def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path):
+    src, dst = write_images(tmp_path / "images", 40), tmp_path / "x.beton"
     done = limited(src, dst, 8200)
     assert done.returncode == 1 and "images cannot be written, found [Errno 27] File too large" in done.stderr
     assert names_in(tmp_path) == ["images"] and "Traceback" not in done.stderr
@@ -197,8 +197,8 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_unfit_arguments_are_refused(tmp_path, make_folder):
-    src, dst = make_folder(tmp_path / "images", 2), tmp_path / "x.beton"
+def test_unfit_arguments_are_refused(tmp_path):
+    src, dst = write_images(tmp_path / "images", 2), tmp_path / "x.beton"
     for args, options, message in [
         ((src, tmp_path / "x.bin"), {}, "must end in .beton"),
         ((src, tmp_path / "no" / "x.beton"), {}, "folder of dst must exist"),

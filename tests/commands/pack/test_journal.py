@@ -13,8 +13,7 @@ from PIL import Image
 
 from tests.commands.pack.test_bad_pack import COMMAND, names_in
 from tests.commands.pack.test_pack import content_of, one_class
-from vitkd_ds.commands.pack import journal
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import journal, pack
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import side_path
 
@@ -131,7 +130,7 @@ def test_two_jobs_do_not_write_one_file(tmp_path, monkeypatch, start):
     process, _ = start(src, dst)
     monkeypatch.setattr(journal, "LOCK_PATIENCE_S", 0.2)
     for restart in (False, True):
-        with pytest.raises(ValueError, match="only one job may write .*x.beton', found another at work"):
+        with pytest.raises(ValueError, match="only one run may pack into .*x.beton', found another at work"):
             pack(src, dst, write_mode="raw", restart=restart)
     with pytest.raises(ValueError, match="still being packed"):
         check_beton(dst)

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 from PIL import Image
 
-from vitkd_ds.commands.pack.pack import pack
+from tests.data.conftest import write_images
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.ffcv import Reader
 from vitkd_ds.data.beton.format import check_beton, read_beton, read_tables
 from vitkd_ds.data.beton.side_file import side_path
@@ -37,8 +38,8 @@ def one_class(tmp_path, files):
     return tmp_path / "images"
 
 
-def test_raw_images_come_back_pixel_for_pixel_with_labels_in_name_order(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 9, classes=("b b", "ä", "a\n'\"", "0"))
+def test_raw_images_come_back_pixel_for_pixel_with_labels_in_name_order(tmp_path):
+    src = write_images(tmp_path / "images", 9, classes=("b b", "ä", "a\n'\"", "0"))
     info = pack(src, tmp_path / "x.beton", write_mode="raw", workers=2)
     assert info == check_beton(tmp_path / "x.beton")
     assert info.classes == ("0", "a\n'\"", "b b", "ä") and info.num_images == 9
@@ -48,8 +49,8 @@ def test_raw_images_come_back_pixel_for_pixel_with_labels_in_name_order(tmp_path
     assert Reader(str(info.path)).metadata["f1"].tolist() == [info.classes.index(path.parent.name) for path in paths]
 
 
-def test_names_that_are_not_utf8_are_kept(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 2, classes=("a", "b"))
+def test_names_that_are_not_utf8_are_kept(tmp_path):
+    src = write_images(tmp_path / "images", 2, classes=("a", "b"))
     os.rename(src / "a", os.fsencode(src) + b"/\xff\xfe")
     info = pack(src, tmp_path / "x.beton", workers=1)
     assert os.fsencode(check_beton(info.path).classes[1]) == b"\xff\xfe"
@@ -71,8 +72,8 @@ def test_a_raw_image_larger_than_ffcvs_page_gets_a_larger_page(tmp_path):
     assert reader.page_size == 2**24 and reader.metadata["f0"]["data_ptr"][1] % 2**24 == 0
 
 
-def test_proportion_stores_both_kinds_and_the_same_ones_each_time(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 40)
+def test_proportion_stores_both_kinds_and_the_same_ones_each_time(tmp_path):
+    src = write_images(tmp_path / "images", 40)
     modes = []
     for name, workers in (("x.beton", 1), ("y.beton", 2)):
         path = pack(src, tmp_path / name, write_mode="proportion", workers=workers).path
@@ -87,8 +88,8 @@ def test_the_shorter_side_is_scaled_down_when_asked(tmp_path):
     assert (info.max_resolution, info.short_side) == (0, 50) and check_beton(info.path) == info
 
 
-def test_passthrough_keeps_the_bytes_of_jpegs_and_counts_them(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 12, ending="jpg")
+def test_passthrough_keeps_the_bytes_of_jpegs_and_counts_them(tmp_path):
+    src = write_images(tmp_path / "images", 12, ending="jpg")
     Image.new("RGB", (9, 9)).save(src / "b" / "zz.png")
     info = pack(src, tmp_path / "x.beton", passthrough=True, workers=2)
     assert (info.num_images, info.passthrough, info.max_resolution) == (13, 12, 0) and check_beton(info.path) == info
@@ -100,8 +101,8 @@ def test_passthrough_keeps_the_bytes_of_jpegs_and_counts_them(tmp_path, make_fol
     assert smaller.passthrough == (np.maximum(images["height"], images["width"]) <= 64).sum() == 8
 
 
-def test_shuffled_images_keep_their_labels_and_the_order_is_always_the_same(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 60, classes=("a", "b", "c"))
+def test_shuffled_images_keep_their_labels_and_the_order_is_always_the_same(tmp_path):
+    src = write_images(tmp_path / "images", 60, classes=("a", "b", "c"))
     plain = pack(src, tmp_path / "plain.beton", write_mode="raw", workers=1)
     infos = [pack(src, tmp_path / f"{n}.beton", write_mode="raw", shuffle=True, workers=n) for n in (1, 2)]
     assert not plain.shuffled and all(info.shuffled and check_beton(info.path) == info for info in infos)
@@ -111,8 +112,8 @@ def test_shuffled_images_keep_their_labels_and_the_order_is_always_the_same(tmp_
     assert len(set(read_beton(infos[0].path)[2][:20].tolist())) == 3
 
 
-def test_the_content_does_not_depend_on_the_number_of_workers(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 70)
+def test_the_content_does_not_depend_on_the_number_of_workers(tmp_path):
+    src = write_images(tmp_path / "images", 70)
     infos = [pack(src, tmp_path / f"{n}.beton", workers=n) for n in (1, 2, 5)]
     assert len({hashlib.sha256(b"".join(content_of(info.path))).digest() for info in infos}) == 1
     for info in infos:
@@ -130,7 +131,8 @@ def test_more_images_than_fit_into_a_page_lie_in_several(tmp_path):
     assert (first // 2**23 == last // 2**23).all() and len(set((first // 2**23).tolist())) == 3
 
 
-def test_a_folder_without_ffcv_can_open_a_beton(beton):
+def test_a_folder_without_ffcv_can_open_a_beton(tmp_path):
+    beton = pack(write_images(tmp_path / "images", 22), tmp_path / "mixed.beton", workers=1).path
     code = (
         "import sys; from vitkd_ds.data.beton.format import read_beton; "
         f"_, images, labels = read_beton({str(beton)!r}); print(len(images), labels.sum()); "
@@ -141,8 +143,8 @@ def test_a_folder_without_ffcv_can_open_a_beton(beton):
     assert len(read_beton(beton)[1]) == 22
 
 
-def test_the_command_line_takes_every_option(tmp_path, make_folder):
-    src, dst = make_folder(tmp_path / "images", 4, ending="jpg"), tmp_path / "x.beton"
+def test_the_command_line_takes_every_option(tmp_path):
+    src, dst = write_images(tmp_path / "images", 4, ending="jpg"), tmp_path / "x.beton"
     done = subprocess.run(
         [sys.executable, "-c", "from vitkd_ds.cli import main; main()", "pack", str(src), str(dst)]
         + ["--passthrough", "--short_side=20", "--shuffle", "--quality", "80", "--workers", "1", "--skip_bad"],

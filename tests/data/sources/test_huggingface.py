@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.sources.test_sources import everything, jpeg
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.sources import Options, open_source
 

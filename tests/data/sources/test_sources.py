@@ -11,7 +11,7 @@ import scipy.io
 from PIL import Image
 
 from tests.commands.pack.test_pack import content_of
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.sources import Options, open_source
 

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from tests.data.sources.test_sources import everything, jpeg, write_tar
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.sources import Options, open_source
 

@@ -1,6 +1,7 @@
-"""One image file's bytes -> what is stored of it: as it is, or scaled and encoded.
+"""Turn one image file's bytes into what is stored: the bytes themselves, or the image scaled and encoded.
 
-Separate from packing, which knows of files and processes, and from `vitkd_ds.data.image_file`, which needs no FFCV.
+Separate from the package's other files, which know of files and processes, and from `vitkd_ds.data.image_file`, which
+needs no FFCV.
 """
 
 import zlib
@@ -11,20 +12,21 @@ from PIL import Image
 
 from vitkd_ds.data.beton.decode import DECODED
 from vitkd_ds.data.beton.ffcv import RGBImageField
-from vitkd_ds.data.beton.format import JPEG_MODE
+from vitkd_ds.data.beton.format import JPEG_MODE, PAGE_BYTES
 from vitkd_ds.data.beton.verify import check_jpeg
 from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.image_file import is_plain_jpeg, opened, to_rgb
 
+WRITE_MODES = ("jpg", "raw", "proportion")
 MAX_SIDE = 65500
-"""Pixels; the longest side of libjpeg, and FFCV stores 16 bits."""
+"""Pixels; libjpeg's longest side, and FFCV stores 16 bits."""
 MAX_STORED_BYTES = 2**31
 """An image must fit into an FFCV page, and this is the largest power of two that its 32-bit page size allows."""
-MAX_ORIGINAL_BYTES = 8 * 2**20
-"""FFCV's usual page: larger originals are encoded again, since one large image makes all pages large."""
+MAX_ORIGINAL_BYTES = PAGE_BYTES
+"""Larger originals are encoded again, because one large image makes all pages large."""
 ENCODED, ORIGINAL, NO_JPEG, TOO_LARGE, SCALED, REFUSED = range(6)
-"""What is stored of an image: it is encoded, as asked for; the original; or encoded although originals were asked for.
-The numbers stand in journals."""
+"""What is stored: an encoded image, as asked for; the original; or an encoded image although originals were asked for.
+Journals hold these numbers."""
 REASONS = {
     NO_JPEG: "are no RGB or grey JPEGs",
     TOO_LARGE: f"are files of more than {MAX_ORIGINAL_BYTES // 2**20} MiB",
@@ -33,28 +35,38 @@ REASONS = {
 }
 """Why originals are not stored: ends of the sentence "7 images ..."."""
 PROPORTION_STREAM = 5
-"""First part of the key that decides which images of write_mode "proportion" become JPEG."""
+"""First part of the key that decides which images of write_mode "proportion" become JPEGs."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored."""
+    """How images are stored. Raises ValueError where the fields do not go together."""
 
     write_mode: str
     """jpg, raw or proportion (half of the images each)."""
     max_resolution: int
-    """Longer images are scaled down (cv2's INTER_AREA, as FFCV does); 0 does not."""
+    """Longest side in pixels, to which longer images are scaled down (cv2's INTER_AREA, as in FFCV); 0 keeps all."""
     short_side: int
-    """Images whose shorter side is longer are scaled down to it (Pillow's antialiased bicubic); 0 does not."""
+    """Shorter side in pixels to which larger images are scaled down (Pillow's antialiased bicubic); 0 keeps all."""
     quality: int
     """JPEG quality, 1 to 100."""
     passthrough: bool
     """Whether plain JPEGs that need no scaling are stored as they are."""
 
-    def scales(self, width: int, height: int) -> bool:
-        """Whether an image of this size is scaled down."""
-        too_long = 0 < self.max_resolution < max(width, height)
-        return too_long or 0 < self.short_side < min(width, height)
+    def __post_init__(self) -> None:
+        if self.write_mode not in WRITE_MODES:
+            modes = ", ".join(WRITE_MODES)
+            raise ValueError(f"write_mode must be one of {modes}, found {self.write_mode!r}: choose one")
+        for name, value in (("max_resolution", self.max_resolution), ("short_side", self.short_side)):
+            if not 0 <= value <= MAX_SIDE:
+                raise ValueError(f"{name} must be in [0, {MAX_SIDE}], found {value!r}: 0 keeps every size")
+        if self.max_resolution and self.short_side:
+            found = f"{self.max_resolution} and {self.short_side}"
+            raise ValueError(f"give max_resolution or short_side, found both, {found}: choose one")
+        if self.passthrough and self.write_mode != "jpg":
+            raise ValueError(f"passthrough stores JPEGs, found it with write_mode {self.write_mode!r}: leave one away")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be in [1, 100], found {self.quality!r}: 90 is usual")
 
 
 @dataclass(frozen=True)
@@ -78,13 +90,13 @@ class Encoded:
 def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
     """Decode an image file in full and bring it into the form that is stored.
 
-    RGB and grey JPEGs are read by the decoder of training before all else, since Pillow shows made-up pixels of damaged
-    ones without a message; see `vitkd_ds.data.beton.verify.check_jpeg` for what even that cannot see. Damage inside a CMYK
-    JPEG, which only Pillow takes, goes unnoticed.
+    The decoder of training reads RGB and grey JPEGs first, because Pillow shows made-up pixels of damaged ones without
+    a message; `vitkd_ds.data.beton.verify.check_jpeg` says what even that decoder cannot see. Damage inside a CMYK
+    JPEG, which only Pillow reads, goes unnoticed.
 
     Args:
         content: the file's bytes.
-        number: of the image in its source; decides what write_mode "proportion" does.
+        number: number of the image in its source; decides what write_mode "proportion" does.
 
     Raises:
         Exception: as `vitkd_ds.data.image_file.load_rgb`; ValueError when a JPEG is damaged or nothing can be stored.
@@ -100,18 +112,18 @@ def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
 
 
 def _origin(content: bytes, image: Image.Image, encoding: Encoding, status: int | None) -> int:
-    """ORIGINAL, or why the content cannot be stored as it is, although that was asked for."""
+    """ORIGINAL, or why the content cannot be stored as it is."""
     if image.format != "JPEG" or status is None:
         return NO_JPEG
     if len(content) > MAX_ORIGINAL_BYTES:
         return TOO_LARGE
-    if encoding.scales(*image.size):
+    if 0 < encoding.max_resolution < max(image.size) or 0 < encoding.short_side < min(image.size):
         return SCALED
     return ORIGINAL if status == DECODED else REFUSED
 
 
 def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The image at its shorter side, or a check that FFCV's scaling to `max_resolution` leaves pixels."""
+    """Scale to `short_side`; or check that FFCV's scaling to `max_resolution`, which comes later, leaves pixels."""
     height, width = pixels_HWC.shape[:2]
     longest, shortest = max(height, width), min(height, width)
     if 0 < encoding.short_side < shortest:
@@ -133,9 +145,7 @@ def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, o
     mode = encoding.write_mode
     if mode == "proportion":
         mode = "jpg" if keyed_rng(PROPORTION_STREAM, number).random() < 0.5 else "raw"
-    field = RGBImageField(
-        write_mode=mode, max_resolution=encoding.max_resolution or None, jpeg_quality=encoding.quality
-    )
+    field = RGBImageField(mode, encoding.max_resolution or None, jpeg_quality=encoding.quality)
     row, stored = np.zeros(1, field.metadata_type), []
 
     def malloc(size: int) -> tuple[int, np.ndarray]:

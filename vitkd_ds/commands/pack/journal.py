@@ -1,9 +1,9 @@
-"""What is already packed, in a form that survives a kill: the unfinished .beton, and a journal of its images.
+"""What is packed already, in a form that survives a kill: the unfinished .beton, and a journal of its images.
 
-`.<name>.partial` receives the images, `.<name>.partial.journal` a line with the plan (source and settings) and then,
-every few seconds, the places of the images that have reached the disk. Either file may end anywhere: a block of the
-journal that is not whole is dropped, and an image counts only if its bytes have the CRC32 that the journal says. The
-journal is locked while a job writes, and the kernel ends the lock with the job's last process.
+`.<name>.partial` receives the images. `.<name>.partial.journal` begins with a line of JSON, the settings and what
+identifies the source, and then lists every few seconds which images have reached the disk since. Either file may end
+anywhere: a block of the journal that is not whole is dropped, and an image counts only if its bytes have the CRC32 that
+the journal gives. The journal is locked while somebody packs, and the kernel ends the lock with the last process.
 """
 
 import errno
@@ -11,8 +11,11 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +27,29 @@ from vitkd_ds.data.beton.verify import are_intact
 logger = logging.getLogger(__name__)
 
 RECORD_DTYPE = np.dtype(
-    [
-        ("number", "<u8"),
-        ("offset", "<u8"),
-        ("size", "<u4"),
-        ("crc32", "<u4"),
-        ("height", "<u2"),
-        ("width", "<u2"),
-        ("mode", "u1"),
-        ("origin", "u1"),
-    ]
+    {
+        "names": ["number", "offset", "size", "crc32", "height", "width", "mode", "origin"],
+        "formats": ["<u8", "<u8", "<u4", "<u4", "<u2", "<u2", "u1", "u1"],
+    }
 )
-"""An image that is stored: its number in the order of storing, where its bytes are, and what they are."""
+"""A stored image: its number in the order of storing, where its bytes are, and what they are."""
 BLOCK_DTYPE = np.dtype([("count", "<u4"), ("crc32", "<u4")])
-"""Before the records of a block: how many there are, and the CRC32 of their bytes."""
+"""What stands before the records of a block: how many there are, and the CRC32 of their bytes."""
 LOCK_PATIENCE_S = 5.0
-"""How long to wait for a lock: the workers of a job that was killed just now may still hold it."""
+"""How long to wait for a lock: the workers of a run that was killed just now may still hold it."""
 
 
 class Journal:
-    """The unfinished file of one job; made by `open_journal`, closed by `close` or `discard`.
+    """An unfinished .beton and the journal beside it, which `open_journal` opens and closes.
 
     Attributes:
-        path: the unfinished .beton; `notes` the journal beside it.
-        data: its descriptor, for writing.
-        end: what lies before this byte is not to be written to.
+        path: the unfinished .beton; `notes` is the journal.
+        data: descriptor of the unfinished .beton, for writing.
+        end: position, in bytes, before which nothing is written any more.
     """
 
-    def __init__(self, path: Path, descriptor: int, records: np.ndarray, *, end: int = 0):
-        self.path, self.notes, self.end, self._blocks = path, _journal_path(path), end, [records]
+    def __init__(self, path: Path, notes: Path, descriptor: int, records: np.ndarray, *, end: int):
+        self.path, self.notes, self.end, self._blocks = path, notes, end, [records]
         self.data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._descriptor, self._length = descriptor, os.fstat(descriptor).st_size
 
@@ -75,26 +72,23 @@ class Journal:
         records = np.concatenate(self._blocks)
         return records[np.argsort(records["number"])]
 
-    @property
-    def num_images(self) -> int:
-        """How many images are on the disk."""
-        return sum(map(len, self._blocks))
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """What both files take."""
-        return sum(os.fstat(descriptor).st_blocks * 512 for descriptor in (self.data, self._descriptor))
-
-    def close(self) -> None:
-        """Keep both files for another run and end the lock."""
+    def close(self, *, keep: bool) -> None:
+        """End the lock, and keep both files for another run or remove what is left of them."""
+        if keep:
+            num_bytes = sum(os.fstat(descriptor).st_blocks * 512 for descriptor in (self.data, self._descriptor))
+            logger.warning(
+                "%d images, %.2f GB, are kept in %r: the same command continues with them; --restart throws them away, "
+                "and so does: rm %s",
+                len(self.records),
+                num_bytes / 1e9,
+                str(self.path),
+                shlex.join(map(str, (self.path, self.notes))),
+            )
+        else:
+            self.path.unlink(missing_ok=True)  # missing once it has become the .beton
+            self.notes.unlink(missing_ok=True)
         os.close(self.data)
         os.close(self._descriptor)
-
-    def discard(self) -> None:
-        """Remove both files, unless the .beton was renamed, and end the lock."""
-        self.path.unlink(missing_ok=True)
-        self.notes.unlink(missing_ok=True)
-        self.close()
 
 
 def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
@@ -105,74 +99,77 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-def _journal_path(partial: Path) -> Path:
-    return partial.with_name(f"{partial.name}.journal")
-
-
-def open_journal(dst: Path, plan: dict[str, Any], *, restart: bool, num_threads: int) -> Journal:
-    """Start the unfinished file of `dst`, or continue one.
+@contextmanager
+def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_threads: int) -> Iterator[Journal]:
+    """Start the unfinished file of `dst`, or continue one; an error inside keeps what is on the disk, if anything is.
 
     Args:
         dst: the .beton to be.
-        plan: what decides the contents; a file that was begun with another one is not continued.
+        settings: what decides the contents; a file that was begun with others is not continued.
         restart: throw away what is there.
         num_threads: threads that check the images that are there.
 
     Raises:
-        ValueError: another job writes this file, or it was begun with another plan.
+        ValueError: another process packs into this file, or it was begun with other settings.
     """
     partial = partial_path(dst)
-    descriptor = _locked(_journal_path(partial), dst)
+    notes = partial.with_name(f"{partial.name}.journal")
+    descriptor = _locked(notes, dst)
     try:
-        content = b"" if restart else _read_all(descriptor)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = b"" if restart else file.read()
         head, end_of_line, blocks = content.partition(b"\n")
-        if not end_of_line:  # new, or killed while this line was written
-            return _begin(partial, descriptor, plan)
-        _check_plan(partial, head, plan)
-        records, whole_bytes = _whole_blocks(blocks)
-        os.ftruncate(descriptor, len(head) + 1 + whole_bytes)
-        return _continue(partial, descriptor, records, num_threads=num_threads)
+        if end_of_line:
+            _check_settings(partial, notes, head, settings)
+            records, whole_bytes = _whole_blocks(blocks)
+            os.ftruncate(descriptor, len(head) + 1 + whole_bytes)
+            records, end = _intact(partial, records, num_threads=num_threads)
+        else:  # new, or killed while this line was written
+            partial.unlink(missing_ok=True)
+            os.ftruncate(descriptor, 0)
+            write_at(descriptor, json.dumps(settings).encode() + b"\n", 0)
+            os.fsync(descriptor)
+            records, end = np.zeros(0, RECORD_DTYPE), 0
+        journal = Journal(partial, notes, descriptor, records, end=end)
     except BaseException:
         os.close(descriptor)
         raise
+    try:
+        yield journal
+    except BaseException:
+        journal.close(keep=len(journal.records) > 0)
+        raise
+    journal.close(keep=False)
 
 
-def _begin(partial: Path, descriptor: int, plan: dict[str, Any]) -> Journal:
-    partial.unlink(missing_ok=True)
-    os.ftruncate(descriptor, 0)
-    write_at(descriptor, json.dumps(plan).encode() + b"\n", 0)
-    os.fsync(descriptor)
-    return Journal(partial, descriptor, np.zeros(0, RECORD_DTYPE))
-
-
-def _continue(partial: Path, descriptor: int, records: np.ndarray, *, num_threads: int) -> Journal:
+def _intact(partial: Path, records: np.ndarray, *, num_threads: int) -> tuple[np.ndarray, int]:
+    """Which of the images are on the disk as they were written, and where all that were written end."""
     partial.touch()
     end = int((records["offset"] + records["size"]).max(initial=0))
     os.truncate(partial, min(end, partial.stat().st_size))
     intact = are_intact(partial, records, num_threads=num_threads)
     _, first = np.unique(records["number"][intact], return_index=True)  # packed again after damage: here twice
-    journal = Journal(partial, descriptor, records[intact][first], end=end)
-    logger.warning("continuing %r, which holds %d images", str(partial), journal.num_images)
+    logger.warning("continuing %r, which holds %d images", str(partial), len(first))
     if not intact.all():
         logger.warning("%d images in it are damaged and are packed again", (~intact).sum())
-    return journal
+    return records[intact][first], end
 
 
-def _check_plan(partial: Path, head: bytes, plan: dict[str, Any]) -> None:
+def _check_settings(partial: Path, notes: Path, head: bytes, settings: dict[str, Any]) -> None:
     try:
         found = dict(json.loads(head))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{str(_journal_path(partial))!r}, left by an interrupted job, must begin with a line of JSON, found "
-            f"{error}: give --restart to start over"
+            f"{str(notes)!r}, left by a run that was interrupted, must begin with a line of JSON, "
+            f"found {error}: give --restart to start over"
         ) from error
-    different = [key for key in plan if found.get(key, "nothing") != plan[key]]
+    different = [key for key in settings if found.get(key, "nothing") != settings[key]]
     if different:
-        ours = ", ".join(f"{key} {plan[key]!r}" for key in different)
+        ours = ", ".join(f"{key} {settings[key]!r}" for key in different)
         theirs = ", ".join(f"{key} {found.get(key, 'nothing')!r}" for key in different)
         raise ValueError(
-            f"{str(partial)!r}, left by an interrupted job, can only be continued with the same source and settings, "
-            f"found {ours} where it has {theirs}: give what it was begun with, or --restart to start over"
+            f"{str(partial)!r}, left by a run that was interrupted, can only be continued with the same source and "
+            f"settings, found {ours} where it has {theirs}: give what it was begun with, or --restart to start over"
         )
 
 
@@ -189,16 +186,8 @@ def _whole_blocks(content: bytes) -> tuple[np.ndarray, int]:
     return np.frombuffer(b"".join(records), RECORD_DTYPE), start
 
 
-def _read_all(descriptor: int) -> bytes:
-    parts, offset = [], 0
-    while part := os.pread(descriptor, 2**24, offset):
-        parts.append(part)
-        offset += len(part)
-    return b"".join(parts)
-
-
 def _locked(path: Path, dst: Path) -> int:
-    """Open and lock a journal, which another job may finish and remove at any moment."""
+    """Open and lock a journal, which another run may finish and remove at any moment."""
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -208,14 +197,14 @@ def _locked(path: Path, dst: Path) -> int:
                 return descriptor
         except OSError as error:
             if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                logger.warning("%r cannot be locked (%s): see to it that no other job writes it", str(dst), error)
+                logger.warning("%r cannot be locked (%s): see to it that nobody else packs into it", str(dst), error)
                 return descriptor
             if error.errno != errno.EWOULDBLOCK:
                 raise
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise ValueError(
-                    f"only one job may write {str(dst)!r}, found another at work on it: wait for it, or end it"
+                    f"only one run may pack into {str(dst)!r}, found another at work on it: wait for it, or end it"
                 ) from None
         os.close(descriptor)
         time.sleep(0.1)

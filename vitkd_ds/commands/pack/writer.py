@@ -1,21 +1,21 @@
-"""The processes that read, encode and store images, with an end in every case: done, or an error, and all gone.
+"""Run the processes that read, encode and store images; they always terminate and are reaped.
 
-FFCV's own writer forks workers and then waits until they have written all samples, so a worker that raises or is
-killed leaves it waiting for ever; and nothing of an interrupted job can be used. Here each worker has a pipe to the
-parent, which hears of a death at once, and reports what it wrote, so that the journal can note it. The layout is
-FFCV's: images lie in pages, and none crosses the end of its page.
+FFCV's own writer forks workers and then waits until they have written all samples, so it waits for ever when a worker
+raises or is killed, and nothing of an interrupted run can be used. Here each worker has a pipe to the parent, which
+hears of a death at once; through it the worker reports what it wrote, which the parent notes in the journal. Images lie
+as FFCV puts them: in pages, and none crosses the end of its page.
 """
 
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import Process, get_context
 from multiprocessing.connection import Connection, wait
 
 import cv2
@@ -24,19 +24,18 @@ from tqdm import tqdm
 
 from vitkd_ds.commands.pack.encode import Encoded, Encoding, encode
 from vitkd_ds.commands.pack.journal import RECORD_DTYPE, Journal, write_at
+from vitkd_ds.data.beton.format import PAGE_BYTES
 from vitkd_ds.data.sources import Source
 
-PAGE_BYTES = 8 * 2**20
-"""FFCV's usual page. A larger image gets as many as the next power of two holds, and the file that page size."""
 CHUNK = 32
 """Images a worker takes, and then writes, at a time."""
 SYNC_S = 2.0
-"""How often the parent brings what was written to the disk: with a chunk per worker, what a kill can cost."""
+"""Seconds between the parent's writes to the disk; with a chunk per worker, this is what a kill can cost."""
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Job:
+class Packing:
     """What the workers share; they are forked, so nothing is copied."""
 
     source: Source
@@ -49,50 +48,49 @@ class Job:
 
 
 class _Pages:
-    """Where one worker puts its images: pages of its own, filled one after the other."""
+    """Where one worker puts its images: pages of its own, filled one after the other.
+
+    A page that is larger than `PAGE_BYTES` is as many of them as the next power of two.
+    """
 
     def __init__(self, descriptor: int, next_page, pipe: Connection):
         self._descriptor, self._next_page, self._pipe = descriptor, next_page, pipe
-        self._start, self._end = 0, 0  # of the free part of the page
-        self._used = 0  # bytes of it, by the parts that are not written yet
-        self._parts: list[bytes] = []
+        self._position, self._end = 0, 0  # of the free part of the page
+        self._contents: list[bytes] = []
         self._rows: list[tuple] = []
 
     def add(self, number: int, image: Encoded) -> None:
         """Keep an image for the next flush, which comes now if its page is full."""
         size = len(image.content)
-        if self._start + self._used + size > self._end:
+        if self._position + size > self._end:
             self.flush()
-            self._take_pages(1 << (-(-size // PAGE_BYTES) - 1).bit_length())
-        place = (number, self._start + self._used, size, image.crc32)
+            count = 1 << (-(-size // PAGE_BYTES) - 1).bit_length()
+            with self._next_page.get_lock():
+                first = -(-self._next_page.value // count) * count
+                self._next_page.value = first + count
+            self._position, self._end = first * PAGE_BYTES, (first + count) * PAGE_BYTES
+        place = (number, self._position, size, image.crc32)
         self._rows.append((*place, image.height, image.width, image.mode, image.origin))
-        self._parts.append(image.content)
-        self._used += size
+        self._contents.append(image.content)
+        self._position += size
 
     def flush(self) -> None:
         """Write what was added and report it."""
-        if self._parts:
-            write_at(self._descriptor, b"".join(self._parts), self._start)
+        if self._contents:
+            content = b"".join(self._contents)
+            write_at(self._descriptor, content, self._position - len(content))
             self._pipe.send(("stored", np.array(self._rows, RECORD_DTYPE)))
-            self._start += self._used
-            self._used, self._parts, self._rows = 0, [], []
-
-    def _take_pages(self, count: int) -> None:
-        """Take the next `count` pages, a power of two, that a page of that size would be."""
-        with self._next_page.get_lock():
-            first = -(-self._next_page.value // count) * count
-            self._next_page.value = first + count
-        self._start, self._end = first * PAGE_BYTES, (first + count) * PAGE_BYTES
+            self._contents, self._rows = [], []
 
 
-def store_images(job: Job, journal: Journal, *, first_byte: int, num_workers: int) -> list[tuple[int, str]]:
+def store_images(packing: Packing, journal: Journal, *, first_byte: int, num_workers: int) -> list[tuple[int, str]]:
     """Store all pending images and note them in the journal.
 
     Args:
-        job: what to store.
-        journal: where.
-        first_byte: images are stored behind this position.
-        num_workers: processes.
+        packing: what to store.
+        journal: where to store it.
+        first_byte: position in the file behind which images are stored.
+        num_workers: number of processes.
 
     Returns:
         Number in the source, and reason, of each image that was left out.
@@ -101,47 +99,47 @@ def store_images(job: Job, journal: Journal, *, first_byte: int, num_workers: in
         ValueError: a file cannot be decoded and `skip_bad` is off.
         RuntimeError: a worker failed or was killed, or a file cannot be read, or the disk is full.
     """
-    fork = multiprocessing.get_context("fork")
+    fork = get_context("fork")
     taken, next_page = fork.Value("Q", 0), fork.Value("Q", -(-max(first_byte, journal.end) // PAGE_BYTES))
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(0)  # its thread pool does not survive a fork
-    workers, pipes = [], []
+    workers: dict[Connection, Process] = {}
     try:
         for _ in range(num_workers):
             receiver, sender = fork.Pipe(duplex=False)
-            arguments = (job, journal.data, taken, next_page, sender, os.getpid())
-            workers.append(fork.Process(target=_work, args=arguments, daemon=True))
-            pipes.append(receiver)
-            workers[-1].start()
+            arguments = (packing, journal.data, taken, next_page, sender, os.getpid())
+            workers[receiver] = fork.Process(target=_work, args=arguments, daemon=True)
+            workers[receiver].start()
             sender.close()  # so that the pipe ends with the worker
-        return _follow(job, journal, dict(zip(pipes, workers)))
+        return _follow(packing, journal, workers)
     finally:
-        with _undisturbed():  # a second signal must not leave workers behind, for which the interpreter's end waits
-            started = [worker for worker in workers if worker.pid is not None]
+        # A second signal must not leave workers behind, for which the interpreter's end would wait.
+        with handled_by(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+            started = [worker for worker in workers.values() if worker.pid is not None]
             for worker in started:
                 worker.kill()
             for worker in started:
                 worker.join()
-        for pipe in pipes:
+        for pipe in workers:
             pipe.close()
         cv2.setNumThreads(cv2_threads)
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let SIGINT and SIGTERM pass by, where Python has handlers at all: in the main thread."""
+def handled_by(handler: Callable | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
+    """Set a handler of signals for a while, where Python has handlers at all: in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, before[number])
 
 
-def _work(job: Job, descriptor: int, taken, next_page, pipe: Connection, parent: int) -> None:
+def _work(packing: Packing, descriptor: int, taken, next_page, pipe: Connection, parent: int) -> None:
     """In a worker: store chunks until none is left. Never raises; reports instead."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a worker must not write on when the parent is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
@@ -150,14 +148,15 @@ def _work(job: Job, descriptor: int, taken, next_page, pipe: Connection, parent:
         pages = _Pages(descriptor, next_page, pipe)
         while os.getppid() == parent:
             with taken.get_lock():
-                chunk = job.pending[taken.value : taken.value + CHUNK].tolist()
+                chunk = packing.pending[taken.value : taken.value + CHUNK].tolist()
                 taken.value += CHUNK
             if not chunk:
                 break
             for number in chunk:
-                image = _load(job, int(job.order[number]))
+                index = int(packing.order[number])
+                image = _load(packing, index)
                 if isinstance(image, str):
-                    pipe.send(("bad", (int(job.order[number]), image)))
+                    pipe.send(("bad", (index, image)))
                 else:
                     pages.add(number, image)
             pages.flush()
@@ -174,81 +173,69 @@ class _CannotRead(Exception):
     """The bytes of an image cannot be had, which says nothing about the image."""
 
 
-def _load(job: Job, index: int) -> Encoded | str:
+def _load(packing: Packing, index: int) -> Encoded | str:
     """The image, or why it cannot be used."""
+    name = packing.source.names[index]
     try:
-        content = job.source.read(index)
+        content = packing.source.read(index)
     except Exception as error:
-        raise _CannotRead(f"{job.source.names[index]!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise _CannotRead(f"{name!r} cannot be read: {type(error).__name__}: {error}") from error
     try:
-        return encode(content, job.encoding, number=index)
+        return encode(content, packing.encoding, number=index)
     except MemoryError as error:
-        raise _CannotRead(f"{job.source.names[index]!r} needs more memory than there is: use fewer workers") from error
+        raise _CannotRead(f"{name!r} needs more memory than there is: use fewer workers") from error
     except Exception as error:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, struct.error, ...
         return f"{type(error).__name__}: {error}"
 
 
-def _follow(job: Job, journal: Journal, workers: dict[Connection, multiprocessing.Process]) -> list[tuple[int, str]]:
+def _follow(packing: Packing, journal: Journal, workers: dict[Connection, Process]) -> list[tuple[int, str]]:
     """In the parent: note what is stored until all workers have finished; what was stored is noted in any case."""
-    bad: list[tuple[int, str]] = []
-    waiting: list[np.ndarray] = []
-    synced = time.monotonic()
+    bad, running, nothing, synced = [], dict(workers), np.zeros(0, RECORD_DTYPE), time.monotonic()
+    waiting, total, initial = [nothing], len(packing.order), len(journal.records)
     try:
-        with tqdm(total=len(job.order), initial=journal.num_images, unit="img", desc="packing", disable=None) as bar:
-            for kind, content in _messages(workers):
-                if kind == "stored":
-                    waiting.append(content)
-                    bar.update(len(content))
-                elif kind == "bad":
-                    bad.append(content)
-                    bar.update(1)
-                    _check_bad(job, *content)
-                if waiting and time.monotonic() - synced >= SYNC_S:
+        with tqdm(total=total, initial=initial, unit="img", desc="packing", disable=None) as bar:
+            while running:
+                for pipe in wait(list(running), timeout=SYNC_S):
+                    kind, content = _received(pipe, running[pipe])
+                    if kind == "stored":
+                        waiting.append(content)
+                        bar.update(len(content))
+                    elif kind == "finished":
+                        del running[pipe]
+                    elif packing.skip_bad:
+                        bad.append(content)
+                        bar.update(1)
+                    else:
+                        raise ValueError(
+                            f"every image must decode, but {packing.source.names[content[0]]!r} does not "
+                            f"({content[1]}): give the same command with --skip_bad, which leaves such files out and "
+                            f"keeps what is packed, or repair or remove the file, which makes another source of it, "
+                            f"and begin again with --restart"
+                        )
+                if time.monotonic() - synced >= SYNC_S:
                     journal.append(np.concatenate(waiting))
-                    waiting = []  # afterwards, as a signal may come in between: noted twice is better than never
+                    waiting = [nothing]  # afterwards, as a signal may come in between: noted twice is better than never
                     synced = time.monotonic()
     except BaseException:
         with contextlib.suppress(OSError):  # the disk may be what failed
-            journal.append(np.concatenate([*waiting, np.zeros(0, RECORD_DTYPE)]))
+            journal.append(np.concatenate(waiting))
         raise
-    if waiting:
-        journal.append(np.concatenate(waiting))
+    journal.append(np.concatenate(waiting))
     return bad
 
 
-def _check_bad(job: Job, index: int, reason: str) -> None:
-    if not job.skip_bad:
-        raise ValueError(
-            f"every image must decode, but {job.source.names[index]!r} does not ({reason}): give the same command with "
-            f"--skip_bad, which leaves such files out and keeps what is packed, or repair or remove the file, which "
-            f"makes another source of it, and begin again with --restart"
-        )
-
-
-def _messages(workers: dict[Connection, multiprocessing.Process]) -> Iterator[tuple[str, object]]:
-    """What the workers report, or "nothing" for a while, until all have finished.
-
-    Raises:
-        RuntimeError: a worker failed, or ended without a word.
-    """
-    workers = dict(workers)
-    while workers:
-        ready = wait(list(workers), timeout=SYNC_S)
-        if not ready:
-            yield "nothing", None
-        for pipe in ready:
-            try:
-                kind, content = pipe.recv()
-            except EOFError:
-                workers[pipe].join()
-                if workers[pipe].exitcode == -signal.SIGTERM:
-                    raise KeyboardInterrupt("SIGTERM") from None  # to the whole process group, as Slurm does
-                raise RuntimeError(
-                    f"a packing worker was ended from outside (exit code {workers[pipe].exitcode}; -9 is often "
-                    f"a lack of memory): run again, with fewer workers"
-                ) from None
-            if kind == "failed":
-                raise RuntimeError(f"a packing worker failed: {content}")
-            if kind == "finished":
-                del workers[pipe]
-            yield kind, content
+def _received(pipe: Connection, worker: Process) -> tuple[str, object]:
+    """What a worker reports next: "stored", "bad" or "finished", and its content; an error where it failed."""
+    try:
+        kind, content = pipe.recv()
+    except EOFError:
+        worker.join()
+        if worker.exitcode == -signal.SIGTERM:
+            raise KeyboardInterrupt("SIGTERM") from None  # to the whole process group, as Slurm does
+        raise RuntimeError(
+            f"a packing worker was ended from outside (exit code {worker.exitcode}; -9 is often a lack of memory): "
+            f"run again, with fewer workers"
+        ) from None
+    if kind == "failed":
+        raise RuntimeError(f"a packing worker failed: {content}")
+    return kind, content

@@ -123,7 +123,7 @@ def demo_beton(split: str) -> Path:
     Any number of processes may call this at once: one packs, the others wait for it. A file in the cache that is not
     whole is packed again.
     """
-    from vitkd_ds.commands.pack.pack import pack  # needs FFCV, which the folders do not
+    from vitkd_ds.commands.pack import pack  # needs FFCV, which the folders do not
 
     with _cached(split) as (archive, folder):
         path = folder / f"{split}.beton"
