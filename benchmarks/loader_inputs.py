@@ -1,113 +1,124 @@
-"""The files that the loader benchmarks read, prepared once per working folder from a file of photographs.
-
-Each photo is written several times, so that a short list of photos gives a file of realistic size. Separate from the
-timing, so that nothing here runs while a clock does.
-"""
+"""The files that the loader benchmarks read, prepared once per working folder: nothing here runs while a clock does."""
 
 import io
 import json
-from collections.abc import Iterable
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 PACKED = {
-    "jpg500": {},
-    "jpg400": {"max_resolution": 400},
-    "short256": {"short_side": 256},
-    "raw": {"write_mode": "raw", "short_side": 256},
-    "proportion": {"write_mode": "proportion"},
-    "passthrough": {"passthrough": True},
+    "jpg500": ("ours-jpg500", "JPEG, longer side 500, quality 90 (default)", {}),
+    "jpg400": ("ours-jpg400", "JPEG, longer side 400, quality 90", {"max_resolution": 400}),
+    "short256": ("ours-short256", "JPEG, shorter side 256, quality 90", {"short_side": 256}),
+    "raw": ("ours-raw", "pixels, shorter side 256", {"write_mode": "raw", "short_side": 256}),
+    "proportion": ("ours-proportion", "longer side 500, half of them as pixels", {"write_mode": "proportion"}),
+    "passthrough": ("ours-originals", "the original JPEGs", {"passthrough": True}),
 }
-"""Name of each .beton -> arguments of `vitkd_ds.commands.pack.pack`; quality 90 throughout, its default."""
-FOLDERS = ("originals", "jpg500_files")
-"""Trees with a folder per class: the photos as they are, and the JPEGs of jpg500.beton."""
-NOTE = "prepared.json"
+"""Name of each .beton -> the row that reads it, what it holds, and the arguments of `vitkd_ds.commands.pack.pack`."""
 
 
-def write_generated_photos(path: Path, *, num_photos: int) -> None:
-    """Write a file with the layout of --photos: smooth colours and noise, two classes; for debug runs."""
-    from PIL import Image
+def prepare(photos: Path | None, workdir: Path, *, copies: int, needed: Collection[str]) -> None:
+    """Make what is missing of the inputs in `needed`, from photos, or 24 generated pictures where there are none.
 
-    rng, files = np.random.default_rng(0), []
-    for number in range(num_photos):
-        height, width = (320, 427) if number % 2 else (400, 300)
-        smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height), Image.BICUBIC)
-        noisy = np.asarray(smooth, np.int16) + rng.integers(-12, 13, (height, width, 3))
-        file = io.BytesIO()
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=92)
-        files.append(file.getvalue())
-    np.savez(
-        path,
-        blob=np.frombuffer(b"".join(files), np.uint8),
-        offsets=np.cumsum([0] + [len(file) for file in files]),
-        labels=np.arange(num_photos) % 2,
-        split=np.zeros(num_photos, np.uint8),
-        classes=np.array(["even", "odd"]),
-    )
-
-
-def prepare(photos: Path, workdir: Path, *, copies: int, needed: Iterable[str]) -> None:
-    """Make what is missing of the inputs named in `needed` (of `PACKED` and `FOLDERS`).
-
-    Raises:
-        ValueError: the folder was prepared from other photos or with another number of copies.
+    Needed are names of `PACKED`, and jpg500_files, the JPEGs of jpg500.beton. All are made from `originals`, where each
+    photo is written several times, so that a short list of photos gives a file of realistic size.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    if photos is None:
+        photos = workdir / "generated.npz"
+        _generate(photos)
     wanted = {"photos": photos.name, "photos_bytes": photos.stat().st_size, "copies": copies}
-    note = workdir / NOTE
+    note = workdir / "prepared.json"
     if note.exists() and (found := json.loads(note.read_text())) != wanted:
         raise ValueError(f"--workdir must be prepared from {wanted}, found {found} in {str(note)!r}: give a new folder")
     note.write_text(json.dumps(wanted))
-    _make(workdir / "originals", lambda folder: write_photos(photos, folder, copies=copies))
-    for name in sorted(set(needed) - {"originals"} | ({"jpg500"} if "jpg500_files" in needed else set())):
-        if name in PACKED:
-            pack_folder(workdir / "originals", workdir / f"{name}.beton", name)
+    _write(workdir / "originals", _files_of(photos, copies))
+    for name in PACKED:
+        if name in needed or name == "jpg500" and "jpg500_files" in needed:
+            pack_photos(workdir, name)
     if "jpg500_files" in needed:
-        _make(workdir / "jpg500_files", lambda folder: _unpack(workdir / "jpg500.beton", folder))
+        _write(workdir / "jpg500_files", _jpegs_of(workdir / "jpg500.beton"))
 
 
-def write_photos(photos: Path, folder: Path, *, copies: int = 1, limit: int | None = None) -> None:
-    """Write the first `limit` photos (None is all) as JPEG files in a folder per class."""
+def _generate(path: Path) -> None:
+    """Write a file such as --photos takes."""
+    from PIL import Image
+
+    files = [io.BytesIO() for _ in range(24)]
+    for number, file in enumerate(files):
+        fractal = Image.effect_mandelbrot((427, 320) if number % 2 else (300, 400), (-3, -2.5, 2, 2.5), 9 + number)
+        fractal.convert("RGB").save(file, "JPEG", quality=92)
+    offsets, blob = np.cumsum([0, *(file.tell() for file in files)]), b"".join(file.getvalue() for file in files)
+    labels = np.arange(len(files)) % 2
+    np.savez(path, blob=np.frombuffer(blob, np.uint8), offsets=offsets, labels=labels, classes=["even", "odd"])
+
+
+def _files_of(photos: Path, copies: int) -> Iterator[tuple[str, str, bytes]]:
     with np.load(photos) as arrays:
         blob, offsets, labels, classes = (arrays[key] for key in ("blob", "offsets", "labels", "classes"))
-    for number, label in enumerate(labels[:limit]):
-        parent = folder / str(classes[label])
-        parent.mkdir(parents=True, exist_ok=True)
+    for number, label in enumerate(labels):
         for copy in range(copies):
-            file = parent / f"{number:04}_{copy}.JPEG"
-            file.write_bytes(blob[offsets[number] : offsets[number + 1]].tobytes())
+            content = blob[offsets[number] : offsets[number + 1]].tobytes()
+            yield str(classes[label]), f"{number:04}_{copy}.JPEG", content
 
 
-def pack_folder(folder: Path, beton: Path, name: str) -> None:
-    """Pack a folder as `PACKED` says, unless the .beton is there."""
-    if beton.exists():
-        return
-    from vitkd_ds.commands.pack import pack
-
-    print(f"packing {beton.name}", flush=True)
-    pack(folder, beton, **PACKED[name])
-
-
-def _make(folder: Path, write) -> None:
-    """Write a folder unless it is there; it gets its name when it is complete."""
-    if folder.exists():
-        return
-    print(f"writing {folder.name}", flush=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    partial.mkdir(exist_ok=True)
-    write(partial)
-    partial.rename(folder)
-
-
-def _unpack(beton: Path, folder: Path) -> None:
-    """Write the JPEGs of a .beton as files, in a folder per class."""
+def _jpegs_of(beton: Path) -> Iterator[tuple[str, str, bytes]]:
     from vitkd_ds.data.beton.format import read_beton
 
     info, images, labels = read_beton(beton)
     with open(beton, "rb") as file:
         for number, (stored, label) in enumerate(zip(images, labels)):
-            parent = folder / info.classes[label]
-            parent.mkdir(exist_ok=True)
             file.seek(int(stored["offset"]))
-            (parent / f"{number:06}.jpg").write_bytes(file.read(int(stored["size"])))
+            yield info.classes[label], f"{number:06}.jpg", file.read(int(stored["size"]))
+
+
+def _write(folder: Path, files: Iterable[tuple[str, str, bytes]]) -> None:
+    """Write files, given as class, name and content, unless the folder is there; it gets its name when it is whole."""
+    if not folder.exists():
+        print(f"writing {folder.name}", flush=True)
+        partial = folder.with_name(f"{folder.name}.partial")
+        for class_name, name, content in files:
+            (partial / class_name).mkdir(parents=True, exist_ok=True)
+            (partial / class_name / name).write_bytes(content)
+        partial.rename(folder)
+
+
+def pack_photos(workdir: Path, name: str) -> Path:
+    """Pack `originals` as `PACKED` says, unless the .beton is there."""
+    from vitkd_ds.commands.pack import pack
+
+    beton = workdir / f"{name}.beton"
+    if not beton.exists():
+        print(f"packing {beton.name}", flush=True)
+        pack(workdir / "originals", beton, **PACKED[name][2])
+    return beton
+
+
+def write_black_beton(path: Path, num_images: int) -> None:
+    """Write a .beton of black images in 1,000 classes, whose pixels are a hole in the file, so that all is bookkeeping.
+
+    They are 8 x 8, and the first one is 500 x 500, the size that FFCV's buffers are made for.
+    """
+    from vitkd_ds.data.beton import format, side_file
+
+    images = np.zeros(num_images, format.STORED_DTYPE)
+    images["mode"], images["height"], images["height"][0] = format.RAW_MODE, 8, 500
+    images["width"], images["size"] = images["height"], 3 * images["height"].astype(int) ** 2
+    start = format.METADATA_START + num_images * format.METADATA_DTYPE.itemsize
+    images["offset"] = start + np.cumsum(images["size"], dtype=np.int64) - images["size"]
+    head, tail, end = format.beton_tables(images, np.arange(num_images) * 1000 // num_images)
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(head)
+        file.seek(end)
+        file.write(tail)
+    info = side_file.BetonInfo(
+        path, num_images, tuple(f"class{i:04}" for i in range(1000)), path.stat().st_size, "raw", max_resolution=500,
+        short_side=0, quality=90, passthrough=0, shuffled=False, max_height=500, max_width=500,
+    )  # fmt: skip
+    crc32s = np.full(num_images, zlib.crc32(bytes(3 * 8**2)))
+    crc32s[0] = zlib.crc32(bytes(3 * 500**2))
+    checks = {"tables_crc32": zlib.crc32(tail, zlib.crc32(head)), "lengths": images["size"], "crc32s": crc32s}
+    side_file.side_path(path).write_text(side_file.side_text(info, **checks))

@@ -37,7 +37,7 @@ def test_folders_tars_and_patterns_give_their_shards(tmp_path):
         ("train-00000{2,0}.tar", whole[6:] + whole[:3]),
     ):
         if part is None:
-            with pytest.raises(ValueError, match="must be shards that exist, found none at '.*/-00000"):
+            with pytest.raises(ValueError, match="must be tars that exist, found none at '.*/-00000"):
                 open_source(root / pattern, NONE)
         else:
             assert everything(open_source(root / pattern, NONE)) == part
@@ -73,7 +73,7 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
 @pytest.mark.parametrize("members, message", [
     ([("0.jpg", jpeg(0))], "must hold 0.cls with the class of '0.jpg'"),
     ([("0.jpg", jpeg(0)), ("0.png", jpeg(0)), ("0.cls", b"1")], "found '0.jpg' and '0.png'"),
-    ([("0.jpg", jpeg(0)), ("0.cls", b" \n")], "must hold a class in 0.cls"),
+    ([("0.jpg", jpeg(0)), ("0.cls", b" \n")], "must hold 0.cls with the class of '0.jpg', found an empty one"),
     ([("0.txt", b"x")], "found none in"),
 ])  # fmt: skip
 def test_shards_without_whole_samples_are_refused(tmp_path, members, message):

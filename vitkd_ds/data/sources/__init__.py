@@ -1,4 +1,4 @@
-"""What `vitkd-ds pack` reads: one file per kind, told apart by looking at the path.
+"""Sources of images, for packing and for the torchvision backend: one file per kind, told apart by looking at the path.
 
 Nothing is unpacked: members of tars are read at their offsets, so no file name inside an archive becomes a path here.
 """
@@ -10,21 +10,21 @@ from vitkd_ds.data.sources.folder import has_class_folders, has_loose_images, li
 from vitkd_ds.data.sources.huggingface import has_arrow, has_parquet, open_hugging_face
 from vitkd_ds.data.sources.imagenet import has_class_tars, has_flat_images, open_class_tars, open_flat_tar
 from vitkd_ds.data.sources.source import Options, Source
-from vitkd_ds.data.sources.webdataset import has_samples, open_shards
+from vitkd_ds.data.sources.webdataset import has_samples, open_samples
 
-KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Source], tuple[str, ...]]] = {
-    "ImageFolder (a folder per class)": (has_class_folders, list_images, ()),
-    "ImageNet's training tar, or a folder of its class tars": (has_class_tars, open_class_tars, ()),
-    "ImageNet's validation tar": (has_flat_images, open_flat_tar, ("labels",)),
-    "WebDataset shards (tars of KEY.jpg + KEY.cls; a tar, a folder of them, or a pattern)": (
+KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Source], str]] = {
+    "ImageFolder (a folder per class)": (has_class_folders, list_images, ""),
+    "ImageNet's training tar, or a folder of its class tars": (has_class_tars, open_class_tars, ""),
+    "ImageNet's validation tar": (has_flat_images, open_flat_tar, "labels"),
+    "WebDataset (tars of KEY.jpg + KEY.cls; one, a folder of them, or a pattern)": (
         has_samples,
-        open_shards,
-        ("classes",),
+        open_samples,
+        "classes",
     ),
-    "Hugging Face save_to_disk folder": (has_arrow, open_hugging_face, ("split",)),
-    "folder of parquet files": (has_parquet, open_hugging_face, ("split",)),
+    "Hugging Face save_to_disk folder": (has_arrow, open_hugging_face, "split"),
+    "folder of parquet files": (has_parquet, open_hugging_face, "split"),
 }
-"""Name -> whether a path is of this kind, how it is opened, and which options it takes."""
+"""Name -> whether a path is of this kind, what opens it, and the one option that it may take."""
 
 __all__ = ["KINDS", "Options", "Source", "open_source"]
 
@@ -36,9 +36,9 @@ def open_source(src: str | Path, options: Options) -> Source:
         ValueError: nothing is there, no kind fits or several do, an option does not belong to the kind, or the
             contents are unfit.
     """
-    path = Path(src)
-    if not path.exists() and not is_pattern(str(src)):
-        raise ValueError(f"src must be one of: {'; '.join(KINDS)}, found nothing at {str(src)!r}: check the path")
+    path, must = Path(src), f"src must be one of: {'; '.join(KINDS)}, found"
+    if not path.exists() and not any(sign in str(src) for sign in "*?[{"):  # signs of a pattern of tars
+        raise ValueError(f"{must} nothing at {str(src)!r}: check the path")
     fitting = [kind for kind, (fits, _, _) in KINDS.items() if fits(path)]
     if len(fitting) != 1:
         what = "a folder" if path.is_dir() else "a file" if path.exists() else "a pattern"
@@ -47,14 +47,9 @@ def open_source(src: str | Path, options: Options) -> Source:
         if has_loose_images(path):
             found += ", but holds images without a class"
             remedy = "move them into a folder per class, or give ImageNet's validation tar itself, with --labels"
-        raise ValueError(f"src must be one of: {'; '.join(KINDS)}, found {found} at {str(src)!r}: {remedy}")
+        raise ValueError(f"{must} {found} at {str(src)!r}: {remedy}")
     _, opener, known = KINDS[fitting[0]]
     for option in ("labels", "classes", "split"):
-        if getattr(options, option) and option not in known:
+        if getattr(options, option) and option != known:
             raise ValueError(f"--{option} does not belong to {fitting[0]}, which {str(src)!r} is: leave it away")
     return opener(path, options)
-
-
-def is_pattern(text: str) -> bool:
-    """Whether a path that does not exist may be a pattern of shards."""
-    return any(sign in text for sign in "*?[{")

@@ -56,8 +56,14 @@ def open_hugging_face(src: Path, options: Options) -> Source:
             f"every row of {str(src)!r} must have a class below {len(classes)}, found {labels[unlabelled[0]]} in row "
             f"{unlabelled[0]}: test splits have no labels, give another split"
         )
-    names, sizes = _names_and_sizes(src, images, image_key, options.split)
-    return Source("Hugging Face", classes, labels, names, sizes, _reader(images, image_key))
+
+    def read(index: int) -> bytes:
+        value = images[index][image_key] or {"bytes": b""}  # a row without an image: no image either
+        return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
+
+    prefix = f"{src.name}/{options.split}" if options.split else src.name
+    names, sizes = _names_and_sizes(images, image_key, prefix)
+    return Source("Hugging Face", classes, labels, names, sizes, read)
 
 
 def _choose(src: Path, found: list[str], split: str) -> str:
@@ -86,8 +92,6 @@ def _arrow(datasets: Any, src: Path, split: str) -> Any:
 
 
 def _parquet_files(src: Path) -> list[Path]:
-    if not src.is_dir():
-        return []
     return sorted(src.glob("*.parquet")) or sorted((src / "data").glob("*.parquet"))
 
 
@@ -115,30 +119,17 @@ def _only_column(src: Path, dataset: Any, kind: type, what: str) -> str:
     return found[0]
 
 
-def _names_and_sizes(src: Path, images: Any, key: str, split: str) -> tuple[list[str], np.ndarray]:
+def _names_and_sizes(images: Any, key: str, prefix: str) -> tuple[list[str], np.ndarray]:
     """A name with row number and original file name, and the size in bytes, of each image; no image is decoded."""
     import pyarrow.compute
 
-    names, sizes, row = [], [], 0
-    prefix = f"{src.name}/{split}" if split else src.name
+    names, sizes = [], []
     for batch in images.with_format("arrow").iter(batch_size=10_000):
         for chunk in batch[key].chunks if hasattr(batch[key], "chunks") else [batch[key]]:
             content, paths = (chunk.field(name) for name in ("bytes", "path"))
             for path, length in zip(paths.to_pylist(), pyarrow.compute.binary_length(content).to_pylist()):
                 if length is None:
                     length = os.stat(path).st_size if path and os.path.isfile(path) else 0
+                names.append(f"{prefix}[{len(names)}]" + (f" {path}" if path else ""))
                 sizes.append(length)
-                names.append(f"{prefix}[{row}]" + (f" {path}" if path else ""))
-                row += 1
     return names, np.array(sizes, np.int64)
-
-
-def _reader(images: Any, key: str):
-    def read(index: int) -> bytes:
-        value = images[index][key] or {"bytes": b""}  # a row without an image: no image either
-        if value["bytes"] is not None:
-            return value["bytes"]
-        with open(value["path"], "rb") as file:
-            return file.read()
-
-    return read

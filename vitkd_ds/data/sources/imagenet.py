@@ -3,13 +3,11 @@
 import io
 import re
 import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-
-from vitkd_ds.data.image_file import EXTENSIONS
-from vitkd_ds.data.sources.source import Options, Source
-from vitkd_ds.data.sources.tar import first_member, list_members, member_reader
+from vitkd_ds.data.sources.source import Options, Source, is_image
+from vitkd_ds.data.sources.tar import Member, first_member, list_members, source_of
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar$")
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
@@ -48,16 +46,14 @@ def open_class_tars(src: Path, options: Options) -> Source:
         found = CLASS_TAR.match(name)
         if not found or classes and classes[-1] == found[1]:
             raise ValueError(f"{str(src)!r} must hold tars nXXXXXXXX.tar, each once, found {name!r}: remove it")
-        images = sorted(
-            (m for m in list_members(files[number], inside=inner) if _is_image(m.name)), key=lambda m: m.name
-        )
+        images = _images(list_members(files[number], inside=inner), lambda member: member.name)
         if not images:
             raise ValueError(f"every class tar must hold images, found none in {name!r} of {str(src)!r}: fetch it anew")
         classes.append(found[1])
         members += [(number, member) for member in images]
         names += [f"{src.name}/{name}/{member.name}" for member in images]
         labels += [label] * len(images)
-    return _source("ImageNet train", classes, labels, names, files, members)
+    return source_of("ImageNet train", classes, labels, names, files, members)
 
 
 def open_flat_tar(src: Path, options: Options) -> Source:
@@ -75,28 +71,22 @@ def open_flat_tar(src: Path, options: Options) -> Source:
     if not file.is_file():
         raise ValueError(f"--labels must be a file, found none at {options.labels!r}: check the path")
     wnids = _devkit_labels(file) if tarfile.is_tarfile(file) else _text_labels(file)
-    members = sorted((m for m in list_members(src) if _is_image(m.name)), key=lambda m: Path(m.name).stem)
-    missing = [member.name for member in members if Path(member.name).stem not in wnids]
+    images = _images(list_members(src), lambda member: Path(member.name).stem)
+    missing = [member.name for member in images if Path(member.name).stem not in wnids]
     if missing:
         raise ValueError(
             f"{options.labels!r} must name the class of every image of {str(src)!r}, found none of "
             f"{missing[0]!r} and {len(missing) - 1} more: give the labels of these images"
         )
-    found = [wnids[Path(member.name).stem] for member in members]
+    found = [wnids[Path(member.name).stem] for member in images]
     classes = sorted(set(found))
-    position = {wnid: label for label, wnid in enumerate(classes)}
-    names = [f"{src.name}/{member.name}" for member in members]
-    labels = [position[wnid] for wnid in found]
-    return _source("ImageNet val", classes, labels, names, [src], [(0, member) for member in members])
+    labels = list(map({wnid: label for label, wnid in enumerate(classes)}.get, found))
+    names = [f"{src.name}/{member.name}" for member in images]
+    return source_of("ImageNet val", classes, labels, names, [src], [(0, member) for member in images])
 
 
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in EXTENSIONS and not Path(name).name.startswith(".")
-
-
-def _source(kind: str, classes: list[str], labels: list[int], names: list[str], files: list[Path], members: list):
-    sizes = np.array([member.size for _, member in members], np.int64)
-    return Source(kind, tuple(classes), np.array(labels, np.int64), names, sizes, member_reader(files, members))
+def _images(members: Iterable[Member], order: Callable[[Member], str]) -> list[Member]:
+    return sorted((member for member in members if is_image(member.name)), key=order)
 
 
 def _text_labels(file: Path) -> dict[str, str]:

@@ -1,10 +1,13 @@
 """What all kinds of sources have in common: a list of images with labels, and a way to get the bytes of each."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from vitkd_ds.data.image_file import EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Options:
     labels: str = ""
     """File with the labels of ImageNet's validation images."""
     classes: str = ""
-    """File with a class name per line, for shards that hold numbers."""
+    """File with a class name per line, for WebDataset tars that hold numbers."""
     split: str = ""
     """Name of the part to read, where a Hugging Face folder has several."""
 
@@ -29,11 +32,11 @@ class Source:
     labels: np.ndarray
     """int64 [number of images], positions in `classes`."""
     names: Sequence[str]
-    """Of each image, such that a human finds it: file, and member or row."""
+    """Where a person finds each image: file, and member or row."""
     sizes: np.ndarray
     """int64 [number of images], bytes of each image's file."""
     read: Callable[[int], bytes]
-    """The bytes of the i-th image's file. Works in forked processes: nothing that has a position is shared."""
+    """Gives the bytes of the i-th image's file. Works in forked processes: nothing that has a position is shared."""
 
     def fingerprint(self) -> str:
         """A hash of names, sizes and labels; another one means other images."""
@@ -42,3 +45,9 @@ class Source:
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
         digest.update(np.asarray(self.sizes, "<i8").tobytes() + np.asarray(self.labels, "<i8").tobytes())
         return digest.hexdigest()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file counts as an image by its name; hidden files do not."""
+    base = os.path.basename(name)
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS
