@@ -36,7 +36,7 @@ from typing import Any
 from loader_inputs import PACKED, pack_photos, prepare, write_black_beton
 from loader_rows import CROP_LIMIT, HERE, ROWS
 
-OPPONENTS = {"FFCV": "ffcv-jpg500", "Pillow": "pillow-originals", "limit": CROP_LIMIT}
+OPPONENTS = {"/ FFCV": "ffcv-jpg500", "/ Pillow": "pillow-originals", "/ limit": CROP_LIMIT}
 COLD_ROWS = ("ours-jpg500", "ffcv-jpg500")
 NUM_TRAIN_IMAGES = 1_281_167
 NODE_IMAGES_PER_S = {"Tiny": 8 * 7_000, "Small": 8 * 3_800, "Base": 8 * 1_500}
@@ -76,11 +76,12 @@ def measure(names: list[str], workdir: Path, args: argparse.Namespace) -> dict[s
     return found
 
 
-def print_table(header: list[str], rows: Iterable[list[str]]) -> None:
+def print_table(rows: Iterable[dict[str, str]]) -> None:
     """Print a Markdown table, each row as it comes."""
-    print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
-    for cells in rows:
-        print(f"| {' | '.join(cells)} |", flush=True)
+    for number, row in enumerate(rows):
+        if number == 0:
+            print(f"\n| {' | '.join(row)} |\n{'|---' * len(row)}|")
+        print(f"| {' | '.join(row.values())} |", flush=True)
 
 
 def print_rows(found: dict[str, list[dict[str, Any]]], speeds: dict[str, float]) -> None:
@@ -91,13 +92,18 @@ def print_rows(found: dict[str, list[dict[str, Any]]], speeds: dict[str, float])
         ends = (f"{function(values):,.{digits}f}" for function in (statistics.median, min, max)) if values else ()
         return "{} ({}–{})".format(*ends) if values else "–"
 
-    def cells(name: str) -> list[str]:
-        ratios = [f"{speeds[name] / speeds[row]:.2f}" if row in speeds else "–" for row in OPPONENTS.values()]
-        others = [text(name, "wall_images_per_s", 0), text(name, "first_batch_s", 2), text(name, "peak_rss_gib", 2)]
-        return [name, text(name, "images_per_cpu_s", 0), *ratios, *others]
+    def cells(name: str) -> dict[str, str]:
+        ratios = (f"{speeds[name] / speeds[row]:.2f}" if row in speeds else "–" for row in OPPONENTS.values())
+        return {
+            "row": name,
+            "images per CPU-second": text(name, "images_per_cpu_s", 0),
+            **dict(zip(OPPONENTS, ratios)),
+            "wall images/s": text(name, "wall_images_per_s", 0),
+            "first batch, s": text(name, "first_batch_s", 2),
+            "peak RSS, GiB": text(name, "peak_rss_gib", 2),
+        }
 
-    header = ["row", "images per CPU-second", *(f"/ {name}" for name in OPPONENTS), "wall images/s", "first batch, s"]
-    print_table([*header, "peak RSS, GiB"], map(cells, found))
+    print_table(map(cells, found))
     for name in found.keys() & COLD_ROWS:
         print(f"first batch of {name} after a cold start: {text(name, 'first_batch_cold_s', 2)} s")
 
@@ -111,17 +117,21 @@ def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
         equal = f", {figures['num_equal']} equal" if figures["num_equal"] else ""
         return "equal" if figures["mean_db"] is None else f"{figures['mean_db']:.1f} dB{equal}"
 
-    def cells(name: str) -> list[str]:
+    def cells(name: str) -> dict[str, str]:
         row, meaning, _ = PACKED[name]
         info, speed = check_beton(pack_photos(workdir, name)), speeds.get(row)
         num_bytes = info.bytes / info.num_images
-        first = [meaning, f"{num_bytes:,.0f}", f"{num_bytes * NUM_TRAIN_IMAGES / 1e9:.0f}"]
-        cores = [f"{needed / speed:.0f}" if speed else "–" for needed in NODE_IMAGES_PER_S.values()]
-        return [*first, f"{speed:,.0f}" if speed else "–", closeness(name), *cores]
+        cores = (f"{needed / speed:.0f}" if speed else "–" for needed in NODE_IMAGES_PER_S.values())
+        return {
+            "stored as": meaning,
+            "bytes/image": f"{num_bytes:,.0f}",
+            "ImageNet-1k train, GB": f"{num_bytes * NUM_TRAIN_IMAGES / 1e9:.0f}",
+            "images/s per core": f"{speed:,.0f}" if speed else "–",
+            "evaluation crop against Pillow's": closeness(name),
+            **{f"cores for 8 GPUs, {size}": text for size, text in zip(NODE_IMAGES_PER_S, cores)},
+        }
 
-    header = ["stored as", "bytes/image", "ImageNet-1k train, GB", "images/s per core"]
-    header += ["evaluation crop against Pillow's", *(f"cores for 8 GPUs, {size}" for size in NODE_IMAGES_PER_S)]
-    print_table(header, map(cells, PACKED))
+    print_table(map(cells, PACKED))
     print(f"stock FFCV on the first: {closeness('stock')}")
     assumed = ", ".join(f"{size} {needed // 8:,} images/s per GPU" for size, needed in NODE_IMAGES_PER_S.items())
     print(f"cores are for decoding alone, from assumed speeds of the training step: {assumed}")
@@ -134,14 +144,17 @@ def print_scale(folder: Path, *, num_images: int) -> None:
         write_black_beton(path, num_images)
     print(f"\n{num_images:,} images, {path.stat().st_size / 2**20:.0f} MiB, micro-batch 256")
 
-    def cells(name: str) -> list[str]:
+    def cells(name: str) -> dict[str, str]:
         found = start("scale", name, folder, 1, 256)
-        opening, epoch = (f"{found[f'{key}_s']:.2f} ({found[f'{key}_cpu_s']:.2f})" for key in ("constructor", "epoch"))
-        memory = f"{found['running_mib']:,.0f} (+{found['running_growth_mib']:,.0f} since the imports)"
-        return [name, opening, f"+{found['constructor_mib']:,.0f}", epoch, memory]
+        return {
+            "loader": name,
+            "constructor, s (CPU)": f"{found['constructor_s']:.2f} ({found['constructor_cpu_s']:.2f})",
+            "its RSS, MiB": f"+{found['constructor_mib']:,.0f}",
+            "start of an epoch, s (CPU)": f"{found['epoch_s']:.2f} ({found['epoch_cpu_s']:.2f})",
+            "RSS, MiB": f"{found['running_mib']:,.0f} (+{found['growth_mib']:,.0f} since the imports)",
+        }
 
-    header = ["loader", "constructor, s (CPU)", "its RSS, MiB", "start of an epoch, s (CPU)", "RSS, MiB"]
-    print_table(header, map(cells, ("ours", "stock FFCV")))
+    print_table(map(cells, ("ours", "stock FFCV")))
 
 
 def run(args: argparse.Namespace, workdir: Path) -> None:

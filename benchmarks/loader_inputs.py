@@ -26,15 +26,16 @@ def prepare(photos: Path | None, workdir: Path, *, copies: int, needed: Collecti
     photo is written several times, so that a short list of photos gives a file of realistic size.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    if photos is None:
-        photos = workdir / "generated.npz"
-        _generate(photos)
-    wanted = {"photos": photos.name, "photos_bytes": photos.stat().st_size, "copies": copies}
+    wanted = {"photos": photos and photos.name, "photos_bytes": photos and photos.stat().st_size, "copies": copies}
     note = workdir / "prepared.json"
     if note.exists() and (found := json.loads(note.read_text())) != wanted:
         raise ValueError(f"--workdir must be prepared from {wanted}, found {found} in {str(note)!r}: give a new folder")
     note.write_text(json.dumps(wanted))
-    _write(workdir / "originals", _files_of(photos, copies))
+    photos_by_class = enumerate(_read(photos) if photos else _generated())
+    _write(
+        workdir / "originals",
+        ((name, f"{i:04}_{copy}.JPEG", jpeg) for i, (name, jpeg) in photos_by_class for copy in range(copies)),
+    )
     for name in PACKED:
         if name in needed or name == "jpg500" and "jpg500_files" in needed:
             pack_photos(workdir, name)
@@ -42,26 +43,20 @@ def prepare(photos: Path | None, workdir: Path, *, copies: int, needed: Collecti
         _write(workdir / "jpg500_files", _jpegs_of(workdir / "jpg500.beton"))
 
 
-def _generate(path: Path) -> None:
-    """Write a file such as --photos takes."""
+def _generated() -> Iterator[tuple[str, bytes]]:
     from PIL import Image
 
-    files = [io.BytesIO() for _ in range(24)]
-    for number, file in enumerate(files):
-        fractal = Image.effect_mandelbrot((427, 320) if number % 2 else (300, 400), (-3, -2.5, 2, 2.5), 9 + number)
-        fractal.convert("RGB").save(file, "JPEG", quality=92)
-    offsets, blob = np.cumsum([0, *(file.tell() for file in files)]), b"".join(file.getvalue() for file in files)
-    labels = np.arange(len(files)) % 2
-    np.savez(path, blob=np.frombuffer(blob, np.uint8), offsets=offsets, labels=labels, classes=["even", "odd"])
+    for number in range(24):
+        size, file = (427, 320) if number % 2 else (300, 400), io.BytesIO()
+        Image.effect_mandelbrot(size, (-3, -2.5, 2, 2.5), 9 + number).convert("RGB").save(file, "JPEG", quality=92)
+        yield ("even", "odd")[number % 2], file.getvalue()
 
 
-def _files_of(photos: Path, copies: int) -> Iterator[tuple[str, str, bytes]]:
+def _read(photos: Path) -> Iterator[tuple[str, bytes]]:
     with np.load(photos) as arrays:
         blob, offsets, labels, classes = (arrays[key] for key in ("blob", "offsets", "labels", "classes"))
-    for number, label in enumerate(labels):
-        for copy in range(copies):
-            content = blob[offsets[number] : offsets[number + 1]].tobytes()
-            yield str(classes[label]), f"{number:04}_{copy}.JPEG", content
+    for label, start, end in zip(labels, offsets, offsets[1:]):
+        yield str(classes[label]), blob[start:end].tobytes()
 
 
 def _jpegs_of(beton: Path) -> Iterator[tuple[str, str, bytes]]:

@@ -12,15 +12,12 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from loader_rows import CROP_LIMIT, ROWS, SIZE, WARM_UP, Setting, crop_limit, open_ffcv, open_ours
-
-CROP_FRACTION = 0.875
 
 
 def _status_mib(key: str) -> float:
@@ -67,19 +64,6 @@ def row(name: str, setting: Setting, *, is_cold: bool = False) -> dict[str, floa
     return figures | {"first_batch_s": first_batch_s, "peak_rss_gib": (_status_mib("VmHWM") + workers_mib) / 1024}
 
 
-def _evaluation_crops(name: str, setting: Setting) -> Iterable[np.ndarray]:
-    """Of a .beton, or of jpg500 by FFCV as released with the decoder that its ImageNet example evaluates with."""
-    if name != "stock":
-        return (images_BCHW.permute(0, 2, 3, 1).numpy() for images_BCHW, _ in open_ours(setting, name, split="val")(0))
-    from ffcv.fields.decoders import CenterCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-
-    pipelines = {"image": [CenterCropRGBImageDecoder((SIZE, SIZE), ratio=CROP_FRACTION)], "label": None}
-    options = {"num_workers": 1, "order": OrderOption.SEQUENTIAL, "drop_last": False, "pipelines": pipelines}
-    loader = Loader(str(setting.workdir / "jpg500.beton"), batch_size=setting.micro_batch_size, **options)
-    return (images_BHWC for (images_BHWC,) in loader)
-
-
 def closeness(name: str, setting: Setting) -> dict[str, float | None]:
     """Mean PSNR of evaluation crops against Pillow's of the first 200 original photos, in dB.
 
@@ -88,14 +72,15 @@ def closeness(name: str, setting: Setting) -> dict[str, float | None]:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-    resize = Resize(int(SIZE / CROP_FRACTION), InterpolationMode.BICUBIC)
-    originals = ImageFolder(setting.workdir / "originals", Compose([resize, CenterCrop(SIZE), PILToTensor()]))
+    crop = Compose([Resize(256, InterpolationMode.BICUBIC), CenterCrop(SIZE), PILToTensor()])
+    originals = ImageFolder(setting.workdir / "originals", crop)
     stems = [Path(path).stem for path, _ in originals.samples]  # in the order of the .beton
     chosen = {number for number, stem in enumerate(stems) if stem < "0200" and stem.endswith("_0")}
-    images = (image_HWC for images_BHWC in _evaluation_crops(name, setting) for image_HWC in images_BHWC)
-    crops = [image_HWC.astype(np.float64) for number, image_HWC in enumerate(images) if number in chosen]
-    references = [originals[number][0].permute(1, 2, 0).numpy() for number in sorted(chosen)]
-    errors = np.array([((crop - reference) ** 2).mean() for crop, reference in zip(crops, references, strict=True)])
+    opener, source = (open_ffcv, "jpg500") if name == "stock" else (open_ours, name)
+    images = (image_CHW for images_BCHW, _ in opener(setting, source, split="val")(0) for image_CHW in images_BCHW)
+    crops = [image_CHW.double() for number, image_CHW in enumerate(images) if number in chosen]
+    references = [originals[number][0] for number in sorted(chosen)]
+    errors = np.array([(crop - reference).square().mean() for crop, reference in zip(crops, references, strict=True)])
     differing = errors[errors > 0]
     mean_db = float((10 * np.log10(255**2 / differing)).mean()) if len(differing) else None
     return {"mean_db": mean_db, "num_equal": int((errors == 0).sum())}
@@ -117,8 +102,8 @@ def scale(name: str, setting: Setting) -> dict[str, float]:
     micro_batches = passes(0)
     for _ in zip(range(20), micro_batches):
         pass
-    figures["running_mib"] = _status_mib("VmRSS")
-    figures["running_growth_mib"] = figures["running_mib"] - before
+    running = _status_mib("VmRSS")
+    figures |= {"running_mib": running, "growth_mib": running - before}
     del micro_batches
     start, cpu_start = time.perf_counter(), time.process_time()
     next(passes(1))

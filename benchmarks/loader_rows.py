@@ -16,7 +16,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the checkout this file lies in, installed or not
-
 SIZE = 224
 WARM_UP = 8
 """Micro-batches before the timed epoch."""
@@ -58,14 +57,12 @@ def open_ours(setting: Setting, name: str, *, split: str = "train", backend: str
 
     run = getattr(recipes.imagenet, recipe)()
     loader = build_loader(data, split=split, augment=run.augment, **sizes)
-    mixing = {key: getattr(run.augment, key) for key in ("mixup_alpha", "cutmix_alpha")}
+    mixing = {"mixup_alpha": run.augment.mixup_alpha, "cutmix_alpha": run.augment.cutmix_alpha}
     mixing |= {"num_classes": data.num_classes, "label_smoothing": run.losses.ce.label_smoothing}
-
-    def passes(epoch: int):
-        for step, (images_BCHW, labels_B) in enumerate(loader.epoch(epoch)):
-            yield mix(images_BCHW, labels_B, rng=keyed_rng(0, epoch, step), **mixing)
-
-    return passes
+    return lambda epoch: (
+        mix(*micro_batch, rng=keyed_rng(0, epoch, step), **mixing)
+        for step, micro_batch in enumerate(loader.epoch(epoch))
+    )
 
 
 def _crops(setting: Setting, epoch: int):
@@ -100,18 +97,19 @@ def _decoder_alone(setting: Setting, name: str):
     return passes
 
 
-def open_ffcv(setting: Setting, name: str):
+def open_ffcv(setting: Setting, name: str, *, split: str = "train"):
     """FFCV as released, as its own ImageNet example uses it; it resizes with OpenCV's INTER_AREA."""
-    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
-    image = [RandomResizedCropRGBImageDecoder((SIZE, SIZE)), RandomHorizontalFlip(), ToTensor(), ToTorchImage()]
-    loader = Loader(
-        str(setting.workdir / f"{name}.beton"), batch_size=setting.micro_batch_size, num_workers=setting.threads,
-        os_cache=True, order=OrderOption.RANDOM, drop_last=True,
-        pipelines={"image": image, "label": [IntDecoder(), ToTensor(), Squeeze(1)]},
-    )  # fmt: skip
+    is_train, path = split == "train", str(setting.workdir / f"{name}.beton")
+    train, val = RandomResizedCropRGBImageDecoder((SIZE, SIZE)), CenterCropRGBImageDecoder((SIZE, SIZE), ratio=0.875)
+    image = [train, RandomHorizontalFlip()] if is_train else [val]
+    pipelines = {"image": [*image, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
+    options = {"num_workers": setting.threads, "os_cache": True, "drop_last": is_train, "pipelines": pipelines}
+    order = OrderOption.RANDOM if is_train else OrderOption.SEQUENTIAL
+    loader = Loader(path, batch_size=setting.micro_batch_size, order=order, **options)
 
     def passes(epoch: int):
         loader.next_epoch, iterator = epoch, iter(loader)

@@ -203,7 +203,7 @@ def test_the_shorter_side_is_scaled_down_by_pillow_and_never_up():
 def test_plain_jpegs_pass_through(options):
     content = file_of(Image.fromarray(PHOTO), "JPEG", **options)
     stored = encode(content, passthrough(), number=0)
-    assert (stored.content, stored.origin, stored.crc32) == (content, ORIGINAL, zlib.crc32(content))
+    assert (stored.content, stored.origin) == (content, ORIGINAL)
     assert (stored.mode, stored.height, stored.width) == (0, 60, 80)
 
 

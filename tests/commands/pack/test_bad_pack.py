@@ -1,14 +1,15 @@
 """Packing with bad files, damaged and full disks: an error by name, and nothing half-written."""
 
+import io
 import os
+import shlex
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands.pack.test_pack import content_of, one_class, stored
+from tests.commands.pack.test_pack import COMMAND, content_of, names_in, one_class, stored
 from tests.data.conftest import write_images
 from tests.data.test_image_file import photograph, zeroed
 from vitkd_ds.commands import pack as pack_module
@@ -16,37 +17,20 @@ from vitkd_ds.commands.pack import pack, writer
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.side_file import side_path
 
-COMMAND = (sys.executable, "-c", "from vitkd_ds.cli import main; main()", "pack")
-
-
-def names_in(folder):
-    return sorted(entry.name for entry in folder.iterdir())
-
-
-BAD = {
-    "text.jpg": b"not an image",
-    "empty.png": b"",
-    "cut.png": None,
-    "thin.png": Image.new("RGB", (2000, 1)),
-}
+BAD = ("text.jpg", "empty.png", "cut.png", "thin.png")
 
 
 def with_bad_files(tmp_path, names):
+    noise, whole = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(whole, "PNG")
     good = {"good_a.png": Image.new("RGB", (8, 8), (1, 1, 1)), "good_z.png": Image.new("RGB", (8, 8))}
-    src = one_class(tmp_path, good)
-    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "whole.png")
-    for name in names:
-        path, content = src / "only" / name, BAD[name]
-        if content is None:
-            content = (tmp_path / "whole.png").read_bytes()[:3000]
-        path.write_bytes(content) if isinstance(content, bytes) else content.save(path)
-    (tmp_path / "whole.png").unlink()
-    return src
+    bad = {"text.jpg": b"not an image", "empty.png": b"", "cut.png": whole.getvalue()[:3000]}
+    bad["thin.png"] = Image.new("RGB", (2000, 1))
+    return one_class(tmp_path, good | {name: bad[name] for name in names})
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_stops_the_job_by_name_and_leaves_nothing(tmp_path, name):
+def test_a_bad_file_stops_the_run_by_name_and_leaves_nothing(tmp_path, name):
     src = with_bad_files(tmp_path, [name])
     with pytest.raises(ValueError, match=f"only/{name}"):
         pack(src, tmp_path / "x.beton", workers=1)
@@ -92,9 +76,7 @@ def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason
 
 
 def test_only_bad_files_are_an_error_even_when_skipped(tmp_path):
-    src = with_bad_files(tmp_path, ["text.jpg"])
-    for good in src.rglob("good*"):
-        good.unlink()
+    src = one_class(tmp_path, {"text.jpg": b"not an image"})
     with pytest.raises(ValueError, match="at least one image must decode"):
         pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
     assert names_in(tmp_path) == ["images"]
@@ -164,15 +146,10 @@ def test_a_worker_that_fails_names_the_reason(tmp_path, monkeypatch):
     assert names_in(tmp_path) == ["images"]
 
 
-def limited(src, dst, limit):
-    """Pack in a shell whose files may have `limit` KiB."""
-    words = " ".join(f"'{word}'" for word in (*COMMAND, src, dst, "--write_mode", "raw", "--workers", "2"))
-    return subprocess.run(["bash", "-c", f"ulimit -f {limit}; {words}"], capture_output=True, text=True, timeout=60)
-
-
 def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path):
     src, dst = write_images(tmp_path / "images", 40), tmp_path / "x.beton"
-    done = limited(src, dst, 8200)
+    words = shlex.join(map(str, (*COMMAND, src, dst, "--write_mode", "raw", "--workers", "2")))
+    done = subprocess.run(["bash", "-c", f"ulimit -f 8200; {words}"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "images cannot be written, found [Errno 27] File too large" in done.stderr
     assert names_in(tmp_path) == ["images"] and "Traceback" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""Jobs that are killed or meet another job: nothing half-written, no process left behind, and a way on."""
+"""Runs that are killed or meet another run: nothing half-written, no process left behind, and a way on."""
 
 import os
 import signal
@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands.pack.test_bad_pack import COMMAND, names_in
-from tests.commands.pack.test_pack import content_of, one_class
+from tests.commands.pack.test_pack import COMMAND, content_of, names_in, one_class
 from vitkd_ds.commands.pack import journal, pack
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import side_path
-
-IMAGE_BYTES = 3 * 64 * 64
 
 
 def with_late_image(tmp_path, num_images=200):
@@ -62,29 +59,28 @@ def start():
         process.stderr.close()
 
 
-def ends(pid):
+def has_ended(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
 
-def kill(process, workers):
-    """Kill a job and wait for the end of its workers, one of which may wait for the late image."""
-    process.kill()
-    process.wait()
-    wait_until(lambda: all(map(ends, workers)), "the end of the workers")
+def end(process, workers, number=signal.SIGKILL):
+    """End a run, and wait for its workers, one of which may wait for the late image; returns what it said."""
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    wait_until(lambda: all(map(has_ended, workers)), "the end of the workers")
+    return stderr
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_job_that_is_ended_continues_where_it_was(tmp_path, caplog, start, end):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_continues_where_it_was(tmp_path, caplog, start, number):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, workers = start(src, dst)
-    process.send_signal(end)
-    stderr = process.communicate(timeout=60)[1]
+    stderr = end(process, workers, number)
     assert len(workers) >= 2
-    wait_until(lambda: all(map(ends, workers)), "the end of the workers")
-    if end == signal.SIGKILL:
+    if number == signal.SIGKILL:
         assert process.returncode == -9
     else:
         assert process.returncode == 1 and "stopped before" in stderr and "the same command continues" in stderr
@@ -101,12 +97,12 @@ def test_a_job_that_is_ended_continues_where_it_was(tmp_path, caplog, start, end
     assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 
-def test_what_an_ended_job_left_is_checked_and_can_be_thrown_away(tmp_path, caplog, start):
+def test_what_an_ended_run_left_is_checked_and_can_be_thrown_away(tmp_path, caplog, start):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
-    kill(*start(src, dst))
+    end(*start(src, dst))
     partial = partial_path(dst)
     content = bytearray(partial.read_bytes())
-    for position in range(8 * 2**20, len(content), 5 * IMAGE_BYTES):
+    for position in range(8 * 2**20, len(content), 5 * 3 * 64 * 64):  # in every fifth image
         content[position] ^= 1
     partial.write_bytes(content)
     notes = Path(f"{partial}.journal")
@@ -117,7 +113,7 @@ def test_what_an_ended_job_left_is_checked_and_can_be_thrown_away(tmp_path, capl
     expected = [np.array(Image.open(path)).tobytes() for path in sorted((src / "only").glob("[0-9]*.png"))]
     assert content_of(info.path)[:200] == expected
     other = tmp_path / "y.beton"
-    kill(*start(src, other))
+    end(*start(src, other))
     Path(f"{partial_path(other)}.journal").write_bytes(b"damaged\n")
     with pytest.raises(ValueError, match="must begin with a line of JSON.*--restart to start over"):
         pack(src, other, write_mode="raw", quality=80, workers=2)
@@ -125,7 +121,7 @@ def test_what_an_ended_job_left_is_checked_and_can_be_thrown_away(tmp_path, capl
     assert pack(src, other, write_mode="raw", quality=80, workers=2, restart=True).quality == 80
 
 
-def test_two_jobs_do_not_write_one_file(tmp_path, monkeypatch, start):
+def test_two_runs_do_not_write_one_file(tmp_path, monkeypatch, start):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, _ = start(src, dst)
     monkeypatch.setattr(journal, "LOCK_PATIENCE_S", 0.2)
@@ -142,7 +138,7 @@ def test_two_jobs_do_not_write_one_file(tmp_path, monkeypatch, start):
 def test_a_killed_worker_is_noticed_at_once(tmp_path, start):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, workers = start(src, dst)
-    blocked = [pid for pid in workers if not ends(pid)]
+    blocked = [pid for pid in workers if not has_ended(pid)]
     os.kill(int(blocked[-1]), signal.SIGKILL)
     stderr = process.communicate(timeout=30)[1]
     assert process.returncode == 1 and "exit code -9" in stderr and "are kept" in stderr and not dst.exists()

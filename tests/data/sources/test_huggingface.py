@@ -23,16 +23,18 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
-def dataset_of(count, *, first=0, names=NAMES, **columns):
-    """Rows with an image (its file's bytes), its class, and other columns."""
-    rows = {
-        "image": [{"bytes": jpeg(i), "path": f"{i}.JPEG"} for i in range(first, first + count)],
-        "label": [i % len(names) for i in range(first, first + count)],
-        "note": ["x"] * count,
-    }
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names), "note": datasets.Value("string")}
-    features = datasets.Features(features)
+def rows_of(images, labels, names=NAMES):
+    """Rows with images, given as bytes and path, and their classes."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {"image": [{"bytes": content, "path": path} for content, path in images], "label": labels}
     return datasets.Dataset.from_dict(rows, features=features)
+
+
+def dataset_of(count, *, first=0):
+    """Rows with an image (its file's bytes), its class, and another column."""
+    numbers = range(first, first + count)
+    rows = rows_of([(jpeg(i), f"{i}.JPEG") for i in numbers], [i % len(NAMES) for i in numbers])
+    return rows.add_column("note", ["x"] * count)
 
 
 def expected(count, first=0):
@@ -81,9 +83,7 @@ def test_workers_read_arrow_files(tmp_path):
 
 def test_images_that_are_files_beside_the_data_set_are_read(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg(3))
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x"])})
-    rows = {"image": [{"bytes": None, "path": str(tmp_path / "a.jpg")}], "label": [0]}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "paths")
+    rows_of([(None, str(tmp_path / "a.jpg"))], [0], names=["x"]).save_to_disk(tmp_path / "paths")
     assert everything(open_source(tmp_path / "paths", NONE)) == [("x", jpeg(3))]
 
 
@@ -91,9 +91,7 @@ def test_unfit_data_sets_are_refused(tmp_path, monkeypatch):
     dataset_of(3).remove_columns("label").save_to_disk(tmp_path / "unlabelled")
     with pytest.raises(ValueError, match=r"one column of type ClassLabel \(class label\), found 0"):
         open_source(tmp_path / "unlabelled", NONE)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    rows = {"image": [{"bytes": jpeg(0), "path": None}] * 2, "label": [0, -1]}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "test")
+    rows_of([(jpeg(0), None)] * 2, [0, -1]).save_to_disk(tmp_path / "test")
     with pytest.raises(ValueError, match="a class below 3, found -1 in row 1: test splits have no labels"):
         open_source(tmp_path / "test", NONE)
     (tmp_path / "broken").mkdir()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitkd_ds.checkpoint.files import sync_folder, write_text
 from vitkd_ds.commands.pack.encode import ORIGINAL, REASONS, Encoding
 from vitkd_ds.commands.pack.journal import Journal, open_journal, write_at
 from vitkd_ds.commands.pack.writer import Packing, handled_by, store_images
@@ -176,14 +177,9 @@ def _publish(partial: Path, dst: Path, text: str) -> None:
     """Give both files their names: the side file first, so the .beton is complete the moment it appears."""
     partial_side = side_path(partial)
     try:
-        with open(partial_side, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(partial_side, text)
         if dst.exists():
-            raise ValueError(
-                f"dst must not exist yet, but {str(dst)!r} appeared meanwhile: is somebody else writing it?"
-            )
+            raise ValueError(f"dst must not exist yet, but {str(dst)!r} appeared meanwhile: who else writes it?")
         os.replace(partial_side, side_path(dst))
     finally:
         partial_side.unlink(missing_ok=True)
@@ -192,8 +188,4 @@ def _publish(partial: Path, dst: Path, text: str) -> None:
     except BaseException:
         side_path(dst).unlink(missing_ok=True)
         raise
-    folder = os.open(dst.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(dst.parent)

@@ -4,7 +4,6 @@ Separate from the package's other files, which know of files and processes, and 
 needs no FFCV.
 """
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,11 +79,6 @@ class Encoded:
     width: int
     origin: int
     """ORIGINAL, ENCODED or one of `REASONS`."""
-
-    @property
-    def crc32(self) -> int:
-        """CRC32 of the content."""
-        return zlib.crc32(self.content)
 
 
 def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:

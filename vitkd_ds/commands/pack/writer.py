@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import Process, get_context
@@ -69,7 +70,7 @@ class _Pages:
                 first = -(-self._next_page.value // count) * count
                 self._next_page.value = first + count
             self._position, self._end = first * PAGE_BYTES, (first + count) * PAGE_BYTES
-        place = (number, self._position, size, image.crc32)
+        place = (number, self._position, size, zlib.crc32(image.content))
         self._rows.append((*place, image.height, image.width, image.mode, image.origin))
         self._contents.append(image.content)
         self._position += size
@@ -84,13 +85,7 @@ class _Pages:
 
 
 def store_images(packing: Packing, journal: Journal, *, first_byte: int, num_workers: int) -> list[tuple[int, str]]:
-    """Store all pending images and note them in the journal.
-
-    Args:
-        packing: what to store.
-        journal: where to store it.
-        first_byte: position in the file behind which images are stored.
-        num_workers: number of processes.
+    """Store all pending images from `first_byte` of the file on, and note them in the journal.
 
     Returns:
         Number in the source, and reason, of each image that was left out.

@@ -16,11 +16,7 @@ KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Source]
     "ImageFolder (a folder per class)": (has_class_folders, list_images, ""),
     "ImageNet's training tar, or a folder of its class tars": (has_class_tars, open_class_tars, ""),
     "ImageNet's validation tar": (has_flat_images, open_flat_tar, "labels"),
-    "WebDataset (tars of KEY.jpg + KEY.cls; one, a folder of them, or a pattern)": (
-        has_samples,
-        open_samples,
-        "classes",
-    ),
+    "WebDataset (a tar, folder or pattern of tars with KEY.jpg + KEY.cls)": (has_samples, open_samples, "classes"),
     "Hugging Face save_to_disk folder": (has_arrow, open_hugging_face, "split"),
     "folder of parquet files": (has_parquet, open_hugging_face, "split"),
 }

@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,16 +27,10 @@ class Member:
 
 def first_member(path: Path) -> Member | None:
     """The first plain file of a tar; None if it has none, or is no uncompressed tar."""
-    if not path.is_file():
-        return None
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isreg():
-                    return Member(member.name, member.offset_data, member.size)
-    except (tarfile.TarError, OSError):
-        pass
-    return None
+        return next(list_members(path), None) if path.is_file() else None
+    except ValueError:
+        return None
 
 
 def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member]:
@@ -64,9 +58,8 @@ def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member
                 file.seek(tar.offset)
                 end = file.read(BLOCK_BYTES)
     except (tarfile.TarError, OSError) as error:
-        raise ValueError(
-            f"{place} must be a whole, uncompressed tar, found {error}: fetch it again, or decompress it"
-        ) from error
+        remedy = "fetch it again, or decompress it"
+        raise ValueError(f"{place} must be a whole, uncompressed tar, found {error}: {remedy}") from error
     if end != bytes(BLOCK_BYTES):
         raise ValueError(
             f"{place} must end in tar's blocks of zeros, found other bytes: it is cut short, fetch it again"
@@ -74,21 +67,15 @@ def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member
 
 
 def source_of(
-    kind: str, classes: Sequence[str], labels: Sequence[int], names: list[str], files: list[Path], members: list
+    kind: str, classes: list[str], labels: list[int], names: list[str], files: list[Path], members: list
 ) -> Source:
-    """A source whose images are members of tars; `members` holds the position of its tar in `files`, and itself."""
-    sizes = np.array([member.size for _, member in members], np.int64)
-    return Source(kind, tuple(classes), np.array(labels, np.int64), names, sizes, _reader(files, members))
+    """A source whose images are members of tars; `members` holds the position of its tar in `files`, and itself.
 
-
-def _reader(files: list[Path], members: list[tuple[int, Member]]) -> Callable[[int], bytes]:
-    """A function that gives the bytes of the i-th member.
-
-    The last file stays open, since neighbours mostly lie in one. It is read at given positions, so processes that were
-    forked from one another may share it.
+    The last file that was read stays open, since neighbours mostly lie in one. It is read at given positions, so
+    processes that were forked from one another may share it.
     """
-    rows = ((number, member.offset, member.size) for number, member in members)
-    numbers, offsets, sizes = (np.array(column, np.int64) for column in zip(*rows))
+    rows = [(number, member.offset, member.size) for number, member in members]
+    numbers, offsets, sizes = np.array(rows, np.int64).reshape(-1, 3).T
     opened: dict[int, int] = {}
 
     def read(index: int) -> bytes:
@@ -103,4 +90,4 @@ def _reader(files: list[Path], members: list[tuple[int, Member]]) -> Callable[[i
             raise OSError(f"{str(files[number])!r} ends inside the member: it was cut while it was read")
         return content
 
-    return read
+    return Source(kind, tuple(classes), np.array(labels, np.int64), names, sizes.copy(), read)
