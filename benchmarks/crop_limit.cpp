@@ -24,7 +24,7 @@ struct Crop {
   int32_t top, left, height, width;
   uint32_t unused;
 };
-static_assert(sizeof(Crop) == 32, "CROP_LIMIT_DTYPE of loader_rows.py has 32 bytes");
+static_assert(sizeof(Crop) == 32, "crop_limit of loader_rows.py writes 32 bytes for each");
 
 static std::vector<char> read_file(const char* path) {
   std::ifstream file(path, std::ios::binary);

@@ -112,6 +112,8 @@ def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
     """Pack the photos in each way and print the table; speeds are those of the rows that ran."""
     from vitkd_ds.data.beton.format import check_beton
 
+    infos = {name: check_beton(pack_photos(workdir, name)) for name in PACKED}
+
     def closeness(name: str) -> str:
         figures = start("closeness", name, workdir, 1, 50)
         equal = f", {figures['num_equal']} equal" if figures["num_equal"] else ""
@@ -119,8 +121,7 @@ def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
 
     def cells(name: str) -> dict[str, str]:
         row, meaning, _ = PACKED[name]
-        info, speed = check_beton(pack_photos(workdir, name)), speeds.get(row)
-        num_bytes = info.bytes / info.num_images
+        num_bytes, speed = infos[name].bytes / infos[name].num_images, speeds.get(row)
         cores = (f"{needed / speed:.0f}" if speed else "–" for needed in NODE_IMAGES_PER_S.values())
         return {
             "stored as": meaning,

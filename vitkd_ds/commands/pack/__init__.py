@@ -51,10 +51,10 @@ def pack(
     """Write the images of `src` to the .beton `dst` and its side file. Called again after a kill, it continues.
 
     Args:
-        src: what `vitkd_ds.data.sources` knows: an ImageFolder tree, ImageNet's tars, shards, a Hugging Face folder.
+        src: class folders, ImageNet's or WebDataset's tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
         dst: a path ending in .beton that does not exist yet, in a folder that does.
         labels: file with the labels of ImageNet's validation tar.
-        classes: file with a class name per line, for shards with numbers.
+        classes: file with a class name per line, for WebDataset's tars with numbers.
         split: name of the split to read, where a Hugging Face folder has several.
         write_mode: jpg (small, decoded when read), raw (pixels: fast and large), or proportion (half of each).
         max_resolution: longest side in pixels, larger images are scaled down; 0 keeps every size. None is 500, and 0

@@ -124,7 +124,7 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
             records, whole_bytes = _whole_blocks(blocks)
             os.ftruncate(descriptor, len(head) + 1 + whole_bytes)
             records, end = _intact(partial, records, num_threads=num_threads)
-        else:  # new, or killed while this line was written
+        else:  # new, or killed while the first line was written
             partial.unlink(missing_ok=True)
             os.ftruncate(descriptor, 0)
             write_at(descriptor, json.dumps(settings).encode() + b"\n", 0)
@@ -134,6 +134,7 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
     except BaseException:
         os.close(descriptor)
         raise
+    # Hours of work must not be lost to a full disk, a bad image or Ctrl-C, so only a file without images is removed.
     try:
         yield journal
     except BaseException:

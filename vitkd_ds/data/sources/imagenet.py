@@ -41,6 +41,7 @@ def open_class_tars(src: Path, options: Options) -> Source:
     else:
         files = [src]
         tars = sorted((Path(member.name).name, 0, member) for member in list_members(src))
+    # Sorted as ImageFolder sorts folders and files, so the numbers of classes and images are the same from both.
     members, names, labels, classes = [], [], [], []
     for label, (name, number, inner) in enumerate(tars):
         found = CLASS_TAR.match(name)

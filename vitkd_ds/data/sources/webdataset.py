@@ -132,6 +132,7 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
         raise ValueError(
             f"every class must be one of {len(classes)}, found {texts[unknown]!r} at {names[unknown]!r}: {remedy}"
         )
+    # A gap may be a class without images, or a tar that was not copied: only the user can know.
     absent = set(range(len(classes))).difference(labels)
     if absent and not classes_file:
         raise ValueError(f"every class number must occur, found none of {min(absent)} below {max(labels)}: {remedy}")
