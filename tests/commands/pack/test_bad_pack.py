@@ -5,11 +5,10 @@ import os
 import shlex
 import subprocess
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands.pack.test_pack import COMMAND, content_of, names_in, one_class, stored
+from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class, stored
 from tests.data.conftest import write_images
 from tests.data.test_image_file import photograph, zeroed
 from vitkd_ds.commands import pack as pack_module
@@ -21,8 +20,8 @@ BAD = ("text.jpg", "empty.png", "cut.png", "thin.png")
 
 
 def with_bad_files(tmp_path, names):
-    noise, whole = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8), io.BytesIO()
-    Image.fromarray(noise).save(whole, "PNG")
+    whole = io.BytesIO()
+    Image.fromarray(noise(1, 50, 50)[0]).save(whole, "PNG")
     good = {"good_a.png": Image.new("RGB", (8, 8), (1, 1, 1)), "good_z.png": Image.new("RGB", (8, 8))}
     bad = {"text.jpg": b"not an image", "empty.png": b"", "cut.png": whole.getvalue()[:3000]}
     bad["thin.png"] = Image.new("RGB", (2000, 1))
@@ -46,9 +45,9 @@ def test_bad_files_are_left_out_and_named_when_asked(tmp_path, caplog):
 
 
 def test_what_is_kept_after_a_bad_file_is_said_and_skip_bad_goes_on_with_it(tmp_path, caplog):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    images = {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(writer.CHUNK + 8)}
-    src, dst = one_class(tmp_path, images | {"zz.jpg": zeroed(photograph())}), tmp_path / "x.beton"
+    images = noise(writer.CHUNK + 8, 64, 64)
+    src, dst = one_class(tmp_path, images), tmp_path / "x.beton"
+    (src / "only" / "zz.jpg").write_bytes(zeroed(photograph()))
     with pytest.raises(ValueError, match="only/zz.jpg' does not .*damaged JPEG.* the same command with --skip_bad"):
         pack(src, dst, write_mode="raw", workers=1)
     partial = [f".{dst.name}.partial", f".{dst.name}.partial.journal"]
@@ -156,9 +155,8 @@ def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
-    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
-    src = one_class(tmp_path, {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(80)})
-    disk = tmp_path / "disk"
+    images, disk = noise(80, 256, 256), tmp_path / "disk"
+    src = one_class(tmp_path, images)
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
@@ -169,7 +167,7 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
         assert "42 images, 0.01 GB, are kept in" in caplog.text and "the same command continues" in caplog.text
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         info = pack(src, disk / "x.beton", write_mode="raw", workers=1)
-        assert content_of(info.path) == [np.roll(noise, i).tobytes() for i in range(80)]
+        assert content_of(info.path) == [pixels.tobytes() for pixels in images]
     finally:
         subprocess.run(["umount", disk], check=True)
 

@@ -7,20 +7,17 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.commands.pack.test_pack import COMMAND, content_of, names_in, one_class
+from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class
 from vitkd_ds.commands.pack import journal, pack
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import side_path
 
 
-def with_late_image(tmp_path, num_images=200):
+def with_late_image(tmp_path):
     """A folder whose last image is a pipe: reading it blocks until somebody writes to it."""
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    src = one_class(tmp_path, {f"{i:03d}.png": Image.fromarray(np.roll(noise, i)) for i in range(num_images)})
+    src = one_class(tmp_path, noise(200, 64, 64))
     os.mkfifo(src / "only" / "zzz.png")
     return src
 
@@ -92,7 +89,7 @@ def test_a_run_that_is_ended_continues_where_it_was(tmp_path, caplog, start, num
     feed(src)
     info = pack(src, dst, write_mode="raw", workers=2)
     assert "continuing" in caplog.text and check_beton(dst) == info and info.num_images == 201
-    expected = [np.array(Image.open(path)).tobytes() for path in sorted((src / "only").glob("[0-9]*.png"))]
+    expected = [pixels.tobytes() for pixels in noise(200, 64, 64)]
     assert content_of(dst) == [*expected, expected[0]]
     assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
@@ -110,8 +107,7 @@ def test_what_an_ended_run_left_is_checked_and_can_be_thrown_away(tmp_path, capl
     feed(src)
     info = pack(src, dst, write_mode="raw", workers=1)
     assert "are damaged and are packed again" in caplog.text
-    expected = [np.array(Image.open(path)).tobytes() for path in sorted((src / "only").glob("[0-9]*.png"))]
-    assert content_of(info.path)[:200] == expected
+    assert content_of(info.path)[:200] == [pixels.tobytes() for pixels in noise(200, 64, 64)]
     other = tmp_path / "y.beton"
     end(*start(src, other))
     Path(f"{partial_path(other)}.journal").write_bytes(b"damaged\n")

@@ -87,7 +87,7 @@ def pack(
     unfinished = open_journal(dst, settings, restart=restart, num_threads=num_workers)
     # Slurm and others end processes with SIGTERM, which acts as Ctrl-C here: what is stored is kept.
     with handled_by(signal.default_int_handler, signal.SIGTERM), unfinished as journal:
-        _check_absent(dst)  # a run that held the lock until now may have finished it
+        _check_dst(dst, workers=workers)  # a run that held the lock until now may have finished it
         return _pack(source, dst, encoding, journal, shuffle=shuffle, num_workers=num_workers, skip_bad=skip_bad)
 
 
@@ -151,10 +151,6 @@ def _check_dst(dst: Path, *, workers: int) -> None:
         raise ValueError(f"dst must end in {SUFFIX}, found {str(dst)!r}: rename it")
     if not dst.parent.is_dir():
         raise ValueError(f"the folder of dst must exist, found no folder {str(dst.parent)!r}: make it first")
-    _check_absent(dst)
-
-
-def _check_absent(dst: Path) -> None:
     if dst.exists():
         raise ValueError(f"dst must not exist yet, found {str(dst)!r}: remove it, or choose another name")
 

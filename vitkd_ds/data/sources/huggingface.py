@@ -39,9 +39,8 @@ def open_hugging_face(src: Path, options: Options) -> Source:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(
-            f"{str(src)!r} needs the package datasets to be read, found none: pip install 'vitkd_ds[hf]'"
-        ) from error
+        remedy = "pip install 'vitkd_ds[hf]'"
+        raise ValueError(f"{str(src)!r} needs the package datasets to be read, found none: {remedy}") from error
     dataset = _arrow(datasets, src, options.split) if has_arrow(src) else _parquet(datasets, src, options.split)
     image_key = _only_column(src, dataset, datasets.Image, "image")
     label_key = _only_column(src, dataset, datasets.ClassLabel, "class label")
@@ -71,9 +70,8 @@ def _choose(src: Path, found: list[str], split: str) -> str:
     if split in found:
         return split
     if split or len(found) != 1:
-        raise ValueError(
-            f"--split must name one of the splits of {str(src)!r}, {', '.join(found)}, found {split!r}: choose one"
-        )
+        splits = f"{str(src)!r}, {', '.join(found)}"
+        raise ValueError(f"--split must name one of the splits of {splits}, found {split!r}: choose one")
     return found[0]
 
 
@@ -81,9 +79,8 @@ def _arrow(datasets: Any, src: Path, split: str) -> Any:
     try:
         dataset = datasets.load_from_disk(str(src))
     except Exception as error:  # the library and Arrow raise whatever comes
-        raise ValueError(
-            f"{str(src)!r} must be a folder of save_to_disk, found {type(error).__name__} {error}: save it again"
-        ) from error
+        found = f"{type(error).__name__} {error}"
+        raise ValueError(f"{str(src)!r} must be a folder of save_to_disk, found {found}: save it again") from error
     if isinstance(dataset, datasets.DatasetDict):
         return dataset[_choose(src, sorted(dataset), split)]
     if split and str(dataset.split) != split:

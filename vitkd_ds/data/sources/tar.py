@@ -61,9 +61,7 @@ def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member
         remedy = "fetch it again, or decompress it"
         raise ValueError(f"{place} must be a whole, uncompressed tar, found {error}: {remedy}") from error
     if end != bytes(BLOCK_BYTES):
-        raise ValueError(
-            f"{place} must end in tar's blocks of zeros, found other bytes: it is cut short, fetch it again"
-        )
+        raise ValueError(f"{place} must end in tar's blocks of zeros, found others: it is cut short, fetch it again")
 
 
 def source_of(

@@ -129,9 +129,8 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
     labels = [int(text) if are_numbers else position.get(text, len(classes)) for text in texts]
     unknown = next((row for row, label in enumerate(labels) if label >= len(classes)), None)
     if unknown is not None:
-        raise ValueError(
-            f"every class must be one of {len(classes)}, found {texts[unknown]!r} at {names[unknown]!r}: {remedy}"
-        )
+        found = f"{texts[unknown]!r} at {names[unknown]!r}"
+        raise ValueError(f"every class must be one of {len(classes)}, found {found}: {remedy}")
     # A gap may be a class without images, or a tar that was not copied: only the user can know.
     absent = set(range(len(classes))).difference(labels)
     if absent and not classes_file:
