@@ -16,7 +16,11 @@ from typing import Any, Callable, NoReturn
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds.config.help import field_help
 from vitkd_ds.config.overrides import apply_overrides, convert, nearest
+from vitkd_ds.config.run import Run, as_dict, check_run
+from vitkd_ds.data.augment.policy import parse_rand_augment
+from vitkd_ds.recipes import RECIPES, build_run
 from vitkd_ds.train import console, signals, watchdog
 
 REFUSED = 2
@@ -24,11 +28,6 @@ REFUSED = 2
 
 LAUNCHER_FLAGS = ("local_rank", "local-rank")
 """What DeepSpeed's launcher appends for every rank; the environment says the same."""
-
-HELP_FLAGS = ("--help", "-h")
-
-COMMANDS: dict[str, Callable[..., None]] = {}
-"""Of the console script, in the order of its help."""
 
 
 def train_main() -> None:
@@ -43,87 +42,63 @@ def main() -> None:
 
 def _run(*command: str) -> None:
     sys.argv[1:] = [word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in LAUNCHER_FLAGS]
-    words = [*command, *sys.argv[1:]]
-    if words[:1] == ["train"]:
-        signals.listen()  # before the slow imports
-    if words and words[0] in HELP_FLAGS:
+    words = ["--help" if word == "-h" else word for word in (*command, *sys.argv[1:])]
+    if words[:1] == ["--help"]:
         words = [*words[1:], "--help"]  # `--help train` asks what `train --help` asks
     name, *words = words or ["--help"]
+    if name == "train":
+        signals.listen()  # before the slow imports
+    console.install()
     try:
-        if name in HELP_FLAGS:
+        if name == "--help":
             print("\n\n".join(f"{name}: {inspect.getdoc(command)}" for name, command in COMMANDS.items()))
         elif name not in COMMANDS:
             raise ValueError(f"vitkd-ds {name} is no command: {nearest(name, COMMANDS)}")
-        elif any(word.partition("=")[0] in HELP_FLAGS for word in words):
-            print(_help_on_train(words) if name == "train" else inspect.getdoc(COMMANDS[name]))
         else:
             fire.Fire(COMMANDS[name], command=words, name=name)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(REFUSED)
+        _refuse(error, sys.exit)
 
 
-def _help_on_train(words: list[str]) -> str:
-    """What train does and every field of a run, or what the word after --help names of them."""
-    from vitkd_ds.config.help import field_help
-    from vitkd_ds.recipes import build_run
-
-    topic, recipe = "", "demo"
-    for word, after in zip(words, [*words[1:], "-"]):
-        flag, is_joined, value = word.partition("=")
-        value = value if is_joined else after if not after.startswith("-") else ""
-        topic = value if flag in HELP_FLAGS else topic
-        recipe = value if flag == "--recipe" else recipe
-    fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
-    about = "" if topic else f"{inspect.getdoc(train)}\n\n"
-    return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"
+def _refuse(error: ValueError, leave: Callable[[int], NoReturn]) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    leave(REFUSED)
 
 
-def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Any:
-    """The run that a command line asks for.
-
-    Raises:
-        ValueError: a word that is no flag, an unknown flag, recipe or value; the nearest valid name is given.
-    """
-    from vitkd_ds.config.run import check_run
-    from vitkd_ds.data.augment.policy import parse_rand_augment
-    from vitkd_ds.recipes import build_run
-
-    _check_words(words, "")
-    debug = convert(flags.pop("debug", "false"), bool, "debug")
-    run = build_run(flags.pop("recipe", "demo"), debug=debug)
-    run = apply_overrides(run, flags)
-    check_run(run)
-    if run.augment.rand_augment:
-        parse_rand_augment(run.augment.rand_augment)
-    return run
-
-
-def _command(name: str, words: str = "", *, takes_run: bool = False, **options: type) -> Callable[..., Any]:
-    """Make a function a command, called with its words and with options that are checked and converted.
+def _command(words: str = "", *, takes_run: bool = False, **options: type) -> Callable[..., Any]:
+    """Make a function a command, which is called with its words and with options that are checked and converted.
 
     Args:
-        name: what is typed.
         words: names of its words, in order; those in brackets may be left out.
-        takes_run: whatever is not in `options` is for `parse_run`, and is handed over as `flags`.
+        takes_run: hand over, as `flags`, what is not in `options`; it is for `parse_run`.
         options: its own options with their types.
     """
 
-    def register(function: Callable[..., None]) -> Callable[..., None]:
+    def make(function: Callable[..., None]) -> Callable[..., None]:
         @SetParseFn(str)
         def checked(*given: str, **flags: str) -> None:
+            if "help" in flags:
+                print(_help_on_train(flags) if function.__name__ == "train" else inspect.getdoc(function))
+                return
             _check_words(given, words)
-            for key in () if takes_run else flags:
-                if key not in options:
-                    raise ValueError(f"--{key} is no option: {nearest(key, options)}")
             own = {key: convert(flags.pop(key), options[key], key) for key in options if key in flags}
+            if flags and not takes_run:
+                key = next(iter(flags))
+                raise ValueError(f"--{key} is no option: {nearest(key, options)}")
             function(*given, **own, **({"flags": flags} if takes_run else {}))
 
         checked.__doc__ = function.__doc__
-        COMMANDS[name] = checked
         return checked
 
-    return register
+    return make
+
+
+def _help_on_train(flags: dict[str, str]) -> str:
+    """What train does and every field of a run, or the group or field that --help names."""
+    recipe, topic = flags.get("recipe", "demo"), flags["help"].removeprefix("True")
+    about = "" if topic else f"{inspect.getdoc(train)}\n\n"
+    fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
+    return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"
 
 
 def _check_words(given: tuple[str, ...], names: str) -> None:
@@ -133,7 +108,22 @@ def _check_words(given: tuple[str, ...], names: str) -> None:
         raise ValueError(f"the command needs {names}, found {' '.join(given) or 'nothing'}")
 
 
-@_command("train", takes_run=True, print_config=bool)
+def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
+    """The run that a command line asks for.
+
+    Raises:
+        ValueError: a word that is no flag, an unknown flag, recipe or value; the nearest valid name is given.
+    """
+    _check_words(words, "")
+    debug = convert(flags.pop("debug", "false"), bool, "debug")
+    run = apply_overrides(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
+    check_run(run)
+    if run.augment.rand_augment:
+        parse_rand_augment(run.augment.rand_augment)
+    return run
+
+
+@_command(takes_run=True, print_config=bool)
 def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     """Distil (or plainly train) a student.
 
@@ -148,39 +138,31 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     """
     run = parse_run((), flags)
     if print_config:
-        from vitkd_ds.config.run import as_dict
-
         if os.environ.get("RANK", "0") == "0":  # once under a launcher
             print(json.dumps(as_dict(run), indent=2))
         return
-    from vitkd_ds.engine import ranks
+    from vitkd_ds.engine.processes import leave
     from vitkd_ds.train.loop import train as train_run
 
     try:
         train_run(run)
-    except ValueError as error:  # without a traceback; not sys.exit, see processes.leave
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(REFUSED)
+    except ValueError as error:
+        _refuse(error, os._exit)  # not sys.exit, see `leave`
     except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
         watchdog.report(error)
         os._exit(1)
-    processes.leave()
+    leave()
 
 
-@_command("recipes")
+@_command()
 def recipes() -> None:
-    """List the recipes, each with what it trains.
-
-    Usage: recipes
-    """
-    from vitkd_ds.recipes import RECIPES
-
+    """List the recipes, each with what it trains."""
     for name, recipe in RECIPES.items():
-        print(f"{name:{max(map(len, RECIPES))}}  {inspect.getdoc(recipe).partition(chr(10))[0]}")
+        print(f"{name:{max(map(len, RECIPES))}}  {recipe.__doc__.splitlines()[0]}")
 
 
 @_command(
-    "pack", "SRC DST", passthrough=bool, max_resolution=int, short_side=int, write_mode=str, quality=int, shuffle=bool,
+    "SRC DST", passthrough=bool, max_resolution=int, short_side=int, write_mode=str, quality=int, shuffle=bool,
     workers=int, skip_bad=bool, restart=bool, labels=str, classes=str, split=str,
 )  # fmt: skip
 def pack(src: str, dst: str, **options: Any) -> None:
@@ -203,7 +185,7 @@ def pack(src: str, dst: str, **options: Any) -> None:
     print(f"{dst}: {info.num_images} images in {len(info.classes)} classes, {info.passthrough} of them as they were")
 
 
-@_command("show", "DATA [DST]", takes_run=True)
+@_command("DATA [DST]", takes_run=True)
 def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     """Write a grid of augmented, mixed training images with their labels to a PNG.
 
@@ -216,7 +198,7 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     print(show_run(run, Path(dst)))
 
 
-@_command("eval", "STUDENT", val=str, teacher=str, teacher_checkpoint=str, micro_batch_size=int)
+@_command("STUDENT", val=str, teacher=str, teacher_checkpoint=str, micro_batch_size=int)
 def evaluate(student: str, **options: Any) -> None:
     """Evaluate an exported student: top-1 and top-5, and the agreement with a teacher.
 
@@ -229,7 +211,7 @@ def evaluate(student: str, **options: Any) -> None:
         print(f"{name:12} {value:.4f}" if name == "kl" else f"{name:12} {value:.2f}")
 
 
-@_command("export", "RUN DST", which=str, half=bool)
+@_command("RUN DST", which=str, half=bool)
 def export(source: str, destination: str, **options: Any) -> None:
     """Copy a student out of a run: student.safetensors (a plain timm state dict) and student.json.
 
@@ -241,7 +223,7 @@ def export(source: str, destination: str, **options: Any) -> None:
     print(export_student(source, destination, **options))
 
 
-@_command("plan", takes_run=True, nodes=int, gpus=int, hardware=str)
+@_command(takes_run=True, nodes=int, gpus=int, hardware=str)
 def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str = "h100") -> None:
     """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
 
@@ -256,7 +238,7 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str 
     print(plan_text(run, nodes=nodes, gpus=gpus, hardware=hardware))
 
 
-@_command("doctor", takes_run=True)
+@_command(takes_run=True)
 def doctor(*, flags: dict[str, str]) -> None:
     """Examine the machine, the data and the models for a run, in under two minutes; exit code 1 if it would fail.
 
@@ -265,9 +247,16 @@ def doctor(*, flags: dict[str, str]) -> None:
     """
     run = parse_run((), flags)
     from vitkd_ds.commands.doctor.examine import examine
-    from vitkd_ds.engine import processes
+    from vitkd_ds.engine.processes import leave, shut_down
 
     if examine(run):
-        processes.leave()
-    processes.shut_down()
+        leave()
+    shut_down()
     sys.exit(1)
+
+
+COMMANDS = {
+    "train": train, "recipes": recipes, "pack": pack, "show": show, "eval": evaluate, "export": export, "plan": plan,
+    "doctor": doctor,
+}  # fmt: skip
+"""Of the console script, in the order of its help."""

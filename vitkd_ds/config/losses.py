@@ -4,7 +4,7 @@ Apart from `vitkd_ds.config.run` because whoever adds a loss adds a term here an
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Callable, Literal, get_args, get_origin, get_type_hints
 
 TEACHER_TERMS = ("kd", "nkd", "vitkd")
 """Loss terms that need a teacher."""
@@ -16,12 +16,24 @@ def require(holds: bool, key: str, found: Any, must: str) -> None:
         raise ValueError(f"{key} must {must}, found {found!r}: change it in the recipe or with --{key}")
 
 
-def require_choices(part: Any, name: str) -> None:
-    """Raise ValueError unless each field of `part` that is declared as a Literal holds one of its words."""
+def checker(part: Any, name: str) -> Callable[[str, bool, str], None]:
+    """Check the fields of a part that are declared as a Literal; returns `require` for the other fields of the part.
+
+    Args:
+        part: a dataclass of the run.
+        name: its place in the run, such as optim; "" is the run itself.
+
+    Returns:
+        A function of a field's name, whether its value is right, and what it must be or do.
+    """
+
+    def check(field: str, holds: bool, must: str) -> None:
+        require(holds, f"{name}.{field}".lstrip("."), getattr(part, field), must)
+
     for field, declared in get_type_hints(type(part)).items():
         if get_origin(declared) is Literal:
-            words, value = get_args(declared), getattr(part, field)
-            require(value in words, f"{name}.{field}", value, f"be one of {', '.join(words)}")
+            check(field, getattr(part, field) in get_args(declared), f"be one of {', '.join(get_args(declared))}")
+    return check
 
 
 @dataclass(frozen=True)
@@ -33,10 +45,10 @@ class Term:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the weight changes: constant, or linear / cosine from the weight down to 0 at the last step."""
 
-
-def _check_term(term: Term, key: str) -> None:
-    require(term.weight >= 0, f"losses.{key}.weight", term.weight, "be 0 (off) or more")
-    require_choices(term, f"losses.{key}")
+    def _checker(self, name: str) -> Callable[[str, bool, str], None]:
+        check = checker(self, f"losses.{name}")
+        check("weight", self.weight >= 0, "be 0 (off) or more")
+        return check
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,7 @@ class CrossEntropyTerm(Term):
     """Part of the target that is spread evenly over all classes; 0 is none."""
 
     def __post_init__(self) -> None:
-        _check_term(self, "ce")
-        require(0 <= self.label_smoothing < 1, "losses.ce.label_smoothing", self.label_smoothing, "be in [0, 1)")
+        self._checker("ce")("label_smoothing", 0 <= self.label_smoothing < 1, "be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,7 @@ class KDTerm(Term):
     """Divisor of both models' logits before the softmax; higher is softer."""
 
     def __post_init__(self) -> None:
-        _check_term(self, "kd")
-        require(self.temperature > 0, "losses.kd.temperature", self.temperature, "be positive")
+        self._checker("kd")("temperature", self.temperature > 0, "be positive")
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,9 @@ class NKDTerm(Term):
     """Factor of the part on non-target classes; the paper's is 1."""
 
     def __post_init__(self) -> None:
-        _check_term(self, "nkd")
-        require(self.temperature > 0, "losses.nkd.temperature", self.temperature, "be positive")
-        require(self.gamma >= 0, "losses.nkd.gamma", self.gamma, "be 0 or more")
+        check = self._checker("nkd")
+        check("temperature", self.temperature > 0, "be positive")
+        check("gamma", self.gamma >= 0, "be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -93,11 +103,9 @@ class ViTKDTerm(Term):
     """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
 
     def __post_init__(self) -> None:
-        _check_term(self, "vitkd")
-        require(0 < self.mask_ratio < 1, "losses.vitkd.mask_ratio", self.mask_ratio, "be in (0, 1)")
-        require(
-            len(self.blocks) == 2, "losses.vitkd.blocks", self.blocks, "name two blocks, as the loss has two aligners"
-        )
+        check = self._checker("vitkd")
+        check("mask_ratio", 0 < self.mask_ratio < 1, "be in (0, 1)")
+        check("blocks", len(self.blocks) == 2, "name two blocks, as the loss has two aligners")
 
 
 @dataclass(frozen=True)

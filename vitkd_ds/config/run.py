@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Mapping
 
-from vitkd_ds.config.losses import TEACHER_TERMS, LossesConfig, require, require_choices
+from vitkd_ds.config.losses import TEACHER_TERMS, LossesConfig, checker, require
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 
@@ -32,7 +32,7 @@ class StudentConfig:
     time."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.drop_path_rate < 1, "student.drop_path_rate", self.drop_path_rate, "be in [0, 1)")
+        checker(self, "student")("drop_path_rate", 0 <= self.drop_path_rate < 1, "be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ class TeacherConfig:
     interpolated. A 384-pixel teacher used at 224 gave a student below its own baseline (cls_KD issue 5)."""
 
     def __post_init__(self) -> None:
-        require_choices(self, "teacher")
-        require(bool(self.checkpoint), "teacher.checkpoint", self.checkpoint, "be a file, hub, demo or random")
+        checker(self, "teacher")("checkpoint", bool(self.checkpoint), "be a file, hub, demo or random")
 
 
 @dataclass(frozen=True)
@@ -96,19 +95,17 @@ class DataConfig:
     use among the ranks of its node."""
 
     def __post_init__(self) -> None:
-        require(0 < self.image_size <= 4096, "data.image_size", self.image_size, "be in [1, 4096]")
-        require(self.num_classes > 1, "data.num_classes", self.num_classes, "be at least 2")
-        low, high = self.crop_scale
-        require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "be two numbers, 0 < low <= high <= 1")
-        low, high = self.crop_ratio
-        require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "be two positive numbers, low <= high")
-        require(0 <= self.flip_probability <= 1, "data.flip_probability", self.flip_probability, "be in [0, 1]")
-        require(
-            0.25 <= self.val_crop_fraction <= 1, "data.val_crop_fraction", self.val_crop_fraction, "be in [0.25, 1]"
-        )
-        require(self.max_val_images >= 0, "data.max_val_images", self.max_val_images, "be 0 (all) or more")
-        require_choices(self, "data")
-        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be 0 (automatic) or more")
+        scale = self.crop_scale
+        ratio = self.crop_ratio
+        check = checker(self, "data")
+        check("image_size", 0 < self.image_size <= 4096, "be in [1, 4096]")
+        check("num_classes", self.num_classes > 1, "be at least 2")
+        check("crop_scale", 0 < scale[0] <= scale[1] <= 1, "be two numbers, 0 < low <= high <= 1")
+        check("crop_ratio", 0 < ratio[0] <= ratio[1], "be two positive numbers, low <= high")
+        check("flip_probability", 0 <= self.flip_probability <= 1, "be in [0, 1]")
+        check("val_crop_fraction", 0.25 <= self.val_crop_fraction <= 1, "be in [0.25, 1]")
+        check("max_val_images", self.max_val_images >= 0, "be 0 (all) or more")
+        check("num_workers", self.num_workers >= 0, "be 0 (automatic) or more")
 
 
 @dataclass(frozen=True)
@@ -137,12 +134,12 @@ class AugmentConfig:
     """What shares a draw of Mixup or CutMix. batch: a whole micro-batch. element: each image has its own."""
 
     def __post_init__(self) -> None:
-        require(self.repeats >= 1, "augment.repeats", self.repeats, "be 1 (off) or more")
-        require(0 <= self.color_jitter < 1, "augment.color_jitter", self.color_jitter, "be in [0, 1)")
-        require(0 <= self.random_erasing <= 1, "augment.random_erasing", self.random_erasing, "be in [0, 1]")
-        require(self.mixup_alpha >= 0, "augment.mixup_alpha", self.mixup_alpha, "be 0 (off) or more")
-        require(self.cutmix_alpha >= 0, "augment.cutmix_alpha", self.cutmix_alpha, "be 0 (off) or more")
-        require_choices(self, "augment")
+        check = checker(self, "augment")
+        check("repeats", self.repeats >= 1, "be 1 (off) or more")
+        check("color_jitter", 0 <= self.color_jitter < 1, "be in [0, 1)")
+        check("random_erasing", 0 <= self.random_erasing <= 1, "be in [0, 1]")
+        check("mixup_alpha", self.mixup_alpha >= 0, "be 0 (off) or more")
+        check("cutmix_alpha", self.cutmix_alpha >= 0, "be 0 (off) or more")
 
 
 @dataclass(frozen=True)
@@ -173,18 +170,17 @@ class OptimConfig:
     one, it is what is evaluated and exported."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", self.lr, "be positive")
-        require(self.lr_batch_size > 0, "optim.lr_batch_size", self.lr_batch_size, "be positive")
-        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "be 0 or more")
-        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "be two numbers in [0, 1)")
-        require(self.eps > 0, "optim.eps", self.eps, "be positive")
-        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "be 0 or more")
-        require(
-            0 < self.warmup_start_factor <= 1, "optim.warmup_start_factor", self.warmup_start_factor, "be in (0, 1]"
-        )
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "be 0 or more")
-        require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "be 0 (off) or more")
-        require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "be in [0, 1)")
+        check = checker(self, "optim")
+        check("lr", self.lr > 0, "be positive")
+        check("lr_batch_size", self.lr_batch_size > 0, "be positive")
+        check("min_lr", self.min_lr >= 0, "be 0 or more")
+        check("betas", all(0 <= b < 1 for b in self.betas), "be two numbers in [0, 1)")
+        check("eps", self.eps > 0, "be positive")
+        check("warmup_epochs", self.warmup_epochs >= 0, "be 0 or more")
+        check("warmup_start_factor", 0 < self.warmup_start_factor <= 1, "be in (0, 1]")
+        check("weight_decay", self.weight_decay >= 0, "be 0 or more")
+        check("clip_grad_norm", self.clip_grad_norm >= 0, "be 0 (off) or more")
+        check("ema_decay", 0 <= self.ema_decay < 1, "be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -200,9 +196,10 @@ class CheckpointConfig:
     trains on. 1 stops at the first."""
 
     def __post_init__(self) -> None:
-        require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "be 0 (each epoch) or more")
-        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "be at least 1")
-        require(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "be at least 1")
+        check = checker(self, "checkpoint")
+        check("every_steps", self.every_steps >= 0, "be 0 (each epoch) or more")
+        check("keep_last", self.keep_last >= 1, "be at least 1")
+        check("max_failures", self.max_failures >= 1, "be at least 1")
 
 
 @dataclass(frozen=True)
@@ -252,16 +249,14 @@ class Run:
     """Run a few steps of the same code on the images in the package; summary.json marks it."""
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, "epochs", self.epochs, "be positive")
-        require(self.max_steps >= 0, "max_steps", self.max_steps, "be 0 (all epochs) or more")
-        require(self.global_batch_size > 0, "global_batch_size", self.global_batch_size, "be positive")
-        micro = self.micro_batch_size_per_gpu
-        require(micro > 0, "micro_batch_size_per_gpu", micro, "be positive")
-        require(
-            self.eval_every_epochs >= 0, "eval_every_epochs", self.eval_every_epochs, "be 0 (only at the end) or more"
-        )
-        require(self.log_every_steps > 0, "log_every_steps", self.log_every_steps, "be positive")
-        require(self.seed >= 0, "seed", self.seed, "be 0 or more")
+        check = checker(self, "")
+        check("epochs", self.epochs > 0, "be positive")
+        check("max_steps", self.max_steps >= 0, "be 0 (all epochs) or more")
+        check("global_batch_size", self.global_batch_size > 0, "be positive")
+        check("micro_batch_size_per_gpu", self.micro_batch_size_per_gpu > 0, "be positive")
+        check("eval_every_epochs", self.eval_every_epochs >= 0, "be 0 (only at the end) or more")
+        check("log_every_steps", self.log_every_steps > 0, "be positive")
+        check("seed", self.seed >= 0, "be 0 or more")
 
 
 def check_run(run: Run) -> None:
