@@ -1,4 +1,4 @@
-"""Command line -> checked command: text stays text, what is unknown is refused with the nearest name, help, printing."""
+"""Command line -> checked command: text stays text, what is unknown is refused by name; help."""
 
 import json
 import sys
@@ -105,7 +105,8 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
      {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": 8}),
     (cli.pack, "pack.pack.pack", ("S", "D"),
      {"passthrough": "true", "max_resolution": "1", "short_side": "2", "write_mode": "raw", "quality": "3",
-      "shuffle": "1", "workers": "4", "skip_bad": "yes", "restart": "no", "labels": "1_0", "classes": "5", "split": "6"},
+      "shuffle": "1", "workers": "4", "skip_bad": "yes", "restart": "no", "labels": "1_0", "classes": "5",
+      "split": "6"},
      {"passthrough": True, "max_resolution": 1, "short_side": 2, "write_mode": "raw", "quality": 3, "shuffle": True,
       "workers": 4, "skip_bad": True, "restart": False, "labels": "1_0", "classes": "5", "split": "6"}),
 ])  # fmt: skip
@@ -179,8 +180,8 @@ def test_every_command_with_a_recipe_takes_a_path(vitkd_ds, capsys, words):
 
 @pytest.mark.parametrize("words", ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc"])
 def test_answers_come_without_the_slow_imports(words):
-    code = "import sys; from vitkd_ds.cli import main; "
-    code += "import atexit; atexit.register(lambda: print('slow:', {'torch', 'deepspeed', 'timm'} & {*sys.modules})); main()"
+    code = "import atexit, sys; from vitkd_ds.cli import main; "
+    code += "atexit.register(lambda: print('slow:', {'torch', 'deepspeed', 'timm'} & {*sys.modules})); main()"
     assert "slow: set()" in run_command(sys.executable, "-c", code, *words.split(), check=False).stdout
 
 

@@ -25,20 +25,20 @@ def test_every_field_is_listed_once_with_a_docstring(recipe):
     text = field_help(build_run(recipe), width=1000)
     fields = fields_in(text)
     assert fields.keys() == field_types(build_run("demo")).keys() and text.count("\n  --") == len(fields)
-    for key, (option, docstring) in fields.items():
+    for key, (_, docstring) in fields.items():
         assert len(docstring) > 10 and not docstring.startswith("--"), f"{key} needs a docstring"
 
 
 def test_options_show_default_and_kind_as_they_are_typed():
     fields = fields_in(field_help(build_run("deit_tiny_from_deit3_small"), width=1000))
     for key, option in {
-        "optim.lr": "--optim.lr=0.001  (a number)",
+        "optim.lr": "--optim.lr=0.001  (a number; must be positive)",
         "compile": "--compile=true  (true or false)",
         "student.init": "--student.init=''  (text)",
-        "teacher.placement": "--teacher.placement=shard  (one of shard, replica, offload)",
-        "losses.kd.schedule": "--losses.kd.schedule=constant  (one of constant, linear, cosine)",
-        "data.interpolation": "--data.interpolation=bicubic  (one of bilinear, bicubic, random)",
-        "optim.betas": "--optim.betas=0.9,0.999  (numbers with commas, such as 0.08,1)",
+        "teacher.placement": "--teacher.placement=shard  (text; must be one of shard, replica, offload)",
+        "losses.kd.schedule": "--losses.kd.schedule=constant  (text; must be one of constant, linear, cosine)",
+        "data.interpolation": "--data.interpolation=bicubic  (text; must be one of bilinear, bicubic, random)",
+        "optim.betas": "--optim.betas=0.9,0.999  (numbers with commas, such as 0.08,1; must be two numbers in [0, 1))",
     }.items():
         assert fields[key][0] == option
     model_args = fields_in(field_help(build_run("demo"), width=1000))["student.model_args"][0]
