@@ -65,6 +65,14 @@ def test_values_keep_their_text_and_convert_by_the_fields_type():
     ({"data.backend": "dali"}, "data.backend must be one of ffcv, torchvision"),
     ({"data.order": "sorted"}, "data.order must be one of random, quasi_random"),
     ({"data.on_bad": "ignore"}, "data.on_bad must be one of stop, skip"),
+    ({"timeout_minutes": "0"}, "timeout_minutes must be positive, found 0.0"),
+    ({"losses.vitkd.alpha": "-1"}, "losses.vitkd.alpha must be 0 or more, found -1.0"),
+    ({"losses.vitkd.blocks": "1"}, "losses.vitkd.blocks must name two blocks, as the loss has two aligners, found"),
+    ({"data.crop_scale": "0.5,0.1"}, "data.crop_scale must be two numbers, 0 < low <= high <= 1, found"),
+    ({"data.crop_ratio": "0,1"}, "data.crop_ratio must be two positive numbers, low <= high, found"),
+    ({"optim.betas": "0.9,1"}, r"optim.betas must be two numbers in \[0, 1\), found"),
+    ({"data.num_classes": "1"}, "data.num_classes must be 2 or more, found 1"),
+    ({"teacher.checkpoint": ""}, "teacher.checkpoint must be a file, hub, demo or random, found ''"),
     ({"optim.ema_decay": "1"}, r"optim.ema_decay must be in \[0, 1\), found 1.0"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
@@ -98,12 +106,12 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
 
 
 @pytest.mark.parametrize("command, target, words, flags, expected", [
-    (cli.export, "evaluate.export_student", ("R", "D"), {"which": "best", "half": "true"},
+    (cli.export, "checkpoint.export.export_student", ("R", "D"), {"which": "best", "half": "true"},
      {"which": "best", "half": True}),
-    (cli.evaluate, "evaluate.evaluate_exported", ("S",),
+    (cli.evaluate, "commands.evaluate.evaluate_exported", ("S",),
      {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": "8"},
      {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": 8}),
-    (cli.pack, "pack.pack.pack", ("S", "D"),
+    (cli.pack, "commands.pack.pack.pack", ("S", "D"),
      {"passthrough": "true", "max_resolution": "1", "short_side": "2", "write_mode": "raw", "quality": "3",
       "shuffle": "1", "workers": "4", "skip_bad": "yes", "restart": "no", "labels": "1_0", "classes": "5",
       "split": "6"},
@@ -117,7 +125,7 @@ def test_words_and_options_reach_the_command_converted(monkeypatch, command, tar
         calls.append((words, options))
         raise ValueError("called")
 
-    monkeypatch.setattr(f"vitkd_ds.commands.{target}", called)
+    monkeypatch.setattr(f"vitkd_ds.{target}", called)
     with pytest.raises(ValueError, match="called"):
         command(*words, **flags)
     assert calls == [(words, expected)]

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable
 
 import fire
 from fire.decorators import SetParseFn
@@ -57,12 +57,8 @@ def _run(*command: str) -> None:
         else:
             fire.Fire(COMMANDS[name], command=words, name=name)
     except ValueError as error:
-        _refuse(error, sys.exit)
-
-
-def _refuse(error: ValueError, leave: Callable[[int], NoReturn]) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    leave(REFUSED)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 def _command(words: str = "", *, takes_run: bool = False, **options: type) -> Callable[..., Any]:
@@ -95,7 +91,8 @@ def _command(words: str = "", *, takes_run: bool = False, **options: type) -> Ca
 
 def _help_on_train(flags: dict[str, str]) -> str:
     """What train does and every field of a run, or the group or field that --help names."""
-    recipe, topic = flags.get("recipe", "demo"), flags["help"].removeprefix("True")
+    recipe, topic = flags.get("recipe", "demo"), flags["help"]
+    topic = "" if topic == "True" else topic  # what fire makes of a flag without a value
     about = "" if topic else f"{inspect.getdoc(train)}\n\n"
     fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
     return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"
@@ -147,7 +144,8 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     try:
         train_run(run)
     except ValueError as error:
-        _refuse(error, os._exit)  # not sys.exit, see `leave`
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(REFUSED)  # not sys.exit, see `leave`
     except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
         watchdog.report(error)
         os._exit(1)
@@ -218,7 +216,7 @@ def export(source: str, destination: str, **options: Any) -> None:
     Usage: export RUN DST [--which last|best] [--half], where RUN is a run folder or one of its checkpoints and DST a
     new folder; --half stores fp16.
     """
-    from vitkd_ds.commands.evaluate import export_student
+    from vitkd_ds.checkpoint.export import export_student
 
     print(export_student(source, destination, **options))
 

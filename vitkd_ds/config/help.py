@@ -64,17 +64,14 @@ def _fields(cls: type, part: Any, prefix: str) -> Iterator[tuple[str, str, str, 
         heading += " The recipe has none; these are the defaults of a recipe that has one."
     for field in dataclasses.fields(cls):
         key, inner = prefix + field.name, dataclass_in(types[field.name])
-        value = _default_of(field) if part is None else getattr(part, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = default if part is None else getattr(part, field.name)
         if inner:
             yield from _fields(inner, value, f"{key}.")
         else:
             kind = KINDS.get(get_origin(types[field.name]) or types[field.name], "text")
             must = f"; must {rules[field.name].must}" if field.name in rules else ""
             yield heading, key, f"--{key}{_typed(value)}  ({kind}{must})", texts.get(field.name, "")
-
-
-def _default_of(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _typed(value: Any) -> str:

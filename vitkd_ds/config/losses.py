@@ -55,9 +55,9 @@ class NKDTerm(Term, place="losses.nkd"):
 class ViTKDTerm(Term, place="losses.vitkd"):
     """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
 
-    alpha: float = 3e-5
+    alpha: Annotated[float, at_least(0)] = 3e-5
     """Factor of the mimicked shallow blocks, whose squared differences are summed over tokens and channels."""
-    beta: float = 3e-6
+    beta: Annotated[float, at_least(0)] = 3e-6
     """Factor of the regenerated last block, summed likewise."""
     mask_ratio: Annotated[float, within("(0, 1)")] = 0.5
     """Part of the student's tokens of the last block that is masked before it is regenerated."""

@@ -83,8 +83,8 @@ def convert(text: str, declared: Any, key: str) -> Any:
             return _to_number(text, kind)
         if kind is tuple:
             return _to_tuple(text, get_args(declared))
-        return _to_object(text) if kind in KINDS else text
-    except (KeyError, ValueError):
+        return {**json.loads(text)} if kind in KINDS else text
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"--{key} must be {KINDS[kind]}, found {text!r}") from None
 
 
@@ -154,10 +154,3 @@ def _to_tuple(text: str, element_types: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(parts) != len(element_types):
         raise ValueError(text)
     return tuple(kind(part.strip()) for kind, part in zip(element_types, parts))
-
-
-def _to_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(text)
-    return value

@@ -1,8 +1,5 @@
-"""What a field of a run may hold: its annotation says it, once for the check and for the text of --help.
-
-    lr: Annotated[float, POSITIVE] = 1e-3
-    placement: Literal["shard", "replica", "offload"] = "shard"
-"""
+"""What a field of a run may hold. Its annotation says it, once for the check and for the text of --help:
+`lr: Annotated[float, POSITIVE]`, or `placement: Literal["shard", "replica", "offload"]`."""
 
 from typing import Any, Callable, Literal, NamedTuple, get_args, get_origin, get_type_hints
 

@@ -66,7 +66,7 @@ class DataConfig(Part, place="data"):
     image_size: Annotated[int, within("[1, 4096]")]
     """Height and width of the square that both models see, in pixels."""
     num_classes: Annotated[int, at_least(2)]
-    """Number of classes of the data, 2 or more."""
+    """Number of classes of the data."""
     crop_scale: Annotated[tuple[float, float], SCALES] = (0.08, 1.0)
     """Area of the training crop relative to the image, smallest and largest."""
     crop_ratio: Annotated[tuple[float, float], RATIOS] = (3 / 4, 4 / 3)
@@ -196,11 +196,11 @@ class Run(Part, place=""):
     """Epochs between evaluations; 0 evaluates only at the end."""
     log_every_steps: Annotated[int, POSITIVE] = 10
     """Optimizer updates between lines of metrics.jsonl."""
-    timeout_minutes: float = 10
+    timeout_minutes: Annotated[float, POSITIVE] = 10
     """Longest time without progress, in minutes: a rank that stays so long in one phase (start, data, forward, a
     validation micro-batch, a checkpoint) says where it is and ends the run. Raise it if models are fetched slowly."""
     seed: Annotated[int, at_least(0)] = 0
-    """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks; 0 or more."""
+    """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks."""
     compile: bool = False
     """Run the student with its losses, and the teacher, through torch.compile."""
     debug: bool = False
