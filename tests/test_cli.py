@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,7 @@ def test_values_keep_their_text_and_convert_by_the_fields_type():
     ({"optim.lr": "fast"}, "--optim.lr must be a number, found 'fast'"),
     ({"optim.lr": "nan"}, "--optim.lr must be a number, found 'nan'"),
     ({"seed": "1.5"}, "--seed must be a whole number, found '1.5'"),
+    ({"seed": "1_0"}, "--seed must be a whole number, found '1_0'"),
     ({"compile": "maybe"}, "--compile must be true or false, found 'maybe'"),
     ({"debug": "maybe"}, "--debug must be true or false"),
     ({"data.crop_scale": "1"}, "--data.crop_scale must be numbers with commas"),
@@ -129,6 +131,33 @@ def test_words_and_options_reach_the_command_converted(monkeypatch, command, tar
     with pytest.raises(ValueError, match="called"):
         command(*words, **flags)
     assert calls == [(words, expected)]
+
+
+def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):
+    calls = []
+    monkeypatch.setattr("vitkd_ds.commands.show.show", lambda *words: calls.append(words))
+    monkeypatch.setattr("vitkd_ds.commands.plan.text.plan_text", lambda *words, **own: calls.append((*words, own)))
+    cli.show("x.beton", "x.png", recipe="demo_plain", seed="3")
+    cli.show("demo")
+    cli.plan(recipe="demo", nodes="2", gpus="3", hardware="x", seed="4")
+    assert calls == [
+        (parse_run((), {"recipe": "demo_plain", "seed": "3", "data.train": "x.beton"}), Path("x.png")),
+        (build_run("demo"), Path("show.png")),
+        (parse_run((), {"seed": "4"}), {"nodes": 2, "gpus": 3, "hardware": "x"}),
+    ]
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["train", "--print_config"], ["listen", "install"]),
+    (["recipes"], ["install"]),
+])  # fmt: skip
+def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vitkd_ds, monkeypatch, words, expected):
+    calls = []
+    monkeypatch.setattr(cli.signals, "listen", lambda: calls.append("listen"))
+    monkeypatch.setattr(cli.console, "install", lambda: calls.append("install"))
+    monkeypatch.setattr(cli.fire, "Fire", lambda *args, **options: calls.append("command"))
+    vitkd_ds(*words)
+    assert calls == [*expected, "command"]
 
 
 @pytest.mark.parametrize("words", [

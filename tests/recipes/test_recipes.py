@@ -75,7 +75,7 @@ def test_a_stored_run_resumes_automatically_and_warns_where_it_had_begun_elsewhe
     with caplog.at_level(logging.WARNING):
         assert build_run(str(folder)) == build_run("demo")
     assert caplog.text.count("give --resume to begin there again") == warnings
-    assert ("/old/run" in caplog.text) == bool(warnings)
+    assert (f"{folder} began at /old/run: " in caplog.text) == bool(warnings)
 
 
 def broken(path, value):

@@ -39,7 +39,7 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
     """
     if recipe in RECIPES:
         return debug_size(RECIPES[recipe]()) if debug else RECIPES[recipe]()
-    if "/" not in recipe and not (recipe and os.path.exists(recipe)):
+    if "/" not in recipe and not os.path.exists(recipe):
         raise ValueError(f"--recipe {recipe} is no recipe: {nearest(recipe, RECIPES)}")
     if debug:
         raise ValueError(f"--debug needs the name of a recipe, found --recipe {recipe}: a stored run has its own size")
