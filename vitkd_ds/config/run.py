@@ -191,7 +191,8 @@ class Run(Part, place=""):
     resume: str = "auto"
     """Where training begins. auto: continue what lies in workdir, else start. none: start, and refuse a used workdir.
     Else the path of a run folder or of one checkpoint (runs/x/checkpoints/step00001234) of the same settings, from
-    which this run goes on. Checkpoints are unpickled, so name only folders that you trust."""
+    which this run goes on. Checkpoints are unpickled, so name only folders that you trust. A stored run that --recipe
+    takes has auto, whatever it had then."""
     eval_every_epochs: Annotated[float, at_least(0, "only at the end")] = 1
     """Epochs between evaluations; 0 evaluates only at the end."""
     log_every_steps: Annotated[int, POSITIVE] = 10
