@@ -1,14 +1,29 @@
-"""Command line -> run: text stays text, fields convert by type, what is unknown is refused with the nearest name."""
+"""Command line -> checked command: text stays text, what is unknown is refused by name; help."""
 
-import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
-from vitkd_ds.cli import main, parse_run
-from vitkd_ds.config.overrides import apply_overrides, convert, field_types, from_dict
-from vitkd_ds.config.run import Run, as_dict, check_run
+from tests.conftest import ROOT, numerics_of, run_command
+from vitkd_ds import cli
+from vitkd_ds.cli import parse_run
+from vitkd_ds.config.run import as_dict
 from vitkd_ds.recipes import RECIPES, build_run
+
+
+@pytest.fixture
+def vitkd_ds(monkeypatch, capsys):
+    """Run the console script with some words in this process; returns what it printed on stdout."""
+    monkeypatch.setattr(cli.signals, "listen", lambda: None)  # the handlers of the tests stay
+
+    def run(*words, main=cli.main):
+        monkeypatch.setattr("sys.argv", ["vitkd-ds", *map(str, words)])
+        main()
+        return capsys.readouterr().out
+
+    return run
 
 
 def test_without_arguments_the_demo_runs():
@@ -32,6 +47,7 @@ def test_values_keep_their_text_and_convert_by_the_fields_type():
     ({"optim.lr": "fast"}, "--optim.lr must be a number, found 'fast'"),
     ({"optim.lr": "nan"}, "--optim.lr must be a number, found 'nan'"),
     ({"seed": "1.5"}, "--seed must be a whole number, found '1.5'"),
+    ({"seed": "1_0"}, "--seed must be a whole number, found '1_0'"),
     ({"compile": "maybe"}, "--compile must be true or false, found 'maybe'"),
     ({"debug": "maybe"}, "--debug must be true or false"),
     ({"data.crop_scale": "1"}, "--data.crop_scale must be numbers with commas"),
@@ -40,12 +56,25 @@ def test_values_keep_their_text_and_convert_by_the_fields_type():
     ({"recipe": "demo_plain", "losses.nkd.weight": "1"}, "losses.nkd needs a teacher"),
     ({"losses.nkd.weight": "0", "losses.vitkd.weight": "0"}, "a teacher must be used by kd, nkd or vitkd"),
     ({"losses.ce.weight": "0", "recipe": "demo_plain"}, "at least one term"),
+    ({"losses.kd.schedule": "step"}, "losses.kd.schedule must be one of constant, linear, cosine, found 'step'"),
     ({"teacher.checkpoint": "random"}, "for --debug runs only"),
     ({"global_batch_size": "0"}, "global_batch_size must be positive, found 0"),
     ({"augment.rand_augment": "m9"}, "augment.rand_augment must start with rand-"),
     ({"augment.rand_augment": "rand-m9-q3"}, "augment.rand_augment"),
     ({"augment.mix_mode": "pair"}, "augment.mix_mode must be one of batch, element"),
+    ({"augment.interpolation": "box"}, "augment.interpolation must be one of bilinear, bicubic, random"),
+    ({"data.interpolation": "box"}, "data.interpolation must be one of bilinear, bicubic, random"),
+    ({"data.backend": "dali"}, "data.backend must be one of ffcv, torchvision"),
+    ({"data.order": "sorted"}, "data.order must be one of random, quasi_random"),
     ({"data.on_bad": "ignore"}, "data.on_bad must be one of stop, skip"),
+    ({"timeout_minutes": "0"}, "timeout_minutes must be positive, found 0.0"),
+    ({"losses.vitkd.alpha": "-1"}, "losses.vitkd.alpha must be 0 or more, found -1.0"),
+    ({"losses.vitkd.blocks": "1"}, "losses.vitkd.blocks must name two blocks, as the loss has two aligners, found"),
+    ({"data.crop_scale": "0.5,0.1"}, "data.crop_scale must be two numbers, 0 < low <= high <= 1, found"),
+    ({"data.crop_ratio": "0,1"}, "data.crop_ratio must be two positive numbers, low <= high, found"),
+    ({"optim.betas": "0.9,1"}, r"optim.betas must be two numbers in \[0, 1\), found"),
+    ({"data.num_classes": "1"}, "data.num_classes must be 2 or more, found 1"),
+    ({"teacher.checkpoint": ""}, "teacher.checkpoint must be a file, hub, demo or random, found ''"),
     ({"optim.ema_decay": "1"}, r"optim.ema_decay must be in \[0, 1\), found 1.0"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
@@ -53,64 +82,154 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
         parse_run((), flags)
 
 
-def test_a_word_without_dashes_is_refused():
-    with pytest.raises(ValueError, match="every argument must be a --flag, found 'demo'"):
-        parse_run(("demo",), {})
+@pytest.mark.parametrize("words, message", [
+    (["train", "demo"], "every argument must be a --flag, found 'demo': put -- before its name"),
+    (["trian"], "vitkd-ds trian is no command: did you mean train"),
+    (["--recipe", "demo"], "vitkd-ds --recipe is no command"),
+    (["export", "a"], "the command needs RUN DST, found a"),
+    (["show"], r"the command needs DATA [DST], found nothing"),
+    (["show", "a", "b", "c"], r"the command needs DATA [DST], found a b c"),
+    (["pack", "a", "b", "--qualty=3"], "--qualty is no option: did you mean quality"),
+    (["pack", "a", "b", "--quality=high"], "--quality must be a whole number, found 'high'"),
+    (["plan", "--recipe=demo", "--nodes=many"], "--nodes must be a whole number"),
+    (["show", "a", "--print_config"], "--print_config is no option"),
+    (["train", "--print_config=maybe"], "--print_config must be true or false"),
+    (["train", "--help", "optimm"], "--help optimm is no group or field of a run: did you mean optim"),
+    (["train", "--help", "--recipe", "demoo"], "--recipe demoo is no recipe"),
+    (["train", "--recipe=./none"], "none must hold a run"),
+    (["train", "--recipe=./none", "--debug"], "--debug needs the name of a recipe"),
+])  # fmt: skip
+def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        vitkd_ds(*words)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ") and message in printed.err and printed.err.count("\n") == 1
+    assert not printed.out
 
 
-def test_the_launchers_local_rank_is_no_option_of_ours_and_no_error(monkeypatch, capsys):
-    for words in (["--local_rank=1", "pack", "--help"], ["pack", "--local-rank=1", "--help"]):
-        monkeypatch.setattr("sys.argv", ["vitkd-ds", *words])
-        main()
-        assert capsys.readouterr().out.startswith("Write ")
+@pytest.mark.parametrize("command, target, words, flags, expected", [
+    (cli.export, "checkpoint.export.export_student", ("R", "D"), {"which": "best", "half": "true"},
+     {"which": "best", "half": True}),
+    (cli.evaluate, "commands.evaluate.evaluate_exported", ("S",),
+     {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": "8"},
+     {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": 8}),
+    (cli.pack, "commands.pack.pack.pack", ("S", "D"),
+     {"passthrough": "true", "max_resolution": "1", "short_side": "2", "write_mode": "raw", "quality": "3",
+      "shuffle": "1", "workers": "4", "skip_bad": "yes", "restart": "no", "labels": "1_0", "classes": "5",
+      "split": "6"},
+     {"passthrough": True, "max_resolution": 1, "short_side": 2, "write_mode": "raw", "quality": 3, "shuffle": True,
+      "workers": 4, "skip_bad": True, "restart": False, "labels": "1_0", "classes": "5", "split": "6"}),
+])  # fmt: skip
+def test_words_and_options_reach_the_command_converted(monkeypatch, command, target, words, flags, expected):
+    calls = []
+
+    def called(*words, **options):
+        calls.append((words, options))
+        raise ValueError("called")
+
+    monkeypatch.setattr(f"vitkd_ds.{target}", called)
+    with pytest.raises(ValueError, match="called"):
+        command(*words, **flags)
+    assert calls == [(words, expected)]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("debug", [False, True])
-def test_every_recipe_is_a_valid_run_with_the_same_augmentation_in_its_debug_size(recipe, debug):
-    check_run(build_run(recipe, debug=debug))
-    assert build_run(recipe, debug=debug).augment == build_run(recipe).augment
+def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):
+    calls = []
+    monkeypatch.setattr("vitkd_ds.commands.show.show", lambda *words: calls.append(words))
+    monkeypatch.setattr("vitkd_ds.commands.plan.text.plan_text", lambda *words, **own: calls.append((*words, own)))
+    cli.show("x.beton", "x.png", recipe="demo_plain", seed="3")
+    cli.show("demo")
+    cli.plan(recipe="demo", nodes="2", gpus="3", hardware="x", seed="4")
+    assert calls == [
+        (parse_run((), {"recipe": "demo_plain", "seed": "3", "data.train": "x.beton"}), Path("x.png")),
+        (build_run("demo"), Path("show.png")),
+        (parse_run((), {"seed": "4"}), {"nodes": 2, "gpus": 3, "hardware": "x"}),
+    ]
 
 
-def test_the_paper_recipes_are_the_papers():
-    run = build_run("deit_base_from_deit3_large")
-    assert (run.epochs, run.global_batch_size, run.optim.lr, run.optim.weight_decay) == (300, 1024, 1e-3, 0.05)
-    assert (run.optim.warmup_epochs, run.optim.min_lr, run.optim.clip_grad_norm) == (20, 1e-5, 5.0)
-    assert (run.losses.vitkd.alpha, run.losses.vitkd.beta, run.losses.vitkd.mask_ratio) == (3e-5, 3e-6, 0.5)
-    assert (run.losses.nkd.gamma, run.losses.nkd.temperature, run.losses.ce.label_smoothing) == (1.0, 1.0, 0.1)
-    augment, data = run.augment, run.data
-    assert (augment.rand_augment, augment.random_erasing, augment.repeats) == ("rand-m9-mstd0.5-inc1", 0.25, 1)
-    assert (augment.mixup_alpha, augment.cutmix_alpha, augment.mix_mode) == (0.8, 1.0, "batch")
-    assert (augment.interpolation, data.interpolation, data.val_crop_fraction) == ("bicubic", "bicubic", 0.875)
-    assert run.student.drop_path_rate == 0.1 and run.optim.ema_decay == pytest.approx(1 - 4e-5)
-    tiny = build_run("deit_tiny_from_deit3_small")
-    assert tiny.student.drop_path_rate == 0 and tiny.optim.ema_decay == 0
+@pytest.mark.parametrize("words, expected", [
+    (["train", "--print_config"], ["listen", "install"]),
+    (["recipes"], ["install"]),
+])  # fmt: skip
+def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vitkd_ds, monkeypatch, words, expected):
+    calls = []
+    monkeypatch.setattr(cli.signals, "listen", lambda: calls.append("listen"))
+    monkeypatch.setattr(cli.console, "install", lambda: calls.append("install"))
+    monkeypatch.setattr(cli.fire, "Fire", lambda *args, **options: calls.append("command"))
+    vitkd_ds(*words)
+    assert calls == [*expected, "command"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_survives_config_json(recipe):
-    run = build_run(recipe)
-    assert from_dict(Run, json.loads(json.dumps(as_dict(run)))) == run
+@pytest.mark.parametrize("words", [
+    ["--local_rank=1", "pack", "--help"], ["pack", "--local-rank=1", "-h"], ["--help", "pack"],
+    ["pack", "a", "--quality=3", "--help", "b"],
+])  # fmt: skip
+def test_help_is_had_anywhere_and_the_launchers_local_rank_is_no_option(vitkd_ds, words):
+    assert vitkd_ds(*words).startswith("Write a set of images")
 
 
-def test_a_stored_run_of_another_version_is_refused():
-    stored = as_dict(build_run("demo"))
-    stored["optim"]["momentum"] = 0.9
-    with pytest.raises(ValueError, match=r"OptimConfig must have exactly its own fields, found unknown \['momentum'\]"):
-        from_dict(Run, stored)
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_without_a_command_is_that_of_all(vitkd_ds, words):
+    text = vitkd_ds(*words)
+    assert all(f"{name}: " in text for name in cli.COMMANDS) and "Usage: doctor" in text
 
 
-def test_every_field_can_be_set_from_its_own_text():
-    run = build_run("deit_base_from_deit3_large", debug=True)
-    for key, declared in field_types(run).items():
-        value = run
-        for part in key.split("."):
-            value = getattr(value, part)
-        text = json.dumps(value) if isinstance(value, dict) else str(value)
-        assert convert(text, declared, key) == value
-        assert apply_overrides(run, {key: text}) == run
+def test_help_on_train_lists_the_fields_of_the_recipe_beside_it(vitkd_ds, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    text = vitkd_ds("--help", main=cli.train_main)
+    assert text.startswith("Distil") and "--recipe demo." in text and "--optim.weight_decay=0.05" in text
+    assert text == vitkd_ds("train", "--help") == vitkd_ds("--help", "train")
+    for words in (["--recipe=demo_teacher", "--help", "optim"], ["--help=optim", "--recipe", "demo_teacher"]):
+        text = vitkd_ds(*words, main=cli.train_main)
+        assert text.startswith("Defaults are those of --recipe demo_teacher.") and "--optim.ema_decay=0.999" in text
+        assert "--seed" not in text and 60 < max(map(len, text.splitlines())) <= 70
 
 
-def test_runs_are_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        build_run("demo").seed = 1
+def test_recipes_are_listed_with_the_first_line_of_their_docstrings(vitkd_ds):
+    lines = vitkd_ds("recipes").splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert lines[1].endswith("  The demo's student without a teacher.")
+
+
+def test_the_printed_config_is_the_run_and_a_recipe_again(vitkd_ds, tmp_path):
+    words = ["train", "--debug", "--optim.lr=0.5", "--data.crop_scale=0.5,1", "--print_config"]
+    text = vitkd_ds(*words)
+    run = parse_run((), {"debug": "true", "optim.lr": "0.5", "data.crop_scale": "0.5,1"})
+    assert text == json.dumps(as_dict(run), indent=2) + "\n"
+    (tmp_path / "run.json").write_text(text)
+    assert vitkd_ds("train", "--recipe", tmp_path / "run.json", "--print_config") == text
+    changed = vitkd_ds("train", f"--recipe={tmp_path}/run.json", "--print_config", "--optim.lr=1", "--workdir=x")
+    assert json.loads(changed)["optim"]["lr"] == 1 and json.loads(changed)["workdir"] == "x"
+    assert parse_run((), {"recipe": f"{tmp_path}/run.json", "seed": "4"}).seed == 4
+
+
+def test_one_rank_prints_the_config(vitkd_ds, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert vitkd_ds("train", "--print_config") == ""
+
+
+@pytest.mark.parametrize("words", [["show", "demo"], ["doctor"], ["plan"]])
+def test_every_command_with_a_recipe_takes_a_path(vitkd_ds, capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        vitkd_ds(*words, "--recipe=no/run")
+    assert "no/run must hold a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc"])
+def test_answers_come_without_the_slow_imports(words):
+    code = "import atexit, sys; from vitkd_ds.cli import main; "
+    code += "atexit.register(lambda: print('slow:', {'torch', 'deepspeed', 'timm'} & {*sys.modules})); main()"
+    assert "slow: set()" in run_command(sys.executable, "-c", code, *words.split(), check=False).stdout
+
+
+def test_a_run_is_reproduced_bit_for_bit_from_its_folder(tmp_path, demo_cache):
+    first, again = tmp_path / "first", tmp_path / "again"
+    train = [sys.executable, ROOT / "train.py"]
+    options = ["--debug", "--max_steps=2", "--seed=3", "--augment.mixup_alpha=0.8", f"--workdir={first}"]
+    printed = run_command(*train, *options, "--print_config").stdout
+    run_command(*train, *options)
+    assert json.loads(printed) == json.loads((first / "config.json").read_text())["run"]
+    assert "finished and left alone" in run_command(*train, "--recipe", first).stderr
+    run_command(*train, "--recipe", first / "config.json", "--workdir", again)
+    assert numerics_of(again) == numerics_of(first) and len(numerics_of(first)) > 1
+    assert (again / "student.safetensors").read_bytes() == (first / "student.safetensors").read_bytes()

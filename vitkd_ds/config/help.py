@@ -10,18 +10,11 @@ import json
 import shlex
 from itertools import groupby
 from textwrap import wrap
-from typing import Any, Iterator, Mapping, NamedTuple, get_type_hints
+from typing import Any, Iterator, Mapping, get_origin, get_type_hints
 
-from vitkd_ds.config.overrides import dataclass_in, kind_of, nearest
+from vitkd_ds.config.overrides import KINDS, dataclass_in, nearest
+from vitkd_ds.config.rules import rules_of
 from vitkd_ds.config.run import Run
-
-
-class _Field(NamedTuple):
-    heading: str
-    """Of its group."""
-    key: str
-    option: str
-    text: str
 
 
 def field_help(run: Run, topic: str = "", *, width: int) -> str:
@@ -35,19 +28,19 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
     Raises:
         ValueError: no group or field has that name; the nearest is named.
     """
-    fields = sorted(_fields(type(run), run, ""), key=lambda field: "." in field.key)  # the top level comes first
-    chosen = [field for field in fields if not topic or f"{field.key}.".startswith(f"{topic}.")]
+    fields = sorted(_fields(type(run), run, ""), key=lambda field: "." in field[1])  # the top level comes first
+    chosen = [field for field in fields if not topic or f"{field[1]}.".startswith(f"{topic}.")]
     if not chosen:
-        paths = [field.key.split(".") for field in fields]
+        paths = [key.split(".") for _, key, _, _ in fields]
         names = {".".join(path[: i + 1]) for path in paths for i in range(len(path))}
         raise ValueError(f"--help {topic} is no group or field of a run: {nearest(topic, names)}")
     lines = []
-    for heading, group in groupby(chosen, key=lambda field: field.heading):
+    for heading, group in groupby(chosen, key=lambda field: field[0]):
         lines += ["", *wrap(heading, width)]
-        for field in group:
+        for _, _, option, text in group:
             indents = {"initial_indent": "  ", "subsequent_indent": " " * 8}
-            lines += wrap(field.option, width, **indents, break_long_words=False, break_on_hyphens=False)
-            lines += wrap(field.text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += wrap(option, width, **indents, break_long_words=False, break_on_hyphens=False)
+            lines += wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines[1:])
 
 
@@ -58,36 +51,33 @@ def docstrings(cls: type) -> dict[str, str]:
         body = ast.parse(inspect.getsource(base)).body[0].body
         for field, below in zip(body, body[1:]):
             match field, below:
-                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
                     found[name] = " ".join(text.split())
     return found
 
 
-def _fields(cls: type, part: Any, prefix: str) -> Iterator[_Field]:
-    texts, types = docstrings(cls), get_type_hints(cls)
+def _fields(cls: type, part: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    """Heading of its group, key, option and docstring of each field."""
+    texts, types, rules = docstrings(cls), get_type_hints(cls), rules_of(cls)
     heading = f"{prefix.rstrip('.') or 'run'}: {inspect.getdoc(cls)}"
     if part is None:
         heading += " The recipe has none; these are the defaults of a recipe that has one."
     for field in dataclasses.fields(cls):
         key, inner = prefix + field.name, dataclass_in(types[field.name])
-        value = _default_of(field) if part is None else getattr(part, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = default if part is None else getattr(part, field.name)
         if inner:
             yield from _fields(inner, value, f"{key}.")
         else:
-            option = f"--{key}{_typed(value)}  ({kind_of(types[field.name])})"
-            yield _Field(heading, key, option, texts.get(field.name, ""))
-
-
-def _default_of(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            kind = KINDS.get(get_origin(types[field.name]) or types[field.name], "text")
+            must = f"; must {rules[field.name].must}" if field.name in rules else ""
+            yield heading, key, f"--{key}{_typed(value)}  ({kind}{must})", texts.get(field.name, "")
 
 
 def _typed(value: Any) -> str:
-    """"=VALUE" as a shell takes it, "" for a field without a default."""
+    """A value as a shell takes it behind an option, nothing for a field without a default."""
     if value is dataclasses.MISSING:
         return ""
-    if isinstance(value, Mapping):
-        return f"={shlex.quote(json.dumps(value))}"
     if isinstance(value, tuple):
         return f"={','.join(map(str, value))}"
-    return f"={shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))}"
+    return "=" + shlex.quote(json.dumps(value) if isinstance(value, (bool, Mapping)) else str(value))

@@ -4,100 +4,65 @@ Apart from `vitkd_ds.config.run` because whoever adds a loss adds a term here an
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
+
+from vitkd_ds.config.rules import POSITIVE, Part, Rule, at_least, within
 
 TEACHER_TERMS = ("kd", "nkd", "vitkd")
 """Loss terms that need a teacher."""
 
-
-def require(holds: bool, key: str, found: Any, must: str) -> None:
-    """Raise ValueError unless `holds`; the message names the key, what was found and what must hold."""
-    if not holds:
-        raise ValueError(f"{key} must {must}, found {found!r}: change it in the recipe or with --{key}")
-
-
-def require_choices(part: Any, name: str) -> None:
-    """Raise ValueError unless each field of `part` that is declared as a Literal holds one of its words."""
-    for field, declared in get_type_hints(type(part)).items():
-        if get_origin(declared) is Literal:
-            words, value = get_args(declared), getattr(part, field)
-            require(value in words, f"{name}.{field}", value, f"be one of {', '.join(words)}")
+TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks: len(blocks) == 2)
 
 
 @dataclass(frozen=True)
-class Term:
+class Term(Part, place="losses"):
     """What every loss term has."""
 
-    weight: float = 0.0
+    weight: Annotated[float, at_least(0, "off")] = 0.0
     """Factor of the term in the total; 0 is off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the weight changes: constant, or linear / cosine from the weight down to 0 at the last step."""
 
 
-def _check_term(term: Term, key: str) -> None:
-    require(term.weight >= 0, f"losses.{key}.weight", term.weight, "be 0 (off) or more")
-    require_choices(term, f"losses.{key}")
-
-
 @dataclass(frozen=True)
-class CrossEntropyTerm(Term):
+class CrossEntropyTerm(Term, place="losses.ce"):
     """Cross-entropy with the labels, mixed and smoothed."""
 
-    weight: float = 1.0
-    label_smoothing: float = 0.0
+    weight: Annotated[float, at_least(0, "off")] = 1.0
+    label_smoothing: Annotated[float, within("[0, 1)")] = 0.0
     """Part of the target that is spread evenly over all classes; 0 is none."""
 
-    def __post_init__(self) -> None:
-        _check_term(self, "ce")
-        require(0 <= self.label_smoothing < 1, "losses.ce.label_smoothing", self.label_smoothing, "be in [0, 1)")
-
 
 @dataclass(frozen=True)
-class KDTerm(Term):
+class KDTerm(Term, place="losses.kd"):
     """Hinton's distillation, `vitkd_ds.kd_loss`."""
 
-    temperature: float = 1.0
+    temperature: Annotated[float, POSITIVE] = 1.0
     """Divisor of both models' logits before the softmax; higher is softer."""
 
-    def __post_init__(self) -> None:
-        _check_term(self, "kd")
-        require(self.temperature > 0, "losses.kd.temperature", self.temperature, "be positive")
-
 
 @dataclass(frozen=True)
-class NKDTerm(Term):
+class NKDTerm(Term, place="losses.nkd"):
     """Normalised distillation, `vitkd_ds.nkd_loss`."""
 
-    temperature: float = 1.0
+    temperature: Annotated[float, POSITIVE] = 1.0
     """Divisor of both models' logits in the part on non-target classes; higher is softer."""
-    gamma: float = 1.0
+    gamma: Annotated[float, at_least(0)] = 1.0
     """Factor of the part on non-target classes; the paper's is 1."""
-
-    def __post_init__(self) -> None:
-        _check_term(self, "nkd")
-        require(self.temperature > 0, "losses.nkd.temperature", self.temperature, "be positive")
-        require(self.gamma >= 0, "losses.nkd.gamma", self.gamma, "be 0 or more")
 
 
 @dataclass(frozen=True)
-class ViTKDTerm(Term):
+class ViTKDTerm(Term, place="losses.vitkd"):
     """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
 
-    alpha: float = 3e-5
+    alpha: Annotated[float, at_least(0)] = 3e-5
     """Factor of the mimicked shallow blocks, whose squared differences are summed over tokens and channels."""
-    beta: float = 3e-6
+    beta: Annotated[float, at_least(0)] = 3e-6
     """Factor of the regenerated last block, summed likewise."""
-    mask_ratio: float = 0.5
+    mask_ratio: Annotated[float, within("(0, 1)")] = 0.5
     """Part of the student's tokens of the last block that is masked before it is regenerated."""
-    blocks: tuple[int, ...] = (0, 1)
+    blocks: Annotated[tuple[int, ...], TWO_BLOCKS] = (0, 1)
     """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
-
-    def __post_init__(self) -> None:
-        _check_term(self, "vitkd")
-        require(0 < self.mask_ratio < 1, "losses.vitkd.mask_ratio", self.mask_ratio, "be in (0, 1)")
-        require(
-            len(self.blocks) == 2, "losses.vitkd.blocks", self.blocks, "name two blocks, as the loss has two aligners"
-        )
 
 
 @dataclass(frozen=True)

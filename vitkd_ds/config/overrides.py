@@ -4,18 +4,28 @@ fire leaves every value as text (`--workdir 2024_01` stays that), and this modul
 the nearest valid name, before anything else happens.
 """
 
+import collections.abc
 import dataclasses
 import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any, Iterable, Literal, Mapping, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Iterable, Mapping, TypeVar, get_args, get_origin, get_type_hints
 
 from vitkd_ds.config.run import Run
 
 T = TypeVar("T")
 
-TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+BOOLS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: "numbers with commas, such as 0.08,1",
+    collections.abc.Mapping: 'a JSON object, such as {"depth": 4}',
+}
+"""What to write for a type; any other takes text as it is."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -38,8 +48,9 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
     """
     keys = field_types(run)
     for key, text in overrides.items():
-        if key not in keys and getattr(run, key.partition(".")[0], "") is None:
-            raise ValueError(f"--{key} cannot be set: this recipe has no {key.partition('.')[0]}")
+        part = key.partition(".")[0]
+        if key not in keys and getattr(run, part, "") is None:
+            raise ValueError(f"--{key} cannot be set: this recipe has no {part}")
         if key not in keys:
             raise ValueError(f"--{key} is no option: {nearest(key, keys)}")
         run = _replace(run, key.split("."), convert(text, keys[key], key))
@@ -58,40 +69,23 @@ def field_types(run: Any, prefix: str = "") -> dict[str, Any]:
     return types
 
 
-def kind_of(declared: Any) -> str:
-    """A declared type in words that tell what to write."""
-    if get_origin(declared) is Literal:
-        return f"one of {', '.join(get_args(declared))}"
-    if get_origin(declared) is tuple:
-        return "numbers with commas, such as 0.08,1"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return words.get(declared, 'a JSON object, such as {"depth": 4}')
-
-
 def convert(text: str, declared: Any, key: str) -> Any:
-    """`text` as a value of the declared type; `key` is for the message. Words of a Literal are left to their class.
+    """`text` as a value of the declared type; `key` is for the message.
 
     Raises:
         ValueError: the text is no such value.
     """
+    kind = get_origin(declared) or declared
     try:
-        if declared is str or get_origin(declared) is Literal:
-            return text
-        if declared is bool:
-            return _to_bool(text)
-        if declared in (int, float):
-            value = declared(text)
-            if "_" in text or not math.isfinite(value):
-                raise ValueError(text)
-            return value
-        if get_origin(declared) is tuple:
+        if kind is bool:
+            return BOOLS[text.lower()]
+        if kind in (int, float):
+            return _to_number(text, kind)
+        if kind is tuple:
             return _to_tuple(text, get_args(declared))
-        value = json.loads(text)
-        if isinstance(value, dict):
-            return value
-    except ValueError:
-        pass
-    raise ValueError(f"--{key} must be {kind_of(declared)}, found {text!r}")
+        return {**json.loads(text)} if kind in KINDS else text
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"--{key} must be {KINDS[kind]}, found {text!r}") from None
 
 
 def read_run(path: Path) -> Run:
@@ -112,7 +106,7 @@ def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
     """Rebuild a dataclass tree from the nested dict that config.json holds; `prefix` is for messages.
 
     Raises:
-        ValueError: a key that the class does not have, one that is missing, or a value of another type.
+        ValueError: a key that the class does not have, one that is missing, or a value that is none of its field's.
     """
     hints = get_type_hints(cls)
     if not isinstance(stored, Mapping):
@@ -126,7 +120,7 @@ def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
     values = {}
     for name, declared in hints.items():
         value, part = stored[name], dataclass_in(declared)
-        if part and not (value is None and part is not declared):
+        if part and (value is not None or part is declared):
             value = from_dict(part, value, f"{prefix}{name}.")
         elif not part:
             text = value if isinstance(value, str) else json.dumps(value)
@@ -146,10 +140,11 @@ def _replace(node: Any, path: list[str], value: Any) -> Any:
     return dataclasses.replace(node, **{head: _replace(getattr(node, head), rest, value) if rest else value})
 
 
-def _to_bool(text: str) -> bool:
-    if text.lower() in TRUE_WORDS + FALSE_WORDS:
-        return text.lower() in TRUE_WORDS
-    raise ValueError(text)
+def _to_number(text: str, kind: type) -> Any:
+    value = kind(text)
+    if "_" in text or not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _to_tuple(text: str, element_types: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,22 +1,26 @@
 """One run as a tree of frozen dataclasses: what a recipe returns and what ``config.json`` stores.
 
 The string under a field says its unit and special values and is what ``train.py --help`` shows. Each class checks its
-own fields when it is made, and `check_run` checks the relations between them. Nothing here imports torch, so a bad
-configuration is refused before anything heavy loads. How the engine works (ZeRO stage, precision, buckets) belongs to
-``ds_configs/*.json``.
+own fields when it is made (see `vitkd_ds.config.rules`), and `check_run` checks the relations between them. Nothing
+here imports torch, so a bad configuration is refused before anything heavy loads. How the engine works (ZeRO stage,
+precision, buckets) belongs to ``ds_configs/*.json``.
 """
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Mapping
+from typing import Annotated, Any, Literal, Mapping
 
-from vitkd_ds.config.losses import TEACHER_TERMS, LossesConfig, require, require_choices
+from vitkd_ds.config.losses import TEACHER_TERMS, LossesConfig
+from vitkd_ds.config.rules import POSITIVE, Part, Rule, at_least, require, within
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
+SCALES = Rule("be two numbers, 0 < low <= high <= 1", lambda pair: 0 < pair[0] <= pair[1] <= 1)
+RATIOS = Rule("be two positive numbers, low <= high", lambda pair: 0 < pair[0] <= pair[1])
+FRACTIONS = Rule("be two numbers in [0, 1)", lambda pair: all(0 <= value < 1 for value in pair))
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(Part, place="student"):
     """The model that trains."""
 
     model: str
@@ -25,27 +29,24 @@ class StudentConfig:
     """More arguments of timm.create_model, such as {"embed_dim": 64}; the exported student stores them."""
     init: str = ""
     """Weights to start from: a local file, "hub" for timm's pretrained weights, "" for random initialisation."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth: probability that the last block is skipped for an image, falling to 0 at the first; 0 is off."""
+    drop_path_rate: Annotated[float, within("[0, 1)")] = 0.0
+    """Stochastic depth: probability that the last block is skipped for an image, 0 at the first; 0 is off."""
     checkpoint_activations: bool = False
     """Keep only each block's input for the backward pass and compute the rest again, which takes less memory and more
     time."""
 
-    def __post_init__(self) -> None:
-        require(0 <= self.drop_path_rate < 1, "student.drop_path_rate", self.drop_path_rate, "be in [0, 1)")
-
 
 @dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(Part, place="teacher"):
     """The frozen model that is imitated."""
 
     model: str
     """Name of any timm VisionTransformer."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of timm.create_model, such as {"embed_dim": 128}."""
-    checkpoint: str = "hub"
-    """Weights: a local file, "hub" for timm's pretrained weights, "demo" for the teacher inside the package, or "random"
-    for a random initialisation, which only a debug run may have and summary.json marks."""
+    checkpoint: Annotated[str, Rule("be a file, hub, demo or random", bool)] = "hub"
+    """Weights: a local file, "hub" for timm's pretrained weights, "demo" for the teacher inside the package, or
+    "random" for a random initialisation, which only a debug run may have and summary.json marks."""
     placement: Literal["shard", "replica", "offload"] = "shard"
     """Where the weights lie. shard: partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload:
     partitioned and kept in CPU memory."""
@@ -53,30 +54,26 @@ class TeacherConfig:
     """Accept a teacher that was trained at another resolution than data.image_size; its position embedding is
     interpolated. A 384-pixel teacher used at 224 gave a student below its own baseline (cls_KD issue 5)."""
 
-    def __post_init__(self) -> None:
-        require_choices(self, "teacher")
-        require(bool(self.checkpoint), "teacher.checkpoint", self.checkpoint, "be a file, hub, demo or random")
-
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Part, place="data"):
     """Where images come from and how they are cropped."""
 
     train: str
     """Path of the training .beton; "demo" is the data inside the package."""
     val: str
     """Path of the validation .beton; "demo" is the data inside the package."""
-    image_size: int
+    image_size: Annotated[int, within("[1, 4096]")]
     """Height and width of the square that both models see, in pixels."""
-    num_classes: int
-    """Number of classes of the data, 2 or more."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    num_classes: Annotated[int, at_least(2)]
+    """Number of classes of the data."""
+    crop_scale: Annotated[tuple[float, float], SCALES] = (0.08, 1.0)
     """Area of the training crop relative to the image, smallest and largest."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: Annotated[tuple[float, float], RATIOS] = (3 / 4, 4 / 3)
     """Width / height of the training crop, smallest and largest."""
-    flip_probability: float = 0.5
+    flip_probability: Annotated[float, within("[0, 1]")] = 0.5
     """Probability that a training image is mirrored left to right; 0 is off."""
-    val_crop_fraction: float = 0.875
+    val_crop_fraction: Annotated[float, within("[0.25, 1]")] = 0.875
     """timm's crop_pct: the shorter side is resized to image_size / this, and the central square is cut out."""
     interpolation: Interpolation = "bicubic"
     """How crops are resized, with Pillow's antialiasing; random takes bilinear or bicubic for each training image."""
@@ -89,124 +86,82 @@ class DataConfig:
     on_bad: Literal["stop", "skip"] = "stop"
     """What an image that cannot be decoded does. stop: it ends the run, which names it. skip: the next image of the
     file takes its place, and the log counts it."""
-    max_val_images: int = 0
+    max_val_images: Annotated[int, at_least(0, "all")] = 0
     """Number of validation images to evaluate on, spread evenly over the file; 0 is all. For debug runs."""
-    num_workers: int = 0
+    num_workers: Annotated[int, at_least(0, "automatic")] = 0
     """Decoder threads per rank. 0 takes the CPUs that Slurm gave the task, or else divides those that this process may
     use among the ranks of its node."""
 
-    def __post_init__(self) -> None:
-        require(0 < self.image_size <= 4096, "data.image_size", self.image_size, "be in [1, 4096]")
-        require(self.num_classes > 1, "data.num_classes", self.num_classes, "be at least 2")
-        low, high = self.crop_scale
-        require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "be two numbers, 0 < low <= high <= 1")
-        low, high = self.crop_ratio
-        require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "be two positive numbers, low <= high")
-        require(0 <= self.flip_probability <= 1, "data.flip_probability", self.flip_probability, "be in [0, 1]")
-        require(
-            0.25 <= self.val_crop_fraction <= 1, "data.val_crop_fraction", self.val_crop_fraction, "be in [0.25, 1]"
-        )
-        require(self.max_val_images >= 0, "data.max_val_images", self.max_val_images, "be 0 (all) or more")
-        require_choices(self, "data")
-        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be 0 (automatic) or more")
-
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Part, place="augment"):
     """What is done to training images after the crop and flip, in this order; the same for both models."""
 
-    repeats: int = 1
+    repeats: Annotated[int, at_least(1, "off")] = 1
     """Repeated augmentation: number of differently augmented copies of an image in the same epoch, which then shows
     1 / repeats of the images."""
     rand_augment: str = ""
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; "" is off."""
     three_augment: bool = False
     """3-Augment of DeiT III: each image becomes grey, solarized, or blurred."""
-    color_jitter: float = 0.0
+    color_jitter: Annotated[float, within("[0, 1)")] = 0.0
     """Brightness, contrast and saturation each change by a factor within 1 +- this; 0 is off."""
     interpolation: Interpolation = "random"
     """How RandAugment's geometric operations resample; random (timm's default) takes bilinear or bicubic for each
     image. What they uncover is filled with ImageNet's mean colour."""
-    random_erasing: float = 0.0
+    random_erasing: Annotated[float, within("[0, 1]")] = 0.0
     """Probability that a rectangle of an image is replaced by noise; 0 is off."""
-    mixup_alpha: float = 0.0
+    mixup_alpha: Annotated[float, at_least(0, "off")] = 0.0
     """Beta(alpha, alpha) of Mixup; 0 is off."""
-    cutmix_alpha: float = 0.0
+    cutmix_alpha: Annotated[float, at_least(0, "off")] = 0.0
     """Beta(alpha, alpha) of CutMix; 0 is off. With both on, one of the two is drawn at even odds."""
     mix_mode: Literal["batch", "element"] = "batch"
     """What shares a draw of Mixup or CutMix. batch: a whole micro-batch. element: each image has its own."""
 
-    def __post_init__(self) -> None:
-        require(self.repeats >= 1, "augment.repeats", self.repeats, "be 1 (off) or more")
-        require(0 <= self.color_jitter < 1, "augment.color_jitter", self.color_jitter, "be in [0, 1)")
-        require(0 <= self.random_erasing <= 1, "augment.random_erasing", self.random_erasing, "be in [0, 1]")
-        require(self.mixup_alpha >= 0, "augment.mixup_alpha", self.mixup_alpha, "be 0 (off) or more")
-        require(self.cutmix_alpha >= 0, "augment.cutmix_alpha", self.cutmix_alpha, "be 0 (off) or more")
-        require_choices(self, "augment")
-
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Part, place="optim"):
     """AdamW, warm-up and cosine, clipping, EMA."""
 
-    lr: float = 1e-3
+    lr: Annotated[float, POSITIVE] = 1e-3
     """Peak learning rate at lr_batch_size; the run's is lr * global_batch_size / lr_batch_size."""
-    lr_batch_size: int = 1024
+    lr_batch_size: Annotated[int, POSITIVE] = 1024
     """Images per optimizer update that lr is given for."""
-    min_lr: float = 1e-5
+    min_lr: Annotated[float, at_least(0)] = 1e-5
     """Learning rate at the last step; not scaled by the batch size."""
-    warmup_epochs: float = 20
+    warmup_epochs: Annotated[float, at_least(0)] = 20
     """Epochs over which the learning rate rises to its peak; 0 starts there."""
-    warmup_start_factor: float = 1e-3
+    warmup_start_factor: Annotated[float, within("(0, 1]")] = 1e-3
     """Learning rate of the first step relative to the peak."""
-    weight_decay: float = 0.05
-    """Decoupled decay of AdamW, multiplied by the learning rate of the step; 0 is off. Norms, biases, LayerScale, class,
-    distillation and register tokens and position embeddings do not decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, at_least(0)] = 0.05
+    """Decoupled decay of AdamW, multiplied by the learning rate of the step; 0 is off. Norms, biases, LayerScale,
+    class, distillation and register tokens and position embeddings do not decay."""
+    betas: Annotated[tuple[float, float], FRACTIONS] = (0.9, 0.999)
     """Part of AdamW's two moving averages (of the gradient, of its square) that is kept at each step."""
-    eps: float = 1e-8
+    eps: Annotated[float, POSITIVE] = 1e-8
     """Added to the root of AdamW's second average, so that nothing is divided by 0."""
-    clip_grad_norm: float = 5.0
+    clip_grad_norm: Annotated[float, at_least(0, "off")] = 5.0
     """Largest norm of the whole gradient; 0 is no clipping."""
-    ema_decay: float = 0.0
+    ema_decay: Annotated[float, within("[0, 1)")] = 0.0
     """Part of the weights' fp32 moving average that is kept at each step, such as 0.99996; 0 is no average. If there is
     one, it is what is evaluated and exported."""
 
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "optim.lr", self.lr, "be positive")
-        require(self.lr_batch_size > 0, "optim.lr_batch_size", self.lr_batch_size, "be positive")
-        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "be 0 or more")
-        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "be two numbers in [0, 1)")
-        require(self.eps > 0, "optim.eps", self.eps, "be positive")
-        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "be 0 or more")
-        require(
-            0 < self.warmup_start_factor <= 1, "optim.warmup_start_factor", self.warmup_start_factor, "be in (0, 1]"
-        )
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "be 0 or more")
-        require(self.clip_grad_norm >= 0, "optim.clip_grad_norm", self.clip_grad_norm, "be 0 (off) or more")
-        require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "be in [0, 1)")
-
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Part, place="checkpoint"):
     """When the state is saved and how much of it is kept."""
 
-    every_steps: int = 0
+    every_steps: Annotated[int, at_least(0, "each epoch")] = 0
     """Optimizer updates between checkpoints; 0 saves at the end of each epoch. The last step is always saved."""
-    keep_last: int = 2
+    keep_last: Annotated[int, at_least(1)] = 2
     """Number of newest checkpoints that are kept; the best by validation top-1 is kept besides."""
-    max_failures: int = 3
+    max_failures: Annotated[int, at_least(1)] = 3
     """Failed saves in a row (disk full, permission lost) at which the run stops on all ranks; with fewer it warns and
     trains on. 1 stops at the first."""
 
-    def __post_init__(self) -> None:
-        require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, "be 0 (each epoch) or more")
-        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "be at least 1")
-        require(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "be at least 1")
-
 
 @dataclass(frozen=True)
-class Run:
+class Run(Part, place=""):
     """Everything that defines a run."""
 
     recipe: str
@@ -221,14 +176,14 @@ class Run:
     augment: AugmentConfig
     losses: LossesConfig
     optim: OptimConfig
-    global_batch_size: int
+    global_batch_size: Annotated[int, POSITIVE]
     """Images per optimizer update over all ranks."""
-    micro_batch_size_per_gpu: int
+    micro_batch_size_per_gpu: Annotated[int, POSITIVE]
     """Most images per forward on each rank: the largest divisor of its share of the global batch up to this is taken,
     and gradients accumulate over the rest."""
-    epochs: float
+    epochs: Annotated[float, POSITIVE]
     """Times that the training images are seen; a fraction stops within one."""
-    max_steps: int = 0
+    max_steps: Annotated[int, at_least(0, "all epochs")] = 0
     """Optimizer updates after which the run and its schedules end; 0 runs all epochs."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     ds_config: str = "ds_configs/zero2.json"
@@ -236,32 +191,21 @@ class Run:
     resume: str = "auto"
     """Where training begins. auto: continue what lies in workdir, else start. none: start, and refuse a used workdir.
     Else the path of a run folder or of one checkpoint (runs/x/checkpoints/step00001234) of the same settings, from
-    which this run goes on. Checkpoints are unpickled, so name only folders that you trust."""
-    eval_every_epochs: float = 1
+    which this run goes on. Checkpoints are unpickled, so name only folders that you trust. A stored run that --recipe
+    takes has auto, whatever it had then."""
+    eval_every_epochs: Annotated[float, at_least(0, "only at the end")] = 1
     """Epochs between evaluations; 0 evaluates only at the end."""
-    log_every_steps: int = 10
+    log_every_steps: Annotated[int, POSITIVE] = 10
     """Optimizer updates between lines of metrics.jsonl."""
-    timeout_minutes: float = 10
+    timeout_minutes: Annotated[float, POSITIVE] = 10
     """Longest time without progress, in minutes: a rank that stays so long in one phase (start, data, forward, a
     validation micro-batch, a checkpoint) says where it is and ends the run. Raise it if models are fetched slowly."""
-    seed: int = 0
-    """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks; 0 or more."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks."""
     compile: bool = False
     """Run the student with its losses, and the teacher, through torch.compile."""
     debug: bool = False
     """Run a few steps of the same code on the images in the package; summary.json marks it."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs > 0, "epochs", self.epochs, "be positive")
-        require(self.max_steps >= 0, "max_steps", self.max_steps, "be 0 (all epochs) or more")
-        require(self.global_batch_size > 0, "global_batch_size", self.global_batch_size, "be positive")
-        micro = self.micro_batch_size_per_gpu
-        require(micro > 0, "micro_batch_size_per_gpu", micro, "be positive")
-        require(
-            self.eval_every_epochs >= 0, "eval_every_epochs", self.eval_every_epochs, "be 0 (only at the end) or more"
-        )
-        require(self.log_every_steps > 0, "log_every_steps", self.log_every_steps, "be positive")
-        require(self.seed >= 0, "seed", self.seed, "be 0 or more")
 
 
 def check_run(run: Run) -> None:

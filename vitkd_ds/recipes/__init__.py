@@ -9,24 +9,18 @@ from typing import Callable
 
 from vitkd_ds.config.overrides import nearest, read_run
 from vitkd_ds.config.run import Run
-from vitkd_ds.recipes.demo import demo, demo_plain, demo_teacher
-from vitkd_ds.recipes.imagenet import (
-    deit_base_from_deit3_large,
-    deit_small_from_deit3_base,
-    deit_small_from_deit3_base_3augment,
-    deit_tiny_from_deit3_small,
-)
+from vitkd_ds.recipes import demo, imagenet
 
 logger = logging.getLogger(__name__)
 
 RECIPES: dict[str, Callable[[], Run]] = {
-    "demo": demo,
-    "demo_plain": demo_plain,
-    "demo_teacher": demo_teacher,
-    "deit_tiny_from_deit3_small": deit_tiny_from_deit3_small,
-    "deit_small_from_deit3_base": deit_small_from_deit3_base,
-    "deit_base_from_deit3_large": deit_base_from_deit3_large,
-    "deit_small_from_deit3_base_3augment": deit_small_from_deit3_base_3augment,
+    "demo": demo.demo,
+    "demo_plain": demo.demo_plain,
+    "demo_teacher": demo.demo_teacher,
+    "deit_tiny_from_deit3_small": imagenet.deit_tiny_from_deit3_small,
+    "deit_small_from_deit3_base": imagenet.deit_small_from_deit3_base,
+    "deit_base_from_deit3_large": imagenet.deit_base_from_deit3_large,
+    "deit_small_from_deit3_base_3augment": imagenet.deit_small_from_deit3_base_3augment,
 }
 
 
@@ -45,7 +39,7 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
     """
     if recipe in RECIPES:
         return debug_size(RECIPES[recipe]()) if debug else RECIPES[recipe]()
-    if "/" not in recipe and not (recipe and os.path.exists(recipe)):
+    if "/" not in recipe and not os.path.exists(recipe):
         raise ValueError(f"--recipe {recipe} is no recipe: {nearest(recipe, RECIPES)}")
     if debug:
         raise ValueError(f"--debug needs the name of a recipe, found --recipe {recipe}: a stored run has its own size")
@@ -59,13 +53,11 @@ def debug_size(run: Run) -> Run:
     """The same models and code for a few steps on the packaged images; a teacher to be downloaded becomes random."""
     # A 224-pixel image costs a laptop's CPU sixty times as much as the demo's of 28.
     is_small = run.data.image_size <= 28
-    teacher = run.teacher
-    if teacher and teacher.checkpoint == "hub":
-        teacher = replace(teacher, checkpoint="random")
+    is_hub = run.teacher is not None and run.teacher.checkpoint == "hub"
     return replace(
         run,
         workdir=f"{run.workdir}_debug",
-        teacher=teacher,
+        teacher=replace(run.teacher, checkpoint="random") if is_hub else run.teacher,
         data=replace(run.data, train="demo", val="demo", num_classes=10, max_val_images=64 if is_small else 8),
         global_batch_size=48 if is_small else 8,
         micro_batch_size_per_gpu=16 if is_small else 2,

@@ -1,0 +1,108 @@
+"""What `train.py --help` says: every field, with its kind, its default and its docstring."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from vitkd_ds.config.help import docstrings, field_help
+from vitkd_ds.config.losses import CrossEntropyTerm
+from vitkd_ds.config.overrides import field_types
+from vitkd_ds.recipes import build_run
+
+
+def fields_in(text):
+    """{key: (option line, docstring)}; only for text so wide that nothing is wrapped."""
+    lines = text.splitlines()
+    return {
+        line.split()[0].partition("=")[0].removeprefix("--"): (line.strip(), below.strip())
+        for line, below in zip(lines, [*lines[1:], ""])
+        if line.startswith("  --")
+    }
+
+
+@pytest.mark.parametrize("recipe", ["demo", "demo_plain"])
+def test_every_field_is_listed_once_with_a_docstring(recipe):
+    text = field_help(build_run(recipe), width=1000)
+    fields = fields_in(text)
+    assert fields.keys() == field_types(build_run("demo")).keys() and text.count("\n  --") == len(fields)
+    for key, (_, docstring) in fields.items():
+        assert len(docstring) > 10 and not docstring.startswith("--"), f"{key} needs a docstring"
+
+
+def test_options_show_default_and_kind_as_they_are_typed():
+    fields = fields_in(field_help(build_run("deit_tiny_from_deit3_small"), width=1000))
+    for key, option in {
+        "optim.lr": "--optim.lr=0.001  (a number; must be positive)",
+        "compile": "--compile=true  (true or false)",
+        "student.init": "--student.init=''  (text)",
+        "teacher.placement": "--teacher.placement=shard  (text; must be one of shard, replica, offload)",
+        "losses.kd.schedule": "--losses.kd.schedule=constant  (text; must be one of constant, linear, cosine)",
+        "data.interpolation": "--data.interpolation=bicubic  (text; must be one of bilinear, bicubic, random)",
+        "optim.betas": "--optim.betas=0.9,0.999  (numbers with commas, such as 0.08,1; must be two numbers in [0, 1))",
+    }.items():
+        assert fields[key][0] == option
+    model_args = fields_in(field_help(build_run("demo"), width=1000))["student.model_args"][0]
+    assert model_args.startswith("""--student.model_args='{"patch_size": 4, "embed_dim": 64,""")
+
+
+def test_the_top_level_comes_first_and_each_group_has_a_heading():
+    lines = field_help(build_run("demo"), width=1000).splitlines()
+    headings = [line.partition(":")[0] for line in lines if line and line[0] != " "]
+    assert headings == ["run", "student", "teacher", "data", "augment", "losses.ce", "losses.kd", "losses.nkd",
+                        "losses.vitkd", "optim", "checkpoint"]  # fmt: skip
+
+
+def test_a_missing_part_is_listed_with_its_own_defaults():
+    text = field_help(build_run("demo_plain"), "teacher", width=1000)
+    assert "The recipe has none" in text.splitlines()[0]
+    assert "\n  --teacher.model  (text)\n" in text and "--teacher.checkpoint=hub" in text
+    assert "--teacher.model_args='{}'" in text
+    assert "has none" not in field_help(build_run("demo"), "teacher", width=1000)
+
+
+@pytest.mark.parametrize("topic, keys", [
+    ("checkpoint", {"checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.max_failures"}),
+    ("losses.kd", {"losses.kd.weight", "losses.kd.schedule", "losses.kd.temperature"}),
+    ("optim.lr", {"optim.lr"}),
+    ("seed", {"seed"}),
+])  # fmt: skip
+def test_a_group_or_a_field_can_be_asked_for(topic, keys):
+    assert fields_in(field_help(build_run("demo"), topic, width=1000)).keys() == keys
+
+
+def test_all_losses_can_be_asked_for():
+    text = field_help(build_run("demo"), "losses", width=1000)
+    assert {key.split(".")[1] for key in fields_in(text)} == {"ce", "kd", "nkd", "vitkd"}
+
+
+@pytest.mark.parametrize("topic, message", [
+    ("optimm", "--help optimm is no group or field of a run: did you mean optim"),
+    ("losses.nkdd", "did you mean losses.nkd"),
+    ("losses.nkd.gama", "did you mean losses.nkd.gamma"),
+])  # fmt: skip
+def test_an_unknown_topic_is_refused_with_the_nearest(topic, message):
+    with pytest.raises(ValueError, match=message):
+        field_help(build_run("demo"), topic, width=80)
+
+
+@pytest.mark.parametrize("width", [40, 80, 132])
+def test_it_is_wrapped_to_the_width(width):
+    lines = field_help(build_run("demo"), width=width).splitlines()
+    assert width - 15 < max(len(line) for line in lines) <= width or width == 40
+    assert all(len(line) <= width for line in lines if "--" not in line)
+
+
+@dataclass
+class Parts:
+    """A class."""
+
+    first: int
+    second: int = 2
+    """Of the second,
+    on two lines."""
+    third: int = 3
+
+
+def test_a_docstring_is_that_of_the_field_above_it_or_of_a_base():
+    assert docstrings(Parts) == {"second": "Of the second, on two lines."}
+    assert docstrings(CrossEntropyTerm)["weight"] == "Factor of the term in the total; 0 is off."

@@ -1,0 +1,33 @@
+"""Text -> fields, and JSON -> a run."""
+
+import dataclasses
+import json
+
+import pytest
+
+from vitkd_ds.config.overrides import apply_overrides, convert, field_types, from_dict
+from vitkd_ds.config.run import Run, as_dict
+from vitkd_ds.recipes import build_run
+
+
+def test_every_field_can_be_set_from_its_own_text():
+    run = build_run("deit_base_from_deit3_large", debug=True)
+    for key, declared in field_types(run).items():
+        value = run
+        for part in key.split("."):
+            value = getattr(value, part)
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        assert convert(text, declared, key) == value
+        assert apply_overrides(run, {key: text}) == run
+
+
+def test_a_stored_number_keeps_its_type_and_stored_text_is_converted():
+    stored = json.loads(json.dumps(as_dict(build_run("demo"))))
+    stored["optim"] |= {"lr": "3e-4", "betas": "0.8,0.9"}
+    run = from_dict(Run, stored)
+    assert type(run.epochs) is int and run.optim.lr == 3e-4 and run.optim.betas == (0.8, 0.9)
+
+
+def test_runs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        build_run("demo").seed = 1

@@ -1,0 +1,42 @@
+"""Rules of fields: what holds at and beside the ends, and what a refusal says."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pytest
+
+from vitkd_ds.config.rules import POSITIVE, Part, at_least, rules_of, within
+
+
+@pytest.mark.parametrize("rule, right, wrong", [
+    (POSITIVE, [1, 1e-9], [0, -1]),
+    (at_least(2), [2, 3], [1, -2]),
+    (within("[0, 1)"), [0, 0.5], [1, -0.1, 2, float("nan")]),
+    (within("(0, 1]"), [1, 0.5], [0, 1.1]),
+    (within("(0, 1)"), [0.5], [0, 1]),
+    (within("[0.25, 1]"), [0.25, 1, 0.3], [0.2, 1.1]),
+])  # fmt: skip
+def test_a_rule_holds_for_what_its_words_say(rule, right, wrong):
+    assert all(rule.holds(value) for value in right) and not any(rule.holds(value) for value in wrong)
+
+
+def test_the_words_name_bounds_and_their_meaning():
+    assert at_least(0, "off").must == "be 0 (off) or more" and at_least(1).must == "be 1 or more"
+    assert within("[0, 1)").must == "be in [0, 1)"
+
+
+@dataclass(frozen=True)
+class Example(Part, place="a.b"):
+    """Two fields with a rule, one without."""
+
+    rate: Annotated[float, POSITIVE] = 1.0
+    mode: Literal["x", "y"] = "x"
+    free: float = 0.0
+
+
+def test_a_part_checks_its_fields_and_names_key_value_and_option():
+    assert rules_of(Example).keys() == {"rate", "mode"} and Example(mode="y", free=-1).mode == "y"
+    with pytest.raises(ValueError, match="^a.b.rate must be positive, found -1: change it .* with --a.b.rate"):
+        Example(rate=-1)
+    with pytest.raises(ValueError, match="^a.b.mode must be one of x, y, found 'z'"):
+        Example(mode="z")

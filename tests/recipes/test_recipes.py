@@ -1,0 +1,120 @@
+"""Every recipe is a valid run, in full and in its debug size; a stored run is a recipe too."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+
+from vitkd_ds.config.overrides import from_dict
+from vitkd_ds.config.run import Run, as_dict, check_run
+from vitkd_ds.recipes import RECIPES, build_run
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_a_valid_run_with_the_same_augmentation_in_its_debug_size(recipe):
+    run, small = build_run(recipe), build_run(recipe, debug=True)
+    check_run(run)
+    check_run(small)
+    assert small.augment == run.augment and small.workdir == f"{run.workdir}_debug" == f"runs/{recipe}_debug"
+    assert from_dict(Run, json.loads(json.dumps(as_dict(run)))) == run
+
+
+@pytest.mark.parametrize("recipe, sizes", [
+    ("demo", (48, 16, 4, 64, "demo")),
+    ("deit_base_from_deit3_large", (8, 2, 2, 8, "random")),
+])  # fmt: skip
+def test_the_debug_size_is_a_few_steps_on_the_packaged_images(recipe, sizes):
+    run = build_run(recipe, debug=True)
+    found = (run.global_batch_size, run.micro_batch_size_per_gpu, run.max_steps, run.data.max_val_images)
+    assert (*found, run.teacher.checkpoint) == sizes
+    assert run.debug and not run.compile and run.log_every_steps == 1
+    assert (run.data.train, run.data.val, run.data.num_classes) == ("demo", "demo", 10)
+
+
+def test_the_paper_recipes_are_the_papers():
+    run = build_run("deit_base_from_deit3_large")
+    assert (run.epochs, run.global_batch_size, run.optim.lr, run.optim.weight_decay) == (300, 1024, 1e-3, 0.05)
+    assert (run.optim.warmup_epochs, run.optim.min_lr, run.optim.clip_grad_norm) == (20, 1e-5, 5.0)
+    assert (run.losses.vitkd.alpha, run.losses.vitkd.beta, run.losses.vitkd.mask_ratio) == (3e-5, 3e-6, 0.5)
+    assert (run.losses.nkd.gamma, run.losses.nkd.temperature, run.losses.ce.label_smoothing) == (1.0, 1.0, 0.1)
+    augment, data = run.augment, run.data
+    assert (augment.rand_augment, augment.random_erasing, augment.repeats) == ("rand-m9-mstd0.5-inc1", 0.25, 1)
+    assert (augment.mixup_alpha, augment.cutmix_alpha, augment.mix_mode) == (0.8, 1.0, "batch")
+    assert (augment.interpolation, data.interpolation, data.val_crop_fraction) == ("bicubic", "bicubic", 0.875)
+    assert run.student.drop_path_rate == 0.1 and run.optim.ema_decay == pytest.approx(1 - 4e-5)
+    tiny = build_run("deit_tiny_from_deit3_small")
+    assert tiny.student.drop_path_rate == 0 and tiny.optim.ema_decay == 0
+
+
+def store(folder, run):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"run": as_dict(run), "world_size": 2}))
+    return folder
+
+
+def test_a_run_folder_its_config_and_a_bare_run_are_recipes(tmp_path, monkeypatch):
+    run = replace(build_run("demo", debug=True), seed=3, workdir="runs/far")
+    folder = store(tmp_path / "x", run)
+    (tmp_path / "bare").write_text(json.dumps(as_dict(run)))
+    monkeypatch.chdir(tmp_path)
+    for path in (folder, folder / "config.json", "./x", "x", "bare"):
+        assert build_run(str(path)) == run
+
+
+def test_a_recipes_name_wins_over_a_folder(tmp_path, monkeypatch):
+    store(tmp_path / "demo", build_run("demo_plain"))
+    monkeypatch.chdir(tmp_path)
+    assert build_run("demo") == build_run("demo", debug=False) and build_run("demo").recipe == "demo"
+    assert build_run("./demo").recipe == "demo_plain"
+
+
+@pytest.mark.parametrize("resume, warnings", [("/old/run", 1), ("none", 0)])
+def test_a_stored_run_resumes_automatically_and_warns_where_it_had_begun_elsewhere(tmp_path, caplog, resume, warnings):
+    folder = store(tmp_path / "x", replace(build_run("demo"), resume=resume))
+    with caplog.at_level(logging.WARNING):
+        assert build_run(str(folder)) == build_run("demo")
+    assert caplog.text.count("give --resume to begin there again") == warnings
+    assert (f"{folder} began at /old/run: " in caplog.text) == bool(warnings)
+
+
+def broken(path, value):
+    """config.json of the demo with the value at a dotted path replaced; a value of ... deletes the key."""
+    stored = as_dict(build_run("demo"))
+    *parents, name = path.split(".")
+    part = stored
+    for parent in parents:
+        part = part[parent]
+    part[name] = value
+    if value is ...:
+        del part[name]
+    return json.dumps({"run": stored})
+
+
+@pytest.mark.parametrize("text, message", [
+    (broken("optim.momentum", 0.9), r"OptimConfig must have exactly its own fields, found unknown \['momentum'\]"),
+    (broken("losses.kd.weight", ...), r"KDTerm must have .* missing \['weight'\]: the file was written by another"),
+    (broken("optim.lr", "fast"), "--optim.lr must be a number, found 'fast'"),
+    (broken("optim.lr", None), "--optim.lr must be a number, found 'null'"),
+    (broken("losses.vitkd.blocks", 1.5), "--losses.vitkd.blocks must be numbers with commas"),
+    (broken("teacher.placement", "shards"), "teacher.placement must be one of shard, replica, offload"),
+    (broken("optim", None), "optim must be a JSON object, found None"),
+    (broken("losses.kd", 3), "losses.kd must be a JSON object, found 3"),
+    ("[1]", r"a run must be a JSON object, found \[1\]"),
+    ("{", "Expecting"),
+])  # fmt: skip
+def test_a_file_that_holds_no_run_is_refused_by_name(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"config.json must hold a run as config.json does: {message}"):
+        build_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("recipe, debug, message", [
+    ("runs/none", False, "runs/none must hold a run .*No such file"),
+    ("demoo", False, "--recipe demoo is no recipe: did you mean demo"),
+    ("", False, "--recipe  is no recipe: valid names are"),
+    ("runs/none", True, "--debug needs the name of a recipe, found --recipe runs/none"),
+])  # fmt: skip
+def test_what_is_no_recipe_is_refused(recipe, debug, message):
+    with pytest.raises(ValueError, match=message):
+        build_run(recipe, debug=debug)
