@@ -40,7 +40,7 @@ def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str
 
 
 def _layout(run: Run, nodes: int, gpus: int) -> Layout:
-    split = split_batch(run.global_batch_size, nodes * gpus, run.micro_batch_size_per_gpu)
+    split = split_batch(run.global_batch_size, world_size=nodes * gpus, limit=run.micro_batch_size_per_gpu)
     return Layout(nodes, gpus, split.micro_batch_size, split.accumulation_steps, run.teacher.placement)
 
 
