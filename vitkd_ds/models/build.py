@@ -35,6 +35,13 @@ _OWNED_ARGS = {
 }
 """Arguments of a VisionTransformer that model_args may not set, and why."""
 
+_OTHER_SIZE = "give weights trained at this size, or change data.image_size"
+_OTHER_RESOLUTION = {
+    "student": _OTHER_SIZE,
+    "teacher": f"{_OTHER_SIZE}, or interpolate the position embedding with --teacher.allow_other_resolution=true",
+}
+"""Advice where weights were trained at another resolution."""
+
 
 @dataclass(frozen=True)
 class PairInfo:
@@ -56,9 +63,9 @@ def build_student(config: StudentConfig, data: DataConfig) -> VisionTransformer:
     Raises:
         ValueError: the model, its arguments or its weights do not fit; the message names the key.
     """
-    model = _create(config, data, role="student", pretrained=config.init == "hub", drop_path_rate=config.drop_path_rate)
+    model = _create(config, data, pretrained=config.init == "hub", drop_path_rate=config.drop_path_rate)
     if config.init not in ("", "hub"):
-        load_weights(model, config.init, key="student.init")
+        _load_weights(model, Path(config.init), key="student.init")
     model.set_grad_checkpointing(config.checkpoint_activations)
     return model
 
@@ -69,10 +76,10 @@ def build_teacher(config: TeacherConfig, data: DataConfig) -> VisionTransformer:
     Raises:
         ValueError: the model, its arguments or its weights do not fit; the message names the key.
     """
-    model = _create(config, data, role="teacher", pretrained=config.checkpoint == "hub")
+    model = _create(config, data, pretrained=config.checkpoint == "hub")
     if config.checkpoint not in ("hub", "random"):
         allowed = config.allow_other_resolution
-        load_weights(model, teacher_file(config), key="teacher.checkpoint", allow_other_resolution=allowed)
+        _load_weights(model, teacher_file(config), key="teacher.checkpoint", allow_other_resolution=allowed)
     return model.requires_grad_(False).eval()
 
 
@@ -90,12 +97,6 @@ def model_args_of(config: StudentConfig | TeacherConfig, data: DataConfig) -> di
 def normalization_of(model: nn.Module) -> Normalization:
     """Mean and standard deviation that the model was trained with, by its timm configuration."""
     return Normalization(mean=tuple(model.pretrained_cfg["mean"]), std=tuple(model.pretrained_cfg["std"]))
-
-
-def token_grid(model: VisionTransformer) -> tuple[int, int]:
-    """Rows and columns of patch tokens."""
-    rows, columns = model.patch_embed.grid_size
-    return rows, columns
 
 
 def check_pair(student: VisionTransformer, teacher: VisionTransformer, *, blocks: Sequence[int]) -> PairInfo:
@@ -119,17 +120,12 @@ def check_pair(student: VisionTransformer, teacher: VisionTransformer, *, blocks
                 f"losses.vitkd.blocks must be between 0 and {len(model.blocks) - 1}, as the {role} has "
                 f"{len(model.blocks)} blocks, found {outside[0]}: choose others or a deeper {role}"
             )
-    return PairInfo(student.embed_dim, teacher.embed_dim, token_grid(student), token_grid(teacher))
+    grids = student.patch_embed.grid_size, teacher.patch_embed.grid_size
+    return PairInfo(student.embed_dim, teacher.embed_dim, *grids)
 
 
-def load_weights(model: VisionTransformer, path: str | Path, *, key: str, allow_other_resolution: bool = False) -> None:
-    """Load a local file into `model`, strictly.
-
-    Args:
-        model: changed in place.
-        path: a file that `load_state_dict_file` understands.
-        key: configuration key that errors name.
-        allow_other_resolution: whether to interpolate the position embedding of another square patch grid.
+def _load_weights(model: VisionTransformer, path: Path, *, key: str, allow_other_resolution: bool = False) -> None:
+    """Load a local file into `model`, strictly; `key` is the option that errors name.
 
     Raises:
         ValueError: a key is missing, unexpected or of another shape, or the patch grid is another.
@@ -157,7 +153,7 @@ def _check_grid(model: VisionTransformer, pos_embed: Tensor, *, source: str, all
     """Refuse another number of positions, unless it is another square grid and that is allowed."""
     num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     side = math.isqrt(max(0, pos_embed.shape[1] - num_prefix))
-    rows, columns = token_grid(model)
+    rows, columns = model.patch_embed.grid_size
     if side * side + num_prefix != pos_embed.shape[1] or not side:
         raise ValueError(
             f"{source} must have {model.pos_embed.shape[1]} positions ({rows} x {columns} patches and {num_prefix} "
@@ -167,21 +163,13 @@ def _check_grid(model: VisionTransformer, pos_embed: Tensor, *, source: str, all
         height, width = model.patch_embed.patch_size
         raise ValueError(
             f"{source} must be trained at data.image_size ({rows} x {columns} patches), found {side} x {side} patches "
-            f"({side * height} x {side * width} pixels): {_resolution_advice(source)}"
+            f"({side * height} x {side * width} pixels): {_OTHER_RESOLUTION[source.partition('.')[0]]}"
         )
 
 
-def _resolution_advice(source: str) -> str:
-    advice = "give weights trained at this size, or change data.image_size"
-    interpolate = ", or interpolate the position embedding with --teacher.allow_other_resolution=true"
-    return advice + (interpolate if source.startswith("teacher") else "")
-
-
-def _check_hub(
-    config: StudentConfig | TeacherConfig, data: DataConfig, pretrained: Mapping[str, Any], *, role: str
-) -> None:
+def _check_hub(config: StudentConfig | TeacherConfig, data: DataConfig, pretrained: Mapping[str, Any]) -> None:
     """Check, before anything is fetched, that the weights that timm describes as `pretrained` fit as they are."""
-    key = "student.init" if role == "student" else "teacher.checkpoint"
+    role, key = ("student", "student.init") if isinstance(config, StudentConfig) else ("teacher", "teacher.checkpoint")
     source = f"{key}=hub of {config.model}"
     if "patch_size" in config.model_args:
         raise ValueError(
@@ -194,21 +182,22 @@ def _check_hub(
             "classifier would be random, so give a file of a teacher trained on these classes"
         )
     trained = tuple(pretrained["input_size"][-2:])
-    allowed = isinstance(config, TeacherConfig) and config.allow_other_resolution
+    allowed = role == "teacher" and config.allow_other_resolution
     if trained != (data.image_size, data.image_size) and not allowed:
         raise ValueError(
             f"{source} must be trained at data.image_size={data.image_size}, found {trained[0]} x {trained[1]} pixels: "
-            + _resolution_advice(source)
+            + _OTHER_RESOLUTION[role]
         )
 
 
 def _create(
-    config: StudentConfig | TeacherConfig, data: DataConfig, *, role: str, pretrained: bool, drop_path_rate: float = 0.0
+    config: StudentConfig | TeacherConfig, data: DataConfig, *, pretrained: bool, drop_path_rate: float = 0.0
 ) -> VisionTransformer:
     """Create a model with timm, after refusing what timm would refuse late or not at all."""
+    role = "student" if isinstance(config, StudentConfig) else "teacher"
     default = _default_model(config.model, role=role)
     if pretrained:
-        _check_hub(config, data, default.pretrained_cfg, role=role)
+        _check_hub(config, data, default.pretrained_cfg)
     _check_model_args(config.model_args, role=role)
     made = model_args_of(config, data)
     try:
@@ -239,13 +228,13 @@ def check_model_name(name: str, *, role: str) -> None:
 
 
 def _default_model(name: str, *, role: str) -> VisionTransformer:
-    """Create the named model without model_args on the meta device, where its class and configuration cost no memory."""
+    """Create the named model without model_args on the meta device, where it costs no memory."""
     check_model_name(name, role=role)
-    architecture = name.partition(".")[0]
     try:
         with torch.device("meta"):
             model = timm.create_model(name)
     except RuntimeError as error:
+        architecture = name.partition(".")[0]
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or architecture
         raise ValueError(f"{role}.model must name weights that timm knows, found {name!r}: choose of {tags}") from error
     if not isinstance(model, VisionTransformer):
