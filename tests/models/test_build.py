@@ -86,21 +86,18 @@ def test_hub_weights_come_through_timm(monkeypatch):
         build_student(StudentConfig(model=name, init="hub", model_args={"depth": 2}), IMAGENET_DATA)
 
 
-def test_hub_weights_of_another_resolution_are_refused_unless_allowed(monkeypatch):
+def test_hub_weights_of_another_resolution_or_patch_size_are_refused_unless_allowed(monkeypatch):
     data, name = dataclasses.replace(IMAGENET_DATA, image_size=64), "deit_tiny_patch16_224"
     with pytest.raises(ValueError, match="image_size=64, found 224 x 224 .*teacher.allow_other_resolution=true"):
         build_teacher(TeacherConfig(model=name), data)
+    with pytest.raises(ValueError, match="student.model_args must not set patch_size with student.init=hub"):
+        build_student(student_config("deit", "hub"), DATA)
     with pytest.raises(ValueError, match="student.init=hub .*found 224 x 224") as refusal:
         build_student(StudentConfig(model=name, init="hub"), data)
     assert "allow_other_resolution" not in str(refusal.value)
     hub_with(monkeypatch, timm.create_model(name).state_dict())
     teacher = build_teacher(TeacherConfig(model=name, allow_other_resolution=True), data)
     assert teacher.patch_embed.grid_size == (4, 4) and teacher.pos_embed.shape == (1, 17, 192)
-
-
-def test_hub_weights_are_not_resized_to_another_patch_size():
-    with pytest.raises(ValueError, match="student.model_args must not set patch_size with student.init=hub"):
-        build_student(student_config("deit", "hub"), DATA)
 
 
 def test_an_unreachable_hub_names_the_model(monkeypatch):
@@ -164,34 +161,29 @@ def test_half_precision_files_load_into_fp32_models(tmp_path):
     assert model.head.weight.dtype == torch.float32 and torch.equal(model.head.weight, source.head.weight.float())
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("deit_tiny_patch16_244", "student.model .*'deit_tiny_patch16_244': did you mean deit_tiny_patch16_224"),
-        ("deit3_small_patch16_224.fb_in21k", "choose of deit3_small_patch16_224.fb_in1k, .*fb_in22k_ft_in1k"),
-        ("hf-hub:someone/model", "must be a timm model"),
-        ("resnet18", "resnet18, a ResNet"),
-        ("swin_tiny_patch4_window7_224", "a SwinTransformer"),
-        ("vit_relpos_small_patch16_224", "a VisionTransformerRelPos"),
-    ],
-)
+@pytest.mark.parametrize("name, message", [
+    ("deit_tiny_patch16_244", "student.model .*'deit_tiny_patch16_244': did you mean deit_tiny_patch16_224"),
+    ("diet_tiny_patch16_224", "did you mean deit_tiny_patch16_224"),
+    ("deit3_small_patch16_224.fb_in21k", "choose of deit3_small_patch16_224.fb_in1k, .*fb_in22k_ft_in1k"),
+    ("hf-hub:someone/model", "must be a timm model"),
+    ("resnet18", "resnet18, a ResNet"),
+    ("swin_tiny_patch4_window7_224", "a SwinTransformer"),
+    ("vit_relpos_small_patch16_224", "a VisionTransformerRelPos"),
+])  # fmt: skip
 def test_other_names_and_classes_of_models_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         build_student(StudentConfig(model=name), DATA)
 
 
-@pytest.mark.parametrize(
-    ("model_args", "message"),
-    [
-        ({"embed_dims": 48}, "student.model_args .*found embed_dims: did you mean embed_dim"),
-        ({"features_only": True}, "found features_only"),
-        ({"num_classes": 3}, "must not set num_classes, found 3: it is data.num_classes"),
-        ({"img_size": 64}, "it is data.image_size"),
-        ({"patch_drop_rate": 0.5}, "must not set patch_drop_rate, found 0.5: .*tokens would not match"),
-        ({**SMALL, "num_heads": 5}, "student.model=deit_tiny_patch16_224 must build with"),
-        ({**SMALL, "patch_size": 12}, r"data.image_size must be a multiple .*12 x 12.*found 32"),
-    ],
-)
+@pytest.mark.parametrize("model_args, message", [
+    ({"embed_dims": 48}, "student.model_args .*found embed_dims: did you mean embed_dim"),
+    ({"features_only": True}, "found features_only"),
+    ({"num_classes": 3}, "must not set num_classes, found 3: it is data.num_classes"),
+    ({"img_size": 64}, "it is data.image_size"),
+    ({"patch_drop_rate": 0.5}, "must not set patch_drop_rate, found 0.5: .*tokens would not match"),
+    ({**SMALL, "num_heads": 5}, "student.model=deit_tiny_patch16_224 must build with"),
+    ({**SMALL, "patch_size": 12}, r"data.image_size must be a multiple .*12 x 12.*found 32"),
+])  # fmt: skip
 def test_bad_model_args_are_refused_by_name(model_args, message):
     with pytest.raises(ValueError, match=message):
         build_student(StudentConfig(model="deit_tiny_patch16_224", model_args=model_args), DATA)

@@ -45,7 +45,7 @@ _OTHER_RESOLUTION = {
 
 @dataclass(frozen=True)
 class PairInfo:
-    """Widths and patch grids of a student and its teacher, which the losses' own layers depend on."""
+    """Widths and patch grids of a student and its teacher, by the names of `vitkd_ds.ViTKDLoss`'s arguments."""
 
     student_dim: int
     teacher_dim: int
@@ -222,7 +222,7 @@ def check_model_name(name: str, *, role: str) -> None:
     """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        # Not all of timm's 1,371 names, which the message would list where none is near.
+        # Not among all of timm's names, because the message would list them if none is near.
         names = timm.list_models(f"{architecture[:8]}*") or timm.list_models(["deit*", "vit_*_patch16_224"])
         raise ValueError(f"{role}.model must be a timm model, found {name!r}: {nearest(architecture, names)}")
 

@@ -32,22 +32,10 @@ class Distiller(nn.Module):
         self.blocks = losses.tapped_blocks
         if "vitkd" in self.terms:
             term = losses.vitkd
-            self.vitkd = ViTKDLoss(
-                pair.student_dim,
-                pair.teacher_dim,
-                alpha=term.alpha,
-                beta=term.beta,
-                mask_ratio=term.mask_ratio,
-                student_grid=pair.student_grid,
-                teacher_grid=pair.teacher_grid,
-            )
+            self.vitkd = ViTKDLoss(**vars(pair), alpha=term.alpha, beta=term.beta, mask_ratio=term.mask_ratio)
 
     def forward(
-        self,
-        images_BCHW: Tensor,
-        targets_BK: Tensor,
-        teacher: Features | None,
-        weights: Mapping[str, Tensor],
+        self, images_BCHW: Tensor, targets_BK: Tensor, teacher: Features | None, weights: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Compute the named loss terms of one micro-batch, and their total.
 

@@ -70,13 +70,10 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"weights must be an existing file, found none at {path}: check the path")
-    if path.suffix == ".safetensors":
-        content = _read_safetensors(path)
-    elif path.suffix in PICKLE_SUFFIXES:
-        content = _read_pickle(path)
-    else:
+    if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         known = ", ".join((".safetensors", *PICKLE_SUFFIXES))
         raise ValueError(f"weights must be a file in {known}, found {path.suffix!r} in {path}: convert it")
+    content = _read_pickle(path) if path.suffix in PICKLE_SUFFIXES else _read_safetensors(path)
     return timm_keys(strip_prefixes(_find_tensors(content, path)))
 
 
@@ -145,20 +142,15 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is not None:
-            raise ValueError(_refusal(path, wanted[1])) from error
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} must be a whole torch file, found damage ({reason}): fetch it again") from error
-
-
-def _refusal(path: Path, wanted: str) -> str:
-    """Say why a pickle is not read, and how its owner converts it."""
-    target = path.with_suffix(".safetensors")
-    command = f'python -c "{_CONVERT}" {shlex.quote(str(path))} {shlex.quote(str(target))}'
-    return (
-        f"{path} must hold tensors and plain values only, found the Python object {wanted}: making it runs code from "
-        f"the file, so the file is refused. If you trust it, convert it yourself and give the result:\n{command}"
-    )
+        if wanted is None:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{path} must be a whole torch file, found damage ({reason}): fetch it again") from error
+        files = shlex.join([str(path), str(path.with_suffix(".safetensors"))])
+        raise ValueError(
+            f"{path} must hold tensors and plain values only, found the Python object {wanted[1]}: making it runs code "
+            "from the file, so the file is refused. If you trust it, convert it yourself and give the result:\n"
+            f'python -c "{_CONVERT}" {files}'
+        ) from error
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -98,14 +98,12 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
     teacher_rate, student_rate = _rates(run, measured)
     step, same = f"measured, row {measured.step.row}", "(assumed the same for all pairs and micro-batches)"
     again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
-    loss = ("none", "counted: its weight is 0")
+    loss, why = "none", "counted: its weight is 0"
     if inputs.loss_s:
         scale = inputs.loss_s / measured.loss.seconds
-        loss = (
-            f"{1 / inputs.loss_s:,.0f} images/s",
-            f"measured, row {measured.loss.row}, x {1 / scale:.2g} for width "
-            f"{measured.loss_dim * scale**0.5:.0f} (assumed: its convolutions grow with the width squared)",
-        )
+        loss, width = f"{1 / inputs.loss_s:,.0f} images/s", f"{measured.loss_dim * scale**0.5:.0f}"
+        why = f"measured, row {measured.loss.row}, x {1 / scale:.2g} for width {width} (assumed: its convolutions grow "
+        why += "with the width squared)"
     beside = (f"{BACKWARD_PART:.0%} of student and loss", "assumed: the backward pass")
     if inputs.is_compiled:
         beside = ("nothing", "counted on a CPU: compiled as a whole, the student hands out all gradients at the end of "
@@ -113,7 +111,7 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
     return [
         ("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", f"measured, row {teacher_rate.row}"),
         ("student", f"{1 / inputs.student_s:,.0f} images/s", f"measured, row {student_rate.row}{again}"),
-        ("ViTKD loss", *loss),
+        ("ViTKD loss", loss, why),
         ("fixed time a micro-batch", f"{1e3 * inputs.host_s:.1f} ms", f"{step}, the nearest to the shipped settings, "
          f"less {', '.join(part.row for part in measured.alone)} and the update {same}"),
         ("fixed time a step", f"{1e3 * inputs.update_s:.1f} ms", f"{step}, its parts: the update, with what the GPU "
