@@ -52,12 +52,14 @@ def test_the_measured_step_is_what_the_parts_add_up_to():
 
 
 def test_the_predictions_in_the_table_are_what_plan_says():
-    speeds, memory = [], []
+    speeds, memory, gflops = [], [], []
     for pair, images in PAIRS.items():
         inputs = inputs_of(build_run(f"deit_{pair}"), H100)
+        gflops.append(f"{inputs.flops / 1e9:.1f}")
         for layout in (one_gpu(images), one_gpu(512)):
             speeds.append(f"{images_per_s(inputs, layout, H100):,.0f}")
             memory.append(f"{sum(memory_bytes(inputs, layout).values()) / 2**30:.1f}")
+    assert f"{', '.join(gflops[:2])} and {gflops[2]} GFLOP an image" in TABLE
     (line,) = re.findall(r"^\| S15 \|.*$", TABLE, re.M)
     assert f"(predicted {', '.join(speeds[::2])})" in line and f"(predicted {', '.join(memory[::2])})" in line
     (line,) = re.findall(r"^\| S16 \|.*$", TABLE, re.M)

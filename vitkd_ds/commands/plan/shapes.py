@@ -47,13 +47,13 @@ def loss_flops(loss: nn.Module, num_patches: int) -> int:
     return 2 * num_patches * sum(p.numel() for p in loss.parameters() if p.ndim in (2, 4))
 
 
-def step_flops(student: nn.Module, teacher: nn.Module | None, loss: nn.Module | None) -> int:
+def step_flops(student: nn.Module, teacher: nn.Module, loss: nn.Module | None) -> int:
     """Operations of one image in a training step: backward counts twice the forward, the teacher has only a forward.
 
     What activation checkpointing computes again does not count.
     """
     trained = forward_flops(student) + (loss_flops(loss, student.patch_embed.num_patches) if loss else 0)
-    return 3 * trained + (forward_flops(teacher) if teacher else 0)
+    return 3 * trained + forward_flops(teacher)
 
 
 def activation_bytes(student: nn.Module, *, checkpointed: bool) -> int:
