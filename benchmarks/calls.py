@@ -11,8 +11,6 @@ printed, so that settings can be held against each other bit for bit. Each DS_CO
 """
 
 import sys
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.step_variants import Engines, MicroBatch, Pair, build_pair, make_micro_batch  # noqa: E402
 from vitkd_ds.engine import processes  # noqa: E402
-from vitkd_ds.engine.processes import start_processes  # noqa: E402
 
 VIEWS = (
     "alias as_strided detach expand narrow permute reshape select slice split squeeze t transpose unbind unsafe_view "
@@ -32,39 +29,37 @@ STEPS = 4
 
 
 class Count(TorchDispatchMode):
-    """Counts calls that compute."""
+    """Count the calls that compute."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: Counter[str] = Counter()
+        self.calls = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        if name not in VIEWS:
-            self.calls[name] += 1
+        if function.overloadpacket.__name__ not in VIEWS:
+            self.calls += 1
         return function(*args, **(kwargs or {}))
 
 
 def own_backward_calls(pair: Pair, batch: MicroBatch, engines: Engines) -> int:
-    """Of the student's and the losses' backward alone, in the engine's dtype."""
+    """Count the calls of the student's and the losses' backward without DeepSpeed, in the engine's dtype."""
     dtype = engines.engine.dtype
     distiller = pair.distiller().to(batch.images_BCHW.device, dtype)
     images_BCHW = engines.normalization.apply(batch.images_BCHW, dtype)
     total = distiller(images_BCHW, batch.targets_BK, engines.teach(batch), batch.weights)["total"]
     with Count() as backward:
         total.backward()
-    return backward.calls.total()
+    return backward.calls
 
 
 def main() -> None:
     """Count and print."""
     debug = "--debug" in sys.argv
     files = [word for word in sys.argv[1:] if word != "--debug"] or ["ds_configs/zero2.json"]
-    device = start_processes()
+    device = processes.start_processes()
     torch.set_num_threads(1)
     for file in files:
         pair = build_pair("tiny", ds_config=file, debug=debug)
-        pair = replace(pair, run=replace(pair.run, compile=False))
         batch = make_micro_batch(pair, 2, device)
         engines = Engines(pair, device, 2, "replica", compile=False)
         for number in range(STEPS):
@@ -75,14 +70,14 @@ def main() -> None:
             with Count() as update:
                 engines.update()
         own = own_backward_calls(pair, batch, engines)
-        counts = f"backward {backward.calls.total()} (its own arithmetic {own}), update {update.calls.total()}"
+        counts = f"backward {backward.calls} (its own arithmetic {own}), update {update.calls}"
         print(f"{file}: {counts}; last total {total.item()!r}, norm {engines.engine.grad_norm!r}", flush=True)
     for placement in ("replica", "shard", "offload"):
         engines = Engines(pair, device, 2, placement, compile=False)
         for _ in range(2):
             with Count() as forward:
                 engines.teach(batch)
-        print(f"teacher, {placement}: {forward.calls.total()}", flush=True)
+        print(f"teacher, {placement}: {forward.calls}", flush=True)
     processes.leave()
 
 

@@ -25,77 +25,70 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.scaling_hosts import Hosts  # noqa: E402
+from benchmarks.network import HUB, INTERFACE, Network, why_not  # noqa: E402
 
 PARTS = ("teacher", "forward", "backward", "update")
+PARAMS = ("trained_params", "teacher_params")
 LIMIT_S = 1200
-"""For one start of the ranks."""
+"""Longest that one start of the ranks may take, seconds."""
 
 
 def measure(args: argparse.Namespace) -> None:
-    """One rank: step, and write what it took. Collective, where the ranks are together."""
-    from benchmarks.step import step
+    """Step on one rank, and write what it took. Collective, where the ranks are together."""
+    from benchmarks.step import parts_of_step, step
     from benchmarks.step_variants import Engines, build_pair, make_micro_batch
     from vitkd_ds.commands.plan import shapes
     from vitkd_ds.engine import processes, ranks
-    from vitkd_ds.engine.processes import start_processes
 
-    device = start_processes()
+    device = processes.start_processes()
     pair = build_pair("tiny", ds_config="ds_configs/zero2.json", debug=args.debug)
     batch = make_micro_batch(pair, args.micro_batch, device)
     engines = Engines(pair, device, args.micro_batch, "shard", compile=False)
     for _ in range(args.warmup):
         step(engines, batch)
     ranks.barrier()
-    sent, seconds = sent_bytes(args.interface), defaultdict(list)
-    for _ in range(args.steps):
-        start = last = time.perf_counter()
-
-        def mark(part: str) -> None:
-            nonlocal last
-            seconds[part].append(time.perf_counter() - last)
-            last = time.perf_counter()
-
-        step(engines, batch, mark)
-        seconds["step"].append(time.perf_counter() - start)
+    sent = sent_bytes(args.interface)
+    steps = [parts_of_step(engines, batch) for _ in range(args.steps)]
     ranks.barrier()
-    found = {key: statistics.median(times) for key, times in seconds.items()}
+    found = {part: statistics.median(seconds[part] for seconds in steps) for part in PARTS}
+    found["step"] = statistics.median(sum(seconds.values()) for seconds in steps)
     found["sent_bytes"] = (sent_bytes(args.interface) - sent) / args.steps
     found["trained_params"] = shapes.num_parameters(engines.engine.engine.module)
-    found["teacher_params"] = shapes.num_parameters(pair.teacher)
+    found["teacher_params"] = shapes.num_parameters(pair.models.teacher)
     args.worker.write_text(json.dumps(found))
     processes.leave()
 
 
 def sent_bytes(interface: str) -> int:
-    """What an interface of this namespace has sent since it exists."""
+    """Bytes that an interface of this namespace has sent since it exists."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()
     (counters,) = (line.split(":")[1].split() for line in lines if line.strip().startswith(f"{interface}:"))
     return int(counters[8])
 
 
-def run_ranks(args: argparse.Namespace, hosts: Hosts, *, together: bool) -> list[dict[str, Any]]:
-    """Start a rank on each host, as one world or as a world each; what each found."""
+def run_ranks(args: argparse.Namespace, network: Network, num_ranks: int, *, together: bool) -> list[dict[str, Any]]:
+    """Start a rank on each node, or all on the hub, as one world or as a world each; what each found."""
     cpus = sorted(os.sched_getaffinity(0))
+    hosts, interface = network.nodes or [HUB] * num_ranks, INTERFACE if network.nodes else "lo"
+    address = network.addresses[hosts[0]] if network.nodes else "127.0.0.1"
     size = ["--micro_batch", args.micro_batch, "--steps", args.steps, "--warmup", args.warmup]
     with tempfile.TemporaryDirectory() as folder:
-        processes, files = [], [Path(folder, f"{rank}.json") for rank in range(hosts.num_hosts)]
+        processes, files = [], [Path(folder, f"{rank}.json") for rank in range(num_ranks)]
         for rank, file in enumerate(files):
             command = ["taskset", "-c", cpus[rank % len(cpus)], sys.executable, __file__, "--worker", file]
-            command += ["--interface", hosts.interface, *size, *(["--debug"] if args.debug else [])]
-            env = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": hosts.interface}
+            command += ["--interface", interface, *size, *(["--debug"] if args.debug else [])]
+            env = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": interface}
             if together:
-                env |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(len(files)), "LOCAL_WORLD_SIZE": "1"}
-                env |= {"MASTER_ADDR": hosts.address, "MASTER_PORT": "29500"}
+                env |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": "1"}
+                env |= {"MASTER_ADDR": address, "MASTER_PORT": "29500"}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-            processes.append(subprocess.Popen([*hosts.on(rank), *map(str, command)], cwd=ROOT, env=env, **pipes))
+            words = [*network.on(hosts[rank]), *map(str, command)]
+            processes.append(subprocess.Popen(words, cwd=ROOT, env=env, **pipes))
         try:
             told = [process.communicate(timeout=LIMIT_S)[0] for process in processes]
         finally:
@@ -107,47 +100,45 @@ def run_ranks(args: argparse.Namespace, hosts: Hosts, *, together: bool) -> list
         return [json.loads(file.read_text()) for file in files]
 
 
-def mean(found: list[dict[str, Any]], key: str) -> float:
-    """Over the ranks."""
-    return statistics.fmean(rank[key] for rank in found)
-
-
-def row_of(link: str, hosts: Hosts, together: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, Any]:
+def row_of(link: str, together: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, Any]:
     """What one round says of one link and number of ranks."""
     from vitkd_ds.commands.plan.predict import Layout, bytes_per_step
 
-    layout = Layout(nodes=hosts.num_hosts, gpus_per_node=1, micro_batch=1, accumulation=1, placement="shard")
-    params = {key: together[0][key] for key in ("trained_params", "teacher_params")}
-    formula = sum(bytes_per_step(layout, **params).values())
-    row: dict[str, Any] = {"link": link, "ranks": hosts.num_hosts, "step_s": mean(together, "step")}
+    def mean(found: list[dict[str, Any]], key: str) -> float:
+        return statistics.fmean(rank[key] for rank in found)
+
+    ranks = len(together)
+    layout = Layout(nodes=ranks, gpus_per_node=1, micro_batch=1, accumulation=1, placement="shard")
+    formula = sum(bytes_per_step(layout, **{key: together[0][key] for key in PARAMS}).values())
+    row: dict[str, Any] = {"link": link, "ranks": ranks, "step_s": mean(together, "step")}
     row |= {"compute_s": mean(alone, "step"), "communication_s": mean(together, "step") - mean(alone, "step")}
     row |= {f"{part}_s": mean(together, part) - mean(alone, part) for part in PARTS}
-    # The ranks of the loopback row share one interface.
-    row["sent_bytes"] = mean(together, "sent_bytes") / (hosts.num_hosts if hosts.mbit is None else 1)
+    # On loopback the ranks share one interface.
+    row["sent_bytes"] = mean(together, "sent_bytes") / (ranks if link == "loopback" else 1)
     row["formula_bytes"] = formula
-    row["line_s"] = 8 * formula / (hosts.mbit * 1e6) if hosts.mbit else None
+    row["line_s"] = None if link == "loopback" else 8 * formula / (int(link) * 1e6)
     return row
 
 
 def one_round(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every link and number of ranks once."""
+    """Measure every link and number of ranks once."""
     rows = []
     for ranks in args.ranks:
-        with Hosts(ranks, None) as hosts:
-            alone = run_ranks(args, hosts, together=False)
+        with Network(0) as network:
+            alone = run_ranks(args, network, ranks, together=False)
         for link in args.links if ranks > 1 else ["loopback"]:
-            with Hosts(ranks, None if link == "loopback" else int(link)) as hosts:
-                rows.append(row_of(link, hosts, run_ranks(args, hosts, together=True), alone))
+            with Network(0) if link == "loopback" else Network(ranks, int(link)) as network:
+                rows.append(row_of(link, run_ranks(args, network, ranks, together=True), alone))
                 print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def table(rounds: list[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], str]:
-    """Medians over the rounds: as rows, and as text."""
+    """Medians over the rounds, as rows and as text."""
     rows = []
     for same in zip(*rounds):
-        row = {key: same[0][key] if key in ("link", "ranks") else median([one[key] for one in same]) for key in same[0]}
-        rows.append(row)
+        keys = [key for key in same[0] if key not in ("link", "ranks") and same[0][key] is not None]
+        rows.append(same[0] | {key: statistics.median(one[key] for one in same) for key in keys})
     lines = [
         "| link, Mbit/s | ranks | step, s | compute | communication | teacher / forward / backward / update | line | "
         "sent, MB | formula, MB | sent / formula |",
@@ -163,11 +154,6 @@ def table(rounds: list[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], str
             f"{row['formula_bytes'] / 1e6:.1f} | {ratio} |"
         )
     return rows, "\n".join(lines)
-
-
-def median(values: list[float | None]) -> float | None:
-    """Of what is there."""
-    return None if None in values else statistics.median(values)
 
 
 def main() -> None:
@@ -186,6 +172,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         measure(args)
+    if reason := why_not("tc", "taskset"):
+        parser.error(f"this benchmark makes hosts of its own on this machine: {reason}")
     rows, text = table([one_round(args) for _ in range(args.rounds)])
     print(text)
     if args.json:

@@ -47,7 +47,7 @@ from benchmarks.step_variants import (  # noqa: E402
 )
 from vitkd_ds.commands.plan.hardware import Hardware, hardware_of  # noqa: E402
 from vitkd_ds.engine import processes, ranks  # noqa: E402
-from vitkd_ds.engine.processes import start_processes, synchronised_time  # noqa: E402
+from vitkd_ds.engine.processes import synchronised_time  # noqa: E402
 
 PARTS = ("teacher", "forward", "backward", "update")
 HEADER = (
@@ -55,33 +55,41 @@ HEADER = (
     "ms: teacher / forward / backward / update / host"
 )
 ROUNDING = 0.02
-"""First totals of two variants differ by less than this part: bf16 weights against bf16 autocast."""
+"""Part by which the first totals of two variants may differ: bf16 weights against bf16 autocast."""
 
 
 @dataclass
 class Timed:
-    """A variant, and what was seen of it."""
+    """A variant and its timings."""
 
     name: str
     variant: Variant
     resting_bytes: int
+    """Bytes of its tensors on the card between two steps."""
     first_total: float
     images_per_s: list[float] = field(default_factory=list)
     peak_gib: float | None = None
     parts_ms: dict[str, float] = field(default_factory=dict)
 
 
-def step(variant: Variant, batch: MicroBatch, mark: Callable[[str], None] = lambda part: None) -> torch.Tensor:
-    """One step; `mark` is called after each part. Returns the total."""
+def step(variant: Variant, batch: MicroBatch, mark: Callable[[], object] = lambda: None) -> torch.Tensor:
+    """Run one step, call `mark` after each of PARTS, and return the total."""
     features = variant.teach(batch)
-    mark("teacher")
+    mark()
     total = variant.forward(batch, features)
-    mark("forward")
+    mark()
     variant.backward(total)
-    mark("backward")
+    mark()
     variant.update()
-    mark("update")
+    mark()
     return total
+
+
+def parts_of_step(variant: Variant, batch: MicroBatch) -> dict[str, float]:
+    """Seconds of each part of one step, waiting for the device after it."""
+    times = [synchronised_time()]
+    step(variant, batch, lambda: times.append(synchronised_time()))
+    return {part: end - start for part, start, end in zip(PARTS, times, times[1:])}
 
 
 def prepare(name: str, pair: Pair, batch: MicroBatch, args: argparse.Namespace, device: torch.device) -> Timed:
@@ -102,7 +110,7 @@ def allocated(device: torch.device) -> int:
 
 
 def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device) -> None:
-    """One turn of a variant."""
+    """Time one turn of a variant, and what its memory peaks at without the others' tensors."""
     if device.type == "cuda":
         others = allocated(device) - timed.resting_bytes
         torch.cuda.reset_peak_memory_stats()
@@ -116,19 +124,9 @@ def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device
 
 
 def time_parts(timed: Timed, batch: MicroBatch, steps: int) -> None:
-    """Milliseconds of each part, waiting for the device after it, and of the host."""
-    spent: dict[str, list[float]] = {part: [] for part in (*PARTS, "host")}
-    for _ in range(steps):
-        last = [synchronised_time()]
-
-        def mark(part: str, last: list[float] = last) -> None:
-            now = synchronised_time()
-            spent[part].append(now - last[0])
-            last[0] = now
-
-        step(timed.variant, batch, mark)
-        spent["host"].append(host_s(timed.variant, batch))
-    timed.parts_ms = {part: 1e3 * statistics.median(seconds) for part, seconds in spent.items()}
+    """Time the parts and the host, milliseconds, medians over the steps."""
+    spent = [parts_of_step(timed.variant, batch) | {"host": host_s(timed.variant, batch)} for _ in range(steps)]
+    timed.parts_ms = {part: 1e3 * statistics.median(seconds[part] for seconds in spent) for part in spent[0]}
 
 
 def host_s(variant: Variant, batch: MicroBatch) -> float:
@@ -163,38 +161,31 @@ def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torc
 
 def rows_of(pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardware | None) -> list[dict[str, Any]]:
     """The rows of --json."""
-    compiled = next((timed.images_per_s for timed in everyone if timed.name == "compiled"), None)
+    compiled = next((timed.images_per_s for timed in everyone if timed.name == "compiled"), [])
     rows = []
     for timed in everyone:
         speed = statistics.median(timed.images_per_s)
-        ratios = [own / plain for own, plain in zip(timed.images_per_s, compiled)] if compiled else []
         tflops = speed / ranks.world_size() * pair.image_flops / 1e12
-        rows.append({
-            "pair": pair.name,
-            "variant": timed.name,
-            "micro_batch": micro_batch,
-            "images_per_s": speed,
-            "ratio": statistics.median(ratios) if ratios else None,
-            "peak_gib": timed.peak_gib,
-            "tflops": tflops,
-            "mfu": tflops / hardware.peak_tflops if hardware else None,
-        })  # fmt: skip
+        ratios = [own / plain for own, plain in zip(timed.images_per_s, compiled)]
+        row = {"pair": pair.name, "variant": timed.name, "micro_batch": micro_batch, "images_per_s": speed}
+        row |= {"ratio": statistics.median(ratios) if ratios else None, "peak_gib": timed.peak_gib, "tflops": tflops}
+        rows.append(row | {"mfu": tflops / hardware.peak_tflops if hardware else None})
     return rows
 
 
 def line(row: dict[str, Any], timed: Timed) -> str:
-    """A row as text, with the spread over the rounds and the parts."""
+    """Show a row as text, with the spread over the rounds and the parts."""
     low, high = min(timed.images_per_s), max(timed.images_per_s)
     cells = [f"{row['pair']:5} {row['micro_batch']:4} {row['variant']:9} {row['images_per_s']:9,.0f}"]
     cells.append(f"[{low:,.0f}, {high:,.0f}]".rjust(18))
     for key, width, digits in (("ratio", 6, ".3f"), ("peak_gib", 6, ".2f"), ("tflops", 8, ".3g"), ("mfu", 6, ".3f")):
         cells.append("-".rjust(width) if row[key] is None else f"{row[key]:{width}{digits}}")
-    return " ".join(cells) + "  " + " / ".join(f"{timed.parts_ms[part]:.1f}" for part in (*PARTS, "host"))
+    return " ".join(cells) + "  " + " / ".join(f"{ms:.1f}" for ms in timed.parts_ms.values())
 
 
 def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
-    """The one pair and micro-batch of `args`, here: a heading, rows as in --json, rows as text. Collective."""
-    device = start_processes()
+    """Measure the one pair and micro-batch of `args` in this process: heading, rows, rows as text. Collective."""
+    device = processes.start_processes()
     if args.debug:
         torch.set_num_threads(1)  # toy models wait for threads more than they gain
         generate_no_code()
@@ -203,14 +194,13 @@ def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
     pair = build_pair(name, ds_config=args.ds_config, debug=args.debug)
     everyone = measure(pair, micro_batch, args, device)
     rows = rows_of(pair, micro_batch, everyone, hardware_of(card))
-    num_ranks = ranks.world_size()
-    heading = f"{card}, {num_ranks} ranks, torch {torch.__version__}, {args.repeats} x {args.steps} steps\n{HEADER}"
+    heading = f"{card}, {ranks.world_size()} ranks, torch {torch.__version__}, {args.repeats} x {args.steps} steps"
     lines = [line(row, timed) for row, timed in zip(rows, everyone)]
-    return {"heading": heading, "rows": rows, "lines": lines, "is_main": ranks.rank() == 0}
+    return {"heading": f"{heading}\n{HEADER}", "rows": rows, "lines": lines, "is_main": ranks.rank() == 0}
 
 
 def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
-    """`measure_cell` in a process of its own, with this command's other arguments."""
+    """Call `measure_cell` in a process of its own, with this command's other arguments."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "cell.json")
         cell = ["--pairs", pair, "--micro_batches", str(micro_batch), "--worker", str(file)]
@@ -226,23 +216,21 @@ def is_launched() -> bool:
 
 
 def parse() -> argparse.Namespace:
-    """The command line, with the defaults of --debug."""
+    """Read the command line, with the defaults of --debug."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=["tiny", "small", "base"], choices=["tiny", "small", "base"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--micro_batches", nargs="+", type=int)
-    parser.add_argument("--repeats", type=int)
-    parser.add_argument("--steps", type=int, help="in a round")
-    parser.add_argument("--warmup", type=int)
+    parser.add_argument("--micro_batches", nargs="+", type=int, default=[64, 128, 256])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="in a round")
+    parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--ds_config", default="ds_configs/zero2.json", help="of the student's engine")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    if parser.parse_args().debug:
+        parser.set_defaults(micro_batches=[4], repeats=2, steps=1, warmup=1)
     args = parser.parse_args()
-    defaults = {"micro_batches": [4], "repeats": 2, "steps": 1, "warmup": 1} if args.debug else {}
-    defaults = {"micro_batches": [64, 128, 256], "repeats": 5, "steps": 20, "warmup": 10} | defaults
-    for key, value in defaults.items():
-        setattr(args, key, value if getattr(args, key) is None else getattr(args, key))
     if is_launched() and len(args.pairs) * len(args.micro_batches) > 1:
         parser.error(
             f"under a launcher there must be one pair and one micro-batch, found --pairs {' '.join(args.pairs)} and "
@@ -257,7 +245,6 @@ def main() -> None:
     if args.worker:
         args.worker.write_text(json.dumps(measure_cell(args)))
         processes.leave()
-        return
     here = is_launched()
     rows: list[dict[str, Any]] = []
     for pair, micro_batch in itertools.product(args.pairs, args.micro_batches):

@@ -9,22 +9,24 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch._dynamo as dynamo
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitkd_ds.commands.plan import shapes
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
-from vitkd_ds.models import build
+from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.recipes import build_run
+from vitkd_ds.train.parts import Models, build_models
 
+VARIANTS = ("eager", "compiled", "replica", "shard", "offload")
 RECIPES = {
     "tiny": "deit_tiny_from_deit3_small",
     "small": "deit_small_from_deit3_base",
@@ -35,34 +37,31 @@ TOY = {
     "small": ({"embed_dim": 32, "depth": 2, "num_heads": 2}, {"embed_dim": 64, "depth": 2, "num_heads": 2}),
     "base": ({"embed_dim": 64, "depth": 2, "num_heads": 2}, {"embed_dim": 96, "depth": 3, "num_heads": 2}),
 }
-"""Student and teacher of --debug."""
+"""Arguments of student and teacher with --debug."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A recipe's models on the CPU in fp32, with random weights, and its numbers."""
+    """A recipe with its models on the CPU in fp32, which have random weights."""
 
     name: str
     run: Run
-    student: nn.Module
-    teacher: nn.Module
+    models: Models
 
     @property
     def image_flops(self) -> int:
-        """Of one image in a step."""
-        loss = self.distiller()
-        return shapes.step_flops(self.student, self.teacher, loss.vitkd)
+        """Operations of one image in a step."""
+        return shapes.step_flops(self.models.student, self.models.teacher, self.distiller().vitkd)
 
     def distiller(self) -> Distiller:
-        """A new one, the same each time."""
+        """Make a new distiller, with the same weights each time."""
         torch.manual_seed(0)
-        info = build.check_pair(self.student, self.teacher, blocks=self.run.losses.vitkd.blocks)
-        return Distiller(deepcopy(self.student), self.run.losses, info)
+        return Distiller(deepcopy(self.models.student), self.run.losses, self.models.pair)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the loop would have after mixing."""
+    """What the training loop has after mixing."""
 
     images_BCHW: Tensor
     """fp32, 0..255."""
@@ -70,51 +69,29 @@ class MicroBatch:
     weights: dict[str, Tensor]
 
 
-class Variant(Protocol):
-    """One way to do a step."""
-
-    def teach(self, batch: MicroBatch) -> Features:
-        """The teacher's features."""
-
-    def forward(self, batch: MicroBatch, features: Features) -> Tensor:
-        """Student and losses: the total."""
-
-    def backward(self, total: Tensor) -> None:
-        """Gradients."""
-
-    def update(self) -> None:
-        """Clip and update."""
-
-
 def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
-    """The models of a recipe, without its drop path and moving average; at toy size for `debug`."""
+    """Build the models of a recipe, without its drop path and moving average; at toy size for `debug`."""
     run = build_run(RECIPES[name], debug=debug)
+    student = replace(run.student, drop_path_rate=0.0)
     teacher = replace(run.teacher, checkpoint="random")
-    student, optim = replace(run.student, drop_path_rate=0.0), replace(run.optim, ema_decay=0.0)
-    run = replace(run, teacher=teacher, student=student, optim=optim, ds_config=ds_config)
     if debug:
         student_args, teacher_args = ({**args, "patch_size": 8} for args in TOY[name])
-        run = replace(
-            run,
-            student=replace(run.student, model_args=student_args),
-            teacher=replace(teacher, model_args=teacher_args),
-            data=replace(run.data, image_size=32),
-        )
-    torch.manual_seed(0)
-    return Pair(name, run, build.build_student(run.student, run.data), build.build_teacher(run.teacher, run.data))
+        student, teacher = replace(student, model_args=student_args), replace(teacher, model_args=teacher_args)
+        run = replace(run, data=replace(run.data, image_size=32))
+    run = replace(run, student=student, teacher=teacher, optim=replace(run.optim, ema_decay=0.0), ds_config=ds_config)
+    return Pair(name, run, build_models(run))
 
 
 def make_micro_batch(pair: Pair, images: int, device: torch.device) -> MicroBatch:
-    """Random images, channels-last as the loader's, and soft labels."""
+    """Draw random images, channels-last as the loader's, and soft labels."""
     generator = torch.Generator().manual_seed(1 + ranks.rank())
     size, classes = pair.run.data.image_size, pair.run.data.num_classes
     images_BCHW = torch.randint(0, 256, (images, 3, size, size), generator=generator).float()
     images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
     targets_BK = torch.rand(images, classes, generator=generator).softmax(1)
-    weights = {name: torch.tensor(float(term.weight)) for name, term in pair.run.losses.active().items()}
-    return MicroBatch(
-        images_BCHW.to(device), targets_BK.to(device), {name: value.to(device) for name, value in weights.items()}
-    )
+    terms = pair.run.losses.active().items()
+    weights = {name: torch.tensor(float(term.weight), device=device) for name, term in terms}
+    return MicroBatch(images_BCHW.to(device), targets_BK.to(device), weights)
 
 
 class PlainLoop:
@@ -126,9 +103,9 @@ class PlainLoop:
 
     def __init__(self, pair: Pair, device: torch.device, *, compile: bool) -> None:
         self.distiller = pair.distiller().to(device)
-        self.teacher = deepcopy(pair.teacher).to(device)
-        self.normalizations = build.normalization_of(pair.student), build.normalization_of(pair.teacher)
-        self.blocks = pair.run.losses.vitkd.blocks
+        self.teacher = deepcopy(pair.models.teacher).to(device)
+        self.normalizations = normalization_of(pair.models.student), normalization_of(pair.models.teacher)
+        self.blocks = pair.run.losses.tapped_blocks
         self.max_norm = pair.run.optim.clip_grad_norm
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16)
         self.tap, self.call = tap_features, self.distiller
@@ -146,77 +123,64 @@ class PlainLoop:
 
     @torch.no_grad()
     def teach(self, batch: MicroBatch) -> Features:
-        """See Variant."""
+        """Compute the teacher's features."""
+        images_BCHW = self.normalizations[1].apply(batch.images_BCHW, self.teacher_dtype)
         with self.autocast if self.teacher_dtype == torch.float32 else nullcontext():
-            return self.tap(
-                self.teacher, self.normalizations[1].apply(batch.images_BCHW, self.teacher_dtype), self.blocks
-            )
+            return self.tap(self.teacher, images_BCHW, self.blocks)
 
     def forward(self, batch: MicroBatch, features: Features) -> Tensor:
-        """See Variant."""
+        """Compute the total of student and losses."""
         images_BCHW = self.normalizations[0].apply(batch.images_BCHW, torch.float32)
         with self.autocast:
             return self.call(images_BCHW, batch.targets_BK, features, batch.weights)["total"]
 
     def backward(self, total: Tensor) -> None:
-        """See Variant."""
+        """Compute the gradients."""
         total.backward()
 
     def update(self) -> None:
-        """See Variant."""
+        """Clip, and update the weights."""
         torch.nn.utils.clip_grad_norm_(self.distiller.parameters(), self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
 class Engines:
-    """The product: `StudentEngine` with ds_configs/zero2.json, and `Teacher`."""
+    """What ships: `StudentEngine` with the pair's DeepSpeed file, and `Teacher`. Its methods are those of PlainLoop."""
 
     def __init__(self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: bool) -> None:
-        run = replace(
-            pair.run,
-            global_batch_size=micro_batch * ranks.world_size(),
-            micro_batch_size_per_gpu=micro_batch,
-            compile=compile,
-            teacher=replace(pair.run.teacher, placement=placement),
-        )
-        distiller = pair.distiller()
-        config: dict[str, Any] = student_ds_config(run, micro_batch_size=micro_batch, accumulation_steps=1)
-        self.engine = StudentEngine(distiller, run, config)
-        self.engine.set_lr(run.optim.lr)
-        self.normalization = build.normalization_of(pair.student)
-        self.teacher = Teacher(
-            deepcopy(pair.teacher),
-            run.teacher,
-            blocks=run.losses.vitkd.blocks,
-            device=device,
-            micro_batch_size=micro_batch,
-            compile=compile,
-        )
+        teacher = replace(pair.run.teacher, placement=placement)
+        global_batch_size = micro_batch * ranks.world_size()
+        run = replace(pair.run, global_batch_size=global_batch_size, compile=compile, teacher=teacher)
+        config = student_ds_config(run, micro_batch_size=micro_batch, accumulation_steps=1)
+        self.engine = StudentEngine(pair.distiller(), run, config)
+        self.normalization = normalization_of(pair.models.student)
+        shared = {"device": device, "micro_batch_size": micro_batch, "compile": compile}
+        self.teacher = Teacher(deepcopy(pair.models.teacher), teacher, blocks=run.losses.tapped_blocks, **shared)
 
     def teach(self, batch: MicroBatch) -> Features:
-        """See Variant."""
+        """Compute the teacher's features."""
         return self.teacher(batch.images_BCHW)
 
     def forward(self, batch: MicroBatch, features: Features) -> Tensor:
-        """See Variant."""
+        """Compute the total of student and losses."""
         images_BCHW = self.normalization.apply(batch.images_BCHW, self.engine.dtype)
         return self.engine(images_BCHW, batch.targets_BK, features, batch.weights)["total"]
 
     def backward(self, total: Tensor) -> None:
-        """See Variant."""
+        """Compute the gradients."""
         self.engine.backward(total)
 
     def update(self) -> None:
-        """See Variant."""
+        """Clip, and update the weights."""
         assert self.engine.step(), "a benchmark step must update the weights"
 
 
-VARIANTS = ("eager", "compiled", "replica", "shard", "offload")
+Variant = PlainLoop | Engines
 
 
 def build_variant(name: str, pair: Pair, device: torch.device, micro_batch: int) -> Variant:
-    """One of VARIANTS."""
+    """Build one of VARIANTS."""
     if name in ("eager", "compiled"):
         return PlainLoop(pair, device, compile=name == "compiled")
     return Engines(pair, device, micro_batch, name, compile=True)

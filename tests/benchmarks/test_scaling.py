@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from benchmarks.scaling_hosts import why_not
+from benchmarks.network import why_not
 from tests.conftest import ROOT, run_command
 
 
 @pytest.mark.slow
 def test_two_hosts_send_what_the_plan_predicts(tmp_path):
-    if reason := why_not():
+    if reason := why_not("tc", "taskset"):
         pytest.skip(f"SCALING NOT TESTED: {reason}")
     size = ["--debug", "--rounds=1", "--steps=2", "--ranks", "2", "--links", "1000"]
     done = run_command(sys.executable, "benchmarks/scaling.py", *size, "--json", tmp_path / "rows.json", cwd=ROOT)

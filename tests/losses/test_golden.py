@@ -17,8 +17,7 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 def case(name):
-    prefix = f"{name}/"
-    return {key[len(prefix) :]: value.clone() for key, value in GOLDEN.items() if key.startswith(prefix)}
+    return {key.removeprefix(f"{name}/"): value.clone() for key, value in GOLDEN.items() if key.startswith(f"{name}/")}
 
 
 def assert_close(found, expected, dtype):
@@ -36,9 +35,8 @@ def test_vitkd_is_the_official_one_in_value_and_every_gradient(name, dtype):
     ]
     shallow, deep = (x.requires_grad_() for x in inputs[:2])
     loss = ViTKDLoss(deep.shape[2], inputs[3].shape[2], mask_ratio=float(golden["mask_ratio"])).to(dtype)
-    loss.load_state_dict(
-        {k.removeprefix("param:"): v for k, v in golden.items() if k.startswith("param:")}, strict=True
-    )
+    state = {key.removeprefix("param:"): value for key, value in golden.items() if key.startswith("param:")}
+    loss.load_state_dict(state, strict=True)
     terms = loss(shallow, deep, *inputs[2:], noise_BP=golden["noise_BP"])
     terms["total"].backward()
     assert_close(terms["total"].detach(), golden["loss"], dtype)
@@ -54,13 +52,8 @@ def test_vitkd_is_the_official_one_in_value_and_every_gradient(name, dtype):
 def test_nkd_is_the_official_one_in_value_and_gradient(name, dtype):
     golden = case(name)
     student = golden["student_logits_BK"].to(dtype).requires_grad_()
-    loss = nkd_loss(
-        student,
-        golden["teacher_logits_BK"].to(dtype),
-        golden["targets"],
-        temperature=float(golden["temperature"]),
-        gamma=float(golden["gamma"]),
-    )
+    numbers = {key: float(golden[key]) for key in ("temperature", "gamma")}
+    loss = nkd_loss(student, golden["teacher_logits_BK"].to(dtype), golden["targets"], **numbers)
     loss.backward()
     assert_close(loss.detach(), golden["loss"], dtype)
     assert_close(student.grad, golden["grad_student_logits"], dtype)

@@ -34,27 +34,18 @@ def call(loss, inputs, **kwargs):
     return loss(*arguments, noise_BP=inputs["noise"], **kwargs)
 
 
-def test_cross_entropy_is_its_twin():
-    student, targets = logits(0), logits(1).softmax(1)
-    assert soft_cross_entropy(student, targets).item() == pytest.approx(
-        reference.cross_entropy(student, targets), rel=1e-12
-    )
+STUDENT, TEACHER, INDICES = logits(0), logits(1), torch.tensor([0, 6, 3, 3, 1])
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_kd_is_its_twin(temperature):
-    student, teacher = logits(0), logits(1)
-    assert kd_loss(student, teacher, temperature=temperature).item() == pytest.approx(
-        reference.kd(student, teacher, temperature), rel=1e-12
-    )
-
-
-@pytest.mark.parametrize("soft", [False, True])
-def test_nkd_is_its_twin(soft):
-    student, teacher = logits(0), logits(1)
-    targets = logits(2).softmax(1) if soft else torch.tensor([0, 6, 3, 3, 1])
-    found = nkd_loss(student, teacher, targets, temperature=2.0, gamma=1.5).item()
-    assert found == pytest.approx(reference.nkd(student, teacher, targets, 2.0, 1.5), rel=1e-12)
+@pytest.mark.parametrize("loss, twin, others, numbers", [
+    (soft_cross_entropy, reference.cross_entropy, [TEACHER.softmax(1)], {}),
+    (kd_loss, reference.kd, [TEACHER], {"temperature": 1.0}),
+    (kd_loss, reference.kd, [TEACHER], {"temperature": 4.0}),
+    (nkd_loss, reference.nkd, [TEACHER, INDICES], {"temperature": 2.0, "gamma": 1.5}),
+    (nkd_loss, reference.nkd, [TEACHER, logits(2).softmax(1)], {"temperature": 2.0, "gamma": 1.5}),
+])  # fmt: skip
+def test_losses_of_logits_are_their_twins(loss, twin, others, numbers):
+    assert loss(STUDENT, *others, **numbers).item() == pytest.approx(twin(STUDENT, *others, **numbers), rel=1e-12)
 
 
 @pytest.mark.parametrize("grid, dims, ratio", [((3, 3), (4, 6), 0.5), ((2, 4), (4, 6), 0.3), ((3, 2), (5, 5), 0.75)])
@@ -83,12 +74,9 @@ def test_exactly_the_official_number_of_tokens_is_masked_and_only_they_count(tok
     side = int(tokens**0.5)
     loss = ViTKDLoss(4, 4, mask_ratio=ratio).double()
     inputs = features((side, side), 4, 4, images=1)
-    teacher = inputs["teacher_deep"].clone().requires_grad_()
-    # The teacher is detached inside, so the count is read off by changing one token at a time.
-    base = call(loss, inputs)["generate"]
-    changed = 0
+    base, changed = call(loss, inputs)["generate"], 0
     for p in range(tokens):
-        moved = dict(inputs, teacher_deep=teacher.detach().clone())
+        moved = inputs | {"teacher_deep": inputs["teacher_deep"].clone()}
         moved["teacher_deep"][0, p] += 1
         changed += int(call(loss, moved)["generate"] != base)
     assert changed == masked
@@ -108,15 +96,10 @@ def test_a_teacher_on_a_finer_grid_is_resized_to_the_students():
     assert torch.isfinite(call(loss, mixed)["total"])
     constant = {name: torch.ones_like(value) for name, value in mixed.items() if name.startswith("teacher")}
     same = {name: torch.ones_like(student[name]) for name in constant}
-    found, expected = call(loss, mixed | constant)["total"], call(ViTKDLossOf(loss), student | same)["total"]
+    on_equal_grids = ViTKDLoss(4, 6).double()
+    on_equal_grids.load_state_dict(loss.state_dict())
+    found, expected = call(loss, mixed | constant)["total"], call(on_equal_grids, student | same)["total"]
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def ViTKDLossOf(loss):
-    """The same parameters on equal grids."""
-    twin = ViTKDLoss(loss.student_dim, loss.teacher_dim).double()
-    twin.load_state_dict(loss.state_dict())
-    return twin
 
 
 def test_the_default_noise_follows_torchs_seed():
@@ -140,15 +123,14 @@ def test_the_teacher_gets_no_gradient_from_any_loss():
 
 
 def test_nkd_with_an_index_is_nkd_with_its_one_hot_row():
-    student, teacher, index = logits(0), logits(1), torch.tensor([0, 6, 3, 3, 1])
-    assert torch.equal(nkd_loss(student, teacher, index), nkd_loss(student, teacher, F.one_hot(index, 7).double()))
+    one_hot = F.one_hot(INDICES, 7).double()
+    assert torch.equal(nkd_loss(STUDENT, TEACHER, INDICES), nkd_loss(STUDENT, TEACHER, one_hot))
 
 
 def test_nkd_takes_the_target_out_of_the_second_term():
-    student, teacher, index = logits(0), logits(1), torch.tensor([2] * 5)
-    moved = student.clone()
+    index, moved = torch.tensor([2] * 5), STUDENT.clone()
     moved[:, 2] += 5
-    second = [nkd_loss(s, teacher, index, gamma=1.0) - nkd_loss(s, teacher, index, gamma=0.0) for s in (student, moved)]
+    second = [nkd_loss(s, TEACHER, index, gamma=1.0) - nkd_loss(s, TEACHER, index, gamma=0.0) for s in (STUDENT, moved)]
     assert second[0].item() == pytest.approx(second[1].item(), rel=1e-12)
 
 
@@ -182,17 +164,14 @@ def test_the_convolutions_get_channels_last_images_without_a_copy():
     assert seen[0].is_contiguous(memory_format=torch.channels_last) and seen[0]._base is not None
 
 
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: ViTKDLoss(4, 6, mask_ratio=1.0), "mask_ratio must be between 0 and 1, found 1.0"),
-        (lambda: call(ViTKDLoss(4, 6), features((4, 4), 5, 6)), "student features must be"),
-        (lambda: call(ViTKDLoss(4, 6), features((2, 4), 4, 6)), "8 student tokens are no square grid"),
-        (lambda: kd_loss(logits(0), logits(1, (5, 8))), "must both be"),
-        (lambda: nkd_loss(logits(0), logits(1), torch.rand(5)), "targets must be integer class indices"),
-        (lambda: soft_cross_entropy(logits(0), torch.zeros(5, dtype=torch.long)), "turn class indices into one-hot"),
-    ],
-)
+@pytest.mark.parametrize("make, message", [
+    (lambda: ViTKDLoss(4, 6, mask_ratio=1.0), "mask_ratio must be between 0 and 1, found 1.0"),
+    (lambda: call(ViTKDLoss(4, 6), features((4, 4), 5, 6)), "student features must be"),
+    (lambda: call(ViTKDLoss(4, 6), features((2, 4), 4, 6)), "8 student tokens are no square grid"),
+    (lambda: kd_loss(STUDENT, logits(1, (5, 8))), "must both be"),
+    (lambda: nkd_loss(STUDENT, TEACHER, torch.rand(5)), "targets must be integer class indices"),
+    (lambda: soft_cross_entropy(STUDENT, torch.zeros(5, dtype=torch.long)), "turn class indices into one-hot"),
+])  # fmt: skip
 def test_inputs_that_cannot_be_are_refused_with_what_was_found(make, message):
     with pytest.raises(ValueError, match=message):
         make()

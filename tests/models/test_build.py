@@ -8,38 +8,14 @@ import torch
 from safetensors.torch import save_file
 from timm.models import _builder
 
+from tests.models.families import FAMILIES, SMALL, source_model
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models import build
-from vitkd_ds.models.build import (
-    PairInfo,
-    build_student,
-    build_teacher,
-    check_pair,
-    model_args_of,
-    normalization_of,
-    token_grid,
-)
+from vitkd_ds.models.build import PairInfo, build_student, build_teacher, check_pair, model_args_of, normalization_of
 from vitkd_ds.models.normalization import Normalization
 
-SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 DATA = DataConfig(train="demo", val="demo", image_size=32, num_classes=5)
 IMAGENET_DATA = DataConfig(train="demo", val="demo", image_size=224, num_classes=1000)
-FAMILIES = {
-    "deit": ("deit_tiny_patch16_224", SMALL),
-    "deit_distilled": ("deit_tiny_distilled_patch16_224", SMALL),
-    "deit3": ("deit3_small_patch16_224.fb_in22k_ft_in1k", SMALL),
-    "registers": ("vit_small_patch16_224", {**SMALL, "reg_tokens": 4}),
-}
-
-
-def source_model(family: str, *, image_size: int = 32, num_classes: int = 5, **changes) -> torch.nn.Module:
-    """A model whose every parameter is far from its initial value, as zeros and ones would hide a wrong mapping."""
-    name, model_args = FAMILIES[family]
-    torch.manual_seed(0)
-    model = timm.create_model(name, img_size=image_size, num_classes=num_classes, **{**model_args, **changes})
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
 
 
 def teacher_config(family: str, checkpoint, **changes) -> TeacherConfig:
@@ -53,7 +29,6 @@ def student_config(family: str, init="", **changes) -> StudentConfig:
 
 
 def save(state: dict[str, torch.Tensor], folder):
-    """Write `state` to a file and return its path."""
     path = folder / "weights.safetensors"
     save_file(state, path)
     return path
@@ -65,7 +40,8 @@ def test_the_teacher_is_frozen_in_eval_mode_and_the_student_trains():
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     student = build_student(student_config("deit", drop_path_rate=0.2), DATA)
     assert student.training and all(parameter.requires_grad for parameter in student.parameters())
-    assert student.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    assert student.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2) and not student.grad_checkpointing
+    assert build_student(student_config("deit", checkpoint_activations=True), DATA).grad_checkpointing
 
 
 @pytest.mark.parametrize("name", ["deit3_small", "deit3_base", "deit3_large"])
@@ -100,7 +76,7 @@ def test_hub_weights_come_through_timm(monkeypatch):
     hub_with(monkeypatch, source.state_dict())
     teacher = build_teacher(TeacherConfig(model=name), IMAGENET_DATA)
     assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in teacher.state_dict().items())
-    few_classes = DataConfig(train="demo", val="demo", image_size=224, num_classes=5)
+    few_classes = dataclasses.replace(IMAGENET_DATA, num_classes=5)
     student = build_student(StudentConfig(model=name, init="hub"), few_classes)
     assert torch.equal(student.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
     assert student.head.weight.shape == (5, 192)
@@ -110,22 +86,18 @@ def test_hub_weights_come_through_timm(monkeypatch):
         build_student(StudentConfig(model=name, init="hub", model_args={"depth": 2}), IMAGENET_DATA)
 
 
-def test_hub_weights_of_another_resolution_are_refused_unless_allowed(monkeypatch):
-    data = DataConfig(train="demo", val="demo", image_size=64, num_classes=1000)
-    name = "deit_tiny_patch16_224"
+def test_hub_weights_of_another_resolution_or_patch_size_are_refused_unless_allowed(monkeypatch):
+    data, name = dataclasses.replace(IMAGENET_DATA, image_size=64), "deit_tiny_patch16_224"
     with pytest.raises(ValueError, match="image_size=64, found 224 x 224 .*teacher.allow_other_resolution=true"):
         build_teacher(TeacherConfig(model=name), data)
+    with pytest.raises(ValueError, match="student.model_args must not set patch_size with student.init=hub"):
+        build_student(student_config("deit", "hub"), DATA)
     with pytest.raises(ValueError, match="student.init=hub .*found 224 x 224") as refusal:
         build_student(StudentConfig(model=name, init="hub"), data)
     assert "allow_other_resolution" not in str(refusal.value)
     hub_with(monkeypatch, timm.create_model(name).state_dict())
     teacher = build_teacher(TeacherConfig(model=name, allow_other_resolution=True), data)
-    assert token_grid(teacher) == (4, 4) and teacher.pos_embed.shape == (1, 17, 192)
-
-
-def test_hub_weights_are_not_resized_to_another_patch_size():
-    with pytest.raises(ValueError, match="student.model_args must not set patch_size with student.init=hub"):
-        build_student(student_config("deit", "hub"), DATA)
+    assert teacher.patch_embed.grid_size == (4, 4) and teacher.pos_embed.shape == (1, 17, 192)
 
 
 def test_an_unreachable_hub_names_the_model(monkeypatch):
@@ -189,74 +161,54 @@ def test_half_precision_files_load_into_fp32_models(tmp_path):
     assert model.head.weight.dtype == torch.float32 and torch.equal(model.head.weight, source.head.weight.float())
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("deit_tiny_patch16_244", "student.model .*'deit_tiny_patch16_244': did you mean deit_tiny_patch16_224"),
-        ("deit3_small_patch16_224.fb_in21k", "choose of deit3_small_patch16_224.fb_in1k, .*fb_in22k_ft_in1k"),
-        ("hf-hub:someone/model", "must be a timm model"),
-        ("resnet18", "resnet18, a ResNet"),
-        ("swin_tiny_patch4_window7_224", "a SwinTransformer"),
-        ("vit_relpos_small_patch16_224", "a VisionTransformerRelPos"),
-    ],
-)
+@pytest.mark.parametrize("name, message", [
+    ("deit_tiny_patch16_244", "student.model .*'deit_tiny_patch16_244': did you mean deit_tiny_patch16_224"),
+    ("diet_tiny_patch16_224", "did you mean deit_tiny_patch16_224"),
+    ("deit3_small_patch16_224.fb_in21k", "choose of deit3_small_patch16_224.fb_in1k, .*fb_in22k_ft_in1k"),
+    ("hf-hub:someone/model", "must be a timm model"),
+    ("resnet18", "resnet18, a ResNet"),
+    ("swin_tiny_patch4_window7_224", "a SwinTransformer"),
+    ("vit_relpos_small_patch16_224", "a VisionTransformerRelPos"),
+])  # fmt: skip
 def test_other_names_and_classes_of_models_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         build_student(StudentConfig(model=name), DATA)
 
 
-@pytest.mark.parametrize(
-    ("model_args", "message"),
-    [
-        ({"embed_dims": 48}, "student.model_args .*found embed_dims: did you mean embed_dim"),
-        ({"features_only": True}, "found features_only"),
-        ({"num_classes": 3}, "must not set num_classes, found 3: it is data.num_classes"),
-        ({"img_size": 64}, "it is data.image_size"),
-        ({"patch_drop_rate": 0.5}, "must not set patch_drop_rate, found 0.5: .*tokens would not match"),
-        ({**SMALL, "num_heads": 5}, "student.model=deit_tiny_patch16_224 must build with"),
-        ({**SMALL, "patch_size": 12}, r"data.image_size must be a multiple .*12 x 12.*found 32"),
-    ],
-)
+@pytest.mark.parametrize("model_args, message", [
+    ({"embed_dims": 48}, "student.model_args .*found embed_dims: did you mean embed_dim"),
+    ({"features_only": True}, "found features_only"),
+    ({"num_classes": 3}, "must not set num_classes, found 3: it is data.num_classes"),
+    ({"img_size": 64}, "it is data.image_size"),
+    ({"patch_drop_rate": 0.5}, "must not set patch_drop_rate, found 0.5: .*tokens would not match"),
+    ({**SMALL, "num_heads": 5}, "student.model=deit_tiny_patch16_224 must build with"),
+    ({**SMALL, "patch_size": 12}, r"data.image_size must be a multiple .*12 x 12.*found 32"),
+])  # fmt: skip
 def test_bad_model_args_are_refused_by_name(model_args, message):
     with pytest.raises(ValueError, match=message):
         build_student(StudentConfig(model="deit_tiny_patch16_224", model_args=model_args), DATA)
 
 
 def test_a_pair_may_differ_in_width_depth_and_grid():
-    student = build_student(student_config("deit"), DATA)
+    student = build_student(student_config("deit", model_args={**SMALL, "patch_size": (8, 16)}), DATA)
     wide = {"patch_size": 16, "embed_dim": 96, "depth": 3, "num_heads": 3}
     teacher = build_teacher(teacher_config("deit3", "random", model_args=wide), DATA)
     info = check_pair(student, teacher, blocks=(0, 1))
-    assert info == PairInfo(student_dim=48, teacher_dim=96, student_grid=(4, 4), teacher_grid=(2, 2))
-    assert check_pair(student, teacher, blocks=()) == info
+    assert info == PairInfo(student_dim=48, teacher_dim=96, student_grid=(4, 2), teacher_grid=(2, 2))
 
 
-def test_a_pair_with_other_classes_or_too_few_blocks_is_refused():
-    student = build_student(student_config("deit"), DATA)
-    other = source_model("deit3", num_classes=7)
-    with pytest.raises(ValueError, match="same classes, found 5 and 7"):
-        check_pair(student, other, blocks=(0, 1))
-    teacher = source_model("deit3", depth=1)
-    with pytest.raises(ValueError, match="losses.vitkd.blocks must be between 0 and 0, as the teacher has 1 .*found 1"):
-        check_pair(student, teacher, blocks=(0, 1))
-    with pytest.raises(ValueError, match="the student has 2 blocks, found 2"):
-        check_pair(student, source_model("deit3", depth=4), blocks=(0, 2))
-    with pytest.raises(ValueError, match="found -1"):
-        check_pair(student, source_model("deit3"), blocks=(0, -1))
-
-
-def test_a_grid_need_not_be_square():
-    model = build_student(student_config("deit", model_args={**SMALL, "patch_size": (8, 16)}), DATA)
-    assert token_grid(model) == (4, 2)
+@pytest.mark.parametrize("changes, blocks, message", [
+    ({"num_classes": 7}, (0, 1), "same classes, found 5 and 7"),
+    ({"depth": 1}, (0, 1), "losses.vitkd.blocks must be between 0 and 0, as the teacher has 1 .*found 1"),
+    ({"depth": 4}, (0, 2), "the student has 2 blocks, found 2"),
+    ({}, (0, -1), "found -1"),
+])  # fmt: skip
+def test_a_pair_with_other_classes_or_too_few_blocks_is_refused(changes, blocks, message):
+    with pytest.raises(ValueError, match=message):
+        check_pair(source_model("deit"), source_model("deit3", **changes), blocks=blocks)
 
 
 def test_each_model_has_the_normalisation_of_its_timm_configuration():
-    deit, registers = source_model("deit"), source_model("registers")
-    assert normalization_of(deit) == Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    assert normalization_of(registers) == Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-
-def test_activation_checkpointing_is_set_where_asked_for():
-    config = StudentConfig(model="deit_tiny_patch16_224", model_args=SMALL)
-    assert not build_student(config, DATA).grad_checkpointing
-    assert build_student(dataclasses.replace(config, checkpoint_activations=True), DATA).grad_checkpointing
+    imagenet = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert normalization_of(source_model("deit")) == imagenet
+    assert normalization_of(source_model("registers")) == Normalization(mean=(0.5,) * 3, std=(0.5,) * 3)

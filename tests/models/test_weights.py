@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.models.families import FAMILIES, source_model
 from vitkd_ds.config.run import DataConfig, TeacherConfig
 from vitkd_ds.models.build import build_teacher
 from vitkd_ds.models.weights import key_differences, load_state_dict_file, strip_prefixes, timm_keys
@@ -40,12 +40,6 @@ class RunsCode:
         return os.mkdir, (str(self.folder),)
 
 
-def test_safetensors_are_read(tmp_path):
-    state = small_state()
-    save_file(state, tmp_path / "student.safetensors")
-    assert_same(load_state_dict_file(tmp_path / "student.safetensors"), state)
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("container", ["", "model", "state_dict", "model_state_dict", "model_ema"])
 def test_pickles_are_read_plain_and_from_each_container(tmp_path, suffix, container):
@@ -55,23 +49,12 @@ def test_pickles_are_read_plain_and_from_each_container(tmp_path, suffix, contai
     assert_same(load_state_dict_file(path), state)
 
 
-def test_a_path_may_be_a_string(tmp_path):
-    state = small_state()
-    torch.save(state, tmp_path / "plain.pth")
-    assert_same(load_state_dict_file(str(tmp_path / "plain.pth")), state)
-
-
-def test_the_facebookresearch_format_with_its_namespace_is_read(tmp_path):
+def test_the_facebookresearch_format_is_read_with_its_namespace_which_is_allowed_only_meanwhile(tmp_path):
     state = small_state()
     args = argparse.Namespace(model="deit_tiny_patch16_224", lr=5e-4, drop=None)
     optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3}]}
     torch.save({"model": state, "optimizer": optimizer, "epoch": 299, "args": args}, tmp_path / "checkpoint.pth")
-    assert_same(load_state_dict_file(tmp_path / "checkpoint.pth"), state)
-
-
-def test_namespace_is_allowed_only_while_a_file_is_read(tmp_path):
-    torch.save({"model": small_state(), "args": argparse.Namespace()}, tmp_path / "checkpoint.pth")
-    load_state_dict_file(tmp_path / "checkpoint.pth")
+    assert_same(load_state_dict_file(str(tmp_path / "checkpoint.pth")), state)
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
@@ -205,24 +188,6 @@ def test_differences_name_a_few_keys_of_each_kind():
     assert key_differences(own, own) == ""
 
 
-SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
-FAMILIES = {
-    "deit": ("deit_tiny_patch16_224", SMALL),
-    "deit_distilled": ("deit_tiny_distilled_patch16_224", SMALL),
-    "deit3": ("deit3_small_patch16_224.fb_in22k_ft_in1k", SMALL),
-    "registers": ("vit_small_patch16_224", {**SMALL, "reg_tokens": 4}),
-}
-
-
-def far_from_initial(family: str) -> torch.nn.Module:
-    """A model whose parameters are all random, as zeros and ones would hide a wrong mapping."""
-    name, model_args = FAMILIES[family]
-    model = timm.create_model(name, img_size=32, num_classes=5, **model_args)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
 def to_mmcls(state: dict[str, torch.Tensor], *, layer_scale: str = "mmpretrain", norm: str = "ln") -> dict:
     """The same weights under mmcls / mmpretrain names, written out from timm's side."""
     renamed = {}
@@ -247,10 +212,9 @@ def to_mmcls(state: dict[str, torch.Tensor], *, layer_scale: str = "mmpretrain",
 
 def save_as(file_format: str, state: dict[str, torch.Tensor], folder):
     """Write `state` in one of the formats that are around, and return the path."""
-    path = folder / ("weights.safetensors" if file_format == "safetensors" else "weights.pth")
     if file_format == "safetensors":
-        save_file(state, path)
-        return path
+        save_file(state, folder / "weights.safetensors")
+        return folder / "weights.safetensors"
     deit = {re.sub(r"\.ls([12])\.gamma", r".gamma_\1", key): tensor for key, tensor in state.items()}
     mmcls = to_mmcls(state)
     contents = {
@@ -266,26 +230,16 @@ def save_as(file_format: str, state: dict[str, torch.Tensor], folder):
             | {"distill_losses.loss_vitkd.mask_token": torch.zeros(1)}
         },
     }
-    torch.save(contents[file_format], path)
-    return path
+    torch.save(contents[file_format], folder / "weights.pth")
+    return folder / "weights.pth"
 
 
-FORMATS = [
-    "timm",
-    "safetensors",
-    "facebookresearch",
-    "ddp",
-    "mmpretrain",
-    "mmcls, norm names",
-    "cls_KD",
-    "cls_KD distiller",
-]
-
-
-@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("file_format", [
+    "timm", "safetensors", "facebookresearch", "ddp", "mmpretrain", "mmcls, norm names", "cls_KD", "cls_KD distiller",
+])  # fmt: skip
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_loads_from_each_format_with_identical_logits(tmp_path, family, file_format):
-    source = far_from_initial(family)
+    source = source_model(family)
     path = save_as(file_format, source.state_dict(), tmp_path)
     config = TeacherConfig(model=FAMILIES[family][0], model_args=FAMILIES[family][1], checkpoint=str(path))
     teacher = build_teacher(config, DataConfig(train="demo", val="demo", image_size=32, num_classes=5))

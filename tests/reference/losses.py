@@ -57,13 +57,9 @@ def conv3x3(image_DHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def vitkd(
-    state: dict[str, Tensor],
-    inputs: dict[str, Tensor],
-    grid: tuple[int, int],
-    alpha: float,
-    beta: float,
+    state: dict[str, Tensor], inputs: dict[str, Tensor], grid: tuple[int, int], alpha: float, beta: float,
     mask_ratio: float,
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """(mimic, generate), weighted, for equal grids."""
     state = {name: value.double() for name, value in state.items()}
     shallow_s, deep_s, shallow_t, deep_t = (

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Callable
 
+from benchmarks.network import HUB as CONTROLLER
+from benchmarks.network import Network
 from tests.conftest import ROOT, free_port
-from tests.slurm.network import CONTROLLER, Network
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 GPUS_PER_NODE = 2

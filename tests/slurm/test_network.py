@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from tests.slurm import network as own_network
+from benchmarks import network
+from benchmarks.network import INTERFACE, Network
 from tests.slurm.cluster import Cluster, why_not
-from tests.slurm.network import INTERFACE, Network
 from tests.slurm.runs import SLURMD_TIMEOUT_S, assert_same, submit, until_finished, until_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -19,17 +19,17 @@ REACH_S = 120
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, demo_cache):
     """A running Slurm of two nodes whose links can be cut."""
-    if reason := why_not() or own_network.why_not():
+    if reason := why_not():
         pytest.skip(reason)
-    network = Network(num_nodes=2)
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=2, network=network)
-    try:
-        network.start()
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        network.stop()
+    if reason := network.why_not():
+        pytest.skip(f"NETWORK NOT TESTED: {reason}")
+    with Network(num_nodes=2) as links:
+        cluster = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=2, network=links)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Cross-entropy with soft targets, the loss that Mixup, CutMix and label smoothing train with."""
+"""Cross-entropy with soft targets, as Mixup, CutMix and label smoothing make them."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +7,7 @@ from vitkd_ds.losses.precision import at_least_fp32
 
 
 def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-    """Mean over images of - sum_k targets_k log softmax(student)_k.
+    """Compute - sum_k targets_k log softmax(student)_k, mean over images.
 
     Args:
         student_logits_BK: student logits; they get the gradient.
@@ -19,10 +19,10 @@ def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     Raises:
         ValueError: the two shapes differ.
 
-    **Source**: the `original` label-smoothing cross-entropy of mmcls that cls_KD trains with; smoothing itself is
+    **Source**: the `original` label-smoothing cross-entropy of mmcls that cls_KD trains with; the smoothing itself is
     done where labels are mixed (`vitkd_ds.data.mixing`).
 
-    **Differs**: in nothing but precision (softmax and sum in at least fp32).
+    **Differs**: softmax and sum in at least fp32.
     """
     if student_logits_BK.shape != targets_BK.shape:
         raise ValueError(

@@ -7,15 +7,15 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 def kd_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images.
+    """Compute T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images.
 
     Args:
         student_logits_BK: student logits; they get the gradient.
-        teacher_logits_BK: teacher logits, detached.
-        temperature: T, divides both logits; T^2 keeps the gradient's size when T changes.
+        teacher_logits_BK: teacher logits; they are detached.
+        temperature: T, which divides both logits; T^2 keeps the gradient's size when T changes.
 
     Returns:
-        fp32 scalar, mean over images (batchmean; dividing by images x classes instead would be K times weaker).
+        fp32 scalar, mean over images (a mean over images and classes would be K times weaker).
 
     Raises:
         ValueError: the shapes differ.
@@ -23,9 +23,7 @@ def kd_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, temperature
     **Source**: arXiv 1503.02531, section 2; cls_KD `kd.py`.
 
     **Differs**: cls_KD uses the cross-entropy form and its own weight, so its value is
-    alpha * (this + T^2 * entropy of the teacher); its gradient is alpha times ours.
-
-    **Differs**: softmax and sum in at least fp32.
+    alpha * (this + T^2 * entropy of the teacher), and its gradient alpha times ours; softmax and sum in at least fp32.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     log_student_BK = F.log_softmax(at_least_fp32(student_logits_BK) / temperature, dim=1)

@@ -1,4 +1,4 @@
-"""Normalised knowledge distillation: the target class and the rest, each distilled on its own."""
+"""Normalised knowledge distillation, which distils the target class and the other classes separately."""
 
 import torch
 import torch.nn.functional as F
@@ -8,31 +8,27 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 def nkd_loss(
-    student_logits_BK: Tensor,
-    teacher_logits_BK: Tensor,
-    targets: Tensor,
-    *,
-    temperature: float = 1.0,
+    student_logits_BK: Tensor, teacher_logits_BK: Tensor, targets: Tensor, *, temperature: float = 1.0,
     gamma: float = 1.0,
-) -> Tensor:
-    """- T_t log S_t - gamma tau^2 sum_{i != t} That_i log Shat_i, mean over images.
+) -> Tensor:  # fmt: skip
+    """Compute - T_t log S_t - gamma tau^2 sum_{i != t} That_i log Shat_i, mean over images.
 
-    S and T are the softmaxes of student and teacher without temperature, t the target class. Shat and That are
+    S and T are the softmaxes of student and teacher without temperature, t is the target class. Shat and That are
     softmaxes over the other K - 1 logits divided by tau: the target's logit is taken out, not set to zero.
 
     Args:
         student_logits_BK: student logits; they get the gradient.
-        teacher_logits_BK: teacher logits, detached.
+        teacher_logits_BK: teacher logits; they are detached.
         targets: class indices [B] (integer), or soft labels [B, K], whose largest entry is the target: under Mixup or
             CutMix the second class counts as a non-target.
-        temperature: tau, of the second term alone.
+        temperature: tau, which divides the logits of the second term alone.
         gamma: weight of the second term.
 
     Returns:
         fp32 scalar, mean over images; to be added to the full cross-entropy.
 
     Raises:
-        ValueError: the logits' shapes differ, or `targets` is neither of the two forms.
+        ValueError: the logits' shapes differ, or `targets` has neither of the two forms.
 
     **Source**: arXiv 2303.13005; cls_KD `nkd.py`.
 
@@ -47,7 +43,7 @@ def nkd_loss(
     target_term = -(teacher_t_B1 * log_student_t_B1).mean()
 
     others = torch.arange(student_BK.shape[1] - 1, device=student_BK.device)[None]
-    others = others + (others >= target_B1)  # the K - 1 indices that step over the target, without a device sync
+    others = others + (others >= target_B1)  # K - 1 indices that skip the target, without waiting for the device
     log_student_others = F.log_softmax(student_BK.gather(1, others) / temperature, dim=1)
     teacher_others = F.softmax(teacher_BK.gather(1, others) / temperature, dim=1)
     other_term = -(teacher_others * log_student_others).sum(1).mean()

@@ -1,7 +1,7 @@
-"""The precision rule of every loss: differences, squares, softmaxes and sums in at least fp32.
+"""What all losses share: differences, squares, softmaxes and sums are computed in at least fp32.
 
-A sum of squares over 196 x 1024 bf16 values keeps two or three digits; projections and convolutions, which accumulate
-in fp32 inside the kernel, stay in the dtype that they are given.
+In bf16, a sum of squares over 196 x 1024 values keeps two or three digits. Projections and convolutions accumulate in
+fp32 inside their kernels, so they stay in the dtype that they are given.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """`x` in fp32 if it is narrower, unchanged if it is fp32 or fp64."""
+    """Convert `x` to fp32 if it is narrower; fp32 and fp64 stay."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def check_same_logits(student_logits_BK: Tensor, teacher_logits_BK: Tensor) -> None:
-    """Raise ValueError unless both are [B, K] of one shape."""
+    """Raise ValueError unless the logits of both are [B, K] of one shape."""
     student, teacher = tuple(student_logits_BK.shape), tuple(teacher_logits_BK.shape)
     if len(student) != 2 or student != teacher:
         raise ValueError(

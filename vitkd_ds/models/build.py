@@ -1,10 +1,10 @@
-"""Students and teachers: timm VisionTransformers with their weights, their normalisation and what is checked of a pair.
+"""Build students and teachers, which are timm VisionTransformers, and check that both fit together.
 
-timm builds the models, `weights` reads files; here is what has to hold between them. Nothing is adapted silently: a
-file has exactly the model's weights, and a position embedding is interpolated only where the configuration allows it.
+timm builds the models and `vitkd_ds.models.weights` reads files; here is what must hold between them. Nothing is
+adapted silently: a file must have exactly the model's weights, and a position embedding is interpolated only where the
+configuration allows it.
 """
 
-import difflib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.models.weights import key_differences, load_state_dict_file
@@ -34,84 +35,78 @@ _OWNED_ARGS = {
 }
 """Arguments of a VisionTransformer that model_args may not set, and why."""
 
+_OTHER_SIZE = "give weights trained at this size, or change data.image_size"
+_OTHER_RESOLUTION = {
+    "student": _OTHER_SIZE,
+    "teacher": f"{_OTHER_SIZE}, or interpolate the position embedding with --teacher.allow_other_resolution=true",
+}
+"""Advice where weights were trained at another resolution."""
+
 
 @dataclass(frozen=True)
 class PairInfo:
-    """What losses need to know of a student and its teacher."""
+    """Widths and patch grids of a student and its teacher, by the names of `vitkd_ds.ViTKDLoss`'s arguments."""
 
     student_dim: int
     teacher_dim: int
     student_grid: tuple[int, int]
-    """Patch rows and columns."""
+    """Rows and columns of patches, as in teacher_grid."""
     teacher_grid: tuple[int, int]
 
 
 def build_student(config: StudentConfig, data: DataConfig) -> VisionTransformer:
-    """The student on the CPU in fp32, initialised as `config.init` says.
+    """Build the student on the CPU in fp32, initialised as `config.init` says.
 
-    From the hub, the classifier starts anew where data.num_classes differs from the pretrained one, as in timm. A file
-    must fit exactly, and in both cases the weights must have been trained on this patch grid.
+    From the hub, the classifier starts anew if data.num_classes is not the pretrained one's, as in timm. A file must
+    fit exactly. In both cases the weights must have been trained on this patch grid.
 
     Raises:
-        ValueError: The model, its arguments or its weights do not fit; the message names the key.
+        ValueError: the model, its arguments or its weights do not fit; the message names the key.
     """
-    if config.init == "hub":
-        _check_hub(config, data, role="student")
-    model = _create(config, data, role="student", pretrained=config.init == "hub", drop_path_rate=config.drop_path_rate)
+    model = _create(config, data, pretrained=config.init == "hub", drop_path_rate=config.drop_path_rate)
     if config.init not in ("", "hub"):
-        load_weights(model, config.init, key="student.init")
+        _load_weights(model, Path(config.init), key="student.init")
     model.set_grad_checkpointing(config.checkpoint_activations)
     return model
 
 
 def build_teacher(config: TeacherConfig, data: DataConfig) -> VisionTransformer:
-    """The teacher on the CPU in fp32: weights of `config.checkpoint`, no parameter requires a gradient, eval mode.
+    """Build the teacher on the CPU in fp32 and eval mode, with the weights of `config.checkpoint` and no gradients.
 
     Raises:
-        ValueError: The model, its arguments or its weights do not fit; the message names the key.
+        ValueError: the model, its arguments or its weights do not fit; the message names the key.
     """
-    source = config.checkpoint
-    if source == "hub":
-        _check_hub(config, data, role="teacher")
-    model = _create(config, data, role="teacher", pretrained=source == "hub")
-    if source not in ("hub", "random"):
-        path, allowed = teacher_file(config), config.allow_other_resolution
-        load_weights(model, path, key="teacher.checkpoint", allow_other_resolution=allowed)
+    model = _create(config, data, pretrained=config.checkpoint == "hub")
+    if config.checkpoint not in ("hub", "random"):
+        allowed = config.allow_other_resolution
+        _load_weights(model, teacher_file(config), key="teacher.checkpoint", allow_other_resolution=allowed)
     return model.requires_grad_(False).eval()
 
 
 def teacher_file(config: TeacherConfig) -> Path:
-    """The local file that `config.checkpoint` means; not for "hub" and "random"."""
+    """Path of the teacher's weights, where `config.checkpoint` is neither "hub" nor "random"."""
     return DEMO_TEACHER if config.checkpoint == "demo" else Path(config.checkpoint)
 
 
 def model_args_of(config: StudentConfig | TeacherConfig, data: DataConfig) -> dict[str, Any]:
-    """What rebuilds the model without us: ``timm.create_model(made["model"], **made["args"])``."""
+    """What rebuilds the model with timm alone: `timm.create_model(made["model"], **made["args"])`."""
     args = {"num_classes": data.num_classes, "img_size": data.image_size, **config.model_args}
     return {"model": config.model, "args": args}
 
 
 def normalization_of(model: nn.Module) -> Normalization:
-    """Mean and standard deviation that the model's timm configuration asks for."""
+    """Mean and standard deviation that the model was trained with, by its timm configuration."""
     return Normalization(mean=tuple(model.pretrained_cfg["mean"]), std=tuple(model.pretrained_cfg["std"]))
 
 
-def token_grid(model: VisionTransformer) -> tuple[int, int]:
-    """Rows and columns of patch tokens."""
-    rows, columns = model.patch_embed.grid_size
-    return rows, columns
-
-
 def check_pair(student: VisionTransformer, teacher: VisionTransformer, *, blocks: Sequence[int]) -> PairInfo:
-    """Check that the teacher can teach this student; different widths and patch grids are fine.
+    """Check that the teacher can teach this student; their widths and patch grids may differ.
 
     Args:
-        student: From `build_student`.
-        teacher: From `build_teacher`.
-        blocks: Tapped blocks, counted from 0 in both models; empty where no loss taps any.
+        blocks: tapped blocks, counted from 0 in both models.
 
     Raises:
-        ValueError: Class counts differ, or a tapped block does not exist.
+        ValueError: the numbers of classes differ, or a tapped block does not exist.
     """
     if student.num_classes != teacher.num_classes:
         raise ValueError(
@@ -125,26 +120,21 @@ def check_pair(student: VisionTransformer, teacher: VisionTransformer, *, blocks
                 f"losses.vitkd.blocks must be between 0 and {len(model.blocks) - 1}, as the {role} has "
                 f"{len(model.blocks)} blocks, found {outside[0]}: choose others or a deeper {role}"
             )
-    return PairInfo(student.embed_dim, teacher.embed_dim, token_grid(student), token_grid(teacher))
+    grids = student.patch_embed.grid_size, teacher.patch_embed.grid_size
+    return PairInfo(student.embed_dim, teacher.embed_dim, *grids)
 
 
-def load_weights(model: VisionTransformer, path: str | Path, *, key: str, allow_other_resolution: bool = False) -> None:
-    """Load a local file into `model`, strictly.
-
-    Args:
-        model: Changed in place.
-        path: Any file that `weights.load_state_dict_file` understands.
-        key: Configuration key that errors name.
-        allow_other_resolution: Interpolate the position embedding of another square patch grid.
+def _load_weights(model: VisionTransformer, path: Path, *, key: str, allow_other_resolution: bool = False) -> None:
+    """Load a local file into `model`, strictly; `key` is the option that errors name.
 
     Raises:
-        ValueError: Missing, unexpected or differently shaped keys, or another patch grid.
+        ValueError: a key is missing, unexpected or of another shape, or the patch grid is another.
     """
     state = load_state_dict_file(path)
     own = model.state_dict()
     patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
-    # timm's filter resizes patch embeddings of another patch size and drops a pre-logits layer without asking: the
-    # first never reaches it, the second is put back, so that the comparison below names either.
+    # timm's filter silently resizes patch embeddings of another patch size and drops a pre-logits layer. The first must
+    # not reach it and the second is put back, so that the comparison below names either.
     if patches is not None and patches.shape == own["patch_embed.proj.weight"].shape:
         if positions is not None and "pos_embed" in own and positions.shape[1] != own["pos_embed"].shape[1]:
             _check_grid(model, positions, source=f"{key}={path}", allowed=allow_other_resolution)
@@ -163,7 +153,7 @@ def _check_grid(model: VisionTransformer, pos_embed: Tensor, *, source: str, all
     """Refuse another number of positions, unless it is another square grid and that is allowed."""
     num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     side = math.isqrt(max(0, pos_embed.shape[1] - num_prefix))
-    rows, columns = token_grid(model)
+    rows, columns = model.patch_embed.grid_size
     if side * side + num_prefix != pos_embed.shape[1] or not side:
         raise ValueError(
             f"{source} must have {model.pos_embed.shape[1]} positions ({rows} x {columns} patches and {num_prefix} "
@@ -173,21 +163,14 @@ def _check_grid(model: VisionTransformer, pos_embed: Tensor, *, source: str, all
         height, width = model.patch_embed.patch_size
         raise ValueError(
             f"{source} must be trained at data.image_size ({rows} x {columns} patches), found {side} x {side} patches "
-            f"({side * height} x {side * width} pixels): {_resolution_advice(source)}"
+            f"({side * height} x {side * width} pixels): {_OTHER_RESOLUTION[source.partition('.')[0]]}"
         )
 
 
-def _resolution_advice(source: str) -> str:
-    advice = "give weights trained at this size, or change data.image_size"
-    interpolate = ", or interpolate the position embedding with --teacher.allow_other_resolution=true"
-    return advice + (interpolate if source.startswith("teacher") else "")
-
-
-def _check_hub(config: StudentConfig | TeacherConfig, data: DataConfig, *, role: str) -> None:
-    """Check that timm's pretrained weights fit without being adapted, before anything is fetched."""
-    key = "student.init" if role == "student" else "teacher.checkpoint"
+def _check_hub(config: StudentConfig | TeacherConfig, data: DataConfig, pretrained: Mapping[str, Any]) -> None:
+    """Check, before anything is fetched, that the weights that timm describes as `pretrained` fit as they are."""
+    role, key = ("student", "student.init") if isinstance(config, StudentConfig) else ("teacher", "teacher.checkpoint")
     source = f"{key}=hub of {config.model}"
-    pretrained = _default_model(config.model, role=role).pretrained_cfg
     if "patch_size" in config.model_args:
         raise ValueError(
             f"{role}.model_args must not set patch_size with {key}=hub, as timm would resize the weights, found "
@@ -199,19 +182,22 @@ def _check_hub(config: StudentConfig | TeacherConfig, data: DataConfig, *, role:
             "classifier would be random, so give a file of a teacher trained on these classes"
         )
     trained = tuple(pretrained["input_size"][-2:])
-    allowed = isinstance(config, TeacherConfig) and config.allow_other_resolution
+    allowed = role == "teacher" and config.allow_other_resolution
     if trained != (data.image_size, data.image_size) and not allowed:
         raise ValueError(
             f"{source} must be trained at data.image_size={data.image_size}, found {trained[0]} x {trained[1]} pixels: "
-            + _resolution_advice(source)
+            + _OTHER_RESOLUTION[role]
         )
 
 
 def _create(
-    config: StudentConfig | TeacherConfig, data: DataConfig, *, role: str, pretrained: bool, drop_path_rate: float = 0.0
+    config: StudentConfig | TeacherConfig, data: DataConfig, *, pretrained: bool, drop_path_rate: float = 0.0
 ) -> VisionTransformer:
-    """timm.create_model, with what timm would refuse late or not at all refused first."""
+    """Create a model with timm, after refusing what timm would refuse late or not at all."""
+    role = "student" if isinstance(config, StudentConfig) else "teacher"
     default = _default_model(config.model, role=role)
+    if pretrained:
+        _check_hub(config, data, default.pretrained_cfg)
     _check_model_args(config.model_args, role=role)
     made = model_args_of(config, data)
     try:
@@ -236,18 +222,19 @@ def check_model_name(name: str, *, role: str) -> None:
     """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3) or ["deit_tiny_patch16_224"]
-        raise ValueError(f"{role}.model must be a timm model, found {name!r}: did you mean {', '.join(near)}?")
+        # Not among all of timm's names, because the message would list them if none is near.
+        names = timm.list_models(f"{architecture[:8]}*") or timm.list_models(["deit*", "vit_*_patch16_224"])
+        raise ValueError(f"{role}.model must be a timm model, found {name!r}: {nearest(architecture, names)}")
 
 
 def _default_model(name: str, *, role: str) -> VisionTransformer:
-    """The named model without model_args, on the meta device: its class and configuration cost no memory."""
+    """Create the named model without model_args on the meta device, where it costs no memory."""
     check_model_name(name, role=role)
-    architecture = name.partition(".")[0]
     try:
         with torch.device("meta"):
             model = timm.create_model(name)
     except RuntimeError as error:
+        architecture = name.partition(".")[0]
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or architecture
         raise ValueError(f"{role}.model must name weights that timm knows, found {name!r}: choose of {tags}") from error
     if not isinstance(model, VisionTransformer):
@@ -259,14 +246,12 @@ def _default_model(name: str, *, role: str) -> VisionTransformer:
 
 
 def _check_model_args(model_args: Mapping[str, Any], *, role: str) -> None:
-    """Refuse arguments that a VisionTransformer does not take and those that are set elsewhere."""
+    """Refuse arguments that a VisionTransformer does not take, and those that are set elsewhere."""
     known = [name for name in inspect.signature(VisionTransformer.__init__).parameters if name != "self"]
     for name, value in model_args.items():
         if name in _OWNED_ARGS:
             raise ValueError(f"{role}.model_args must not set {name}, found {value!r}: it {_OWNED_ARGS[name]}")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known[:6]
             raise ValueError(
-                f"{role}.model_args must be arguments of timm's VisionTransformer, found {name}: did you mean "
-                f"{', '.join(near)}?"
+                f"{role}.model_args must be arguments of timm's VisionTransformer, found {name}: {nearest(name, known)}"
             )

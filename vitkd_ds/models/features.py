@@ -1,8 +1,8 @@
 """Features of stock timm models, and the shape legend of the project.
 
 Tensor names end in their axes: B images per micro-batch per GPU, C H W image, P patch tokens, N all tokens (prefix and
-patches), D embedding width (Ds student, Dt teacher), K classes, A heads, L tapped blocks. No backbone is edited:
-timm's own `forward_intermediates` walks the blocks.
+patches), D embedding width (Ds student, Dt teacher), K classes, A heads, L tapped blocks. No backbone is edited,
+because timm's own `forward_intermediates` walks the blocks.
 """
 
 from typing import NamedTuple, Sequence
@@ -13,24 +13,24 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """What one forward pass gives to the losses."""
+    """Outputs of one forward pass that the losses compare."""
 
     logits_BK: Tensor
     shallow_BLPD: Tensor
-    """Patch tokens of the residual stream after each tapped block; no norm."""
+    """Patch tokens of the residual stream after each tapped block, without a norm."""
     deep_BPD: Tensor
     """Patch tokens after the last block and the final norm."""
 
 
 def tap_features(model: VisionTransformer, images_BCHW: Tensor, blocks: Sequence[int] = (0, 1)) -> Features:
-    """Logits and patch tokens of any timm VisionTransformer in one forward pass.
+    """Run any timm VisionTransformer once for its logits and its patch tokens.
 
     The logits are bit for bit those of `model(images)`. Prefix tokens (class, distillation, registers) are cut by
     `model.num_prefix_tokens`. A model that normalises after pooling (`fc_norm`) has no final norm on its tokens, so
     its deep tokens are those of the last block.
 
     Args:
-        model: the model; its own train / eval mode holds.
+        model: the model, in train or eval mode.
         images_BCHW: normalised images in the model's dtype.
         blocks: tapped blocks in ascending order, counted from 0.
 
@@ -38,7 +38,7 @@ def tap_features(model: VisionTransformer, images_BCHW: Tensor, blocks: Sequence
         `Features` in the model's dtype.
 
     Raises:
-        ValueError: a block that the model does not have, or blocks out of order.
+        ValueError: the model does not have a block, or the blocks do not ascend.
 
     **Source**: cls_KD's edited backbones (shallow: block outputs; deep: after the final norm).
     """

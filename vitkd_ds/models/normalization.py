@@ -1,6 +1,6 @@
-"""Mean and standard deviation of a model's images, each model its own.
+"""Normalise images by the mean and standard deviation that a model was trained with.
 
-Apart from the models, because it must not be part of a module: `module.bfloat16()` would round its constants too.
+This is no part of a model, because `module.bfloat16()` would round the constants too.
 """
 
 import functools
@@ -12,29 +12,29 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalization:
-    """Mean and standard deviation of each colour, for images in 0..1; plain numbers, as bf16 would round buffers."""
+    """Mean and standard deviation of each colour, for images in 0..1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def apply(self, images_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
-        """(images / 255 - mean) / std, computed in fp32 and rounded once.
+        """Compute (images / 255 - mean) / std in fp32, and round it once.
 
         Args:
             images_BCHW: RGB images, uint8 or floating point, 0..255.
-            dtype: Of the result.
+            dtype: type of the result.
 
         Returns:
             Images of the same shape, device and memory format (channels-last stays channels-last).
         """
-        # Caching while torch.compile traces would keep the tracer's tensors; there constants are part of the graph.
+        # While torch.compile traces, a cache would keep the tracer's tensors; constants are part of the graph anyway.
         affine = _affine if torch.compiler.is_compiling() else _cached_affine
         scale_C11, shift_C11 = affine(self, images_BCHW.device)
         return torch.addcmul(shift_C11, images_BCHW.float(), scale_C11).to(dtype)
 
 
 def _affine(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scale and shift: (x / 255 - m) / s = x * (1 / (255 s)) + (-m / s)."""
+    """Compute scale and shift: (x / 255 - m) / s = x * (1 / (255 s)) + (-m / s)."""
     scale = [1 / (255 * std) for std in normalization.std]
     shift = [-mean / std for mean, std in zip(normalization.mean, normalization.std, strict=True)]
     scale_C, shift_C = (torch.tensor(numbers, dtype=torch.float32, device=device) for numbers in (scale, shift))

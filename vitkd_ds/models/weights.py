@@ -1,9 +1,8 @@
-"""Weights in a local file: read without running its code, and renamed to timm's keys.
+"""Read weights from a local file without running its code, and rename them to timm's keys.
 
-Apart from `models` because it knows files and names only: no model, no timm. Formats it understands: timm's own
-(the exported student included), facebookresearch/deit's (DeiT and DeiT III), and mmcls / mmpretrain / cls_KD, each as
-.safetensors or as a torch pickle, plain or inside a training checkpoint. A key that none of the rules knows is kept as
-it is, so that strict loading names it. DeiT III's ``gamma_1`` stays too: timm's own filter renames it in `models`.
+Files may be timm's own (the exported student included), facebookresearch/deit's (DeiT and DeiT III), or of mmcls,
+mmpretrain or cls_KD, each as .safetensors or as a torch pickle, plain or inside a training checkpoint. A key that no
+rule knows stays as it is, so that strict loading names it; so does DeiT III's `gamma_1`, which timm's filter renames.
 """
 
 import argparse
@@ -22,10 +21,10 @@ from torch import Tensor
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema")
-"""Where training checkpoints keep the weights; the average is taken only where nothing else is."""
+"""Keys under which training checkpoints keep the weights; the average is taken only if there are no others."""
 
 _WRAPPERS = ("module.", "model.")
-"""Prefixes of DDP, DeepSpeed and Lightning."""
+"""Prefixes that DDP, DeepSpeed and Lightning add."""
 
 _MM_RULES = (
     (r"^backbone\.", ""),
@@ -39,14 +38,14 @@ _MM_RULES = (
     (r"^(?:ln|norm)1\.", "norm."),
     (r"^head\.layers\.(head|head_dist)\.", r"\1."),
 )
-"""mmcls and mmpretrain names to timm's, applied in this order.
+"""Patterns that turn names of mmcls and mmpretrain into timm's, applied in this order.
 
-Source: open-mmlab/mmpretrain ``mmpretrain/models/backbones/{vision_transformer,deit,deit3}.py``,
-``mmpretrain/models/heads/{vision_transformer_head,deit_head}.py``, ``tools/model_converters/deit3_to_mmpretrain.py``.
+Source: open-mmlab/mmpretrain `mmpretrain/models/backbones/{vision_transformer,deit,deit3}.py`,
+`mmpretrain/models/heads/{vision_transformer_head,deit_head}.py`, `tools/model_converters/deit3_to_mmpretrain.py`.
 """
 
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
-"""What torch.load raises on bytes that are no torch file; which of them depends on where it trips."""
+"""Errors that torch.load raises on bytes that are no torch file, depending on where it trips."""
 
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
@@ -59,80 +58,70 @@ _CONVERT = (
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of one model from a file, on the CPU, under timm's names.
 
-    Pickles (.pth, .pt, .bin) are read with ``weights_only=True`` and nothing but ``argparse.Namespace`` allowed on
-    top, which facebookresearch/deit and timm store as ``args``; so no code in the file can run.
-    The weights may be the whole file or lie under model, state_dict, model_state_dict (or model_ema where those are
-    absent). Wrapper prefixes are removed; of a distiller's checkpoint (``student.*`` beside ``teacher.*`` and loss
-    keys) only the student is taken.
+    No code in the file can run: pickles (.pth, .pt, .bin) are read with `weights_only=True`, and allowed beyond that is
+    only `argparse.Namespace`, which facebookresearch/deit and timm store as `args`. The weights may be the whole file
+    or lie under model, state_dict, model_state_dict, or else model_ema. Wrapper prefixes are removed; of a distiller's
+    checkpoint (`student.*` beside `teacher.*` and loss keys) only the student is taken.
 
     Raises:
-        ValueError: No such file, unknown suffix, unreadable, a pickle that needs more than the above, no tensors.
+        ValueError: there is no such file, its suffix is unknown, it is damaged, it is a pickle that needs more than the
+            above, or it holds no tensors.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"weights must be an existing file, found none at {path}: check the path")
-    if path.suffix == ".safetensors":
-        content = _read_safetensors(path)
-    elif path.suffix in PICKLE_SUFFIXES:
-        content = _read_pickle(path)
-    else:
+    if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         known = ", ".join((".safetensors", *PICKLE_SUFFIXES))
         raise ValueError(f"weights must be a file in {known}, found {path.suffix!r} in {path}: convert it")
+    content = _read_pickle(path) if path.suffix in PICKLE_SUFFIXES else _read_safetensors(path)
     return timm_keys(strip_prefixes(_find_tensors(content, path)))
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes that wrappers add, as often as they are there.
+    """Remove the prefixes that wrappers add, however nested.
 
-    A wrapper's prefix is removed where more than half of the keys carry it. Where any key starts with ``student.``,
-    only those keys are kept. ``_orig_mod.`` (torch.compile) is removed anywhere in a key.
+    A wrapper's prefix is removed if more than half of the keys carry it. If any key starts with `student.`, only those
+    keys are kept. `_orig_mod.`, which torch.compile adds, is removed anywhere in a key.
     """
     state = _renamed({key: key.replace("_orig_mod.", "") for key in state}, state)
     while True:
         student = {key: key.removeprefix("student.") for key in state if key.startswith("student.")}
-        if student:
-            state = _renamed(student, state)
-            continue
         carried = [prefix for prefix in _WRAPPERS if 2 * sum(key.startswith(prefix) for key in state) > len(state)]
-        if not carried:
+        if not student and not carried:
             return state
-        state = _renamed({key: key.removeprefix(carried[0]) for key in state}, state)
+        state = _renamed(student or {key: key.removeprefix(carried[0]) for key in state}, state)
 
 
 def timm_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename mmcls / mmpretrain keys to timm's; a state dict with other keys comes back with the same keys."""
-    if not any(key.startswith(("backbone.", "layers.")) for key in state):
-        return dict(state)
-    return _renamed({key: _timm_key(key) for key in state}, state)
+    """Rename the keys of mmcls and mmpretrain to timm's; a state dict with other keys keeps them."""
+    new_names = {key: key for key in state}
+    if any(key.startswith(("backbone.", "layers.")) for key in state):
+        for pattern, replacement in _MM_RULES:
+            new_names = {old: re.sub(pattern, replacement, new) for old, new in new_names.items()}
+    return _renamed(new_names, state)
 
 
 def key_differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Which keys of `state` do not fit `own`, a few of each kind; empty where all fit."""
-    shapes = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
+    """List the keys of `state` that do not fit `own`, a few of each kind; empty if all fit."""
+    common = [name for name in own if name in state]
     kinds = {
         "missing": [name for name in own if name not in state],
         "unexpected": [name for name in state if name not in own],
-        "of another shape": shapes,
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+            for name in common
+            if own[name].shape != state[name].shape
+        ],
     }
-    return "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
-def _timm_key(key: str) -> str:
-    for pattern, replacement in _MM_RULES:
-        key = re.sub(pattern, replacement, key)
-    return key
+    return "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def _renamed(new_names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under new names, of the keys in `new_names` only; two keys must not meet under one name."""
+    """Rename the keys that `new_names` has, and leave out the others; two keys must not get one name."""
     renamed = {new: state[old] for old, new in new_names.items()}
     if len(renamed) < len(new_names):
         twice = sorted(new for new in renamed if list(new_names.values()).count(new) > 1)
@@ -153,24 +142,19 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is not None:
-            raise ValueError(_refusal(path, wanted[1])) from error
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} must be a whole torch file, found damage ({reason}): fetch it again") from error
-
-
-def _refusal(path: Path, wanted: str) -> str:
-    """Why a pickle is not read, and how its owner converts it."""
-    target = path.with_suffix(".safetensors")
-    command = f'python -c "{_CONVERT}" {shlex.quote(str(path))} {shlex.quote(str(target))}'
-    return (
-        f"{path} must hold tensors and plain values only, found the Python object {wanted}: making it runs code from "
-        f"the file, so the file is refused. If you trust it, convert it yourself and give the result:\n{command}"
-    )
+        if wanted is None:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{path} must be a whole torch file, found damage ({reason}): fetch it again") from error
+        files = shlex.join([str(path), str(path.with_suffix(".safetensors"))])
+        raise ValueError(
+            f"{path} must hold tensors and plain values only, found the Python object {wanted[1]}: making it runs code "
+            "from the file, so the file is refused. If you trust it, convert it yourself and give the result:\n"
+            f'python -c "{_CONVERT}" {files}'
+        ) from error
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of the first container that has any, else those at the top."""
+    """Find the tensors of the first container that has any, else those at the top."""
     top = content if isinstance(content, Mapping) else {}
     for candidate in (*(top.get(name) for name in _CONTAINERS), top):
         if isinstance(candidate, Mapping):

@@ -32,19 +32,9 @@ def test_operations_of_a_tiny_model_by_hand():
 
 
 def test_operations_of_the_loss_by_hand():
-    with torch.device("meta"):
-        wide, equal = ViTKDLoss(2, 3), ViTKDLoss(3, 3)
     convolutions = 2 * 9 * 3 * 3
-    assert shapes.loss_flops(wide, 4) == 2 * 4 * (3 * 2 * 3 + convolutions)
-    assert shapes.loss_flops(equal, 4) == 2 * 4 * convolutions
-
-
-def test_a_step_is_three_times_the_student_and_once_the_teacher():
-    student, teacher = on_meta("deit_tiny_patch16_224"), on_meta("deit3_small_patch16_224")
-    loss = ViTKDLoss(192, 384)
-    expected = 3 * shapes.forward_flops(student) + 3 * shapes.loss_flops(loss, 196) + shapes.forward_flops(teacher)
-    assert shapes.step_flops(student, teacher, loss) == expected
-    assert shapes.step_flops(student, None, None) == 3 * shapes.forward_flops(student)
+    assert shapes.loss_flops(ViTKDLoss(2, 3), 4) == 2 * 4 * (3 * 2 * 3 + convolutions)
+    assert shapes.loss_flops(ViTKDLoss(3, 3), 4) == 2 * 4 * convolutions
 
 
 def test_checkpointing_keeps_the_blocks_inputs_and_one_block():
@@ -71,11 +61,8 @@ def kept_bytes(function, *inputs, parameters):
 def test_the_bytes_kept_for_backward_are_those_that_autograd_keeps(name):
     model = timm.create_model(name).bfloat16()
     kept = kept_bytes(model, torch.randn(1, 3, 224, 224).bfloat16(), parameters=model.parameters())
-    assert (
-        0.95 * shapes.activation_bytes(model, checkpointed=False)
-        < kept
-        < shapes.activation_bytes(model, checkpointed=False)
-    )
+    planned = shapes.activation_bytes(model, checkpointed=False)
+    assert 0.95 * planned < kept < planned
 
 
 def test_the_bytes_kept_by_the_loss_are_those_that_autograd_keeps_and_the_teachers_features():

@@ -1,85 +1,140 @@
-"""What one GPU of a kind, and the node around it, can do at most: the makers' figures, each with its source.
+"""What is known of each kind of GPU: the makers' figures, and speeds that were measured on it, with their sources.
 
-Speeds that were measured are in `vitkd_ds.commands.plan.measured`; here is only what does not depend on this project.
+Only data is here; a test compares every measured row with `benchmarks/RESULTS.md`.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vitkd_ds.config.overrides import nearest
 
 
+class Rate(NamedTuple):
+    """Row of benchmarks/RESULTS.md, and the speed of one device in it."""
+
+    row: str
+    images_per_s: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds per image."""
+        return 1 / self.images_per_s
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Speeds on one kind of GPU, compiled, at 224 pixels; models are timm architectures without further arguments."""
+
+    teacher: dict[str, Rate]
+    """Forward alone, by architecture."""
+    student: dict[str, Rate]
+    """Forward and backward alone, by architecture."""
+    loss: Rate
+    """ViTKD's loss, forward and backward, at the teacher's width `loss_dim`."""
+    step: Rate
+    """The whole step with DeepSpeed, of `step_student` from `step_teacher`, which is a replica."""
+    update_ms: float
+    """Milliseconds of that step from the end of backward to the end of the update, waiting for the device at both."""
+    before_shard: Rate
+    """A whole step with the teacher as a replica."""
+    shard: Rate
+    """The same with a shard of one rank: the difference is what its hooks cost."""
+    loader: Rate
+    """JPEG decoding, crop, resize and flip on one CPU core that is busy all the time."""
+    loader_bytes_per_image: int
+    """Mean size of the JPEGs read: at most 500 pixels, quality 90, as `vitkd-ds pack` writes."""
+    loss_dim: int = 384
+    step_images: int = 256
+    """Micro-batch of every whole step here, on one GPU."""
+    step_student: str = "deit_tiny_patch16_224"
+    step_teacher: str = "deit3_small_patch16_224"
+    shard_blocks: int = 12
+    """Blocks of the teacher in `shard`."""
+
+    @property
+    def alone(self) -> list[Rate]:
+        """Parts of `step`, each measured alone."""
+        return [self.teacher[self.step_teacher], self.student[self.step_student], self.loss]
+
+
 @dataclass(frozen=True)
 class Hardware:
-    """One kind of GPU in its usual eight-GPU node. Rates are in one direction, 1 GB = 1e9 bytes."""
+    """One kind of GPU in its usual node. Rates are of one GPU in one direction; 1 GB is 1e9 bytes."""
 
-    name: str
     device_name: str
-    """As drivers print it, to the letter: the PCIe and NVL cards of a name are slower, and have no entry."""
+    """Exact name that the driver prints: the PCIe and NVL cards of a family are slower, and have no entry."""
     peak_tflops: float
-    """bf16 matrix products, dense, of one GPU."""
+    """Rate of dense bf16 matrix products, TFLOP/s."""
     memory_gib: float
-    """What a process can use of one GPU."""
+    """Memory that a process can use, GiB."""
     nvlink_gb_per_s: float
-    """From one GPU to the others of its node."""
+    """Rate to the other GPUs of the node, GB/s."""
     network_gb_per_s: float
-    """From one GPU's own network card to other nodes."""
+    """Rate to other nodes through the GPU's own network card, GB/s."""
     pcie_gb_per_s: float
-    """From the host's memory to one GPU."""
-    gpus_per_node: int
+    """Rate from the host's memory, GB/s."""
     source: str
+    measured: Measured | None = None
+    gpus_per_node: int = 8
 
+
+MEASURED_ON_H100 = Measured(
+    teacher={
+        "deit3_small_patch16_224": Rate("C1", 28900),
+        "deit3_base_patch16_224": Rate("C2", 11100),
+        "deit3_large_patch16_224": Rate("C3", 3700),
+    },
+    student={
+        "deit_tiny_patch16_224": Rate("C4", 13000),
+        "deit_small_patch16_224": Rate("C5", 8800),
+        "deit_base_patch16_224": Rate("C6", 3400),
+    },
+    loss=Rate("C7", 106000),
+    # The nearest measured settings to the shipped ones, which also compute the norm in one go (not measured).
+    step=Rate("S6", 5342),
+    update_ms=10.1,
+    before_shard=Rate("S3", 3577),
+    shard=Rate("S4", 3466),
+    loader=Rate("ours-jpg500", 1548),
+    loader_bytes_per_image=57_596,
+)
+"""One H100 for the rows of the GPU, one EPYC core for the loader's."""
 
 HARDWARE = {
-    hardware.name: hardware
-    for hardware in (
-        Hardware(
-            name="h100",
-            device_name="NVIDIA H100 80GB HBM3",
-            peak_tflops=989.4,
-            memory_gib=79.1,
-            nvlink_gb_per_s=450,
-            network_gb_per_s=50,
-            pcie_gb_per_s=64,
-            gpus_per_node=8,
-            source="NVIDIA H100 SXM5 80 GB data sheet (without sparsity); DGX H100 guide: one 400 Gb/s port a GPU",
-        ),
-        Hardware(
-            name="h200",
-            device_name="NVIDIA H200",
-            peak_tflops=989.4,
-            memory_gib=139.8,
-            nvlink_gb_per_s=450,
-            network_gb_per_s=50,
-            pcie_gb_per_s=64,
-            gpus_per_node=8,
-            source="NVIDIA H200 SXM data sheet (without sparsity); DGX H200 guide: one 400 Gb/s port a GPU",
-        ),
-        Hardware(
-            name="a100",
-            device_name="NVIDIA A100-SXM4-80GB",
-            peak_tflops=312,
-            memory_gib=79.1,
-            nvlink_gb_per_s=300,
-            network_gb_per_s=25,
-            pcie_gb_per_s=32,
-            gpus_per_node=8,
-            source="NVIDIA A100 SXM4 80 GB data sheet (without sparsity); DGX A100 guide: one 200 Gb/s port a GPU",
-        ),
-    )
-}
+    "h100": Hardware(
+        "NVIDIA H100 80GB HBM3", peak_tflops=989.4, memory_gib=79.1, nvlink_gb_per_s=450, network_gb_per_s=50,
+        pcie_gb_per_s=64, measured=MEASURED_ON_H100,
+        source="NVIDIA H100 SXM5 80 GB data sheet (without sparsity); DGX H100 guide: one 400 Gb/s port a GPU",
+    ),
+    "h200": Hardware(
+        "NVIDIA H200", peak_tflops=989.4, memory_gib=139.8, nvlink_gb_per_s=450, network_gb_per_s=50, pcie_gb_per_s=64,
+        source="NVIDIA H200 SXM data sheet (without sparsity); DGX H200 guide: one 400 Gb/s port a GPU",
+    ),
+    "a100": Hardware(
+        "NVIDIA A100-SXM4-80GB", peak_tflops=312, memory_gib=79.1, nvlink_gb_per_s=300, network_gb_per_s=25,
+        pcie_gb_per_s=32,
+        source="NVIDIA A100 SXM4 80 GB data sheet (without sparsity); DGX A100 guide: one 200 Gb/s port a GPU",
+    ),
+}  # fmt: skip
 
 
-def find_hardware(name: str) -> Hardware:
-    """The entry of that name.
+def find_measured(name: str) -> Hardware:
+    """Look up a kind of GPU by its name here.
 
     Raises:
-        ValueError: there is none; the nearest is named.
+        ValueError: there is no such kind (the nearest is named), or nothing was measured on it.
     """
     if name not in HARDWARE:
         raise ValueError(f"--hardware must be one of {', '.join(HARDWARE)}, found {name!r}: {nearest(name, HARDWARE)}")
+    if HARDWARE[name].measured is None:
+        measured = ", ".join(kind for kind, hardware in HARDWARE.items() if hardware.measured)
+        raise ValueError(
+            f"--hardware must have measured speeds ({measured}), found {name}, of which only the maker's figures are "
+            "known: run benchmarks/step.py there and add its rows to vitkd_ds/commands/plan/hardware.py"
+        )
     return HARDWARE[name]
 
 
 def hardware_of(device_name: str) -> Hardware | None:
-    """The entry of a device as its driver names it, such as "NVIDIA H100 80GB HBM3"; None for any other."""
-    return next((entry for entry in HARDWARE.values() if entry.device_name == device_name), None)
+    """Look up a kind of GPU by its driver's name for it, such as "NVIDIA H100 80GB HBM3"; None if it is unknown."""
+    return next((hardware for hardware in HARDWARE.values() if hardware.device_name == device_name), None)

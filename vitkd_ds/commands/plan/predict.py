@@ -1,15 +1,15 @@
-"""Predict a run on a cluster: images/s, hours, memory, loader cores, disk, and where more GPUs stop helping.
+"""Predict a run on a cluster: seconds and bytes of a step, memory, and where more GPUs stop helping.
 
-A model on paper, from speeds measured on one GPU (`vitkd_ds.commands.plan.measured`) and the makers' figures (`vitkd_ds.commands.plan.hardware`).
+A model on paper, from speeds measured on one GPU and the makers' figures; `vitkd_ds.commands.plan.text` prints it.
 One micro-batch of m images takes
 
-    m (teacher + student + loss) + host + what communication the arithmetic does not hide
+    m (teacher + student + loss) + host + the communication that arithmetic does not hide
 
-with `host` what the measured step takes beside the update and those three measured alone: launches, hooks. A step is k
-micro-batches, the update, and one gather of the updated weights. `vitkd_ds.commands.plan.text` prints it.
+where `host` is what the measured step takes beside its update and those three measured alone: launches, hooks. A step
+is k micro-batches, the update, and one gather of the updated weights.
 
-What DeepSpeed 0.19.8 sends, of S bytes over N ranks in a ring: an all-reduce 2 (N-1)/N S (ZeRO-2 all-reduces the fp32
-gradients of every micro-batch, and each rank keeps its part; its `reduce_scatter` does so too), a gather (N-1)/N S
+DeepSpeed 0.19.8 sends, of S bytes over N ranks in a ring: 2 (N-1)/N S for an all-reduce (ZeRO-2 all-reduces the fp32
+gradients of every micro-batch, and each rank keeps its part; its `reduce_scatter` does so too), (N-1)/N S for a gather
 (bf16 weights once a step; the sharded teacher once a micro-batch).
 """
 
@@ -19,45 +19,46 @@ from dataclasses import dataclass
 from vitkd_ds.commands.plan.hardware import Hardware
 
 EFFICIENCY = 0.7
-"""Assumed: part of a link's rate that a large collective reaches."""
+"""Part of a link's rate that a large collective reaches; assumed."""
 LATENCY_S = 30e-6
-"""Assumed: start of one collective."""
+"""Seconds that one collective takes to start; assumed."""
 BACKWARD_PART = 2 / 3
-"""Of the student's and the loss's time; where they are not compiled, reductions run beside it (`overlap_comm`)."""
+"""Backward's part of the time of student and loss, beside which reductions run (`overlap_comm`) if not compiled."""
 CONTEXT_BYTES = 1.5 * 2**30
-"""Assumed: CUDA context, NCCL's buffers, fragmentation."""
+"""CUDA context, NCCL's buffers and fragmentation, bytes; assumed."""
 SCALES_IF = 1.5
-"""More GPUs help as long as twice as many are faster by this factor."""
+"""Least speed-up from twice as many GPUs at which doubling still pays."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the prediction starts from. Seconds are of one GPU, per image unless the name says otherwise."""
+    """What a prediction starts from, of one recipe on one kind of GPU."""
 
     teacher_s: float
+    """Seconds per image, as for student_s and loss_s."""
     student_s: float
     loss_s: float
     host_s: float
-    """Per micro-batch."""
+    """Fixed seconds per micro-batch."""
     update_s: float
-    """Per step: norm, clipping, AdamW."""
+    """Fixed seconds per step: norm, clipping, AdamW."""
     shard_host_s: float
-    """Per micro-batch, added by the hooks of a sharded or offloaded teacher."""
+    """Seconds per micro-batch that the hooks of a sharded or offloaded teacher add."""
     flops: float
-    """Of one image in a step."""
+    """Operations of one image in a step."""
     trained_params: int
-    """Student and losses."""
+    """Parameters of student and losses."""
     teacher_params: int
     gathers: int
-    """Collectives of one forward of a sharded teacher: one per block and one for the rest."""
+    """Collectives in one forward of a sharded teacher: one per block and one for the rest."""
     gathered_params: int
-    """Of a sharded teacher, on a GPU at a time at most: what DeepSpeed uses and what it gathers ahead."""
+    """Most parameters of a sharded teacher on one GPU at a time: in use, and gathered ahead by DeepSpeed."""
     activation_bytes: float
-    """Kept per image of a micro-batch, of student and losses."""
+    """Bytes that student and losses keep for backward, per image of a micro-batch."""
     image_bytes: float
-    """Per image of a micro-batch: the image itself, in every form that lives at the same time."""
+    """Bytes per image of a micro-batch of the image itself, in every form that lives at the same time."""
     is_compiled: bool
-    """The student as a whole: then all its gradients come when the backward pass is over."""
+    """Whether the student is compiled as a whole; then all its gradients come when the backward pass is over."""
     has_average: bool
     bucket_elements: int
     """DeepSpeed's reduce_bucket_size."""
@@ -65,7 +66,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who computes what."""
+    """How a step is spread over the GPUs."""
 
     nodes: int
     gpus_per_node: int
@@ -73,54 +74,30 @@ class Layout:
     accumulation: int
     """Micro-batches per step and rank."""
     placement: str
-    """Of the teacher; "node" shards it over the GPUs of a node only."""
+    """The teacher's: replica, shard or offload; "node" shards it over the GPUs of a node only."""
 
     @property
     def ranks(self) -> int:
-        """GPUs in all."""
+        """GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
     @property
     def images(self) -> int:
-        """Per step over all ranks."""
+        """Images per step of all ranks."""
         return self.ranks * self.micro_batch * self.accumulation
 
 
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of one step on every rank; the three last are what is left after overlap."""
-
-    teacher: float
-    student: float
-    loss: float
-    host: float
-    update: float
-    gradients: float
-    weights: float
-    gathers: float
-
-    @property
-    def total(self) -> float:
-        """Of the step."""
-        return sum(vars(self).values())
-
-    @property
-    def communication(self) -> float:
-        """What is not hidden."""
-        return self.gradients + self.weights + self.gathers
-
-
 def link_bytes_per_s(hardware: Hardware, *, nodes: int, gpus_per_node: int) -> float:
-    """What one rank's ring gets: NVLink within a node; between nodes the ring runs over all network cards of a node."""
+    """Rate of one rank's ring, bytes/s: NVLink in a node, and between nodes all network cards of a node if slower."""
     between = hardware.network_gb_per_s * gpus_per_node
     slowest = min(hardware.nvlink_gb_per_s, between) if nodes > 1 else hardware.nvlink_gb_per_s
     return EFFICIENCY * slowest * 1e9
 
 
 def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) -> dict[str, float]:
-    """What each rank sends in a step: gradients, weights, the teacher's gathers.
+    """Bytes that each rank sends in a step: gradients, weights, the teacher's gathers.
 
-    `benchmarks/scaling.py` holds it against what network interfaces count.
+    `benchmarks/scaling.py` compares them with what network interfaces count.
     """
     part = (layout.ranks - 1) / layout.ranks
     within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
@@ -132,52 +109,53 @@ def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) 
     }
 
 
-def step_time(inputs: Inputs, layout: Layout, hardware: Hardware) -> StepTime:
-    """The parts of one step."""
-    k, m = layout.accumulation, layout.micro_batch
-    link = link_bytes_per_s(hardware, nodes=layout.nodes, gpus_per_node=layout.gpus_per_node)
-    nodes = 1 if layout.placement == "node" else layout.nodes
-    teacher_link = link_bytes_per_s(hardware, nodes=nodes, gpus_per_node=layout.gpus_per_node)
+def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, float]:
+    """Predict the seconds of each part of one step; of the three last, only what arithmetic does not hide."""
+    k, m, is_alone = layout.accumulation, layout.micro_batch, layout.ranks == 1
     sent = bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
+    link = link_bytes_per_s(hardware, nodes=layout.nodes, gpus_per_node=layout.gpus_per_node)
+
+    # Buckets are reduced while backward runs, but the last one is full only when backward is over.
     buckets = math.ceil(inputs.trained_params / inputs.bucket_elements)
-    is_alone = layout.ranks == 1
     gradients = 0 if is_alone else sent["gradients"] / k / link + buckets * LATENCY_S
     backward = 0 if inputs.is_compiled else BACKWARD_PART * m * (inputs.student_s + inputs.loss_s)
-    # The last bucket is full when the backward pass is over; the first gather starts when the forward does.
     gradients_left = max(gradients - backward, gradients / buckets)
+
+    # Blocks are gathered while the teacher computes, but it cannot start before the first one is there.
+    nodes = 1 if layout.placement == "node" else layout.nodes
+    teacher_link = link_bytes_per_s(hardware, nodes=nodes, gpus_per_node=layout.gpus_per_node)
     gathers = sent["gathers"] / k / teacher_link + (inputs.gathers * LATENCY_S if sent["gathers"] else 0)
     if layout.placement == "offload":
         gathers += 2 * inputs.teacher_params / layout.ranks / (EFFICIENCY * hardware.pcie_gb_per_s * 1e9)
     gathers_left = max(gathers - m * inputs.teacher_s, gathers / inputs.gathers)
-    return StepTime(
-        teacher=k * m * inputs.teacher_s,
-        student=k * m * inputs.student_s,
-        loss=k * m * inputs.loss_s,
-        host=k * (inputs.host_s + (inputs.shard_host_s if layout.placement != "replica" else 0)),
-        update=inputs.update_s,
-        gradients=k * gradients_left,
-        weights=0 if is_alone else sent["weights"] / link + LATENCY_S,
-        gathers=k * gathers_left,
-    )
+
+    return {
+        "teacher": k * m * inputs.teacher_s,
+        "student": k * m * inputs.student_s,
+        "loss": k * m * inputs.loss_s,
+        "host": k * (inputs.host_s + (inputs.shard_host_s if layout.placement != "replica" else 0)),
+        "update": inputs.update_s,
+        "gradients": k * gradients_left,
+        "weights": 0 if is_alone else sent["weights"] / link + LATENCY_S,
+        "gathers": k * gathers_left,
+    }
 
 
 def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:
-    """Of all ranks together."""
-    return layout.images / step_time(inputs, layout, hardware).total
+    """Predict the throughput of all ranks, images/s."""
+    return layout.images / sum(step_parts(inputs, layout, hardware).values())
 
 
 def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
-    """Device memory of one rank: student, optimizer, buffers, teacher, images, activations, the rest."""
-    trained, part = inputs.trained_params, 1 / layout.ranks
-    gathered = 2 * inputs.gathered_params
-    whole = 2 * inputs.teacher_params
+    """Predict the device memory of one rank, bytes by purpose."""
+    trained, whole, gathered = inputs.trained_params, 2 * inputs.teacher_params, 2 * inputs.gathered_params
     within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
-    shard = whole / within + (0 if layout.ranks == 1 else gathered)  # one rank keeps what it gathers, as its own
+    shard = whole / within + (0 if layout.ranks == 1 else gathered)  # one rank keeps what it gathers as its own part
     overlaps = layout.ranks > 1 and not inputs.is_compiled
     return {
         "student, bf16 weights and gradients": 4 * trained,
         "fp32 weights, gradient, AdamW's moments" + (", average" if inputs.has_average else ""): (
-            (16 + 4 * inputs.has_average) * trained * part
+            (16 + 4 * inputs.has_average) * trained / layout.ranks
         ),
         # A bf16 buffer, another to fill while the first is sent, and one in fp32 that is sent.
         "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
@@ -189,11 +167,10 @@ def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
 
 
 def scaling(inputs: Inputs, layouts: list[Layout], hardware: Hardware) -> tuple[list[float], int | None]:
-    """images/s of each layout (each twice the ranks of the one before), and the index of the last that pays to double.
+    """Predict images/s of layouts, each of twice the ranks of the one before.
 
     Returns:
-        The speeds, and the index of the first layout from which doubling brings less than SCALES_IF; None if there is
-        none.
+        The speeds, and the index of the first layout from which doubling brings less than SCALES_IF, or None.
     """
     speeds = [images_per_s(inputs, layout, hardware) for layout in layouts]
     stops = [i for i, (now, twice) in enumerate(zip(speeds, speeds[1:])) if twice < SCALES_IF * now]
