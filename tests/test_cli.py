@@ -113,7 +113,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
     (cli.evaluate, "commands.evaluate.evaluate_exported", ("S",),
      {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": "8"},
      {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": 8}),
-    (cli.pack, "commands.pack.pack.pack", ("S", "D"),
+    (cli.pack, "commands.pack.pack", ("S", "D"),
      {"passthrough": "true", "max_resolution": "1", "short_side": "2", "write_mode": "raw", "quality": "3",
       "shuffle": "1", "workers": "4", "skip_bad": "yes", "restart": "no", "labels": "1_0", "classes": "5",
       "split": "6"},
