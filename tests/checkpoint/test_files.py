@@ -25,7 +25,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
     with pytest.raises(RuntimeError, match="in the middle"):
         write_whole(tmp_path / "latest", fail)
-    assert (tmp_path / "latest").read_text() == "old"
+    assert (tmp_path / "latest").read_text() == "old" and os.listdir(tmp_path) == ["latest"]
 
 
 def test_a_write_that_the_disk_refuses_is_raised_at_the_end_and_not_through_the_writer(tmp_path):

@@ -53,11 +53,15 @@ def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any
         The file's length and BLAKE2b checksum, as a manifest lists them.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        hashing = HashingFile(file)
-        fill(hashing)
-        entry = hashing.finish()
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            hashing = HashingFile(file)
+            fill(hashing)
+            entry = hashing.finish()
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return entry
 
 
