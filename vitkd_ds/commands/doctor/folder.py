@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from vitkd_ds.checkpoint import load, lock
+from vitkd_ds.checkpoint.folder import check_settings
 from vitkd_ds.commands.doctor.patient import Patient
 from vitkd_ds.commands.doctor.rows import Row, error, ok, size_text, warning
 from vitkd_ds.config.run import Run
@@ -44,10 +45,10 @@ def run_rows(run: Run) -> list[Row]:
         return [warning("run folder", f"{workdir} is finished, train would leave it alone", "give another --workdir")]
     try:
         start = load.find(run.resume, workdir)
-        load.check_same_run(run, start)
+        check_settings(run, start.config if start else None)
     except (OSError, ValueError) as caught:
         return [error("run folder", str(caught))]
-    return [ok("run folder", f"{workdir}: " + (f"continues from {start.folder / start.tag}" if start else "a new run"))]
+    return [ok("run folder", f"{workdir}: " + (f"continues from {start.path}" if start else "a new run"))]
 
 
 def lock_rows(workdir: Path) -> list[Row]:
