@@ -9,12 +9,12 @@ from collections.abc import Callable
 import torch
 
 from vitkd_ds.commands.doctor.patient import Patient
-from vitkd_ds.commands.doctor.rows import Row, listed, ok, warning
+from vitkd_ds.commands.doctor.rows import Row, judged, listed, ok, warning
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import synchronised_time
 
 SUM_MIB, SUM_REPEATS = 64, 5
-"""Of fp32 summed over all ranks; a gradient bucket of ds_configs/zero2.json has 190 MiB."""
+"""fp32 numbers that are summed over all ranks; a gradient bucket of ds_configs/zero2.json has 190 MiB."""
 PAIR_MIB, PAIR_REPEATS = 16, 3
 MAX_ROUNDS = 63
 """Each node meets one other per round: up to 64 nodes, every pair is measured."""
@@ -26,50 +26,47 @@ LEAST_PAIR_PART = 0.5
 
 
 def check_network(patient: Patient) -> list[Row]:
-    """Sum over all ranks, then exchanges between nodes. Collective."""
+    """Sum over all ranks, then exchange between the nodes. Collective."""
     if ranks.world_size() == 1:
         return [ok("network", "one rank, nothing to send")]
     num_nodes = len(set(patient.nodes))
     seconds = sum_seconds(patient.device)
     gb_per_s, least = SUM_MIB * 2**20 / 1e9 / seconds, LEAST_SUM_GB_S[patient.device.type, min(2, num_nodes)]
     found = f"{ranks.world_size()} ranks sum {SUM_MIB} MiB at {gb_per_s:.2f} GB/s ({1000 * seconds:.0f} ms)"
-    rows = [ok("network", found)]
-    if gb_per_s < least:
-        advice = "see in NCCL_DEBUG=INFO which transport is used, and that NVLink or InfiniBand is among them"
-        rows = [warning("network", f"{found}, expected at least {least:g}", advice)]
-    return rows + (pair_rows(patient) if num_nodes > 1 else [])
+    advice = "see in NCCL_DEBUG=INFO which transport is used, and that NVLink or InfiniBand is among them"
+    row = judged(gb_per_s >= least, "network", found, problem=f"expected at least {least:g}", advice=advice)
+    return [row, slowest_row(pair_speeds(patient))] if num_nodes > 1 else [row]
 
 
 def sum_seconds(device: torch.device) -> float:
-    """Time of one sum on the slowest rank, the best of a few. Collective."""
+    """Seconds of one sum on the slowest rank, the best of a few. Collective."""
     numbers = torch.ones(SUM_MIB * 2**18, device=device)
     ranks.sum_over_ranks(numbers)  # connects
-    best = min(_timed(lambda: ranks.sum_over_ranks(numbers), device) for _ in range(SUM_REPEATS))
-    return max(ranks.from_all(best))
+    best = []
+    for _ in range(SUM_REPEATS):
+        ranks.all_true(True, device)  # start together
+        best.append(_seconds(lambda: ranks.sum_over_ranks(numbers)))
+    return max(ranks.from_all(min(best)))
 
 
-def _timed(function: Callable[[], object], device: torch.device) -> float:
-    ranks.all_true(True, device)  # start together
+def _seconds(function: Callable[[], object]) -> float:
     start = synchronised_time()
     function()
     return synchronised_time() - start
 
 
-def pair_rows(patient: Patient) -> list[Row]:
-    """Bandwidth and latency between the first ranks of all pairs of nodes. Collective."""
-    firsts = {node: patient.nodes.index(node) for node in dict.fromkeys(patient.nodes)}
-    first_ranks = list(firsts.values())
-    rounds = pairings(len(first_ranks))[:MAX_ROUNDS]
+def pair_speeds(patient: Patient) -> dict[tuple[str, str], tuple[float, float]]:
+    """What `exchange_speed` finds between the first ranks of each pair of nodes. Collective."""
+    nodes = list(dict.fromkeys(patient.nodes))
+    first_ranks = [patient.nodes.index(node) for node in nodes]
     mine = {}
-    for pairs in rounds:
+    for pairs in pairings(len(nodes))[:MAX_ROUNDS]:
         for a, b in pairs:
-            if ranks.rank() in (first_ranks[a], first_ranks[b]):
-                peer = first_ranks[b] if ranks.rank() == first_ranks[a] else first_ranks[a]
-                pair = patient.nodes[first_ranks[a]], patient.nodes[first_ranks[b]]
-                mine[pair] = exchange_speed(peer, patient.device)
+            both = first_ranks[a], first_ranks[b]
+            if ranks.rank() in both:
+                mine[nodes[a], nodes[b]] = exchange_speed(sum(both) - ranks.rank(), patient.device)
         ranks.all_true(True, patient.device)  # the next round
-    speeds = {pair: speed for part in ranks.from_all(mine) for pair, speed in part.items()}
-    return [slowest_row(speeds)]
+    return {pair: speed for part in ranks.from_all(mine) for pair, speed in part.items()}
 
 
 def exchange_speed(peer: int, device: torch.device) -> tuple[float, float]:
@@ -77,13 +74,8 @@ def exchange_speed(peer: int, device: torch.device) -> tuple[float, float]:
     seconds = []
     for size in (1, PAIR_MIB * 2**18):
         sent, received = torch.ones(size, device=device), torch.empty(size, device=device)
-        ranks.exchange(sent, received, peer)  # connects
-        times = []
-        for _ in range(PAIR_REPEATS):
-            start = synchronised_time()
-            ranks.exchange(sent, received, peer)
-            times.append(synchronised_time() - start)
-        seconds.append(min(times))
+        times = [_seconds(lambda: ranks.exchange(sent, received, peer)) for _ in range(1 + PAIR_REPEATS)]
+        seconds.append(min(times[1:]))  # the first one connects
     return PAIR_MIB * 2**20 / 1e9 / seconds[1], 1000 * seconds[0]
 
 

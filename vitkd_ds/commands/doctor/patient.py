@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from vitkd_ds.config.run import Run
-from vitkd_ds.engine import ranks
-from vitkd_ds.models.build import PairInfo
+from vitkd_ds.data.loader import Loader
+from vitkd_ds.train.parts import Models, Parts
+from vitkd_ds.train.schedule import BatchSplit
 
 T = TypeVar("T")
 
@@ -19,33 +19,26 @@ class Skipped(Exception):
 
 @dataclass
 class Patient:
-    """A run on this rank. What is None was not found out; it is so on all ranks or on none."""
+    """A run on this rank. What is None was not found out; it is None on all ranks or on none."""
 
     run: Run
     device: torch.device
     nodes: list[str] = field(default_factory=list)
     """The name of each rank's node."""
-    micro_batch_size: int | None = None
+    split: BatchSplit | None = None
     ds_config: dict[str, Any] | None = None
     """The student's DeepSpeed configuration with the run's numbers."""
-    student: nn.Module | None = None
-    teacher_model: nn.Module | None = None
+    models: Models | None = None
     is_teacher_trained: bool = False
-    """False: random weights stand in for those that are not at hand."""
-    pair: PairInfo | None = None
+    """Whether the teacher has its own weights; random ones stand in for those that are not at hand."""
     num_trained: int | None = None
     """Parameters of the student and the losses."""
-    teacher: Any = None
-    """A `vitkd_ds.engine.teacher.Teacher`."""
+    parts: Parts | None = None
+    """Both engines, without loaders."""
     images_per_s: float | None = None
-    """That one rank trains, uncompiled; known on GPUs only."""
-    loaders: dict[str, Any] = field(default_factory=dict)
+    """Images that one rank trains per second, uncompiled; known on GPUs only."""
+    loaders: dict[str, Loader] = field(default_factory=dict)
     """By split, where the images could be opened."""
-
-    @property
-    def node(self) -> str:
-        """Where this rank runs."""
-        return self.nodes[ranks.rank()]
 
     @property
     def is_gpu(self) -> bool:

@@ -1,5 +1,6 @@
-"""The teacher against its published figure, on a few hundred validation images: a wrong file, class order, crop or
-normalisation shows here in seconds, and in a student only after days.
+"""The teacher against its published figure, on a few hundred validation images.
+
+A wrong file, class order, crop or normalisation shows here in seconds, and in a student only after days.
 """
 
 import json
@@ -13,14 +14,13 @@ import torch
 from vitkd_ds.commands.doctor.patient import Patient, Skipped, needed
 from vitkd_ds.commands.doctor.rows import Row, error, ok, warning
 from vitkd_ds.config.run import Run
-from vitkd_ds.data.loader import build_loader
-from vitkd_ds.engine import processes, ranks
-from vitkd_ds.models import build
-from vitkd_ds.train.parts import check_classes
+from vitkd_ds.engine import ranks
+from vitkd_ds.models.build import teacher_file
+from vitkd_ds.train.parts import check_teacher_classes, open_split
 
 NUM_IMAGES = 512
 MOST_S = 20.0
-"""Most time; a large teacher on a CPU sees fewer images."""
+"""Most seconds; a large teacher on a CPU sees fewer images."""
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
 """An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
@@ -37,7 +37,7 @@ PUBLISHED = {
 """Top-1 in percent on ImageNet's 50,000 validation images, by timm's name and data.val_crop_fraction. At 1.0: timm's
 results-imagenet.csv; at 0.875: Small of WTTM (ICLR 2024, table 13), Base of cls_KD's issue 5; Large is not known."""
 DEMO_TEACHER = 89.10
-"""Of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
+"""Top-1 of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
 
 
 def check_top1(patient: Patient) -> list[Row]:
@@ -47,42 +47,27 @@ def check_top1(patient: Patient) -> list[Row]:
         raise Skipped("the recipe has no teacher")
     if not patient.is_teacher_trained:
         raise Skipped("needs the teacher's weights, which are not at hand")
-    needed(patient.teacher, "the engines")
-    needed(patient.loaders.get("val"), "data.val")
-    ranks.together(lambda: check_teacher_classes(run, patient.loaders["val"].classes))
+    needed(patient.parts, "the engines")
+    classes = needed(patient.loaders.get("val"), "data.val").classes
+    ranks.together(lambda: check_teacher_classes(run, classes))
     num_images, num_right = count_right(patient)
     return [top1_row(num_images, num_right, published_top1(run), num_classes=run.data.num_classes)]
 
 
-def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
-    """Compare the classes of the images with those in the .json beside the teacher's file, if it names any.
-
-    Raises:
-        ValueError: they differ.
-    """
-    beside = build.teacher_file(run.teacher).with_suffix(".json")
-    if run.teacher.checkpoint != "hub" and beside.is_file():
-        described = json.loads(beside.read_text())
-        if "classes" in described:
-            check_classes(classes, tuple(described["classes"]), source=str(beside))
-
-
 def count_right(patient: Patient) -> tuple[int, int]:
     """Images that the teacher saw and those it was right about, over all ranks. Collective."""
-    data = patient.run.data
-    limit = min(NUM_IMAGES, data.max_val_images or NUM_IMAGES)
-    share = {"rank": ranks.rank(), "world_size": ranks.world_size()}
-    micro = min(MICRO_BATCH[patient.device.type], patient.micro_batch_size)
-    data = replace(data, max_val_images=limit, num_workers=data.num_workers or processes.num_cpus())
-    loader = build_loader(data, split="val", micro_batch_size=micro, device=patient.device, **share)
-    counts = torch.zeros(2, dtype=torch.float64, device=patient.device)
+    run, device, teacher = patient.run, patient.device, patient.parts.teacher
+    data = replace(run.data, max_val_images=min(NUM_IMAGES, run.data.max_val_images or NUM_IMAGES))
+    micro = min(MICRO_BATCH[device.type], patient.split.micro_batch_size)
+    loader = open_split(replace(run, data=data), "val", micro, device)
+    counts = torch.zeros(2, dtype=torch.float64, device=device)
     start = time.monotonic()
     with closing(loader.epoch(0)) as micro_batches:
         for _ in range(loader.num_batches):
             images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
-            best_B = patient.teacher(images_BCHW).logits_BK.argmax(1)
+            best_B = teacher(images_BCHW).logits_BK.argmax(1)
             counts += torch.stack([(labels_B >= 0).sum(), (best_B == labels_B).sum()])
-            if not ranks.all_true(time.monotonic() - start < MOST_S, patient.device):
+            if not ranks.all_true(time.monotonic() - start < MOST_S, device):
                 break
     num_images, num_right = ranks.sum_over_ranks(counts).tolist()
     return int(num_images), int(num_right)
@@ -97,7 +82,7 @@ def published_top1(run: Run) -> tuple[float, str] | None:
     teacher, data = run.teacher, run.data
     if teacher.checkpoint == "demo" and data.val == "demo":
         return DEMO_TEACHER, "EXPERIMENTS.md"
-    beside = build.teacher_file(teacher).with_suffix(".json")
+    beside = teacher_file(teacher).with_suffix(".json")
     if teacher.checkpoint != "hub" and beside.is_file() and "top1" in (described := json.loads(beside.read_text())):
         return described["top1"], str(beside)
     for fraction in (data.val_crop_fraction, 1.0) if data.image_size == 224 and data.num_classes == 1000 else ():
