@@ -5,6 +5,7 @@ import subprocess
 import time
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,7 @@ from PIL import Image
 
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from vitkd_ds.checkpoint.lock import RunLock
-from vitkd_ds.commands.doctor import folder, machine, mounts, network, pair, rows, top1, versions
-from vitkd_ds.commands.doctor.patient import Patient
+from vitkd_ds.commands.doctor import data, folder, machine, models, network, rows
 from vitkd_ds.commands.pack.pack import pack
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.demo import CLASSES
@@ -116,7 +116,7 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path]).returncode:
         pytest.skip("needs to mount a small file system")
     try:
-        patient = Patient(replace(build_run("demo"), workdir=str(tmp_path / "run")), torch.device("cpu"), ["here"])
+        patient = rows.Patient(replace(build_run("demo"), workdir=str(tmp_path / "run")), torch.device("cpu"), ["here"])
         patient.num_trained = 100_000
         found = {row.name: row for row in folder.check_folder(patient)}
     finally:
@@ -128,11 +128,11 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
 def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
     run = replace(build_run("demo"), workdir=str(tmp_path))
     (tmp_path / "done").touch()
-    assert folder.run_rows(run)[0].level == "warning"
-    assert folder.run_rows(replace(run, resume="none"))[0].level == "ok"
+    assert folder.run_row(run).level == "warning"
+    assert folder.run_row(replace(run, resume="none")).level == "ok"
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest").write_text("step00000004")
-    assert "needs an unused folder" in folder.run_rows(replace(run, resume="none"))[0].found
+    assert "needs an unused folder" in folder.run_row(replace(run, resume="none")).found
 
 
 def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():
@@ -170,38 +170,29 @@ def test_the_node_with_the_slow_link_is_named():
 ])  # fmt: skip
 def test_the_teacher_is_judged_by_the_interval_or_by_chance(right, figure, num_classes, level):
     published = (figure, "here") if figure else None
-    assert top1.top1_row(512, right, published, num_classes=num_classes).level == level
+    assert models.top1_row(512, right, published, num_classes=num_classes).level == level
 
 
 def test_wilsons_interval_has_its_textbook_values():
-    assert top1.interval(10, 5) == pytest.approx((23.66, 76.34), abs=0.01)
-    assert top1.interval(20, 0) == pytest.approx((0, 16.11), abs=0.01)
+    assert models.interval(10, 5) == pytest.approx((23.66, 76.34), abs=0.01)
+    assert models.interval(20, 0) == pytest.approx((0, 16.11), abs=0.01)
 
 
 def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
     run = build_run("deit_small_from_deit3_base")
-    assert top1.published_top1(run) == (85.48, "published at crop 0.875")
-    assert top1.published_top1(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
-    assert top1.published_top1(build_run("demo"))[0] == 89.10
+    assert models.published_top1(run) == (85.48, "published at crop 0.875")
+    assert models.published_top1(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
+    assert models.published_top1(build_run("demo"))[0] == 89.10
     (tmp_path / "t.json").write_text('{"top1": 80.5}')
     own = replace(run, teacher=replace(run.teacher, checkpoint=str(tmp_path / "t.safetensors")))
-    assert top1.published_top1(own) == (80.5, str(tmp_path / "t.json"))
-    assert top1.published_top1(replace(own, data=replace(own.data, image_size=384)))[0] == 80.5
-    assert top1.published_top1(replace(run, data=replace(run.data, num_classes=10))) is None
+    assert models.published_top1(own) == (80.5, str(tmp_path / "t.json"))
+    assert models.published_top1(replace(own, data=replace(own.data, image_size=384)))[0] == 80.5
+    assert models.published_top1(replace(run, data=replace(run.data, num_classes=10))) is None
 
 
-def test_the_file_system_is_that_of_the_longest_mount_point(tmp_path):
-    text = (
-        "1 0 8:1 / / rw - ext4 /dev/root rw\n"
-        f"2 1 0:5 / {tmp_path} rw shared:1 - nfs4 server:/x rw\n"
-        f"3 1 0:6 / {str(tmp_path)[:-1]} rw - xfs /dev/b rw\n"
-        f"4 1 0:7 / {tmp_path}/my\\040disk rw - fuse.sshfs x rw\n"
-    )
-    assert mounts.file_system(tmp_path / "a.beton", text) == "nfs4"
-    assert mounts.file_system(tmp_path / "my disk" / "a", text) == "fuse.sshfs"
-    assert mounts.file_system(tmp_path.parent, text) == "ext4"
-    assert mounts.is_network("nfs4") and mounts.is_network("fuse.sshfs") and not mounts.is_network("ext4")
-    assert not mounts.is_network(mounts.file_system(tmp_path))
+def test_file_systems_that_nodes_share_are_known_by_their_kind():
+    assert data.file_system(Path("/proc/self")) == "proc" and data.file_system(Path("/no/such/file")) == "unknown"
+    assert data.is_network("nfs4") and data.is_network("fuse.sshfs") and not data.is_network("ext4")
 
 
 def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp_path, monkeypatch):
@@ -209,33 +200,33 @@ def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp
     lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    assert machine.build_lock_rows()[0].level == "ok"
+    assert machine.build_locks_row().level == "ok"
     os.utime(lock, (0, time.time() - 3600))
-    (row,) = machine.build_lock_rows()
+    row = machine.build_locks_row()
     assert row.level == "warning" and row.advice == f"rm {lock}"
 
 
 def test_clocks_and_open_files_are_judged():
-    assert machine.clock_rows([100.0, 100.2], ["a", "b"])[0].level == "ok"
-    (row,) = machine.clock_rows([100.0, 98.0], ["a", "b"])
+    assert machine.clocks_row([100.0, 100.2], ["a", "b"]).level == "ok"
+    row = machine.clocks_row([100.0, 98.0], ["a", "b"])
     assert row.level == "warning" and "the clock of a is 2.0 s ahead of that of b" in row.found
-    assert machine.open_file_rows(10**9)[0].level == "warning"
+    assert machine.open_files_row(10**9).level == "warning"
 
 
 def test_packages_out_of_range_missing_or_different_are_errors():
-    installed, found = versions.requirement_rows(["numpy>=1", "timm<0.1", "no-such-package", 'pytest; extra == "test"'])
+    installed, found = machine.requirement_rows(["numpy>=1", "timm<0.1", "no-such-package", 'pytest; extra == "test"'])
     assert list(installed) == ["numpy", "timm"] and [row.level for row in found] == ["error", "error"]
     assert found[0].found.startswith("timm<0.1 must be installed, found 1.") and "found none" in found[1].found
-    assert not versions.difference_rows([{"torch": "2.13"}] * 2, ["a", "b"])
-    (row,) = versions.difference_rows([{"torch": "2.13"}, {"torch": "2.14"}], ["a", "b"])
+    assert not machine.difference_rows([{"torch": "2.13"}] * 2, ["a", "b"])
+    (row,) = machine.difference_rows([{"torch": "2.13"}, {"torch": "2.14"}], ["a", "b"])
     assert row.level == "error" and "found 2.13 on a and 2.14 on b" in row.found
 
 
 def test_a_global_batch_that_falls_apart_into_tiny_micro_batches_is_a_warning():
     run = build_run("demo")
-    (row,) = pair.check_settings(Patient(run, torch.device("cpu")))
+    (row,) = models.check_settings(rows.Patient(run, torch.device("cpu")))
     assert row.level == "ok" and "1 ranks x 1 micro-batches x 48 images" in row.found
-    (row,) = pair.check_settings(Patient(replace(run, global_batch_size=106), torch.device("cpu")))
+    (row,) = models.check_settings(rows.Patient(replace(run, global_batch_size=106), torch.device("cpu")))
     assert row.level == "warning" and "1 ranks x 53 micro-batches x 2 images" in row.found
 
 

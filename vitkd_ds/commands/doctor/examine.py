@@ -12,18 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
 from vitkd_ds.commands.doctor.data import check_images
 from vitkd_ds.commands.doctor.folder import check_folder
-from vitkd_ds.commands.doctor.machine import check_devices, check_local_rank, check_machine, check_versions
-from vitkd_ds.commands.doctor.models import check_engines, check_models, check_settings
+from vitkd_ds.commands.doctor.machine import check_devices, check_machine, check_versions
+from vitkd_ds.commands.doctor.models import check_engines, check_models, check_settings, check_top1
 from vitkd_ds.commands.doctor.network import check_network
-from vitkd_ds.commands.doctor.patient import Patient, Skipped
-from vitkd_ds.commands.doctor.rows import Row, error, is_healthy, merged, table
-from vitkd_ds.commands.doctor.top1 import check_top1
+from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, is_healthy, merged, table
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import start_processes
@@ -59,51 +57,46 @@ ADVICE = {
 """What to do about errors of other packages, which do not say it."""
 
 
-@dataclass
 class Examination:
     """The rows so far on this rank, and the check that runs."""
 
-    rows: list[Row] = field(default_factory=list)
-    pending: list[Row] = field(default_factory=list)
-    """This rank's rows of the check that other ranks have not finished."""
-    started: float = field(default_factory=time.monotonic)
+    def __init__(self, run: Run) -> None:
+        self.started, self.rows, self.pending = time.monotonic(), [], []
+        with self.limited("start"):
+            self.patient = Patient(run, start_processes())
+            self.patient.nodes = ranks.from_all(node_name())
 
     @contextmanager
     def limited(self, name: str) -> Iterator[None]:
         """End the process with what is known if the body takes longer than LIMIT_S."""
-        timer = threading.Timer(LIMIT_S, self._late, [name])
+        timer = threading.Timer(LIMIT_S, self.give_up, [name])
         timer.daemon = True
         timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        yield
+        timer.cancel()
 
-    def run(self, name: str, check: Check, patient: Patient) -> None:
+    def run(self, name: str, check: Check) -> None:
         """Run a check and add the rows of all ranks. Collective."""
         start = time.monotonic()
         with self.limited(name):
-            self.pending = attempted(name, check, patient)
+            self.pending = attempted(name, check, self.patient)
             try:
                 rows_of_ranks = ranks.from_all(self.pending)
             except Exception as caught:  # of gloo or NCCL: a rank is gone, and nothing can be agreed on any more
-                self._give_up(name, f"lost another rank ({type(caught).__name__}: {caught})"[:300])
-        self.pending, rows = [], merged(rows_of_ranks, patient.nodes)
+                self.give_up(name, f"lost another rank ({type(caught).__name__}: {caught})"[:300])
+        self.pending, rows = [], merged(rows_of_ranks, self.patient.nodes)
         self.rows += [replace(row, seconds=None if i else time.monotonic() - start) for i, row in enumerate(rows)]
 
     def show(self, ranks: str) -> None:
         """Print the table."""
         print(table(self.rows + self.pending, seconds=time.monotonic() - self.started, ranks=ranks), flush=True)
 
-    def _late(self, name: str) -> None:
+    def give_up(self, name: str, why: str = "") -> NoReturn:
+        """End this process, of which a check did not come back, or failed for the reason `why`."""
         state = "has done its part and waits for the others" if self.pending else "is at it, or waits for another rank"
-        self._give_up(name, f"{state} since {LIMIT_S} s")
-
-    def _give_up(self, name: str, why: str) -> NoReturn:
-        rank = os.environ["RANK"]
-        advice = f"see what the other ranks say; if nothing, {ADVICE['network']}"
-        self.pending.append(error(name, f"rank {rank} on {node_name()} {why}", advice))
-        if rank == "0":
+        found = f"rank {os.environ['RANK']} on {node_name()} {why or f'{state} since {LIMIT_S} s'}"
+        self.pending.append(error(name, found, f"see what the other ranks say; if nothing, {ADVICE['network']}"))
+        if os.environ["RANK"] == "0":
             self.show("stopped there")
         else:
             logger.error("%s", "\n".join(f"{row.level} {row.name}: {row.found}" for row in self.pending))
@@ -120,15 +113,11 @@ def examine(run: Run) -> bool:
     Raises:
         ValueError: this rank has no device, so the ranks cannot even meet.
     """
-    examination = Examination()
-    check_local_rank()
-    with examination.limited("start"):
-        patient = Patient(run, start_processes())
-        patient.nodes = ranks.from_all(node_name())
+    examination = Examination(run)
     for name, check in CHECKS.items():
-        examination.run(name, check, patient)
+        examination.run(name, check)
     if ranks.rank() == 0:
-        num_nodes, num_ranks = len(set(patient.nodes)), ranks.world_size()
+        num_nodes, num_ranks = len(set(examination.patient.nodes)), ranks.world_size()
         on_nodes = f" on {num_nodes} nodes" if num_nodes > 1 else ""
         examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}{on_nodes}")
     ranks.barrier()  # no rank leaves before the table is out, see HEAD_START_S

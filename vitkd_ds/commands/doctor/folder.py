@@ -6,8 +6,7 @@ from pathlib import Path
 
 from vitkd_ds.checkpoint import load, lock
 from vitkd_ds.checkpoint.folder import CHECKPOINTS, check_settings, is_finished
-from vitkd_ds.commands.doctor.patient import Patient
-from vitkd_ds.commands.doctor.rows import Row, error, ok, size_text, warning
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, ok, size_text, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 
@@ -84,20 +83,14 @@ def writable_rows(workdir: Path) -> list[Row]:
 
 
 def space_row(run: Run, num_trained: int) -> Row:
-    """Space for the checkpoints that are kept at a time.
-
-    Args:
-        num_trained: parameters of the student and the losses.
-    """
+    """Space for the checkpoints that are kept at a time, with so many parameters of the student and the losses."""
     workdir = Path(run.workdir)
     one = num_trained * (ENGINE_BYTES + EMA_BYTES * bool(run.optim.ema_decay) + EXPORT_BYTES)
     count = run.checkpoint.keep_last + SPARE_CHECKPOINTS
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
     needed, free = max(0, count * one - held), shutil.disk_usage(existing(workdir)).free
-    found = (
-        f"{count} checkpoints of {size_text(one)}, {size_text(held)} of them written: {size_text(needed)} needed, "
-        f"{size_text(free)} free in {existing(workdir)}"
-    )
+    found = f"{count} checkpoints of {size_text(one)}, {size_text(held)} of them written: {size_text(needed)} needed, "
+    found += f"{size_text(free)} free in {existing(workdir)}"
     advice = "clear the disk, lower --checkpoint.keep_last, or give another --workdir; quotas are not seen here"
     if free < needed:
         return error("space", found, advice)

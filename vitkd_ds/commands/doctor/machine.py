@@ -12,18 +12,17 @@ from pathlib import Path
 import torch
 
 from vitkd_ds.checkpoint.folder import git_commit
-from vitkd_ds.commands.doctor.patient import Patient
-from vitkd_ds.commands.doctor.rows import Row, error, first_other, judged, ok, size_text, warning
+from vitkd_ds.commands.doctor.rows import Patient, Row, difference, error, judged, ok, size_text, warning
 from vitkd_ds.engine import processes, ranks
 
+BUILT = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
 SHOWN = ("python", "torch", "deepspeed", "timm", "ffcv", "numpy")
 LEAST_FREE = 0.9
 """Part of a GPU's memory that should be free before anything of ours runs."""
 FILES_BASE, FILES_PER_RANK = 512, 16
 """Open files that a rank may need: its own, and sockets to the others."""
-LEAST_SHM_GIB = 1.0
-"""NCCL's buffers between the ranks of a node; containers start with 64 MiB."""
-LEAST_SCRATCH_GIB = 2.0
+LEAST_SHM_GIB, LEAST_SCRATCH_GIB = 1.0, 2.0
+"""NCCL keeps its buffers between the ranks of a node in shared memory; containers start with 64 MiB of it."""
 MOST_SKEW_S = 1.0
 STALE_S = 600.0
 """A lock of a build that is older is dead: no op of DeepSpeed takes so long to build."""
@@ -32,17 +31,13 @@ STALE_S = 600.0
 def check_versions(patient: Patient) -> list[Row]:
     """Packages: within setup.py's ranges, loadable, and the same on all ranks. Collective."""
     installed, rows = requirement_rows(metadata.requires("vitkd_ds") or [])
-    rows += compiled_rows(patient.run.data.backend)
+    rows.append(decoder_row(patient.run.data.backend))
     here = {"python": platform.python_version(), **installed, "git commit": git_commit()}
     rows += difference_rows(ranks.from_all(here), patient.nodes)
     shown = ", ".join(f"{name} {here[name]}" for name in SHOWN if name in here)
     commit, _, mark = here["git commit"].partition("-")
     commit = f", commit {commit[:12]}{mark and f' ({mark})'}" if commit else ""
-    return [ok("versions", f"{shown}{commit}; torch built {_cuda()}"), *rows]
-
-
-def _cuda() -> str:
-    return f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    return [ok("versions", f"{shown}{commit}; {BUILT}"), *rows]
 
 
 def requirement_rows(requirements: list[str]) -> tuple[dict[str, str], list[Row]]:
@@ -57,58 +52,44 @@ def requirement_rows(requirements: list[str]) -> tuple[dict[str, str], list[Row]
     for requirement in map(Requirement, requirements):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
+        wanted, found = f"{requirement.name}{requirement.specifier}", "none"
         try:
             found = installed[requirement.name] = metadata.version(requirement.name)
+            is_good = requirement.specifier.contains(found, prereleases=True)
         except metadata.PackageNotFoundError:
-            found = ""
-        if not found or not requirement.specifier.contains(found, prereleases=True):
-            wanted = f"{requirement.name}{requirement.specifier}"
-            text = f"{wanted} must be installed, found {found or 'none'}"
-            rows.append(error("versions", text, f"pip install '{wanted}'"))
+            is_good = False
+        if not is_good:
+            rows.append(error("versions", f"{wanted} must be installed, found {found}", f"pip install '{wanted}'"))
     return installed, rows
 
 
-def compiled_rows(backend: str) -> list[Row]:
+def decoder_row(backend: str) -> Row:
     """Whether the decoder and FFCV load here: they may have been built for another Python, numpy or C++ library."""
     if backend != "ffcv":
-        return [ok("decoder", f"not needed, as data.backend is {backend}")]
+        return ok("decoder", f"not needed, as data.backend is {backend}")
     try:
         import vitkd_ds.data.beton.decode  # noqa: F401
     except Exception as caught:  # any kind: a wrong build fails in many ways
         advice = "run `make setup` on this machine, or install the wheels of `make wheels`"
-        return [error("decoder", f"FFCV and the decoder must load, found {type(caught).__name__}: {caught}", advice)]
-    return [ok("decoder", "FFCV and the compiled decoder load")]
+        return error("decoder", f"FFCV and the decoder must load, found {type(caught).__name__}: {caught}", advice)
+    return ok("decoder", "FFCV and the compiled decoder load")
 
 
 def difference_rows(versions_of_ranks: list[dict[str, str]], nodes: list[str]) -> list[Row]:
     """A row for each package that some rank has in another version than rank 0; the same rows on all ranks."""
-    rows = []
+    rows, advice = [], "start all ranks from one shared environment and checkout"
     for name in dict.fromkeys(key for versions in versions_of_ranks for key in versions):
-        found = [versions.get(name, "none") for versions in versions_of_ranks]
-        if (other := first_other(found)) is not None:
-            on = f"{found[0]} on {nodes[0]} and {found[other]} on {nodes[other]}"
-            advice = "start all ranks from one shared environment and checkout"
-            rows.append(error("versions", f"{name} must be the same on all ranks, found {on}", advice))
+        if found := difference([versions.get(name, "none") for versions in versions_of_ranks], nodes):
+            rows.append(error("versions", f"{name} must be the same on all ranks, found {found}", advice))
     return rows
-
-
-def check_local_rank() -> None:
-    """Set the rank's variables, and check that it has a GPU of its own, before the ranks meet.
-
-    Raises:
-        ValueError: LOCAL_RANK is not below the number of visible GPUs.
-    """
-    processes.set_rank_variables()
-    if os.environ.get("DS_ACCELERATOR") != "cpu" and torch.cuda.is_available():
-        processes.choose_device(torch.cuda.device_count())
 
 
 def check_devices(patient: Patient) -> list[Row]:
     """The device of each rank: there, free, able to compute in bf16, and like the others. Collective."""
-    rows = gpu_rows(patient.device) if patient.is_gpu else [cpu_row()]
-    kinds = ranks.from_all(torch.cuda.get_device_name(patient.device) if patient.is_gpu else "cpu")
-    if (other := first_other(kinds)) is not None:
-        found = f"{kinds[0]} on {patient.nodes[0]}, {kinds[other]} on {patient.nodes[other]}"
+    is_gpu = patient.device.type == "cuda"
+    rows = gpu_rows(patient.device) if is_gpu else [cpu_row()]
+    kinds = ranks.from_all(torch.cuda.get_device_name(patient.device) if is_gpu else "cpu")
+    if found := difference(kinds, patient.nodes):
         rows.append(warning("device", f"found different devices: {found}", "all ranks go at the pace of the slowest"))
     return rows
 
@@ -116,22 +97,22 @@ def check_devices(patient: Patient) -> list[Row]:
 def cpu_row() -> Row:
     """A CPU is enough for the demo; beside an idle GPU it is a mistake."""
     if os.environ.get("DS_ACCELERATOR") != "cpu" and (driver := driver_version()):
-        found = f"torch must see the GPU (driver {driver}), found none: torch is built {_cuda()}"
+        found = f"torch must see the GPU (driver {driver}), found none: {BUILT}"
         return error("device", found, "install the torch build for this driver, or check CUDA_VISIBLE_DEVICES")
     cores = f"{len(os.sched_getaffinity(0))} cores, {processes.local_world_size()} ranks on this node"
     return warning("device", f"no GPU; {cores}", "fine for the demo and --debug; an ImageNet recipe needs GPUs")
 
 
 def gpu_rows(device: torch.device) -> list[Row]:
-    """Name, memory, bf16."""
+    """The GPU of this rank: its name and memory, and what is not as it should be."""
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
-    capability = f"compute capability {properties.major}.{properties.minor}"
-    found = f"{properties.name}, {total / 2**30:.0f} GiB, {capability}, driver {driver_version()}"
-    rows = [ok("device", f"{torch.cuda.device_count()} visible here, each rank has one: {found}")]
+    kind = f"{properties.name}, {total / 2**30:.0f} GiB, compute capability {properties.major}.{properties.minor}"
+    found = f"{torch.cuda.device_count()} visible here, each rank has one: {kind}, driver {driver_version()}"
+    rows = [ok("device", found)]
     if not torch.cuda.is_bf16_supported(including_emulation=False):
-        text = f"{properties.name} ({capability}) does not compute in bf16 but emulates it"
-        rows.append(warning("device", text, "use Ampere or newer: here the engines run several times slower"))
+        advice = "use Ampere or newer: here the engines run several times slower"
+        rows.append(warning("device", f"{kind}, does not compute in bf16 but emulates it", advice))
     if free < LEAST_FREE * total:
         found = f"{(total - free) / 2**30:.1f} of {total / 2**30:.0f} GiB are in use already"
         rows.append(warning("device", found, "see nvidia-smi for whose they are"))
@@ -167,27 +148,16 @@ def open_files_row(world_size: int) -> Row:
     least = FILES_BASE + FILES_PER_RANK * world_size
     is_enough = soft == resource.RLIM_INFINITY or soft >= least
     problem, advice = f"expected at least {least} with {world_size} ranks", f"ulimit -n {hard} before the start"
-    return judged(is_enough, "open files", f"limited to {soft}", problem=problem, advice=advice)
+    return judged(is_enough, "open files", f"limited to {soft}", problem, advice)
 
 
 def space_row(name: str, folder: str, least_gib: float, advice: str) -> Row:
-    """The free space in a folder."""
+    """The free space in a folder of this node."""
     if not os.path.isdir(folder):
         return warning(name, f"{folder} must exist, found none", "mount a tmpfs there")
     free = shutil.disk_usage(folder).free
     found, problem = f"{folder} has {size_text(free)} free", f"expected at least {least_gib:g} GiB"
-    return judged(free >= least_gib * 2**30, name, found, problem=problem, advice=advice)
-
-
-def clocks_row(times_s: list[float], nodes: list[str]) -> Row:
-    """How far the clocks of the ranks are apart, from times that were read at the same moment."""
-    skew_s = max(times_s) - min(times_s)
-    if skew_s <= MOST_SKEW_S:
-        return ok("clocks", f"at most {1000 * skew_s:.0f} ms apart")
-    ahead, behind = nodes[times_s.index(max(times_s))], nodes[times_s.index(min(times_s))]
-    found = f"the clock of {ahead} is {skew_s:.1f} s ahead of that of {behind}, expected at most {MOST_SKEW_S:g}"
-    advice = "have the nodes' time service looked at: file times decide which lock is stale"
-    return warning("clocks", found, advice)
+    return judged(free >= least_gib * 2**30, name, found, problem, advice)
 
 
 def build_locks_row() -> Row:
@@ -200,3 +170,13 @@ def build_locks_row() -> Row:
         return ok("build locks", f"none that is stale in {folder}")
     text = f"a build that was killed left {', '.join(stale)}: the next build there would wait for ever"
     return warning("build locks", text, f"rm {' '.join(stale)}")
+
+
+def clocks_row(times_s: list[float], nodes: list[str]) -> Row:
+    """How far the clocks of the ranks are apart, from times that were read at the same moment."""
+    last, first = max(times_s), min(times_s)
+    if last - first <= MOST_SKEW_S:
+        return ok("clocks", f"at most {1000 * (last - first):.0f} ms apart")
+    ahead, behind = nodes[times_s.index(last)], nodes[times_s.index(first)]
+    found = f"the clock of {ahead} is {last - first:.1f} s ahead of that of {behind}, expected at most {MOST_SKEW_S:g}"
+    return warning("clocks", found, "have the nodes' time service looked at: file times decide which lock is stale")

@@ -1,16 +1,58 @@
-"""The doctor's findings: one row each, and those of all ranks merged into one table."""
+"""What a check is given, a `Patient`, and what it returns: rows, of which those of all ranks make one table."""
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+import torch
+
+from vitkd_ds.config.run import Run
+from vitkd_ds.data.loader import Loader
+from vitkd_ds.train.parts import Models, Parts
+from vitkd_ds.train.schedule import BatchSplit
 
 BAD = ("error", "warning")
 MAX_NAMED = 4
 """Most nodes or images that a row names."""
 WIDTH, INDENT = 120, 37
 """Characters of a line, and of its start: level, name, seconds."""
+
+
+@dataclass
+class Patient:
+    """A run on this rank, and what earlier checks found out: None where they could not, on all ranks or on none."""
+
+    run: Run
+    device: torch.device
+    nodes: list[str] = field(default_factory=list)
+    """The name of each rank's node."""
+    split: BatchSplit | None = None
+    ds_config: dict[str, Any] | None = None
+    """The student's DeepSpeed configuration with the run's numbers."""
+    models: Models | None = None
+    is_teacher_trained: bool = False
+    """Whether the teacher has its own weights; random ones stand in for those that are not at hand."""
+    num_trained: int | None = None
+    """Parameters of the student and the losses."""
+    parts: Parts | None = None
+    """Both engines, without loaders."""
+    images_per_s: float = 0.0
+    """Images that one rank trains per second, uncompiled; 0 where there is no GPU."""
+    loaders: dict[str, Loader] = field(default_factory=dict)
+    """By split, where the images could be opened."""
+
+
+class Skipped(Exception):
+    """A check cannot be made; the message says why. Raised on all ranks or on none."""
+
+
+def needed(value: Any, what: str) -> Any:
+    """The value that an earlier check left; raises Skipped, which names `what`, if there is none."""
+    if value is None:
+        raise Skipped(f"needs {what}, which failed above")
+    return value
 
 
 @dataclass(frozen=True)
@@ -30,7 +72,7 @@ class Row:
 ok, warning, error = partial(Row, "ok"), partial(Row, "warning"), partial(Row, "error")
 
 
-def judged(holds: bool, name: str, found: str, *, problem: str, advice: str) -> Row:
+def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row:
     """An ok row with what was found; unless it `holds`, a warning that adds the problem and what to do."""
     return ok(name, found) if holds else warning(name, f"{found}, {problem}", advice)
 
@@ -40,18 +82,14 @@ def is_healthy(rows: Sequence[Row]) -> bool:
     return all(row.level != "error" for row in rows)
 
 
-def first_other(values: Sequence[Any]) -> int | None:
-    """The first rank whose value is not that of rank 0; None if all are the same."""
-    return next((rank for rank, value in enumerate(values) if value != values[0]), None)
+def difference(values: Sequence[Any], nodes: Sequence[str]) -> str:
+    """The first value that is not that of rank 0, as "A on node0 and B on node1"; "" if all ranks have the same."""
+    other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+    return "" if other is None else f"{values[0]} on {nodes[0]} and {values[other]} on {nodes[other]}"
 
 
 def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list[Row]:
-    """Merge the rows of all ranks: good news of rank 0 alone, bad news once each, with the nodes where it was found.
-
-    Args:
-        rows_of_ranks: the rows of one check, by rank.
-        nodes: the node of each rank.
-    """
+    """Merge the rows of one check: good news of rank 0 alone, bad news once each, with the nodes where it was found."""
     bad: dict[Row, list[int]] = {}
     for rank, rows in enumerate(rows_of_ranks):
         for row in rows:
@@ -84,22 +122,14 @@ def size_text(num_bytes: float) -> str:
 
 
 def table(rows: Sequence[Row], *, seconds: float, ranks: str) -> str:
-    """The rows as text of at most WIDTH characters a line; the advice stands below what was found.
-
-    Args:
-        seconds: duration of the whole examination.
-        ranks: how many there were, in words.
-    """
+    """The rows as text of at most WIDTH characters a line; the advice stands below what was found."""
+    # File names stay whole, so that they can be copied.
+    wrap = {"width": WIDTH, "subsequent_indent": " " * INDENT, "break_long_words": False, "break_on_hyphens": False}
     lines = [f"{'':8} {'check':20} {'s':>6}  found, and what to do"]
     for row in rows:
         taken = "" if row.seconds is None else f"{row.seconds:.1f}"
-        lines += _wrapped(f"{row.level:8} {row.name:20} {taken:>6}  ", row.found)
-        lines += _wrapped(" " * INDENT, f"-> {row.advice}") if row.advice else []
+        lines += textwrap.wrap(f"{row.level:8} {row.name:20} {taken:>6}  {row.found}", **wrap)
+        lines += textwrap.wrap(f"-> {row.advice}", initial_indent=" " * INDENT, **wrap) if row.advice else []
     counts = [(level, sum(row.level == level for row in rows)) for level in BAD]
     verdict = ", ".join(f"{count} {level}{'s' * (count > 1)}" for level, count in counts if count)
     return "\n".join([*lines, f"doctor: {verdict or 'nothing to do'}, {seconds:.0f} s, {ranks}"])
-
-
-def _wrapped(start: str, text: str) -> list[str]:
-    whole_names = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * INDENT, **whole_names)
