@@ -1,23 +1,20 @@
 """`vitkd-ds doctor`: real processes on sound and on sick runs, and the judgements that need no process."""
 
 import os
+import shutil
 import subprocess
 import time
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.commands.doctor import data, folder, machine, models, network, rows
-from vitkd_ds.commands.pack.pack import pack
 from vitkd_ds.data.beton.format import read_beton
-from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.models.build import DEMO_TEACHER
 from vitkd_ds.recipes import build_run
 
@@ -35,32 +32,20 @@ def doctor(world_size, *flags, before=MAIN, cwd=ROOT, **environ):
     return start_ranks(world_size, "-c", PREAMBLE + before, "doctor", *flags, cwd=cwd, environ=environ)
 
 
-def ended(processes):
-    """Exit codes, and outputs with all blanks alike."""
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    return [process.returncode for process in processes], [" ".join(output.split()) for output in outputs]
-
-
-@pytest.fixture(scope="module")
-def small_betons(tmp_path_factory):
-    """20 random images in the demo's classes, as 0/val.beton, and with another byte in image 7, as 1/val.beton."""
-    directory = tmp_path_factory.mktemp("small")
-    pixels = np.random.default_rng(0)
-    for name in CLASSES:
-        (directory / "images" / name).mkdir(parents=True)
-        for i in range(2):
-            image = Image.fromarray(pixels.integers(0, 256, (28, 28, 3), dtype=np.uint8))
-            image.save(directory / "images" / name / f"{i}.png")
+@pytest.fixture
+def two_disks(small_beton, tmp_path):
+    """A folder with a copy of the small images in 0/, and one in 1/ with another byte in image 7."""
     for rank in ("0", "1"):
-        path = directory / rank / "val.beton"
+        path = tmp_path / rank / "val.beton"
         path.parent.mkdir()
-        pack(directory / "images", path, write_mode="raw", max_resolution=0, workers=1)
+        shutil.copy(small_beton, path)
+        shutil.copy(f"{small_beton}.json", f"{path}.json")
     with path.open("r+b") as file:
         file.seek(int(read_beton(path)[1]["offset"][7]) + 100)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
-    return directory
+    return tmp_path
 
 
 def test_the_demo_is_healthy_on_one_rank_and_nothing_is_left_behind(demo_cache, tmp_path):
@@ -84,27 +69,37 @@ def test_the_demo_is_healthy_on_two_ranks_and_their_nodes_are_measured(demo_cach
     assert "what to do" not in outputs[1] and not list(tmp_path.iterdir())
 
 
-def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cache, small_betons, tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "teacher.safetensors").write_bytes(DEMO_TEACHER.read_bytes()[:1000])
-    flags = ["--workdir", tmp_path / "file" / "run", "--teacher.checkpoint", tmp_path / "teacher.safetensors"]
-    codes, outputs = ended(doctor(2, *flags, "--data.val", "val.beton", cwd=small_betons))
-    assert codes == [1, 1]
+def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cache, two_disks):
+    workdir, teacher = two_disks / "file" / "run", two_disks / "teacher.safetensors"
+    (two_disks / "file").touch()
+    teacher.write_bytes(DEMO_TEACHER.read_bytes()[:1000])
+    flags = ["--workdir", workdir, "--teacher.checkpoint", teacher, "--data.val", "val.beton"]
+    text = " ".join(finish_ranks(doctor(2, *flags, cwd=two_disks), codes=[1, 1])[0].split())
     for found in (
-        "error teacher", f"{tmp_path / 'teacher.safetensors'} must be a whole safetensors file",
-        "error run folder", f"{tmp_path / 'file' / 'run'} must be writable, found Not a directory",
-        "error data.val bytes each image of 'val.beton' must have the bytes it was packed with, found 1 of 40 read on "
-        "node1 that have not: image 7 (class '3_dress')",
+        "error teacher", f"{teacher} must be a whole safetensors file",
+        "error run folder", f"{workdir} must be writable, found Not a directory",
+        "error data.val bytes each image of 'val.beton' must have the bytes it was packed with, found 1 of 120 read on "
+        "node1 that have not: image 7 (class '1_trouser')",
         "losses finite", "ok data.train decoding", "skipped teacher top-1", "doctor: 3 errors, 1 warning",
     ):  # fmt: skip
-        assert found in outputs[0]
+        assert found in text
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_data_that_are_missing_another(tmp_path):
+    flags = ["--recipe=demo_plain", "--losses.ce.weight=inf", "--data.train=none.beton", "--workdir", tmp_path / "run"]
+    (output,) = finish_ranks(doctor(1, *flags, "--data.backend=torchvision"), codes=[1])
+    text = " ".join(output.split())
+    for found in (
+        "ok decoder not needed", "error engines", "on random images losses must be finite on every rank, found total",
+        "error data.train", "none.beton", "skipped teacher top-1", "the recipe has no teacher",
+    ):  # fmt: skip
+        assert found in text
 
 
 def test_a_rank_that_never_comes_is_said_within_the_limit():
     limited = f"import vitkd_ds.commands.doctor.examine as examine; examine.LIMIT_S = 1; {MAIN}"
-    (process,) = doctor(1, before=limited, WORLD_SIZE="2")
-    codes, (output,) = ended([process])
-    assert codes == [1] and "error start rank 0 on node0 is at it, or waits for another rank since 1 s" in output
+    (output,) = finish_ranks(doctor(1, before=limited, WORLD_SIZE="2"), codes=[1])
+    assert "rank 0 on node0 is at it, or waits for another rank since 1 s" in " ".join(output.split())
 
 
 def test_an_unknown_option_is_refused_as_by_train():
@@ -138,7 +133,7 @@ def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
 def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():
     good, bad = rows.ok("disk", "5 GiB"), rows.error("disk", "full", "clear it")
     nodes = ["a", "a", "b", "b"]
-    assert rows.merged([[good], [good], [good], [good]], nodes) == [good]
+    assert rows.merged([[good]] * 4, nodes) == [good]
     assert rows.merged([[bad]] * 4, nodes) == [bad]
     assert rows.merged([[good], [good], [bad], [bad]], nodes) == [replace(bad, found="b: full")]
     assert rows.merged([[good], [good], [], [bad]], nodes) == [replace(bad, found="rank 3 on b: full")]
@@ -220,6 +215,22 @@ def test_packages_out_of_range_missing_or_different_are_errors():
     assert not machine.difference_rows([{"torch": "2.13"}] * 2, ["a", "b"])
     (row,) = machine.difference_rows([{"torch": "2.13"}, {"torch": "2.14"}], ["a", "b"])
     assert row.level == "error" and "found 2.13 on a and 2.14 on b" in row.found
+
+
+def test_weights_that_are_not_at_hand_are_not_fetched_and_random_ones_stand_in(monkeypatch):
+    run = build_run("demo")
+    hub = replace(run.teacher, model="deit3_small_patch16_224.fb_in22k_ft_in1k", checkpoint="hub")
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda hub_id, name: None)
+    row, model, has_weights = models.load_model("teacher", replace(run, teacher=hub))
+    assert row.level == "warning" and "timm/deit3_small" in row.found and "create_model" in row.advice
+    assert model is not None and not has_weights
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda hub_id, name: str(DEMO_TEACHER))
+    row, model, has_weights = models.load_model("teacher", replace(run, teacher=hub))
+    assert row.level == "ok" and row.found.endswith(str(DEMO_TEACHER)) and has_weights
+    row, model, _ = models.load_model("student", replace(run, student=replace(run.student, init="no-file")))
+    assert row.level == "error" and "no-file" in row.found and model is not None
+    row, model, _ = models.load_model("student", replace(run, student=replace(run.student, model="deit_huge")))
+    assert row.level == "error" and "did you mean" in row.found and model is None
 
 
 def test_a_global_batch_that_falls_apart_into_tiny_micro_batches_is_a_warning():

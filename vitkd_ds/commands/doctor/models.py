@@ -77,13 +77,14 @@ def check_settings(patient: Patient) -> list[Row]:
 def check_models(patient: Patient) -> list[Row]:
     """Build both models, with their weights where those are at hand, and fit them. Collective."""
     run = patient.run
+    torch.manual_seed(run.seed)  # the same student on every rank
     row, student, _ = load_model("student", run)
     rows, teacher, has_weights = [row], None, False
     if run.teacher:
         row, teacher, has_weights = load_model("teacher", run)
         rows.append(row)
-    is_complete = student is not None and (teacher is not None or run.teacher is None)
-    if not ranks.all_true(is_complete, patient.device):
+    # What does not even have an architecture fails on all ranks, but a file may be missing on one node.
+    if not ranks.all_true(student is not None and (teacher is not None or run.teacher is None), patient.device):
         return rows
     patient.is_teacher_trained = ranks.all_true(has_weights, patient.device)
     try:
@@ -112,12 +113,10 @@ def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
             found = (try_to_load_from_cache(hub_id, name) for name in HUB_FILES)
             source = next((file for file in found if isinstance(file, str)), "")
             if not source:
-                found = (
-                    f"weights of {hub_id} are not in this node's cache: train would download them, the doctor does not"
-                )
                 fetch = f"python -c \"import timm; timm.create_model('{config.model}', pretrained=True)\""
                 advice = f"{fetch} where there is a network, with the HF_HOME that the nodes share; or give the file"
-                return warning(role, found, advice), builder(stand_in, run.data), False
+                found = f"weights of {hub_id} are not in this node's cache: train would download them, which the doctor"
+                return warning(role, f"{found} does not", advice), builder(stand_in, run.data), False
             # timm gives a student of the hub a classifier for its own classes, so the file need not fit it.
             config = replace(config, checkpoint=source) if role == "teacher" else stand_in
         model = builder(config, run.data)
