@@ -13,19 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitkd_ds.commands.doctor.rows import (
-    Patient,
-    Row,
-    difference,
-    error,
-    is_healthy,
-    judged,
-    listed,
-    needed,
-    ok,
-    size_text,
-    warning,
-)
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, listed, needed, ok, size_text, unequal, warning
 from vitkd_ds.data.beton.format import check_beton, read_beton, read_tables
 from vitkd_ds.data.beton.verify import are_intact
 from vitkd_ds.data.loader import Loader
@@ -34,10 +22,8 @@ from vitkd_ds.train.parts import open_split, split_of
 
 MICRO_BATCH = 64
 """Most images decoded at a time; a smaller micro-batch than the run's ends sooner."""
-SAMPLE = 256
-"""Images per rank."""
-MOST_S = 10.0
-"""Most seconds for the loader's sample; a slow disk then gives fewer images."""
+SAMPLE, MOST_S = 256, 10.0
+"""Images per rank, and most seconds for the loader's sample; a slow disk then gives fewer images."""
 PAGE = 4096
 NETWORK = {
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "9p", "afs", "panfs", "wekafs", "pvfs2",
@@ -59,13 +45,15 @@ def check_images(patient: Patient, split: str) -> list[Row]:
     loader = patient.loaders[split] = ranks.together(lambda: open_split(run, split, **options))
     path, rows = Path(loader.path), []
     # A copy on a node's disk may be an old one.
-    if found := difference(ranks.from_all(read_tables(path).crc32 if path.is_file() else None), patient.nodes):
+    if found := unequal(ranks.from_all(read_tables(path).crc32 if path.is_file() else None), patient.nodes):
         found = f"{str(path)!r} must be the same file on all nodes, found tables of CRC32 {found}"
         rows.append(error(name, found, "copy the file and its .json to the node again"))
     rows.append(place_row(name, path))
-    stored = [bytes_row(name, path, patient)] if path.is_file() else []
-    decoded = [decoding_row(name, loader, patient)] if is_healthy(stored) else []  # wrong bytes may not decode at all
-    return [*rows, *stored, *decoded]
+    if path.is_file():
+        rows.append(bytes_row(name, path, patient))
+    if rows[-1].level != "error":  # wrong bytes may not decode at all
+        rows.append(decoding_row(name, loader, patient))
+    return rows
 
 
 def place_row(name: str, path: Path) -> Row:

@@ -21,7 +21,7 @@ from vitkd_ds.commands.doctor.folder import check_folder
 from vitkd_ds.commands.doctor.machine import check_devices, check_machine, check_versions
 from vitkd_ds.commands.doctor.models import check_engines, check_models, check_settings, check_top1
 from vitkd_ds.commands.doctor.network import check_network
-from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, is_healthy, merged, table
+from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, merged, table
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import start_processes
@@ -121,7 +121,7 @@ def examine(run: Run) -> bool:
         on_nodes = f" on {num_nodes} nodes" if num_nodes > 1 else ""
         examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}{on_nodes}")
     ranks.barrier()  # no rank leaves before the table is out, see HEAD_START_S
-    return is_healthy(examination.rows)
+    return all(row.level != "error" for row in examination.rows)
 
 
 def attempted(name: str, check: Check, patient: Patient) -> list[Row]:

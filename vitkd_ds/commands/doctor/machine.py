@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from vitkd_ds.checkpoint.folder import git_commit
-from vitkd_ds.commands.doctor.rows import Patient, Row, difference, error, judged, ok, size_text, warning
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, ok, size_text, unequal, warning
 from vitkd_ds.engine import processes, ranks
 
 BUILT = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
@@ -79,7 +79,7 @@ def difference_rows(versions_of_ranks: list[dict[str, str]], nodes: list[str]) -
     """A row for each package that some rank has in another version than rank 0; the same rows on all ranks."""
     rows, advice = [], "start all ranks from one shared environment and checkout"
     for name in dict.fromkeys(key for versions in versions_of_ranks for key in versions):
-        if found := difference([versions.get(name, "none") for versions in versions_of_ranks], nodes):
+        if found := unequal([versions.get(name, "none") for versions in versions_of_ranks], nodes):
             rows.append(error("versions", f"{name} must be the same on all ranks, found {found}", advice))
     return rows
 
@@ -89,7 +89,7 @@ def check_devices(patient: Patient) -> list[Row]:
     is_gpu = patient.device.type == "cuda"
     rows = gpu_rows(patient.device) if is_gpu else [cpu_row()]
     kinds = ranks.from_all(torch.cuda.get_device_name(patient.device) if is_gpu else "cpu")
-    if found := difference(kinds, patient.nodes):
+    if found := unequal(kinds, patient.nodes):
         rows.append(warning("device", f"found different devices: {found}", "all ranks go at the pace of the slowest"))
     return rows
 
@@ -130,14 +130,11 @@ def driver_version() -> str:
 
 def check_machine(patient: Patient) -> list[Row]:
     """Limits, space, locks, and the clocks of all nodes. Collective."""
-    shm = "start the container with --shm-size=8g, or remove old files there"
-    scratch = "set TMPDIR to a larger folder of the node's own disk, or clear it"
-    rows = [
-        open_files_row(ranks.world_size()),
-        space_row("shared memory", "/dev/shm", LEAST_SHM_GIB, shm),
-        space_row("scratch", tempfile.gettempdir(), LEAST_SCRATCH_GIB, scratch),
-        build_locks_row(),
-    ]
+    shm, scratch = "/dev/shm", tempfile.gettempdir()
+    advice = "start the container with --shm-size=8g, or remove old files there"
+    rows = [open_files_row(ranks.world_size()), space_row("shared memory", shm, LEAST_SHM_GIB, advice)]
+    advice = "set TMPDIR to a larger folder of the node's own disk, or clear it"
+    rows += [space_row("scratch", scratch, LEAST_SCRATCH_GIB, advice), build_locks_row()]
     ranks.barrier()  # so that all clocks are read at the same moment
     return [*rows, clocks_row(ranks.from_all(time.time()), patient.nodes)]
 

@@ -77,12 +77,7 @@ def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row
     return ok(name, found) if holds else warning(name, f"{found}, {problem}", advice)
 
 
-def is_healthy(rows: Sequence[Row]) -> bool:
-    """Whether no row is an error."""
-    return all(row.level != "error" for row in rows)
-
-
-def difference(values: Sequence[Any], nodes: Sequence[str]) -> str:
+def unequal(values: Sequence[Any], nodes: Sequence[str]) -> str:
     """The first value that is not that of rank 0, as "A on node0 and B on node1"; "" if all ranks have the same."""
     other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
     return "" if other is None else f"{values[0]} on {nodes[0]} and {values[other]} on {nodes[other]}"
