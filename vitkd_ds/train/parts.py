@@ -53,14 +53,15 @@ class Parts:
     run: Run
     schedule: Schedule
     device: torch.device
-    train_loader: Loader
-    val_loader: Loader
     engine: StudentEngine
     teacher: Teacher | None
     export_model: nn.Module
     """An fp32 copy of the student, into which the exported weights are loaded to be evaluated."""
     normalization: Normalization
     """The student's."""
+    train_loader: Loader | None = None
+    """None, like val_loader, in the doctor, whose steps see random images."""
+    val_loader: Loader | None = None
 
     def student_description(self) -> dict[str, Any]:
         """student.json: how to rebuild the student with timm and feed it."""
@@ -89,20 +90,31 @@ def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | N
     train_loader = open_split(run, "train", split.micro_batch_size, device)
     val_loader = open_split(run, "val", split.micro_batch_size, device, classes=train_loader.classes)
     check_teacher_classes(run, train_loader.classes)
-    models = build_models(run)
+    schedule = make_schedule(
+        run, steps_per_epoch=train_loader.steps_per_epoch, accumulation_steps=split.accumulation_steps
+    )
+    parts = start_engines(run, ds_config, build_models(run), schedule, device)
+    return replace(parts, train_loader=train_loader, val_loader=val_loader)
+
+
+def start_engines(
+    run: Run, ds_config: dict[str, Any], models: Models, schedule: Schedule, device: torch.device
+) -> Parts:
+    """Start both engines: parts without loaders, which suffice for a step. Collective.
+
+    Args:
+        ds_config: from `student_ds_config`.
+        models: become the engines' own.
+    """
     # Before the engine takes the student, which it rounds to bf16 and moves to the device.
     export_model = deepcopy(models.student).to(device).eval()
     engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
     return Parts(
         run=run,
-        schedule=make_schedule(
-            run, steps_per_epoch=train_loader.steps_per_epoch, accumulation_steps=split.accumulation_steps
-        ),
+        schedule=schedule,
         device=device,
-        train_loader=train_loader,
-        val_loader=val_loader,
         engine=engine,
-        teacher=place_teacher(run, models.teacher, split.micro_batch_size, device),
+        teacher=place_teacher(run, models.teacher, ds_config["train_micro_batch_size_per_gpu"], device),
         export_model=export_model,
         normalization=normalization_of(models.student),
     )
@@ -162,10 +174,13 @@ def build_models(run: Run) -> Models:
     """
     torch.manual_seed(run.seed)  # the same student on every rank
     student = build_student(run.student, run.data)
-    if run.teacher is None:
-        return Models(student, None, None)
-    teacher = build_teacher(run.teacher, run.data)
-    return Models(student, teacher, check_pair(student, teacher, blocks=run.losses.tapped_blocks))
+    return fit_models(run, student, build_teacher(run.teacher, run.data) if run.teacher else None)
+
+
+def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Models:
+    """Check that the models of a run fit each other. Raises ValueError if they do not."""
+    pair = check_pair(student, teacher, blocks=run.losses.tapped_blocks) if teacher is not None else None
+    return Models(student, teacher, pair)
 
 
 def place_teacher(run: Run, model: nn.Module | None, micro_batch_size: int, device: torch.device) -> Teacher | None:

@@ -1,5 +1,6 @@
-"""`vitkd-ds doctor`: what would end or slow a run later is said in two minutes, before the job's days begin.
+"""`vitkd-ds doctor`: find in two minutes what would end or slow a run later, before the job's days begin.
 
-One file per question; each check is a function of a `Patient` that returns rows, and `examine` runs them in order on
-all ranks. Nothing is left behind, nothing is downloaded, and no check trains on an image.
+One file per question. Each check is a function of a `Patient` that returns rows, and `examine` runs the checks in order
+on all ranks. They call what builds and steps a run (`vitkd_ds.train`); only what training never asks is written here.
+Nothing is left behind, nothing is downloaded, and no check trains on an image of the user's.
 """

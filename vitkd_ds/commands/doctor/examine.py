@@ -1,35 +1,33 @@
-"""The examination: every check on all ranks in the same order, one table at the end.
+"""The examination: every check on all ranks in the same order, and one table at the end.
 
 A check that fails on one rank becomes a row, and the others go on: what is local is agreed on before the next
-collective. A rank that fails inside a collective says why on stderr at once, as the others then wait for it until the
-check's time is over. A check that does not come back is what a sick network looks like too.
+collective. A rank that fails inside a collective says why on stderr at once, because the others then wait for it until
+the time of the check is over. A check that does not come back is also what a sick network looks like.
 """
 
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
-from vitkd_ds.commands.doctor.devices import check_devices, check_local_rank
-from vitkd_ds.commands.doctor.engines import check_engines
+from vitkd_ds.commands.doctor.data import check_images
 from vitkd_ds.commands.doctor.folder import check_folder
-from vitkd_ds.commands.doctor.images import check_train_images, check_val_images
-from vitkd_ds.commands.doctor.machine import check_machine
+from vitkd_ds.commands.doctor.machine import check_devices, check_machine, check_versions
+from vitkd_ds.commands.doctor.models import check_engines, check_models, check_settings, check_top1
 from vitkd_ds.commands.doctor.network import check_network
-from vitkd_ds.commands.doctor.pair import check_models, check_settings
-from vitkd_ds.commands.doctor.patient import Patient, Skipped
-from vitkd_ds.commands.doctor.rows import Row, error, is_healthy, merged, table
-from vitkd_ds.commands.doctor.top1 import check_top1
-from vitkd_ds.commands.doctor.versions import check_versions
+from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, merged, table
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import start_processes
-from vitkd_ds.engine.ranks import FailedElsewhere
+
+logger = logging.getLogger(__name__)
+Check = Callable[[Patient], list[Row]]
 
 LIMIT_S = 110
 """For the start and for each check: many times what they take, and still within two minutes of a hang."""
@@ -37,7 +35,7 @@ LIMIT_S = 110
 HEAD_START_S = 5
 """For rank 0 to print the table: a launcher ends all ranks when the first one leaves with an error."""
 
-CHECKS: dict[str, Callable[[Patient], list[Row]]] = {
+CHECKS: dict[str, Check] = {
     "versions": check_versions,
     "device": check_devices,
     "network": check_network,
@@ -46,8 +44,8 @@ CHECKS: dict[str, Callable[[Patient], list[Row]]] = {
     "models": check_models,
     "run folder": check_folder,
     "engines": check_engines,
-    "data.train": check_train_images,
-    "data.val": check_val_images,
+    "data.train": partial(check_images, split="train"),
+    "data.val": partial(check_images, split="val"),
     "teacher top-1": check_top1,
 }
 """In the order in which they run: each may use what those before it found out."""
@@ -56,59 +54,52 @@ ADVICE = {
     "network": "look at NCCL_DEBUG=INFO, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
     "engines": "lower --micro_batch_size_per_gpu if memory ran out; else see whether --recipe demo passes here",
 }
-"""What to do about errors that are not ours, so do not say it."""
+"""What to do about errors of other packages, which do not say it."""
 
 
-@dataclass
 class Examination:
     """The rows so far on this rank, and the check that runs."""
 
-    rows: list[Row] = field(default_factory=list)
-    pending: list[Row] = field(default_factory=list)
-    """This rank's rows of the check whose other ranks are waited for."""
-    started: float = field(default_factory=time.monotonic)
+    def __init__(self, run: Run) -> None:
+        self.started, self.rows, self.pending = time.monotonic(), [], []
+        with self.limited("start"):
+            self.patient = Patient(run, start_processes())
+            self.patient.nodes = ranks.from_all(node_name())
 
     @contextmanager
     def limited(self, name: str) -> Iterator[None]:
         """End the process with what is known if the body takes longer than LIMIT_S."""
-        timer = threading.Timer(LIMIT_S, self._late, [name])
+        timer = threading.Timer(LIMIT_S, self.give_up, [name])
         timer.daemon = True
         timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        yield
+        timer.cancel()
 
-    def run(self, name: str, check: Callable[[Patient], list[Row]], patient: Patient) -> None:
+    def run(self, name: str, check: Check) -> None:
         """Run a check and add the rows of all ranks. Collective."""
         start = time.monotonic()
         with self.limited(name):
-            self.pending = attempted(name, check, patient)
+            self.pending = attempted(name, check, self.patient)
             try:
                 rows_of_ranks = ranks.from_all(self.pending)
             except Exception as caught:  # of gloo or NCCL: a rank is gone, and nothing can be agreed on any more
-                self._give_up(name, f"lost another rank ({type(caught).__name__}: {caught})"[:300])
-        self.pending, rows = [], merged(rows_of_ranks, patient.nodes)
+                self.give_up(name, f"lost another rank ({type(caught).__name__}: {caught})"[:300])
+        self.pending, rows = [], merged(rows_of_ranks, self.patient.nodes)
         self.rows += [replace(row, seconds=None if i else time.monotonic() - start) for i, row in enumerate(rows)]
 
     def show(self, ranks: str) -> None:
         """Print the table."""
         print(table(self.rows + self.pending, seconds=time.monotonic() - self.started, ranks=ranks), flush=True)
 
-    def _late(self, name: str) -> None:
+    def give_up(self, name: str, why: str = "") -> NoReturn:
+        """End this process, of which a check did not come back, or failed for the reason `why`."""
         state = "has done its part and waits for the others" if self.pending else "is at it, or waits for another rank"
-        self._give_up(name, f"{state} since {LIMIT_S} s")
-
-    def _give_up(self, name: str, why: str) -> NoReturn:
-        rank = os.environ["RANK"]
-        advice = f"see what the other ranks say; if nothing, {ADVICE['network']}"
-        self.pending.append(error(name, f"rank {rank} on {node_name()} {why}", advice))
-        if rank == "0":
+        found = f"rank {os.environ['RANK']} on {node_name()} {why or f'{state} since {LIMIT_S} s'}"
+        self.pending.append(error(name, found, f"see what the other ranks say; if nothing, {ADVICE['network']}"))
+        if os.environ["RANK"] == "0":
             self.show("stopped there")
         else:
-            print(
-                "\n".join(f"{row.level} {row.name}: {row.found}" for row in self.pending), file=sys.stderr, flush=True
-            )
+            logger.error("%s", "\n".join(f"{row.level} {row.name}: {row.found}" for row in self.pending))
             time.sleep(HEAD_START_S)
         os._exit(1)
 
@@ -122,35 +113,31 @@ def examine(run: Run) -> bool:
     Raises:
         ValueError: this rank has no device, so the ranks cannot even meet.
     """
-    examination = Examination()
-    check_local_rank()
-    with examination.limited("start"):
-        patient = Patient(run, start_processes())
-        patient.nodes = ranks.from_all(node_name())
+    examination = Examination(run)
     for name, check in CHECKS.items():
-        examination.run(name, check, patient)
+        examination.run(name, check)
     if ranks.rank() == 0:
-        num_nodes, num_ranks = len(set(patient.nodes)), ranks.world_size()
+        num_nodes, num_ranks = len(set(examination.patient.nodes)), ranks.world_size()
         on_nodes = f" on {num_nodes} nodes" if num_nodes > 1 else ""
         examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}{on_nodes}")
     ranks.barrier()  # no rank leaves before the table is out, see HEAD_START_S
-    return is_healthy(examination.rows)
+    return all(row.level != "error" for row in examination.rows)
 
 
-def attempted(name: str, check: Callable[[Patient], list[Row]], patient: Patient) -> list[Row]:
-    """This rank's rows of a check; what it raises becomes one."""
+def attempted(name: str, check: Check, patient: Patient) -> list[Row]:
+    """This rank's rows of a check; what it raises becomes a row."""
     try:
         return check(patient)
     except Skipped as reason:
         return [Row("skipped", name, str(reason))]
-    except FailedElsewhere:
+    except ranks.FailedElsewhere:
         return []
     except ValueError as caught:  # ours: says what to do
         return [error(name, str(caught))]
     except Exception as caught:  # any kind: the other checks can still tell something
-        text = f"rank {os.environ['RANK']} on {node_name()}, {name}: {type(caught).__name__}: {caught}"
-        print(text, file=sys.stderr, flush=True)
-        return [error(name, f"{type(caught).__name__}: {caught}"[:600], ADVICE.get(name, ""))]
+        text = f"{type(caught).__name__}: {caught}"
+        logger.error("rank %s on %s, %s: %s", os.environ["RANK"], node_name(), name, text)
+        return [error(name, text[:600], ADVICE.get(name, ""))]
 
 
 def node_name() -> str:

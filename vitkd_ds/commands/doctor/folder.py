@@ -1,20 +1,20 @@
-"""The run folder: what train would find there, that all ranks can write to it, that it is one, and its space."""
+"""The run folder: what train would find there, that every rank can write to it, that it is one, and its space."""
 
 import shutil
 import tempfile
 from pathlib import Path
 
 from vitkd_ds.checkpoint import load, lock
-from vitkd_ds.commands.doctor.patient import Patient
-from vitkd_ds.commands.doctor.rows import Row, error, ok, size_text, warning
+from vitkd_ds.checkpoint.folder import CHECKPOINTS, check_settings, is_finished
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, ok, size_text, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 
 ENGINE_BYTES = 2 + 4 + 4 + 4
 """Per trained parameter in a checkpoint: bf16 weight, fp32 weight, AdamW's two moments in fp32."""
 EMA_BYTES = EXPORT_BYTES = 4
-"""Of the average, and of the exported student beside it (the losses' parameters are counted too, which is a little too
-much)."""
+"""Per trained parameter in the moving average, and in the exported student beside it; the losses' parameters are
+counted there too, which is a little too much."""
 SPARE_CHECKPOINTS = 2
 """Besides checkpoint.keep_last: the best, and the one being written."""
 COMFORT = 1.5
@@ -22,12 +22,12 @@ COMFORT = 1.5
 
 
 def check_folder(patient: Patient) -> list[Row]:
-    """All of it. Collective."""
-    workdir = Path(patient.run.workdir)
-    rows = run_rows(patient.run) + lock_rows(workdir) if ranks.rank() == 0 else []
+    """Look at the run folder from rank 0, and write to it from all ranks. Collective."""
+    workdir, is_main = Path(patient.run.workdir), ranks.rank() == 0
+    rows = [run_row(patient.run), *lock_rows(workdir)] if is_main else []
     rows += writable_rows(workdir)
-    if ranks.rank() == 0 and patient.num_trained is not None:
-        rows += space_rows(patient.run, patient.num_trained)
+    if is_main and patient.num_trained is not None:
+        rows.append(space_row(patient.run, patient.num_trained))
     return rows
 
 
@@ -37,17 +37,17 @@ def existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def run_rows(run: Run) -> list[Row]:
+def run_row(run: Run) -> Row:
     """Whether train starts, continues, or refuses."""
     workdir = Path(run.workdir)
-    if run.resume != "none" and (workdir / "done").exists():
-        return [warning("run folder", f"{workdir} is finished, train would leave it alone", "give another --workdir")]
+    if is_finished(run):
+        return warning("run folder", f"{workdir} is finished, train would leave it alone", "give another --workdir")
     try:
         start = load.find(run.resume, workdir)
-        load.check_same_run(run, start)
+        check_settings(run, start.config if start else None)
     except (OSError, ValueError) as caught:
-        return [error("run folder", str(caught))]
-    return [ok("run folder", f"{workdir}: " + (f"continues from {start.folder / start.tag}" if start else "a new run"))]
+        return error("run folder", str(caught))
+    return ok("run folder", f"{workdir}: " + (f"continues from {start.path}" if start else "a new run"))
 
 
 def lock_rows(workdir: Path) -> list[Row]:
@@ -66,14 +66,12 @@ def lock_rows(workdir: Path) -> list[Row]:
 
 def writable_rows(workdir: Path) -> list[Row]:
     """Whether every rank can write there, and sees what rank 0 writes. Collective; leaves nothing behind."""
-    folder = existing(workdir)
     advice = "give a --workdir on a file system that all nodes share and that you may write to"
+    written, rows = None, []
     try:
-        written = tempfile.NamedTemporaryFile(dir=folder, prefix=".vitkd_ds_doctor_")
+        written = tempfile.NamedTemporaryFile(dir=existing(workdir), prefix=".vitkd_ds_doctor_")
     except OSError as caught:
-        written, rows = None, [error("run folder", f"{workdir} must be writable, found {caught.strerror}", advice)]
-    else:
-        rows = []
+        rows.append(error("run folder", f"{workdir} must be writable, found {caught.strerror}", advice))
     of_main = ranks.from_main(written.name if written else None)
     if of_main and not Path(of_main).exists():
         found = f"{workdir} must be one folder for all ranks, found another one than rank 0's"
@@ -84,22 +82,16 @@ def writable_rows(workdir: Path) -> list[Row]:
     return rows
 
 
-def space_rows(run: Run, num_trained: int) -> list[Row]:
-    """Space for the checkpoints that are kept at a time.
-
-    Args:
-        num_trained: parameters of the student and the losses.
-    """
+def space_row(run: Run, num_trained: int) -> Row:
+    """Space for the checkpoints that are kept at a time, with so many parameters of the student and the losses."""
     workdir = Path(run.workdir)
     one = num_trained * (ENGINE_BYTES + EMA_BYTES * bool(run.optim.ema_decay) + EXPORT_BYTES)
     count = run.checkpoint.keep_last + SPARE_CHECKPOINTS
-    held = sum(path.stat().st_size for path in (workdir / "checkpoints").rglob("*") if path.is_file())
+    held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
     needed, free = max(0, count * one - held), shutil.disk_usage(existing(workdir)).free
-    found = (
-        f"{count} checkpoints of {size_text(one)}, {size_text(held)} of them written: {size_text(needed)} needed, "
-        f"{size_text(free)} free in {existing(workdir)}"
-    )
+    found = f"{count} checkpoints of {size_text(one)}, {size_text(held)} of them written: {size_text(needed)} needed, "
+    found += f"{size_text(free)} free in {existing(workdir)}"
     advice = "clear the disk, lower --checkpoint.keep_last, or give another --workdir; quotas are not seen here"
     if free < needed:
-        return [error("space", found, advice)]
-    return [warning("space", found, advice) if free < COMFORT * needed else ok("space", found)]
+        return error("space", found, advice)
+    return warning("space", found, advice) if free < COMFORT * needed else ok("space", found)

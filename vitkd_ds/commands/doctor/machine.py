@@ -1,87 +1,179 @@
-"""Each node by itself: limits, shared memory, scratch space, clock, and locks that a killed build left behind."""
+"""Each node by itself: packages, device, limits, space, clock, and locks that a killed build left behind."""
 
 import os
+import platform
 import resource
 import shutil
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
-from vitkd_ds.commands.doctor.patient import Patient
-from vitkd_ds.commands.doctor.rows import Row, ok, warning
-from vitkd_ds.engine import ranks
+import torch
 
+from vitkd_ds.checkpoint.folder import git_commit
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, ok, size_text, unequal, warning
+from vitkd_ds.engine import processes, ranks
+
+BUILT = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
+SHOWN = ("python", "torch", "deepspeed", "timm", "ffcv", "numpy")
+LEAST_FREE = 0.9
+"""Part of a GPU's memory that should be free before anything of ours runs."""
 FILES_BASE, FILES_PER_RANK = 512, 16
 """Open files that a rank may need: its own, and sockets to the others."""
-LEAST_SHM_GIB = 1.0
-"""NCCL's buffers between the ranks of a node; containers start with 64 MiB."""
-LEAST_SCRATCH_GIB = 2.0
+LEAST_SHM_GIB, LEAST_SCRATCH_GIB = 1.0, 2.0
+"""NCCL keeps its buffers between the ranks of a node in shared memory; containers start with 64 MiB of it."""
 MOST_SKEW_S = 1.0
 STALE_S = 600.0
 """A lock of a build that is older is dead: no op of DeepSpeed takes so long to build."""
 
 
+def check_versions(patient: Patient) -> list[Row]:
+    """Packages: within setup.py's ranges, loadable, and the same on all ranks. Collective."""
+    installed, rows = requirement_rows(metadata.requires("vitkd_ds") or [])
+    rows.append(decoder_row(patient.run.data.backend))
+    here = {"python": platform.python_version(), **installed, "git commit": git_commit()}
+    rows += difference_rows(ranks.from_all(here), patient.nodes)
+    shown = ", ".join(f"{name} {here[name]}" for name in SHOWN if name in here)
+    commit, _, mark = here["git commit"].partition("-")
+    commit = f", commit {commit[:12]}{mark and f' ({mark})'}" if commit else ""
+    return [ok("versions", f"{shown}{commit}; {BUILT}"), *rows]
+
+
+def requirement_rows(requirements: list[str]) -> tuple[dict[str, str], list[Row]]:
+    """Versions of the packages that setup.py asks for, and a row for each that is missing or out of its range.
+
+    Args:
+        requirements: such as "timm<2,>=1.0.25"; those of extras are left out.
+    """
+    from packaging.requirements import Requirement  # torch's and deepspeed's own requirement
+
+    installed, rows = {}, []
+    for requirement in map(Requirement, requirements):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        wanted, found = f"{requirement.name}{requirement.specifier}", "none"
+        try:
+            found = installed[requirement.name] = metadata.version(requirement.name)
+            is_good = requirement.specifier.contains(found, prereleases=True)
+        except metadata.PackageNotFoundError:
+            is_good = False
+        if not is_good:
+            rows.append(error("versions", f"{wanted} must be installed, found {found}", f"pip install '{wanted}'"))
+    return installed, rows
+
+
+def decoder_row(backend: str) -> Row:
+    """Whether the decoder and FFCV load here: they may have been built for another Python, numpy or C++ library."""
+    if backend != "ffcv":
+        return ok("decoder", f"not needed, as data.backend is {backend}")
+    try:
+        import vitkd_ds.data.beton.decode  # noqa: F401
+    except Exception as caught:  # any kind: a wrong build fails in many ways
+        advice = "run `make setup` on this machine, or install the wheels of `make wheels`"
+        return error("decoder", f"FFCV and the decoder must load, found {type(caught).__name__}: {caught}", advice)
+    return ok("decoder", "FFCV and the compiled decoder load")
+
+
+def difference_rows(versions_of_ranks: list[dict[str, str]], nodes: list[str]) -> list[Row]:
+    """A row for each package that some rank has in another version than rank 0; the same rows on all ranks."""
+    rows, advice = [], "start all ranks from one shared environment and checkout"
+    for name in dict.fromkeys(key for versions in versions_of_ranks for key in versions):
+        if found := unequal([versions.get(name, "none") for versions in versions_of_ranks], nodes):
+            rows.append(error("versions", f"{name} must be the same on all ranks, found {found}", advice))
+    return rows
+
+
+def check_devices(patient: Patient) -> list[Row]:
+    """The device of each rank: there, free, able to compute in bf16, and like the others. Collective."""
+    is_gpu = patient.device.type == "cuda"
+    rows = gpu_rows(patient.device) if is_gpu else [cpu_row()]
+    kinds = ranks.from_all(torch.cuda.get_device_name(patient.device) if is_gpu else "cpu")
+    if found := unequal(kinds, patient.nodes):
+        rows.append(warning("device", f"found different devices: {found}", "all ranks go at the pace of the slowest"))
+    return rows
+
+
+def cpu_row() -> Row:
+    """A CPU is enough for the demo; beside an idle GPU it is a mistake."""
+    if os.environ.get("DS_ACCELERATOR") != "cpu" and (driver := driver_version()):
+        found = f"torch must see the GPU (driver {driver}), found none: {BUILT}"
+        return error("device", found, "install the torch build for this driver, or check CUDA_VISIBLE_DEVICES")
+    cores = f"{len(os.sched_getaffinity(0))} cores, {processes.local_world_size()} ranks on this node"
+    return warning("device", f"no GPU; {cores}", "fine for the demo and --debug; an ImageNet recipe needs GPUs")
+
+
+def gpu_rows(device: torch.device) -> list[Row]:
+    """The GPU of this rank: its name and memory, and what is not as it should be."""
+    properties = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    kind = f"{properties.name}, {total / 2**30:.0f} GiB, compute capability {properties.major}.{properties.minor}"
+    found = f"{torch.cuda.device_count()} visible here, each rank has one: {kind}, driver {driver_version()}"
+    rows = [ok("device", found)]
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        advice = "use Ampere or newer: here the engines run several times slower"
+        rows.append(warning("device", f"{kind}, does not compute in bf16 but emulates it", advice))
+    if free < LEAST_FREE * total:
+        found = f"{(total - free) / 2**30:.1f} of {total / 2**30:.0f} GiB are in use already"
+        rows.append(warning("device", found, "see nvidia-smi for whose they are"))
+    return rows
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's kernel driver; "" where there is none."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].split()
+    except (OSError, IndexError):
+        return ""
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
+
+
 def check_machine(patient: Patient) -> list[Row]:
-    """All of it. Collective, for the clocks."""
-    rows = [*open_file_rows(ranks.world_size()), *shared_memory_rows(), *scratch_rows(), *build_lock_rows()]
-    ranks.barrier()
-    return rows + clock_rows(ranks.from_all(time.time()), patient.nodes)
+    """Limits, space, locks, and the clocks of all nodes. Collective."""
+    shm, scratch = "/dev/shm", tempfile.gettempdir()
+    advice = "start the container with --shm-size=8g, or remove old files there"
+    rows = [open_files_row(ranks.world_size()), space_row("shared memory", shm, LEAST_SHM_GIB, advice)]
+    advice = "set TMPDIR to a larger folder of the node's own disk, or clear it"
+    rows += [space_row("scratch", scratch, LEAST_SCRATCH_GIB, advice), build_locks_row()]
+    ranks.barrier()  # so that all clocks are read at the same moment
+    return [*rows, clocks_row(ranks.from_all(time.time()), patient.nodes)]
 
 
-def open_file_rows(world_size: int) -> list[Row]:
+def open_files_row(world_size: int) -> Row:
     """The limit of open files of this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     least = FILES_BASE + FILES_PER_RANK * world_size
-    if soft != resource.RLIM_INFINITY and soft < least:
-        found = f"open files are limited to {soft}, expected at least {least} with {world_size} ranks"
-        return [warning("open files", found, f"ulimit -n {hard} before the start")]
-    return [ok("open files", f"limited to {soft}")]
+    is_enough = soft == resource.RLIM_INFINITY or soft >= least
+    problem, advice = f"expected at least {least} with {world_size} ranks", f"ulimit -n {hard} before the start"
+    return judged(is_enough, "open files", f"limited to {soft}", problem, advice)
 
 
-def shared_memory_rows(folder: str = "/dev/shm") -> list[Row]:
-    """Space in shared memory."""
+def space_row(name: str, folder: str, least_gib: float, advice: str) -> Row:
+    """The free space in a folder of this node."""
     if not os.path.isdir(folder):
-        return [warning("shared memory", f"{folder} must exist, found none", "mount a tmpfs there")]
-    free_gib = shutil.disk_usage(folder).free / 2**30
-    if free_gib < LEAST_SHM_GIB:
-        found = f"{folder} has {free_gib:.2f} GiB free, expected at least {LEAST_SHM_GIB:g}"
-        return [warning("shared memory", found, "start the container with --shm-size=8g, or remove old files there")]
-    return [ok("shared memory", f"{folder} has {free_gib:.1f} GiB free")]
+        return warning(name, f"{folder} must exist, found none", "mount a tmpfs there")
+    free = shutil.disk_usage(folder).free
+    found, problem = f"{folder} has {size_text(free)} free", f"expected at least {least_gib:g} GiB"
+    return judged(free >= least_gib * 2**30, name, found, problem, advice)
 
 
-def scratch_rows() -> list[Row]:
-    """Space where temporary files go."""
-    folder = tempfile.gettempdir()
-    free_gib = shutil.disk_usage(folder).free / 2**30
-    if free_gib < LEAST_SCRATCH_GIB:
-        found = f"{folder} has {free_gib:.2f} GiB free, expected at least {LEAST_SCRATCH_GIB:g}"
-        return [warning("scratch", found, "set TMPDIR to a larger folder of the node's own disk, or clear it")]
-    return [ok("scratch", f"{folder} has {free_gib:.1f} GiB free")]
-
-
-def clock_rows(times_s: list[float], nodes: list[str]) -> list[Row]:
-    """How far the clocks of the ranks are apart, from times that were read at the same moment."""
-    skew_s = max(times_s) - min(times_s)
-    ahead, behind = nodes[times_s.index(max(times_s))], nodes[times_s.index(min(times_s))]
-    if skew_s > MOST_SKEW_S:
-        found = f"the clock of {ahead} is {skew_s:.1f} s ahead of that of {behind}, expected at most {MOST_SKEW_S:g}"
-        advice = "have the nodes' time service looked at: file times decide which lock is stale"
-        return [warning("clocks", found, advice)]
-    return [ok("clocks", f"at most {1000 * skew_s:.0f} ms apart")]
-
-
-def extensions_folder() -> Path:
-    """Where torch builds C++ extensions."""
+def build_locks_row() -> Row:
+    """Locks of C++ extensions whose build was killed: later builds of torch block on them silently."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
-
-
-def build_lock_rows() -> list[Row]:
-    """Locks of extensions whose build was killed: every later build waits on them for ever, without a word."""
-    folder = extensions_folder()
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
     found = [path for pattern in ("*/lock", "*/*/lock") for path in folder.glob(pattern)]
     stale = sorted(str(path) for path in found if time.time() - path.stat().st_mtime > STALE_S)
-    if stale:
-        text = f"a build that was killed left {', '.join(stale)}: the next build there would wait for ever"
-        return [warning("build locks", text, f"rm {' '.join(stale)}")]
-    return [ok("build locks", f"none that is stale in {folder}")]
+    if not stale:
+        return ok("build locks", f"none that is stale in {folder}")
+    text = f"a build that was killed left {', '.join(stale)}: the next build there would wait for ever"
+    return warning("build locks", text, f"rm {' '.join(stale)}")
+
+
+def clocks_row(times_s: list[float], nodes: list[str]) -> Row:
+    """How far the clocks of the ranks are apart, from times that were read at the same moment."""
+    last, first = max(times_s), min(times_s)
+    if last - first <= MOST_SKEW_S:
+        return ok("clocks", f"at most {1000 * (last - first):.0f} ms apart")
+    ahead, behind = nodes[times_s.index(last)], nodes[times_s.index(first)]
+    found = f"the clock of {ahead} is {last - first:.1f} s ahead of that of {behind}, expected at most {MOST_SKEW_S:g}"
+    return warning("clocks", found, "have the nodes' time service looked at: file times decide which lock is stale")

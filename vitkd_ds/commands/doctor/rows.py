@@ -1,14 +1,58 @@
-"""The doctor's findings: one row each, those of all ranks merged into one table."""
+"""What a check is given, a `Patient`, and what it returns: rows, of which those of all ranks make one table."""
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
+import torch
+
+from vitkd_ds.config.run import Run
+from vitkd_ds.data.loader import Loader
+from vitkd_ds.train.parts import Models, Parts
+from vitkd_ds.train.schedule import BatchSplit
+
+BAD = ("error", "warning")
 MAX_NAMED = 4
-"""Most nodes that a row names."""
-WIDTH = 120
-INDENT = 37
-"""Characters before what was found: level, name, seconds."""
+"""Most nodes or images that a row names."""
+WIDTH, INDENT = 120, 37
+"""Characters of a line, and of its start: level, name, seconds."""
+
+
+@dataclass
+class Patient:
+    """A run on this rank, and what earlier checks found out: None where they could not, on all ranks or on none."""
+
+    run: Run
+    device: torch.device
+    nodes: list[str] = field(default_factory=list)
+    """The name of each rank's node."""
+    split: BatchSplit | None = None
+    ds_config: dict[str, Any] | None = None
+    """The student's DeepSpeed configuration with the run's numbers."""
+    models: Models | None = None
+    is_teacher_trained: bool = False
+    """Whether the teacher has its own weights; random ones stand in for those that are not at hand."""
+    num_trained: int | None = None
+    """Parameters of the student and the losses."""
+    parts: Parts | None = None
+    """Both engines, without loaders."""
+    images_per_s: float = 0.0
+    """Images that one rank trains per second, uncompiled; 0 where there is no GPU."""
+    loaders: dict[str, Loader] = field(default_factory=dict)
+    """By split, where the images could be opened."""
+
+
+class Skipped(Exception):
+    """A check cannot be made; the message says why. Raised on all ranks or on none."""
+
+
+def needed(value: Any, what: str) -> Any:
+    """The value that an earlier check left; raises Skipped, which names `what`, if there is none."""
+    if value is None:
+        raise Skipped(f"needs {what}, which failed above")
+    return value
 
 
 @dataclass(frozen=True)
@@ -22,47 +66,33 @@ class Row:
     advice: str = ""
     """What to do; "" where the finding says it."""
     seconds: float | None = None
-    """Of the check that this is the first row of."""
+    """Duration of the check, in its first row alone."""
 
 
-def ok(name: str, found: str) -> Row:
-    """A row that asks for nothing."""
-    return Row("ok", name, found)
+ok, warning, error = partial(Row, "ok"), partial(Row, "warning"), partial(Row, "error")
 
 
-def warning(name: str, found: str, advice: str) -> Row:
-    """A row that does not fail the examination."""
-    return Row("warning", name, found, advice)
+def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row:
+    """An ok row with what was found; unless it `holds`, a warning that adds the problem and what to do."""
+    return ok(name, found) if holds else warning(name, f"{found}, {problem}", advice)
 
 
-def error(name: str, found: str, advice: str = "") -> Row:
-    """A row that fails the examination."""
-    return Row("error", name, found, advice)
-
-
-def is_healthy(rows: Sequence[Row]) -> bool:
-    """Whether no row is an error."""
-    return all(row.level != "error" for row in rows)
+def unequal(values: Sequence[Any], nodes: Sequence[str]) -> str:
+    """The first value that is not that of rank 0, as "A on node0 and B on node1"; "" if all ranks have the same."""
+    other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+    return "" if other is None else f"{values[0]} on {nodes[0]} and {values[other]} on {nodes[other]}"
 
 
 def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list[Row]:
-    """One list of the rows of all ranks: of good news rank 0's, of bad news each once, with the nodes it comes from.
-
-    Args:
-        rows_of_ranks: the same check's rows, by rank.
-        nodes: the node of each rank.
-    """
+    """Merge the rows of one check: good news of rank 0 alone, bad news once each, with the nodes where it was found."""
     bad: dict[Row, list[int]] = {}
     for rank, rows in enumerate(rows_of_ranks):
         for row in rows:
-            if row.level in ("warning", "error"):
+            if row.level in BAD:
                 bad.setdefault(row, []).append(rank)
-    named = [
-        Row(row.level, row.name, _where(ranks, nodes) + row.found, row.advice, row.seconds)
-        for row, ranks in bad.items()
-    ]
-    bad_names = {row.name for row in named}
-    good = [row for row in rows_of_ranks[0] if row.level not in ("warning", "error") and row.name not in bad_names]
+    named = [replace(row, found=_where(ranks, nodes) + row.found) for row, ranks in bad.items()]
+    bad_names = {row.name for row in bad}
+    good = [row for row in rows_of_ranks[0] if row.name not in bad_names]
     order = list(dict.fromkeys(row.name for rows in rows_of_ranks for row in rows))
     return sorted(good + named, key=lambda row: order.index(row.name))
 
@@ -87,30 +117,14 @@ def size_text(num_bytes: float) -> str:
 
 
 def table(rows: Sequence[Row], *, seconds: float, ranks: str) -> str:
-    """The rows as text, wrapped; the advice stands below what was found.
-
-    Args:
-        seconds: of the whole examination.
-        ranks: how many there were, in words.
-    """
+    """The rows as text of at most WIDTH characters a line; the advice stands below what was found."""
+    # File names stay whole, so that they can be copied.
+    wrap = {"width": WIDTH, "subsequent_indent": " " * INDENT, "break_long_words": False, "break_on_hyphens": False}
     lines = [f"{'':8} {'check':20} {'s':>6}  found, and what to do"]
     for row in rows:
         taken = "" if row.seconds is None else f"{row.seconds:.1f}"
-        lines += _wrapped(f"{row.level:8} {row.name:20} {taken:>6}  ", row.found)
-        lines += _wrapped(" " * INDENT, f"-> {row.advice}") if row.advice else []
-    counts = [f"{n} {level}s" for level in ("error", "warning") if (n := sum(row.level == level for row in rows)) > 1]
-    counts += [f"1 {level}" for level in ("error", "warning") if sum(row.level == level for row in rows) == 1]
-    verdict = ", ".join(sorted(counts, key=lambda count: "warning" in count)) or "nothing to do"
-    return "\n".join([*lines, f"doctor: {verdict}, {seconds:.0f} s, {ranks}"])
-
-
-def _wrapped(start: str, text: str) -> list[str]:
-    """Lines of at most WIDTH, the first after `start`; file names stay whole."""
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=start,
-        subsequent_indent=" " * INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        lines += textwrap.wrap(f"{row.level:8} {row.name:20} {taken:>6}  {row.found}", **wrap)
+        lines += textwrap.wrap(f"-> {row.advice}", initial_indent=" " * INDENT, **wrap) if row.advice else []
+    counts = [(level, sum(row.level == level for row in rows)) for level in BAD]
+    verdict = ", ".join(f"{count} {level}{'s' * (count > 1)}" for level, count in counts if count)
+    return "\n".join([*lines, f"doctor: {verdict or 'nothing to do'}, {seconds:.0f} s, {ranks}"])

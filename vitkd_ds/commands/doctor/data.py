@@ -1,0 +1,139 @@
+"""The images of each split: whole, of the right classes, the same on all nodes, and read fast enough where they lie.
+
+A sample is read in two ways. The bytes alone, with their CRC32, past the page cache: this is the disk. And through the
+loader that trains: disk, page cache and decoder.
+"""
+
+import os
+import subprocess
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, listed, needed, ok, size_text, unequal, warning
+from vitkd_ds.data.beton.format import check_beton, read_beton, read_tables
+from vitkd_ds.data.beton.verify import are_intact
+from vitkd_ds.data.loader import Loader
+from vitkd_ds.engine import processes, ranks
+from vitkd_ds.train.parts import open_split, split_of
+
+MICRO_BATCH = 64
+"""Most images decoded at a time; a smaller micro-batch than the run's ends sooner."""
+SAMPLE, MOST_S = 256, 10.0
+"""Images per rank, and most seconds for the loader's sample; a slow disk then gives fewer images."""
+PAGE = 4096
+NETWORK = {
+    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "9p", "afs", "panfs", "wekafs", "pvfs2",
+    "glusterfs", "virtiofs",
+}  # fmt: skip
+"""File systems that nodes share; FUSE's (fuse.sshfs, fuse.juicefs, ...) count as such too."""
+
+
+def check_images(patient: Patient, split: str) -> list[Row]:
+    """Open a split as training does, and read samples of it on all ranks at once. Collective.
+
+    The classes of val must be those of train, where that could be opened.
+    """
+    needed(patient.split, "the settings")
+    name, run, train = f"data.{split}", patient.run, patient.loaders.get("train")
+    run = replace(run, compile=False, micro_batch_size_per_gpu=min(MICRO_BATCH, run.micro_batch_size_per_gpu))
+    options = {"micro_batch_size": split_of(run).micro_batch_size, "device": patient.device}
+    options["classes"] = train.classes if train else None
+    loader = patient.loaders[split] = ranks.together(lambda: open_split(run, split, **options))
+    path, rows = Path(loader.path), []
+    # A copy on a node's disk may be an old one.
+    if found := unequal(ranks.from_all(read_tables(path).crc32 if path.is_file() else None), patient.nodes):
+        found = f"{str(path)!r} must be the same file on all nodes, found tables of CRC32 {found}"
+        rows.append(error(name, found, "copy the file and its .json to the node again"))
+    rows.append(place_row(name, path))
+    if path.is_file():
+        rows.append(bytes_row(name, path, patient))
+    if rows[-1].level != "error":  # wrong bytes may not decode at all
+        rows.append(decoding_row(name, loader, patient))
+    return rows
+
+
+def place_row(name: str, path: Path) -> Row:
+    """What lies there, and on which file system."""
+    kind = file_system(path)
+    found = f"{path} on {kind}"
+    if path.is_file():
+        info = check_beton(path)
+        found = f"{info.num_images:,} images in {len(info.classes)} classes, {size_text(info.bytes)}, {found}"
+    problem = "which the nodes share over the network"
+    advice = "set STAGE_DIR for slurm/*.sh, or copy the file and its .json to each node's own disk"
+    return judged(name != "data.train" or not is_network(kind), name, found, problem, advice)
+
+
+def bytes_row(name: str, path: Path, patient: Patient) -> Row:
+    """The bytes of a random sample per rank, from the disk. Collective; the same row on all ranks."""
+    seed = patient.run.seed + ranks.rank()
+    counts, speeds, mib_per_s, bad = zip(*ranks.from_all(ranks.together(lambda: read_bytes(path, seed=seed))))
+    if different := list(dict.fromkeys(image for images in bad for image in images)):
+        nodes = sorted({node for node, images in zip(patient.nodes, bad) if images})
+        found = f"found {len(different)} of {sum(counts)} read on {listed(nodes)} that have not: {listed(different)}"
+        found = f"each image of {str(path)!r} must have the bytes it was packed with, {found}"
+        return error(f"{name} bytes", found, "copy the file again, or pack it again")
+    count, per_s, mib_per_s = min(zip(counts, speeds, mib_per_s), key=lambda result: result[1])
+    found = f"{count} random images per rank are intact; past the page cache the slowest rank reads "
+    return ok(f"{name} bytes", f"{found}{per_s:,.0f} images/s, {mib_per_s:,.0f} MiB/s")
+
+
+def read_bytes(path: Path, *, seed: int) -> tuple[int, float, float, list[str]]:
+    """Read the bytes of a random sample of a .beton from the disk, and compare their CRC32.
+
+    Returns:
+        How many images, images/s, MiB/s, and the images with other bytes than they were packed with.
+    """
+    info, images, labels = read_beton(path)
+    chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE]
+    sample = images[chosen]
+    # Drop the pages of the sample from the page cache, and no others: another job may live off them.
+    with path.open("rb") as file:
+        for offset, size in zip(sample["offset"].tolist(), sample["size"].tolist()):
+            first = offset // PAGE * PAGE
+            end = -(-(offset + size) // PAGE) * PAGE
+            os.posix_fadvise(file.fileno(), first, end - first, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    is_good = are_intact(path, sample, num_threads=processes.num_cpus())
+    seconds = time.perf_counter() - start
+    bad = [f"image {i} (class {info.classes[labels[i]]!r})" for i in np.sort(chosen[~is_good])]
+    return len(chosen), len(chosen) / seconds, sample["size"].sum() / 2**20 / seconds, bad
+
+
+def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
+    """Images as training sees them, from the loader itself. Collective; the same row on all ranks."""
+
+    def read() -> tuple[int, float, int]:
+        count, start = 0, time.perf_counter()
+        with closing(loader.epoch(0)) as micro_batches:
+            for images_BCHW, _ in micro_batches:
+                count += len(images_BCHW)
+                if count >= SAMPLE or time.perf_counter() - start > MOST_S:
+                    break
+        return count, count / (time.perf_counter() - start), loader.num_skipped
+
+    counts, speeds, skipped = zip(*ranks.from_all(ranks.together(read)))
+    if sum(skipped):
+        found = f"{sum(skipped)} of {sum(counts)} images cannot be decoded, and data.on_bad is skip"
+        return warning(f"{name} decoding", found, "copy the file again, or pack it again")
+    where, wanted_per_s = patient.nodes[speeds.index(min(speeds))], max(ranks.from_all(patient.images_per_s))
+    found = f"{counts[0]} images per rank; the slowest rank reads and decodes {min(speeds):,.0f} images/s ({where})"
+    is_enough = name != "data.train" or min(speeds) >= wanted_per_s
+    problem = f"while a GPU trains {wanted_per_s:,.0f}"
+    advice = "more --cpus-per-task, images packed with a lower --max_resolution, or a faster disk (see its bytes)"
+    return judged(is_enough, f"{name} decoding", found, problem, advice)
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that a path lies on, such as ext4 or nfs4; "unknown" where `df` cannot tell."""
+    done = subprocess.run(["df", "--output=fstype", os.path.realpath(path)], capture_output=True, text=True)
+    return "unknown" if done.returncode else done.stdout.split()[-1]
+
+
+def is_network(kind: str) -> bool:
+    """Whether a file system of this kind is shared between nodes."""
+    return kind in NETWORK or kind.startswith("fuse.")

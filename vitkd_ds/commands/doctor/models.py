@@ -1,0 +1,262 @@
+"""The models of the run: how the ranks share a batch, models and weights, both engines, the teacher's top-1.
+
+Weights that would have to be downloaded are not: a node often cannot, and several GB would not fit in two minutes.
+Where none are at hand, random ones stand in, so that the engines can still be tried. The engines make real updates, on
+random images and without torch.compile, which takes minutes. On a CPU the micro-batch is a tiny one.
+"""
+
+import json
+import math
+import time
+from contextlib import closing
+from dataclasses import asdict, replace
+from itertools import repeat
+
+import torch
+from huggingface_hub import try_to_load_from_cache  # timm's own requirement
+from torch import Tensor, nn
+
+from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, judged, needed, ok, warning
+from vitkd_ds.config.run import Run
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.processes import peak_memory_gib, synchronised_time
+from vitkd_ds.engine.student import student_ds_config
+from vitkd_ds.models import build
+from vitkd_ds.models.distiller import Distiller
+from vitkd_ds.models.features import Features
+from vitkd_ds.train.loop import NonFiniteError, train_step
+from vitkd_ds.train.parts import Parts, check_teacher_classes, fit_models, open_split, split_of, start_engines
+from vitkd_ds.train.schedule import make_schedule
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What timm downloads, by preference."""
+ROLES = {
+    "student": (build.build_student, "init", "", "random weights"),
+    "teacher": (build.build_teacher, "checkpoint", "random", "random weights, as this is a debug run"),
+}
+"""Builder, key of the weights, value of the key that is random weights, and how the row calls them."""
+CPU_MICRO_BATCH = 2
+TIMED_STEPS = {"cuda": 3, "cpu": 1}
+"""After one that warms up."""
+MOST_MEMORY = 0.92
+"""Part of a GPU's memory; above it, the images in flight and fragmentation may exhaust it."""
+TOP1_IMAGES, TOP1_MOST_S = 512, 20.0
+"""Most images that the teacher is shown, and most seconds; a large one on a CPU sees fewer images."""
+TOP1_MICRO_BATCH = {"cuda": 64, "cpu": 16}
+FAR_PERCENT = 5.0
+"""An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
+Z = 1.96
+"""Of a 95 % interval."""
+PUBLISHED = {
+    ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
+    ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
+    ("deit3_large_patch16_224.fb_in22k_ft_in1k", 1.0): 86.99,
+    ("deit3_small_patch16_224.fb_in22k_ft_in1k", 0.875): 82.76,
+    ("deit3_base_patch16_224.fb_in22k_ft_in1k", 0.875): 85.48,
+}
+"""Top-1 in percent on ImageNet's 50,000 validation images, by timm's name and data.val_crop_fraction. At 1.0: timm's
+results-imagenet.csv; at 0.875: Small of WTTM (ICLR 2024, table 13), Base of cls_KD's issue 5; Large is not known."""
+DEMO_TEACHER = 89.10
+"""Top-1 of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
+
+
+def check_settings(patient: Patient) -> list[Row]:
+    """How the ranks share a global batch, and the DeepSpeed file. Collective."""
+    run = patient.run
+    split = split_of(run)  # fails on all ranks or on none; the file may be missing on one node
+    patient.ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
+    patient.split, micro, accumulation = split, split.micro_batch_size, split.accumulation_steps
+    shares = f"{ranks.world_size()} ranks x {accumulation} micro-batches x {micro} images"
+    found = f"{run.global_batch_size} images per update = {shares}"
+    is_good = accumulation == 1 or micro >= run.micro_batch_size_per_gpu / 2
+    problem = f"though micro_batch_size_per_gpu allows {run.micro_batch_size_per_gpu}"
+    advice = "choose a --global_batch_size that more ranks can share, or another number of ranks"
+    return [judged(is_good, "settings", found, problem, advice)]
+
+
+def check_models(patient: Patient) -> list[Row]:
+    """Build both models, with their weights where those are at hand, and fit them. Collective."""
+    run = patient.run
+    torch.manual_seed(run.seed)  # the same student on every rank
+    row, student, _ = load_model("student", run)
+    rows, teacher, has_weights = [row], None, False
+    if run.teacher:
+        row, teacher, has_weights = load_model("teacher", run)
+        rows.append(row)
+    # What does not even have an architecture fails on all ranks, but a file may be missing on one node.
+    if not ranks.all_true(student is not None and (teacher is not None or run.teacher is None), patient.device):
+        return rows
+    patient.is_teacher_trained = ranks.all_true(has_weights, patient.device)
+    try:
+        models = fit_models(run, student, teacher)
+    except ValueError as caught:
+        return [*rows, error("models", str(caught))]
+    distiller = Distiller(student, run.losses, models.pair)
+    patient.num_trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
+    patient.models = models
+    return rows
+
+
+def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
+    """Build the student or the teacher; nothing is asked of the network.
+
+    Returns:
+        A row, the model, and whether it was given weights. Random ones stand in where they do not load, or would have
+        to be downloaded; None if not even the architecture can be built.
+    """
+    config, (builder, key, random, random_text) = getattr(run, role), ROLES[role]
+    stand_in, source = replace(config, **{key: random}), getattr(config, key)
+    try:
+        if source == "hub":
+            with torch.device("meta"):
+                hub_id = builder(stand_in, run.data).pretrained_cfg["hf_hub_id"]
+            found = (try_to_load_from_cache(hub_id, name) for name in HUB_FILES)
+            source = next((file for file in found if isinstance(file, str)), "")
+            if not source:
+                fetch = f"python -c \"import timm; timm.create_model('{config.model}', pretrained=True)\""
+                advice = f"{fetch} where there is a network, with the HF_HOME that the nodes share; or give the file"
+                found = f"weights of {hub_id} are not in this node's cache: train would download them, which the doctor"
+                return warning(role, f"{found} does not", advice), builder(stand_in, run.data), False
+            # timm gives a student of the hub a classifier for its own classes, so the file need not fit it.
+            config = replace(config, checkpoint=source) if role == "teacher" else stand_in
+        model = builder(config, run.data)
+    except (OSError, ValueError) as caught:
+        model = load_model(role, replace(run, **{role: stand_in}))[1] if config != stand_in else None
+        return error(role, str(caught)), model, False
+    num_parameters = sum(p.numel() for p in model.parameters())
+    weights = {random: random_text, "demo": str(build.DEMO_TEACHER)}.get(source, source)
+    return ok(role, f"{config.model}, {num_parameters / 1e6:.1f} M parameters, {weights}"), model, source != random
+
+
+def check_engines(patient: Patient) -> list[Row]:
+    """Start both engines as training has them, and make a few updates. Collective."""
+    split, models = needed(patient.split, "the settings"), needed(patient.models, "the models")
+    device, micro = patient.device, split.micro_batch_size
+    micro = micro if device.type == "cuda" else min(micro, CPU_MICRO_BATCH)
+    # One micro-batch per update, so that a few seconds show the gather, the reduction and the update.
+    whole = micro * ranks.world_size()
+    run = replace(patient.run, compile=False, global_batch_size=whole, micro_batch_size_per_gpu=micro)
+    sizes = {"train_batch_size": whole, "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 1}
+    schedule = make_schedule(run, steps_per_epoch=1, accumulation_steps=1)
+    patient.parts = start_engines(run, patient.ds_config | sizes, models, schedule, device)
+    try:
+        terms, step_s, teacher_s = timed_steps(patient.parts)
+    except NonFiniteError as caught:
+        found = str(caught).partition(": ")[2]  # without the place in a run
+        advice = "train without a term (--losses.NAME.weight=0) to see which one it is"
+        return [error("engines", f"on random images {found}", advice)]
+    losses = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+    teacher = f"teacher ({run.teacher.placement}) {teacher_s:.2f} s, " if run.teacher else ""
+    found = f"{micro} random images: {teacher}student's step {step_s - teacher_s:.2f} s, losses finite ({losses})"
+    peak_gib = peak_memory_gib()
+    if device.type != "cuda":
+        return [ok("engines", found), ok("memory", f"{peak_gib:.1f} GiB at the peak, with a micro-batch of {micro}")]
+    patient.images_per_s = micro / step_s
+    total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    peak = f"{peak_gib:.1f} of {total_gib:.0f} GiB at the peak, {micro / step_s:,.0f} images/s per GPU, uncompiled"
+    problem = f"expected at most {MOST_MEMORY:.0%} of the memory"
+    advice = "lower --micro_batch_size_per_gpu: gradients accumulate over the rest"
+    return [ok("engines", found), judged(peak_gib <= MOST_MEMORY * total_gib, "memory", peak, problem, advice)]
+
+
+def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
+    """Make updates with training's own step, on random images and labels. Collective.
+
+    Returns:
+        The terms of the last one, and the seconds of the fastest: as a whole, and of the teacher within it.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite.
+    """
+    run, device, step_s, teacher_s = parts.run, parts.device, [], []
+    shape = run.micro_batch_size_per_gpu, 3, run.data.image_size, run.data.image_size
+    images_BCHW = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    labels_B = torch.randint(run.data.num_classes, shape[:1], device=device)
+
+    def teach(images_BCHW: Tensor) -> Features:
+        start = synchronised_time()
+        features = parts.teacher(images_BCHW)
+        teacher_s.append(synchronised_time() - start)
+        return features
+
+    timed = replace(parts, teacher=teach if parts.teacher else None)
+    for _ in range(1 + TIMED_STEPS[device.type]):
+        start = synchronised_time()
+        terms, _ = train_step(timed, repeat((images_BCHW, labels_B)), 0)
+        step_s.append(synchronised_time() - start)
+    return terms, min(step_s[1:]), min(teacher_s[1:], default=0.0)
+
+
+def check_top1(patient: Patient) -> list[Row]:
+    """Compare the teacher with its published figure: a wrong file, class order, crop or normalisation shows here in
+    seconds, and in a student only after days. Collective."""
+    run = patient.run
+    if run.teacher is None:
+        raise Skipped("the recipe has no teacher")
+    if not patient.is_teacher_trained:
+        raise Skipped("needs the teacher's weights, which are not at hand")
+    needed(patient.parts, "the engines")
+    classes = needed(patient.loaders.get("val"), "data.val").classes
+    ranks.together(lambda: check_teacher_classes(run, classes))
+    return [top1_row(*count_right(patient), published_top1(run), num_classes=run.data.num_classes)]
+
+
+def count_right(patient: Patient) -> tuple[int, int]:
+    """Images that the teacher saw and those it was right about, over all ranks. Collective."""
+    run, device, teacher = patient.run, patient.device, patient.parts.teacher
+    data = replace(run.data, max_val_images=min(TOP1_IMAGES, run.data.max_val_images or TOP1_IMAGES))
+    micro = min(TOP1_MICRO_BATCH[device.type], patient.split.micro_batch_size)
+    loader = open_split(replace(run, data=data), "val", micro, device)
+    counts = torch.zeros(2, dtype=torch.float64, device=device)
+    start = time.monotonic()
+    with closing(loader.epoch(0)) as micro_batches:
+        for _ in range(loader.num_batches):
+            images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
+            best_B = teacher(images_BCHW).logits_BK.argmax(1)
+            counts += torch.stack([(labels_B >= 0).sum(), (best_B == labels_B).sum()])
+            if not ranks.all_true(time.monotonic() - start < TOP1_MOST_S, device):
+                break
+    num_images, num_right = ranks.sum_over_ranks(counts).tolist()
+    return int(num_images), int(num_right)
+
+
+def published_top1(run: Run) -> tuple[float, str] | None:
+    """The teacher's figure in percent and where it is from; None if none is known.
+
+    That of a .json beside the file, as our exports have, else the one of the model's name; at another crop where this
+    one has none.
+    """
+    teacher, data = run.teacher, run.data
+    if teacher.checkpoint == "demo" and data.val == "demo":
+        return DEMO_TEACHER, "EXPERIMENTS.md"
+    beside = build.teacher_file(teacher).with_suffix(".json")
+    if teacher.checkpoint != "hub" and beside.is_file() and "top1" in (described := json.loads(beside.read_text())):
+        return described["top1"], str(beside)
+    for fraction in (data.val_crop_fraction, 1.0) if data.image_size == 224 and data.num_classes == 1000 else ():
+        if (teacher.model, fraction) in PUBLISHED:
+            return PUBLISHED[teacher.model, fraction], f"published at crop {fraction:g}"
+    return None
+
+
+def interval(num_images: int, num_right: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion, in percent."""
+    part, z2 = num_right / num_images, Z * Z
+    centre = (part + z2 / (2 * num_images)) / (1 + z2 / num_images)
+    half = Z * math.sqrt(part * (1 - part) / num_images + z2 / (4 * num_images**2)) / (1 + z2 / num_images)
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def top1_row(num_images: int, num_right: int, published: tuple[float, str] | None, *, num_classes: int) -> Row:
+    """Compare what was counted with the published figure, or else with chance."""
+    low, high = interval(num_images, num_right)
+    found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
+    advice = "check that data.val has the classes in the teacher's order, its crop, and that the weights are its own"
+    if published is None:
+        if low < 100 / num_classes:
+            return error("teacher top-1", f"{found}, which is no better than chance", advice)
+        return ok("teacher top-1", f"{found}; no published figure is known of this file")
+    figure, source = published
+    found = f"{found}, expected {figure:.2f} ({source})"
+    if high < figure - FAR_PERCENT:
+        return error("teacher top-1", found, advice)
+    return warning("teacher top-1", found, advice) if high < figure else ok("teacher top-1", found)
