@@ -21,6 +21,8 @@ FFCV_FORMAT = 2
 """Version in the header of every .beton that FFCV 1.0 writes and reads."""
 FIELDS = (("image", 2), ("label", 1))
 """Name and FFCV type number of each field, in file order: RGBImageField and IntField."""
+PAGE_BYTES = 8 * 2**20
+"""FFCV's usual page, in bytes; no image crosses the end of its page, so one larger image makes all pages larger."""
 JPEG_MODE, RAW_MODE = 0, 1
 """How FFCV marks an image: as a JPEG, or as pixels."""
 
@@ -75,6 +77,34 @@ class Tables:
     """ALLOCATION_DTYPE [num_images]."""
     crc32: int
     """Of header, field descriptors and both tables, as they stand in the file."""
+
+
+def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, int]:
+    """Make what a .beton holds besides its images' bytes, which are in place already.
+
+    Args:
+        images: an array with the fields offset, size, height, width and mode of each image, such as STORED_DTYPE [N].
+        labels: integers [N], positions in the classes.
+
+    Returns:
+        The bytes that the file begins with (header, field descriptors, metadata), the bytes that it ends with
+        (allocations), and the position at which the latter begin.
+    """
+    header, descriptors = np.zeros(1, HEADER_DTYPE), np.zeros(len(FIELDS), FIELD_DTYPE)
+    metadata, allocations = np.zeros(len(images), METADATA_DTYPE), np.zeros(len(images), ALLOCATION_DTYPE)
+    for descriptor, (name, type_id) in zip(descriptors, FIELDS):
+        descriptor["type_id"] = type_id
+        descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    for key in ("mode", "width", "height", "offset"):
+        metadata[key] = images[key]
+    metadata["label"] = labels
+    allocations["sample"], allocations["offset"] = np.arange(len(images)), images["offset"]
+    allocations["size"] = images["size"]
+    end = int((allocations["offset"] + allocations["size"]).max())
+    end += -end % ALLOCATION_DTYPE["offset"].itemsize  # aligned
+    page_bytes = 1 << (max(int(images["size"].max()), PAGE_BYTES) - 1).bit_length()
+    header[0] = (FFCV_FORMAT, len(FIELDS), page_bytes, len(images), end)
+    return header.tobytes() + descriptors.tobytes() + metadata.tobytes(), allocations.tobytes(), end
 
 
 def partial_path(path: Path) -> Path:
