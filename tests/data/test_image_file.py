@@ -4,7 +4,6 @@ import io
 import struct
 import zipfile
 import zlib
-from importlib import resources
 
 import cv2
 import numpy as np
@@ -13,7 +12,8 @@ from PIL import Image
 
 from vitkd_ds.commands.pack.encode import NO_JPEG, ORIGINAL, REFUSED, SCALED, TOO_LARGE, Encoding, encode
 from vitkd_ds.data.beton.ffcv import RGBImageField
-from vitkd_ds.data.demo import ARCHIVE, DEMO_DIR
+from vitkd_ds.data.beton.format import PAGE_BYTES
+from vitkd_ds.data.demo import ARCHIVE
 from vitkd_ds.data.image_file import load_rgb
 
 GREY = np.arange(0, 250, dtype=np.uint8).reshape(10, 25)
@@ -30,9 +30,9 @@ def file_of(image, kind, **options):
 
 def photograph(seed=0, kind="JPEG", **options):
     """A photograph of the demo, enlarged and made noisy so that all coefficients occur, as the bytes of a JPEG."""
-    with zipfile.ZipFile(resources.files("vitkd_ds.data") / DEMO_DIR / ARCHIVE) as archive:
-        name = sorted(name for name in archive.namelist() if name.endswith(".png"))[seed]
-        image = Image.open(io.BytesIO(archive.read(name))).convert("RGB").resize((256, 192))
+    with zipfile.ZipFile(ARCHIVE) as archive, archive.open("train.beton") as beton:
+        beton.seek(PAGE_BYTES + seed * 28 * 28 * 3)
+        image = Image.frombytes("RGB", (28, 28), beton.read(28 * 28 * 3)).resize((256, 192))
     noise = np.random.default_rng(seed).normal(0, 12, (192, 256, 3))
     image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
     if kind == "MPO":

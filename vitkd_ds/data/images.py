@@ -10,7 +10,7 @@ import numpy as np
 
 from vitkd_ds.config.run import DataConfig
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
-from vitkd_ds.data.demo import demo_beton, demo_folder
+from vitkd_ds.data.demo import demo_beton
 
 SPLITS = ("train", "val")
 DEMO = "demo"
@@ -64,18 +64,19 @@ def open_images(
     key, path = f"data.{split}", data.train if split == "train" else data.val
     num_workers = data.num_workers or len(os.sched_getaffinity(0))
     crops = crops_of(data, split=split, seed=seed)
+    if path == DEMO:
+        path = demo_beton(split)
     if data.backend == "torchvision":
         from vitkd_ds.data.torchvision import TorchvisionImages  # neither backend needs the other's packages
 
         if data.order != "random" and split == "train":
             raise ValueError("data.order=quasi_random needs data.backend=ffcv, found torchvision: change one of them")
-        path = demo_folder(split) if path == DEMO else path
         images = TorchvisionImages(path, crops, micro_batch_size=micro_batch_size, num_workers=num_workers)
     else:
         from vitkd_ds.data.beton.stream import CropLoader
 
         images = CropLoader(
-            demo_beton(split) if path == DEMO else Path(path),
+            Path(path),
             crops,
             micro_batch_size=micro_batch_size,
             num_threads=num_workers,
