@@ -1,8 +1,9 @@
 """The demo's images: a balanced part of Fashion-MNIST, in the package, so that the demo needs no network.
 
 The archive holds two finished .betons with their side files, 6,000 images of 28 x 28 pixels for training and 2,000 for
-validation; `benchmarks/fashion_mnist.py` made it. Both backends read the .betons from a cache folder. Fashion-MNIST is by
-Zalando SE, under the MIT licence (`demo/LICENSE`). The packaged teacher lies beside, and `vitkd_ds.models.build` reads it.
+validation; `benchmarks/fashion_mnist.py` made it. Both backends read the .betons from a cache folder. Fashion-MNIST is
+by Zalando SE, under the MIT licence (`demo/LICENSE`). Beside it lies the packaged teacher, which
+`vitkd_ds.models.build` reads.
 """
 
 import fcntl
