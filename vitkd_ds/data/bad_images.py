@@ -1,4 +1,4 @@
-"""What becomes of a micro-batch with images that could not be decoded: an error that names them, or others instead."""
+"""Apply data.on_bad to a micro-batch with images that could not be decoded: raise, or substitute the next image."""
 
 import logging
 from typing import Any
@@ -14,12 +14,13 @@ MAX_REPLACEMENTS = 100
 
 
 class BadImages:
-    """The rule of data.on_bad for one split.
+    """Handles the images of one split that cannot be decoded.
 
     Args:
         images: `vitkd_ds.data.images.Images`.
         on_bad: stop or skip.
-        is_train: in training the next image that decodes takes the place; in validation the row is not counted.
+        is_train: whether the next image that decodes takes the place, as in training; in validation the row is not
+            counted.
 
     Attributes:
         num_skipped: rows so far that were replaced or not counted.
@@ -29,10 +30,10 @@ class BadImages:
         self._images, self._on_bad, self._is_train, self.num_skipped = images, on_bad, is_train, 0
 
     def handle(self, samples: np.ndarray, images_BHWC: np.ndarray, labels_B: np.ndarray, status_B: np.ndarray) -> None:
-        """Change images and labels in place where the status is not 0.
+        """Change images and labels in place where the status is not 0 (decoded).
 
         Raises:
-            ValueError: on_bad is stop, or the image is not to blame, or no other decodes either; names file, image,
+            ValueError: on_bad is stop, or the image is not to blame, or no other decodes either; it names file, image,
                 class and reason.
         """
         bad = np.flatnonzero(status_B)
@@ -60,7 +61,7 @@ class BadImages:
         return f"image {index} (class {name!r}) {self._images.reason(index, status)}"
 
     def _next_image(self, sample: np.ndarray) -> tuple[np.ndarray, int]:
-        """Pixels and label of the next image of the file that decodes, cut and flipped by its own draws."""
+        """Find the next image of the file that decodes, cut and flipped by its own draws: pixels and label."""
         other = sample.copy()
         for _ in range(MAX_REPLACEMENTS):
             other["index"] = (other["index"] + 1) % len(self._images.labels)
