@@ -102,7 +102,7 @@ class TrainCrops:
 
 @dataclass(frozen=True)
 class CentreCrops:
-    """timm's evaluation crops: shorter side resized to ``floor(size / crop_fraction)``, central square of `size` cut out.
+    """timm's evaluation crops: the shorter side resized to ``floor(size / crop_fraction)``, then the central square.
 
     The longer side is cut off to whole pixels and the window's corner rounded half to even, both as torchvision does,
     so the pixels are those of published accuracies. `interpolation` "random" is bicubic here, as in timm.

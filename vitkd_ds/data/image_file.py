@@ -7,9 +7,8 @@ used: it changes pixels.
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,33 +23,35 @@ components; it opens none of more than 8 bits."""
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def load_rgb(content: bytes | BinaryIO) -> np.ndarray:
-    """Decode one image file.
+def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
+    """Decode one image file into uint8 [height, width, 3].
 
-    Returns:
-        uint8 [height, width, 3].
+    Args:
+        check: what looks for damage inside a plain JPEG (`vitkd_ds.data.beton.verify.check_jpeg`); None does not.
 
     Raises:
         Exception: of Pillow's many kinds, when the file is damaged or no image; ValueError for pixels whose range is
-            not defined; DecompressionBombError above Pillow's limit of 179 million pixels.
+            not defined; DecompressionBombError above Pillow's limit of 179 million pixels; what `check` raises.
     """
     with opened(content) as image:
+        if check is not None and is_plain_jpeg(image):
+            check(content, height=image.height, width=image.width)
         return to_rgb(image)
 
 
 @contextmanager
-def opened(content: bytes | BinaryIO) -> Iterator[Image.Image]:
+def opened(content: bytes) -> Iterator[Image.Image]:
     """Open an image file with Pillow, without its warnings of metadata and of images above half its size limit.
 
     Raises:
         ValueError: it is empty, or no image of `PILLOW_FORMATS`.
     """
-    if isinstance(content, bytes) and not content:
+    if not content:
         raise ValueError("it is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=PILLOW_FORMATS)
+            image = Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
         except UnidentifiedImageError:
             formats = ", ".join(PILLOW_FORMATS)
             raise ValueError(f"it is no image of the formats {formats}, or its header is cut") from None

@@ -16,7 +16,7 @@ import torch
 from vitkd_ds.config.run import AugmentConfig, DataConfig
 from vitkd_ds.data import order
 from vitkd_ds.data.augment.augmenter import Augmenter
-from vitkd_ds.data.bad_images import PADDING_LABEL, BadImages
+from vitkd_ds.data.bad_images import PADDING_LABEL, handle_bad_images
 from vitkd_ds.data.draws import image_keys
 from vitkd_ds.data.images import SPLITS, Images, open_images
 from vitkd_ds.data.transfer import RecycledMemory
@@ -45,25 +45,16 @@ class Loader:
         classes: names in label order.
         steps_per_epoch: optimizer steps of an epoch; in validation, the same as `num_batches`.
         num_batches: micro-batches per rank and epoch.
+        num_skipped: images of this rank so far that could not be decoded, where data.on_bad is skip.
         fingerprint: a number that changes when images, or their numbers in the file, do.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        data: DataConfig,
-        augment: AugmentConfig,
-        *,
-        split: str,
-        share: Share,
-        seed: int,
-        device: torch.device,
-        compile: bool = False,
-    ):
+    def __init__(self, images: Images, data: DataConfig, augment: AugmentConfig, share: Share, *, split: str, seed: int,
+                 device: torch.device, compile: bool):  # fmt: skip
         self.path, self.classes, self.fingerprint = images.path, images.classes, images.fingerprint()
         self._images, self._data, self._share, self._seed, self._device = images, data, share, seed, device
         self._is_train, self._repeats = split == "train", augment.repeats
-        self._bad_images = BadImages(images, on_bad=data.on_bad, is_train=self._is_train)
+        self.num_skipped = 0
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
         self._memory = RecycledMemory()
         self._state, self._iterator = {"epoch": 0, "images": 0}, None
@@ -78,11 +69,6 @@ class Loader:
             self._num_val_images = min(num_images, data.max_val_images or num_images)
             rows_per_rank = -(-self._num_val_images // share.world_size)
             self.num_batches = self.steps_per_epoch = -(-rows_per_rank // share.micro_batch_size)
-
-    @property
-    def num_skipped(self) -> int:
-        """Images of this rank so far that could not be decoded, where data.on_bad is skip."""
-        return self._bad_images.num_skipped
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
         """Iterate over one epoch.
@@ -185,11 +171,9 @@ class Loader:
         return order.quasi_random_order(**self._images.pages(), repeats=self._repeats, **key)
 
     def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """Samples and labels of this rank, spread evenly over the file if not all are wanted: files are sorted by
-        class."""
-        indices, is_real = order.val_share(
-            self._num_val_images, rank=self._share.rank, world_size=self._share.world_size
-        )
+        """This rank's samples and labels; if not all images are wanted, evenly spread, as files are sorted by class."""
+        share = {"rank": self._share.rank, "world_size": self._share.world_size}
+        indices, is_real = order.val_share(self._num_val_images, **share)
         samples = np.zeros(len(indices), order.SAMPLE_DTYPE)
         samples["index"] = indices * len(self._images.labels) // self._num_val_images
         return samples, np.where(is_real, self._images.labels[samples["index"]], PADDING_LABEL)
@@ -201,7 +185,10 @@ class Loader:
                 for images_BHWC, status_B in source:
                     chunk = slice(first, first + len(images_BHWC))
                     labels_B = labels[chunk].astype(np.int64)
-                    self._bad_images.handle(samples[chunk], images_BHWC, labels_B, status_B)
+                    self.num_skipped += handle_bad_images(
+                        self._images, samples[chunk], images_BHWC, labels_B, status_B,
+                        on_bad=self._data.on_bad, is_train=self._is_train,
+                    )  # fmt: skip
                     images_BCHW = self._on_device(images_BHWC).permute(0, 3, 1, 2)
                     if self._device.type == "cuda":
                         copied = torch.cuda.current_stream(self._device).record_event()
@@ -271,6 +258,5 @@ def build_loader(
         raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
     share = Share(rank, world_size, micro_batch_size, global_batch_size)
     images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size, classes=classes)
-    return Loader(
-        images, data, augment or AugmentConfig(), split=split, share=share, seed=seed, device=device, compile=compile
-    )
+    augment = augment or AugmentConfig()
+    return Loader(images, data, augment, share, split=split, seed=seed, device=device, compile=compile)

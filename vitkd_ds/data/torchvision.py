@@ -27,7 +27,7 @@ from torchvision.transforms import functional as F
 
 from vitkd_ds.data.beton.format import JPEG_MODE, SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops, TrainCrops
-from vitkd_ds.data.image_file import is_plain_jpeg, opened, to_rgb
+from vitkd_ds.data.image_file import load_rgb
 from vitkd_ds.data.sources import Options, Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -37,15 +37,10 @@ DECODED, NOT_DECODED, NOT_READ = range(3)
 
 
 class TorchvisionImages:
-    """A .beton or another source of images, read by Pillow: `vitkd_ds.data.images.Images`.
+    """A .beton or another source (`vitkd_ds.data.sources`), read by Pillow: `vitkd_ds.data.images.Images`.
 
     Its pixels are those of the FFCV backend, bit for bit, as long as Pillow's libjpeg-turbo decodes as the system's.
-
-    Args:
-        path: a .beton, or see `vitkd_ds.data.sources.open_source`.
-        crops: where the images are cut.
-        micro_batch_size: images at a time.
-        num_workers: processes that decode; they live for one pass.
+    `num_workers` processes decode; they live for one pass.
     """
 
     skippable = frozenset({NOT_DECODED})
@@ -102,7 +97,7 @@ class TorchvisionImages:
     def reason(self, index: int, status: int) -> str:
         """What is wrong with an image, which is read again to hear why."""
         try:
-            checked_rgb(self._source.read(index), self._check)
+            load_rgb(self._source.read(index), self._check)
         except Exception as error:  # Pillow's plugins raise whatever comes
             verb = "read" if status == NOT_READ else "decoded"
             return f"cannot be {verb}: {self._source.names[index]}: {type(error).__name__}: {error}"
@@ -127,14 +122,6 @@ def damage_check(path: str) -> Callable | None:
         logger.warning("damage inside the JPEGs of %r goes unnoticed: the decoder that finds it was not built", path)
         return None
     return check_jpeg
-
-
-def checked_rgb(content: bytes, check: Callable | None) -> np.ndarray:
-    """Decode an image file as `vitkd_ds.data.image_file.load_rgb` does; raise what `check` finds in a JPEG."""
-    with opened(content) as image:
-        if check is not None and is_plain_jpeg(image):
-            check(content, height=image.height, width=image.width)
-        return to_rgb(image)
 
 
 def open_beton(path: Path) -> tuple[Source, int]:
@@ -185,7 +172,7 @@ class CroppedImages(Dataset):
         except Exception as error:  # reported by the loader, which asks for the reason
             return black, NOT_READ if isinstance(error, OSError) else NOT_DECODED
         try:
-            image = Image.fromarray(checked_rgb(content, self.check))
+            image = Image.fromarray(load_rgb(content, self.check))
         except Exception:  # Pillow's plugins raise whatever comes
             return black, NOT_DECODED
         (row,) = self.crops.rows(sample, np.array([image.height]), np.array([image.width]))

@@ -16,6 +16,7 @@ A stock FFCV loader in the same process works, with numba's own number of thread
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numba
@@ -30,7 +31,6 @@ try:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.loader.loader import Loader as FFCVLoader
-    from ffcv.memory_managers.base import MemoryContext, MemoryManager
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.graph import Graph
@@ -77,11 +77,11 @@ class DecodingThread(EpochIterator):
             alive = self.is_alive()  # before looking: what it left behind is still served
             try:
                 item = self.output_queue.get(timeout=POLL_S if alive else 0)
+                return None if item is None else item[1]
             except queue.Empty:
-                if alive:
-                    continue
-                raise RuntimeError(f"the decoding thread of {self.loader.fname} died: {self.error!r}") from self.error
-            return None if item is None else item[1]
+                if not alive:
+                    found = f"the decoding thread of {self.loader.fname} died: {self.error!r}"
+                    raise RuntimeError(found) from self.error
 
     def shut(self) -> None:
         """End the thread and wait for it, after at most the micro-batch it is decoding."""
@@ -101,27 +101,21 @@ class DecodingThread(EpochIterator):
         self.join()
 
 
-class _NoMemory(MemoryManager, MemoryContext):
-    """FFCV's memory manager, for a pipeline that reads by itself. FFCV's own holds a set per image in Python's memory,
-    700 MB for ImageNet, and maps the file, which ends the process when another one shortens it."""
+class _NoMemory(nullcontext):
+    """FFCV's memory manager and its context, for a pipeline that reads by itself. FFCV's own holds a set per image in
+    Python's memory, 700 MB for ImageNet, and maps the file, which ends the process when another one shortens it."""
 
-    state_type, state = None, None
-
-    def __init__(self):
-        pass
+    state_type = state = None
 
     def compile_reader(self):
-        """Nothing reads through FFCV."""
+        """Do nothing, as nothing reads through FFCV."""
 
     def schedule_epoch(self, batches):
-        """Nothing has to be loaded for an epoch."""
+        """Load nothing, and be the context of the epoch."""
         return self
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        return None
+    def start_batch(self, batch):
+        """Load nothing."""
 
 
 class TamedLoader(FFCVLoader):
