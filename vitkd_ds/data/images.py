@@ -28,6 +28,8 @@ class Images(Protocol):
     """int64, a label per image."""
     skippable: frozenset[int]
     """Statuses that are an image's own fault, not the disk's or ours."""
+    fingerprint: int
+    """Changes when images have other numbers, labels or places."""
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is decoded), valid
@@ -38,9 +40,6 @@ class Images(Protocol):
 
     def reason(self, index: int, status: int) -> str:
         """What is wrong with an image: the end of the sentence "image 7 ..."."""
-
-    def fingerprint(self) -> int:
-        """A number that changes when images have other numbers, labels or places."""
 
     def pages(self) -> dict[str, Any]:
         """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`; the FFCV backend alone has pages."""

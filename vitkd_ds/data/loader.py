@@ -51,7 +51,7 @@ class Loader:
 
     def __init__(self, images: Images, data: DataConfig, augment: AugmentConfig, share: Share, *, split: str, seed: int,
                  device: torch.device, compile: bool):  # fmt: skip
-        self.path, self.classes, self.fingerprint = images.path, images.classes, images.fingerprint()
+        self.path, self.classes, self.fingerprint = images.path, images.classes, images.fingerprint
         self._images, self._data, self._share, self._seed, self._device = images, data, share, seed, device
         self._is_train, self._repeats = split == "train", augment.repeats
         self.num_skipped = 0
@@ -59,16 +59,17 @@ class Loader:
         self._memory = RecycledMemory()
         self._state, self._iterator = {"epoch": 0, "images": 0}, None
         order.check_rank(share.rank, share.world_size)
-        num_images = len(images.labels)
+        num_images, global_batch_size = len(images.labels), share.global_batch_size
         if self._is_train:
-            sizes = {"global_batch_size": share.global_batch_size}
-            self.steps_per_epoch = order.steps_per_epoch(num_images, **sizes)
-            sizes |= {"world_size": share.world_size, "micro_batch_size": share.micro_batch_size}
-            self.num_batches = self.steps_per_epoch * order.accumulation_steps(**sizes)
+            self.steps_per_epoch = order.steps_per_epoch(num_images, global_batch_size=global_batch_size)
+            sizes = {"world_size": share.world_size, "micro_batch_size": share.micro_batch_size}
+            accumulation_steps = order.accumulation_steps(global_batch_size=global_batch_size, **sizes)
+            self.num_batches = self.steps_per_epoch * accumulation_steps
         else:
             self._num_val_images = min(num_images, data.max_val_images or num_images)
             rows_per_rank = -(-self._num_val_images // share.world_size)
             self.num_batches = self.steps_per_epoch = -(-rows_per_rank // share.micro_batch_size)
+        self._num_rows = self.steps_per_epoch * global_batch_size  # that all ranks together take of a training epoch
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
         """Iterate over one epoch.
@@ -150,11 +151,6 @@ class Loader:
             "fingerprint": self.fingerprint,
         }
 
-    @property
-    def _num_rows(self) -> int:
-        """Images that all ranks together take of a training epoch."""
-        return self.steps_per_epoch * self._share.global_batch_size
-
     def _take_share(self, samples: np.ndarray) -> np.ndarray:
         share = self._share
         sizes = {"world_size": share.world_size, "micro_batch_size": share.micro_batch_size}
@@ -233,8 +229,7 @@ def build_loader(
     Args:
         data: where the images are and how they are cropped; "demo" as a path is the data inside the package.
         split: train (shuffled, random crops, whole global batches) or val (each image once, centre crops).
-        augment: what follows the crop in training, on the device; mixing is left to `vitkd_ds.data.mixing`. None is
-            nothing.
+        augment: what follows the crop in training, on the device; None is nothing. Mixing is `vitkd_ds.data.mixing`'s.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
         classes: those of the training images, which those of val must equal; None compares their number alone.

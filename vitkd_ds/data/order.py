@@ -32,15 +32,12 @@ def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
 
 
 def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1) -> np.ndarray:
-    """Shuffle the training images that all ranks together see in an epoch.
+    """Shuffle the training images that all ranks together see in an epoch: SAMPLE_DTYPE [steps * global_batch_size],
+    each (index, repeat) at most once. The rest of the permutation, less than one global batch, is left out.
 
     With `repeats`, the epoch shows only some of the images, each so many times, and stays as long, as DeiT's repeated
     augmentation does. All copies of an image are in one global batch, as far apart as possible; where `repeats` does
     not divide the global batch, those at its end continue in the next.
-
-    Returns:
-        SAMPLE_DTYPE [steps_per_epoch * global_batch_size], each (index, repeat) at most once; the rest of the
-        permutation, less than one global batch, is left out of this epoch.
     """
     num_rows = steps_per_epoch(num_images, global_batch_size=global_batch_size) * global_batch_size
     order = keyed_rng(seed, epoch, ORDER_STREAM).permutation(num_images)[: -(-num_rows // repeats)]
@@ -60,12 +57,11 @@ def quasi_random_order(
     as long as its micro-batches take whole lanes (best at a global batch that `MAX_LANES` divides); and the order is
     the same at any number of ranks.
 
+    Returns what `random_order` returns, but the copies of an image follow each other.
+
     Args:
         offsets_N: where each image lies in the file, in bytes.
         file_bytes: size of the file; `page_bytes` is that of one of its pages.
-
-    Returns:
-        As `random_order`, but the copies of an image follow each other.
     """
     num_images = len(offsets_N)
     num_steps = steps_per_epoch(num_images, global_batch_size=global_batch_size)
@@ -162,14 +158,11 @@ def check_rank(rank: int, world_size: int) -> None:
 
 
 def check_state(state: dict[str, int | str], identity: dict[str, int | str], *, num_rows: int) -> None:
-    """Check a loader's saved state, which comes from outside, before anything goes by it.
+    """Check a loader's saved state, which comes from outside: raises ValueError if it is damaged or of another order.
 
     Args:
         identity: what the loader's order depends on.
         num_rows: images that all ranks together take of an epoch.
-
-    Raises:
-        ValueError: the state is of another order, or damaged.
     """
     if set(state) != {*identity, "epoch", "images"}:
         raise ValueError(f"a loader's state must come from its state_dict(), found the keys {sorted(state)}")

@@ -49,24 +49,20 @@ class TorchvisionImages:
         self.path, self._crops = str(path), crops
         self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
         if Path(path).suffix == SUFFIX:
-            self._source, self._fingerprint = open_beton(Path(path))
+            self._source, self.fingerprint = open_beton(Path(path))
             self._check = None
         else:
             self._source = open_source(path, Options())
-            self._fingerprint = zlib.crc32(self._source.fingerprint().encode())
+            self.fingerprint = zlib.crc32(self._source.fingerprint().encode())
             self._check = damage_check(self.path)
         self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
-
-    def fingerprint(self) -> int:
-        """A number that changes when images have other numbers, labels or names."""
-        return self._fingerprint
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode samples in order, a micro-batch at a time, in worker processes; they end with the iterator."""
         if len(samples) == 0:
             return
         loader = DataLoader(
-            self._cropped(samples),
+            CroppedImages(self._source, self._crops, samples, self._check),
             self._micro_batch_size,
             num_workers=self._num_workers,
             multiprocessing_context="fork",  # sources hold open files, which do not travel to a new interpreter
@@ -87,12 +83,9 @@ class TorchvisionImages:
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode samples at once, in this process."""
-        dataset = self._cropped(samples)
+        dataset = CroppedImages(self._source, self._crops, samples, self._check)
         images, status = zip(*(dataset[i] for i in range(len(samples))))
         return torch.stack(images).numpy(), np.array(status)
-
-    def _cropped(self, samples: np.ndarray) -> "CroppedImages":
-        return CroppedImages(self._source, self._crops, samples, self._check)
 
     def reason(self, index: int, status: int) -> str:
         """What is wrong with an image, which is read again to hear why."""
@@ -125,14 +118,8 @@ def damage_check(path: str) -> Callable | None:
 
 
 def open_beton(path: Path) -> tuple[Source, int]:
-    """Open a .beton as a source: its JPEGs as they are, and stored pixels with a header that makes them a PPM.
-
-    Returns:
-        The source, and `vitkd_ds.data.beton.format.beton_fingerprint`.
-
-    Raises:
-        ValueError: see `vitkd_ds.data.beton.format.read_beton`.
-    """
+    """Open a .beton as a source: its JPEGs as they are, and stored pixels with a header that makes them a PPM. Returns
+    its `beton_fingerprint` too, and raises what `read_beton` raises."""
     info, stored, labels = read_beton(path)
     descriptors: dict[int, int] = {}  # by process: the workers are forked or spawned
 

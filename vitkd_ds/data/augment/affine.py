@@ -29,8 +29,7 @@ def line_positions(shifts_NL: np.ndarray, *, length: int) -> tuple[np.ndarray, n
         length: pixels of a line.
 
     Returns:
-        For each line: whole pixels of the shift (int32), the fraction left over (float32), and the first covered output
-        pixel (int32); all [N, L, 1].
+        Whole pixels of each shift (int32), the rest (float32), and the first covered output pixel (int32): [N, L, 1].
     """
     shifts_NL1 = shifts_NL[:, :, None]
     reach = length + MARGIN  # beyond it nothing is covered, whatever is read

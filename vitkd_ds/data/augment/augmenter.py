@@ -47,14 +47,11 @@ class Augmenter:
         return not (self.rand_augment or config.three_augment or config.color_jitter or config.random_erasing)
 
     def __call__(self, images_BCHW: Tensor, keys_B: np.ndarray) -> Tensor:
-        """Augment a micro-batch.
+        """Augment a micro-batch into a new one of the same device and memory format; into itself if nothing is on.
 
         Args:
-            images_BCHW: uint8, RGB, on any device, best channels_last; not altered.
-            keys_B: uint64, `vitkd_ds.data.draws.image_keys`.
-
-        Returns:
-            A new uint8 [B, 3, H, W] on the same device, in the same memory format; the input if nothing is on.
+            images_BCHW: uint8 [B, 3, H, W], RGB, on any device, best channels_last; not altered.
+            keys_B: uint64, see `vitkd_ds.data.draws.image_keys`.
         """
         assert images_BCHW.dtype == torch.uint8 and images_BCHW.shape[1] == 3, "images must be uint8 [B, 3, H, W]"
         assert keys_B.dtype == np.uint64 and keys_B.shape == images_BCHW.shape[:1], "keys must be uint64, one per image"

@@ -13,16 +13,13 @@ MAX_RADIUS = 2.0
 
 
 def box_weights(radii_N: np.ndarray) -> np.ndarray:
-    """Compute the weights of the centre, of both pixels next to it, and of both pixels two away.
+    """Compute the weights of the centre, of both pixels next to it, and of both pixels two away: int32 [N, 3].
 
     The box radius is the one whose threefold use has the Gaussian's variance (Gwosdek et al., "Theoretical foundations
     of Gaussian convolution by extended box filtering"), in float32 as in Pillow.
 
     Args:
-        radii_N: 0 to MAX_RADIUS; the Gaussian's standard deviation in pixels.
-
-    Returns:
-        int32 [N, 3].
+        radii_N: the Gaussian's standard deviation in pixels, 0 to MAX_RADIUS.
     """
     one = np.float32(1)
     variance_N = (radii_N.astype(np.float32) ** 2 / np.float32(PASSES)).astype(np.float32)

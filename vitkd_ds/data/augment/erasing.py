@@ -60,16 +60,13 @@ def rectangle_table(rectangles_R5: np.ndarray, *, height: int, width: int) -> np
 
 
 def erased_bytes(owner_N: Tensor, table_4R: Tensor, keys_R: Tensor, *, width: int) -> tuple[Tensor, Tensor]:
-    """Make the noise of all rectangles, and say where it goes.
+    """Make the noise of all rectangles: place in the micro-batch's bytes, int64 [N], and level, uint8 [N].
 
     Args:
         owner_N: number of the rectangle that each byte of the list belongs to, int64.
-        table_4R: `rectangle_table`.
-        keys_R: of the images, as int64.
+        table_4R: see `rectangle_table`.
+        keys_R: of the rectangles' images, as int64.
         width: of the images, in pixels.
-
-    Returns:
-        Place in the micro-batch's bytes, int64 [N], and noise, uint8 [N].
     """
     first_N, row_N, corner_N, image_N = (column_R.index_select(0, owner_N) for column_R in table_4R)
     position_N = torch.arange(len(owner_N), device=owner_N.device) - first_N

@@ -82,13 +82,9 @@ class Layer:
 
 
 PARTS = {
-    "m": ("magnitude", int),
-    "n": ("num_layers", int),
-    "p": ("probability", float),
-    "mstd": ("magnitude_std", float),
-    "mmax": ("magnitude_max", int),
-    "inc": ("is_increasing", int),
-}
+    "m": ("magnitude", int), "n": ("num_layers", int), "p": ("probability", float),
+    "mstd": ("magnitude_std", float), "mmax": ("magnitude_max", int), "inc": ("is_increasing", int),
+}  # fmt: skip
 """Part of timm's notation -> field of `RandAugment`, and its type."""
 
 
@@ -122,12 +118,8 @@ def parse_rand_augment(text: str) -> RandAugment:
 
 
 def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray, *, is_increasing: bool) -> np.ndarray:
-    """Compute an operation's argument at each magnitude, as timm's level functions do: float64 [N].
-
-    Args:
-        op: one of RAND_AUGMENT_OPS.
-        is_negative_N: for the geometric operations, and for the increasing enhancements' distance from 1.
-    """
+    """Compute the argument of one of RAND_AUGMENT_OPS at each magnitude, as timm's level functions do: float64 [N].
+    Only the geometric operations have a sign, and the increasing enhancements, as distance from 1."""
     level_N = magnitudes_N / LEVELS
     sign_N = np.where(is_negative_N, -1.0, 1.0)
     if op in SIGNED_RANGES:
@@ -146,11 +138,8 @@ def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray
 
 
 def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation: str) -> list[Layer]:
-    """Draw RandAugment's layers: operations uniform with replacement, magnitudes N(m, mstd) clipped to [0, mmax].
-
-    Args:
-        interpolation: bilinear, bicubic, or random (even odds for each application).
-    """
+    """Draw RandAugment's layers: operations uniform with replacement, magnitudes N(m, mstd) clipped to [0, mmax], and
+    interpolation bilinear, bicubic, or random (even odds for each application)."""
     layers = []
     for first in range(RAND_AUGMENT_DRAWS, RAND_AUGMENT_DRAWS + policy.num_layers * DRAWS_PER_LAYER, DRAWS_PER_LAYER):
         op_B = (uniform(keys_B, first) * len(RAND_AUGMENT_OPS)).astype(np.int64)

@@ -64,10 +64,8 @@ WIDEST = 0
 def _check(name: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int | None, ...], *, writeable: bool) -> None:
     """Raise ValueError unless `array` is what C may touch; None in `shape` stands for any length."""
     wanted = f"{name} must be a C-contiguous array of dtype {dtype} and shape {shape} (None: any)"
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{wanted}, found a {type(array).__name__}: convert it")
-    if array.dtype != dtype:
-        raise ValueError(f"{wanted}, found dtype {array.dtype}: convert it")
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        raise ValueError(f"{wanted}, found {getattr(array, 'dtype', type(array).__name__)}: convert it")
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
         raise ValueError(f"{wanted}, found shape {array.shape}: give one row, image and status per image")
     if not (array.flags.c_contiguous and array.flags.aligned):

@@ -68,14 +68,10 @@ class CropLoader(TamedLoader):
                 f"order of its classes: pack it again, or use data.order=random"
             )
         self.path, self.classes, self._is_quasi_random = str(path), info.classes, is_quasi_random
-        self.decoder = Decoder(path, table)
+        self.fingerprint, self.decoder = beton_fingerprint(table, self.labels), Decoder(path, table)
         self.operation = CropDecoder(crops, self.decoder, num_threads=num_workers)
         super().__init__(path, self.operation, micro_batch_size=micro_batch_size, num_workers=num_workers)
         self._page_bytes = int(self.reader.page_size)
-
-    def fingerprint(self) -> int:
-        """A number that changes when images have other numbers, labels or places."""
-        return beton_fingerprint(self.decoder.table, self.labels)
 
     def pages(self) -> dict[str, Any]:
         """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`."""

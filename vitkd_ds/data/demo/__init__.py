@@ -42,7 +42,9 @@ def demo_beton(split: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, or the process dies
-            if not _is_whole(path):
+            try:
+                check_beton(path)
+            except ValueError:  # not there yet, or damaged
                 _unpack(content, path)
     except OSError as error:
         raise ValueError(f"the cache folder must be writable, found {error}: set VITKD_DS_CACHE to another") from error
@@ -55,14 +57,6 @@ def cache_dir() -> Path:
         return Path(os.environ["VITKD_DS_CACHE"])
     xdg = os.environ.get("XDG_CACHE_HOME")
     return (Path(xdg) if xdg else Path.home() / ".cache") / "vitkd_ds"
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        check_beton(path)
-    except ValueError:
-        return False
-    return True
 
 
 def _unpack(archive: bytes, path: Path) -> None:
