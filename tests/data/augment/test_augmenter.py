@@ -11,8 +11,8 @@ from torchvision.transforms import functional
 from tests.data.augment.samples import in_pillow, levels_apart, micro_batch
 from vitkd_ds.config.run import AugmentConfig
 from vitkd_ds.data.augment import augmenter, blends
-from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.affine import FILL
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.policy import NO_OP, OPS
 from vitkd_ds.data.draws import image_keys
 

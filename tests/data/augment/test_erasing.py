@@ -5,8 +5,8 @@ import torch
 
 from tests.data.augment.samples import micro_batch
 from vitkd_ds.config.run import AugmentConfig
-from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment import policy as drawn
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.erasing import MEAN, STD, hash_draws, normal_noise
 from vitkd_ds.data.draws import image_keys, mix64, uniform
 
