@@ -23,7 +23,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import ColorJitter
 
 from vitkd_ds.config.run import AugmentConfig
-from vitkd_ds.data.augment import Augmenter
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.draws import image_keys
 
 SIZE = 224

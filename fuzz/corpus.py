@@ -6,17 +6,17 @@ The photographs are some of Fashion-MNIST, which is in the package, in several s
 occur; PHOTO are JPEGs of your own, taken as they are.
 """
 
-import io
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
-ARCHIVE = Path(__file__).parents[1] / "vitkd_ds" / "data" / "demo" / "fashion_mnist_subset.zip"
+from vitkd_ds.data.beton.format import read_beton
+from vitkd_ds.data.demo import demo_beton
+
 SIZES = ((1, 1), (28, 28), (17, 40), (100, 33), (160, 120))
 """Width and height, in pixels."""
 SUBSAMPLINGS = {"444": 0, "422": 1, "420": 2}
@@ -33,9 +33,12 @@ OPENCV_SUBSAMPLINGS = {"411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, "440": cv2.I
 
 def photographs() -> list[Image.Image]:
     """One colourful, noisy photograph for each of `SIZES`."""
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith(".png"))
-        grey = [Image.open(io.BytesIO(archive.read(name))).convert("L") for name in names[:: len(names) // 15][:15]]
+    path = demo_beton("train")
+    content, (_, stored, _) = path.read_bytes(), read_beton(path)
+    grey = [
+        Image.frombytes("RGB", (image["width"], image["height"]), content[image["offset"] :][: image["size"]]).convert("L")
+        for image in stored[:: len(stored) // 15][:15]
+    ]
     rng = np.random.default_rng(0)
     images = []
     for i, size in enumerate(SIZES):

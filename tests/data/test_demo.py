@@ -1,30 +1,23 @@
-"""The demo data: in the package, packed once into the cache, safe when many processes start at once."""
+"""The demo's images: in the package, unpacked once into the cache, safe when many processes start at once."""
 
 import gzip
+import json
 import struct
 import subprocess
 import sys
 import zipfile
-from importlib import resources
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.fashion_mnist import CHOICE_SEED, IDX_PREFIX, read_idx, write_archive, write_folders
 from vitkd_ds.config.run import DataConfig
-from vitkd_ds.data.beton.format import check_beton
-from vitkd_ds.data.demo import (
-    CLASSES,
-    IDX_PREFIX,
-    cache_dir,
-    demo_beton,
-    read_idx,
-    write_image_folders,
-    write_subset,
-)
+from vitkd_ds.data.beton.format import check_beton, read_beton
+from vitkd_ds.data.demo import ARCHIVE, CLASSES, cache_dir, demo_beton
+from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.loader import build_loader
-
-ARCHIVE = resources.files("vitkd_ds.data") / "demo" / "fashion_mnist_subset.zip"
 
 
 @pytest.fixture(scope="module")
@@ -36,42 +29,63 @@ def cache(tmp_path_factory):
         yield folder
 
 
-def test_the_archive_holds_balanced_classes_and_the_licence():
-    with zipfile.ZipFile(str(ARCHIVE)) as archive:
-        names = archive.namelist()
-        assert b"Zalando SE" in archive.read("LICENSE")
-    for split, per_class in (("train", 600), ("val", 200)):
-        for name in CLASSES:
-            assert sum(member.startswith(f"{split}/{name}/") for member in names) == per_class
-    assert len(names) == 8001
+@pytest.mark.parametrize("split, per_class, pixels_crc32, labels_crc32", [
+    ("train", 600, 2487443892, 527393522), ("val", 200, 1824510815, 156889720),
+])  # fmt: skip
+def test_pixels_order_and_labels_are_those_of_the_pngs_of_version_0_2(
+    cache, split, per_class, pixels_crc32, labels_crc32
+):
+    path = demo_beton(split)
+    (info, images, labels), content = read_beton(path), path.read_bytes()
+    assert info.classes == CLASSES and (info.write_mode, info.shuffled, info.max_height) == ("raw", False, 28)
+    assert np.bincount(labels).tolist() == [per_class] * 10 and zlib.crc32(labels.tobytes()) == labels_crc32
+    stored = [content[image["offset"] :][: image["size"]] for image in images]
+    assert zlib.crc32(b"".join(stored)) == pixels_crc32
+    assert [zlib.crc32(pixels) for pixels in stored] == images["crc32"].tolist()
 
 
-def test_processes_that_start_at_once_share_one_packed_file(cache):
+def test_the_archive_holds_the_licence_and_stays_small():
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        assert b"Zalando SE" in archive.read("LICENSE") and len(archive.namelist()) == 5
+    assert ARCHIVE.stat().st_size < 5.5e6
+
+
+def test_processes_that_start_at_once_share_one_unpacked_file_and_leave_an_older_cache_alone(cache):
+    older = cache / "fashion_mnist_114563a9a565_2"  # version 0.2's
+    older.mkdir()
+    (older / "val.beton").write_text("")
+    for file in demo_beton("val").parent.iterdir():
+        file.unlink()
     code = "from vitkd_ds.data.demo import demo_beton; print(demo_beton('val'))"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     paths = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert all(process.returncode == 0 for process in processes)
-    assert paths == {str(demo_beton("val"))}
-    info = check_beton(demo_beton("val"))
-    assert info.num_images == 2000 and info.classes == CLASSES and info.write_mode == "raw"
-    assert sorted(p.name for p in info.path.parent.iterdir()) == ["val.beton", "val.beton.json", "val.lock"]
+    assert paths == {str(demo_beton("val"))} and check_beton(demo_beton("val")).num_images == 2000
+    assert sorted(p.name for p in demo_beton("val").parent.iterdir()) == ["val.beton", "val.beton.json", "val.lock"]
+    assert (older / "val.beton").read_text() == ""
 
 
-def test_a_damaged_file_in_the_cache_is_packed_again(cache):
+def test_a_damaged_file_in_the_cache_is_unpacked_again(cache):
     path = demo_beton("val")
-    before = path.read_bytes()
-    path.write_bytes(before[:-1])
+    path.write_bytes(path.read_bytes()[:-1])
     assert demo_beton("val") == path and check_beton(path).num_images == 2000
     written = path.stat().st_mtime_ns
     assert demo_beton("val").stat().st_mtime_ns == written
 
 
-def test_the_loader_reads_the_demo_by_name(cache):
-    data = DataConfig(train="demo", val="demo", image_size=32, num_classes=10, num_workers=1)
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_the_loader_reads_the_demo_by_name(cache, backend):
+    data = DataConfig(train="demo", val="demo", image_size=32, num_classes=10, num_workers=1, backend=backend)
     loader = build_loader(data, split="train", micro_batch_size=100, global_batch_size=200)
     assert loader.steps_per_epoch == 30 and loader.num_batches == 60
     labels = np.concatenate([labels.numpy() for _, labels in loader.epoch(0)])
     assert np.bincount(labels).tolist() == [600] * 10
+
+
+def test_reading_the_demo_imports_no_packing(cache):
+    code = "import sys; from vitkd_ds.data.demo import demo_beton; demo_beton('val'); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "vitkd_ds.data.beton.format" in modules and not {"vitkd_ds.commands", "ffcv", "torch"} & {*modules}
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -103,26 +117,34 @@ def write_idx(folder, num_images):
 
 
 def test_idx_files_become_class_folders(tmp_path):
-    idx_dir = write_idx(tmp_path, 30)
-    write_image_folders(idx_dir, tmp_path / "images")
+    idx_dir, dst = write_idx(tmp_path, 30), tmp_path / "images"
+    write_folders(dst, idx_dir=idx_dir)
     for split in ("train", "val"):
-        assert sorted(p.name for p in (tmp_path / "images" / split).iterdir()) == sorted(CLASSES)
-    assert len(list((tmp_path / "images" / "train").rglob("*.png"))) == 30
-    assert np.array(Image.open(tmp_path / "images" / "val" / CLASSES[4] / "00014.png")).tolist() == [[14] * 2] * 2
-    with pytest.raises(ValueError, match="must not exist yet"):
-        write_image_folders(idx_dir, tmp_path / "images")
+        assert sorted(p.name for p in (dst / split).iterdir()) == sorted(CLASSES)
+    assert len(list((dst / "train").rglob("*.png"))) == 30
+    assert np.array(Image.open(dst / "val" / CLASSES[4] / "00014.png")).tolist() == [[14] * 2] * 2
+    with pytest.raises(OSError, match="File exists"):
+        write_folders(dst, idx_dir=idx_dir)
 
 
-def test_the_archive_has_the_same_bytes_each_time(tmp_path):
-    idx_dir = write_idx(tmp_path, 6100)
+def test_the_archive_has_the_same_bytes_each_time_and_a_fixed_choice_of_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.fashion_mnist.PER_CLASS", {"train": 6, "val": 2})
+    idx_dir = write_idx(tmp_path, 200)
     for name in ("one.zip", "two.zip"):
-        write_subset(idx_dir, tmp_path / name, "licence")
+        write_archive(tmp_path / name, idx_dir=idx_dir)
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        archive.extractall(tmp_path)
+    info, stored, labels = read_beton(tmp_path / "train.beton")
+    chosen = np.sort(keyed_rng(CHOICE_SEED, 0, 3).choice(np.arange(3, 200, 10), 6, replace=False))
+    content = (tmp_path / "train.beton").read_bytes()
+    assert [content[offset] for offset in stored["offset"][labels == 3]] == (chosen % 251).tolist()
+    assert json.loads((tmp_path / "val.beton.json").read_text())["num_images"] == 20 and info.classes == CLASSES
 
 
 def test_missing_and_damaged_idx_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="install Debian's dataset-fashion-mnist"):
-        write_image_folders(tmp_path, tmp_path / "images")
+        write_folders(tmp_path / "images", idx_dir=tmp_path)
     with gzip.open(tmp_path / "x.gz", "wb") as file:
         file.write(b"\0\0\x08\x01\0\0\0\x09abc")
     with pytest.raises(ValueError, match="must be an idx file"):

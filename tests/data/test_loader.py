@@ -12,7 +12,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import AugmentConfig, DataConfig
-from vitkd_ds.data.beton import iterate
+from vitkd_ds.data.beton.ffcv import DecodingThread
 from vitkd_ds.data.loader import build_loader
 
 SIZE = 16
@@ -200,14 +200,14 @@ def test_an_epoch_that_is_never_started_and_one_that_is_closed_leave_no_thread(t
 
 
 def test_a_decoding_thread_that_dies_raises_and_does_not_hang(train, monkeypatch):
-    decode = iterate.DecodingThread.run_pipeline
+    decode = DecodingThread.run_pipeline
 
     def die_at_two(self, number, *args):
         if number == 2:
             raise OSError("disk gone")
         return decode(self, number, *args)
 
-    monkeypatch.setattr(iterate.DecodingThread, "run_pipeline", die_at_two)
+    monkeypatch.setattr(DecodingThread, "run_pipeline", die_at_two)
     threads, seen = threading.active_count(), 0
     with pytest.raises(RuntimeError, match="died: OSError.'disk gone'"):
         for _ in train.epoch(0):
@@ -216,7 +216,7 @@ def test_a_decoding_thread_that_dies_raises_and_does_not_hang(train, monkeypatch
 
 
 def test_an_epoch_that_is_collected_in_its_own_decoding_thread_ends(train, monkeypatch):
-    decode, dropped, collected = iterate.DecodingThread.run_pipeline, threading.Event(), threading.Event()
+    decode, dropped, collected = DecodingThread.run_pipeline, threading.Event(), threading.Event()
 
     def collect(self, number, *args):
         if number == 3:
@@ -225,7 +225,7 @@ def test_an_epoch_that_is_collected_in_its_own_decoding_thread_ends(train, monke
             collected.set()
         return decode(self, number, *args)
 
-    monkeypatch.setattr(iterate.DecodingThread, "run_pipeline", collect)
+    monkeypatch.setattr(DecodingThread, "run_pipeline", collect)
     gc.disable()
     try:
         threads, cycle = threading.active_count(), [train.epoch(0)]

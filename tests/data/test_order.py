@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.order import SAMPLE_DTYPE, quasi_random_order, random_order, rank_slice, val_shard
+from vitkd_ds.data.order import SAMPLE_DTYPE, quasi_random_order, random_order, rank_slice, val_share
 
 PAGE = 100
 
@@ -107,7 +107,7 @@ def test_images_that_the_ranks_cannot_share_are_refused():
 @pytest.mark.parametrize("num_images", [1, 2, 7, 10])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_every_validation_image_is_real_on_exactly_one_rank(num_images, world_size):
-    shards = [val_shard(num_images, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shards = [val_share(num_images, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert {len(indices) for indices, _ in shards} == {-(-num_images // world_size)}
     real = np.concatenate([indices[is_real] for indices, is_real in shards])
     assert sorted(real) == list(range(num_images))
@@ -116,6 +116,6 @@ def test_every_validation_image_is_real_on_exactly_one_rank(num_images, world_si
 
 def test_no_validation_image_and_no_such_rank_are_refused():
     with pytest.raises(ValueError, match="at least one image, found 0"):
-        val_shard(0, rank=0, world_size=1)
+        val_share(0, rank=0, world_size=1)
     with pytest.raises(ValueError, match="found rank 2 of 2"):
-        val_shard(5, rank=2, world_size=2)
+        val_share(5, rank=2, world_size=2)

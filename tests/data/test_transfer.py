@@ -5,7 +5,7 @@ import weakref
 import numpy as np
 import torch
 
-from vitkd_ds.data.recycled import MAX_FREE, RecycledMemory
+from vitkd_ds.data.transfer import MAX_FREE, RecycledMemory
 
 
 def values(number, shape=(4, 5)):

@@ -1,4 +1,4 @@
-"""Images: packing a folder into a .beton, and the sharded, reproducible FFCV loader that reads it.
+"""Reading images: what an epoch shows in which order, where each image is cut, decoding, augmentation and mixing.
 
 Nothing is imported here, so that `vitkd_ds.data.order` or `vitkd_ds.data.beton.format` cost no FFCV import.
 """

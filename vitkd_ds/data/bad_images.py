@@ -1,9 +1,10 @@
-"""What becomes of a micro-batch with images that could not be decoded: an error that names them, or others instead."""
+"""Apply data.on_bad to a micro-batch with images that could not be decoded: raise, or substitute the next image."""
 
 import logging
-from typing import Any
 
 import numpy as np
+
+from vitkd_ds.data.images import Images
 
 logger = logging.getLogger(__name__)
 
@@ -13,61 +14,54 @@ MAX_REPLACEMENTS = 100
 """Images tried in place of one that cannot be decoded."""
 
 
-class BadImages:
-    """The rule of data.on_bad for one split.
+def handle_bad_images(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, labels_B: np.ndarray,
+                      status_B: np.ndarray, *, on_bad: str, is_train: bool) -> int:  # fmt: skip
+    """Change images and labels of a micro-batch in place where the status is not 0 (decoded).
 
     Args:
-        images: `vitkd_ds.data.images.Images`.
-        on_bad: stop or skip.
-        is_train: in training the next image that decodes takes the place; in validation the row is not counted.
+        images: the split that the samples are of.
+        on_bad: stop or skip. Skipping puts the next image that decodes in the place in training, and leaves the row
+            uncounted in validation.
 
-    Attributes:
-        num_skipped: rows so far that were replaced or not counted.
+    Returns:
+        How many rows were changed.
+
+    Raises:
+        ValueError: on_bad is stop, or the image is not to blame, or no other decodes either; it names file, image,
+            class and reason.
     """
-
-    def __init__(self, images: Any, *, on_bad: str, is_train: bool):
-        self._images, self._on_bad, self._is_train, self.num_skipped = images, on_bad, is_train, 0
-
-    def handle(self, samples: np.ndarray, images_BHWC: np.ndarray, labels_B: np.ndarray, status_B: np.ndarray) -> None:
-        """Change images and labels in place where the status is not 0.
-
-        Raises:
-            ValueError: on_bad is stop, or the image is not to blame, or no other decodes either; names file, image,
-                class and reason.
-        """
-        bad = np.flatnonzero(status_B)
-        if not len(bad):
-            return
-        reasons = "; ".join(self._named(samples[i : i + 1], int(status_B[i])) for i in bad)
-        if not set(status_B[bad].tolist()) <= self._images.skippable:
-            raise ValueError(f"each image of {self._images.path!r} must be read, but {reasons}: check file and disk")
-        if self._on_bad == "stop":
-            raise ValueError(
-                f"each image of {self._images.path!r} must decode, but {reasons}: copy or pack the file again, or go "
-                f"on without the image with --data.on_bad=skip"
-            )
-        logger.warning("%r: %s; skipped", self._images.path, reasons)
-        for i in bad:
-            if self._is_train:
-                images_BHWC[i], labels_B[i] = self._next_image(samples[i : i + 1])
-            else:
-                labels_B[i] = PADDING_LABEL
-        self.num_skipped += len(bad)
-
-    def _named(self, sample: np.ndarray, status: int) -> str:
-        index = int(sample["index"][0])
-        name = self._images.classes[self._images.labels[index]]
-        return f"image {index} (class {name!r}) {self._images.reason(index, status)}"
-
-    def _next_image(self, sample: np.ndarray) -> tuple[np.ndarray, int]:
-        """Pixels and label of the next image of the file that decodes, cut and flipped by its own draws."""
-        other = sample.copy()
-        for _ in range(MAX_REPLACEMENTS):
-            other["index"] = (other["index"] + 1) % len(self._images.labels)
-            images_BHWC, status_B = self._images.decode(other)
-            if status_B[0] == 0:
-                return images_BHWC[0], int(self._images.labels[other["index"][0]])
+    bad = np.flatnonzero(status_B)
+    if not len(bad):
+        return 0
+    found = []
+    for index, status in zip(samples["index"][bad].tolist(), status_B[bad].tolist()):
+        found.append(f"image {index} (class {images.classes[images.labels[index]]!r}) {images.reason(index, status)}")
+    reasons = "; ".join(found)
+    if not set(status_B[bad].tolist()) <= images.skippable:
+        raise ValueError(f"each image of {images.path!r} must be read, but {reasons}: check file and disk")
+    if on_bad == "stop":
         raise ValueError(
-            f"one of the {MAX_REPLACEMENTS} images after image {sample['index'][0]} of {self._images.path!r} must "
-            f"decode, found none: copy the file again, or pack it again"
+            f"each image of {images.path!r} must decode, but {reasons}: copy or pack the file again, or go "
+            f"on without the image with --data.on_bad=skip"
         )
+    logger.warning("%r: %s; skipped", images.path, reasons)
+    for i in bad:
+        if is_train:
+            images_BHWC[i], labels_B[i] = _next_image(images, samples[i : i + 1])
+        else:
+            labels_B[i] = PADDING_LABEL
+    return len(bad)
+
+
+def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
+    """Find the next image of the file that decodes, cut and flipped by its own draws: pixels and label."""
+    other = sample.copy()
+    for _ in range(MAX_REPLACEMENTS):
+        other["index"] = (other["index"] + 1) % len(images.labels)
+        images_BHWC, status_B = images.decode(other)
+        if status_B[0] == 0:
+            return images_BHWC[0], int(images.labels[other["index"][0]])
+    raise ValueError(
+        f"one of the {MAX_REPLACEMENTS} images after image {sample['index'][0]} of {images.path!r} must "
+        f"decode, found none: copy the file again, or pack it again"
+    )

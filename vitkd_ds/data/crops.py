@@ -1,8 +1,8 @@
 """Where each image is cut: pure functions of the image's size and, in training, of (seed, epoch, image, repeat).
 
 FFCV draws its crops in the decoder threads, from generators that the operating system seeds, so two runs never agree.
-Here the box of an image is computed before the epoch and travels to the decoder with the image's number. Nothing
-depends on which thread, rank or restart decodes the image, and the decoder holds no randomness.
+Here the decoder is told where to cut, and holds no randomness: nothing depends on which thread, rank or restart decodes
+the image.
 """
 
 import math
@@ -15,17 +15,13 @@ from vitkd_ds.data.draws import CROP_DRAWS, image_keys, uniform
 BILINEAR, BICUBIC = 0, 1
 """Values of a crop's `filter`: Pillow's filters of these names, which average over more pixels when they shrink."""
 FILTERS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
-"""Interpolation in the run's terms -> the filters an image's is drawn from."""
+"""data.interpolation -> the filters from which each image's is drawn."""
 
-CROP_DTYPE = np.dtype(
-    [
-        (name, "<i4")
-        for name in (
-            "index", "repeat", "flip", "filter", "top", "left", "height", "width",
-            "resized_height", "resized_width", "window_top", "window_left",
-        )
-    ]
+CROP_FIELDS = (
+    "index", "repeat", "flip", "filter", "top", "left", "height", "width",
+    "resized_height", "resized_width", "window_top", "window_left",
 )  # fmt: skip
+CROP_DTYPE = np.dtype([(name, "<i4") for name in CROP_FIELDS])
 """One image of a micro-batch. Take image `index`, cut the box (top, left, height, width; pixels), resize it to
 resized_height x resized_width with `filter`, cut the square of the loader's size at (window_top, window_left) out of
 that, and flip it left to right if `flip` is 1. The C struct of `csrc/decode.h` has the same fields."""
@@ -36,22 +32,18 @@ FLIP_DRAW, FILTER_DRAW, FIRST_BOX_DRAW, DRAWS_PER_TRY = CROP_DRAWS, CROP_DRAWS +
 
 
 def _central_boxes(heights_N: np.ndarray, widths_N: np.ndarray, ratio: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """The largest central box whose width / height lies in `ratio`, which torchvision takes when all tries fail."""
-    too_narrow_N = widths_N / heights_N < ratio[0]
-    too_wide_N = widths_N / heights_N > ratio[1]
-    box_heights_N = np.where(too_narrow_N, np.rint(widths_N / ratio[0]), heights_N).astype(np.int64)
-    box_widths_N = np.where(too_wide_N, np.rint(heights_N * ratio[1]), widths_N).astype(np.int64)
-    box_heights_N, box_widths_N = np.maximum(box_heights_N, 1), np.maximum(box_widths_N, 1)
+    """Find the largest central box whose width / height is in `ratio`, which torchvision takes when all tries fail."""
+    ratio_N = widths_N / heights_N
+    box_heights_N = np.where(ratio_N < ratio[0], np.rint(widths_N / ratio[0]), heights_N)
+    box_widths_N = np.where(ratio_N > ratio[1], np.rint(heights_N * ratio[1]), widths_N)
+    box_heights_N, box_widths_N = (np.maximum(sides_N.astype(np.int64), 1) for sides_N in (box_heights_N, box_widths_N))
     return (heights_N - box_heights_N) // 2, (widths_N - box_widths_N) // 2, box_heights_N, box_widths_N
 
 
 @dataclass(frozen=True)
 class TrainCrops:
-    """Random resized crops and flips, distributed as torchvision's RandomResizedCrop.
-
-    Area uniform in `scale`, width / height log-uniform in `ratio`, ten tries, then the largest central box within
-    `ratio`.
-    """
+    """Random flips, and random crops distributed as torchvision's RandomResizedCrop: area uniform in `scale`, width /
+    height log-uniform in `ratio`, ten tries, then the largest central box within `ratio`."""
 
     seed: int
     size: int
@@ -63,11 +55,11 @@ class TrainCrops:
     """bilinear, bicubic, or random: each image one of both, timm's default."""
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
-        """The crops of some images of one epoch; seed, epoch, image and repeat decide each, wherever it stands.
+        """Draw the crops of some images of one epoch; seed, epoch, image and repeat decide each, wherever it stands.
 
         Args:
             samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [N].
-            heights_N: height of each of them, in pixels; `widths_N` likewise.
+            heights_N: height of each image, in pixels; `widths_N` likewise.
 
         Returns:
             CROP_DTYPE [N].
@@ -82,6 +74,7 @@ class TrainCrops:
         rows["filter"] = filters[(uniform(keys_N, FILTER_DRAW) * len(filters)).astype(np.int64)]
         rows["resized_height"] = rows["resized_width"] = self.size
         rows["top"], rows["left"], rows["height"], rows["width"] = _central_boxes(heights_N, widths_N, self.ratio)
+        # Each image takes the first drawn box that lies within it. Most need one try, so later tries cost little.
         pending = np.arange(len(samples))
         for attempt in range(NUM_TRIES):
             if len(pending) == 0:
@@ -97,7 +90,7 @@ class TrainCrops:
         return rows
 
     def _try(self, keys_N: np.ndarray, areas_N: np.ndarray, attempt: int) -> tuple[np.ndarray, ...]:
-        """Height and width of a drawn box, and where in the room that is left its top and left lie, in [0, 1)."""
+        """Draw height and width of a box, and where in the room that is left its top and left lie, in [0, 1)."""
         first = FIRST_BOX_DRAW + attempt * DRAWS_PER_TRY
         area_u, ratio_u, top_u, left_u = (uniform(keys_N, first + k) for k in range(DRAWS_PER_TRY))
         low, high = np.log(self.ratio)
@@ -109,7 +102,7 @@ class TrainCrops:
 
 @dataclass(frozen=True)
 class CentreCrops:
-    """timm's evaluation: resize the shorter side to ``floor(size / crop_fraction)``, cut the central square of `size`.
+    """timm's evaluation crops: the shorter side resized to ``floor(size / crop_fraction)``, then the central square.
 
     The longer side is cut off to whole pixels and the window's corner rounded half to even, both as torchvision does,
     so the pixels are those of published accuracies. `interpolation` "random" is bicubic here, as in timm.
@@ -120,17 +113,14 @@ class CentreCrops:
     interpolation: str
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
-        """As `TrainCrops.rows`; the epoch makes no difference."""
+        """Compute the crops of some images, with the arguments of `TrainCrops.rows`; the epoch makes no difference."""
         heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
         shorter = math.floor(self.size / self.crop_fraction)
         shorter_N = np.minimum(heights_N, widths_N)
         rows = np.zeros(len(samples), CROP_DTYPE)
         rows["index"], rows["height"], rows["width"] = samples["index"], heights_N, widths_N
         rows["filter"] = FILTERS[self.interpolation][-1]
-        for lengths_N, resized, window in (
-            (heights_N, "resized_height", "window_top"),
-            (widths_N, "resized_width", "window_left"),
-        ):
-            rows[resized] = shorter * lengths_N // shorter_N
-            rows[window] = np.rint((rows[resized] - self.size) / 2)
+        for lengths_N, side, start in ((heights_N, "height", "top"), (widths_N, "width", "left")):
+            rows[f"resized_{side}"] = shorter * lengths_N // shorter_N
+            rows[f"window_{start}"] = np.rint((rows[f"resized_{side}"] - self.size) / 2)
         return rows

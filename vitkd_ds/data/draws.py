@@ -29,7 +29,7 @@ def keyed_rng(*key: int) -> np.random.Generator:
 
 
 def mix64(x_N: np.ndarray) -> np.ndarray:
-    """Splitmix64, a bijective hash of uint64 arrays; overflow is meant."""
+    """Hash uint64 numbers one to one, by splitmix64; overflow is meant."""
     x_N = x_N + np.uint64(0x9E3779B97F4A7C15)
     x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -37,11 +37,11 @@ def mix64(x_N: np.ndarray) -> np.ndarray:
 
 
 def image_keys(indices_N: np.ndarray, repeats_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """The key of each image in an epoch.
+    """Make the key of each image in an epoch.
 
     Args:
         indices_N: number of each image in its file.
-        repeats_N: how often the image was shown before in this epoch (repeated augmentation), below 2**16.
+        repeats_N: how often this epoch showed each before (repeated augmentation), below 2**16.
 
     Returns:
         uint64 [N].
@@ -52,12 +52,12 @@ def image_keys(indices_N: np.ndarray, repeats_N: np.ndarray, *, seed: int, epoch
 
 
 def uniform(keys_N: np.ndarray, draw: int) -> np.ndarray:
-    """The `draw`-th number of each key, uniform in [0, 1): float64 [N]."""
+    """Take the `draw`-th number of each key, uniform in [0, 1): float64 [N]."""
     offset = np.array([draw * 0xD1B54A32D192ED03 % 2**64], np.uint64)
     return (mix64(keys_N + offset) >> np.uint64(11)) * 2.0**-53
 
 
 def normal(keys_N: np.ndarray, draw: int) -> np.ndarray:
-    """A standard normal number of each key, from its numbers `draw` and `draw` + 1: float64 [N]."""
+    """Make a standard normal number of each key from its numbers `draw` and `draw` + 1: float64 [N]."""
     radius_N = np.sqrt(-2 * np.log1p(-uniform(keys_N, draw)))
     return radius_N * np.cos(2 * math.pi * uniform(keys_N, draw + 1))

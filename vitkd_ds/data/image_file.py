@@ -1,57 +1,57 @@
-"""One image file's bytes -> RGB pixels.
+"""Decode one image file's bytes into RGB pixels: what counts as an image, and how each colour mode becomes RGB.
 
-Separate so that what counts as an image, and how each colour mode becomes RGB, stand in one place. EXIF orientation is
-ignored, transparency is dropped and of an animation the first frame is taken, all as torchvision's ImageFolder does, on
-which published accuracies rest. Pillow's `draft`, which would scale JPEGs while decoding, is not used: it changes
-pixels.
+EXIF orientation is ignored, transparency is dropped and of an animation the first frame is taken, all as torchvision's
+ImageFolder does, on which published accuracies rest. Pillow's `draft`, which would scale JPEGs while decoding, is not
+used: it changes pixels.
 """
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings that make a file of a folder an image, in any case; torchvision's list."""
+"""Endings that make a file in a folder an image, in upper or lower case; torchvision's list."""
 PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
-"""What content may be, whatever its ending says. Pillow knows more, some of which start other programs."""
+"""Formats that are read, whatever the file's ending says. Pillow knows more, some of which start other programs."""
 JPEG_FORMATS, JPEG_MODES = ("JPEG", "MPO"), ("L", "RGB")
-"""Pillow's names of JPEGs, of those with further pictures behind the first too, and its modes of such with one and
-three components; it opens none of more than 8 bits."""
+"""Pillow's names of JPEGs (MPO has further pictures behind the first), and its modes of those with one and three
+components; it opens none of more than 8 bits."""
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def load_rgb(content: bytes | BinaryIO) -> np.ndarray:
-    """Decode one image file.
+def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
+    """Decode one image file into uint8 [height, width, 3].
 
-    Returns:
-        uint8 [height, width, 3].
+    Args:
+        check: what looks for damage inside a plain JPEG (`vitkd_ds.data.beton.verify.check_jpeg`); None does not.
 
     Raises:
         Exception: of Pillow's many kinds, when the file is damaged or no image; ValueError for pixels whose range is
-            not defined; DecompressionBombError above Pillow's limit of 179 million pixels.
+            not defined; DecompressionBombError above Pillow's limit of 179 million pixels; what `check` raises.
     """
     with opened(content) as image:
+        if check is not None and is_plain_jpeg(image):
+            check(content, height=image.height, width=image.width)
         return to_rgb(image)
 
 
 @contextmanager
-def opened(content: bytes | BinaryIO) -> Iterator[Image.Image]:
-    """Open an image file with Pillow, without Pillow's warnings of metadata and of images from half its limit on.
+def opened(content: bytes) -> Iterator[Image.Image]:
+    """Open an image file with Pillow, without its warnings of metadata and of images above half its size limit.
 
     Raises:
         ValueError: it is empty, or no image of `PILLOW_FORMATS`.
     """
-    if isinstance(content, bytes) and not content:
+    if not content:
         raise ValueError("it is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=PILLOW_FORMATS)
+            image = Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
         except UnidentifiedImageError:
             formats = ", ".join(PILLOW_FORMATS)
             raise ValueError(f"it is no image of the formats {formats}, or its header is cut") from None
@@ -65,7 +65,7 @@ def is_plain_jpeg(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises."""
+    """Read the pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises."""
     if image.mode in SIXTEEN_BIT_MODES:
         return _from_16_bit(np.array(image))
     if image.mode == "F":

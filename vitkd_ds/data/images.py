@@ -10,7 +10,7 @@ import numpy as np
 
 from vitkd_ds.config.run import DataConfig
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
-from vitkd_ds.data.demo import demo_beton, demo_folder
+from vitkd_ds.data.demo import demo_beton
 
 SPLITS = ("train", "val")
 DEMO = "demo"
@@ -28,26 +28,21 @@ class Images(Protocol):
     """int64, a label per image."""
     skippable: frozenset[int]
     """Statuses that are an image's own fault, not the disk's or ours."""
+    fingerprint: int
+    """Changes when images have other numbers, labels or places."""
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is decoded), valid
         until the next are asked for."""
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same at once, for a few samples."""
+        """Decode a few samples at once, as `decoded` does."""
 
     def reason(self, index: int, status: int) -> str:
-        """What is wrong with an image, ending the sentence "image 7 ..."."""
+        """What is wrong with an image: the end of the sentence "image 7 ..."."""
 
-    def fingerprint(self) -> int:
-        """A number that is another one where images have other numbers, labels or places."""
-
-
-class PagedImages(Images, Protocol):
-    """Images that lie in pages of one file, which a quasi-random order goes by: those of the FFCV backend."""
-
-    def layout(self) -> dict[str, Any]:
-        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`."""
+    def pages(self) -> dict[str, Any]:
+        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`; the FFCV backend alone has pages."""
 
 
 def open_images(
@@ -62,25 +57,22 @@ def open_images(
         ValueError: an unfit file, number of classes, or label.
     """
     key, path = f"data.{split}", data.train if split == "train" else data.val
-    num_workers = data.num_workers or len(os.sched_getaffinity(0))
     crops = crops_of(data, split=split, seed=seed)
+    sizes = {"micro_batch_size": micro_batch_size, "num_workers": data.num_workers or len(os.sched_getaffinity(0))}
+    is_quasi_random = split == "train" and data.order == "quasi_random"
+    if path == DEMO:
+        path = demo_beton(split)
+    # Each backend is imported only when it is used, so that neither needs the other's packages.
     if data.backend == "torchvision":
-        from vitkd_ds.data.torchvision import TorchvisionImages  # neither backend needs the other's packages
+        from vitkd_ds.data.torchvision import TorchvisionImages
 
-        if data.order != "random" and split == "train":
+        if is_quasi_random:
             raise ValueError("data.order=quasi_random needs data.backend=ffcv, found torchvision: change one of them")
-        path = demo_folder(split) if path == DEMO else path
-        images = TorchvisionImages(path, crops, micro_batch_size=micro_batch_size, num_workers=num_workers)
+        images = TorchvisionImages(path, crops, **sizes)
     else:
         from vitkd_ds.data.beton.stream import CropLoader
 
-        images = CropLoader(
-            demo_beton(split) if path == DEMO else Path(path),
-            crops,
-            micro_batch_size=micro_batch_size,
-            num_threads=num_workers,
-            is_quasi_random=split == "train" and data.order == "quasi_random",
-        )
+        images = CropLoader(Path(path), crops, is_quasi_random=is_quasi_random, **sizes)
     if classes is not None:
         check_classes(classes, images.classes, source=key)
     _check_labels(images, data.num_classes, key)
@@ -109,10 +101,8 @@ def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: 
     """
     if found == expected:
         return
-    missing, extra = (
-        [name for name in names if name not in others]
-        for names, others in ((expected, set(found)), (found, set(expected)))
-    )
+    known, wanted = set(found), set(expected)
+    missing, extra = [name for name in expected if name not in known], [name for name in found if name not in wanted]
     differences = [f"{what} {_listed(names)}" for what, names in (("no", missing), ("also", extra)) if names]
     for i, (name, other) in enumerate(zip_longest(expected, found)):
         if name != other and not differences:

@@ -1,4 +1,4 @@
-"""The sharded loader: which rank decodes which image when, and the micro-batches it hands to the training loop.
+"""The loader: micro-batches of one split for one rank.
 
 The order comes from `vitkd_ds.data.order`, the boxes from `vitkd_ds.data.crops`, pixels from one of two backends
 (`vitkd_ds.data.beton.stream` on FFCV, `vitkd_ds.data.torchvision`), augmentation from `vitkd_ds.data.augment`.
@@ -14,28 +14,20 @@ import numpy as np
 import torch
 
 from vitkd_ds.config.run import AugmentConfig, DataConfig
-from vitkd_ds.data.augment import Augmenter
-from vitkd_ds.data.bad_images import PADDING_LABEL, BadImages
+from vitkd_ds.data import order
+from vitkd_ds.data.augment.augmenter import Augmenter
+from vitkd_ds.data.bad_images import PADDING_LABEL, handle_bad_images
 from vitkd_ds.data.draws import image_keys
-from vitkd_ds.data.images import SPLITS, Images, PagedImages, open_images
-from vitkd_ds.data.order import (
-    SAMPLE_DTYPE,
-    accumulation_steps,
-    check_rank,
-    quasi_random_order,
-    random_order,
-    rank_slice,
-    steps_per_epoch,
-    val_shard,
-)
-from vitkd_ds.data.recycled import RecycledMemory
-from vitkd_ds.data.state import check_state
+from vitkd_ds.data.images import SPLITS, Images, open_images
+from vitkd_ds.data.transfer import RecycledMemory
 
 CPU = torch.device("cpu")
+MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+"""images_BCHW (uint8, RGB, channels last in memory) and labels_B (int64), both on the loader's device and copies."""
 
 
 @dataclass(frozen=True)
-class Shard:
+class Share:
     """Which part of each global batch this rank decodes."""
 
     rank: int
@@ -53,62 +45,42 @@ class Loader:
         classes: names in label order.
         steps_per_epoch: optimizer steps of an epoch; in validation, the same as `num_batches`.
         num_batches: micro-batches per rank and epoch.
-        fingerprint: another number means other images, or the same ones otherwise numbered.
+        num_skipped: images of this rank so far that could not be decoded, where data.on_bad is skip.
+        fingerprint: a number that changes when images, or their numbers in the file, do.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        data: DataConfig,
-        augment: AugmentConfig,
-        *,
-        split: str,
-        shard: Shard,
-        seed: int,
-        device: torch.device,
-        compile: bool = False,
-    ):
-        self.path, self.classes = images.path, images.classes
-        self._images, self._data, self._shard, self._seed, self._device = images, data, shard, seed, device
-        self._is_train = split == "train"
-        self._repeats = augment.repeats
-        self.fingerprint = images.fingerprint()
-        self._bad_images = BadImages(images, on_bad=data.on_bad, is_train=self._is_train)
+    def __init__(self, images: Images, data: DataConfig, augment: AugmentConfig, share: Share, *, split: str, seed: int,
+                 device: torch.device, compile: bool):  # fmt: skip
+        self.path, self.classes, self.fingerprint = images.path, images.classes, images.fingerprint
+        self._images, self._data, self._share, self._seed, self._device = images, data, share, seed, device
+        self._is_train, self._repeats = split == "train", augment.repeats
+        self.num_skipped = 0
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
         self._memory = RecycledMemory()
         self._state, self._iterator = {"epoch": 0, "images": 0}, None
-        check_rank(shard.rank, shard.world_size)
-        num_images = len(images.labels)
+        order.check_rank(share.rank, share.world_size)
+        num_images, global_batch_size = len(images.labels), share.global_batch_size
         if self._is_train:
-            self.steps_per_epoch = steps_per_epoch(num_images, global_batch_size=shard.global_batch_size)
-            self._accumulation_steps = accumulation_steps(
-                world_size=shard.world_size,
-                micro_batch_size=shard.micro_batch_size,
-                global_batch_size=shard.global_batch_size,
-            )
-            self.num_batches = self.steps_per_epoch * self._accumulation_steps
+            self.steps_per_epoch = order.steps_per_epoch(num_images, global_batch_size=global_batch_size)
+            sizes = {"world_size": share.world_size, "micro_batch_size": share.micro_batch_size}
+            accumulation_steps = order.accumulation_steps(global_batch_size=global_batch_size, **sizes)
+            self.num_batches = self.steps_per_epoch * accumulation_steps
         else:
             self._num_val_images = min(num_images, data.max_val_images or num_images)
-            rows_per_rank = -(-self._num_val_images // shard.world_size)
-            self.num_batches = self.steps_per_epoch = -(-rows_per_rank // shard.micro_batch_size)
+            rows_per_rank = -(-self._num_val_images // share.world_size)
+            self.num_batches = self.steps_per_epoch = -(-rows_per_rank // share.micro_batch_size)
+        self._num_rows = self.steps_per_epoch * global_batch_size  # that all ranks together take of a training epoch
 
-    @property
-    def num_skipped(self) -> int:
-        """Images of this rank so far that could not be decoded, where data.on_bad is skip."""
-        return self._bad_images.num_skipped
-
-    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
         """Iterate over one epoch.
+
+        In validation the last micro-batch may be smaller, equally on all ranks, and padding rows have label -1. Leaving
+        the loop early ends the decoding as soon as the iterator is dropped or closed.
 
         Args:
             epoch: decides order, crops and augmentation in training; makes no difference in validation.
             start_step: optimizer steps of this epoch that are already done; what follows is bit for bit what an
                 uninterrupted epoch gives after them.
-
-        Returns:
-            Iterator over images_BCHW (uint8, RGB, channels last in memory) and labels_B (int64), both on the device
-            and copies. In validation the last micro-batch may be smaller, equally on all ranks, and padding rows have
-            label -1. Leaving the loop early ends the decoding as soon as the iterator is dropped or closed.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(
@@ -116,12 +88,12 @@ class Loader:
                 f"found {start_step}: resume with the batch size and data the checkpoint was made with"
             )
         if self._is_train:
-            return self._train_epoch(epoch, start_step * self._shard.global_batch_size)
+            return self._train_epoch(epoch, start_step * self._share.global_batch_size)
         samples, labels = self._val_samples()
-        done = start_step * self._shard.micro_batch_size
+        done = start_step * self._share.micro_batch_size
         return self._micro_batches(samples[done:], labels[done:])
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> MicroBatches:
         """Iterate over the rest of the current epoch, as `epoch` does; at its end the next one becomes current. In
         validation every epoch is the same. In training a newer iterator or a loaded state makes this one an error."""
         if not self._is_train:
@@ -129,9 +101,9 @@ class Loader:
         self._iterator = object()
         return self._rest_of_epoch(self._iterator)
 
-    def _rest_of_epoch(self, iterator: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _rest_of_epoch(self, iterator: object) -> MicroBatches:
         self._check_current(iterator)
-        per_micro_batch = self._shard.world_size * self._shard.micro_batch_size
+        per_micro_batch = self._share.world_size * self._share.micro_batch_size
         with closing(self._train_epoch(self._state["epoch"], self._state["images"])) as micro_batches:
             for micro_batch in micro_batches:
                 self._check_current(iterator)
@@ -146,13 +118,13 @@ class Loader:
             )
 
     def _set_state(self, epoch: int, images: int) -> None:
-        """Note how far all ranks are; a whole epoch is the beginning of the next."""
+        """Note how far all ranks are; the end of an epoch is the beginning of the next."""
         whole_epochs, images = divmod(images, self._num_rows)
         self._state = {"epoch": epoch + whole_epochs, "images": images}
 
     def state_dict(self) -> dict[str, int | str]:
-        """Where `iter(loader)` stands: the epoch, the images that all ranks together have taken of it, and what the
-        order depends on. The same on all ranks when all have taken as many micro-batches."""
+        """Return where `iter(loader)` stands: the epoch, the images that all ranks together have taken of it, and what
+        the order depends on. It is the same on all ranks that have taken as many micro-batches."""
         return self._state | self._identity()
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
@@ -162,9 +134,8 @@ class Loader:
             ValueError: the state is of another order (data, seed, global batch, repeats) or damaged, or the ranks
                 cannot share what is left of the epoch.
         """
-        check_state(state, self._identity(), num_rows=self._num_rows)
-        rest = np.arange(state["images"], self._num_rows)
-        rank_slice(rest, rank=0, world_size=self._shard.world_size, micro_batch_size=self._shard.micro_batch_size)
+        order.check_state(state, self._identity(), num_rows=self._num_rows)
+        self._take_share(np.arange(state["images"], self._num_rows))
         self._set_state(state["epoch"], state["images"])
         self._iterator = None
 
@@ -174,50 +145,53 @@ class Loader:
         return {
             "seed": self._seed,
             "num_images": len(self._images.labels),
-            "global_batch_size": self._shard.global_batch_size,
+            "global_batch_size": self._share.global_batch_size,
             "repeats": self._repeats,
             "order": self._data.order,
             "fingerprint": self.fingerprint,
         }
 
-    @property
-    def _num_rows(self) -> int:
-        """Images that all ranks together take of a training epoch."""
-        return self.steps_per_epoch * self._shard.global_batch_size
+    def _take_share(self, samples: np.ndarray) -> np.ndarray:
+        share = self._share
+        sizes = {"world_size": share.world_size, "micro_batch_size": share.micro_batch_size}
+        return order.rank_slice(samples, rank=share.rank, **sizes)
 
-    def _train_epoch(self, epoch: int, num_done: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        sizes = {"world_size": self._shard.world_size, "micro_batch_size": self._shard.micro_batch_size}
-        samples = rank_slice(self._train_order(epoch)[num_done:], rank=self._shard.rank, **sizes)
+    def _train_epoch(self, epoch: int, num_done: int) -> MicroBatches:
+        samples = self._take_share(self._train_order(epoch)[num_done:])
         return self._micro_batches(samples, self._images.labels[samples["index"]])
 
     def _train_order(self, epoch: int) -> np.ndarray:
-        key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._shard.global_batch_size}
+        key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._share.global_batch_size}
         if self._data.order == "random":
-            return random_order(len(self._images.labels), repeats=self._repeats, **key)
-        images: PagedImages = self._images  # open_images refuses this order for others
-        return quasi_random_order(**images.layout(), repeats=self._repeats, **key)
+            return order.random_order(len(self._images.labels), repeats=self._repeats, **key)
+        return order.quasi_random_order(**self._images.pages(), repeats=self._repeats, **key)
 
     def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
-        num_images = len(self._images.labels)
-        indices, is_real = val_shard(self._num_val_images, rank=self._shard.rank, world_size=self._shard.world_size)
-        samples = np.zeros(len(indices), SAMPLE_DTYPE)
-        samples["index"] = indices * num_images // self._num_val_images  # spread evenly: files are sorted by class
+        """This rank's samples and labels; if not all images are wanted, evenly spread, as files are sorted by class."""
+        share = {"rank": self._share.rank, "world_size": self._share.world_size}
+        indices, is_real = order.val_share(self._num_val_images, **share)
+        samples = np.zeros(len(indices), order.SAMPLE_DTYPE)
+        samples["index"] = indices * len(self._images.labels) // self._num_val_images
         return samples, np.where(is_real, self._images.labels[samples["index"]], PADDING_LABEL)
 
-    def _micro_batches(self, samples: np.ndarray, labels: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _micro_batches(self, samples: np.ndarray, labels: np.ndarray) -> MicroBatches:
         copied, first = None, 0
         with closing(self._images.decoded(samples)) as source:
             try:
                 for images_BHWC, status_B in source:
                     chunk = slice(first, first + len(images_BHWC))
                     labels_B = labels[chunk].astype(np.int64)
-                    self._bad_images.handle(samples[chunk], images_BHWC, labels_B, status_B)
+                    self.num_skipped += handle_bad_images(
+                        self._images, samples[chunk], images_BHWC, labels_B, status_B,
+                        on_bad=self._data.on_bad, is_train=self._is_train,
+                    )  # fmt: skip
                     images_BCHW = self._on_device(images_BHWC).permute(0, 3, 1, 2)
                     if self._device.type == "cuda":
                         copied = torch.cuda.current_stream(self._device).record_event()
                     yield self._augmented(images_BCHW, samples[chunk]), self._on_device(labels_B)
+                    # FFCV overwrites this micro-batch once the next is asked for, so the copy must be done by then.
                     if copied is not None:
-                        copied.synchronize()  # asking for the next micro-batch lets FFCV overwrite this one
+                        copied.synchronize()
                     first = chunk.stop
             finally:
                 if copied is not None:
@@ -250,16 +224,15 @@ def build_loader(
     device: torch.device | str = CPU,
     compile: bool = False,
 ) -> Loader:
-    """Open the images of one split for one rank; everything that can be wrong with them is said here, before training.
+    """Open the images of one split for one rank; all checks of them run here, before training.
 
     Args:
         data: where the images are and how they are cropped; "demo" as a path is the data inside the package.
         split: train (shuffled, random crops, whole global batches) or val (each image once, centre crops).
-        augment: what follows the crop in training, on the device; mixing is left to `vitkd_ds.data.mixing`. None is
-            nothing.
+        augment: what follows the crop in training, on the device; None is nothing. Mixing is `vitkd_ds.data.mixing`'s.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
-        classes: of the training images, which those of val must equal; None compares their number alone.
+        classes: those of the training images, which those of val must equal; None compares their number alone.
         device: where micro-batches are put.
         compile: torch.compile the augmentation; on a CPU it is slower so.
 
@@ -278,8 +251,7 @@ def build_loader(
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
-    shard = Shard(rank, world_size, micro_batch_size, global_batch_size)
+    share = Share(rank, world_size, micro_batch_size, global_batch_size)
     images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size, classes=classes)
-    return Loader(
-        images, data, augment or AugmentConfig(), split=split, shard=shard, seed=seed, device=device, compile=compile
-    )
+    augment = augment or AugmentConfig()
+    return Loader(images, data, augment, share, split=split, seed=seed, device=device, compile=compile)

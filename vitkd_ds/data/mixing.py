@@ -17,22 +17,16 @@ MIX_STREAM = 3
 
 
 def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float) -> Tensor:
-    """One-hot targets with ``label_smoothing`` of the mass spread over all classes, the labelled one included.
-
-    Returns:
-        float32 [B, K], each row summing to 1; mmcls calls this mode "original".
-    """
+    """Make one-hot targets with ``label_smoothing`` of the mass spread over all classes, the labelled one included, as
+    mmcls does in its mode "original": float32 [B, K], each row summing to 1."""
     floor = label_smoothing / num_classes
     targets_BK = torch.full((len(labels_B), num_classes), floor, dtype=torch.float32, device=labels_B.device)
     return targets_BK.scatter_(1, labels_B[:, None], 1 - label_smoothing + floor)
 
 
 def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Box of area ``1 - lam`` of the image around a random centre, cut off at the image's edges.
-
-    Returns:
-        top, bottom, left, right, in pixels; bottom and right are the first row and column outside.
-    """
+    """Draw a box of area ``1 - lam`` of the image around a random centre, cut off at the image's edges: top, bottom,
+    left and right in pixels; bottom and right are the first row and column outside."""
     side = np.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
     y, x = int(rng.integers(height)), int(rng.integers(width))
@@ -59,10 +53,10 @@ def mix(
     Args:
         images_BCHW: uint8 or float, 0 to 255; not altered.
         labels_B: int64 class indices in [0, num_classes).
-        mixup_alpha: 0 is off; `cutmix_alpha` likewise.
+        mixup_alpha: 0 is off, as for `cutmix_alpha`.
         label_smoothing: see `smooth_targets`.
         rng: the only source of randomness.
-        mix_mode: batch (one choice, lam and box for the micro-batch) or element (each image its own).
+        mix_mode: batch (one choice, lam and box for the micro-batch) or element (one for each image).
 
     Returns:
         images_BCHW float32 in the memory format of the input, and targets_BK float32, each row summing to 1.
@@ -84,6 +78,7 @@ def mix(
         top, bottom, left, right = cutmix_box(*images.shape[2:], lam, rng)
         images = images.clone() if images is images_BCHW else images
         images[:, :, top:bottom, left:right] = images_BCHW[partner_B, :, top:bottom, left:right].to(torch.float32)
+        # The edges of the image may have cut the box off, so its area is no longer the one that was drawn.
         lam = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
     return images, lam * targets_BK + (1 - lam) * targets_BK[partner_B]
 
@@ -91,8 +86,9 @@ def mix(
 def _mix_elements(
     images_BCHW: Tensor, targets_BK: Tensor, alphas: list[tuple[str, float]], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """`mix` with an own draw for each image; takes float32 images and does not alter them."""
+    """Mix float32 images, which are not altered, as `mix` does, but each by its own draw."""
     num_images, _, height, width = images_BCHW.shape
+    # All draws are made on the CPU, so that nothing waits for the device.
     chosen_B = rng.integers(len(alphas), size=num_images)
     alpha_B = np.array([alpha for _, alpha in alphas])[chosen_B]
     is_cutmix_B = np.array([kind == "cutmix" for kind, _ in alphas])[chosen_B]
@@ -114,13 +110,10 @@ def _mix_elements(
 
 
 def mix_step(run: Run, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int) -> tuple[Tensor, Tensor]:
-    """Mix a micro-batch as a run says, and seed torch's generator for what follows (masks, drop path).
+    """Mix a micro-batch with the settings of a run (see `mix`), and seed torch's generator for masks and drop path.
 
     Both are keyed by seed, step and the micro-batch's place in the step, over all ranks: there is no generator to save,
     and the number of ranks does not matter.
-
-    Returns:
-        As `mix`.
     """
     rng = keyed_rng(run.seed, step, place, MIX_STREAM)
     torch.manual_seed(int(rng.integers(2**63)))

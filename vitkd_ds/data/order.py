@@ -1,8 +1,8 @@
-"""Which image is seen when and where: pure functions of seed, epoch, rank and batch sizes.
+"""Which image is seen when and on which rank: pure functions of seed, epoch, rank and batch sizes.
 
-Separate from the loader because these are laws that tests can hold without FFCV: each image at most once per epoch, the
-same images in a step at any number of ranks, a resumed epoch equal to an uninterrupted one. Nothing here has state, so
-there is nothing to save in a checkpoint but the seed, the epoch and the step.
+Separate from the loader because tests can hold these laws without FFCV: each image at most once per epoch, the same
+images in a step at any number of ranks, a resumed epoch equal to an uninterrupted one. Nothing here has state, so a
+checkpoint saves no more than seed, epoch and step.
 """
 
 import math
@@ -13,17 +13,16 @@ from vitkd_ds.data.draws import keyed_rng
 
 SAMPLE_DTYPE = np.dtype([("index", "<i8"), ("repeat", "<i4"), ("epoch", "<i4")])
 """One place in the order of an epoch: an image's number in its file, and how often the epoch showed it before."""
-
 ORDER_STREAM = 1
 """Last part of the key of an epoch's order, so that no other use of (seed, epoch) draws the same numbers."""
 MAX_LANES = 64
-"""Most parts of the file that a quasi-random order reads side by side; each rank serves a share of them."""
+"""Most parts of the file that a quasi-random order reads side by side; each rank reads some of them."""
 WINDOW_BYTES = 4 * 2**30
-"""What all windows of a quasi-random order together keep in the page cache."""
+"""Bytes that all windows of a quasi-random order together keep in the page cache."""
 
 
 def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
-    """Whole global batches in an epoch; raises ValueError when there is none."""
+    """Count the whole global batches of an epoch; raises ValueError when there is none."""
     if num_images < global_batch_size:
         raise ValueError(
             f"an epoch must have at least one global batch, found {num_images} training images and global_batch_size "
@@ -33,15 +32,12 @@ def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
 
 
 def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1) -> np.ndarray:
-    """Order in which an epoch shows the training images to all ranks together.
+    """Shuffle the training images that all ranks together see in an epoch: SAMPLE_DTYPE [steps * global_batch_size],
+    each (index, repeat) at most once. The rest of the permutation, less than one global batch, is left out.
 
-    With `repeats`, the epoch shows a part of the images so many times each and stays as long, as DeiT's repeated
-    augmentation does. The copies of an image are in the same global batch (but for those at its end, where `repeats`
-    does not divide it), and as far apart in it as it allows.
-
-    Returns:
-        SAMPLE_DTYPE [steps_per_epoch * global_batch_size], each (index, repeat) at most once; the rest of the
-        permutation, less than one global batch, is left out of this epoch.
+    With `repeats`, the epoch shows only some of the images, each so many times, and stays as long, as DeiT's repeated
+    augmentation does. All copies of an image are in one global batch, as far apart as possible; where `repeats` does
+    not divide the global batch, those at its end continue in the next.
     """
     num_rows = steps_per_epoch(num_images, global_batch_size=global_batch_size) * global_batch_size
     order = keyed_rng(seed, epoch, ORDER_STREAM).permutation(num_images)[: -(-num_rows // repeats)]
@@ -54,32 +50,34 @@ def quasi_random_order(
     offsets_N: np.ndarray, *, file_bytes: int, page_bytes: int, seed: int, epoch: int, global_batch_size: int,
     repeats: int = 1,
 ) -> np.ndarray:  # fmt: skip
-    """An order for files larger than memory: the file's pages are shuffled, and images within windows of pages.
+    """Shuffle the pages of a file that is larger than memory, and the images within windows of pages.
 
-    The shuffled pages are dealt in equal parts to lanes, each of which gives its share of every global batch, shuffled
+    The shuffled pages are dealt in equal parts to lanes. Each lane gives an equal part of every global batch, shuffled
     within a window of `WINDOW_BYTES` / lanes. So a rank reads the pages of its lanes only, one window after the other,
-    as long as its micro-batches are whole shares of lanes (best at a global batch that `MAX_LANES` divides); and the
-    order is the same at any number of ranks.
+    as long as its micro-batches take whole lanes (best at a global batch that `MAX_LANES` divides); and the order is
+    the same at any number of ranks.
+
+    Returns what `random_order` returns, but the copies of an image follow each other.
 
     Args:
         offsets_N: where each image lies in the file, in bytes.
-        file_bytes: size of the file; `page_bytes` of one of its pages.
-
-    Returns:
-        As `random_order`; here the copies of an image follow each other.
+        file_bytes: size of the file; `page_bytes` is that of one of its pages.
     """
     num_images = len(offsets_N)
     num_steps = steps_per_epoch(num_images, global_batch_size=global_batch_size)
     num_lanes = math.gcd(global_batch_size, MAX_LANES)
     rows_per_lane = num_steps * global_batch_size // num_lanes
+    # Pages in a random order, images within a page in the file's: what is read from the disk is read as a whole.
     rng = keyed_rng(seed, epoch, ORDER_STREAM)
     pages_N = offsets_N.astype(np.int64) // page_bytes
     place_of_page = rng.permutation(int(pages_N.max()) + 1)
     images_per_lane = -(-rows_per_lane // repeats)
     order = np.lexsort((offsets_N, place_of_page[pages_N]))[: num_lanes * images_per_lane].reshape(num_lanes, -1)
+    # Images are shuffled no further than a window, so that the page cache holds all pages that are in use.
     window = max(1, int(num_images * WINDOW_BYTES / file_bytes / num_lanes))
     for first in range(0, images_per_lane, window):
         order[:, first : first + window] = rng.permuted(order[:, first : first + window], axis=1)
+    # Every global batch takes the same number of rows from each lane.
     lanes = _repeated(order, repeats, epoch)[:, :rows_per_lane]
     return lanes.reshape(num_lanes, num_steps, -1).transpose(1, 0, 2).reshape(-1)
 
@@ -93,7 +91,7 @@ def _repeated(order: np.ndarray, repeats: int, epoch: int) -> np.ndarray:
 
 
 def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_size: int) -> int:
-    """Micro-batches per rank that make a global batch; raises ValueError unless it is a whole number."""
+    """Count the micro-batches per rank of a global batch; raises ValueError unless they are a whole number."""
     per_forward = world_size * micro_batch_size
     if global_batch_size % per_forward:
         raise ValueError(
@@ -104,7 +102,7 @@ def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_s
 
 
 def micro_batch_size(*, world_size: int, limit: int, global_batch_size: int) -> int:
-    """The largest micro-batch, at most `limit`, that divides a rank's share of the global batch.
+    """Find the largest micro-batch, at most `limit`, that divides a rank's share of the global batch.
 
     Raises:
         ValueError: the ranks cannot share the global batch; the message lists the numbers of ranks that can.
@@ -120,11 +118,11 @@ def micro_batch_size(*, world_size: int, limit: int, global_batch_size: int) -> 
 
 
 def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> np.ndarray:
-    """The part of an epoch's order, or of the rest of it, that one rank decodes, in its own order.
+    """Take one rank's share of an epoch's order, or of the rest of it.
 
-    The order is cut into consecutive micro-batches, dealt to the ranks in turn. So a micro-batch consists of the same
-    images at any number of ranks, a step's global batch is the same set, and what all ranks have done at any time is
-    a beginning of the order.
+    The order is cut into consecutive micro-batches, which are dealt to the ranks in turn. So a micro-batch consists of
+    the same images at any number of ranks, a step's global batch is the same set, and what all ranks have done at any
+    time is a beginning of the order.
 
     Raises:
         ValueError: the ranks cannot share what is left.
@@ -138,8 +136,8 @@ def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_s
     return samples.reshape(-1, world_size, micro_batch_size)[:, rank].reshape(-1)
 
 
-def val_shard(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The validation images of one rank: every image on exactly one rank, equally many rows on each.
+def val_share(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Take one rank's share of the validation images: every image on exactly one rank, equally many rows on each.
 
     Returns:
         indices int64 [ceil(num_images / world_size)], and is_real, a bool of the same length: False marks padding,
@@ -157,3 +155,28 @@ def check_rank(rank: int, world_size: int) -> None:
     """Raise ValueError unless `rank` is one of `world_size` ranks."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), found rank {rank} of {world_size}: check the launcher")
+
+
+def check_state(state: dict[str, int | str], identity: dict[str, int | str], *, num_rows: int) -> None:
+    """Check a loader's saved state, which comes from outside: raises ValueError if it is damaged or of another order.
+
+    Args:
+        identity: what the loader's order depends on.
+        num_rows: images that all ranks together take of an epoch.
+    """
+    if set(state) != {*identity, "epoch", "images"}:
+        raise ValueError(f"a loader's state must come from its state_dict(), found the keys {sorted(state)}")
+    for key, value in identity.items():
+        if state[key] != value:
+            raise ValueError(
+                f"the loader's {key} must be the one that the state was saved with, found {value} and {state[key]} in "
+                f"the state: give the same data, seed and batch size"
+            )
+    for key in ("epoch", "images"):
+        if type(state[key]) is not int:
+            raise ValueError(f"a state's {key} must be a whole number, found {state[key]!r}: the state is damaged")
+    if state["epoch"] < 0 or not 0 <= state["images"] <= num_rows:
+        raise ValueError(
+            f"a state must lie in an epoch of {num_rows} images, found image {state['images']} of epoch "
+            f"{state['epoch']}: it is damaged"
+        )

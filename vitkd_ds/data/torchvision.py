@@ -1,8 +1,8 @@
 """The same recipe without FFCV and without our decoder: Pillow, torchvision and torch's DataLoader.
 
 From a .beton, order, crops, flips, augmentation and pixels are those of the FFCV backend. It also reads what
-`vitkd-ds pack` reads without further options; images are then numbered as packing without --shuffle and --skip_bad
-numbers them, and where packing scales them, crops are drawn for the original size.
+`vitkd-ds pack` reads without further options. Images are then numbered as packing numbers them without --shuffle and
+--skip_bad, and crops are drawn for the original size where packing would scale the images.
 
 JPEGs of such sources are checked by our decoder where it was built, as Pillow takes no notice of damage inside a JPEG.
 Without it such damage goes unnoticed. A .beton was checked when it was packed, and its bytes have a CRC32.
@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from torchvision.transforms import functional as F
 
 from vitkd_ds.data.beton.format import JPEG_MODE, SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops, TrainCrops
-from vitkd_ds.data.image_file import is_plain_jpeg, opened, to_rgb
+from vitkd_ds.data.image_file import load_rgb
 from vitkd_ds.data.sources import Options, Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -36,41 +37,32 @@ DECODED, NOT_DECODED, NOT_READ = range(3)
 
 
 class TorchvisionImages:
-    """A .beton or another source of images, read by Pillow: `vitkd_ds.data.images.Images`.
+    """A .beton or another source (`vitkd_ds.data.sources`), read by Pillow: `vitkd_ds.data.images.Images`.
 
     Its pixels are those of the FFCV backend, bit for bit, as long as Pillow's libjpeg-turbo decodes as the system's.
-
-    Args:
-        path: a .beton, or see `vitkd_ds.data.sources.open_source`.
-        crops: where the images are cut.
-        micro_batch_size: images at a time.
-        num_workers: processes that decode; they live for one pass.
+    `num_workers` processes decode; they live for one pass.
     """
-
-    def __init__(self, path: str | Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int):
-        self.path, self._crops = str(path), crops
-        is_beton = Path(path).suffix == SUFFIX
-        self._source = open_beton(Path(path)) if is_beton else open_source(path, Options())
-        if is_beton:
-            self._fingerprint = beton_fingerprint(*read_beton(path)[1:])
-        else:
-            self._fingerprint = zlib.crc32(self._source.fingerprint().encode())
-        self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
-        self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
-        self._check = None if is_beton else damage_check(self.path)
 
     skippable = frozenset({NOT_DECODED})
 
-    def fingerprint(self) -> int:
-        """A number that is another one where images have other numbers, labels or names."""
-        return self._fingerprint
+    def __init__(self, path: str | Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int):
+        self.path, self._crops = str(path), crops
+        self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
+        if Path(path).suffix == SUFFIX:
+            self._source, self.fingerprint = open_beton(Path(path))
+            self._check = None
+        else:
+            self._source = open_source(path, Options())
+            self.fingerprint = zlib.crc32(self._source.fingerprint().encode())
+            self._check = damage_check(self.path)
+        self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode samples in order, a micro-batch at a time, in worker processes; they end with the iterator."""
         if len(samples) == 0:
             return
         loader = DataLoader(
-            self._cropped(samples),
+            CroppedImages(self._source, self._crops, samples, self._check),
             self._micro_batch_size,
             num_workers=self._num_workers,
             multiprocessing_context="fork",  # sources hold open files, which do not travel to a new interpreter
@@ -91,17 +83,14 @@ class TorchvisionImages:
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode samples at once, in this process."""
-        dataset = self._cropped(samples)
+        dataset = CroppedImages(self._source, self._crops, samples, self._check)
         images, status = zip(*(dataset[i] for i in range(len(samples))))
         return torch.stack(images).numpy(), np.array(status)
 
-    def _cropped(self, samples: np.ndarray) -> "CroppedImages":
-        return CroppedImages(self._source, self._crops, samples, self._check)
-
     def reason(self, index: int, status: int) -> str:
-        """What is wrong with an image: reads it again to hear why."""
+        """What is wrong with an image, which is read again to hear why."""
         try:
-            checked_rgb(self._source.read(index), self._check)
+            load_rgb(self._source.read(index), self._check)
         except Exception as error:  # Pillow's plugins raise whatever comes
             verb = "read" if status == NOT_READ else "decoded"
             return f"cannot be {verb}: {self._source.names[index]}: {type(error).__name__}: {error}"
@@ -119,7 +108,7 @@ def _deaths_show_when_waiting() -> Iterator[None]:
 
 
 def damage_check(path: str) -> Callable | None:
-    """`vitkd_ds.data.beton.verify.check_jpeg`, or None and a warning where our decoder was not built."""
+    """Find `vitkd_ds.data.beton.verify.check_jpeg`; None, with a warning, where our decoder was not built."""
     try:
         from vitkd_ds.data.beton.verify import check_jpeg
     except ImportError:
@@ -128,20 +117,9 @@ def damage_check(path: str) -> Callable | None:
     return check_jpeg
 
 
-def checked_rgb(content: bytes, check: Callable | None) -> np.ndarray:
-    """Decode one image file as `vitkd_ds.data.image_file.load_rgb`; a JPEG that `check` finds damaged is a ValueError."""
-    with opened(content) as image:
-        if check is not None and is_plain_jpeg(image):
-            check(content, height=image.height, width=image.width)
-        return to_rgb(image)
-
-
-def open_beton(path: Path) -> Source:
-    """A .beton as a source: its JPEGs as they are, and stored pixels with a header before them that makes them a PPM.
-
-    Raises:
-        ValueError: see `vitkd_ds.data.beton.format.check_beton`.
-    """
+def open_beton(path: Path) -> tuple[Source, int]:
+    """Open a .beton as a source: its JPEGs as they are, and stored pixels with a header that makes them a PPM. Returns
+    its `beton_fingerprint` too, and raises what `read_beton` raises."""
     info, stored, labels = read_beton(path)
     descriptors: dict[int, int] = {}  # by process: the workers are forked or spawned
 
@@ -157,17 +135,18 @@ def open_beton(path: Path) -> Source:
         is_jpeg = image["mode"] == JPEG_MODE
         return content if is_jpeg else b"P6 %d %d 255\n" % (image["width"], image["height"]) + content
 
-    names = [f"image {i}" for i in range(info.num_images)]
-    return Source(".beton", info.classes, labels, names, stored["size"].astype(np.int64), read)
+    names, sizes = [f"image {i}" for i in range(info.num_images)], stored["size"].astype(np.int64)
+    return Source(".beton", info.classes, labels, names, sizes, read), beton_fingerprint(stored, labels)
 
 
+@dataclass(eq=False)
 class CroppedImages(Dataset):
     """Samples of an order as uint8 images [size, size, 3] with a status each."""
 
-    def __init__(
-        self, source: Source, crops: TrainCrops | CentreCrops, samples: np.ndarray, check: Callable | None = None
-    ):
-        self.source, self.crops, self.samples, self.check = source, crops, samples, check
+    source: Source
+    crops: TrainCrops | CentreCrops
+    samples: np.ndarray
+    check: Callable | None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -180,7 +159,7 @@ class CroppedImages(Dataset):
         except Exception as error:  # reported by the loader, which asks for the reason
             return black, NOT_READ if isinstance(error, OSError) else NOT_DECODED
         try:
-            image = Image.fromarray(checked_rgb(content, self.check))
+            image = Image.fromarray(load_rgb(content, self.check))
         except Exception:  # Pillow's plugins raise whatever comes
             return black, NOT_DECODED
         (row,) = self.crops.rows(sample, np.array([image.height]), np.array([image.width]))

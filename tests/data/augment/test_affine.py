@@ -8,8 +8,8 @@ from timm.data import auto_augment
 
 from tests.data.augment.samples import SIZES, in_pillow, levels_apart, pixels
 from vitkd_ds.config.run import AugmentConfig
-from vitkd_ds.data.augment import Augmenter
 from vitkd_ds.data.augment.affine import FILL
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.policy import OPS, SIGNED_RANGES, Layer
 
 ARGUMENTS = {

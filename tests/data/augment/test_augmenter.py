@@ -10,9 +10,10 @@ from torchvision.transforms import functional
 
 from tests.data.augment.samples import in_pillow, levels_apart, micro_batch
 from vitkd_ds.config.run import AugmentConfig
-from vitkd_ds.data.augment import Augmenter, augmenter, blends
+from vitkd_ds.data.augment import augmenter, blends
 from vitkd_ds.data.augment.affine import FILL
-from vitkd_ds.data.augment.policy import NO_OP, OPS, Rectangles
+from vitkd_ds.data.augment.augmenter import Augmenter
+from vitkd_ds.data.augment.policy import NO_OP, OPS
 from vitkd_ds.data.draws import image_keys
 
 EVERYTHING = AugmentConfig(
@@ -107,7 +108,7 @@ def test_it_does_not_matter_how_many_images_a_kernel_gets_at_once(num_pixels, mo
     usual = Augmenter(EVERYTHING)(images, keys(128))
     monkeypatch.setattr(augmenter, "CPU_PIXELS", num_pixels)
     if num_pixels > 1:
-        monkeypatch.setattr(Rectangles, "one_by_one", lambda self: [self])  # all in one list, as on a GPU
+        monkeypatch.setattr(augmenter, "CPU_RECTANGLES", 10**9)  # all in one list, as on a GPU
     assert torch.equal(Augmenter(EVERYTHING)(images, keys(128)), usual)
 
 

@@ -6,7 +6,7 @@ import torch
 from tests.data.augment.samples import levels_apart, micro_batch
 from tests.data.augment.test_augmenter import EVERYTHING, RECIPES, keys
 from vitkd_ds.config.run import AugmentConfig
-from vitkd_ds.data.augment import Augmenter
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.policy import OPS
 
 CONFIGS = RECIPES | {"erasing": AugmentConfig(random_erasing=0.5), "everything": EVERYTHING}

@@ -5,8 +5,8 @@ import torch
 
 from tests.data.augment.samples import micro_batch
 from vitkd_ds.config.run import AugmentConfig
-from vitkd_ds.data.augment import Augmenter
 from vitkd_ds.data.augment import policy as drawn
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.erasing import MEAN, STD, hash_draws, normal_noise
 from vitkd_ds.data.draws import image_keys, mix64, uniform
 
@@ -41,9 +41,9 @@ def test_exactly_the_rectangles_are_replaced_by_noise_of_imagenets_mean_and_std(
     images = torch.zeros(12, 3, 120, 90, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     erased = Augmenter(AugmentConfig(random_erasing=0.8))(images, KEYS)
     boxes = drawn.draw_rectangles(KEYS, probability=0.8, height=120, width=90)
-    assert 5 < len(boxes.members_R) < 12
+    assert 5 < len(boxes) < 12
     expected = torch.zeros(12, 120, 90, dtype=torch.bool)
-    for member, top, left, height, width in zip(*vars(boxes).values()):
+    for member, top, left, height, width in boxes.tolist():
         expected[member, top : top + height, left : left + width] = True
     is_noise = erased != 0
     assert not is_noise[~expected[:, None].expand_as(erased)].any()
@@ -58,7 +58,7 @@ def test_each_byte_of_noise_is_a_function_of_key_and_place():
     images = micro_batch(33, 47, copies=3)
     erased = Augmenter(AugmentConfig(random_erasing=1.0))(images, KEYS)
     boxes = drawn.draw_rectangles(KEYS, probability=1.0, height=33, width=47)
-    for member, top, left, height, width in zip(*vars(boxes).values()):
+    for member, top, left, height, width in boxes.tolist():
         for y, x, c in ((top, left, 0), (top + height - 1, left + width - 1, 2), (top, left + width // 2, 1)):
             draw = drawn.NOISE_DRAWS + torch.tensor([(y * 47 + x) * 3 + c])
             level = MEAN[c] + STD[c] * float(normal_noise(signed(KEYS)[member : member + 1], draw))

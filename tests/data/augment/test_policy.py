@@ -9,7 +9,6 @@ from PIL import Image
 from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 
-from vitkd_ds.data import augment
 from vitkd_ds.data.augment import policy as drawn
 from vitkd_ds.data.augment.policy import OPS, RAND_AUGMENT_OPS, RandAugment, parse_rand_augment
 from vitkd_ds.data.draws import CROP_DRAWS, image_keys
@@ -46,7 +45,6 @@ def test_what_the_notation_does_not_know_is_refused_by_name(text):
 def test_the_module_that_reads_the_notation_needs_no_torch():
     source = Path(drawn.__file__).read_text()
     assert "torch" not in source.partition('"""\n\n')[2].partition("MAX_LAYERS")[0]
-    assert "Augmenter" not in vars(augment), "the package must import it on first use only"
 
 
 @pytest.mark.parametrize("is_negative", [False, True])
@@ -152,22 +150,22 @@ def timms_rectangles(count, height, width):
 def test_rectangles_are_distributed_as_timms_and_stay_in_the_image():
     height, width = 40, 64
     ours = drawn.draw_rectangles(KEYS, probability=0.25, height=height, width=width)
-    assert abs(len(ours.members_R) / N - 0.25) < 0.012
-    assert (ours.top_R >= 0).all() and (ours.top_R + ours.height_R <= height).all() and ours.top_R.min() == 0
-    assert (ours.left_R >= 0).all() and (ours.left_R + ours.width_R <= width).all()
-    assert (ours.top_R + ours.height_R == height).any() and (ours.left_R + ours.width_R == width).any()
-    assert (ours.height_R < height).all() and (ours.width_R < width).all()
+    members, tops, lefts, heights, widths = ours.T
+    assert abs(len(members) / N - 0.25) < 0.012 and len(set(members)) == len(members)
+    assert tops.min() == 0 and (tops + heights <= height).all() and (tops + heights == height).any()
+    assert (lefts >= 0).all() and (lefts + widths <= width).all() and (lefts + widths == width).any()
+    assert (heights < height).all() and (widths < width).all()
     theirs = timms_rectangles(4000, height, width)
-    for mine, other in ((ours.height_R, theirs[:, 0]), (ours.width_R, theirs[:, 1])):
+    for mine, other in ((heights, theirs[:, 0]), (widths, theirs[:, 1])):
         assert abs(mine.mean() - other.mean()) < 4 * other.std() * (1 / 4000 + 1 / len(mine)) ** 0.5
         assert abs(mine.std() / other.std() - 1) < 0.06
 
 
 def test_images_too_small_for_a_rectangle_stay():
     one = drawn.draw_rectangles(KEYS[:100], probability=1.0, height=1, width=1)
-    assert len(one.members_R) == 0
+    assert len(one) == 0
     small = drawn.draw_rectangles(KEYS[:100], probability=1.0, height=2, width=3)
-    assert (small.height_R == 1).all() and (small.width_R <= 2).all()
+    assert (small[:, 3] == 1).all() and (small[:, 4] <= 2).all()
 
 
 def test_no_two_purposes_share_a_draw(monkeypatch):

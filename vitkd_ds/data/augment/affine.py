@@ -22,15 +22,14 @@ MARGIN = 2
 
 
 def line_positions(shifts_NL: np.ndarray, *, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where `move_lines` finds its pixels.
+    """Compute where `move_lines` finds its pixels.
 
     Args:
         shifts_NL: for each line (row or column) of each image, the source position minus the output's, in pixels.
         length: pixels of a line.
 
     Returns:
-        For each line: whole pixels of the shift (int32), the fraction left over (float32), and the first covered output
-        pixel (int32); all [N, L, 1].
+        Whole pixels of each shift (int32), the rest (float32), and the first covered output pixel (int32): [N, L, 1].
     """
     shifts_NL1 = shifts_NL[:, :, None]
     reach = length + MARGIN  # beyond it nothing is covered, whatever is read
@@ -48,19 +47,22 @@ def move_lines(
     All neighbours of a row lie in one stretch of a padded copy, so a row is fetched as a whole: uint8 [B, H, W, 3].
     """
     num_images, height, width, channels = pixels_BHWC.shape
-    rows = pixels_BHWC.view(num_images * height, width * channels)
     size, margin = width * channels, MARGIN * channels
+    rows = pixels_BHWC.view(num_images * height, size)
+    # Edge pixels repeated on both sides, so that no neighbour of a covered pixel is missing.
     padded = rows.new_zeros(len(rows) + 2, size + 2 * margin)  # a line more at both ends, for far shifts
     padded[1:-1, margin:-margin] = rows
     for start in range(0, margin, channels):
         padded[1:-1, start : start + channels] = rows[:, :channels]
         padded[1:-1, margin + size + start : margin + size + start + channels] = rows[:, -channels:]
+    # From the first neighbour of a row's first pixel on, the neighbours of all its pixels lie side by side.
     line = torch.arange(1, len(rows) + 1, device=rows.device)
     starts = line * padded.shape[1] + channels * (whole_BH1.view(-1) + MARGIN - 1)
     sources = _stretches(padded.view(-1), starts, size + 3 * channels).float()
     reach = range(4) if is_cubic else range(1, 3)
     taps = [sources[:, tap * channels : tap * channels + size] for tap in reach]
     result = _interpolate(taps, fraction_BH1.view(-1, 1), is_cubic=is_cubic)
+    # Covered pixels of a row lie in one stretch too: a window moved over outside, inside, outside.
     place = torch.arange(3 * size, device=rows.device)
     is_inside = (place >= size) & (place < 2 * size)
     is_covered = _stretches(is_inside, size - channels * first_BH1.view(-1), size)
@@ -70,27 +72,28 @@ def move_lines(
 def move_columns(
     pixels_BHWC: Tensor, whole_BW1: Tensor, fraction_BW1: Tensor, first_BW1: Tensor, *, is_cubic: bool
 ) -> Tensor:
-    """`move_lines` for columns."""
+    """Resample each column by its own shift, as `move_lines` does rows."""
     transposed = pixels_BHWC.transpose(1, 2).contiguous()
     return move_lines(transposed, whole_BW1, fraction_BW1, first_BW1, is_cubic=is_cubic).transpose(1, 2).contiguous()
 
 
 def _stretches(values_N: Tensor, starts_R: Tensor, length: int) -> Tensor:
-    """Stretches of a vector, each fetched as a whole: values[start : start + length] for each start, [R, length]."""
+    """Fetch stretches of a vector as a whole: values[start : start + length] for each start, [R, length]."""
     return values_N.as_strided((len(values_N) - length + 1, length), (1, 1)).index_select(0, starts_R)
 
 
 def _fill(channel: Tensor) -> Tensor:
-    """FILL's value of each channel number, made on the device: a copy from the CPU would wait for it."""
+    """Make FILL's value of each channel number on the device: a copy from the CPU would wait for it."""
     return torch.where(channel == 0, FILL[0], torch.where(channel == 1, FILL[1], FILL[2])).to(torch.uint8)
 
 
 def _interpolate(taps: list[Tensor], fraction: Tensor, *, is_cubic: bool) -> Tensor:
-    """Truncated value between two neighbours, or the middle two of four; exact where the neighbours are equal."""
+    """Compute the truncated value between two neighbours, or the middle two of four."""
     return _between(taps, fraction, is_cubic=is_cubic).clamp_(0, 255).to(torch.uint8)
 
 
 def _between(taps: list[Tensor], fraction: Tensor, *, is_cubic: bool) -> Tensor:
+    """Compute the float32 value between two neighbours, or the middle two of four; exact where they are equal."""
     if not is_cubic:
         left, right = taps
         return (right - left).mul_(fraction).add_(left)
@@ -102,10 +105,10 @@ def _between(taps: list[Tensor], fraction: Tensor, *, is_cubic: bool) -> Tensor:
 
 
 def rotation_positions(degrees_N: np.ndarray, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where `rotate` finds its pixels: the source of (x, y) is columns[x] + rows[y], counter-clockwise by degrees.
+    """Compute where `rotate`, counter-clockwise, finds its pixels: the source of (x, y) is columns[x] + rows[y].
 
     Returns:
-        columns_N2W and rows_N2H: int32, x and y in units of 2**-bits pixels; bits: as many as 32 bits allow.
+        columns_N2W and rows_N2H: int32, x and y in units of 2**-bits pixels; bits: as many as int32 allows.
     """
     bits = 30 - (2 * max(height, width)).bit_length()
     radians_N = np.radians(degrees_N)[:, None]
@@ -144,22 +147,21 @@ def rotate(pixels_BHWC: Tensor, columns_B2W: Tensor, rows_B2H: Tensor, *, bits: 
 
 
 def _split(position_BHW: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Whole and fractional part of a fixed-point position; the latter as float32 [B * H * W, 4], one for each byte."""
+    """Split a fixed-point position into whole and fraction, the latter float32 [B * H * W, 4], one for each byte."""
     fraction = (position_BHW & ((1 << bits) - 1)).float() * 2.0**-bits
     return position_BHW >> bits, fraction.view(-1, 1).expand(-1, 4).contiguous()
 
 
 def _pack(pixels_BHWC: Tensor) -> Tensor:
-    """Pixels as int32, red lowest, so that one index fetches all three channels; MARGIN repeated around the image."""
+    """Pack pixels into int32, red lowest, so that one index fetches all channels; repeat the edges MARGIN wide."""
     _, height, width, _ = pixels_BHWC.shape
     packed_BHW = torch.nn.functional.pad(pixels_BHWC, (0, 1)).view(torch.int32).squeeze(3)
     for dim, size in ((1, height), (2, width)):
-        packed_BHW = packed_BHW.index_select(
-            dim, torch.arange(-MARGIN, size + MARGIN, device=packed_BHW.device).clamp_(0, size - 1)
-        )
+        index = torch.arange(-MARGIN, size + MARGIN, device=packed_BHW.device).clamp_(0, size - 1)
+        packed_BHW = packed_BHW.index_select(dim, index)
     return packed_BHW
 
 
 def _unpack(packed_N: Tensor) -> Tensor:
-    """Four float32 bytes of each int32: [N, 4]."""
+    """Unpack the four bytes of each int32: float32 [N, 4]."""
     return packed_N.view(-1, 1).view(torch.uint8).float()

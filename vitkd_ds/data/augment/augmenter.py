@@ -1,9 +1,10 @@
-"""`Augmenter`: joins what is drawn for each image (`policy`) with the batched operations on pixels.
+"""Join what is drawn for each image (`policy`) with the batched operations on pixels.
 
 In each layer the images are grouped by kind of operation, and a group is changed as a whole, so the number of kernels
 does not grow with the micro-batch. The groups are known on the CPU: nothing waits for the device.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,13 +20,15 @@ from vitkd_ds.data.transfer import send
 CPU_PIXELS = 1 << 17
 """Pixels that a kernel gets at once on the CPU, unless one image has more; Rotate, which holds up to 16 neighbours of
 each, gets half."""
+CPU_RECTANGLES = 1
+"""Rectangles that erasing gets at once on the CPU, for the cache."""
 
 
 class Augmenter:
     """Augments uint8 micro-batches; what an image becomes depends on its pixels and its key only.
 
     Args:
-        config: what is on; repeats and mixing are others' work.
+        config: what is on; repeats and mixing do not belong here.
         compile: pass each kind of operation through torch.compile, for any micro-batch size: fewer kernels after a
             start that takes a minute or more. For GPUs; on the CPU the compiled code is slower.
     """
@@ -33,9 +36,9 @@ class Augmenter:
     def __init__(self, config: AugmentConfig, *, compile: bool = False):
         self.config = config
         self.rand_augment = drawn.parse_rand_augment(config.rand_augment) if config.rand_augment else None
-        self._compile = compile
-        self._compiled: dict[Callable, Callable] = {}
-        self._erased_bytes = torch.compile(erasing.erased_bytes, dynamic=True) if compile else erasing.erased_bytes
+        # Each operation is compiled once, when the first image needs it.
+        compiled = functools.cache(functools.partial(torch.compile, dynamic=True))
+        self._kernel: Callable[[Callable], Callable] = compiled if compile else lambda function: function
 
     @property
     def is_identity(self) -> bool:
@@ -44,14 +47,11 @@ class Augmenter:
         return not (self.rand_augment or config.three_augment or config.color_jitter or config.random_erasing)
 
     def __call__(self, images_BCHW: Tensor, keys_B: np.ndarray) -> Tensor:
-        """Augment a micro-batch.
+        """Augment a micro-batch into a new one of the same device and memory format; into itself if nothing is on.
 
         Args:
-            images_BCHW: uint8, RGB, on any device, best channels_last; not altered.
-            keys_B: uint64, `vitkd_ds.data.draws.image_keys`.
-
-        Returns:
-            A new uint8 [B, 3, H, W] on the same device, in the same memory format; the input if nothing is on.
+            images_BCHW: uint8 [B, 3, H, W], RGB, on any device, best channels_last; not altered.
+            keys_B: uint64, see `vitkd_ds.data.draws.image_keys`.
         """
         assert images_BCHW.dtype == torch.uint8 and images_BCHW.shape[1] == 3, "images must be uint8 [B, 3, H, W]"
         assert keys_B.dtype == np.uint64 and keys_B.shape == images_BCHW.shape[:1], "keys must be uint64, one per image"
@@ -67,7 +67,7 @@ class Augmenter:
         return result_BCHW if is_channels_last else result_BCHW.contiguous()
 
     def layers(self, keys_B: np.ndarray) -> list[Layer]:
-        """What is done to the images before erasing, in order."""
+        """Draw what is done to the images before erasing, in order."""
         layers = []
         if self.rand_augment:
             layers += drawn.draw_rand_augment(keys_B, self.rand_augment, interpolation=self.config.interpolation)
@@ -76,14 +76,6 @@ class Augmenter:
         if self.config.color_jitter:
             layers += drawn.draw_color_jitter(keys_B, self.config.color_jitter)
         return layers
-
-    def _kernel(self, function: Callable) -> Callable:
-        """The function, compiled if that is on."""
-        if not self._compile:
-            return function
-        if function not in self._compiled:
-            self._compiled[function] = torch.compile(function, dynamic=True)
-        return self._compiled[function]
 
     def _apply(self, pixels_BHWC: Tensor, layer: Layer) -> None:
         """Apply one layer in place: each group's images are copied out, changed, and copied back."""
@@ -95,7 +87,7 @@ class Augmenter:
                 put(pixels_BHWC, members[few], kernel(images, *(other[few] for other in others), **settings))
 
     def _groups(self, pixels_BHWC: Tensor, layer: Layer) -> Iterator[tuple]:
-        """Members, function, its arguments with an entry per member, and its settings, for each kind of operation."""
+        """Yield members, function, its arguments (an entry per member) and its settings, for each kind of operation."""
         height, width = pixels_BHWC.shape[1:3]
         members = np.concatenate([layer.members(op) for op in lut.TABLE_OPS])
         yield members, lut.apply_tables, [self._tables(pixels_BHWC, layer)], {}
@@ -115,7 +107,7 @@ class Augmenter:
                 yield members, kernel, affine.line_positions(shifts, length=length), {"is_cubic": is_cubic}
 
     def _tables(self, pixels_BHWC: Tensor, layer: Layer) -> Tensor:
-        """Tables uint8 [N, 3, 256] of the N images whose operation is one by table, in the order of `lut.TABLE_OPS`."""
+        """Make the tables of all images whose operation needs one, ordered by `lut.TABLE_OPS`: uint8 [N, 3, 256]."""
         device = pixels_BHWC.device
         fixed = np.concatenate([lut.fixed_tables(op, layer.arguments(op)) for op in lut.FIXED_OPS])
         tables = [send(fixed, device)[:, None].expand(-1, 3, -1)]
@@ -127,23 +119,23 @@ class Augmenter:
         return torch.cat(tables)
 
     def _erase(self, pixels_BHWC: Tensor, keys_B: np.ndarray) -> None:
-        """Random erasing in place; on the CPU one rectangle at a time, for the cache."""
-        height, width, device = *pixels_BHWC.shape[1:3], pixels_BHWC.device
+        """Erase rectangles in place."""
+        (height, width), device = pixels_BHWC.shape[1:3], pixels_BHWC.device
         probability = self.config.random_erasing
-        rectangles = drawn.draw_rectangles(keys_B, probability=probability, height=height, width=width)
-        if not len(rectangles.members_R):
-            return
-        for few in [rectangles] if device.type == "cuda" else rectangles.one_by_one():
-            bytes_R = 3 * few.height_R * few.width_R
+        rectangles_R5 = drawn.draw_rectangles(keys_B, probability=probability, height=height, width=width)
+        step = max(1, len(rectangles_R5)) if device.type == "cuda" else CPU_RECTANGLES
+        for first in range(0, len(rectangles_R5), step):
+            few_R5 = rectangles_R5[first : first + step]
+            bytes_R = 3 * few_R5[:, 3] * few_R5[:, 4]
             owner = torch.repeat_interleave(send(bytes_R, device), output_size=int(bytes_R.sum()))
-            table = send(erasing.rectangle_table(few, height=height, width=width), device)
-            keys = send(keys_B[few.members_R].view(np.int64), device)
-            place, noise = self._erased_bytes(owner, table, keys, width=width)
+            table = send(erasing.rectangle_table(few_R5, height=height, width=width), device)
+            keys = send(keys_B[few_R5[:, 0]].view(np.int64), device)
+            place, noise = self._kernel(erasing.erased_bytes)(owner, table, keys, width=width)
             pixels_BHWC.view(-1).index_copy_(0, place, noise)
 
 
 def portions(pixels_BHWC: Tensor, members_N: np.ndarray, *, num_pixels: int) -> Iterator[tuple[slice, Tensor]]:
-    """Copies of the members' images: all at once on a GPU.
+    """Yield copies of the members' images: all at once on a GPU.
 
     On the CPU as many at a time as have `num_pixels`, so that what a kernel holds stays in the cache, and the allocator
     keeps the memory instead of asking the system for it each time: recipes were 1.5 to 4 times faster.

@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def planar(pixels_BHWC: Tensor) -> Tensor:
-    """The same image as contiguous planes [B, 3, H, W]: arithmetic that treats channels apart is slow on the other."""
+    """Copy images into planes [B, 3, H, W]: arithmetic that treats channels apart is slow on interleaved ones."""
     return pixels_BHWC.permute(0, 3, 1, 2).contiguous()
 
 
 def grey_levels(planes_BCHW: Tensor) -> Tensor:
-    """Pillow's conversion from RGB to L, in 16-bit fixed point: int32 [B, H, W], 0 to 255."""
+    """Convert RGB to grey as Pillow does to L, in 16-bit fixed point: int32 [B, H, W], 0 to 255."""
     red, green, blue = (planes_BCHW[:, channel].int() for channel in range(3))
     return red.mul_(19595).add_(green.mul_(38470)).add_(blue.mul_(7471)).add_(32768).bitwise_right_shift_(16)
 
 
 def _blend(plain: Tensor, image: Tensor, factor: Tensor) -> Tensor:
-    """Takes float32, and overwrites `image`: a fresh tensor per step costs more on the CPU than the arithmetic."""
+    """Blend float32 images, overwriting `image`: a fresh tensor per step costs more on the CPU than the arithmetic."""
     return image.sub_(plain).mul_(factor).add_(plain).clamp_(0, 255).to(torch.uint8)
 
 

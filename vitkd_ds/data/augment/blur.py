@@ -13,16 +13,13 @@ MAX_RADIUS = 2.0
 
 
 def box_weights(radii_N: np.ndarray) -> np.ndarray:
-    """Weights of the centre, of both pixels next to it, and of both pixels two away, for Gaussian radii.
+    """Compute the weights of the centre, of both pixels next to it, and of both pixels two away: int32 [N, 3].
 
     The box radius is the one whose threefold use has the Gaussian's variance (Gwosdek et al., "Theoretical foundations
     of Gaussian convolution by extended box filtering"), in float32 as in Pillow.
 
     Args:
-        radii_N: 0 to MAX_RADIUS; the Gaussian's standard deviation in pixels.
-
-    Returns:
-        int32 [N, 3].
+        radii_N: the Gaussian's standard deviation in pixels, 0 to MAX_RADIUS.
     """
     one = np.float32(1)
     variance_N = (radii_N.astype(np.float32) ** 2 / np.float32(PASSES)).astype(np.float32)
@@ -38,7 +35,7 @@ def box_weights(radii_N: np.ndarray) -> np.ndarray:
 
 
 def _blur_rows(wide_BHN: Tensor, weights_B3: Tensor, channels: int) -> Tensor:
-    """One box blur along the last axis, whose neighbours lie `channels` apart; int32 [B, H, N], 0 to 255."""
+    """Blur once along the last axis, whose neighbours lie `channels` apart; int32 [B, H, N], 0 to 255."""
     first, last = wide_BHN[:, :, :channels], wide_BHN[:, :, -channels:]
     padded = torch.cat([first, first, wide_BHN, last, last], 2)
     far_left, left, centre, right, far_right = (

@@ -14,7 +14,7 @@ FIXED_OPS = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness")
 
 
 def fixed_tables(op: str, arguments_N: np.ndarray) -> np.ndarray:
-    """Tables of Invert, Posterize (bits), Solarize (threshold), SolarizeAdd (summand), Brightness (factor).
+    """Make the tables of Invert, Posterize (bits), Solarize (threshold), SolarizeAdd (summand) or Brightness (factor).
 
     **Differs**: no bits left to Posterize is a black image, as in Pillow up to 12; Pillow 13 stops with an error there,
     and so does timm's rand-m9-mstd0.5-inc1 on it, at magnitude 10 (2 % of its Posterize).
@@ -37,7 +37,7 @@ def fixed_tables(op: str, arguments_N: np.ndarray) -> np.ndarray:
 
 
 def contrast_tables(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
-    """Tables that move levels away from the image's rounded mean grey by a float32 factor: uint8 [B, 3, 256]."""
+    """Make tables that move levels away from the image's rounded mean grey by a float32 factor: uint8 [B, 3, 256]."""
     grey_BHW = grey_levels(planar(pixels_BHWC))
     count = grey_BHW[0].numel()
     mean_B = (2 * grey_BHW.flatten(1).sum(1) + count) // (2 * count)
@@ -48,7 +48,7 @@ def contrast_tables(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
 
 
 def autocontrast_tables(pixels_BHWC: Tensor) -> Tensor:
-    """Tables that stretch each channel to 0 to 255: uint8 [B, 3, 256]; a channel of one level stays."""
+    """Make tables that stretch each channel to 0 to 255: uint8 [B, 3, 256]; a channel of one level stays."""
     planes_BCN = planar(pixels_BHWC).flatten(2)
     low_BC1 = planes_BCN.amin(2, keepdim=True).double()
     high_BC1 = planes_BCN.amax(2, keepdim=True).double()
@@ -61,7 +61,7 @@ def autocontrast_tables(pixels_BHWC: Tensor) -> Tensor:
 
 
 def equalize_tables(pixels_BHWC: Tensor) -> Tensor:
-    """Tables that make each channel's histogram flat: uint8 [B, 3, 256].
+    """Make tables that flatten each channel's histogram: uint8 [B, 3, 256].
 
     With h the histogram: level i becomes (step // 2 + h[0] + ... + h[i - 1]) // step, at most 255, where 255 steps hold
     all pixels but those of the highest level. A channel too small for a step, or of one level, stays.
@@ -82,7 +82,7 @@ def equalize_tables(pixels_BHWC: Tensor) -> Tensor:
 
 
 MEASURED_OPS = {"Contrast": contrast_tables, "AutoContrast": autocontrast_tables, "Equalize": equalize_tables}
-"""Those whose tables depend on the image's pixels."""
+"""Operations whose tables depend on the image's pixels."""
 TABLE_OPS = (*FIXED_OPS, *MEASURED_OPS)
 
 

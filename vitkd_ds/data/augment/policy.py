@@ -1,8 +1,8 @@
 """What happens to each image: operations, their arguments and rectangles, as functions of the images' keys.
 
-Apart from the pixels, and numpy only, so that nothing waits for the device and settings are checked without torch.
-Everything that changes pixels as a whole is a list of `Layer`s: RandAugment is n of them, 3-Augment one, colour jitter
-three. What timm offers beyond the published recipes is left out: weighted operations, uniform magnitudes.
+Separate from the pixels, and in numpy alone, so that nothing waits for the device and settings are checked without
+torch. Everything but erasing is a list of `Layer`s: RandAugment is n of them, 3-Augment one, colour jitter three. What
+timm offers beyond the published recipes is left out: weighted operations, uniform magnitudes.
 """
 
 import math
@@ -16,22 +16,9 @@ from vitkd_ds.config.rules import require
 from vitkd_ds.data.draws import AUGMENT_DRAWS, normal, uniform
 
 RAND_AUGMENT_OPS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
-)
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",
+    "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
+)  # fmt: skip
 """timm's names and order; timm appends "Increasing" to those whose level depends on inc."""
 OPS = (*RAND_AUGMENT_OPS, "GaussianBlur")
 NO_OP = -1
@@ -63,11 +50,11 @@ class RandAugment:
     magnitude: int = 10
     num_layers: int = 2
     probability: float = 0.5
-    """Of each layer to be applied."""
+    """Part of the images to which each layer is applied."""
     magnitude_std: float = 0.0
     magnitude_max: int = 10
     is_increasing: bool = False
-    """Posterize, Solarize and the enhancements grow stronger with the magnitude, as the others do."""
+    """Whether Posterize, Solarize and the enhancements grow stronger with the magnitude, as the others do."""
 
 
 @dataclass(frozen=True)
@@ -75,49 +62,30 @@ class Layer:
     """One operation for each image of a micro-batch."""
 
     op_B: np.ndarray
-    """Number in OPS, or NO_OP."""
+    """Numbers in OPS, or NO_OP."""
     argument_B: np.ndarray
     """float64: degrees, factor, bits, threshold, radius; 0 where the operation takes none."""
     is_cubic_B: np.ndarray
-    """Whether a geometric operation resamples bicubically, or else bilinearly."""
+    """Whether a geometric operation resamples bicubically; bilinearly if not."""
 
     def members(self, op: str) -> np.ndarray:
-        """Positions in the micro-batch of the images with this operation."""
+        """Find the positions in the micro-batch of the images with this operation."""
         return np.flatnonzero(self.op_B == OPS.index(op))
 
     def arguments(self, op: str) -> np.ndarray:
-        """Their arguments."""
+        """The arguments of the images with this operation."""
         return self.argument_B[self.members(op)]
 
     def only(self, chosen_B: np.ndarray) -> "Layer":
-        """The same layer with nothing for the images not chosen."""
+        """The same layer with no operation for the images that are not chosen."""
         return replace(self, op_B=np.where(chosen_B, self.op_B, NO_OP))
 
 
-@dataclass(frozen=True)
-class Rectangles:
-    """What random erasing replaces: images' positions in the micro-batch, and a rectangle for each, in pixels."""
-
-    members_R: np.ndarray
-    top_R: np.ndarray
-    left_R: np.ndarray
-    height_R: np.ndarray
-    width_R: np.ndarray
-
-    def one_by_one(self) -> list["Rectangles"]:
-        """Each rectangle alone."""
-        columns = (self.members_R, self.top_R, self.left_R, self.height_R, self.width_R)
-        return [Rectangles(*(column[i : i + 1] for column in columns)) for i in range(len(self.members_R))]
-
-
 PARTS = {
-    "m": ("magnitude", int),
-    "n": ("num_layers", int),
-    "p": ("probability", float),
-    "mstd": ("magnitude_std", float),
-    "mmax": ("magnitude_max", int),
-    "inc": ("is_increasing", int),
-}
+    "m": ("magnitude", int), "n": ("num_layers", int), "p": ("probability", float),
+    "mstd": ("magnitude_std", float), "mmax": ("magnitude_max", int), "inc": ("is_increasing", int),
+}  # fmt: skip
+"""Part of timm's notation -> field of `RandAugment`, and its type."""
 
 
 def parse_rand_augment(text: str) -> RandAugment:
@@ -150,12 +118,8 @@ def parse_rand_augment(text: str) -> RandAugment:
 
 
 def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray, *, is_increasing: bool) -> np.ndarray:
-    """An operation's argument at each magnitude, as timm's level functions: float64 [N].
-
-    Args:
-        op: one of RAND_AUGMENT_OPS.
-        is_negative_N: sign of the geometric operations, and of the increasing enhancements' distance from 1.
-    """
+    """Compute the argument of one of RAND_AUGMENT_OPS at each magnitude, as timm's level functions do: float64 [N].
+    Only the geometric operations have a sign, and the increasing enhancements, as distance from 1."""
     level_N = magnitudes_N / LEVELS
     sign_N = np.where(is_negative_N, -1.0, 1.0)
     if op in SIGNED_RANGES:
@@ -174,11 +138,8 @@ def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray
 
 
 def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation: str) -> list[Layer]:
-    """RandAugment's layers: operations uniform with replacement, magnitudes N(m, mstd) clipped to [0, mmax].
-
-    Args:
-        interpolation: bilinear, bicubic, or random (even odds for each application).
-    """
+    """Draw RandAugment's layers: operations uniform with replacement, magnitudes N(m, mstd) clipped to [0, mmax], and
+    interpolation bilinear, bicubic, or random (even odds for each application)."""
     layers = []
     for first in range(RAND_AUGMENT_DRAWS, RAND_AUGMENT_DRAWS + policy.num_layers * DRAWS_PER_LAYER, DRAWS_PER_LAYER):
         op_B = (uniform(keys_B, first) * len(RAND_AUGMENT_OPS)).astype(np.int64)
@@ -187,10 +148,8 @@ def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation:
         is_negative_B = uniform(keys_B, first + 4) > 0.5
         argument_B = np.zeros(len(keys_B))
         for number, op in enumerate(RAND_AUGMENT_OPS):
-            its = op_B == number
-            argument_B[its] = level_arguments(
-                op, magnitude_B[its], is_negative_B[its], is_increasing=policy.is_increasing
-            )
+            its, is_increasing = op_B == number, policy.is_increasing
+            argument_B[its] = level_arguments(op, magnitude_B[its], is_negative_B[its], is_increasing=is_increasing)
         op_B[uniform(keys_B, first + 1) >= policy.probability] = NO_OP
         is_cubic_B = uniform(keys_B, first + 5) < {"bilinear": 0.0, "random": 0.5, "bicubic": 1.0}[interpolation]
         layers.append(Layer(op_B, argument_B, is_cubic_B))
@@ -198,7 +157,7 @@ def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation:
 
 
 def draw_three_augment(keys_B: np.ndarray) -> Layer:
-    """3-Augment: grey (colour factor 0), solarized above 128, or blurred with a radius from U(0.1, 2), at even odds."""
+    """Draw 3-Augment: grey (colour factor 0), solarized above 128, or blurred by a radius of U(0.1, 2), evenly."""
     choice_B = (uniform(keys_B, THREE_AUGMENT_DRAWS) * 3).astype(np.int64)
     op_B = np.array([OPS.index(op) for op in ("Color", "Solarize", "GaussianBlur")])[choice_B]
     radius_B = 0.1 + 1.9 * uniform(keys_B, THREE_AUGMENT_DRAWS + 1)
@@ -206,7 +165,7 @@ def draw_three_augment(keys_B: np.ndarray) -> Layer:
 
 
 def draw_color_jitter(keys_B: np.ndarray, strength: float) -> list[Layer]:
-    """Brightness, contrast and saturation by factors from U(1 - strength, 1 + strength), in an order of its own."""
+    """Draw factors of brightness, contrast and saturation from U(1 - strength, 1 + strength), and their order."""
     orders = np.array([[OPS.index(op) for op in order] for order in JITTER_ORDERS])
     order_B3 = orders[(uniform(keys_B, COLOR_JITTER_DRAWS) * len(orders)).astype(np.int64)]
     factors = np.ones((len(OPS), len(keys_B)))
@@ -216,11 +175,14 @@ def draw_color_jitter(keys_B: np.ndarray, strength: float) -> list[Layer]:
     return [Layer(op_B, factors[op_B, np.arange(len(keys_B))], no_cubic) for op_B in order_B3.T]
 
 
-def draw_rectangles(keys_B: np.ndarray, *, probability: float, height: int, width: int) -> Rectangles:
-    """Random erasing's rectangles, as timm draws them.
+def draw_rectangles(keys_B: np.ndarray, *, probability: float, height: int, width: int) -> np.ndarray:
+    """Draw random erasing's rectangles, as timm does.
 
     Area from U(2 %, 1/3) of the image, height / width log-uniform in (0.3, 1 / 0.3), the first of ten tries that is
     both lower and narrower than the image, at a place drawn uniformly; with no such try the image stays.
+
+    Returns:
+        int64 [R, 5]: position of the image in the micro-batch; top, left, height and width of the rectangle in pixels.
     """
     chosen_B = uniform(keys_B, ERASING_DRAWS) < probability
     box_B4 = np.zeros((len(keys_B), 4), np.int64)
@@ -233,4 +195,4 @@ def draw_rectangles(keys_B: np.ndarray, *, probability: float, height: int, widt
         fits_B = (rows_B < height) & (columns_B < width) & (box_B4[:, 2:] == 0).all(1)
         box_B4[fits_B] = np.stack([top_B, left_B, rows_B, columns_B], 1)[fits_B]
     members_R = np.flatnonzero(chosen_B & (box_B4[:, 2:] > 0).all(1))
-    return Rectangles(members_R, *box_B4[members_R].T)
+    return np.column_stack([members_R, box_B4[members_R]])

@@ -1,4 +1,4 @@
-"""From the stored bytes of a file to square images: decode, crop, resize, flip, a micro-batch per call.
+"""Decode, crop, resize and flip stored images into square ones, a micro-batch per call.
 
 The work is done by C++ in `csrc/`, which this file loads and hands arrays to. Python's lock is free during a call, so
 decoding runs beside the training step. Nothing is random here: where to cut comes in the rows of
@@ -43,13 +43,13 @@ def _load_library() -> ctypes.CDLL:
     # VITKD_DS_DECODER is set in the images of slurm/: there the code is a checkout's, in which nothing was built.
     folders = [*filter(None, [os.environ.get("VITKD_DS_DECODER")]), str(Path(__file__).parent)]
     paths = [Path(folder, f"_decode{suffix}") for folder in folders for suffix in EXTENSION_SUFFIXES]
-    found = [path for path in paths if path.is_file()]
-    if not found:
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
         raise ImportError(
             f"{paths[0].name!r} must be built before images can be decoded, found none in {' or '.join(folders)} "
             f"(VITKD_DS_DECODER and the package): run `make setup`"
         )
-    library = ctypes.CDLL(str(found[0]))
+    library = ctypes.CDLL(str(found))
     number, pointer, long = ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
     library.vitkd_decode.argtypes = [number, pointer, long, pointer, long, number, number, pointer, pointer, number]
     library.vitkd_resize.argtypes = [pointer, number, number, pointer, number, number, pointer]
@@ -58,18 +58,15 @@ def _load_library() -> ctypes.CDLL:
 
 _library = _load_library()
 WIDEST = 0
-"""As the width of vectors: what this CPU has; the fuzzer alone asks for others."""
+"""As the bytes of a vector: the widest that this CPU has; the fuzzer alone asks for others."""
 
 
 def _check(name: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int | None, ...], *, writeable: bool) -> None:
-    """Raise ValueError unless `array` is what C may touch; None in `shape` is any length."""
+    """Raise ValueError unless `array` is what C may touch; None in `shape` stands for any length."""
     wanted = f"{name} must be a C-contiguous array of dtype {dtype} and shape {shape} (None: any)"
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{wanted}, found a {type(array).__name__}: convert it")
-    if array.dtype != dtype:
-        raise ValueError(f"{wanted}, found dtype {array.dtype}: convert it")
-    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
-    if not fits:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        raise ValueError(f"{wanted}, found {getattr(array, 'dtype', type(array).__name__)}: convert it")
+    if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
         raise ValueError(f"{wanted}, found shape {array.shape}: give one row, image and status per image")
     if not (array.flags.c_contiguous and array.flags.aligned):
         raise ValueError(f"{wanted}, found strides {array.strides}: copy it with np.ascontiguousarray")
@@ -78,7 +75,7 @@ def _check(name: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int | Non
 
 
 class Decoder:
-    """The images of one file, decoded by rows.
+    """An open file whose images are decoded by rows.
 
     Calls from several threads at once are safe, as long as each has its own outputs and none is under way at `close`.
 
@@ -94,17 +91,15 @@ class Decoder:
         self._identity = self._look()
 
     def _look(self) -> list[tuple[int, ...]]:
-        """What tells whether the open file, or the one that has its path now, is another than before."""
+        """What changes when the open file, or the one that has its path now, is written to or replaced."""
         stats = [os.fstat(self.fd)]
         if os.path.exists(self._path):  # a file may be removed while it is open
             stats.append(os.stat(self._path))
         return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
     def check_anew_if_changed(self) -> None:
-        """Compare the CRC of every image again if the file was written to or replaced since it was last looked at.
-
-        A file that was only touched is as good as before, and one that was changed shows it image by image.
-        """
+        """Compare the CRC of every image again if the file was written to or replaced since the last look: one that was
+        only touched is as good as before, and one that was changed shows it image by image."""
         identity = self._look()
         if identity != self._identity:
             logger.warning("%r was changed or replaced while it was open: all images are checked anew", self._path)
@@ -121,7 +116,7 @@ class Decoder:
             num_threads: threads that share the rows, this one included; makes no difference to the result.
 
         Raises:
-            ValueError: an array of another dtype, shape or layout, no thread, or a closed decoder.
+            ValueError: an array of another dtype, shape or strides, no thread, or a closed decoder.
         """
         _check("rows", rows, CROP_DTYPE, (None,), writeable=False)
         size = images_BHWC.shape[1] if isinstance(images_BHWC, np.ndarray) and images_BHWC.ndim == 4 else None

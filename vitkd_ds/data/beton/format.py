@@ -1,4 +1,4 @@
-"""What a .beton of ours looks like, the side file beside it, and the check of both before training.
+"""A .beton's header and tables, written and read, and the check of them and of the side file before training.
 
 A ``<name>.beton`` holds two FFCV fields, ``image`` (RGB) and ``label`` (integer). FFCV's format stores neither class
 names nor anything that would betray a damaged file: a .beton that lacks its last byte trains without a message, on a
@@ -22,49 +22,31 @@ FFCV_FORMAT = 2
 FIELDS = (("image", 2), ("label", 1))
 """Name and FFCV type number of each field, in file order: RGBImageField and IntField."""
 PAGE_BYTES = 8 * 2**20
-"""FFCV's usual page, in bytes; no image crosses the end of its page, so one larger image makes all pages larger."""
+"""FFCV's usual page, in bytes. No image crosses the end of its page, so one larger image makes all pages larger."""
 JPEG_MODE, RAW_MODE = 0, 1
 """How FFCV marks an image: as a JPEG, or as pixels."""
 
-HEADER_DTYPE = np.dtype(
-    [
-        ("version", "<u2"),
-        ("num_fields", "<u2"),
-        ("page_size", "<u4"),
-        ("num_samples", "<u8"),
-        ("alloc_table_ptr", "<u8"),
-    ],
-    align=True,
-)
+HEADER_DTYPE = np.dtype([
+    ("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8"),
+], align=True)  # fmt: skip
 FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
-METADATA_DTYPE = np.dtype(
-    {
-        "names": ["mode", "width", "height", "offset", "label"],
-        "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
-        "offsets": [0, 1, 3, 5, 16],
-        "itemsize": 24,
-    }
-)
+METADATA_DTYPE = np.dtype({
+    "names": ["mode", "width", "height", "offset", "label"],
+    "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
+    "offsets": [0, 1, 3, 5, 16],
+    "itemsize": 24,
+})  # fmt: skip
 """A row of the table behind the field descriptors: FFCV's two fields side by side, the label aligned to 8 bytes."""
 ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
 """A row of the table at the end of the file; one row per image."""
-STORED_DTYPE = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("size", "<u4"),
-        ("crc32", "<u4"),
-        ("height", "<u2"),
-        ("width", "<u2"),
-        ("mode", "u1"),
-        ("has_crc", "u1"),
-        ("checked", "u1"),
-        ("pad", "u1"),
-    ],
-    align=True,
-)
-"""One image of a file: where its bytes are, height and width in pixels, and mode (FFCV's: 0 is a JPEG, 1 is raw RGB).
-If `has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1."""
+STORED_DTYPE = np.dtype([
+    ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("height", "<u2"), ("width", "<u2"),
+    ("mode", "u1"), ("has_crc", "u1"), ("checked", "u1"), ("pad", "u1"),
+], align=True)  # fmt: skip
+"""One image of a file, for our decoder: where its bytes are, height and width in pixels, and JPEG_MODE or RAW_MODE. If
+`has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1."""
 METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
+COPY_AGAIN = "copy it again, or pack it again"
 
 
 @dataclass(frozen=True)
@@ -79,6 +61,11 @@ class Tables:
     """Of header, field descriptors and both tables, as they stand in the file."""
 
 
+def partial_path(path: Path) -> Path:
+    """Where the .beton `path` is written until it is complete."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, int]:
     """Make what a .beton holds besides its images' bytes, which are in place already.
 
@@ -90,49 +77,38 @@ def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, 
         The bytes that the file begins with (header, field descriptors, metadata), the bytes that it ends with
         (allocations), and the position at which the latter begin.
     """
-    header, descriptors = np.zeros(1, HEADER_DTYPE), np.zeros(len(FIELDS), FIELD_DTYPE)
-    metadata, allocations = np.zeros(len(images), METADATA_DTYPE), np.zeros(len(images), ALLOCATION_DTYPE)
+    descriptors = np.zeros(len(FIELDS), FIELD_DTYPE)
     for descriptor, (name, type_id) in zip(descriptors, FIELDS):
         descriptor["type_id"] = type_id
         descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    metadata, allocations = np.zeros(len(images), METADATA_DTYPE), np.zeros(len(images), ALLOCATION_DTYPE)
     for key in ("mode", "width", "height", "offset"):
         metadata[key] = images[key]
     metadata["label"] = labels
     allocations["sample"], allocations["offset"] = np.arange(len(images)), images["offset"]
     allocations["size"] = images["size"]
+    # FFCV finds an image's page by shifting its position, so pages have a power of two and hold the largest image.
+    page_bytes = 1 << (max(int(images["size"].max()), PAGE_BYTES) - 1).bit_length()
     end = int((allocations["offset"] + allocations["size"]).max())
     end += -end % ALLOCATION_DTYPE["offset"].itemsize  # aligned
-    page_bytes = 1 << (max(int(images["size"].max()), PAGE_BYTES) - 1).bit_length()
-    header[0] = (FFCV_FORMAT, len(FIELDS), page_bytes, len(images), end)
+    header = np.array([(FFCV_FORMAT, len(FIELDS), page_bytes, len(images), end)], HEADER_DTYPE)
     return header.tobytes() + descriptors.tobytes() + metadata.tobytes(), allocations.tobytes(), end
 
 
-def partial_path(path: Path) -> Path:
-    """Where the .beton `path` is written until it is complete."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def _field_name(descriptor: np.void) -> str:
-    return descriptor["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")
-
-
 def _read_header(path: Path, head: bytes, size: int) -> np.void:
-    """The header in the first bytes of a .beton of `size` bytes, checked against the fields and the size."""
+    """Read the header in the first bytes of a .beton of `size` bytes; check it against the fields and the size."""
     if len(head) < HEADER_DTYPE.itemsize:
         raise refuse(path, "be an FFCV .beton", f"has only {size} bytes")
     header = np.frombuffer(head, HEADER_DTYPE, count=1)[0]
     if header["version"] != FFCV_FORMAT:
-        raise refuse(
-            path,
-            f"be an FFCV .beton (format {FFCV_FORMAT})",
-            f"its first bytes say {header['version']}",
-            "give a file that was packed by this package",
-        )
+        must, found = f"be an FFCV .beton (format {FFCV_FORMAT})", f"its first bytes say {header['version']}"
+        raise refuse(path, must, found, "give a file that was packed by this package")
     num_fields = min(int(header["num_fields"]), len(FIELDS))
     if len(head) < HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize:
-        raise refuse(path, "be whole", f"ends inside its header, at {size} bytes", "copy it again, or pack it again")
+        raise refuse(path, "be whole", f"ends inside its header, at {size} bytes", COPY_AGAIN)
     descriptors = np.frombuffer(head, FIELD_DTYPE, offset=HEADER_DTYPE.itemsize, count=num_fields)
-    found = tuple((_field_name(d), int(d["type_id"])) for d in descriptors)
+    names = [d["name"].tobytes().split(b"\0")[0].decode("ascii", "replace") for d in descriptors]
+    found = tuple(zip(names, descriptors["type_id"].tolist()))
     if header["num_fields"] != len(FIELDS) or found != FIELDS:
         raise refuse(path, f"have the fields (name, FFCV type) {FIELDS}", f"has {header['num_fields']}: {found}, ...")
     if header["num_samples"] == 0:
@@ -140,7 +116,7 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
     start, num_images = int(header["alloc_table_ptr"]), int(header["num_samples"])
     end = start + num_images * ALLOCATION_DTYPE.itemsize
     if start < METADATA_START + num_images * METADATA_DTYPE.itemsize or size != end:
-        raise refuse(path, f"be {end} bytes long by its own header", f"is {size}", "copy it again, or pack it again")
+        raise refuse(path, f"be {end} bytes long by its own header", f"is {size}", COPY_AGAIN)
     return header
 
 
@@ -150,10 +126,9 @@ def read_tables(path: Path) -> Tables:
     Raises:
         ValueError: not a .beton, other fields, empty, or cut short.
     """
-    size = os.stat(path).st_size
     with open(path, "rb") as file:
         head = file.read(METADATA_START)
-        header = _read_header(path, head, size)
+        header = _read_header(path, head, os.fstat(file.fileno()).st_size)
         num_images = int(header["num_samples"])
         metadata_bytes = file.read(num_images * METADATA_DTYPE.itemsize)
         file.seek(int(header["alloc_table_ptr"]))
@@ -165,39 +140,21 @@ def read_tables(path: Path) -> Tables:
 
 
 def check_beton(path: str | Path) -> BetonInfo:
-    """Check a .beton and its side file without reading the images.
+    """Check a .beton and its side file as `read_beton` does, and return its description."""
+    return read_beton(path)[0]
+
+
+def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
+    """Check a .beton and its side file without reading the images, and find where these are.
+
+    Returns:
+        The file's description; STORED_DTYPE [num_images]; labels int64 [num_images], positions in its classes.
 
     Raises:
         ValueError: the file is missing, still being written, no .beton, empty, cut short, of other fields, without its
             side file, or other than that says.
     """
-    return _checked(Path(path))[0]
-
-
-def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
-    """Check a .beton as `check_beton` does, and read where its images are.
-
-    Returns:
-        Its description; STORED_DTYPE [num_images]; labels int64 [num_images], positions in its classes.
-
-    Raises:
-        ValueError: see `check_beton`.
-    """
-    info, tables, crc32s = _checked(Path(path))
-    images = np.zeros(info.num_images, STORED_DTYPE)
-    for key in ("offset", "height", "width", "mode"):
-        images[key] = tables.metadata[key]
-    images["size"], images["crc32"], images["has_crc"] = tables.allocations["size"], crc32s, 1
-    return info, images, tables.metadata["label"].astype(np.int64)
-
-
-def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
-    """A number that is another one where images have other numbers, labels or places in the file."""
-    return zlib.crc32(labels.tobytes(), zlib.crc32(images["offset"].tobytes()))
-
-
-def _checked(path: Path) -> tuple[BetonInfo, Tables, np.ndarray]:
-    """The file's description, its tables and the CRC32 of each image."""
+    path = Path(path)
     _check_is_finished(path)
     tables, values = read_tables(path), read_side(path)
     values["classes"] = tuple(values["classes"])
@@ -212,20 +169,24 @@ def _checked(path: Path) -> tuple[BetonInfo, Tables, np.ndarray]:
             raise refuse(path, f"{side_says} by its side file", f"the file says {found}", "copy both files again")
     lengths, crc32s = values["lengths"], values["crc32s"]
     if not (len(lengths) == len(crc32s) == info.num_images and (lengths == tables.allocations["size"]).all()):
-        raise refuse(
-            side_path(path),
-            f"give the length and CRC32 of the {info.num_images} images of the .beton",
-            "its numbers are other ones",
-            "copy both files again",
-        )
-    return info, tables, crc32s
+        must = f"give the length and CRC32 of the {info.num_images} images of the .beton"
+        raise refuse(side_path(path), must, "its numbers are other ones", "copy both files again")
+    images = np.zeros(info.num_images, STORED_DTYPE)
+    for key in ("offset", "height", "width", "mode"):
+        images[key] = tables.metadata[key]
+    images["size"], images["crc32"], images["has_crc"] = lengths, crc32s, 1
+    return info, images, tables.metadata["label"].astype(np.int64)
+
+
+def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
+    """A number that changes when images have other numbers, labels or places in the file."""
+    return zlib.crc32(labels.tobytes(), zlib.crc32(images["offset"].tobytes()))
 
 
 def _check_is_finished(path: Path) -> None:
     if path.name.startswith(".") and path.name.endswith(".partial"):
-        raise refuse(
-            path, "be a finished .beton", "it is what pack writes until then", "give pack the same command again"
-        )
+        found, remedy = "it is what pack writes until then", "give pack the same command again"
+        raise refuse(path, "be a finished .beton", found, remedy)
     if path.is_file():
         return
     found, remedy = "does not exist", "give the path of a packed file, or pack one"

@@ -52,19 +52,16 @@ def side_path(path: Path) -> Path:
 
 
 def side_text(info: BetonInfo, *, tables_crc32: int, lengths: np.ndarray, crc32s: np.ndarray) -> str:
-    """The contents of the side file."""
+    """Write the contents of the side file."""
     values = asdict(info)
-    checks = (tables_crc32, _base64_of(lengths), _base64_of(crc32s))
-    rows = {"format": SIDE_FORMAT} | {key: values[key] for key in SIDE_KEYS} | dict(zip(TABLE_KEYS, checks))
+    rows = {"format": SIDE_FORMAT} | {key: values[key] for key in SIDE_KEYS} | {"tables_crc32": tables_crc32}
+    for key, numbers in (("lengths", lengths), ("crc32s", crc32s)):
+        rows[key] = base64.b64encode(numbers.astype("<u4").tobytes()).decode("ascii")
     return json.dumps(rows, indent=1) + "\n"
 
 
-def _base64_of(numbers: np.ndarray) -> str:
-    return base64.b64encode(numbers.astype("<u4").tobytes()).decode("ascii")
-
-
 def refuse(path: Path, must: str, found: str, remedy: str = "pack the images again") -> ValueError:
-    """The error for a file that is not as it must be."""
+    """Make the error for a file that is not as it must be."""
     return ValueError(f"{str(path)!r} must {must}, but {found}: {remedy}")
 
 
@@ -72,12 +69,8 @@ def read_side(path: Path) -> dict:
     """Read the side file of the .beton `path`; raises ValueError unless it is whole."""
     side = side_path(path)
     if not side.is_file():
-        raise refuse(
-            path,
-            f"have its side file {side.name!r} in the same folder",
-            "there is none",
-            "copy it along, or pack the images again",
-        )
+        must, remedy = f"have its side file {side.name!r} in the same folder", "copy it along, or pack the images again"
+        raise refuse(path, must, "there is none", remedy)
     try:
         values = json.loads(side.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -30,7 +30,7 @@ struct CropRow {
 };
 static_assert(sizeof(CropRow) == 48, "CROP_DTYPE has 12 fields of 4 bytes");
 
-// One image of the file: STORED_DTYPE of decode.py.
+// One image of the file: STORED_DTYPE of format.py.
 struct StoredImage {
   uint64_t offset;
   uint32_t size, crc32;

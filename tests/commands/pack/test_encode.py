@@ -1,0 +1,113 @@
+"""What packing stores of one image file: of every kind, size and damage."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.test_image_file import GREY, PHOTO, TURNED, file_of, photograph, ycck, zeroed
+from vitkd_ds.commands.pack.encode import NO_JPEG, ORIGINAL, REFUSED, SCALED, TOO_LARGE, Encoding, encode
+from vitkd_ds.data.beton.ffcv import RGBImageField
+from vitkd_ds.data.image_file import load_rgb
+
+
+def passthrough(**changes):
+    return Encoding(**{"write_mode": "jpg", "max_resolution": 0, "short_side": 0, "quality": 90, "passthrough": True}
+                    | changes)  # fmt: skip
+
+
+def jpg(**changes):
+    return passthrough(passthrough=False, **changes)
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "it is empty"),
+    (b"not an image", "it is no image of the formats"),
+    (file_of(Image.fromarray(PHOTO), "JPEG", quality=95)[:-400], "damaged JPEG"),
+    (file_of(Image.fromarray(PHOTO), "PNG")[:100], "truncated"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image of the formats"),
+])  # fmt: skip
+@pytest.mark.parametrize("encoding", [passthrough(), jpg(max_resolution=50)])
+def test_what_is_damaged_or_no_image_is_refused(content, reason, encoding):
+    with pytest.raises((ValueError, OSError), match=reason):
+        encode(content, encoding, number=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"kind": "MPO", "save_all": True}], ids=str)
+@pytest.mark.parametrize("encoding", [passthrough(), jpg(), jpg(max_resolution=200), jpg(write_mode="raw")], ids=str)
+def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(options, encoding):
+    good = photograph(**options)
+    content = zeroed(good)
+    assert load_rgb(content).shape == (192, 256, 3)
+    encode(good, encoding, number=0)
+    with pytest.raises(ValueError, match="damaged JPEG"):
+        encode(content, encoding, number=0)
+
+
+def test_sizes_at_the_limits():
+    pixel, panorama = (file_of(Image.new("RGB", size, (9, 9, 9)), "JPEG") for size in ((1, 1), (20_000, 30)))
+    for encoding in (passthrough(), jpg(), jpg(write_mode="raw"), jpg(short_side=20)):
+        stored = [encode(content, encoding, number=0) for content in (pixel, panorama)]
+        assert (stored[0].height, stored[0].width) == (1, 1)
+        scaled = (20, 13333) if encoding.short_side else (30, 20_000)
+        assert (stored[1].height, stored[1].width) == scaled
+    with pytest.raises(ValueError, match="30 x 20000 pixels leave none when the longer side is scaled to 500"):
+        encode(panorama, passthrough(max_resolution=500), number=0)
+    with pytest.raises(ValueError, match="longer side of 65501 pixels is above 65500"):
+        encode(file_of(Image.new("RGB", (65501, 1)), "PNG"), jpg(), number=0)
+
+
+@pytest.mark.parametrize("write_mode", ["jpg", "raw"])
+@pytest.mark.parametrize("max_resolution", [0, 33, 500])
+def test_encoding_is_ffcvs_own(write_mode, max_resolution):
+    stored = encode(file_of(Image.fromarray(PHOTO), "PNG"), jpg(write_mode=write_mode, max_resolution=max_resolution),
+                    number=3)  # fmt: skip
+    field, kept = RGBImageField(write_mode, max_resolution or None, jpeg_quality=90), []
+    row = np.zeros(1, field.metadata_type)
+    field.encode(row, PHOTO, lambda size: (0, kept.append(np.zeros(size, np.uint8)) or kept[-1]))
+    assert stored.content == kept[0].tobytes()
+    assert (stored.mode, stored.height, stored.width) == tuple(row[0][["mode", "height", "width"]])
+
+
+def test_the_shorter_side_is_scaled_down_by_pillow_and_never_up():
+    content = file_of(Image.fromarray(PHOTO), "PNG")
+    stored = encode(content, jpg(write_mode="raw", short_side=45), number=0)
+    expected = Image.fromarray(PHOTO).resize((60, 45), Image.Resampling.BICUBIC)
+    assert (stored.height, stored.width) == (45, 60) and stored.content == np.array(expected).tobytes()
+    turned = encode(file_of(Image.fromarray(PHOTO).rotate(90, expand=True), "PNG"), jpg(short_side=45), number=0)
+    assert (turned.height, turned.width) == (60, 45)
+    assert encode(content, jpg(write_mode="raw", short_side=61), number=0).content == PHOTO.tobytes()
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"progressive": True}, {"quality": 100, "subsampling": 0}, {"keep_rgb": True}, {"exif": TURNED},
+])  # fmt: skip
+def test_plain_jpegs_pass_through(options):
+    content = file_of(Image.fromarray(PHOTO), "JPEG", **options)
+    stored = encode(content, passthrough(), number=0)
+    assert (stored.content, stored.origin) == (content, ORIGINAL)
+    assert (stored.mode, stored.height, stored.width) == (0, 60, 80)
+
+
+def test_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason():
+    grey, photo = (file_of(Image.fromarray(pixels), "JPEG") for pixels in (GREY, PHOTO))
+    assert encode(grey, passthrough(), number=0).content == grey
+    png, cmyk = file_of(Image.fromarray(PHOTO), "PNG"), file_of(Image.new("CMYK", (20, 10)), "JPEG")
+    with_more_behind = file_of(Image.fromarray(PHOTO), "MPO", save_all=True, append_images=[Image.fromarray(PHOTO)])
+    for content in (png, cmyk, ycck(), with_more_behind):
+        stored = encode(content, passthrough(), number=0)
+        assert stored.origin == NO_JPEG and Image.open(io.BytesIO(stored.content)).mode == "RGB"
+        assert stored.content[:2] == b"\xff\xd8"
+    for larger in ({"max_resolution": 79}, {"short_side": 59}):
+        assert encode(photo, passthrough(**larger), number=0).origin == SCALED
+    for as_large in ({"max_resolution": 80}, {"short_side": 60}):
+        assert encode(photo, passthrough(**as_large), number=0).origin == ORIGINAL
+    too_long = photo[:-2] + bytes(8 * 2**20) + photo[-2:]
+    assert encode(too_long, passthrough(), number=0).origin == TOO_LARGE
+
+
+@pytest.mark.slow
+def test_a_progressive_jpeg_that_libjpeg_cannot_hold_is_encoded_instead():
+    huge = file_of(Image.new("L", (9500, 9500)).convert("RGB"), "JPEG", progressive=True, subsampling=0)
+    assert encode(huge, passthrough(), number=0).origin == REFUSED
