@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -130,6 +131,21 @@ def metrics_of(workdir):
 
 def numerics_of(workdir):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in metrics_of(workdir)]
+
+
+@pytest.fixture(scope="session")
+def observed(demo_cache):
+    """Number of ranks -> what tests/engine/observe.py saw on so many, and what each of them said."""
+    with tempfile.TemporaryDirectory() as top:  # not pytest's, which only its owner may enter
+        Path(top).chmod(0o755)
+        folders = {1: Path(top, "one"), 2: Path(top, "two")}
+        started = []
+        for world_size, folder in folders.items():
+            folder.mkdir()
+            started += start_ranks(world_size, "-m", "tests.engine.observe", folder)
+        said = finish_ranks(started)
+        seen = {world_size: json.loads((folder / "seen.json").read_text()) for world_size, folder in folders.items()}
+    return {1: seen[1] | {"said": said[:1]}, 2: seen[2] | {"said": said[1:]}}
 
 
 @pytest.fixture(scope="session")
