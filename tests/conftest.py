@@ -78,6 +78,14 @@ def run_command(*command, cwd=ROOT, timeout=240, check=True):
     return done
 
 
+def run_several(world_size, file, commands):
+    """Run train.py commands one after another in the same processes; each one's summary, refusal, and messages of
+    rank 0. `file` is used on the way."""
+    file.write_text(json.dumps([list(map(str, options)) for options in commands]))
+    finish_ranks(start_ranks(world_size, "-m", "tests.several", file))
+    return json.loads(file.read_text())
+
+
 @pytest.fixture(scope="session")
 def small_beton(tmp_path_factory):
     """60 random images in the demo's 10 classes: 7 updates of 8 images an epoch."""
@@ -96,9 +104,9 @@ def small_beton(tmp_path_factory):
 
 
 def everything_on(workdir, data):
-    """A demo run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
+    """Options of a demo run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
     return [
-        "train.py", "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
+        "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
         "--optim.lr=0.002",
         "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=4", "--optim.ema_decay=0.9",
         "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8", "--augment.cutmix_alpha=1",
@@ -152,5 +160,5 @@ def observed(demo_cache):
 def whole_run(tmp_path_factory, small_beton, demo_cache):
     """An uninterrupted run on two ranks."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    finish_ranks(start_ranks(2, *everything_on(workdir, small_beton)))
+    finish_ranks(start_ranks(2, "train.py", *everything_on(workdir, small_beton)))
     return workdir

@@ -41,7 +41,7 @@ def same_result(workdir, whole_run):
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(whole_run, small_beton, tmp_path):
     workdir = tmp_path / "run"
-    command = everything_on(workdir, small_beton)
+    command = ["train.py", *everything_on(workdir, small_beton)]
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 5)
     processes[1].send_signal(signal.SIGUSR1)
@@ -62,7 +62,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(whole_ru
 
 
 def test_a_signal_during_the_imports_changes_nothing(small_beton, tmp_path, demo_cache):
-    processes = start_ranks(2, *everything_on(tmp_path / "run", small_beton))
+    processes = start_ranks(2, "train.py", *everything_on(tmp_path / "run", small_beton))
     wait_until(lambda: is_listening(processes[1]), processes)
     processes[1].send_signal(signal.SIGTERM)
     outputs = finish_ranks(processes)
@@ -72,7 +72,7 @@ def test_a_signal_during_the_imports_changes_nothing(small_beton, tmp_path, demo
 
 @pytest.mark.slow
 def test_a_signal_at_the_end_of_a_run_leaves_it_finished(whole_run, small_beton):
-    process = start_ranks(1, *everything_on(whole_run, small_beton))[0]
+    process = start_ranks(1, "train.py", *everything_on(whole_run, small_beton))[0]
     wait_until(lambda: is_listening(process), [process])
     process.send_signal(signal.SIGUSR1)
     assert "finished and left alone" in finish_ranks([process])[0]
@@ -81,7 +81,7 @@ def test_a_signal_at_the_end_of_a_run_leaves_it_finished(whole_run, small_beton)
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others_within_the_stated_time(small_beton, tmp_path, demo_cache):
     workdir = tmp_path / "run"
-    processes = start_ranks(2, *everything_on(workdir, small_beton))
+    processes = start_ranks(2, "train.py", *everything_on(workdir, small_beton))
     wait_for_steps(processes, workdir, 6)
     killed = time.monotonic()
     processes[1].kill()
@@ -93,7 +93,7 @@ def test_a_killed_rank_ends_the_others_within_the_stated_time(small_beton, tmp_p
 @pytest.mark.slow
 def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(small_beton, tmp_path, demo_cache):
     workdir = tmp_path / "run"
-    command = [*everything_on(workdir, small_beton), "--timeout_minutes=0.4", "--max_steps=3000"]
+    command = ["train.py", *everything_on(workdir, small_beton), "--timeout_minutes=0.4", "--max_steps=3000"]
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 6)
     refused = run_command(sys.executable, *command, check=False)
@@ -111,7 +111,7 @@ def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(sm
 @pytest.mark.slow
 def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, small_beton, tmp_path):
     workdir = tmp_path / "run"
-    processes = start_ranks(2, *everything_on(workdir, small_beton), "--checkpoint.max_failures=2")
+    processes = start_ranks(2, "train.py", *everything_on(workdir, small_beton), "--checkpoint.max_failures=2")
     wait_until(lambda: (workdir / "checkpoints" / "latest").exists(), processes)
     limits = (100_000, resource.RLIM_INFINITY)
     resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, limits)
@@ -119,5 +119,5 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, small_beton, t
     assert all("SaveError: SAVING FAILED at step" in output for output in outputs)
     assert outputs[0].count("Training goes on; failure 1, at 2 in a row it stops") == 1
     assert files_in(workdir) == ["latest"] and not (workdir / "lock").exists()
-    finish_ranks(start_ranks(2, *everything_on(workdir, small_beton)))
+    finish_ranks(start_ranks(2, "train.py", *everything_on(workdir, small_beton)))
     assert same_result(workdir, whole_run)
