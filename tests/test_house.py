@@ -66,7 +66,8 @@ def own_imports(name):
     for full in imports(name):
         if full.startswith("vitkd_ds."):
             inner = full.removeprefix("vitkd_ds.").replace(".", "/")
-            candidates = [f"{path}{end}" for path in (inner, inner.rpartition("/")[0]) for end in (".py", "/__init__.py")]
+            folder = inner.rpartition("/")[0]
+            candidates = (f"{inner}.py", f"{inner}/__init__.py", f"{folder}.py", f"{folder}/__init__.py")
             yield from [path for path in candidates if path in PACKAGE][:1]
 
 
@@ -148,7 +149,7 @@ def test_every_module_and_public_name_has_a_docstring():
 
 
 def lines_without_a_chapter(name):
-    """The functions of a file of more than 25 lines of code, docstrings apart, in which no comment explains anything."""
+    """The functions of a file with more than 25 lines of code, docstrings apart, and no comment that explains any."""
     tokens = list(tokenize.generate_tokens(io.StringIO(TEXT[name]).readline))
     comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT
                 and not re.match(r"# ?(fmt:|noqa|type:)", token.string)}  # fmt: skip

@@ -1,4 +1,7 @@
-"""A run on two ranks in which rank 1's labels become nan at the third update. An observation of tests/engine/observe.py."""
+"""A run on two ranks in which rank 1's labels become nan at the third update.
+
+An observation of tests/engine/observe.py.
+"""
 
 from vitkd_ds.cli import parse_run
 from vitkd_ds.engine import ranks
