@@ -104,7 +104,7 @@ def small_beton(tmp_path_factory):
 
 
 def everything_on(workdir, data):
-    """Options of a demo run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
+    """Options of a run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
     return [
         "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
         "--optim.lr=0.002",

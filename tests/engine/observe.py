@@ -1,4 +1,4 @@
-"""Run on one rank and on two by the fixture `observed`: tiny models on the real engines, observations to rank 0's seen.json.
+"""Run on one rank and on two by the fixture `observed`: tiny models on the real engines, seen.json from rank 0.
 
 One process group for all observations, since starting DeepSpeed takes seconds. Every rank runs all of it.
 """
@@ -8,6 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import deepspeed
+import timm
 import torch
 import torch.nn.functional as F
 from deepspeed.utils import z3_leaf_module
@@ -30,6 +32,7 @@ from tests.engine.tiny import (
 from tests.train import nonfinite
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.student import StudentEngine
+from vitkd_ds.engine.teacher import FeatureModule
 from vitkd_ds.models.features import tap_features
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
@@ -154,6 +157,35 @@ def observe_teacher(seen):
     seen["linear is torch's own"] = F.linear is linear_before
 
 
+def gathered_ahead(*, prefetch, live):
+    """How much of a sharded toy is there when its first block starts, under limits of so many blocks."""
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 40, "num_heads": 2, "num_classes": 10}
+    model = timm.create_model("deit_tiny_patch16_224", **size).requires_grad_(False)
+    sizes = [p.numel() for p in model.blocks[0].parameters()]
+    embedding = sum(p.numel() for p in [*model.patch_embed.parameters(), model.cls_token, model.pos_embed])
+    zero = {
+        "stage": 3,
+        "memory_efficient_linear": False,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": prefetch * sum(sizes),
+        "stage3_max_live_parameters": live * sum(sizes),
+        "leaf_module": {"classes": ["timm.models.vision_transformer.Block"]},
+    }
+    config = {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_optimization": zero}
+    engine, *_ = deepspeed.initialize(model=FeatureModule(model, (0, 1)), config=config | {"steps_per_print": None})
+    gathered = []
+
+    def count(*_):
+        gathered.append(sum(p.ds_numel for p in model.parameters() if p.ds_status.name != "NOT_AVAILABLE"))
+
+    model.blocks[0].register_forward_pre_hook(count)
+    engine.eval()
+    with torch.no_grad():
+        for _ in range(3):  # it gathers ahead when it has seen the order of the modules
+            engine(torch.zeros(2, 3, 32, 32, dtype=torch.bfloat16))
+    return {"block": sum(sizes), "largest": max(sizes), "embedding": embedding, "gathered": gathered[-1]}
+
+
 def observe_average(seen, folder):
     """The moving average against a slow one, and a checkpoint of it."""
     decay = 0.9
@@ -227,6 +259,7 @@ def main():
     if ranks.world_size() == 2:
         observe_agreement(seen)
         observe_average(seen, folder)
+        seen["gathered ahead"] = [gathered_ahead(prefetch=3, live=live) for live in (1000, 2)]
         failing_saves.observe(seen, folder / "saves")
         nonfinite.observe(seen, folder / "nonfinite")
     if ranks.rank() == 0:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from vitkd_ds.commands.plan.inputs import FETCHES
+
 
 @pytest.fixture
 def seen(observed):
@@ -72,6 +74,15 @@ def test_the_teacher_is_frozen_and_stays_in_eval_mode_whatever_is_called(each, p
 
 def test_a_block_of_a_sharded_teacher_is_one_unit_and_torchs_linear_is_left_alone(each):
     assert each["leaf modules"] == [True, True, True] and each["linear is torch's own"]
+
+
+def test_each_module_up_to_the_first_block_gathers_another_bucket_ahead_and_live_parameters_have_a_limit(seen):
+    """What `vitkd-ds plan` takes for the memory of a sharded teacher."""
+    found, limited = seen["gathered ahead"]
+    # Whole tensors, so each time up to one more than the bucket; what comes before the blocks is released again.
+    planned = FETCHES * 3 * found["block"]
+    assert planned - found["embedding"] <= found["gathered"] < planned + FETCHES * found["largest"]
+    assert limited["block"] <= limited["gathered"] <= 2 * limited["block"] + limited["largest"]
 
 
 def test_all_placements_give_the_same_loss_an_fp32_sum_of_terms(each):
