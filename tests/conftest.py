@@ -141,6 +141,12 @@ def numerics_of(workdir):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in metrics_of(workdir)]
 
 
+def assert_same_result(workdir, other):
+    """The two runs logged the same numbers and made the same student, bit for bit."""
+    assert numerics_of(workdir) == numerics_of(other)
+    assert (workdir / "student.safetensors").read_bytes() == (other / "student.safetensors").read_bytes()
+
+
 @pytest.fixture(scope="session")
 def observed(demo_cache):
     """Number of ranks -> what tests/engine/observe.py saw on so many, and what each of them said."""

@@ -23,6 +23,14 @@ def test_auto_takes_latest_and_not_a_newer_one_of_a_time_line_that_was_left(tmp_
     assert load.find("auto", tmp_path) == load.Start(folder, "step00000004", is_own=True, is_named=False)
 
 
+@pytest.mark.parametrize("content", [None, "", "step0000", "nonsense\0", "../step00000001"])
+def test_a_damaged_latest_is_no_reason_to_start_anew(tmp_path, content):
+    folder = make(tmp_path, 1, 2)
+    if content is not None:
+        (folder / "latest").write_text(content)
+    assert load.find("auto", tmp_path).tag == "step00000002"
+
+
 def test_a_named_checkpoint_of_the_own_folder_is_taken(tmp_path):
     folder = make(tmp_path, 2, 4, latest=4)
     start = load.find(str(folder / "step00000002"), tmp_path)
