@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def run_command(*command, cwd=ROOT, timeout=240, check=True):
     return done
 
 
+def run_several(world_size, file, commands):
+    """Run train.py commands one after another in the same processes; each one's summary, refusal, and messages of
+    rank 0. `file` is used on the way."""
+    file.write_text(json.dumps([list(map(str, options)) for options in commands]))
+    finish_ranks(start_ranks(world_size, "-m", "tests.several", file))
+    return json.loads(file.read_text())
+
+
 @pytest.fixture(scope="session")
 def small_beton(tmp_path_factory):
     """60 random images in the demo's 10 classes: 7 updates of 8 images an epoch."""
@@ -95,9 +104,9 @@ def small_beton(tmp_path_factory):
 
 
 def everything_on(workdir, data):
-    """A demo run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
+    """Options of a run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
     return [
-        "train.py", "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
+        "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
         "--optim.lr=0.002",
         "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=4", "--optim.ema_decay=0.9",
         "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8", "--augment.cutmix_alpha=1",
@@ -132,9 +141,30 @@ def numerics_of(workdir):
     return [{key: value for key, value in line.items() if key not in TIMES} for line in metrics_of(workdir)]
 
 
+def assert_same_result(workdir, other):
+    """The two runs logged the same numbers and made the same student, bit for bit."""
+    assert numerics_of(workdir) == numerics_of(other)
+    assert (workdir / "student.safetensors").read_bytes() == (other / "student.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def observed(demo_cache):
+    """Number of ranks -> what tests/engine/observe.py saw on so many, and what each of them said."""
+    with tempfile.TemporaryDirectory() as top:  # not pytest's, which only its owner may enter
+        Path(top).chmod(0o755)
+        folders = {1: Path(top, "one"), 2: Path(top, "two")}
+        started = []
+        for world_size, folder in folders.items():
+            folder.mkdir()
+            started += start_ranks(world_size, "-m", "tests.engine.observe", folder)
+        said = finish_ranks(started)
+        seen = {world_size: json.loads((folder / "seen.json").read_text()) for world_size, folder in folders.items()}
+    return {1: seen[1] | {"said": said[:1]}, 2: seen[2] | {"said": said[1:]}}
+
+
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory, small_beton, demo_cache):
     """An uninterrupted run on two ranks."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    finish_ranks(start_ranks(2, *everything_on(workdir, small_beton)))
+    finish_ranks(start_ranks(2, "train.py", *everything_on(workdir, small_beton)))
     return workdir

@@ -1,22 +1,18 @@
-"""Run on each of two ranks by test_failing_saves.py: the disk is full for one rank, then the right to write is lost."""
+"""Saves on two ranks, of which some fail: the disk is full for one rank, then the right to write is lost.
 
-import json
+An observation of tests/engine/observe.py.
+"""
+
 import os
 import resource
-import signal
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import torch
-
-from tests.engine.worker import RUN, make_engine, train
+from tests.engine.tiny import RUN, make_engine, train
 from vitkd_ds.checkpoint import load
 from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.checkpoint.save import SaveError, Saver
 from vitkd_ds.config.run import CheckpointConfig
-from vitkd_ds.engine import processes, ranks
-from vitkd_ds.engine.processes import start_processes
+from vitkd_ds.engine import ranks
 
 NOBODY = 65534
 
@@ -26,59 +22,43 @@ def limit_file_size(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def lose_the_right_to_write(folder):
-    folder.chmod(0o555)
-    os.seteuid(NOBODY if os.getuid() == 0 else os.getuid())  # root may write anywhere
+def may_write(folder, is_allowed):
+    """Give and take the right to write; root, who may write anywhere, becomes another user for the time."""
+    if ranks.rank() == 0:
+        if is_allowed:
+            os.seteuid(os.getuid())
+        folder.chmod(0o755 if is_allowed else 0o555)
+        if not is_allowed:
+            os.seteuid(NOBODY if os.getuid() == 0 else os.getuid())
 
 
-def get_it_back(folder):
-    os.seteuid(os.getuid())
-    folder.chmod(0o755)
-
-
-def main():
-    workdir = Path(sys.argv[1])
+def observe(seen, workdir):
+    """Failures in a row and folders after each save, and the error that ends it, of each rank."""
     folder = workdir / "checkpoints"
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    start_processes()
-    torch.set_num_threads(1)
     engine, teacher = make_engine(replace(RUN, optim=replace(RUN.optim, ema_decay=0.9)))
     train(engine, teacher, steps=1)
     saver, state = Saver(workdir, CheckpointConfig(max_failures=3), {}), TrainState(7, 1)
-    seen = {"failures": [], "folders": []}
+    mine = {"failures": [], "folders": []}
 
-    def save(step):
+    def save(step, full_for=None):
         state.step = step
+        limit_file_size(1000 if ranks.rank() == full_for else -1)
         saver.save(engine, state)
-        seen["failures"].append(saver.num_failures)
-        seen["folders"].append(sorted(path.name for path in folder.iterdir()))
+        mine["failures"].append(saver.num_failures)
+        mine["folders"].append(sorted(path.name for path in folder.iterdir()))
         start = load.newest_whole(ranks.from_main(load.find("auto", workdir)))
         assert start.tag == ranks.from_main((folder / "latest").read_text())
 
-    save(1)
-    for rank in (0, 1):
-        limit_file_size(1000 if ranks.rank() == rank else -1)
-        save(2 + rank)
-    limit_file_size(-1)
-    save(4)
-    if ranks.rank() == 0:
-        lose_the_right_to_write(folder)
+    for step, full_for in ((1, None), (2, 0), (3, 1), (4, None)):
+        save(step, full_for)
+    may_write(folder, False)
     save(5)
-    if ranks.rank() == 0:
-        get_it_back(folder)
-    save(6)
-    limit_file_size(1000 if ranks.rank() == 1 else -1)
-    save(7)
-    save(8)
+    may_write(folder, True)
+    for step, full_for in ((6, None), (7, 1), (8, 1)):
+        save(step, full_for)
     try:
-        save(9)
+        save(9, full_for=1)
     except SaveError as error:
-        seen["error"] = str(error)
+        mine["error"] = str(error)
     limit_file_size(-1)
-    seen["latest"] = (folder / "latest").read_text()
-    (workdir / f"seen{ranks.rank()}.json").write_text(json.dumps(seen))
-    processes.leave()
-
-
-if __name__ == "__main__":
-    main()
+    seen["saves"] = ranks.from_all(mine)

@@ -91,37 +91,18 @@ def test_where_none_is_whole_nothing_starts_anew(tmp_path):
         newest_whole(find("auto", tmp_path))
 
 
-@pytest.mark.parametrize("content", [None, "", "step0000", "nonsense\0", "../step00000001"])
-def test_a_damaged_latest_is_no_reason_to_start_anew(tmp_path, content):
-    make(tmp_path, 1, 2)
-    latest = tmp_path / "checkpoints" / "latest"
-    latest.unlink() if content is None else latest.write_text(content)
-    assert find("auto", tmp_path).tag == "step00000002"
-
-
 class Bomb:
     def __reduce__(self):
         return print, ("boom",)
 
 
-def test_code_in_a_shard_is_not_run_even_with_a_fitting_manifest(tmp_path, caplog):
+def test_code_in_a_shard_is_not_run_even_with_a_fitting_manifest(tmp_path, capsys):
     for number, bomb in enumerate(
         (lambda file: torch.save(Bomb(), file), lambda file: pickle.dump(Bomb(), file, protocol=2))
     ):
         write_whole(tmp_path / f"{number}", bomb)
         with pytest.raises(pickle.UnpicklingError):
             load_file(tmp_path / f"{number}")
-    assert "boom" not in caplog.readouterr().out
+    assert "boom" not in capsys.readouterr().out
 
 
-def test_a_failing_write_raises_after_torch_has_ended_and_not_through_it(tmp_path):
-    class Full:
-        def write(self, data):
-            raise OSError(28, "No space left on device")
-
-    def fill(file):
-        file.file = Full()
-        torch.save({"x": torch.zeros(100_000)}, file)
-
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(tmp_path / "file", fill)

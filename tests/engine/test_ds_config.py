@@ -18,13 +18,10 @@ def write(folder, content):
     return str(path)
 
 
-def test_auto_becomes_the_recipes_number_and_the_rest_stays(tmp_path):
-    path = write(tmp_path, {"train_batch_size": "auto", "zero_optimization": {"stage": 2}})
+@pytest.mark.parametrize("found", ["auto", 128])
+def test_auto_becomes_the_recipes_number_which_may_stand_there_too_and_the_rest_stays(tmp_path, found):
+    path = write(tmp_path, {"train_batch_size": found, "zero_optimization": {"stage": 2}})
     assert load_ds_config(path, OWNED) == OWNED | {"zero_optimization": {"stage": 2}}
-
-
-def test_the_same_number_in_both_is_no_error(tmp_path):
-    assert load_ds_config(write(tmp_path, {"train_batch_size": 128}), OWNED) == OWNED
 
 
 @pytest.mark.parametrize("content, message", [
@@ -42,16 +39,13 @@ def test_what_does_not_belong_in_a_file_is_refused_with_file_and_key(tmp_path, c
     assert path in str(error.value)
 
 
-def test_a_missing_file_is_refused_with_the_names_that_exist():
-    with pytest.raises(
-        ValueError, match="found no file ds_configs/zero9.json: give a path or one of ds_configs/zero2.json"
-    ):
-        find_ds_config("ds_configs/zero9.json")
-
-
-def test_the_shipped_file_is_found_from_any_folder(tmp_path, monkeypatch):
+def test_a_shipped_file_is_found_from_any_folder_and_a_missing_one_refused_with_the_names_that_exist(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert find_ds_config("ds_configs/zero2.json").name == "zero2.json"
+    with pytest.raises(ValueError, match="found no file ds_configs/zero9.json: give a path or one of ds_configs/zero2"):
+        find_ds_config("ds_configs/zero9.json")
 
 
 BF16 = {"bf16": {"enabled": True, "check_grad_overflow": False}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -87,13 +81,10 @@ def test_auto_follows_the_number_of_ranks(world_size, expected):
     assert config == {"zero_optimization": {"overlap_comm": True}}
 
 
-def test_communication_overlaps_nothing_where_the_student_is_compiled_as_a_whole():
+def test_communication_overlaps_nothing_where_the_student_is_compiled_as_a_whole_and_auto_elsewhere_is_refused():
     config = {"zero_optimization": {"overlap_comm": "auto"}}
     resolve_auto(config, world_size=2, is_compiled=True)
     assert config == {"zero_optimization": {"overlap_comm": False}}
-
-
-def test_auto_elsewhere_is_refused():
     with pytest.raises(ValueError, match='must give a value for "stage", found "auto"'):
         resolve_auto({"zero_optimization": {"stage": "auto"}}, world_size=1)
 

@@ -34,16 +34,11 @@ def test_it_is_torchs_clipping(max_norm):
     torch.testing.assert_close(flat(groups), torch.cat([p.grad for p in parameters]), rtol=1e-6, atol=0)
 
 
-def test_zero_is_no_clipping_but_the_norm_is_known():
-    groups = gradients()
-    assert clip(groups, 0.0)[0].item() == pytest.approx(flat(groups).norm().item(), rel=1e-6)
-    assert torch.equal(flat(groups), flat(gradients()))
-
-
-def test_a_small_gradient_keeps_every_bit():
-    groups = gradients(scale=1e-3)
-    clip(groups, 5.0)
-    assert torch.equal(flat(groups), flat(gradients(scale=1e-3)))
+@pytest.mark.parametrize("scale, max_norm", [(1.0, 0.0), (1e-3, 5.0)], ids=["zero is no clipping", "a small gradient"])
+def test_where_nothing_is_clipped_every_bit_stays_and_the_norm_is_known(scale, max_norm):
+    groups = gradients(scale)
+    assert clip(groups, max_norm)[0].item() == pytest.approx(flat(groups).norm().item(), rel=1e-6)
+    assert torch.equal(flat(groups), flat(gradients(scale)))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
@@ -98,10 +93,7 @@ def test_the_average_starts_from_the_first_weights_and_follows_the_formula():
     for weights in seen[1:]:
         average = 0.9 * average + 0.1 * weights.double()
     torch.testing.assert_close(state["ema"].double(), average, rtol=1e-6, atol=1e-7)
-
-
-def test_without_an_average_there_is_no_state_for_one():
-    assert "ema" not in run(0.0)[0]
+    assert "ema" not in run(0.0)[0], "without an average there is no state for one"
 
 
 @pytest.mark.parametrize("fused", [True, False])

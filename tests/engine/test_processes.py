@@ -6,24 +6,25 @@ import pytest
 
 from vitkd_ds.engine.processes import choose_device, local_world_size, num_cpus, set_rank_variables
 
+SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
 
-def test_plain_python_becomes_one_rank_with_a_port_of_its_own():
-    environ = {}
+
+@pytest.mark.parametrize("environ", [{}, SLURM | {"SLURM_NTASKS_PER_NODE": "4"}], ids=["plain", "not of srun"])
+def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own(environ):
+    environ = dict(environ)
     set_rank_variables(environ)
-    assert environ["WORLD_SIZE"] == "1" and int(environ["MASTER_PORT"]) > 0
+    assert environ["WORLD_SIZE"] == "1" and int(environ["MASTER_PORT"]) > 0 and local_world_size(environ) == 1
 
 
 def test_slurms_variables_become_ranks():
-    environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
-    environ |= {"SLURM_JOB_ID": "12001", "MASTER_ADDR": "n1"}
+    environ = SLURM | {"SLURM_STEP_ID": "0", "MASTER_ADDR": "n1"}
     set_rank_variables(environ)
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
     assert environ["MASTER_PORT"] == "20001"
 
 
 def test_under_srun_alone_the_first_nodes_address_is_slurms_own(tmp_path, monkeypatch):
-    environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
-    environ |= {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]"}
+    environ = SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="under srun MASTER_ADDR must be set where scontrol cannot tell"):
         set_rank_variables(dict(environ))
@@ -35,12 +36,6 @@ def test_under_srun_alone_the_first_nodes_address_is_slurms_own(tmp_path, monkey
     assert environ["MASTER_ADDR"] == "10.0.0.1"
 
 
-def test_a_process_that_srun_did_not_start_is_one_rank_of_its_own():
-    environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4"}
-    set_rank_variables(environ)
-    assert environ["WORLD_SIZE"] == "1" and local_world_size(environ) == 1
-
-
 def test_a_rank_without_a_world_is_refused():
     with pytest.raises(
         ValueError, match="RANK is set, so LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT must be set too"
@@ -48,13 +43,17 @@ def test_a_rank_without_a_world_is_refused():
         set_rank_variables({"RANK": "0"})
 
 
-def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so():
-    assert local_world_size({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}) == 2
-    assert local_world_size({"LOCAL_SIZE": "8", "WORLD_SIZE": "16"}) == 8
-    tasks = {"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "WORLD_SIZE": "11"}
-    assert [local_world_size(tasks | {"SLURM_NODEID": node}) for node in "012"] == [4, 4, 3]
-    assert local_world_size({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0", "WORLD_SIZE": "1"}) == 1
-    assert local_world_size({"WORLD_SIZE": "3"}) == 3
+@pytest.mark.parametrize("environ, expected", [
+    ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}, 2),
+    ({"LOCAL_SIZE": "8", "WORLD_SIZE": "16"}, 8),
+    ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "0", "WORLD_SIZE": "11"}, 4),
+    ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "1", "WORLD_SIZE": "11"}, 4),
+    ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "2", "WORLD_SIZE": "11"}, 3),
+    ({"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0", "WORLD_SIZE": "1"}, 1),
+    ({"WORLD_SIZE": "3"}, 3),
+])  # fmt: skip
+def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so(environ, expected):
+    assert local_world_size(environ) == expected
 
 
 @pytest.mark.parametrize("environ, expected", [

@@ -12,8 +12,11 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
+
+import pytest
 
 from benchmarks.network import HUB as CONTROLLER
 from benchmarks.network import Network
@@ -229,6 +232,19 @@ class Cluster:
     def until_logged(self, job: str, text: str, times: int = 1, timeout_s: float = 240) -> float:
         """Wait until the job has written `text` so many times."""
         return self.until(lambda: self.log(job).count(text) >= times, f"{text!r} in the log", timeout_s, job)
+
+
+@contextmanager
+def running_cluster(folder: Path, network: Network | None = None) -> Iterator[Cluster]:
+    """A Slurm of two nodes, whatever happens gone afterwards; skips the tests where none can run."""
+    if reason := why_not():
+        pytest.skip(reason)
+    cluster = Cluster(folder, 2, network)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def kill(pid: int) -> None:

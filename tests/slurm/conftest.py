@@ -1,18 +1,26 @@
-"""Two virtual nodes for each module of tests that wants them."""
+"""Two virtual nodes for each module of tests that wants them, and a run there that nothing interrupts."""
 
 import pytest
 
-from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.cluster import running_cluster
+from tests.slurm.runs import submit, until_finished
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, demo_cache):
     """A running Slurm of two nodes."""
-    if reason := why_not():
-        pytest.skip(reason)
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=2)
-    try:
-        cluster.start()
+    with running_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, tmp_path_factory):
+    """Folder of the run without any interruption."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    until_finished(cluster, submit(cluster, workdir), workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "run"

@@ -22,11 +22,25 @@ def submit(cluster: Cluster, workdir: Path, *options: str, flags: tuple = (), **
     return cluster.submit(*TWO_BY_TWO, *exports, *flags, *command)
 
 
+def started(cluster: Cluster, workdir: Path, *options: str, flags: tuple = ()) -> str:
+    """Submit the run and wait until it trains. Returns the job's id."""
+    job = submit(cluster, workdir, *options, flags=flags)
+    until_step(cluster, job, workdir, 13)
+    return job
+
+
 def steps_done(workdir: Path) -> int:
     """The last update in the log of the run, 0 before there is one."""
     log = workdir / "metrics.jsonl"
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+def saved_step(workdir: Path) -> int:
+    """Step of the last checkpoint, which a signal brought about: it is none of the regular ones."""
+    step = int((workdir / "checkpoints" / "latest").read_text().removeprefix("step"))
+    assert step % 10, "it must lie between two checkpoints"
+    return step
 
 
 def until_step(cluster: Cluster, job: str, workdir: Path, step: int) -> None:
@@ -35,14 +49,21 @@ def until_step(cluster: Cluster, job: str, workdir: Path, step: int) -> None:
     assert steps_done(workdir) < 55, "too fast for this test: let it make more steps"
 
 
+def until_completed(cluster: Cluster, job: str, timeout_s: float = 400) -> None:
+    """Wait for the job's end, which must be a good one."""
+    cluster.until_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", timeout_s=timeout_s)
+    assert cluster.job(job)["JobState"] == "COMPLETED", cluster.log(job)[-6000:]
+
+
 def until_finished(cluster: Cluster, job: str, workdir: Path) -> None:
     """Wait for the job's end; its run must be finished."""
-    cluster.until_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", timeout_s=400)
-    assert cluster.job(job)["JobState"] == "COMPLETED" and (workdir / "done").exists(), cluster.log(job)[-6000:]
+    until_completed(cluster, job)
+    assert (workdir / "done").exists(), cluster.log(job)[-6000:]
 
 
-def assert_same(workdir: Path, whole: Path) -> None:
-    """The two runs made the same student, bit for bit, and logged each step once."""
+def until_same(cluster: Cluster, job: str, workdir: Path, whole: Path) -> None:
+    """Wait for the end of the run: it made the same student as `whole`, bit for bit, and logged each step once."""
+    until_finished(cluster, job, workdir)
     assert (workdir / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "total" in line] == list(range(1, 61))

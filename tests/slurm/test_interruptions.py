@@ -5,24 +5,18 @@ import signal
 
 import pytest
 
-from tests.slurm.runs import SLURMD_TIMEOUT_S, assert_same, submit, until_finished, until_step
+from tests.slurm.runs import SLURMD_TIMEOUT_S, saved_step, started, submit, until_finished, until_same, until_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILL_WAIT_S = 30
 """Slurm's default, and the test cluster's: what a survivor of a failed step has until SIGKILL."""
-
-
-@pytest.fixture(scope="module")
-def whole(cluster, tmp_path_factory):
-    """The run without any interruption."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    until_finished(cluster, submit(cluster, workdir), workdir)
-    return workdir
+SAVED = "requeue: the next start continues from checkpoint step"
 
 
 def start_of(cluster, job):
-    """How often the job has been started."""
+    """How often the job has been started, without any failure."""
+    assert "failure" not in cluster.log(job)
     return cluster.log(job).count(" ranks, start ")
 
 
@@ -32,72 +26,56 @@ def ranks_of(cluster, workdir):
             and "srun" not in command and "slurmstepd" not in command]  # fmt: skip
 
 
-def checkpoint_of(workdir):
-    return (workdir / "checkpoints" / "latest").read_text()
-
-
-def test_usr1_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weights(cluster, whole, tmp_path):
-    job = submit(cluster, tmp_path / "run")
-    until_step(cluster, job, tmp_path / "run", 13)
+def test_usr1_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weights(cluster, whole, workdir):
+    job = started(cluster, workdir)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    took_s = cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
-    assert int(checkpoint_of(tmp_path / "run").removeprefix("step")) % 10, "saved between two checkpoints"
-    until_finished(cluster, job, tmp_path / "run")
-    assert start_of(cluster, job) == 2 and "failure" not in cluster.log(job)
-    assert_same(tmp_path / "run", whole)
+    took_s = cluster.until_logged(job, SAVED, timeout_s=60)
+    assert saved_step(workdir)
+    until_same(cluster, job, workdir, whole)
+    assert start_of(cluster, job) == 2
     print(f"\nUSR1 -> saved and requeued: {took_s:.1f} s")
 
 
-def test_slurms_own_signal_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weights(
-    cluster, whole, tmp_path
-):
-    job = submit(cluster, tmp_path / "run", flags=("--time=2", "--signal=B:USR1@60"))
-    until_step(cluster, job, tmp_path / "run", 13)
-    waiting = ranks_of(cluster, tmp_path / "run")[0]
+def test_slurms_own_signal_before_the_time_limit_saves_and_resumes_to_the_same_weights(cluster, whole, workdir):
+    job = started(cluster, workdir, flags=("--time=2", "--signal=B:USR1@60"))
+    waiting = ranks_of(cluster, workdir)[0]
     os.kill(waiting, signal.SIGSTOP)  # the others wait for it, so the run is not finished before the signal
     cluster.until_logged(job, "USR1: the ranks are asked to save and stop", timeout_s=90)
     os.kill(waiting, signal.SIGCONT)
-    cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
-    until_finished(cluster, job, tmp_path / "run")
-    assert start_of(cluster, job) >= 2 and "failure" not in cluster.log(job)
-    assert cluster.job(job)["TimeLimit"] == "00:02:00"
-    assert_same(tmp_path / "run", whole)
+    cluster.until_logged(job, SAVED, timeout_s=60)
+    until_same(cluster, job, workdir, whole)
+    assert start_of(cluster, job) >= 2 and cluster.job(job)["TimeLimit"] == "00:02:00"
 
 
-def test_usr1_while_python_imports_counts_and_a_requeue_by_hand_saves(cluster, whole, tmp_path):
-    job = submit(cluster, tmp_path / "run")
+def test_usr1_while_python_imports_counts_and_a_requeue_by_hand_saves(cluster, whole, workdir):
+    job = submit(cluster, workdir)
     cluster.until_logged(job, "start: run folder")
-    cluster.until(lambda: len(ranks_of(cluster, tmp_path / "run")) >= 4, "four ranks", 30, job)
+    cluster.until(lambda: len(ranks_of(cluster, workdir)) >= 4, "four ranks", 30, job)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
     cluster.until_logged(job, "start: run folder", times=2)
-    until_step(cluster, job, tmp_path / "run", 13)
+    until_step(cluster, job, workdir, 13)
     cluster.call("scontrol", "requeue", job)
-    until_finished(cluster, job, tmp_path / "run")
-    assert start_of(cluster, job) == 3
-    assert_same(tmp_path / "run", whole)
+    until_same(cluster, job, workdir, whole)
+    assert cluster.log(job).count(" ranks, start ") == 3
 
 
-def test_a_preempted_job_makes_way_and_resumes_to_the_same_weights(cluster, whole, tmp_path):
-    job = submit(cluster, tmp_path / "run")
-    until_step(cluster, job, tmp_path / "run", 13)
+def test_a_preempted_job_makes_way_and_resumes_to_the_same_weights(cluster, whole, workdir):
+    job = started(cluster, workdir)
     urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "srun sleep 1")
     took_s = cluster.until_state(urgent, "COMPLETED", timeout_s=90)
-    assert int(checkpoint_of(tmp_path / "run").removeprefix("step")) % 10, "saved between two checkpoints"
-    until_finished(cluster, job, tmp_path / "run")
+    assert saved_step(workdir)
+    until_same(cluster, job, workdir, whole)
     # The script requeues, and so does Slurm once more, after the end: that third start finds the run finished.
-    assert start_of(cluster, job) in (2, 3) and "failure" not in cluster.log(job)
-    assert_same(tmp_path / "run", whole)
+    assert start_of(cluster, job) in (2, 3)
     print(f"\npreempted: the urgent job was done after {took_s:.1f} s")
 
 
-def test_a_killed_rank_ends_the_start_at_once_and_the_requeue_resumes_to_the_same_weights(cluster, whole, tmp_path):
-    job = submit(cluster, tmp_path / "run")
-    until_step(cluster, job, tmp_path / "run", 13)
-    os.kill(ranks_of(cluster, tmp_path / "run")[-1], signal.SIGKILL)
+def test_a_killed_rank_ends_the_start_at_once_and_the_requeue_resumes_to_the_same_weights(cluster, whole, workdir):
+    job = started(cluster, workdir)
+    os.kill(ranks_of(cluster, workdir)[-1], signal.SIGKILL)
     ended_s = cluster.until_logged(job, "failure 1, MAX_FAILURES=3", timeout_s=KILL_WAIT_S + 30)
     back_s = cluster.until_logged(job, "start: run folder", times=2)
-    until_finished(cluster, job, tmp_path / "run")
-    assert_same(tmp_path / "run", whole)
+    until_same(cluster, job, workdir, whole)
     print(f"\nSIGKILL of a rank: ended after {ended_s:.1f} s, started again {back_s:.1f} s later")
 
 
@@ -119,28 +97,24 @@ exec sleep 600
 
 
 @pytest.mark.parametrize("is_power_lost", [False, True], ids=["its slurmd dies", "everything on it dies"])
-def test_a_lost_node_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, tmp_path, is_power_lost):
-    job = submit(cluster, tmp_path / "run")
-    until_step(cluster, job, tmp_path / "run", 13)
+def test_a_lost_node_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, workdir, is_power_lost):
+    job = started(cluster, workdir)
     cluster.kill_node("node2", is_power_lost=is_power_lost)
     if not is_power_lost:
-        os.kill(ranks_of(cluster, tmp_path / "run")[0], signal.SIGSTOP)  # the ranks could finish without their slurmd
+        os.kill(ranks_of(cluster, workdir)[0], signal.SIGSTOP)  # the ranks could finish without their slurmd
     gone_s = cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "requeued", SLURMD_TIMEOUT_S + 60, job)
     cluster.start_node("node2")
     back_s = cluster.until_logged(job, "start: run folder", times=2)
-    until_finished(cluster, job, tmp_path / "run")
-    assert_same(tmp_path / "run", whole)
+    until_same(cluster, job, workdir, whole)
     print(f"\nnode lost: requeued after {gone_s:.1f} s, started again {back_s:.1f} s after the node was there again")
 
 
-def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_takes_it_over(cluster, tmp_path):
-    job = submit(cluster, tmp_path / "run")
-    until_step(cluster, job, tmp_path / "run", 13)
+def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_takes_it_over(cluster, workdir):
+    job = started(cluster, workdir)
     cluster.call("scancel", job)
-    cluster.until(lambda: not ranks_of(cluster, tmp_path / "run"), "no rank runs", KILL_WAIT_S + 30, job)
-    step = int(checkpoint_of(tmp_path / "run").removeprefix("step"))
-    assert step % 10, "saved between two checkpoints"
-    again = submit(cluster, tmp_path / "run", flags=("--nodes=1",))
-    until_finished(cluster, again, tmp_path / "run")
+    cluster.until(lambda: not ranks_of(cluster, workdir), "no rank runs", KILL_WAIT_S + 30, job)
+    step = saved_step(workdir)
+    again = submit(cluster, workdir, flags=("--nodes=1",))
+    until_finished(cluster, again, workdir)
     assert f"step {step} of 60, 2 ranks" in cluster.log(again)
     assert cluster.job(job)["JobState"] == "CANCELLED" and start_of(cluster, job) == 1

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.slurm.runs import until_completed
+
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 TRAIN = "train.py --ds_config ds_configs/zero2.json --recipe demo --debug --max_steps=1 --workdir='{workdir}'"
@@ -30,6 +32,5 @@ def test_ranks_on_two_nodes_find_each_other_under(launcher, cluster, tmp_path):
     text = (setup + LAUNCHERS[launcher]).replace("{train}", TRAIN)
     script.write_text("#!/bin/bash\n" + text.format(workdir=workdir, port=20000 + list(LAUNCHERS).index(launcher)))
     job = cluster.submit("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", script)
-    cluster.until_state(job, "COMPLETED", "FAILED", timeout_s=300)
-    assert cluster.job(job)["JobState"] == "COMPLETED", cluster.log(job)[-6000:]
+    until_completed(cluster, job)
     assert json.loads((workdir / "summary.json").read_text())["world_size"] == 4

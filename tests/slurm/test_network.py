@@ -6,12 +6,11 @@ import pytest
 
 from benchmarks import network
 from benchmarks.network import INTERFACE, Network
-from tests.slurm.cluster import Cluster, why_not
-from tests.slurm.runs import SLURMD_TIMEOUT_S, assert_same, submit, until_finished, until_step
+from tests.slurm.cluster import running_cluster
+from tests.slurm.runs import SLURMD_TIMEOUT_S, started, until_same
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
-OVER = {"GLOO_SOCKET_IFNAME": INTERFACE}
 REACH_S = 120
 """What the nodes that are left need: KillWait, and Slurm's own patience with a node that does not answer."""
 
@@ -19,31 +18,16 @@ REACH_S = 120
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, demo_cache):
     """A running Slurm of two nodes whose links can be cut."""
-    if reason := why_not():
-        pytest.skip(reason)
     if reason := network.why_not():
         pytest.skip(f"NETWORK NOT TESTED: {reason}")
-    with Network(num_nodes=2) as links:
-        cluster = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=2, network=links)
-        try:
-            cluster.start()
-            yield cluster
-        finally:
-            cluster.stop()
-
-
-@pytest.fixture(scope="module")
-def whole(cluster, tmp_path_factory):
-    """The run without any interruption."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    until_finished(cluster, submit(cluster, workdir, **OVER), workdir)
-    return workdir
+    with Network(num_nodes=2) as links, running_cluster(tmp_path_factory.mktemp("slurm"), links) as cluster:
+        cluster.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
+        yield cluster
 
 
 @pytest.mark.parametrize("node", ["node2", "node1"], ids=["of a node", "of the first node, with the job script"])
-def test_a_cut_network_requeues_the_job_which_resumes_to_the_same_weights(node, cluster, whole, tmp_path):
-    job = submit(cluster, tmp_path / "run", "--timeout_minutes=1", **OVER)
-    until_step(cluster, job, tmp_path / "run", 13)
+def test_a_cut_network_requeues_the_job_which_resumes_to_the_same_weights(node, cluster, whole, workdir):
+    job = started(cluster, workdir, "--timeout_minutes=1")
     cluster.network.cut(node)
     ended_s = cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "ended", SLURMD_TIMEOUT_S + 60, job)
     cluster.until_state(job, "PENDING", timeout_s=REACH_S)
@@ -55,7 +39,6 @@ def test_a_cut_network_requeues_the_job_which_resumes_to_the_same_weights(node, 
     cluster.until(lambda: not cluster.processes("slurmstepd"), "what was left has ended, the job script too", 150, job)
     time.sleep(3)  # credentials are compared in whole seconds
     cluster.call("scontrol", "release", job)
-    until_finished(cluster, job, tmp_path / "run")
+    until_same(cluster, job, workdir, whole)
     assert cluster.log(job).count("start: run folder") == 2
-    assert_same(tmp_path / "run", whole)
     print(f"\nnetwork cut: the start had ended after {ended_s:.1f} s")

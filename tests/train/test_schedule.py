@@ -1,12 +1,13 @@
-"""Learning rate, loss weights and plans against hand-computed values."""
+"""Learning rate, loss weights, steps and micro-batches against hand-computed values."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from vitkd_ds.config.run import OptimConfig
 from vitkd_ds.recipes import build_run
-from vitkd_ds.train.schedule import Schedule, loss_weight_at, lr_at, make_schedule
+from vitkd_ds.train.schedule import BatchSplit, Schedule, loss_weight_at, lr_at, make_schedule, split_batch
 
 SCHEDULE = Schedule(
     steps_per_epoch=10, total_steps=101, warmup_steps=20, eval_every_steps=10, save_every_steps=10, accumulation_steps=1
@@ -38,11 +39,29 @@ def test_loss_weights_start_whole_and_end_as_scheduled(schedule, values):
     assert loss_weight_at(25, 2.0, schedule, 101) == pytest.approx(quarter)
 
 
-def test_a_plan_counts_steps_and_never_none():
-    run = build_run("demo_teacher")
-    plan = make_schedule(run, steps_per_epoch=50, accumulation_steps=2)
-    assert plan.total_steps == round(50 * run.epochs) and plan.save_every_steps == 50
+def test_epochs_become_steps_and_never_none():
+    run = build_run("demo_teacher")  # 18 epochs, one of warm-up, evaluated every second one
+    assert make_schedule(run, steps_per_epoch=50, accumulation_steps=2) == Schedule(50, 900, 50, 100, 50, 2)
+    short = replace(run, epochs=0.001, eval_every_epochs=0.001)
+    assert make_schedule(short, steps_per_epoch=50, accumulation_steps=1) == Schedule(50, 1, 1, 1, 50, 1)
     assert make_schedule(build_run("demo", debug=True), steps_per_epoch=50, accumulation_steps=1).total_steps == 4
+
+
+@pytest.mark.parametrize("global_batch_size, world_size, limit, split", [
+    (128, 2, 64, (64, 1)),
+    (48, 1, 16, (16, 3)),
+    (48, 2, 16, (12, 2)),  # 16 does not divide the share of 24
+    (7, 1, 4, (1, 7)),
+    (8, 8, 100, (1, 1)),
+    (1, 1, 1, (1, 1)),
+])  # fmt: skip
+def test_ranks_share_a_global_batch_in_the_largest_micro_batches_that_fit(global_batch_size, world_size, limit, split):
+    assert split_batch(global_batch_size, world_size=world_size, limit=limit) == BatchSplit(*split)
+
+
+def test_ranks_that_cannot_share_a_global_batch_are_told_which_can():
+    with pytest.raises(ValueError, match="found 12 and 5 ranks: use 1, 2, 3, 4, 6, 12 ranks, or change --global_batch"):
+        split_batch(12, world_size=5, limit=4)
 
 
 def test_the_end_is_saved_and_evaluated():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import (
+    assert_same_result,
     everything_on,
     finish_ranks,
-    numerics_of,
     run_command,
     start_ranks,
     wait_for_steps,
@@ -33,15 +33,18 @@ def files_in(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir() if not path.name.startswith("step"))
 
 
-def same_result(workdir, whole_run):
-    assert numerics_of(workdir) == numerics_of(whole_run)
-    return (workdir / "student.safetensors").read_bytes() == (whole_run / "student.safetensors").read_bytes()
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def command(workdir, small_beton, demo_cache):
+    return ["train.py", *everything_on(workdir, small_beton)]
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(whole_run, small_beton, tmp_path):
-    workdir = tmp_path / "run"
-    command = everything_on(workdir, small_beton)
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(whole_run, command, workdir):
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 5)
     processes[1].send_signal(signal.SIGUSR1)
@@ -58,30 +61,29 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(whole_ru
     tag = (workdir / "checkpoints" / "latest").read_text()
     assert f"stopped and saved at step {int(tag.removeprefix('step'))};" in outputs[0]
     finish_ranks(start_ranks(2, *command))
-    assert same_result(workdir, whole_run)
+    assert_same_result(workdir, whole_run)
 
 
-def test_a_signal_during_the_imports_changes_nothing(small_beton, tmp_path, demo_cache):
-    processes = start_ranks(2, *everything_on(tmp_path / "run", small_beton))
+def test_a_signal_during_the_imports_changes_nothing(command, workdir):
+    processes = start_ranks(2, *command)
     wait_until(lambda: is_listening(processes[1]), processes)
     processes[1].send_signal(signal.SIGTERM)
     outputs = finish_ranks(processes)
     assert "stopped by a signal before the first step: nothing changed" in outputs[0]
-    assert not (tmp_path / "run").exists()
+    assert not workdir.exists()
 
 
 @pytest.mark.slow
 def test_a_signal_at_the_end_of_a_run_leaves_it_finished(whole_run, small_beton):
-    process = start_ranks(1, *everything_on(whole_run, small_beton))[0]
+    process = start_ranks(1, "train.py", *everything_on(whole_run, small_beton))[0]
     wait_until(lambda: is_listening(process), [process])
     process.send_signal(signal.SIGUSR1)
     assert "finished and left alone" in finish_ranks([process])[0]
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_others_within_the_stated_time(small_beton, tmp_path, demo_cache):
-    workdir = tmp_path / "run"
-    processes = start_ranks(2, *everything_on(workdir, small_beton))
+def test_a_killed_rank_ends_the_others_within_the_stated_time(command, workdir):
+    processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 6)
     killed = time.monotonic()
     processes[1].kill()
@@ -91,9 +93,8 @@ def test_a_killed_rank_ends_the_others_within_the_stated_time(small_beton, tmp_p
 
 
 @pytest.mark.slow
-def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(small_beton, tmp_path, demo_cache):
-    workdir = tmp_path / "run"
-    command = [*everything_on(workdir, small_beton), "--timeout_minutes=0.4", "--max_steps=3000"]
+def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(command, workdir):
+    command += ["--timeout_minutes=0.4", "--max_steps=3000"]
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 6)
     refused = run_command(sys.executable, *command, check=False)
@@ -109,15 +110,13 @@ def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(sm
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, small_beton, tmp_path):
-    workdir = tmp_path / "run"
-    processes = start_ranks(2, *everything_on(workdir, small_beton), "--checkpoint.max_failures=2")
+def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, command, workdir):
+    processes = start_ranks(2, *command, "--checkpoint.max_failures=2")
     wait_until(lambda: (workdir / "checkpoints" / "latest").exists(), processes)
-    limits = (100_000, resource.RLIM_INFINITY)
-    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, limits)
+    resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     outputs = finish_ranks(processes, codes=[1, 1])
     assert all("SaveError: SAVING FAILED at step" in output for output in outputs)
     assert outputs[0].count("Training goes on; failure 1, at 2 in a row it stops") == 1
     assert files_in(workdir) == ["latest"] and not (workdir / "lock").exists()
-    finish_ranks(start_ranks(2, *everything_on(workdir, small_beton)))
-    assert same_result(workdir, whole_run)
+    finish_ranks(start_ranks(2, *command))
+    assert_same_result(workdir, whole_run)

@@ -2,40 +2,25 @@
 
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import ROOT, finish_ranks, start_ranks
+from vitkd_ds.train import watchdog
 
-HANGS = {
-    "sleeping": "time.sleep(60)",
-    "holding the interpreter's lock": "__import__('ctypes').PyDLL(None).sleep(60)",
-}
-SCRIPT = """
+HANGING = """
 import time
 from vitkd_ds.train import watchdog
 watchdog.watch(limit_s=2)
 for value in watchdog.each(range(6), "evaluation"):
     time.sleep(0.7)
 watchdog.enter("forward", 18)
+print("slow, not stuck", flush=True)
 def stuck():
     {hang}
 stuck()
 """
-
-
-@pytest.mark.parametrize("hang", HANGS)
-def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(hang):
-    started = time.monotonic()
-    command = [sys.executable, "-c", SCRIPT.format(hang=HANGS[hang])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "in stuck" in done.stderr
-    assert 4 < time.monotonic() - started < 12
-    if hang == "sleeping":
-        assert "rank 0, phase forward, after 18 updates: no progress for 2 s in __main__.stuck, line" in done.stderr
-
-
 ASKED = """
 import os, signal, sys, time
 from vitkd_ds.train import signals, watchdog
@@ -51,21 +36,55 @@ time.sleep(1)
 print("a second later", flush=True)
 time.sleep(4)
 """
+PROGRAMS = {
+    "sleeping": HANGING.format(hang="time.sleep(60)"),
+    "in the package": HANGING.format(hang="next(watchdog.each(map(time.sleep, [60]), 'data'))"),
+    "holding the interpreter's lock": HANGING.format(hang="__import__('ctypes').PyDLL(None).sleep(60)"),
+    "in a step": ASKED.format(phase="step", name="SIGTERM", is_warm=True),
+    "in a save": ASKED.format(phase="save", name="SIGTERM", is_warm=True),
+    "with time left": ASKED.format(phase="step", name="SIGUSR1", is_warm=True),
+    "in the first step, which compiles": ASKED.format(phase="step", name="SIGTERM", is_warm=False),
+}
 
 
-@pytest.mark.parametrize(
-    "phase, name, is_warm, ends",
-    [("step", "SIGTERM", True, True), ("save", "SIGTERM", True, False), ("step", "SIGUSR1", True, False),
-     ("step", "SIGTERM", False, False)],
-    ids=["in a step", "in a save", "with time left", "in the first step, which compiles"],
-)  # fmt: skip
-def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(phase, name, is_warm, ends):
-    command = [sys.executable, "-c", ASKED.format(phase=phase, name=name, is_warm=is_warm)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == ends and "a second later" in done.stdout, "the clock starts with the signal"
-    if ends:
-        assert "phase step, after 3 updates: no progress for" in done.stderr
-        assert "SIGTERM asked to stop" in done.stderr
+@pytest.fixture(scope="module")
+def ended():
+    """Name of a program -> exit code, stdout, stderr. They mostly sleep, so all do at the same time."""
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = {name: subprocess.Popen([sys.executable, "-c", text], **options) for name, text in PROGRAMS.items()}
+    said = {name: process.communicate(timeout=60) for name, process in started.items()}
+    return {name: (started[name].returncode, *said[name]) for name in PROGRAMS}
+
+
+@pytest.mark.parametrize("hang, function", [
+    ("sleeping", "__main__.stuck"),
+    ("in the package", "vitkd_ds.train.watchdog.each"),
+    ("holding the interpreter's lock", None),  # then nobody can say
+])  # fmt: skip
+def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(ended, hang, function):
+    code, out, err = ended[hang]
+    assert code == 1 and out == "slow, not stuck\n" and "in stuck" in err
+    place = f"rank 0, phase forward, after 18 updates: no progress for 2 s in {function}, line"
+    assert function is None or place in err
+
+
+@pytest.mark.parametrize("where", list(PROGRAMS)[3:])
+def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(ended, where):
+    code, out, err = ended[where]
+    assert code == (where == "in a step") and "a second later" in out, "the clock starts with the signal"
+    if code:
+        assert "phase step, after 3 updates: no progress for" in err and "SIGTERM asked to stop" in err
+
+
+def test_each_micro_batch_starts_the_clock_and_only_another_step_is_counted(monkeypatch):
+    seconds = iter(range(10))
+    monkeypatch.setattr(watchdog, "_place", watchdog._Place())
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    found = []
+    for phase, step in (("build", None), ("step", 4), ("step", 4), ("step", 5), ("save", 6), ("step", 6)):
+        watchdog.enter(phase, step)
+        found.append((watchdog._place.since, watchdog._place.num_steps, watchdog._place.step))
+    assert found == [(0, 0, 0), (1, 1, 4), (2, 1, 4), (3, 2, 5), (4, 2, 6), (5, 3, 6)]
 
 
 WAITING = """
@@ -86,15 +105,12 @@ except BaseException as error:
 """
 
 
-def test_a_hanging_rank_ends_all_and_each_says_where_it_was(tmp_path):
-    outputs = finish_ranks(start_ranks(2, "-c", WAITING.format(first="time.sleep(60)")), timeout=60, codes=[1, 1])
-    assert "rank 0, phase backward, after 7 updates" in outputs[0]
-    assert "rank 1, phase data, after 7 updates: no progress for" in outputs[1]
-
-
-def test_the_others_of_a_rank_that_raises_say_in_one_line_that_another_ended(tmp_path):
-    first = "raise MemoryError('tried to allocate 20 GiB')"
-    outputs = finish_ranks(start_ranks(2, "-c", WAITING.format(first=first)), timeout=60, codes=[1, 1])
-    assert "phase backward, after 7 updates: another rank ended, or cannot be reached" in outputs[0]
-    assert "Traceback" not in outputs[0]
-    assert "rank 1, phase data, after 7 updates: out of memory: lower --micro_batch_size_per_gpu" in outputs[1]
+def test_a_rank_that_hangs_or_raises_ends_all_and_each_says_where_it_was():
+    endings = ("time.sleep(60)", "raise MemoryError('tried to allocate 20 GiB')")
+    started = [start_ranks(2, "-c", WAITING.format(first=first)) for first in endings]
+    hanging, raising = (finish_ranks(ranks, timeout=100, codes=[1, 1]) for ranks in started)
+    assert "rank 0, phase backward, after 7 updates" in hanging[0]
+    assert "rank 1, phase data, after 7 updates: no progress for" in hanging[1]
+    assert "phase backward, after 7 updates: another rank ended, or cannot be reached" in raising[0]
+    assert "Traceback" not in raising[0], "one line is enough"
+    assert "rank 1, phase data, after 7 updates: out of memory: lower --micro_batch_size_per_gpu" in raising[1]

@@ -1,8 +1,8 @@
 """Speak to the user: the only place that writes to the terminal while a run trains.
 
 Every module logs through `logging.getLogger(__name__)`, and the handler here prints: information from rank 0 alone,
-warnings and errors from every rank. On a terminal rank 0 also shows a progress bar; elsewhere, as in a job's log, a line
-every few seconds says the same. This file imports no torch: messages must be visible before the slow imports.
+warnings and errors from every rank. On a terminal rank 0 also shows a progress bar; elsewhere, as in a job's log, a
+line every few seconds says the same. This file imports no torch: messages must be visible before the slow imports.
 """
 
 import logging

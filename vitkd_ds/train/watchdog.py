@@ -93,10 +93,11 @@ def _is_stuck_in_step() -> bool:
 
 
 def _function() -> str:
-    """The function of this package that the main thread is in."""
-    frame = sys._current_frames()[threading.main_thread().ident]
-    while frame.f_back and not frame.f_globals.get("__name__", "").startswith("vitkd_ds"):
+    """The function that the main thread is in: of this package, or the innermost where none of it runs."""
+    innermost = frame = sys._current_frames()[threading.main_thread().ident]
+    while frame and not frame.f_globals.get("__name__", "").startswith("vitkd_ds"):
         frame = frame.f_back
+    frame = frame or innermost
     return f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}, line {frame.f_lineno}"
 
 

@@ -1,0 +1,105 @@
+"""The run folder: which checkpoints it names, what config.json says, which settings may change."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+
+import pytest
+
+import vitkd_ds
+from vitkd_ds.checkpoint import folder
+from vitkd_ds.config.run import as_dict
+from vitkd_ds.recipes import build_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return replace(build_run("demo"), workdir=str(tmp_path))
+
+
+def test_only_published_checkpoints_count_and_a_pointer_that_names_none_points_nowhere(tmp_path):
+    assert folder.tags(tmp_path) == [] and folder.newest(tmp_path) == folder.pointer(tmp_path, "latest") == ""
+    for name in ("step00000002", "step00000010", "step00000004", ".step00000011.part", "step12", "universal"):
+        (tmp_path / name).mkdir()
+    assert folder.tags(tmp_path) == ["step00000010", "step00000004", "step00000002"]
+    for written, found in (("step00000004\n", "step00000004"), ("step4", "")):
+        (tmp_path / "latest").write_text(written)
+        assert folder.pointer(tmp_path, "latest") == found and folder.newest(tmp_path) == (found or "step00000010")
+
+
+def test_a_finished_folder_is_one_with_done_unless_all_begins_anew(tmp_path, run):
+    assert not folder.is_finished(run)
+    (tmp_path / "done").touch()
+    assert folder.is_finished(run) and folder.is_finished(replace(run, resume="/another"))
+    assert not folder.is_finished(replace(run, resume="none"))
+
+
+def keys_of(tree, prefix=""):
+    for key, value in tree.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{prefix}{key}.")
+
+
+def test_all_that_may_change_is_a_setting_of_a_run():
+    assert folder.FREE_KEYS <= set(keys_of(as_dict(build_run("demo"))))
+
+
+def test_settings_that_change_what_is_learned_may_not_change(tmp_path, run):
+    config = tmp_path / "config.json"
+    folder.check_settings(run, config)  # nothing is known of it
+    config.write_text(json.dumps({"run": as_dict(run)}))
+    moved = replace(run, log_every_steps=1, micro_batch_size_per_gpu=1, data=replace(run.data, train="moved.beton"))
+    folder.check_settings(moved, config)
+    student = replace(run.student, model_args=run.student.model_args | {"depth": 5})
+    for change, message in (
+        ({"seed": 1}, "found seed: 0 there, 1 now: give another --workdir"),
+        ({"student": student, "seed": 1}, r"found seed: 0 there, 1 now; student.model_args: \{.*\} there, \{.*\} now"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            folder.check_settings(replace(run, **change), config)
+    config.write_text("")
+    with pytest.raises(ValueError, match="config.json must say what run the checkpoints beside it are of"):
+        folder.check_settings(run, config)
+
+
+def test_a_new_run_needs_a_folder_without_checkpoints_and_may_have_other_settings_there(tmp_path, run):
+    (tmp_path / "config.json").write_text(json.dumps({"run": as_dict(replace(run, seed=1))}))
+    folder.check_settings(run, None)  # that run died before its first checkpoint
+    (tmp_path / "checkpoints" / "step00000002").mkdir(parents=True)
+    with pytest.raises(ValueError, match="--resume none needs an unused folder"):
+        folder.check_settings(run, None)
+
+
+@dataclass
+class Steps:
+    """In place of a schedule."""
+
+    total_steps: int = 9
+
+
+def test_config_json_says_what_was_run_by_what(tmp_path, run):
+    run = replace(run, workdir=str(tmp_path / "made"))
+    folder.describe_run(run, Steps(), device="cpu", resumed_step=4)
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
+    assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
+    assert config["world_size"] == 1 and config["device"] == "cpu" and config["command"]
+    assert config["versions"].keys() == {"vitkd_ds", "torch", "deepspeed", "timm", "ffcv", "numpy"}
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="asks git")
+def test_the_commit_is_that_of_the_checkout_and_says_whether_files_differ(tmp_path, monkeypatch):
+    def git(*words):
+        words = ["-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(vitkd_ds, "__file__", str(tmp_path / "vitkd_ds" / "__init__.py"))
+    assert folder.git_commit() == "", "not of a checkout"
+    (tmp_path / "file").write_text("1")
+    for words in (["init"], ["add", "file"], ["commit", "-m", "first"]):
+        git(*words)
+    assert folder.git_commit() == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("2")
+    assert folder.git_commit() == git("rev-parse", "HEAD") + "-dirty"

@@ -1,0 +1,271 @@
+"""Run on one rank and on two by the fixture `observed`: tiny models on the real engines, seen.json from rank 0.
+
+One process group for all observations, since starting DeepSpeed takes seconds. Every rank runs all of it.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import deepspeed
+import timm
+import torch
+import torch.nn.functional as F
+from deepspeed.utils import z3_leaf_module
+
+from tests.checkpoint import failing_saves
+from tests.engine.tiny import (
+    FP32_RUN,
+    NORMALIZATION,
+    RUN,
+    forward,
+    make_batch,
+    make_distiller,
+    make_engine,
+    make_models,
+    make_teacher,
+    train,
+    train_plainly,
+    weights_of_terms,
+)
+from tests.train import nonfinite
+from vitkd_ds.engine import processes, ranks
+from vitkd_ds.engine.student import StudentEngine
+from vitkd_ds.engine.teacher import FeatureModule
+from vitkd_ds.models.features import tap_features
+
+BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+DEEPSPEEDS = {"bf16": BF16, "fp32": {}}
+STEPS = 5
+
+
+class DeepSpeedsOwn(StudentEngine):
+    """DeepSpeed computes the norm, looks for inf and nan, and clips, as it does by default."""
+
+    def step(self):
+        self.engine.step()
+        self.grad_norm = float(self.engine.get_global_grad_norm())
+        return self.engine.was_step_applied()
+
+
+def make_deepspeeds_own(config, accumulation):
+    distiller, teacher = make_distiller()
+    config = config | {
+        "zero_optimization": {"stage": 2},
+        "zero_allow_untested_optimizer": True,
+        "train_batch_size": RUN.global_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": RUN.optim.clip_grad_norm,
+    }
+    return DeepSpeedsOwn(distiller, RUN, config), teacher
+
+
+def equal(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def weights_after(engine):
+    return [engine.student_weights()[name].tolist() for name in ("head.bias", "blocks.2.norm1.weight")]
+
+
+def observe_training(seen):
+    """Totals, norms and weights of the same updates: ours, by DeepSpeed itself, and in plain torch."""
+    start = dict(make_models()[0].named_parameters())
+    for precision, run in (("bf16", RUN), ("fp32", FP32_RUN)):
+        for accumulation in (1, 2):
+            engine, teacher = make_engine(run, accumulation=accumulation)
+            seen[f"{precision} starts in fp32"] = equal(start, engine.student_weights())
+            for who, trained in (("ours", engine), ("deepspeed", None)):
+                trained = trained or make_deepspeeds_own(DEEPSPEEDS[precision], accumulation)[0]
+                losses = train(trained, teacher, steps=STEPS, accumulation=accumulation)
+                seen[f"{precision} {who} {accumulation}"] = [*losses, weights_after(trained)]
+    seen["fp32 ours 4"] = train(*make_engine(FP32_RUN, accumulation=4), steps=STEPS, accumulation=4)
+    seen["fp32 plain torch"] = train_plainly(steps=STEPS)
+    exported = make_models()[0]
+    exported.load_state_dict(engine.student_weights(), strict=True)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        trained = engine.engine.module.student.eval()(images)
+        seen["exported logits"] = torch.equal(exported.eval()(images), trained)
+
+
+def observe_nonfinite(seen, name, run, *, is_fused=False):
+    """The last rank's labels are nan in the second of three updates."""
+    engine, teacher = make_engine(run)
+    for group in engine.engine.basic_optimizer.param_groups:
+        group["fused"] = is_fused  # as on a GPU
+    images_BCHW, targets_BK = make_batch(8)
+    engine.set_lr(1e-3)
+    applied, norms, weights = [], [], [weights_after(engine)]
+    for step in range(3):
+        is_bad = step == 1 and ranks.rank() == ranks.world_size() - 1
+        targets = targets_BK * float("nan") if is_bad else targets_BK
+        engine.backward(forward(engine, teacher, images_BCHW, targets, engine.dtype)["total"])
+        applied.append(engine.step())
+        norms.append(engine.grad_norm)
+        weights.append(weights_after(engine))
+    seen[f"{name} updates applied, on each rank"] = ranks.from_all(applied)
+    seen[f"{name} norms finite"] = [norm == norm for norm in norms]
+    seen[f"{name} weights moved"] = [before != after for before, after in zip(weights, weights[1:])]
+    seen[f"{name} weights finite"] = bool(torch.isfinite(torch.tensor(weights[-1][0])).all())
+
+
+def observe_checkpointing(seen):
+    """Activation checkpointing computes blocks twice and changes nothing."""
+    for checkpointed in (False, True):
+        engine, teacher = make_engine(FP32_RUN)
+        engine.engine.module.student.set_grad_checkpointing(checkpointed)
+        seen[f"checkpointed {checkpointed}"] = [*train(engine, teacher), weights_after(engine)]
+
+
+def observe_teacher(seen):
+    """Placements against the plain model in bf16, and what a rank holds of them."""
+    linear_before = F.linear
+    images_BCHW, targets_BK = make_batch(8)
+    plain = make_models()[1].bfloat16()
+    with torch.no_grad():
+        expected = tap_features(plain, NORMALIZATION.apply(images_BCHW, torch.bfloat16))
+    engine, _ = make_engine(RUN)
+    images = NORMALIZATION.apply(images_BCHW, engine.dtype)
+    for placement in ("shard", "offload", "replica"):
+        teacher = make_teacher(placement)
+        found = teacher(images_BCHW)
+        seen[f"{placement} equal"] = [torch.equal(a, b) for a, b in zip(found, expected)]
+        seen[f"{placement} requires_grad"] = any(p.requires_grad for p in teacher.module.parameters())
+        seen[f"{placement} output grad"] = found.logits_BK.requires_grad
+        torch.manual_seed(0)
+        with torch.no_grad():
+            terms = engine(images, targets_BK, found, weights_of_terms())
+        seen[f"{placement} total"] = terms["total"].item()
+        teacher.module.train()
+        for module in teacher.module.modules():
+            module.training = True
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.9
+        seen[f"{placement} equal after train()"] = torch.equal(teacher(images_BCHW).logits_BK, expected.logits_BK)
+        if placement != "replica":
+            parameters = list(teacher.module.parameters())
+            seen[f"{placement} live"] = sum(p.numel() for p in parameters)
+            seen[f"{placement} held"] = sum(p.ds_tensor.numel() for p in parameters)
+            seen[f"{placement} padding"] = len(parameters)
+            seen["all"] = sum(p.ds_numel for p in parameters)
+        if placement == "shard":
+            seen["leaf modules"] = [z3_leaf_module(block) for block in teacher.module.module.model.blocks]
+    seen["term dtypes"] = sorted({str(value.dtype) for value in terms.values()})
+    seen["total is the sum"] = abs(terms["total"] - sum(v for k, v in terms.items() if k != "total")).item()
+    seen["linear is torch's own"] = F.linear is linear_before
+
+
+def gathered_ahead(*, prefetch, live):
+    """How much of a sharded toy is there when its first block starts, under limits of so many blocks."""
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 40, "num_heads": 2, "num_classes": 10}
+    model = timm.create_model("deit_tiny_patch16_224", **size).requires_grad_(False)
+    sizes = [p.numel() for p in model.blocks[0].parameters()]
+    embedding = sum(p.numel() for p in [*model.patch_embed.parameters(), model.cls_token, model.pos_embed])
+    zero = {
+        "stage": 3,
+        "memory_efficient_linear": False,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": prefetch * sum(sizes),
+        "stage3_max_live_parameters": live * sum(sizes),
+        "leaf_module": {"classes": ["timm.models.vision_transformer.Block"]},
+    }
+    config = {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_optimization": zero}
+    engine, *_ = deepspeed.initialize(model=FeatureModule(model, (0, 1)), config=config | {"steps_per_print": None})
+    gathered = []
+
+    def count(*_):
+        gathered.append(sum(p.ds_numel for p in model.parameters() if p.ds_status.name != "NOT_AVAILABLE"))
+
+    model.blocks[0].register_forward_pre_hook(count)
+    engine.eval()
+    with torch.no_grad():
+        for _ in range(3):  # it gathers ahead when it has seen the order of the modules
+            engine(torch.zeros(2, 3, 32, 32, dtype=torch.bfloat16))
+    return {"block": sum(sizes), "largest": max(sizes), "embedding": embedding, "gathered": gathered[-1]}
+
+
+def observe_average(seen, folder):
+    """The moving average against a slow one, and a checkpoint of it."""
+    decay = 0.9
+    run = replace(FP32_RUN, optim=replace(RUN.optim, ema_decay=decay))
+    engine, teacher = make_engine(run)
+    average = {name: value.double() for name, value in engine.student_weights(average=False).items()}
+    for _ in range(3):
+        train(engine, teacher, steps=1)
+        raw = engine.student_weights(average=False)
+        average = {name: decay * average[name] + (1 - decay) * raw[name].double() for name in average}
+    found = engine.student_weights()
+    seen["average error"] = max((found[name] - average[name]).abs().max().item() for name in average)
+    seen["raw weights untouched"] = equal(engine.student_weights(average=False), raw)
+    seen["average differs from raw"] = not equal(found, raw)
+    saved = folder / "step00000003"
+    saved.mkdir(exist_ok=True)
+    for name, content in engine.state_files().items():
+        torch.save(content, saved / name)
+    ranks.barrier()
+    seen["checkpoint files"] = sorted(p.name for p in saved.iterdir())
+    restored, _ = make_engine(run)
+    restored.load(str(folder), "step00000003")
+    for average_too in (True, False):
+        before, after = (each.student_weights(average=average_too) for each in (engine, restored))
+        seen[f"restored average={average_too}"] = equal(before, after)
+    seen["continued"] = train(restored, teacher, steps=2)
+    seen["uninterrupted"] = train(engine, teacher, steps=2)
+    module = torch.load(saved / "mp_rank_00_model_states.pt")["module"]
+    seen["saved parts"] = sorted({name.split(".")[0] for name in module})
+
+
+def observe_agreement(seen):
+    """What each rank learns of an error on one of them."""
+
+    def on_rank(number, error):
+        def function():
+            if ranks.rank() == number:
+                raise error
+            return ranks.rank()
+
+        return function
+
+    def told(function):
+        try:
+            return function()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    mains = [told(lambda n=number: ranks.on_main(on_rank(n, KeyError("x")))) for number in (0, 1)]
+    mine = {
+        "all": [ranks.together(ranks.rank), ranks.on_main(lambda: ranks.rank() + 5), ranks.failures(ranks.rank)],
+        "together": told(lambda: ranks.together(on_rank(1, ValueError("no file")))),
+        "failures": ranks.failures(on_rank(1, OSError("disk full"))),
+        "main": mains,
+    }
+    seen["agreement"] = ranks.from_all(mine)
+
+
+def main():
+    folder = Path(sys.argv[1])
+    processes.start_processes()
+    torch.set_num_threads(1)
+    seen = {}
+    observe_training(seen)
+    observe_nonfinite(seen, "bf16", RUN)
+    observe_nonfinite(seen, "fp32", FP32_RUN)
+    averaged = replace(RUN, optim=replace(RUN.optim, ema_decay=0.5))
+    observe_nonfinite(seen, "fused", averaged, is_fused=True)
+    observe_checkpointing(seen)
+    observe_teacher(seen)
+    if ranks.world_size() == 2:
+        observe_agreement(seen)
+        observe_average(seen, folder)
+        seen["gathered ahead"] = [gathered_ahead(prefetch=3, live=live) for live in (1000, 2)]
+        failing_saves.observe(seen, folder / "saves")
+        nonfinite.observe(seen, folder / "nonfinite")
+    if ranks.rank() == 0:
+        (folder / "seen.json").write_text(json.dumps(seen))
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The real DeepSpeed on one process and on two: what observe.py saw, held against what must be so."""
+
+import pytest
+
+from vitkd_ds.commands.plan.inputs import FETCHES
+
+
+@pytest.fixture
+def seen(observed):
+    """Observations on two ranks."""
+    return observed[2]
+
+
+@pytest.fixture(params=[1, 2], ids=["one rank", "two ranks"])
+def each(request, observed):
+    """Observations on one rank, and on two."""
+    return observed[request.param] | {"ranks": request.param}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_losses_norms_and_weights_are_deepspeeds_own_bit_for_bit(each, precision, accumulation):
+    ours, deepspeed = (each[f"{precision} {who} {accumulation}"] for who in ("ours", "deepspeed"))
+    assert ours == deepspeed
+    assert max(ours[1]) > 0.5, "nothing was clipped"
+
+
+@pytest.mark.parametrize("other", ["fp32 ours 2", "fp32 ours 4", "fp32 plain torch"])
+def test_ranks_accumulation_and_deepspeed_change_losses_and_norms_by_rounding_only(each, other):
+    for found, expected in zip(each[other][:2], each["fp32 ours 1"]):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision, rel", [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_two_ranks_train_as_one(observed, precision, rel):
+    two, one = (observed[ranks][f"{precision} ours 1"][:2] for ranks in (2, 1))
+    for found, expected in zip(two, one):
+        assert found == pytest.approx(expected, rel=rel)
+
+
+def test_bf16_follows_fp32_and_starts_from_fp32_weights(each):
+    assert each["bf16 ours 1"][0] == pytest.approx(each["fp32 ours 1"][0], rel=1e-2)
+    assert each["bf16 starts in fp32"]
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp32", "fused"])
+def test_an_update_that_is_nan_on_one_rank_is_left_out_on_all_and_training_can_go_on(each, name):
+    assert each[f"{name} updates applied, on each rank"] == [[True, False, True]] * each["ranks"]
+    assert each[f"{name} norms finite"] == [True, False, True]
+    assert each[f"{name} weights moved"] == [True, False, True] and each[f"{name} weights finite"]
+
+
+def test_activation_checkpointing_changes_nothing(each):
+    assert each["checkpointed True"] == each["checkpointed False"]
+
+
+@pytest.mark.parametrize("placement", ["shard", "offload"])
+def test_each_of_two_ranks_holds_half_of_the_teacher_after_a_forward(seen, placement):
+    assert seen[f"{placement} live"] == 0, "whole parameters were kept"
+    padding = seen[f"{placement} padding"]  # at most one element a parameter
+    assert seen["all"] <= 2 * seen[f"{placement} held"] <= seen["all"] + 2 * padding
+
+
+def test_a_shard_of_one_rank_is_kept_whole(observed):
+    assert observed[1]["shard live"] == observed[1]["all"]
+
+
+@pytest.mark.parametrize("placement", ["shard", "offload", "replica"])
+def test_the_teacher_is_frozen_and_stays_in_eval_mode_whatever_is_called(each, placement):
+    assert each[f"{placement} equal"] == [True, True, True], "features differ from the plain bf16 model's"
+    assert each[f"{placement} equal after train()"]
+    assert not each[f"{placement} requires_grad"] and not each[f"{placement} output grad"]
+
+
+def test_a_block_of_a_sharded_teacher_is_one_unit_and_torchs_linear_is_left_alone(each):
+    assert each["leaf modules"] == [True, True, True] and each["linear is torch's own"]
+
+
+def test_each_module_up_to_the_first_block_gathers_another_bucket_ahead_and_live_parameters_have_a_limit(seen):
+    """What `vitkd-ds plan` takes for the memory of a sharded teacher."""
+    found, limited = seen["gathered ahead"]
+    # Whole tensors, so each time up to one more than the bucket; what comes before the blocks is released again.
+    planned = FETCHES * 3 * found["block"]
+    assert planned - found["embedding"] <= found["gathered"] < planned + FETCHES * found["largest"]
+    assert limited["block"] <= limited["gathered"] <= 2 * limited["block"] + limited["largest"]
+
+
+def test_all_placements_give_the_same_loss_an_fp32_sum_of_terms(each):
+    assert each["shard total"] == each["offload total"] == pytest.approx(each["replica total"], rel=2**-8)
+    assert each["term dtypes"] == ["torch.float32"] and each["total is the sum"] < 1e-5
+
+
+def test_the_sharded_average_is_the_slow_one_and_reading_it_changes_nothing(seen):
+    assert seen["average error"] < 1e-6
+    assert seen["average differs from raw"] and seen["raw weights untouched"]
+
+
+def test_a_restored_engine_has_the_same_weights_average_and_future(seen):
+    assert seen["restored average=True"] and seen["restored average=False"]
+    assert seen["continued"] == seen["uninterrupted"]
+
+
+def test_the_exported_weights_give_the_trained_engines_logits(each):
+    assert each["exported logits"]
+
+
+def test_a_checkpoint_holds_student_and_losses_and_no_teacher(seen):
+    assert seen["saved parts"] == ["student", "vitkd"]
+    assert len(seen["checkpoint files"]) == 3

@@ -1,0 +1,124 @@
+"""Tiny models on the real engines, for the programs that tests start on several ranks."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+
+from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
+from vitkd_ds.config.run import TeacherConfig
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.student import StudentEngine, student_ds_config
+from vitkd_ds.engine.teacher import Teacher
+from vitkd_ds.models.build import check_pair, normalization_of
+from vitkd_ds.models.distiller import Distiller
+from vitkd_ds.models.features import tap_features
+from vitkd_ds.recipes import build_run
+
+SIZE = {"img_size": 16, "patch_size": 4, "depth": 3, "num_classes": 10}
+LOSSES = LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1, alpha=1e-3, beta=1e-3))
+RUN = build_run("demo")
+RUN = replace(RUN, global_batch_size=16, losses=LOSSES, optim=replace(RUN.optim, clip_grad_norm=0.5))
+FP32_RUN = replace(RUN, ds_config=str(Path(__file__).with_name("fp32.json")))
+TORCH_RAND = torch.rand
+
+
+def make_models():
+    torch.manual_seed(0)
+    student = timm.create_model("deit_tiny_patch16_224", embed_dim=16, num_heads=2, **SIZE)
+    teacher = timm.create_model("deit3_small_patch16_224", embed_dim=32, num_heads=2, init_values=0.1, **SIZE)
+    return student, teacher.eval()
+
+
+NORMALIZATION = normalization_of(make_models()[0])
+
+
+def make_distiller():
+    student, teacher = make_models()
+    return Distiller(student, RUN.losses, check_pair(student, teacher, blocks=(0, 1))), teacher
+
+
+def make_batch(images=16):
+    generator = torch.Generator().manual_seed(1)
+    images_BCHW = torch.randint(0, 256, (images, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    labels_B = torch.randint(0, 10, (images,), generator=generator)
+    return images_BCHW, F.one_hot(labels_B, 10).float()
+
+
+def make_engine(run, *, accumulation=1, saved_layout=None):
+    distiller, teacher = make_distiller()
+    micro = run.global_batch_size // ranks.world_size() // accumulation
+    sizes = {"micro_batch_size": micro, "accumulation_steps": accumulation}
+    return StudentEngine(distiller, run, student_ds_config(run, **sizes, saved_layout=saved_layout)), teacher
+
+
+def make_teacher(placement, *, compile=False):
+    config = TeacherConfig(model="deit3_small_patch16_224", checkpoint="random", placement=placement)
+    sizes = {"blocks": (0, 1), "device": torch.device("cpu"), "micro_batch_size": 8}
+    return Teacher(make_models()[1], config, **sizes, compile=compile)
+
+
+def weights_of_terms():
+    return {name: torch.tensor(float(term.weight)) for name, term in RUN.losses.active().items()}
+
+
+def features_of(teacher_model, images_BCHW):
+    with torch.no_grad():
+        return tap_features(teacher_model, NORMALIZATION.apply(images_BCHW, torch.float32))
+
+
+def forward(module, teacher_model, images_BCHW, targets_BK, dtype=torch.float32):
+    """The terms of one micro-batch from an engine, or from a plain `Distiller`."""
+    features = features_of(teacher_model, images_BCHW)
+    return module(NORMALIZATION.apply(images_BCHW, dtype), targets_BK, features, weights_of_terms())
+
+
+def with_noise(step, images, function):
+    """Call a function while the random mask is that of `images`, a slice, however they are dealt out."""
+    torch.manual_seed(step)
+    noise_BP = torch.rand(16, 16)[images]
+    torch.rand = lambda *_, **__: noise_BP
+    try:
+        return function()
+    finally:
+        torch.rand = TORCH_RAND
+
+
+def train(engine, teacher_model, *, steps=3, accumulation=1, num_images=16):
+    """A few updates on fixed data cut over ranks and micro-batches; totals and gradient norms, mean over ranks."""
+    images_BCHW, targets_BK = make_batch(num_images)
+    micro = num_images // ranks.world_size() // accumulation
+    totals, norms = [], []
+    for step in range(steps):
+        engine.set_lr(1e-3)
+        total = torch.zeros(())
+        for i in range(accumulation):
+            first = (i * ranks.world_size() + ranks.rank()) * micro
+            mine = slice(first, first + micro)
+            share = images_BCHW[mine], targets_BK[mine], engine.dtype
+            terms = with_noise(step, mine, lambda share=share: forward(engine, teacher_model, *share))
+            engine.backward(terms["total"])
+            total += terms["total"].detach() / accumulation
+        assert engine.step()
+        totals.append(ranks.sum_over_ranks(total).item() / ranks.world_size())
+        norms.append(engine.grad_norm)
+    return totals, norms
+
+
+def train_plainly(*, steps):
+    """The same updates in plain torch on the whole batch: no engine, no ranks, no micro-batches."""
+    distiller, teacher = make_distiller()
+    optim = RUN.optim
+    groups = distiller.parameter_groups(optim.weight_decay)
+    adamw = torch.optim.AdamW(groups, lr=1e-3, betas=optim.betas, eps=optim.eps)
+    totals, norms = [], []
+    for step in range(steps):
+        total = with_noise(step, slice(None), lambda: forward(distiller, teacher, *make_batch()))["total"]
+        total.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(distiller.parameters(), optim.clip_grad_norm).item())
+        adamw.step()
+        adamw.zero_grad()
+        totals.append(total.item())
+    return totals, norms

@@ -1,0 +1,48 @@
+"""Run several training commands one after another in one process (of each rank): several.py FILE.
+
+Starting Python with torch and DeepSpeed takes longer than most runs of the tests. FILE holds a list of lists of
+options; rank 0 replaces it by what each of them gave.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from vitkd_ds.cli import parse_run
+from vitkd_ds.engine import processes, ranks
+from vitkd_ds.train import console
+from vitkd_ds.train.loop import train
+
+
+class Kept(logging.Handler):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(self.format(record))
+
+
+def outcome_of(options):
+    kept = Kept()
+    logging.getLogger("vitkd_ds").addHandler(kept)
+    flags = {key: value or "true" for key, _, value in (option[2:].partition("=") for option in options)}
+    outcome = {"summary": None, "refused": ""}
+    try:
+        outcome["summary"] = train(parse_run((), flags))
+    except ValueError as error:
+        outcome["refused"] = str(error)
+    logging.getLogger("vitkd_ds").removeHandler(kept)
+    return outcome | {"said": "\n".join(kept.lines)}
+
+
+if __name__ == "__main__":
+    console.install()
+    path = Path(sys.argv[1])
+    outcomes = [outcome_of(options) for options in json.loads(path.read_text())]
+    if ranks.rank() == 0:
+        path.write_text(json.dumps(outcomes))
+    processes.leave()
