@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitkd_ds.commands.pack.pack import pack
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.side_file import side_path
 from vitkd_ds.data.demo import ARCHIVE, CLASSES
 from vitkd_ds.data.draws import keyed_rng
