@@ -155,8 +155,7 @@ class Engines:
         config = student_ds_config(run, micro_batch_size=micro_batch, accumulation_steps=1)
         self.engine = StudentEngine(pair.distiller(), run, config)
         self.normalization = normalization_of(pair.models.student)
-        shared = {"device": device, "micro_batch_size": micro_batch, "compile": compile}
-        self.teacher = Teacher(deepcopy(pair.models.teacher), teacher, blocks=run.losses.tapped_blocks, **shared)
+        self.teacher = Teacher(deepcopy(pair.models.teacher), run, device=device, micro_batch_size=micro_batch)
 
     def teach(self, batch: MicroBatch) -> Features:
         """Compute the teacher's features."""

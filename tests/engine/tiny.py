@@ -56,8 +56,8 @@ def make_engine(run, *, accumulation=1, saved_layout=None):
 
 def make_teacher(placement, *, compile=False):
     config = TeacherConfig(model="deit3_small_patch16_224", checkpoint="random", placement=placement)
-    sizes = {"blocks": (0, 1), "device": torch.device("cpu"), "micro_batch_size": 8}
-    return Teacher(make_models()[1], config, **sizes, compile=compile)
+    run = replace(RUN, teacher=config, compile=compile)
+    return Teacher(make_models()[1], run, device=torch.device("cpu"), micro_batch_size=8)
 
 
 def weights_of_terms():

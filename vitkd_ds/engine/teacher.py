@@ -11,7 +11,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from vitkd_ds.config.run import TeacherConfig
+from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
 from vitkd_ds.models.build import normalization_of
@@ -39,37 +39,25 @@ class Teacher:
 
     Args:
         model: the teacher.
-        config: how it is placed.
-        blocks: tapped blocks.
+        run: gives placement, tapped blocks, and whether to compile: the whole, or where weights are gathered each block.
         device: this rank's device.
         micro_batch_size: images per call.
-        compile: torch.compile it; where its weights are gathered, block by block.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: TeacherConfig,
-        *,
-        blocks: Sequence[int],
-        device: torch.device,
-        micro_batch_size: int,
-        compile: bool = False,
-    ) -> None:
+    def __init__(self, model: nn.Module, run: Run, *, device: torch.device, micro_batch_size: int) -> None:
         self.normalization = normalization_of(model)
-        self._fill_up_to = micro_batch_size if compile else 0
-        self.placement = config.placement
-        file = f"ds_configs/{TEACHER_FILES[config.placement]}"
+        self._fill_up_to = micro_batch_size if run.compile else 0
+        file = f"ds_configs/{TEACHER_FILES[run.teacher.placement]}"
         ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
         resolve_auto(ds_config, world_size=ranks.world_size())
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
-        module = FeatureModule(model.requires_grad_(False), blocks)
-        if config.placement == "replica":
+        module = FeatureModule(model.requires_grad_(False), run.losses.tapped_blocks)
+        if run.teacher.placement == "replica":
             self.module = module.to(device=device, dtype=self.dtype)
-            if compile:
+            if run.compile:
                 self.module.compile()
         else:
-            for block in model.blocks if compile else ():
+            for block in model.blocks if run.compile else ():
                 # DeepSpeed's hooks gather a block's weights around this forward, so they must not be compiled with it.
                 block.forward = torch.compile(block.forward)
             ds_config["steps_per_print"] = None

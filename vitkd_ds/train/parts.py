@@ -90,6 +90,8 @@ def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | N
     train_loader = open_split(run, "train", split.micro_batch_size, device)
     val_loader = open_split(run, "val", split.micro_batch_size, device, classes=train_loader.classes)
     check_teacher_classes(run, train_loader.classes)
+    if run.teacher and run.teacher.checkpoint == "random":
+        logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
     schedule = make_schedule(
         run, steps_per_epoch=train_loader.steps_per_epoch, accumulation_steps=split.accumulation_steps
     )
@@ -106,6 +108,7 @@ def start_engines(
         ds_config: from `student_ds_config`.
         models: become the engines' own.
     """
+    micro = ds_config["train_micro_batch_size_per_gpu"]
     # Before the engine takes the student, which it rounds to bf16 and moves to the device.
     export_model = deepcopy(models.student).to(device).eval()
     engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
@@ -114,7 +117,7 @@ def start_engines(
         schedule=schedule,
         device=device,
         engine=engine,
-        teacher=place_teacher(run, models.teacher, ds_config["train_micro_batch_size_per_gpu"], device),
+        teacher=Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None,
         export_model=export_model,
         normalization=normalization_of(models.student),
     )
@@ -183,17 +186,3 @@ def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Model
     return Models(student, teacher, pair)
 
 
-def place_teacher(run: Run, model: nn.Module | None, micro_batch_size: int, device: torch.device) -> Teacher | None:
-    """Place the teacher over the ranks as the run says; None without one. Collective."""
-    if model is None:
-        return None
-    if run.teacher.checkpoint == "random" and ranks.rank() == 0:
-        logger.warning("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
-    return Teacher(
-        model,
-        run.teacher,
-        blocks=run.losses.tapped_blocks,
-        device=device,
-        micro_batch_size=micro_batch_size,
-        compile=run.compile,
-    )
