@@ -10,7 +10,7 @@ from vitkd_ds.checkpoint.load import Start, find, newest_whole
 from vitkd_ds.checkpoint.manifest import check_files, read_manifest, write_manifest
 from vitkd_ds.engine.state_files import load_file
 
-SHARD = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+STATE = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
 
 def make(folder, *steps):
@@ -18,7 +18,7 @@ def make(folder, *steps):
         path = folder / "checkpoints" / f"step{step:08d}"
         path.mkdir(parents=True)
         files = {"a": write_whole(path / "a", lambda file: file.write(b"small"))}
-        files[SHARD] = write_whole(path / SHARD, lambda file: torch.save({"x": torch.arange(5000)}, file))
+        files[STATE] = write_whole(path / STATE, lambda file: torch.save({"x": torch.arange(5000)}, file))
         write_manifest(path, files, {"train_state": {"step": step}, "layout": {"a": "large"}})
         (folder / "checkpoints" / "latest").write_text(path.name)
     return path
@@ -27,37 +27,36 @@ def make(folder, *steps):
 def test_a_whole_checkpoint_is_whole_for_any_number_of_checkers(tmp_path):
     path = make(tmp_path, 1)
     manifest = read_manifest(path)
-    assert torch.equal(load_file(path / SHARD)["x"], torch.arange(5000))
+    assert torch.equal(load_file(path / STATE)["x"], torch.arange(5000))
     for num_parts in (1, 2, 3):
         assert not any(check_files(path, manifest, part=part, num_parts=num_parts) for part in range(num_parts))
 
 
 def torn(path):
-    (path / SHARD).write_bytes((path / SHARD).read_bytes()[:-1])
+    (path / STATE).write_bytes((path / STATE).read_bytes()[:-1])
 
 
 def tampered(path):
-    content = bytearray((path / SHARD).read_bytes())
+    content = bytearray((path / STATE).read_bytes())
     content[len(content) // 2] ^= 1
-    (path / SHARD).write_bytes(content)
+    (path / STATE).write_bytes(content)
+
+
+def tampered_manifest(path):
+    (path / "manifest.json").write_text((path / "manifest.json").read_text().replace("large", "other"))
 
 
 DAMAGE = {
-    "torn": (torn, f"{SHARD} must have .* bytes, found"),
-    "empty": (lambda path: (path / SHARD).write_bytes(b""), f"{SHARD} must have .* bytes, found 0"),
-    "missing": (lambda path: (path / SHARD).unlink(), f"{SHARD} is missing"),
-    "tampered": (tampered, f"{SHARD} has changed: its checksum differs"),
+    "torn": (torn, f"{STATE} must have .* bytes, found"),
+    "empty": (lambda path: (path / STATE).write_bytes(b""), f"{STATE} must have .* bytes, found 0"),
+    "missing": (lambda path: (path / STATE).unlink(), f"{STATE} is missing"),
+    "tampered": (tampered, f"{STATE} has changed: its checksum differs"),
     "another file": (lambda path: (path / "mp_rank_01_model_states.pt").touch(), "is not listed in the manifest"),
     "manifest missing": (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
     "manifest torn": (lambda path: (path / "manifest.json").write_text('{"format": 1, '), "manifest.json cannot be"),
     "manifest empty": (lambda path: (path / "manifest.json").write_text(""), "manifest.json cannot be read"),
     "manifest of nonsense": (lambda path: (path / "manifest.json").write_text("[1]"), "manifest.json cannot be read"),
-    "manifest tampered": (
-        lambda path: (path / "manifest.json").write_text(
-            (path / "manifest.json").read_text().replace("large", "other")
-        ),
-        "manifest.json has changed: its checksum differs",
-    ),
+    "manifest tampered": (tampered_manifest, "manifest.json has changed: its checksum differs"),
     "of another step": (lambda path: write_manifest(path, {}, {"train_state": {"step": 7}}), "is of step 7"),
     "all": (lambda path: [file.unlink() for file in path.iterdir()] and path.rmdir(), "manifest.json is missing"),
 }
@@ -96,7 +95,7 @@ class Bomb:
         return print, ("boom",)
 
 
-def test_code_in_a_shard_is_not_run_even_with_a_fitting_manifest(tmp_path, capsys):
+def test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest(tmp_path, capsys):
     for number, bomb in enumerate(
         (lambda file: torch.save(Bomb(), file), lambda file: pickle.dump(Bomb(), file, protocol=2))
     ):

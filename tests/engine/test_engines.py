@@ -90,7 +90,7 @@ def test_all_placements_give_the_same_loss_an_fp32_sum_of_terms(each):
     assert each["term dtypes"] == ["torch.float32"] and each["total is the sum"] < 1e-5
 
 
-def test_the_sharded_average_is_the_slow_one_and_reading_it_changes_nothing(seen):
+def test_the_average_of_two_ranks_is_the_slow_one_and_reading_it_changes_nothing(seen):
     assert seen["average error"] < 1e-6
     assert seen["average differs from raw"] and seen["raw weights untouched"]
 

@@ -96,7 +96,6 @@ class Cluster:
         self.environ.pop("RANK", None)
 
     def start(self) -> None:
-        """Start everything and wait until all nodes are idle."""
         for name in ("state", "scratch", "gpus", *(f"spool/{node}" for node in self.nodes)):
             (self.folder / name).mkdir(parents=True)
         self._configure()
@@ -130,11 +129,9 @@ class Cluster:
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
 
     def disk(self, node: str) -> Path:
-        """Where the node's own disk is seen from outside."""
         return self.folder / f"disk_{node}"
 
     def start_node(self, node: str) -> None:
-        """Start its slurmd."""
         own = ["--mount", *(["--uts"] if self.network else [])]
         words = [self.disk(node), self.scratch, self.folder / "slurm.conf", node, "named" if self.network else ""]
         self._daemon(node, *self._on(node), "unshare", *own, "sh", "-c", ON_NODE, "sh", *words)
@@ -198,7 +195,6 @@ class Cluster:
         return done.stdout
 
     def states(self) -> set[str]:
-        """States of the nodes."""
         return set(self.call("sinfo", "-h", "-N", "-o", "%t", check=False).split())
 
     def submit(self, *command: object) -> str:
@@ -226,11 +222,9 @@ class Cluster:
         return time.monotonic() - start
 
     def until_state(self, job: str, *states: str, timeout_s: float = 240) -> float:
-        """Wait until the job is in one of the states."""
         return self.until(lambda: self.job(job)["JobState"] in states, f"{job} is {states}", timeout_s, job)
 
     def until_logged(self, job: str, text: str, times: int = 1, timeout_s: float = 240) -> float:
-        """Wait until the job has written `text` so many times."""
         return self.until(lambda: self.log(job).count(text) >= times, f"{text!r} in the log", timeout_s, job)
 
 
@@ -248,7 +242,6 @@ def running_cluster(folder: Path, network: Network | None = None) -> Iterator[Cl
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, unless it has ended."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:

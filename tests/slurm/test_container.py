@@ -6,8 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import ROOT
 
 DOCKERFILE = (ROOT / "slurm" / "Dockerfile").read_text()
@@ -53,36 +51,24 @@ def test_make_setup_finds_all_it_reads_among_the_copied_files(tmp_path):
     assert own <= set(sources) and all((tmp_path / source).exists() for source in sources)
 
 
-@pytest.fixture
-def checkout(tmp_path):
-    """A fresh checkout, in which no decoder was built, and the folder of one that was."""
-    folder = tmp_path / "fresh"
-    folder.mkdir()
-    copy_to(folder)
-    built = tmp_path / "image"
-    built.mkdir()
+def test_a_fresh_checkout_decodes_with_the_images_decoder_and_without_one_names_the_folders(tmp_path):
+    fresh, built = tmp_path / "fresh", tmp_path / "image"
+    for folder in (fresh, built):
+        folder.mkdir()
+    copy_to(fresh)
     for path in (ROOT / "vitkd_ds" / "data" / "beton").glob("_decode*.so"):
         shutil.copy(path, built)
-    return folder, built
 
+    def decode(decoder):
+        text = "import vitkd_ds.data.beton.decode as d; print(d.__file__, d._library._name)"
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(fresh), "PYTHONDONTWRITEBYTECODE": "1"}
+        environ["VITKD_DS_DECODER"] = str(decoder)
+        return subprocess.run([sys.executable, "-c", text], cwd="/", env=environ, text=True, capture_output=True)
 
-def decode(checkout, **environ):
-    """Load the decoder from the checkout; where its library lies."""
-    text = "import vitkd_ds.data.beton.decode as d; print(d.__file__, d._library._name)"
-    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"} | environ
-    return subprocess.run([sys.executable, "-c", text], cwd="/", env=environ, text=True, capture_output=True)
-
-
-def test_a_fresh_checkout_decodes_with_the_images_decoder(checkout):
-    fresh, built = checkout
-    done = decode(fresh, VITKD_DS_DECODER=str(built))
+    done = decode(built)
     assert done.returncode == 0, done.stderr
     module, library = done.stdout.split()
     assert module.startswith(str(fresh)) and library.startswith(str(built))
-
-
-def test_where_no_decoder_was_built_the_error_names_the_folders(checkout):
-    fresh, _ = checkout
-    done = decode(fresh, VITKD_DS_DECODER="/opt/nothing")
-    assert f"found none in /opt/nothing or {fresh}/vitkd_ds/data/beton" in done.stderr
-    assert "run `make setup`" in done.stderr
+    missing = f"found none in /opt/nothing or {fresh}/vitkd_ds/data/beton"
+    done = decode("/opt/nothing")
+    assert missing in done.stderr and "run `make setup`" in done.stderr

@@ -80,28 +80,37 @@ def test_the_checkouts_own_python_is_used_unless_another_is_named(tmp_path):
     assert ended.of("srun")[-1]["command"][4] == f"{checkout}/.venv/bin/python"
 
 
-@pytest.mark.parametrize("found, is_requeued, code", [
-    ({"done": True}, False, 0),
-    ({"done": True, "code": 1}, False, 0),
-    ({"checkpoint": "step00000004"}, True, 0),
-    ({"checkpoint": "step00000004", "state": "CANCELLED"}, False, 0),
-    ({"checkpoint": "step00000004", "state": "COMPLETING"}, False, 0),
-    ({"code": 1, "STUB_RESTARTS": "1"}, False, 1),
-    ({"code": 137}, True, 0),
-    ({"code": 137, "state": "CANCELLED"}, False, 137),
-    ({"code": 137, "MAX_FAILURES": "0"}, False, 137),
-    ({"code": 2}, False, 2),
-    ({"code": 2, "done": True}, False, 0),
-    ({"MAX_FAILURES": "0"}, True, 0),
-    ({"code": 143, "MAX_FAILURES": "0"}, True, 0),
-    ({"code": 143, "state": "CANCELLED"}, False, 143),
-    ({"checkpoint": "step00000004", "MAX_FAILURES": "0"}, True, 0),
+PROC = "--workdir=/proc/run"
+
+
+@pytest.mark.parametrize("options, found, is_requeued, code, message", [
+    ([], {"done": True}, False, 0, ""),
+    ([], {"done": True, "code": 1}, False, 0, ""),
+    ([], {"checkpoint": "step00000004"}, True, 0, ""),
+    ([], {"checkpoint": "step00000004", "state": "CANCELLED"}, False, 0, ""),
+    ([], {"checkpoint": "step00000004", "state": "COMPLETING"}, False, 0, ""),
+    ([], {"code": 1, "STUB_RESTARTS": "1"}, False, 1, ""),
+    ([], {"code": 137}, True, 0, ""),
+    ([], {"code": 137, "state": "CANCELLED"}, False, 137, ""),
+    ([], {"code": 137, "MAX_FAILURES": "0"}, False, 137, ""),
+    ([], {"code": 2}, False, 2, "refused (exit code 2)"),
+    ([], {"code": 2, "done": True}, False, 0, ""),
+    ([], {"MAX_FAILURES": "0"}, True, 0, ""),
+    ([], {"code": 143, "MAX_FAILURES": "0"}, True, 0, ""),
+    ([], {"code": 143, "state": "CANCELLED"}, False, 143, ""),
+    ([], {"checkpoint": "step00000004", "MAX_FAILURES": "0"}, True, 0, ""),
+    ([PROC], {"code": 1}, False, 1, "failures cannot be counted in /proc/run"),
+    ([PROC], {"code": 0}, False, 1, "stops cannot be counted in /proc/run"),
 ], ids=["finished", "finished, then an error", "saved stop", "scancel", "Slurm requeues", "left from an earlier start",
         "failure", "scancel, killed", "last failure", "refused", "finished, then refused", "stop without progress",
-        "TERM before Python listens", "scancel before Python listens", "saved stop is no failure"])  # fmt: skip
-def test_a_job_is_requeued_after_a_saved_stop_or_a_failure_and_never_after_scancel(tmp_path, found, is_requeued, code):
-    ended = run_script(tmp_path, *DEMO, **found)
-    assert (ended.is_requeued, ended.code) == (is_requeued, code), ended.log
+        "TERM before Python listens", "scancel before Python listens", "saved stop is no failure",
+        "failures cannot be counted", "stops cannot be counted"])  # fmt: skip
+def test_a_job_is_requeued_after_a_saved_stop_or_a_failure_and_never_after_scancel(
+    tmp_path, options, found, is_requeued, code, message
+):
+    ended = run_script(tmp_path, *DEMO, *options, **found)
+    assert (ended.is_requeued, ended.code) == (is_requeued, code) and message in ended.log, ended.log
+    assert code != 2 or not list((tmp_path / "run").glob("*-7")), "a refused run counts nothing"
 
 
 def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
@@ -109,17 +118,6 @@ def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
     assert [end.is_requeued for end in ends] == [True, True, False] and ends[-1].code == 1
     other_job = run_script(tmp_path, *DEMO, code=1, MAX_FAILURES="2", SLURM_JOB_ID="8")
     assert other_job.is_requeued, "each job counts its own"
-
-
-@pytest.mark.parametrize("code, what", [(1, "failures"), (0, "stops")])
-def test_where_failures_or_stops_cannot_be_counted_there_is_no_requeue(tmp_path, code, what):
-    ended = run_script(tmp_path, *DEMO, "--workdir=/proc/run", code=code)
-    assert ended.code == 1 and not ended.is_requeued and f"{what} cannot be counted in /proc/run" in ended.log
-
-
-def test_a_refused_run_counts_nothing_and_leaves_its_folder_alone(tmp_path):
-    ended = run_script(tmp_path, *DEMO, code=2)
-    assert "refused (exit code 2)" in ended.log and not list((tmp_path / "run").glob("*-7"))
 
 
 def test_stops_that_save_nothing_are_followed_by_ten_starts_and_are_counted_anew_after_a_checkpoint(tmp_path):
@@ -138,24 +136,21 @@ def test_a_signal_asks_the_ranks_to_save_and_leaves_nothing_behind(tmp_path):
     assert time.monotonic() - start < 9, "the wait for the next USR1 has ended too"
 
 
-def test_slurm_is_asked_again_when_it_does_not_answer(tmp_path):
-    for silent, waits in ((2, [1, 2]), (6, [1, 2, 4, 8, 16, 32])):
-        ended = run_script(tmp_path, *DEMO, code=137, silent=silent)
-        assert (ended.is_requeued, ended.code) == (True, 0), ended.log
-        assert [note["sleep"] for note in ended.of("sleep")] == waits
+@pytest.mark.parametrize("silent, waits", [(2, [1, 2]), (6, [1, 2, 4, 8, 16, 32])])
+def test_slurm_is_asked_again_when_it_does_not_answer(tmp_path, silent, waits):
+    ended = run_script(tmp_path, *DEMO, code=137, silent=silent)
+    assert (ended.is_requeued, ended.code) == (True, 0), ended.log
+    assert [note["sleep"] for note in ended.of("sleep")] == waits
 
 
-def test_a_job_that_may_have_been_cancelled_is_not_requeued(tmp_path):
-    ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", silent=99)
-    assert ended.code == 1 and not ended.is_requeued
-    assert "Slurm does not say whether this job was cancelled, checkpoint step00000004: not requeued" in ended.log
-    assert "give the same sbatch command again" in ended.log and sum(n["sleep"] for n in ended.of("sleep")) == 63
-
-
-def test_a_requeue_that_slurm_refuses_is_asked_for_again_and_then_says_how_to_go_on(tmp_path):
-    ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", STUB_REFUSES="1")
-    assert ended.code == 1 and "not requeued: give the same sbatch command again" in ended.log
-    assert len(ended.of("requeue")) == 7
+@pytest.mark.parametrize("found, requeues, message", [
+    ({"silent": 99}, 0, "Slurm does not say whether this job was cancelled, checkpoint step00000004: not requeued"),
+    ({"STUB_REFUSES": "1"}, 7, "not requeued: give the same sbatch command again"),
+], ids=["may have been cancelled", "Slurm refuses"])  # fmt: skip
+def test_a_job_that_cannot_be_requeued_says_how_to_go_on(tmp_path, found, requeues, message):
+    ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", **found)
+    assert ended.code == 1 and message in ended.log and "give the same sbatch command again" in ended.log
+    assert len(ended.of("requeue")) == requeues and sum(note["sleep"] for note in ended.of("sleep")) == 63
 
 
 def test_a_node_that_cannot_start_the_first_step_is_asked_again(tmp_path):

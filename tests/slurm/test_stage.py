@@ -21,6 +21,14 @@ def beton(tmp_path):
     return path
 
 
+def put(tmp_path, name, text):
+    """A program that comes before the system's in the PATH that is returned."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+    (tmp_path / "bin" / name).chmod(0o755)
+    return f"{tmp_path}/bin:/usr/bin:/bin"
+
+
 def stage(beton, copy, check=True, **environ):
     done = subprocess.run(
         ["bash", ROOT / "slurm" / "stage.sh", beton, copy], text=True, capture_output=True, timeout=60,
@@ -70,30 +78,22 @@ def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path):
 
 
 def test_what_a_killed_or_an_older_start_left_is_removed_before_the_space_is_looked_at(beton, tmp_path):
-    (tmp_path / "bin").mkdir()
-    df = tmp_path / "bin" / "df"
     copy = tmp_path / "scratch" / "train.beton"
-    df.write_text(f'#!/bin/sh\nls "{copy.parent}" >"{tmp_path}/seen"\nexec /usr/bin/df "$@"\n')
-    df.chmod(0o755)
     stage(beton, copy)
     copy.with_name("train.beton.part").write_bytes(b"left by SIGKILL")
     beton.write_bytes(b"newer")
-    stage(beton, copy, PATH=f"{tmp_path}/bin:/usr/bin:/bin")
+    stage(beton, copy, PATH=put(tmp_path, "df", f'ls "{copy.parent}" >"{tmp_path}/seen"; exec /usr/bin/df "$@"'))
     assert (tmp_path / "seen").read_text().split() == ["train.beton.json", "train.beton.lock"]
     assert copy.read_bytes() == b"newer"
 
 
 def test_a_copy_that_came_out_wrong_is_not_published(beton, tmp_path):
-    (tmp_path / "bin").mkdir()
-    tee = tmp_path / "bin" / "tee"
     copy = tmp_path / "train.beton"
     for text, message in (
         ('/usr/bin/tee "$1"; printf x | dd of="$1" seek=9 bs=1 conv=notrunc status=none', "another size or checksum"),
         ('head -c 100 >"$1"; exit 1', "could not be written"),
     ):
-        tee.write_text(f"#!/bin/sh\n{text}\n")
-        tee.chmod(0o755)
-        done = stage(beton, copy, check=False, PATH=f"{tmp_path}/bin:/usr/bin:/bin")
+        done = stage(beton, copy, check=False, PATH=put(tmp_path, "tee", text))
         assert done.returncode == 1 and message in done.stderr
         assert not copy.exists() and not list(tmp_path.glob("*.part"))
 

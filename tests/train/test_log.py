@@ -8,38 +8,32 @@ import torch
 from vitkd_ds.train.log import Meter, MetricsLog
 
 
-def steps_of(workdir):
-    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def write_log(workdir, *lines, **resumed):
+    """Log step and values, and close; the lines that the file has then."""
+    log = MetricsLog(workdir, **{"total_steps": 4, "resumed_step": 0} | resumed)
+    for step, values in lines:
+        log.log(step, values)
+    log.close()
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_resumed_log_drops_the_lines_of_steps_that_run_again_and_a_line_cut_short(tmp_path):
-    log = MetricsLog(tmp_path, total_steps=4, resumed_step=0)
-    for step in (1, 2, 3):
-        log.log(step, {"total": float(step)})
-    log.close()
+    write_log(tmp_path, *((step, {"total": float(step)}) for step in (1, 2, 3)))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "to')
-    log = MetricsLog(tmp_path, total_steps=4, resumed_step=2)
-    log.log(3, {"total": 3.5})
-    log.close()
-    assert steps_of(tmp_path) == [1, 2, 3]
+    lines = write_log(tmp_path, (3, {"total": 3.5}), resumed_step=2)
+    assert [(line["step"], line["total"]) for line in lines] == [(1, 1), (2, 2), (3, 3.5)]
 
 
 @pytest.mark.parametrize("evaluated_step, kept", [(2, [1, 2, 2]), (-1, [1, 2])])
 def test_an_evaluation_that_runs_again_is_dropped_alone(tmp_path, evaluated_step, kept):
-    log = MetricsLog(tmp_path, total_steps=4, resumed_step=0)
-    for step, name in ((1, "total"), (2, "total"), (2, "val_top1")):
-        log.log(step, {name: 1.0})
-    log.close()
-    MetricsLog(tmp_path, total_steps=4, resumed_step=2, evaluated_step=evaluated_step).close()
-    assert steps_of(tmp_path) == kept
+    write_log(tmp_path, *((step, {name: 1.0}) for step, name in ((1, "total"), (2, "total"), (2, "val_top1"))))
+    lines = write_log(tmp_path, resumed_step=2, evaluated_step=evaluated_step)
+    assert [line["step"] for line in lines] == kept
 
 
 def test_values_that_are_not_finite_are_null_so_that_each_line_stays_json(tmp_path):
-    log = MetricsLog(tmp_path, total_steps=1, resumed_step=0)
-    log.log(1, {"total": float("nan")})
-    log.close()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "total": None}
+    assert write_log(tmp_path, (1, {"total": float("nan")})) == [{"step": 1, "total": None}]
 
 
 def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_speed():
