@@ -40,10 +40,7 @@ def test_changed_bytes_are_an_error_that_names_file_and_image(path):
 def test_a_single_flipped_bit_is_an_error(path):
     stored = read_beton(path)[1][2]
     middle = int(stored["size"]) // 2
-    with open(path, "rb") as file:
-        file.seek(int(stored["offset"]) + middle)
-        (byte,) = file.read(1)
-    overwrite(path, 2, bytes([byte ^ 1]), at=middle)
+    overwrite(path, 2, bytes([path.read_bytes()[int(stored["offset"]) + middle] ^ 1]), at=middle)
     with pytest.raises(ValueError, match="image 2 .* has other bytes"):
         epoch_of(build_loader(config(path), split="val", micro_batch_size=2))
 

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and smoothing against slow numpy twins."""
+"""Mixup, CutMix and smoothing: the laws they keep; test_mixing_timm.py compares their values with timm's."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,6 @@ def micro_batch(seed=0):
     return images, torch.from_numpy(rng.integers(0, K, B))
 
 
-def slow_targets(labels, smoothing):
-    targets = np.zeros((len(labels), K))
-    for i, label in enumerate(labels):
-        for k in range(K):
-            targets[i, k] = (1 - smoothing) * (k == label) + smoothing / K
-    return targets
-
-
 def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0, mode="batch"):
     alphas = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "mix_mode": mode}
     return mix(images, labels, num_classes=K, label_smoothing=smoothing, rng=rng, **alphas)
@@ -33,40 +25,7 @@ def test_with_both_off_images_keep_their_values_and_targets_are_smoothed():
     images, labels = micro_batch()
     mixed, targets = run(images, labels, keyed_rng(0), smoothing=0.1)
     assert mixed.dtype == torch.float32 and torch.equal(mixed, images.float())
-    np.testing.assert_allclose(targets.numpy(), slow_targets(labels, 0.1), atol=1e-7)
-
-
-def test_mixup_agrees_with_its_slow_twin():
-    images, labels = micro_batch()
-    mixed, targets = run(images, labels, keyed_rng(1), mixup=0.8, smoothing=0.1)
-    rng = keyed_rng(1)
-    rng.integers(1)
-    lam, partner = rng.beta(0.8, 0.8), rng.permutation(B)
-    assert 0.01 < lam < 0.99
-    pixels, base = images.numpy().astype(np.float64), slow_targets(labels, 0.1)
-    for i in range(B):
-        np.testing.assert_allclose(mixed[i], lam * pixels[i] + (1 - lam) * pixels[partner[i]], atol=1e-3)
-        np.testing.assert_allclose(targets[i], lam * base[i] + (1 - lam) * base[partner[i]], atol=1e-6)
-
-
-def test_cutmix_agrees_with_its_slow_twin_and_weighs_by_the_real_area():
-    images, labels = micro_batch()
-    mixed, targets = run(images, labels, keyed_rng(2), cutmix=1.0)
-    rng = keyed_rng(2)
-    rng.integers(1)
-    lam, partner = rng.beta(1.0, 1.0), rng.permutation(B)
-    top, bottom, left, right = cutmix_box(8, 12, lam, rng)
-    assert (bottom - top) * (right - left) > 0
-    pixels, base, from_partner = images.numpy(), slow_targets(labels, 0), 0
-    for y in range(8):
-        for x in range(12):
-            inside = top <= y < bottom and left <= x < right
-            from_partner += inside
-            for i in range(B):
-                source = partner[i] if inside else i
-                np.testing.assert_array_equal(mixed[i, :, y, x], pixels[source, :, y, x])
-    area = from_partner / (8 * 12)
-    np.testing.assert_allclose(targets.numpy(), (1 - area) * base + area * base[partner], atol=1e-6)
+    assert torch.equal(targets, smooth_targets(labels, num_classes=K, label_smoothing=0.1))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -113,13 +72,6 @@ def test_the_cutmix_box_stays_in_the_image_down_to_one_pixel():
         for height, width in [(1, 1), (1, 9), (7, 5)]:
             top, bottom, left, right = cutmix_box(height, width, rng.random(), rng)
             assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
-
-
-def test_a_micro_batch_of_one_is_mixed_with_itself():
-    images, labels = micro_batch()
-    mixed, targets = run(images[:1], labels[:1], keyed_rng(0), mixup=0.8)
-    torch.testing.assert_close(mixed, images[:1].float())
-    torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))
 
 
 def test_the_memory_format_is_kept():
@@ -172,9 +124,10 @@ def test_element_mode_draws_lam_from_beta_and_boxes_of_that_area():
     assert abs(lam.mean() - 0.5) < 0.08 and abs(lam.var() - 0.25 / 2.6) < 0.02  # Beta's variance: 1 / (4 (2 alpha + 1))
 
 
-def test_element_mode_takes_a_micro_batch_of_one():
+@pytest.mark.parametrize("mode", ["batch", "element"])
+def test_a_micro_batch_of_one_is_mixed_with_itself(mode):
     images, labels = micro_batch()
     for alphas in ({"mixup": 0.8}, {"cutmix": 1.0}):
-        mixed, targets = run(images[:1], labels[:1], keyed_rng(0), mode="element", **alphas)
+        mixed, targets = run(images[:1], labels[:1], keyed_rng(0), mode=mode, **alphas)
         torch.testing.assert_close(mixed, images[:1].float())
         torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))

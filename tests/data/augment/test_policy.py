@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 
@@ -179,9 +178,3 @@ def test_no_two_purposes_share_a_draw(monkeypatch):
     drawn.draw_rectangles(few, probability=0.5, height=32, width=32)
     assert len(taken) == len(set(taken)) == drawn.MAX_LAYERS * 6 + 2 + 4 + 41
     assert CROP_DRAWS + 1000 < min(taken) and max(taken) < drawn.NOISE_DRAWS
-
-
-def test_timm_itself_stops_at_posterize_with_magnitude_10_on_this_pillow():
-    bits = auto_augment.LEVEL_TO_ARG["PosterizeIncreasing"](10.0, {})
-    with pytest.raises(ValueError):
-        auto_augment.posterize(Image.new("RGB", (4, 4)), *bits)

@@ -13,20 +13,11 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from vitkd_ds.data.beton import decode
-from vitkd_ds.data.beton.decode import (
-    BAD_CRC,
-    BAD_ROW,
-    BAD_SIZE,
-    DECODED,
-    SHORT_READ,
-    STATUS_TEXT,
-    STORED_DTYPE,
-    Decoder,
-)
+from vitkd_ds.data.beton.decode import BAD_CRC, BAD_ROW, BAD_SIZE, DECODED, SHORT_READ, STATUS_TEXT, Decoder
+from vitkd_ds.data.beton.format import RAW_MODE, STORED_DTYPE
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CROP_DTYPE
 
 PILLOW_FILTERS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
-RAW = 1
 
 
 def photo(height, width, seed=0):
@@ -176,7 +167,7 @@ def test_threads_and_flips_and_modes_make_no_difference_to_the_pixels(mode, deco
     whole = [pixels_of(file) for file in files]
     rows = np.concatenate([random_row(rng, *sizes[i % 12], size) for i in range(36)])
     rows["index"] = np.arange(36) % 12
-    contents, code = (files, 0) if mode == "jpeg" else ([pixels.tobytes() for pixels in whole], RAW)
+    contents, code = (files, 0) if mode == "jpeg" else ([pixels.tobytes() for pixels in whole], RAW_MODE)
     for num_threads in (1, 2, 50):
         images, status, table = decode_rows(contents, sizes, rows, size, num_threads=num_threads, mode=code, crc=True)
         assert (status == DECODED).all() and (table["checked"] == 1).all()
@@ -221,7 +212,7 @@ def test_a_bad_image_is_reported_and_black_and_its_neighbours_are_whole(content,
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("mode", [0, RAW])
+@pytest.mark.parametrize("mode", [0, RAW_MODE])
 def test_a_flipped_bit_is_found_by_the_crc_the_first_time_the_image_is_read(mode, decode_rows):
     good = GOOD if mode == 0 else photo(40, 50).tobytes()
     bad = bytearray(good)
@@ -232,9 +223,9 @@ def test_a_flipped_bit_is_found_by_the_crc_the_first_time_the_image_is_read(mode
         assert (status[0] == BAD_CRC) == is_found and table["checked"][0] == checked
 
 
-@pytest.mark.parametrize("mode", [0, RAW])
+@pytest.mark.parametrize("mode", [0, RAW_MODE])
 def test_a_file_cut_short_under_an_open_decoder_is_a_short_read(mode, decoder, tmp_path):
-    size = 40 * 50 * 3 if mode == RAW else len(GOOD)
+    size = 40 * 50 * 3 if mode == RAW_MODE else len(GOOD)
     decoder.table["mode"], decoder.table["size"] = mode, size
     images, status = np.full((1, 8, 8, 3), 77, np.uint8), np.zeros(1, np.int32)
     for length in (size - 1, 0):
@@ -250,7 +241,7 @@ WRONG = {
         {"resized_height": 2**31 - 1}, {"window_top": 1}, {"window_left": -1}, {"window_left": 2**31 - 1},
     ],
     ("table", BAD_ROW): [{"mode": 2}, {"height": 39}, {"width": 0}],
-    ("table", BAD_SIZE): [{"mode": RAW}, {"height": 41}, {"width": 65535}],
+    ("table", BAD_SIZE): [{"mode": RAW_MODE}, {"height": 41}, {"width": 65535}],
     ("table", SHORT_READ): [{"offset": 2**63}, {"offset": 2**64 - 1}, {"size": 2**32 - 1}],
 }  # fmt: skip
 
@@ -264,11 +255,11 @@ def test_a_row_or_a_table_that_is_wrong_is_found_out(which, reason, fields, deco
     assert status[0] == reason and not images.any()
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (30, 20_000), (20_000, 30)])
-def test_one_pixel_and_panoramas_are_resized_as_by_pillow(height, width, decode_rows):
-    file = jpeg(photo(height, width))
-    images, _, _ = decode_rows([file], [(height, width)], row := whole_row(height, width, 16), 16)
-    np.testing.assert_array_equal(images[0], resized_by_pillow(pixels_of(file), row[0], 16))
+def test_one_pixel_and_panoramas_are_resized_as_by_pillow(decode_rows):
+    for height, width in [(1, 1), (30, 20_000), (20_000, 30)]:
+        file, row = jpeg(photo(height, width)), whole_row(height, width, 16)
+        images, _, _ = decode_rows([file], [(height, width)], row, 16)
+        np.testing.assert_array_equal(images[0], resized_by_pillow(pixels_of(file), row[0], 16))
 
 
 def test_several_python_threads_may_share_a_decoder(decoder):
