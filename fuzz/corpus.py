@@ -34,11 +34,10 @@ OPENCV_SUBSAMPLINGS = {"411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, "440": cv2.I
 def photographs() -> list[Image.Image]:
     """One colourful, noisy photograph for each of `SIZES`."""
     path = demo_beton("train")
-    content, (_, stored, _) = path.read_bytes(), read_beton(path)
-    grey = [
-        Image.frombytes("RGB", (image["width"], image["height"]), content[image["offset"] :][: image["size"]]).convert("L")
-        for image in stored[:: len(stored) // 15][:15]
-    ]
+    content, (_, stored, _), grey = path.read_bytes(), read_beton(path), []
+    for image in stored[:: len(stored) // 15][:15]:
+        pixels = content[image["offset"] : image["offset"] + image["size"]]
+        grey.append(Image.frombytes("RGB", (image["width"], image["height"]), pixels).convert("L"))
     rng = np.random.default_rng(0)
     images = []
     for i, size in enumerate(SIZES):

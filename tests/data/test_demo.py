@@ -36,7 +36,7 @@ def test_pixels_order_and_labels_are_those_of_the_pngs_of_version_0_2(
     cache, split, per_class, pixels_crc32, labels_crc32
 ):
     path = demo_beton(split)
-    (info, images, labels), content = read_beton(path), path.read_bytes()
+    (info, images, labels), content = read_beton(path), memoryview(path.read_bytes())
     assert info.classes == CLASSES and (info.write_mode, info.shuffled, info.max_height) == ("raw", False, 28)
     assert np.bincount(labels).tolist() == [per_class] * 10 and zlib.crc32(labels.tobytes()) == labels_crc32
     stored = [content[image["offset"] :][: image["size"]] for image in images]

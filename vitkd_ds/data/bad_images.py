@@ -16,15 +16,12 @@ MAX_REPLACEMENTS = 100
 
 def handle_bad_images(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, labels_B: np.ndarray,
                       status_B: np.ndarray, *, on_bad: str, is_train: bool) -> int:  # fmt: skip
-    """Change images and labels of a micro-batch in place where the status is not 0 (decoded).
+    """Change images and labels of a micro-batch in place where the status is not 0 (decoded); return how many.
 
     Args:
         images: the split that the samples are of.
         on_bad: stop or skip. Skipping puts the next image that decodes in the place in training, and leaves the row
             uncounted in validation.
-
-    Returns:
-        How many rows were changed.
 
     Raises:
         ValueError: on_bad is stop, or the image is not to blame, or no other decodes either; it names file, image,

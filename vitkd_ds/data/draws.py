@@ -37,14 +37,11 @@ def mix64(x_N: np.ndarray) -> np.ndarray:
 
 
 def image_keys(indices_N: np.ndarray, repeats_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """Make the key of each image in an epoch.
+    """Make the key of each image in an epoch: uint64 [N].
 
     Args:
         indices_N: number of each image in its file.
         repeats_N: how often this epoch showed each before (repeated augmentation), below 2**16.
-
-    Returns:
-        uint64 [N].
     """
     epoch_key = keyed_rng(seed, epoch, IMAGE_STREAM).integers(2**64, size=1, dtype=np.uint64)
     shown_N = indices_N.astype(np.uint64) | (repeats_N.astype(np.uint64) << np.uint64(48))

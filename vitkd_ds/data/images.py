@@ -94,11 +94,8 @@ def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreC
 
 
 def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: str) -> None:
-    """Check that labels mean the same: the classes of data.train and of `source`, in order.
-
-    Raises:
-        ValueError: they differ; names that only one of them has are listed, or else the first difference.
-    """
+    """Check that `source` has the classes of data.train in their order. If not, raise a ValueError that lists the names
+    which only one of them has, or else the first difference."""
     if found == expected:
         return
     known, wanted = set(found), set(expected)

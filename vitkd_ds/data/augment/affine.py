@@ -107,8 +107,7 @@ def _between(taps: list[Tensor], fraction: Tensor, *, is_cubic: bool) -> Tensor:
 def rotation_positions(degrees_N: np.ndarray, *, height: int, width: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Compute where `rotate`, counter-clockwise, finds its pixels: the source of (x, y) is columns[x] + rows[y].
 
-    Returns:
-        columns_N2W and rows_N2H: int32, x and y in units of 2**-bits pixels; bits: as many as int32 allows.
+    Returns columns_N2W and rows_N2H (int32, x and y in units of 2**-bits pixels), and bits, as many as int32 allows.
     """
     bits = 30 - (2 * max(height, width)).bit_length()
     radians_N = np.radians(degrees_N)[:, None]

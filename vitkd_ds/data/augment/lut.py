@@ -14,13 +14,10 @@ FIXED_OPS = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness")
 
 
 def fixed_tables(op: str, arguments_N: np.ndarray) -> np.ndarray:
-    """Make the tables of Invert, Posterize (bits), Solarize (threshold), SolarizeAdd (summand) or Brightness (factor).
+    """Make uint8 [N, 256] of Invert, Posterize (bits), Solarize (threshold), SolarizeAdd (summand), Brightness (factor).
 
     **Differs**: no bits left to Posterize is a black image, as in Pillow up to 12; Pillow 13 stops with an error there,
     and so does timm's rand-m9-mstd0.5-inc1 on it, at magnitude 10 (2 % of its Posterize).
-
-    Returns:
-        uint8 [N, 256].
     """
     levels, arguments_N1 = np.arange(256), arguments_N[:, None]
     if op == "Invert":
