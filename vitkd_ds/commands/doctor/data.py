@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, listed, needed, ok, size_text, unequal, warning
-from vitkd_ds.data.beton.format import check_beton, read_beton, read_tables
+from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.verify import are_intact
 from vitkd_ds.data.loader import Loader
 from vitkd_ds.engine import processes, ranks
@@ -45,8 +45,8 @@ def check_images(patient: Patient, split: str) -> list[Row]:
     loader = patient.loaders[split] = ranks.together(lambda: open_split(run, split, **options))
     path, rows = Path(loader.path), []
     # A copy on a node's disk may be an old one.
-    if found := unequal(ranks.from_all(read_tables(path).crc32 if path.is_file() else None), patient.nodes):
-        found = f"{str(path)!r} must be the same file on all nodes, found tables of CRC32 {found}"
+    if found := unequal(ranks.from_all(loader.fingerprint), patient.nodes):
+        found = f"{str(path)!r} must be the same images on all nodes, found fingerprint {found}"
         rows.append(error(name, found, "copy the file and its .json to the node again"))
     rows.append(place_row(name, path))
     if path.is_file():

@@ -163,10 +163,7 @@ def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
     """Make updates with training's own step, on random images and labels. Collective.
 
     Returns:
-        The terms of the last one, and the seconds of the fastest: as a whole, and of the teacher within it.
-
-    Raises:
-        NonFiniteError: a loss or gradient is not finite.
+        The terms of the last one, and the least seconds: of an update as a whole, and of the teacher within it.
     """
     run, device, step_s, teacher_s = parts.run, parts.device, [], []
     shape = run.micro_batch_size_per_gpu, 3, run.data.image_size, run.data.image_size
@@ -179,6 +176,7 @@ def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
         teacher_s.append(synchronised_time() - start)
         return features
 
+    # Each is update 0, so that a short run's schedule does not end here.
     timed = replace(parts, teacher=teach if parts.teacher else None)
     for _ in range(1 + TIMED_STEPS[device.type]):
         start = synchronised_time()
@@ -221,11 +219,8 @@ def count_right(patient: Patient) -> tuple[int, int]:
 
 
 def published_top1(run: Run) -> tuple[float, str] | None:
-    """The teacher's figure in percent and where it is from; None if none is known.
-
-    That of a .json beside the file, as our exports have, else the one of the model's name; at another crop where this
-    one has none.
-    """
+    """The teacher's figure in percent and its source, of a .json beside the file or else of the model's name; None if
+    none is known. Where there is none at the run's crop, it is that at crop 1."""
     teacher, data = run.teacher, run.data
     if teacher.checkpoint == "demo" and data.val == "demo":
         return DEMO_TEACHER, "EXPERIMENTS.md"
