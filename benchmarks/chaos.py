@@ -66,11 +66,16 @@ def wait(processes, limit_s, *, is_launcher=False):
     return time.monotonic() - started, [process.returncode for process in processes]
 
 
-def last_step(workdir):
-    """Steps in metrics.jsonl; 0 before the first."""
+def lines_of(workdir):
+    """The whole lines of metrics.jsonl; none before the first."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def last_step(workdir):
+    """The last step in metrics.jsonl; 0 before the first."""
+    return max((line["step"] for line in lines_of(workdir)), default=0)
 
 
 def latest_step(workdir):
@@ -142,21 +147,16 @@ def chaos(args, folder):
                   f"whole checkpoint {latest_step(workdir)}", flush=True)  # fmt: skip
         assert phase or not any(codes), f"an undisturbed start failed, see {folder}/log"
     trained = [line for line in lines_of(workdir) if "total" in line]
-    names = ("student.safetensors",)
+    students = [(run / "student.safetensors").read_bytes() for run in (workdir, folder / "calm")]
     return {
         "kills": len(seen), "while": {phase: seen.count(phase) for phase in sorted(set(seen))}, "resumes": resumes,
         "steps": steps, "steps_repeated": repeated,
         "steps_lost": steps - len({line["step"] for line in trained}), "steps_twice": len(trained) - steps,
-        "weights_equal": all((workdir / n).read_bytes() == (folder / "calm" / n).read_bytes() for n in names),
+        "weights_equal": students[0] == students[1],
         "losses_equal": numerics(workdir) == numerics(folder / "calm"),
         "others_ended_s": {"mean": sum(ended_s) / max(1, len(ended_s)), "max": max(ended_s, default=0)},
         "ranks": args.ranks, "seed": args.seed, "calm_run_s": calm_s,
     }  # fmt: skip
-
-
-def lines_of(workdir):
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def numerics(workdir):
