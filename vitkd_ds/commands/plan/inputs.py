@@ -100,6 +100,7 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
     again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
     loss, why = "none", "counted: its weight is 0"
     if inputs.loss_s:
+        # ViTKD was measured at one width: the scale shows how far from it this prediction reaches.
         scale = inputs.loss_s / measured.loss.seconds
         loss, width = f"{1 / inputs.loss_s:,.0f} images/s", f"{measured.loss_dim * scale**0.5:.0f}"
         why = f"measured, row {measured.loss.row}, x {1 / scale:.2g} for width {width} (assumed: its convolutions grow "
