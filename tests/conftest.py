@@ -78,11 +78,11 @@ def run_command(*command, cwd=ROOT, timeout=240, check=True):
     return done
 
 
-def run_several(world_size, file, commands):
+def run_several(world_size, file, commands, timeout=240):
     """Run train.py commands one after another in the same processes; each one's summary, refusal, and messages of
     rank 0. `file` is used on the way."""
     file.write_text(json.dumps([list(map(str, options)) for options in commands]))
-    finish_ranks(start_ranks(world_size, "-m", "tests.several", file))
+    finish_ranks(start_ranks(world_size, "-m", "tests.several", file), timeout)
     return json.loads(file.read_text())
 
 

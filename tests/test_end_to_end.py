@@ -178,6 +178,7 @@ SHALLOW = ['--student.model_args={"depth": 3}', '--teacher.model_args={"depth": 
 """As many blocks as the losses tap. At full depth the pair with DeiT III-Large takes most of a minute."""
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("shape", ["shallow", pytest.param("whole", marks=pytest.mark.slow)])
 def test_every_recipe_runs_its_debug_size(shape, tmp_path, demo_cache):
     recipes = [name for name in RECIPES if name != "demo"]
@@ -186,7 +187,8 @@ def test_every_recipe_runs_its_debug_size(shape, tmp_path, demo_cache):
         + (SHALLOW if shape == "shallow" and not name.startswith("demo_") else [])
         for name in recipes
     ]
-    for name, outcome in zip(recipes, run_several(1, tmp_path / "commands", commands), strict=True):
+    outcomes = run_several(1, tmp_path / "commands", commands, timeout=800)
+    for name, outcome in zip(recipes, outcomes, strict=True):
         summary, is_plain = outcome["summary"], name.startswith("demo_")
         assert summary["debug"] is True and summary == json.loads((tmp_path / name / "summary.json").read_text())
         assert (summary["teacher_top1"] is None) == is_plain
