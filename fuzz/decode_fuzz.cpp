@@ -28,7 +28,7 @@
 
 #include <jpeglib.h>
 
-#include "../vitkd_ds/data/csrc/decode.h"
+#include "../vitkd_ds/data/beton/csrc/decode.h"
 
 namespace {
 

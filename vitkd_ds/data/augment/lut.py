@@ -14,7 +14,7 @@ FIXED_OPS = ("Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness")
 
 
 def fixed_tables(op: str, arguments_N: np.ndarray) -> np.ndarray:
-    """Make tables [N, 256] of Invert, Posterize (bits), Solarize (threshold), SolarizeAdd (summand) or Brightness (factor).
+    """Make the tables [N, 256] of Invert, Posterize (bits), Solarize (threshold), SolarizeAdd (summand) or Brightness.
 
     **Differs**: no bits left to Posterize is a black image, as in Pillow up to 12; Pillow 13 stops with an error there,
     and so does timm's rand-m9-mstd0.5-inc1 on it, at magnitude 10 (2 % of its Posterize).

@@ -81,6 +81,7 @@ def read_side(path: Path) -> dict:
     missing = [key for key in (*SIDE_KEYS, *TABLE_KEYS) if key not in values]
     if missing:
         raise refuse(side, f"have the keys {', '.join(SIDE_KEYS + TABLE_KEYS)}", f"{', '.join(missing)} is missing")
+    # What is read here ends up in messages and in comparisons, so each value must be of the type that was written.
     wrong = [f.name for f in fields(BetonInfo) if f.type in (int, bool, str) and type(values.get(f.name)) is not f.type]
     names = values["classes"]
     if wrong or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
