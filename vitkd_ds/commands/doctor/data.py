@@ -5,8 +5,10 @@ loader that trains: disk, page cache and decoder.
 """
 
 import os
+import re
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +27,14 @@ MICRO_BATCH = 64
 SAMPLE, MOST_S = 256, 10.0
 """Images per rank, and most seconds for the loader's sample; a slow disk then gives fewer images."""
 PAGE = 4096
-NETWORK = {
-    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "9p", "afs", "panfs", "wekafs", "pvfs2",
-    "glusterfs", "virtiofs",
-}  # fmt: skip
-"""File systems that nodes share; FUSE's (fuse.sshfs, fuse.juicefs, ...) count as such too."""
+REPAIR = "copy the file again, or pack it again"
+NETWORK = re.compile(
+    r"nfs4?|lustre|gpfs|beegfs|ceph|cifs|smb3|9p|afs|panfs|wekafs|pvfs2|glusterfs|virtiofs|fuse\..*", re.DOTALL
+)
+"""File systems that nodes share; FUSE's (fuse.sshfs, fuse.juicefs, ...) count as such."""
 
 
-def check_images(patient: Patient, split: str) -> list[Row]:
+def check_images(patient: Patient, split: str) -> Iterator[Row]:
     """Open a split as training does, and read samples of it on all ranks at once. Collective.
 
     The classes of val must be those of train, where that could be opened.
@@ -40,32 +42,31 @@ def check_images(patient: Patient, split: str) -> list[Row]:
     needed(patient.split, "the settings")
     name, run, train = f"data.{split}", patient.run, patient.loaders.get("train")
     run = replace(run, compile=False, micro_batch_size_per_gpu=min(MICRO_BATCH, run.micro_batch_size_per_gpu))
-    options = {"micro_batch_size": split_of(run).micro_batch_size, "device": patient.device}
-    options["classes"] = train.classes if train else None
-    loader = patient.loaders[split] = ranks.together(lambda: open_split(run, split, **options))
-    path, rows = Path(loader.path), []
+    micro, classes = split_of(run).micro_batch_size, train.classes if train else None
+    loader = ranks.together(lambda: open_split(run, split, micro, patient.device, classes=classes))
+    patient.loaders[split], path = loader, Path(loader.path)
     # A copy on a node's disk may be an old one.
     if found := unequal(ranks.from_all(loader.fingerprint), patient.nodes):
         found = f"{str(path)!r} must be the same images on all nodes, found fingerprint {found}"
-        rows.append(error(name, found, "copy the file and its .json to the node again"))
-    rows.append(place_row(name, path))
+        yield error(name, found, "copy the file and its .json to the node again")
+    yield place_row(name, path)
     if path.is_file():
-        rows.append(bytes_row(name, path, patient))
-    if rows[-1].level != "error":  # wrong bytes may not decode at all
-        rows.append(decoding_row(name, loader, patient))
-    return rows
+        row = bytes_row(name, path, patient)
+        yield row
+        if row.level == "error":  # wrong bytes may not decode at all
+            return
+    yield decoding_row(name, loader, patient)
 
 
 def place_row(name: str, path: Path) -> Row:
     """What lies there, and on which file system."""
-    kind = file_system(path)
-    found = f"{path} on {kind}"
+    found = f"{path} on {(kind := file_system(path))}"
     if path.is_file():
         info = check_beton(path)
         found = f"{info.num_images:,} images in {len(info.classes)} classes, {size_text(info.bytes)}, {found}"
     problem = "which the nodes share over the network"
     advice = "set STAGE_DIR for slurm/*.sh, or copy the file and its .json to each node's own disk"
-    return judged(name != "data.train" or not is_network(kind), name, found, problem, advice)
+    return judged(name != "data.train" or not NETWORK.fullmatch(kind), name, found, problem, advice)
 
 
 def bytes_row(name: str, path: Path, patient: Patient) -> Row:
@@ -74,20 +75,16 @@ def bytes_row(name: str, path: Path, patient: Patient) -> Row:
     counts, speeds, mib_per_s, bad = zip(*ranks.from_all(ranks.together(lambda: read_bytes(path, seed=seed))))
     if different := list(dict.fromkeys(image for images in bad for image in images)):
         nodes = sorted({node for node, images in zip(patient.nodes, bad) if images})
-        found = f"found {len(different)} of {sum(counts)} read on {listed(nodes)} that have not: {listed(different)}"
-        found = f"each image of {str(path)!r} must have the bytes it was packed with, {found}"
-        return error(f"{name} bytes", found, "copy the file again, or pack it again")
+        found = f"each image of {str(path)!r} must have the bytes it was packed with, found {len(different)} of "
+        found += f"{sum(counts)} read on {listed(nodes)} that have not: {listed(different)}"
+        return error(f"{name} bytes", found, REPAIR)
     count, per_s, mib_per_s = min(zip(counts, speeds, mib_per_s), key=lambda result: result[1])
     found = f"{count} random images per rank are intact; past the page cache the slowest rank reads "
     return ok(f"{name} bytes", f"{found}{per_s:,.0f} images/s, {mib_per_s:,.0f} MiB/s")
 
 
 def read_bytes(path: Path, *, seed: int) -> tuple[int, float, float, list[str]]:
-    """Read the bytes of a random sample of a .beton from the disk, and compare their CRC32.
-
-    Returns:
-        How many images, images/s, MiB/s, and the images with other bytes than they were packed with.
-    """
+    """Read a random sample of a .beton from the disk: how many images, images/s, MiB/s, and those whose CRC32 differs."""
     info, images, labels = read_beton(path)
     chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE]
     sample = images[chosen]
@@ -119,12 +116,12 @@ def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
     counts, speeds, skipped = zip(*ranks.from_all(ranks.together(read)))
     if sum(skipped):
         found = f"{sum(skipped)} of {sum(counts)} images cannot be decoded, and data.on_bad is skip"
-        return warning(f"{name} decoding", found, "copy the file again, or pack it again")
+        return warning(f"{name} decoding", found, REPAIR)
     where, wanted_per_s = patient.nodes[speeds.index(min(speeds))], max(ranks.from_all(patient.images_per_s))
     found = f"{counts[0]} images per rank; the slowest rank reads and decodes {min(speeds):,.0f} images/s ({where})"
-    is_enough = name != "data.train" or min(speeds) >= wanted_per_s
     problem = f"while a GPU trains {wanted_per_s:,.0f}"
     advice = "more --cpus-per-task, images packed with a lower --max_resolution, or a faster disk (see its bytes)"
+    is_enough = name != "data.train" or min(speeds) >= wanted_per_s
     return judged(is_enough, f"{name} decoding", found, problem, advice)
 
 
@@ -132,8 +129,3 @@ def file_system(path: Path) -> str:
     """The kind of file system that a path lies on, such as ext4 or nfs4; "unknown" where `df` cannot tell."""
     done = subprocess.run(["df", "--output=fstype", os.path.realpath(path)], capture_output=True, text=True)
     return "unknown" if done.returncode else done.stdout.split()[-1]
-
-
-def is_network(kind: str) -> bool:
-    """Whether a file system of this kind is shared between nodes."""
-    return kind in NETWORK or kind.startswith("fuse.")

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,14 +27,12 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import start_processes
 
 logger = logging.getLogger(__name__)
-Check = Callable[[Patient], list[Row]]
+Check = Callable[[Patient], Iterable[Row]]
 
 LIMIT_S = 110
 """For the start and for each check: many times what they take, and still within two minutes of a hang."""
-
 HEAD_START_S = 5
 """For rank 0 to print the table: a launcher ends all ranks when the first one leaves with an error."""
-
 CHECKS: dict[str, Check] = {
     "versions": check_versions,
     "device": check_devices,
@@ -49,7 +47,6 @@ CHECKS: dict[str, Check] = {
     "teacher top-1": check_top1,
 }
 """In the order in which they run: each may use what those before it found out."""
-
 ADVICE = {
     "network": "look at NCCL_DEBUG=INFO, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
     "engines": "lower --micro_batch_size_per_gpu if memory ran out; else see whether --recipe demo passes here",
@@ -79,7 +76,7 @@ class Examination:
         """Run a check and add the rows of all ranks. Collective."""
         start = time.monotonic()
         with self.limited(name):
-            self.pending = attempted(name, check, self.patient)
+            self.pending = list(attempted(name, check, self.patient))
             try:
                 rows_of_ranks = ranks.from_all(self.pending)
             except Exception as caught:  # of gloo or NCCL: a rank is gone, and nothing can be agreed on any more
@@ -105,10 +102,7 @@ class Examination:
 
 
 def examine(run: Run) -> bool:
-    """Examine this run on these nodes; rank 0 prints the table. All ranks must call it.
-
-    Returns:
-        Whether no row is an error; the same on all ranks.
+    """Run all checks, print their table from rank 0, and return whether no row is an error. Collective.
 
     Raises:
         ValueError: this rank has no device, so the ranks cannot even meet.
@@ -118,26 +112,25 @@ def examine(run: Run) -> bool:
         examination.run(name, check)
     if ranks.rank() == 0:
         num_nodes, num_ranks = len(set(examination.patient.nodes)), ranks.world_size()
-        on_nodes = f" on {num_nodes} nodes" if num_nodes > 1 else ""
-        examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}{on_nodes}")
+        examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}" + f" on {num_nodes} nodes" * (num_nodes > 1))
     ranks.barrier()  # no rank leaves before the table is out, see HEAD_START_S
     return all(row.level != "error" for row in examination.rows)
 
 
-def attempted(name: str, check: Check, patient: Patient) -> list[Row]:
-    """This rank's rows of a check; what it raises becomes a row."""
+def attempted(name: str, check: Check, patient: Patient) -> Iterator[Row]:
+    """This rank's rows of a check; what it raises becomes the last one."""
     try:
-        return check(patient)
+        yield from check(patient)
     except Skipped as reason:
-        return [Row("skipped", name, str(reason))]
+        yield Row("skipped", name, str(reason))
     except ranks.FailedElsewhere:
-        return []
+        pass
     except ValueError as caught:  # ours: says what to do
-        return [error(name, str(caught))]
+        yield error(name, str(caught))
     except Exception as caught:  # any kind: the other checks can still tell something
         text = f"{type(caught).__name__}: {caught}"
         logger.error("rank %s on %s, %s: %s", os.environ["RANK"], node_name(), name, text)
-        return [error(name, text[:600], ADVICE.get(name, ""))]
+        yield error(name, text[:600], ADVICE.get(name, ""))
 
 
 def node_name() -> str:

@@ -2,11 +2,12 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from vitkd_ds.checkpoint import load, lock
 from vitkd_ds.checkpoint.folder import CHECKPOINTS, check_settings, is_finished
-from vitkd_ds.commands.doctor.rows import Patient, Row, error, ok, size_text, warning
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, graded, ok, size_text, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 
@@ -21,14 +22,15 @@ COMFORT = 1.5
 """Warn below this many times the space that is needed."""
 
 
-def check_folder(patient: Patient) -> list[Row]:
+def check_folder(patient: Patient) -> Iterator[Row]:
     """Look at the run folder from rank 0, and write to it from all ranks. Collective."""
     workdir, is_main = Path(patient.run.workdir), ranks.rank() == 0
-    rows = [run_row(patient.run), *lock_rows(workdir)] if is_main else []
-    rows += writable_rows(workdir)
+    if is_main:
+        yield run_row(patient.run)
+        yield from lock_rows(workdir)
+    yield from writable_rows(workdir)
     if is_main and patient.num_trained is not None:
-        rows.append(space_row(patient.run, patient.num_trained))
-    return rows
+        yield space_row(patient.run, patient.num_trained)
 
 
 def existing(folder: Path) -> Path:
@@ -50,48 +52,45 @@ def run_row(run: Run) -> Row:
     return ok("run folder", f"{workdir}: " + (f"continues from {start.path}" if start else "a new run"))
 
 
-def lock_rows(workdir: Path) -> list[Row]:
+def lock_rows(workdir: Path) -> Iterator[Row]:
     """Whether another job has the run folder."""
     try:
         holder = lock.holder_of(workdir)
     except OSError:  # `writable_rows` says what is wrong with the folder
-        return []
-    if holder is None:
-        return []
-    name, silent_s, is_alive = holder
-    if is_alive or (is_alive is None and silent_s < lock.STALE_S):
-        return [error("run folder", f"{workdir} is in use by {name}", "wait for it, or give another --workdir")]
-    return [warning("run folder", f"{workdir} has the lock of {name}, which is gone", "train takes it over")]
+        return
+    if holder:
+        name, silent_s, is_alive = holder
+        if is_alive or (is_alive is None and silent_s < lock.STALE_S):
+            yield error("run folder", f"{workdir} is in use by {name}", "wait for it, or give another --workdir")
+        else:
+            yield warning("run folder", f"{workdir} has the lock of {name}, which is gone", "train takes it over")
 
 
-def writable_rows(workdir: Path) -> list[Row]:
+def writable_rows(workdir: Path) -> Iterator[Row]:
     """Whether every rank can write there, and sees what rank 0 writes. Collective; leaves nothing behind."""
     advice = "give a --workdir on a file system that all nodes share and that you may write to"
-    written, rows = None, []
+    written = None
     try:
         written = tempfile.NamedTemporaryFile(dir=existing(workdir), prefix=".vitkd_ds_doctor_")
     except OSError as caught:
-        rows.append(error("run folder", f"{workdir} must be writable, found {caught.strerror}", advice))
+        yield error("run folder", f"{workdir} must be writable, found {caught.strerror}", advice)
     of_main = ranks.from_main(written.name if written else None)
     if of_main and not Path(of_main).exists():
         found = f"{workdir} must be one folder for all ranks, found another one than rank 0's"
-        rows.append(error("run folder", found, advice))
+        yield error("run folder", found, advice)
     ranks.barrier()  # rank 0's file stays until all have looked
     if written:
         written.close()
-    return rows
 
 
 def space_row(run: Run, num_trained: int) -> Row:
     """Space for the checkpoints that are kept at a time, with so many parameters of the student and the losses."""
-    workdir = Path(run.workdir)
+    workdir, folder = Path(run.workdir), existing(Path(run.workdir))
     one = num_trained * (ENGINE_BYTES + EMA_BYTES * bool(run.optim.ema_decay) + EXPORT_BYTES)
     count = run.checkpoint.keep_last + SPARE_CHECKPOINTS
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
-    needed, free = max(0, count * one - held), shutil.disk_usage(existing(workdir)).free
+    needed, free = max(0, count * one - held), shutil.disk_usage(folder).free
     found = f"{count} checkpoints of {size_text(one)}, {size_text(held)} of them written: {size_text(needed)} needed, "
-    found += f"{size_text(free)} free in {existing(workdir)}"
+    found += f"{size_text(free)} free in {folder}"
     advice = "clear the disk, lower --checkpoint.keep_last, or give another --workdir; quotas are not seen here"
-    if free < needed:
-        return error("space", found, advice)
-    return warning("space", found, advice) if free < COMFORT * needed else ok("space", found)
+    return graded("space", found, advice, is_error=free < needed, is_warning=free < COMFORT * needed)

@@ -6,6 +6,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -28,23 +29,23 @@ STALE_S = 600.0
 """A lock of a build that is older is dead: no op of DeepSpeed takes so long to build."""
 
 
-def check_versions(patient: Patient) -> list[Row]:
+def check_versions(patient: Patient) -> Iterator[Row]:
     """Packages: within setup.py's ranges, loadable, and the same on all ranks. Collective."""
     installed, rows = requirement_rows(metadata.requires("vitkd_ds") or [])
-    rows.append(decoder_row(patient.run.data.backend))
     here = {"python": platform.python_version(), **installed, "git commit": git_commit()}
-    rows += difference_rows(ranks.from_all(here), patient.nodes)
     shown = ", ".join(f"{name} {here[name]}" for name in SHOWN if name in here)
     commit, _, mark = here["git commit"].partition("-")
     commit = f", commit {commit[:12]}{mark and f' ({mark})'}" if commit else ""
-    return [ok("versions", f"{shown}{commit}; {BUILT}"), *rows]
+    yield ok("versions", f"{shown}{commit}; {BUILT}")
+    yield from rows
+    yield decoder_row(patient.run.data.backend)
+    yield from difference_rows(ranks.from_all(here), patient.nodes)
 
 
 def requirement_rows(requirements: list[str]) -> tuple[dict[str, str], list[Row]]:
-    """Versions of the packages that setup.py asks for, and a row for each that is missing or out of its range.
+    """Versions of the packages in lines such as "timm<2,>=1.0.25", and a row for each that is missing or out of range.
 
-    Args:
-        requirements: such as "timm<2,>=1.0.25"; those of extras are left out.
+    Lines of extras are left out.
     """
     from packaging.requirements import Requirement  # torch's and deepspeed's own requirement
 
@@ -52,14 +53,12 @@ def requirement_rows(requirements: list[str]) -> tuple[dict[str, str], list[Row]
     for requirement in map(Requirement, requirements):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        wanted, found = f"{requirement.name}{requirement.specifier}", "none"
-        try:
-            found = installed[requirement.name] = metadata.version(requirement.name)
-            is_good = requirement.specifier.contains(found, prereleases=True)
-        except metadata.PackageNotFoundError:
-            is_good = False
-        if not is_good:
-            rows.append(error("versions", f"{wanted} must be installed, found {found}", f"pip install '{wanted}'"))
+        found = next((one.version for one in metadata.distributions(name=requirement.name)), None)
+        installed |= {requirement.name: found} if found else {}
+        if not found or not requirement.specifier.contains(found, prereleases=True):
+            wanted = f"{requirement.name}{requirement.specifier}"
+            must = f"{wanted} must be installed, found {found or 'none'}"
+            rows.append(error("versions", must, f"pip install '{wanted}'"))
     return installed, rows
 
 
@@ -75,23 +74,21 @@ def decoder_row(backend: str) -> Row:
     return ok("decoder", "FFCV and the compiled decoder load")
 
 
-def difference_rows(versions_of_ranks: list[dict[str, str]], nodes: list[str]) -> list[Row]:
+def difference_rows(versions_of_ranks: list[dict[str, str]], nodes: list[str]) -> Iterator[Row]:
     """A row for each package that some rank has in another version than rank 0; the same rows on all ranks."""
-    rows, advice = [], "start all ranks from one shared environment and checkout"
+    advice = "start all ranks from one shared environment and checkout"
     for name in dict.fromkeys(key for versions in versions_of_ranks for key in versions):
         if found := unequal([versions.get(name, "none") for versions in versions_of_ranks], nodes):
-            rows.append(error("versions", f"{name} must be the same on all ranks, found {found}", advice))
-    return rows
+            yield error("versions", f"{name} must be the same on all ranks, found {found}", advice)
 
 
-def check_devices(patient: Patient) -> list[Row]:
+def check_devices(patient: Patient) -> Iterator[Row]:
     """The device of each rank: there, free, able to compute in bf16, and like the others. Collective."""
     is_gpu = patient.device.type == "cuda"
-    rows = gpu_rows(patient.device) if is_gpu else [cpu_row()]
+    yield from gpu_rows(patient.device) if is_gpu else [cpu_row()]
     kinds = ranks.from_all(torch.cuda.get_device_name(patient.device) if is_gpu else "cpu")
     if found := unequal(kinds, patient.nodes):
-        rows.append(warning("device", f"found different devices: {found}", "all ranks go at the pace of the slowest"))
-    return rows
+        yield warning("device", f"found different devices: {found}", "all ranks go at the pace of the slowest")
 
 
 def cpu_row() -> Row:
@@ -103,20 +100,19 @@ def cpu_row() -> Row:
     return warning("device", f"no GPU; {cores}", "fine for the demo and --debug; an ImageNet recipe needs GPUs")
 
 
-def gpu_rows(device: torch.device) -> list[Row]:
+def gpu_rows(device: torch.device) -> Iterator[Row]:
     """The GPU of this rank: its name and memory, and what is not as it should be."""
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
     kind = f"{properties.name}, {total / 2**30:.0f} GiB, compute capability {properties.major}.{properties.minor}"
     found = f"{torch.cuda.device_count()} visible here, each rank has one: {kind}, driver {driver_version()}"
-    rows = [ok("device", found)]
+    yield ok("device", found)
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         advice = "use Ampere or newer: here the engines run several times slower"
-        rows.append(warning("device", f"{kind}, does not compute in bf16 but emulates it", advice))
+        yield warning("device", f"{kind}, does not compute in bf16 but emulates it", advice)
     if free < LEAST_FREE * total:
         found = f"{(total - free) / 2**30:.1f} of {total / 2**30:.0f} GiB are in use already"
-        rows.append(warning("device", found, "see nvidia-smi for whose they are"))
-    return rows
+        yield warning("device", found, "see nvidia-smi for whose they are")
 
 
 def driver_version() -> str:
@@ -128,15 +124,16 @@ def driver_version() -> str:
     return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
 
 
-def check_machine(patient: Patient) -> list[Row]:
+def check_machine(patient: Patient) -> Iterator[Row]:
     """Limits, space, locks, and the clocks of all nodes. Collective."""
-    shm, scratch = "/dev/shm", tempfile.gettempdir()
+    yield open_files_row(ranks.world_size())
     advice = "start the container with --shm-size=8g, or remove old files there"
-    rows = [open_files_row(ranks.world_size()), space_row("shared memory", shm, LEAST_SHM_GIB, advice)]
+    yield space_row("shared memory", "/dev/shm", LEAST_SHM_GIB, advice)
     advice = "set TMPDIR to a larger folder of the node's own disk, or clear it"
-    rows += [space_row("scratch", scratch, LEAST_SCRATCH_GIB, advice), build_locks_row()]
+    yield space_row("scratch", tempfile.gettempdir(), LEAST_SCRATCH_GIB, advice)
+    yield build_locks_row()
     ranks.barrier()  # so that all clocks are read at the same moment
-    return [*rows, clocks_row(ranks.from_all(time.time()), patient.nodes)]
+    yield clocks_row(ranks.from_all(time.time()), patient.nodes)
 
 
 def open_files_row(world_size: int) -> Row:
@@ -171,9 +168,8 @@ def build_locks_row() -> Row:
 
 def clocks_row(times_s: list[float], nodes: list[str]) -> Row:
     """How far the clocks of the ranks are apart, from times that were read at the same moment."""
-    last, first = max(times_s), min(times_s)
+    (first, behind), (last, ahead) = min(zip(times_s, nodes)), max(zip(times_s, nodes))
     if last - first <= MOST_SKEW_S:
         return ok("clocks", f"at most {1000 * (last - first):.0f} ms apart")
-    ahead, behind = nodes[times_s.index(last)], nodes[times_s.index(first)]
     found = f"the clock of {ahead} is {last - first:.1f} s ahead of that of {behind}, expected at most {MOST_SKEW_S:g}"
     return warning("clocks", found, "have the nodes' time service looked at: file times decide which lock is stale")

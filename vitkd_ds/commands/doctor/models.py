@@ -8,6 +8,7 @@ random images and without torch.compile, which takes minutes. On a CPU the micro
 import json
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import repeat
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache  # timm's own requirement
 from torch import Tensor, nn
 
-from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, judged, needed, ok, warning
+from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, graded, judged, needed, ok, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import peak_memory_gib, synchronised_time
@@ -60,7 +61,7 @@ DEMO_TEACHER = 89.10
 """Top-1 of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
 
 
-def check_settings(patient: Patient) -> list[Row]:
+def check_settings(patient: Patient) -> Iterator[Row]:
     """How the ranks share a global batch, and the DeepSpeed file. Collective."""
     run = patient.run
     split = split_of(run)  # fails on all ranks or on none; the file may be missing on one node
@@ -71,38 +72,30 @@ def check_settings(patient: Patient) -> list[Row]:
     is_good = accumulation == 1 or micro >= run.micro_batch_size_per_gpu / 2
     problem = f"though micro_batch_size_per_gpu allows {run.micro_batch_size_per_gpu}"
     advice = "choose a --global_batch_size that more ranks can share, or another number of ranks"
-    return [judged(is_good, "settings", found, problem, advice)]
+    yield judged(is_good, "settings", found, problem, advice)
 
 
-def check_models(patient: Patient) -> list[Row]:
+def check_models(patient: Patient) -> Iterator[Row]:
     """Build both models, with their weights where those are at hand, and fit them. Collective."""
     run = patient.run
     torch.manual_seed(run.seed)  # the same student on every rank
-    row, student, _ = load_model("student", run)
-    rows, teacher, has_weights = [row], None, False
-    if run.teacher:
-        row, teacher, has_weights = load_model("teacher", run)
-        rows.append(row)
+    loaded = [load_model(role, run) for role in ROLES if getattr(run, role)]
+    rows, models, have_weights = zip(*loaded)
+    yield from rows
     # What does not even have an architecture fails on all ranks, but a file may be missing on one node.
-    if not ranks.all_true(student is not None and (teacher is not None or run.teacher is None), patient.device):
-        return rows
-    patient.is_teacher_trained = ranks.all_true(has_weights, patient.device)
-    try:
-        models = fit_models(run, student, teacher)
-    except ValueError as caught:
-        return [*rows, error("models", str(caught))]
-    distiller = Distiller(student, run.losses, models.pair)
-    patient.num_trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
-    patient.models = models
-    return rows
+    if ranks.all_true(None not in models, patient.device):
+        patient.is_teacher_trained = ranks.all_true(have_weights[-1], patient.device)
+        fitting = fit_models(run, models[0], models[1] if run.teacher else None)
+        distiller = Distiller(fitting.student, run.losses, fitting.pair)
+        patient.num_trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
+        patient.models = fitting
 
 
 def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
-    """Build the student or the teacher; nothing is asked of the network.
+    """Build the student or the teacher without the network; a row, the model, and whether it was given weights.
 
-    Returns:
-        A row, the model, and whether it was given weights. Random ones stand in where they do not load, or would have
-        to be downloaded; None if not even the architecture can be built.
+    Random ones stand in for those that do not load or would have to be downloaded. The model is None if not even its
+    architecture can be built.
     """
     config, (builder, key, random, random_text) = getattr(run, role), ROLES[role]
     stand_in, source = replace(config, **{key: random}), getattr(config, key)
@@ -128,11 +121,10 @@ def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
     return ok(role, f"{config.model}, {num_parameters / 1e6:.1f} M parameters, {weights}"), model, source != random
 
 
-def check_engines(patient: Patient) -> list[Row]:
+def check_engines(patient: Patient) -> Iterator[Row]:
     """Start both engines as training has them, and make a few updates. Collective."""
-    split, models = needed(patient.split, "the settings"), needed(patient.models, "the models")
-    device, micro = patient.device, split.micro_batch_size
-    micro = micro if device.type == "cuda" else min(micro, CPU_MICRO_BATCH)
+    split, models, device = needed(patient.split, "the settings"), needed(patient.models, "the models"), patient.device
+    micro = split.micro_batch_size if device.type == "cuda" else min(split.micro_batch_size, CPU_MICRO_BATCH)
     # One micro-batch per update, so that a few seconds show the gather, the reduction and the update.
     whole = micro * ranks.world_size()
     run = replace(patient.run, compile=False, global_batch_size=whole, micro_batch_size_per_gpu=micro)
@@ -142,21 +134,23 @@ def check_engines(patient: Patient) -> list[Row]:
     try:
         terms, step_s, teacher_s = timed_steps(patient.parts)
     except NonFiniteError as caught:
-        found = str(caught).partition(": ")[2]  # without the place in a run
-        advice = "train without a term (--losses.NAME.weight=0) to see which one it is"
-        return [error("engines", f"on random images {found}", advice)]
+        found = f"on random images {str(caught).partition(': ')[2]}"  # without the place in a run
+        yield error("engines", found, "train without a term (--losses.NAME.weight=0) to see which one it is")
+        return
     losses = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
     teacher = f"teacher ({run.teacher.placement}) {teacher_s:.2f} s, " if run.teacher else ""
     found = f"{micro} random images: {teacher}student's step {step_s - teacher_s:.2f} s, losses finite ({losses})"
+    yield ok("engines", found)
     peak_gib = peak_memory_gib()
     if device.type != "cuda":
-        return [ok("engines", found), ok("memory", f"{peak_gib:.1f} GiB at the peak, with a micro-batch of {micro}")]
+        yield ok("memory", f"{peak_gib:.1f} GiB at the peak, with a micro-batch of {micro}")
+        return
     patient.images_per_s = micro / step_s
     total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
     peak = f"{peak_gib:.1f} of {total_gib:.0f} GiB at the peak, {micro / step_s:,.0f} images/s per GPU, uncompiled"
     problem = f"expected at most {MOST_MEMORY:.0%} of the memory"
     advice = "lower --micro_batch_size_per_gpu: gradients accumulate over the rest"
-    return [ok("engines", found), judged(peak_gib <= MOST_MEMORY * total_gib, "memory", peak, problem, advice)]
+    yield judged(peak_gib <= MOST_MEMORY * total_gib, "memory", peak, problem, advice)
 
 
 def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
@@ -165,10 +159,9 @@ def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
     Returns:
         The terms of the last one, and the least seconds: of an update as a whole, and of the teacher within it.
     """
-    run, device, step_s, teacher_s = parts.run, parts.device, [], []
-    shape = run.micro_batch_size_per_gpu, 3, run.data.image_size, run.data.image_size
-    images_BCHW = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    labels_B = torch.randint(run.data.num_classes, shape[:1], device=device)
+    data, micro, device, step_s, teacher_s = parts.run.data, parts.run.micro_batch_size_per_gpu, parts.device, [], []
+    images_BCHW = torch.randint(256, (micro, 3, data.image_size, data.image_size), dtype=torch.uint8, device=device)
+    labels_B = torch.randint(data.num_classes, (micro,), device=device)
 
     def teach(images_BCHW: Tensor) -> Features:
         start = synchronised_time()
@@ -185,7 +178,7 @@ def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
     return terms, min(step_s[1:]), min(teacher_s[1:], default=0.0)
 
 
-def check_top1(patient: Patient) -> list[Row]:
+def check_top1(patient: Patient) -> Iterator[Row]:
     """Compare the teacher with its published figure: a wrong file, class order, crop or normalisation shows here in
     seconds, and in a student only after days. Collective."""
     run = patient.run
@@ -196,7 +189,7 @@ def check_top1(patient: Patient) -> list[Row]:
     needed(patient.parts, "the engines")
     classes = needed(patient.loaders.get("val"), "data.val").classes
     ranks.together(lambda: check_teacher_classes(run, classes))
-    return [top1_row(*count_right(patient), published_top1(run), num_classes=run.data.num_classes)]
+    yield top1_row(*count_right(patient), published_top1(run), num_classes=run.data.num_classes)
 
 
 def count_right(patient: Patient) -> tuple[int, int]:
@@ -252,6 +245,4 @@ def top1_row(num_images: int, num_right: int, published: tuple[float, str] | Non
         return ok("teacher top-1", f"{found}; no published figure is known of this file")
     figure, source = published
     found = f"{found}, expected {figure:.2f} ({source})"
-    if high < figure - FAR_PERCENT:
-        return error("teacher top-1", found, advice)
-    return warning("teacher top-1", found, advice) if high < figure else ok("teacher top-1", found)
+    return graded("teacher top-1", found, advice, is_error=high < figure - FAR_PERCENT, is_warning=high < figure)

@@ -4,7 +4,7 @@ A sum goes at the pace of its slowest link, so a single bad cable or a fall-back
 which node it is. Sizes are small enough for seconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -24,10 +24,11 @@ LEAST_PAIR_PART = 0.5
 """Warn about pairs below this part of the fastest one."""
 
 
-def check_network(patient: Patient) -> list[Row]:
+def check_network(patient: Patient) -> Iterator[Row]:
     """Sum over all ranks, then exchange between the nodes. Collective."""
     if ranks.world_size() == 1:
-        return [ok("network", "one rank, nothing to send")]
+        yield ok("network", "one rank, nothing to send")
+        return
     num_nodes, device = len(set(patient.nodes)), patient.device
     numbers = torch.ones(SUM_MIB * 2**18, device=device)
     # All start together; the slowest rank counts.
@@ -36,8 +37,9 @@ def check_network(patient: Patient) -> list[Row]:
     gb_per_s, least = SUM_MIB * 2**20 / 1e9 / seconds, LEAST_SUM_GB_S[device.type, min(2, num_nodes)]
     found = f"{ranks.world_size()} ranks sum {SUM_MIB} MiB at {gb_per_s:.2f} GB/s ({1000 * seconds:.0f} ms)"
     advice = "see in NCCL_DEBUG=INFO which transport is used, and that NVLink or InfiniBand is among them"
-    row = judged(gb_per_s >= least, "network", found, f"expected at least {least:g}", advice)
-    return [row, slowest_row(pair_speeds(patient))] if num_nodes > 1 else [row]
+    yield judged(gb_per_s >= least, "network", found, f"expected at least {least:g}", advice)
+    if num_nodes > 1:
+        yield slowest_row(pair_speeds(patient))
 
 
 def _best_seconds(function: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:

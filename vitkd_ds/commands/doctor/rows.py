@@ -72,6 +72,11 @@ class Row:
 ok, warning, error = partial(Row, "ok"), partial(Row, "warning"), partial(Row, "error")
 
 
+def graded(name: str, found: str, advice: str, *, is_error: bool, is_warning: bool) -> Row:
+    """An error or a warning with what to do, or else an ok row, of the same finding."""
+    return error(name, found, advice) if is_error else warning(name, found, advice) if is_warning else ok(name, found)
+
+
 def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row:
     """An ok row with what was found; unless it `holds`, a warning that adds the problem and what to do."""
     return ok(name, found) if holds else warning(name, f"{found}, {problem}", advice)
@@ -85,24 +90,17 @@ def unequal(values: Sequence[Any], nodes: Sequence[str]) -> str:
 
 def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list[Row]:
     """Merge the rows of one check: good news of rank 0 alone, bad news once each, with the nodes where it was found."""
-    bad: dict[Row, list[int]] = {}
-    for rank, rows in enumerate(rows_of_ranks):
-        for row in rows:
-            if row.level in BAD:
-                bad.setdefault(row, []).append(rank)
-    named = [replace(row, found=_where(ranks, nodes) + row.found) for row, ranks in bad.items()]
-    bad_names = {row.name for row in bad}
-    good = [row for row in rows_of_ranks[0] if row.name not in bad_names]
-    order = list(dict.fromkeys(row.name for rows in rows_of_ranks for row in rows))
-    return sorted(good + named, key=lambda row: order.index(row.name))
-
-
-def _where(ranks: list[int], nodes: Sequence[str]) -> str:
-    if len(ranks) == len(nodes):
-        return ""
-    if len(ranks) == 1:
-        return f"rank {ranks[0]} on {nodes[ranks[0]]}: "
-    return f"{listed(sorted({nodes[rank] for rank in ranks}))}: "
+    rows = [row for rows in rows_of_ranks for row in rows]
+    bad = dict.fromkeys(row for row in rows if row.level in BAD)
+    bad_names, names = {row.name for row in bad}, list(dict.fromkeys(row.name for row in rows))
+    found = [row for row in rows_of_ranks[0] if row.name not in bad_names]
+    for row in bad:
+        ranks = [rank for rank, rows in enumerate(rows_of_ranks) if row in rows]
+        where = f"rank {ranks[0]} on {nodes[ranks[0]]}: " if len(ranks) == 1 else ""
+        if 1 < len(ranks) < len(nodes):
+            where = f"{listed(sorted({nodes[rank] for rank in ranks}))}: "
+        found.append(replace(row, found=(where if len(ranks) < len(nodes) else "") + row.found))
+    return sorted(found, key=lambda row: names.index(row.name))
 
 
 def listed(names: Sequence[str]) -> str:
