@@ -244,7 +244,7 @@ def doctor(*, flags: dict[str, str]) -> None:
     the run. Prints a table of what is ok, what is not, and what to do about it.
     """
     run = parse_run((), flags)
-    from vitkd_ds.commands.doctor.examine import examine
+    from vitkd_ds.commands.doctor import examine
     from vitkd_ds.engine.processes import leave, shut_down
 
     if examine(run):

@@ -1,6 +1,5 @@
 """Packing with bad files, damaged and full disks: an error by name, and nothing half-written."""
 
-import io
 import os
 import shlex
 import subprocess
@@ -10,35 +9,27 @@ from PIL import Image
 
 from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class, stored
 from tests.data.conftest import write_images
-from tests.data.test_image_file import photograph, zeroed
+from tests.data.test_image_file import file_of, photograph, zeroed
 from vitkd_ds.commands import pack as pack_module
 from vitkd_ds.commands.pack import pack, writer
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.side_file import side_path
 
-BAD = ("text.jpg", "empty.png", "cut.png", "thin.png")
-
-
-def with_bad_files(tmp_path, names):
-    whole = io.BytesIO()
-    Image.fromarray(noise(1, 50, 50)[0]).save(whole, "PNG")
-    good = {"good_a.png": Image.new("RGB", (8, 8), (1, 1, 1)), "good_z.png": Image.new("RGB", (8, 8))}
-    bad = {"text.jpg": b"not an image", "empty.png": b"", "cut.png": whole.getvalue()[:3000]}
-    bad["thin.png"] = Image.new("RGB", (2000, 1))
-    return one_class(tmp_path, good | {name: bad[name] for name in names})
+GOOD = {"good_a.png": Image.new("RGB", (8, 8), (1, 1, 1)), "good_z.png": Image.new("RGB", (8, 8))}
+CUT = file_of(Image.fromarray(noise(1, 50, 50)[0]), "PNG")[:3000]
+BAD = {"text.jpg": b"not an image", "empty.png": b"", "cut.png": CUT, "thin.png": Image.new("RGB", (2000, 1))}
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_stops_the_run_by_name_and_leaves_nothing(tmp_path, name):
-    src = with_bad_files(tmp_path, [name])
+    src = one_class(tmp_path, GOOD | {name: BAD[name]})
     with pytest.raises(ValueError, match=f"only/{name}"):
         pack(src, tmp_path / "x.beton", workers=1)
     assert names_in(tmp_path) == ["images"]
 
 
 def test_bad_files_are_left_out_and_named_when_asked(tmp_path, caplog):
-    src = with_bad_files(tmp_path, BAD)
-    info = pack(src, tmp_path / "x.beton", write_mode="raw", workers=1, skip_bad=True)
+    info = pack(one_class(tmp_path, GOOD | BAD), tmp_path / "x.beton", write_mode="raw", workers=1, skip_bad=True)
     assert info.num_images == 2 and check_beton(info.path) == info and read_beton(info.path)[2].tolist() == [0, 0]
     assert stored(info.path, 0)[0, 0, 0] == 1 and stored(info.path, 1)[0, 0, 0] == 0
     assert all(name in caplog.text for name in BAD)
@@ -75,37 +66,27 @@ def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason
 
 
 def test_only_bad_files_are_an_error_even_when_skipped(tmp_path):
-    src = one_class(tmp_path, {"text.jpg": b"not an image"})
+    src = one_class(tmp_path, {"text.jpg": BAD["text.jpg"]})
     with pytest.raises(ValueError, match="at least one image must decode"):
         pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
     assert names_in(tmp_path) == ["images"]
 
 
 def test_a_file_that_cannot_be_read_is_no_bad_image_but_an_error(tmp_path, monkeypatch):
-    src = one_class(tmp_path, {"a.png": Image.new("RGB", (8, 8)), "b.png": Image.new("RGB", (8, 8))})
-    begin = pack_module.open_journal
+    src, begin = one_class(tmp_path, GOOD), pack_module.open_journal
 
     def remove_one(*args, **options):
-        (src / "only" / "b.png").unlink()
+        (src / "only" / "good_z.png").unlink()
         return begin(*args, **options)
 
     monkeypatch.setattr(pack_module, "open_journal", remove_one)
-    with pytest.raises(RuntimeError, match="only/b.png' cannot be read"):
+    with pytest.raises(RuntimeError, match="only/good_z.png' cannot be read"):
         pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
     assert not (tmp_path / "x.beton").exists()
 
 
-def test_an_existing_file_is_not_overwritten(tmp_path):
-    src = write_images(tmp_path / "images", 2)
-    (tmp_path / "x.beton").write_text("precious")
-    with pytest.raises(ValueError, match="must not exist yet"):
-        pack(src, tmp_path / "x.beton")
-    assert (tmp_path / "x.beton").read_text() == "precious" and names_in(tmp_path) == ["images", "x.beton"]
-
-
 def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, monkeypatch):
-    src, dst = write_images(tmp_path / "images", 2), tmp_path / "x.beton"
-    check = pack_module.check_images
+    src, dst, check = write_images(tmp_path / "images", 2), tmp_path / "x.beton", pack_module.check_images
     monkeypatch.setattr(pack_module, "check_images", lambda *a, **k: (dst.write_text("precious"), check(*a, **k)))
     with pytest.raises(ValueError, match="appeared meanwhile"):
         pack(src, dst, workers=1)
@@ -172,19 +153,20 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_unfit_arguments_are_refused(tmp_path):
-    src, dst = write_images(tmp_path / "images", 2), tmp_path / "x.beton"
-    for args, options, message in [
-        ((src, tmp_path / "x.bin"), {}, "must end in .beton"),
-        ((src, tmp_path / "no" / "x.beton"), {}, "folder of dst must exist"),
-        ((src, dst), {"write_mode": "smart"}, "one of jpg, raw, proportion"),
-        ((src, dst), {"quality": 0}, "quality must be"),
-        ((src, dst), {"max_resolution": 70000}, "max_resolution must be"),
-        ((src, dst), {"short_side": -1}, "short_side must be"),
-        ((src, dst), {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
-        ((src, dst), {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
-        ((src, dst), {"workers": -1}, "workers must be"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            pack(*args, **options)
-    assert names_in(tmp_path) == ["images"]
+@pytest.mark.parametrize("dst, options, message", [
+    ("x.bin", {}, "must end in .beton"),
+    ("no/x.beton", {}, "folder of dst must exist"),
+    ("old.beton", {}, "must not exist yet"),
+    ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
+    ("x.beton", {"quality": 0}, "quality must be"),
+    ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
+    ("x.beton", {"short_side": -1}, "short_side must be"),
+    ("x.beton", {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
+    ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
+    ("x.beton", {"workers": -1}, "workers must be"),
+])  # fmt: skip
+def test_unfit_arguments_are_refused_and_nothing_is_overwritten(tmp_path, dst, options, message):
+    (tmp_path / "old.beton").write_text("precious")
+    with pytest.raises(ValueError, match=message):
+        pack(write_images(tmp_path / "images", 2), tmp_path / dst, **options)
+    assert (tmp_path / "old.beton").read_text() == "precious" and names_in(tmp_path) == ["images", "old.beton"]

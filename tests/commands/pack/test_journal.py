@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class
+from tests.conftest import wait_until
 from vitkd_ds.commands.pack import journal, pack
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import side_path
@@ -25,16 +25,7 @@ def with_late_image(tmp_path):
 def feed(src):
     """Write the late image, as soon as somebody reads it."""
     content = (src / "only" / "000.png").read_bytes()
-    thread = threading.Thread(target=lambda: (src / "only" / "zzz.png").write_bytes(content), daemon=True)
-    thread.start()
-    return thread
-
-
-def wait_until(is_true, what):
-    deadline = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
+    threading.Thread(target=lambda: (src / "only" / "zzz.png").write_bytes(content), daemon=True).start()
 
 
 @pytest.fixture
@@ -44,16 +35,16 @@ def start():
 
     def start_and_wait(src, dst):
         words = [*COMMAND, str(src), str(dst), "--write_mode", "raw", "--workers", "2"]
-        started.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
-        process, notes = started[-1], Path(f"{partial_path(dst)}.journal")
-        wait_until(lambda: notes.exists() and notes.stat().st_size > 2000, "the journal")
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        notes = Path(f"{partial_path(dst)}.journal")
+        wait_until(lambda: notes.exists() and notes.stat().st_size > 2000, started[-1:])
         return process, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
     yield start_and_wait
     for process in started:
         process.kill()
-        process.wait()
-        process.stderr.close()
+        process.communicate()
 
 
 def has_ended(pid):
@@ -66,22 +57,20 @@ def has_ended(pid):
 def end(process, workers, number=signal.SIGKILL):
     """End a run, and wait for its workers, one of which may wait for the late image; returns what it said."""
     process.send_signal(number)
-    stderr = process.communicate(timeout=60)[1]
-    wait_until(lambda: all(map(has_ended, workers)), "the end of the workers")
-    return stderr
+    said = process.communicate(timeout=60)[0]
+    wait_until(lambda: all(map(has_ended, workers)), [])
+    return said
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_ended_continues_where_it_was(tmp_path, caplog, start, number):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, workers = start(src, dst)
-    stderr = end(process, workers, number)
+    said = end(process, workers, number)
     assert len(workers) >= 2
-    if number == signal.SIGKILL:
-        assert process.returncode == -9
-    else:
-        assert process.returncode == 1 and "stopped before" in stderr and "the same command continues" in stderr
-        assert "Traceback" not in stderr
+    assert process.returncode == (-9 if number == signal.SIGKILL else 1)
+    if number != signal.SIGKILL:
+        assert "stopped before" in said and "the same command continues" in said and "Traceback" not in said
     assert not dst.exists() and not side_path(dst).exists()
     with pytest.raises(ValueError, match="--restart to start over") as refused:
         pack(src, dst, write_mode="raw", quality=80, shuffle=True, workers=2)
@@ -136,5 +125,5 @@ def test_a_killed_worker_is_noticed_at_once(tmp_path, start):
     process, workers = start(src, dst)
     blocked = [pid for pid in workers if not has_ended(pid)]
     os.kill(int(blocked[-1]), signal.SIGKILL)
-    stderr = process.communicate(timeout=30)[1]
-    assert process.returncode == 1 and "exit code -9" in stderr and "are kept" in stderr and not dst.exists()
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 1 and "exit code -9" in said and "are kept" in said and not dst.exists()

@@ -5,15 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from tests.data.sources.test_sources import everything, jpeg
+from tests.data.sources.test_sources import everything, jpeg, refused, source_at
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton, read_beton
-from vitkd_ds.data.sources import Options, open_source
 
 datasets = pytest.importorskip("datasets")
 
 NAMES = ["tench", "goldfish", "shark"]
-NONE = Options()
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +31,7 @@ def rows_of(images, labels, names=NAMES):
 def dataset_of(count, *, first=0):
     """Rows with an image (its file's bytes), its class, and another column."""
     numbers = range(first, first + count)
-    rows = rows_of([(jpeg(i), f"{i}.JPEG") for i in numbers], [i % len(NAMES) for i in numbers])
+    rows = rows_of([(jpeg(i), f"{i}.JPEG") for i in numbers], [i % 3 for i in numbers])
     return rows.add_column("note", ["x"] * count)
 
 
@@ -43,21 +41,15 @@ def expected(count, first=0):
 
 def test_what_save_to_disk_wrote_is_read_byte_for_byte(tmp_path):
     dataset_of(7).save_to_disk(tmp_path / "one", num_shards=2)
-    source = open_source(tmp_path / "one", NONE)
+    source = source_at(tmp_path / "one")
     assert (source.kind, source.classes) == ("Hugging Face", tuple(NAMES)) and everything(source) == expected(7)
     assert source.names[5] == "one[5] 5.JPEG"
     both = datasets.DatasetDict({"train": dataset_of(7), "validation": dataset_of(4, first=7)})
     both.save_to_disk(tmp_path / "both")
-    source = open_source(tmp_path / "both", Options(split="validation"))
+    source = source_at(tmp_path / "both", split="validation")
     assert everything(source) == expected(4, first=7) and source.names[1] == "both/validation[1] 8.JPEG"
     for split in ("", "test"):
-        with pytest.raises(ValueError, match=f"one of the splits of .*, train, validation, found '{split}'"):
-            open_source(tmp_path / "both", Options(split=split))
-
-
-def test_selected_and_sorted_rows_keep_their_labels(tmp_path):
-    dataset_of(9).select([8, 1, 5]).save_to_disk(tmp_path / "rows")
-    assert everything(open_source(tmp_path / "rows", NONE)) == [(NAMES[i % 3], jpeg(i)) for i in (8, 1, 5)]
+        refused(tmp_path / "both", split=split, match=f"one of the splits of .*, train, validation, found '{split}'")
 
 
 @pytest.mark.parametrize("folder", [".", "data"])
@@ -66,12 +58,11 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     root.mkdir(parents=True)
     for part, first in enumerate((0, 5)):
         dataset_of(5, first=first).to_parquet(root / f"train-{part:05d}-of-00002.parquet")
-    source = open_source(tmp_path / "hub", NONE)
+    source = source_at(tmp_path / "hub")
     assert source.classes == tuple(NAMES) and everything(source) == expected(10)
     dataset_of(3).to_parquet(root / "test-00000-of-00001.parquet")
-    assert everything(open_source(tmp_path / "hub", Options(split="train"))) == expected(10)
-    with pytest.raises(ValueError, match="one of the splits of .*, test, train, found ''"):
-        open_source(tmp_path / "hub", NONE)
+    assert everything(source_at(tmp_path / "hub", split="train")) == expected(10)
+    refused(tmp_path / "hub", match="one of the splits of .*, test, train, found ''")
 
 
 def test_workers_read_arrow_files(tmp_path):
@@ -81,27 +72,24 @@ def test_workers_read_arrow_files(tmp_path):
     assert np.bincount(read_beton(info.path)[2]).tolist() == [24, 23, 23]
 
 
-def test_images_that_are_files_beside_the_data_set_are_read(tmp_path):
+def test_selected_rows_keep_their_labels_and_files_beside_the_data_set_are_read(tmp_path):
+    dataset_of(9).select([8, 1, 5]).save_to_disk(tmp_path / "rows")
+    assert everything(source_at(tmp_path / "rows")) == [(NAMES[i % 3], jpeg(i)) for i in (8, 1, 5)]
     (tmp_path / "a.jpg").write_bytes(jpeg(3))
     rows_of([(None, str(tmp_path / "a.jpg"))], [0], names=["x"]).save_to_disk(tmp_path / "paths")
-    assert everything(open_source(tmp_path / "paths", NONE)) == [("x", jpeg(3))]
+    assert everything(source_at(tmp_path / "paths")) == [("x", jpeg(3))]
 
 
 def test_unfit_data_sets_are_refused(tmp_path, monkeypatch):
     dataset_of(3).remove_columns("label").save_to_disk(tmp_path / "unlabelled")
-    with pytest.raises(ValueError, match=r"one column of type ClassLabel \(class label\), found 0"):
-        open_source(tmp_path / "unlabelled", NONE)
+    refused(tmp_path / "unlabelled", match=r"one column of type ClassLabel \(class label\), found 0")
     rows_of([(jpeg(0), None)] * 2, [0, -1]).save_to_disk(tmp_path / "test")
-    with pytest.raises(ValueError, match="a class below 3, found -1 in row 1: test splits have no labels"):
-        open_source(tmp_path / "test", NONE)
+    refused(tmp_path / "test", match="a class below 3, found -1 in row 1: test splits have no labels")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ValueError, match="train.parquet' and its 0 sisters must be parquet files"):
-        open_source(tmp_path / "broken", NONE)
+    refused(tmp_path / "broken", match="train.parquet' and its 0 sisters must be parquet files")
     arrow = next((tmp_path / "test").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:100])
-    with pytest.raises(ValueError, match="test' must be a folder of save_to_disk"):
-        open_source(tmp_path / "test", NONE)
+    refused(tmp_path / "test", match="test' must be a folder of save_to_disk")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"needs the package datasets.*pip install 'vitkd_ds\[hf\]'"):
-        open_source(tmp_path / "unlabelled", NONE)
+    refused(tmp_path / "unlabelled", match=r"needs the package datasets.*pip install 'vitkd_ds\[hf\]'")

@@ -17,7 +17,15 @@ from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.sources import Options, open_source
 
 WNIDS = ("n01440764", "n01443537", "n02119789")
-NONE = Options()
+
+
+def source_at(path, **options):
+    return open_source(path, Options(**options))
+
+
+def refused(path, *, match, **options):
+    with pytest.raises(ValueError, match=match):
+        source_at(path, **options)
 
 
 def jpeg(number):
@@ -27,12 +35,12 @@ def jpeg(number):
 
 
 def write_tar(path, members, mode="w"):
-    """Write a tar of the members given as (name, bytes)."""
     path.write_bytes(tar_bytes(members, mode))
     return path
 
 
 def tar_bytes(members, mode="w"):
+    """A tar of the members given as (name, bytes)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as tar:
         for name, content in members:
@@ -74,13 +82,13 @@ def folder(tmp_path_factory):
 
 
 def test_imagenets_training_tar_holds_what_the_folders_do(tmp_path, folder):
-    tar, expected = open_source(write_train(tmp_path / "t.tar"), NONE), open_source(folder, NONE)
+    tar, expected = source_at(write_train(tmp_path / "t.tar")), source_at(folder)
     assert (tar.kind, tar.classes) == ("ImageNet train", WNIDS) and everything(tar) == everything(expected)
     assert tar.names[5] == "t.tar/n01443537.tar/n01443537_1.JPEG"
     (tmp_path / "tars").mkdir()
     for wnid in WNIDS:
         write_tar(tmp_path / "tars" / f"{wnid}.tar", images_of(wnid))
-    assert everything(open_source(tmp_path / "tars", NONE)) == everything(expected)
+    assert everything(source_at(tmp_path / "tars")) == everything(expected)
 
 
 def test_packing_from_a_tar_is_packing_from_a_folder(tmp_path, folder):
@@ -101,11 +109,9 @@ def write_val(path):
 
 
 def write_devkit(path):
-    ids = [3, 1, 2]
-    synsets = np.zeros(4, [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
-    for row, (number, wnid) in enumerate(zip([*ids, 1001], [*WNIDS, "n00001740"])):
-        synsets[row] = (number, wnid, 0)
-    meta = io.BytesIO()
+    ids, meta = [3, 1, 2], io.BytesIO()
+    rows = [(number, wnid, 0) for number, wnid in zip([*ids, 1001], [*WNIDS, "n00001740"])]
+    synsets = np.array(rows, [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
     scipy.io.savemat(meta, {"synsets": synsets})
     truth = "".join(f"{ids[WNIDS.index(wnid)]}\n" for wnid in VAL_WNIDS).encode()
     root = "ILSVRC2012_devkit_t12/data"
@@ -123,50 +129,43 @@ KAGGLE = "ImageId,PredictionString\n" + "".join(
 def test_imagenets_validation_tar_gets_its_labels_from_any_of_three_files(tmp_path, labels):
     file = tmp_path / "labels"
     write_devkit(file) if labels == "devkit" else file.write_text(labels)
-    source = open_source(write_val(tmp_path / "val.tar"), Options(labels=str(file)))
+    source = source_at(write_val(tmp_path / "val.tar"), labels=str(file))
     assert (source.kind, source.classes) == ("ImageNet val", WNIDS)
     assert everything(source) == [(wnid, jpeg(i)) for i, wnid in enumerate(VAL_WNIDS)]
     assert source.names[4] == "val.tar/ILSVRC2012_val_00000005.JPEG"
 
 
 @pytest.mark.parametrize("text, message", [
-    (None, "holds no labels: give --labels"),
     (TEXT[: len(TEXT) // 2], "must name the class of every image .*found none of 'ILSVRC2012_val_00000004.JPEG'"),
     (TEXT + f"{VAL_NAMES[0]}.JPEG n02119789\n", "found another class in line 7"),
     ("lonely\n", "found 'lonely'"),
 ])  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(tmp_path, text, message):
-    val, file = write_val(tmp_path / "val.tar"), tmp_path / "labels.txt"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        open_source(val, Options(labels="" if text is None else str(file)))
-    with pytest.raises(ValueError, match="found none at"):
-        open_source(val, Options(labels=str(tmp_path / "no")))
+    (tmp_path / "labels.txt").write_text(text)
+    refused(write_val(tmp_path / "val.tar"), labels=str(tmp_path / "labels.txt"), match=message)
 
 
-def test_a_devkit_that_is_none_and_a_missing_scipy_are_told(tmp_path, monkeypatch):
+def test_missing_labels_a_devkit_that_is_none_and_a_missing_scipy_are_told(tmp_path, monkeypatch):
     val = write_val(tmp_path / "val.tar")
+    refused(val, match="holds no labels: give --labels")
+    refused(val, labels=str(tmp_path / "no"), match="found none at")
     write_tar(tmp_path / "other.tar", [("x/y", b"z")])
-    with pytest.raises(ValueError, match="other.tar' must be ImageNet's devkit .* found KeyError"):
-        open_source(val, Options(labels=str(tmp_path / "other.tar")))
+    refused(val, labels=str(tmp_path / "other.tar"), match="other.tar' must be ImageNet's devkit .* found KeyError")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ValueError, match=r"vitkd_ds\[imagenet\]"):
-        open_source(val, Options(labels=str(write_devkit(tmp_path / "devkit.tar.gz"))))
+    refused(val, labels=str(write_devkit(tmp_path / "devkit.tar.gz")), match=r"vitkd_ds\[imagenet\]")
 
 
 @pytest.mark.parametrize("keep", [0.97, 0.7, 0.3, "header", "end"])
 def test_a_tar_that_is_cut_is_refused(tmp_path, keep):
-    tars = write_train(tmp_path / "t.tar"), write_val(tmp_path / "val.tar")
     (tmp_path / "labels").write_text(TEXT)
-    for path, options in zip(tars, (NONE, Options(labels=str(tmp_path / "labels")))):
+    labels = {"labels": str(tmp_path / "labels")}
+    for path, options in ((write_train(tmp_path / "t.tar"), {}), (write_val(tmp_path / "val.tar"), labels)):
         with tarfile.open(path) as tar:
             last = tar.getmembers()[-1]
         content = path.read_bytes()
         end = {"header": last.offset + 100, "end": last.offset_data + -(-last.size // 512) * 512}
         path.write_bytes(content[: end.get(keep, 0) or int(last.offset * keep)])
-        with pytest.raises(ValueError, match=f"{path.name}'.* must (end in|be a whole|hold)"):
-            open_source(path, options)
+        refused(path, **options, match=f"{path.name}'.* must (end in|be a whole|hold)")
 
 
 def test_an_inner_tar_that_is_cut_or_empty_is_refused_by_name(tmp_path):
@@ -178,35 +177,32 @@ def test_an_inner_tar_that_is_cut_or_empty_is_refused_by_name(tmp_path):
         (whole, "extra", "found 'extra.tar'"),
     ):
         path = write_tar(tmp_path / "t.tar", [(f"{WNIDS[0]}.tar", content), (f"{second}.tar", other)])
-        with pytest.raises(ValueError, match=message):
-            open_source(path, NONE)
+        refused(path, match=message)
 
 
 def test_names_inside_a_tar_never_become_paths(tmp_path):
     (tmp_path / "in").mkdir()
-    evil = [("../../evil.JPEG", jpeg(1)), ("/tmp/evil.JPEG", jpeg(2))]
-    path = write_tar(tmp_path / "in" / "t.tar", [(f"{WNIDS[0]}.tar", tar_bytes(evil))])
+    evil = tar_bytes([("../../evil.JPEG", jpeg(1)), ("/tmp/evil.JPEG", jpeg(2))])
+    path = write_tar(tmp_path / "in" / "t.tar", [(f"{WNIDS[0]}.tar", evil)])
     info = pack(path, tmp_path / "in" / "x.beton", passthrough=True, workers=1)
     assert info.num_images == 2 and not list(tmp_path.rglob("*evil*")) and not os.path.exists("/tmp/evil.JPEG")
 
 
-def test_what_fits_no_kind_is_refused_with_the_list(tmp_path):
+def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
     folder = write_folder(tmp_path / "train")
     (tmp_path / "text").write_text("x")
     (tmp_path / "gz.tar").write_bytes(b"\x1f\x8b\x08 compressed")
     (tmp_path / "hollow" / "a").mkdir(parents=True)
     for name in ("text", "gz.tar", "hollow", "hollow/a", "nothing"):
-        with pytest.raises(ValueError, match="ImageFolder .*WebDataset.*parquet.*found .* at '.*" + name):
-            open_source(tmp_path / name, NONE)
+        refused(tmp_path / name, match="ImageFolder .*WebDataset.*parquet.*found .* at '.*" + name)
     write_tar(folder / "0.tar", [("0.jpg", jpeg(0)), ("0.cls", b"0")])
-    with pytest.raises(ValueError, match="found signs of ImageFolder.* and of WebDataset"):
-        open_source(folder, NONE)
+    refused(folder, match="found signs of ImageFolder.* and of WebDataset")
     (folder / "0.tar").unlink()
-    with pytest.raises(ValueError, match="--split does not belong to ImageFolder"):
-        open_source(folder, Options(split="train"))
+    refused(folder, split="train", match="--split does not belong to ImageFolder")
     (folder / "n09").mkdir()
-    with pytest.raises(ValueError, match="each class folder must have images.*n09"):
-        open_source(folder, NONE)
+    refused(folder, match="each class folder must have images.*n09")
+    (tmp_path / "hollow" / "x.JPEG").write_bytes(jpeg(1))
+    refused(tmp_path / "hollow", match="holds images without a class .*validation tar itself, with --labels")
 
 
 @pytest.mark.parametrize("link, target", [
@@ -218,8 +214,7 @@ def test_links_that_lead_to_a_folder_twice_are_refused_by_name(tmp_path, link, t
         (src / name).mkdir(parents=True)
         (src / name / "x.jpg").write_bytes(jpeg(1))
     (src / link).symlink_to(src / target)
-    with pytest.raises(ValueError, match="must be listed once, found '.*' again as '.*': remove the link"):
-        open_source(src, NONE)
+    refused(src, match="must be listed once, found '.*' again as '.*': remove the link")
 
 
 def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
@@ -228,20 +223,13 @@ def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
     (tmp_path / "disk" / "x.jpg").write_bytes(jpeg(1))
     (tmp_path / "train" / "a").symlink_to(tmp_path / "disk")
     (tmp_path / "train" / "b" / "y.jpg").symlink_to(tmp_path / "disk" / "x.jpg")
-    assert everything(open_source(tmp_path / "train", NONE)) == [("a", jpeg(1)), ("b", jpeg(1))]
+    assert everything(source_at(tmp_path / "train")) == [("a", jpeg(1)), ("b", jpeg(1))]
 
 
-def test_images_without_class_folders_get_a_hint(tmp_path):
-    (tmp_path / "val").mkdir()
-    (tmp_path / "val" / f"{VAL_NAMES[0]}.JPEG").write_bytes(jpeg(1))
-    with pytest.raises(ValueError, match="holds images without a class .*validation tar itself, with --labels"):
-        open_source(tmp_path / "val", NONE)
-
-
-def test_another_source_has_another_fingerprint(tmp_path, folder):
-    before = open_source(folder, NONE).fingerprint()
-    assert open_source(folder, NONE).fingerprint() == before
-    copy = write_folder(tmp_path / "train")
-    path = copy / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
-    path.write_bytes(path.read_bytes() + b"\0")
-    assert open_source(copy, NONE).fingerprint() != before
+def test_another_source_has_another_fingerprint(tmp_path):
+    src = write_folder(tmp_path / "train")
+    before = source_at(src).fingerprint()
+    assert source_at(src).fingerprint() == before
+    with (src / WNIDS[1] / f"{WNIDS[1]}_2.JPEG").open("ab") as file:
+        file.write(b"\0")
+    assert source_at(src).fingerprint() != before

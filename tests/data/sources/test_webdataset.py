@@ -5,12 +5,9 @@ import gzip
 import pytest
 
 from tests.commands.pack.test_pack import names_in
-from tests.data.sources.test_sources import everything, jpeg, write_tar
+from tests.data.sources.test_sources import everything, jpeg, refused, source_at, write_tar
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton, read_beton
-from vitkd_ds.data.sources import Options, open_source
-
-NONE = Options()
 
 
 def write_tars(root, texts, *, per_tar=3):
@@ -28,7 +25,7 @@ def write_tars(root, texts, *, per_tar=3):
 
 def test_folders_tars_and_patterns_give_their_tars(tmp_path):
     root = write_tars(tmp_path / "tars", ["1", "0", "2", "1\n", " 0", "2", "1"])
-    whole = everything(open_source(root, NONE))
+    whole = everything(source_at(root))
     assert whole == [(text, jpeg(i)) for i, text in enumerate("1021021")]
     for pattern, part in (
         ("train-*.tar", whole),
@@ -36,34 +33,29 @@ def test_folders_tars_and_patterns_give_their_tars(tmp_path):
         ("train-00000{2,0}.tar", whole[6:] + whole[:3]),
         ("train-000000.tar", whole[:3]),
     ):
-        assert everything(open_source(root / pattern, NONE)) == part
-    with pytest.raises(ValueError, match="must be tars that exist, found none at '.*/-00000"):
-        open_source(root / "{train,}-00000[012].tar", NONE)
-    source = open_source(root, NONE)
+        assert everything(source_at(root / pattern)) == part
+    refused(root / "{train,}-00000[012].tar", match="must be tars that exist, found none at '.*/-00000")
+    source = source_at(root)
     assert (source.kind, source.classes) == ("WebDataset", ("0", "1", "2"))
     assert source.names[4] == "train-000001.tar/part/0004.jpg"
 
 
 def test_names_and_a_class_list_give_the_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n\nant\nbee\n", encoding="utf-8")
-    listed = Options(classes=str(tmp_path / "classes.txt"))
+    listed = {"classes": str(tmp_path / "classes.txt")}
     names = write_tars(tmp_path / "names", ["dog", "ant", "cat"])
-    assert open_source(names, NONE).classes == ("ant", "cat", "dog")
-    assert open_source(names, listed).classes == ("cat", "dog", "ant", "bee")
-    assert open_source(names, listed).labels.tolist() == [1, 2, 0]
+    assert source_at(names).classes == ("ant", "cat", "dog")
+    source = source_at(names, **listed)
+    assert source.classes == ("cat", "dog", "ant", "bee") and source.labels.tolist() == [1, 2, 0]
     numbers = write_tars(tmp_path / "numbers", ["3", "0"])
-    source = open_source(numbers, listed)
+    source = source_at(numbers, **listed)
     assert source.labels.tolist() == [3, 0] and source.classes[3] == "bee"
-    with pytest.raises(ValueError, match="every class number must occur, found none of 1 below 3: give --classes"):
-        open_source(numbers, NONE)
+    refused(numbers, match="every class number must occur, found none of 1 below 3: give --classes")
     more = write_tars(tmp_path / "more", ["3", "4"])
-    with pytest.raises(ValueError, match="be one of 4, found '4' at 'train-000000.tar/part/0001.JPEG'"):
-        open_source(more, listed)
-    with pytest.raises(ValueError, match="must be a text file, found .*No such file"):
-        open_source(names, Options(classes=str(tmp_path / "no")))
+    refused(more, **listed, match="be one of 4, found '4' at 'train-000000.tar/part/0001.JPEG'")
+    refused(names, classes=str(tmp_path / "no"), match="must be a text file, found .*No such file")
     (tmp_path / "classes.txt").write_text("cat\ncat\n")
-    with pytest.raises(ValueError, match="must name each class once"):
-        open_source(names, listed)
+    refused(names, **listed, match="must name each class once")
 
 
 @pytest.mark.parametrize("members, message", [
@@ -73,8 +65,7 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
     ([("0.txt", b"x")], "found none in"),
 ])  # fmt: skip
 def test_tars_without_whole_samples_are_refused(tmp_path, members, message):
-    with pytest.raises(ValueError, match=message):
-        open_source(write_tar(tmp_path / "s.tar", members), NONE)
+    refused(write_tar(tmp_path / "s.tar", members), match=message)
 
 
 def test_cut_and_compressed_tars_are_refused_by_name(tmp_path):
@@ -87,8 +78,7 @@ def test_cut_and_compressed_tars_are_refused_by_name(tmp_path):
         (gzip.compress(content), "must be a whole, uncompressed tar"),
     ):
         second.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"train-000001.tar' {message}"):
-            open_source(root, NONE)
+        refused(root, match=f"train-000001.tar' {message}")
 
 
 def test_tars_are_packed_in_place(tmp_path):

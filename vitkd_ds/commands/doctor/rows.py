@@ -30,14 +30,12 @@ class Patient:
     """The name of each rank's node."""
     split: BatchSplit | None = None
     ds_config: dict[str, Any] | None = None
-    """The student's DeepSpeed configuration with the run's numbers."""
     models: Models | None = None
     is_teacher_trained: bool = False
     """Whether the teacher has its own weights; random ones stand in for those that are not at hand."""
     num_trained: int | None = None
     """Parameters of the student and the losses."""
     parts: Parts | None = None
-    """Both engines, without loaders."""
     images_per_s: float = 0.0
     """Images that one rank trains per second, uncompiled; 0 where there is no GPU."""
     loaders: dict[str, Loader] = field(default_factory=dict)
@@ -96,10 +94,8 @@ def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list
     found = [row for row in rows_of_ranks[0] if row.name not in bad_names]
     for row in bad:
         ranks = [rank for rank, rows in enumerate(rows_of_ranks) if row in rows]
-        where = f"rank {ranks[0]} on {nodes[ranks[0]]}: " if len(ranks) == 1 else ""
-        if 1 < len(ranks) < len(nodes):
-            where = f"{listed(sorted({nodes[rank] for rank in ranks}))}: "
-        found.append(replace(row, found=(where if len(ranks) < len(nodes) else "") + row.found))
+        where = f"rank {ranks[0]} on " * (len(ranks) == 1) + listed(sorted({nodes[rank] for rank in ranks})) + ": "
+        found.append(row if len(ranks) == len(nodes) else replace(row, found=where + row.found))
     return sorted(found, key=lambda row: names.index(row.name))
 
 
@@ -114,8 +110,8 @@ def size_text(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def table(rows: Sequence[Row], *, seconds: float, ranks: str) -> str:
-    """The rows as text of at most WIDTH characters a line; the advice stands below what was found."""
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text of at most WIDTH characters a line, advice below what was found, and a line with the verdict."""
     # File names stay whole, so that they can be copied.
     wrap = {"width": WIDTH, "subsequent_indent": " " * INDENT, "break_long_words": False, "break_on_hyphens": False}
     lines = [f"{'':8} {'check':20} {'s':>6}  found, and what to do"]
@@ -125,4 +121,4 @@ def table(rows: Sequence[Row], *, seconds: float, ranks: str) -> str:
         lines += textwrap.wrap(f"-> {row.advice}", initial_indent=" " * INDENT, **wrap) if row.advice else []
     counts = [(level, sum(row.level == level for row in rows)) for level in BAD]
     verdict = ", ".join(f"{count} {level}{'s' * (count > 1)}" for level, count in counts if count)
-    return "\n".join([*lines, f"doctor: {verdict or 'nothing to do'}, {seconds:.0f} s, {ranks}"])
+    return "\n".join([*lines, f"doctor: {verdict or 'nothing to do'}"])
