@@ -84,7 +84,7 @@ def bytes_row(name: str, path: Path, patient: Patient) -> Row:
 
 
 def read_bytes(path: Path, *, seed: int) -> tuple[int, float, float, list[str]]:
-    """Read a random sample of a .beton from the disk: how many images, images/s, MiB/s, and those whose CRC32 differs."""
+    """Read a random sample of a .beton from the disk: number of images, images/s, MiB/s, and those with other bytes."""
     info, images, labels = read_beton(path)
     chosen = np.random.default_rng(seed).permutation(len(images))[:SAMPLE]
     sample = images[chosen]

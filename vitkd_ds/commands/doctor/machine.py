@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -43,22 +44,18 @@ def check_versions(patient: Patient) -> Iterator[Row]:
 
 
 def requirement_rows(requirements: list[str]) -> tuple[dict[str, str], list[Row]]:
-    """Versions of the packages in lines such as "timm<2,>=1.0.25", and a row for each that is missing or out of range.
-
-    Lines of extras are left out.
-    """
+    """Versions of what lines such as "timm<2,>=1.0.25" ask for, extras apart, and a row for each that does not fit."""
     from packaging.requirements import Requirement  # torch's and deepspeed's own requirement
 
     installed, rows = {}, []
     for requirement in map(Requirement, requirements):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found = next((one.version for one in metadata.distributions(name=requirement.name)), None)
-        installed |= {requirement.name: found} if found else {}
-        if not found or not requirement.specifier.contains(found, prereleases=True):
-            wanted = f"{requirement.name}{requirement.specifier}"
-            must = f"{wanted} must be installed, found {found or 'none'}"
-            rows.append(error("versions", must, f"pip install '{wanted}'"))
+        wanted, found = f"{requirement.name}{requirement.specifier}", "none"
+        with suppress(metadata.PackageNotFoundError):
+            found = installed[requirement.name] = metadata.version(requirement.name)
+        if found == "none" or not requirement.specifier.contains(found, prereleases=True):
+            rows.append(error("versions", f"{wanted} must be installed, found {found}", f"pip install '{wanted}'"))
     return installed, rows
 
 
@@ -84,20 +81,19 @@ def difference_rows(versions_of_ranks: list[dict[str, str]], nodes: list[str]) -
 
 def check_devices(patient: Patient) -> Iterator[Row]:
     """The device of each rank: there, free, able to compute in bf16, and like the others. Collective."""
-    is_gpu = patient.device.type == "cuda"
-    yield from gpu_rows(patient.device) if is_gpu else [cpu_row()]
-    kinds = ranks.from_all(torch.cuda.get_device_name(patient.device) if is_gpu else "cpu")
-    if found := unequal(kinds, patient.nodes):
-        yield warning("device", f"found different devices: {found}", "all ranks go at the pace of the slowest")
-
-
-def cpu_row() -> Row:
-    """A CPU is enough for the demo; beside an idle GPU it is a mistake."""
-    if os.environ.get("DS_ACCELERATOR") != "cpu" and (driver := driver_version()):
+    device, kind = patient.device, "cpu"
+    if device.type == "cuda":
+        yield from gpu_rows(device)
+        kind = torch.cuda.get_device_name(device)
+    # A CPU is enough for the demo; beside an idle GPU it is a mistake.
+    elif os.environ.get("DS_ACCELERATOR") != "cpu" and (driver := driver_version()):
         found = f"torch must see the GPU (driver {driver}), found none: {BUILT}"
-        return error("device", found, "install the torch build for this driver, or check CUDA_VISIBLE_DEVICES")
-    cores = f"{len(os.sched_getaffinity(0))} cores, {processes.local_world_size()} ranks on this node"
-    return warning("device", f"no GPU; {cores}", "fine for the demo and --debug; an ImageNet recipe needs GPUs")
+        yield error("device", found, "install the torch build for this driver, or check CUDA_VISIBLE_DEVICES")
+    else:
+        cores = f"{len(os.sched_getaffinity(0))} cores, {processes.local_world_size()} ranks on this node"
+        yield warning("device", f"no GPU; {cores}", "fine for the demo and --debug; an ImageNet recipe needs GPUs")
+    if found := unequal(ranks.from_all(kind), patient.nodes):
+        yield warning("device", f"found different devices: {found}", "all ranks go at the pace of the slowest")
 
 
 def gpu_rows(device: torch.device) -> Iterator[Row]:

@@ -29,16 +29,14 @@ from vitkd_ds.train.loop import NonFiniteError, train_step
 from vitkd_ds.train.parts import Parts, check_teacher_classes, fit_models, open_split, split_of, start_engines
 from vitkd_ds.train.schedule import make_schedule
 
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What timm downloads, by preference."""
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm downloads, by preference
 ROLES = {
     "student": (build.build_student, "init", "", "random weights"),
     "teacher": (build.build_teacher, "checkpoint", "random", "random weights, as this is a debug run"),
 }
 """Builder, key of the weights, value of the key that is random weights, and how the row calls them."""
 CPU_MICRO_BATCH = 2
-TIMED_STEPS = {"cuda": 3, "cpu": 1}
-"""After one that warms up."""
+TIMED_STEPS = {"cuda": 3, "cpu": 1}  # after one that warms up
 MOST_MEMORY = 0.92
 """Part of a GPU's memory; above it, the images in flight and fragmentation may exhaust it."""
 TOP1_IMAGES, TOP1_MOST_S = 512, 20.0
@@ -46,8 +44,7 @@ TOP1_IMAGES, TOP1_MOST_S = 512, 20.0
 TOP1_MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
 """An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
-Z = 1.96
-"""Of a 95 % interval."""
+Z = 1.96  # of a 95 % interval
 PUBLISHED = {
     ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
     ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
@@ -154,10 +151,9 @@ def check_engines(patient: Patient) -> Iterator[Row]:
 
 
 def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
-    """Make updates with training's own step, on random images and labels. Collective.
+    """Make a few updates with training's own step, on random images. Collective.
 
-    Returns:
-        The terms of the last one, and the least seconds: of an update as a whole, and of the teacher within it.
+    Gives the terms of the last one, and the least seconds: of an update as a whole, and of the teacher within it.
     """
     data, micro, device, step_s, teacher_s = parts.run.data, parts.run.micro_batch_size_per_gpu, parts.device, [], []
     images_BCHW = torch.randint(256, (micro, 3, data.image_size, data.image_size), dtype=torch.uint8, device=device)

@@ -72,7 +72,7 @@ ok, warning, error = partial(Row, "ok"), partial(Row, "warning"), partial(Row, "
 
 def graded(name: str, found: str, advice: str, *, is_error: bool, is_warning: bool) -> Row:
     """An error or a warning with what to do, or else an ok row, of the same finding."""
-    return error(name, found, advice) if is_error else warning(name, found, advice) if is_warning else ok(name, found)
+    return Row("error" if is_error else "warning", name, found, advice) if is_error or is_warning else ok(name, found)
 
 
 def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row:

@@ -1,8 +1,7 @@
 """Pack images into a .beton, atomically and resumably.
 
-The images are encoded again (JPEG 4:2:0 at `quality`, scaled down to `max_resolution` or `short_side`), stored as
-pixels, or, with `passthrough`, stored as the JPEGs they are. `vitkd_ds.data.sources` says where they come from,
-`vitkd_ds.commands.pack.encode` what is stored of each, `vitkd_ds.commands.pack.writer` how.
+`vitkd_ds.data.sources` says where they come from, `vitkd_ds.commands.pack.encode` what is stored of each (JPEG 4:2:0,
+pixels, or the JPEG it is), `vitkd_ds.commands.pack.writer` how.
 """
 
 import logging
@@ -68,9 +67,6 @@ def pack(
         skip_bad: leave out files that do not decode, with a warning each; otherwise the first one ends the run.
         restart: throw away what an interrupted run left; otherwise it is continued.
 
-    Returns:
-        What was written.
-
     Raises:
         ValueError: an unfit argument, source or file, or another run packs into `dst`.
         RuntimeError, OSError: a worker failed or was killed, or the disk is full or fails.
@@ -94,7 +90,6 @@ def pack(
 def _pack(
     source: Source, dst: Path, encoding: Encoding, journal: Journal, *, shuffle: bool, num_workers: int, skip_bad: bool
 ) -> BetonInfo:
-    """Store, check and publish."""
     num_images = len(source.labels)
     order = keyed_rng(SHUFFLE_STREAM).permutation(num_images) if shuffle else np.arange(num_images)
     pending = np.setdiff1d(np.arange(num_images), journal.records["number"])
@@ -112,7 +107,7 @@ def _pack(
     sources = order[records["number"].astype(np.int64)]
     tables_crc32 = _write_tables(journal, records, source.labels[sources])
     # FFCV trains on damaged files without a message, so every image is read back before the file gets its name.
-    images = np.zeros(num_images - len(bad), STORED_DTYPE)
+    images = np.zeros(len(records), STORED_DTYPE)
     for key in ("offset", "size", "crc32", "height", "width", "mode"):
         images[key] = records[key]
     images["has_crc"] = 1
@@ -129,19 +124,14 @@ def _pack(
     )
     text = side_text(info, tables_crc32=tables_crc32, lengths=records["size"], crc32s=records["crc32"])
     _publish(journal.path, dst, text)
-    _warn(source, bad, sources, records["origin"])
-    return info
-
-
-def _warn(source: Source, bad: list[tuple[int, str]], sources: np.ndarray, origins: np.ndarray) -> None:
-    """Name what is not in the file as it was asked for: files left out, and originals that were encoded."""
     for index, reason in sorted(bad):
         logger.warning("left out %r, which does not decode: %s", source.names[index], reason)
     for origin, reason in REASONS.items():
-        found = sources[origins == origin]
+        found = sources[records["origin"] == origin]
         if len(found):
             first = source.names[found.min()]
             logger.warning("%d images %s and are encoded instead, the first is %r", len(found), reason, first)
+    return info
 
 
 def _check_dst(dst: Path, *, workers: int) -> None:
@@ -164,21 +154,15 @@ def _write_tables(journal: Journal, records: np.ndarray, labels: np.ndarray) -> 
     os.fsync(journal.data)
     tables = read_tables(journal.path)
     if tables.metadata.tobytes() != head[METADATA_START:] or tables.allocations.tobytes() != tail:
-        found = f"{str(journal.path)!r} must hold the tables that were written, found others"
-        raise RuntimeError(f"{found}: check the disk")
+        raise RuntimeError(f"{str(journal.path)!r} must hold the tables written to it, found others: check the disk")
     return tables.crc32
 
 
 def _publish(partial: Path, dst: Path, text: str) -> None:
     """Give both files their names: the side file first, so the .beton is complete the moment it appears."""
-    partial_side = side_path(partial)
-    try:
-        write_text(partial_side, text)
-        if dst.exists():
-            raise ValueError(f"dst must not exist yet, but {str(dst)!r} appeared meanwhile: who else writes it?")
-        os.replace(partial_side, side_path(dst))
-    finally:
-        partial_side.unlink(missing_ok=True)
+    if dst.exists():
+        raise ValueError(f"dst must not exist yet, but {str(dst)!r} appeared meanwhile: who else writes it?")
+    write_text(side_path(dst), text)
     try:
         os.replace(partial, dst)
     except BaseException:

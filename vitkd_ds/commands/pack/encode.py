@@ -1,8 +1,4 @@
-"""Turn one image file's bytes into what is stored: the bytes themselves, or the image scaled and encoded.
-
-Separate from the package's other files, which know of files and processes, and from `vitkd_ds.data.image_file`, which
-needs no FFCV.
-"""
+"""Turn one image file's bytes into what is stored: the bytes themselves, or the image scaled and encoded."""
 
 from dataclasses import dataclass
 
@@ -56,12 +52,12 @@ class Encoding:
         if self.write_mode not in WRITE_MODES:
             modes = ", ".join(WRITE_MODES)
             raise ValueError(f"write_mode must be one of {modes}, found {self.write_mode!r}: choose one")
-        for name, value in (("max_resolution", self.max_resolution), ("short_side", self.short_side)):
-            if not 0 <= value <= MAX_SIDE:
+        for name in ("max_resolution", "short_side"):
+            if not 0 <= (value := getattr(self, name)) <= MAX_SIDE:
                 raise ValueError(f"{name} must be in [0, {MAX_SIDE}], found {value!r}: 0 keeps every size")
         if self.max_resolution and self.short_side:
-            found = f"{self.max_resolution} and {self.short_side}"
-            raise ValueError(f"give max_resolution or short_side, found both, {found}: choose one")
+            both = f"{self.max_resolution} and {self.short_side}"
+            raise ValueError(f"give max_resolution or short_side, found both, {both}: choose one")
         if self.passthrough and self.write_mode != "jpg":
             raise ValueError(f"passthrough stores JPEGs, found it with write_mode {self.write_mode!r}: leave one away")
         if not 1 <= self.quality <= 100:
@@ -89,7 +85,6 @@ def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
     JPEG, which only Pillow reads, goes unnoticed.
 
     Args:
-        content: the file's bytes.
         number: number of the image in its source; decides what write_mode "proportion" does.
 
     Raises:

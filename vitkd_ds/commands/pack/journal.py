@@ -15,7 +15,7 @@ import shlex
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,10 @@ from vitkd_ds.data.beton.verify import are_intact
 
 logger = logging.getLogger(__name__)
 
-RECORD_DTYPE = np.dtype(
-    {
-        "names": ["number", "offset", "size", "crc32", "height", "width", "mode", "origin"],
-        "formats": ["<u8", "<u8", "<u4", "<u4", "<u2", "<u2", "u1", "u1"],
-    }
-)
+RECORD_DTYPE = np.dtype([
+    ("number", "<u8"), ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("height", "<u2"), ("width", "<u2"),
+    ("mode", "u1"), ("origin", "u1"),
+])  # fmt: skip
 """A stored image: its number in the order of storing, where its bytes are, and what they are."""
 BLOCK_DTYPE = np.dtype([("count", "<u4"), ("crc32", "<u4")])
 """What stands before the records of a block: how many there are, and the CRC32 of their bytes."""
@@ -49,15 +47,20 @@ class Journal:
     """
 
     def __init__(self, path: Path, notes: Path, descriptor: int, records: np.ndarray, *, end: int):
-        self.path, self.notes, self.end, self._blocks = path, notes, end, [records]
+        self.path, self.notes, self.end, self._blocks, self._added = path, notes, end, [records], []
         self.data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._descriptor, self._length = descriptor, os.fstat(descriptor).st_size
 
-    def append(self, records: np.ndarray) -> None:
+    def add(self, records: np.ndarray) -> None:
+        """Take images that were written, which the next `sync` notes."""
+        self._added.append(records)
+
+    def sync(self) -> None:
         """Bring what was written so far to the disk, and then note that it is there."""
-        if not len(records):
+        if not self._added:
             return
         os.fsync(self.data)
+        records = np.concatenate(self._added)
         content = records.tobytes()
         block = np.array([(len(records), zlib.crc32(content))], BLOCK_DTYPE)
         # A call that was cut short by a signal or a full disk is repeated in the same place.
@@ -65,6 +68,7 @@ class Journal:
         os.fsync(self._descriptor)
         self._length += block.nbytes + len(content)
         self._blocks.append(records)
+        self._added = []  # afterwards, as a signal may come in between: noted twice is better than never
 
     @property
     def records(self) -> np.ndarray:
@@ -76,14 +80,11 @@ class Journal:
         """End the lock, and keep both files for another run or remove what is left of them."""
         if keep:
             num_bytes = sum(os.fstat(descriptor).st_blocks * 512 for descriptor in (self.data, self._descriptor))
+            files = shlex.join(map(str, (self.path, self.notes)))
             logger.warning(
                 "%d images, %.2f GB, are kept in %r: the same command continues with them; --restart throws them away, "
-                "and so does: rm %s",
-                len(self.records),
-                num_bytes / 1e9,
-                str(self.path),
-                shlex.join(map(str, (self.path, self.notes))),
-            )
+                "and so does: rm %s", len(self.records), num_bytes / 1e9, str(self.path), files,
+            )  # fmt: skip
         else:
             self.path.unlink(missing_ok=True)  # missing once it has become the .beton
             self.notes.unlink(missing_ok=True)
@@ -104,7 +105,6 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
     """Start the unfinished file of `dst`, or continue one; an error inside keeps what is on the disk, if anything is.
 
     Args:
-        dst: the .beton to be.
         settings: what decides the contents; a file that was begun with others is not continued.
         restart: throw away what is there.
         num_threads: threads that check the images that are there.
@@ -138,6 +138,8 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
     try:
         yield journal
     except BaseException:
+        with suppress(OSError):  # the disk may be what failed
+            journal.sync()
         journal.close(keep=len(journal.records) > 0)
         raise
     journal.close(keep=False)
@@ -164,10 +166,10 @@ def _check_settings(partial: Path, notes: Path, head: bytes, settings: dict[str,
             f"{str(notes)!r}, left by a run that was interrupted, must begin with a line of JSON, "
             f"found {error}: give --restart to start over"
         ) from error
-    different = [key for key in settings if found.get(key, "nothing") != settings[key]]
+    there = {key: found.get(key, "nothing") for key in settings}
+    different = [key for key in settings if there[key] != settings[key]]
     if different:
-        ours = ", ".join(f"{key} {settings[key]!r}" for key in different)
-        theirs = ", ".join(f"{key} {found.get(key, 'nothing')!r}" for key in different)
+        ours, theirs = (", ".join(f"{key} {side[key]!r}" for key in different) for side in (settings, there))
         raise ValueError(
             f"{str(partial)!r}, left by a run that was interrupted, can only be continued with the same source and "
             f"settings, found {ours} where it has {theirs}: give what it was begun with, or --restart to start over"
@@ -177,9 +179,9 @@ def _check_settings(partial: Path, notes: Path, head: bytes, settings: dict[str,
 def _whole_blocks(content: bytes) -> tuple[np.ndarray, int]:
     """The records up to the first block that is not whole, and the number of bytes these blocks take."""
     records, start = [], 0
-    while len(content) - start >= BLOCK_DTYPE.itemsize:
+    while (first := start + BLOCK_DTYPE.itemsize) <= len(content):
         count, crc32 = np.frombuffer(content, BLOCK_DTYPE, count=1, offset=start)[0].tolist()
-        first, end = start + BLOCK_DTYPE.itemsize, start + BLOCK_DTYPE.itemsize + count * RECORD_DTYPE.itemsize
+        end = first + count * RECORD_DTYPE.itemsize
         if end > len(content) or zlib.crc32(content[first:end]) != crc32:
             break
         records.append(content[first:end])

@@ -1,9 +1,8 @@
 """Run the processes that read, encode and store images; they always terminate and are reaped.
 
-FFCV's own writer forks workers and then waits until they have written all samples, so it waits for ever when a worker
-raises or is killed, and nothing of an interrupted run can be used. Here each worker has a pipe to the parent, which
-hears of a death at once; through it the worker reports what it wrote, which the parent notes in the journal. Images lie
-as FFCV puts them: in pages, and none crosses the end of its page.
+FFCV's own writer waits for ever when a worker raises or is killed, and nothing of an interrupted run can be used. Here
+each worker has a pipe to the parent, which hears of a death at once; through it the worker reports what it wrote, which
+the parent notes in the journal. Images lie as FFCV puts them: in pages, and none crosses the end of its page.
 """
 
 import contextlib
@@ -184,38 +183,33 @@ def _load(packing: Packing, index: int) -> Encoded | str:
 
 
 def _follow(packing: Packing, journal: Journal, workers: dict[Connection, Process]) -> list[tuple[int, str]]:
-    """In the parent: note what is stored until all workers have finished; what was stored is noted in any case."""
-    bad, running, nothing, synced = [], dict(workers), np.zeros(0, RECORD_DTYPE), time.monotonic()
-    waiting, total, initial = [nothing], len(packing.order), len(journal.records)
-    try:
-        with tqdm(total=total, initial=initial, unit="img", desc="packing", disable=None) as bar:
-            while running:
-                for pipe in wait(list(running), timeout=SYNC_S):
-                    kind, content = _received(pipe, running[pipe])
-                    if kind == "stored":
-                        waiting.append(content)
-                        bar.update(len(content))
-                    elif kind == "finished":
-                        del running[pipe]
-                    elif packing.skip_bad:
-                        bad.append(content)
-                        bar.update(1)
-                    else:
-                        raise ValueError(
-                            f"every image must decode, but {packing.source.names[content[0]]!r} does not "
-                            f"({content[1]}): give the same command with --skip_bad, which leaves such files out and "
-                            f"keeps what is packed, or repair or remove the file, which makes another source of it, "
-                            f"and begin again with --restart"
-                        )
-                if time.monotonic() - synced >= SYNC_S:
-                    journal.append(np.concatenate(waiting))
-                    waiting = [nothing]  # afterwards, as a signal may come in between: noted twice is better than never
-                    synced = time.monotonic()
-    except BaseException:
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            journal.append(np.concatenate(waiting))
-        raise
-    journal.append(np.concatenate(waiting))
+    """In the parent: note what is stored until all workers have finished."""
+    bad, running, synced = [], dict(workers), time.monotonic()
+    total, initial = len(packing.order), len(journal.records)
+    with tqdm(total=total, initial=initial, unit="img", desc="packing", disable=None) as bar:
+        while running:
+            for pipe in wait(list(running), timeout=SYNC_S):
+                kind, content = _received(pipe, running[pipe])
+                if kind == "stored":
+                    journal.add(content)
+                    bar.update(len(content))
+                elif kind == "finished":
+                    del running[pipe]
+                elif packing.skip_bad:
+                    bad.append(content)
+                    bar.update(1)
+                else:
+                    raise ValueError(
+                        f"every image must decode, but {packing.source.names[content[0]]!r} does not ({content[1]}): "
+                        f"give the same command with --skip_bad, which leaves such files out and keeps what is packed, "
+                        f"or repair or remove the file, which makes another source of it, and begin again with "
+                        f"--restart"
+                    )
+            # Each write to the disk waits for it, so it comes seldom; an error notes what is left in `open_journal`.
+            if time.monotonic() - synced >= SYNC_S:
+                journal.sync()
+                synced = time.monotonic()
+    journal.sync()
     return bad
 
 

@@ -29,13 +29,10 @@ def list_images(src: Path, options: Options) -> Source:
     Raises:
         ValueError: a class folder has no image, or links lead to one folder twice.
     """
-    classes, paths, labels, others = _class_names(src), [], [], []
+    classes, images, others = _class_names(src), [], []
     for label, path in _files(src):
-        if is_image(path):
-            paths.append(path)
-            labels.append(label)
-        else:
-            others.append(path)
+        (images if is_image(path) else others).append((label, path))
+    labels, paths = [label for label, _ in images], [path for _, path in images]
     empty = set(range(len(classes))).difference(labels)
     if empty:
         raise ValueError(
@@ -43,14 +40,13 @@ def list_images(src: Path, options: Options) -> Source:
             f"{str(src / classes[min(empty)])!r}: add some, or move the folder away"
         )
     if others:
-        logger.warning("%d files without an image's ending are left out, the first is %r", len(others), others[0])
+        logger.warning("%d files without an image's ending are left out, the first is %r", len(others), others[0][1])
     try:
         sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, count=len(paths))
     except OSError as error:
         raise ValueError(f"every image must be readable, found {error}: repair or remove the file") from error
-    return Source(
-        "ImageFolder", tuple(classes), np.array(labels, np.int64), paths, sizes, lambda i: Path(paths[i]).read_bytes()
-    )
+    labels = np.array(labels, np.int64)
+    return Source("ImageFolder", tuple(classes), labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
 
 
 def _class_names(src: Path) -> list[str]:

@@ -6,8 +6,10 @@ import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from vitkd_ds.data.sources.source import Options, Source, is_image
-from vitkd_ds.data.sources.tar import Member, first_member, list_members, source_of
+from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar$")
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
@@ -19,14 +21,12 @@ def has_class_tars(src: Path) -> bool:
     """Whether `src` is a tar of class tars, or a folder that holds class tars."""
     if src.is_dir():
         return any(CLASS_TAR.match(entry.name) for entry in src.iterdir())
-    first = first_member(src)
-    return first is not None and CLASS_TAR.search(first.name) is not None
+    return CLASS_TAR.search(first_name(src)) is not None
 
 
 def has_flat_images(src: Path) -> bool:
     """Whether `src` is a tar that begins with an image of ImageNet's validation set."""
-    first = first_member(src)
-    return first is not None and Path(first.name).name.startswith(VAL_NAME[:15])
+    return Path(first_name(src)).name.startswith(VAL_NAME[:15])
 
 
 def open_class_tars(src: Path, options: Options) -> Source:
@@ -73,17 +73,15 @@ def open_flat_tar(src: Path, options: Options) -> Source:
         raise ValueError(f"--labels must be a file, found none at {options.labels!r}: check the path")
     wnids = _devkit_labels(file) if tarfile.is_tarfile(file) else _text_labels(file)
     images = _images(list_members(src), lambda member: Path(member.name).stem)
-    missing = [member.name for member in images if Path(member.name).stem not in wnids]
-    if missing:
+    found = [wnids.get(Path(member.name).stem) for member in images]
+    if None in found:
         raise ValueError(
             f"{options.labels!r} must name the class of every image of {str(src)!r}, found none of "
-            f"{missing[0]!r} and {len(missing) - 1} more: give the labels of these images"
+            f"{images[found.index(None)].name!r} and {found.count(None) - 1} more: give the labels of these images"
         )
-    found = [wnids[Path(member.name).stem] for member in images]
-    classes = sorted(set(found))
-    labels = list(map({wnid: label for label, wnid in enumerate(classes)}.get, found))
+    classes, labels = np.unique(found, return_inverse=True)
     names = [f"{src.name}/{member.name}" for member in images]
-    return source_of("ImageNet val", classes, labels, names, [src], [(0, member) for member in images])
+    return source_of("ImageNet val", classes.tolist(), labels, names, [src], [(0, member) for member in images])
 
 
 def _images(members: Iterable[Member], order: Callable[[Member], str]) -> list[Member]:

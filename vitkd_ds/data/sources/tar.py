@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,12 @@ class Member:
     size: int
 
 
-def first_member(path: Path) -> Member | None:
-    """The first plain file of a tar; None if it has none, or is no uncompressed tar."""
+def first_name(path: Path) -> str:
+    """Name of the first plain file of a tar; "" if it has none, or is no uncompressed tar."""
     try:
-        return next(list_members(path), None) if path.is_file() else None
-    except ValueError:
-        return None
+        return next(list_members(path)).name if path.is_file() else ""
+    except (StopIteration, ValueError):
+        return ""
 
 
 def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member]:
@@ -65,7 +65,7 @@ def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member
 
 
 def source_of(
-    kind: str, classes: list[str], labels: list[int], names: list[str], files: list[Path], members: list
+    kind: str, classes: list[str], labels: Sequence[int], names: list[str], files: list[Path], members: list
 ) -> Source:
     """A source whose images are members of tars; `members` holds the position of its tar in `files`, and itself.
 

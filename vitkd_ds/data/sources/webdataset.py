@@ -3,11 +3,12 @@
 import glob
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from vitkd_ds.data.sources.imagenet import CLASS_TAR, VAL_NAME, has_class_tars, has_flat_images
 from vitkd_ds.data.sources.source import Options, Source
-from vitkd_ds.data.sources.tar import Member, first_member, list_members, source_of
+from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 CLASS_ENDING = "cls"
@@ -19,7 +20,7 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 def has_samples(src: Path) -> bool:
     """Whether `src` is a tar, a folder of tars or a pattern, and not one of ImageNet's own."""
     if src.is_file():
-        return first_member(src) is not None and not has_class_tars(src) and not has_flat_images(src)
+        return bool(first_name(src)) and not has_class_tars(src) and not has_flat_images(src)
     if src.is_dir():
         tars = [path.name for path in src.glob("*.tar")]
         return bool(tars) and not any(CLASS_TAR.match(name) or name.startswith(VAL_NAME[:11]) for name in tars)
@@ -33,15 +34,12 @@ def open_samples(src: Path, options: Options) -> Source:
         ValueError: a tar is damaged, or a sample lacks its class or has two images.
     """
     tars = _tars(src)
-    members, names, texts = [], [], []
-    for number, tar in enumerate(tars):
-        for image, text in _samples(tar):
-            members.append((number, image))
-            names.append(f"{tar.name}/{image.name}")
-            texts.append(text)
-    if not members:
+    samples = [(number, image, text) for number, tar in enumerate(tars) for image, text in _samples(tar)]
+    if not samples:
         endings = " ".join(IMAGE_ENDINGS)
         raise ValueError(f"WebDataset tars must hold images ({endings}), found none in {str(src)!r}: give others")
+    members, texts = [sample[:2] for sample in samples], [text for _, _, text in samples]
+    names = [f"{tars[number].name}/{image.name}" for number, image in members]
     classes, labels = _classes(texts, names, options.classes)
     return source_of("WebDataset", classes, labels, names, tars, members)
 
@@ -66,8 +64,8 @@ def _expanded(pattern: str) -> list[str]:
     found = BRACES.search(pattern)
     if not found:
         return [pattern]
-    first, dots, last = found[1].partition("..")
-    if dots and first.isdecimal() and last.isdecimal():
+    first, _, last = found[1].partition("..")
+    if first.isdecimal() and last.isdecimal():
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
         choices = found[1].split(",")
@@ -75,7 +73,7 @@ def _expanded(pattern: str) -> list[str]:
     return [text for choice in choices for text in _expanded(before + choice + after)]
 
 
-def _samples(tar: Path) -> list[tuple[Member, str]]:
+def _samples(tar: Path) -> Iterator[tuple[Member, str]]:
     """Image and class text of each sample of a tar, in file order."""
     images: dict[str, Member] = {}
     classes: dict[str, Member] = {}
@@ -91,7 +89,6 @@ def _samples(tar: Path) -> list[tuple[Member, str]]:
                     f"{member.name!r}: write the tar again"
                 )
             kept[key] = member
-    samples = []
     with open(tar, "rb") as file:
         for key, image in images.items():
             text = ""
@@ -104,8 +101,7 @@ def _samples(tar: Path) -> list[tuple[Member, str]]:
                     f"{str(tar)!r} must hold {key}.{CLASS_ENDING} with the class of {image.name!r}, found {found}: "
                     f"write the tar again"
                 )
-            samples.append((image, text))
-    return samples
+            yield image, text
 
 
 def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[list[str], list[int]]:
