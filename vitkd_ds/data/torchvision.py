@@ -28,7 +28,7 @@ from torchvision.transforms import functional as F
 from vitkd_ds.data.beton.format import JPEG_MODE, SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops, TrainCrops
 from vitkd_ds.data.image_file import load_rgb
-from vitkd_ds.data.sources import Options, Source, open_source
+from vitkd_ds.data.sources import Source, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class TorchvisionImages:
             self._source, self.fingerprint = open_beton(Path(path))
             self._check = None
         else:
-            self._source = open_source(path, Options())
+            self._source = open_source(path)
             self.fingerprint = zlib.crc32(self._source.fingerprint().encode())
             self._check = damage_check(self.path)
         self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)

@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from tests.data.sources.test_sources import everything, jpeg, refused, source_at
+from tests.data.sources.test_sources import everything, jpeg, refused
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton, read_beton
+from vitkd_ds.data.sources import open_source
 
 datasets = pytest.importorskip("datasets")
 
@@ -41,12 +42,12 @@ def expected(count, first=0):
 
 def test_what_save_to_disk_wrote_is_read_byte_for_byte(tmp_path):
     dataset_of(7).save_to_disk(tmp_path / "one", num_shards=2)
-    source = source_at(tmp_path / "one")
+    source = open_source(tmp_path / "one")
     assert (source.kind, source.classes) == ("Hugging Face", tuple(NAMES)) and everything(source) == expected(7)
     assert source.names[5] == "one[5] 5.JPEG"
     both = datasets.DatasetDict({"train": dataset_of(7), "validation": dataset_of(4, first=7)})
     both.save_to_disk(tmp_path / "both")
-    source = source_at(tmp_path / "both", split="validation")
+    source = open_source(tmp_path / "both", split="validation")
     assert everything(source) == expected(4, first=7) and source.names[1] == "both/validation[1] 8.JPEG"
     for split in ("", "test"):
         refused(tmp_path / "both", split=split, match=f"one of the splits of .*, train, validation, found '{split}'")
@@ -58,10 +59,10 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     root.mkdir(parents=True)
     for part, first in enumerate((0, 5)):
         dataset_of(5, first=first).to_parquet(root / f"train-{part:05d}-of-00002.parquet")
-    source = source_at(tmp_path / "hub")
+    source = open_source(tmp_path / "hub")
     assert source.classes == tuple(NAMES) and everything(source) == expected(10)
     dataset_of(3).to_parquet(root / "test-00000-of-00001.parquet")
-    assert everything(source_at(tmp_path / "hub", split="train")) == expected(10)
+    assert everything(open_source(tmp_path / "hub", split="train")) == expected(10)
     refused(tmp_path / "hub", match="one of the splits of .*, test, train, found ''")
 
 
@@ -74,10 +75,10 @@ def test_workers_read_arrow_files(tmp_path):
 
 def test_selected_rows_keep_their_labels_and_files_beside_the_data_set_are_read(tmp_path):
     dataset_of(9).select([8, 1, 5]).save_to_disk(tmp_path / "rows")
-    assert everything(source_at(tmp_path / "rows")) == [(NAMES[i % 3], jpeg(i)) for i in (8, 1, 5)]
+    assert everything(open_source(tmp_path / "rows")) == [(NAMES[i % 3], jpeg(i)) for i in (8, 1, 5)]
     (tmp_path / "a.jpg").write_bytes(jpeg(3))
     rows_of([(None, str(tmp_path / "a.jpg"))], [0], names=["x"]).save_to_disk(tmp_path / "paths")
-    assert everything(source_at(tmp_path / "paths")) == [("x", jpeg(3))]
+    assert everything(open_source(tmp_path / "paths")) == [("x", jpeg(3))]
 
 
 def test_unfit_data_sets_are_refused(tmp_path, monkeypatch):

@@ -14,18 +14,14 @@ from PIL import Image
 from tests.commands.pack.test_pack import content_of, names_in
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import read_beton
-from vitkd_ds.data.sources import Options, open_source
+from vitkd_ds.data.sources import open_source
 
 WNIDS = ("n01440764", "n01443537", "n02119789")
 
 
-def source_at(path, **options):
-    return open_source(path, Options(**options))
-
-
 def refused(path, *, match, **options):
     with pytest.raises(ValueError, match=match):
-        source_at(path, **options)
+        open_source(path, **options)
 
 
 def jpeg(number):
@@ -82,13 +78,13 @@ def folder(tmp_path_factory):
 
 
 def test_imagenets_training_tar_holds_what_the_folders_do(tmp_path, folder):
-    tar, expected = source_at(write_train(tmp_path / "t.tar")), source_at(folder)
+    tar, expected = open_source(write_train(tmp_path / "t.tar")), open_source(folder)
     assert (tar.kind, tar.classes) == ("ImageNet train", WNIDS) and everything(tar) == everything(expected)
     assert tar.names[5] == "t.tar/n01443537.tar/n01443537_1.JPEG"
     (tmp_path / "tars").mkdir()
     for wnid in WNIDS:
         write_tar(tmp_path / "tars" / f"{wnid}.tar", images_of(wnid))
-    assert everything(source_at(tmp_path / "tars")) == everything(expected)
+    assert everything(open_source(tmp_path / "tars")) == everything(expected)
 
 
 def test_packing_from_a_tar_is_packing_from_a_folder(tmp_path, folder):
@@ -129,7 +125,7 @@ KAGGLE = "ImageId,PredictionString\n" + "".join(
 def test_imagenets_validation_tar_gets_its_labels_from_any_of_three_files(tmp_path, labels):
     file = tmp_path / "labels"
     write_devkit(file) if labels == "devkit" else file.write_text(labels)
-    source = source_at(write_val(tmp_path / "val.tar"), labels=str(file))
+    source = open_source(write_val(tmp_path / "val.tar"), labels=str(file))
     assert (source.kind, source.classes) == ("ImageNet val", WNIDS)
     assert everything(source) == [(wnid, jpeg(i)) for i, wnid in enumerate(VAL_WNIDS)]
     assert source.names[4] == "val.tar/ILSVRC2012_val_00000005.JPEG"
@@ -223,13 +219,13 @@ def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
     (tmp_path / "disk" / "x.jpg").write_bytes(jpeg(1))
     (tmp_path / "train" / "a").symlink_to(tmp_path / "disk")
     (tmp_path / "train" / "b" / "y.jpg").symlink_to(tmp_path / "disk" / "x.jpg")
-    assert everything(source_at(tmp_path / "train")) == [("a", jpeg(1)), ("b", jpeg(1))]
+    assert everything(open_source(tmp_path / "train")) == [("a", jpeg(1)), ("b", jpeg(1))]
 
 
 def test_another_source_has_another_fingerprint(tmp_path):
     src = write_folder(tmp_path / "train")
-    before = source_at(src).fingerprint()
-    assert source_at(src).fingerprint() == before
+    before = open_source(src).fingerprint()
+    assert open_source(src).fingerprint() == before
     with (src / WNIDS[1] / f"{WNIDS[1]}_2.JPEG").open("ab") as file:
         file.write(b"\0")
-    assert source_at(src).fingerprint() != before
+    assert open_source(src).fingerprint() != before

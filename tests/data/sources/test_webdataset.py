@@ -5,9 +5,10 @@ import gzip
 import pytest
 
 from tests.commands.pack.test_pack import names_in
-from tests.data.sources.test_sources import everything, jpeg, refused, source_at, write_tar
+from tests.data.sources.test_sources import everything, jpeg, refused, write_tar
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton, read_beton
+from vitkd_ds.data.sources import open_source
 
 
 def write_tars(root, texts, *, per_tar=3):
@@ -25,7 +26,7 @@ def write_tars(root, texts, *, per_tar=3):
 
 def test_folders_tars_and_patterns_give_their_tars(tmp_path):
     root = write_tars(tmp_path / "tars", ["1", "0", "2", "1\n", " 0", "2", "1"])
-    whole = everything(source_at(root))
+    whole = everything(open_source(root))
     assert whole == [(text, jpeg(i)) for i, text in enumerate("1021021")]
     for pattern, part in (
         ("train-*.tar", whole),
@@ -33,9 +34,9 @@ def test_folders_tars_and_patterns_give_their_tars(tmp_path):
         ("train-00000{2,0}.tar", whole[6:] + whole[:3]),
         ("train-000000.tar", whole[:3]),
     ):
-        assert everything(source_at(root / pattern)) == part
+        assert everything(open_source(root / pattern)) == part
     refused(root / "{train,}-00000[012].tar", match="must be tars that exist, found none at '.*/-00000")
-    source = source_at(root)
+    source = open_source(root)
     assert (source.kind, source.classes) == ("WebDataset", ("0", "1", "2"))
     assert source.names[4] == "train-000001.tar/part/0004.jpg"
 
@@ -44,11 +45,11 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n\nant\nbee\n", encoding="utf-8")
     listed = {"classes": str(tmp_path / "classes.txt")}
     names = write_tars(tmp_path / "names", ["dog", "ant", "cat"])
-    assert source_at(names).classes == ("ant", "cat", "dog")
-    source = source_at(names, **listed)
+    assert open_source(names).classes == ("ant", "cat", "dog")
+    source = open_source(names, **listed)
     assert source.classes == ("cat", "dog", "ant", "bee") and source.labels.tolist() == [1, 2, 0]
     numbers = write_tars(tmp_path / "numbers", ["3", "0"])
-    source = source_at(numbers, **listed)
+    source = open_source(numbers, **listed)
     assert source.labels.tolist() == [3, 0] and source.classes[3] == "bee"
     refused(numbers, match="every class number must occur, found none of 1 below 3: give --classes")
     more = write_tars(tmp_path / "more", ["3", "4"])

@@ -20,7 +20,7 @@ from vitkd_ds.data.beton.format import METADATA_DTYPE, METADATA_START, STORED_DT
 from vitkd_ds.data.beton.side_file import BetonInfo, side_path, side_text
 from vitkd_ds.data.beton.verify import check_images
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.sources import Options, Source, open_source
+from vitkd_ds.data.sources import Source, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def pack(
         max_resolution = 0 if passthrough or short_side else MAX_RESOLUTION
     encoding = Encoding(write_mode, max_resolution, short_side, quality, passthrough)
     _check_dst(dst, workers=workers)
-    source = open_source(src, Options(labels, classes, split))
+    source = open_source(src, labels=labels, classes=classes, split=split)
     num_workers = workers or len(os.sched_getaffinity(0))
     settings = {"source": source.kind, "num_images": len(source.labels), "fingerprint": source.fingerprint()}
     settings |= asdict(encoding) | {"shuffle": shuffle}

@@ -35,18 +35,15 @@ PROPORTION_STREAM = 5
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored. Raises ValueError where the fields do not go together."""
+    """How images are stored, in the words of `pack`. Raises ValueError where the fields do not go together."""
 
     write_mode: str
-    """jpg, raw or proportion (half of the images each)."""
     max_resolution: int
-    """Longest side in pixels, to which longer images are scaled down (cv2's INTER_AREA, as in FFCV); 0 keeps all."""
+    """Scaled to by cv2's INTER_AREA, as in FFCV."""
     short_side: int
-    """Shorter side in pixels to which larger images are scaled down (Pillow's antialiased bicubic); 0 keeps all."""
+    """Scaled to by Pillow's antialiased bicubic."""
     quality: int
-    """JPEG quality, 1 to 100."""
     passthrough: bool
-    """Whether plain JPEGs that need no scaling are stored as they are."""
 
     def __post_init__(self) -> None:
         if self.write_mode not in WRITE_MODES:

@@ -44,23 +44,20 @@ class Journal:
         path: the unfinished .beton; `notes` is the journal.
         data: descriptor of the unfinished .beton, for writing.
         end: position, in bytes, before which nothing is written any more.
+        added: arrays of records that the next `sync` notes.
     """
 
     def __init__(self, path: Path, notes: Path, descriptor: int, records: np.ndarray, *, end: int):
-        self.path, self.notes, self.end, self._blocks, self._added = path, notes, end, [records], []
+        self.path, self.notes, self.end, self._blocks, self.added = path, notes, end, [records], []
         self.data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._descriptor, self._length = descriptor, os.fstat(descriptor).st_size
 
-    def add(self, records: np.ndarray) -> None:
-        """Take images that were written, which the next `sync` notes."""
-        self._added.append(records)
-
     def sync(self) -> None:
-        """Bring what was written so far to the disk, and then note that it is there."""
-        if not self._added:
+        """Bring what was written so far to the disk, and then note the images in `added`."""
+        if not self.added:
             return
         os.fsync(self.data)
-        records = np.concatenate(self._added)
+        records = np.concatenate(self.added)
         content = records.tobytes()
         block = np.array([(len(records), zlib.crc32(content))], BLOCK_DTYPE)
         # A call that was cut short by a signal or a full disk is repeated in the same place.
@@ -68,7 +65,7 @@ class Journal:
         os.fsync(self._descriptor)
         self._length += block.nbytes + len(content)
         self._blocks.append(records)
-        self._added = []  # afterwards, as a signal may come in between: noted twice is better than never
+        self.added = []  # afterwards, as a signal may come in between: noted twice is better than never
 
     @property
     def records(self) -> np.ndarray:

@@ -84,10 +84,7 @@ class _Pages:
 
 
 def store_images(packing: Packing, journal: Journal, *, first_byte: int, num_workers: int) -> list[tuple[int, str]]:
-    """Store all pending images from `first_byte` of the file on, and note them in the journal.
-
-    Returns:
-        Number in the source, and reason, of each image that was left out.
+    """Store all pending images from `first_byte` on; number in the source, and reason, of each that was left out.
 
     Raises:
         ValueError: a file cannot be decoded and `skip_bad` is off.
@@ -191,7 +188,7 @@ def _follow(packing: Packing, journal: Journal, workers: dict[Connection, Proces
             for pipe in wait(list(running), timeout=SYNC_S):
                 kind, content = _received(pipe, running[pipe])
                 if kind == "stored":
-                    journal.add(content)
+                    journal.added.append(content)
                     bar.update(len(content))
                 elif kind == "finished":
                     del running[pipe]

@@ -9,10 +9,10 @@ from pathlib import Path
 from vitkd_ds.data.sources.folder import has_class_folders, has_loose_images, list_images
 from vitkd_ds.data.sources.huggingface import has_arrow, has_parquet, open_hugging_face
 from vitkd_ds.data.sources.imagenet import has_class_tars, has_flat_images, open_class_tars, open_flat_tar
-from vitkd_ds.data.sources.source import Options, Source
+from vitkd_ds.data.sources.source import Source
 from vitkd_ds.data.sources.webdataset import has_samples, open_samples
 
-KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Source], str]] = {
+KINDS: dict[str, tuple[Callable[[Path], bool], Callable[..., Source], str]] = {
     "ImageFolder (a folder per class)": (has_class_folders, list_images, ""),
     "ImageNet's training tar, or a folder of its class tars": (has_class_tars, open_class_tars, ""),
     "ImageNet's validation tar": (has_flat_images, open_flat_tar, "labels"),
@@ -20,13 +20,18 @@ KINDS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Source]
     "Hugging Face save_to_disk folder": (has_arrow, open_hugging_face, "split"),
     "folder of parquet files": (has_parquet, open_hugging_face, "split"),
 }
-"""Name -> whether a path is of this kind, what opens it, and the one option that it may take."""
+"""Name -> whether a path is of this kind, what opens it, and the one option that it takes, if any."""
 
-__all__ = ["KINDS", "Options", "Source", "open_source"]
+__all__ = ["KINDS", "Source", "open_source"]
 
 
-def open_source(src: str | Path, options: Options) -> Source:
+def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: str = "") -> Source:
     """Find out what `src` is, and list its images.
+
+    Args:
+        labels: file with the labels of ImageNet's validation images.
+        classes: file with a class name per line, for WebDataset tars that hold numbers.
+        split: name of the part to read, where a Hugging Face folder has several.
 
     Raises:
         ValueError: nothing is there, no kind fits or several do, an option does not belong to the kind, or the
@@ -45,7 +50,8 @@ def open_source(src: str | Path, options: Options) -> Source:
             remedy = "move them into a folder per class, or give ImageNet's validation tar itself, with --labels"
         raise ValueError(f"{must} {found} at {str(src)!r}: {remedy}")
     _, opener, known = KINDS[fitting[0]]
-    for option in ("labels", "classes", "split"):
-        if getattr(options, option) and option != known:
+    options = {"labels": labels, "classes": classes, "split": split}
+    for option, value in options.items():
+        if value and option != known:
             raise ValueError(f"--{option} does not belong to {fitting[0]}, which {str(src)!r} is: leave it away")
-    return opener(path, options)
+    return opener(path, options[known]) if known else opener(path)

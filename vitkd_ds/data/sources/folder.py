@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vitkd_ds.data.image_file import EXTENSIONS
-from vitkd_ds.data.sources.source import Options, Source, is_image
+from vitkd_ds.data.sources.source import Source, is_image
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def has_loose_images(src: Path) -> bool:
     return src.is_dir() and any(map(is_image, os.listdir(src)))
 
 
-def list_images(src: Path, options: Options) -> Source:
+def list_images(src: Path) -> Source:
     """List the images below each class folder of `src`, in sorted order; hidden files and folders are left out.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vitkd_ds.data.sources.source import Options, Source
+from vitkd_ds.data.sources.source import Source
 
 ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
 """Files at the top of what save_to_disk writes, of one split or several."""
@@ -30,7 +30,7 @@ def has_parquet(src: Path) -> bool:
     return bool(_parquet_files(src)) and not has_arrow(src)
 
 
-def open_hugging_face(src: Path, options: Options) -> Source:
+def open_hugging_face(src: Path, split: str) -> Source:
     """List the images of a data set with one image column and one of class labels.
 
     Raises:
@@ -39,9 +39,9 @@ def open_hugging_face(src: Path, options: Options) -> Source:
     try:
         import datasets
     except ImportError as error:
-        remedy = "pip install 'vitkd_ds[hf]'"
-        raise ValueError(f"{str(src)!r} needs the package datasets to be read, found none: {remedy}") from error
-    dataset = _arrow(datasets, src, options.split) if has_arrow(src) else _parquet(datasets, src, options.split)
+        found = f"{str(src)!r} needs the package datasets to be read, found none"
+        raise ValueError(f"{found}: pip install 'vitkd_ds[hf]'") from error
+    dataset = _arrow(datasets, src, split) if has_arrow(src) else _parquet(datasets, src, split)
     image_key = _only_column(src, dataset, datasets.Image, "image")
     label_key = _only_column(src, dataset, datasets.ClassLabel, "class label")
     if not len(dataset):
@@ -60,19 +60,17 @@ def open_hugging_face(src: Path, options: Options) -> Source:
         value = images[index][image_key] or {"bytes": b""}  # a row without an image: no image either
         return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
 
-    prefix = f"{src.name}/{options.split}" if options.split else src.name
+    prefix = f"{src.name}/{split}" if split else src.name
     names, sizes = _names_and_sizes(images, image_key, prefix)
     return Source("Hugging Face", classes, labels, names, sizes, read)
 
 
 def _choose(src: Path, found: list[str], split: str) -> str:
     """The split to read: the one that is named, or the only one."""
-    if split in found:
-        return split
-    if split or len(found) != 1:
+    if split not in found and (split or len(found) != 1):
         splits = f"{str(src)!r}, {', '.join(found)}"
         raise ValueError(f"--split must name one of the splits of {splits}, found {split!r}: choose one")
-    return found[0]
+    return split or found[0]
 
 
 def _arrow(datasets: Any, src: Path, split: str) -> Any:

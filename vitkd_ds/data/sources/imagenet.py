@@ -3,13 +3,12 @@
 import io
 import re
 import tarfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from vitkd_ds.data.sources.source import Options, Source, is_image
-from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
+from vitkd_ds.data.sources.source import Source, is_image
+from vitkd_ds.data.sources.tar import first_name, list_members, source_of
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar$")
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
@@ -29,7 +28,7 @@ def has_flat_images(src: Path) -> bool:
     return Path(first_name(src)).name.startswith(VAL_NAME[:15])
 
 
-def open_class_tars(src: Path, options: Options) -> Source:
+def open_class_tars(src: Path) -> Source:
     """List the images of ImageNet's training tar, or of its class tars in a folder; wnids give the labels in order.
 
     Raises:
@@ -47,45 +46,43 @@ def open_class_tars(src: Path, options: Options) -> Source:
         found = CLASS_TAR.match(name)
         if not found or classes and classes[-1] == found[1]:
             raise ValueError(f"{str(src)!r} must hold tars nXXXXXXXX.tar, each once, found {name!r}: remove it")
-        images = _images(list_members(files[number], inside=inner), lambda member: member.name)
+        images = [member for member in list_members(files[number], inside=inner) if is_image(member.name)]
         if not images:
             raise ValueError(f"every class tar must hold images, found none in {name!r} of {str(src)!r}: fetch it anew")
         classes.append(found[1])
+        images.sort(key=lambda member: member.name)
         members += [(number, member) for member in images]
         names += [f"{src.name}/{name}/{member.name}" for member in images]
         labels += [label] * len(images)
     return source_of("ImageNet train", classes, labels, names, files, members)
 
 
-def open_flat_tar(src: Path, options: Options) -> Source:
+def open_flat_tar(src: Path, labels_file: str) -> Source:
     """List the images of ImageNet's validation tar, with labels from a file; sorted wnids give the numbers.
 
     Raises:
         ValueError: the labels are not given, unreadable, or do not cover all images; the tar is damaged.
     """
-    if not options.labels:
+    if not labels_file:
         raise ValueError(
             f"{str(src)!r} holds no labels: give --labels, the devkit ILSVRC2012_devkit_t12.tar.gz, or a text file "
             f"with a line per image, such as {VAL_NAME.format(1)}.JPEG n01751748, or Kaggle's LOC_val_solution.csv"
         )
-    file = Path(options.labels)
+    file = Path(labels_file)
     if not file.is_file():
-        raise ValueError(f"--labels must be a file, found none at {options.labels!r}: check the path")
+        raise ValueError(f"--labels must be a file, found none at {labels_file!r}: check the path")
     wnids = _devkit_labels(file) if tarfile.is_tarfile(file) else _text_labels(file)
-    images = _images(list_members(src), lambda member: Path(member.name).stem)
+    images = [member for member in list_members(src) if is_image(member.name)]
+    images.sort(key=lambda member: Path(member.name).stem)
     found = [wnids.get(Path(member.name).stem) for member in images]
     if None in found:
         raise ValueError(
-            f"{options.labels!r} must name the class of every image of {str(src)!r}, found none of "
+            f"{labels_file!r} must name the class of every image of {str(src)!r}, found none of "
             f"{images[found.index(None)].name!r} and {found.count(None) - 1} more: give the labels of these images"
         )
     classes, labels = np.unique(found, return_inverse=True)
     names = [f"{src.name}/{member.name}" for member in images]
     return source_of("ImageNet val", classes.tolist(), labels, names, [src], [(0, member) for member in images])
-
-
-def _images(members: Iterable[Member], order: Callable[[Member], str]) -> list[Member]:
-    return sorted((member for member in members if is_image(member.name)), key=order)
 
 
 def _text_labels(file: Path) -> dict[str, str]:

@@ -11,18 +11,6 @@ from vitkd_ds.data.image_file import EXTENSIONS
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user may have to say about a source; empty where it speaks for itself."""
-
-    labels: str = ""
-    """File with the labels of ImageNet's validation images."""
-    classes: str = ""
-    """File with a class name per line, for WebDataset tars that hold numbers."""
-    split: str = ""
-    """Name of the part to read, where a Hugging Face folder has several."""
-
-
-@dataclass(frozen=True)
 class Source:
     """The images of one data set."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitkd_ds.data.sources.imagenet import CLASS_TAR, VAL_NAME, has_class_tars, has_flat_images
-from vitkd_ds.data.sources.source import Options, Source
+from vitkd_ds.data.sources.source import Source
 from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
@@ -27,7 +27,7 @@ def has_samples(src: Path) -> bool:
     return True
 
 
-def open_samples(src: Path, options: Options) -> Source:
+def open_samples(src: Path, classes_file: str) -> Source:
     """List the samples of all tars in their order.
 
     Raises:
@@ -40,7 +40,7 @@ def open_samples(src: Path, options: Options) -> Source:
         raise ValueError(f"WebDataset tars must hold images ({endings}), found none in {str(src)!r}: give others")
     members, texts = [sample[:2] for sample in samples], [text for _, _, text in samples]
     names = [f"{tars[number].name}/{image.name}" for number, image in members]
-    classes, labels = _classes(texts, names, options.classes)
+    classes, labels = _classes(texts, names, classes_file)
     return source_of("WebDataset", classes, labels, names, tars, members)
 
 
