@@ -49,24 +49,19 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
     if found := unequal(ranks.from_all(loader.fingerprint), patient.nodes):
         found = f"{str(path)!r} must be the same images on all nodes, found fingerprint {found}"
         yield error(name, found, "copy the file and its .json to the node again")
-    yield place_row(name, path)
+    kind = file_system(path)
+    found, problem = f"{path} on {kind}", "which the nodes share over the network"
+    if path.is_file():
+        info = check_beton(path)
+        found = f"{info.num_images:,} images in {len(info.classes)} classes, {size_text(info.bytes)}, {found}"
+    advice = "set STAGE_DIR for slurm/*.sh, or copy the file and its .json to each node's own disk"
+    yield judged(name != "data.train" or not NETWORK.fullmatch(kind), name, found, problem, advice)
     if path.is_file():
         row = bytes_row(name, path, patient)
         yield row
         if row.level == "error":  # wrong bytes may not decode at all
             return
     yield decoding_row(name, loader, patient)
-
-
-def place_row(name: str, path: Path) -> Row:
-    """What lies there, and on which file system."""
-    found = f"{path} on {(kind := file_system(path))}"
-    if path.is_file():
-        info = check_beton(path)
-        found = f"{info.num_images:,} images in {len(info.classes)} classes, {size_text(info.bytes)}, {found}"
-    problem = "which the nodes share over the network"
-    advice = "set STAGE_DIR for slurm/*.sh, or copy the file and its .json to each node's own disk"
-    return judged(name != "data.train" or not NETWORK.fullmatch(kind), name, found, problem, advice)
 
 
 def bytes_row(name: str, path: Path, patient: Patient) -> Row:

@@ -23,12 +23,25 @@ COMFORT = 1.5
 
 
 def check_folder(patient: Patient) -> Iterator[Row]:
-    """Look at the run folder from rank 0, and write to it from all ranks. Collective."""
+    """Look at the run folder from rank 0, and write to it from all ranks. Collective; leaves nothing behind."""
     workdir, is_main = Path(patient.run.workdir), ranks.rank() == 0
     if is_main:
         yield run_row(patient.run)
         yield from lock_rows(workdir)
-    yield from writable_rows(workdir)
+    advice = "give a --workdir on a file system that all nodes share and that you may write to"
+    written = None
+    try:
+        written = tempfile.NamedTemporaryFile(dir=existing(workdir), prefix=".vitkd_ds_doctor_")
+    except OSError as caught:
+        yield error("run folder", f"{workdir} must be writable, found {caught.strerror}", advice)
+    # Folders of the same name may be each node's own: then the others do not see rank 0's file.
+    of_main = ranks.from_main(written.name if written else None)
+    if of_main and not Path(of_main).exists():
+        found = f"{workdir} must be one folder for all ranks, found another one than rank 0's"
+        yield error("run folder", found, advice)
+    ranks.barrier()  # rank 0's file stays until all have looked
+    if written:
+        written.close()
     if is_main and patient.num_trained is not None:
         yield space_row(patient.run, patient.num_trained)
 
@@ -56,7 +69,7 @@ def lock_rows(workdir: Path) -> Iterator[Row]:
     """Whether another job has the run folder."""
     try:
         holder = lock.holder_of(workdir)
-    except OSError:  # `writable_rows` says what is wrong with the folder
+    except OSError:  # writing to it shows what is wrong with the folder
         return
     if holder:
         name, silent_s, is_alive = holder
@@ -64,23 +77,6 @@ def lock_rows(workdir: Path) -> Iterator[Row]:
             yield error("run folder", f"{workdir} is in use by {name}", "wait for it, or give another --workdir")
         else:
             yield warning("run folder", f"{workdir} has the lock of {name}, which is gone", "train takes it over")
-
-
-def writable_rows(workdir: Path) -> Iterator[Row]:
-    """Whether every rank can write there, and sees what rank 0 writes. Collective; leaves nothing behind."""
-    advice = "give a --workdir on a file system that all nodes share and that you may write to"
-    written = None
-    try:
-        written = tempfile.NamedTemporaryFile(dir=existing(workdir), prefix=".vitkd_ds_doctor_")
-    except OSError as caught:
-        yield error("run folder", f"{workdir} must be writable, found {caught.strerror}", advice)
-    of_main = ranks.from_main(written.name if written else None)
-    if of_main and not Path(of_main).exists():
-        found = f"{workdir} must be one folder for all ranks, found another one than rank 0's"
-        yield error("run folder", found, advice)
-    ranks.barrier()  # rank 0's file stays until all have looked
-    if written:
-        written.close()
 
 
 def space_row(run: Run, num_trained: int) -> Row:
