@@ -58,7 +58,7 @@ ADVICE = {
 
 
 class Examination:
-    """The rows so far on this rank, and the check that runs."""
+    """The rows so far, and those of this rank (`pending`) of a check that other ranks have not finished."""
 
     def __init__(self, run: Run) -> None:
         self.started, self.rows, self.pending = time.monotonic(), [], []
