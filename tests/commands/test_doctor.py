@@ -216,7 +216,7 @@ def test_packages_out_of_range_missing_or_different_are_errors():
     ("teacher", HUB, str(DEMO_TEACHER), "ok", f"1.2 M parameters, {DEMO_TEACHER}"),
     ("teacher", {"checkpoint": "no-file"}, None, "error", "no-file"),
     ("student", {"init": "no-file"}, None, "error", "no-file"),
-    ("student", {"model": "deit_huge"}, None, "error", "did you mean"),
+    ("student", {"model": "deit_tiny_patch"}, None, "error", "did you mean"),
 ])  # fmt: skip
 def test_weights_are_not_fetched_and_random_ones_stand_in(monkeypatch, role, changes, in_cache, level, found):
     monkeypatch.setattr(models, "try_to_load_from_cache", lambda hub_id, name: in_cache)

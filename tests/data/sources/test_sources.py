@@ -52,6 +52,14 @@ def images_of(wnid, count=4):
     return [(f"{wnid}_{i}.JPEG", jpeg(first + i)) for i in reversed(range(count))]
 
 
+def tree(root, *names):
+    """A folder with the same image under each name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(1))
+    return root
+
+
 def write_folder(root):
     for wnid in WNIDS:
         (root / wnid).mkdir(parents=True)
@@ -197,29 +205,23 @@ def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
     refused(folder, split="train", match="--split does not belong to ImageFolder")
     (folder / "n09").mkdir()
     refused(folder, match="each class folder must have images.*n09")
-    (tmp_path / "hollow" / "x.JPEG").write_bytes(jpeg(1))
-    refused(tmp_path / "hollow", match="holds images without a class .*validation tar itself, with --labels")
+    refused(tree(tmp_path / "hollow", "x.JPEG"), match="holds images without a class .*validation tar itself, with --labels")
 
 
 @pytest.mark.parametrize("link, target", [
     ("a/loop", ""), ("a/loop", "a"), ("a/deep/loop", "a"), ("b/other", "a/deep"), ("c", "a"), ("a/deep/up", "b"),
 ])  # fmt: skip
 def test_links_that_lead_to_a_folder_twice_are_refused_by_name(tmp_path, link, target):
-    src = tmp_path / "train"
-    for name in ("a/deep", "b"):
-        (src / name).mkdir(parents=True)
-        (src / name / "x.jpg").write_bytes(jpeg(1))
+    src = tree(tmp_path / "train", "a/deep/x.jpg", "b/x.jpg")
     (src / link).symlink_to(src / target)
     refused(src, match="must be listed once, found '.*' again as '.*': remove the link")
 
 
 def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
-    for folder in ("disk", "train/b"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "disk" / "x.jpg").write_bytes(jpeg(1))
+    tree(tmp_path, "disk/x.jpg", "train/c/x.jpg")
     (tmp_path / "train" / "a").symlink_to(tmp_path / "disk")
-    (tmp_path / "train" / "b" / "y.jpg").symlink_to(tmp_path / "disk" / "x.jpg")
-    assert everything(open_source(tmp_path / "train")) == [("a", jpeg(1)), ("b", jpeg(1))]
+    (tmp_path / "train" / "c" / "y.jpg").symlink_to(tmp_path / "disk" / "x.jpg")
+    assert everything(open_source(tmp_path / "train")) == [("a", jpeg(1)), ("c", jpeg(1)), ("c", jpeg(1))]
 
 
 def test_another_source_has_another_fingerprint(tmp_path):

@@ -89,6 +89,7 @@ def _samples(tar: Path) -> Iterator[tuple[Member, str]]:
                     f"{member.name!r}: write the tar again"
                 )
             kept[key] = member
+    # A class may stand before or after its image, so classes are read when all members are known.
     with open(tar, "rb") as file:
         for key, image in images.items():
             text = ""
