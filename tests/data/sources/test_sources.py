@@ -205,7 +205,8 @@ def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
     refused(folder, split="train", match="--split does not belong to ImageFolder")
     (folder / "n09").mkdir()
     refused(folder, match="each class folder must have images.*n09")
-    refused(tree(tmp_path / "hollow", "x.JPEG"), match="holds images without a class .*validation tar itself, with --labels")
+    tree(tmp_path / "hollow", "x.JPEG")
+    refused(tmp_path / "hollow", match="holds images without a class .*validation tar itself, with --labels")
 
 
 @pytest.mark.parametrize("link, target", [
