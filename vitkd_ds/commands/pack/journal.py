@@ -135,9 +135,11 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
     try:
         yield journal
     except BaseException:
-        with suppress(OSError):  # the disk may be what failed
-            journal.sync()
-        journal.close(keep=len(journal.records) > 0)
+        try:
+            with suppress(OSError):  # the disk may be what failed
+                journal.sync()
+        finally:  # even if a second Ctrl-C comes meanwhile
+            journal.close(keep=len(journal.records) > 0)
         raise
     journal.close(keep=False)
 
