@@ -1,8 +1,5 @@
-"""Text from the command line -> fields of a frozen run, converted by the field's declared type; and JSON -> a run.
-
-fire leaves every value as text (`--workdir 2024_01` stays that), and this module refuses what it does not know, with
-the nearest valid name, before anything else happens.
-"""
+"""Text from the command line -> fields of a frozen run, converted by the field's declared type; and JSON -> a run. What
+is unknown is refused with the nearest valid name, before anything else happens."""
 
 import collections.abc
 import dataclasses
@@ -36,11 +33,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
-    """A copy of `run` with dotted keys set from text.
-
-    Args:
-        run: a dataclass tree.
-        overrides: such as {"optim.lr": "3e-4", "teacher.placement": "replica"}.
+    """Copy a run, or a part of one, with dotted keys set from text, such as {"optim.lr": "3e-4"}.
 
     Raises:
         ValueError: an unknown key (the nearest is named), text that is no value of the field's type, or a value that
@@ -48,10 +41,10 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
     """
     keys = field_types(run)
     for key, text in overrides.items():
-        part = key.partition(".")[0]
-        if key not in keys and getattr(run, part, "") is None:
-            raise ValueError(f"--{key} cannot be set: this recipe has no {part}")
         if key not in keys:
+            part = key.partition(".")[0]
+            if getattr(run, part, "") is None:
+                raise ValueError(f"--{key} cannot be set: this recipe has no {part}")
             raise ValueError(f"--{key} is no option: {nearest(key, keys)}")
         run = _replace(run, key.split("."), convert(text, keys[key], key))
     return run
@@ -70,17 +63,15 @@ def field_types(run: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def convert(text: str, declared: Any, key: str) -> Any:
-    """`text` as a value of the declared type; `key` is for the message.
-
-    Raises:
-        ValueError: the text is no such value.
-    """
+    """Make a value of the declared type from text; `key` is for the message of the ValueError if it is none."""
     kind = get_origin(declared) or declared
     try:
         if kind is bool:
             return BOOLS[text.lower()]
         if kind in (int, float):
-            return _to_number(text, kind)
+            if "_" in text or not math.isfinite(float(text)):
+                raise ValueError
+            return kind(text)
         if kind is tuple:
             return _to_tuple(text, get_args(declared))
         return {**json.loads(text)} if kind in KINDS else text
@@ -117,16 +108,14 @@ def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
             f"{cls.__name__} must have exactly its own fields, found unknown {sorted(unknown)} and missing "
             f"{sorted(missing)}: the file was written by another version"
         )
-    values = {}
+    values = dict(stored)
     for name, declared in hints.items():
         value, part = stored[name], dataclass_in(declared)
         if part and (value is not None or part is declared):
-            value = from_dict(part, value, f"{prefix}{name}.")
+            values[name] = from_dict(part, value, f"{prefix}{name}.")
         elif not part:
-            text = value if isinstance(value, str) else json.dumps(value)
-            converted = convert(text, declared, prefix + name)
-            value = value if value == converted else converted  # 20 stays 20 where a float is declared
-        values[name] = value
+            converted = convert(value if isinstance(value, str) else json.dumps(value), declared, prefix + name)
+            values[name] = value if value == converted else converted  # 20 stays 20 where a float is declared
     return cls(**values)
 
 
@@ -138,13 +127,6 @@ def dataclass_in(declared: Any) -> Any:
 def _replace(node: Any, path: list[str], value: Any) -> Any:
     head, *rest = path
     return dataclasses.replace(node, **{head: _replace(getattr(node, head), rest, value) if rest else value})
-
-
-def _to_number(text: str, kind: type) -> Any:
-    value = kind(text)
-    if "_" in text or not math.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def _to_tuple(text: str, element_types: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -14,14 +14,13 @@ from vitkd_ds.recipes import demo, imagenet
 logger = logging.getLogger(__name__)
 
 RECIPES: dict[str, Callable[[], Run]] = {
-    "demo": demo.demo,
-    "demo_plain": demo.demo_plain,
-    "demo_teacher": demo.demo_teacher,
-    "deit_tiny_from_deit3_small": imagenet.deit_tiny_from_deit3_small,
-    "deit_small_from_deit3_base": imagenet.deit_small_from_deit3_base,
-    "deit_base_from_deit3_large": imagenet.deit_base_from_deit3_large,
-    "deit_small_from_deit3_base_3augment": imagenet.deit_small_from_deit3_base_3augment,
-}
+    recipe.__name__: recipe
+    for recipe in (
+        demo.demo, demo.demo_plain, demo.demo_teacher, imagenet.deit_tiny_from_deit3_small,
+        imagenet.deit_small_from_deit3_base, imagenet.deit_base_from_deit3_large,
+        imagenet.deit_small_from_deit3_base_3augment,
+    )
+}  # fmt: skip
 
 
 def build_run(recipe: str, *, debug: bool = False) -> Run:
@@ -38,7 +37,8 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
         ValueError: no recipe of that name (the nearest is named), a path without a run, or a path with `debug`.
     """
     if recipe in RECIPES:
-        return debug_size(RECIPES[recipe]()) if debug else RECIPES[recipe]()
+        run = RECIPES[recipe]()
+        return _debug_size(run) if debug else run
     if "/" not in recipe and not os.path.exists(recipe):
         raise ValueError(f"--recipe {recipe} is no recipe: {nearest(recipe, RECIPES)}")
     if debug:
@@ -49,7 +49,7 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
     return replace(stored, resume="auto")
 
 
-def debug_size(run: Run) -> Run:
+def _debug_size(run: Run) -> Run:
     """The same models and code for a few steps on the packaged images; a teacher to be downloaded becomes random."""
     # A 224-pixel image costs a laptop's CPU sixty times as much as the demo's of 28.
     is_small = run.data.image_size <= 28
