@@ -5,15 +5,13 @@
 
 FILE is an .npz: JPEG files end to end in `blob`, photo i at ``blob[offsets[i]:offsets[i + 1]]``, its class name
 ``classes[labels[i]]``; each is written --copies times. Each row is a loader of `loader_rows.py` in a process that warms
-up and is timed over one epoch, with --threads decoder threads or workers (with one, all shares one core). Rounds
-interleave the rows; figures are medians (minimum–maximum). Images per CPU-second count user and system time of process
-and workers, and are what is judged, as they depend least on what else the machine does. The first batch is timed from
-before the loader's imports, with torch imported; a cold start has no caches of Python and numba, and no .beton in the
-page cache. Pages of a mapped file count in the peak RSS.
+up and is timed over one epoch, with --threads decoder threads or workers; rounds interleave the rows. Images per
+CPU-second count user and system time of process and workers: they are judged, as they depend least on what else the
+machine does. The first batch is timed from before the loader's imports, with torch imported; a cold start has no caches
+of Python and numba, and no .beton in the page cache. Pages of a mapped file count in the peak RSS.
 
---table adds what each way of storing costs and keeps: the evaluation crop's PSNR against Pillow's of the original, in
-dB. --imagenet_size adds what opening 1,281,167 tiny images costs. --workdir keeps the inputs, --json gets each round's
-figures. --debug runs everything small, on generated photos: its figures mean nothing.
+--table adds what each way of storing costs and keeps, --imagenet_size what opening 1,281,167 tiny images costs.
+--workdir keeps the inputs, --json gets each round's figures. --debug runs all small: its figures mean nothing.
 """
 
 import argparse
@@ -26,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Iterable
@@ -93,9 +90,8 @@ def closeness(name: str, setting: Setting) -> dict[str, str]:
 
     crop = Compose([Resize(256, InterpolationMode.BICUBIC), CenterCrop(SIZE), PILToTensor()])
     originals = ImageFolder(setting.workdir / "originals", crop)  # in the order of the .beton
-    chosen = {
-        i for i, (path, _) in enumerate(originals.samples) if Path(path).name < "0200" and path.endswith("_0.JPEG")
-    }
+    first = {f"{number:04}_0" for number in range(200)}
+    chosen = {i for i, (path, _) in enumerate(originals.samples) if Path(path).stem in first}
     opener, source = (open_ffcv, "jpg500") if name == "stock" else (open_ours, name)
     images = (image_CHW for images_BCHW, _ in opener(setting, source, split="val")(0) for image_CHW in images_BCHW)
     numbered = zip(range(len(originals)), images, strict=True)
@@ -107,7 +103,7 @@ def closeness(name: str, setting: Setting) -> dict[str, str]:
 
 def scale(name: str, setting: Setting) -> dict[str, str]:
     """Open a long file with our loader or stock FFCV, take 20 micro-batches, start another epoch."""
-    ours = ("vitkd_ds.data.beton.stream", "vitkd_ds.data.loader", "vitkd_ds.data.mixing")
+    ours = ("vitkd_ds.data.beton.stream", "vitkd_ds.data.loader", "vitkd_ds.data.mixing", "vitkd_ds.recipes")
     opener, modules = (open_ours, ours) if name == "ours" else (open_ffcv, ("ffcv",))
     for module in modules:  # imports are not the constructor's
         importlib.import_module(module)
@@ -132,8 +128,7 @@ def scale(name: str, setting: Setting) -> dict[str, str]:
 
 
 def in_process(what: str, name: str, *setting: Any, **environ: str) -> dict[str, Any]:
-    """Measure one thing in a process of its own, because FFCV and our backend change numba and torch for all of it;
-    raises CalledProcessError if it fails, which says on stderr why."""
+    """Measure one thing in a process of its own, because FFCV and our backend change numba and torch for all of it."""
     command = [sys.executable, __file__, "measure", what, name, *map(str, setting)]
     done = subprocess.run(command, env=os.environ | environ, text=True, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -223,7 +218,7 @@ def main() -> None:
         what, name, folder = sys.argv[2:5]
         setting = Setting(Path(folder), *map(int, sys.argv[5:]))
         torch.set_num_threads(setting.threads)
-        measures = {"epoch": row, "cold": partial(row, is_cold=True), "closeness": closeness, "scale": scale}
+        measures = {"epoch": row, "cold": lambda *at: row(*at, is_cold=True), "closeness": closeness, "scale": scale}
         print(json.dumps(measures[what](name, setting)), flush=True)
         os._exit(0)  # FFCV's threads and numba's finalizers make noise at exit
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

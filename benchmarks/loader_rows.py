@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the checkout this file lies in, installed or not
 SIZE = 224
-WARM_UP = 8
-"""Micro-batches before the timed epoch."""
+WARM_UP = 8  # micro-batches before the timed epoch
 CROP_LIMIT = "turbojpeg-crop-limit"
 
 
@@ -31,12 +30,10 @@ class Setting(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the photos; of black images where there are none."""
-        return len(list(self.workdir.glob("originals/*"))) or 1000
+        return len(list(self.workdir.glob("originals/*"))) or 1000  # of black images
 
 
 def our_data(setting: Setting, name: str, **options: Any):
-    """Our configuration that reads a .beton."""
     from vitkd_ds.config.run import DataConfig
 
     path, options = str(setting.workdir / f"{name}.beton"), {"num_workers": setting.threads} | options
@@ -117,7 +114,6 @@ def open_ffcv(setting: Setting, name: str, *, split: str = "train"):
 
 
 def _image_folder(setting: Setting, folder: str, transform: Any, **options: Any):
-    """torchvision's ImageFolder in torch's DataLoader."""
     from torchvision.datasets import ImageFolder
 
     images = ImageFolder(setting.workdir / folder, transform, **options)
