@@ -242,8 +242,5 @@ def doctor(*, flags: dict[str, str]) -> None:
     sys.exit(1)
 
 
-COMMANDS = {
-    "train": train, "recipes": recipes, "pack": pack, "show": show, "eval": evaluate, "export": export, "plan": plan,
-    "doctor": doctor,
-}  # fmt: skip
-"""Of the console script, in the order of its help."""
+COMMANDS = {"train": train, "recipes": recipes, "pack": pack, "show": show, "eval": evaluate, "export": export}
+COMMANDS |= {"plan": plan, "doctor": doctor}

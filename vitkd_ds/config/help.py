@@ -16,15 +16,12 @@ from vitkd_ds.config.run import Run
 
 
 def field_help(run: Run, topic: str = "", *, width: int) -> str:
-    """Describe the fields of a run: a heading for each group, and each field as the option that one types.
+    """Describe the fields of a run in `width` columns: a heading for each group, each field as the option to type.
 
     Args:
         run: what the defaults are taken from; a part that is None is listed with the defaults of its class.
-        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" is everything.
-        width: columns of the terminal.
-
-    Raises:
-        ValueError: no group or field has that name; the nearest is named.
+        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" is everything. No other may be asked for:
+            ValueError, which names the nearest.
     """
     fields = sorted(_fields(type(run), run, ""), key=lambda field: "." in field[1])  # the top level comes first
     chosen = [field for field in fields if not topic or f"{field[1]}.".startswith(f"{topic}.")]

@@ -33,12 +33,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
-    """Copy a run, or a part of one, with dotted keys set from text, such as {"optim.lr": "3e-4"}.
-
-    Raises:
-        ValueError: an unknown key (the nearest is named), text that is no value of the field's type, or a value that
-            the field refuses.
-    """
+    """Copy a run, or a part of one, with dotted keys set from text, such as {"optim.lr": "3e-4"}; raises ValueError for
+    an unknown key (the nearest is named), and for text that is no value of the field's type or that it refuses."""
     keys = field_types(run)
     for key, text in overrides.items():
         if key not in keys:
@@ -80,11 +76,8 @@ def convert(text: str, declared: Any, key: str) -> Any:
 
 
 def read_run(path: Path) -> Run:
-    """The run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed.
-
-    Raises:
-        ValueError: no such file, or what it holds is no run of this version; the file is named.
-    """
+    """The run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed; raises
+    ValueError, which names the file, if there is none or it holds no run of this version."""
     file = path / "config.json" if path.is_dir() else path
     try:
         stored = json.loads(file.read_text())
@@ -94,11 +87,8 @@ def read_run(path: Path) -> Run:
 
 
 def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
-    """Rebuild a dataclass tree from the nested dict that config.json holds; `prefix` is for messages.
-
-    Raises:
-        ValueError: a key that the class does not have, one that is missing, or a value that is none of its field's.
-    """
+    """Rebuild a dataclass tree from the nested dict that config.json holds; `prefix` is for the message of the
+    ValueError if a key is unknown or missing, or a value is none of its field's."""
     hints = get_type_hints(cls)
     if not isinstance(stored, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'a run'} must be a JSON object, found {stored!r}")
@@ -133,6 +123,4 @@ def _to_tuple(text: str, element_types: tuple[Any, ...]) -> tuple[Any, ...]:
     parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
     if element_types[-1] is Ellipsis:
         element_types = (element_types[0],) * len(parts)
-    if len(parts) != len(element_types):
-        raise ValueError(text)
-    return tuple(kind(part.strip()) for kind, part in zip(element_types, parts))
+    return tuple(kind(part) for kind, part in zip(element_types, parts, strict=True))

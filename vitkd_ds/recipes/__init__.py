@@ -24,14 +24,9 @@ RECIPES: dict[str, Callable[[], Run]] = {
 
 
 def build_run(recipe: str, *, debug: bool = False) -> Run:
-    """The run of a recipe by name, or the run that a file or run folder stores.
-
-    A stored run keeps its workdir, so that the same options continue it, and takes "auto" for resume: where it began is
-    a fact about then, and a checkpoint that it began from may be gone.
-
-    Args:
-        recipe: a name in RECIPES, else a path, which has a slash or exists.
-        debug: shrink the run to a few steps on the packaged images.
+    """The run of a recipe by name, with `debug` shrunk to a few steps on the packaged images; or the run that a file or
+    run folder stores, if `recipe` has a slash or exists. A stored run keeps its workdir, so that the same options
+    continue it, and takes "auto" for resume: a checkpoint that it began from may be gone.
 
     Raises:
         ValueError: no recipe of that name (the nearest is named), a path without a run, or a path with `debug`.
