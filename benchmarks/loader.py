@@ -4,71 +4,152 @@
         [--threads 1] [--table] [--imagenet_size] [--debug]
 
 FILE is an .npz: JPEG files end to end in `blob`, photo i at ``blob[offsets[i]:offsets[i + 1]]``, its class name
-``classes[labels[i]]``; each is written --copies times. Each row of the table is a loader of `loader_rows.py` in a
-process of its own that warms up and is then timed over one epoch, with --threads decoder threads or workers; rounds
-interleave the rows. Figures are medians over the rounds, with minimum and maximum:
+``classes[labels[i]]``; each is written --copies times. Each row is a loader of `loader_rows.py` in a process that warms
+up and is timed over one epoch, with --threads decoder threads or workers; rounds interleave the rows. Images per
+CPU-second count user and system time of process and workers: they are judged, as they depend least on what else the
+machine does. The first batch is timed from before the loader's imports, with torch imported; a cold start has no caches
+of Python and numba, and no .beton in the page cache. Pages of a mapped file count in the peak RSS.
 
-* images per CPU-second: images / (user + system time of the process and its workers), the one that is judged, as it
-  depends least on what else the machine does;
-* wall images/s: with one thread all of the row, decoder and main thread, shares one core;
-* first batch: seconds from before the loader's imports to its first micro-batch, torch already imported. Cold: a new
-  process, an empty PYTHONPYCACHEPREFIX (so that all Python of FFCV, numba and ours is compiled anew), an empty
-  NUMBA_CACHE_DIR, the .beton dropped from the page cache; shared libraries stay in it;
-* peak RSS of the process and its workers; pages of a mapped file count.
-
---table adds what each way of storing costs and keeps: closeness is the PSNR of the evaluation crop (shorter side to
-256, central 224 pixels) of up to 200 photos against Pillow's of the original JPEG, in dB. --imagenet_size adds what
-opening 1,281,167 tiny images costs. --workdir keeps the prepared inputs, --json gets the figures of each round. --debug
-runs everything small, on generated photos: its figures mean nothing.
+--table adds what each way of storing costs and keeps, --imagenet_size what opening 1,281,167 tiny images costs.
+--workdir keeps the inputs, --json gets each round's figures. --debug runs all small: its figures mean nothing.
 """
 
 import argparse
+import gc
+import importlib
 import json
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
 from pathlib import Path
-from typing import Any
+from statistics import fmean, median
+from typing import Any, Iterable
 
+import numpy as np
+import torch
 from loader_inputs import PACKED, pack_photos, prepare, write_black_beton
-from loader_rows import CROP_LIMIT, HERE, ROWS
+from loader_rows import CROP_LIMIT, ROWS, SIZE, WARM_UP, Setting, crop_limit, open_ffcv, open_ours
 
 OPPONENTS = {"/ FFCV": "ffcv-jpg500", "/ Pillow": "pillow-originals", "/ limit": CROP_LIMIT}
 COLD_ROWS = ("ours-jpg500", "ffcv-jpg500")
 NUM_TRAIN_IMAGES = 1_281_167
-NODE_IMAGES_PER_S = {"Tiny": 8 * 7_000, "Small": 8 * 3_800, "Base": 8 * 1_500}
-"""Assumed: 8 GPUs at the speed of one H100 that distils the paper's pair with everything compiled and images already on
-the device (a plain loop: 6,898 to 7,926, 3,833, and 1,486 to 1,528 images/s)."""
+GPU_IMAGES_PER_S = {"Tiny": 7_000, "Small": 3_800, "Base": 1_500}
+"""Assumed of one H100 that distils the paper's pair with everything compiled and images already on the device (a plain
+loop: 6,898 to 7,926, 3,833, and 1,486 to 1,528 images/s)."""
 
 
-def start(what: str, name: str, folder: Path, threads: int, micro_batch_size: int, **environ: str) -> dict[str, Any]:
-    """Run loader_measure.py; the JSON of its last line. Raises RuntimeError with its output if it fails."""
-    command = [sys.executable, HERE / "loader_measure.py", what, name, folder, threads, micro_batch_size]
-    done = subprocess.run(list(map(str, command)), env=os.environ | environ, text=True, capture_output=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+def _status_mib(key: str) -> float:
+    """A figure of this process's memory: VmRSS is what is in RAM now, VmHWM its peak."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def _clock() -> np.ndarray:
+    """Wall seconds, and CPU seconds (user and system) of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return np.array([time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)])
+
+
+def row(name: str, setting: Setting, *, is_cold: bool = False) -> dict[str, float | None]:
+    """Open a row's loader, take a few micro-batches, time one whole epoch; None where a figure has no meaning. If
+    `is_cold`, the kernel is first told to forget the file, and the first micro-batch is all."""
+    if name == CROP_LIMIT:
+        return crop_limit(setting) | {"first_batch_s": None, "peak_rss_gib": None}
+    opener, source, options = ROWS[name]
+    if is_cold:
+        with open(setting.workdir / f"{source}.beton", "rb") as file:
+            os.fdatasync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = _clock()
+    passes = opener(setting, source, **options)
+    micro_batches = passes(0)
+    next(micro_batches)
+    figures = {"first_batch_s": (_clock() - start)[0]}
+    if is_cold:
+        return figures
+    for _ in zip(range(WARM_UP - 1), micro_batches):
+        pass
+    del micro_batches
+    gc.collect()
+    start = _clock()
+    num_images = sum(len(labels_B) for _, labels_B in passes(1))
+    figures |= zip(("wall_images_per_s", "images_per_cpu_s"), num_images / (_clock() - start))
+    # The pages that worker processes share count each time.
+    workers_mib = setting.threads * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return figures | {"peak_rss_gib": (_status_mib("VmHWM") + workers_mib) / 1024}
+
+
+def closeness(name: str, setting: Setting) -> dict[str, str]:
+    """Mean PSNR, in dB, of evaluation crops (shorter side to 256, central 224 pixels) of the first 200 photos against
+    Pillow's of the originals; those that are equal to the last bit are counted apart."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+
+    crop = Compose([Resize(256, InterpolationMode.BICUBIC), CenterCrop(SIZE), PILToTensor()])
+    originals = ImageFolder(setting.workdir / "originals", crop)  # in the order of the .beton
+    first = {f"{number:04}_0" for number in range(200)}
+    chosen = {i for i, (path, _) in enumerate(originals.samples) if Path(path).stem in first}
+    opener, source = (open_ffcv, "jpg500") if name == "stock" else (open_ours, name)
+    images = (image_CHW for images_BCHW, _ in opener(setting, source, split="val")(0) for image_CHW in images_BCHW)
+    numbered = zip(range(len(originals)), images, strict=True)
+    errors = [(image.double() - originals[i][0]).square().mean().item() for i, image in numbered if i in chosen]
+    decibels = [10 * np.log10(255**2 / error) for error in errors if error]
+    equal = f", {errors.count(0)} equal" if 0 in errors else ""
+    return {"text": f"{fmean(decibels):.1f} dB{equal}" if decibels else "equal"}
+
+
+def scale(name: str, setting: Setting) -> dict[str, str]:
+    """Open a long file with our loader or stock FFCV, take 20 micro-batches, start another epoch."""
+    ours = ("vitkd_ds.data.beton.stream", "vitkd_ds.data.loader", "vitkd_ds.data.mixing", "vitkd_ds.recipes")
+    opener, modules = (open_ours, ours) if name == "ours" else (open_ffcv, ("ffcv",))
+    for module in modules:  # imports are not the constructor's
+        importlib.import_module(module)
+    gc.collect()
+    before_mib, start = _status_mib("VmRSS"), _clock()
+    passes = opener(setting, "black")
+    opened, opened_mib = _clock() - start, _status_mib("VmRSS")
+    micro_batches = passes(0)
+    for _ in zip(range(20), micro_batches):
+        pass
+    running_mib = _status_mib("VmRSS")
+    del micro_batches
+    start = _clock()
+    next(passes(1))
+    return {
+        "loader": name,
+        "constructor, s (CPU)": "{:.2f} ({:.2f})".format(*opened),
+        "its RSS, MiB": f"+{opened_mib - before_mib:,.0f}",
+        "start of an epoch, s (CPU)": "{:.2f} ({:.2f})".format(*(_clock() - start)),
+        "RSS, MiB": f"{running_mib:,.0f} (+{running_mib - before_mib:,.0f} since the imports)",
+    }
+
+
+def in_process(what: str, name: str, *setting: Any, **environ: str) -> dict[str, Any]:
+    """Measure one thing in a process of its own, because FFCV and our backend change numba and torch for all of it."""
+    command = [sys.executable, __file__, "measure", what, name, *map(str, setting)]
+    done = subprocess.run(command, env=os.environ | environ, text=True, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(names: list[str], workdir: Path, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Measure all rounds of all rows; the JSON file holds the figures of each, and is written after each."""
+    """Measure all rounds of all rows; the JSON file is written after each."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     setting = workdir, args.threads, 4 if args.debug else 64
     for number in range(1, args.rounds + 1):
         for name in list(found):
             try:
-                figures = start("epoch", name, *setting) | {"load_1min": os.getloadavg()[0]}
-            except RuntimeError as error:  # a package is missing, say; hours of other rows must not be lost
+                figures = in_process("epoch", name, *setting) | {"load_1min": os.getloadavg()[0]}
+            except subprocess.CalledProcessError as error:  # a missing package must not cost hours of other rows
                 print(f"left out {name}: {error}", flush=True)
                 del found[name]
                 continue
             if name in COLD_ROWS:
                 with tempfile.TemporaryDirectory() as empty:
                     environ = {"PYTHONPYCACHEPREFIX": f"{empty}/python", "NUMBA_CACHE_DIR": f"{empty}/numba"}
-                    figures["first_batch_cold_s"] = start("cold", name, *setting, **environ)["first_batch_s"]
+                    figures["first_batch_cold_s"] = in_process("cold", name, *setting, **environ)["first_batch_s"]
             found[name].append({"name": name, "round": number, "threads": args.threads} | figures)
             print(f"round {number} {name}: {figures['images_per_cpu_s']:.0f} images per CPU-second", flush=True)
             if args.json:
@@ -89,7 +170,7 @@ def print_rows(found: dict[str, list[dict[str, Any]]], speeds: dict[str, float])
 
     def text(name: str, figure: str, digits: int) -> str:
         values = [row[figure] for row in found[name] if row[figure] is not None]
-        ends = (f"{function(values):,.{digits}f}" for function in (statistics.median, min, max)) if values else ()
+        ends = (f"{end(values):,.{digits}f}" for end in (median, min, max)) if values else ()
         return "{} ({}–{})".format(*ends) if values else "–"
 
     def cells(name: str) -> dict[str, str]:
@@ -112,78 +193,40 @@ def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
     """Pack the photos in each way and print the table; speeds are those of the rows that ran."""
     from vitkd_ds.data.beton.format import check_beton
 
-    infos = {name: check_beton(pack_photos(workdir, name)) for name in PACKED}
-
-    def closeness(name: str) -> str:
-        figures = start("closeness", name, workdir, 1, 50)
-        equal = f", {figures['num_equal']} equal" if figures["num_equal"] else ""
-        return "equal" if figures["mean_db"] is None else f"{figures['mean_db']:.1f} dB{equal}"
-
-    def cells(name: str) -> dict[str, str]:
-        row, meaning, _ = PACKED[name]
-        num_bytes, speed = infos[name].bytes / infos[name].num_images, speeds.get(row)
-        cores = (f"{needed / speed:.0f}" if speed else "–" for needed in NODE_IMAGES_PER_S.values())
+    def cells(name: str, row: str, meaning: str) -> dict[str, str]:
+        info, speed = check_beton(pack_photos(workdir, name)), speeds.get(row)
+        num_bytes = info.bytes / info.num_images
+        cores = (f"{8 * needed / speed:.0f}" if speed else "–" for needed in GPU_IMAGES_PER_S.values())
         return {
             "stored as": meaning,
             "bytes/image": f"{num_bytes:,.0f}",
             "ImageNet-1k train, GB": f"{num_bytes * NUM_TRAIN_IMAGES / 1e9:.0f}",
             "images/s per core": f"{speed:,.0f}" if speed else "–",
-            "evaluation crop against Pillow's": closeness(name),
-            **{f"cores for 8 GPUs, {size}": text for size, text in zip(NODE_IMAGES_PER_S, cores)},
+            "evaluation crop against Pillow's": in_process("closeness", name, workdir, 1, 50)["text"],
+            **dict(zip((f"cores for 8 GPUs, {size}" for size in GPU_IMAGES_PER_S), cores)),
         }
 
-    print_table(map(cells, PACKED))
-    print(f"stock FFCV on the first: {closeness('stock')}")
-    assumed = ", ".join(f"{size} {needed // 8:,} images/s per GPU" for size, needed in NODE_IMAGES_PER_S.items())
+    print_table(cells(name, row, meaning) for name, (row, meaning, _) in PACKED.items())
+    print(f"stock FFCV on the first: {in_process('closeness', 'stock', workdir, 1, 50)['text']}")
+    assumed = ", ".join(f"{size} {needed:,} images/s per GPU" for size, needed in GPU_IMAGES_PER_S.items())
     print(f"cores are for decoding alone, from assumed speeds of the training step: {assumed}")
 
 
-def print_scale(folder: Path, *, num_images: int) -> None:
-    """Print what a file of so many images costs before its first one; the last column is after 20 micro-batches."""
-    path = folder / "black.beton"
-    if not path.exists():
-        write_black_beton(path, num_images)
-    print(f"\n{num_images:,} images, {path.stat().st_size / 2**20:.0f} MiB, micro-batch 256")
-
-    def cells(name: str) -> dict[str, str]:
-        found = start("scale", name, folder, 1, 256)
-        return {
-            "loader": name,
-            "constructor, s (CPU)": f"{found['constructor_s']:.2f} ({found['constructor_cpu_s']:.2f})",
-            "its RSS, MiB": f"+{found['constructor_mib']:,.0f}",
-            "start of an epoch, s (CPU)": f"{found['epoch_s']:.2f} ({found['epoch_cpu_s']:.2f})",
-            "RSS, MiB": f"{found['running_mib']:,.0f} (+{found['growth_mib']:,.0f} since the imports)",
-        }
-
-    print_table(map(cells, ("ours", "stock FFCV")))
-
-
-def run(args: argparse.Namespace, workdir: Path) -> None:
-    """Prepare, measure, print, write."""
-    chosen = args.rows.split(",") if args.rows else list(ROWS)
-    unknown = [name for name in chosen if name not in ROWS]
-    if unknown:
-        raise ValueError(f"--rows must be of {', '.join(ROWS)}, found {', '.join(unknown)}: correct it")
-    names = [name for name in ROWS if name in chosen]
-    prepare(args.photos, workdir, copies=args.copies, needed={ROWS[name][1] for name in names})
-    if args.threads == 1:
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    found = measure(names, workdir, args)
-    speeds = {name: statistics.median(row["images_per_cpu_s"] for row in rows) for name, rows in found.items()}
-    print_rows(found, speeds)
-    if args.table:
-        print_storage(workdir, speeds)
-    if args.imagenet_size:
-        num_images = 10_000 if args.debug else NUM_TRAIN_IMAGES
-        print_scale(workdir / f"scale_{num_images}", num_images=num_images)
-
-
-if __name__ == "__main__":
+def main() -> None:
+    """Prepare, measure, print; or, in a process that `in_process` started, measure one thing."""
+    if sys.argv[1:2] == ["measure"]:
+        what, name, folder = sys.argv[2:5]
+        setting = Setting(Path(folder), *map(int, sys.argv[5:]))
+        torch.set_num_threads(setting.threads)
+        measures = {"epoch": row, "cold": lambda *at: row(*at, is_cold=True), "closeness": closeness, "scale": scale}
+        print(json.dumps(measures[what](name, setting)), flush=True)
+        os._exit(0)  # FFCV's threads and numba's finalizers make noise at exit
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options = {"photos": (Path, None), "json": (Path, None), "workdir": (Path, None), "rows": (str, "")}
-    options |= {"rounds": (int, 5), "copies": (int, 10), "threads": (int, 1)}
-    for name, (kind, default) in options.items():
-        parser.add_argument(f"--{name}", type=kind, default=default)
+    for name in ("photos", "json", "workdir"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--rows", default=",".join(ROWS))
+    for name, default in (("rounds", 5), ("copies", 10), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("table", "imagenet_size", "debug"):
         parser.add_argument(f"--{name}", action="store_true")
     args = parser.parse_args()
@@ -191,5 +234,24 @@ if __name__ == "__main__":
         args.rounds, args.copies = 1, 1
     elif args.photos is None:
         parser.error("--photos must be given, found none: give an .npz, or --debug for a few generated photos")
-    with tempfile.TemporaryDirectory() as folder:
-        run(args, args.workdir.resolve() if args.workdir else Path(folder))
+    if unknown := set(args.rows.split(",")) - ROWS.keys():
+        parser.error(f"--rows must be of {', '.join(ROWS)}, found {', '.join(sorted(unknown))}: correct it")
+    names = [name for name in ROWS if name in args.rows.split(",")]
+    with tempfile.TemporaryDirectory() as empty:
+        top, needed = args.workdir or Path(empty), {ROWS[name][1] for name in names}
+        workdir = prepare(args.photos, top.resolve(), copies=args.copies, needed=needed)
+        if args.threads == 1:
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        found = measure(names, workdir, args)
+        speeds = {name: median(row["images_per_cpu_s"] for row in rows) for name, rows in found.items()}
+        print_rows(found, speeds)
+        if args.table:
+            print_storage(workdir, speeds)
+        if args.imagenet_size:
+            path = write_black_beton(workdir, num_images := 10_000 if args.debug else NUM_TRAIN_IMAGES)
+            print(f"\n{num_images:,} images, {path.stat().st_size / 2**20:.0f} MiB, micro-batch 256")
+            print_table(in_process("scale", name, path.parent, 1, 256) for name in ("ours", "stock FFCV"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """The files that the loader benchmarks read, prepared once per working folder: nothing here runs while a clock does."""
 
 import io
-import json
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -19,28 +18,20 @@ PACKED = {
 """Name of each .beton -> the row that reads it, what it holds, and the arguments of `vitkd_ds.commands.pack.pack`."""
 
 
-def prepare(photos: Path | None, workdir: Path, *, copies: int, needed: Collection[str]) -> None:
-    """Make what is missing of the inputs in `needed`, from photos, or 24 generated pictures where there are none.
-
-    Needed are names of `PACKED`, and jpg500_files, the JPEGs of jpg500.beton. All are made from `originals`, where each
-    photo is written several times, so that a short list of photos gives a file of realistic size.
-    """
+def prepare(photos: Path | None, top: Path, *, copies: int, needed: Collection[str]) -> Path:
+    """Make what is missing of the inputs in `needed` (names of `PACKED`; jpg500_files, the JPEGs of jpg500.beton) from
+    the photos, or from 24 generated pictures, in a folder below `top` for just these photos and copies; returns it.
+    Several copies of each photo give a file of realistic size."""
+    workdir = top / (f"{photos.name}_{photos.stat().st_size}_x{copies}" if photos else f"generated_x{copies}")
     workdir.mkdir(parents=True, exist_ok=True)
-    wanted = {"photos": photos and photos.name, "photos_bytes": photos and photos.stat().st_size, "copies": copies}
-    note = workdir / "prepared.json"
-    if note.exists() and (found := json.loads(note.read_text())) != wanted:
-        raise ValueError(f"--workdir must be prepared from {wanted}, found {found} in {str(note)!r}: give a new folder")
-    note.write_text(json.dumps(wanted))
-    photos_by_class = enumerate(_read(photos) if photos else _generated())
-    _write(
-        workdir / "originals",
-        ((name, f"{i:04}_{copy}.JPEG", jpeg) for i, (name, jpeg) in photos_by_class for copy in range(copies)),
-    )
-    for name in PACKED:
-        if name in needed or name == "jpg500" and "jpg500_files" in needed:
-            pack_photos(workdir, name)
+    numbered = enumerate(_read(photos) if photos else _generated())
+    files = ((name, f"{i:04}_{copy}.JPEG", jpeg) for i, (name, jpeg) in numbered for copy in range(copies))
+    _write(workdir / "originals", files)
+    for name in PACKED.keys() & needed:
+        pack_photos(workdir, name)
     if "jpg500_files" in needed:
-        _write(workdir / "jpg500_files", _jpegs_of(workdir / "jpg500.beton"))
+        _write(workdir / "jpg500_files", _jpegs_of(pack_photos(workdir, "jpg500")))
+    return workdir
 
 
 def _generated() -> Iterator[tuple[str, bytes]]:
@@ -91,13 +82,16 @@ def pack_photos(workdir: Path, name: str) -> Path:
     return beton
 
 
-def write_black_beton(path: Path, num_images: int) -> None:
-    """Write a .beton of black images in 1,000 classes, whose pixels are a hole in the file, so that all is bookkeeping.
+def write_black_beton(workdir: Path, num_images: int) -> Path:
+    """Write a .beton of black images in 1,000 classes, unless it is there; the pixels are a hole in the file.
 
     They are 8 x 8, and the first one is 500 x 500, the size that FFCV's buffers are made for.
     """
     from vitkd_ds.data.beton import format, side_file
 
+    path = workdir / f"scale_{num_images}" / "black.beton"
+    if path.exists():
+        return path
     images = np.zeros(num_images, format.STORED_DTYPE)
     images["mode"], images["height"], images["height"][0] = format.RAW_MODE, 8, 500
     images["width"], images["size"] = images["height"], 3 * images["height"].astype(int) ** 2
@@ -109,11 +103,10 @@ def write_black_beton(path: Path, num_images: int) -> None:
         file.write(head)
         file.seek(end)
         file.write(tail)
-    info = side_file.BetonInfo(
-        path, num_images, tuple(f"class{i:04}" for i in range(1000)), path.stat().st_size, "raw", max_resolution=500,
-        short_side=0, quality=90, passthrough=0, shuffled=False, max_height=500, max_width=500,
-    )  # fmt: skip
-    crc32s = np.full(num_images, zlib.crc32(bytes(3 * 8**2)))
-    crc32s[0] = zlib.crc32(bytes(3 * 500**2))
+    packing = {"max_resolution": 500, "short_side": 0, "quality": 90, "passthrough": 0, "shuffled": False}
+    names, largest = tuple(f"class{i:04}" for i in range(1000)), {"max_height": 500, "max_width": 500}
+    info = side_file.BetonInfo(path, num_images, names, path.stat().st_size, "raw", **packing, **largest)
+    crc32s = np.where(images["height"] == 8, zlib.crc32(bytes(3 * 8**2)), zlib.crc32(bytes(3 * 500**2)))
     checks = {"tables_crc32": zlib.crc32(tail, zlib.crc32(head)), "lengths": images["size"], "crc32s": crc32s}
     side_file.side_path(path).write_text(side_file.side_text(info, **checks))
+    return path

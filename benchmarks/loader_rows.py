@@ -2,28 +2,26 @@
 
 All give random resized crops (area 0.08 to 1) of 224 pixels, bicubic, flipped at even odds, uint8, with labels, in
 random order; where one cannot, it says so. Opening one returns a function from the number of an epoch to its
-micro-batches. Every package is imported inside, as a row's clock starts before its imports, and as rows must not touch
-each other.
+micro-batches. Packages are imported inside: a row's clock starts before that, and rows must not touch each other.
 """
 
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the checkout this file lies in, installed or not
 SIZE = 224
-WARM_UP = 8
-"""Micro-batches before the timed epoch."""
+WARM_UP = 8  # micro-batches before the timed epoch
 CROP_LIMIT = "turbojpeg-crop-limit"
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """What all rows share: the folder of the inputs, decoder threads or worker processes, and the micro-batch."""
 
     workdir: Path
@@ -32,36 +30,31 @@ class Setting:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the photos; of black images where there are none."""
-        return len(list(self.workdir.glob("originals/*"))) or 1000
+        return len(list(self.workdir.glob("originals/*"))) or 1000  # of black images
 
 
 def our_data(setting: Setting, name: str, **options: Any):
-    """Our configuration that reads a .beton."""
     from vitkd_ds.config.run import DataConfig
 
     path, options = str(setting.workdir / f"{name}.beton"), {"num_workers": setting.threads} | options
     return DataConfig(train=path, val=path, image_size=SIZE, num_classes=setting.num_classes, **options)
 
 
-def open_ours(setting: Setting, name: str, *, split: str = "train", backend: str = "ffcv", recipe: str = ""):
-    """Our `build_loader`; with a recipe, its augmentation and mixing too."""
+def open_ours(setting: Setting, name: str, *, split: str = "train", backend: str = "ffcv", recipe: str = "demo_plain"):
+    """Our `build_loader`; with a recipe that mixes, its augmentation and mixing too."""
     from vitkd_ds.data.draws import keyed_rng
     from vitkd_ds.data.loader import build_loader
     from vitkd_ds.data.mixing import mix
+    from vitkd_ds.recipes import build_run
 
-    data, sizes = our_data(setting, name, backend=backend), {"micro_batch_size": setting.micro_batch_size, "seed": 0}
-    if not recipe:
-        return build_loader(data, split=split, **sizes).epoch
-    from vitkd_ds import recipes
-
-    run = getattr(recipes.imagenet, recipe)()
-    loader = build_loader(data, split=split, augment=run.augment, **sizes)
+    data, run = our_data(setting, name, backend=backend), build_run(recipe)
+    loader = build_loader(data, split=split, augment=run.augment, micro_batch_size=setting.micro_batch_size, seed=0)
+    if not run.augment.mixup_alpha:
+        return loader.epoch
     mixing = {"mixup_alpha": run.augment.mixup_alpha, "cutmix_alpha": run.augment.cutmix_alpha}
     mixing |= {"num_classes": data.num_classes, "label_smoothing": run.losses.ce.label_smoothing}
     return lambda epoch: (
-        mix(*micro_batch, rng=keyed_rng(0, epoch, step), **mixing)
-        for step, micro_batch in enumerate(loader.epoch(epoch))
+        mix(*batch, rng=keyed_rng(0, epoch, step), **mixing) for step, batch in enumerate(loader.epoch(epoch))
     )
 
 
@@ -74,14 +67,12 @@ def _crops(setting: Setting, epoch: int):
     data = our_data(setting, "jpg500")
     table = read_beton(data.train)[1]
     samples = random_order(len(table), seed=0, epoch=epoch, global_batch_size=setting.micro_batch_size)
-    stored = table[samples["index"]]
-    return crops_of(data, split="train", seed=0).rows(samples, stored["height"], stored["width"]), table
+    sizes = (table[key][samples["index"]] for key in ("height", "width"))
+    return crops_of(data, split="train", seed=0).rows(samples, *sizes), table
 
 
 def _decoder_alone(setting: Setting, name: str):
     """Our decoder, called in the main thread with crops that are known beforehand: what the loader adds is missing."""
-    import numpy as np
-
     from vitkd_ds.data.beton.decode import Decoder
 
     crops = [_crops(setting, epoch) for epoch in (0, 1)]
@@ -90,8 +81,7 @@ def _decoder_alone(setting: Setting, name: str):
     def passes(epoch: int):
         images_BHWC, status_B = np.zeros((size, SIZE, SIZE, 3), np.uint8), np.zeros(size, np.int32)
         for first in range(0, len(crops[epoch][0]), size):
-            rows = crops[epoch][0][first : first + size]
-            decoder.decode(rows, images_BHWC, status_B, num_threads=setting.threads)
+            decoder.decode(crops[epoch][0][first : first + size], images_BHWC, status_B, num_threads=setting.threads)
             yield images_BHWC, status_B
 
     return passes
@@ -103,13 +93,14 @@ def open_ffcv(setting: Setting, name: str, *, split: str = "train"):
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
-    is_train, path = split == "train", str(setting.workdir / f"{name}.beton")
-    train, val = RandomResizedCropRGBImageDecoder((SIZE, SIZE)), CenterCropRGBImageDecoder((SIZE, SIZE), ratio=0.875)
-    image = [train, RandomHorizontalFlip()] if is_train else [val]
+    if split == "train":
+        image, order = [RandomResizedCropRGBImageDecoder((SIZE, SIZE)), RandomHorizontalFlip()], OrderOption.RANDOM
+    else:
+        image, order = [CenterCropRGBImageDecoder((SIZE, SIZE), ratio=0.875)], OrderOption.SEQUENTIAL
     pipelines = {"image": [*image, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
-    options = {"num_workers": setting.threads, "os_cache": True, "drop_last": is_train, "pipelines": pipelines}
-    order = OrderOption.RANDOM if is_train else OrderOption.SEQUENTIAL
-    loader = Loader(path, batch_size=setting.micro_batch_size, order=order, **options)
+    options = {"num_workers": setting.threads, "os_cache": True, "drop_last": split == "train", "pipelines": pipelines}
+    options |= {"batch_size": setting.micro_batch_size, "order": order}
+    loader = Loader(str(setting.workdir / f"{name}.beton"), **options)
 
     def passes(epoch: int):
         loader.next_epoch, iterator = epoch, iter(loader)
@@ -123,8 +114,6 @@ def open_ffcv(setting: Setting, name: str, *, split: str = "train"):
 
 
 def _image_folder(setting: Setting, folder: str, transform: Any, **options: Any):
-    """torchvision's ImageFolder in torch's DataLoader."""
-    from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
     images = ImageFolder(setting.workdir / folder, transform, **options)
@@ -147,11 +136,12 @@ def _torchvision(setting: Setting, folder: str, *, more: Sequence[Any] = ()):
 
     crop = v2.RandomResizedCrop(SIZE, interpolation=InterpolationMode.BICUBIC, antialias=True)
     transform = v2.Compose([crop, v2.RandomHorizontalFlip(), *more])
-    decode = partial(decode_jpeg, mode=ImageReadMode.RGB)
-    return _image_folder(setting, folder, transform, loader=lambda path: decode(read_file(path)))
+    return _image_folder(
+        setting, folder, transform, loader=lambda path: decode_jpeg(read_file(path), ImageReadMode.RGB)
+    )
 
 
-def _timm(setting: Setting, folder: str, *, label_smoothing: float, **recipe: Any):
+def _timm(setting: Setting, folder: str, *, label_smoothing: float = 0.1, **recipe: Any):
     """timm's DeiT or DeiT III recipe: Pillow throughout, normalisation to float32, erasing, then Mixup or CutMix."""
     from PIL import ImageOps
     from timm.data import Mixup, auto_augment, create_transform
@@ -165,9 +155,8 @@ def _timm(setting: Setting, folder: str, *, label_smoothing: float, **recipe: An
 
 
 def _torchvision_3augment(setting: Setting, folder: str):
-    """3-Augment on tensors, by torchvision alone: its blur is a convolution of 9 pixels. Its RandAugment is another one
-    than timm's (other operations and levels, none left out at random), so there is no such row."""
-    import torch
+    """3-Augment on tensors, by torchvision alone: its blur is a convolution of 9 pixels. No row has its RandAugment, as
+    that is another one than timm's (other operations and levels, none left out at random)."""
     from torchvision.transforms import v2
 
     choice = [v2.RandomGrayscale(p=1), v2.RandomSolarize(128, p=1), v2.GaussianBlur(9, (0.1, 2.0))]
@@ -185,36 +174,26 @@ def _dali(setting: Setting, folder: str):
     @pipeline_def(batch_size=setting.micro_batch_size, num_threads=setting.threads, device_id=None, seed=0)
     def pipeline():
         files, labels = fn.readers.file(file_root=str(setting.workdir / folder), random_shuffle=True, name="files")
-        images = fn.decoders.image_random_crop(
-            files, device="cpu", output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
-        )
+        crops = {"random_area": [0.08, 1.0], "random_aspect_ratio": [3 / 4, 4 / 3]}
+        images = fn.decoders.image_random_crop(files, device="cpu", output_type=types.RGB, **crops)
         images = fn.resize(images, size=(SIZE, SIZE), interp_type=types.INTERP_CUBIC, antialias=True)
         return fn.flip(images, horizontal=fn.random.coin_flip()), labels
 
     built = pipeline()
     built.build()
-
-    def passes(epoch: int):
-        for _ in range(built.epoch_size("files") // setting.micro_batch_size):
-            images, labels = built.run()
-            yield images.as_array(), labels.as_array()
-
-    return passes
+    num_micro_batches = built.epoch_size("files") // setting.micro_batch_size
+    return lambda epoch: ([part.as_array() for part in built.run()] for _ in range(num_micro_batches))
 
 
 def crop_limit(setting: Setting) -> dict[str, float]:
     """Compile crop_limit.cpp and run it on jpg500 with the crops of our loader's epoch 1."""
-    import numpy as np
-
     program, path = setting.workdir / "crop_limit", setting.workdir / "crops.bin"
     subprocess.run(["g++", "-O3", HERE / "crop_limit.cpp", "-o", program, "-ljpeg"], check=True)
     rows, table = _crops(setting, 1)
     names = ["offset", "size", "top", "left", "height", "width", "unused"]  # struct Crop of crop_limit.cpp
     crops = np.zeros(len(rows), {"names": names, "formats": ["<u8", "<u4", *["<i4"] * 4, "<u4"]})
-    for key in ("offset", "size"):
-        crops[key] = table[key][rows["index"]]
-    for key in ("top", "left", "height", "width"):
-        crops[key] = rows[key]
+    for key in names[:-1]:
+        crops[key] = table[key][rows["index"]] if key in ("offset", "size") else rows[key]
     crops.tofile(path)
     command = [program, setting.workdir / "jpg500.beton", path, str(WARM_UP * setting.micro_batch_size)]
     cpu_s, wall_s, num_images, _ = map(float, subprocess.check_output(command, text=True).split())
@@ -222,7 +201,6 @@ def crop_limit(setting: Setting) -> dict[str, float]:
 
 
 TIMM_DEIT = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "color_jitter": None}
-TIMM_DEIT |= {"label_smoothing": 0.1}
 TIMM_DEIT3 = {"auto_augment": "3a", "color_jitter": 0.3, "label_smoothing": 0.0}
 DEIT, DEIT3 = {"recipe": "deit_tiny_from_deit3_small"}, {"recipe": "deit_small_from_deit3_base_3augment"}
 ROWS = {

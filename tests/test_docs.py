@@ -50,13 +50,11 @@ COMMANDS = list(commands())
 
 def flags_of(words):
     """{"optim.lr": "1e-3"} of --optim.lr=1e-3 or --optim.lr 1e-3; words without dashes are passed over."""
-    flags, words = {}, list(words)
-    while words:
-        name, _, value = words.pop(0).partition("=")
+    flags = {}
+    for word, after in zip(words, [*words[1:], "--"]):
+        name, _, value = word.partition("=")
         if name.startswith("--"):
-            if not value:
-                value = words.pop(0) if words and not words[0].startswith("--") else "True"
-            flags[name.removeprefix("--")] = value
+            flags[name.removeprefix("--")] = value or ("True" if after.startswith("--") else after)
     return flags
 
 
@@ -95,9 +93,8 @@ def test_commands_are_accepted(page, words, finished_run):
         assert (ROOT / program).is_file()
 
 
-@pytest.mark.parametrize("page", TEXT)
-def test_shell_blocks_are_bash(page):
-    for block in blocks(page, "bash"):
+def test_shell_blocks_are_bash():
+    for block in (block for page in TEXT for block in blocks(page, "bash")):
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 

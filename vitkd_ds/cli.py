@@ -1,9 +1,6 @@
-"""The door: argv -> one command whose every option is known to be valid. fire splits the command line.
-
-fire alone would turn `--workdir 2024_01` into a number, and would run the function first and complain about a
-mistyped flag afterwards. So every value stays text until it is checked and converted here, before the slow imports:
-torch and deepspeed take seconds.
-"""
+"""The door: argv -> one command whose every option is known to be valid. fire splits the command line, but would turn
+`--workdir 2024_01` into a number, and complain about a mistyped flag only after the run. So all values stay text until
+they are checked and converted here, before the slow imports: torch and deepspeed take seconds."""
 
 import inspect
 import json
@@ -62,13 +59,8 @@ def _run(*command: str) -> None:
 
 
 def _command(words: str = "", *, takes_run: bool = False, **options: type) -> Callable[..., Any]:
-    """Make a function a command, which is called with its words and with options that are checked and converted.
-
-    Args:
-        words: names of its words, in order; those in brackets may be left out.
-        takes_run: hand over, as `flags`, what is not in `options`; it is for `parse_run`.
-        options: its own options with their types.
-    """
+    """Make a function a command, which is called with its `words` (those in brackets may be left out) and with those of
+    `options`, whose types are given, that it got; with `takes_run` also with all other `flags`, for `parse_run`."""
 
     def make(function: Callable[..., None]) -> Callable[..., None]:
         @SetParseFn(str)
@@ -106,11 +98,8 @@ def _check_words(given: tuple[str, ...], names: str) -> None:
 
 
 def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
-    """The run that a command line asks for.
-
-    Raises:
-        ValueError: a word that is no flag, an unknown flag, recipe or value; the nearest valid name is given.
-    """
+    """The run that a command line asks for; raises ValueError for a word that is no flag, and for an unknown flag,
+    recipe or value, with the nearest valid name."""
     _check_words(words, "")
     debug = convert(flags.pop("debug", "false"), bool, "debug")
     run = apply_overrides(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
@@ -206,7 +195,7 @@ def evaluate(student: str, **options: Any) -> None:
     from vitkd_ds.commands.evaluate import evaluate_exported
 
     for name, value in evaluate_exported(student, **options).items():
-        print(f"{name:12} {value:.4f}" if name == "kl" else f"{name:12} {value:.2f}")
+        print(f"{name:12} {value:.{4 if name == 'kl' else 2}f}")
 
 
 @_command("RUN DST", which=str, half=bool)
@@ -253,8 +242,5 @@ def doctor(*, flags: dict[str, str]) -> None:
     sys.exit(1)
 
 
-COMMANDS = {
-    "train": train, "recipes": recipes, "pack": pack, "show": show, "eval": evaluate, "export": export, "plan": plan,
-    "doctor": doctor,
-}  # fmt: skip
-"""Of the console script, in the order of its help."""
+COMMANDS = {"train": train, "recipes": recipes, "pack": pack, "show": show, "eval": evaluate, "export": export}
+COMMANDS |= {"plan": plan, "doctor": doctor}

@@ -1,10 +1,11 @@
-"""Text -> fields, and JSON -> a run."""
+"""Text -> fields, and JSON -> a run; what the fields of a run say together."""
 
 import dataclasses
 import json
 
 import pytest
 
+from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.overrides import apply_overrides, convert, field_types, from_dict
 from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.recipes import build_run
@@ -31,3 +32,8 @@ def test_a_stored_number_keeps_its_type_and_stored_text_is_converted():
 def test_runs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         build_run("demo").seed = 1
+
+
+def test_the_blocks_of_vitkd_are_tapped_and_the_first_where_it_is_off():
+    assert LossesConfig(vitkd=ViTKDTerm(weight=1, blocks=(1, 3))).tapped_blocks == (1, 3)
+    assert LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(blocks=(1, 3))).tapped_blocks == (0,)

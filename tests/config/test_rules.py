@@ -31,6 +31,8 @@ class Example(Part, place="a.b"):
 
     rate: Annotated[float, POSITIVE] = 1.0
     mode: Literal["x", "y"] = "x"
+    """Of the mode,
+    on two lines."""
     free: float = 0.0
 
 

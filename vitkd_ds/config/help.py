@@ -1,14 +1,12 @@
 """The text of `train.py --help`: every field of a run with its kind, its default and the string below it in the source.
-
-Separate from `vitkd_ds.config.overrides` because only people read it: no run depends on a word of it.
-"""
+Only people read it: no run depends on a word of it."""
 
 import ast
 import dataclasses
 import inspect
 import json
 import shlex
-from itertools import groupby
+from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import Any, Iterator, Mapping, get_origin, get_type_hints
 
@@ -18,21 +16,17 @@ from vitkd_ds.config.run import Run
 
 
 def field_help(run: Run, topic: str = "", *, width: int) -> str:
-    """Describe the fields of a run: a heading for each group, and each field as the option that one types.
+    """Describe the fields of a run in `width` columns: a heading for each group, each field as the option to type.
 
     Args:
         run: what the defaults are taken from; a part that is None is listed with the defaults of its class.
-        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" is everything.
-        width: columns of the terminal.
-
-    Raises:
-        ValueError: no group or field has that name; the nearest is named.
+        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" is everything. No other may be asked for:
+            ValueError, which names the nearest.
     """
     fields = sorted(_fields(type(run), run, ""), key=lambda field: "." in field[1])  # the top level comes first
     chosen = [field for field in fields if not topic or f"{field[1]}.".startswith(f"{topic}.")]
     if not chosen:
-        paths = [key.split(".") for _, key, _, _ in fields]
-        names = {".".join(path[: i + 1]) for path in paths for i in range(len(path))}
+        names = {name for _, key, _, _ in fields for name in accumulate(key.split("."), "{}.{}".format)}
         raise ValueError(f"--help {topic} is no group or field of a run: {nearest(topic, names)}")
     lines = []
     for heading, group in groupby(chosen, key=lambda field: field[0]):
@@ -76,8 +70,7 @@ def _fields(cls: type, part: Any, prefix: str) -> Iterator[tuple[str, str, str, 
 
 def _typed(value: Any) -> str:
     """A value as a shell takes it behind an option, nothing for a field without a default."""
-    if value is dataclasses.MISSING:
-        return ""
     if isinstance(value, tuple):
         return f"={','.join(map(str, value))}"
-    return "=" + shlex.quote(json.dumps(value) if isinstance(value, (bool, Mapping)) else str(value))
+    text = json.dumps(value) if isinstance(value, (bool, Mapping)) else str(value)
+    return "" if value is dataclasses.MISSING else f"={shlex.quote(text)}"

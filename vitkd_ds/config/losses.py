@@ -1,7 +1,5 @@
-"""Which loss terms make the total of a run, each with its weight, its schedule and its own numbers.
-
-Apart from `vitkd_ds.config.run` because whoever adds a loss adds a term here and nothing else there.
-"""
+"""Which loss terms make the total of a run, each with its weight, its schedule and its own numbers. Whoever adds a loss
+adds a term here, and nothing in `vitkd_ds.config.run`."""
 
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal

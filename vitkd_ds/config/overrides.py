@@ -1,8 +1,5 @@
-"""Text from the command line -> fields of a frozen run, converted by the field's declared type; and JSON -> a run.
-
-fire leaves every value as text (`--workdir 2024_01` stays that), and this module refuses what it does not know, with
-the nearest valid name, before anything else happens.
-"""
+"""Text from the command line -> fields of a frozen run, converted by the field's declared type; and JSON -> a run. What
+is unknown is refused with the nearest valid name, before anything else happens."""
 
 import collections.abc
 import dataclasses
@@ -36,22 +33,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
-    """A copy of `run` with dotted keys set from text.
-
-    Args:
-        run: a dataclass tree.
-        overrides: such as {"optim.lr": "3e-4", "teacher.placement": "replica"}.
-
-    Raises:
-        ValueError: an unknown key (the nearest is named), text that is no value of the field's type, or a value that
-            the field refuses.
-    """
+    """Copy a run, or a part of one, with dotted keys set from text, such as {"optim.lr": "3e-4"}; raises ValueError for
+    an unknown key (the nearest is named), and for text that is no value of the field's type or that it refuses."""
     keys = field_types(run)
     for key, text in overrides.items():
-        part = key.partition(".")[0]
-        if key not in keys and getattr(run, part, "") is None:
-            raise ValueError(f"--{key} cannot be set: this recipe has no {part}")
         if key not in keys:
+            part = key.partition(".")[0]
+            if getattr(run, part, "") is None:
+                raise ValueError(f"--{key} cannot be set: this recipe has no {part}")
             raise ValueError(f"--{key} is no option: {nearest(key, keys)}")
         run = _replace(run, key.split("."), convert(text, keys[key], key))
     return run
@@ -70,17 +59,15 @@ def field_types(run: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def convert(text: str, declared: Any, key: str) -> Any:
-    """`text` as a value of the declared type; `key` is for the message.
-
-    Raises:
-        ValueError: the text is no such value.
-    """
+    """Make a value of the declared type from text; `key` is for the message of the ValueError if it is none."""
     kind = get_origin(declared) or declared
     try:
         if kind is bool:
             return BOOLS[text.lower()]
         if kind in (int, float):
-            return _to_number(text, kind)
+            if "_" in text or not math.isfinite(float(text)):
+                raise ValueError
+            return kind(text)
         if kind is tuple:
             return _to_tuple(text, get_args(declared))
         return {**json.loads(text)} if kind in KINDS else text
@@ -89,11 +76,8 @@ def convert(text: str, declared: Any, key: str) -> Any:
 
 
 def read_run(path: Path) -> Run:
-    """The run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed.
-
-    Raises:
-        ValueError: no such file, or what it holds is no run of this version; the file is named.
-    """
+    """The run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed; raises
+    ValueError, which names the file, if there is none or it holds no run of this version."""
     file = path / "config.json" if path.is_dir() else path
     try:
         stored = json.loads(file.read_text())
@@ -103,11 +87,8 @@ def read_run(path: Path) -> Run:
 
 
 def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
-    """Rebuild a dataclass tree from the nested dict that config.json holds; `prefix` is for messages.
-
-    Raises:
-        ValueError: a key that the class does not have, one that is missing, or a value that is none of its field's.
-    """
+    """Rebuild a dataclass tree from the nested dict that config.json holds; `prefix` is for the message of the
+    ValueError if a key is unknown or missing, or a value is none of its field's."""
     hints = get_type_hints(cls)
     if not isinstance(stored, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'a run'} must be a JSON object, found {stored!r}")
@@ -117,16 +98,14 @@ def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
             f"{cls.__name__} must have exactly its own fields, found unknown {sorted(unknown)} and missing "
             f"{sorted(missing)}: the file was written by another version"
         )
-    values = {}
+    values = dict(stored)
     for name, declared in hints.items():
         value, part = stored[name], dataclass_in(declared)
         if part and (value is not None or part is declared):
-            value = from_dict(part, value, f"{prefix}{name}.")
+            values[name] = from_dict(part, value, f"{prefix}{name}.")
         elif not part:
-            text = value if isinstance(value, str) else json.dumps(value)
-            converted = convert(text, declared, prefix + name)
-            value = value if value == converted else converted  # 20 stays 20 where a float is declared
-        values[name] = value
+            converted = convert(value if isinstance(value, str) else json.dumps(value), declared, prefix + name)
+            values[name] = value if value == converted else converted  # 20 stays 20 where a float is declared
     return cls(**values)
 
 
@@ -140,17 +119,8 @@ def _replace(node: Any, path: list[str], value: Any) -> Any:
     return dataclasses.replace(node, **{head: _replace(getattr(node, head), rest, value) if rest else value})
 
 
-def _to_number(text: str, kind: type) -> Any:
-    value = kind(text)
-    if "_" in text or not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
 def _to_tuple(text: str, element_types: tuple[Any, ...]) -> tuple[Any, ...]:
     parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
     if element_types[-1] is Ellipsis:
         element_types = (element_types[0],) * len(parts)
-    if len(parts) != len(element_types):
-        raise ValueError(text)
-    return tuple(kind(part.strip()) for kind, part in zip(element_types, parts))
+    return tuple(kind(part) for kind, part in zip(element_types, parts, strict=True))

@@ -22,11 +22,8 @@ def at_least(low: int, meaning: str = "") -> Rule:
 def within(interval: str) -> Rule:
     """The rule for an interval, such as "[0, 1)": a square bracket includes its end."""
     low, high = map(float, interval[1:-1].split(","))
-
-    def holds(value: float) -> bool:
-        return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
-
-    return Rule(f"be in {interval}", holds)
+    ends = [low] * interval.startswith("[") + [high] * interval.endswith("]")
+    return Rule(f"be in {interval}", lambda value: low < value < high or value in ends)
 
 
 def rules_of(cls: type) -> dict[str, Rule]:

@@ -214,17 +214,15 @@ def check_run(run: Run) -> None:
         raise ValueError(f"--resume must be auto, none, or the folder of a run or checkpoint, found {run.resume!r}")
     active = run.losses.active()
     require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
-    needing = [name for name in active if name in TEACHER_TERMS]
-    if run.teacher is None and needing:
-        raise ValueError(
-            f"losses.{needing[0]} needs a teacher, and recipe {run.recipe} has none: set --losses.{needing[0]}.weight=0"
-        )
-    if run.teacher is not None and not needing:
+    needing = next((f"losses.{name}" for name in active if name in TEACHER_TERMS), None)
+    if needing and not run.teacher:
+        raise ValueError(f"{needing} needs a teacher, and recipe {run.recipe} has none: set --{needing}.weight=0")
+    if run.teacher and not needing:
         raise ValueError(
             "a teacher must be used by kd, nkd or vitkd, found no such term with a weight: give one a weight, or "
             "take a recipe without a teacher"
         )
-    if run.teacher is not None and run.teacher.checkpoint == "random" and not run.debug:
+    if run.teacher and run.teacher.checkpoint == "random" and not run.debug:
         raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")
 
 

@@ -14,31 +14,26 @@ from vitkd_ds.recipes import demo, imagenet
 logger = logging.getLogger(__name__)
 
 RECIPES: dict[str, Callable[[], Run]] = {
-    "demo": demo.demo,
-    "demo_plain": demo.demo_plain,
-    "demo_teacher": demo.demo_teacher,
-    "deit_tiny_from_deit3_small": imagenet.deit_tiny_from_deit3_small,
-    "deit_small_from_deit3_base": imagenet.deit_small_from_deit3_base,
-    "deit_base_from_deit3_large": imagenet.deit_base_from_deit3_large,
-    "deit_small_from_deit3_base_3augment": imagenet.deit_small_from_deit3_base_3augment,
-}
+    recipe.__name__: recipe
+    for recipe in (
+        demo.demo, demo.demo_plain, demo.demo_teacher, imagenet.deit_tiny_from_deit3_small,
+        imagenet.deit_small_from_deit3_base, imagenet.deit_base_from_deit3_large,
+        imagenet.deit_small_from_deit3_base_3augment,
+    )
+}  # fmt: skip
 
 
 def build_run(recipe: str, *, debug: bool = False) -> Run:
-    """The run of a recipe by name, or the run that a file or run folder stores.
-
-    A stored run keeps its workdir, so that the same options continue it, and takes "auto" for resume: where it began is
-    a fact about then, and a checkpoint that it began from may be gone.
-
-    Args:
-        recipe: a name in RECIPES, else a path, which has a slash or exists.
-        debug: shrink the run to a few steps on the packaged images.
+    """The run of a recipe by name, with `debug` shrunk to a few steps on the packaged images; or the run that a file or
+    run folder stores, if `recipe` has a slash or exists. A stored run keeps its workdir, so that the same options
+    continue it, and takes "auto" for resume: a checkpoint that it began from may be gone.
 
     Raises:
         ValueError: no recipe of that name (the nearest is named), a path without a run, or a path with `debug`.
     """
     if recipe in RECIPES:
-        return debug_size(RECIPES[recipe]()) if debug else RECIPES[recipe]()
+        run = RECIPES[recipe]()
+        return _debug_size(run) if debug else run
     if "/" not in recipe and not os.path.exists(recipe):
         raise ValueError(f"--recipe {recipe} is no recipe: {nearest(recipe, RECIPES)}")
     if debug:
@@ -49,7 +44,7 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
     return replace(stored, resume="auto")
 
 
-def debug_size(run: Run) -> Run:
+def _debug_size(run: Run) -> Run:
     """The same models and code for a few steps on the packaged images; a teacher to be downloaded becomes random."""
     # A 224-pixel image costs a laptop's CPU sixty times as much as the demo's of 28.
     is_small = run.data.image_size <= 28
