@@ -36,7 +36,7 @@ class ViTKDLoss(nn.Module):
         beta: weight of the deep term.
         mask_ratio: lambda, the part of the tokens that is masked: exactly P - int(P (1 - lambda)) of P.
         student_grid: rows and columns of the student's tokens; None takes a square from their number.
-        teacher_grid: rows and columns of the teacher's tokens; None takes a square from their number.
+        teacher_grid: the same of the teacher's tokens.
 
     Raises:
         ValueError: a width, ratio or grid is impossible, here or in `forward`.
@@ -51,16 +51,9 @@ class ViTKDLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        student_dim: int,
-        teacher_dim: int,
-        *,
-        alpha: float = 3e-5,
-        beta: float = 3e-6,
-        mask_ratio: float = 0.5,
-        student_grid: Grid | None = None,
-        teacher_grid: Grid | None = None,
-    ) -> None:
+        self, student_dim: int, teacher_dim: int, *, alpha: float = 3e-5, beta: float = 3e-6, mask_ratio: float = 0.5,
+        student_grid: Grid | None = None, teacher_grid: Grid | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, found {mask_ratio}")
@@ -80,14 +73,9 @@ class ViTKDLoss(nn.Module):
         )
 
     def forward(
-        self,
-        student_shallow_BLPD: Tensor,
-        student_deep_BPD: Tensor,
-        teacher_shallow_BLPD: Tensor,
-        teacher_deep_BPD: Tensor,
-        *,
-        noise_BP: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+        self, student_shallow_BLPD: Tensor, student_deep_BPD: Tensor, teacher_shallow_BLPD: Tensor,
+        teacher_deep_BPD: Tensor, *, noise_BP: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Compute the two weighted terms and their sum.
 
         Args:
@@ -107,15 +95,13 @@ class ViTKDLoss(nn.Module):
         teacher_grid = self.teacher_grid or _square(teacher_deep_BPD.shape[1], "teacher")
         teacher_shallow_BLPD = _resize(teacher_shallow_BLPD.detach(), teacher_grid, student_grid)
         teacher_deep_BPD = _resize(teacher_deep_BPD.detach(), teacher_grid, student_grid)
-        mimic = self._mimic(student_shallow_BLPD, teacher_shallow_BLPD)
+        if self.student_dim != self.teacher_dim:
+            aligned = [align(student_shallow_BLPD[:, i]) for i, align in enumerate(self.align2)]
+            student_shallow_BLPD = torch.stack(aligned, dim=1)
+        error_BLPD = at_least_fp32(student_shallow_BLPD) - at_least_fp32(teacher_shallow_BLPD)
+        mimic = self.alpha / len(error_BLPD) * error_BLPD.square().sum()
         generate = self._generate(student_deep_BPD, teacher_deep_BPD, student_grid, noise_BP)
         return {"mimic": mimic, "generate": generate, "total": mimic + generate}
-
-    def _mimic(self, student_BLPD: Tensor, teacher_BLPD: Tensor) -> Tensor:
-        if self.student_dim != self.teacher_dim:
-            student_BLPD = torch.stack([fc(student_BLPD[:, i]) for i, fc in enumerate(self.align2)], dim=1)
-        error_BLPD = at_least_fp32(student_BLPD) - at_least_fp32(teacher_BLPD)
-        return self.alpha / len(error_BLPD) * error_BLPD.square().sum()
 
     def _generate(self, student_BPD: Tensor, teacher_BPD: Tensor, grid: Grid, noise_BP: Tensor | None) -> Tensor:
         if self.student_dim != self.teacher_dim:

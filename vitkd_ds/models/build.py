@@ -1,8 +1,7 @@
 """Build students and teachers, which are timm VisionTransformers, and check that both fit together.
 
-timm builds the models and `vitkd_ds.models.weights` reads files; here is what must hold between them. Nothing is
-adapted silently: a file must have exactly the model's weights, and a position embedding is interpolated only where the
-configuration allows it.
+Nothing is adapted silently: a file must have exactly the model's weights, and a position embedding is interpolated only
+where the configuration allows it.
 """
 
 import inspect
@@ -15,13 +14,14 @@ from typing import Any
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import nn
 
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.models.weights import key_differences, load_state_dict_file
 
+ModelConfig = StudentConfig | TeacherConfig
 DEMO_TEACHER = Path(__file__).parents[1] / "data" / "demo" / "teacher.safetensors"
 
 _OWNED_ARGS = {
@@ -40,17 +40,15 @@ _OTHER_RESOLUTION = {
     "student": _OTHER_SIZE,
     "teacher": f"{_OTHER_SIZE}, or interpolate the position embedding with --teacher.allow_other_resolution=true",
 }
-"""Advice where weights were trained at another resolution."""
 
 
 @dataclass(frozen=True)
 class PairInfo:
-    """Widths and patch grids of a student and its teacher, by the names of `vitkd_ds.ViTKDLoss`'s arguments."""
+    """Widths and patch grids (rows, columns) of a student and its teacher, named as the arguments of ViTKDLoss."""
 
     student_dim: int
     teacher_dim: int
     student_grid: tuple[int, int]
-    """Rows and columns of patches, as in teacher_grid."""
     teacher_grid: tuple[int, int]
 
 
@@ -74,12 +72,11 @@ def build_teacher(config: TeacherConfig, data: DataConfig) -> VisionTransformer:
     """Build the teacher on the CPU in fp32 and eval mode, with the weights of `config.checkpoint` and no gradients.
 
     Raises:
-        ValueError: the model, its arguments or its weights do not fit; the message names the key.
+        ValueError: as for the student.
     """
     model = _create(config, data, pretrained=config.checkpoint == "hub")
     if config.checkpoint not in ("hub", "random"):
-        allowed = config.allow_other_resolution
-        _load_weights(model, teacher_file(config), key="teacher.checkpoint", allow_other_resolution=allowed)
+        _load_weights(model, teacher_file(config), key="teacher.checkpoint", is_allowed=config.allow_other_resolution)
     return model.requires_grad_(False).eval()
 
 
@@ -88,7 +85,7 @@ def teacher_file(config: TeacherConfig) -> Path:
     return DEMO_TEACHER if config.checkpoint == "demo" else Path(config.checkpoint)
 
 
-def model_args_of(config: StudentConfig | TeacherConfig, data: DataConfig) -> dict[str, Any]:
+def model_args_of(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
     """What rebuilds the model with timm alone: `timm.create_model(made["model"], **made["args"])`."""
     args = {"num_classes": data.num_classes, "img_size": data.image_size, **config.model_args}
     return {"model": config.model, "args": args}
@@ -100,10 +97,7 @@ def normalization_of(model: nn.Module) -> Normalization:
 
 
 def check_pair(student: VisionTransformer, teacher: VisionTransformer, *, blocks: Sequence[int]) -> PairInfo:
-    """Check that the teacher can teach this student; their widths and patch grids may differ.
-
-    Args:
-        blocks: tapped blocks, counted from 0 in both models.
+    """Check that the teacher can teach this student by the tapped blocks; widths and patch grids may differ.
 
     Raises:
         ValueError: the numbers of classes differ, or a tapped block does not exist.
@@ -124,12 +118,8 @@ def check_pair(student: VisionTransformer, teacher: VisionTransformer, *, blocks
     return PairInfo(student.embed_dim, teacher.embed_dim, *grids)
 
 
-def _load_weights(model: VisionTransformer, path: Path, *, key: str, allow_other_resolution: bool = False) -> None:
-    """Load a local file into `model`, strictly; `key` is the option that errors name.
-
-    Raises:
-        ValueError: a key is missing, unexpected or of another shape, or the patch grid is another.
-    """
+def _load_weights(model: VisionTransformer, path: Path, *, key: str, is_allowed: bool = False) -> None:
+    """Load a local file strictly; only another patch grid may be allowed. `key` is the option that errors name."""
     state = load_state_dict_file(path)
     own = model.state_dict()
     patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
@@ -137,7 +127,7 @@ def _load_weights(model: VisionTransformer, path: Path, *, key: str, allow_other
     # not reach it and the second is put back, so that the comparison below names either.
     if patches is not None and patches.shape == own["patch_embed.proj.weight"].shape:
         if positions is not None and "pos_embed" in own and positions.shape[1] != own["pos_embed"].shape[1]:
-            _check_grid(model, positions, source=f"{key}={path}", allowed=allow_other_resolution)
+            _check_grid(model, positions.shape[1], source=f"{key}={path}", is_allowed=is_allowed)
         pre_logits = {name: tensor for name, tensor in state.items() if "pre_logits" in name}
         state = {**checkpoint_filter_fn(state, model, adapt_layer_scale=True), **pre_logits}
     differences = key_differences(own, state)
@@ -149,17 +139,17 @@ def _load_weights(model: VisionTransformer, path: Path, *, key: str, allow_other
     model.load_state_dict(state)
 
 
-def _check_grid(model: VisionTransformer, pos_embed: Tensor, *, source: str, allowed: bool) -> None:
+def _check_grid(model: VisionTransformer, positions: int, *, source: str, is_allowed: bool) -> None:
     """Refuse another number of positions, unless it is another square grid and that is allowed."""
     num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    side = math.isqrt(max(0, pos_embed.shape[1] - num_prefix))
+    side = math.isqrt(max(0, positions - num_prefix))
     rows, columns = model.patch_embed.grid_size
-    if side * side + num_prefix != pos_embed.shape[1] or not side:
+    if side * side + num_prefix != positions or not side:
         raise ValueError(
             f"{source} must have {model.pos_embed.shape[1]} positions ({rows} x {columns} patches and {num_prefix} "
-            f"prefix tokens), found {pos_embed.shape[1]}: give the file of the same model"
+            f"prefix tokens), found {positions}: give the file of the same model"
         )
-    if not allowed:
+    if not is_allowed:
         height, width = model.patch_embed.patch_size
         raise ValueError(
             f"{source} must be trained at data.image_size ({rows} x {columns} patches), found {side} x {side} patches "
@@ -167,9 +157,9 @@ def _check_grid(model: VisionTransformer, pos_embed: Tensor, *, source: str, all
         )
 
 
-def _check_hub(config: StudentConfig | TeacherConfig, data: DataConfig, pretrained: Mapping[str, Any]) -> None:
+def _check_hub(config: ModelConfig, data: DataConfig, pretrained: Mapping[str, Any], *, role: str) -> None:
     """Check, before anything is fetched, that the weights that timm describes as `pretrained` fit as they are."""
-    role, key = ("student", "student.init") if isinstance(config, StudentConfig) else ("teacher", "teacher.checkpoint")
+    key = {"student": "student.init", "teacher": "teacher.checkpoint"}[role]
     source = f"{key}=hub of {config.model}"
     if "patch_size" in config.model_args:
         raise ValueError(
@@ -182,22 +172,20 @@ def _check_hub(config: StudentConfig | TeacherConfig, data: DataConfig, pretrain
             "classifier would be random, so give a file of a teacher trained on these classes"
         )
     trained = tuple(pretrained["input_size"][-2:])
-    allowed = role == "teacher" and config.allow_other_resolution
-    if trained != (data.image_size, data.image_size) and not allowed:
+    is_allowed = role == "teacher" and config.allow_other_resolution
+    if trained != (data.image_size, data.image_size) and not is_allowed:
         raise ValueError(
             f"{source} must be trained at data.image_size={data.image_size}, found {trained[0]} x {trained[1]} pixels: "
             + _OTHER_RESOLUTION[role]
         )
 
 
-def _create(
-    config: StudentConfig | TeacherConfig, data: DataConfig, *, pretrained: bool, drop_path_rate: float = 0.0
-) -> VisionTransformer:
+def _create(config: ModelConfig, data: DataConfig, *, pretrained: bool, drop_path_rate: float = 0) -> VisionTransformer:
     """Create a model with timm, after refusing what timm would refuse late or not at all."""
     role = "student" if isinstance(config, StudentConfig) else "teacher"
     default = _default_model(config.model, role=role)
     if pretrained:
-        _check_hub(config, data, default.pretrained_cfg)
+        _check_hub(config, data, default.pretrained_cfg, role=role)
     _check_model_args(config.model_args, role=role)
     made = model_args_of(config, data)
     try:

@@ -19,13 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
-
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema")
 """Keys under which training checkpoints keep the weights; the average is taken only if there are no others."""
-
 _WRAPPERS = ("module.", "model.")
 """Prefixes that DDP, DeepSpeed and Lightning add."""
-
 _MM_RULES = (
     (r"^backbone\.", ""),
     (r"^layers\.", "blocks."),
@@ -64,16 +61,18 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     checkpoint (`student.*` beside `teacher.*` and loss keys) only the student is taken.
 
     Raises:
-        ValueError: there is no such file, its suffix is unknown, it is damaged, it is a pickle that needs more than the
-            above, or it holds no tensors.
+        ValueError: no such file, an unknown suffix, damage, a pickle that needs more than the above, or no tensors.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"weights must be an existing file, found none at {path}: check the path")
-    if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
-        known = ", ".join((".safetensors", *PICKLE_SUFFIXES))
-        raise ValueError(f"weights must be a file in {known}, found {path.suffix!r} in {path}: convert it")
-    content = _read_pickle(path) if path.suffix in PICKLE_SUFFIXES else _read_safetensors(path)
+    known = (".safetensors", *PICKLE_SUFFIXES)
+    if path.suffix not in known:
+        raise ValueError(f"weights must be a file in {', '.join(known)}, found {path.suffix!r} in {path}: convert it")
+    try:
+        content = _read_pickle(path) if path.suffix in PICKLE_SUFFIXES else load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} must be a whole safetensors file, found damage ({error}): fetch it again") from error
     return timm_keys(strip_prefixes(_find_tensors(content, path)))
 
 
@@ -103,15 +102,11 @@ def timm_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def key_differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """List the keys of `state` that do not fit `own`, a few of each kind; empty if all fit."""
-    common = [name for name in own if name in state]
+    common = [(name, tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state]
     kinds = {
         "missing": [name for name in own if name not in state],
         "unexpected": [name for name in state if name not in own],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-            for name in common
-            if own[name].shape != state[name].shape
-        ],
+        "of another shape": [f"{name} {found} for {wanted}" for name, found, wanted in common if found != wanted],
     }
     return "; ".join(
         f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
@@ -127,13 +122,6 @@ def _renamed(new_names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[
         twice = sorted(new for new in renamed if list(new_names.values()).count(new) > 1)
         raise ValueError(f"weights must be of one model, found two tensors for {twice[0]}: save one model's alone")
     return renamed
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} must be a whole safetensors file, found damage ({error}): fetch it again") from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -156,11 +144,10 @@ def _read_pickle(path: Path) -> Any:
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the tensors of the first container that has any, else those at the top."""
     top = content if isinstance(content, Mapping) else {}
-    for candidate in (*(top.get(name) for name in _CONTAINERS), top):
-        if isinstance(candidate, Mapping):
-            tensors = {key: value for key, value in candidate.items() if isinstance(value, Tensor)}
-            if tensors:
-                return tensors
+    candidates = [top.get(name) for name in _CONTAINERS] + [top]
+    for candidate in [candidate for candidate in candidates if isinstance(candidate, Mapping)]:
+        if tensors := {key: value for key, value in candidate.items() if isinstance(value, Tensor)}:
+            return tensors
     found = f"the keys {', '.join(map(str, list(top)[:8]))}" if top else f"a {type(content).__name__}"
     places = f"at the top or under {', '.join(_CONTAINERS)}"
     raise ValueError(f"{path} must hold tensors, {places}, found {found}: save the model's state_dict()")

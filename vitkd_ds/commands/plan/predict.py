@@ -1,7 +1,6 @@
 """Predict a run on a cluster: seconds and bytes of a step, memory, and where more GPUs stop helping.
 
-A model on paper, from speeds measured on one GPU and the makers' figures; `vitkd_ds.commands.plan.text` prints it.
-One micro-batch of m images takes
+A model on paper, from speeds measured on one GPU and the makers' figures. One micro-batch of m images takes
 
     m (teacher + student + loss) + host + the communication that arithmetic does not hide
 
@@ -81,17 +80,11 @@ class Layout:
         """GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
-    @property
-    def images(self) -> int:
-        """Images per step of all ranks."""
-        return self.ranks * self.micro_batch * self.accumulation
-
 
 def link_bytes_per_s(hardware: Hardware, *, nodes: int, gpus_per_node: int) -> float:
     """Rate of one rank's ring, bytes/s: NVLink in a node, and between nodes all network cards of a node if slower."""
-    between = hardware.network_gb_per_s * gpus_per_node
-    slowest = min(hardware.nvlink_gb_per_s, between) if nodes > 1 else hardware.nvlink_gb_per_s
-    return EFFICIENCY * slowest * 1e9
+    between = hardware.network_gb_per_s * gpus_per_node if nodes > 1 else math.inf
+    return EFFICIENCY * min(hardware.nvlink_gb_per_s, between) * 1e9
 
 
 def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) -> dict[str, float]:
@@ -143,7 +136,8 @@ def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, 
 
 def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:
     """Predict the throughput of all ranks, images/s."""
-    return layout.images / sum(step_parts(inputs, layout, hardware).values())
+    images = layout.ranks * layout.micro_batch * layout.accumulation
+    return images / sum(step_parts(inputs, layout, hardware).values())
 
 
 def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
@@ -154,24 +148,19 @@ def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
     overlaps = layout.ranks > 1 and not inputs.is_compiled
     return {
         "student, bf16 weights and gradients": 4 * trained,
-        "fp32 weights, gradient, AdamW's moments" + (", average" if inputs.has_average else ""): (
-            (16 + 4 * inputs.has_average) * trained / layout.ranks
-        ),
+        f"fp32 weights, gradient, AdamW's moments{', average' * inputs.has_average}":
+            (16 + 4 * inputs.has_average) * trained / layout.ranks,
         # A bf16 buffer, another to fill while the first is sent, and one in fp32 that is sent.
         "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
         "teacher": {"replica": whole, "offload": gathered}.get(layout.placement, shard),
         "images": layout.micro_batch * inputs.image_bytes,
         "activations": layout.micro_batch * inputs.activation_bytes,
         "context and fragmentation": CONTEXT_BYTES,
-    }
+    }  # fmt: skip
 
 
 def scaling(inputs: Inputs, layouts: list[Layout], hardware: Hardware) -> tuple[list[float], int | None]:
-    """Predict images/s of layouts, each of twice the ranks of the one before.
-
-    Returns:
-        The speeds, and the index of the first layout from which doubling brings less than SCALES_IF, or None.
-    """
+    """Predict images/s of layouts that double their ranks, and the index of the first that is not worth doubling."""
     speeds = [images_per_s(inputs, layout, hardware) for layout in layouts]
-    stops = [i for i, (now, twice) in enumerate(zip(speeds, speeds[1:])) if twice < SCALES_IF * now]
-    return speeds, stops[0] if stops else None
+    pairs = enumerate(zip(speeds, speeds[1:]))
+    return speeds, next((i for i, (now, twice) in pairs if twice < SCALES_IF * now), None)

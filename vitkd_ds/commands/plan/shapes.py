@@ -58,7 +58,7 @@ def step_flops(student: nn.Module, teacher: nn.Module, loss: nn.Module | None) -
 
 def activation_bytes(student: nn.Module, *, checkpointed: bool) -> int:
     """Bytes that the student keeps of one image for the backward pass, in bf16."""
-    token = num_tokens(student) * student.embed_dim
-    if checkpointed:
-        return token * (len(student.blocks) * CHECKPOINTED_BYTES_PER_TOKEN + BLOCK_BYTES_PER_TOKEN)
-    return token * len(student.blocks) * BLOCK_BYTES_PER_TOKEN
+    kept = len(student.blocks) * BLOCK_BYTES_PER_TOKEN
+    if checkpointed:  # and one block at a time is computed again
+        kept = len(student.blocks) * CHECKPOINTED_BYTES_PER_TOKEN + BLOCK_BYTES_PER_TOKEN
+    return num_tokens(student) * student.embed_dim * kept

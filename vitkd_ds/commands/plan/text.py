@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from vitkd_ds.commands.plan import predict
 from vitkd_ds.commands.plan.hardware import Hardware, find_measured
 from vitkd_ds.commands.plan.inputs import IMAGENET_IMAGES, inputs_of, source_rows
-from vitkd_ds.commands.plan.predict import SCALES_IF, Inputs, Layout, bytes_per_step, memory_bytes, scaling, step_parts
+from vitkd_ds.commands.plan.predict import Inputs, Layout
 from vitkd_ds.config.run import Run
 from vitkd_ds.train.schedule import split_batch
 
@@ -25,9 +26,8 @@ def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str
     if min(nodes, gpus) < 1:
         raise ValueError(f"--nodes and --gpus must be positive, found {nodes} and {gpus}: GPUs are counted per node")
     kind = find_measured(hardware)
-    inputs = inputs_of(run, kind)
-    layout = _layout(run, nodes, gpus)
-    sections = [
+    inputs, layout = inputs_of(run, kind), _layout(run, nodes, gpus)
+    return "\n\n".join([
         f"{run.recipe} on {nodes} x {gpus} {hardware}: a prediction, not a measurement",
         _speed(run, inputs, layout, kind),
         _memory(inputs, layout, kind),
@@ -35,8 +35,7 @@ def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str
         _more_gpus(run, inputs, kind),
         _placement(inputs, layout, kind),
         _section("inputs", source_rows(run, inputs, kind)),
-    ]
-    return "\n\n".join(sections)
+    ])  # fmt: skip
 
 
 def _layout(run: Run, nodes: int, gpus: int) -> Layout:
@@ -45,10 +44,9 @@ def _layout(run: Run, nodes: int, gpus: int) -> Layout:
 
 
 def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
-    seconds = step_parts(inputs, layout, hardware)
-    total = sum(seconds.values())
-    speed = layout.images / total
-    sent = bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
+    seconds = predict.step_parts(inputs, layout, hardware)
+    total, speed = sum(seconds.values()), predict.images_per_s(inputs, layout, hardware)
+    sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     what = {"gradients": "their reduction", "weights": "their gather", "gathers": "of the teacher's weights"}
     left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB a GPU, what arithmetic does not hide" for part in sent}
     steps = IMAGENET_IMAGES // run.global_batch_size
@@ -64,7 +62,7 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
 
 
 def _memory(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
-    parts = memory_bytes(inputs, layout)
+    parts = predict.memory_bytes(inputs, layout)
     gib = sum(parts.values()) / 2**30
     rows = [(name, f"{size / 2**30:.2f} GiB", "") for name, size in parts.items()]
     fits = "fits" if gib <= FULL * hardware.memory_gib else "DOES NOT FIT: see the advice"
@@ -72,7 +70,7 @@ def _memory(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
 
 
 def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
-    speed = layout.images / sum(step_parts(inputs, layout, hardware).values()) / layout.nodes
+    speed = predict.images_per_s(inputs, layout, hardware) / layout.nodes
     cores = speed * hardware.measured.loader.seconds
     image_bytes = hardware.measured.loader_bytes_per_image
     return _section("per node", [
@@ -84,20 +82,19 @@ def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
 
 def _more_gpus(run: Run, inputs: Inputs, hardware: Hardware) -> str:
     layouts, ranks = [], 1
-    while run.global_batch_size % ranks == 0 and ranks <= run.global_batch_size:
+    while run.global_batch_size % ranks == 0:
         gpus = min(ranks, hardware.gpus_per_node)
         layouts.append(_layout(run, ranks // gpus, gpus))
         ranks *= 2
-    speeds, stop = scaling(inputs, layouts, hardware)
-    if stop is None:
-        text = "no end up to one image a GPU"
-    else:
-        time = step_parts(inputs, layouts[stop + 1], hardware)
+    speeds, stop = predict.scaling(inputs, layouts, hardware)
+    text = "no end up to one image a GPU"
+    if stop is not None:
+        time = predict.step_parts(inputs, layouts[stop + 1], hardware)
         is_fixed = time["host"] + time["update"] > time["gradients"] + time["weights"] + time["gathers"]
         limit = "the fixed times of a micro-batch and of a step" if is_fixed else "communication"
         text = (
             f"it stops scaling at {layouts[stop].ranks} GPUs: twice as many are {speeds[stop + 1] / speeds[stop]:.2f} "
-            f"x as fast (less than {SCALES_IF:g}), limited by {limit}"
+            f"x as fast (less than {predict.SCALES_IF:g}), limited by {limit}"
         )
         layouts = layouts[: stop + 2]
     rows = [
@@ -112,24 +109,20 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     seconds, gib = {}, {}
     for placement in ["replica", "shard", "offload"] + (["node"] if layout.nodes > 1 else []):
         other = replace(layout, placement=placement)
-        seconds[placement] = sum(step_parts(inputs, other, hardware).values())
-        gib[placement] = sum(memory_bytes(inputs, other).values()) / 2**30
+        seconds[placement] = sum(predict.step_parts(inputs, other, hardware).values())
+        gib[placement] = sum(predict.memory_bytes(inputs, other).values()) / 2**30
     # Sharding within a node is computed only to say what it would bring: DeepSpeed cannot do it.
     fitting = [p for p in gib if gib[p] <= FULL * hardware.memory_gib and p != "node"]
     best = min(fitting, key=lambda p: (seconds[p], gib[p]), default=None)
-    saved = gib["replica"] - gib["shard"]
-    if best is None:
-        text = "nothing fits: lower --micro_batch_size_per_gpu, or set --student.checkpoint_activations=true"
+    if gib["replica"] - gib["shard"] >= SAVES_GIB:
+        saves = f"{gib['replica'] - gib['shard']:.1f} GiB a GPU; it pays only where a replica does not fit"
+    elif layout.ranks == 1:
+        saves = "no memory on one GPU, which holds all of it"
     else:
-        if saved >= SAVES_GIB:
-            saves = f"{saved:.1f} GiB a GPU; it pays only where a replica does not fit"
-        elif layout.ranks == 1:
-            saves = "no memory on one GPU, which holds all of it"
-        else:
-            saves = (
-                "no memory, as DeepSpeed gathers so much of this teacher ahead: "
-                '"stage3_max_live_parameters" in ds_configs/teacher_zero3.json would limit it'
-            )
+        saves = "no memory, as DeepSpeed gathers so much of this teacher ahead: "
+        saves += '"stage3_max_live_parameters" in ds_configs/teacher_zero3.json would limit it'
+    text = "nothing fits: lower --micro_batch_size_per_gpu, or set --student.checkpoint_activations=true"
+    if best:
         text = (
             f"--teacher.placement={best}: a shard costs {seconds['shard'] / seconds['replica'] - 1:.1%} of a step and "
             f"saves {saves} (replica: {gib['replica']:.1f} of {hardware.memory_gib:g} GiB)"
@@ -137,9 +130,8 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     if "node" in seconds:
         gain = seconds["shard"] / seconds["node"] - 1
         text += (
-            f"\nsharding within the node {'would pay' if gain >= WORTH else 'would not pay'}: {gain:.1%} faster than "
-            "over all nodes; DeepSpeed 0.19.8 cannot do it without an optimizer (zero_hpz_partition_size is broken "
-            "there)"
+            f"\nsharding within the node {'would' if gain >= WORTH else 'would not'} pay: {gain:.1%} faster than over "
+            "all nodes; DeepSpeed 0.19.8 cannot do it without an optimizer (zero_hpz_partition_size is broken there)"
         )
     rows = [(placement, f"{1e3 * seconds[placement]:.1f} ms", f"{gib[placement]:.1f} GiB") for placement in seconds]
     return _section("the teacher's placement", rows, text)
