@@ -2,15 +2,14 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitkd_ds.checkpoint.export import DESCRIPTION, STUDENT, find_student
-from vitkd_ds.config.overrides import from_dict
-from vitkd_ds.config.run import DataConfig, Run, StudentConfig, TeacherConfig
+from vitkd_ds.config.overrides import read_run
+from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 from vitkd_ds.models.features import Features, tap_features
@@ -18,12 +17,7 @@ from vitkd_ds.train.evaluate import evaluate
 
 
 def evaluate_exported(
-    student: str,
-    *,
-    val: str = "",
-    teacher: str = "",
-    teacher_checkpoint: str = "",
-    micro_batch_size: int = 64,
+    student: str, *, val: str = "", teacher: str = "", teacher_checkpoint: str = "", micro_batch_size: int = 64
 ) -> dict[str, float]:
     """Evaluate an exported student in fp32 on this machine's first device.
 
@@ -43,7 +37,8 @@ def evaluate_exported(
     folder = find_student(student)
     description = json.loads((folder / DESCRIPTION).read_text())
     # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
-    run = _run_of(folder)
+    beside = [place for place in (folder, folder.parent.parent) if (place / "config.json").is_file()]
+    run = read_run(beside[0]) if beside else None
     val = val or (run.data.val if run else "")
     if not val:
         raise ValueError(f"validation data must be known, found no config.json beside {folder}: give --val FILE")
@@ -74,14 +69,6 @@ def evaluate_exported(
         normalization=build.normalization_of(model),
         teacher=_teacher_features(teacher_config, data, device) if teacher_config else None,
     )
-
-
-def _run_of(folder: Path) -> Run | None:
-    """The run whose folder, checkpoint or export `folder` is."""
-    for candidate in (folder, folder.parent.parent):
-        if (candidate / "config.json").is_file():
-            return from_dict(Run, json.loads((candidate / "config.json").read_text())["run"])
-    return None
 
 
 def _teacher_features(config: TeacherConfig, data: DataConfig, device: torch.device) -> Any:

@@ -19,22 +19,14 @@ def table(workdirs: list[str]) -> str:
         if not path.is_file():
             raise ValueError(f"{workdir} must be a finished run, found no {path}: train it first")
         s = json.loads(path.read_text())
-        rows.append((
-            Path(workdir).name, _percent(s["teacher_top1"]), _percent(s["student_top1"]), _percent(s["student_top5"]),
-            _percent(s["agreement"]), f"{s['images_per_s'] or 0:,.0f}", _time(Path(workdir)), str(s["world_size"]),
-        ))  # fmt: skip
+        # config.json is written when data and engines are ready: training, evaluations and checkpoints count.
+        seconds = path.with_name("done").stat().st_mtime - path.with_name("config.json").stat().st_mtime
+        percents = [s[key] for key in ("teacher_top1", "student_top1", "student_top5", "agreement")]
+        percents = ["-" if value is None else f"{value:.2f} %" for value in percents]
+        rows.append((path.parent.name, *percents, f"{s['images_per_s'] or 0:,.0f}", f"{seconds:.0f} s",
+                     str(s["world_size"])))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
-
-
-def _time(workdir: Path) -> str:
-    """From config.json, written when data and engines are ready, to the end: training, evaluations and checkpoints."""
-    seconds = (workdir / "done").stat().st_mtime - (workdir / "config.json").stat().st_mtime
-    return f"{seconds:.0f} s"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} %"
 
 
 if __name__ == "__main__":

@@ -41,13 +41,8 @@ def show(run: Run, dst: Path) -> Path:
     if not dst.parent.is_dir():
         raise ValueError(f"DST must lie in a folder that exists, found none at {str(dst.parent)!r}: make it")
     images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
-    loader = build_loader(
-        run.data,
-        split="train",
-        augment=run.augment,
-        micro_batch_size=min(ROWS * COLUMNS, len(images.labels)),
-        seed=run.seed,
-    )
+    size = min(ROWS * COLUMNS, len(images.labels))
+    loader = build_loader(run.data, split="train", augment=run.augment, micro_batch_size=size, seed=run.seed)
     with closing(loader.epoch(0)) as micro_batches:
         images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=0, place=0)
     pixels_BHWC = images_BCHW.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -57,9 +52,8 @@ def show(run: Run, dst: Path) -> Path:
 
 
 def _caption(target_K: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
-    parts, labels = target_K.topk(min(CAPTION_LINES, len(classes)))
-    shown = zip(parts, labels, strict=True)
-    return [f"{part:.2f} {_one_line(classes[label])}" for part, label in shown if part > MIN_PART]
+    largest = zip(*target_K.topk(min(CAPTION_LINES, len(classes))), strict=True)
+    return [f"{part:.2f} {_one_line(classes[label])}" for part, label in largest if part > MIN_PART]
 
 
 def _one_line(name: str) -> str:
@@ -76,8 +70,7 @@ def _grid(pixels_BHWC: np.ndarray, captions: list[list[str]]) -> Image.Image:
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
     for number, (pixels_HWC, lines) in enumerate(zip(pixels_BHWC, captions, strict=True)):
         left, top = number % COLUMNS * cell, number // COLUMNS * row_pixels
-        image = Image.fromarray(pixels_HWC).resize((cell, cell), Image.Resampling.NEAREST)
-        canvas.paste(image, (left, top))
+        canvas.paste(Image.fromarray(pixels_HWC).resize((cell, cell), Image.Resampling.NEAREST), (left, top))
         for line, text in enumerate(lines):
             shown = text if draw.textlength(text, font) < cell else text[: cell // 6 - 1] + "…"
             draw.text((left + 1, top + cell + line * LINE_PIXELS), shown, fill="black", font=font)
