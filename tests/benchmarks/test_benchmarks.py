@@ -8,14 +8,19 @@ import pytest
 
 from tests.conftest import ROOT, run_command
 
-FIXED_NAMES = ["ours-jpg500", "ffcv-jpg500", "pillow-originals", "turbojpeg-crop-limit"]
+
+def run_loader(folder, names):
+    path = folder / "rows.json"
+    words = ["--debug", "--workdir", folder / "work", "--rows", ",".join(names), "--json", path]
+    done = run_command("python", ROOT / "benchmarks" / "loader.py", *words)
+    return {row["name"]: row for row in json.loads(path.read_text())}, done.stdout
 
 
 def test_the_first_rows_keep_their_names(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from loader_rows import ROWS
 
-    assert list(ROWS)[:4] == FIXED_NAMES
+    assert list(ROWS)[:4] == ["ours-jpg500", "ffcv-jpg500", "pillow-originals", "turbojpeg-crop-limit"]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiles crop_limit.cpp")
@@ -23,14 +28,11 @@ def test_the_loader_benchmark_runs_and_writes_its_rows(tmp_path):
     names = ["ours-jpg500", "turbojpeg-crop-limit"]
     if importlib.util.find_spec("torchvision"):
         names.insert(1, "pillow-originals")
-    path = tmp_path / "rows.json"
-    arguments = ["--debug", "--workdir", tmp_path / "work", "--rows", ",".join(names), "--json", path]
-    done = run_command("python", ROOT / "benchmarks" / "loader.py", *arguments)
-    rows = {row["name"]: row for row in json.loads(path.read_text())}
+    rows, text = run_loader(tmp_path, names)
     assert list(rows) == names
     assert all(row["images_per_cpu_s"] > 0 and row["wall_images_per_s"] > 0 for row in rows.values())
     assert rows["ours-jpg500"]["first_batch_s"] > 0 and rows["ours-jpg500"]["peak_rss_gib"] > 0
-    assert "| turbojpeg-crop-limit |" in done.stdout and "ours-jpg500 after a cold start" in done.stdout
+    assert "| turbojpeg-crop-limit |" in text and "ours-jpg500 after a cold start" in text
 
 
 @pytest.mark.slow
@@ -38,10 +40,8 @@ def test_the_loader_benchmark_runs_and_writes_its_rows(tmp_path):
 def test_all_loaders_run_each_full_recipe(tmp_path):
     names = [f"ours-{name}-{recipe}" for name in ("jpg500", "raw") for recipe in ("randaugment-erasing", "3augment")]
     names += ["pillow-originals-randaugment", "pillow-originals-3augment", "tv2-originals-3augment"]
-    path = tmp_path / "rows.json"
-    arguments = ["--debug", "--workdir", tmp_path / "work", "--rows", ",".join(names), "--json", path]
-    run_command("python", ROOT / "benchmarks" / "loader.py", *arguments)
-    assert {row["name"] for row in json.loads(path.read_text()) if row["images_per_cpu_s"] > 0} == set(names)
+    rows, _ = run_loader(tmp_path, names)
+    assert {name for name, row in rows.items() if row["images_per_cpu_s"] > 0} == set(names)
 
 
 def test_an_unknown_row_is_refused_with_the_names_there_are():

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,32 +34,23 @@ class Device:
         self.now = max(self.now, self.is_free_at)
 
 
-class Launches:
-    """A variant whose update waits for the norm, as the engines' does."""
-
-    def __init__(self, device):
-        self.device = device
-
-    def teach(self, batch):
-        self.device.launch(python=1, device=100)
-
-    def forward(self, batch, features):
-        self.device.launch(python=2, device=100)
-
-    def backward(self, total):
-        self.device.launch(python=3, device=100)
-
-    def update(self):
-        self.device.launch(python=4, device=20)
-        self.device.wait()
-        self.device.launch(python=5, device=100)
-
-
 def test_host_time_is_pythons_own_and_not_what_the_update_waits_for(monkeypatch):
     device = Device()
     monkeypatch.setattr(time, "perf_counter", lambda: device.now)
     monkeypatch.setattr(get_accelerator(), "synchronize", device.wait)
-    timed = Timed("toy", Launches(device), resting_bytes=0, first_total=0.0)
+
+    def update():
+        device.launch(python=4, device=20)
+        device.wait()  # for the norm, as the engines do
+        device.launch(python=5, device=100)
+
+    variant = SimpleNamespace(
+        teach=lambda batch: device.launch(python=1, device=100),
+        forward=lambda batch, features: device.launch(python=2, device=100),
+        backward=lambda total: device.launch(python=3, device=100),
+        update=update,
+    )
+    timed = Timed("toy", variant, resting_bytes=0, first_total=0.0)
     time_parts(timed, None, steps=2)
     norm = 20
     assert timed.parts_ms["host"] == 1e3 * (1 + 2 + 3 + 4 + norm + 5)
@@ -81,10 +73,9 @@ def test_a_size_that_is_a_variable_is_refused():
 
 
 def test_under_a_launcher_there_must_be_one_pair_and_one_micro_batch(monkeypatch, capsys):
-    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["step.py", "--pairs", "tiny", "--micro_batches", "64", "128"])
     with pytest.raises(SystemExit):
         parse()
