@@ -32,8 +32,7 @@ class ViTKDLoss(nn.Module):
     Args:
         student_dim: Ds, width of the student.
         teacher_dim: Dt, width of the teacher.
-        alpha: weight of the shallow term.
-        beta: weight of the deep term.
+        alpha, beta: weights of the shallow and the deep term.
         mask_ratio: lambda, the part of the tokens that is masked: exactly P - int(P (1 - lambda)) of P.
         student_grid: rows and columns of the student's tokens; None takes a square from their number.
         teacher_grid: the same of the teacher's tokens.

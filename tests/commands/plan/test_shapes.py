@@ -23,16 +23,17 @@ def test_operations_are_those_of_timms_tables(name, gmacs):
     assert shapes.forward_flops(on_meta(name)) / 2e9 == pytest.approx(gmacs, rel=0.01)
 
 
-def test_operations_of_a_tiny_model_by_hand():
+def test_operations_of_a_tiny_model_and_of_a_step_by_hand():
     model = on_meta("deit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=6, depth=1, num_heads=1, num_classes=2)
     tokens = 5
     block = 6 * 18 + 6 * 6 + 6 * 24 + 24 * 6
     attention = 2 * tokens * tokens * 6
-    assert shapes.forward_flops(model) == 2 * (tokens * block + attention + 4 * 4 * 4 * 3 * 6 + 6 * 2)
-
-
-def test_operations_of_the_loss_by_hand():
-    assert shapes.loss_flops(ViTKDLoss(2, 3), 4) == 2 * 4 * (3 * 2 * 3 + 2 * 9 * 3 * 3)
+    forward = 2 * (tokens * block + attention + 4 * 4 * 4 * 3 * 6 + 6 * 2)
+    assert shapes.forward_flops(model) == forward
+    assert shapes.step_flops(model, model, None) == 4 * forward
+    aligners, convolutions = 3 * 2 * 3, 2 * 9 * 3 * 3
+    for loss, weights in (ViTKDLoss(2, 3), aligners + convolutions), (ViTKDLoss(3, 3), convolutions):
+        assert shapes.step_flops(model, model, loss) == 4 * forward + 3 * 2 * 4 * weights
 
 
 def test_checkpointing_keeps_the_blocks_inputs_and_one_block():

@@ -64,15 +64,14 @@ class Hardware:
     device_name: str
     """Exact name that the driver prints: the PCIe and NVL cards of a family are slower, and have no entry."""
     peak_tflops: float
-    """Rate of dense bf16 matrix products, TFLOP/s."""
+    """Rate of dense bf16 matrix products."""
     memory_gib: float
-    """Memory that a process can use, GiB."""
+    """Memory that a process can use."""
     nvlink_gb_per_s: float
-    """Rate to the other GPUs of the node, GB/s."""
     network_gb_per_s: float
-    """Rate to other nodes through the GPU's own network card, GB/s."""
+    """Rate to other nodes through the GPU's own network card."""
     pcie_gb_per_s: float
-    """Rate from the host's memory, GB/s."""
+    """Rate from the host's memory."""
     source: str
     measured: Measured | None = None
     gpus_per_node: int = 8
@@ -119,11 +118,7 @@ HARDWARE = {
 
 
 def find_measured(name: str) -> Hardware:
-    """Look up a kind of GPU by its name here.
-
-    Raises:
-        ValueError: there is no such kind (the nearest is named), or nothing was measured on it.
-    """
+    """Look up a kind of GPU by its name here; ValueError if there is none or nothing was measured on it."""
     if name not in HARDWARE:
         raise ValueError(f"--hardware must be one of {', '.join(HARDWARE)}, found {name!r}: {nearest(name, HARDWARE)}")
     if HARDWARE[name].measured is None:

@@ -22,11 +22,7 @@ IMAGENET_IMAGES = 1_281_167
 
 
 def inputs_of(run: Run, hardware: Hardware) -> Inputs:
-    """Look up or count every input of a prediction; something must have been measured on `hardware`.
-
-    Raises:
-        ValueError: these models were not measured.
-    """
+    """Look up or count every input of a prediction on measured hardware; ValueError if the models were not measured."""
     measured = hardware.measured
     teacher_rate, student_rate = _rates(run, measured)
     with torch.device("meta"):
@@ -105,10 +101,10 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
         loss, width = f"{1 / inputs.loss_s:,.0f} images/s", f"{measured.loss_dim * scale**0.5:.0f}"
         why = f"measured, row {measured.loss.row}, x {1 / scale:.2g} for width {width} (assumed: its convolutions grow "
         why += "with the width squared)"
-    beside = (f"{BACKWARD_PART:.0%} of student and loss", "assumed: the backward pass")
+    beside = f"{BACKWARD_PART:.0%} of student and loss", "assumed: the backward pass"
     if inputs.is_compiled:
-        beside = ("nothing", "counted on a CPU: compiled as a whole, the student hands out all gradients at the end of "
-                  "backward")  # fmt: skip
+        hands_out = "compiled as a whole, the student hands out all gradients at the end of backward"
+        beside = "nothing", f"counted on a CPU: {hands_out}"
     return [
         ("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", f"measured, row {teacher_rate.row}"),
         ("student", f"{1 / inputs.student_s:,.0f} images/s", f"measured, row {student_rate.row}{again}"),

@@ -46,7 +46,6 @@ class Inputs:
     flops: float
     """Operations of one image in a step."""
     trained_params: int
-    """Parameters of student and losses."""
     teacher_params: int
     gathers: int
     """Collectives in one forward of a sharded teacher: one per block and one for the rest."""
@@ -55,7 +54,7 @@ class Inputs:
     activation_bytes: float
     """Bytes that student and losses keep for backward, per image of a micro-batch."""
     image_bytes: float
-    """Bytes per image of a micro-batch of the image itself, in every form that lives at the same time."""
+    """Bytes of an image of a micro-batch itself, in every form that lives at the same time."""
     is_compiled: bool
     """Whether the student is compiled as a whole; then all its gradients come when the backward pass is over."""
     has_average: bool
@@ -88,10 +87,7 @@ def link_bytes_per_s(hardware: Hardware, *, nodes: int, gpus_per_node: int) -> f
 
 
 def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) -> dict[str, float]:
-    """Bytes that each rank sends in a step: gradients, weights, the teacher's gathers.
-
-    `benchmarks/scaling.py` compares them with what network interfaces count.
-    """
+    """Bytes that each rank sends in a step; `benchmarks/scaling.py` holds them against what interfaces count."""
     part = (layout.ranks - 1) / layout.ranks
     within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
     teacher = 0 if layout.placement == "replica" else (within - 1) / within * 2 * teacher_params

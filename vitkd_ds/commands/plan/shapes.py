@@ -42,17 +42,13 @@ def forward_flops(model: nn.Module) -> int:
     return 2 * (N * matrices + attention + patches + head)
 
 
-def loss_flops(loss: nn.Module, num_patches: int) -> int:
-    """Operations of one image through ViTKD's aligners and convolutions, forward."""
-    return 2 * num_patches * sum(p.numel() for p in loss.parameters() if p.ndim in (2, 4))
-
-
 def step_flops(student: nn.Module, teacher: nn.Module, loss: nn.Module | None) -> int:
     """Operations of one image in a training step: backward counts twice the forward, the teacher has only a forward.
 
     What activation checkpointing computes again does not count.
     """
-    trained = forward_flops(student) + (loss_flops(loss, student.patch_embed.num_patches) if loss else 0)
+    aligners_and_convolutions = [p.numel() for p in loss.parameters() if p.ndim in (2, 4)] if loss else []
+    trained = forward_flops(student) + 2 * student.patch_embed.num_patches * sum(aligners_and_convolutions)
     return 3 * trained + forward_flops(teacher)
 
 

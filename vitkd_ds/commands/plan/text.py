@@ -92,10 +92,8 @@ def _more_gpus(run: Run, inputs: Inputs, hardware: Hardware) -> str:
         time = predict.step_parts(inputs, layouts[stop + 1], hardware)
         is_fixed = time["host"] + time["update"] > time["gradients"] + time["weights"] + time["gathers"]
         limit = "the fixed times of a micro-batch and of a step" if is_fixed else "communication"
-        text = (
-            f"it stops scaling at {layouts[stop].ranks} GPUs: twice as many are {speeds[stop + 1] / speeds[stop]:.2f} "
-            f"x as fast (less than {predict.SCALES_IF:g}), limited by {limit}"
-        )
+        text = f"it stops scaling at {layouts[stop].ranks} GPUs: twice as many are "
+        text += f"{speeds[stop + 1] / speeds[stop]:.2f} x as fast (less than {predict.SCALES_IF:g}), limited by {limit}"
         layouts = layouts[: stop + 2]
     rows = [
         (f"{layout.nodes} x {layout.gpus_per_node}", f"{speed:,.0f} images/s",
@@ -123,14 +121,15 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
         saves += '"stage3_max_live_parameters" in ds_configs/teacher_zero3.json would limit it'
     text = "nothing fits: lower --micro_batch_size_per_gpu, or set --student.checkpoint_activations=true"
     if best:
-        text = (
-            f"--teacher.placement={best}: a shard costs {seconds['shard'] / seconds['replica'] - 1:.1%} of a step and "
-            f"saves {saves} (replica: {gib['replica']:.1f} of {hardware.memory_gib:g} GiB)"
-        )
+        costs = f"{seconds['shard'] / seconds['replica'] - 1:.1%} of a step and saves {saves}"
+        text = f"--teacher.placement={best}: a shard costs {costs} "
+        text += f"(replica: {gib['replica']:.1f} of {hardware.memory_gib:g} GiB)"
     if "node" in seconds:
         gain = seconds["shard"] / seconds["node"] - 1
         text += (
             f"\nsharding within the node {'would' if gain >= WORTH else 'would not'} pay: {gain:.1%} faster than over "
+        )
+        text += (
             "all nodes; DeepSpeed 0.19.8 cannot do it without an optimizer (zero_hpz_partition_size is broken there)"
         )
     rows = [(placement, f"{1e3 * seconds[placement]:.1f} ms", f"{gib[placement]:.1f} GiB") for placement in seconds]
