@@ -64,9 +64,8 @@ def augment_ms(config: AugmentConfig, count: int, device: torch.device, args: ar
     """Median time of one micro-batch of `count` images, in ms."""
     augmenter, images = Augmenter(config, compile=args.compile), smooth_images(count).to(device)
     keys = [image_keys(np.arange(count), np.zeros(count, np.int64), seed=0, epoch=i) for i in range(5 + args.repeats)]
-    return median_ms(
-        lambda i: augmenter(images, keys[i]), warmup=5, repeats=args.repeats, is_cuda=device.type == "cuda"
-    )
+    is_cuda = device.type == "cuda"
+    return median_ms(lambda i: augmenter(images, keys[i]), warmup=5, repeats=args.repeats, is_cuda=is_cuda)
 
 
 def pillow_functions() -> dict[str, Callable[[Image.Image], Image.Image]]:
@@ -94,7 +93,6 @@ def pillow_ms(function: Callable[[Image.Image], Image.Image], count: int, repeat
 
 
 def main() -> None:
-    """Measure all recipes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true")

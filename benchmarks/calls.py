@@ -53,7 +53,6 @@ def own_backward_calls(pair: Pair, batch: MicroBatch, engines: Engines) -> int:
 
 
 def main() -> None:
-    """Count and print."""
     debug = "--debug" in sys.argv
     files = [word for word in sys.argv[1:] if word != "--debug"] or ["ds_configs/zero2.json"]
     device = processes.start_processes()

@@ -157,7 +157,6 @@ def table(rounds: list[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], str
 
 
 def main() -> None:
-    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--links", nargs="+", default=["loopback", "1000", "200"], help="loopback, or Mbit/s")

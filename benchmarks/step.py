@@ -133,8 +133,7 @@ def host_s(variant: Variant, batch: MicroBatch) -> float:
     """Seconds of Python in one step, on a device at rest; see the top of this file."""
     start = synchronised_time()
     variant.backward(variant.forward(batch, variant.teach(batch)))
-    launched = time.perf_counter()
-    update = synchronised_time()
+    launched, update = time.perf_counter(), synchronised_time()
     variant.update()
     return launched - start + time.perf_counter() - update
 
@@ -144,8 +143,8 @@ def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torc
     batch = make_micro_batch(pair, micro_batch, device)
     names = [name for name in args.variants if ranks.world_size() == 1 or name not in ("eager", "compiled")]
     everyone = [prepare(name, pair, batch, args, device) for name in names]
+    reference = everyone[0].first_total
     for timed in everyone:
-        reference = everyone[0].first_total
         if abs(timed.first_total - reference) > ROUNDING * abs(reference):
             raise ValueError(
                 f"all variants must compute the same loss, found {timed.first_total:.4f} from {timed.name} and "
@@ -160,7 +159,6 @@ def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torc
 
 
 def rows_of(pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardware | None) -> list[dict[str, Any]]:
-    """The rows of --json."""
     compiled = next((timed.images_per_s for timed in everyone if timed.name == "compiled"), [])
     rows = []
     for timed in everyone:
@@ -240,7 +238,6 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, write."""
     args = parse()
     if args.worker:
         args.worker.write_text(json.dumps(measure_cell(args)))

@@ -72,8 +72,7 @@ class MicroBatch:
 def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
     """Build the models of a recipe, without its drop path and moving average; at toy size for `debug`."""
     run = build_run(RECIPES[name], debug=debug)
-    student = replace(run.student, drop_path_rate=0.0)
-    teacher = replace(run.teacher, checkpoint="random")
+    student, teacher = replace(run.student, drop_path_rate=0.0), replace(run.teacher, checkpoint="random")
     if debug:
         student_args, teacher_args = ({**args, "patch_size": 8} for args in TOY[name])
         student, teacher = replace(student, model_args=student_args), replace(teacher, model_args=teacher_args)
@@ -105,25 +104,20 @@ class PlainLoop:
         self.distiller = pair.distiller().to(device)
         self.teacher = deepcopy(pair.models.teacher).to(device)
         self.normalizations = normalization_of(pair.models.student), normalization_of(pair.models.teacher)
-        self.blocks = pair.run.losses.tapped_blocks
-        self.max_norm = pair.run.optim.clip_grad_norm
+        self.blocks, optim = pair.run.losses.tapped_blocks, pair.run.optim
+        self.max_norm = optim.clip_grad_norm
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16)
         self.tap, self.call = tap_features, self.distiller
-        self.teacher_dtype = torch.float32
+        self.teacher_dtype = torch.bfloat16 if compile else torch.float32
         if compile:
-            self.teacher, self.teacher_dtype = self.teacher.bfloat16(), torch.bfloat16
-            self.tap = torch.compile(tap_features)
-            self.call = torch.compile(self.distiller)
-        optim = pair.run.optim
-        self.optimizer = torch.optim.AdamW(
-            self.distiller.parameter_groups(optim.weight_decay),
-            lr=optim.lr,
-            fused=True if compile and device.type == "cuda" else None,
-        )
+            self.teacher = self.teacher.bfloat16()
+            self.tap, self.call = torch.compile(tap_features), torch.compile(self.distiller)
+        fused = True if compile and device.type == "cuda" else None
+        groups = self.distiller.parameter_groups(optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, fused=fused)
 
     @torch.no_grad()
     def teach(self, batch: MicroBatch) -> Features:
-        """Compute the teacher's features."""
         images_BCHW = self.normalizations[1].apply(batch.images_BCHW, self.teacher_dtype)
         with self.autocast if self.teacher_dtype == torch.float32 else nullcontext():
             return self.tap(self.teacher, images_BCHW, self.blocks)
@@ -135,7 +129,6 @@ class PlainLoop:
             return self.call(images_BCHW, batch.targets_BK, features, batch.weights)["total"]
 
     def backward(self, total: Tensor) -> None:
-        """Compute the gradients."""
         total.backward()
 
     def update(self) -> None:
@@ -149,29 +142,24 @@ class Engines:
     """What ships: `StudentEngine` with the pair's DeepSpeed file, and `Teacher`. Its methods are those of PlainLoop."""
 
     def __init__(self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: bool) -> None:
-        teacher = replace(pair.run.teacher, placement=placement)
-        global_batch_size = micro_batch * ranks.world_size()
-        run = replace(pair.run, global_batch_size=global_batch_size, compile=compile, teacher=teacher)
+        run = replace(pair.run, global_batch_size=micro_batch * ranks.world_size(), compile=compile)
+        run = replace(run, teacher=replace(run.teacher, placement=placement))
         config = student_ds_config(run, micro_batch_size=micro_batch, accumulation_steps=1)
         self.engine = StudentEngine(pair.distiller(), run, config)
         self.normalization = normalization_of(pair.models.student)
         self.teacher = Teacher(deepcopy(pair.models.teacher), run, device=device, micro_batch_size=micro_batch)
 
     def teach(self, batch: MicroBatch) -> Features:
-        """Compute the teacher's features."""
         return self.teacher(batch.images_BCHW)
 
     def forward(self, batch: MicroBatch, features: Features) -> Tensor:
-        """Compute the total of student and losses."""
         images_BCHW = self.normalization.apply(batch.images_BCHW, self.engine.dtype)
         return self.engine(images_BCHW, batch.targets_BK, features, batch.weights)["total"]
 
     def backward(self, total: Tensor) -> None:
-        """Compute the gradients."""
         self.engine.backward(total)
 
     def update(self) -> None:
-        """Clip, and update the weights."""
         assert self.engine.step(), "a benchmark step must update the weights"
 
 
@@ -198,8 +186,7 @@ def run_static(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., 
         ValueError: a size in it is a variable: dynamo has met a second one, and compiles for any from then on.
     """
     sizes = [size for value in inputs for size in (value.shape if isinstance(value, Tensor) else (value,))]
-    variable = [size for size in sizes if isinstance(size, torch.SymInt)]
-    if variable:
+    if variable := [size for size in sizes if isinstance(size, torch.SymInt)]:
         raise ValueError(
             f"every graph must have static sizes, found {', '.join(map(str, variable))}: kernels for any size are "
             "slower than those of training, so time each micro-batch in a process of its own"
