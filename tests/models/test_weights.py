@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,16 +27,6 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     assert sorted(found) == sorted(expected)
     for key, tensor in expected.items():
         assert torch.equal(found[key], tensor), key
-
-
-class RunsCode:
-    """A pickle of this makes a folder when it is loaded carelessly."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
@@ -89,10 +78,15 @@ def test_timm_keys_and_unknown_keys_stay_as_they_are():
 
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
     folder = tmp_path / "made_by_the_pickle"
-    pickle.loads(pickle.dumps(RunsCode(folder)))
+
+    class RunsCode:
+        def __reduce__(self):
+            return os.mkdir, (str(folder),)
+
+    pickle.loads(pickle.dumps(RunsCode()))
     assert folder.is_dir(), "the trap does not work, so this test would show nothing"
     folder.rmdir()
-    torch.save({"model": small_state(), "trap": RunsCode(folder)}, tmp_path / "malicious.pth")
+    torch.save({"model": small_state(), "trap": RunsCode()}, tmp_path / "malicious.pth")
     with pytest.raises(ValueError, match=rf"malicious.pth.*{os.mkdir.__module__}\.mkdir.*runs code"):
         load_state_dict_file(tmp_path / "malicious.pth")
     assert not folder.exists()

@@ -1,6 +1,7 @@
 """Float64 twins: one image, one token, one class at a time. They share nothing with the package."""
 
 import math
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -42,17 +43,12 @@ def nkd(student_BK: Tensor, teacher_BK: Tensor, targets: Tensor, temperature: fl
 
 def conv3x3(image_DHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Zero-padded 3 x 3 cross-correlation, one output number at a time."""
-    D, H, W = image_DHW.shape
+    _, H, W = image_DHW.shape
+    padded = torch.zeros(len(image_DHW), H + 2, W + 2, dtype=torch.float64)
+    padded[:, 1:-1, 1:-1] = image_DHW
     out = torch.zeros(len(weight), H, W, dtype=torch.float64)
-    for d in range(len(weight)):
-        for row in range(H):
-            for column in range(W):
-                value = float(bias[d])
-                for dr in (-1, 0, 1):
-                    for dc in (-1, 0, 1):
-                        if 0 <= row + dr < H and 0 <= column + dc < W:
-                            value += float(image_DHW[:, row + dr, column + dc] @ weight[d, :, dr + 1, dc + 1])
-                out[d, row, column] = value
+    for d, row, column in product(range(len(weight)), range(H), range(W)):
+        out[d, row, column] = bias[d] + (padded[:, row : row + 3, column : column + 3] * weight[d]).sum()
     return out
 
 
@@ -62,28 +58,22 @@ def vitkd(
 ) -> tuple[float, float]:  # fmt: skip
     """(mimic, generate), weighted, for equal grids."""
     state = {name: value.double() for name, value in state.items()}
-    shallow_s, deep_s, shallow_t, deep_t = (
-        inputs[name].double() for name in ("student_shallow", "student_deep", "teacher_shallow", "teacher_deep")
-    )
+    student, student_deep = inputs["student_shallow"].double(), inputs["student_deep"].double()
+    teacher, teacher_deep = inputs["teacher_shallow"].double(), inputs["teacher_deep"].double()
+
+    def align(name: str, feature: Tensor) -> Tensor:
+        return state[f"{name}.weight"] @ feature + state[f"{name}.bias"] if "align.weight" in state else feature
+
     mimic = generate = 0.0
-    images, tokens = deep_s.shape[:2]
+    images, tokens = student_deep.shape[:2]
     for i in range(images):
-        for block in range(2):
-            for p in range(tokens):
-                feature = shallow_s[i, block, p]
-                if "align.weight" in state:
-                    feature = state[f"align2.{block}.weight"] @ feature + state[f"align2.{block}.bias"]
-                mimic += float(((feature - shallow_t[i, block, p]) ** 2).sum())
+        for block, p in product(range(2), range(tokens)):
+            mimic += float(((align(f"align2.{block}", student[i, block, p]) - teacher[i, block, p]) ** 2).sum())
         order = sorted(range(tokens), key=lambda p: float(inputs["noise"][i, p]))
         masked = order[int(tokens * (1 - mask_ratio)) :]
-        rows = []
-        for p in range(tokens):
-            feature = deep_s[i, p]
-            if "align.weight" in state:
-                feature = state["align.weight"] @ feature + state["align.bias"]
-            rows.append(state["mask_token"][0, 0] if p in masked else feature)
+        rows = [state["mask_token"][0, 0] if p in masked else align("align", student_deep[i, p]) for p in range(tokens)]
         image = torch.stack(rows).T.reshape(-1, *grid)
         hidden = conv3x3(image, state["generation.0.weight"], state["generation.0.bias"]).clamp(min=0)
         restored = conv3x3(hidden, state["generation.2.weight"], state["generation.2.bias"]).flatten(1).T
-        generate += sum(float(((restored[p] - deep_t[i, p]) ** 2).sum()) for p in masked)
+        generate += sum(float(((restored[p] - teacher_deep[i, p]) ** 2).sum()) for p in masked)
     return alpha * mimic / images, beta / mask_ratio * generate / images

@@ -107,12 +107,11 @@ def check_pair(student: VisionTransformer, teacher: VisionTransformer, *, blocks
             f"student and teacher must have the same classes, found {student.num_classes} and {teacher.num_classes}: "
             "build both with data.num_classes"
         )
-    for role, model in (("student", student), ("teacher", teacher)):
-        outside = [block for block in blocks if not 0 <= block < len(model.blocks)]
-        if outside:
+    for role, depth in (("student", len(student.blocks)), ("teacher", len(teacher.blocks))):
+        if outside := [block for block in blocks if not 0 <= block < depth]:
             raise ValueError(
-                f"losses.vitkd.blocks must be between 0 and {len(model.blocks) - 1}, as the {role} has "
-                f"{len(model.blocks)} blocks, found {outside[0]}: choose others or a deeper {role}"
+                f"losses.vitkd.blocks must be between 0 and {depth - 1}, as the {role} has {depth} blocks, "
+                f"found {outside[0]}: choose others or a deeper {role}"
             )
     grids = student.patch_embed.grid_size, teacher.patch_embed.grid_size
     return PairInfo(student.embed_dim, teacher.embed_dim, *grids)
@@ -130,8 +129,7 @@ def _load_weights(model: VisionTransformer, path: Path, *, key: str, is_allowed:
             _check_grid(model, positions.shape[1], source=f"{key}={path}", is_allowed=is_allowed)
         pre_logits = {name: tensor for name, tensor in state.items() if "pre_logits" in name}
         state = {**checkpoint_filter_fn(state, model, adapt_layer_scale=True), **pre_logits}
-    differences = key_differences(own, state)
-    if differences:
+    if differences := key_differences(own, state):
         raise ValueError(
             f"{key} must hold exactly the weights of the configured model, found in {path}: {differences}. "
             "Give its own file, or change model, model_args or data.num_classes to the file's"

@@ -114,8 +114,8 @@ def test_the_command_prints_every_section_and_a_source_for_every_input(capsys):
 
 
 def test_fields_of_the_run_can_be_set(capsys):
-    flags = {"recipe": "deit_tiny_from_deit3_small", "nodes": "1", "gpus": "1"}
-    cli.plan(**flags, **{"micro_batch_size_per_gpu": "64", "teacher.placement": "replica"})
+    own = {"micro_batch_size_per_gpu": "64", "teacher.placement": "replica"}
+    cli.plan(recipe="deit_tiny_from_deit3_small", nodes="1", gpus="1", **own)
     assert "64 images x 16 a GPU" in capsys.readouterr().out
 
 
@@ -135,17 +135,14 @@ def test_what_cannot_be_predicted_is_refused(flags, message):
         cli.plan(**{key: text for key, text in flags.items() if text})
 
 
-@pytest.mark.parametrize("device, found", [
-    ("NVIDIA H100 80GB HBM3", "h100"),
-    ("NVIDIA H200", "h200"),
-    ("NVIDIA A100-SXM4-80GB", "a100"),
-    *dict.fromkeys((
+def test_cards_are_known_by_their_drivers_names_and_others_are_not_taken_for_them():
+    known = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-80GB": "a100"}
+    others = (
         "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e",
         "NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-40GB", "cpu",
-    )).items(),
-])  # fmt: skip
-def test_cards_are_known_by_their_drivers_names_and_others_are_not_taken_for_them(device, found):
-    assert hardware_of(device) is HARDWARE.get(found)
+    )  # fmt: skip
+    for device in (*known, *others):
+        assert hardware_of(device) is HARDWARE.get(known.get(device)), device
 
 
 def test_the_text_says_when_nothing_fits():
