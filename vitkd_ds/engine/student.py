@@ -5,9 +5,8 @@ A step of the training loop is `engine(...)`, `engine.backward(total)` for each 
 
 import math
 import tempfile
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import deepspeed
 import torch
@@ -27,9 +26,7 @@ def student_ds_config(
 ) -> dict[str, Any]:
     """The student's DeepSpeed configuration with the recipe's numbers; reads one file, touches no device.
 
-    Args:
-        saved_layout: layout of the checkpoint that will be loaded; if it is not this engine's, DeepSpeed reads the
-            checkpoint in its universal format.
+    If `saved_layout`, of the checkpoint that will be loaded, is not this engine's, DeepSpeed reads its universal format.
 
     Raises:
         ValueError: the file contradicts the recipe, or asks for what the student's engine cannot do.
@@ -100,8 +97,7 @@ class StudentEngine:
         return self.engine(*args)
 
     def backward(self, total: Tensor) -> None:
-        """Run the backward pass of one micro-batch; the gradient of an update is the mean over its micro-batches.
-        Collective."""
+        """Run the backward pass of a micro-batch; an update's gradient is the mean over its micro-batches. Collective."""
         self.engine.backward(total)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # DeepSpeed counts the micro-batches of an update there
@@ -117,7 +113,7 @@ class StudentEngine:
             count: fp32 scalar on the device, to be summed over the ranks. None is 0.
 
         Returns:
-            False if the update was left out on all ranks, because a gradient is inf or nan or there was a veto.
+            False if all ranks left the update out, because a gradient is inf or nan or there was a veto.
         """
         zero = torch.zeros((), device=self.engine.device)
         agreed = clip_gradients(
@@ -137,31 +133,20 @@ class StudentEngine:
             group["lr"] = lr
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
-        """The student's fp32 weights, whole, on the CPU of every rank. Collective.
-
-        Args:
-            average: their moving average when the run keeps one; False gives the weights themselves.
-        """
-        student = self.engine.module.student
-        with self._average_in_place() if average else nullcontext():
-            weights = {name: safe_get_full_fp32_param(p).cpu() for name, p in student.named_parameters()}
-        return weights | {name: buffer.detach().float().cpu() for name, buffer in student.named_buffers()}
-
-    @contextmanager
-    def _average_in_place(self) -> Iterator[None]:
-        """Put the moving average where the fp32 weights are, and the weights back at the end."""
-        optimizer = self.engine.basic_optimizer
-        swapped = []
-        for group in optimizer.param_groups if optimizer.ema_decay else []:
+        """The student's fp32 weights, or their average if the run keeps one, whole, on every rank's CPU. Collective."""
+        student, optimizer = self.engine.module.student, self.engine.basic_optimizer
+        swapped = []  # DeepSpeed joins the fp32 weights alone, so the average takes their place for the moment
+        for group in optimizer.param_groups if average and optimizer.ema_decay else []:
             for part in group["params"]:
                 if "ema" in optimizer.state[part]:  # absent before the first update, when the weights are the average
                     swapped.append((part, part.detach().clone()))
                     part.data.copy_(optimizer.state[part]["ema"])
         try:
-            yield
+            weights = {name: safe_get_full_fp32_param(p).cpu() for name, p in student.named_parameters()}
         finally:
-            for part, weights in swapped:
-                part.data.copy_(weights)
+            for part, original in swapped:
+                part.data.copy_(original)
+        return weights | {name: buffer.detach().float().cpu() for name, buffer in student.named_buffers()}
 
     def state_files(self) -> dict[str, Any]:
         """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective.

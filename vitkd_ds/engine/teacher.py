@@ -35,13 +35,8 @@ class Teacher:
     """Images in, features out, without gradient, always in eval mode.
 
     It is not an nn.Module, so it cannot become part of the student's module, optimizer, moving average or checkpoint,
-    and nobody's `train()` reaches it. All ranks must build it, and call it the same number of times.
-
-    Args:
-        model: the teacher.
-        run: gives placement, tapped blocks, and whether to compile: the whole, or where weights are gathered each block.
-        device: this rank's device.
-        micro_batch_size: images per call.
+    and nobody's `train()` reaches it. All ranks must build it, and call it the same number of times, with at most
+    `micro_batch_size` images. It is compiled as a whole, or block by block where weights are gathered.
     """
 
     def __init__(self, model: nn.Module, run: Run, *, device: torch.device, micro_batch_size: int) -> None:
