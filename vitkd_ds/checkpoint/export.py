@@ -44,16 +44,9 @@ def find_student(source: str | Path) -> Path:
 
 
 def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
-    """Copy a student out of a run.
+    """Copy a student out of a run folder (of `which` checkpoint, last or best) or a checkpoint; return the new folder.
 
-    Args:
-        source: a run folder or a checkpoint.
-        destination: a folder that does not exist yet.
-        which: last or best checkpoint of a run folder.
-        half: store fp16, which halves the size.
-
-    Returns:
-        The new folder.
+    With `half` it is stored in fp16, which halves the size.
 
     Raises:
         ValueError: there is nothing to export, or `destination` exists.

@@ -47,8 +47,7 @@ def find_ds_config(path: str) -> Path:
     """
     package = Path(__file__).resolve().parents[1]
     shipped = [folder / Path(path).name for folder in (package / "ds_configs", package.parent / "ds_configs")]
-    candidates = [Path(path)] + (shipped if Path(path).parent.name == "ds_configs" else [])
-    for candidate in candidates:
+    for candidate in [Path(path)] + (shipped if Path(path).parent.name == "ds_configs" else []):
         if candidate.is_file():
             return candidate
     names = sorted({f"ds_configs/{p.name}" for folder in shipped for p in folder.parent.glob("zero*.json")})

@@ -28,7 +28,7 @@ SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZ
 
 
 def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Complete the variables that `deepspeed` and `torchrun` set: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+    """Complete what `deepspeed` and `torchrun` set: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Under `srun` they are taken from SLURM_*. A plain `python train.py` becomes one rank with a free port, so that
     DeepSpeed does not look for mpi4py.

@@ -26,7 +26,7 @@ def student_ds_config(
 ) -> dict[str, Any]:
     """The student's DeepSpeed configuration with the recipe's numbers; reads one file, touches no device.
 
-    If `saved_layout`, of the checkpoint that will be loaded, is not this engine's, DeepSpeed reads its universal format.
+    If `saved_layout`, of the checkpoint that will be loaded, is not this engine's, DeepSpeed reads a universal one.
 
     Raises:
         ValueError: the file contradicts the recipe, or asks for what the student's engine cannot do.
@@ -52,13 +52,8 @@ def student_ds_config(
 class StudentEngine:
     """The ZeRO engine that trains a `Distiller`; every rank builds it and calls the same methods in the same order.
 
-    The fp32 master weights start from the module's fp32 weights; DeepSpeed alone would start them from the weights
-    rounded to bf16.
-
-    Args:
-        module: a `Distiller` on the CPU in fp32, the same on every rank; `module.student` is what is exported.
-        run: gives the optimizer's numbers.
-        ds_config: from `student_ds_config`.
+    The module, a `Distiller`, comes on the CPU in fp32, the same on every rank. The fp32 master weights start from its
+    weights; DeepSpeed alone would start them from those rounded to bf16. `ds_config` is from `student_ds_config`.
 
     Attributes:
         layout: how the state is cut over the ranks; see `vitkd_ds.engine.ds_config.layout`.
@@ -97,7 +92,7 @@ class StudentEngine:
         return self.engine(*args)
 
     def backward(self, total: Tensor) -> None:
-        """Run the backward pass of a micro-batch; an update's gradient is the mean over its micro-batches. Collective."""
+        """Run a micro-batch's backward pass; an update's gradient is the mean over its micro-batches. Collective."""
         self.engine.backward(total)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # DeepSpeed counts the micro-batches of an update there
@@ -149,10 +144,8 @@ class StudentEngine:
         return weights | {name: buffer.detach().float().cpu() for name, buffer in student.named_buffers()}
 
     def state_files(self) -> dict[str, Any]:
-        """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective.
-
-        These are references to the live state, so they must be written before the next update.
-        """
+        """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective. These are
+        references to the live state, so they must be written before the next update."""
         self.engine.save_checkpoint("unused", tag="step", save_latest=False)
         return self.engine.checkpoint_engine.saved
 

@@ -23,13 +23,8 @@ VAL_TOP1 = "val_top1"
 class MetricsLog:
     """Write a line per log step and evaluation on rank 0, and nothing on the others.
 
-    A resumed run first drops the lines of steps that it will run again, so each step stands in the file once.
-
-    Args:
-        workdir: the run folder.
-        total_steps: updates of the whole run.
-        resumed_step: updates already done; 0 for a new run.
-        evaluated_step: step of the last evaluation that counts.
+    A resumed run first drops the lines of steps that it will run again, so each step stands in the file once: those
+    after `resumed_step`, and evaluations after `evaluated_step`, the last that counts.
     """
 
     def __init__(self, workdir: Path, *, total_steps: int, resumed_step: int, evaluated_step: int = -1) -> None:
@@ -89,8 +84,7 @@ class Meter:
     Args:
         global_batch_size: images per step.
         clock: returns seconds when the device has finished its work.
-        timed_s: seconds of the timed steps before a restart.
-        timed_steps: their number.
+        timed_s: seconds of the timed steps before a restart, `timed_steps` of them.
     """
 
     def __init__(
@@ -100,8 +94,7 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.num_summed = 0
         self.started: float | None = None
-        self.is_warm = False
-        self.warmup_s = 0.0
+        self.warmup_s: float | None = None
         self.timed_s, self.timed_steps = timed_s, timed_steps
         self.read_s, self.read_steps = timed_s, timed_steps
 
@@ -114,11 +107,11 @@ class Meter:
         """Count one step and its terms."""
         self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
         self.num_summed += 1
-        if self.is_warm:
-            self.timed_steps += 1
-        else:
-            self.is_warm, now = True, self.clock()
+        if self.warmup_s is None:
+            now = self.clock()
             self.warmup_s, self.started = now - self.started, now
+        else:
+            self.timed_steps += 1
 
     def pause(self) -> None:
         """Stop the clock until the next step."""
@@ -143,7 +136,7 @@ class Meter:
         """Speed over all timed steps, or of the first step if there is no other; None before it."""
         if self.timed_steps:
             return self.global_batch_size * self.timed_steps / self.timed_s
-        return self.global_batch_size / self.warmup_s if self.is_warm else None
+        return self.global_batch_size / self.warmup_s if self.warmup_s else None
 
 
 def _step_of(line: str) -> float:

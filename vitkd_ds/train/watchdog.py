@@ -37,14 +37,9 @@ _place = _Place()
 
 
 def enter(phase: str, step: int | None = None) -> None:
-    """Note that a phase, or another micro-batch of a step, begins; the clock of the limit starts anew.
-
-    Args:
-        phase: one word; "step" for the micro-batches of an update.
-        step: updates done; None leaves it as it is.
-    """
-    is_new_step = phase == "step" and (_place.phase, _place.step) != ("step", step)
-    _place.num_steps += is_new_step
+    """Note that a phase, or another micro-batch of a "step", begins; the clock of the limit starts anew. `step` is the
+    number of updates done, None leaves it as it is."""
+    _place.num_steps += phase == "step" and (_place.phase, _place.step) != ("step", step)
     _place.phase, _place.since = phase, time.monotonic()
     if step is not None:
         _place.step = step
@@ -104,12 +99,11 @@ def _function() -> str:
 def report(error: BaseException) -> None:
     """Log what ended this rank: one line that names rank, phase and step, after the traceback where that helps."""
     text = " ".join(str(error).split())[:500]
+    hint = "the other ranks end with it"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         hint = "out of memory: lower --micro_batch_size_per_gpu"
     elif isinstance(error, RuntimeError) and any(sign in text for sign in PEER_SIGNS):
         hint = "another rank ended, or cannot be reached: its own last lines, or its node's log, say why"
-    else:
-        hint = "the other ranks end with it"
     if not hint.startswith("another"):
         logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     logger.error("%s: %s. %s: %s", where(), hint, type(error).__name__, text)
