@@ -17,11 +17,8 @@ STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
-    """Write student.safetensors (a plain timm state dict) and student.json (how to rebuild and use it).
-
-    Returns:
-        The manifest's entry for each of the two files.
-    """
+    """Write student.safetensors, a plain timm state dict, and student.json, which says how to rebuild and use it.
+    Return the manifest's entry for each."""
     content = safetensors_bytes({name: weight.contiguous() for name, weight in weights.items()})
     return {
         STUDENT: write_whole(folder / STUDENT, lambda file: file.write(content)),

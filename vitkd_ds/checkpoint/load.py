@@ -1,9 +1,8 @@
 """Find the checkpoint that a run starts from, check that it is whole, and restore the run from it.
 
-A checkpoint is the folder checkpoints/step00001234. It is written under a name with a dot; when every rank's files are
-on the disk and the manifest lists them, the folder gets its name, and then `latest` names it. So a folder with such a
-name was whole once, and all ranks check that it still is before anything in it is loaded. The exported student of that
-step lies beside DeepSpeed's state files, so an export never unpickles anything.
+The folder checkpoints/step00001234 is written under a name with a dot. When every rank's files are on the disk and the
+manifest lists them, it gets its name, and then `latest` names it. So it was whole once, and all ranks check that it
+still is before anything is loaded. The exported student lies beside DeepSpeed's state files: exporting unpickles none.
 """
 
 import logging
@@ -31,7 +30,7 @@ class TrainState:
     """
 
     steps_per_epoch: int
-    """Updates in an epoch of the data that the checkpoint was made with."""
+    """Updates in an epoch of the data."""
     data: int
     """Fingerprint of the training images; another number means other images, or the same ones numbered otherwise."""
     step: int = 0

@@ -65,11 +65,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_parts: int = 1) -> str:
-    """Check lengths and checksums of a part of the files, about as many bytes for each of `num_parts` callers.
-
-    Returns:
-        What is wrong with the first bad file, "" if all are whole.
-    """
+    """Check lengths and checksums of a part of the files, about as many bytes for each of `num_parts` callers; return
+    what is wrong with the first bad one, "" if all are whole."""
     by_size = sorted(manifest["files"].items(), key=lambda item: (-item[1]["bytes"], item[0]))
     for name, entry in by_size[part::num_parts]:
         if reason := _fault(folder / name, entry):

@@ -8,7 +8,7 @@ to copy the state and agree with the other ranks' threads, and the demo's checkp
 import logging
 import shutil
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable
 
@@ -29,32 +29,26 @@ class SaveError(RuntimeError):
     """Checkpoints cannot be saved; raised on all ranks."""
 
 
+@dataclass
 class Saver:
     """Save the checkpoints of a run.
 
     A failed save leaves the previous checkpoint valid and is only warned of, until `max_failures` follow each other.
-
-    Args:
-        description: for student.json.
-        check: called on rank 0 before each checkpoint is written and published; what it raises ends the run.
-        saved_step: step of the checkpoint that the run was started from, if that lies in this folder.
-
-    Attributes:
-        num_failures: failed saves in a row.
-        saved_step: step of the last checkpoint.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        config: CheckpointConfig,
-        description: dict[str, Any],
-        *,
-        check: Callable[[], None] = lambda: None,
-        saved_step: int = -1,
-    ) -> None:
-        self.folder, self.config, self.description = workdir / CHECKPOINTS, config, description
-        self.check, self.saved_step, self.num_failures = check, saved_step, 0
+    workdir: Path
+    config: CheckpointConfig
+    description: dict[str, Any]
+    """For student.json."""
+    check: Callable[[], None] = lambda: None
+    """Called on rank 0 before a checkpoint is written and before it is published; what it raises ends the run."""
+    saved_step: int = -1
+    """Step of the last checkpoint in this folder, which may be the one that the run was started from."""
+    num_failures: int = 0
+    """Failed saves in a row."""
+
+    def __post_init__(self) -> None:
+        self.folder = self.workdir / CHECKPOINTS
 
     def save(self, engine: Any, state: TrainState, *, is_last_chance: bool = False) -> None:
         """Write a checkpoint, publish it as `latest` (and `best`), delete what is no longer kept. Collective.
@@ -99,9 +93,8 @@ class Saver:
     def _write(self, engine: Any, state: TrainState, part: Path) -> list[str]:
         """Write and publish; return what went wrong, the same on every rank. No rank waits for one that failed."""
         state_files, weights = engine.state_files(), engine.student_weights()
-        files: dict[str, Any] = {}
-
         description = self.description | {"step": state.step, "world_size": ranks.world_size()}
+        files: dict[str, Any] = {}
 
         def write() -> None:
             for name, content in state_files.items():

@@ -74,18 +74,13 @@ def convert(checkpoint: Path, target: Path) -> None:
         source.symlink_to(checkpoint.resolve())
         target.mkdir(parents=True)
         destination.symlink_to(target.resolve())
-        options = SimpleNamespace(
-            input_folder=str(source),
-            output_folder=str(destination),
-            num_extract_workers=1,  # no processes: this one has threads, and a fork could hang
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=True,
-        )
+        options = {"input_folder": str(source), "output_folder": str(destination), "keep_temp_folder": False}
+        options |= {"strict": True, "inject_missing_state": True}
+        # No processes: this one has threads, and a fork could hang.
+        options |= {"num_extract_workers": 1, "num_merge_workers": 1}
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            ds_to_universal.main(options)
+            ds_to_universal.main(SimpleNamespace(**options))
     for name, average in averages.items():
         torch.save({ds_to_universal.PARAM: average}, target / "zero" / name / "ema.pt")
 

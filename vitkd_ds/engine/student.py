@@ -65,14 +65,10 @@ class StudentEngine:
 
     def __init__(self, module: nn.Module, run: Run, ds_config: dict[str, Any]) -> None:
         start = {name: p.detach().clone() for name, p in module.named_parameters()}
-        optimizer = AdamWithEMA(
-            module.parameter_groups(run.optim.weight_decay),
-            ema_decay=run.optim.ema_decay,
-            lr=run.optim.lr,
-            betas=run.optim.betas,
-            eps=run.optim.eps,
-            fused=get_accelerator().device_name() == "cuda",
-        )
+        optim, is_fused = run.optim, get_accelerator().device_name() == "cuda"
+        adamw = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "fused": is_fused}
+        groups = module.parameter_groups(optim.weight_decay)
+        optimizer = AdamWithEMA(groups, ema_decay=optim.ema_decay, **adamw)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
         self.engine.checkpoint_engine = Collector()
         # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
@@ -100,23 +96,16 @@ class StudentEngine:
     def step(self, *, veto: Tensor | None = None, count: Tensor | None = None) -> bool:
         """Clip, and update the weights; to be called once after all micro-batches of an update. Collective.
 
-        What all ranks must know at an update rides on the all-reduce of the norm. The device is waited for once, after
-        all of the update is queued.
-
-        Args:
-            veto: fp32 scalar on the device; above 0 on any rank, all ranks leave the update out. None is 0.
-            count: fp32 scalar on the device, to be summed over the ranks. None is 0.
+        What all ranks must know at an update rides on the all-reduce of the norm: `veto` and `count`, fp32 scalars on
+        the device, None for 0. The device is waited for once, after all of the update is queued.
 
         Returns:
-            False if all ranks left the update out, because a gradient is inf or nan or there was a veto.
+            False if all ranks left the update out: a gradient is inf or nan, or a `veto` above 0 on any rank.
         """
         zero = torch.zeros((), device=self.engine.device)
-        agreed = clip_gradients(
-            self.engine.optimizer.averaged_gradients.values(),
-            self._max_norm,
-            veto=zero if veto is None else veto,
-            count=zero if count is None else count,
-        )
+        veto, count = zero if veto is None else veto, zero if count is None else count
+        gradients = self.engine.optimizer.averaged_gradients.values()
+        agreed = clip_gradients(gradients, self._max_norm, veto=veto, count=count)
         self.engine.basic_optimizer.leave_out = torch.isnan(agreed[0]).float()
         self.engine.step()
         self.grad_norm, self.num_vetoes, self.counted = agreed.tolist()

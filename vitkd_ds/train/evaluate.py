@@ -39,9 +39,8 @@ def evaluate(
     """Evaluate a plain timm model in fp32. Collective: all ranks call it, with loaders of the same length.
 
     Args:
-        student: the model that will be exported, in fp32, on the loader's device.
+        student: the model that will be exported, in fp32, on the loader's device; `normalization` is its own.
         loader: gives padding rows the label -1; they count for nothing.
-        normalization: the student's.
         teacher: images 0..255 -> features; None gives no agreement.
         must_stop: collective; asked every few micro-batches whether to give up.
 
@@ -121,11 +120,10 @@ def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
 def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[str, Any] | None:
     """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
     watchdog.enter("export", state.step)
-    summary: dict[str, Any] = {
-        "student_top1": state.result["top1"],
-        "student_top5": state.result["top5"],
-        "teacher_top1": state.result.get("teacher_top1"),
-        "agreement": state.result.get("agreement"),
+    result = state.result
+    summary: dict[str, Any] = {"student_top1": result["top1"], "student_top5": result["top5"]}
+    summary |= {name: result.get(name) for name in ("teacher_top1", "agreement")}
+    summary |= {
         "images_per_s": images_per_s,
         "epochs": state.step / parts.schedule.steps_per_epoch,
         "steps": state.step,
@@ -138,7 +136,7 @@ def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[
             return None
         summary["student_raw_top1"] = raw["top1"]
     weights = parts.engine.student_weights()
-    description = parts.student_description() | {"step": state.step, "top1": state.result["top1"]}
+    description = parts.student_description() | {"step": state.step, "top1": result["top1"]}
     workdir = Path(parts.run.workdir)
 
     def write() -> None:

@@ -79,12 +79,8 @@ class Meter:
     """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
 
     The first step of a process is not timed, because it compiles and warms up. After a restart the first means are over
-    fewer steps if the checkpoint lay between two log steps.
-
-    Args:
-        global_batch_size: images per step.
-        clock: returns seconds when the device has finished its work.
-        timed_s: seconds of the timed steps before a restart, `timed_steps` of them.
+    fewer steps if the checkpoint lay between two log steps. `timed_s` is the seconds of the `timed_steps` before it.
+    `clock` returns seconds when the device has finished its work.
     """
 
     def __init__(

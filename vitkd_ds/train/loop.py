@@ -46,8 +46,7 @@ def train(run: Run) -> dict[str, Any] | None:
 
     Raises:
         ValueError: a configuration, file or model that cannot be, or a folder in use; before any update.
-        NonFiniteError: see there.
-        vitkd_ds.checkpoint.save.SaveError: see there.
+        NonFiniteError, vitkd_ds.checkpoint.save.SaveError: see there.
     """
     # What this rank can see alone is refused before the ranks wait for each other.
     check_run(run)
@@ -160,10 +159,7 @@ def train_step(
 
     Returns:
         The terms of this rank, mean over its micro-batches: detached fp32 scalars. And whether any rank was asked to
-        stop, the same on all.
-
-    Raises:
-        NonFiniteError: see there.
+        stop, the same on all. Raises NonFiniteError.
     """
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
     lr = lr_at(step, parts.schedule, run.optim, run.global_batch_size)

@@ -1,8 +1,5 @@
-"""The parts of a run on one rank: data opened, models built, both engines started.
-
-All checks on files, models and settings run here, before the first image is trained on. `vitkd-ds doctor` calls the
-same functions, one by one.
-"""
+"""The parts of a run on one rank: data opened, models built, both engines started, after all checks on files, models
+and settings. `vitkd-ds doctor` calls the same functions, one by one."""
 
 import json
 import logging
@@ -77,11 +74,8 @@ class Parts:
 
 
 def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | None = None) -> Parts:
-    """Check the data, build loaders, models and engines, to load a checkpoint of `saved_layout`. Collective.
-
-    Raises:
-        ValueError: whatever does not fit; the message names the key or file.
-    """
+    """Check the data, build loaders, models and engines, to load a checkpoint of `saved_layout`. Collective. Raises
+    ValueError for whatever does not fit; the message names the key or file."""
     split = split_of(run)
     ds_config = student_ds_config(run, **asdict(split), saved_layout=saved_layout)
     train_loader = open_split(run, "train", split.micro_batch_size, device)
@@ -103,15 +97,8 @@ def start_engines(
     # Before the engine takes the student, which it rounds to bf16 and moves to the device.
     export_model = deepcopy(models.student).to(device).eval()
     engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
-    return Parts(
-        run=run,
-        schedule=schedule,
-        device=device,
-        engine=engine,
-        teacher=Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None,
-        export_model=export_model,
-        normalization=normalization_of(models.student),
-    )
+    teacher = Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None
+    return Parts(run, schedule, device, engine, teacher, export_model, normalization_of(models.student))
 
 
 def split_of(run: Run) -> BatchSplit:

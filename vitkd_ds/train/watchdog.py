@@ -3,8 +3,7 @@
 A rank in a collective waits for ever for one that hangs, and a hung job burns its allocation to the time limit. So a
 thread looks every few seconds how long the current phase (start, build, step, save, ...) has lasted. Past the limit it
 prints rank, step, phase and all stacks and ends the process; the launcher then ends the others. Every rank has its own
-watchdog, because a rank that hangs cannot be told from those that wait for it. The state is the module's, as it
-is about the process.
+watchdog, because a rank that hangs cannot be told from those that wait for it.
 """
 
 import faulthandler
@@ -70,7 +69,9 @@ def _watch(limit_s: float) -> None:
         faulthandler.dump_traceback_later(limit_s + 2 * poll_s, exit=True)
         time.sleep(poll_s)
         waited_s = time.monotonic() - _place.since
-        if waited_s > limit_s or _is_stuck_in_step():
+        urged_at = signals.urged_at()
+        is_urged = urged_at is not None and _place.phase == "step" and _place.num_steps >= 2
+        if waited_s > limit_s or (is_urged and time.monotonic() - max(urged_at, _place.since) > STOPPING_LIMIT_S):
             asked = f", {signals.received()} asked to stop" if signals.received() else ""
             limit = f"timeout_minutes: {limit_s / 60:g}{asked}"
             text = f"{where()}: no progress for {waited_s:.0f} s in {_function()} ({limit}): ending it"
@@ -78,13 +79,6 @@ def _watch(limit_s: float) -> None:
             faulthandler.dump_traceback(all_threads=True)
             console.write_now(text)
             os._exit(1)
-
-
-def _is_stuck_in_step() -> bool:
-    urged_at = signals.urged_at()
-    if urged_at is None or _place.phase != "step" or _place.num_steps < 2:
-        return False
-    return time.monotonic() - max(urged_at, _place.since) > STOPPING_LIMIT_S
 
 
 def _function() -> str:
