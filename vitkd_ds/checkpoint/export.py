@@ -62,8 +62,7 @@ def export_student(source: str, destination: str, *, which: str = "last", half: 
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        weights = load_file(folder / STUDENT)
-        weights = {name: weight.half() for name, weight in weights.items()} if half else weights
+        weights = {name: weight.half() if half else weight for name, weight in load_file(folder / STUDENT).items()}
         write_student(temporary, weights, json.loads((folder / DESCRIPTION).read_text()))
         temporary.chmod(0o755)
         temporary.rename(target)

@@ -124,8 +124,7 @@ class RunLock:
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
     """Who holds a run folder, seconds since the last heartbeat, and whether the holder lives (None: only a heartbeat
     can tell); None if nobody holds it. Reads only."""
-    path = workdir / "lock"
-    found, heartbeat = _read(path), _heartbeat(path)
+    found, heartbeat = _read(workdir / "lock"), _heartbeat(workdir / "lock")
     if not found or not heartbeat:
         return None
     return _name(found), time.time() - heartbeat[1] / 1e9, _known_to_live(found, _describe_this_process())

@@ -76,8 +76,7 @@ def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_pa
 
 def _fault(path: Path, entry: dict[str, Any]) -> str:
     try:
-        found = path.stat().st_size
-        if found != entry["bytes"]:
+        if (found := path.stat().st_size) != entry["bytes"]:
             return f"must have {entry['bytes']} bytes, found {found}"
         with path.open("rb") as file:
             found_hash = hashlib.blake2b(digest_size=32)

@@ -47,8 +47,7 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])})
-    missing = [name for name in (*SLURM_NAMES, "MASTER_ADDR", "MASTER_PORT") if name not in environ]
-    if missing:
+    if missing := [name for name in (*SLURM_NAMES, "MASTER_ADDR", "MASTER_PORT") if name not in environ]:
         raise ValueError(
             f"RANK is set, so {', '.join(missing)} must be set too, found nothing: start with deepspeed, torchrun or "
             "slurm/*.sh, or set them in the environment"

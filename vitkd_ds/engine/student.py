@@ -59,8 +59,7 @@ class StudentEngine:
         layout: how the state is cut over the ranks; see `vitkd_ds.engine.ds_config.layout`.
         dtype: what the student computes in.
         grad_norm: of the whole gradient of the last update, before clipping; nan if the update was left out.
-        num_vetoes: sum over the ranks of the `veto` of the last update.
-        counted: sum over the ranks of the `count` of the last update.
+        num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the last update.
     """
 
     def __init__(self, module: nn.Module, run: Run, ds_config: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ class Meter:
     """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
 
     The first step of a process is not timed, because it compiles and warms up. After a restart the first means are over
-    fewer steps if the checkpoint lay between two log steps. `timed_s` is the seconds of the `timed_steps` before it.
+    fewer steps if the checkpoint lay between two log steps; `timed_s` and `timed_steps` count what was timed before.
     `clock` returns seconds when the device has finished its work.
     """
 

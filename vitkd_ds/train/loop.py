@@ -1,8 +1,7 @@
 """The corridor: a validated run in, a trained and exported student and its summary out.
 
-Every rank runs every line here; what only rank 0 does happens inside the functions that are called. The teacher's
-forward, the student's engine, the checks and the evaluations contain collectives: each rank must reach each of them the
-same number of times.
+Every rank runs every line here; what only rank 0 does happens inside the functions that are called. Teacher, engine,
+checks and evaluations contain collectives: each rank must reach each of them the same number of times.
 """
 
 import json

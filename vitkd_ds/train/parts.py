@@ -127,7 +127,7 @@ def open_split(
 
 
 def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
-    """Raise ValueError if the images' classes, in order, are not those in a .json file beside the teacher's."""
+    """Raise ValueError unless the images' classes, in order, are those that a .json beside the teacher's file names."""
     if run.teacher is None or run.teacher.checkpoint in ("hub", "random"):
         return
     beside = teacher_file(run.teacher).with_suffix(".json")
