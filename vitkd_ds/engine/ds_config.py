@@ -105,7 +105,7 @@ def check_student(config: dict[str, Any], *, source: str) -> None:
     """
     for section, key, value, only_bf16 in (
         ("zero_optimization", "stage", 2, False),
-        # DeepSpeed would norm and scan parameter by parameter: 2,551 calls an update in place of 54.
+        # DeepSpeed would norm and scan parameter by parameter: 2,551 calls an update in place of some 50.
         ("zero_optimization", "compute_grad_norm", False, False),
         ("bf16", "check_grad_overflow", False, True),
         ("data_types", "grad_accum_dtype", "fp32", True),  # clipping would round a bf16 gradient a second time
