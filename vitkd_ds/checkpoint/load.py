@@ -1,8 +1,9 @@
 """Find the checkpoint that a run starts from, check that it is whole, and restore the run from it.
 
 The folder checkpoints/step00001234 is written under a name with a dot. When every rank's files are on the disk and the
-manifest lists them, it gets its name, and then `latest` names it. So it was whole once, and all ranks check that it
-still is before anything is loaded. The exported student lies beside DeepSpeed's state files: exporting unpickles none.
+manifest lists them, it gets its name, and then `latest` names it. So each named folder was whole once, and all ranks
+check that it still is before anything is loaded. The exported student lies beside DeepSpeed's state files, so exporting
+unpickles nothing.
 """
 
 import logging
@@ -30,7 +31,7 @@ class TrainState:
     """
 
     steps_per_epoch: int
-    """Updates in an epoch of the data."""
+    """Updates in an epoch of the data that the checkpoint was made with."""
     data: int
     """Fingerprint of the training images; another number means other images, or the same ones numbered otherwise."""
     step: int = 0
@@ -56,7 +57,7 @@ class Start:
     is_own: bool
     """Whether it lies in the run's own folder."""
     is_named: bool
-    """Whether `--resume PATH` names it, so that no other will do."""
+    """Whether `--resume PATH` names it, so that no other checkpoint will do."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """The manifest that `newest_whole` checked; empty before."""
 
