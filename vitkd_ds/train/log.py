@@ -28,8 +28,7 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, *, total_steps: int, resumed_step: int, evaluated_step: int = -1) -> None:
-        self.total_steps = total_steps
-        self.is_main = ranks.rank() == 0
+        self.total_steps, self.is_main = total_steps, ranks.rank() == 0
         if not self.is_main:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
