@@ -17,11 +17,8 @@ STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
-    """Write student.safetensors (a plain timm state dict) and student.json (how to rebuild and use it).
-
-    Returns:
-        The manifest's entry for each of the two files.
-    """
+    """Write student.safetensors, a plain timm state dict, and student.json, which says how to rebuild and use it.
+    Return the manifest's entry for each."""
     content = safetensors_bytes({name: weight.contiguous() for name, weight in weights.items()})
     return {
         STUDENT: write_whole(folder / STUDENT, lambda file: file.write(content)),
@@ -44,16 +41,9 @@ def find_student(source: str | Path) -> Path:
 
 
 def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
-    """Copy a student out of a run.
+    """Copy a student out of a run folder (of `which` checkpoint, last or best) or a checkpoint; return the new folder.
 
-    Args:
-        source: a run folder or a checkpoint.
-        destination: a folder that does not exist yet.
-        which: last or best checkpoint of a run folder.
-        half: store fp16, which halves the size.
-
-    Returns:
-        The new folder.
+    With `half` it is stored in fp16, which halves the size.
 
     Raises:
         ValueError: there is nothing to export, or `destination` exists.
@@ -72,8 +62,7 @@ def export_student(source: str, destination: str, *, which: str = "last", half: 
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        weights = load_file(folder / STUDENT)
-        weights = {name: weight.half() for name, weight in weights.items()} if half else weights
+        weights = {name: weight.half() if half else weight for name, weight in load_file(folder / STUDENT).items()}
         write_student(temporary, weights, json.loads((folder / DESCRIPTION).read_text()))
         temporary.chmod(0o755)
         temporary.rename(target)

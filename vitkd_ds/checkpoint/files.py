@@ -45,12 +45,8 @@ class HashingFile:
 def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any]:
     """Write or replace a file through `fill`, so that a reader sees its old or its new content and never a part.
 
-    Args:
-        path: its folder must exist. The name appears when all bytes are on the disk; `sync_folder` makes the name last.
-        fill: writes the content to the file that it is given.
-
-    Returns:
-        The file's length and BLAKE2b checksum, as a manifest lists them.
+    The name appears when all bytes are on the disk; `sync_folder` makes the name last. Returns the file's length and
+    BLAKE2b checksum, as a manifest lists them.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -55,12 +55,10 @@ def is_finished(run: Run) -> bool:
 def check_settings(run: Run, config: Path | None) -> None:
     """Check that a run may use its folder, and goes on with the settings that it began with. Reads only.
 
-    Args:
-        config: config.json beside the checkpoint that the run starts from; None for a new run.
+    They stand in `config`, beside the checkpoint that the run starts from; None is a new run.
 
     Raises:
-        ValueError: `--resume none` on a used folder, or settings outside FREE_KEYS differ; each is named with both
-            values.
+        ValueError: `--resume none` on a used folder, or settings outside FREE_KEYS differ: each with both values.
     """
     if config is None and newest(Path(run.workdir) / CHECKPOINTS):
         raise ValueError(f"--resume none needs an unused folder, found a run in {run.workdir}: give another --workdir")
@@ -93,15 +91,10 @@ def describe_run(run: Run, schedule: Any, *, device: str, resumed_step: int) -> 
     """Write config.json. A continued run has the same settings, but may have moved and been updated."""
     workdir = Path(run.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    versions = {name: version(name) for name in ("torch", "deepspeed", "timm", "ffcv", "numpy")}
     content = {"run": as_dict(run), "plan": asdict(schedule), "resumed_step": resumed_step}
-    content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv}
-    write_json(workdir / "config.json", content | {"git_commit": git_commit(), "versions": versions()})
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide about results."""
-    packages = ("torch", "deepspeed", "timm", "ffcv", "numpy")
-    return {"vitkd_ds": vitkd_ds.__version__} | {name: version(name) for name in packages}
+    content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv, "git_commit": git_commit()}
+    write_json(workdir / "config.json", content | {"versions": {"vitkd_ds": vitkd_ds.__version__} | versions})
 
 
 def git_commit() -> str:

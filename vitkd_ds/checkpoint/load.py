@@ -1,9 +1,9 @@
 """Find the checkpoint that a run starts from, check that it is whole, and restore the run from it.
 
-A checkpoint is the folder checkpoints/step00001234. It is written under a name with a dot; when every rank's files are
-on the disk and the manifest lists them, the folder gets its name, and then `latest` names it. So a folder with such a
-name was whole once, and all ranks check that it still is before anything in it is loaded. The exported student of that
-step lies beside DeepSpeed's state files, so an export never unpickles anything.
+The folder checkpoints/step00001234 is written under a name with a dot. When every rank's files are on the disk and the
+manifest lists them, it gets its name, and then `latest` names it. So each named folder was whole once, and all ranks
+check that it still is before anything is loaded. The exported student lies beside DeepSpeed's state files, so exporting
+unpickles nothing.
 """
 
 import logging
@@ -75,8 +75,7 @@ class Start:
 def find(resume: str, workdir: Path) -> Start | None:
     """Where a run starts from; None for a new run. Reads only.
 
-    A run that was started from another run's checkpoint and has its own by now goes on in its own folder, so that the
-    same command can be given again.
+    A run that began with another's checkpoint and has its own by now goes on from that, by the same command.
 
     Raises:
         ValueError: a path without a checkpoint.
@@ -101,12 +100,9 @@ def find(resume: str, workdir: Path) -> Start | None:
 
 
 def newest_whole(start: Start | None) -> Start | None:
-    """Check the files of the checkpoint to start from, before anything is loaded; take an older one if it is damaged.
+    """Check the files of the checkpoint to start from, and take an older one if they are damaged and it is not named.
 
-    Collective: the files are shared out among the ranks. A checkpoint that `--resume PATH` names is not replaced.
-
-    Returns:
-        `start` with the newest whole checkpoint and its manifest, the same on every rank.
+    Collective: the ranks share the files. The result, with the manifest, is the same on every rank.
 
     Raises:
         ValueError: none is whole.
@@ -117,8 +113,11 @@ def newest_whole(start: Start | None) -> Start | None:
     reasons = []
     for tag in [start.tag, *older]:
         folder = start.folder / tag
-        manifest, reason = ranks.on_main(lambda folder=folder: _read_and_say(folder))
-        if not reason:
+        try:
+            manifest = ranks.on_main(lambda folder=folder: read_manifest(folder))
+        except (OSError, ValueError) as error:  # the same on every rank
+            reason = str(error)
+        else:
             found = ranks.from_all(check_files(folder, manifest, part=ranks.rank(), num_parts=ranks.world_size()))
             reason = "; ".join(text for text in found if text)
         if not reason:
@@ -132,23 +131,11 @@ def newest_whole(start: Start | None) -> Start | None:
     )
 
 
-def _read_and_say(folder: Path) -> tuple[dict[str, Any], str]:
-    """The manifest and "", or {} and why there is none."""
-    try:
-        return read_manifest(folder), ""
-    except (OSError, ValueError) as error:
-        return {}, str(error)
-
-
 def restore(engine: Any, start: Start | None, *, workdir: Path, steps_per_epoch: int, data: int) -> TrainState:
-    """Load a whole checkpoint into the engine, or start anew. Collective.
+    """Load a whole checkpoint into a `StudentEngine` that was built for its layout, or start anew. Collective.
 
-    Args:
-        engine: a `vitkd_ds.engine.student.StudentEngine`, built for the layout of `start`.
-        start: from `newest_whole`.
-        workdir: this run's folder, where a checkpoint of another layout is converted.
-        steps_per_epoch: updates in an epoch of the data that is here now.
-        data: fingerprint of that data.
+    A checkpoint of another layout is converted in the run folder. `steps_per_epoch` and `data` are those of the data
+    that is here now; see `TrainState`.
 
     Raises:
         ValueError: the checkpoint was made with other data.
@@ -168,17 +155,13 @@ def restore(engine: Any, start: Start | None, *, workdir: Path, steps_per_epoch:
         )
     if start.manifest["layout"] == engine.layout:
         engine.load(str(start.folder), start.tag)
-    else:
-        _load_converted(engine, start, workdir / CHECKPOINTS / CONVERTED)
+    else:  # made with another number of ranks or ZeRO stage
+        logger.info("%s: from %s to %s", start.path, start.manifest["layout"], engine.layout)
+        temporary = workdir / CHECKPOINTS / CONVERTED
+        ranks.on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
+        ranks.on_main(lambda: convert(start.path, temporary / start.tag))
+        engine.load(str(temporary), start.tag)
+        ranks.barrier()  # all ranks have read it
+        ranks.on_main(lambda: shutil.rmtree(temporary))
     # The best checkpoint of another run is not in this run's folder.
     return state if start.is_own else replace(state, best_top1=-1.0, best_step=0)
-
-
-def _load_converted(engine: Any, start: Start, temporary: Path) -> None:
-    """Load a checkpoint that was made with another number of ranks or ZeRO stage. Collective."""
-    logger.info("%s: from %s to %s", start.path, start.manifest["layout"], engine.layout)
-    ranks.on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
-    ranks.on_main(lambda: convert(start.path, temporary / start.tag))
-    engine.load(str(temporary), start.tag)
-    ranks.barrier()  # all ranks have read it
-    ranks.on_main(lambda: shutil.rmtree(temporary))

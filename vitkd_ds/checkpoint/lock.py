@@ -23,15 +23,17 @@ STALE_S = 60.0
 system caches attributes."""
 
 
+class LockLost(RuntimeError):
+    """Another job has this run folder."""
+
+
 class RunLock:
     """The lock of a run folder."""
 
     def __init__(self, workdir: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
-        self.path = workdir / "lock"
-        self.heartbeat_s, self.stale_s = heartbeat_s, stale_s
+        self.path, self.heartbeat_s, self.stale_s = workdir / "lock", heartbeat_s, stale_s
         self.me = _describe_this_process()
         self.released = threading.Event()
-        self.made_folder = False
 
     def acquire(self) -> None:
         """Take the lock; where only a heartbeat can tell whether its holder lives, wait for one, at most `stale_s`.
@@ -56,17 +58,16 @@ class RunLock:
             return True
         except FileExistsError:
             holder = _read(self.path)
-        if holder and self._is_alive(holder):
+        if not holder:
+            return False  # given back since we looked
+        if self._is_alive(holder):
             raise ValueError(
                 f"{self.path.parent} must be used by one job at a time, found it in use by {_name(holder)}: wait for "
                 f"it, or give another --workdir (if that job is dead, its lock is taken over {self.stale_s:.0f} s "
                 "after its last sign of life)"
             )
-        return bool(holder) and self._replace(mine, holder)
-
-    def _replace(self, mine: Path, dead: dict[str, Any]) -> bool:
-        """Take a dead job's place; of several jobs that try, the one that creates the claim succeeds."""
-        claim = self.path.with_name(f".lock.after.{dead['token']}")
+        # Of several jobs that take a dead one's place, the one that creates the claim succeeds.
+        claim = self.path.with_name(f".lock.after.{holder['token']}")
         try:
             _create(claim, mine)
         except FileExistsError:
@@ -75,17 +76,16 @@ class RunLock:
                 claim.unlink(missing_ok=True)
             return False
         try:
-            if _token(self.path) != dead["token"]:
+            if _read(self.path).get("token") != holder["token"]:
                 return False  # replaced or given back since we looked
-            logger.warning("took over the lock of %s, which is gone", _name(dead))
+            logger.warning("took over the lock of %s, which is gone", _name(holder))
             mine.replace(self.path)
             return True
         finally:
             claim.unlink(missing_ok=True)
 
     def _is_alive(self, holder: dict[str, Any]) -> bool:
-        known = _known_to_live(holder, self.me)
-        if known is not None:
+        if (known := _known_to_live(holder, self.me)) is not None:
             return known
         seen, waited_until = _heartbeat(self.path), time.monotonic() + self.stale_s
         logger.info("waiting for a sign of life of %s", _name(holder))
@@ -115,21 +115,16 @@ class RunLock:
     def release(self) -> None:
         """Give the lock back; remove the folder if `acquire` made it and nothing else is in it."""
         self.released.set()
-        if _token(self.path) == self.me["token"]:
+        if _read(self.path).get("token") == self.me["token"]:
             self.path.unlink(missing_ok=True)
             if self.made_folder and not any(self.path.parent.iterdir()):
                 self.path.parent.rmdir()
 
 
-class LockLost(RuntimeError):
-    """Another job has this run folder."""
-
-
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
     """Who holds a run folder, seconds since the last heartbeat, and whether the holder lives (None: only a heartbeat
     can tell); None if nobody holds it. Reads only."""
-    path = workdir / "lock"
-    found, heartbeat = _read(path), _heartbeat(path)
+    found, heartbeat = _read(workdir / "lock"), _heartbeat(workdir / "lock")
     if not found or not heartbeat:
         return None
     return _name(found), time.time() - heartbeat[1] / 1e9, _known_to_live(found, _describe_this_process())
@@ -145,25 +140,23 @@ def _known_to_live(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
 
 
 def _describe_this_process() -> dict[str, Any]:
+    """Write down who holds the lock. `machine` is the scope of process numbers: this boot of this kernel, in this
+    container; unique if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        machine = uuid.uuid4().hex
     return {
         "token": uuid.uuid4().hex,
         "host": socket.gethostname(),
-        "machine": _machine(),
+        "machine": machine,
         "pid": os.getpid(),
         "start_time": _start_time(os.getpid()),
         "job": os.environ.get("SLURM_JOB_ID", ""),
         "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-
-
-def _machine() -> str:
-    """Name of the scope of process numbers: this boot of this kernel, in this container. Unique if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return uuid.uuid4().hex
 
 
 def _start_time(pid: int) -> str:
@@ -186,18 +179,14 @@ def _create(path: Path, source: Path) -> None:
             file.write(source.read_text())
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any]:
+    """What `_describe_this_process` of the holder gave; {} if nobody holds the lock."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        return None
+        return {}
     except ValueError:  # left empty by a crash of its node: nobody holds it, unless its time still changes
         return dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
-
-
-def _token(path: Path) -> str:
-    found = _read(path)
-    return found["token"] if found else ""
 
 
 def _heartbeat(path: Path) -> tuple[int, int] | None:

@@ -1,9 +1,8 @@
 """The manifest of a checkpoint: which files belong to it, and whether they are whole.
 
 manifest.json is written last. It lists every other file of the folder with its length and BLAKE2b checksum, and has a
-checksum of its own. The files are hashed while they are written, so nothing is read again. The checksums find damage
-and careless changes. They do not stop tampering: a writer can forge the manifest. Nothing here communicates;
-`vitkd_ds.checkpoint.load` lets the ranks agree.
+checksum of its own. The checksums find damage and careless changes. They do not stop tampering: a writer can forge the
+manifest. Nothing here communicates; `vitkd_ds.checkpoint.load` lets the ranks agree.
 """
 
 import hashlib
@@ -26,12 +25,7 @@ def tag_of(step: int) -> str:
 
 
 def write_manifest(folder: Path, files: dict[str, Any], content: dict[str, Any]) -> None:
-    """Write or replace manifest.json when the files that it lists are on the disk.
-
-    Args:
-        files: name -> what `vitkd_ds.checkpoint.files.write_whole` returned.
-        content: what else it says.
-    """
+    """Write or replace manifest.json when the files that it lists, as `write_whole` returned them, are on the disk."""
     manifest = {"format": FORMAT} | content | {"files": files}
     write_text(folder / MANIFEST, json.dumps(manifest | {"blake2b": _checksum(manifest)}, indent=1) + "\n")
     sync_folder(folder)
@@ -71,11 +65,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_parts: int = 1) -> str:
-    """Check lengths and checksums; each of `num_parts` callers takes about as many bytes.
-
-    Returns:
-        What is wrong with the first bad file, "" if all files of this part are whole.
-    """
+    """Check lengths and checksums of a part of the files, about as many bytes for each of `num_parts` callers; return
+    what is wrong with the first bad one, "" if all are whole."""
     by_size = sorted(manifest["files"].items(), key=lambda item: (-item[1]["bytes"], item[0]))
     for name, entry in by_size[part::num_parts]:
         if reason := _fault(folder / name, entry):
@@ -85,8 +76,7 @@ def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_pa
 
 def _fault(path: Path, entry: dict[str, Any]) -> str:
     try:
-        found = path.stat().st_size
-        if found != entry["bytes"]:
+        if (found := path.stat().st_size) != entry["bytes"]:
             return f"must have {entry['bytes']} bytes, found {found}"
         with path.open("rb") as file:
             found_hash = hashlib.blake2b(digest_size=32)

@@ -1,15 +1,14 @@
 """Save checkpoints: on all ranks, whole or not at all, and never at the price of the previous one.
 
-DeepSpeed says what is to be written (`StudentEngine.state_files`); the files are written here, so that a rank that
-fails, on a full disk for instance, can tell the others before anybody waits for it. Saving happens in the foreground: a
-background thread would have to copy the state first and agree with the other ranks' threads later, and the demo's
-checkpoints cost 0.1 % of its time (EXPERIMENTS.md).
+DeepSpeed says what is to be written; the files are written here, so that a rank that fails, on a full disk for
+instance, can tell the others before anybody waits for it. It happens in the foreground: a background thread would have
+to copy the state and agree with the other ranks' threads, and the demo's checkpoints cost 0.1 % of its time.
 """
 
 import logging
 import shutil
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable
 
@@ -30,45 +29,32 @@ class SaveError(RuntimeError):
     """Checkpoints cannot be saved; raised on all ranks."""
 
 
+@dataclass
 class Saver:
     """Save the checkpoints of a run.
 
     A failed save leaves the previous checkpoint valid and is only warned of, until `max_failures` follow each other.
-
-    Args:
-        workdir: the run folder.
-        config: how many checkpoints are kept, how many saves may fail.
-        description: for student.json.
-        check: called on rank 0 before each checkpoint is written and published; what it raises ends the run.
-        saved_step: step of the checkpoint that the run was started from, if that lies in this folder.
-
-    Attributes:
-        num_failures: failed saves in a row.
-        saved_step: step of the last checkpoint.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        config: CheckpointConfig,
-        description: dict[str, Any],
-        *,
-        check: Callable[[], None] = lambda: None,
-        saved_step: int = -1,
-    ) -> None:
-        self.folder, self.config, self.description = workdir / CHECKPOINTS, config, description
-        self.check, self.saved_step, self.num_failures = check, saved_step, 0
+    workdir: Path
+    config: CheckpointConfig
+    description: dict[str, Any]
+    """For student.json."""
+    check: Callable[[], None] = lambda: None
+    """Called on rank 0 before a checkpoint is written and before it is published; what it raises ends the run."""
+    saved_step: int = -1
+    """Step of the last checkpoint in this folder, which may be the one that the run was started from."""
+    num_failures: int = 0
+    """Failed saves in a row."""
+
+    def __post_init__(self) -> None:
+        self.folder = self.workdir / CHECKPOINTS
 
     def save(self, engine: Any, state: TrainState, *, is_last_chance: bool = False) -> None:
         """Write a checkpoint, publish it as `latest` (and `best`), delete what is no longer kept. Collective.
 
-        Args:
-            engine: a `vitkd_ds.engine.student.StudentEngine`.
-            state: goes into the manifest.
-            is_last_chance: do not tolerate a failure.
-
         Raises:
-            SaveError: too many failures in a row.
+            SaveError: too many failures in a row, or one at the last chance.
         """
         ranks.on_main(self.check)
         part = ranks.from_main(self.folder / f".{tag_of(state.step)}.{uuid.uuid4().hex}.part")
@@ -78,7 +64,10 @@ class Saver:
             return
         ranks.on_main(lambda: shutil.rmtree(part, ignore_errors=True))
         self.num_failures += 1
-        latest = ranks.on_main(self._latest)
+        try:
+            latest = ranks.on_main(lambda: pointer(self.folder, "latest")) or "none"
+        except OSError as error:  # where the right to read is lost too; the same on every rank
+            latest = f"not to be read ({error.strerror})"
         text = f"SAVING FAILED at step {state.step}: {'; '.join(failures)}. The last whole checkpoint is {latest}. "
         if is_last_chance or self.num_failures >= self.config.max_failures:
             raise SaveError(
@@ -90,26 +79,28 @@ class Saver:
     def note(self, state: TrainState) -> None:
         """Put the result of an evaluation into the checkpoint of this step, and point `best` to it if it is the best.
         Collective. A failure is only warned of: the next start evaluates again."""
-        if self.saved_step == state.step and (failures := _failures_on_main(lambda: self._renew(state))):
-            _warn(f"THE EVALUATION OF step {state.step} IS NOT IN ITS CHECKPOINT: {'; '.join(failures)}")
 
-    def _latest(self) -> str:
-        try:
-            return pointer(self.folder, "latest") or "none"
-        except OSError as error:  # where the right to read is lost too
-            return f"not to be read ({error.strerror})"
+        def renew() -> None:
+            self.check()
+            folder = self.folder / tag_of(state.step)
+            manifest = read_manifest(folder)
+            write_manifest(folder, manifest["files"], {"train_state": asdict(state), "layout": manifest["layout"]})
+            self._point(state)
+
+        if self.saved_step == state.step and (failures := _failures_on_main(renew)):
+            _warn(f"THE EVALUATION OF step {state.step} IS NOT IN ITS CHECKPOINT: {'; '.join(failures)}")
 
     def _write(self, engine: Any, state: TrainState, part: Path) -> list[str]:
         """Write and publish; return what went wrong, the same on every rank. No rank waits for one that failed."""
         state_files, weights = engine.state_files(), engine.student_weights()
+        description = self.description | {"step": state.step, "world_size": ranks.world_size()}
         files: dict[str, Any] = {}
 
         def write() -> None:
             for name, content in state_files.items():
                 files[name] = write_whole(part / name, lambda file, content=content: torch.save(content, file))
             if ranks.rank() == 0:
-                described = self.description | {"step": state.step, "world_size": ranks.world_size()}
-                files.update(write_student(part, weights, described))
+                files.update(write_student(part, weights, description))
 
         if failures := _failures_on_main(lambda: part.mkdir(parents=True)) or ranks.failures(write):
             return failures
@@ -131,13 +122,6 @@ class Saver:
             _delete_old(self.folder, self.config.keep_last)
         except OSError as error:
             _warn(f"{final} is saved, but older files are left, {error!r}: the next checkpoint tries again")
-
-    def _renew(self, state: TrainState) -> None:
-        self.check()
-        folder = self.folder / tag_of(state.step)
-        manifest = read_manifest(folder)
-        write_manifest(folder, manifest["files"], {"train_state": asdict(state), "layout": manifest["layout"]})
-        self._point(state)
 
     def _point(self, state: TrainState) -> None:
         if state.best_step == state.step:

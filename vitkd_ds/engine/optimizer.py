@@ -39,7 +39,7 @@ def clip_gradients(groups: Iterable[Sequence[Tensor]], max_norm: float, *, veto:
     squares = [torch.stack(torch._foreach_norm(group, 2, dtype=torch.float64)).pow(2).sum() for group in groups]
     sums = ranks.sum_over_ranks(torch.stack([*(square.float() for square in squares), veto, count]))
     norm = torch.linalg.vector_norm(sums[:-2].sqrt())
-    norm = torch.where(torch.isfinite(norm) & (sums[-2] == 0), norm, torch.nan)
+    norm = torch.where((norm < torch.inf) & (sums[-2] == 0), norm, torch.nan)
     clip = torch.clamp((norm + 1e-6) / max_norm, min=1.0) if max_norm else 1 + 0 * norm
     scale = 1.0 / clip
     for group in groups:
@@ -50,12 +50,7 @@ def clip_gradients(groups: Iterable[Sequence[Tensor]], max_norm: float, *, veto:
 class AdamWithEMA(torch.optim.AdamW):
     """torch.optim.AdamW with a state `ema` = decay * ema + (1 - decay) * parameter after each update.
 
-    The average starts from the parameters before the first update.
-
-    Args:
-        params: parameter groups.
-        ema_decay: part that is kept at each update; 0 keeps no average.
-        **adamw: arguments of torch.optim.AdamW.
+    The average starts from the parameters before the first update. A decay of 0 keeps none.
 
     Attributes:
         leave_out: fp32 scalar on the device, set before `step`; 1 leaves weights, moments and average as they are.

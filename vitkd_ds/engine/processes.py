@@ -28,10 +28,10 @@ SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZ
 
 
 def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Complete RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which DeepSpeed wants all set.
+    """Complete what `deepspeed` and `torchrun` set: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    `deepspeed` and `torchrun` set them; under `srun` they are taken from SLURM_*; a plain `python train.py` becomes one
-    rank with a free port, so that DeepSpeed does not look for mpi4py.
+    Under `srun` they are taken from SLURM_*. A plain `python train.py` becomes one rank with a free port, so that
+    DeepSpeed does not look for mpi4py.
 
     Raises:
         ValueError: some are set and others cannot be known.
@@ -44,9 +44,10 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
             environ["MASTER_ADDR"] = _first_slurm_node(environ["SLURM_STEP_NODELIST"])
     if "RANK" not in environ:
         environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
-        environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()})
-    missing = [name for name in (*SLURM_NAMES, "MASTER_ADDR", "MASTER_PORT") if name not in environ]
-    if missing:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])})
+    if missing := [name for name in (*SLURM_NAMES, "MASTER_ADDR", "MASTER_PORT") if name not in environ]:
         raise ValueError(
             f"RANK is set, so {', '.join(missing)} must be set too, found nothing: start with deepspeed, torchrun or "
             "slurm/*.sh, or set them in the environment"
@@ -74,25 +75,19 @@ def choose_device(num_devices: int, environ: MutableMapping[str, str] = os.envir
 
 def _first_slurm_node(nodelist: str) -> str:
     """The address at which Slurm itself reaches the step's first node; a node's name need not resolve."""
-    name = _scontrol("hostnames", nodelist).split()[0]
-    address = re.search(r"NodeAddr=(\S+)", _scontrol("node", name))
-    return address.group(1) if address else name
 
-
-def _scontrol(*words: str) -> str:
-    try:
+    def show(*words: str) -> str:
         return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        name = show("hostnames", nodelist).split()[0]
+        address = re.search(r"NodeAddr=(\S+)", show("node", name))
+        return address.group(1) if address else name
     except (OSError, subprocess.CalledProcessError) as error:
         raise ValueError(
             f"under srun MASTER_ADDR must be set where scontrol cannot tell the first node, found {error}: use "
             "slurm/*.sh, or set it"
         ) from error
-
-
-def _free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
@@ -116,14 +111,13 @@ def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def start_processes(timeout_minutes: float = 10) -> torch.device:
-    """Join the process group and return this rank's device. Collective.
-
-    Args:
-        timeout_minutes: longest wait of a collective; the group gets a little more, so that the watchdog, whose message
-            is better, comes first.
-    """
+    """Join the process group, whose collectives wait at most for the timeout; return this rank's device. Collective."""
     set_rank_variables()
-    _quieten_deepspeed()
+    # What DeepSpeed says at each start and no user can act on. Our AdamW is torch's, but its list of tested optimizers
+    # goes by the exact class.
+    deepspeed_logger.setLevel(logging.WARNING)
+    deepspeed_logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce at the first start. That takes a minute, and a killed build
@@ -133,16 +127,9 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
     else:
         choose_device(accelerator.device_count())
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    # A little more than the timeout, so that the watchdog, whose message is better, comes first.
     deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=1.2 * timeout_minutes))
     return torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
-
-
-def _quieten_deepspeed() -> None:
-    """Hide what DeepSpeed says at each start and no user can act on."""
-    deepspeed_logger.setLevel(logging.WARNING)
-    # Our AdamW is torch's, but DeepSpeed's list of tested optimizers goes by the exact class.
-    deepspeed_logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
-    warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
 
 
 def peak_memory_gib() -> float:

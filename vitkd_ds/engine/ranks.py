@@ -95,8 +95,7 @@ def together(function: Callable[[], T]) -> T:
         FailedElsewhere: it failed on another rank only; the message quotes that rank.
     """
     result, error = _outcome(function)
-    failed = _failures(error)
-    if failed:
+    if failed := _failures(error):
         raise error or FailedElsewhere("; ".join(failed))
     return result
 

@@ -8,6 +8,7 @@ loads, DeepSpeed unpickles whatever a file says; here only three harmless classe
 import contextlib
 import io
 import os
+import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,51 +60,37 @@ class Collector(CheckpointEngine):
 
 
 def convert(checkpoint: Path, target: Path) -> None:
-    """Write a checkpoint in DeepSpeed's universal format, a whole file per parameter and state. One rank calls it.
+    """Write the checkpoint in DeepSpeed's universal format, a whole file per parameter and state, to a new folder. One
+    rank calls it.
 
     `ds_to_universal` knows the fp32 weights and Adam's moments. The moving average is put beside them in the same form,
     and DeepSpeed loads it as it loads every state that it finds there.
-
-    Args:
-        checkpoint: a folder step00001234.
-        target: a folder that does not exist yet.
     """
     for path in checkpoint.glob(MODEL_FILES):
         load_file(path)  # ds_to_universal unpickles anything, so refuse first what `load_file` refuses
-    averages = _averages([load_file(path) for path in _by_rank(checkpoint)])
+    averages = _averages(checkpoint)
     with tempfile.TemporaryDirectory() as links:  # it takes paths for patterns: "[" or "+" in them would break it
         source, destination = Path(links, "in"), Path(links, "out")
         source.symlink_to(checkpoint.resolve())
         target.mkdir(parents=True)
         destination.symlink_to(target.resolve())
-        options = SimpleNamespace(
-            input_folder=str(source),
-            output_folder=str(destination),
-            num_extract_workers=1,  # no processes: this one has threads, and a fork could hang
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=True,
-        )
+        options = {"input_folder": str(source), "output_folder": str(destination), "keep_temp_folder": False}
+        options |= {"strict": True, "inject_missing_state": True}
+        # No processes: this one has threads, and a fork could hang.
+        options |= {"num_extract_workers": 1, "num_merge_workers": 1}
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            ds_to_universal.main(options)
+            ds_to_universal.main(SimpleNamespace(**options))
     for name, average in averages.items():
         torch.save({ds_to_universal.PARAM: average}, target / "zero" / name / "ema.pt")
 
 
-def _by_rank(checkpoint: Path) -> list[Path]:
-    def rank_of(path: Path) -> int:
-        return int(path.name.partition("_pp_rank_")[2].partition("_")[0])
-
-    return sorted(checkpoint.glob(OPTIMIZER_FILES), key=rank_of)
-
-
-def _averages(state_files: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def _averages(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The flat moving average of each parameter by name, joined from the ranks' parts; empty if none was kept."""
     parts: dict[str, list[torch.Tensor]] = {}
-    for file in state_files:
-        saved = file["optimizer_state_dict"]
+    by_rank = sorted(checkpoint.glob(OPTIMIZER_FILES), key=lambda path: int(re.search(r"_pp_rank_(\d+)", path.name)[1]))
+    for path in by_rank:
+        saved = load_file(path)["optimizer_state_dict"]
         states = saved[ds_to_universal.BASE_OPTIMIZER_STATE]["state"]
         for group, fragments in enumerate(saved[ds_to_universal.PARAM_SLICE_MAPPINGS]):
             if "ema" in states[group]:

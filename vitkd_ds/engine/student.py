@@ -5,9 +5,8 @@ A step of the training loop is `engine(...)`, `engine.backward(total)` for each 
 
 import math
 import tempfile
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import deepspeed
 import torch
@@ -27,9 +26,7 @@ def student_ds_config(
 ) -> dict[str, Any]:
     """The student's DeepSpeed configuration with the recipe's numbers; reads one file, touches no device.
 
-    Args:
-        saved_layout: layout of the checkpoint that will be loaded; if it is not this engine's, DeepSpeed reads the
-            checkpoint in its universal format.
+    If `saved_layout`, of the checkpoint that will be loaded, is not this engine's, DeepSpeed reads a universal one.
 
     Raises:
         ValueError: the file contradicts the recipe, or asks for what the student's engine cannot do.
@@ -55,32 +52,22 @@ def student_ds_config(
 class StudentEngine:
     """The ZeRO engine that trains a `Distiller`; every rank builds it and calls the same methods in the same order.
 
-    The fp32 master weights start from the module's fp32 weights; DeepSpeed alone would start them from the weights
-    rounded to bf16.
-
-    Args:
-        module: a `Distiller` on the CPU in fp32, the same on every rank; `module.student` is what is exported.
-        run: gives the optimizer's numbers.
-        ds_config: from `student_ds_config`.
+    The module, a `Distiller`, comes on the CPU in fp32, the same on every rank. The fp32 master weights start from its
+    weights; DeepSpeed alone would start them from those rounded to bf16. `ds_config` is from `student_ds_config`.
 
     Attributes:
         layout: how the state is cut over the ranks; see `vitkd_ds.engine.ds_config.layout`.
         dtype: what the student computes in.
         grad_norm: of the whole gradient of the last update, before clipping; nan if the update was left out.
-        num_vetoes: sum over the ranks of the `veto` of the last update.
-        counted: sum over the ranks of the `count` of the last update.
+        num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the last update.
     """
 
     def __init__(self, module: nn.Module, run: Run, ds_config: dict[str, Any]) -> None:
         start = {name: p.detach().clone() for name, p in module.named_parameters()}
-        optimizer = AdamWithEMA(
-            module.parameter_groups(run.optim.weight_decay),
-            ema_decay=run.optim.ema_decay,
-            lr=run.optim.lr,
-            betas=run.optim.betas,
-            eps=run.optim.eps,
-            fused=get_accelerator().device_name() == "cuda",
-        )
+        optim, is_fused = run.optim, get_accelerator().device_name() == "cuda"
+        adamw = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "fused": is_fused}
+        groups = module.parameter_groups(optim.weight_decay)
+        optimizer = AdamWithEMA(groups, ema_decay=optim.ema_decay, **adamw)
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
         self.engine.checkpoint_engine = Collector()
         # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
@@ -100,8 +87,7 @@ class StudentEngine:
         return self.engine(*args)
 
     def backward(self, total: Tensor) -> None:
-        """Run the backward pass of one micro-batch; the gradient of an update is the mean over its micro-batches.
-        Collective."""
+        """Run a micro-batch's backward pass; an update's gradient is the mean over its micro-batches. Collective."""
         self.engine.backward(total)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # DeepSpeed counts the micro-batches of an update there
@@ -109,23 +95,16 @@ class StudentEngine:
     def step(self, *, veto: Tensor | None = None, count: Tensor | None = None) -> bool:
         """Clip, and update the weights; to be called once after all micro-batches of an update. Collective.
 
-        What all ranks must know at an update rides on the all-reduce of the norm. The device is waited for once, after
-        all of the update is queued.
-
-        Args:
-            veto: fp32 scalar on the device; above 0 on any rank, all ranks leave the update out. None is 0.
-            count: fp32 scalar on the device, to be summed over the ranks. None is 0.
+        What all ranks must know at an update rides on the all-reduce of the norm: `veto` and `count`, fp32 scalars on
+        the device, None for 0. The device is waited for once, after all of the update is queued.
 
         Returns:
-            False if the update was left out on all ranks, because a gradient is inf or nan or there was a veto.
+            False if all ranks left the update out: a gradient is inf or nan, or a `veto` above 0 on any rank.
         """
         zero = torch.zeros((), device=self.engine.device)
-        agreed = clip_gradients(
-            self.engine.optimizer.averaged_gradients.values(),
-            self._max_norm,
-            veto=zero if veto is None else veto,
-            count=zero if count is None else count,
-        )
+        veto, count = zero if veto is None else veto, zero if count is None else count
+        gradients = self.engine.optimizer.averaged_gradients.values()
+        agreed = clip_gradients(gradients, self._max_norm, veto=veto, count=count)
         self.engine.basic_optimizer.leave_out = torch.isnan(agreed[0]).float()
         self.engine.step()
         self.grad_norm, self.num_vetoes, self.counted = agreed.tolist()
@@ -137,37 +116,24 @@ class StudentEngine:
             group["lr"] = lr
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
-        """The student's fp32 weights, whole, on the CPU of every rank. Collective.
-
-        Args:
-            average: their moving average when the run keeps one; False gives the weights themselves.
-        """
-        student = self.engine.module.student
-        with self._average_in_place() if average else nullcontext():
-            weights = {name: safe_get_full_fp32_param(p).cpu() for name, p in student.named_parameters()}
-        return weights | {name: buffer.detach().float().cpu() for name, buffer in student.named_buffers()}
-
-    @contextmanager
-    def _average_in_place(self) -> Iterator[None]:
-        """Put the moving average where the fp32 weights are, and the weights back at the end."""
-        optimizer = self.engine.basic_optimizer
-        swapped = []
-        for group in optimizer.param_groups if optimizer.ema_decay else []:
+        """The student's fp32 weights, or their average if the run keeps one, whole, on every rank's CPU. Collective."""
+        student, optimizer = self.engine.module.student, self.engine.basic_optimizer
+        swapped = []  # DeepSpeed joins the fp32 weights alone, so the average takes their place for the moment
+        for group in optimizer.param_groups if average and optimizer.ema_decay else []:
             for part in group["params"]:
                 if "ema" in optimizer.state[part]:  # absent before the first update, when the weights are the average
                     swapped.append((part, part.detach().clone()))
                     part.data.copy_(optimizer.state[part]["ema"])
         try:
-            yield
+            weights = {name: safe_get_full_fp32_param(p).cpu() for name, p in student.named_parameters()}
         finally:
-            for part, weights in swapped:
-                part.data.copy_(weights)
+            for part, original in swapped:
+                part.data.copy_(original)
+        return weights | {name: buffer.detach().float().cpu() for name, buffer in student.named_buffers()}
 
     def state_files(self) -> dict[str, Any]:
-        """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective.
-
-        These are references to the live state, so they must be written before the next update.
-        """
+        """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective. These are
+        references to the live state, so they must be written before the next update."""
         self.engine.save_checkpoint("unused", tag="step", save_latest=False)
         return self.engine.checkpoint_engine.saved
 

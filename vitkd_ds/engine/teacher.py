@@ -1,8 +1,8 @@
 """The frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
 
 shard and offload are DeepSpeed stage-3 engines without an optimizer: their weights are partitioned over the ranks and
-gathered block by block during the forward. replica is the plain module on every rank. All three compute in the dtype of
-`ds_configs/teacher_zero3.json` and give the same features up to its rounding.
+gathered block by block during the forward. replica is the plain module on every rank. All give the same features, up to
+rounding, in the dtype of `ds_configs/teacher_zero3.json`.
 """
 
 from typing import Sequence
@@ -35,13 +35,8 @@ class Teacher:
     """Images in, features out, without gradient, always in eval mode.
 
     It is not an nn.Module, so it cannot become part of the student's module, optimizer, moving average or checkpoint,
-    and nobody's `train()` reaches it. All ranks must build it, and call it the same number of times.
-
-    Args:
-        model: the teacher.
-        run: gives placement, tapped blocks, and whether to compile: the whole, or where weights are gathered each block.
-        device: this rank's device.
-        micro_batch_size: images per call.
+    and nobody's `train()` reaches it. All ranks must build it, and call it the same number of times, with at most
+    `micro_batch_size` images. It is compiled as a whole, or block by block where weights are gathered.
     """
 
     def __init__(self, model: nn.Module, run: Run, *, device: torch.device, micro_batch_size: int) -> None:
@@ -69,8 +64,8 @@ class Teacher:
     def __call__(self, images_BCHW: Tensor) -> Features:
         """Features of images with values 0 to 255, which are normalised with the teacher's own mean and std.
 
-        Fewer images than a micro-batch, as at the end of an evaluation, are filled up for a compiled teacher: it would
-        be compiled anew for any number of images, and stay slower for the rest of the run.
+        For a compiled teacher fewer images than a micro-batch, as an evaluation ends with, are filled up: it would be
+        compiled anew for each number of images, and stay slower for the rest of the run.
         """
         if any(module.training for module in self._modules):
             self.module.eval()  # somebody called train() on a module inside: dropout and drop path would be on

@@ -39,12 +39,7 @@ def write_now(text: str) -> None:
 
 
 class Progress:
-    """The progress of a run: a bar on a terminal, else a line now and then.
-
-    Args:
-        total_steps: updates of the whole run.
-        start_step: updates already done.
-    """
+    """The progress of a run: a bar on a terminal, else a line now and then."""
 
     def __init__(self, total_steps: int, *, start_step: int) -> None:
         self.total_steps, self.shown_s = total_steps, -LINE_EVERY_S
@@ -53,13 +48,7 @@ class Progress:
             self.bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     def show(self, step: int, text: str, line: str) -> None:
-        """Show how far the run is.
-
-        Args:
-            step: updates done.
-            text: what stands behind the bar.
-            line: what is printed where there is no bar.
-        """
+        """Show how far the run is: `text` stands behind the bar, `line` is printed where there is none."""
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)

@@ -39,9 +39,8 @@ def evaluate(
     """Evaluate a plain timm model in fp32. Collective: all ranks call it, with loaders of the same length.
 
     Args:
-        student: the model that will be exported, in fp32 and eval mode, on the loader's device.
-        loader: validation loader; padding rows carry the label -1 and count for nothing.
-        normalization: the student's.
+        student: the model that will be exported, in fp32, on the loader's device; `normalization` is its own.
+        loader: gives padding rows the label -1; they count for nothing.
         teacher: images 0..255 -> features; None gives no agreement.
         must_stop: collective; asked every few micro-batches whether to give up.
 
@@ -79,22 +78,17 @@ def _count(student_BK: Tensor, teacher_BK: Tensor | None, labels_B: Tensor) -> T
     is_real_B = labels_B >= 0
     best = student_BK.topk(min(5, student_BK.shape[1]), dim=1).indices
     is_hit = best == labels_B[:, None]
-    columns = [is_real_B, is_hit[:, 0], is_hit.any(1)]
-    if teacher_BK is None:
-        columns += [torch.zeros_like(is_real_B)] * 3
-    else:
+    columns = [is_real_B, is_hit[:, 0], is_hit.any(1), *[torch.zeros_like(is_real_B)] * 3]
+    if teacher_BK is not None:
         teacher_best_B = teacher_BK.argmax(1)
         kl_B = F.kl_div(student_BK.log_softmax(1), teacher_BK.log_softmax(1), reduction="none", log_target=True).sum(1)
-        columns += [teacher_best_B == labels_B, teacher_best_B == best[:, 0], kl_B]
+        columns[3:] = [teacher_best_B == labels_B, teacher_best_B == best[:, 0], kl_B]
     return (torch.stack([column.double() for column in columns]) * is_real_B).sum(1)
 
 
 def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
-    """Evaluate the weights that would be exported now; log and note the result, and the best. Collective.
-
-    Returns:
-        False if a signal came on any rank before the end.
-    """
+    """Evaluate the weights that would be exported now; log and note the result, and the best. Return whether no signal
+    came on any rank before the end. Collective."""
     watchdog.enter("evaluation", state.step)
     result = _evaluate_weights(parts, parts.engine.student_weights(), teacher=parts.teacher)
     if result is None:
@@ -108,14 +102,12 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
 
 
 def _evaluate_weights(parts: Parts, weights: dict[str, Tensor], *, teacher: Any = None) -> dict[str, float] | None:
-    parts.export_model.load_state_dict(weights)
-    return evaluate(
-        parts.export_model,
-        parts.val_loader,
-        normalization=parts.normalization,
-        teacher=teacher,
-        must_stop=lambda: not ranks.all_true(not signals.received(), parts.device),
-    )
+    def must_stop() -> bool:
+        return not ranks.all_true(not signals.received(), parts.device)
+
+    model, normalization = parts.export_model, parts.normalization
+    model.load_state_dict(weights)
+    return evaluate(model, parts.val_loader, normalization=normalization, teacher=teacher, must_stop=must_stop)
 
 
 def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
@@ -128,11 +120,10 @@ def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
 def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[str, Any] | None:
     """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
     watchdog.enter("export", state.step)
-    summary: dict[str, Any] = {
-        "student_top1": state.result["top1"],
-        "student_top5": state.result["top5"],
-        "teacher_top1": state.result.get("teacher_top1"),
-        "agreement": state.result.get("agreement"),
+    result = state.result
+    summary: dict[str, Any] = {"student_top1": result["top1"], "student_top5": result["top5"]}
+    summary |= {name: result.get(name) for name in ("teacher_top1", "agreement")}
+    summary |= {
         "images_per_s": images_per_s,
         "epochs": state.step / parts.schedule.steps_per_epoch,
         "steps": state.step,
@@ -145,7 +136,7 @@ def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[
             return None
         summary["student_raw_top1"] = raw["top1"]
     weights = parts.engine.student_weights()
-    description = parts.student_description() | {"step": state.step, "top1": state.result["top1"]}
+    description = parts.student_description() | {"step": state.step, "top1": result["top1"]}
     workdir = Path(parts.run.workdir)
 
     def write() -> None:

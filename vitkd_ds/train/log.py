@@ -23,18 +23,12 @@ VAL_TOP1 = "val_top1"
 class MetricsLog:
     """Write a line per log step and evaluation on rank 0, and nothing on the others.
 
-    A resumed run first drops the lines of steps that it will run again, so each step stands in the file once.
-
-    Args:
-        workdir: the run folder.
-        total_steps: updates of the whole run.
-        resumed_step: updates already done; 0 for a new run.
-        evaluated_step: step of the last evaluation that counts.
+    A resumed run first drops the lines of steps that it will run again, so each step stands in the file once: those
+    after `resumed_step`, and evaluations after `evaluated_step`, the last that counts.
     """
 
     def __init__(self, workdir: Path, *, total_steps: int, resumed_step: int, evaluated_step: int = -1) -> None:
-        self.total_steps = total_steps
-        self.is_main = ranks.rank() == 0
+        self.total_steps, self.is_main = total_steps, ranks.rank() == 0
         if not self.is_main:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
@@ -84,13 +78,8 @@ class Meter:
     """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
 
     The first step of a process is not timed, because it compiles and warms up. After a restart the first means are over
-    fewer steps if the checkpoint lay between two log steps.
-
-    Args:
-        global_batch_size: images per step.
-        clock: returns seconds when the device has finished its work.
-        timed_s: seconds of the timed steps before a restart.
-        timed_steps: their number.
+    fewer steps if the checkpoint lay between two log steps; `timed_s` and `timed_steps` count what was timed before.
+    `clock` returns seconds when the device has finished its work.
     """
 
     def __init__(
@@ -100,8 +89,7 @@ class Meter:
         self.sums: dict[str, Tensor] = {}
         self.num_summed = 0
         self.started: float | None = None
-        self.is_warm = False
-        self.warmup_s = 0.0
+        self.warmup_s: float | None = None
         self.timed_s, self.timed_steps = timed_s, timed_steps
         self.read_s, self.read_steps = timed_s, timed_steps
 
@@ -114,11 +102,11 @@ class Meter:
         """Count one step and its terms."""
         self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
         self.num_summed += 1
-        if self.is_warm:
-            self.timed_steps += 1
-        else:
-            self.is_warm, now = True, self.clock()
+        if self.warmup_s is None:
+            now = self.clock()
             self.warmup_s, self.started = now - self.started, now
+        else:
+            self.timed_steps += 1
 
     def pause(self) -> None:
         """Stop the clock until the next step."""
@@ -143,7 +131,7 @@ class Meter:
         """Speed over all timed steps, or of the first step if there is no other; None before it."""
         if self.timed_steps:
             return self.global_batch_size * self.timed_steps / self.timed_s
-        return self.global_batch_size / self.warmup_s if self.is_warm else None
+        return self.global_batch_size / self.warmup_s if self.warmup_s else None
 
 
 def _step_of(line: str) -> float:

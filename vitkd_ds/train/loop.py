@@ -1,8 +1,7 @@
 """The corridor: a validated run in, a trained and exported student and its summary out.
 
-Every rank runs every line here; what only rank 0 does happens inside the functions that are called. The teacher's
-forward, the student's engine, the checks and the evaluations contain collectives: each rank must reach each of them the
-same number of times.
+Every rank runs every line here; what only rank 0 does happens inside the functions that are called. Teacher, engine,
+checks and evaluations contain collectives: each rank must reach each of them the same number of times.
 """
 
 import json
@@ -46,8 +45,7 @@ def train(run: Run) -> dict[str, Any] | None:
 
     Raises:
         ValueError: a configuration, file or model that cannot be, or a folder in use; before any update.
-        NonFiniteError: see there.
-        vitkd_ds.checkpoint.save.SaveError: see there.
+        NonFiniteError, vitkd_ds.checkpoint.save.SaveError: see there.
     """
     # What this rank can see alone is refused before the ranks wait for each other.
     check_run(run)
@@ -56,9 +54,11 @@ def train(run: Run) -> dict[str, Any] | None:
     set_rank_variables()
     watchdog.watch(limit_s=60 * run.timeout_minutes)
     device = start_processes(run.timeout_minutes)
+    workdir = Path(run.workdir)
     if ranks.on_main(lambda: is_finished(run)):
-        return _left_alone(run)
-    lock = RunLock(Path(run.workdir))
+        logger.info("%s is finished and left alone: give another --workdir to train again", run.workdir)
+        return json.loads((workdir / "summary.json").read_text())
+    lock = RunLock(workdir)
     ranks.on_main(lock.acquire)
     try:
         watchdog.enter("load")
@@ -68,13 +68,7 @@ def train(run: Run) -> dict[str, Any] | None:
         lock.release()
 
 
-def _left_alone(run: Run) -> dict[str, Any]:
-    logger.info("%s is finished and left alone: give another --workdir to train again", run.workdir)
-    return json.loads((Path(run.workdir) / "summary.json").read_text())
-
-
 def _start_of(run: Run) -> Start | None:
-    """The checkpoint to start from, of the same settings; None for a new run. Raises ValueError."""
     start = find(run.resume, Path(run.workdir))
     check_settings(run, start.config if start else None)
     return start
@@ -89,20 +83,20 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     watchdog.enter("load")
     data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
     state = restore(parts.engine, start, workdir=workdir, **data)
-    if must_stop(device):
+    if not ranks.all_true(not signals.received(), device):
+        logger.info("stopped by a signal before the first step: nothing changed")
         return None
     # From here on the run leaves traces in its folder.
     saved_step = state.step if start and start.is_own else -1
     saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
     ranks.on_main(lambda: describe_run(run, schedule, device=device.type, resumed_step=state.step))
-    resumed = {"resumed_step": state.step, "evaluated_step": state.result_step}
-    log = ranks.together(lambda: MetricsLog(workdir, total_steps=schedule.total_steps, **resumed))
+    steps = {"resumed_step": state.step, "evaluated_step": state.result_step, "total_steps": schedule.total_steps}
+    log = ranks.together(lambda: MetricsLog(workdir, **steps))
     logger.info(
         f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
-    speed = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
-    meter = Meter(run.global_batch_size, clock=synchronised_time, **speed)
+    meter = Meter(run.global_batch_size, clock=synchronised_time, timed_s=state.timed_s, timed_steps=state.timed_steps)
     with closing(log), closing(training_micro_batches(parts, state.step)) as micro_batches:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
         while goes_on and state.step < schedule.total_steps:
@@ -118,40 +112,25 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         if goes_on and state.result_step != state.step:  # --max_steps was below the step of the checkpoint
             goes_on = evaluate_student(parts, log, state)
         summary = finish(parts, state, meter.images_per_s) if goes_on else None
-        if summary is None:
-            logger.info("%s: stopped and saved at step %d; the same command goes on", run.recipe, state.step)
-        else:
-            logger.info("%s: done, %s", run.recipe, json.dumps(summary))
+        stopped = f"stopped and saved at step {state.step}; the same command goes on"
+        logger.info("%s: %s", run.recipe, f"done, {json.dumps(summary)}" if summary else stopped)
     return summary
 
 
-def must_stop(device: torch.device) -> bool:
-    """Whether any rank was asked to stop during the start, when there is nothing to save. Collective."""
-    if ranks.all_true(not signals.received(), device):
-        return False
-    logger.info("stopped by a signal before the first step: nothing changed")
-    return True
-
-
 def after_step(parts: Parts, log: MetricsLog, meter: Meter, state: TrainState, saver: Saver) -> bool:
-    """Save and evaluate if that is due and not done. Collective.
+    """Save and evaluate if that is due and not done; return False if a signal ended the evaluation. Collective.
 
-    The checkpoint comes first, so that a signal that ends the evaluation costs no step. Its result follows into the
-    checkpoint.
-
-    Returns:
-        False if a signal ended the evaluation.
+    The checkpoint comes first, so that such a signal costs no step. The result follows into the checkpoint.
     """
     must_evaluate = state.step > 0 and parts.schedule.is_eval_step(state.step) and state.result_step < state.step
     must_save = state.step > 0 and parts.schedule.is_save_step(state.step)
     if (must_save or must_evaluate) and saver.saved_step != state.step:
         save(parts, meter, state, saver)
-    if not must_evaluate:
-        return True
-    meter.pause()
-    if not evaluate_student(parts, log, state):
-        return False
-    saver.note(state)
+    if must_evaluate:
+        meter.pause()
+        if not evaluate_student(parts, log, state):
+            return False
+        saver.note(state)
     return True
 
 
@@ -175,21 +154,15 @@ def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tens
 def train_step(
     parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int
 ) -> tuple[dict[str, Tensor], bool]:
-    """Make one optimizer update. Collective.
-
-    Args:
-        micro_batches: yields uint8 images [B, C, H, W] and labels [B].
-        step: updates done before this one.
+    """Make one optimizer update, after `step` others, of uint8 images [B, C, H, W] and labels [B]. Collective.
 
     Returns:
         The terms of this rank, mean over its micro-batches: detached fp32 scalars. And whether any rank was asked to
-        stop, the same on all.
-
-    Raises:
-        NonFiniteError: see there.
+        stop, the same on all. Raises NonFiniteError.
     """
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
-    engine.set_lr(lr_at(step, parts.schedule, run.optim, run.global_batch_size))
+    lr = lr_at(step, parts.schedule, run.optim, run.global_batch_size)
+    engine.set_lr(lr)
     weights = {}
     for name, term in run.losses.active().items():
         weight = loss_weight_at(step, term.weight, term.schedule, parts.schedule.total_steps)
@@ -207,24 +180,18 @@ def train_step(
     # A bad loss on one rank, and a signal to one rank, become known to all with the norm of the gradient.
     is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
     is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
-    is_updated = engine.step(veto=is_bad.float(), count=is_asked)
-    if engine.num_vetoes:
+    if not engine.step(veto=is_bad.float(), count=is_asked):
+        good = pointer(Path(run.workdir) / CHECKPOINTS, "latest") or "none yet"
+        where = f"stopped before update {step + 1}, rank {ranks.rank()}, lr {lr:g}, last good checkpoint {good}"
+        if not engine.num_vetoes:
+            raise NonFiniteError(f"{where}: gradients must be finite, found inf or nan with finite losses")
         found = ", ".join(f"{name} {value.item():g}" for name, value in means.items())
-        raise NonFiniteError(f"{_where(parts, step)}: losses must be finite on every rank, found {found} on this one")
-    if not is_updated:
-        raise NonFiniteError(f"{_where(parts, step)}: gradients must be finite, found inf or nan with finite losses")
+        raise NonFiniteError(f"{where}: losses must be finite on every rank, found {found} on this one")
     return means, engine.counted > 0
 
 
-def _where(parts: Parts, step: int) -> str:
-    good = pointer(Path(parts.run.workdir) / CHECKPOINTS, "latest") or "none yet"
-    lr = lr_at(step, parts.schedule, parts.run.optim, parts.run.global_batch_size)
-    return f"stopped before update {step + 1}, rank {ranks.rank()}, lr {lr:g}, last good checkpoint {good}"
-
-
 def step_values(parts: Parts, steps_done: int) -> dict[str, float]:
-    """What the log holds besides the terms: epoch, learning rate, gradient norm before clipping, peak memory, and the
-    number of images that all ranks skipped since the start, where they may. Collective."""
+    """What the log holds besides the terms; the gradient norm is the one before clipping. Collective."""
     values = {
         "epoch": steps_done / parts.schedule.steps_per_epoch,
         "lr": lr_at(steps_done - 1, parts.schedule, parts.run.optim, parts.run.global_batch_size),

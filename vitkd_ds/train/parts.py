@@ -1,8 +1,5 @@
-"""The parts of a run on one rank: data opened, models built, both engines started.
-
-All checks on files, models and settings run here, before the first image is trained on. `vitkd-ds doctor` calls the
-same functions, one by one.
-"""
+"""The parts of a run on one rank: data opened, models built, both engines started, after all checks on files, models
+and settings. `vitkd-ds doctor` calls the same functions, one by one."""
 
 import json
 import logging
@@ -77,14 +74,8 @@ class Parts:
 
 
 def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | None = None) -> Parts:
-    """Check the data, build loaders, models and engines. Collective.
-
-    Args:
-        saved_layout: layout of the checkpoint that will be loaded; see `vitkd_ds.engine.student.student_ds_config`.
-
-    Raises:
-        ValueError: whatever does not fit; the message names the key or file.
-    """
+    """Check the data, build loaders, models and engines, to load a checkpoint of `saved_layout`. Collective. Raises
+    ValueError for whatever does not fit; the message names the key or file."""
     split = split_of(run)
     ds_config = student_ds_config(run, **asdict(split), saved_layout=saved_layout)
     train_loader = open_split(run, "train", split.micro_batch_size, device)
@@ -92,9 +83,8 @@ def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | N
     check_teacher_classes(run, train_loader.classes)
     if run.teacher and run.teacher.checkpoint == "random":
         logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
-    schedule = make_schedule(
-        run, steps_per_epoch=train_loader.steps_per_epoch, accumulation_steps=split.accumulation_steps
-    )
+    steps_per_epoch = train_loader.steps_per_epoch
+    schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
     parts = start_engines(run, ds_config, build_models(run), schedule, device)
     return replace(parts, train_loader=train_loader, val_loader=val_loader)
 
@@ -102,25 +92,13 @@ def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | N
 def start_engines(
     run: Run, ds_config: dict[str, Any], models: Models, schedule: Schedule, device: torch.device
 ) -> Parts:
-    """Start both engines: parts without loaders, which suffice for a step. Collective.
-
-    Args:
-        ds_config: from `student_ds_config`.
-        models: become the engines' own.
-    """
+    """Start both engines, which take the models: parts without loaders, which suffice for a step. Collective."""
     micro = ds_config["train_micro_batch_size_per_gpu"]
     # Before the engine takes the student, which it rounds to bf16 and moves to the device.
     export_model = deepcopy(models.student).to(device).eval()
     engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
-    return Parts(
-        run=run,
-        schedule=schedule,
-        device=device,
-        engine=engine,
-        teacher=Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None,
-        export_model=export_model,
-        normalization=normalization_of(models.student),
-    )
+    teacher = Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None
+    return Parts(run, schedule, device, engine, teacher, export_model, normalization_of(models.student))
 
 
 def split_of(run: Run) -> BatchSplit:
@@ -131,15 +109,7 @@ def split_of(run: Run) -> BatchSplit:
 def open_split(
     run: Run, split: str, micro_batch_size: int, device: torch.device, *, classes: tuple[str, ...] | None = None
 ) -> Loader:
-    """This rank's loader of the images of `split`, train or val.
-
-    Args:
-        micro_batch_size: images per forward.
-        classes: those that the images must have, in order; None compares their number alone.
-
-    Raises:
-        ValueError: what `build_loader` refuses.
-    """
+    """This rank's loader of `split`, train or val, whose classes must be those given. Raises as `build_loader` does."""
     is_train = split == "train"
     return build_loader(
         replace(run.data, num_workers=run.data.num_workers or num_cpus()),
@@ -157,11 +127,7 @@ def open_split(
 
 
 def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
-    """Check that the teacher's classes are those of the images, in order, where a .json beside its file names them.
-
-    Raises:
-        ValueError: they differ.
-    """
+    """Raise ValueError unless the images' classes, in order, are those that a .json beside the teacher's file names."""
     if run.teacher is None or run.teacher.checkpoint in ("hub", "random"):
         return
     beside = teacher_file(run.teacher).with_suffix(".json")
@@ -170,11 +136,7 @@ def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
 
 
 def build_models(run: Run) -> Models:
-    """Build student and teacher with their weights, and check that they fit.
-
-    Raises:
-        ValueError: they or their weights do not fit; the message names the key.
-    """
+    """Build student and teacher with their weights. Raises ValueError if they or their weights do not fit."""
     torch.manual_seed(run.seed)  # the same student on every rank
     student = build_student(run.student, run.data)
     return fit_models(run, student, build_teacher(run.teacher, run.data) if run.teacher else None)
@@ -184,5 +146,3 @@ def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Model
     """Check that the models of a run fit each other. Raises ValueError if they do not."""
     pair = check_pair(student, teacher, blocks=run.losses.tapped_blocks) if teacher is not None else None
     return Models(student, teacher, pair)
-
-

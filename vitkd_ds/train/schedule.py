@@ -22,8 +22,7 @@ class BatchSplit:
 def split_batch(global_batch_size: int, *, world_size: int, limit: int) -> BatchSplit:
     """Split a global batch into the largest micro-batches, of at most `limit` images, that divide a rank's share of it.
 
-    Raises:
-        ValueError: the ranks cannot share the global batch; the message lists the numbers of ranks that can.
+    Raises ValueError if the ranks cannot share the global batch; the message lists the numbers of ranks that can.
     """
     share, rest = divmod(global_batch_size, world_size)
     if rest:

@@ -3,8 +3,7 @@
 A rank in a collective waits for ever for one that hangs, and a hung job burns its allocation to the time limit. So a
 thread looks every few seconds how long the current phase (start, build, step, save, ...) has lasted. Past the limit it
 prints rank, step, phase and all stacks and ends the process; the launcher then ends the others. Every rank has its own
-watchdog, because a rank that hangs cannot be told from those that wait for it. The state is the module's, as it
-is about the process.
+watchdog, because a rank that hangs cannot be told from those that wait for it.
 """
 
 import faulthandler
@@ -37,14 +36,9 @@ _place = _Place()
 
 
 def enter(phase: str, step: int | None = None) -> None:
-    """Note that a phase, or another micro-batch of a step, begins; the clock of the limit starts anew.
-
-    Args:
-        phase: one word; "step" for the micro-batches of an update.
-        step: updates done; None leaves it as it is.
-    """
-    is_new_step = phase == "step" and (_place.phase, _place.step) != ("step", step)
-    _place.num_steps += is_new_step
+    """Note that a phase, or another micro-batch of a "step", begins; the clock of the limit starts anew. `step` is the
+    number of updates done, None leaves it as it is."""
+    _place.num_steps += phase == "step" and (_place.phase, _place.step) != ("step", step)
     _place.phase, _place.since = phase, time.monotonic()
     if step is not None:
         _place.step = step
@@ -75,7 +69,9 @@ def _watch(limit_s: float) -> None:
         faulthandler.dump_traceback_later(limit_s + 2 * poll_s, exit=True)
         time.sleep(poll_s)
         waited_s = time.monotonic() - _place.since
-        if waited_s > limit_s or _is_stuck_in_step():
+        urged_at = signals.urged_at()
+        is_urged = urged_at is not None and _place.phase == "step" and _place.num_steps >= 2
+        if waited_s > limit_s or (is_urged and time.monotonic() - max(urged_at, _place.since) > STOPPING_LIMIT_S):
             asked = f", {signals.received()} asked to stop" if signals.received() else ""
             limit = f"timeout_minutes: {limit_s / 60:g}{asked}"
             text = f"{where()}: no progress for {waited_s:.0f} s in {_function()} ({limit}): ending it"
@@ -83,13 +79,6 @@ def _watch(limit_s: float) -> None:
             faulthandler.dump_traceback(all_threads=True)
             console.write_now(text)
             os._exit(1)
-
-
-def _is_stuck_in_step() -> bool:
-    urged_at = signals.urged_at()
-    if urged_at is None or _place.phase != "step" or _place.num_steps < 2:
-        return False
-    return time.monotonic() - max(urged_at, _place.since) > STOPPING_LIMIT_S
 
 
 def _function() -> str:
@@ -104,12 +93,11 @@ def _function() -> str:
 def report(error: BaseException) -> None:
     """Log what ended this rank: one line that names rank, phase and step, after the traceback where that helps."""
     text = " ".join(str(error).split())[:500]
+    hint = "the other ranks end with it"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         hint = "out of memory: lower --micro_batch_size_per_gpu"
     elif isinstance(error, RuntimeError) and any(sign in text for sign in PEER_SIGNS):
         hint = "another rank ended, or cannot be reached: its own last lines, or its node's log, say why"
-    else:
-        hint = "the other ranks end with it"
     if not hint.startswith("another"):
         logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     logger.error("%s: %s. %s: %s", where(), hint, type(error).__name__, text)
