@@ -15,7 +15,8 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from vitkd_ds.data.beton import decode
 from vitkd_ds.data.beton.decode import BAD_CRC, BAD_ROW, BAD_SIZE, DECODED, SHORT_READ, STATUS_TEXT, Decoder
 from vitkd_ds.data.beton.format import RAW_MODE, STORED_DTYPE
-from vitkd_ds.data.crops import BICUBIC, BILINEAR, CROP_DTYPE
+from vitkd_ds.data.crops import BICUBIC, BILINEAR, CROP_DTYPE, CentreCrops
+from vitkd_ds.data.order import SAMPLE_DTYPE
 
 PILLOW_FILTERS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
 
@@ -175,14 +176,14 @@ def test_threads_and_flips_and_modes_make_no_difference_to_the_pixels(mode, deco
             np.testing.assert_array_equal(image, resized_by_pillow(whole[row["index"]], row, size))
 
 
-@pytest.mark.parametrize("height, width", [(90, 120), (121, 80), (64, 64), (40, 300), (30, 33)])
-def test_evaluation_rows_give_torchvisions_resize_and_centre_crop(height, width, decode_rows):
-    file, shorter, size = jpeg(photo(height, width)), 64, 56
-    scaled = [shorter * side // min(height, width) for side in (height, width)]
-    window = [round((side - size) / 2) for side in scaled]
-    row = crop_row(box=(0, 0, height, width), resized=scaled, window=window)
-    images, _, _ = decode_rows([file], [(height, width)], row, size)
-    theirs = CenterCrop(size)(Resize(shorter, InterpolationMode.BICUBIC)(Image.fromarray(pixels_of(file))))
+@pytest.mark.parametrize("height, width", [
+    (90, 120), (121, 80), (64, 64), (40, 300), (30, 33), (1, 300), (400, 1), (1, 1),
+])  # fmt: skip
+def test_evaluation_crops_give_torchvisions_resize_and_centre_crop(height, width, decode_rows):
+    file = jpeg(photo(height, width))
+    row = CentreCrops(56, 0.875, "bicubic").rows(np.zeros(1, SAMPLE_DTYPE), np.array([height]), np.array([width]))
+    images, _, _ = decode_rows([file], [(height, width)], row, 56)
+    theirs = CenterCrop(56)(Resize(64, InterpolationMode.BICUBIC)(Image.fromarray(pixels_of(file))))
     np.testing.assert_array_equal(images[0], np.array(theirs))
 
 
