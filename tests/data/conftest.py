@@ -25,14 +25,12 @@ def write_images(root: Path, num_images: int, *, classes: tuple[str, ...] = ("a"
     return root
 
 
-@pytest.fixture(scope="session")
-def make_folder():
-    """The function that writes an image folder."""
-    return write_images
+def write_beton(root: Path, num_images: int, **options) -> Path:
+    """Pack such images as root/x.beton."""
+    return pack(write_images(root / "images", num_images), root / "x.beton", workers=1, **options).path
 
 
 @pytest.fixture(scope="session")
 def beton(tmp_path_factory) -> Path:
     """22 JPEG images of mixed sizes in two classes."""
-    root = tmp_path_factory.mktemp("beton")
-    return pack(write_images(root / "images", 22), root / "mixed.beton", workers=1).path
+    return write_beton(tmp_path_factory.mktemp("beton"), 22)

@@ -1,4 +1,4 @@
-"""The demo's images: in the package, unpacked once into the cache, safe when many processes start at once."""
+"""The demo's images and teacher: in the package, the images unpacked once, also when many processes start at once."""
 
 import gzip
 import json
@@ -18,22 +18,16 @@ from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.demo import ARCHIVE, CLASSES, cache_dir, demo_beton
 from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.loader import build_loader
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache folder of its own for this module."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VITKD_DS_CACHE", str(folder))
-        yield folder
+from vitkd_ds.models import build
+from vitkd_ds.recipes import build_run
+from vitkd_ds.train.evaluate import evaluate
 
 
 @pytest.mark.parametrize("split, per_class, pixels_crc32, labels_crc32", [
     ("train", 600, 2487443892, 527393522), ("val", 200, 1824510815, 156889720),
 ])  # fmt: skip
 def test_pixels_order_and_labels_are_those_of_the_pngs_of_version_0_2(
-    cache, split, per_class, pixels_crc32, labels_crc32
+    demo_cache, split, per_class, pixels_crc32, labels_crc32
 ):
     path = demo_beton(split)
     (info, images, labels), content = read_beton(path), memoryview(path.read_bytes())
@@ -50,8 +44,8 @@ def test_the_archive_holds_the_licence_and_stays_small():
     assert ARCHIVE.stat().st_size < 5.5e6
 
 
-def test_processes_that_start_at_once_share_one_unpacked_file_and_leave_an_older_cache_alone(cache):
-    older = cache / "fashion_mnist_114563a9a565_2"  # version 0.2's
+def test_processes_that_start_at_once_share_one_unpacked_file_and_leave_an_older_cache_alone(demo_cache):
+    older = demo_cache / "fashion_mnist_114563a9a565_2"  # version 0.2's
     older.mkdir()
     (older / "val.beton").write_text("")
     for file in demo_beton("val").parent.iterdir():
@@ -65,7 +59,7 @@ def test_processes_that_start_at_once_share_one_unpacked_file_and_leave_an_older
     assert (older / "val.beton").read_text() == ""
 
 
-def test_a_damaged_file_in_the_cache_is_unpacked_again(cache):
+def test_a_damaged_file_in_the_cache_is_unpacked_again(demo_cache):
     path = demo_beton("val")
     path.write_bytes(path.read_bytes()[:-1])
     assert demo_beton("val") == path and check_beton(path).num_images == 2000
@@ -74,7 +68,7 @@ def test_a_damaged_file_in_the_cache_is_unpacked_again(cache):
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-def test_the_loader_reads_the_demo_by_name(cache, backend):
+def test_the_loader_reads_the_demo_by_name(demo_cache, backend):
     data = DataConfig(train="demo", val="demo", image_size=32, num_classes=10, num_workers=1, backend=backend)
     loader = build_loader(data, split="train", micro_batch_size=100, global_batch_size=200)
     assert loader.steps_per_epoch == 30 and loader.num_batches == 60
@@ -82,10 +76,20 @@ def test_the_loader_reads_the_demo_by_name(cache, backend):
     assert np.bincount(labels).tolist() == [600] * 10
 
 
-def test_reading_the_demo_imports_no_packing(cache):
+def test_reading_the_demo_imports_no_packing(demo_cache):
     code = "import sys; from vitkd_ds.data.demo import demo_beton; demo_beton('val'); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "vitkd_ds.data.beton.format" in modules and not {"vitkd_ds.commands", "ffcv", "torch"} & {*modules}
+
+
+def test_the_packaged_teacher_fits_in_four_megabytes_and_has_its_accuracy(demo_cache):
+    run = build_run("demo")
+    assert build.DEMO_TEACHER.stat().st_size < 4e6
+    teacher = build.build_teacher(run.teacher, run.data)
+    loader = build_loader(run.data, split="val", micro_batch_size=100)
+    result = evaluate(teacher, loader, normalization=build.normalization_of(teacher))
+    assert result["num_images"] == 2000
+    assert 88.5 < result["top1"] < 89.7, "89.1 was measured"
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

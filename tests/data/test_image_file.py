@@ -73,27 +73,23 @@ def test_every_colour_mode_becomes_rgb(kind, image):
     np.testing.assert_allclose(found.astype(int), expected, atol=1 if image.mode == "CMYK" else 0)
 
 
-def test_sixteen_bit_colours_keep_their_upper_bits():
-    content = cv2.imencode(".png", PHOTO[:, :, ::-1].astype(np.uint16) * 256 + 200)[1].tobytes()
-    assert content[24] == 16 and np.array_equal(load_rgb(content), PHOTO)
-
-
-def test_black_and_white_and_transparency_become_rgb():
+def test_black_and_white_and_transparency_become_rgb_and_of_sixteen_bits_the_upper_stay():
     bits = load_rgb(file_of(Image.fromarray(GREY > 100), "PNG"))
     assert bits.shape == (10, 25, 3) and set(np.unique(bits)) == {0, 255}
     palette = file_of(Image.fromarray(GREY).convert("P"), "PNG", transparency=bytes([0, 128, 255]))
-    grey = file_of(Image.fromarray(GREY), "PNG", transparency=7)
-    rgb = file_of(Image.fromarray(PHOTO), "PNG", transparency=(1, 2, 3))
-    for content, shape in ((palette, (10, 25, 3)), (grey, (10, 25, 3)), (rgb, (60, 80, 3))):
-        assert load_rgb(content).shape == shape
-    assert np.array_equal(load_rgb(rgb), PHOTO)
+    for content in (palette, file_of(Image.fromarray(GREY), "PNG", transparency=7)):
+        assert load_rgb(content).shape == (10, 25, 3)
+    deep = cv2.imencode(".png", PHOTO[:, :, ::-1].astype(np.uint16) * 256 + 200)[1].tobytes()
+    assert deep[24] == 16
+    for content in (deep, file_of(Image.fromarray(PHOTO), "PNG", transparency=(1, 2, 3))):
+        assert np.array_equal(load_rgb(content), PHOTO)
 
 
-def test_cmyk_and_ycck_jpegs_become_rgb():
-    white = file_of(Image.new("CMYK", (20, 10), (0, 0, 0, 0)), "JPEG")
-    assert load_rgb(white).min() > 250
+def test_cmyk_and_ycck_jpegs_become_rgb_and_orientation_is_ignored():
+    assert load_rgb(file_of(Image.new("CMYK", (20, 10), (0, 0, 0, 0)), "JPEG")).min() > 250
     found = load_rgb(ycck())
     assert np.ptp(found) <= 2 and abs(int(found[0, 0, 0]) - 55) <= 2
+    assert load_rgb(file_of(Image.fromarray(PHOTO), "JPEG", exif=TURNED)).shape == (60, 80, 3)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -108,10 +104,6 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
 def test_float_pixels_are_refused_since_their_white_is_unknown():
     with pytest.raises(ValueError, match="floats"):
         load_rgb(file_of(Image.fromarray(GREY.astype(np.float32)), "TIFF"))
-
-
-def test_orientation_is_ignored():
-    assert load_rgb(file_of(Image.fromarray(PHOTO), "JPEG", exif=TURNED)).shape == (60, 80, 3)
 
 
 def test_an_image_of_400_million_pixels_is_refused_and_half_of_pillows_limit_is_not(monkeypatch):

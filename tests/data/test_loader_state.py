@@ -3,22 +3,19 @@
 import pytest
 import torch
 
+from tests.data.conftest import write_beton
 from tests.data.test_loader import another, config, same
-from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import AugmentConfig
 
 
 @pytest.fixture(scope="module")
-def shuffled(tmp_path_factory, make_folder):
+def shuffled(tmp_path_factory):
     """50 images in a random order."""
-    root = tmp_path_factory.mktemp("shuffled")
-    return pack(make_folder(root / "images", 50), root / "x.beton", write_mode="raw", workers=1, shuffle=True).path
+    return write_beton(tmp_path_factory.mktemp("shuffled"), 50, write_mode="raw", shuffle=True)
 
 
-def loader_of(path, **changes):
-    options = {"micro_batch_size": 2, "global_batch_size": 12} | changes
-    order = options.pop("order", "random")
-    return another(config(path, order=order), augment=options.pop("augment", None), **options)
+def loader_of(path, *, order="random", **changes):
+    return another(config(path, order=order), **{"micro_batch_size": 2, "global_batch_size": 12} | changes)
 
 
 @pytest.mark.parametrize("order", ["random", "quasi_random"])
@@ -40,18 +37,14 @@ def test_a_loaded_state_continues_with_the_very_next_micro_batch_and_the_next_ep
 @pytest.mark.parametrize("order", ["random", "quasi_random"])
 @pytest.mark.parametrize("world_size, micro_batch_size", [(1, 6), (2, 3), (3, 2), (6, 1)])
 def test_another_number_of_ranks_sees_each_image_of_the_epoch_once(shuffled, order, world_size, micro_batch_size):
-    augment = AugmentConfig(random_erasing=0.5)
-    two = [loader_of(shuffled, order=order, augment=augment, rank=r, world_size=2, micro_batch_size=3) for r in (0, 1)]
+    options = {"order": order, "augment": AugmentConfig(random_erasing=0.5)}
+    two = [loader_of(shuffled, rank=rank, world_size=2, micro_batch_size=3, **options) for rank in (0, 1)]
     expected = torch.cat([i for pair in zip(*[list(loader.epoch(0)) for loader in two]) for i, _ in pair])
     iterators = [iter(loader) for loader in two]
     done = torch.cat([next(iterator)[0] for _ in range(3) for iterator in iterators])
     assert two[0].state_dict() == two[1].state_dict()
-    others = [
-        loader_of(
-            shuffled, order=order, augment=augment, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
-        )
-        for rank in range(world_size)
-    ]
+    options |= {"world_size": world_size, "micro_batch_size": micro_batch_size}
+    others = [loader_of(shuffled, rank=rank, **options) for rank in range(world_size)]
     for other in others:
         other.load_state_dict(two[0].state_dict())
     rest = torch.cat([images for dealt in zip(*others, strict=True) for images, _ in dealt])
@@ -92,21 +85,19 @@ def test_an_older_iterator_does_not_move_the_state_of_a_newer_one_or_of_a_loaded
 
 def test_iterating_over_a_validation_loader_gives_each_image_once_each_time(shuffled):
     loader = loader_of(shuffled, split="val", micro_batch_size=8)
-    first, again, epoch = (list(pass_) for pass_ in (loader, loader, loader.epoch(0)))
-    assert sum(len(images) for images, _ in first) == 50
-    assert same([i for i, _ in first], [i for i, _ in again]) and same([i for i, _ in first], [i for i, _ in epoch])
+    first, again, epoch = ([images for images, _ in pass_] for pass_ in (loader, loader, loader.epoch(0)))
+    assert sum(map(len, first)) == 50 and same(first, again) and same(first, epoch)
 
 
-def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path, make_folder):
+def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path):
     state = loader_of(shuffled).state_dict()
-    unshuffled = pack(make_folder(tmp_path / "images", 50), tmp_path / "x.beton", write_mode="raw", workers=1).path
     for other, message in [
         (loader_of(shuffled, seed=1), "loader's seed must be .* found 1 and 0"),
         (loader_of(shuffled, global_batch_size=24), "global_batch_size must be .* found 24 and 12"),
         (loader_of(beton), "num_images must be .* found 22 and 50"),
         (loader_of(shuffled, order="quasi_random"), "order must be .* found quasi_random and random"),
         (loader_of(shuffled, augment=AugmentConfig(repeats=3)), "repeats must be .* found 3 and 1"),
-        (loader_of(unshuffled), "fingerprint must be"),
+        (loader_of(write_beton(tmp_path, 50)), "fingerprint must be"),
     ]:
         with pytest.raises(ValueError, match=message):
             other.load_state_dict(state)

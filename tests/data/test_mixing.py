@@ -1,18 +1,21 @@
-"""Mixup, CutMix and smoothing: the laws they keep; test_mixing_timm.py compares their values with timm's."""
+"""Mixup, CutMix and smoothing: the laws they keep, and timm's values from the same draws."""
+
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from timm.data import mixup as timm_mixup
 
 from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.mixing import cutmix_box, mix, smooth_targets
 
-B, K = 6, 5
+B, K, SIZE = 6, 5, (8, 12)
 
 
 def micro_batch(seed=0):
     rng = np.random.default_rng(seed)
-    images = torch.from_numpy(rng.integers(0, 256, (B, 8, 12, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+    images = torch.from_numpy(rng.integers(0, 256, (B, *SIZE, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     return images, torch.from_numpy(rng.integers(0, K, B))
 
 
@@ -26,18 +29,6 @@ def test_with_both_off_images_keep_their_values_and_targets_are_smoothed():
     mixed, targets = run(images, labels, keyed_rng(0), smoothing=0.1)
     assert mixed.dtype == torch.float32 and torch.equal(mixed, images.float())
     assert torch.equal(targets, smooth_targets(labels, num_classes=K, label_smoothing=0.1))
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("mode", ["batch", "element"])
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixing_does_not_alter_its_input(kind, mode, dtype):
-    images, labels = micro_batch()
-    images = images.to(dtype)
-    before = images.clone()
-    for seed in range(5):
-        run(images, labels, keyed_rng(seed), mode=mode, **{kind: 1.0})
-    assert torch.equal(images, before)
 
 
 def test_mixing_is_a_function_of_the_generator():
@@ -58,12 +49,14 @@ def test_both_on_draws_each_at_about_even_odds():
 
 @pytest.mark.parametrize("mode", ["batch", "element"])
 @pytest.mark.parametrize("mixup, cutmix", [(0, 0), (0.8, 0), (0, 1.0), (0.8, 1.0)])
-def test_targets_sum_to_one(mixup, cutmix, mode):
-    images, labels = micro_batch()
-    for seed in range(20):
-        _, targets = run(images, labels, keyed_rng(seed), mixup=mixup, cutmix=cutmix, smoothing=0.1, mode=mode)
+def test_targets_sum_to_one_the_input_is_not_altered_and_its_memory_format_is_kept(mixup, cutmix, mode):
+    before, labels = micro_batch()
+    for seed, dtype in product(range(20), (torch.uint8, torch.float32)):
+        images = before.to(dtype, copy=True)
+        mixed, targets = run(images, labels, keyed_rng(seed), mixup=mixup, cutmix=cutmix, smoothing=0.1, mode=mode)
         torch.testing.assert_close(targets.sum(1), torch.ones(B))
-        assert (targets >= 0).all()
+        assert (targets >= 0).all() and torch.equal(images, before.to(dtype))
+        assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_cutmix_box_stays_in_the_image_down_to_one_pixel():
@@ -74,15 +67,7 @@ def test_the_cutmix_box_stays_in_the_image_down_to_one_pixel():
             assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
 
 
-def test_the_memory_format_is_kept():
-    images, labels = micro_batch()
-    for alphas in ({}, {"mixup": 1.0}, {"cutmix": 1.0}):
-        for mode in ("batch", "element"):
-            mixed, _ = run(images, labels, keyed_rng(0), mode=mode, **alphas)
-            assert mixed.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_batch_mode_is_what_it_was_before_element_mode_came():
+def test_batch_mode_gives_the_numbers_that_were_noted_down():
     images, labels = micro_batch()
     mixed, targets = run(images, labels, keyed_rng(7), mixup=0.8, cutmix=1.0, smoothing=0.1)
     assert float(mixed.double().sum()) == pytest.approx(216275.998, abs=0.1)
@@ -131,3 +116,39 @@ def test_a_micro_batch_of_one_is_mixed_with_itself(mode):
         mixed, targets = run(images[:1], labels[:1], keyed_rng(0), mode=mode, **alphas)
         torch.testing.assert_close(mixed, images[:1].float())
         torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))
+
+
+class Mirrored(np.random.Generator):
+    """A generator whose permutation is the one that timm mixes with: each image with its mirror."""
+
+    def permutation(self, count):
+        return np.arange(count)[::-1].copy()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("mode, mixup, cutmix", [("batch", 0.8, 0), ("batch", 0, 0.8), ("element", 0.8, 1.0)])
+def test_a_micro_batch_is_mixed_as_by_timm(mode, mixup, cutmix, seed, monkeypatch):
+    images, labels = micro_batch(seed)
+    rng, again = (Mirrored(np.random.PCG64(seed)) for _ in range(2))
+    ours = run(images, labels, rng, mixup=mixup, cutmix=cutmix, smoothing=0.1, mode=mode)
+    if mode == "batch":
+        again.integers(1)
+        is_cutmix, lam = cutmix > 0, float(again.beta(0.8, 0.8))
+    else:
+        is_cutmix = again.integers(2, size=B) == 1
+        lam = again.beta(*[np.where(is_cutmix, cutmix, mixup)] * 2)
+        assert 0 < is_cutmix.sum() < B
+    # timm gets our boxes, as it draws those of an odd side one pixel wider.
+    boxes = iter([cutmix_box(*SIZE, value, again) for value in np.atleast_1d(lam)[np.atleast_1d(is_cutmix)].tolist()])
+    theirs = timm_mixup.Mixup(mode={"batch": "batch", "element": "elem"}[mode], label_smoothing=0.1, num_classes=K)
+    monkeypatch.setattr(theirs, f"_params_per_{theirs.mode}", lambda *_: (lam, is_cutmix))
+    monkeypatch.setattr(timm_mixup, "rand_bbox", lambda *_, **__: next(boxes))
+    for mine, other, atol in zip(ours, theirs(images.float().contiguous(), labels), (1e-4, 1e-6)):
+        torch.testing.assert_close(mine, other, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_smoothing_is_timms(smoothing):
+    labels = torch.arange(K)
+    theirs = timm_mixup.mixup_target(labels, K, smoothing=smoothing)
+    torch.testing.assert_close(smooth_targets(labels, num_classes=K, label_smoothing=smoothing), theirs)

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests.data.conftest import write_beton, write_images
 from tests.data.test_image_file import photograph, zeroed
 from tests.data.test_loader import another, config, epoch_of, same
 from vitkd_ds.commands.pack import pack
@@ -16,49 +17,44 @@ from vitkd_ds.config.run import AugmentConfig
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory, make_folder):
+def packed(tmp_path_factory):
     """A folder of 22 images and a .beton of its pixels, half of them as JPEG."""
     root = tmp_path_factory.mktemp("packed")
-    src = make_folder(root / "images", 22)
-    modes = {"raw": root / "raw.beton", "jpg": root / "jpg.beton"}
-    return src, {mode: pack(src, dst, write_mode=mode, workers=1).path for mode, dst in modes.items()}
+    src = write_images(root / "images", 22)
+    return src, {mode: pack(src, root / f"{mode}.beton", write_mode=mode, workers=1).path for mode in ("raw", "jpg")}
 
 
-def both(path, other=None, **options):
-    return [
-        another(config(p, backend=backend), **options)
-        for p, backend in ((path, "ffcv"), (other or path, "torchvision"))
-    ]
+def assert_both_give_the_same(path, other, **options):
+    """FFCV reads the .beton `path`, and torchvision `other`."""
+    ffcv, torchvision = (epoch_of(another(config(source, backend=backend), **options))
+                         for source, backend in ((path, "ffcv"), (other, "torchvision")))  # fmt: skip
+    assert same(ffcv, torchvision)
 
 
 @pytest.mark.parametrize("mode", ["raw", "jpg"])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_both_backends_give_the_same_bits_from_a_beton(packed, mode, split):
-    ffcv, torchvision = (epoch_of(loader) for loader in both(packed[1][mode], split=split))
-    assert same(ffcv[0], torchvision[0]) and same(ffcv[1], torchvision[1])
+    assert_both_give_the_same(packed[1][mode], packed[1][mode], split=split)
 
 
 def test_a_folder_gives_the_bits_of_its_packed_pixels_with_augmentation_at_any_rank(packed):
     augment = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
     for rank in (0, 1):
-        options = dict(augment=augment, rank=rank, world_size=2)
-        ffcv, torchvision = (epoch_of(loader) for loader in both(packed[1]["raw"], packed[0], **options))
-        assert same(ffcv[0], torchvision[0]) and same(ffcv[1], torchvision[1])
+        assert_both_give_the_same(packed[1]["raw"], packed[0], augment=augment, rank=rank, world_size=2)
 
 
-def test_a_file_that_cannot_be_decoded_is_named_or_skipped(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 8)
+def test_a_file_that_cannot_be_decoded_is_named_or_skipped(tmp_path):
+    src = write_images(tmp_path / "images", 8)
     (src / "a" / "002.png").write_bytes(b"no image")
-    with pytest.raises(
-        ValueError, match=r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is no image"
-    ):
+    found = r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is no image"
+    with pytest.raises(ValueError, match=found):
         epoch_of(another(config(src, backend="torchvision")))
     loader = another(config(src, backend="torchvision", on_bad="skip"))
     assert len(torch.cat(epoch_of(loader)[1])) == 8 and loader.num_skipped == 1
 
 
-def test_a_jpeg_damaged_in_its_scan_is_named_although_pillow_shows_something(tmp_path, make_folder):
-    src = make_folder(tmp_path / "images", 8)
+def test_a_jpeg_damaged_in_its_scan_is_named_although_pillow_shows_something(tmp_path):
+    src = write_images(tmp_path / "images", 8)
     (src / "b" / "zz.jpg").write_bytes(zeroed(photograph()))
     loader = another(config(src, backend="torchvision"), split="val", micro_batch_size=3)
     with pytest.raises(ValueError, match="image 8 .*cannot be decoded: .*zz.jpg: ValueError: it is a damaged JPEG"):
@@ -74,15 +70,14 @@ def test_a_killed_process_is_an_error_that_names_file_and_images(packed):
     for process in multiprocessing.active_children():
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    with pytest.raises(
-        RuntimeError, match="decode '.*images' must live, .* images [0-9]+, [0-9]+ were waited .*num_workers"
-    ):
+    found = "decode '.*images' must live, .* images [0-9]+, [0-9]+ were waited .*num_workers"
+    with pytest.raises(RuntimeError, match=found):
         list(micro_batches)
     assert signal.getsignal(signal.SIGCHLD) == before
 
 
-def test_a_changed_byte_in_a_beton_is_an_error(tmp_path, make_folder):
-    path = pack(make_folder(tmp_path / "images", 8), tmp_path / "x.beton", write_mode="raw", workers=1).path
+def test_a_changed_byte_in_a_beton_is_an_error(tmp_path):
+    path = write_beton(tmp_path, 8, write_mode="raw")
     loader = another(config(path, backend="torchvision"))
     content = bytearray(path.read_bytes())
     content[int(loader._images._source.sizes[0]) + 8 * 2**20] ^= 1

@@ -30,10 +30,10 @@ def handle_bad_images(images: Images, samples: np.ndarray, images_BHWC: np.ndarr
     bad = np.flatnonzero(status_B)
     if not len(bad):
         return 0
-    found = []
-    for index, status in zip(samples["index"][bad].tolist(), status_B[bad].tolist()):
-        found.append(f"image {index} (class {images.classes[images.labels[index]]!r}) {images.reason(index, status)}")
-    reasons = "; ".join(found)
+    reasons = "; ".join(
+        f"image {index} (class {images.classes[images.labels[index]]!r}) {images.reason(index, status)}"
+        for index, status in zip(samples["index"][bad].tolist(), status_B[bad].tolist())
+    )
     if not set(status_B[bad].tolist()) <= images.skippable:
         raise ValueError(f"each image of {images.path!r} must be read, but {reasons}: check file and disk")
     if on_bad == "stop":

@@ -55,12 +55,8 @@ class TrainCrops:
     """bilinear, bicubic, or random: each image one of both, timm's default."""
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
-        """Draw the crops of some images of one epoch: CROP_DTYPE [N]. Seed, epoch, image and repeat decide each.
-
-        Args:
-            samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [N].
-            heights_N: height of each image, in pixels; `widths_N` likewise.
-        """
+        """Draw the crops of some images of one epoch: CROP_DTYPE [N] from `vitkd_ds.data.order.SAMPLE_DTYPE` [N], and
+        the heights and widths of the images in pixels."""
         heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
         epoch = int(samples["epoch"][0]) if len(samples) else 0
         keys_N = image_keys(samples["index"], samples["repeat"], seed=self.seed, epoch=epoch)

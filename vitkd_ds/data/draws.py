@@ -20,10 +20,7 @@ def keyed_rng(*key: int) -> np.random.Generator:
     """Make a random generator that depends on the whole key and on nothing else.
 
     The key is hashed by SeedSequence, so neighbouring keys are as independent as distant ones: (8, 0) is not (7, 1), as
-    it would be with ``seed + epoch``. Philox is counter-based, and its stream is fixed across numpy versions.
-
-    Args:
-        key: non-negative integers, such as seed, epoch, step; (1,) and (1, 0) are different keys.
+    it would be with ``seed + epoch``; nor is (1,) the same as (1, 0). Philox's stream is fixed across numpy versions.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([len(key), *key])))
 
@@ -37,12 +34,8 @@ def mix64(x_N: np.ndarray) -> np.ndarray:
 
 
 def image_keys(indices_N: np.ndarray, repeats_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """Make the key of each image in an epoch: uint64 [N].
-
-    Args:
-        indices_N: number of each image in its file.
-        repeats_N: how often this epoch showed each before (repeated augmentation), below 2**16.
-    """
+    """Make the key of each image in an epoch, uint64 [N], from its number in its file and from how often this epoch
+    showed it before (repeated augmentation), below 2**16."""
     epoch_key = keyed_rng(seed, epoch, IMAGE_STREAM).integers(2**64, size=1, dtype=np.uint64)
     shown_N = indices_N.astype(np.uint64) | (repeats_N.astype(np.uint64) << np.uint64(48))
     return mix64(mix64(shown_N) ^ epoch_key)

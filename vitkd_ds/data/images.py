@@ -13,8 +13,6 @@ from vitkd_ds.data.crops import CentreCrops, TrainCrops
 from vitkd_ds.data.demo import demo_beton
 
 SPLITS = ("train", "val")
-DEMO = "demo"
-"""As a path: the images inside the package."""
 MOST_LISTED = 5
 """Class names in a message."""
 
@@ -48,19 +46,13 @@ class Images(Protocol):
 def open_images(
     data: DataConfig, *, split: str, seed: int, micro_batch_size: int, classes: tuple[str, ...] | None = None
 ) -> Images:
-    """Open the images of a split in the backend that `data` names.
-
-    Args:
-        classes: what those of the split must be, in order; None compares their number with data.num_classes alone.
-
-    Raises:
-        ValueError: an unfit file, number of classes, or label.
-    """
+    """Open the images of a split in the backend that `data` names. Raises ValueError for an unfit file, number of
+    classes, label, or other classes than `classes`; None compares their number with data.num_classes alone."""
     key, path = f"data.{split}", data.train if split == "train" else data.val
     crops = crops_of(data, split=split, seed=seed)
     sizes = {"micro_batch_size": micro_batch_size, "num_workers": data.num_workers or len(os.sched_getaffinity(0))}
     is_quasi_random = split == "train" and data.order == "quasi_random"
-    if path == DEMO:
+    if path == "demo":
         path = demo_beton(split)
     # Each backend is imported only when it is used, so that neither needs the other's packages.
     if data.backend == "torchvision":
@@ -83,14 +75,8 @@ def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreC
     """Where the images of a split are cut."""
     if split == "val":
         return CentreCrops(data.image_size, data.val_crop_fraction, data.interpolation)
-    return TrainCrops(
-        seed=seed,
-        size=data.image_size,
-        scale=data.crop_scale,
-        ratio=data.crop_ratio,
-        flip_probability=data.flip_probability,
-        interpolation=data.interpolation,
-    )
+    scale, ratio, flip = data.crop_scale, data.crop_ratio, data.flip_probability
+    return TrainCrops(seed, data.image_size, scale, ratio, flip, data.interpolation)
 
 
 def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: str) -> None:

@@ -1,14 +1,12 @@
 """The loader: micro-batches of one split for one rank.
 
-The order comes from `vitkd_ds.data.order`, the boxes from `vitkd_ds.data.crops`, pixels from one of two backends
-(`vitkd_ds.data.beton.stream` on FFCV, `vitkd_ds.data.torchvision`), augmentation from `vitkd_ds.data.augment`.
+Pixels come from one of two backends, `vitkd_ds.data.beton.stream` (on FFCV) and `vitkd_ds.data.torchvision`.
 Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch can be had at once and bit for bit.
 `torch.distributed` is not imported: rank and world size are arguments.
 """
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,18 +24,6 @@ MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 """images_BCHW (uint8, RGB, channels last in memory) and labels_B (int64), both on the loader's device and copies."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which part of each global batch this rank decodes."""
-
-    rank: int
-    world_size: int
-    micro_batch_size: int
-    """Images per forward on this rank."""
-    global_batch_size: int
-    """Images per optimizer step over all ranks; validation does not use it."""
-
-
 class Loader:
     """Micro-batches of one split for one rank; made by `build_loader`.
 
@@ -49,26 +35,27 @@ class Loader:
         fingerprint: a number that changes when images, or their numbers in the file, do.
     """
 
-    def __init__(self, images: Images, data: DataConfig, augment: AugmentConfig, share: Share, *, split: str, seed: int,
-                 device: torch.device, compile: bool):  # fmt: skip
+    def __init__(self, images: Images, data: DataConfig, augment: AugmentConfig, *, split: str, rank: int,
+                 world_size: int, micro_batch_size: int, global_batch_size: int, seed: int, device: torch.device,
+                 compile: bool):  # fmt: skip
         self.path, self.classes, self.fingerprint = images.path, images.classes, images.fingerprint
-        self._images, self._data, self._share, self._seed, self._device = images, data, share, seed, device
-        self._is_train, self._repeats = split == "train", augment.repeats
+        self._images, self._data, self._seed, self._device = images, data, seed, device
+        self._rank, self._sizes = rank, {"world_size": world_size, "micro_batch_size": micro_batch_size}
+        self._is_train, self._repeats, self._global_batch_size = split == "train", augment.repeats, global_batch_size
         self.num_skipped = 0
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
         self._memory = RecycledMemory()
         self._state, self._iterator = {"epoch": 0, "images": 0}, None
-        order.check_rank(share.rank, share.world_size)
-        num_images, global_batch_size = len(images.labels), share.global_batch_size
+        order.check_rank(rank, world_size)
+        num_images = len(images.labels)
         if self._is_train:
             self.steps_per_epoch = order.steps_per_epoch(num_images, global_batch_size=global_batch_size)
-            sizes = {"world_size": share.world_size, "micro_batch_size": share.micro_batch_size}
-            accumulation_steps = order.accumulation_steps(global_batch_size=global_batch_size, **sizes)
+            accumulation_steps = order.accumulation_steps(global_batch_size=global_batch_size, **self._sizes)
             self.num_batches = self.steps_per_epoch * accumulation_steps
         else:
             self._num_val_images = min(num_images, data.max_val_images or num_images)
-            rows_per_rank = -(-self._num_val_images // share.world_size)
-            self.num_batches = self.steps_per_epoch = -(-rows_per_rank // share.micro_batch_size)
+            rows_per_rank = -(-self._num_val_images // world_size)
+            self.num_batches = self.steps_per_epoch = -(-rows_per_rank // micro_batch_size)
         self._num_rows = self.steps_per_epoch * global_batch_size  # that all ranks together take of a training epoch
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
@@ -88,9 +75,9 @@ class Loader:
                 f"found {start_step}: resume with the batch size and data the checkpoint was made with"
             )
         if self._is_train:
-            return self._train_epoch(epoch, start_step * self._share.global_batch_size)
+            return self._train_epoch(epoch, start_step * self._global_batch_size)
         samples, labels = self._val_samples()
-        done = start_step * self._share.micro_batch_size
+        done = start_step * self._sizes["micro_batch_size"]
         return self._micro_batches(samples[done:], labels[done:])
 
     def __iter__(self) -> MicroBatches:
@@ -103,7 +90,7 @@ class Loader:
 
     def _rest_of_epoch(self, iterator: object) -> MicroBatches:
         self._check_current(iterator)
-        per_micro_batch = self._share.world_size * self._share.micro_batch_size
+        per_micro_batch = self._sizes["world_size"] * self._sizes["micro_batch_size"]
         with closing(self._train_epoch(self._state["epoch"], self._state["images"])) as micro_batches:
             for micro_batch in micro_batches:
                 self._check_current(iterator)
@@ -145,31 +132,28 @@ class Loader:
         return {
             "seed": self._seed,
             "num_images": len(self._images.labels),
-            "global_batch_size": self._share.global_batch_size,
+            "global_batch_size": self._global_batch_size,
             "repeats": self._repeats,
             "order": self._data.order,
             "fingerprint": self.fingerprint,
         }
 
     def _take_share(self, samples: np.ndarray) -> np.ndarray:
-        share = self._share
-        sizes = {"world_size": share.world_size, "micro_batch_size": share.micro_batch_size}
-        return order.rank_slice(samples, rank=share.rank, **sizes)
+        return order.rank_slice(samples, rank=self._rank, **self._sizes)
 
     def _train_epoch(self, epoch: int, num_done: int) -> MicroBatches:
         samples = self._take_share(self._train_order(epoch)[num_done:])
         return self._micro_batches(samples, self._images.labels[samples["index"]])
 
     def _train_order(self, epoch: int) -> np.ndarray:
-        key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._share.global_batch_size}
+        key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._global_batch_size}
         if self._data.order == "random":
             return order.random_order(len(self._images.labels), repeats=self._repeats, **key)
         return order.quasi_random_order(**self._images.pages(), repeats=self._repeats, **key)
 
     def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
         """This rank's samples and labels; if not all images are wanted, evenly spread, as files are sorted by class."""
-        share = {"rank": self._share.rank, "world_size": self._share.world_size}
-        indices, is_real = order.val_share(self._num_val_images, **share)
+        indices, is_real = order.val_share(self._num_val_images, rank=self._rank, world_size=self._sizes["world_size"])
         samples = np.zeros(len(indices), order.SAMPLE_DTYPE)
         samples["index"] = indices * len(self._images.labels) // self._num_val_images
         return samples, np.where(is_real, self._images.labels[samples["index"]], PADDING_LABEL)
@@ -203,10 +187,7 @@ class Loader:
         return torch.from_numpy(values).to(self._device, non_blocking=True)  # FFCV pins its ring where there is a GPU
 
     def _augmented(self, images_BCHW: torch.Tensor, samples: np.ndarray) -> torch.Tensor:
-        if self._augmenter.is_identity:
-            return images_BCHW
-        epoch = int(samples["epoch"][0])
-        keys_B = image_keys(samples["index"], samples["repeat"], seed=self._seed, epoch=epoch)
+        keys_B = image_keys(samples["index"], samples["repeat"], seed=self._seed, epoch=int(samples["epoch"][0]))
         return self._augmenter(images_BCHW, keys_B)
 
 
@@ -251,7 +232,8 @@ def build_loader(
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
-    share = Share(rank, world_size, micro_batch_size, global_batch_size)
     images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size, classes=classes)
-    augment = augment or AugmentConfig()
-    return Loader(images, data, augment, share, split=split, seed=seed, device=device, compile=compile)
+    return Loader(
+        images, data, augment or AugmentConfig(), split=split, rank=rank, world_size=world_size, seed=seed,
+        micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, device=device, compile=compile,
+    )  # fmt: skip

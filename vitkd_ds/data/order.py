@@ -61,7 +61,6 @@ def quasi_random_order(
 
     Args:
         offsets_N: where each image lies in the file, in bytes.
-        file_bytes: size of the file; `page_bytes` is that of one of its pages.
     """
     num_images = len(offsets_N)
     num_steps = steps_per_epoch(num_images, global_batch_size=global_batch_size)
@@ -99,22 +98,6 @@ def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_s
             f"{micro_batch_size} x {world_size} = {per_forward}: change global_batch_size or micro_batch_size_per_gpu"
         )
     return global_batch_size // per_forward
-
-
-def micro_batch_size(*, world_size: int, limit: int, global_batch_size: int) -> int:
-    """Find the largest micro-batch, at most `limit`, that divides a rank's share of the global batch.
-
-    Raises:
-        ValueError: the ranks cannot share the global batch; the message lists the numbers of ranks that can.
-    """
-    share, rest = divmod(global_batch_size, world_size)
-    if rest:
-        fitting = ", ".join(str(n) for n in range(1, global_batch_size + 1) if global_batch_size % n == 0)
-        raise ValueError(
-            f"global_batch_size must be a multiple of the number of ranks, found {global_batch_size} and {world_size} "
-            f"ranks: use {fitting} ranks, or change --global_batch_size"
-        )
-    return max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
 
 
 def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> np.ndarray:
@@ -158,12 +141,8 @@ def check_rank(rank: int, world_size: int) -> None:
 
 
 def check_state(state: dict[str, int | str], identity: dict[str, int | str], *, num_rows: int) -> None:
-    """Check a loader's saved state, which comes from outside: raises ValueError if it is damaged or of another order.
-
-    Args:
-        identity: what the loader's order depends on.
-        num_rows: images that all ranks together take of an epoch.
-    """
+    """Check a loader's saved state, which comes from outside: raises ValueError if it is damaged, or of an order that
+    does not depend on the same `identity`. `num_rows` is what all ranks together take of an epoch, in images."""
     if set(state) != {*identity, "epoch", "images"}:
         raise ValueError(f"a loader's state must come from its state_dict(), found the keys {sorted(state)}")
     for key, value in identity.items():

@@ -48,9 +48,9 @@ class TorchvisionImages:
     def __init__(self, path: str | Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int):
         self.path, self._crops = str(path), crops
         self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
+        self._check = None
         if Path(path).suffix == SUFFIX:
             self._source, self.fingerprint = open_beton(Path(path))
-            self._check = None
         else:
             self._source = open_source(path)
             self.fingerprint = zlib.crc32(self._source.fingerprint().encode())

@@ -2,7 +2,10 @@
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from timm.data import auto_augment
+
+from vitkd_ds.data.augment.affine import FILL
 
 SIZES = ((224, 224), (28, 28), (33, 47))
 """Heights and widths: a model's, the demo's, and one that is neither square nor even."""
@@ -28,6 +31,19 @@ def in_pillow(pixels_BHWC, function):
     """Give each image to `function` as a Pillow image; `function` also gets its number."""
     results = [function(Image.fromarray(image.numpy()), i) for i, image in enumerate(pixels_BHWC)]
     return torch.from_numpy(np.stack([np.asarray(result) for result in results]))
+
+
+def by_timm(op, image, argument, is_cubic=False):
+    """One operation on a Pillow image, as timm and Pillow do it."""
+    if op == "GaussianBlur":
+        return image.filter(ImageFilter.GaussianBlur(argument))
+    if op == "Posterize" and argument == 0:
+        return Image.new("RGB", image.size)  # Pillow 13 stops there
+    arguments = [int(argument) if op in ("Posterize", "Solarize", "SolarizeAdd") else argument]
+    if op in ("AutoContrast", "Equalize", "Invert"):
+        arguments = []
+    resample = Image.Resampling.BICUBIC if is_cubic else Image.Resampling.BILINEAR
+    return auto_augment.NAME_TO_OP[op](image, *arguments, resample=resample, fillcolor=FILL)
 
 
 def levels_apart(ours, theirs):

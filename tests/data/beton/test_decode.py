@@ -4,6 +4,7 @@ import io
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import product
 
 import cv2
@@ -12,10 +13,12 @@ import pytest
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
+from tests.data.test_image_file import file_of
 from vitkd_ds.data.beton import decode
 from vitkd_ds.data.beton.decode import BAD_CRC, BAD_ROW, BAD_SIZE, DECODED, SHORT_READ, STATUS_TEXT, Decoder
 from vitkd_ds.data.beton.format import RAW_MODE, STORED_DTYPE
-from vitkd_ds.data.crops import BICUBIC, BILINEAR, CROP_DTYPE
+from vitkd_ds.data.crops import BICUBIC, BILINEAR, CROP_DTYPE, CentreCrops
+from vitkd_ds.data.order import SAMPLE_DTYPE
 
 PILLOW_FILTERS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
 
@@ -33,9 +36,7 @@ def pixels_of(file):
 
 
 def jpeg(pixels, *, mode="RGB", format="JPEG", **options):
-    file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, format, **options)
-    return file.getvalue()
+    return file_of(Image.fromarray(pixels).convert(mode), format, **options)
 
 
 def crop_row(*, box, resized, window=(0, 0), index=0, flip=0, filter=BICUBIC):
@@ -65,9 +66,8 @@ def decode_rows(tmp_path):
         (tmp_path / "images").write_bytes(b"".join(contents))
         table = stored(contents, sizes, **options) if table is None else table
         images, status = np.full((len(rows), size, size, 3), 77, np.uint8), np.full(len(rows), -1, np.int32)
-        decoder = Decoder(tmp_path / "images", table)
-        decoder.decode(rows, images, status, num_threads=num_threads)
-        decoder.close()
+        with closing(Decoder(tmp_path / "images", table)) as decoder:
+            decoder.decode(rows, images, status, num_threads=num_threads)
         return images, status, table
 
     return run
@@ -175,14 +175,12 @@ def test_threads_and_flips_and_modes_make_no_difference_to_the_pixels(mode, deco
             np.testing.assert_array_equal(image, resized_by_pillow(whole[row["index"]], row, size))
 
 
-@pytest.mark.parametrize("height, width", [(90, 120), (121, 80), (64, 64), (40, 300), (30, 33)])
-def test_evaluation_rows_give_torchvisions_resize_and_centre_crop(height, width, decode_rows):
-    file, shorter, size = jpeg(photo(height, width)), 64, 56
-    scaled = [shorter * side // min(height, width) for side in (height, width)]
-    window = [round((side - size) / 2) for side in scaled]
-    row = crop_row(box=(0, 0, height, width), resized=scaled, window=window)
-    images, _, _ = decode_rows([file], [(height, width)], row, size)
-    theirs = CenterCrop(size)(Resize(shorter, InterpolationMode.BICUBIC)(Image.fromarray(pixels_of(file))))
+@pytest.mark.parametrize("shape", [(90, 120), (121, 80), (64, 64), (40, 300), (30, 33), (1, 300), (400, 1), (1, 1)])
+def test_evaluation_crops_give_torchvisions_resize_and_centre_crop(shape, decode_rows):
+    file = jpeg(photo(*shape))
+    row = CentreCrops(56, 0.875, "bicubic").rows(np.zeros(1, SAMPLE_DTYPE), *np.array(shape)[:, None])
+    images, _, _ = decode_rows([file], [shape], row, 56)
+    theirs = CenterCrop(56)(Resize(64, InterpolationMode.BICUBIC)(Image.fromarray(pixels_of(file))))
     np.testing.assert_array_equal(images[0], np.array(theirs))
 
 

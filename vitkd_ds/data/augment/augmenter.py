@@ -47,12 +47,8 @@ class Augmenter:
         return not (self.rand_augment or config.three_augment or config.color_jitter or config.random_erasing)
 
     def __call__(self, images_BCHW: Tensor, keys_B: np.ndarray) -> Tensor:
-        """Augment a micro-batch into a new one of the same device and memory format; into itself if nothing is on.
-
-        Args:
-            images_BCHW: uint8 [B, 3, H, W], RGB, on any device, best channels_last; not altered.
-            keys_B: uint64, see `vitkd_ds.data.draws.image_keys`.
-        """
+        """Augment RGB images, uint8 [B, 3, H, W] and best channels_last, into new ones of the same device and memory
+        format, by `vitkd_ds.data.draws.image_keys`; into themselves if nothing is on."""
         assert images_BCHW.dtype == torch.uint8 and images_BCHW.shape[1] == 3, "images must be uint8 [B, 3, H, W]"
         assert keys_B.dtype == np.uint64 and keys_B.shape == images_BCHW.shape[:1], "keys must be uint64, one per image"
         if self.is_identity or not images_BCHW.numel():

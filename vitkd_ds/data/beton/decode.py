@@ -84,6 +84,8 @@ class Decoder:
         table: STORED_DTYPE [number of images]; kept, not copied, as `checked` is written to.
     """
 
+    fd: int | None = None
+
     def __init__(self, path: str | os.PathLike, table: np.ndarray):
         _check("table", table, STORED_DTYPE, (None,), writeable=True)
         self._path, self.table = os.fspath(path), table
@@ -138,5 +140,4 @@ class Decoder:
             self.fd = None
 
     def __del__(self):
-        if getattr(self, "fd", None) is not None:
-            self.close()
+        self.close()

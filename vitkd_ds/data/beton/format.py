@@ -9,8 +9,8 @@ images are not read, so the check costs milliseconds (a tenth of a second at Ima
 
 import os
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,16 +49,13 @@ METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 COPY_AGAIN = "copy it again, or pack it again"
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What a .beton says of its images besides their bytes."""
+class Tables(NamedTuple):
+    """METADATA_DTYPE [num_images], ALLOCATION_DTYPE [num_images], and the CRC32 of header, field descriptors and both
+    tables as they stand in the file."""
 
     metadata: np.ndarray
-    """METADATA_DTYPE [num_images]."""
     allocations: np.ndarray
-    """ALLOCATION_DTYPE [num_images]."""
     crc32: int
-    """Of header, field descriptors and both tables, as they stand in the file."""
 
 
 def partial_path(path: Path) -> Path:
@@ -82,11 +79,10 @@ def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, 
         descriptor["type_id"] = type_id
         descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
     metadata, allocations = np.zeros(len(images), METADATA_DTYPE), np.zeros(len(images), ALLOCATION_DTYPE)
-    for key in ("mode", "width", "height", "offset"):
-        metadata[key] = images[key]
-    metadata["label"] = labels
-    allocations["sample"], allocations["offset"] = np.arange(len(images)), images["offset"]
-    allocations["size"] = images["size"]
+    metadata["label"], allocations["sample"] = labels, np.arange(len(images))
+    for table, keys in ((metadata, ("mode", "width", "height", "offset")), (allocations, ("offset", "size"))):
+        for key in keys:
+            table[key] = images[key]
     # FFCV finds an image's page by shifting its position, so pages have a power of two and hold the largest image.
     page_bytes = 1 << (max(int(images["size"].max()), PAGE_BYTES) - 1).bit_length()
     end = int((allocations["offset"] + allocations["size"]).max())
@@ -121,11 +117,8 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
 
 
 def read_tables(path: Path) -> Tables:
-    """Read header and tables of a .beton and check them against each other, the fields and the size of the file.
-
-    Raises:
-        ValueError: not a .beton, other fields, empty, or cut short.
-    """
+    """Read header and tables of a .beton; raises ValueError for another kind of file or fields, an empty one, or one
+    that is cut short."""
     with open(path, "rb") as file:
         head = file.read(METADATA_START)
         header = _read_header(path, head, os.fstat(file.fileno()).st_size)

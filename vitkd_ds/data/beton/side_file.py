@@ -5,7 +5,7 @@ Separate from the .beton's own tables (`vitkd_ds.data.beton.format`), which it i
 
 import base64
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,7 @@ def side_path(path: Path) -> Path:
 
 def side_text(info: BetonInfo, *, tables_crc32: int, lengths: np.ndarray, crc32s: np.ndarray) -> str:
     """Write the contents of the side file."""
-    values = asdict(info)
-    rows = {"format": SIDE_FORMAT} | {key: values[key] for key in SIDE_KEYS} | {"tables_crc32": tables_crc32}
+    rows = {"format": SIDE_FORMAT} | {key: getattr(info, key) for key in SIDE_KEYS} | {"tables_crc32": tables_crc32}
     for key, numbers in (("lengths", lengths), ("crc32s", crc32s)):
         rows[key] = base64.b64encode(numbers.astype("<u4").tobytes()).decode("ascii")
     return json.dumps(rows, indent=1) + "\n"

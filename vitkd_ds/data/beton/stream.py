@@ -79,18 +79,17 @@ class CropLoader(TamedLoader):
         return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
 
     def reason(self, index: int, status: int) -> str:
-        """What is wrong with an image, by its status."""
+        """What is wrong with an image."""
         return STATUS_TEXT[status]
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode samples at once, in the calling thread: images and status as `CropDecoder` gives them."""
+        """Decode samples at once, in the calling thread."""
         size = self.operation.crops.size
         images_BHWC, status_B = np.zeros((len(samples), size, size, 3), np.uint8), np.zeros(len(samples), np.int32)
         return self.operation.decode(samples, images_BHWC, status_B)
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode samples in order, a micro-batch at a time, some ahead: images and status as `CropDecoder` gives them,
-        valid until the next ones are asked for."""
+        """Decode samples in order, some micro-batches ahead; each is valid until the next is asked for."""
         self.decoder.check_anew_if_changed()
         source = self.results(samples)
         return self._reading_ahead(source, samples) if self._is_quasi_random else source
