@@ -103,5 +103,3 @@ def test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest(tmp_path, 
         with pytest.raises(pickle.UnpicklingError):
             load_file(tmp_path / f"{number}")
     assert "boom" not in capsys.readouterr().out
-
-

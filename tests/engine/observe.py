@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from deepspeed.utils import z3_leaf_module
 
-from tests.checkpoint import failing_saves
+from tests.checkpoint import test_failing_saves
 from tests.engine.tiny import (
     FP32_RUN,
     NORMALIZATION,
@@ -29,7 +29,7 @@ from tests.engine.tiny import (
     train_plainly,
     weights_of_terms,
 )
-from tests.train import nonfinite
+from tests.train import test_nonfinite
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
@@ -260,8 +260,8 @@ def main():
         observe_agreement(seen)
         observe_average(seen, folder)
         seen["gathered ahead"] = [gathered_ahead(prefetch=3, live=live) for live in (1000, 2)]
-        failing_saves.observe(seen, folder / "saves")
-        nonfinite.observe(seen, folder / "nonfinite")
+        test_failing_saves.observe(seen, folder / "saves")
+        test_nonfinite.observe(seen, folder / "nonfinite")
     if ranks.rank() == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
     processes.leave()
