@@ -38,52 +38,47 @@ def free_port() -> str:
 def start_ranks(world_size, *command, cwd=ROOT, environ=None):
     """Start `python COMMAND` once per rank with the variables that a launcher sets; stdout and stderr go together."""
     port = free_port()
-    processes = []
-    for rank in range(world_size):
-        env = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-        } | (environ or {})  # fmt: skip
-        processes.append(subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ))  # fmt: skip
-    return processes
+    env = os.environ | {
+        "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+    } | (environ or {})  # fmt: skip
+    options = {"cwd": cwd, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    words = [sys.executable, *map(str, command)]
+    numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+    return [subprocess.Popen(words, env=env | number, **options) for number in numbers]
 
 
 def finish_ranks(processes, timeout=240, codes=None):
-    """Wait for all; returns their output. Fails the test, with the output, if one hangs or exits with another code
-    than `codes` say, by default 0."""
-    outputs = []
+    """Wait for all; returns their output. Fails the test if one hangs or does not exit with its code, by default 0."""
     try:
-        for process in processes:
-            outputs.append(process.communicate(timeout=timeout)[0])
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    found = [process.returncode for process in processes]
-    expected = codes or [0] * len(processes)
-    assert found == expected, f"exit codes {found}\n" + "\n".join(output[-4000:] for output in outputs)
+    found, said = [process.returncode for process in processes], "\n".join(output[-4000:] for output in outputs)
+    assert found == (codes or [0] * len(processes)), f"exit codes {found}\n{said}"
     return outputs
 
 
 def run_command(*command, cwd=ROOT, timeout=240, check=True):
-    """Run one command as a user would, in the environment of the tests, without a launcher's variables."""
+    """Run one command as a user would, without a launcher's variables."""
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, text=True, capture_output=True, timeout=timeout)
-    if check:
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert not check or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done
 
 
 def run_several(world_size, file, commands, timeout=240):
-    """Run train.py commands one after another in the same processes; each one's summary, refusal, and messages of
-    rank 0. `file` is used on the way."""
+    """Run train.py commands one after another in the same processes; summary, refusal and rank 0's messages of each."""
     file.write_text(json.dumps([list(map(str, options)) for options in commands]))
     finish_ranks(start_ranks(world_size, "-m", "tests.several", file), timeout)
     return json.loads(file.read_text())
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")
@@ -107,15 +102,13 @@ def everything_on(workdir, data):
     """Options of a run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
     return [
         "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
-        "--optim.lr=0.002",
         "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=4", "--optim.ema_decay=0.9",
-        "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8", "--augment.cutmix_alpha=1",
+        "--optim.lr=0.002", "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8", "--augment.cutmix_alpha=1",
         "--losses.nkd.schedule=cosine", "--eval_every_epochs=1",
     ]  # fmt: skip
 
 
 def wait_until(condition, processes, timeout=150):
-    """Wait for a condition while the processes run."""
     deadline = time.monotonic() + timeout
     while not condition():
         ended = [process for process in processes if process.poll() is not None]
@@ -125,12 +118,8 @@ def wait_until(condition, processes, timeout=150):
 
 
 def wait_for_steps(processes, workdir, num_lines):
-    """Wait until metrics.jsonl has so many lines."""
     log = workdir / "metrics.jsonl"
     wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= num_lines, processes)
-
-
-TIMES = {"images_per_s", "s_per_step", "memory_gib"}
 
 
 def metrics_of(workdir):
@@ -138,7 +127,8 @@ def metrics_of(workdir):
 
 
 def numerics_of(workdir):
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in metrics_of(workdir)]
+    times = {"images_per_s", "s_per_step", "memory_gib"}
+    return [{key: value for key, value in line.items() if key not in times} for line in metrics_of(workdir)]
 
 
 def assert_same_result(workdir, other):
@@ -152,14 +142,13 @@ def observed(demo_cache):
     """Number of ranks -> what tests/engine/observe.py saw on so many, and what each of them said."""
     with tempfile.TemporaryDirectory() as top:  # not pytest's, which only its owner may enter
         Path(top).chmod(0o755)
-        folders = {1: Path(top, "one"), 2: Path(top, "two")}
         started = []
-        for world_size, folder in folders.items():
-            folder.mkdir()
-            started += start_ranks(world_size, "-m", "tests.engine.observe", folder)
+        for world_size in (1, 2):
+            Path(top, f"{world_size}").mkdir()
+            started += start_ranks(world_size, "-m", "tests.engine.observe", Path(top, f"{world_size}"))
         said = finish_ranks(started)
-        seen = {world_size: json.loads((folder / "seen.json").read_text()) for world_size, folder in folders.items()}
-    return {1: seen[1] | {"said": said[:1]}, 2: seen[2] | {"said": said[1:]}}
+        one, two = (json.loads(Path(top, name, "seen.json").read_text()) for name in "12")
+    return {1: one | {"said": said[:1]}, 2: two | {"said": said[1:]}}
 
 
 @pytest.fixture(scope="session")

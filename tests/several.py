@@ -1,9 +1,9 @@
-"""Run several training commands one after another in one process (of each rank): several.py FILE.
+"""Run several training commands one after another, since starting torch and DeepSpeed takes longer than most.
 
-Starting Python with torch and DeepSpeed takes longer than most runs of the tests. FILE holds a list of lists of
-options; rank 0 replaces it by what each of them gave.
+The file given holds a list of lists of options; rank 0 replaces it by what each of them gave.
 """
 
+import io
 import json
 import logging
 import sys
@@ -15,28 +15,18 @@ from vitkd_ds.train import console
 from vitkd_ds.train.loop import train
 
 
-class Kept(logging.Handler):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def emit(self, record):
-        self.lines.append(self.format(record))
-
-
 def outcome_of(options):
-    kept = Kept()
-    logging.getLogger("vitkd_ds").addHandler(kept)
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logging.getLogger("vitkd_ds").addHandler(handler)
     flags = {key: value or "true" for key, _, value in (option[2:].partition("=") for option in options)}
     outcome = {"summary": None, "refused": ""}
     try:
         outcome["summary"] = train(parse_run((), flags))
     except ValueError as error:
         outcome["refused"] = str(error)
-    logging.getLogger("vitkd_ds").removeHandler(kept)
-    return outcome | {"said": "\n".join(kept.lines)}
+    logging.getLogger("vitkd_ds").removeHandler(handler)
+    return outcome | {"said": said.getvalue()}
 
 
 if __name__ == "__main__":

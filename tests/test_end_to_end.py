@@ -30,13 +30,11 @@ SUMMARY_KEYS = {
 STATE_FILE = "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
 
 
-@pytest.fixture(scope="module")
-def resumed(whole_run, small_beton, tmp_path_factory):
-    """Three runs that go on where another stopped, by two ranks that start once: run folder -> what rank 0 said.
-
-    `killed` was killed, `damaged` has a newest checkpoint with an empty file, `branch` starts from a named one.
-    """
-    folder = tmp_path_factory.mktemp("resumed")
+def test_a_run_killed_within_an_epoch_continues_bit_for_bit_and_a_damaged_checkpoint_is_left_for_an_older_one(
+    whole_run, small_beton, tmp_path
+):
+    """Three runs that go on: one that was killed, one whose newest checkpoint is damaged, and one from a named one."""
+    folder = tmp_path
     processes = start_ranks(2, "train.py", *everything_on(folder / "killed", small_beton))
     wait_for_steps(processes, folder / "killed", 20)
     for process in processes:
@@ -48,23 +46,16 @@ def resumed(whole_run, small_beton, tmp_path_factory):
         shutil.copytree(whole_run / "checkpoints" / name, folder / "damaged" / "checkpoints" / name)
     (folder / "damaged" / "checkpoints" / "latest").write_text("step00000030")
     (folder / "damaged" / "checkpoints" / "step00000030" / STATE_FILE).write_bytes(b"")
-    names = {"killed": [], "damaged": [], "branch": [f"--resume={whole_run}/checkpoints/step00000028"]}
-    commands = [[*everything_on(folder / name, small_beton), *more] for name, more in names.items()]
-    outcomes = run_several(2, folder / "commands", commands)
-    assert f"step {int(tag.removeprefix('step'))} of 30" in outcomes[0]["said"]
-    return {folder / name: outcome["said"] for name, outcome in zip(names, outcomes)}
-
-
-def test_a_run_killed_in_the_middle_of_an_epoch_continues_bit_for_bit(whole_run, resumed):
-    assert_same_result(next(iter(resumed)), whole_run)
-    for workdir, said in list(resumed.items())[1:]:
-        assert (workdir / "student.safetensors").read_bytes() == (whole_run / "student.safetensors").read_bytes()
-        assert "step 28 of 30" in said
-
-
-def test_a_damaged_newest_checkpoint_is_left_for_the_next_older_one(resumed):
-    (said,) = (said for workdir, said in resumed.items() if workdir.name == "damaged")
-    assert f"step00000030 is damaged and passed over: {STATE_FILE} must" in said
+    commands = [everything_on(folder / name, small_beton) for name in ("killed", "damaged", "branch")]
+    commands[2].append(f"--resume={whole_run}/checkpoints/step00000028")
+    said = [outcome["said"] for outcome in run_several(2, folder / "commands", commands)]
+    assert f"step {int(tag.removeprefix('step'))} of 30" in said[0]
+    assert f"step00000030 is damaged and passed over: {STATE_FILE} must" in said[1]
+    assert "step 28 of 30" in said[1] and "step 28 of 30" in said[2]
+    assert_same_result(folder / "killed", whole_run)
+    for name in ("damaged", "branch"):
+        student = (folder / name / "student.safetensors").read_bytes()
+        assert student == (whole_run / "student.safetensors").read_bytes()
 
 
 def test_the_run_folder_holds_what_is_promised(whole_run):
@@ -145,28 +136,24 @@ def test_eval_of_the_export_gives_the_summarys_numbers(whole_run):
     done = run_command("vitkd-ds", "eval", whole_run)
     found = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
     summary = json.loads((whole_run / "summary.json").read_text())
-    assert found["top1"] == pytest.approx(summary["student_top1"], abs=0.01)
-    assert found["top5"] == pytest.approx(summary["student_top5"], abs=0.01)
+    for name in ("top1", "top5"):
+        assert found[name] == pytest.approx(summary[f"student_{name}"], abs=0.01)
     assert found["agreement"] == pytest.approx(summary["agreement"], abs=2), "the run's teacher computes in bf16"
 
 
-def default_run(workdir, *options, launcher=(sys.executable,)):
-    """Run the default command; returns the losses, after a look at the summary."""
-    launcher = [free_port() if word == "PORT" else word for word in launcher]
-    command = ["train.py", "--ds_config", "ds_configs/zero2.json", "--debug", "--workdir", workdir, *options]
-    run_command(*launcher, *command)
+def default_run(workdir, *options, launcher=(sys.executable,), world_size=1):
+    """The losses of the default command."""
+    run_command(
+        *launcher, "train.py", "--ds_config", "ds_configs/zero2.json", "--debug", "--workdir", workdir, *options
+    )
     summary = json.loads((workdir / "summary.json").read_text())
-    assert summary.keys() == SUMMARY_KEYS and summary["teacher_top1"] > 50
-    assert summary["world_size"] == (1 if launcher == [sys.executable] else 2)
+    assert summary.keys() == SUMMARY_KEYS and summary["teacher_top1"] > 50 and summary["world_size"] == world_size
     return [line["total"] for line in metrics_of(workdir) if "total" in line]
 
 
-@pytest.mark.parametrize("launcher", [
-    ["deepspeed", "--num_accelerators", "2", "--master_port", "PORT"],
-    ["torchrun", "--nproc_per_node", "2", "--master_port", "PORT"],
-], ids=["deepspeed", "torchrun"])  # fmt: skip
+@pytest.mark.parametrize("launcher", ["deepspeed --num_accelerators", "torchrun --nproc_per_node"])
 def test_the_default_command_works_under_each_launcher(launcher, tmp_path, demo_cache):
-    default_run(tmp_path / "2024_01", launcher=launcher)
+    default_run(tmp_path / "2024_01", launcher=[*launcher.split(), 2, "--master_port", free_port()], world_size=2)
 
 
 def test_the_default_command_works_in_plain_python_and_compiled_up_to_bf16_rounding(tmp_path, demo_cache):

@@ -1,6 +1,5 @@
 """What `make wheels` makes of this package decodes with the libraries it carries. FFCV's own wheel takes too long."""
 
-import os
 import shutil
 import site
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 
 DECODE = """
 import io, sys
@@ -35,24 +34,20 @@ def fresh_environment(folder):
     return folder / "bin" / "python"
 
 
-def run(*command, **options):
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(list(map(str, command)), env=env, text=True, capture_output=True, timeout=240, **options)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiles the decoder")
-def test_the_wheel_decodes_in_a_fresh_environment_with_the_libraries_it_carries(tmp_path):
+def test_the_wheel_decodes_in_a_fresh_environment_with_the_libraries_it_carries(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     source = tmp_path / "source"  # nothing is built in the checkout
     ignored = shutil.ignore_patterns(".*", "build", "runs", "*.so", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
-    run("sh", ROOT / ".ci" / "wheels", fresh_environment(tmp_path / "builds"), tmp_path / "dist", ".", cwd=source)
+    run_command(
+        "sh", ROOT / ".ci" / "wheels", fresh_environment(tmp_path / "builds"), tmp_path / "dist", ".", cwd=source
+    )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert "manylinux" in wheel.name
     python = fresh_environment(tmp_path / "uses")
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel)
-    package, libraries = run(python, "-c", DECODE, cwd=tmp_path).splitlines()
+    run_command(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel)
+    package, libraries = run_command(python, "-c", DECODE, cwd=tmp_path).stdout.splitlines()
     assert Path(package).is_relative_to(tmp_path / "uses")
     assert f"{tmp_path}/uses/" in libraries and "vitkd_ds.libs/libjpeg" in libraries

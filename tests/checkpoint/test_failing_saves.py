@@ -1,5 +1,58 @@
 """A disk that is full for one rank, and a lost right to write, cost a checkpoint and not the run, until too often."""
 
+import os
+import resource
+from dataclasses import replace
+
+from tests.engine.tiny import RUN, make_engine, train
+from vitkd_ds.checkpoint import load
+from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.checkpoint.save import SaveError, Saver
+from vitkd_ds.config.run import CheckpointConfig
+from vitkd_ds.engine import ranks
+
+NOBODY = 65534
+
+
+def limit_file_size(size):
+    """As if the disk were full after so many bytes of a file; -1 is no limit."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def may_write(folder, is_allowed):
+    """Give and take the right to write; root, who may write anywhere, becomes another user for the time."""
+    if ranks.rank() == 0:
+        if is_allowed:
+            os.seteuid(os.getuid())
+        folder.chmod(0o755 if is_allowed else 0o555)
+        if not is_allowed:
+            os.seteuid(NOBODY if os.getuid() == 0 else os.getuid())
+
+
+def observe(seen, workdir):
+    """Failures in a row and folders after each save, and the error that ends it, of each rank; for observe.py."""
+    folder = workdir / "checkpoints"
+    engine, teacher = make_engine(replace(RUN, optim=replace(RUN.optim, ema_decay=0.9)))
+    train(engine, teacher, steps=1)
+    saver, state = Saver(workdir, CheckpointConfig(max_failures=3), {}), TrainState(7, 1)
+    mine = {"failures": [], "folders": []}
+    full_for = {2: 0, 3: 1, 7: 1, 8: 1, 9: 1}
+    try:
+        for step in range(1, 10):
+            state.step = step
+            limit_file_size(1000 if full_for.get(step) == ranks.rank() else -1)
+            if step in (5, 6):
+                may_write(folder, step == 6)
+            saver.save(engine, state)
+            mine["failures"].append(saver.num_failures)
+            mine["folders"].append(sorted(path.name for path in folder.iterdir()))
+            start = load.newest_whole(ranks.from_main(load.find("auto", workdir)))
+            assert start.tag == ranks.from_main((folder / "latest").read_text())
+    except SaveError as error:
+        mine["error"] = str(error)
+    limit_file_size(-1)
+    seen["saves"] = ranks.from_all(mine)
+
 
 def test_failed_saves_are_said_leave_the_previous_one_and_end_the_run_only_in_a_row(observed):
     seen, other = observed[2]["saves"]

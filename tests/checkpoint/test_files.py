@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -34,12 +35,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     lambda file: torch.save({"x": torch.zeros(100_000)}, file),
 ], ids=["bytes", "torch"])  # fmt: skip
 def test_a_write_that_the_disk_refuses_is_raised_at_the_end_and_not_through_the_writer(tmp_path, write):
-    class Full:
-        def write(self, data):
-            raise OSError(28, "No space left on device")
-
     def fill(file):
-        file.file = Full()
+        file.file = Mock(spec=["write"], **{"write.side_effect": OSError(28, "No space left on device")})
         write(file)
 
     with pytest.raises(OSError, match="No space left"):

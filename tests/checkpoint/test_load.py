@@ -14,15 +14,6 @@ def make(run_folder, *steps, latest=None):
     return folder
 
 
-def test_a_new_folder_starts_anew(tmp_path):
-    assert load.find("auto", tmp_path) is None and load.find("none", tmp_path) is None
-
-
-def test_auto_takes_latest_and_not_a_newer_one_of_a_time_line_that_was_left(tmp_path):
-    folder = make(tmp_path, 2, 4, 6, latest=4)
-    assert load.find("auto", tmp_path) == load.Start(folder, "step00000004", is_own=True, is_named=False)
-
-
 @pytest.mark.parametrize("content", [None, "", "step0000", "nonsense\0", "../step00000001"])
 def test_a_damaged_latest_is_no_reason_to_start_anew(tmp_path, content):
     folder = make(tmp_path, 1, 2)
@@ -31,10 +22,12 @@ def test_a_damaged_latest_is_no_reason_to_start_anew(tmp_path, content):
     assert load.find("auto", tmp_path).tag == "step00000002"
 
 
-def test_a_named_checkpoint_of_the_own_folder_is_taken(tmp_path):
-    folder = make(tmp_path, 2, 4, latest=4)
-    start = load.find(str(folder / "step00000002"), tmp_path)
-    assert start == load.Start(folder, "step00000002", is_own=True, is_named=True)
+def test_a_named_checkpoint_is_taken_else_latest_and_not_a_newer_one_of_a_time_line_that_was_left(tmp_path):
+    assert load.find("auto", tmp_path) is None and load.find("none", tmp_path) is None
+    folder = make(tmp_path, 2, 4, 6, latest=4)
+    assert load.find("auto", tmp_path) == load.Start(folder, "step00000004", is_own=True, is_named=False)
+    named = load.Start(folder, "step00000002", is_own=True, is_named=True)
+    assert load.find(str(folder / "step00000002"), tmp_path) == named
 
 
 def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp_path):
@@ -44,11 +37,6 @@ def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp
     assert load.find(str(tmp_path / "other"), own) == load.find(str(other / "step00000002"), own) == named
     folder = make(own, 3, latest=3)
     assert load.find(str(tmp_path / "other"), own).folder == folder
-
-
-def test_a_path_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--resume must be auto, none, a run folder or a checkpoint in one"):
-        load.find(str(tmp_path / "nowhere"), tmp_path)
 
 
 def test_the_newest_the_best_and_latest_are_kept_and_no_leftovers(tmp_path):

@@ -21,17 +21,20 @@ def locked_by(workdir, **holder):
     return lock.path
 
 
+def acquired(workdir, **times):
+    lock = RunLock(workdir, **times)
+    lock.acquire()
+    return lock
+
+
 def test_a_second_job_is_refused_and_told_who_has_it(tmp_path):
-    first = RunLock(tmp_path / "run")
-    first.acquire()
+    first = acquired(tmp_path / "run")
     with pytest.raises(ValueError, match=f"one job at a time, found it in use by process {os.getpid()} on "):
         RunLock(tmp_path / "run").acquire()
     first.check()
     first.release()
     assert not (tmp_path / "run").exists(), "nothing was changed"
-    second = RunLock(tmp_path)
-    second.acquire()
-    second.release()
+    acquired(tmp_path).release()
     assert not any(tmp_path.iterdir())
 
 
@@ -41,9 +44,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path, caplog):
     for holder in ({"pid": dead.pid, "start_time": "123"}, {"start_time": "1"}):  # gone, or its number a later one's
         locked_by(tmp_path, **holder)
         started = time.monotonic()
-        lock = RunLock(tmp_path)
-        lock.acquire()
-        lock.release()
+        acquired(tmp_path).release()
         assert time.monotonic() - started < 2
     assert f"took over the lock of process {dead.pid} on " in caplog.text
 
@@ -55,12 +56,12 @@ def test_a_job_of_another_host_lives_as_long_as_its_heart_beats(tmp_path):
     thread.start()
     try:
         with pytest.raises(ValueError, match="in use by Slurm job 12, process .* on node7"):
-            RunLock(tmp_path, heartbeat_s=0.2, stale_s=1).acquire()
+            acquired(tmp_path, heartbeat_s=0.2, stale_s=1)
     finally:
         stop.set()
         thread.join()
     started = time.monotonic()
-    RunLock(tmp_path, heartbeat_s=0.2, stale_s=1).acquire()
+    acquired(tmp_path, heartbeat_s=0.2, stale_s=1)
     assert 1 <= time.monotonic() - started < 5
 
 
@@ -69,8 +70,7 @@ def test_the_requeue_of_a_job_does_not_wait_for_its_former_self(tmp_path, monkey
     path = locked_by(tmp_path, machine="elsewhere")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     started = time.monotonic()
-    lock = RunLock(tmp_path)
-    lock.acquire()
+    lock = acquired(tmp_path)
     assert time.monotonic() - started < 2
     locked_by(tmp_path)
     with pytest.raises(LockLost, match="considered this job dead"):
@@ -82,9 +82,7 @@ def test_the_requeue_of_a_job_does_not_wait_for_its_former_self(tmp_path, monkey
 def test_a_lock_that_a_crash_left_empty_does_not_block(tmp_path):
     for content in ("", "{"):
         (tmp_path / "lock").write_text(content)
-        lock = RunLock(tmp_path, heartbeat_s=0.2, stale_s=0.5)
-        lock.acquire()
-        lock.release()
+        acquired(tmp_path, heartbeat_s=0.2, stale_s=0.5).release()
 
 
 RACE = """
@@ -106,10 +104,9 @@ def test_of_many_jobs_one_takes_over(tmp_path):
     command, pipes = [sys.executable, "-c", RACE, tmp_path], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     for _ in range(5):
         locked_by(tmp_path, pid=2**22 + 1)
-        jobs = [subprocess.Popen(command, **pipes, text=True, cwd=ROOT) for _ in range(5)]
+        jobs = [subprocess.Popen(command, **pipes, text=True, cwd=ROOT, bufsize=1) for _ in range(5)]
         for job in jobs:
             job.stdin.write("\n")
-            job.stdin.flush()
         answers = [job.stdout.readline().strip() for job in jobs]
         for job in jobs:
             job.communicate("\n", timeout=30)

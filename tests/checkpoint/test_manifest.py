@@ -1,6 +1,7 @@
 """What is found in a damaged checkpoint before anything in it is loaded, and which one is taken in its place."""
 
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -32,45 +33,41 @@ def test_a_whole_checkpoint_is_whole_for_any_number_of_checkers(tmp_path):
         assert not any(check_files(path, manifest, part=part, num_parts=num_parts) for part in range(num_parts))
 
 
-def torn(path):
-    (path / STATE).write_bytes((path / STATE).read_bytes()[:-1])
+def change(name, function):
+    """A damage that replaces a file's content by what a function makes of it."""
+    return lambda path: (path / name).write_bytes(function((path / name).read_bytes()))
 
 
-def tampered(path):
-    content = bytearray((path / STATE).read_bytes())
-    content[len(content) // 2] ^= 1
-    (path / STATE).write_bytes(content)
+def middle_bit_flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def tampered_manifest(path):
-    (path / "manifest.json").write_text((path / "manifest.json").read_text().replace("large", "other"))
+TORN = change(STATE, lambda content: content[:-1])
+MANIFEST = "manifest.json"
 
 
-DAMAGE = {
-    "torn": (torn, f"{STATE} must have .* bytes, found"),
-    "empty": (lambda path: (path / STATE).write_bytes(b""), f"{STATE} must have .* bytes, found 0"),
-    "missing": (lambda path: (path / STATE).unlink(), f"{STATE} is missing"),
-    "tampered": (tampered, f"{STATE} has changed: its checksum differs"),
-    "another file": (lambda path: (path / "mp_rank_01_model_states.pt").touch(), "is not listed in the manifest"),
-    "manifest missing": (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
-    "manifest torn": (lambda path: (path / "manifest.json").write_text('{"format": 1, '), "manifest.json cannot be"),
-    "manifest empty": (lambda path: (path / "manifest.json").write_text(""), "manifest.json cannot be read"),
-    "manifest of nonsense": (lambda path: (path / "manifest.json").write_text("[1]"), "manifest.json cannot be read"),
-    "manifest tampered": (tampered_manifest, "manifest.json has changed: its checksum differs"),
-    "of another step": (lambda path: write_manifest(path, {}, {"train_state": {"step": 7}}), "is of step 7"),
-    "all": (lambda path: [file.unlink() for file in path.iterdir()] and path.rmdir(), "manifest.json is missing"),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, kind):
-    damage, message = DAMAGE[kind]
+@pytest.mark.parametrize("damage, message", [
+    (TORN, f"{STATE} must have .* bytes, found"),
+    (change(STATE, lambda content: b""), f"{STATE} must have .* bytes, found 0"),
+    (lambda path: (path / STATE).unlink(), f"{STATE} is missing"),
+    (change(STATE, middle_bit_flipped), f"{STATE} has changed: its checksum differs"),
+    (lambda path: (path / "mp_rank_01_model_states.pt").touch(), "is not listed in the manifest"),
+    (lambda path: (path / MANIFEST).unlink(), "manifest.json is missing"),
+    (change(MANIFEST, lambda content: b'{"format": 1, '), "manifest.json cannot be"),
+    (change(MANIFEST, lambda content: b""), "manifest.json cannot be read"),
+    (change(MANIFEST, lambda content: b"[1]"), "manifest.json cannot be read"),
+    (change(MANIFEST, lambda content: content.replace(b"large", b"other")), "manifest.json has changed: its checksum"),
+    (lambda path: write_manifest(path, {}, {"train_state": {"step": 7}}), "is of step 7"),
+    (shutil.rmtree, "manifest.json is missing"),
+], ids=["torn", "empty", "missing", "tampered", "another file", "manifest missing", "manifest torn", "manifest empty",
+        "manifest of nonsense", "manifest tampered", "of another step", "all"])  # fmt: skip
+def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, damage, message):
     newest = make(tmp_path, 1, 2, 3)
     damage(newest)
     found = newest_whole(find("auto", tmp_path))
     assert found.tag == "step00000002" and found.manifest["train_state"] == {"step": 2}
-    said = caplog.text
-    assert "step00000003 is damaged and passed over: " in said
+    assert "step00000003 is damaged and passed over: " in caplog.text
     with pytest.raises(ValueError, match=message):
         newest_whole(find(str(newest), tmp_path) if newest.exists() else Start(newest.parent, newest.name, True, True))
 
@@ -85,7 +82,7 @@ def test_what_a_file_system_or_a_person_leaves_beside_the_files_is_no_damage(tmp
 def test_where_none_is_whole_nothing_starts_anew(tmp_path):
     make(tmp_path, 1, 2)
     for step in (1, 2):
-        torn(tmp_path / "checkpoints" / f"step0000000{step}")
+        TORN(tmp_path / "checkpoints" / f"step0000000{step}")
     with pytest.raises(ValueError, match="must hold a whole checkpoint, found step00000002: .*; step00000001: "):
         newest_whole(find("auto", tmp_path))
 
@@ -96,12 +93,8 @@ class Bomb:
 
 
 def test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest(tmp_path, capsys):
-    for number, bomb in enumerate(
-        (lambda file: torch.save(Bomb(), file), lambda file: pickle.dump(Bomb(), file, protocol=2))
-    ):
-        write_whole(tmp_path / f"{number}", bomb)
+    for write in (torch.save, lambda bomb, file: pickle.dump(bomb, file, protocol=2)):
+        write_whole(tmp_path / "state", lambda file, write=write: write(Bomb(), file))
         with pytest.raises(pickle.UnpicklingError):
-            load_file(tmp_path / f"{number}")
+            load_file(tmp_path / "state")
     assert "boom" not in capsys.readouterr().out
-
-

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from deepspeed.utils import z3_leaf_module
 
-from tests.checkpoint import failing_saves
+from tests.checkpoint import test_failing_saves
 from tests.engine.tiny import (
     FP32_RUN,
     NORMALIZATION,
@@ -29,7 +29,7 @@ from tests.engine.tiny import (
     train_plainly,
     weights_of_terms,
 )
-from tests.train import nonfinite
+from tests.train import test_nonfinite
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
@@ -43,22 +43,20 @@ STEPS = 5
 class DeepSpeedsOwn(StudentEngine):
     """DeepSpeed computes the norm, looks for inf and nan, and clips, as it does by default."""
 
+    def __init__(self, config, accumulation):
+        config = config | {
+            "zero_optimization": {"stage": 2},
+            "zero_allow_untested_optimizer": True,
+            "train_batch_size": RUN.global_batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": RUN.optim.clip_grad_norm,
+        }
+        super().__init__(make_distiller()[0], RUN, config)
+
     def step(self):
         self.engine.step()
         self.grad_norm = float(self.engine.get_global_grad_norm())
         return self.engine.was_step_applied()
-
-
-def make_deepspeeds_own(config, accumulation):
-    distiller, teacher = make_distiller()
-    config = config | {
-        "zero_optimization": {"stage": 2},
-        "zero_allow_untested_optimizer": True,
-        "train_batch_size": RUN.global_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": RUN.optim.clip_grad_norm,
-    }
-    return DeepSpeedsOwn(distiller, RUN, config), teacher
 
 
 def equal(first, second):
@@ -77,7 +75,7 @@ def observe_training(seen):
             engine, teacher = make_engine(run, accumulation=accumulation)
             seen[f"{precision} starts in fp32"] = equal(start, engine.student_weights())
             for who, trained in (("ours", engine), ("deepspeed", None)):
-                trained = trained or make_deepspeeds_own(DEEPSPEEDS[precision], accumulation)[0]
+                trained = trained or DeepSpeedsOwn(DEEPSPEEDS[precision], accumulation)
                 losses = train(trained, teacher, steps=STEPS, accumulation=accumulation)
                 seen[f"{precision} {who} {accumulation}"] = [*losses, weights_after(trained)]
     seen["fp32 ours 4"] = train(*make_engine(FP32_RUN, accumulation=4), steps=STEPS, accumulation=4)
@@ -112,7 +110,6 @@ def observe_nonfinite(seen, name, run, *, is_fused=False):
 
 
 def observe_checkpointing(seen):
-    """Activation checkpointing computes blocks twice and changes nothing."""
     for checkpointed in (False, True):
         engine, teacher = make_engine(FP32_RUN)
         engine.engine.module.student.set_grad_checkpointing(checkpointed)
@@ -130,10 +127,9 @@ def observe_teacher(seen):
     images = NORMALIZATION.apply(images_BCHW, engine.dtype)
     for placement in ("shard", "offload", "replica"):
         teacher = make_teacher(placement)
-        found = teacher(images_BCHW)
+        found, parameters = teacher(images_BCHW), list(teacher.module.parameters())
         seen[f"{placement} equal"] = [torch.equal(a, b) for a, b in zip(found, expected)]
-        seen[f"{placement} requires_grad"] = any(p.requires_grad for p in teacher.module.parameters())
-        seen[f"{placement} output grad"] = found.logits_BK.requires_grad
+        seen[f"{placement} requires_grad"] = any(tensor.requires_grad for tensor in (*parameters, found.logits_BK))
         torch.manual_seed(0)
         with torch.no_grad():
             terms = engine(images, targets_BK, found, weights_of_terms())
@@ -145,7 +141,6 @@ def observe_teacher(seen):
                 module.p = 0.9
         seen[f"{placement} equal after train()"] = torch.equal(teacher(images_BCHW).logits_BK, expected.logits_BK)
         if placement != "replica":
-            parameters = list(teacher.module.parameters())
             seen[f"{placement} live"] = sum(p.numel() for p in parameters)
             seen[f"{placement} held"] = sum(p.ds_tensor.numel() for p in parameters)
             seen[f"{placement} padding"] = len(parameters)
@@ -234,14 +229,12 @@ def observe_agreement(seen):
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    mains = [told(lambda n=number: ranks.on_main(on_rank(n, KeyError("x")))) for number in (0, 1)]
-    mine = {
+    seen["agreement"] = ranks.from_all({
+        "main": [told(lambda n=number: ranks.on_main(on_rank(n, KeyError("x")))) for number in (0, 1)],
         "all": [ranks.together(ranks.rank), ranks.on_main(lambda: ranks.rank() + 5), ranks.failures(ranks.rank)],
         "together": told(lambda: ranks.together(on_rank(1, ValueError("no file")))),
         "failures": ranks.failures(on_rank(1, OSError("disk full"))),
-        "main": mains,
-    }
-    seen["agreement"] = ranks.from_all(mine)
+    })  # fmt: skip
 
 
 def main():
@@ -260,8 +253,8 @@ def main():
         observe_agreement(seen)
         observe_average(seen, folder)
         seen["gathered ahead"] = [gathered_ahead(prefetch=3, live=live) for live in (1000, 2)]
-        failing_saves.observe(seen, folder / "saves")
-        nonfinite.observe(seen, folder / "nonfinite")
+        test_failing_saves.observe(seen, folder / "saves")
+        test_nonfinite.observe(seen, folder / "nonfinite")
     if ranks.rank() == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
     processes.leave()

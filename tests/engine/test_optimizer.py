@@ -7,11 +7,9 @@ import torch
 
 from vitkd_ds.engine.optimizer import AdamWithEMA, clip_gradients
 
-ZERO = torch.zeros(())
 
-
-def clip(groups, max_norm, veto=ZERO, count=ZERO):
-    return clip_gradients(groups, max_norm, veto=veto, count=count)
+def clip(groups, max_norm, veto=0.0, count=0.0):
+    return clip_gradients(groups, max_norm, veto=torch.tensor(veto), count=torch.tensor(count))
 
 
 def gradients(scale=1.0):
@@ -58,42 +56,34 @@ def test_squares_are_summed_in_fp64():
 
 def test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan():
     plain = clip(gradients(), 5.0)
-    assert torch.equal(clip(gradients(), 5.0, count=torch.tensor(2.0)), plain + torch.tensor([0.0, 0.0, 2.0]))
+    assert torch.equal(clip(gradients(), 5.0, count=2.0), plain + torch.tensor([0.0, 0.0, 2.0]))
     groups = gradients()
-    norm, vetoes, count = clip(groups, 5.0, veto=torch.tensor(1.0)).tolist()
+    norm, vetoes, count = clip(groups, 5.0, veto=1.0).tolist()
     assert math.isnan(norm) and (vetoes, count) == (1, 0) and torch.isnan(flat(groups)).all()
 
 
-def run(ema_decay, steps=5):
+def run(optimizer_class, **options):
+    """The optimizer's state and the weights after each of five updates."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(7))
-    optimizer = AdamWithEMA([{"params": [p]}], ema_decay=ema_decay, lr=0.1)
+    optimizer = optimizer_class([p], lr=0.1, **options)
     seen = [p.detach().clone()]
-    for _ in range(steps):
+    for _ in range(5):
         p.grad = torch.randn(7)
         optimizer.step()
         seen.append(p.detach().clone())
     return optimizer.state[p], seen
 
 
-def test_updates_are_adamws_with_and_without_an_average():
-    torch.manual_seed(0)
-    p = torch.nn.Parameter(torch.randn(7))
-    adamw = torch.optim.AdamW([p], lr=0.1)
-    for _ in range(5):
-        p.grad = torch.randn(7)
-        adamw.step()
-    for decay in (0.0, 0.9):
-        assert torch.equal(run(decay)[1][-1], p.detach())
-
-
-def test_the_average_starts_from_the_first_weights_and_follows_the_formula():
-    state, seen = run(0.9)
+def test_updates_are_adamws_and_an_average_starts_from_the_first_weights_and_follows_the_formula():
+    (_, expected), (without, plain) = run(torch.optim.AdamW), run(AdamWithEMA, ema_decay=0.0)
+    state, seen = run(AdamWithEMA, ema_decay=0.9)
+    assert torch.equal(seen[-1], expected[-1]) and torch.equal(plain[-1], expected[-1])
     average = seen[0].double()
     for weights in seen[1:]:
         average = 0.9 * average + 0.1 * weights.double()
     torch.testing.assert_close(state["ema"].double(), average, rtol=1e-6, atol=1e-7)
-    assert "ema" not in run(0.0)[0], "without an average there is no state for one"
+    assert "ema" not in without, "without an average there is no state for one"
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -6,13 +6,11 @@ from vitkd_ds.engine import ranks
 
 
 def test_what_fails_on_one_rank_is_known_on_all(observed):
-    told = observed[2]["agreement"]
-    for rank, each in enumerate(told):
-        assert each["all"] == [rank, 5, []]
-        assert each["failures"] == ["rank 1: OSError: disk full"]
-        assert each["main"] == ["KeyError: 'x'", 0], "on rank 1 nothing runs"
-    assert told[0]["together"] == "FailedElsewhere: rank 1: ValueError: no file"
-    assert told[1]["together"] == "ValueError: no file"
+    together = ["FailedElsewhere: rank 1: ValueError: no file", "ValueError: no file"]
+    for rank, told in enumerate(observed[2]["agreement"]):
+        assert told["all"] == [rank, 5, []] and told["together"] == together[rank]
+        assert told["failures"] == ["rank 1: OSError: disk full"]
+        assert told["main"] == ["KeyError: 'x'", 0], "on rank 1 nothing runs"
 
 
 def test_without_a_process_group_there_is_one_rank():

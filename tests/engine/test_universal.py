@@ -1,14 +1,63 @@
 """A checkpoint goes on with another number of ranks: exactly, whatever it holds."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import finish_ranks, start_ranks
+from tests.engine.tiny import RUN, make_engine, train
+from vitkd_ds.checkpoint import load
+from vitkd_ds.checkpoint.save import Saver
+from vitkd_ds.engine import processes, ranks
 
-WORKER = Path(__file__).with_name("universal.py")
+GLOBAL_BATCH_SIZE = 12
+
+
+def whole_state(engine):
+    """Everything of the engine by parameter name, put together from all ranks."""
+    optimizer = engine.engine.basic_optimizer
+    parts = [part for group in optimizer.param_groups for part in group["params"]]
+    named = dict(engine.engine.module.named_parameters())
+    state = {f"bf16 {name}": p.detach() for name, p in named.items()}
+    weights = [part.detach().clone() for part in parts]
+    for key in ("fp32", "exp_avg", "exp_avg_sq", "ema"):
+        for part in parts if key != "fp32" else []:
+            part.data.copy_(optimizer.state[part][key])
+        state |= {f"{key} {name}": safe_get_full_fp32_param(p) for name, p in named.items()}
+        for part, weight in zip(parts, weights):
+            part.data.copy_(weight)
+    state |= {f"step {i}": torch.as_tensor(optimizer.state[part]["step"]) for i, part in enumerate(parts)}
+    return {name: value.clone().contiguous() for name, value in state.items()}
+
+
+def dump(engine, path):
+    state = whole_state(engine)
+    if ranks.rank() == 0:
+        save_file(state, path)
+
+
+def go_on(workdir, path):
+    """Resume in `workdir`, train two updates and save, on any number of ranks; the whole state, as it is after loading
+    and after saving, goes to PATH-loaded and PATH-saved."""
+    processes.start_processes()
+    torch.set_num_threads(1)
+    start = load.newest_whole(load.find("auto", workdir))
+    run = replace(RUN, optim=replace(RUN.optim, ema_decay=0.9), global_batch_size=GLOBAL_BATCH_SIZE)
+    engine, teacher = make_engine(run, saved_layout=start.manifest["layout"] if start else None)
+    state = load.restore(engine, start, workdir=workdir, steps_per_epoch=7, data=1)
+    if start:
+        dump(engine, f"{path}-loaded")
+    train(engine, teacher, steps=2, num_images=GLOBAL_BATCH_SIZE)
+    state.step += 2
+    Saver(workdir, run.checkpoint, {}).save(engine, state)
+    dump(engine, f"{path}-saved")
+    assert not Path("unused").exists()
+    processes.leave()
 
 
 @pytest.mark.slow
@@ -16,7 +65,7 @@ def test_weights_moments_and_average_survive_other_ranks_bit_for_bit(tmp_path):
     workdir = tmp_path / "run [1]+"  # characters that DeepSpeed takes for patterns
     before = None
     for i, world_size in enumerate((2, 3, 1, 2)):
-        finish_ranks(start_ranks(world_size, WORKER, workdir, tmp_path / f"dump{i}"))
+        finish_ranks(start_ranks(world_size, "-m", __name__, workdir, tmp_path / f"dump{i}"))
         if before:
             loaded = load_file(tmp_path / f"dump{i}-loaded")
             assert [name for name in before | loaded if not torch.equal(before[name], loaded[name])] == []
@@ -27,3 +76,7 @@ def test_weights_moments_and_average_survive_other_ranks_bit_for_bit(tmp_path):
             assert not torch.equal(average, before[f"fp32{name[3:]}"]), "the average must differ, or nothing is shown"
     left = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert left == {"latest", "step00000006", "step00000008"}, "nothing temporary stays"
+
+
+if __name__ == "__main__":
+    go_on(Path(sys.argv[1]), sys.argv[2])

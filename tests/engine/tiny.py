@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import timm
 import torch
@@ -22,7 +23,6 @@ LOSSES = LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1, alpha=1e-
 RUN = build_run("demo")
 RUN = replace(RUN, global_batch_size=16, losses=LOSSES, optim=replace(RUN.optim, clip_grad_norm=0.5))
 FP32_RUN = replace(RUN, ds_config=str(Path(__file__).with_name("fp32.json")))
-TORCH_RAND = torch.rand
 
 
 def make_models():
@@ -64,14 +64,10 @@ def weights_of_terms():
     return {name: torch.tensor(float(term.weight)) for name, term in RUN.losses.active().items()}
 
 
-def features_of(teacher_model, images_BCHW):
-    with torch.no_grad():
-        return tap_features(teacher_model, NORMALIZATION.apply(images_BCHW, torch.float32))
-
-
 def forward(module, teacher_model, images_BCHW, targets_BK, dtype=torch.float32):
     """The terms of one micro-batch from an engine, or from a plain `Distiller`."""
-    features = features_of(teacher_model, images_BCHW)
+    with torch.no_grad():
+        features = tap_features(teacher_model, NORMALIZATION.apply(images_BCHW, torch.float32))
     return module(NORMALIZATION.apply(images_BCHW, dtype), targets_BK, features, weights_of_terms())
 
 
@@ -79,11 +75,8 @@ def with_noise(step, images, function):
     """Call a function while the random mask is that of `images`, a slice, however they are dealt out."""
     torch.manual_seed(step)
     noise_BP = torch.rand(16, 16)[images]
-    torch.rand = lambda *_, **__: noise_BP
-    try:
+    with mock.patch.object(torch, "rand", lambda *_, **__: noise_BP):
         return function()
-    finally:
-        torch.rand = TORCH_RAND
 
 
 def train(engine, teacher_model, *, steps=3, accumulation=1, num_images=16):
@@ -115,10 +108,10 @@ def train_plainly(*, steps):
     adamw = torch.optim.AdamW(groups, lr=1e-3, betas=optim.betas, eps=optim.eps)
     totals, norms = [], []
     for step in range(steps):
+        adamw.zero_grad()
         total = with_noise(step, slice(None), lambda: forward(distiller, teacher, *make_batch()))["total"]
         total.backward()
+        totals.append(total.item())
         norms.append(torch.nn.utils.clip_grad_norm_(distiller.parameters(), optim.clip_grad_norm).item())
         adamw.step()
-        adamw.zero_grad()
-        totals.append(total.item())
     return totals, norms

@@ -1,8 +1,7 @@
-"""A real Slurm for the tests: virtual nodes on this machine, several slurmd, no systemd, no munge, loopback only, or a
-network of their own.
+"""A real Slurm for the tests: virtual nodes on this machine, with neither systemd nor munge.
 
-All of it lies in one folder and is gone after `stop`, whatever happened. Each node's slurmd, and so each job's part on
-it, has its own mount of `scratch`: a disk of its own. GPUs are clones of /dev/null, which is enough to be counted.
+Each node's slurmd, and so each job's part on it, has its own mount of `scratch`: a disk of its own. GPUs are clones of
+/dev/null, which is enough to be counted.
 """
 
 import os
@@ -12,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -63,7 +62,6 @@ ON_NODE = 'mount --bind "$1" "$2" && { [ "$5" = "" ] || hostname "$4"; } && exec
 
 
 def why_not() -> str:
-    """Why no cluster can run here, "" if one can."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         return f"NO SLURM, NOT TESTED: found no {', '.join(missing)}; as root, `sh .ci/test_programs` installs them"
@@ -75,13 +73,9 @@ def why_not() -> str:
 
 
 class Cluster:
-    """Nodes node1, node2, ... of one Slurm. `stop` must be called in every case.
+    """Nodes node1, node2, ... of one Slurm in an empty folder; `stop` must be called in every case.
 
-    Args:
-        folder: an empty one.
-        num_nodes: virtual nodes, with 32 CPUs and two GPUs each by their own account.
-        network: a started one of so many nodes, which then have host names of their own too; None: all are on this
-            machine's loopback.
+    On a network that has been started, the nodes have host names of their own too; else all are on the loopback.
     """
 
     def __init__(self, folder: Path, num_nodes: int, network: Network | None = None) -> None:
@@ -141,28 +135,23 @@ class Cluster:
 
     def kill_node(self, node: str, *, is_power_lost: bool) -> None:
         """SIGKILL its slurmd, and with `is_power_lost` all that runs on it; else that lives on for now."""
-        on_node = self._on_node(node)
+        disk = _mounts(self.daemons[node].pid)
+        on_node = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _mounts(pid) == disk]
         self.daemons[node].kill()
         self.daemons[node].wait()
         for pid in on_node if is_power_lost else ():
             kill(pid)
 
-    def _on_node(self, node: str) -> list[int]:
-        """Processes that see the node's disk: slurmd and all below it."""
-        disk = _mounts(self.daemons[node].pid)
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _mounts(pid) == disk]
-
     def _daemon(self, name: str, *command: object) -> None:
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         self.daemons[name] = subprocess.Popen(list(map(str, command)), env=self.environ, cwd="/", **quiet)
 
     def stop(self) -> None:
         """End every process of this cluster: those whose environment or command names its folder, or that see a disk
         of it."""
         self.call("scancel", "--user=root", check=False)
-        deadline = time.monotonic() + 10
-        while self.processes("train.py") and time.monotonic() < deadline:
-            time.sleep(0.1)
+        with suppress(AssertionError):
+            self.until(lambda: not self.processes("train.py"), "no rank runs", 10)
         for _ in range(50):
             left = self.processes()
             for pid in left:
@@ -179,16 +168,13 @@ class Cluster:
         mark, disks = bytes(self.folder), {_mounts(daemon.pid) for daemon in self.daemons.values()} - {_mounts("self")}
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
+            with suppress(OSError):  # it has ended meanwhile, or is not ours to read
                 command = Path("/proc", pid, "cmdline").read_bytes()
                 if mark in command + Path("/proc", pid, "environ").read_bytes() or _mounts(pid) in disks - {None}:
                     found[int(pid)] = command.replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                pass  # it has ended meanwhile, or is not ours to read
         return {pid: command for pid, command in found.items() if command and word in command and pid != os.getpid()}
 
     def call(self, *command: object, check: bool = True) -> str:
-        """Run a command in this cluster's environment, from the checkout; returns its output."""
         words = [*self._on(CONTROLLER), *map(str, command)]
         done = subprocess.run(words, env=self.environ, cwd=ROOT, text=True, capture_output=True, timeout=240)
         assert not check or done.returncode == 0, f"{words}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
@@ -211,26 +197,25 @@ class Cluster:
         words = self.call("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def until(self, condition: Callable[[], bool], what: str, timeout_s: float, job: str = "") -> float:
-        """Poll until `condition()` holds; returns the seconds it took. Fails with the job's log."""
-        start = time.monotonic()
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float, job: str = "") -> None:
+        """Poll until `condition()` holds; fails with the job's log."""
+        deadline = time.monotonic() + timeout_s
         while not condition():
-            if time.monotonic() - start > timeout_s:
+            if time.monotonic() > deadline:
                 told = f"\n{self.job(job)}\n{self.log(job)[-6000:]}" if job else ""
                 raise AssertionError(f"not within {timeout_s} s: {what}{told}")
             time.sleep(0.1)
-        return time.monotonic() - start
 
-    def until_state(self, job: str, *states: str, timeout_s: float = 240) -> float:
-        return self.until(lambda: self.job(job)["JobState"] in states, f"{job} is {states}", timeout_s, job)
+    def until_state(self, job: str, *states: str, timeout_s: float = 240) -> None:
+        self.until(lambda: self.job(job)["JobState"] in states, f"{job} is {states}", timeout_s, job)
 
-    def until_logged(self, job: str, text: str, times: int = 1, timeout_s: float = 240) -> float:
-        return self.until(lambda: self.log(job).count(text) >= times, f"{text!r} in the log", timeout_s, job)
+    def until_logged(self, job: str, text: str, times: int = 1, timeout_s: float = 240) -> None:
+        self.until(lambda: self.log(job).count(text) >= times, f"{text!r} in the log", timeout_s, job)
 
 
 @contextmanager
 def running_cluster(folder: Path, network: Network | None = None) -> Iterator[Cluster]:
-    """A Slurm of two nodes, whatever happens gone afterwards; skips the tests where none can run."""
+    """A Slurm of two nodes; skips the tests where none can run."""
     if reason := why_not():
         pytest.skip(reason)
     cluster = Cluster(folder, 2, network)
@@ -242,10 +227,8 @@ def running_cluster(folder: Path, network: Network | None = None) -> Iterator[Cl
 
 
 def kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _mounts(pid: object) -> int | None:

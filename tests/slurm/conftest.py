@@ -1,4 +1,4 @@
-"""Two virtual nodes for each module of tests that wants them, and a run there that nothing interrupts."""
+"""Two virtual nodes for each module of tests that wants them."""
 
 import pytest
 
@@ -8,19 +8,13 @@ from tests.slurm.runs import submit, until_finished
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, demo_cache):
-    """A running Slurm of two nodes."""
     with running_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def whole(cluster, tmp_path_factory):
-    """Folder of the run without any interruption."""
+    """Folder of a run without any interruption."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     until_finished(cluster, submit(cluster, workdir), workdir)
     return workdir
-
-
-@pytest.fixture
-def workdir(tmp_path):
-    return tmp_path / "run"

@@ -16,14 +16,14 @@ OPTIONS = [
 
 
 def submit(cluster: Cluster, workdir: Path, *options: str, flags: tuple = (), **environ: str) -> str:
-    """Submit the run with the shipped script; `environ` goes with the job. Returns its id."""
-    exports = [f"--export={','.join(['ALL', *(f'{name}={text}' for name, text in environ.items())])}"]
+    """Submit the run with the shipped script; returns the job's id."""
+    exports = ",".join(["--export=ALL", *(f"{name}={text}" for name, text in environ.items())])
     command = ["slurm/vitkd_tiny.sh", *OPTIONS, f"--workdir={workdir}", *options]
-    return cluster.submit(*TWO_BY_TWO, *exports, *flags, *command)
+    return cluster.submit(*TWO_BY_TWO, exports, *flags, *command)
 
 
 def started(cluster: Cluster, workdir: Path, *options: str, flags: tuple = ()) -> str:
-    """Submit the run and wait until it trains. Returns the job's id."""
+    """Submit the run and wait until it trains."""
     job = submit(cluster, workdir, *options, flags=flags)
     until_step(cluster, job, workdir, 13)
     return job
@@ -44,25 +44,22 @@ def saved_step(workdir: Path) -> int:
 
 
 def until_step(cluster: Cluster, job: str, workdir: Path, step: int) -> None:
-    """Wait until the run has made so many updates; they do not all remain to be made after that."""
     cluster.until(lambda: steps_done(workdir) >= step, f"step {step}", 240, job)
     assert steps_done(workdir) < 55, "too fast for this test: let it make more steps"
 
 
 def until_completed(cluster: Cluster, job: str, timeout_s: float = 400) -> None:
-    """Wait for the job's end, which must be a good one."""
     cluster.until_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", timeout_s=timeout_s)
     assert cluster.job(job)["JobState"] == "COMPLETED", cluster.log(job)[-6000:]
 
 
 def until_finished(cluster: Cluster, job: str, workdir: Path) -> None:
-    """Wait for the job's end; its run must be finished."""
     until_completed(cluster, job)
     assert (workdir / "done").exists(), cluster.log(job)[-6000:]
 
 
 def until_same(cluster: Cluster, job: str, workdir: Path, whole: Path) -> None:
-    """Wait for the end of the run: it made the same student as `whole`, bit for bit, and logged each step once."""
+    """Wait for the end: the run made the same student as `whole`, bit for bit, and logged each step once."""
     until_finished(cluster, job, workdir)
     assert (workdir / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

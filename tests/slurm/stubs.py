@@ -4,18 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import ROOT
 
 # Runs what it is given once, as if on one node, and notes its own words.
-SRUN = """#!{python}
+SRUN = """#!PYTHON_HERE
 import json, os, sys
 words = sys.argv[1:]
 flags = [words.pop(0) for _ in words[:] if words and words[0].startswith("--")]
 with open(os.environ["STUB_NOTES"], "a") as notes:
-    notes.write(json.dumps({{"srun": flags, "command": words}}) + "\\n")
+    notes.write(json.dumps({"srun": flags, "command": words}) + "\\n")
 os.execvp(words[0], words)
 """
 
@@ -43,13 +43,13 @@ echo '{"sleep": '$1'}' >>"$STUB_NOTES"
 PYTHON = """#!/bin/bash
 if [ "$2" = slurm/describe_run.py ]; then
   left=$(cat "$STUB_NOTES.unstarted")
-  [ "$left" = 0 ] || {{ echo $((left - 1)) >"$STUB_NOTES.unstarted"; exit 164; }}
-  [ -z "$STUB_DESCRIPTION" ] && exec {python} "$@"
+  [ "$left" = 0 ] || { echo $((left - 1)) >"$STUB_NOTES.unstarted"; exit 164; }
+  [ -z "$STUB_DESCRIPTION" ] && exec PYTHON_HERE "$@"
   echo "$STUB_DESCRIPTION" && exit
 fi
-{python} -c 'import json, os, sys
+PYTHON_HERE -c 'import json, os, sys
 names = ("MASTER_ADDR", "MASTER_PORT", "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK", "RANK")
-print(json.dumps({{"python": sys.argv[2:], "environ": {{n: os.environ.get(n) for n in names}}}}))' "$@" >>"$STUB_NOTES"
+print(json.dumps({"python": sys.argv[2:], "environ": {n: os.environ.get(n) for n in names}}))' "$@" >>"$STUB_NOTES"
 case "$*" in *doctor*) exit "$STUB_DOCTOR" ;; esac
 if [ "$4" = pack ]; then
   [ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >>"$(dirname "$6")/.$(basename "$6").partial.journal"
@@ -58,18 +58,18 @@ fi
 mkdir -p "$STUB_WORKDIR/checkpoints"
 [ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >"$STUB_WORKDIR/checkpoints/latest"
 [ -z "$STUB_DONE" ] || touch "$STUB_WORKDIR/done"
-[ -z "$STUB_SIGNAL" ] || {{ kill -"$STUB_SIGNAL" "$PPID"; /bin/sleep 1; }}
+[ -z "$STUB_SIGNAL" ] || { kill -"$STUB_SIGNAL" "$PPID"; /bin/sleep 1; }
 exit "$STUB_CODE"
 """
 
 
 @dataclass
 class Ended:
-    """What a job script did."""
+    """What a job script did: its exit code, its log, and what the stand-ins noted of it."""
 
     code: int
     log: str
-    notes: list[dict] = field(default_factory=list)
+    notes: list[dict]
 
     def of(self, kind: str) -> list:
         """All notes of one kind: srun, requeue, sleep or python."""
@@ -92,18 +92,13 @@ def run_script(
     code: int = 0, checkpoint: str = "", state: str = "RUNNING", doctor: int = 0, asks: bool = False, silent: int = 0,
     unstarted: int = 0, signal: str = "", **environ: str,
 ) -> Ended:  # fmt: skip
-    """Run slurm/SCRIPT with stubs, as the start of job 7.
+    """Run slurm/SCRIPT with stubs, as the start of job 7 whose run folder is `folder/run`.
 
     Args:
-        folder: for the stubs and, as `folder/run`, the run folder.
         options: train.py's, after --workdir=folder/run; of pack_imagenet.sh all its words.
-        script: the file's name.
-        checkout: where it is run.
         done: whether the ranks finish the run, or pack its file.
-        code: what the ranks exit with.
+        code: what the ranks exit with; `doctor` is the same for `vitkd-ds doctor`.
         checkpoint: the name of one that they save, or what pack adds to its journal.
-        state: what Slurm says of the job.
-        doctor: what `vitkd-ds doctor` exits with.
         asks: whether the real slurm/describe_run.py says what the options ask for, which takes two seconds.
         silent: how often Slurm does not answer.
         unstarted: how often the node cannot start the step that asks.
@@ -112,14 +107,12 @@ def run_script(
     """
     binaries, workdir, notes = folder / "bin", folder / "run", folder / "notes"
     binaries.mkdir(exist_ok=True)
-    for name, text in (("srun", SRUN), ("python-stub", PYTHON)):
-        (binaries / name).write_text(text.format(python=sys.executable))
-    (binaries / "scontrol").write_text(SCONTROL)
-    (binaries / "sleep").write_text(SLEEP)
-    for name, times in (("silent", silent), ("unstarted", unstarted)):
-        notes.with_suffix(f".{name}").write_text(f"{times}")
-    for path in binaries.iterdir():
-        path.chmod(0o755)
+    programs = {"srun": SRUN, "python-stub": PYTHON, "scontrol": SCONTROL, "sleep": SLEEP}
+    for name, text in programs.items():
+        (binaries / name).write_text(text.replace("PYTHON_HERE", sys.executable))
+        (binaries / name).chmod(0o755)
+    notes.with_suffix(".silent").write_text(f"{silent}")
+    notes.with_suffix(".unstarted").write_text(f"{unstarted}")
     notes.write_text("")
     env = os.environ | {
         "PATH": f"{binaries}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
@@ -132,9 +125,8 @@ def run_script(
     env = {name: text for name, text in env.items() if text or name.startswith("STUB")}
     own = [] if script == "pack_imagenet.sh" else [f"--workdir={workdir}"]
     command = ["bash", f"slurm/{script}", *own, *map(str, options)]
-    ended = subprocess.run(
-        command, cwd=checkout, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
-    )
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    ended = subprocess.run(command, cwd=checkout, env=env, text=True, timeout=120, **both)
     return Ended(ended.returncode, ended.stdout, [json.loads(line) for line in notes.read_text().splitlines()])
 
 

@@ -1,10 +1,10 @@
-"""A job script on a real Slurm of two nodes: the demo, end to end (the only cluster of `make test`), and staging."""
+"""Jobs on a real Slurm of two nodes: the demo, end to end (the only cluster of `make test`), staging, launchers."""
 
 import json
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port
 from tests.slurm.runs import TWO_BY_TWO, submit, until_completed, until_finished
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -52,3 +52,30 @@ def test_each_node_trains_from_a_copy_on_its_own_disk(cluster, small_beton, tmp_
         assert copy.read_bytes() == small_beton.read_bytes() and copy.with_name("small.beton.json").exists()
     used = json.loads((tmp_path / "run" / "config.json").read_text())["run"]["data"]["train"]
     assert used.startswith(str(cluster.scratch)) and not any(cluster.scratch.iterdir()), "a disk of the nodes alone"
+
+
+TRAIN = "train.py --ds_config ds_configs/zero2.json --recipe demo --debug --max_steps=1 --workdir='WORKDIR'"
+NODES = """#!/bin/bash
+address=$(scontrol show node "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | grep -o 'NodeAddr=[^ ]*')
+export MASTER_ADDR=${address#NodeAddr=} PATH=$(dirname "$PYTHON"):$PATH
+"""
+# As slurm/README.md gives them: one launcher per node. SLURM_NODEID is known on the node only, hence bash -c.
+LAUNCHERS = {
+    "srun": 'unset MASTER_ADDR MASTER_PORT\nsrun --ntasks=4 "$PYTHON" TRAIN',
+    "torchrun": """srun --ntasks=2 --ntasks-per-node=1 bash -c 'exec torchrun --nnodes=2 --nproc_per_node=2 \\
+        --node_rank=$SLURM_NODEID --master_addr=$MASTER_ADDR --master_port=$MASTER_PORT "$@"' node TRAIN""",
+    "deepspeed": """printf '%s slots=2\\n' $(scontrol show hostnames "$SLURM_JOB_NODELIST") >'WORKDIR.hosts'
+srun --ntasks=2 --ntasks-per-node=1 bash -c 'exec deepspeed --hostfile="$1" --no_ssh --node_rank=$SLURM_NODEID \\
+        --master_addr=$MASTER_ADDR --master_port=$MASTER_PORT "${@:2}"' node 'WORKDIR.hosts' TRAIN""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ranks_on_two_nodes_find_each_other_under(launcher, cluster, tmp_path):
+    workdir, script = tmp_path / "a run", tmp_path / "job.sh"
+    text = f"{NODES}export MASTER_PORT={free_port()}\n{LAUNCHERS[launcher]}\n"
+    script.write_text(text.replace("TRAIN", TRAIN).replace("WORKDIR", f"{workdir}"))
+    job = cluster.submit("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", script)
+    until_completed(cluster, job)
+    assert json.loads((workdir / "summary.json").read_text())["world_size"] == 4

@@ -29,11 +29,10 @@ def ranks_of(cluster, workdir):
 def test_usr1_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weights(cluster, whole, workdir):
     job = started(cluster, workdir)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    took_s = cluster.until_logged(job, SAVED, timeout_s=60)
+    cluster.until_logged(job, SAVED, timeout_s=60)
     assert saved_step(workdir)
     until_same(cluster, job, workdir, whole)
     assert start_of(cluster, job) == 2
-    print(f"\nUSR1 -> saved and requeued: {took_s:.1f} s")
 
 
 def test_slurms_own_signal_before_the_time_limit_saves_and_resumes_to_the_same_weights(cluster, whole, workdir):
@@ -62,21 +61,19 @@ def test_usr1_while_python_imports_counts_and_a_requeue_by_hand_saves(cluster, w
 def test_a_preempted_job_makes_way_and_resumes_to_the_same_weights(cluster, whole, workdir):
     job = started(cluster, workdir)
     urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "srun sleep 1")
-    took_s = cluster.until_state(urgent, "COMPLETED", timeout_s=90)
+    cluster.until_state(urgent, "COMPLETED", timeout_s=90)
     assert saved_step(workdir)
     until_same(cluster, job, workdir, whole)
     # The script requeues, and so does Slurm once more, after the end: that third start finds the run finished.
     assert start_of(cluster, job) in (2, 3)
-    print(f"\npreempted: the urgent job was done after {took_s:.1f} s")
 
 
 def test_a_killed_rank_ends_the_start_at_once_and_the_requeue_resumes_to_the_same_weights(cluster, whole, workdir):
     job = started(cluster, workdir)
     os.kill(ranks_of(cluster, workdir)[-1], signal.SIGKILL)
-    ended_s = cluster.until_logged(job, "failure 1, MAX_FAILURES=3", timeout_s=KILL_WAIT_S + 30)
-    back_s = cluster.until_logged(job, "start: run folder", times=2)
+    cluster.until_logged(job, "failure 1, MAX_FAILURES=3", timeout_s=KILL_WAIT_S + 30)
+    cluster.until_logged(job, "start: run folder", times=2)
     until_same(cluster, job, workdir, whole)
-    print(f"\nSIGKILL of a rank: ended after {ended_s:.1f} s, started again {back_s:.1f} s later")
 
 
 @pytest.mark.parametrize("code, limit_s", [(1, KILL_WAIT_S), (0, 60 + KILL_WAIT_S)], ids=["fails", "leaves"])
@@ -92,8 +89,7 @@ exec sleep 600
     fake.chmod(0o755)
     job = submit(cluster, tmp_path / "run", PYTHON=str(fake), MAX_FAILURES="0")
     cluster.until_logged(job, "start: run folder", timeout_s=60)
-    ended_s = cluster.until_state(job, "FAILED", timeout_s=limit_s + 30)
-    print(f"\na rank ended with {code} and the others ignored TERM: the job ended after {ended_s:.1f} s")
+    cluster.until_state(job, "FAILED", timeout_s=limit_s + 30)
 
 
 @pytest.mark.parametrize("is_power_lost", [False, True], ids=["its slurmd dies", "everything on it dies"])
@@ -102,11 +98,10 @@ def test_a_lost_node_requeues_the_job_which_resumes_to_the_same_weights(cluster,
     cluster.kill_node("node2", is_power_lost=is_power_lost)
     if not is_power_lost:
         os.kill(ranks_of(cluster, workdir)[0], signal.SIGSTOP)  # the ranks could finish without their slurmd
-    gone_s = cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "requeued", SLURMD_TIMEOUT_S + 60, job)
+    cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "requeued", SLURMD_TIMEOUT_S + 60, job)
     cluster.start_node("node2")
-    back_s = cluster.until_logged(job, "start: run folder", times=2)
+    cluster.until_logged(job, "start: run folder", times=2)
     until_same(cluster, job, workdir, whole)
-    print(f"\nnode lost: requeued after {gone_s:.1f} s, started again {back_s:.1f} s after the node was there again")
 
 
 def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_takes_it_over(cluster, workdir):

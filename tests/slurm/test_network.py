@@ -17,7 +17,6 @@ REACH_S = 120
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, demo_cache):
-    """A running Slurm of two nodes whose links can be cut."""
     if reason := network.why_not():
         pytest.skip(f"NETWORK NOT TESTED: {reason}")
     with Network(num_nodes=2) as links, running_cluster(tmp_path_factory.mktemp("slurm"), links) as cluster:
@@ -29,7 +28,7 @@ def cluster(tmp_path_factory, demo_cache):
 def test_a_cut_network_requeues_the_job_which_resumes_to_the_same_weights(node, cluster, whole, workdir):
     job = started(cluster, workdir, "--timeout_minutes=1")
     cluster.network.cut(node)
-    ended_s = cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "ended", SLURMD_TIMEOUT_S + 60, job)
+    cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "ended", SLURMD_TIMEOUT_S + 60, job)
     cluster.until_state(job, "PENDING", timeout_s=REACH_S)
     # In place of the two minutes that a requeued job waits outside of tests: on a node on which Slurm has not yet ended
     # what is left of the start before, it fails the next one ("Job credential revoked").
@@ -41,4 +40,3 @@ def test_a_cut_network_requeues_the_job_which_resumes_to_the_same_weights(node, 
     cluster.call("scontrol", "release", job)
     until_same(cluster, job, workdir, whole)
     assert cluster.log(job).count("start: run folder") == 2
-    print(f"\nnetwork cut: the start had ended after {ended_s:.1f} s")

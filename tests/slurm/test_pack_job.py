@@ -11,14 +11,12 @@ from vitkd_ds.data.beton.side_file import read_side
 
 @pytest.fixture
 def packs(tmp_path):
-    """A function that runs the script with a folder of train and val and `data` as destination."""
     (tmp_path / "src" / "train").mkdir(parents=True)
     folders = [tmp_path / "src", tmp_path / "data"]
     return lambda *words, **told: run_script(tmp_path, *folders, *words, script="pack_imagenet.sh", **told)
 
 
 def packed(ended):
-    """The words of each `vitkd-ds pack`."""
     return [note["python"][3:] for note in ended.of("python")]
 
 

@@ -1,20 +1,20 @@
 """slurm/stage.sh: a copy is whole or not there, and a node that cannot make one says why."""
 
 import subprocess
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.slurm.stubs import run_script
 
-SPACES = "a folder with spaces"
+DEMO = ["--recipe=demo", "--debug"]
 
 
 @pytest.fixture
 def beton(tmp_path):
     """A file of the shared file system with its side file."""
-    path = tmp_path / SPACES / "train.beton"
+    path = tmp_path / "a folder with spaces" / "train.beton"
     path.parent.mkdir()
     path.write_bytes(bytes(range(256)) * 1000)
     path.with_name("train.beton.json").write_text('{"classes": []}')
@@ -62,10 +62,9 @@ def test_a_damaged_copy_and_one_of_an_older_file_are_made_anew(beton, tmp_path):
 
 
 def test_jobs_that_start_together_on_a_node_make_one_copy(beton, tmp_path):
-    command = ["bash", ROOT / "slurm" / "stage.sh", beton, tmp_path / "train.beton"]
-    jobs = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
-    told = [job.communicate(timeout=60)[1] for job in jobs]
-    assert sorted("copied to" in text for text in told) == [False, False, False, True]
+    with ThreadPoolExecutor(4) as jobs:
+        done = list(jobs.map(stage, [beton] * 4, [tmp_path / "train.beton"] * 4))
+    assert sorted("copied to" in each.stderr for each in done) == [False, False, False, True]
 
 
 def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path):
@@ -98,28 +97,22 @@ def test_a_copy_that_came_out_wrong_is_not_published(beton, tmp_path):
         assert not copy.exists() and not list(tmp_path.glob("*.part"))
 
 
-def test_the_ranks_get_the_copies_when_every_node_has_them(beton, tmp_path):
-    options = ["--recipe=demo", "--debug", f"--data.train={beton}"]
-    ended = run_script(tmp_path, *options, done=True, STAGE_DIR=str(tmp_path / "scratch"))
+@pytest.mark.parametrize("keys", [["data.train"], ["data.train", "data.val"]], ids=["training", "both"])
+def test_the_ranks_get_copies_each_file_once_when_every_node_has_them(beton, tmp_path, keys):
+    options = [f"--{key}={beton}" for key in keys]
+    ended = run_script(tmp_path, *DEMO, *options, done=True, STAGE_DIR=str(tmp_path / "scratch"))
     assert ended.code == 0, ended.log
-    assert ended.train[-2:] == [f"--data.train={beton}", ended.train[-1]], "the later one wins"
-    copy = ended.train[-1].removeprefix("--data.train=")
-    assert copy.startswith(f"{tmp_path}/scratch/vitkd_ds-") and copy.endswith("/train.beton")
-    assert Path(copy).read_bytes() == beton.read_bytes() and "staged on every node" in ended.log
+    (copy,) = (tmp_path / "scratch").glob("vitkd_ds-*/**/train.beton")
+    copies = [f"--{key}={copy}" for key in keys]
+    assert ended.train[-2 * len(keys) :] == [*options, *copies], "the later ones win"
+    assert copy.read_bytes() == beton.read_bytes() and "staged on every node" in ended.log
+    assert ended.log.count("copied to") == 1 and "is there already" not in ended.log
     flags = ended.of("srun")[1]["srun"]
     assert flags[:3] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"], "once per node"
 
 
-def test_one_file_for_training_and_validation_is_staged_once(beton, tmp_path):
-    options = ["--recipe=demo", "--debug", f"--data.train={beton}", f"--data.val={beton}"]
-    ended = run_script(tmp_path, *options, done=True, STAGE_DIR=str(tmp_path / "scratch"))
-    train, val = (word.partition("=")[2] for word in ended.train[-2:])
-    assert train == val and train.startswith(f"{tmp_path}/scratch/"), ended.log
-    assert ended.log.count("copied to") == 1 and "is there already" not in ended.log
-
-
 def test_the_ranks_read_the_shared_files_and_the_log_says_so_when_a_node_cannot_copy(beton, tmp_path):
-    options = ["--recipe=demo", "--debug", f"--data.train={beton}"]
+    options = [*DEMO, f"--data.train={beton}"]
     for unwritable in ("/proc/scratch", str(beton)):
         ended = run_script(tmp_path, *options, STAGE_DIR=unwritable, checkpoint="step1", SLURMD_NODENAME="n2")
         assert ended.train[-1] == f"--data.train={beton}"
@@ -127,5 +120,5 @@ def test_the_ranks_read_the_shared_files_and_the_log_says_so_when_a_node_cannot_
 
 
 def test_what_is_no_file_is_not_staged(tmp_path):
-    ended = run_script(tmp_path, "--recipe=demo", "--debug", done=True, STAGE_DIR="/proc/scratch")
+    ended = run_script(tmp_path, *DEMO, done=True, STAGE_DIR="/proc/scratch")
     assert ended.train[-1] == "--debug" and "STAGED" not in ended.log

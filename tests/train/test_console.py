@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +34,6 @@ COMMAND = [sys.executable, "-c", PROGRAM]
 
 
 def rows_of(written):
-    """What a terminal shows after the text."""
     rows, column = [""], 0
     for letter in written:
         if letter == "\r":
@@ -52,11 +52,9 @@ def test_a_terminal_shows_a_bar_to_the_end_and_messages_on_lines_of_their_own():
     process = subprocess.Popen(COMMAND, cwd=ROOT, stderr=its)
     os.close(its)
     written = b""
-    try:
+    with suppress(OSError):  # what Linux says at the end
         while read := os.read(ours, 4096):
             written += read
-    except OSError:
-        pass  # what Linux says at the end
     assert process.wait(60) == 0
     os.close(ours)
     text = written.decode()

@@ -44,36 +44,28 @@ def test_counts_are_the_slow_ones(num_classes):
     result = evaluate(
         student, data, normalization=PLAIN, teacher=lambda images: Features(teacher(images.float()), None, None)
     )
-    top1 = top5 = agree = teacher_top1 = count = 0
-    kl = 0.0
+    sums = dict.fromkeys(("num_images", "top1", "top5", "teacher_top1", "agreement", "kl"), 0)
     for image, label in zip(data.images, data.labels.tolist()):
         if label < 0:
             continue
-        s = student(image[None].float())[0].log_softmax(0).tolist()
-        t = teacher(image[None].float())[0].log_softmax(0).tolist()
+        s, t = (model(image[None].float())[0].log_softmax(0).tolist() for model in (student, teacher))
         order = sorted(range(num_classes), key=lambda k: -s[k])
-        count += 1
-        top1 += order[0] == label
-        top5 += label in order[:5]
-        teacher_top1 += t.index(max(t)) == label
-        agree += t.index(max(t)) == order[0]
-        kl += sum(math.exp(q) * (q - p) for p, q in zip(s, t))
-    assert result["num_images"] == count == 9
-    assert result["top1"] == pytest.approx(100 * top1 / count)
-    assert result["top5"] == pytest.approx(100 * top5 / count)
-    assert result["teacher_top1"] == pytest.approx(100 * teacher_top1 / count)
-    assert result["agreement"] == pytest.approx(100 * agree / count)
-    assert result["kl"] == pytest.approx(kl / count, rel=1e-5)
+        sums["num_images"] += 9
+        sums["top1"] += 100 * (order[0] == label)
+        sums["top5"] += 100 * (label in order[:5])
+        sums["teacher_top1"] += 100 * (t.index(max(t)) == label)
+        sums["agreement"] += 100 * (t.index(max(t)) == order[0])
+        sums["kl"] += sum(math.exp(q) * (q - p) for p, q in zip(s, t))
+    kl = sums.pop("kl") / 9
+    assert result.pop("kl") == pytest.approx(kl, rel=1e-5)
+    assert result == pytest.approx({name: value / 9 for name, value in sums.items()})
 
 
-def test_it_can_be_given_up_and_needs_an_image(monkeypatch):
-    monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
-    assert evaluate(Linear(1), Batches(), normalization=PLAIN, must_stop=lambda: True) is None
+def test_it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_there_is_none(monkeypatch):
     data = Batches()
+    assert evaluate(Linear(1), data, normalization=PLAIN).keys() == {"num_images", "top1", "top5"}
+    monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
+    assert evaluate(Linear(1), data, normalization=PLAIN, must_stop=lambda: True) is None
     data.labels[:] = -1
     with pytest.raises(ValueError, match="must count at least one image, found none in data.val"):
         evaluate(Linear(1), data, normalization=PLAIN)
-
-
-def test_without_a_teacher_there_is_no_agreement():
-    assert evaluate(Linear(1), Batches(), normalization=PLAIN).keys() == {"num_images", "top1", "top5"}

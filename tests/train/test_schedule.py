@@ -9,34 +9,29 @@ from vitkd_ds.config.run import OptimConfig
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.schedule import BatchSplit, Schedule, loss_weight_at, lr_at, make_schedule, split_batch
 
-SCHEDULE = Schedule(
-    steps_per_epoch=10, total_steps=101, warmup_steps=20, eval_every_steps=10, save_every_steps=10, accumulation_steps=1
-)
+SCHEDULE = Schedule(10, 101, warmup_steps=20, eval_every_steps=10, save_every_steps=10, accumulation_steps=1)
 OPTIM = OptimConfig(lr=1e-3, lr_batch_size=1024, min_lr=1e-5, warmup_start_factor=1e-3)
 
 
-def test_warm_up_starts_at_its_fraction_and_meets_the_peak():
-    assert lr_at(0, SCHEDULE, OPTIM, 1024) == pytest.approx(1e-6)
-    assert lr_at(10, SCHEDULE, OPTIM, 1024) == pytest.approx(1e-3 * (0.001 + 0.999 * 0.5))
-    assert lr_at(20, SCHEDULE, OPTIM, 1024) == pytest.approx(1e-3)
-
-
-def test_cosine_ends_at_the_minimum_in_the_last_step():
-    assert lr_at(60, SCHEDULE, OPTIM, 1024) == pytest.approx(1e-5 + (1e-3 - 1e-5) / 2)
-    assert lr_at(100, SCHEDULE, OPTIM, 1024) == pytest.approx(1e-5)
-
-
-def test_the_peak_scales_with_the_global_batch():
-    assert lr_at(20, SCHEDULE, OPTIM, 512) == pytest.approx(5e-4)
+@pytest.mark.parametrize("step, global_batch_size, expected", [
+    (0, 1024, 1e-6),
+    (10, 1024, 1e-3 * (0.001 + 0.999 * 0.5)),
+    (20, 1024, 1e-3),
+    (20, 512, 5e-4),
+    (60, 1024, 1e-5 + (1e-3 - 1e-5) / 2),
+    (100, 1024, 1e-5),
+])  # fmt: skip
+def test_the_rate_warms_up_to_a_peak_that_scales_with_the_batch_and_falls_to_the_minimum(
+    step, global_batch_size, expected
+):
+    assert lr_at(step, SCHEDULE, OPTIM, global_batch_size) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("schedule, values", [
-    ("constant", [2, 2, 2]), ("linear", [2, 1, 0]), ("cosine", [2, 1, 0]),
+    ("constant", [2, 2, 2, 2]), ("linear", [2, 1.5, 1, 0]), ("cosine", [2, 1 + math.cos(math.pi / 4), 1, 0]),
 ])  # fmt: skip
 def test_loss_weights_start_whole_and_end_as_scheduled(schedule, values):
-    assert [loss_weight_at(step, 2.0, schedule, 101) for step in (0, 50, 100)] == pytest.approx(values)
-    quarter = {"constant": 2.0, "linear": 1.5, "cosine": 1 + math.cos(math.pi / 4)}[schedule]
-    assert loss_weight_at(25, 2.0, schedule, 101) == pytest.approx(quarter)
+    assert [loss_weight_at(step, 2.0, schedule, 101) for step in (0, 25, 50, 100)] == pytest.approx(values)
 
 
 def test_epochs_become_steps_and_never_none():
@@ -53,7 +48,6 @@ def test_epochs_become_steps_and_never_none():
     (48, 2, 16, (12, 2)),  # 16 does not divide the share of 24
     (7, 1, 4, (1, 7)),
     (8, 8, 100, (1, 1)),
-    (1, 1, 1, (1, 1)),
 ])  # fmt: skip
 def test_ranks_share_a_global_batch_in_the_largest_micro_batches_that_fit(global_batch_size, world_size, limit, split):
     assert split_batch(global_batch_size, world_size=world_size, limit=limit) == BatchSplit(*split)
@@ -65,5 +59,5 @@ def test_ranks_that_cannot_share_a_global_batch_are_told_which_can():
 
 
 def test_the_end_is_saved_and_evaluated():
-    assert [step for step in range(1, 102) if SCHEDULE.is_save_step(step)] == [*range(10, 101, 10), 101]
-    assert [step for step in range(1, 102) if SCHEDULE.is_eval_step(step)] == [*range(10, 101, 10), 101]
+    for is_due in (SCHEDULE.is_save_step, SCHEDULE.is_eval_step):
+        assert [step for step in range(1, 102) if is_due(step)] == [*range(10, 101, 10), 101]

@@ -34,11 +34,6 @@ def files_in(workdir):
 
 
 @pytest.fixture
-def workdir(tmp_path):
-    return tmp_path / "run"
-
-
-@pytest.fixture
 def command(workdir, small_beton, demo_cache):
     return ["train.py", *everything_on(workdir, small_beton)]
 
@@ -85,10 +80,8 @@ def test_a_signal_at_the_end_of_a_run_leaves_it_finished(whole_run, small_beton)
 def test_a_killed_rank_ends_the_others_within_the_stated_time(command, workdir):
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 6)
-    killed = time.monotonic()
     processes[1].kill()
     outputs = finish_ranks(processes, timeout=LIMIT_S, codes=[1, -signal.SIGKILL])
-    assert time.monotonic() - killed < LIMIT_S
     assert re.search(r"rank 0, phase \w+, after \d+ updates: another rank ended, or cannot be reached", outputs[0])
 
 
