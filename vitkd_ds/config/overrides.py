@@ -24,11 +24,14 @@ KINDS = {
 }
 """What to write for a type; any other takes text as it is."""
 
+MANY = 100
+"""Most names that a message lists."""
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence that helps with an unknown name: the nearest valid ones, else all of them."""
+    """A sentence that helps with an unknown name: the nearest valid ones, else all of them unless they are many."""
     valid = sorted(set(valid))
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6 if len(valid) <= MANY else 0)
     return f"did you mean {' or '.join(close)}?" if close else f"valid names are {', '.join(valid)}"
 
 

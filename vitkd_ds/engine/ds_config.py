@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 RECIPE_OWNED = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-)
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+)  # fmt: skip
 FORBIDDEN = {
     "optimizer": "--optim.lr and its neighbours",
     "scheduler": "--optim.warmup_epochs and --optim.min_lr",

@@ -208,9 +208,8 @@ def check_model_name(name: str, *, role: str) -> None:
     """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        # Not among all of timm's names, because the message would list them if none is near.
-        names = timm.list_models(f"{architecture[:8]}*") or timm.list_models(["deit*", "vit_*_patch16_224"])
-        raise ValueError(f"{role}.model must be a timm model, found {name!r}: {nearest(architecture, names)}")
+        near = nearest(architecture, timm.list_models())
+        raise ValueError(f"{role}.model must be a timm model, found {name!r}: {near}")
 
 
 def _default_model(name: str, *, role: str) -> VisionTransformer:

@@ -17,15 +17,7 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import num_cpus
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
-from vitkd_ds.models.build import (
-    PairInfo,
-    build_student,
-    build_teacher,
-    check_pair,
-    model_args_of,
-    normalization_of,
-    teacher_file,
-)
+from vitkd_ds.models import build
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.train.schedule import BatchSplit, Schedule, make_schedule, split_batch
@@ -39,7 +31,7 @@ class Models:
 
     student: nn.Module
     teacher: nn.Module | None
-    pair: PairInfo | None
+    pair: build.PairInfo | None
     """What the losses need to know of both; None without a teacher."""
 
 
@@ -62,7 +54,7 @@ class Parts:
 
     def student_description(self) -> dict[str, Any]:
         """student.json: how to rebuild the student with timm and feed it."""
-        return model_args_of(self.run.student, self.run.data) | {
+        return build.model_args_of(self.run.student, self.run.data) | {
             "normalization": asdict(self.normalization),
             "image_size": self.run.data.image_size,
             "val_crop_fraction": self.run.data.val_crop_fraction,
@@ -98,7 +90,7 @@ def start_engines(
     export_model = deepcopy(models.student).to(device).eval()
     engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
     teacher = Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None
-    return Parts(run, schedule, device, engine, teacher, export_model, normalization_of(models.student))
+    return Parts(run, schedule, device, engine, teacher, export_model, build.normalization_of(models.student))
 
 
 def split_of(run: Run) -> BatchSplit:
@@ -130,7 +122,7 @@ def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
     """Raise ValueError unless the images' classes, in order, are those that a .json beside the teacher's file names."""
     if run.teacher is None or run.teacher.checkpoint in ("hub", "random"):
         return
-    beside = teacher_file(run.teacher).with_suffix(".json")
+    beside = build.teacher_file(run.teacher).with_suffix(".json")
     if beside.is_file() and "classes" in (described := json.loads(beside.read_text())):
         check_classes(classes, tuple(described["classes"]), source=str(beside))
 
@@ -138,11 +130,11 @@ def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
 def build_models(run: Run) -> Models:
     """Build student and teacher with their weights. Raises ValueError if they or their weights do not fit."""
     torch.manual_seed(run.seed)  # the same student on every rank
-    student = build_student(run.student, run.data)
-    return fit_models(run, student, build_teacher(run.teacher, run.data) if run.teacher else None)
+    student = build.build_student(run.student, run.data)
+    return fit_models(run, student, build.build_teacher(run.teacher, run.data) if run.teacher else None)
 
 
 def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Models:
     """Check that the models of a run fit each other. Raises ValueError if they do not."""
-    pair = check_pair(student, teacher, blocks=run.losses.tapped_blocks) if teacher is not None else None
+    pair = build.check_pair(student, teacher, blocks=run.losses.tapped_blocks) if teacher is not None else None
     return Models(student, teacher, pair)
