@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Callable
 
@@ -56,7 +57,8 @@ def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any
             entry = hashing.finish()
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may be read-only by now, and the first error says more
+            temporary.unlink()
         raise
     return entry
 

@@ -4,8 +4,9 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,14 @@ def describe_run(run: Run, schedule: Any, *, device: str, resumed_step: int) -> 
     """Write config.json. A continued run has the same settings, but may have moved and been updated."""
     workdir = Path(run.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    versions = {name: version(name) for name in ("torch", "deepspeed", "timm", "ffcv", "numpy")}
+    versions = {"vitkd_ds": vitkd_ds.__version__}
+    for name in ("torch", "deepspeed", "timm", "ffcv", "numpy"):
+        with suppress(PackageNotFoundError):  # the torchvision backend does without FFCV
+            versions[name] = version(name)
+    # "plan" is the schedule's name in the run folders of all versions.
     content = {"run": as_dict(run), "plan": asdict(schedule), "resumed_step": resumed_step}
     content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv, "git_commit": git_commit()}
-    write_json(workdir / "config.json", content | {"versions": {"vitkd_ds": vitkd_ds.__version__} | versions})
+    write_json(workdir / "config.json", content | {"versions": versions})
 
 
 def git_commit() -> str:

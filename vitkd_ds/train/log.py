@@ -131,7 +131,7 @@ class Meter:
         """Speed over all timed steps, or of the first step if there is no other; None before it."""
         if self.timed_steps:
             return self.global_batch_size * self.timed_steps / self.timed_s
-        return self.global_batch_size / self.warmup_s if self.warmup_s else None
+        return self.global_batch_size / self.warmup_s if self.warmup_s is not None else None
 
 
 def _step_of(line: str) -> float:

@@ -55,23 +55,32 @@ def train(run: Run) -> dict[str, Any] | None:
     watchdog.watch(limit_s=60 * run.timeout_minutes)
     device = start_processes(run.timeout_minutes)
     workdir = Path(run.workdir)
-    if ranks.on_main(lambda: is_finished(run)):
-        logger.info("%s is finished and left alone: give another --workdir to train again", run.workdir)
-        return json.loads((workdir / "summary.json").read_text())
-    lock = RunLock(workdir)
-    ranks.on_main(lock.acquire)
-    try:
-        watchdog.enter("load")
-        start = newest_whole(ranks.on_main(lambda: _start_of(run)))
-        return train_from(start, run, device, lock)
-    finally:
-        lock.release()
+    # Before the lock, so that a refused run touches nothing; and again with it, as another job may have had the folder.
+    is_done, _ = ranks.on_main(lambda: _look(run))
+    if not is_done:
+        lock = RunLock(workdir)
+        ranks.on_main(lock.acquire)
+        try:
+            is_done, start = ranks.on_main(lambda: _look(run))
+            if not ranks.all_true(not signals.received(), device):
+                logger.info("stopped by a signal before the first step: nothing changed")
+                return None
+            if not is_done:
+                watchdog.enter("load")
+                return train_from(newest_whole(start), run, device, lock)
+        finally:
+            lock.release()
+    logger.info("%s is finished and left alone: give another --workdir to train again", run.workdir)
+    return json.loads((workdir / "summary.json").read_text())
 
 
-def _start_of(run: Run) -> Start | None:
+def _look(run: Run) -> tuple[bool, Start | None]:
+    """Whether the run is finished, and else the checkpoint that it starts from. Raises ValueError if it may not."""
+    if is_finished(run):
+        return True, None
     start = find(run.resume, Path(run.workdir))
     check_settings(run, start.config if start else None)
-    return start
+    return False, start
 
 
 def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLock) -> dict[str, Any] | None:
@@ -83,10 +92,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     watchdog.enter("load")
     data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
     state = restore(parts.engine, start, workdir=workdir, **data)
-    if not ranks.all_true(not signals.received(), device):
-        logger.info("stopped by a signal before the first step: nothing changed")
-        return None
-    # From here on the run leaves traces in its folder.
+    # From here on the run leaves traces in its folder, and a signal is answered by the next step, which saves.
     saved_step = state.step if start and start.is_own else -1
     saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
     ranks.on_main(lambda: describe_run(run, schedule, device=device.type, resumed_step=state.step))
@@ -177,6 +183,7 @@ def train_step(
         engine.backward(terms["total"])
         for name, value in terms.items():
             means[name] = means.get(name, 0) + value.detach() / num_micro
+    watchdog.enter("step", step)
     # A bad loss on one rank, and a signal to one rank, become known to all with the norm of the gradient.
     is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
     is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
