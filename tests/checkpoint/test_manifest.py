@@ -47,21 +47,26 @@ TORN = change(STATE, lambda content: content[:-1])
 MANIFEST = "manifest.json"
 
 
-@pytest.mark.parametrize("damage, message", [
-    (TORN, f"{STATE} must have .* bytes, found"),
-    (change(STATE, lambda content: b""), f"{STATE} must have .* bytes, found 0"),
-    (lambda path: (path / STATE).unlink(), f"{STATE} is missing"),
-    (change(STATE, middle_bit_flipped), f"{STATE} has changed: its checksum differs"),
-    (lambda path: (path / "mp_rank_01_model_states.pt").touch(), "is not listed in the manifest"),
-    (lambda path: (path / MANIFEST).unlink(), "manifest.json is missing"),
-    (change(MANIFEST, lambda content: b'{"format": 1, '), "manifest.json cannot be"),
-    (change(MANIFEST, lambda content: b""), "manifest.json cannot be read"),
-    (change(MANIFEST, lambda content: b"[1]"), "manifest.json cannot be read"),
-    (change(MANIFEST, lambda content: content.replace(b"large", b"other")), "manifest.json has changed: its checksum"),
-    (lambda path: write_manifest(path, {}, {"train_state": {"step": 7}}), "is of step 7"),
-    (shutil.rmtree, "manifest.json is missing"),
-], ids=["torn", "empty", "missing", "tampered", "another file", "manifest missing", "manifest torn", "manifest empty",
-        "manifest of nonsense", "manifest tampered", "of another step", "all"])  # fmt: skip
+DAMAGE = {
+    "torn": (TORN, f"{STATE} must have .* bytes, found"),
+    "empty": (change(STATE, lambda content: b""), f"{STATE} must have .* bytes, found 0"),
+    "missing": (lambda path: (path / STATE).unlink(), f"{STATE} is missing"),
+    "tampered": (change(STATE, middle_bit_flipped), f"{STATE} has changed: its checksum differs"),
+    "another file": (lambda path: (path / "mp_rank_01_model_states.pt").touch(), "is not listed in the manifest"),
+    "manifest missing": (lambda path: (path / MANIFEST).unlink(), "manifest.json is missing"),
+    "manifest torn": (change(MANIFEST, lambda content: b'{"format": 1, '), "manifest.json cannot be"),
+    "manifest empty": (change(MANIFEST, lambda content: b""), "manifest.json cannot be read"),
+    "manifest of nonsense": (change(MANIFEST, lambda content: b"[1]"), "manifest.json cannot be read"),
+    "manifest tampered": (
+        change(MANIFEST, lambda content: content.replace(b"large", b"other")),
+        "manifest.json has changed: its checksum differs",
+    ),
+    "of another step": (lambda path: write_manifest(path, {}, {"train_state": {"step": 7}}), "is of step 7"),
+    "all": (shutil.rmtree, "manifest.json is missing"),
+}
+
+
+@pytest.mark.parametrize("damage, message", DAMAGE.values(), ids=DAMAGE)
 def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, damage, message):
     newest = make(tmp_path, 1, 2, 3)
     damage(newest)

@@ -164,7 +164,6 @@ class Cluster:
             daemon.wait()
 
     def processes(self, word: str = "") -> dict[int, str]:
-        """Processes of this cluster, its jobs' included, whose command line holds `word`."""
         mark, disks = bytes(self.folder), {_mounts(daemon.pid) for daemon in self.daemons.values()} - {_mounts("self")}
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -184,16 +183,13 @@ class Cluster:
         return set(self.call("sinfo", "-h", "-N", "-o", "%t", check=False).split())
 
     def submit(self, *command: object) -> str:
-        """`sbatch COMMAND`; returns the job's id. Its log is `log(id)`."""
         return self.call("sbatch", "--parsable", f"--output={self.folder}/job-%j.log", *command).strip()
 
     def log(self, job: str) -> str:
-        """What the job has written so far, over all its starts."""
         path = self.folder / f"job-{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def job(self, job: str) -> dict[str, str]:
-        """What Slurm says of a job: JobState, Restarts, ExitCode, ..."""
         words = self.call("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 

@@ -72,7 +72,6 @@ class Ended:
     notes: list[dict]
 
     def of(self, kind: str) -> list:
-        """All notes of one kind: srun, requeue, sleep or python."""
         return [note for note in self.notes if kind in note]
 
     @property
@@ -83,7 +82,6 @@ class Ended:
 
     @property
     def is_requeued(self) -> bool:
-        """Whether the script asked Slurm for another start."""
         return bool(self.of("requeue"))
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.conftest import ROOT, free_port
-from tests.slurm.runs import TWO_BY_TWO, submit, until_completed, until_finished
+from tests.slurm.conftest import TWO_BY_TWO, submit, until_completed, until_finished
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 

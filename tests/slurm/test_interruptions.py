@@ -5,13 +5,12 @@ import signal
 
 import pytest
 
-from tests.slurm.runs import SLURMD_TIMEOUT_S, saved_step, started, submit, until_finished, until_same, until_step
+from tests.slurm.conftest import SLURMD_TIMEOUT_S, saved_step, started, submit, until_finished, until_same, until_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILL_WAIT_S = 30
 """Slurm's default, and the test cluster's: what a survivor of a failed step has until SIGKILL."""
-SAVED = "requeue: the next start continues from checkpoint step"
 
 
 def start_of(cluster, job):
@@ -26,22 +25,14 @@ def ranks_of(cluster, workdir):
             and "srun" not in command and "slurmstepd" not in command]  # fmt: skip
 
 
-def test_usr1_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weights(cluster, whole, workdir):
-    job = started(cluster, workdir)
-    cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until_logged(job, SAVED, timeout_s=60)
-    assert saved_step(workdir)
-    until_same(cluster, job, workdir, whole)
-    assert start_of(cluster, job) == 2
-
-
 def test_slurms_own_signal_before_the_time_limit_saves_and_resumes_to_the_same_weights(cluster, whole, workdir):
     job = started(cluster, workdir, flags=("--time=2", "--signal=B:USR1@60"))
     waiting = ranks_of(cluster, workdir)[0]
     os.kill(waiting, signal.SIGSTOP)  # the others wait for it, so the run is not finished before the signal
     cluster.until_logged(job, "USR1: the ranks are asked to save and stop", timeout_s=90)
     os.kill(waiting, signal.SIGCONT)
-    cluster.until_logged(job, SAVED, timeout_s=60)
+    cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
+    assert saved_step(workdir)
     until_same(cluster, job, workdir, whole)
     assert start_of(cluster, job) >= 2 and cluster.job(job)["TimeLimit"] == "00:02:00"
 
