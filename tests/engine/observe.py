@@ -215,25 +215,22 @@ def observe_average(seen, folder):
 def observe_agreement(seen):
     """What each rank learns of an error on one of them."""
 
-    def on_rank(number, error):
+    def told(agree, number, error):
         def function():
             if ranks.rank() == number:
                 raise error
             return ranks.rank()
 
-        return function
-
-    def told(function):
         try:
-            return function()
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return agree(function)
+        except Exception as error_here:
+            return f"{type(error_here).__name__}: {error_here}"
 
     seen["agreement"] = ranks.from_all({
-        "main": [told(lambda n=number: ranks.on_main(on_rank(n, KeyError("x")))) for number in (0, 1)],
+        "main": [told(ranks.on_main, number, KeyError("x")) for number in (0, 1)],
         "all": [ranks.together(ranks.rank), ranks.on_main(lambda: ranks.rank() + 5), ranks.failures(ranks.rank)],
-        "together": told(lambda: ranks.together(on_rank(1, ValueError("no file")))),
-        "failures": ranks.failures(on_rank(1, OSError("disk full"))),
+        "together": told(ranks.together, 1, ValueError("no file")),
+        "failures": told(ranks.failures, 1, OSError("disk full")),
     })  # fmt: skip
 
 

@@ -84,10 +84,10 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen] = {}
         self.scratch = folder / "scratch"
         """Each node sees its own disk here; outside, it is `disk(node)`."""
-        self.environ = {key: text for key, text in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
-        self.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "DS_ACCELERATOR": "cpu"}
-        self.environ |= {"OMP_NUM_THREADS": "1"}
-        self.environ.pop("RANK", None)
+        foreign = ("SLURM", "SBATCH", "RANK")
+        self.environ = {key: text for key, text in os.environ.items() if not key.startswith(foreign)}
+        self.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "DS_ACCELERATOR": "cpu",
+                         "OMP_NUM_THREADS": "1"}  # fmt: skip
 
     def start(self) -> None:
         for name in ("state", "scratch", "gpus", *(f"spool/{node}" for node in self.nodes)):
@@ -147,8 +147,7 @@ class Cluster:
         self.daemons[name] = subprocess.Popen(list(map(str, command)), env=self.environ, cwd="/", **quiet)
 
     def stop(self) -> None:
-        """End every process of this cluster: those whose environment or command names its folder, or that see a disk
-        of it."""
+        """End every process whose environment or command names this cluster's folder, or that sees a disk of it."""
         self.call("scancel", "--user=root", check=False)
         with suppress(AssertionError):
             self.until(lambda: not self.processes("train.py"), "no rank runs", 10)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.conftest import ROOT, free_port
-from tests.slurm.conftest import TWO_BY_TWO, submit, until_completed, until_finished
+from tests.slurm.conftest import TWO_BY_TWO, submit, until_completed
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -36,7 +36,7 @@ def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(clu
 @pytest.mark.slow
 def test_the_doctor_examines_both_nodes_before_the_run(cluster, tmp_path):
     job = submit(cluster, tmp_path / "run", DOCTOR="1")
-    until_finished(cluster, job, tmp_path / "run")
+    until_completed(cluster, job, tmp_path / "run")
     before, _, after = cluster.log(job).partition("start: run folder")
     assert "4 ranks on 2 nodes" in before and "error" not in before and "finished: " in after, before
 

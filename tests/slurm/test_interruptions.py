@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.slurm.conftest import SLURMD_TIMEOUT_S, saved_step, started, submit, until_finished, until_same, until_step
+from tests.slurm.conftest import SLURMD_TIMEOUT_S, saved_step, started, submit, until_completed, until_same, until_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -101,6 +101,6 @@ def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_t
     cluster.until(lambda: not ranks_of(cluster, workdir), "no rank runs", KILL_WAIT_S + 30, job)
     step = saved_step(workdir)
     again = submit(cluster, workdir, flags=("--nodes=1",))
-    until_finished(cluster, again, workdir)
+    until_completed(cluster, again, workdir)
     assert f"step {step} of 60, 2 ranks" in cluster.log(again)
     assert cluster.job(job)["JobState"] == "CANCELLED" and start_of(cluster, job) == 1

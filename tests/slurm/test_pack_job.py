@@ -20,12 +20,10 @@ def packed(ended):
     return [note["python"][3:] for note in ended.of("python")]
 
 
-def test_both_splits_are_packed_by_the_same_python_with_the_first_lines_of_every_job(packs, tmp_path):
+def test_both_splits_are_packed_by_the_same_python(packs, tmp_path):
     ended = packs(done=True)
     assert ended.code == 0 and not ended.is_requeued, ended.log
-    command, commit, nodes = ended.log.splitlines()[:3]
-    assert f"command: vitkd-ds pack {tmp_path}/src {tmp_path}/data" in command
-    assert "commit: " in commit and "nodes: n[1-2]" in nodes
+    assert f"command: vitkd-ds pack {tmp_path}/src {tmp_path}/data" in ended.log.splitlines()[0]
     assert packed(ended) == [
         [f"{tmp_path}/src/{split}", f"{tmp_path}/data/imagenet_{split}.beton", "--passthrough", "--shuffle"]
         for split in ("train", "val")
