@@ -29,11 +29,12 @@ from tests.engine.tiny import (
     train_plainly,
     weights_of_terms,
 )
-from tests.train import test_nonfinite
+from vitkd_ds.cli import parse_run
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
 from vitkd_ds.models.features import tap_features
+from vitkd_ds.train import loop
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 DEEPSPEEDS = {"bf16": BF16, "fp32": {}}
@@ -88,11 +89,11 @@ def observe_training(seen):
         seen["exported logits"] = torch.equal(exported.eval()(images), trained)
 
 
-def observe_nonfinite(seen, name, run, *, is_fused=False):
+def observe_nonfinite_updates(seen, name, run):
     """The last rank's labels are nan in the second of three updates."""
     engine, teacher = make_engine(run)
     for group in engine.engine.basic_optimizer.param_groups:
-        group["fused"] = is_fused  # as on a GPU
+        group["fused"] = name == "fused"  # as on a GPU
     images_BCHW, targets_BK = make_batch(8)
     engine.set_lr(1e-3)
     applied, norms, weights = [], [], [weights_after(engine)]
@@ -234,16 +235,34 @@ def observe_agreement(seen):
     })  # fmt: skip
 
 
+def observe_nonfinite_loss(seen, workdir):
+    """Rank 1's labels become nan at the third update: what each rank was stopped with."""
+    flags = {"recipe": "demo_plain", "debug": "true", "workdir": str(workdir), "checkpoint.every_steps": "2"}
+    mix_step = loop.mix_step
+
+    def poisoned(*args, step, place):
+        images_BCHW, targets_BK = mix_step(*args, step=step, place=place)
+        return images_BCHW, targets_BK * float("nan") if step == 2 and ranks.rank() == 1 else targets_BK
+
+    loop.mix_step = poisoned
+    try:
+        loop.train(parse_run((), flags))
+        told = "no rank noticed"
+    except loop.NonFiniteError as error:
+        told = str(error)
+    seen["nonfinite"] = ranks.from_all(told)
+    seen["nonfinite is done"] = (workdir / "done").exists()
+
+
 def main():
     folder = Path(sys.argv[1])
     processes.start_processes()
     torch.set_num_threads(1)
     seen = {}
     observe_training(seen)
-    observe_nonfinite(seen, "bf16", RUN)
-    observe_nonfinite(seen, "fp32", FP32_RUN)
     averaged = replace(RUN, optim=replace(RUN.optim, ema_decay=0.5))
-    observe_nonfinite(seen, "fused", averaged, is_fused=True)
+    for name, run in (("bf16", RUN), ("fp32", FP32_RUN), ("fused", averaged)):
+        observe_nonfinite_updates(seen, name, run)
     observe_checkpointing(seen)
     observe_teacher(seen)
     if ranks.world_size() == 2:
@@ -251,7 +270,7 @@ def main():
         observe_average(seen, folder)
         seen["gathered ahead"] = [gathered_ahead(prefetch=3, live=live) for live in (1000, 2)]
         test_failing_saves.observe(seen, folder / "saves")
-        test_nonfinite.observe(seen, folder / "nonfinite")
+        observe_nonfinite_loss(seen, folder / "nonfinite")
     if ranks.rank() == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
     processes.leave()

@@ -228,7 +228,5 @@ def kill(pid: int) -> None:
 
 def _mounts(pid: object) -> int | None:
     """The number of a process's mount namespace, None if it has ended."""
-    try:
+    with suppress(OSError):
         return os.stat(f"/proc/{pid}/ns/mnt").st_ino
-    except OSError:
-        return None

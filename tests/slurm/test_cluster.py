@@ -11,15 +11,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 def test_the_demo_trains_on_two_nodes_of_two_ranks(cluster, tmp_path):
-    command = ["slurm/vitkd_base.sh", "--recipe", "demo", "--debug", "--workdir", tmp_path / "a run"]
-    job = cluster.submit(*TWO_BY_TWO, *command)
+    options = ["--recipe", "demo", "--debug", "--workdir", tmp_path / "a run"]
+    job = cluster.submit(*TWO_BY_TWO, "slurm/vitkd_base.sh", *options)
     until_completed(cluster, job)
     summary = json.loads((tmp_path / "a run" / "summary.json").read_text())
     assert summary["world_size"] == 4 and summary["teacher_top1"] > 50
     assert "command: train.py" in cluster.log(job).splitlines()[0] and "node[1-2], 4 ranks" in cluster.log(job)
-    again = cluster.submit(*TWO_BY_TWO, *command)
-    until_completed(cluster, again, timeout_s=60)
-    assert "finished before" in cluster.log(again)
 
 
 def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(cluster, tmp_path):

@@ -14,7 +14,6 @@ KILL_WAIT_S = 30
 
 
 def start_of(cluster, job):
-    """How often the job has been started, without any failure."""
     assert "failure" not in cluster.log(job)
     return cluster.log(job).count(" ranks, start ")
 
@@ -59,14 +58,6 @@ def test_a_preempted_job_makes_way_and_resumes_to_the_same_weights(cluster, whol
     assert start_of(cluster, job) in (2, 3)
 
 
-def test_a_killed_rank_ends_the_start_at_once_and_the_requeue_resumes_to_the_same_weights(cluster, whole, workdir):
-    job = started(cluster, workdir)
-    os.kill(ranks_of(cluster, workdir)[-1], signal.SIGKILL)
-    cluster.until_logged(job, "failure 1, MAX_FAILURES=3", timeout_s=KILL_WAIT_S + 30)
-    cluster.until_logged(job, "start: run folder", times=2)
-    until_same(cluster, job, workdir, whole)
-
-
 @pytest.mark.parametrize("code, limit_s", [(1, KILL_WAIT_S), (0, 60 + KILL_WAIT_S)], ids=["fails", "leaves"])
 def test_ranks_that_notice_nothing_are_ended_when_one(code, limit_s, cluster, tmp_path):
     """As with NCCL, where a rank can wait in a collective, deaf to TERM, after another one has gone."""
@@ -83,14 +74,18 @@ exec sleep 600
     cluster.until_state(job, "FAILED", timeout_s=limit_s + 30)
 
 
-@pytest.mark.parametrize("is_power_lost", [False, True], ids=["its slurmd dies", "everything on it dies"])
-def test_a_lost_node_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, workdir, is_power_lost):
+@pytest.mark.parametrize("lost", ["a rank", "the slurmd of a node", "a node"])
+def test_a_loss_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, workdir, lost):
     job = started(cluster, workdir)
-    cluster.kill_node("node2", is_power_lost=is_power_lost)
-    if not is_power_lost:
-        os.kill(ranks_of(cluster, workdir)[0], signal.SIGSTOP)  # the ranks could finish without their slurmd
-    cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "requeued", SLURMD_TIMEOUT_S + 60, job)
-    cluster.start_node("node2")
+    if lost == "a rank":
+        os.kill(ranks_of(cluster, workdir)[-1], signal.SIGKILL)
+        cluster.until_logged(job, "failure 1, MAX_FAILURES=3", timeout_s=KILL_WAIT_S + 30)
+    else:
+        cluster.kill_node("node2", is_power_lost=lost == "a node")
+        if lost != "a node":
+            os.kill(ranks_of(cluster, workdir)[0], signal.SIGSTOP)  # the ranks could finish without their slurmd
+        cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "requeued", SLURMD_TIMEOUT_S + 60, job)
+        cluster.start_node("node2")
     cluster.until_logged(job, "start: run folder", times=2)
     until_same(cluster, job, workdir, whole)
 

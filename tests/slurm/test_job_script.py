@@ -82,8 +82,6 @@ def test_the_checkouts_own_python_is_used_unless_another_is_named(tmp_path):
 
 
 PROC = "--workdir=/proc/run"
-
-
 ENDS = {
     "finished, then an error": ([], {"done": True, "code": 1}, False, 0, ""),
     "saved stop is no failure": ([], {"checkpoint": "step00000004", "MAX_FAILURES": "0"}, True, 0, ""),

@@ -1,4 +1,4 @@
-"""Signals, killed ranks, full disks, second jobs, on real runs: each ends as promised, and the next start goes on."""
+"""Signals, killed ranks, losses of nan, full disks, second jobs, on real runs, and how the next start goes on."""
 
 import re
 import resource
@@ -128,8 +128,6 @@ def slow_count(*args):
 evaluate._count, evaluate.MICRO_BATCHES_PER_LOOK = slow_count, 1
 cli.train_main()
 """
-OPTIONS = ["--recipe=demo_plain", "--debug", "--max_steps=4", "--micro_batch_size_per_gpu=4", "--global_batch_size=8",
-           "--optim.ema_decay=0.9", "--checkpoint.every_steps=100"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -138,7 +136,9 @@ def test_a_signal_in_an_evaluation_loses_nothing_and_the_next_start_evaluates_ag
     tmp_path, workdir, demo_cache, eval_every_epochs
 ):
     def options(workdir):
-        return [*OPTIONS, f"--eval_every_epochs={eval_every_epochs}", f"--workdir={workdir}"]
+        return ["--recipe=demo_plain", "--debug", "--max_steps=4", "--micro_batch_size_per_gpu=4",
+                "--global_batch_size=8", "--checkpoint.every_steps=100", f"--eval_every_epochs={eval_every_epochs}",
+                "--optim.ema_decay=0.9", f"--workdir={workdir}"]  # fmt: skip
 
     finish_ranks(start_ranks(2, "train.py", *options(tmp_path / "whole")))
     processes = start_ranks(2, "-c", TRAIN_WITH_SLOW_EVALUATIONS, *options(workdir))
@@ -150,3 +150,12 @@ def test_a_signal_in_an_evaluation_loses_nothing_and_the_next_start_evaluates_ag
     assert not (workdir / "done").exists() and not any("val_top1" in line for line in metrics_of(workdir))
     finish_ranks(start_ranks(2, "train.py", *options(workdir)))
     assert_same_result(workdir, tmp_path / "whole")
+
+
+def test_all_ranks_stop_and_name_step_terms_lr_and_the_last_good_checkpoint(observed):
+    told = observed[2]["nonfinite"]
+    for rank, text in enumerate(told):
+        assert f"stopped before update 3, rank {rank}, lr " in text
+        assert "last good checkpoint step00000002" in text
+    assert "ce nan" in told[1] and "ce nan" not in told[0]
+    assert not observed[2]["nonfinite is done"]
