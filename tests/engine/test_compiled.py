@@ -48,9 +48,7 @@ def graphs_of_a_teacher(placement):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_compiled_student_has_the_same_losses_in_fp32_and_a_smaller_micro_batch_compiles_no_teacher(
-    tmp_path,
-):
+def test_a_compiled_student_has_the_same_losses_in_fp32_and_a_smaller_micro_batch_compiles_nothing(tmp_path):
     finish_ranks(start_ranks(1, "-m", __name__, tmp_path / "seen.json"), timeout=500)
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["compiled"] == pytest.approx(seen["eager"], rel=1e-5)
