@@ -34,7 +34,6 @@ PACKAGE = {name.removeprefix("vitkd_ds/"): name for name in FILES if name.starts
 
 
 def none_of(offences):
-    """Fail with a line for each offence."""
     offences = list(offences)
     assert not offences, "\n".join(["", *offences])
 
@@ -62,10 +61,6 @@ def own_imports(name):
 
 def room_of(name):
     return name.partition("/")[0].removesuffix(".py")
-
-
-def is_public(node):
-    return isinstance(node, (*FUNCTION, ast.ClassDef)) and not node.name.startswith("_")
 
 
 def test_every_file_stands_in_a_room_and_imports_go_down():
@@ -114,8 +109,9 @@ def test_files_functions_and_lines_are_short():
 def test_every_module_and_public_name_has_a_docstring():
     none_of(name for name, tree in TREE.items() if tree.body and not ast.get_docstring(tree))
     for name in PACKAGE.values():
-        public = [node for node in TREE[name].body if is_public(node)]
-        public += [node for cls in public if isinstance(cls, ast.ClassDef) for node in cls.body if is_public(node)]
+        nodes = [*TREE[name].body]
+        nodes += [node for cls in nodes if isinstance(cls, ast.ClassDef) and cls.name[0] != "_" for node in cls.body]
+        public = [node for node in nodes if isinstance(node, (*FUNCTION, ast.ClassDef)) and node.name[0] != "_"]
         none_of(f"{name}:{node.lineno}: {node.name}" for node in public if not ast.get_docstring(node))
 
 

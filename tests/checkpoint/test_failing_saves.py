@@ -11,22 +11,10 @@ from vitkd_ds.checkpoint.save import SaveError, Saver
 from vitkd_ds.config.run import CheckpointConfig
 from vitkd_ds.engine import ranks
 
-NOBODY = 65534
-
 
 def limit_file_size(size):
     """As if the disk were full after so many bytes of a file; -1 is no limit."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-def may_write(folder, is_allowed):
-    """Give and take the right to write; root, who may write anywhere, becomes another user for the time."""
-    if ranks.rank() == 0:
-        if is_allowed:
-            os.seteuid(os.getuid())
-        folder.chmod(0o755 if is_allowed else 0o555)
-        if not is_allowed:
-            os.seteuid(NOBODY if os.getuid() == 0 else os.getuid())
 
 
 def observe(seen, workdir):
@@ -41,8 +29,10 @@ def observe(seen, workdir):
         for step in range(1, 10):
             state.step = step
             limit_file_size(1000 if full_for.get(step) == ranks.rank() else -1)
-            if step in (5, 6):
-                may_write(folder, step == 6)
+            if step in (5, 6) and ranks.rank() == 0:  # root, who may write anywhere, becomes nobody for a step
+                os.seteuid(os.getuid())
+                folder.chmod(0o555 if step == 5 else 0o755)
+                os.seteuid(65534 if step == 5 and os.getuid() == 0 else os.getuid())
             saver.save(engine, state)
             mine["failures"].append(saver.num_failures)
             mine["folders"].append(sorted(path.name for path in folder.iterdir()))

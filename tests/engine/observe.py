@@ -29,11 +29,12 @@ from tests.engine.tiny import (
     train_plainly,
     weights_of_terms,
 )
-from tests.train import test_nonfinite
+from vitkd_ds.cli import parse_run
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
 from vitkd_ds.models.features import tap_features
+from vitkd_ds.train import loop
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 DEEPSPEEDS = {"bf16": BF16, "fp32": {}}
@@ -88,11 +89,11 @@ def observe_training(seen):
         seen["exported logits"] = torch.equal(exported.eval()(images), trained)
 
 
-def observe_nonfinite(seen, name, run, *, is_fused=False):
+def observe_nonfinite_updates(seen, name, run):
     """The last rank's labels are nan in the second of three updates."""
     engine, teacher = make_engine(run)
     for group in engine.engine.basic_optimizer.param_groups:
-        group["fused"] = is_fused  # as on a GPU
+        group["fused"] = name == "fused"  # as on a GPU
     images_BCHW, targets_BK = make_batch(8)
     engine.set_lr(1e-3)
     applied, norms, weights = [], [], [weights_after(engine)]
@@ -215,26 +216,42 @@ def observe_average(seen, folder):
 def observe_agreement(seen):
     """What each rank learns of an error on one of them."""
 
-    def on_rank(number, error):
+    def told(agree, number, error):
         def function():
             if ranks.rank() == number:
                 raise error
             return ranks.rank()
 
-        return function
-
-    def told(function):
         try:
-            return function()
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return agree(function)
+        except Exception as error_here:
+            return f"{type(error_here).__name__}: {error_here}"
 
     seen["agreement"] = ranks.from_all({
-        "main": [told(lambda n=number: ranks.on_main(on_rank(n, KeyError("x")))) for number in (0, 1)],
+        "main": [told(ranks.on_main, number, KeyError("x")) for number in (0, 1)],
         "all": [ranks.together(ranks.rank), ranks.on_main(lambda: ranks.rank() + 5), ranks.failures(ranks.rank)],
-        "together": told(lambda: ranks.together(on_rank(1, ValueError("no file")))),
-        "failures": ranks.failures(on_rank(1, OSError("disk full"))),
+        "together": told(ranks.together, 1, ValueError("no file")),
+        "failures": told(ranks.failures, 1, OSError("disk full")),
     })  # fmt: skip
+
+
+def observe_nonfinite_loss(seen, workdir):
+    """Rank 1's labels become nan at the third update: what each rank was stopped with."""
+    flags = {"recipe": "demo_plain", "debug": "true", "workdir": str(workdir), "checkpoint.every_steps": "2"}
+    mix_step = loop.mix_step
+
+    def poisoned(*args, step, place):
+        images_BCHW, targets_BK = mix_step(*args, step=step, place=place)
+        return images_BCHW, targets_BK * float("nan") if step == 2 and ranks.rank() == 1 else targets_BK
+
+    loop.mix_step = poisoned
+    try:
+        loop.train(parse_run((), flags))
+        told = "no rank noticed"
+    except loop.NonFiniteError as error:
+        told = str(error)
+    seen["nonfinite"] = ranks.from_all(told)
+    seen["nonfinite is done"] = (workdir / "done").exists()
 
 
 def main():
@@ -243,10 +260,9 @@ def main():
     torch.set_num_threads(1)
     seen = {}
     observe_training(seen)
-    observe_nonfinite(seen, "bf16", RUN)
-    observe_nonfinite(seen, "fp32", FP32_RUN)
     averaged = replace(RUN, optim=replace(RUN.optim, ema_decay=0.5))
-    observe_nonfinite(seen, "fused", averaged, is_fused=True)
+    for name, run in (("bf16", RUN), ("fp32", FP32_RUN), ("fused", averaged)):
+        observe_nonfinite_updates(seen, name, run)
     observe_checkpointing(seen)
     observe_teacher(seen)
     if ranks.world_size() == 2:
@@ -254,7 +270,7 @@ def main():
         observe_average(seen, folder)
         seen["gathered ahead"] = [gathered_ahead(prefetch=3, live=live) for live in (1000, 2)]
         test_failing_saves.observe(seen, folder / "saves")
-        test_nonfinite.observe(seen, folder / "nonfinite")
+        observe_nonfinite_loss(seen, folder / "nonfinite")
     if ranks.rank() == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
     processes.leave()

@@ -71,9 +71,8 @@ def test_a_block_of_a_sharded_teacher_is_one_unit_and_torchs_linear_is_left_alon
 
 
 def test_each_module_up_to_the_first_block_gathers_another_bucket_ahead_and_live_parameters_have_a_limit(two):
-    """What `vitkd-ds plan` takes for the memory of a sharded teacher."""
     found, limited = two["gathered ahead"]
-    # Whole tensors, so each time up to one more than the bucket; what comes before the blocks is released again.
+    # As `vitkd-ds plan` counts: whole tensors, so up to one more than the bucket; what precedes the blocks is released.
     planned = FETCHES * 3 * found["block"]
     assert planned - found["embedding"] <= found["gathered"] < planned + FETCHES * found["largest"]
     assert limited["block"] <= limited["gathered"] <= 2 * limited["block"] + limited["largest"]

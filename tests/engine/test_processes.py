@@ -1,29 +1,28 @@
-"""What a rank learns of itself from the variables of its launcher."""
+"""What a rank learns of itself from the variables of its launcher, and of others that fail."""
 
 import os
 
 import pytest
 
+from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import choose_device, local_world_size, num_cpus, set_rank_variables
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
 
 
-@pytest.mark.parametrize("environ", [{}, SLURM | {"SLURM_NTASKS_PER_NODE": "4"}], ids=["plain", "not of srun"])
-def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own(environ):
-    environ = dict(environ)
-    set_rank_variables(environ)
-    assert environ["WORLD_SIZE"] == "1" and int(environ["MASTER_PORT"]) > 0 and local_world_size(environ) == 1
+def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own():
+    for environ in ({}, SLURM | {"SLURM_NTASKS_PER_NODE": "4"}):  # a job script's own variables
+        set_rank_variables(environ)
+        assert environ["WORLD_SIZE"] == "1" and int(environ["MASTER_PORT"]) > 0 and local_world_size(environ) == 1
 
 
-def test_slurms_variables_become_ranks():
+def test_slurms_variables_become_ranks_and_under_srun_alone_the_first_nodes_address_is_slurms_own(
+    tmp_path, monkeypatch
+):
     environ = SLURM | {"SLURM_STEP_ID": "0", "MASTER_ADDR": "n1"}
     set_rank_variables(environ)
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
-    assert environ["MASTER_PORT"] == "20001"
-
-
-def test_under_srun_alone_the_first_nodes_address_is_slurms_own(tmp_path, monkeypatch):
+    assert environ["MASTER_PORT"] == "20001" and environ["MASTER_ADDR"] == "n1"
     environ = SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="under srun MASTER_ADDR must be set where scontrol cannot tell"):
@@ -76,3 +75,23 @@ def test_local_rank_is_the_number_of_the_ranks_device():
     assert alone["LOCAL_RANK"] == "0"
     with pytest.raises(ValueError, match="below the number of visible GPUs, found 1 and 1 .*: start as many ranks"):
         choose_device(1, environ)
+
+
+def test_what_fails_on_one_rank_is_known_on_all(observed):
+    together = ["FailedElsewhere: rank 1: ValueError: no file", "ValueError: no file"]
+    for rank, told in enumerate(observed[2]["agreement"]):
+        assert told["all"] == [rank, 5, []] and told["together"] == together[rank]
+        assert told["failures"] == ["rank 1: OSError: disk full"]
+        assert told["main"] == ["KeyError: 'x'", 0], "on rank 1 nothing runs"
+
+
+def test_without_a_process_group_there_is_one_rank():
+    def fail():
+        raise ValueError("no")
+
+    assert (ranks.rank(), ranks.world_size(), ranks.from_all(3)) == (0, 1, [3])
+    assert ranks.together(lambda: 7) == ranks.on_main(lambda: 7) == 7
+    assert ranks.failures(fail) == ["rank 0: ValueError: no"]
+    for agree in (ranks.together, ranks.on_main):
+        with pytest.raises(ValueError, match="no"):
+            agree(fail)

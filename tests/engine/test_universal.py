@@ -18,8 +18,8 @@ from vitkd_ds.engine import processes, ranks
 GLOBAL_BATCH_SIZE = 12
 
 
-def whole_state(engine):
-    """Everything of the engine by parameter name, put together from all ranks."""
+def dump(engine, path):
+    """Write everything of the engine by parameter name, put together from all ranks."""
     optimizer = engine.engine.basic_optimizer
     parts = [part for group in optimizer.param_groups for part in group["params"]]
     named = dict(engine.engine.module.named_parameters())
@@ -32,13 +32,8 @@ def whole_state(engine):
         for part, weight in zip(parts, weights):
             part.data.copy_(weight)
     state |= {f"step {i}": torch.as_tensor(optimizer.state[part]["step"]) for i, part in enumerate(parts)}
-    return {name: value.clone().contiguous() for name, value in state.items()}
-
-
-def dump(engine, path):
-    state = whole_state(engine)
     if ranks.rank() == 0:
-        save_file(state, path)
+        save_file({name: value.clone().contiguous() for name, value in state.items()}, path)
 
 
 def go_on(workdir, path):

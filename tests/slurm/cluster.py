@@ -84,10 +84,10 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen] = {}
         self.scratch = folder / "scratch"
         """Each node sees its own disk here; outside, it is `disk(node)`."""
-        self.environ = {key: text for key, text in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
-        self.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "DS_ACCELERATOR": "cpu"}
-        self.environ |= {"OMP_NUM_THREADS": "1"}
-        self.environ.pop("RANK", None)
+        foreign = ("SLURM", "SBATCH", "RANK")
+        self.environ = {key: text for key, text in os.environ.items() if not key.startswith(foreign)}
+        self.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "DS_ACCELERATOR": "cpu",
+                         "OMP_NUM_THREADS": "1"}  # fmt: skip
 
     def start(self) -> None:
         for name in ("state", "scratch", "gpus", *(f"spool/{node}" for node in self.nodes)):
@@ -147,8 +147,7 @@ class Cluster:
         self.daemons[name] = subprocess.Popen(list(map(str, command)), env=self.environ, cwd="/", **quiet)
 
     def stop(self) -> None:
-        """End every process of this cluster: those whose environment or command names its folder, or that see a disk
-        of it."""
+        """End every process whose environment or command names this cluster's folder, or that sees a disk of it."""
         self.call("scancel", "--user=root", check=False)
         with suppress(AssertionError):
             self.until(lambda: not self.processes("train.py"), "no rank runs", 10)
@@ -164,7 +163,6 @@ class Cluster:
             daemon.wait()
 
     def processes(self, word: str = "") -> dict[int, str]:
-        """Processes of this cluster, its jobs' included, whose command line holds `word`."""
         mark, disks = bytes(self.folder), {_mounts(daemon.pid) for daemon in self.daemons.values()} - {_mounts("self")}
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -184,16 +182,13 @@ class Cluster:
         return set(self.call("sinfo", "-h", "-N", "-o", "%t", check=False).split())
 
     def submit(self, *command: object) -> str:
-        """`sbatch COMMAND`; returns the job's id. Its log is `log(id)`."""
         return self.call("sbatch", "--parsable", f"--output={self.folder}/job-%j.log", *command).strip()
 
     def log(self, job: str) -> str:
-        """What the job has written so far, over all its starts."""
         path = self.folder / f"job-{job}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def job(self, job: str) -> dict[str, str]:
-        """What Slurm says of a job: JobState, Restarts, ExitCode, ..."""
         words = self.call("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
@@ -233,7 +228,5 @@ def kill(pid: int) -> None:
 
 def _mounts(pid: object) -> int | None:
     """The number of a process's mount namespace, None if it has ended."""
-    try:
+    with suppress(OSError):
         return os.stat(f"/proc/{pid}/ns/mnt").st_ino
-    except OSError:
-        return None

@@ -72,7 +72,6 @@ class Ended:
     notes: list[dict]
 
     def of(self, kind: str) -> list:
-        """All notes of one kind: srun, requeue, sleep or python."""
         return [note for note in self.notes if kind in note]
 
     @property
@@ -83,7 +82,6 @@ class Ended:
 
     @property
     def is_requeued(self) -> bool:
-        """Whether the script asked Slurm for another start."""
         return bool(self.of("requeue"))
 
 
@@ -114,13 +112,16 @@ def run_script(
     notes.with_suffix(".silent").write_text(f"{silent}")
     notes.with_suffix(".unstarted").write_text(f"{unstarted}")
     notes.write_text("")
+    described = {"workdir": workdir, "resume": "auto", "data.train": "demo", "data.val": "demo"}
+    given = (str(word).removeprefix("--").partition("=") for word in options)
+    described |= {key: text for key, _, text in given if text}
     env = os.environ | {
         "PATH": f"{binaries}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "3", "PYTHON": str(binaries / "python-stub"),
         "STUB_NOTES": str(notes), "STUB_STATE": state, "STUB_CODE": str(code), "STUB_CHECKPOINT": checkpoint,
         "STUB_WORKDIR": str(workdir), "STUB_DONE": "1" if done else "", "STUB_DOCTOR": str(doctor), "STUB_REFUSES": "",
         "STUB_SIGNAL": signal, "STUB_RESTARTS": environ.get("SLURM_RESTART_COUNT", "0"),
-        "STUB_DESCRIPTION": "" if asks else _description(workdir, options),
+        "STUB_DESCRIPTION": "" if asks else "\n".join(f"{key}={text}" for key, text in described.items()),
     } | environ  # fmt: skip
     env = {name: text for name, text in env.items() if text or name.startswith("STUB")}
     own = [] if script == "pack_imagenet.sh" else [f"--workdir={workdir}"]
@@ -128,9 +129,3 @@ def run_script(
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     ended = subprocess.run(command, cwd=checkout, env=env, text=True, timeout=120, **both)
     return Ended(ended.returncode, ended.stdout, [json.loads(line) for line in notes.read_text().splitlines()])
-
-
-def _description(workdir: Path, options: tuple) -> str:
-    values = {"workdir": workdir, "resume": "auto", "data.train": "demo", "data.val": "demo"}
-    values |= {key: text for key, _, text in (str(word).removeprefix("--").partition("=") for word in options) if text}
-    return "\n".join(f"{key}={text}" for key, text in values.items())

@@ -5,21 +5,18 @@ import json
 import pytest
 
 from tests.conftest import ROOT, free_port
-from tests.slurm.runs import TWO_BY_TWO, submit, until_completed, until_finished
+from tests.slurm.conftest import TWO_BY_TWO, submit, until_completed
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 
 def test_the_demo_trains_on_two_nodes_of_two_ranks(cluster, tmp_path):
-    command = ["slurm/vitkd_base.sh", "--recipe", "demo", "--debug", "--workdir", tmp_path / "a run"]
-    job = cluster.submit(*TWO_BY_TWO, *command)
+    options = ["--recipe", "demo", "--debug", "--workdir", tmp_path / "a run"]
+    job = cluster.submit(*TWO_BY_TWO, "slurm/vitkd_base.sh", *options)
     until_completed(cluster, job)
     summary = json.loads((tmp_path / "a run" / "summary.json").read_text())
     assert summary["world_size"] == 4 and summary["teacher_top1"] > 50
     assert "command: train.py" in cluster.log(job).splitlines()[0] and "node[1-2], 4 ranks" in cluster.log(job)
-    again = cluster.submit(*TWO_BY_TWO, *command)
-    until_completed(cluster, again, timeout_s=60)
-    assert "finished before" in cluster.log(again)
 
 
 def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(cluster, tmp_path):
@@ -36,7 +33,7 @@ def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(clu
 @pytest.mark.slow
 def test_the_doctor_examines_both_nodes_before_the_run(cluster, tmp_path):
     job = submit(cluster, tmp_path / "run", DOCTOR="1")
-    until_finished(cluster, job, tmp_path / "run")
+    until_completed(cluster, job, tmp_path / "run")
     before, _, after = cluster.log(job).partition("start: run folder")
     assert "4 ranks on 2 nodes" in before and "error" not in before and "finished: " in after, before
 

@@ -5,17 +5,15 @@ import signal
 
 import pytest
 
-from tests.slurm.runs import SLURMD_TIMEOUT_S, saved_step, started, submit, until_finished, until_same, until_step
+from tests.slurm.conftest import SLURMD_TIMEOUT_S, saved_step, started, submit, until_completed, until_same, until_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILL_WAIT_S = 30
 """Slurm's default, and the test cluster's: what a survivor of a failed step has until SIGKILL."""
-SAVED = "requeue: the next start continues from checkpoint step"
 
 
 def start_of(cluster, job):
-    """How often the job has been started, without any failure."""
     assert "failure" not in cluster.log(job)
     return cluster.log(job).count(" ranks, start ")
 
@@ -26,22 +24,14 @@ def ranks_of(cluster, workdir):
             and "srun" not in command and "slurmstepd" not in command]  # fmt: skip
 
 
-def test_usr1_before_the_time_limit_saves_requeues_and_resumes_to_the_same_weights(cluster, whole, workdir):
-    job = started(cluster, workdir)
-    cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until_logged(job, SAVED, timeout_s=60)
-    assert saved_step(workdir)
-    until_same(cluster, job, workdir, whole)
-    assert start_of(cluster, job) == 2
-
-
 def test_slurms_own_signal_before_the_time_limit_saves_and_resumes_to_the_same_weights(cluster, whole, workdir):
     job = started(cluster, workdir, flags=("--time=2", "--signal=B:USR1@60"))
     waiting = ranks_of(cluster, workdir)[0]
     os.kill(waiting, signal.SIGSTOP)  # the others wait for it, so the run is not finished before the signal
     cluster.until_logged(job, "USR1: the ranks are asked to save and stop", timeout_s=90)
     os.kill(waiting, signal.SIGCONT)
-    cluster.until_logged(job, SAVED, timeout_s=60)
+    cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
+    assert saved_step(workdir)
     until_same(cluster, job, workdir, whole)
     assert start_of(cluster, job) >= 2 and cluster.job(job)["TimeLimit"] == "00:02:00"
 
@@ -68,14 +58,6 @@ def test_a_preempted_job_makes_way_and_resumes_to_the_same_weights(cluster, whol
     assert start_of(cluster, job) in (2, 3)
 
 
-def test_a_killed_rank_ends_the_start_at_once_and_the_requeue_resumes_to_the_same_weights(cluster, whole, workdir):
-    job = started(cluster, workdir)
-    os.kill(ranks_of(cluster, workdir)[-1], signal.SIGKILL)
-    cluster.until_logged(job, "failure 1, MAX_FAILURES=3", timeout_s=KILL_WAIT_S + 30)
-    cluster.until_logged(job, "start: run folder", times=2)
-    until_same(cluster, job, workdir, whole)
-
-
 @pytest.mark.parametrize("code, limit_s", [(1, KILL_WAIT_S), (0, 60 + KILL_WAIT_S)], ids=["fails", "leaves"])
 def test_ranks_that_notice_nothing_are_ended_when_one(code, limit_s, cluster, tmp_path):
     """As with NCCL, where a rank can wait in a collective, deaf to TERM, after another one has gone."""
@@ -92,14 +74,18 @@ exec sleep 600
     cluster.until_state(job, "FAILED", timeout_s=limit_s + 30)
 
 
-@pytest.mark.parametrize("is_power_lost", [False, True], ids=["its slurmd dies", "everything on it dies"])
-def test_a_lost_node_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, workdir, is_power_lost):
+@pytest.mark.parametrize("lost", ["a rank", "the slurmd of a node", "a node"])
+def test_a_loss_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, workdir, lost):
     job = started(cluster, workdir)
-    cluster.kill_node("node2", is_power_lost=is_power_lost)
-    if not is_power_lost:
-        os.kill(ranks_of(cluster, workdir)[0], signal.SIGSTOP)  # the ranks could finish without their slurmd
-    cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "requeued", SLURMD_TIMEOUT_S + 60, job)
-    cluster.start_node("node2")
+    if lost == "a rank":
+        os.kill(ranks_of(cluster, workdir)[-1], signal.SIGKILL)
+        cluster.until_logged(job, "failure 1, MAX_FAILURES=3", timeout_s=KILL_WAIT_S + 30)
+    else:
+        cluster.kill_node("node2", is_power_lost=lost == "a node")
+        if lost != "a node":
+            os.kill(ranks_of(cluster, workdir)[0], signal.SIGSTOP)  # the ranks could finish without their slurmd
+        cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "requeued", SLURMD_TIMEOUT_S + 60, job)
+        cluster.start_node("node2")
     cluster.until_logged(job, "start: run folder", times=2)
     until_same(cluster, job, workdir, whole)
 
@@ -110,6 +96,6 @@ def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_t
     cluster.until(lambda: not ranks_of(cluster, workdir), "no rank runs", KILL_WAIT_S + 30, job)
     step = saved_step(workdir)
     again = submit(cluster, workdir, flags=("--nodes=1",))
-    until_finished(cluster, again, workdir)
+    until_completed(cluster, again, workdir)
     assert f"step {step} of 60, 2 ranks" in cluster.log(again)
     assert cluster.job(job)["JobState"] == "CANCELLED" and start_of(cluster, job) == 1

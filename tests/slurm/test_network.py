@@ -7,7 +7,7 @@ import pytest
 from benchmarks import network
 from benchmarks.network import INTERFACE, Network
 from tests.slurm.cluster import running_cluster
-from tests.slurm.runs import SLURMD_TIMEOUT_S, started, until_same
+from tests.slurm.conftest import SLURMD_TIMEOUT_S, started, until_same
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -13,16 +13,11 @@ from vitkd_ds.train.evaluate import evaluate
 PLAIN = Normalization(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 
 
-class Linear(nn.Module):
-    """Logits from the pixels of a 2 x 2 image."""
-
-    def __init__(self, seed, num_classes=7):
-        super().__init__()
-        self.linear = nn.Linear(12, num_classes)
-        nn.init.normal_(self.linear.weight, std=1e-2, generator=torch.Generator().manual_seed(seed))
-
-    def forward(self, images_BCHW):
-        return self.linear(images_BCHW.flatten(1))
+def linear(seed, num_classes=7):
+    """A model of 2 x 2 images."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))
+    nn.init.normal_(model[1].weight, std=1e-2, generator=torch.Generator().manual_seed(seed))
+    return model
 
 
 class Batches:
@@ -40,7 +35,7 @@ class Batches:
 
 @pytest.mark.parametrize("num_classes", [7, 3])
 def test_counts_are_the_slow_ones(num_classes):
-    student, teacher, data = Linear(1, num_classes), Linear(2, num_classes), Batches(num_classes)
+    student, teacher, data = linear(1, num_classes), linear(2, num_classes), Batches(num_classes)
     result = evaluate(
         student, data, normalization=PLAIN, teacher=lambda images: Features(teacher(images.float()), None, None)
     )
@@ -63,9 +58,9 @@ def test_counts_are_the_slow_ones(num_classes):
 
 def test_it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_there_is_none(monkeypatch):
     data = Batches()
-    assert evaluate(Linear(1), data, normalization=PLAIN).keys() == {"num_images", "top1", "top5"}
+    assert evaluate(linear(1), data, normalization=PLAIN).keys() == {"num_images", "top1", "top5"}
     monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
-    assert evaluate(Linear(1), data, normalization=PLAIN, must_stop=lambda: True) is None
+    assert evaluate(linear(1), data, normalization=PLAIN, must_stop=lambda: True) is None
     data.labels[:] = -1
     with pytest.raises(ValueError, match="must count at least one image, found none in data.val"):
-        evaluate(Linear(1), data, normalization=PLAIN)
+        evaluate(linear(1), data, normalization=PLAIN)

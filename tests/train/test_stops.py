@@ -1,4 +1,4 @@
-"""Signals, killed ranks, full disks, second jobs, on real runs: each ends as promised, and the next start goes on."""
+"""Signals, killed ranks, losses of nan, full disks, second jobs, on real runs, and how the next start goes on."""
 
 import re
 import resource
@@ -13,6 +13,7 @@ from tests.conftest import (
     assert_same_result,
     everything_on,
     finish_ranks,
+    metrics_of,
     run_command,
     start_ranks,
     wait_for_steps,
@@ -113,3 +114,48 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, command, workd
     assert files_in(workdir) == ["latest"] and not (workdir / "lock").exists()
     finish_ranks(start_ranks(2, *command))
     assert_same_result(workdir, whole_run)
+
+
+TRAIN_WITH_SLOW_EVALUATIONS = """
+import time
+from vitkd_ds import cli
+from vitkd_ds.train import evaluate
+count = evaluate._count
+def slow_count(*args):
+    print("evaluating", flush=True)
+    time.sleep(1)
+    return count(*args)
+evaluate._count, evaluate.MICRO_BATCHES_PER_LOOK = slow_count, 1
+cli.train_main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eval_every_epochs", ["0.001", "0"], ids=["on the way", "at the end"])
+def test_a_signal_in_an_evaluation_loses_nothing_and_the_next_start_evaluates_again(
+    tmp_path, workdir, demo_cache, eval_every_epochs
+):
+    def options(workdir):
+        return ["--recipe=demo_plain", "--debug", "--max_steps=4", "--micro_batch_size_per_gpu=4",
+                "--global_batch_size=8", "--checkpoint.every_steps=100", f"--eval_every_epochs={eval_every_epochs}",
+                "--optim.ema_decay=0.9", f"--workdir={workdir}"]  # fmt: skip
+
+    finish_ranks(start_ranks(2, "train.py", *options(tmp_path / "whole")))
+    processes = start_ranks(2, "-c", TRAIN_WITH_SLOW_EVALUATIONS, *options(workdir))
+    wait_until(lambda: (workdir / "checkpoints" / "latest").exists(), processes)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = finish_ranks(processes)
+    step = int((workdir / "checkpoints" / "latest").read_text().removeprefix("step"))
+    assert f"stopped and saved at step {step};" in outputs[0] and outputs[0].count("evaluating") < 4
+    assert not (workdir / "done").exists() and not any("val_top1" in line for line in metrics_of(workdir))
+    finish_ranks(start_ranks(2, "train.py", *options(workdir)))
+    assert_same_result(workdir, tmp_path / "whole")
+
+
+def test_all_ranks_stop_and_name_step_terms_lr_and_the_last_good_checkpoint(observed):
+    told = observed[2]["nonfinite"]
+    for rank, text in enumerate(told):
+        assert f"stopped before update 3, rank {rank}, lr " in text
+        assert "last good checkpoint step00000002" in text
+    assert "ce nan" in told[1] and "ce nan" not in told[0]
+    assert not observed[2]["nonfinite is done"]

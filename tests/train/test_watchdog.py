@@ -2,12 +2,10 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import ROOT, finish_ranks, start_ranks
-from vitkd_ds.train import watchdog
 
 HANGING = """
 import time
@@ -27,8 +25,8 @@ from vitkd_ds.train import signals, watchdog
 signals.listen()
 watchdog.STOPPING_LIMIT_S = 2
 watchdog.watch(limit_s=20)
-if {is_warm}:
-    watchdog.enter("step", 2)
+watchdog.enter("{before}", 2)
+watchdog.enter("step", 3)
 watchdog.enter("{phase}", 3)
 time.sleep(3)
 os.kill(os.getpid(), signal.{name})
@@ -36,14 +34,15 @@ time.sleep(1)
 print("a second later", flush=True)
 time.sleep(4)
 """
+WARM, COLD = {"before": "step"}, {"before": "save"}  # only another step is counted
 PROGRAMS = {
     "sleeping": HANGING.format(hang="time.sleep(60)"),
     "in the package": HANGING.format(hang="next(watchdog.each(map(time.sleep, [60]), 'data'))"),
     "holding the interpreter's lock": HANGING.format(hang="__import__('ctypes').PyDLL(None).sleep(60)"),
-    "in a step": ASKED.format(phase="step", name="SIGTERM", is_warm=True),
-    "in a save": ASKED.format(phase="save", name="SIGTERM", is_warm=True),
-    "with time left": ASKED.format(phase="step", name="SIGUSR1", is_warm=True),
-    "in the first step, which compiles": ASKED.format(phase="step", name="SIGTERM", is_warm=False),
+    "in a step": ASKED.format(phase="step", name="SIGTERM", **WARM),
+    "in a save": ASKED.format(phase="save", name="SIGTERM", **WARM),
+    "with time left": ASKED.format(phase="step", name="SIGUSR1", **WARM),
+    "in the first step, which compiles": ASKED.format(phase="step", name="SIGTERM", **COLD),
 }
 
 
@@ -74,17 +73,6 @@ def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(
     assert code == (where == "in a step") and "a second later" in out, "the clock starts with the signal"
     if code:
         assert "phase step, after 3 updates: no progress for" in err and "SIGTERM asked to stop" in err
-
-
-def test_each_micro_batch_starts_the_clock_and_only_another_step_is_counted(monkeypatch):
-    seconds = iter(range(10))
-    monkeypatch.setattr(watchdog, "_place", watchdog._Place())
-    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    found = []
-    for phase, step in (("build", None), ("step", 4), ("step", 4), ("step", 5), ("save", 6), ("step", 6)):
-        watchdog.enter(phase, step)
-        found.append((watchdog._place.since, watchdog._place.num_steps, watchdog._place.step))
-    assert found == [(0, 0, 0), (1, 1, 4), (2, 1, 4), (3, 2, 5), (4, 2, 6), (5, 3, 6)]
 
 
 WAITING = """

@@ -1,4 +1,4 @@
-"""What `make wheels` makes of this package decodes with the libraries it carries. FFCV's own wheel takes too long."""
+"""What is compiled of this package: its wheel (FFCV's own takes too long) decodes, and the fuzzer finds nothing."""
 
 import shutil
 import site
@@ -41,9 +41,8 @@ def test_the_wheel_decodes_in_a_fresh_environment_with_the_libraries_it_carries(
     source = tmp_path / "source"  # nothing is built in the checkout
     ignored = shutil.ignore_patterns(".*", "build", "runs", "*.so", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
-    run_command(
-        "sh", ROOT / ".ci" / "wheels", fresh_environment(tmp_path / "builds"), tmp_path / "dist", ".", cwd=source
-    )
+    builder = fresh_environment(tmp_path / "builds")
+    run_command("sh", ROOT / ".ci" / "wheels", builder, tmp_path / "dist", ".", cwd=source)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert "manylinux" in wheel.name
     python = fresh_environment(tmp_path / "uses")
@@ -51,3 +50,21 @@ def test_the_wheel_decodes_in_a_fresh_environment_with_the_libraries_it_carries(
     package, libraries = run_command(python, "-c", DECODE, cwd=tmp_path).stdout.splitlines()
     assert Path(package).is_relative_to(tmp_path / "uses")
     assert f"{tmp_path}/uses/" in libraries and "vitkd_ds.libs/libjpeg" in libraries
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="NOT FUZZED: there is no g++")
+def test_the_fuzzer_builds_and_finds_nothing_in_fifteen_seconds(tmp_path):
+    compiler = ["g++", "-std=c++17", "-fsanitize=address,undefined"]
+    (tmp_path / "empty.cpp").write_text("int main() {}")
+    done = run_command(*compiler, "empty.cpp", "-o", "empty", cwd=tmp_path, check=False)
+    if done.returncode:
+        pytest.skip(f"NOT FUZZED: the sanitizers' runtime is missing: {done.stderr[-200:]}")
+    corpus, program = tmp_path / "corpus", tmp_path / "decode_fuzz"
+    run_command("python", ROOT / "fuzz" / "corpus.py", corpus)
+    sources = [ROOT / "vitkd_ds" / "data" / "beton" / "csrc" / name for name in ("decode.cpp", "resize.cpp")]
+    options = ["-g", "-O1", "-fno-sanitize-recover=all", "-pthread"]
+    sources.append(ROOT / "fuzz" / "decode_fuzz.cpp")
+    run_command(*compiler, *options, "-o", program, *sources, "-ljpeg", "-lz")
+    done = run_command(program, corpus, "--seconds", "15")
+    assert "no finding" in done.stdout and "cases" in done.stdout
