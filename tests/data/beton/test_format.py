@@ -9,20 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitkd_ds.data.beton import format as beton_format
 from vitkd_ds.data.beton.ffcv import IntField, Reader, RGBImageField
-from vitkd_ds.data.beton.format import (
-    FIELD_DTYPE,
-    FIELDS,
-    HEADER_DTYPE,
-    METADATA_DTYPE,
-    METADATA_START,
-    beton_tables,
-    check_beton,
-    partial_path,
-    read_beton,
-    read_tables,
-)
+from vitkd_ds.data.beton.format import check_beton, partial_path, read_beton, read_tables
 from vitkd_ds.data.beton.side_file import side_path
+
+HEADER_DTYPE, METADATA_START = beton_format.HEADER_DTYPE, beton_format.METADATA_START
 
 
 @pytest.fixture
@@ -33,12 +25,6 @@ def copy(beton, tmp_path):
     return tmp_path / beton.name
 
 
-def test_tables_are_written_as_they_are_read(beton):
-    (_, images, labels), content = read_beton(beton), beton.read_bytes()
-    head, tail, end = beton_tables(images, labels)
-    assert content[: len(head)] == head and content[end:] == tail
-
-
 def test_a_whole_file_is_described_by_its_side_file(beton):
     info = check_beton(str(beton))
     assert info.path == beton and info.num_images == 22 and info.classes == ("a", "b")
@@ -47,20 +33,16 @@ def test_a_whole_file_is_described_by_its_side_file(beton):
     assert (info.max_resolution, info.short_side, info.passthrough, info.shuffled) == (500, 0, 0, False)
 
 
-def test_our_view_of_the_header_is_ffcvs():
+def test_our_view_of_the_header_and_the_tables_is_ffcvs(beton):
     from ffcv import types
 
-    assert HEADER_DTYPE == types.HeaderType and FIELD_DTYPE == types.FieldDescType
-    assert [type_id for _, type_id in FIELDS] == [
+    assert HEADER_DTYPE == types.HeaderType and beton_format.FIELD_DTYPE == types.FieldDescType
+    assert [type_id for _, type_id in beton_format.FIELDS] == [
         number for field in (RGBImageField, IntField) for number, kind in types.TYPE_ID_HANDLER.items() if kind is field
     ]
-
-
-def test_our_view_of_the_tables_is_ffcvs(beton):
     reader, tables = Reader(str(beton)), read_tables(beton)
-    assert reader.metadata.dtype.itemsize == METADATA_DTYPE.itemsize
-    ours = {"mode": "mode", "width": "width", "height": "height", "offset": "data_ptr"}
-    for key, theirs in ours.items():
+    assert reader.metadata.dtype.itemsize == beton_format.METADATA_DTYPE.itemsize
+    for key, theirs in {"mode": "mode", "width": "width", "height": "height", "offset": "data_ptr"}.items():
         assert tables.metadata[key].tolist() == reader.metadata["f0"][theirs].tolist()
     assert tables.metadata["label"].tolist() == reader.metadata["f1"].tolist()
     for key, theirs in (("sample", "sample_id"), ("offset", "ptr"), ("size", "size")):
@@ -70,7 +52,7 @@ def test_our_view_of_the_tables_is_ffcvs(beton):
     assert (tables.allocations["offset"] // reader.page_size == last // reader.page_size).all()
 
 
-def test_images_and_labels_are_found_without_ffcv(beton):
+def test_images_and_labels_are_found_without_ffcv_and_tables_are_written_as_they_are_read(beton):
     (_, images, labels), content = read_beton(beton), beton.read_bytes()
     assert labels.dtype == np.int64 and labels.tolist() == [0] * 11 + [1] * 11
     assert len(images) == 22 and images["has_crc"].all() and not images["checked"].any()
@@ -78,6 +60,8 @@ def test_images_and_labels_are_found_without_ffcv(beton):
         stored = content[image["offset"] : image["offset"] + image["size"]]
         assert zlib.crc32(stored) == image["crc32"]
         assert Image.open(io.BytesIO(stored)).size == (image["width"], image["height"])
+    head, tail, end = beton_format.beton_tables(images, labels)
+    assert content[: len(head)] == head and content[end:] == tail
 
 
 def test_a_file_that_is_still_written_is_refused(tmp_path):
@@ -150,6 +134,7 @@ def test_other_fields_are_refused(tmp_path, names):
 
 
 @pytest.mark.parametrize("change, message", [
+    *[(text, "must (be JSON|have format)") for text in ("", "[1]", "{", "7")],
     ({"bytes": 1}, "must be 1 bytes long by its side file"),
     ({"num_images": 3}, "must hold 3 images"),
     ({"format": 99}, "must have format 2"),
@@ -167,15 +152,10 @@ def test_other_fields_are_refused(tmp_path, names):
     ({"crc32s": "AAAAAA=="}, "must give the length and CRC32 of the 22 images"),
     ({"lengths": "AAAA" * 29 + "AA=="}, "must give the length and CRC32 of the 22 images"),
 ])  # fmt: skip
-def test_a_side_file_that_does_not_agree_is_refused(copy, change, message):
-    values = json.loads(side_path(copy).read_text()) | change
-    side_path(copy).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+def test_a_side_file_that_does_not_agree_or_is_no_json_object_is_refused(copy, change, message):
+    if isinstance(change, dict):
+        values = json.loads(side_path(copy).read_text()) | change
+        change = json.dumps({key: value for key, value in values.items() if value is not None})
+    side_path(copy).write_text(change)
     with pytest.raises(ValueError, match=message):
-        check_beton(copy)
-
-
-@pytest.mark.parametrize("text", ["", "[1]", "{", "7"])
-def test_a_side_file_that_is_no_json_object_is_refused(copy, text):
-    side_path(copy).write_text(text)
-    with pytest.raises(ValueError, match="must (be JSON|have format)"):
         check_beton(copy)
