@@ -5,15 +5,13 @@ import pytest
 
 from vitkd_ds.data.order import SAMPLE_DTYPE, quasi_random_order, random_order, rank_slice, val_share
 
-PAGE = 100
-
 
 def order_of(num_images, *, kind="random", seed=0, epoch=0, repeats=1, global_batch_size=12):
     key = dict(seed=seed, epoch=epoch, repeats=repeats, global_batch_size=global_batch_size)
     if kind == "random":
         return random_order(num_images, **key)
     offsets = 20 * np.arange(num_images, dtype=np.uint64)  # five images a page
-    return quasi_random_order(offsets, file_bytes=20 * num_images, page_bytes=PAGE, **key)
+    return quasi_random_order(offsets, file_bytes=20 * num_images, page_bytes=100, **key)
 
 
 def shares_of(samples, world_size, micro_batch_size):
