@@ -108,26 +108,23 @@ def write_idx(folder, num_images):
     return folder
 
 
-def test_idx_files_become_class_folders_and_missing_or_damaged_ones_are_refused(tmp_path):
+def test_idx_files_become_class_folders_and_the_archive_and_missing_or_damaged_ones_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="install Debian's dataset-fashion-mnist"):
         write_folders(tmp_path / "images", idx_dir=tmp_path)
     with gzip.open(tmp_path / "x.gz", "wb") as file:
         file.write(b"\0\0\x08\x01\0\0\0\x09abc")
     with pytest.raises(ValueError, match="must be an idx file"):
         read_idx(tmp_path / "x.gz")
-    idx_dir, dst = write_idx(tmp_path, 30), tmp_path / "images"
+    idx_dir, dst = write_idx(tmp_path, 200), tmp_path / "images"
     write_folders(dst, idx_dir=idx_dir)
     for split in ("train", "val"):
         assert sorted(p.name for p in (dst / split).iterdir()) == sorted(CLASSES)
-    assert len(list((dst / "train").rglob("*.png"))) == 30
+    assert len(list((dst / "train").rglob("*.png"))) == 200
     assert np.array(Image.open(dst / "val" / CLASSES[4] / "00014.png")).tolist() == [[14] * 2] * 2
     with pytest.raises(OSError, match="File exists"):
         write_folders(dst, idx_dir=idx_dir)
-
-
-def test_the_archive_has_the_same_bytes_each_time_and_a_fixed_choice_of_images(tmp_path, monkeypatch):
+    # The archive has the same bytes each time, and a fixed choice of the images.
     monkeypatch.setattr("benchmarks.fashion_mnist.PER_CLASS", {"train": 6, "val": 2})
-    idx_dir = write_idx(tmp_path, 200)
     for name in ("one.zip", "two.zip"):
         write_archive(tmp_path / name, idx_dir=idx_dir)
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()

@@ -58,6 +58,10 @@ def test_targets_sum_to_one_the_input_is_not_altered_and_its_memory_format_is_ke
         torch.testing.assert_close(targets.sum(1), torch.ones(B))
         assert (targets >= 0).all() and torch.equal(images, before.to(dtype))
         assert mixed.is_contiguous(memory_format=torch.channels_last)
+    # A micro-batch of one is mixed with itself.
+    mixed, targets = run(before[:1], labels[:1], keyed_rng(0), mixup=mixup, cutmix=cutmix, mode=mode)
+    torch.testing.assert_close(mixed, before[:1].float())
+    torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))
 
 
 def test_the_cutmix_box_stays_in_the_image_down_to_one_pixel():
@@ -100,15 +104,6 @@ def test_element_mode_draws_lam_from_beta_and_boxes_of_that_area():
                      num_classes=250, label_smoothing=0)  # fmt: skip
     lam = targets.diagonal().numpy()
     assert abs(lam.mean() - 0.5) < 0.08 and abs(lam.var() - 0.25 / 2.6) < 0.02  # Beta's variance: 1 / (4 (2 alpha + 1))
-
-
-@pytest.mark.parametrize("mode", ["batch", "element"])
-def test_a_micro_batch_of_one_is_mixed_with_itself(mode):
-    images, labels = micro_batch()
-    for alphas in ({"mixup": 0.8}, {"cutmix": 1.0}):
-        mixed, targets = run(images[:1], labels[:1], keyed_rng(0), mode=mode, **alphas)
-        torch.testing.assert_close(mixed, images[:1].float())
-        torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))
 
 
 class Mirrored(np.random.Generator):

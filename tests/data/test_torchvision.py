@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -31,16 +32,13 @@ def assert_both_give_the_same(path, other, **options):
     assert same(*(epoch_of(another(each, **options)) for each in data))
 
 
-@pytest.mark.parametrize("mode", ["raw", "jpg"])
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_both_backends_give_the_same_bits_from_a_beton(packed, mode, split):
-    assert_both_give_the_same(packed[1][mode], packed[1][mode], split=split)
-
-
-def test_a_folder_gives_the_bits_of_its_packed_pixels_with_augmentation_at_any_rank(packed):
+def test_both_backends_give_the_same_bits_from_a_beton_and_from_its_folder_with_augmentation_at_any_rank(packed):
+    src, betons = packed
+    for mode, split in product(("raw", "jpg"), ("train", "val")):
+        assert_both_give_the_same(betons[mode], betons[mode], split=split)
     augment = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
     for rank in (0, 1):
-        assert_both_give_the_same(packed[1]["raw"], packed[0], augment=augment, rank=rank, world_size=2)
+        assert_both_give_the_same(betons["raw"], src, augment=augment, rank=rank, world_size=2)
 
 
 def test_a_file_that_cannot_be_decoded_is_named_or_skipped_also_where_pillow_shows_something(tmp_path):
@@ -52,7 +50,8 @@ def test_a_file_that_cannot_be_decoded_is_named_or_skipped_also_where_pillow_sho
     assert [status.tolist() for _, status in loader._images.decoded(loader._val_samples()[0])][-1] == [0, 0, 1]
     (src / "b" / "zz.jpg").unlink()
     (src / "a" / "002.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="image 1 .class 'a'. cannot be decoded: .*002.png: ValueError: it is no image"):
+    found = r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is no image"
+    with pytest.raises(ValueError, match=found):
         epoch_of(another(config(src, backend="torchvision")))
     loader = another(config(src, backend="torchvision", on_bad="skip"))
     assert len(torch.cat(epoch_of(loader)[1])) == 8 and loader.num_skipped == 1
@@ -66,7 +65,8 @@ def test_a_killed_process_is_an_error_that_names_file_and_images(packed):
     for process in multiprocessing.active_children():
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    with pytest.raises(RuntimeError, match=r"decode '.*images' must live, .* images \d+, \d+ were waited .*workers"):
+    found = r"decode '.*images' must live, .* images \d+, \d+ were waited .*num_workers"
+    with pytest.raises(RuntimeError, match=found):
         list(micro_batches)
     assert signal.getsignal(signal.SIGCHLD) == before
 

@@ -81,7 +81,8 @@ def test_the_shorter_side_is_scaled_down_by_pillow_and_never_up():
 def test_plain_and_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason():
     grey, photo = (file_of(Image.fromarray(pixels), "JPEG") for pixels in (GREY, PHOTO))
     assert encode(grey, passthrough(), number=0).content == grey
-    for options in ({}, {"progressive": True}, {"quality": 100, "subsampling": 0}, {"keep_rgb": True}, {"exif": TURNED}):
+    fine = {"quality": 100, "subsampling": 0}
+    for options in ({}, {"progressive": True}, fine, {"keep_rgb": True}, {"exif": TURNED}):
         content = file_of(Image.fromarray(PHOTO), "JPEG", **options)
         stored = encode(content, passthrough(), number=0)
         assert (stored.content, stored.origin) == (content, ORIGINAL)

@@ -123,14 +123,6 @@ def test_more_images_than_fit_into_a_page_lie_in_several(tmp_path):
     assert (first // 2**23 == last // 2**23).all() and len(set((first // 2**23).tolist())) == 3
 
 
-def test_a_folder_without_ffcv_can_open_a_beton(tmp_path):
-    beton = pack(write_images(tmp_path / "images", 22), tmp_path / "mixed.beton", workers=1).path
-    code = "import sys; from vitkd_ds.data.beton.format import read_beton; _, images, labels = read_beton(sys.argv[1])"
-    code += "; print(len(images), labels.sum()); sys.exit('ffcv' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, beton], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "22 11\n"), done.stderr
-
-
 def test_the_command_line_takes_every_option(tmp_path):
     src, dst = write_images(tmp_path / "images", 4, ending="jpg"), tmp_path / "x.beton"
     options = ["--passthrough", "--short_side=20", "--shuffle", "--quality", "80", "--workers", "1", "--skip_bad"]

@@ -27,23 +27,19 @@ def keys(count, epoch=0):
     return image_keys(np.arange(count), np.zeros(count, np.int64), seed=5, epoch=epoch)
 
 
-def one_by_one(images, layers):
-    """The same layers by the libraries' own functions, image by image."""
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_equals_the_libraries_with_the_same_draws(name):
+    images, augmenter = micro_batch(40, 56, copies=32), Augmenter(RECIPES[name])
+    ours = augmenter(images, keys(128))
+    layers = augmenter.layers(keys(128))
 
-    def augment(image, i):
+    def by_the_libraries(image, i):
         for layer in layers:
             if layer.op_B[i] != NO_OP:
                 image = by_timm(OPS[layer.op_B[i]], image, float(layer.argument_B[i]), bool(layer.is_cubic_B[i]))
         return image
 
-    return in_pillow(images.permute(0, 2, 3, 1), augment).permute(0, 3, 1, 2)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_each_recipe_equals_the_libraries_with_the_same_draws(name):
-    images, augmenter = micro_batch(40, 56, copies=32), Augmenter(RECIPES[name])
-    ours = augmenter(images, keys(128))
-    theirs = one_by_one(images, augmenter.layers(keys(128)))
+    theirs = in_pillow(images.permute(0, 2, 3, 1), by_the_libraries).permute(0, 3, 1, 2)
     if "rand" not in name:
         assert torch.equal(ours, theirs)
         return

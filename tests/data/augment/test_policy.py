@@ -1,6 +1,7 @@
 """What is drawn: notation, levels and distributions against timm, and that no two purposes share a draw."""
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,13 @@ def test_the_recipes_notation_is_read_as_timm_reads_it_without_torch():
     assert "torch" not in source.partition('"""\n\n')[2].partition("MAX_LAYERS")[0]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["rand-", "aug-m9", "rand-w0", "rand-tweights", "rand-m9-x1", "rand-m9.5", "rand-m", "rand-m-9", "rand-m9-m8", "",
-     "rand-n0", "rand-n99", "rand-p1.5", "rand-mstd101", "rand-inc2", "rand-mmax0", "rand-mstdinf", "rand-m9-", "RAND"],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "rand-", "aug-m9", "rand-w0", "rand-tweights", "rand-m9-x1", "rand-m9.5", "rand-m", "rand-m-9", "rand-m9-m8", "",
+    "rand-n0", "rand-n99", "rand-p1.5", "rand-mstd101", "rand-inc2", "rand-mmax0", "rand-mstdinf", "rand-m9-", "RAND",
+])  # fmt: skip
 def test_what_the_notation_does_not_know_is_refused_by_name(text):
-    with pytest.raises(ValueError, match="augment.rand_augment") as error:
+    with pytest.raises(ValueError, match=f"augment.rand_augment.*{re.escape(repr(text))}"):
         parse_rand_augment(text)
-    assert repr(text) in str(error.value)
 
 
 @pytest.mark.parametrize("is_negative", [False, True])

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -62,6 +64,9 @@ def test_images_and_labels_are_found_without_ffcv_and_tables_are_written_as_they
         assert Image.open(io.BytesIO(stored)).size == (image["width"], image["height"])
     head, tail, end = beton_format.beton_tables(images, labels)
     assert content[: len(head)] == head and content[end:] == tail
+    code = "import sys; from vitkd_ds.data.beton.format import read_beton; read_beton(sys.argv[1])"
+    code += "; sys.exit('ffcv' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, beton], check=True, timeout=60)
 
 
 def test_a_file_that_is_still_written_is_refused(tmp_path):
