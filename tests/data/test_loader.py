@@ -46,14 +46,6 @@ def same(first, second):
     return len(first) == len(second) and all(map(same, first, second))
 
 
-def test_a_micro_batch_is_uint8_channels_last_with_int64_labels(train):
-    images, labels = epoch_of(train)
-    assert train.steps_per_epoch == 5 and train.num_batches == len(images) == 10
-    assert images[0].shape == (2, 3, SIZE, SIZE) and images[0].dtype == torch.uint8
-    assert images[0].is_contiguous(memory_format=torch.channels_last)
-    assert labels[0].shape == (2,) and labels[0].dtype == torch.int64
-
-
 def test_more_threads_and_ranks_and_a_device_by_name_give_the_bits_of_one_and_so_does_a_resumed_epoch(beton, train):
     two = another(config(beton, num_workers=2), device="cpu")
     for epoch in (0, 1):
@@ -74,11 +66,16 @@ def test_epochs_and_neighbouring_seeds_differ_in_pixels_and_two_epochs_may_be_op
         assert same([pair[epoch][0] for pair in pairs], epoch_of(train, epoch)[0])
 
 
-def test_micro_batches_are_copies_in_memory_that_is_used_again_when_nothing_of_them_is_held(train):
+def test_micro_batches_are_uint8_copies_in_memory_that_is_used_again_when_nothing_of_them_is_held(train):
     kept = [(images[:, :, :2], images[:, :, :2].clone()) for images, _ in train.epoch(0)]
     addresses = [images.data_ptr() for images, _ in train.epoch(0)]
     assert len(set(addresses)) < len(addresses) == len({corner.data_ptr() for corner, _ in kept})
     assert all(torch.equal(corner, copy) for corner, copy in kept)
+    images, labels = epoch_of(train)
+    assert train.steps_per_epoch == 5 and train.num_batches == len(images) == 10
+    assert images[0].shape == (2, 3, SIZE, SIZE) and images[0].dtype == torch.uint8
+    assert images[0].is_contiguous(memory_format=torch.channels_last)
+    assert labels[0].shape == (2,) and labels[0].dtype == torch.int64
 
 
 def rows_of(loader, epoch=0):

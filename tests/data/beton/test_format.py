@@ -69,15 +69,6 @@ def test_images_and_labels_are_found_without_ffcv_and_tables_are_written_as_they
     subprocess.run([sys.executable, "-c", code, beton], check=True, timeout=60)
 
 
-def test_a_file_that_is_still_written_is_refused(tmp_path):
-    path = tmp_path / "x.beton"
-    partial_path(path).write_bytes(b"")
-    with pytest.raises(ValueError, match="still being packed, or its packing was interrupted"):
-        check_beton(path)
-    with pytest.raises(ValueError, match="must be a finished .beton"):
-        check_beton(partial_path(path))
-
-
 def flipped(content, position):
     return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
@@ -116,10 +107,14 @@ def test_a_file_that_is_damaged_cut_short_or_no_beton_is_refused(copy, damage, m
         check_beton(copy)
 
 
-def test_a_missing_file_a_folder_and_a_missing_side_file_are_refused(tmp_path, copy):
+def test_a_missing_or_unfinished_file_a_folder_and_a_missing_side_file_are_refused(tmp_path, copy):
     side_path(copy).unlink()
+    partial = partial_path(tmp_path / "new.beton")
+    partial.write_bytes(b"")
     for path, message in [
         (tmp_path / "no.beton", "does not exist"), (tmp_path, "is a folder"), (copy, "must have its side file"),
+        (tmp_path / "new.beton", "still being packed, or its packing was interrupted"),
+        (partial, "must be a finished .beton"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             check_beton(path)
