@@ -92,10 +92,8 @@ def random_row(rng, height, width, size):
     box = rng.integers(1, (height + 1, width + 1))
     corner = rng.integers(0, np.array([height, width]) - box + 1)
     more = rng.integers(0, 40, 2) * rng.integers(0, 2)
-    return crop_row(
-        box=(*corner, *box), resized=size + more, window=rng.integers(0, more + 1),
-        flip=rng.integers(0, 2), filter=rng.integers(0, 2),
-    )  # fmt: skip
+    options = {"window": rng.integers(0, more + 1), "flip": rng.integers(0, 2), "filter": rng.integers(0, 2)}
+    return crop_row(box=(*corner, *box), resized=size + more, **options)
 
 
 @pytest.mark.parametrize("make", [photo, lambda h, w: photo(h, w) // 128 * 255], ids=["photo", "clipping"])
