@@ -75,24 +75,21 @@ def test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts(path, cap
     assert (skipped_images[~untouched] != images[~untouched]).any() and skipped_images[~untouched].any()
 
 
-def test_skip_in_validation_leaves_the_image_out(path):
+def test_skip_leaves_the_image_out_in_validation_and_gives_up_when_nothing_decodes(path):
     overwrite(path, 3, bytes(40), at=200)
     loader = build_loader(config(path, on_bad="skip"), split="val", micro_batch_size=4)
     labels = torch.cat(epoch_of(loader)[1])
     assert labels.tolist() == [0, 0, 0, PADDING_LABEL, 1, 1, 1, 1] and loader.num_skipped == 1
-
-
-def test_a_file_cut_short_while_it_is_open_ends_the_run_also_where_images_are_skipped(path):
-    loaders = [build_loader(config(path, on_bad=on_bad), split="train", micro_batch_size=4)
-               for on_bad in ("stop", "skip")]  # fmt: skip
-    os.truncate(path, int(read_beton(path)[1]["offset"][5]) + 10)
-    for loader in loaders:
-        with pytest.raises(ValueError, match="must be read, but image .* cannot be read whole"):
-            epoch_of(loader)
-
-
-def test_skip_gives_up_when_nothing_decodes(path):
     for index in range(8):
         overwrite(path, index, bytes(40), at=200)
     with pytest.raises(ValueError, match="of the 100 images after image .* must decode, found none"):
         epoch_of(build_loader(config(path, on_bad="skip"), split="train", micro_batch_size=4))
+
+
+def test_a_file_cut_short_while_it_is_open_ends_the_run_also_where_images_are_skipped(path):
+    data = [config(path, on_bad=on_bad) for on_bad in ("stop", "skip")]
+    loaders = [build_loader(each, split="train", micro_batch_size=4) for each in data]
+    os.truncate(path, int(read_beton(path)[1]["offset"][5]) + 10)
+    for loader in loaders:
+        with pytest.raises(ValueError, match="must be read, but image .* cannot be read whole"):
+            epoch_of(loader)

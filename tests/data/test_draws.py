@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vitkd_ds.data.draws import image_keys, normal, uniform
+from vitkd_ds.data.draws import image_keys, keyed_rng, normal, uniform
 
 INDICES = np.arange(20000)
 
@@ -11,9 +11,11 @@ def keys(*, seed=0, epoch=0, repeat=0):
     return image_keys(INDICES, np.full(len(INDICES), repeat), seed=seed, epoch=epoch)
 
 
-def test_keys_are_all_different():
+def test_keys_are_all_different_and_the_whole_key_decides_what_a_generator_draws():
     every = [keys(seed=s, epoch=e, repeat=r) for s in (7, 8) for e in (0, 1) for r in (0, 1)]
     assert len(set(np.concatenate(every).tolist())) == 8 * len(INDICES)
+    draws = [keyed_rng(*key).random() for key in [(8, 0), (7, 1), (8,), (8, 0, 0), (0, 8)]]
+    assert len(set(draws)) == 5 and keyed_rng(8, 0).random() == draws[0]
 
 
 def test_draws_are_uniform_and_normal():
@@ -30,7 +32,4 @@ def test_draws_of_other_numbers_images_and_epochs_are_uncorrelated():
     others = [uniform(keys(), 1), uniform(keys(), 1 << 10), uniform(keys(epoch=1), 0), uniform(keys(seed=1), 0)]
     for other in [*others, uniform(keys(repeat=1), 0), np.roll(base, 1)]:
         assert abs(np.corrcoef(base, other)[0, 1]) < 0.03
-
-
-def test_a_draw_does_not_depend_on_the_other_images():
     np.testing.assert_array_equal(uniform(keys()[17:18], 3), uniform(keys(), 3)[17:18])

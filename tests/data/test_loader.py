@@ -46,48 +46,36 @@ def same(first, second):
     return len(first) == len(second) and all(map(same, first, second))
 
 
-def test_a_micro_batch_is_uint8_channels_last_with_int64_labels(train):
-    images, labels = epoch_of(train)
-    assert train.steps_per_epoch == 5 and train.num_batches == len(images) == 10
-    assert images[0].shape == (2, 3, SIZE, SIZE) and images[0].dtype == torch.uint8
-    assert images[0].is_contiguous(memory_format=torch.channels_last)
-    assert labels[0].shape == (2,) and labels[0].dtype == torch.int64
-
-
-def test_two_decoding_threads_and_a_device_by_name_give_the_bits_of_one(beton, train):
+def test_more_threads_and_ranks_and_a_device_by_name_give_the_bits_of_one_and_so_does_a_resumed_epoch(beton, train):
     two = another(config(beton, num_workers=2), device="cpu")
     for epoch in (0, 1):
         assert same(epoch_of(train, epoch), epoch_of(two, epoch))
-
-
-@pytest.mark.parametrize("start_step", [1, 4, 5])
-def test_a_resumed_epoch_equals_the_rest_of_an_uninterrupted_one(train, start_step):
-    assert same([part[2 * start_step :] for part in epoch_of(train, 3)], epoch_of(train, 3, start_step=start_step))
-
-
-def test_two_ranks_decode_the_micro_batches_of_one(beton, train):
     for rank in (0, 1):
         of_rank = epoch_of(another(config(beton), rank=rank, world_size=2), 1)
         assert same([part[rank::2] for part in epoch_of(train, 1)], of_rank)
+    for start_step in (1, 4, 5):
+        assert same([part[2 * start_step :] for part in epoch_of(train, 3)], epoch_of(train, 3, start_step=start_step))
 
 
-def test_epochs_and_neighbouring_seeds_differ_in_pixels(beton, train):
+def test_epochs_and_neighbouring_seeds_differ_in_pixels_and_two_epochs_may_be_open_at_once(beton, train):
     base = torch.cat(epoch_of(another(config(beton), seed=7), 1)[0])
     for seed, epoch in [(7, 0), (7, 2), (8, 0), (8, 1)]:
         assert not torch.equal(base, torch.cat(epoch_of(another(config(beton), seed=seed), epoch)[0]))
-
-
-def test_two_epochs_may_be_open_at_once(train):
     pairs = list(zip(train.epoch(0), train.epoch(1), strict=True))
     for epoch in (0, 1):
         assert same([pair[epoch][0] for pair in pairs], epoch_of(train, epoch)[0])
 
 
-def test_micro_batches_are_copies_in_memory_that_is_used_again_when_nothing_of_them_is_held(train):
+def test_micro_batches_are_uint8_copies_in_memory_that_is_used_again_when_nothing_of_them_is_held(train):
     kept = [(images[:, :, :2], images[:, :, :2].clone()) for images, _ in train.epoch(0)]
     addresses = [images.data_ptr() for images, _ in train.epoch(0)]
     assert len(set(addresses)) < len(addresses) == len({corner.data_ptr() for corner, _ in kept})
     assert all(torch.equal(corner, copy) for corner, copy in kept)
+    images, labels = epoch_of(train)
+    assert train.steps_per_epoch == 5 and train.num_batches == len(images) == 10
+    assert images[0].shape == (2, 3, SIZE, SIZE) and images[0].dtype == torch.uint8
+    assert images[0].is_contiguous(memory_format=torch.channels_last)
+    assert labels[0].shape == (2,) and labels[0].dtype == torch.int64
 
 
 def rows_of(loader, epoch=0):
@@ -106,7 +94,7 @@ def test_pixels_are_those_of_the_crop_resized_and_flipped_by_pillow(tmp_path, wr
     assert 0 < rows["flip"].sum() < 10
     for row, label, image_CHW in zip(rows, labels, images, strict=True):
         assert label == (files[row["index"]].parent.name == "b")
-        top, left, height, width = (int(row[name]) for name in ("top", "left", "height", "width"))
+        top, left, height, width = row[["top", "left", "height", "width"]].item()
         crop = Image.open(files[row["index"]]).crop((left, top, left + width, top + height))
         expected = np.array(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC))[:, :: -1 if row["flip"] else 1]
         difference = image_CHW.permute(1, 2, 0).numpy().astype(int) - expected
@@ -132,19 +120,16 @@ def test_validation_sees_each_image_exactly_once_at_any_number_of_ranks(beton, n
 
 def test_augmentation_follows_the_image_and_not_its_micro_batch(beton):
     augment = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.3, random_erasing=0.5)
-    data = config(beton)
-    plain, augmented = (torch.cat(epoch_of(another(data, augment=a, micro_batch_size=4))[0]) for a in (None, augment))
+    data, both = config(beton), (None, augment)
+    plain, augmented = (torch.cat(epoch_of(another(data, augment=a, micro_batch_size=4))[0]) for a in both)
     assert (plain != augmented).flatten(1).any(1).float().mean() > 0.7
     ranks = [epoch_of(another(data, augment=augment, rank=rank, world_size=2))[0] for rank in (0, 1)]
-    dealt = torch.cat([images for pair in zip(*ranks, strict=True) for images in pair])
-    assert torch.equal(augmented, dealt)
-    val = [epoch_of(another(data, split="val", augment=a))[0] for a in (None, augment)]
-    assert same(*val)
+    assert torch.equal(augmented, torch.cat([images for pair in zip(*ranks, strict=True) for images in pair]))
+    assert same(*(epoch_of(another(data, split="val", augment=a))[0] for a in both))
 
 
 def test_repeated_augmentation_shows_an_image_again_with_another_crop(beton):
-    loader = another(config(beton), augment=AugmentConfig(repeats=2))
-    rows = rows_of(loader)
+    rows = rows_of(another(config(beton), augment=AugmentConfig(repeats=2)))
     twice = [rows[rows["index"] == i] for i in set(rows["index"])]
     assert len(twice) == 10 and all(pair["repeat"].tolist() == [0, 1] for pair in twice)
     assert len({tuple(row)[2:8] for pair in twice for row in pair}) == 20
@@ -208,26 +193,18 @@ def test_an_epoch_that_is_collected_in_its_own_decoding_thread_ends(train, monke
     assert threading.active_count() == threads, threading.enumerate()
 
 
-def test_torchs_thread_number_is_left_alone(beton, train):
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
+@pytest.mark.parametrize("is_enabled", [False, True])
+def test_torchs_thread_number_and_ffcvs_compiler_are_left_as_they_were(beton, train, is_enabled):
+    num_threads, was_enabled = torch.get_num_threads(), Compiler.is_enabled
+    torch.set_num_threads(num_threads + 1)
+    Compiler.set_enabled(is_enabled)
     try:
         epoch_of(train)
         build_loader(config(beton), split="val", micro_batch_size=2)
-        assert torch.get_num_threads() == before + 1
+        assert torch.get_num_threads() == num_threads + 1 and Compiler.is_enabled == is_enabled
     finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("is_enabled", [False, True])
-def test_ffcvs_compiler_is_left_as_it_was(beton, is_enabled):
-    before = Compiler.is_enabled
-    Compiler.set_enabled(is_enabled)
-    try:
-        build_loader(config(beton), split="val", micro_batch_size=2)
-        assert Compiler.is_enabled == is_enabled
-    finally:
-        Compiler.set_enabled(before)
+        torch.set_num_threads(num_threads)
+        Compiler.set_enabled(was_enabled)
 
 
 def test_what_cannot_work_is_refused_before_the_first_step(beton, train):

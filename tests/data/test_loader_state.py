@@ -1,5 +1,7 @@
 """state_dict: the very next image on the same or another world size; the quasi-random order through the loader."""
 
+from contextlib import closing
+
 import pytest
 import torch
 
@@ -55,12 +57,11 @@ def test_another_number_of_ranks_sees_each_image_of_the_epoch_once(shuffled, ord
 
 def test_a_state_after_the_last_micro_batch_is_the_beginning_of_the_next_epoch(shuffled):
     first, second = loader_of(shuffled), loader_of(shuffled)
-    micro_batches = iter(first)
-    for _ in range(first.num_batches):
-        next(micro_batches)
-    state = first.state_dict()
+    with closing(iter(first)) as micro_batches:
+        for _ in range(first.num_batches):
+            next(micro_batches)
+        state = first.state_dict()
     assert (state["epoch"], state["images"]) == (1, 0)
-    micro_batches.close()
     for of_old_time in (state, state | {"epoch": 0, "images": 48}):
         second.load_state_dict(of_old_time)
         assert same([images for images, _ in second], [images for images, _ in first.epoch(1)])
@@ -90,29 +91,25 @@ def test_iterating_over_a_validation_loader_gives_each_image_once_each_time(shuf
 
 
 def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path):
-    state = loader_of(shuffled).state_dict()
-    for other, message in [
-        (loader_of(shuffled, seed=1), "loader's seed must be .* found 1 and 0"),
-        (loader_of(shuffled, global_batch_size=24), "global_batch_size must be .* found 24 and 12"),
-        (loader_of(beton), "num_images must be .* found 22 and 50"),
-        (loader_of(shuffled, order="quasi_random"), "order must be .* found quasi_random and random"),
-        (loader_of(shuffled, augment=AugmentConfig(repeats=3)), "repeats must be .* found 3 and 1"),
-        (loader_of(write_beton(tmp_path, 50)), "fingerprint must be"),
+    loader = loader_of(shuffled)
+    state = loader.state_dict()
+    for other, wrong, message in [
+        (loader_of(shuffled, seed=1), state, "loader's seed must be .* found 1 and 0"),
+        (loader_of(shuffled, global_batch_size=24), state, "global_batch_size must be .* found 24 and 12"),
+        (loader_of(beton), state, "num_images must be .* found 22 and 50"),
+        (loader_of(shuffled, order="quasi_random"), state, "order must be .* found quasi_random and random"),
+        (loader_of(shuffled, augment=AugmentConfig(repeats=3)), state, "repeats must be .* found 3 and 1"),
+        (loader_of(write_beton(tmp_path, 50)), state, "fingerprint must be"),
+        (loader_of(shuffled, micro_batch_size=12), state | {"images": 2}, "the 46 images left .* found 12 x 1"),
+        (loader, state | {"images": -4}, "found image -4 of epoch 0"),
+        (loader, state | {"images": 1000}, "an epoch of 48 images, found image 1000"),
+        (loader, state | {"epoch": -1}, "epoch -1"),
+        (loader, state | {"epoch": "1"}, "epoch must be a whole number, found '1'"),
+        (loader, state | {"images": 2.0}, "images must be a whole number, found 2.0"),
+        (loader, state | {"images": None}, "images must be a whole number, found None"),
+        (loader, {"epoch": 0}, "must come from its state_dict"),
     ]:
         with pytest.raises(ValueError, match=message):
-            other.load_state_dict(state)
-    with pytest.raises(ValueError, match="the 46 images left .* found 12 x 1"):
-        loader_of(shuffled, micro_batch_size=12).load_state_dict(state | {"images": 2})
-    for wrong, message in [
-        (state | {"images": -4}, "found image -4 of epoch 0"),
-        (state | {"images": 1000}, "an epoch of 48 images, found image 1000"),
-        (state | {"epoch": -1}, "epoch -1"),
-        (state | {"epoch": "1"}, "epoch must be a whole number, found '1'"),
-        (state | {"images": 2.0}, "images must be a whole number, found 2.0"),
-        (state | {"images": None}, "images must be a whole number, found None"),
-        ({"epoch": 0}, "must come from its state_dict"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            loader_of(shuffled).load_state_dict(wrong)
+            other.load_state_dict(wrong)
     with pytest.raises(ValueError, match="only a training loader has a state"):
         loader_of(shuffled, split="val").state_dict()

@@ -24,27 +24,24 @@ def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0, mode="batc
     return mix(images, labels, num_classes=K, label_smoothing=smoothing, rng=rng, **alphas)
 
 
-def test_with_both_off_images_keep_their_values_and_targets_are_smoothed():
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_with_both_off_images_keep_their_values_and_targets_are_smoothed_as_by_timm(smoothing):
     images, labels = micro_batch()
-    mixed, targets = run(images, labels, keyed_rng(0), smoothing=0.1)
+    mixed, targets = run(images, labels, keyed_rng(0), smoothing=smoothing)
     assert mixed.dtype == torch.float32 and torch.equal(mixed, images.float())
-    assert torch.equal(targets, smooth_targets(labels, num_classes=K, label_smoothing=0.1))
+    assert torch.equal(targets, smooth_targets(labels, num_classes=K, label_smoothing=smoothing))
+    torch.testing.assert_close(targets, timm_mixup.mixup_target(labels, K, smoothing=smoothing))
 
 
-def test_mixing_is_a_function_of_the_generator():
+def test_mixing_is_a_function_of_the_generator_with_the_numbers_that_were_noted_down():
     images, labels = micro_batch()
-    first, again, other = (run(images, labels, keyed_rng(s), mixup=0.8, cutmix=1.0, smoothing=0.1) for s in (3, 3, 4))
+    first, again, other = (run(images, labels, keyed_rng(s), mixup=0.8, cutmix=1.0, smoothing=0.1) for s in (7, 7, 4))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[1], other[1])
-
-
-def test_both_on_draws_each_at_about_even_odds():
-    images, labels = micro_batch()
-    cut = 0
-    for seed in range(300):
-        mixed, _ = run(images, labels, keyed_rng(seed), mixup=0.8, cutmix=1.0)
-        cut += bool((mixed == mixed.round()).all())
-    assert 110 < cut < 190
+    assert float(first[0].double().sum()) == pytest.approx(216275.998, abs=0.1)
+    np.testing.assert_allclose(first[1][0], [0.02, 0.02, 0.1229, 0.02, 0.8171], atol=1e-4)
+    mixed = [run(images, labels, keyed_rng(seed), mixup=0.8, cutmix=1.0)[0] for seed in range(300)]
+    assert 110 < sum(torch.equal(values, values.round()) for values in mixed) < 190  # CutMix keeps whole levels
 
 
 @pytest.mark.parametrize("mode", ["batch", "element"])
@@ -57,21 +54,17 @@ def test_targets_sum_to_one_the_input_is_not_altered_and_its_memory_format_is_ke
         torch.testing.assert_close(targets.sum(1), torch.ones(B))
         assert (targets >= 0).all() and torch.equal(images, before.to(dtype))
         assert mixed.is_contiguous(memory_format=torch.channels_last)
+    # A micro-batch of one is mixed with itself.
+    mixed, targets = run(before[:1], labels[:1], keyed_rng(0), mixup=mixup, cutmix=cutmix, mode=mode)
+    torch.testing.assert_close(mixed, before[:1].float())
+    torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))
 
 
 def test_the_cutmix_box_stays_in_the_image_down_to_one_pixel():
-    for seed in range(200):
-        rng = keyed_rng(seed)
-        for height, width in [(1, 1), (1, 9), (7, 5)]:
-            top, bottom, left, right = cutmix_box(height, width, rng.random(), rng)
-            assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
-
-
-def test_batch_mode_gives_the_numbers_that_were_noted_down():
-    images, labels = micro_batch()
-    mixed, targets = run(images, labels, keyed_rng(7), mixup=0.8, cutmix=1.0, smoothing=0.1)
-    assert float(mixed.double().sum()) == pytest.approx(216275.998, abs=0.1)
-    np.testing.assert_allclose(targets[0], [0.02, 0.02, 0.1229, 0.02, 0.8171], atol=1e-4)
+    for seed, (height, width) in product(range(200), [(1, 1), (1, 9), (7, 5)]):
+        rng = keyed_rng(seed, height, width)
+        top, bottom, left, right = cutmix_box(height, width, rng.random(), rng)
+        assert 0 <= top <= bottom <= height and 0 <= left <= right <= width
 
 
 def black_and_white(num_images):
@@ -103,19 +96,10 @@ def test_element_mode_mixes_each_target_as_its_pixels(mixup, cutmix):
 
 def test_element_mode_draws_lam_from_beta_and_boxes_of_that_area():
     images, labels = black_and_white(250)
-    kwargs = {"num_classes": 250, "label_smoothing": 0, "mix_mode": "element", "cutmix_alpha": 0}
-    _, targets = mix(images, labels, mixup_alpha=0.8, rng=keyed_rng(1), **kwargs)
+    _, targets = mix(images, labels, mixup_alpha=0.8, cutmix_alpha=0, rng=keyed_rng(1), mix_mode="element",
+                     num_classes=250, label_smoothing=0)  # fmt: skip
     lam = targets.diagonal().numpy()
     assert abs(lam.mean() - 0.5) < 0.08 and abs(lam.var() - 0.25 / 2.6) < 0.02  # Beta's variance: 1 / (4 (2 alpha + 1))
-
-
-@pytest.mark.parametrize("mode", ["batch", "element"])
-def test_a_micro_batch_of_one_is_mixed_with_itself(mode):
-    images, labels = micro_batch()
-    for alphas in ({"mixup": 0.8}, {"cutmix": 1.0}):
-        mixed, targets = run(images[:1], labels[:1], keyed_rng(0), mode=mode, **alphas)
-        torch.testing.assert_close(mixed, images[:1].float())
-        torch.testing.assert_close(targets, smooth_targets(labels[:1], num_classes=K, label_smoothing=0))
 
 
 class Mirrored(np.random.Generator):
@@ -145,10 +129,3 @@ def test_a_micro_batch_is_mixed_as_by_timm(mode, mixup, cutmix, seed, monkeypatc
     monkeypatch.setattr(timm_mixup, "rand_bbox", lambda *_, **__: next(boxes))
     for mine, other, atol in zip(ours, theirs(images.float().contiguous(), labels), (1e-4, 1e-6)):
         torch.testing.assert_close(mine, other, rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-def test_smoothing_is_timms(smoothing):
-    labels = torch.arange(K)
-    theirs = timm_mixup.mixup_target(labels, K, smoothing=smoothing)
-    torch.testing.assert_close(smooth_targets(labels, num_classes=K, label_smoothing=smoothing), theirs)

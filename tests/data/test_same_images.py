@@ -1,10 +1,8 @@
 """Both models see the same mixed images: this file, run as a program, makes one update and looks at what goes in."""
 
-import json
 import sys
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -15,46 +13,31 @@ from vitkd_ds.train.loop import train_step
 from vitkd_ds.train.parts import build_parts
 
 
-class Watched:
-    """A callable that notes the first argument of each call."""
-
-    def __init__(self, call):
-        self.call, self.seen = call, []
-
-    def __call__(self, argument):
-        self.seen.append(argument.clone())
-        return self.call(argument)
-
-
-def test_teacher_and_student_get_the_same_mixed_images_in_each_micro_batch_of_a_step(tmp_path, small_beton, demo_cache):
-    finish_ranks(start_ranks(1, __file__, small_beton, tmp_path))
-    seen = json.loads((tmp_path / "seen.json").read_text())
-    assert seen == {"calls": [2, 2], "same": [True] * 2, "mixed": [True] * 2, "soft targets": [True] * 2}
+def test_teacher_and_student_get_the_same_mixed_images_in_each_micro_batch_of_a_step(small_beton, demo_cache):
+    finish_ranks(start_ranks(1, __file__, small_beton))
 
 
 def main():
-    path, folder = sys.argv[1:]
     device = start_processes()
     torch.set_num_threads(1)
-    flags = {"data.train": path, "global_batch_size": "8", "micro_batch_size_per_gpu": "4", "data.num_workers": "1"}
-    run = parse_run((), {"recipe": "demo", "debug": "True", "augment.cutmix_alpha": "1"} | flags)
+    flags = {"global_batch_size": "8", "micro_batch_size_per_gpu": "4", "data.num_workers": "1", "debug": "True"}
+    run = parse_run((), {"recipe": "demo", "data.train": sys.argv[1], "augment.cutmix_alpha": "1"} | flags)
     parts = build_parts(run, device)
-    teacher, student = Watched(parts.teacher), []
+    teacher, student = [], []
+
+    def watched_teacher(images):
+        teacher.append(images.clone())
+        return parts.teacher(images)
+
     parts.engine.engine.module.register_forward_pre_hook(lambda _, arguments: student.append(arguments[:2]))
     with closing(parts.train_loader.epoch(0)) as micro_batches:
-        train_step(replace(parts, teacher=teacher), micro_batches, 0)
+        train_step(replace(parts, teacher=watched_teacher), micro_batches, 0)
     with closing(parts.train_loader.epoch(0)) as micro_batches:
         unmixed = [images.float() for images, _ in micro_batches][: len(student)]
-    seen = {
-        "calls": [len(teacher.seen), len(student)],
-        "same": [
-            torch.equal(parts.normalization.apply(images, parts.engine.dtype), images_of_student)
-            for images, (images_of_student, _) in zip(teacher.seen, student)
-        ],
-        "mixed": [not torch.equal(a, b) for a, b in zip(teacher.seen, unmixed)],
-        "soft targets": [bool((targets.max(1).values < 1).any()) for _, targets in student],
-    }
-    Path(folder, "seen.json").write_text(json.dumps(seen))
+    assert len(teacher) == len(student) == 2
+    for images, (images_of_student, targets), plain in zip(teacher, student, unmixed):
+        assert torch.equal(parts.normalization.apply(images, parts.engine.dtype), images_of_student)
+        assert not torch.equal(images, plain) and (targets.max(1).values < 1).any()
 
 
 if __name__ == "__main__":

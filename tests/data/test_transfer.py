@@ -13,9 +13,8 @@ def values(number, shape=(4, 5)):
 
 
 def test_what_is_held_is_left_alone_and_what_is_free_is_used_again():
-    memory, held = RecycledMemory(), []
-    for number in range(5):
-        held.append(memory.copy(values(number)))
+    memory = RecycledMemory()
+    held = [memory.copy(values(number)) for number in range(5)]
     assert [int(tensor[0, 0]) for tensor in held] == list(range(5))
     address = held.pop().data_ptr()
     view = memory.copy(values(7))[1:]
@@ -24,18 +23,13 @@ def test_what_is_held_is_left_alone_and_what_is_free_is_used_again():
     assert torch.equal(view, torch.full((3, 5), 7, dtype=torch.uint8))
 
 
-def test_after_many_micro_batches_were_held_only_a_few_arrays_stay():
+def test_after_many_micro_batches_were_held_only_a_few_arrays_stay_and_those_of_another_shape_or_type_go_in_the_end():
     memory = RecycledMemory()
     held = [memory.copy(values(number)) for number in range(50)]
     arrays = [weakref.ref(array) for array in memory._arrays]
     del held
     last = memory.copy(values(50))
-    assert sum(array() is not None for array in arrays) == MAX_FREE + 1
-    assert int(last[0, 0]) == 50
-
-
-def test_arrays_of_another_shape_or_type_are_not_used_and_go_in_the_end():
-    memory = RecycledMemory()
+    assert sum(array() is not None for array in arrays) == MAX_FREE + 1 and int(last[0, 0]) == 50
     for shape in [(2, 2), (3, 3), (4, 4), (5, 5), (6, 6)]:
         assert memory.copy(values(1, shape)).shape == shape
     assert memory.copy(np.full((6, 6), 300, np.int64)).max() == 300

@@ -21,10 +21,14 @@ BAD = {"text.jpg": b"not an image", "empty.png": b"", "cut.png": CUT, "thin.png"
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_stops_the_run_by_name_and_leaves_nothing(tmp_path, name):
+def test_a_bad_file_stops_the_run_by_name_and_leaves_nothing_and_alone_is_an_error_even_when_skipped(tmp_path, name):
     src = one_class(tmp_path, GOOD | {name: BAD[name]})
     with pytest.raises(ValueError, match=f"only/{name}"):
         pack(src, tmp_path / "x.beton", workers=1)
+    for good in GOOD:
+        (src / "only" / good).unlink()
+    with pytest.raises(ValueError, match="at least one image must decode"):
+        pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
     assert names_in(tmp_path) == ["images"]
 
 
@@ -65,13 +69,6 @@ def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason
     assert not caplog.text
 
 
-def test_only_bad_files_are_an_error_even_when_skipped(tmp_path):
-    src = one_class(tmp_path, {"text.jpg": BAD["text.jpg"]})
-    with pytest.raises(ValueError, match="at least one image must decode"):
-        pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
-    assert names_in(tmp_path) == ["images"]
-
-
 def test_a_file_that_cannot_be_read_is_no_bad_image_but_an_error(tmp_path, monkeypatch):
     src, begin = one_class(tmp_path, GOOD), pack_module.open_journal
 
@@ -93,19 +90,16 @@ def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, monkeypa
     assert dst.read_text() == "precious" and not side_path(dst).exists()
 
 
-@pytest.mark.parametrize("position, message", [(9, "its CRC-32 differs"), (None, "cannot be read whole")])
-def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path, monkeypatch, position, message):
+@pytest.mark.parametrize("is_cut, message", [(False, "its CRC-32 differs"), (True, "cannot be read whole")])
+def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path, monkeypatch, is_cut, message):
     src = one_class(tmp_path, {f"{i}.png": Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)})
     dst, check = tmp_path / "x.beton", pack_module.check_images
 
     def damage(path, images, **options):
         content = bytearray(path.read_bytes())
         start = int(images["offset"][3])
-        if position is None:
-            content = content[: start + 50]
-        else:
-            content[start + position] ^= 16
-        path.write_bytes(content)
+        content[start + 9] ^= 16
+        path.write_bytes(content[: start + 50] if is_cut else content)
         check(path, images, **options)
 
     monkeypatch.setattr(pack_module, "check_images", damage)
@@ -154,16 +148,12 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("dst, options, message", [
-    ("x.bin", {}, "must end in .beton"),
-    ("no/x.beton", {}, "folder of dst must exist"),
-    ("old.beton", {}, "must not exist yet"),
-    ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
-    ("x.beton", {"quality": 0}, "quality must be"),
-    ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
-    ("x.beton", {"short_side": -1}, "short_side must be"),
+    ("x.bin", {}, "must end in .beton"), ("no/x.beton", {}, "folder of dst must exist"),
+    ("old.beton", {}, "must not exist yet"), ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
+    ("x.beton", {"quality": 0}, "quality must be"), ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
+    ("x.beton", {"short_side": -1}, "short_side must be"), ("x.beton", {"workers": -1}, "workers must be"),
     ("x.beton", {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
     ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
-    ("x.beton", {"workers": -1}, "workers must be"),
 ])  # fmt: skip
 def test_unfit_arguments_are_refused_and_nothing_is_overwritten(tmp_path, dst, options, message):
     (tmp_path / "old.beton").write_text("precious")

@@ -12,13 +12,12 @@ from vitkd_ds.data.beton.ffcv import RGBImageField
 from vitkd_ds.data.image_file import load_rgb
 
 
-def passthrough(**changes):
-    return Encoding(**{"write_mode": "jpg", "max_resolution": 0, "short_side": 0, "quality": 90, "passthrough": True}
-                    | changes)  # fmt: skip
-
-
 def jpg(**changes):
-    return passthrough(passthrough=False, **changes)
+    return Encoding(**dict(write_mode="jpg", max_resolution=0, short_side=0, quality=90, passthrough=False) | changes)
+
+
+def passthrough(**changes):
+    return jpg(passthrough=True, **changes)
 
 
 @pytest.mark.parametrize("content, reason", [
@@ -50,8 +49,7 @@ def test_sizes_at_the_limits():
     for encoding in (passthrough(), jpg(), jpg(write_mode="raw"), jpg(short_side=20)):
         stored = [encode(content, encoding, number=0) for content in (pixel, panorama)]
         assert (stored[0].height, stored[0].width) == (1, 1)
-        scaled = (20, 13333) if encoding.short_side else (30, 20_000)
-        assert (stored[1].height, stored[1].width) == scaled
+        assert (stored[1].height, stored[1].width) == ((20, 13333) if encoding.short_side else (30, 20_000))
     with pytest.raises(ValueError, match="30 x 20000 pixels leave none when the longer side is scaled to 500"):
         encode(panorama, passthrough(max_resolution=500), number=0)
     with pytest.raises(ValueError, match="longer side of 65501 pixels is above 65500"):
@@ -61,8 +59,8 @@ def test_sizes_at_the_limits():
 @pytest.mark.parametrize("write_mode", ["jpg", "raw"])
 @pytest.mark.parametrize("max_resolution", [0, 33, 500])
 def test_encoding_is_ffcvs_own(write_mode, max_resolution):
-    stored = encode(file_of(Image.fromarray(PHOTO), "PNG"), jpg(write_mode=write_mode, max_resolution=max_resolution),
-                    number=3)  # fmt: skip
+    encoding = jpg(write_mode=write_mode, max_resolution=max_resolution)
+    stored = encode(file_of(Image.fromarray(PHOTO), "PNG"), encoding, number=3)
     field, kept = RGBImageField(write_mode, max_resolution or None, jpeg_quality=90), []
     row = np.zeros(1, field.metadata_type)
     field.encode(row, PHOTO, lambda size: (0, kept.append(np.zeros(size, np.uint8)) or kept[-1]))
@@ -80,19 +78,15 @@ def test_the_shorter_side_is_scaled_down_by_pillow_and_never_up():
     assert encode(content, jpg(write_mode="raw", short_side=61), number=0).content == PHOTO.tobytes()
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"progressive": True}, {"quality": 100, "subsampling": 0}, {"keep_rgb": True}, {"exif": TURNED},
-])  # fmt: skip
-def test_plain_jpegs_pass_through(options):
-    content = file_of(Image.fromarray(PHOTO), "JPEG", **options)
-    stored = encode(content, passthrough(), number=0)
-    assert (stored.content, stored.origin) == (content, ORIGINAL)
-    assert (stored.mode, stored.height, stored.width) == (0, 60, 80)
-
-
-def test_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason():
+def test_plain_and_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason():
     grey, photo = (file_of(Image.fromarray(pixels), "JPEG") for pixels in (GREY, PHOTO))
     assert encode(grey, passthrough(), number=0).content == grey
+    fine = {"quality": 100, "subsampling": 0}
+    for options in ({}, {"progressive": True}, fine, {"keep_rgb": True}, {"exif": TURNED}):
+        content = file_of(Image.fromarray(PHOTO), "JPEG", **options)
+        stored = encode(content, passthrough(), number=0)
+        assert (stored.content, stored.origin) == (content, ORIGINAL)
+        assert (stored.mode, stored.height, stored.width) == (0, 60, 80)
     png, cmyk = file_of(Image.fromarray(PHOTO), "PNG"), file_of(Image.new("CMYK", (20, 10)), "JPEG")
     with_more_behind = file_of(Image.fromarray(PHOTO), "MPO", save_all=True, append_images=[Image.fromarray(PHOTO)])
     for content in (png, cmyk, ycck(), with_more_behind):

@@ -67,8 +67,7 @@ def test_a_run_that_is_ended_continues_where_it_was(tmp_path, caplog, start, num
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, workers = start(src, dst)
     said = end(process, workers, number)
-    assert len(workers) >= 2
-    assert process.returncode == (-9 if number == signal.SIGKILL else 1)
+    assert len(workers) >= 2 and process.returncode == (-9 if number == signal.SIGKILL else 1)
     if number != signal.SIGKILL:
         assert "stopped before" in said and "the same command continues" in said and "Traceback" not in said
     assert not dst.exists() and not side_path(dst).exists()
@@ -123,7 +122,6 @@ def test_two_runs_do_not_write_one_file(tmp_path, monkeypatch, start):
 def test_a_killed_worker_is_noticed_at_once(tmp_path, start):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, workers = start(src, dst)
-    blocked = [pid for pid in workers if not has_ended(pid)]
-    os.kill(int(blocked[-1]), signal.SIGKILL)
+    os.kill(int([pid for pid in workers if not has_ended(pid)][-1]), signal.SIGKILL)
     said = process.communicate(timeout=30)[0]
     assert process.returncode == 1 and "exit code -9" in said and "are kept" in said and not dst.exists()

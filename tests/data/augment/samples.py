@@ -37,7 +37,7 @@ def by_timm(op, image, argument, is_cubic=False):
     """One operation on a Pillow image, as timm and Pillow do it."""
     if op == "GaussianBlur":
         return image.filter(ImageFilter.GaussianBlur(argument))
-    if op == "Posterize" and argument == 0:
+    if op == "Posterize" and argument <= 0:
         return Image.new("RGB", image.size)  # Pillow 13 stops there
     arguments = [int(argument) if op in ("Posterize", "Solarize", "SolarizeAdd") else argument]
     if op in ("AutoContrast", "Equalize", "Invert"):

@@ -12,11 +12,10 @@ from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.policy import NO_OP, OPS
 from vitkd_ds.data.draws import image_keys
 
-EVERYTHING = AugmentConfig(
-    rand_augment="rand-m9-mstd0.5-inc1", three_augment=True, color_jitter=0.3, random_erasing=0.5
-)
+RAND = "rand-m9-mstd0.5-inc1"
+EVERYTHING = AugmentConfig(rand_augment=RAND, three_augment=True, color_jitter=0.3, random_erasing=0.5)
 RECIPES = {
-    "rand_augment": AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1"),
+    "rand_augment": AugmentConfig(rand_augment=RAND),
     "rand_augment_bilinear": AugmentConfig(rand_augment="rand-m5-n3-p0.9-mstd2", interpolation="bilinear"),
     "three_augment": AugmentConfig(three_augment=True),
     "color_jitter": AugmentConfig(color_jitter=0.3),
@@ -28,23 +27,19 @@ def keys(count, epoch=0):
     return image_keys(np.arange(count), np.zeros(count, np.int64), seed=5, epoch=epoch)
 
 
-def one_by_one(images, layers):
-    """The same layers by the libraries' own functions, image by image."""
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_equals_the_libraries_with_the_same_draws(name):
+    images, augmenter = micro_batch(40, 56, copies=32), Augmenter(RECIPES[name])
+    ours = augmenter(images, keys(128))
+    layers = augmenter.layers(keys(128))
 
-    def augment(image, i):
+    def by_the_libraries(image, i):
         for layer in layers:
             if layer.op_B[i] != NO_OP:
                 image = by_timm(OPS[layer.op_B[i]], image, float(layer.argument_B[i]), bool(layer.is_cubic_B[i]))
         return image
 
-    return in_pillow(images.permute(0, 2, 3, 1), augment).permute(0, 3, 1, 2)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_each_recipe_equals_the_libraries_with_the_same_draws(name):
-    images, augmenter = micro_batch(40, 56, copies=32), Augmenter(RECIPES[name])
-    ours = augmenter(images, keys(128))
-    theirs = one_by_one(images, augmenter.layers(keys(128)))
+    theirs = in_pillow(images.permute(0, 2, 3, 1), by_the_libraries).permute(0, 3, 1, 2)
     if "rand" not in name:
         assert torch.equal(ours, theirs)
         return
@@ -54,7 +49,7 @@ def test_each_recipe_equals_the_libraries_with_the_same_draws(name):
     assert levels_apart(ours, theirs)[1] < 2e-3
 
 
-def test_an_image_becomes_the_same_alone_in_another_micro_batch_and_at_another_place():
+def test_an_image_becomes_the_same_alone_and_elsewhere_and_another_key_gives_another_result():
     images, augmenter = micro_batch(33, 47, copies=8), Augmenter(EVERYTHING)
     together = augmenter(images, keys(32))
     order = np.random.default_rng(0).permutation(32)
@@ -62,6 +57,11 @@ def test_an_image_becomes_the_same_alone_in_another_micro_batch_and_at_another_p
     assert torch.equal(augmenter(images[:7], keys(32)[:7]), together[:7])
     for i in range(32):
         assert torch.equal(augmenter(images[i : i + 1], keys(32)[i : i + 1])[0], together[i])
+    image = images[1:2].repeat(64, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    result = augmenter(image, keys(64))
+    assert len(torch.unique(result.flatten(1), dim=0)) == 64
+    assert torch.equal(augmenter(image, keys(64)), result)
+    assert not torch.equal(augmenter(image, keys(64, epoch=1)), result)
 
 
 @pytest.mark.parametrize("num_pixels", [1, 10**9])
@@ -72,14 +72,6 @@ def test_it_does_not_matter_how_many_images_a_kernel_gets_at_once(num_pixels, mo
     if num_pixels > 1:
         monkeypatch.setattr(augmenter, "CPU_RECTANGLES", 10**9)  # all in one list, as on a GPU
     assert torch.equal(Augmenter(EVERYTHING)(images, keys(128)), usual)
-
-
-def test_two_keys_give_two_results_and_one_key_the_same_again():
-    image = micro_batch(33, 47)[1:2].repeat(64, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-    result = Augmenter(EVERYTHING)(image, keys(64))
-    assert len(torch.unique(result.flatten(1), dim=0)) == 64
-    assert torch.equal(Augmenter(EVERYTHING)(image, keys(64)), result)
-    assert not torch.equal(Augmenter(EVERYTHING)(image, keys(64, epoch=1)), result)
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])

@@ -10,8 +10,7 @@ from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.policy import OPS
 
 CONFIGS = RECIPES | {"erasing": AugmentConfig(random_erasing=0.5), "everything": EVERYTHING}
-COUNT = 512
-"""Images, so that each of the operations has many."""
+COUNT = 512  # images, so that each of the operations has many
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT COMPARED WITH THE CPU: there is no CUDA device")

@@ -11,16 +11,13 @@ from vitkd_ds.data.augment.erasing import MEAN, STD, hash_draws, normal_noise
 from vitkd_ds.data.draws import image_keys, mix64, uniform
 
 KEYS = image_keys(np.arange(12), np.zeros(12, np.int64), seed=3, epoch=0)
-
-
-def signed(keys):
-    return torch.from_numpy(keys.view(np.int64))
+SIGNED = torch.from_numpy(KEYS.view(np.int64))
 
 
 def test_the_devices_hash_is_that_of_the_keyed_draws_bit_for_bit():
     draws = np.concatenate([np.arange(50), drawn.NOISE_DRAWS + np.arange(0, 1 << 22, 99991)])
     for draw in draws.tolist():
-        ours = hash_draws(signed(KEYS), torch.full((len(KEYS),), draw))
+        ours = hash_draws(SIGNED, torch.full((len(KEYS),), draw))
         theirs = mix64(KEYS + np.array([draw * 0xD1B54A32D192ED03 % 2**64], np.uint64))
         np.testing.assert_array_equal(ours.numpy().view(np.uint64), theirs)
         np.testing.assert_array_equal((ours.numpy().view(np.uint64) >> np.uint64(11)) * 2.0**-53, uniform(KEYS, draw))
@@ -28,7 +25,7 @@ def test_the_devices_hash_is_that_of_the_keyed_draws_bit_for_bit():
 
 def test_the_noise_is_standard_normal_and_independent_between_bytes_and_images():
     draws = drawn.NOISE_DRAWS + torch.arange(60_000)
-    noise = torch.stack([normal_noise(signed(KEYS)[i].expand(len(draws)), draws) for i in range(2)]).double()
+    noise = torch.stack([normal_noise(SIGNED[i].expand(len(draws)), draws) for i in range(2)]).double()
     assert noise.mean().abs() < 0.01 and (noise.std() - 1).abs() < 0.01
     assert (noise**3).mean().abs() < 0.03 and ((noise**4).mean() - 3).abs() < 0.1
     assert noise.abs().max() < 6 and torch.isfinite(noise).all()
@@ -61,5 +58,5 @@ def test_each_byte_of_noise_is_a_function_of_key_and_place():
     for member, top, left, height, width in boxes.tolist():
         for y, x, c in ((top, left, 0), (top + height - 1, left + width - 1, 2), (top, left + width // 2, 1)):
             draw = drawn.NOISE_DRAWS + torch.tensor([(y * 47 + x) * 3 + c])
-            level = MEAN[c] + STD[c] * float(normal_noise(signed(KEYS)[member : member + 1], draw))
+            level = MEAN[c] + STD[c] * float(normal_noise(SIGNED[member : member + 1], draw))
             assert abs(int(erased[member, c, y, x]) - min(max(level, 0), 255)) <= 0.51

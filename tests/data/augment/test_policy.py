@@ -1,10 +1,12 @@
 """What is drawn: notation, levels and distributions against timm, and that no two purposes share a draw."""
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 
@@ -17,33 +19,28 @@ KEYS = image_keys(np.arange(N), np.zeros(N, np.int64), seed=1, epoch=2)
 WITH_INCREASING = {"Posterize", "Solarize", *drawn.ENHANCEMENTS}
 
 
-def test_the_recipes_notation_is_read_as_timm_reads_it():
-    assert parse_rand_augment("rand-m9-mstd0.5-inc1") == RandAugment(9, 2, 0.5, 0.5, 10, True)
-    assert parse_rand_augment("rand-m7-n3-p0.8-mmax20-inc0") == RandAugment(7, 3, 0.8, 0.0, 20, False)
-    assert parse_rand_augment("rand-m9") == RandAugment(magnitude=9)
-    for text in ("rand-m9-mstd0.5-inc1", "rand-m7-n3-p0.8-mmax20-inc0", "rand-m9"):
+def test_the_recipes_notation_is_read_as_timm_reads_it_without_torch():
+    for text, expected in [
+        ("rand-m9-mstd0.5-inc1", RandAugment(9, 2, 0.5, 0.5, 10, True)), ("rand-m9", RandAugment(magnitude=9)),
+        ("rand-m7-n3-p0.8-mmax20-inc0", RandAugment(7, 3, 0.8, 0.0, 20, False)),
+    ]:  # fmt: skip
         ours, theirs = parse_rand_augment(text), auto_augment.rand_augment_transform(text, {})
         op = theirs.ops[0]
-        assert (ours.magnitude, ours.num_layers, ours.probability) == (op.magnitude, theirs.num_layers, op.prob)
-        assert (ours.magnitude_std, ours.magnitude_max) == (op.magnitude_std, op.magnitude_max or 10)
-        names = [op.name.removesuffix("Increasing") for op in theirs.ops]
-        assert names == list(RAND_AUGMENT_OPS)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["rand-", "aug-m9", "rand-w0", "rand-tweights", "rand-m9-x1", "rand-m9.5", "rand-m", "rand-m-9", "rand-m9-m8", "",
-     "rand-n0", "rand-n99", "rand-p1.5", "rand-mstd101", "rand-inc2", "rand-mmax0", "rand-mstdinf", "rand-m9-", "RAND"],
-)  # fmt: skip
-def test_what_the_notation_does_not_know_is_refused_by_name(text):
-    with pytest.raises(ValueError, match="augment.rand_augment") as error:
-        parse_rand_augment(text)
-    assert repr(text) in str(error.value)
-
-
-def test_the_module_that_reads_the_notation_needs_no_torch():
-    source = Path(drawn.__file__).read_text()
+        assert ours == expected and (ours.magnitude, ours.num_layers) == (op.magnitude, theirs.num_layers)
+        found = (ours.probability, ours.magnitude_std, ours.magnitude_max)
+        assert found == (op.prob, op.magnitude_std, op.magnitude_max or 10)
+        assert [op.name.removesuffix("Increasing") for op in theirs.ops] == list(RAND_AUGMENT_OPS)
+    source = Path(drawn.__file__).read_text()  # `plan` reads the notation where there is no torch
     assert "torch" not in source.partition('"""\n\n')[2].partition("MAX_LAYERS")[0]
+
+
+@pytest.mark.parametrize("text", [
+    "rand-", "aug-m9", "rand-w0", "rand-tweights", "rand-m9-x1", "rand-m9.5", "rand-m", "rand-m-9", "rand-m9-m8", "",
+    "rand-n0", "rand-n99", "rand-p1.5", "rand-mstd101", "rand-inc2", "rand-mmax0", "rand-mstdinf", "rand-m9-", "RAND",
+])  # fmt: skip
+def test_what_the_notation_does_not_know_is_refused_by_name(text):
+    with pytest.raises(ValueError, match=f"augment.rand_augment.*{re.escape(repr(text))}"):
+        parse_rand_augment(text)
 
 
 @pytest.mark.parametrize("is_negative", [False, True])
@@ -74,30 +71,22 @@ def test_operations_are_drawn_uniformly_with_replacement_and_applied_with_probab
     both = (first.op_B >= 0) & (second.op_B >= 0)
     pairs = np.bincount(first.op_B[both] * 15 + second.op_B[both], minlength=225)
     assert chi_square(pairs, both.sum() / 225) < 295  # 99.9 %, 224 degrees
-
-
-def test_interpolation_is_the_one_asked_for():
     for name, part in (("bilinear", 0), ("bicubic", 1)):
         layers = drawn.draw_rand_augment(KEYS, RandAugment(), interpolation=name)
         assert all((layer.is_cubic_B == part).all() for layer in layers)
 
 
-def timms_arguments(text, count):
-    """Arguments that timm's transform gives its operations over many draws: {name: array}."""
+@pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "rand-m5-mstd3-p0.9"])
+def test_arguments_are_distributed_as_timms(text):
     transform, seen = auto_augment.rand_augment_transform(text, {}), {op: [] for op in RAND_AUGMENT_OPS}
     for op in transform.ops:
         name = op.name.removesuffix("Increasing")
         op.aug_fn = lambda image, argument=0, name=name, **_: seen[name].append(argument) or image
     random.seed(0)
     np.random.seed(0)
-    for _ in range(count):
+    for _ in range(N):
         transform(None)
-    return {name: np.array(values) for name, values in seen.items()}
-
-
-@pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "rand-m5-mstd3-p0.9"])
-def test_arguments_are_distributed_as_timms(text):
-    theirs = timms_arguments(text, N)
+    theirs = {name: np.array(values) for name, values in seen.items()}
     layers = drawn.draw_rand_augment(KEYS, parse_rand_augment(text), interpolation="random")
     for number, op in enumerate(RAND_AUGMENT_OPS):
         ours = np.concatenate([layer.argument_B[layer.op_B == number] for layer in layers])
@@ -134,18 +123,6 @@ def test_color_jitter_gives_each_image_all_three_in_one_of_six_orders():
     assert np.abs(np.corrcoef(by_op.T) - np.eye(3)).max() < 0.03
 
 
-def timms_rectangles(count, height, width):
-    """Height and width of timm's erased rectangles, from an image of zeros that they fill with noise."""
-    import torch
-
-    erase, sizes = RandomErasing(1.0, mode="pixel", device="cpu"), []
-    random.seed(0)
-    for _ in range(count):
-        is_erased = erase(torch.zeros(1, height, width))[0] != 0
-        sizes.append([int(is_erased.any(1).sum()), int(is_erased.any(0).sum())])
-    return np.array(sizes)
-
-
 def test_rectangles_are_distributed_as_timms_and_stay_in_the_image():
     height, width = 40, 64
     ours = drawn.draw_rectangles(KEYS, probability=0.25, height=height, width=width)
@@ -154,15 +131,14 @@ def test_rectangles_are_distributed_as_timms_and_stay_in_the_image():
     assert tops.min() == 0 and (tops + heights <= height).all() and (tops + heights == height).any()
     assert (lefts >= 0).all() and (lefts + widths <= width).all() and (lefts + widths == width).any()
     assert (heights < height).all() and (widths < width).all()
-    theirs = timms_rectangles(4000, height, width)
-    for mine, other in ((heights, theirs[:, 0]), (widths, theirs[:, 1])):
+    erase = RandomErasing(1.0, mode="pixel", device="cpu")  # fills zeros with noise
+    random.seed(0)
+    are_erased = [erase(torch.zeros(1, height, width))[0] != 0 for _ in range(4000)]
+    for axis, mine in ((1, heights), (0, widths)):
+        other = np.array([int(is_erased.any(axis).sum()) for is_erased in are_erased])
         assert abs(mine.mean() - other.mean()) < 4 * other.std() * (1 / 4000 + 1 / len(mine)) ** 0.5
         assert abs(mine.std() / other.std() - 1) < 0.06
-
-
-def test_images_too_small_for_a_rectangle_stay():
-    one = drawn.draw_rectangles(KEYS[:100], probability=1.0, height=1, width=1)
-    assert len(one) == 0
+    assert len(drawn.draw_rectangles(KEYS[:100], probability=1.0, height=1, width=1)) == 0
     small = drawn.draw_rectangles(KEYS[:100], probability=1.0, height=2, width=3)
     assert (small[:, 3] == 1).all() and (small[:, 4] <= 2).all()
 

@@ -39,12 +39,8 @@ def jpeg(pixels, *, mode="RGB", format="JPEG", **options):
     return file_of(Image.fromarray(pixels).convert(mode), format, **options)
 
 
-def crop_row(*, box, resized, window=(0, 0), index=0, flip=0, filter=BICUBIC):
+def crop_row(*, box=(0, 0, 40, 50), resized=(8, 8), window=(0, 0), index=0, flip=0, filter=BICUBIC):
     return np.array([(index, 0, flip, filter, *box, *resized, *window)], CROP_DTYPE)
-
-
-def whole_row(height, width, size, **fields):
-    return crop_row(box=(0, 0, height, width), resized=(size, size), **fields)
 
 
 def stored(contents, sizes, *, mode=0, crc=False):
@@ -92,21 +88,12 @@ def resized_by_pillow(pixels, row, size):
     return image[:, ::-1] if flip else image
 
 
-def resize(pixels, row, size, *, vector_bytes):
-    image = np.full((size, size, 3), 77, np.uint8)
-    arguments = (pixels.ctypes.data, *pixels.shape[:2], row.ctypes.data, size, vector_bytes, image.ctypes.data)
-    assert decode._library.vitkd_resize(*arguments) == DECODED
-    return image
-
-
 def random_row(rng, height, width, size):
     box = rng.integers(1, (height + 1, width + 1))
     corner = rng.integers(0, np.array([height, width]) - box + 1)
     more = rng.integers(0, 40, 2) * rng.integers(0, 2)
-    return crop_row(
-        box=(*corner, *box), resized=size + more, window=rng.integers(0, more + 1),
-        flip=rng.integers(0, 2), filter=rng.integers(0, 2),
-    )  # fmt: skip
+    options = {"window": rng.integers(0, more + 1), "flip": rng.integers(0, 2), "filter": rng.integers(0, 2)}
+    return crop_row(box=(*corner, *box), resized=size + more, **options)
 
 
 @pytest.mark.parametrize("make", [photo, lambda h, w: photo(h, w) // 128 * 255], ids=["photo", "clipping"])
@@ -117,7 +104,10 @@ def test_resizing_gives_pillows_bits_up_down_and_in_odd_sizes_on_every_kind_of_c
         pixels, row = make(height, width), random_row(rng, height, width, size)
         expected = resized_by_pillow(pixels, row[0], size)
         for vector_bytes in (width for width in (16, 32, 64) if width <= decode._library.vitkd_widest_vector()):
-            np.testing.assert_array_equal(resize(pixels, row, size, vector_bytes=vector_bytes), expected, str(row))
+            image = np.full((size, size, 3), 77, np.uint8)
+            arguments = (pixels.ctypes.data, height, width, row.ctypes.data, size, vector_bytes, image.ctypes.data)
+            assert decode._library.vitkd_resize(*arguments) == DECODED
+            np.testing.assert_array_equal(image, expected, str(row))
 
 
 ENCODINGS = {
@@ -138,9 +128,7 @@ ENCODINGS = {
 def test_a_part_has_the_pixels_of_the_whole_decoded_by_pillow(encode, height, width, decode_rows):
     file = encode(photo(height, width))
     whole = pixels_of(file)
-    for size in (1, 3, 16, 33):
-        if size > min(height, width):
-            break
+    for size in (size for size in (1, 3, 16, 33) if size <= min(height, width)):
         down, across = height - size, width - size
         inner = np.random.default_rng(size).integers(0, (down + 1, across + 1), (60, 2))
         boxes = [(int(top), int(left), size, size) for top, left in [*product((0, down), (0, across)), *inner]]
@@ -154,7 +142,7 @@ def test_a_part_has_the_pixels_of_the_whole_decoded_by_pillow(encode, height, wi
 def test_pixels_of_a_progressive_jpeg_that_lacks_scans_do_not_depend_on_the_crop(decode_rows):
     file = jpeg(photo(64, 64), progressive=True)
     file = b"\xff\xda".join(file.split(b"\xff\xda")[:3]) + b"\xff\xd9"
-    (whole,), _, _ = decode_rows([file], [(64, 64)], whole_row(64, 64, 64), 64)
+    (whole,), _, _ = decode_rows([file], [(64, 64)], crop_row(box=(0, 0, 64, 64), resized=(64, 64)), 64)
     (part,), _, _ = decode_rows([file], [(64, 64)], crop_row(box=(21, 30, 9, 9), resized=(9, 9)), 9)
     np.testing.assert_array_equal(part, whole[21:30, 30:39])
 
@@ -175,13 +163,18 @@ def test_threads_and_flips_and_modes_make_no_difference_to_the_pixels(mode, deco
             np.testing.assert_array_equal(image, resized_by_pillow(whole[row["index"]], row, size))
 
 
-@pytest.mark.parametrize("shape", [(90, 120), (121, 80), (64, 64), (40, 300), (30, 33), (1, 300), (400, 1), (1, 1)])
-def test_evaluation_crops_give_torchvisions_resize_and_centre_crop(shape, decode_rows):
-    file = jpeg(photo(*shape))
+SHAPES = [(90, 120), (121, 80), (64, 64), (40, 300), (30, 33), (1, 300), (400, 1), (1, 1), (30, 20_000), (20_000, 30)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_evaluation_crops_and_whole_images_are_resized_as_by_torchvision_and_pillow(shape, decode_rows):
+    file, whole = jpeg(photo(*shape)), crop_row(box=(0, 0, *shape), resized=(16, 16))
     row = CentreCrops(56, 0.875, "bicubic").rows(np.zeros(1, SAMPLE_DTYPE), *np.array(shape)[:, None])
     images, _, _ = decode_rows([file], [shape], row, 56)
     theirs = CenterCrop(56)(Resize(64, InterpolationMode.BICUBIC)(Image.fromarray(pixels_of(file))))
     np.testing.assert_array_equal(images[0], np.array(theirs))
+    images, _, _ = decode_rows([file], [shape], whole, 16)
+    np.testing.assert_array_equal(images[0], resized_by_pillow(pixels_of(file), whole[0], 16))
 
 
 GOOD = jpeg(photo(40, 50))
@@ -202,7 +195,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("content, reason", DAMAGES.values(), ids=DAMAGES)
 def test_a_bad_image_is_reported_and_black_and_its_neighbours_are_whole(content, reason, decode_rows, capfd):
-    rows = np.concatenate([whole_row(40, 50, 8, index=index) for index in (0, 1, 0)])
+    rows = np.concatenate([crop_row(index=index) for index in (0, 1, 0)])
     images, status, _ = decode_rows([GOOD, content], [(40, 50)] * 2, rows, 8)
     assert status[0] == status[2] == DECODED and reason in ({DECODED: ""} | STATUS_TEXT)[status[1]]
     np.testing.assert_array_equal(images[1], 0 * images[0] if reason else images[0])
@@ -217,7 +210,7 @@ def test_a_flipped_bit_is_found_by_the_crc_the_first_time_the_image_is_read(mode
     bad[len(bad) // 2] ^= 1
     table = stored([good], [(40, 50)], mode=mode, crc=True)
     for content, is_found, checked in ((bytes(bad), True, 0), (good, False, 1), (bytes(bad), False, 1)):
-        _, status, _ = decode_rows([content], None, whole_row(40, 50, 8), 8, table=table)
+        _, status, _ = decode_rows([content], None, crop_row(), 8, table=table)
         assert (status[0] == BAD_CRC) == is_found and table["checked"][0] == checked
 
 
@@ -228,7 +221,7 @@ def test_a_file_cut_short_under_an_open_decoder_is_a_short_read(mode, decoder, t
     images, status = np.full((1, 8, 8, 3), 77, np.uint8), np.zeros(1, np.int32)
     for length in (size - 1, 0):
         os.truncate(tmp_path / "images", length)
-        decoder.decode(whole_row(40, 50, 8), images, status, num_threads=1)
+        decoder.decode(crop_row(), images, status, num_threads=1)
         assert status[0] == SHORT_READ and not images.any()
 
 
@@ -246,18 +239,11 @@ WRONG = {
 
 @pytest.mark.parametrize("which, reason, fields", [(*key, fields) for key in WRONG for fields in WRONG[key]], ids=str)
 def test_a_row_or_a_table_that_is_wrong_is_found_out(which, reason, fields, decode_rows):
-    arrays = {"row": whole_row(40, 50, 8), "table": stored([GOOD], [(40, 50)])}
+    arrays = {"row": crop_row(), "table": stored([GOOD], [(40, 50)])}
     for name, value in fields.items():
         arrays[which][name] = value
     images, status, _ = decode_rows([GOOD], None, arrays["row"], 8, table=arrays["table"])
     assert status[0] == reason and not images.any()
-
-
-def test_one_pixel_and_panoramas_are_resized_as_by_pillow(decode_rows):
-    for height, width in [(1, 1), (30, 20_000), (20_000, 30)]:
-        file, row = jpeg(photo(height, width)), whole_row(height, width, 16)
-        images, _, _ = decode_rows([file], [(height, width)], row, 16)
-        np.testing.assert_array_equal(images[0], resized_by_pillow(pixels_of(file), row[0], 16))
 
 
 def test_several_python_threads_may_share_a_decoder(decoder):
@@ -268,15 +254,12 @@ def test_several_python_threads_may_share_a_decoder(decoder):
     assert (status == DECODED).all() and (images == images[0]).all() and images[0].any()
 
 
-@pytest.mark.parametrize(
-    "name, array",
-    [
-        ("rows", np.zeros(2, np.int32)), ("rows", np.zeros(3, CROP_DTYPE)), ("rows", None),
-        ("images", np.zeros((2, 8, 9, 3), np.uint8)), ("images", np.zeros((2, 8, 8, 6), np.uint8)[..., ::2]),
-        ("images", np.zeros((2, 8, 8, 3), np.float32)), ("images", np.broadcast_to(np.uint8(0), (2, 8, 8, 3))),
-        ("images", np.zeros((2, 0, 0, 3), np.uint8)), ("status", np.zeros(2, np.int64)), ("num_threads", 0),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name, array", [
+    ("rows", np.zeros(2, np.int32)), ("rows", np.zeros(3, CROP_DTYPE)), ("rows", None),
+    ("images", np.zeros((2, 8, 9, 3), np.uint8)), ("images", np.zeros((2, 8, 8, 6), np.uint8)[..., ::2]),
+    ("images", np.zeros((2, 8, 8, 3), np.float32)), ("images", np.broadcast_to(np.uint8(0), (2, 8, 8, 3))),
+    ("images", np.zeros((2, 0, 0, 3), np.uint8)), ("status", np.zeros(2, np.int64)), ("num_threads", 0),
+])  # fmt: skip
 def test_arrays_that_c_may_not_touch_are_refused(name, array, decoder):
     values = {"rows": np.zeros(2, CROP_DTYPE), "images": np.zeros((2, 8, 8, 3), np.uint8)}
     values |= {"status": np.zeros(2, np.int32), "num_threads": 1} | {name: array}
@@ -285,14 +268,11 @@ def test_arrays_that_c_may_not_touch_are_refused(name, array, decoder):
         decoder.decode(*arrays, num_threads=num_threads)
 
 
-def test_a_decoder_may_be_closed_twice_and_not_used_after(decoder):
+def test_a_closed_decoder_is_not_used_and_a_missing_library_says_how_to_build_it(decoder, monkeypatch):
     decoder.close()
     decoder.close()
     with pytest.raises(ValueError, match="found it closed"):
         decoder.decode(np.zeros(0, CROP_DTYPE), np.zeros((0, 8, 8, 3), "u1"), np.zeros(0, "i4"), num_threads=1)
-
-
-def test_a_missing_library_says_how_to_build_it(monkeypatch):
     monkeypatch.setattr(decode, "EXTENSION_SUFFIXES", [".of-another-python.so"])
     with pytest.raises(ImportError, match="make setup"):
         decode._load_library()

@@ -40,7 +40,7 @@ def expected(count, first=0):
     return [(NAMES[i % 3], jpeg(i)) for i in range(first, first + count)]
 
 
-def test_what_save_to_disk_wrote_is_read_byte_for_byte(tmp_path):
+def test_what_save_to_disk_wrote_is_read_byte_for_byte_and_by_packing_workers(tmp_path):
     dataset_of(7).save_to_disk(tmp_path / "one", num_shards=2)
     source = open_source(tmp_path / "one")
     assert (source.kind, source.classes) == ("Hugging Face", tuple(NAMES)) and everything(source) == expected(7)
@@ -51,6 +51,10 @@ def test_what_save_to_disk_wrote_is_read_byte_for_byte(tmp_path):
     assert everything(source) == expected(4, first=7) and source.names[1] == "both/validation[1] 8.JPEG"
     for split in ("", "test"):
         refused(tmp_path / "both", split=split, match=f"one of the splits of .*, train, validation, found '{split}'")
+    dataset_of(70).save_to_disk(tmp_path / "many")
+    info = pack(tmp_path / "many", tmp_path / "x.beton", passthrough=True, shuffle=True, workers=2)
+    assert check_beton(info.path) == info and info.passthrough == 70
+    assert np.bincount(read_beton(info.path)[2]).tolist() == [24, 23, 23]
 
 
 @pytest.mark.parametrize("folder", [".", "data"])
@@ -64,13 +68,6 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     dataset_of(3).to_parquet(root / "test-00000-of-00001.parquet")
     assert everything(open_source(tmp_path / "hub", split="train")) == expected(10)
     refused(tmp_path / "hub", match="one of the splits of .*, test, train, found ''")
-
-
-def test_workers_read_arrow_files(tmp_path):
-    dataset_of(70).save_to_disk(tmp_path / "many")
-    info = pack(tmp_path / "many", tmp_path / "x.beton", passthrough=True, shuffle=True, workers=2)
-    assert check_beton(info.path) == info and info.passthrough == 70
-    assert np.bincount(read_beton(info.path)[2]).tolist() == [24, 23, 23]
 
 
 def test_selected_rows_keep_their_labels_and_files_beside_the_data_set_are_read(tmp_path):

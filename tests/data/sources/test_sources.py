@@ -12,6 +12,7 @@ import scipy.io
 from PIL import Image
 
 from tests.commands.pack.test_pack import content_of, names_in
+from tests.data.test_image_file import file_of
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.sources import open_source
@@ -25,9 +26,7 @@ def refused(path, *, match, **options):
 
 
 def jpeg(number):
-    buffer = io.BytesIO()
-    Image.new("RGB", (16 + number, 12), (20 * number % 256, 99, 0)).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return file_of(Image.new("RGB", (16 + number, 12), (20 * number % 256, 99, 0)), "JPEG")
 
 
 def write_tar(path, members, mode="w"):
@@ -52,20 +51,16 @@ def images_of(wnid, count=4):
     return [(f"{wnid}_{i}.JPEG", jpeg(first + i)) for i in reversed(range(count))]
 
 
-def tree(root, *names):
-    """A folder with the same image under each name."""
-    for name in names:
+def tree(root, *names, **files):
+    """A folder of the files, and of the same image under each name."""
+    for name, content in (dict.fromkeys(names, jpeg(1)) | files).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(jpeg(1))
+        (root / name).write_bytes(content)
     return root
 
 
 def write_folder(root):
-    for wnid in WNIDS:
-        (root / wnid).mkdir(parents=True)
-        for name, content in images_of(wnid):
-            (root / wnid / name).write_bytes(content)
-    return root
+    return tree(root, **{f"{wnid}/{name}": content for wnid in WNIDS for name, content in images_of(wnid)})
 
 
 def write_train(path):
@@ -79,28 +74,21 @@ def everything(source):
     return [(source.classes[label], content) for label, content in zip(source.labels, images)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The images as an ImageFolder, to compare with."""
-    return write_folder(tmp_path_factory.mktemp("folder") / "train")
-
-
-def test_imagenets_training_tar_holds_what_the_folders_do(tmp_path, folder):
-    tar, expected = open_source(write_train(tmp_path / "t.tar")), open_source(folder)
-    assert (tar.kind, tar.classes) == ("ImageNet train", WNIDS) and everything(tar) == everything(expected)
+def test_imagenets_training_tar_and_a_folder_of_its_tars_hold_and_pack_what_the_folders_do(tmp_path):
+    folder = write_folder(tmp_path / "folder")
+    path, expected = write_train(tmp_path / "t.tar"), everything(open_source(folder))
+    tar = open_source(path)
+    assert (tar.kind, tar.classes) == ("ImageNet train", WNIDS) and everything(tar) == expected
     assert tar.names[5] == "t.tar/n01443537.tar/n01443537_1.JPEG"
     (tmp_path / "tars").mkdir()
     for wnid in WNIDS:
         write_tar(tmp_path / "tars" / f"{wnid}.tar", images_of(wnid))
-    assert everything(open_source(tmp_path / "tars")) == everything(expected)
-
-
-def test_packing_from_a_tar_is_packing_from_a_folder(tmp_path, folder):
-    src = write_train(tmp_path / "t.tar")
-    files = [pack(s, tmp_path / f"{n}.beton", passthrough=True, workers=2).path for n, s in enumerate((src, folder))]
+    assert everything(open_source(tmp_path / "tars")) == expected
+    files = [pack(src, src.with_suffix(".beton"), passthrough=True, workers=2).path for src in (path, folder)]
     assert content_of(files[0]) == content_of(files[1])
     assert read_beton(files[0])[2].tolist() == read_beton(files[1])[2].tolist()
-    assert names_in(tmp_path) == ["0.beton", "0.beton.json", "1.beton", "1.beton.json", "t.tar"]
+    betons = [f"{name}.beton{ending}" for name in ("folder", "t") for ending in ("", ".json")]
+    assert names_in(tmp_path) == sorted(["folder", "t.tar", "tars", *betons])
 
 
 VAL_NAMES = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 7)]
@@ -139,18 +127,15 @@ def test_imagenets_validation_tar_gets_its_labels_from_any_of_three_files(tmp_pa
     assert source.names[4] == "val.tar/ILSVRC2012_val_00000005.JPEG"
 
 
-@pytest.mark.parametrize("text, message", [
-    (TEXT[: len(TEXT) // 2], "must name the class of every image .*found none of 'ILSVRC2012_val_00000004.JPEG'"),
-    (TEXT + f"{VAL_NAMES[0]}.JPEG n02119789\n", "found another class in line 7"),
-    ("lonely\n", "found 'lonely'"),
-])  # fmt: skip
-def test_labels_that_do_not_fit_are_refused(tmp_path, text, message):
-    (tmp_path / "labels.txt").write_text(text)
-    refused(write_val(tmp_path / "val.tar"), labels=str(tmp_path / "labels.txt"), match=message)
-
-
-def test_missing_labels_a_devkit_that_is_none_and_a_missing_scipy_are_told(tmp_path, monkeypatch):
-    val = write_val(tmp_path / "val.tar")
+def test_missing_and_unfit_labels_a_devkit_that_is_none_and_a_missing_scipy_are_told(tmp_path, monkeypatch):
+    val, labels = write_val(tmp_path / "val.tar"), tmp_path / "labels.txt"
+    for text, message in (
+        (TEXT[: len(TEXT) // 2], "must name the class of every image .*found none of 'ILSVRC2012_val_00000004.JPEG'"),
+        (TEXT + f"{VAL_NAMES[0]}.JPEG n02119789\n", "found another class in line 7"),
+        ("lonely\n", "found 'lonely'"),
+    ):
+        labels.write_text(text)
+        refused(val, labels=str(labels), match=message)
     refused(val, match="holds no labels: give --labels")
     refused(val, labels=str(tmp_path / "no"), match="found none at")
     write_tar(tmp_path / "other.tar", [("x/y", b"z")])
@@ -209,26 +194,20 @@ def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
     refused(tmp_path / "hollow", match="holds images without a class .*validation tar itself, with --labels")
 
 
-@pytest.mark.parametrize("link, target", [
-    ("a/loop", ""), ("a/loop", "a"), ("a/deep/loop", "a"), ("b/other", "a/deep"), ("c", "a"), ("a/deep/up", "b"),
-])  # fmt: skip
-def test_links_that_lead_to_a_folder_twice_are_refused_by_name(tmp_path, link, target):
-    src = tree(tmp_path / "train", "a/deep/x.jpg", "b/x.jpg")
-    (src / link).symlink_to(src / target)
-    refused(src, match="must be listed once, found '.*' again as '.*': remove the link")
-
-
-def test_links_to_folders_and_files_elsewhere_are_followed(tmp_path):
+def test_links_are_followed_but_to_no_folder_twice_and_another_source_has_another_fingerprint(tmp_path):
+    src = tree(tmp_path / "twice", "a/deep/x.jpg", "b/x.jpg")
+    for link, target in (
+        ("a/loop", ""), ("a/loop", "a"), ("a/deep/loop", "a"), ("b/other", "a/deep"), ("c", "a"), ("a/deep/up", "b"),
+    ):  # fmt: skip
+        (src / link).symlink_to(src / target)
+        refused(src, match="must be listed once, found '.*' again as '.*': remove the link")
+        (src / link).unlink()
     tree(tmp_path, "disk/x.jpg", "train/c/x.jpg")
     (tmp_path / "train" / "a").symlink_to(tmp_path / "disk")
     (tmp_path / "train" / "c" / "y.jpg").symlink_to(tmp_path / "disk" / "x.jpg")
     assert everything(open_source(tmp_path / "train")) == [("a", jpeg(1)), ("c", jpeg(1)), ("c", jpeg(1))]
-
-
-def test_another_source_has_another_fingerprint(tmp_path):
-    src = write_folder(tmp_path / "train")
-    before = open_source(src).fingerprint()
-    assert open_source(src).fingerprint() == before
-    with (src / WNIDS[1] / f"{WNIDS[1]}_2.JPEG").open("ab") as file:
+    before = open_source(tmp_path / "train").fingerprint()
+    assert open_source(tmp_path / "train").fingerprint() == before
+    with (tmp_path / "train" / "c" / "x.jpg").open("ab") as file:
         file.write(b"\0")
-    assert open_source(src).fingerprint() != before
+    assert open_source(tmp_path / "train").fingerprint() != before
