@@ -104,10 +104,8 @@ def _mix_elements(
 
 def mix_step(run: Run, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int) -> tuple[Tensor, Tensor]:
     """Mix a micro-batch with the settings of a run (see `mix`), and seed torch's generator for masks and drop path.
-
     Both are keyed by seed, step and the micro-batch's place in the step, over all ranks: there is no generator to save,
-    and the number of ranks does not matter.
-    """
+    and the number of ranks does not matter."""
     rng = keyed_rng(run.seed, step, place, MIX_STREAM)
     torch.manual_seed(int(rng.integers(2**63)))
     return mix(
