@@ -24,7 +24,7 @@ MIN_PART = 0.01
 
 
 def show(run: Run, dst: Path) -> Path:
-    """Write a grid of augmented, mixed training images with their labels to the PNG `dst`, over an old one; return `dst`.
+    """Write a grid of augmented, mixed training images with their labels to the PNG `dst`, replacing any; return `dst`.
 
     Args:
         run: its data.train, augment, losses.ce.label_smoothing and seed decide.
