@@ -5,21 +5,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitkd_ds.checkpoint.export import DESCRIPTION, STUDENT, find_student
 from vitkd_ds.config.overrides import read_run
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
-from vitkd_ds.models.features import Features, tap_features
+from vitkd_ds.models.features import tap_features
 from vitkd_ds.train.evaluate import evaluate
 
 
 def evaluate_exported(
     student: str, *, val: str = "", teacher: str = "", teacher_checkpoint: str = "", micro_batch_size: int = 64
 ) -> dict[str, float]:
-    """Evaluate an exported student in fp32 on this machine's first device.
+    """Evaluate an exported student in fp32 on this machine's first device, as `vitkd_ds.train.evaluate.evaluate` does.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
@@ -27,9 +26,6 @@ def evaluate_exported(
         teacher: timm name; "" is the run's teacher, and none outside a run folder.
         teacher_checkpoint: a local file with the teacher's weights, or hub; "" is hub.
         micro_batch_size: images per forward.
-
-    Returns:
-        See `vitkd_ds.train.evaluate.evaluate`.
 
     Raises:
         ValueError: files or models that do not fit, or no validation data.
@@ -43,14 +39,10 @@ def evaluate_exported(
     if not val:
         raise ValueError(f"validation data must be known, found no config.json beside {folder}: give --val FILE")
     data = DataConfig(
-        train="",
-        val=val,
-        image_size=description["image_size"],
-        num_classes=len(description["classes"]),
-        val_crop_fraction=description["val_crop_fraction"],
-        interpolation=description["interpolation"],
+        train="", val=val, image_size=description["image_size"], num_classes=len(description["classes"]),
+        val_crop_fraction=description["val_crop_fraction"], interpolation=description["interpolation"],
         max_val_images=run.data.max_val_images if run else 0,
-    )
+    )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model_args = {k: v for k, v in description["args"].items() if k not in ("num_classes", "img_size")}
     config = StudentConfig(model=description["model"], model_args=model_args, init=str(folder / STUDENT))
@@ -63,19 +55,11 @@ def evaluate_exported(
     loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, device=device)
     if list(loader.classes) != description["classes"]:
         raise ValueError(f"{val} must have the student's classes in order, found others than in {folder / DESCRIPTION}")
-    return evaluate(
-        model,
-        loader,
-        normalization=build.normalization_of(model),
-        teacher=_teacher_features(teacher_config, data, device) if teacher_config else None,
-    )
+    features = _teacher_features(teacher_config, data, device) if teacher_config else None
+    return evaluate(model, loader, normalization=build.normalization_of(model), teacher=features)
 
 
 def _teacher_features(config: TeacherConfig, data: DataConfig, device: torch.device) -> Any:
     model = build.build_teacher(replace(config, placement="replica"), data).to(device)
     normalization = build.normalization_of(model)
-
-    def features(images_BCHW: Tensor) -> Features:
-        return tap_features(model, normalization.apply(images_BCHW, torch.float32), (0,))
-
-    return features
+    return lambda images_BCHW: tap_features(model, normalization.apply(images_BCHW, torch.float32), (0,))

@@ -8,11 +8,7 @@ HEADER = ("run", "teacher top-1", "student top-1", "top-5", "agreement", "images
 
 
 def table(workdirs: list[str]) -> str:
-    """A text table with a row per run folder.
-
-    Raises:
-        ValueError: a folder without summary.json.
-    """
+    """Make a text table with a row per run folder; raises ValueError for a folder without summary.json."""
     rows = [HEADER]
     for workdir in workdirs:
         path = Path(workdir) / "summary.json"

@@ -24,14 +24,10 @@ MIN_PART = 0.01
 
 
 def show(run: Run, dst: Path) -> Path:
-    """Write a grid of augmented, mixed training images with their labels.
+    """Write a grid of augmented, mixed training images with their labels to the PNG `dst`, replacing any; return `dst`.
 
     Args:
         run: its data.train, augment, losses.ce.label_smoothing and seed decide.
-        dst: a PNG, which is replaced.
-
-    Returns:
-        `dst`.
 
     Raises:
         ValueError: the data does not fit the run, or `dst` is no .png.

@@ -16,12 +16,9 @@ T = TypeVar("T")
 BOOLS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
 KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    tuple: "numbers with commas, such as 0.08,1",
+    bool: "true or false", int: "a whole number", float: "a number", tuple: "numbers with commas, such as 0.08,1",
     collections.abc.Mapping: 'a JSON object, such as {"depth": 4}',
-}
+}  # fmt: skip
 """What to write for a type; any other takes text as it is."""
 
 MANY = 100

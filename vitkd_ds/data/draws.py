@@ -11,7 +11,6 @@ import numpy as np
 
 IMAGE_STREAM = 2
 """Last part of the epoch's key, so that no other use of (seed, epoch) draws the same numbers."""
-
 CROP_DRAWS, AUGMENT_DRAWS = 0, 1 << 10
 """First draw number of the crops (with flip and filter) and of the augmentations of an image."""
 

@@ -41,11 +41,8 @@ def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
 
 @contextmanager
 def opened(content: bytes) -> Iterator[Image.Image]:
-    """Open an image file with Pillow, without its warnings of metadata and of images above half its size limit.
-
-    Raises:
-        ValueError: it is empty, or no image of `PILLOW_FORMATS`.
-    """
+    """Open an image file with Pillow, without its warnings of metadata and of images above half its size limit; raises
+    ValueError if it is empty, or no image of `PILLOW_FORMATS`."""
     if not content:
         raise ValueError("it is empty")
     with warnings.catch_warnings():

@@ -115,12 +115,9 @@ class Loader:
         return self._state | self._identity()
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Continue, at any number of ranks and any micro-batch size, with the very next image.
-
-        Raises:
-            ValueError: the state is of another order (data, seed, global batch, repeats) or damaged, or the ranks
-                cannot share what is left of the epoch.
-        """
+        """Continue, at any number of ranks and any micro-batch size, with the very next image; raises ValueError if the
+        state is of another order (data, seed, global batch, repeats) or damaged, or the ranks cannot share what is left
+        of the epoch."""
         order.check_state(state, self._identity(), num_rows=self._num_rows)
         self._take_share(np.arange(state["images"], self._num_rows))
         self._set_state(state["epoch"], state["images"])
@@ -130,13 +127,9 @@ class Loader:
         if not self._is_train:
             raise ValueError("only a training loader has a state, found split val: iterate over epoch(0)")
         return {
-            "seed": self._seed,
-            "num_images": len(self._images.labels),
-            "global_batch_size": self._global_batch_size,
-            "repeats": self._repeats,
-            "order": self._data.order,
-            "fingerprint": self.fingerprint,
-        }
+            "seed": self._seed, "num_images": len(self._images.labels), "global_batch_size": self._global_batch_size,
+            "repeats": self._repeats, "order": self._data.order, "fingerprint": self.fingerprint,
+        }  # fmt: skip
 
     def _take_share(self, samples: np.ndarray) -> np.ndarray:
         return order.rank_slice(samples, rank=self._rank, **self._sizes)
@@ -192,19 +185,10 @@ class Loader:
 
 
 def build_loader(
-    data: DataConfig,
-    *,
-    split: str,
-    augment: AugmentConfig | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    micro_batch_size: int,
-    global_batch_size: int | None = None,
-    seed: int = 0,
-    classes: tuple[str, ...] | None = None,
-    device: torch.device | str = CPU,
-    compile: bool = False,
-) -> Loader:
+    data: DataConfig, *, split: str, augment: AugmentConfig | None = None, rank: int = 0, world_size: int = 1,
+    micro_batch_size: int, global_batch_size: int | None = None, seed: int = 0, classes: tuple[str, ...] | None = None,
+    device: torch.device | str = CPU, compile: bool = False,
+) -> Loader:  # fmt: skip
     """Open the images of one split for one rank; all checks of them run here, before training.
 
     Args:

@@ -50,7 +50,8 @@ def quasi_random_order(
     offsets_N: np.ndarray, *, file_bytes: int, page_bytes: int, seed: int, epoch: int, global_batch_size: int,
     repeats: int = 1,
 ) -> np.ndarray:  # fmt: skip
-    """Shuffle the pages of a file that is larger than memory, and the images within windows of pages.
+    """Shuffle the pages of a file that is larger than memory, and the images within windows of pages. `offsets_N` is
+    where each image lies in the file, in bytes.
 
     The shuffled pages are dealt in equal parts to lanes. Each lane gives an equal part of every global batch, shuffled
     within a window of `WINDOW_BYTES` / lanes. So a rank reads the pages of its lanes only, one window after the other,
@@ -58,9 +59,6 @@ def quasi_random_order(
     the same at any number of ranks.
 
     Returns what `random_order` returns, but the copies of an image follow each other.
-
-    Args:
-        offsets_N: where each image lies in the file, in bytes.
     """
     num_images = len(offsets_N)
     num_steps = steps_per_epoch(num_images, global_batch_size=global_batch_size)
@@ -101,14 +99,11 @@ def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_s
 
 
 def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> np.ndarray:
-    """Take one rank's share of an epoch's order, or of the rest of it.
+    """Take one rank's share of an epoch's order, or of its rest; raises ValueError if the ranks cannot share that.
 
     The order is cut into consecutive micro-batches, which are dealt to the ranks in turn. So a micro-batch consists of
     the same images at any number of ranks, a step's global batch is the same set, and what all ranks have done at any
     time is a beginning of the order.
-
-    Raises:
-        ValueError: the ranks cannot share what is left.
     """
     check_rank(rank, world_size)
     if len(samples) % (world_size * micro_batch_size):

@@ -61,12 +61,10 @@ class TorchvisionImages:
         """Decode samples in order, a micro-batch at a time, in worker processes; they end with the iterator."""
         if len(samples) == 0:
             return
-        loader = DataLoader(
-            CroppedImages(self._source, self._crops, samples, self._check),
-            self._micro_batch_size,
-            num_workers=self._num_workers,
-            multiprocessing_context="fork",  # sources hold open files, which do not travel to a new interpreter
-        )
+        dataset = CroppedImages(self._source, self._crops, samples, self._check)
+        # The processes are forked, as sources hold open files, which do not travel to a new interpreter.
+        how = {"num_workers": self._num_workers, "multiprocessing_context": "fork"}
+        loader = DataLoader(dataset, self._micro_batch_size, **how)
         with _deaths_show_when_waiting():
             micro_batches = iter(loader)
         for first in range(0, len(samples), self._micro_batch_size):

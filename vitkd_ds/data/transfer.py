@@ -11,10 +11,8 @@ MAX_FREE = 2
 
 
 def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Copy a small array to the device without waiting for what the device still has to do; tensors stay.
-
-    A GPU copies from pinned memory meanwhile; a copy from other memory would wait for all that was queued before it.
-    """
+    """Copy a small array to the device without waiting for what the device still has to do; tensors stay. A GPU copies
+    from pinned memory meanwhile; a copy from other memory would wait for all that was queued before it."""
     if isinstance(array, Tensor):
         return array
     tensor = torch.from_numpy(np.ascontiguousarray(array))

@@ -37,18 +37,11 @@ LIMIT_S = 110
 HEAD_START_S = 5
 """For rank 0 to print the table: a launcher ends all ranks when the first one leaves with an error."""
 CHECKS: dict[str, Check] = {
-    "versions": check_versions,
-    "device": check_devices,
-    "network": check_network,
-    "machine": check_machine,
-    "settings": check_settings,
-    "models": check_models,
-    "run folder": check_folder,
-    "engines": check_engines,
-    "data.train": partial(check_images, split="train"),
-    "data.val": partial(check_images, split="val"),
+    "versions": check_versions, "device": check_devices, "network": check_network, "machine": check_machine,
+    "settings": check_settings, "models": check_models, "run folder": check_folder, "engines": check_engines,
+    "data.train": partial(check_images, split="train"), "data.val": partial(check_images, split="val"),
     "teacher top-1": check_top1,
-}
+}  # fmt: skip
 """In the order in which they run: each may use what those before it found out."""
 ADVICE = {
     "network": "look at NCCL_DEBUG=INFO, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
@@ -105,11 +98,8 @@ class Examination:
 
 
 def examine(run: Run) -> bool:
-    """Run all checks, print their table from rank 0, and return whether no row is an error. Collective.
-
-    Raises:
-        ValueError: this rank has no device, so the ranks cannot even meet.
-    """
+    """Run all checks, print their table from rank 0, and return whether no row is an error. Collective; raises
+    ValueError if this rank has no device, because then the ranks cannot even meet."""
     examination = Examination(run)
     for name, check in CHECKS.items():
         examination.run(name, check)

@@ -89,11 +89,9 @@ def check_models(patient: Patient) -> Iterator[Row]:
 
 
 def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
-    """Build the student or the teacher without the network; a row, the model, and whether it was given weights.
-
-    Random ones stand in for those that do not load or would have to be downloaded. The model is None if not even its
-    architecture can be built.
-    """
+    """Build the student or the teacher without the network; a row, the model, and whether it was given weights. Random
+    ones stand in for those that do not load or would have to be downloaded. The model is None if not even its
+    architecture can be built."""
     config, (builder, key, random, random_text) = getattr(run, role), ROLES[role]
     stand_in, source = replace(config, **{key: random}), getattr(config, key)
     try:
@@ -151,10 +149,8 @@ def check_engines(patient: Patient) -> Iterator[Row]:
 
 
 def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
-    """Make a few updates with training's own step, on random images. Collective.
-
-    Gives the terms of the last one, and the least seconds: of an update as a whole, and of the teacher within it.
-    """
+    """Make a few updates with training's own step, on random images; the terms of the last one, and the least seconds
+    of an update as a whole and of the teacher within it. Collective."""
     data, micro, device, step_s, teacher_s = parts.run.data, parts.run.micro_batch_size_per_gpu, parts.device, [], []
     images_BCHW = torch.randint(256, (micro, 3, data.image_size, data.image_size), dtype=torch.uint8, device=device)
     labels_B = torch.randint(data.num_classes, (micro,), device=device)

@@ -31,22 +31,10 @@ SHUFFLE_STREAM = 6
 
 
 def pack(
-    src: str | Path,
-    dst: str | Path,
-    *,
-    labels: str = "",
-    classes: str = "",
-    split: str = "",
-    write_mode: str = "jpg",
-    max_resolution: int | None = None,
-    short_side: int = 0,
-    quality: int = 90,
-    passthrough: bool = False,
-    shuffle: bool = False,
-    workers: int = 0,
-    skip_bad: bool = False,
-    restart: bool = False,
-) -> BetonInfo:
+    src: str | Path, dst: str | Path, *, labels: str = "", classes: str = "", split: str = "", write_mode: str = "jpg",
+    max_resolution: int | None = None, short_side: int = 0, quality: int = 90, passthrough: bool = False,
+    shuffle: bool = False, workers: int = 0, skip_bad: bool = False, restart: bool = False,
+) -> BetonInfo:  # fmt: skip
     """Write the images of `src` to the .beton `dst` and its side file. Called again after a kill, it continues.
 
     Args:
@@ -113,15 +101,10 @@ def _pack(
     images["has_crc"] = 1
     check_images(journal.path, images, name_of=lambda row: source.names[sources[row]], num_threads=num_workers)
     info = BetonInfo(
-        path=dst,
-        num_images=len(records),
-        classes=source.classes,
-        bytes=journal.path.stat().st_size,
+        path=dst, num_images=len(records), classes=source.classes, bytes=journal.path.stat().st_size, shuffled=shuffle,
         **asdict(encoding) | {"passthrough": int((records["origin"] == ORIGINAL).sum())},
-        shuffled=shuffle,
-        max_height=int(records["height"].max()),
-        max_width=int(records["width"].max()),
-    )
+        max_height=int(records["height"].max()), max_width=int(records["width"].max()),
+    )  # fmt: skip
     text = side_text(info, tables_crc32=tables_crc32, lengths=records["size"], crc32s=records["crc32"])
     _publish(journal.path, dst, text)
     for index, reason in sorted(bad):

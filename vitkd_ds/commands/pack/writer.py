@@ -48,16 +48,13 @@ class Packing:
 
 
 class _Pages:
-    """Where one worker puts its images: pages of its own, filled one after the other.
-
-    A page that is larger than `PAGE_BYTES` is as many of them as the next power of two.
-    """
+    """Where one worker puts its images: pages of its own, filled one after the other. A page that is larger than
+    `PAGE_BYTES` is as many of them as the next power of two."""
 
     def __init__(self, descriptor: int, next_page, pipe: Connection):
         self._descriptor, self._next_page, self._pipe = descriptor, next_page, pipe
         self._position, self._end = 0, 0  # of the free part of the page
-        self._contents: list[bytes] = []
-        self._rows: list[tuple] = []
+        self._contents, self._rows = [], []
 
     def add(self, number: int, image: Encoded) -> None:
         """Keep an image for the next flush, which comes now if its page is full."""

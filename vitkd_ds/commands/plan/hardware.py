@@ -79,24 +79,18 @@ class Hardware:
 
 MEASURED_ON_H100 = Measured(
     teacher={
-        "deit3_small_patch16_224": Rate("C1", 28900),
-        "deit3_base_patch16_224": Rate("C2", 11100),
+        "deit3_small_patch16_224": Rate("C1", 28900), "deit3_base_patch16_224": Rate("C2", 11100),
         "deit3_large_patch16_224": Rate("C3", 3700),
     },
     student={
-        "deit_tiny_patch16_224": Rate("C4", 13000),
-        "deit_small_patch16_224": Rate("C5", 8800),
+        "deit_tiny_patch16_224": Rate("C4", 13000), "deit_small_patch16_224": Rate("C5", 8800),
         "deit_base_patch16_224": Rate("C6", 3400),
     },
     loss=Rate("C7", 106000),
     # The nearest measured settings to the shipped ones, which also compute the norm in one go (not measured).
-    step=Rate("S6", 5342),
-    update_ms=10.1,
-    before_shard=Rate("S3", 3577),
-    shard=Rate("S4", 3466),
-    loader=Rate("ours-jpg500", 1548),
-    loader_bytes_per_image=57_596,
-)
+    step=Rate("S6", 5342), update_ms=10.1, before_shard=Rate("S3", 3577), shard=Rate("S4", 3466),
+    loader=Rate("ours-jpg500", 1548), loader_bytes_per_image=57_596,
+)  # fmt: skip
 """One H100 for the rows of the GPU, one EPYC core for the loader's."""
 
 HARDWARE = {

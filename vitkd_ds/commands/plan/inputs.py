@@ -36,24 +36,19 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     beyond_s = measured.step_images * (measured.step.seconds - sum(part.seconds for part in measured.alone))
     hooks_s = measured.step_images * (measured.shard.seconds - measured.before_shard.seconds)
     return Inputs(
-        teacher_s=teacher_rate.seconds,
         # Checkpointing computes the forward again, which is a third of forward and backward.
-        student_s=student_rate.seconds * (4 / 3 if checkpointed else 1),
+        teacher_s=teacher_rate.seconds, student_s=student_rate.seconds * (4 / 3 if checkpointed else 1),
         loss_s=measured.loss.seconds * (teacher.embed_dim / measured.loss_dim) ** 2 if vitkd else 0.0,
-        host_s=beyond_s - measured.update_ms / 1e3,
-        update_s=measured.update_ms / 1e3,
+        host_s=beyond_s - measured.update_ms / 1e3, update_s=measured.update_ms / 1e3,
         shard_host_s=hooks_s * len(teacher.blocks) / measured.shard_blocks,
-        flops=shapes.step_flops(student, teacher, vitkd),
-        trained_params=shapes.num_parameters(distiller),
+        flops=shapes.step_flops(student, teacher, vitkd), trained_params=shapes.num_parameters(distiller),
         teacher_params=shapes.num_parameters(teacher),
-        gathers=len(teacher.blocks) + 1,
-        gathered_params=_gathered_params(teacher),
+        gathers=len(teacher.blocks) + 1, gathered_params=_gathered_params(teacher),
         activation_bytes=shapes.activation_bytes(student, checkpointed=checkpointed) + loss_bytes,
         image_bytes=shapes.IMAGE_BYTES_PER_VALUE * 3 * run.data.image_size**2,
-        is_compiled=run.compile,
-        has_average=run.optim.ema_decay > 0,
+        is_compiled=run.compile, has_average=run.optim.ema_decay > 0,
         bucket_elements=int(_zero_section(run.ds_config).get("reduce_bucket_size", 500_000_000)),
-    )
+    )  # fmt: skip
 
 
 def _rates(run: Run, measured: Measured) -> list[Rate]:

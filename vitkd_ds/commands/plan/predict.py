@@ -103,13 +103,11 @@ def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, 
     k, m, is_alone = layout.accumulation, layout.micro_batch, layout.ranks == 1
     sent = bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     link = link_bytes_per_s(hardware, nodes=layout.nodes, gpus_per_node=layout.gpus_per_node)
-
     # Buckets are reduced while backward runs, but the last one is full only when backward is over.
     buckets = math.ceil(inputs.trained_params / inputs.bucket_elements)
     gradients = 0 if is_alone else sent["gradients"] / k / link + buckets * LATENCY_S
     backward = 0 if inputs.is_compiled else BACKWARD_PART * m * (inputs.student_s + inputs.loss_s)
     gradients_left = max(gradients - backward, gradients / buckets)
-
     # Blocks are gathered while the teacher computes, but it cannot start before the first one is there.
     nodes = 1 if layout.placement == "node" else layout.nodes
     teacher_link = link_bytes_per_s(hardware, nodes=nodes, gpus_per_node=layout.gpus_per_node)
@@ -117,17 +115,12 @@ def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, 
     if layout.placement == "offload":
         gathers += 2 * inputs.teacher_params / layout.ranks / (EFFICIENCY * hardware.pcie_gb_per_s * 1e9)
     gathers_left = max(gathers - m * inputs.teacher_s, gathers / inputs.gathers)
-
     return {
-        "teacher": k * m * inputs.teacher_s,
-        "student": k * m * inputs.student_s,
-        "loss": k * m * inputs.loss_s,
+        "teacher": k * m * inputs.teacher_s, "student": k * m * inputs.student_s, "loss": k * m * inputs.loss_s,
         "host": k * (inputs.host_s + (inputs.shard_host_s if layout.placement != "replica" else 0)),
-        "update": inputs.update_s,
-        "gradients": k * gradients_left,
-        "weights": 0 if is_alone else sent["weights"] / link + LATENCY_S,
-        "gathers": k * gathers_left,
-    }
+        "update": inputs.update_s, "gradients": k * gradients_left,
+        "weights": 0 if is_alone else sent["weights"] / link + LATENCY_S, "gathers": k * gathers_left,
+    }  # fmt: skip
 
 
 def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:

@@ -18,22 +18,16 @@ SAVES_GIB = 0.1
 
 
 def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str:
-    """Predict a run, which need not be able to train here, on `nodes` machines with `gpus` GPUs each.
-
-    Raises:
-        ValueError: unknown or unmeasured hardware or models, or GPUs that cannot share the global batch.
-    """
+    """Predict a run, which need not be able to train here, on `nodes` machines with `gpus` GPUs each; raises ValueError
+    for unknown or unmeasured hardware or models, or GPUs that cannot share the global batch."""
     if min(nodes, gpus) < 1:
         raise ValueError(f"--nodes and --gpus must be positive, found {nodes} and {gpus}: GPUs are counted per node")
     kind = find_measured(hardware)
     inputs, layout = inputs_of(run, kind), _layout(run, nodes, gpus)
     return "\n\n".join([
         f"{run.recipe} on {nodes} x {gpus} {hardware}: a prediction, not a measurement",
-        _speed(run, inputs, layout, kind),
-        _memory(inputs, layout, kind),
-        _per_node(inputs, layout, kind),
-        _more_gpus(run, inputs, kind),
-        _placement(inputs, layout, kind),
+        _speed(run, inputs, layout, kind), _memory(inputs, layout, kind), _per_node(inputs, layout, kind),
+        _more_gpus(run, inputs, kind), _placement(inputs, layout, kind),
         _section("inputs", source_rows(run, inputs, kind)),
     ])  # fmt: skip
 
@@ -126,12 +120,9 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
         text += f"(replica: {gib['replica']:.1f} of {hardware.memory_gib:g} GiB)"
     if "node" in seconds:
         gain = seconds["shard"] / seconds["node"] - 1
-        text += (
-            f"\nsharding within the node {'would' if gain >= WORTH else 'would not'} pay: {gain:.1%} faster than over "
-        )
-        text += (
-            "all nodes; DeepSpeed 0.19.8 cannot do it without an optimizer (zero_hpz_partition_size is broken there)"
-        )
+        text += f"\nsharding within the node {'would' if gain >= WORTH else 'would not'} pay: {gain:.1%} faster than "
+        text += "over all nodes; DeepSpeed 0.19.8 cannot do it without an optimizer (zero_hpz_partition_size is broken "
+        text += "there)"
     rows = [(placement, f"{1e3 * seconds[placement]:.1f} ms", f"{gib[placement]:.1f} GiB") for placement in seconds]
     return _section("the teacher's placement", rows, text)
 

@@ -42,10 +42,8 @@ def line_positions(shifts_NL: np.ndarray, *, length: int) -> tuple[np.ndarray, n
 def move_lines(
     pixels_BHWC: Tensor, whole_BH1: Tensor, fraction_BH1: Tensor, first_BH1: Tensor, *, is_cubic: bool
 ) -> Tensor:
-    """Resample each row by its own shift (`line_positions`); `move_columns` is for columns.
-
-    All neighbours of a row lie in one stretch of a padded copy, so a row is fetched as a whole: uint8 [B, H, W, 3].
-    """
+    """Resample each row by its own shift (`line_positions`), uint8 [B, H, W, 3] to uint8; `move_columns` is for
+    columns. All neighbours of a row lie in one stretch of a padded copy, so a row is fetched as a whole."""
     num_images, height, width, channels = pixels_BHWC.shape
     size, margin = width * channels, MARGIN * channels
     rows = pixels_BHWC.view(num_images * height, size)

@@ -33,11 +33,9 @@ def color(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
 
 
 def sharpness(pixels_BHWC: Tensor, factors_B: Tensor) -> Tensor:
-    """Blend with the smoothed image: factor 0 is smooth, 1 the image, above 1 sharper; uint8 to uint8.
-
-    Smooth is the rounded mean of the 3 x 3 neighbours, the centre counting five times; the outermost pixels have no
-    such mean and stay.
-    """
+    """Blend with the smoothed image: factor 0 is smooth, 1 the image, above 1 sharper; uint8 to uint8. Smooth is the
+    rounded mean of the 3 x 3 neighbours, the centre counting five times; the outermost pixels have no such mean and
+    stay."""
     num_images, height, width, channels = pixels_BHWC.shape
     if height < 3 or width < 3:
         return pixels_BHWC.clone()

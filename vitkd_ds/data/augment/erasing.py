@@ -48,11 +48,9 @@ def normal_noise(keys_N: Tensor, draws_N: Tensor) -> Tensor:
 
 
 def rectangle_table(rectangles_R5: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Make what `erased_bytes` needs of each rectangle: int64 [4, R].
-
-    Its first byte's number in the list of all rectangles' bytes, the bytes of one of its rows, its first byte's number
-    in the image, and the image's first byte's number in the micro-batch.
-    """
+    """Make what `erased_bytes` needs of each rectangle, int64 [4, R]: its first byte's number in the list of all
+    rectangles' bytes, the bytes of one of its rows, its first byte's number in the image, and the image's first byte's
+    number in the micro-batch."""
     member_R, top_R, left_R, height_R, width_R = rectangles_R5.T
     row_R = 3 * width_R
     bytes_R, corner_R = height_R * row_R, 3 * (top_R * width + left_R)

@@ -32,9 +32,7 @@ MIN_AREA, MAX_AREA = 0.02, 1 / 3
 LOG_ASPECT = math.log(1 / 0.3)
 ERASING_TRIES = 10
 
-MAX_LAYERS = 16
-DRAWS_PER_LAYER = 8
-DRAWS_PER_TRY = 4
+MAX_LAYERS, DRAWS_PER_LAYER, DRAWS_PER_TRY = 16, 8, 4
 RAND_AUGMENT_DRAWS = AUGMENT_DRAWS
 THREE_AUGMENT_DRAWS = RAND_AUGMENT_DRAWS + MAX_LAYERS * DRAWS_PER_LAYER
 COLOR_JITTER_DRAWS = THREE_AUGMENT_DRAWS + 8
@@ -89,13 +87,11 @@ PARTS = {
 
 
 def parse_rand_augment(text: str) -> RandAugment:
-    """Read timm's notation, such as rand-m9-mstd0.5-inc1.
+    """Read timm's notation, such as rand-m9-mstd0.5-inc1; raises ValueError, which names augment.rand_augment, the text
+    and what is wrong with it.
 
     **Differs** from timm: a part it would pass over, a repeated part, weights (w, t) and a magnitude_std above 100
     (there: uniform magnitudes) are refused.
-
-    Raises:
-        ValueError: names augment.rand_augment, the text and what is wrong with it.
     """
     key, settings = "augment.rand_augment", {}
     head, *parts = text.split("-")

@@ -127,13 +127,8 @@ class TamedLoader(FFCVLoader):
         self.num_workers, self.traversal_order, self.recompile = num_workers, None, False
         self.memory_manager, self.reader = _NoMemory(), Reader(self.fname)
         self.field_name_to_f_ix = {name: i for i, name in enumerate(self.reader.field_names)}
-        self.graph = Graph(
-            {"image": PipelineSpec("image", decoder=operation)},
-            self.reader.handlers,
-            self.field_name_to_f_ix,
-            self.reader.metadata,
-            memory_read=None,
-        )
+        pipelines, names = {"image": PipelineSpec("image", decoder=operation)}, self.field_name_to_f_ix
+        self.graph = Graph(pipelines, self.reader.handlers, names, self.reader.metadata, memory_read=None)
         self.generate_code()
         self.reader.alloc_table = None  # 24 bytes per image, which the decoder's table holds already
 

@@ -31,10 +31,8 @@ HEADER_DTYPE = np.dtype([
 ], align=True)  # fmt: skip
 FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
 METADATA_DTYPE = np.dtype({
-    "names": ["mode", "width", "height", "offset", "label"],
-    "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
-    "offsets": [0, 1, 3, 5, 16],
-    "itemsize": 24,
+    "names": ["mode", "width", "height", "offset", "label"], "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
+    "offsets": [0, 1, 3, 5, 16], "itemsize": 24,
 })  # fmt: skip
 """A row of the table behind the field descriptors: FFCV's two fields side by side, the label aligned to 8 bytes."""
 ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])

@@ -58,9 +58,7 @@ def check_images(path: Path, images: np.ndarray, *, name_of: Callable[[int], str
 
 def jpeg_status(content: bytes, *, height: int, width: int) -> int:
     """Ask the decoder that training uses about a JPEG of this size: one of `vitkd_ds.data.beton.decode`'s statuses.
-
-    Only the last pixel is made, for which all coefficients must be read, and it is there that damage shows.
-    """
+    Only the last pixel is made, for which all coefficients must be read, and it is there that damage shows."""
     image, row = np.zeros(1, STORED_DTYPE), np.zeros(1, CROP_DTYPE)
     image["size"], image["height"], image["width"], image["mode"] = len(content), height, width, JPEG_MODE
     row["top"], row["left"], row["filter"] = height - 1, width - 1, BILINEAR

@@ -25,13 +25,11 @@ ARCHIVE = Path(__file__).with_name("fashion_mnist.zip")
 
 
 def demo_beton(split: str) -> Path:
-    """Find the .beton of the demo's train or val images in the cache folder, where the first call unpacks it.
+    """Find the .beton of the demo's train or val images in the cache folder, where the first call unpacks it; raises
+    ValueError for another split, or a cache folder that cannot be written.
 
     Any number of processes may call this at once: one unpacks, the others wait. A cached file that is not whole is
     unpacked again.
-
-    Raises:
-        ValueError: another split, or a cache folder that cannot be written.
     """
     if split not in ("train", "val"):
         raise ValueError(f"split must be one of train, val, found {split!r}")

@@ -24,11 +24,8 @@ def has_loose_images(src: Path) -> bool:
 
 
 def list_images(src: Path) -> Source:
-    """List the images below each class folder of `src`, in sorted order; hidden files and folders are left out.
-
-    Raises:
-        ValueError: a class folder has no image, or links lead to one folder twice.
-    """
+    """List the images below each class folder of `src`, in sorted order; hidden files and folders are left out. Raises
+    ValueError if a class folder has no image, or links lead to one folder twice."""
     classes, images, others = _class_names(src), [], []
     for label, path in _files(src):
         (images if is_image(path) else others).append((label, path))
@@ -55,11 +52,8 @@ def _class_names(src: Path) -> list[str]:
 
 def _files(src: Path) -> Iterator[tuple[int, str]]:
     """The number of a class, and the path of a file below its folder, of each file that is not hidden, in sorted order.
-
-    Raises:
-        ValueError: a link leads to a folder that was visited already: its images would be listed twice, perhaps as two
-            classes.
-    """
+    Raises ValueError if a link leads to a folder that was visited already, because its images would be listed twice,
+    perhaps as two classes."""
     stat = os.stat(src)
     visited = {(stat.st_dev, stat.st_ino): str(src)}
     for label, class_name in enumerate(_class_names(src)):

@@ -31,11 +31,8 @@ def has_parquet(src: Path) -> bool:
 
 
 def open_hugging_face(src: Path, split: str) -> Source:
-    """List the images of a data set with one image column and one of class labels.
-
-    Raises:
-        ValueError: the library is missing, the folder is unfit, or a split must be named.
-    """
+    """List the images of a data set with one image column and one of class labels; raises ValueError if the library is
+    missing, the folder is unfit, or a split must be named."""
     try:
         import datasets
     except ImportError as error:

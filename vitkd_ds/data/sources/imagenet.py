@@ -30,10 +30,7 @@ def has_flat_images(src: Path) -> bool:
 
 def open_class_tars(src: Path) -> Source:
     """List the images of ImageNet's training tar, or of its class tars in a folder; wnids give the labels in order.
-
-    Raises:
-        ValueError: a tar is damaged, has no images, or stands where none is expected.
-    """
+    Raises ValueError if a tar is damaged, has no images, or stands where none is expected."""
     if src.is_dir():
         files = sorted(path for path in src.iterdir() if CLASS_TAR.match(path.name))
         tars = [(path.name, number, None) for number, path in enumerate(files)]
@@ -58,11 +55,8 @@ def open_class_tars(src: Path) -> Source:
 
 
 def open_flat_tar(src: Path, labels_file: str) -> Source:
-    """List the images of ImageNet's validation tar, with labels from a file; sorted wnids give the numbers.
-
-    Raises:
-        ValueError: the labels are not given, unreadable, or do not cover all images; the tar is damaged.
-    """
+    """List the images of ImageNet's validation tar, with labels from a file; sorted wnids give the numbers. Raises
+    ValueError if the labels are not given, unreadable, or do not cover all images, or if the tar is damaged."""
     if not labels_file:
         raise ValueError(
             f"{str(src)!r} holds no labels: give --labels, the devkit ILSVRC2012_devkit_t12.tar.gz, or a text file "

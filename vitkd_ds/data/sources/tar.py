@@ -34,12 +34,9 @@ def first_name(path: Path) -> str:
 
 
 def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member]:
-    """The plain files of the tar `path`, or of the tar that is its member `inside`, in file order.
-
-    Raises:
-        ValueError: no tar, a compressed one, or one that is cut short or damaged. Python's tarfile takes a damaged
-            header in the middle for the end, so it is checked that the end is marked as such.
-    """
+    """The plain files of the tar `path`, or of the tar that is its member `inside`, in file order; raises ValueError if
+    it is no tar, a compressed one, or one that is cut short or damaged. Python's tarfile takes a damaged header in the
+    middle for the end, so it is checked that the end is marked as such."""
     place = f"{str(path)!r}" + (f", member {inside.name!r}," if inside else "")
     start = inside.offset if inside else 0
     try:

@@ -28,11 +28,8 @@ def has_samples(src: Path) -> bool:
 
 
 def open_samples(src: Path, classes_file: str) -> Source:
-    """List the samples of all tars in their order.
-
-    Raises:
-        ValueError: a tar is damaged, or a sample lacks its class or has two images.
-    """
+    """List the samples of all tars in their order; raises ValueError if a tar is damaged, or a sample lacks its class
+    or has two images."""
     tars = _tars(src)
     samples = [(number, image, text) for number, tar in enumerate(tars) for image, text in _samples(tar)]
     if not samples:
