@@ -40,6 +40,7 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
 
 @pytest.mark.parametrize("flags, message", [
     ({"optim.lrr": "1"}, "--optim.lrr is no option: did you mean optim.lr"),
+    ({"lr": "1"}, r"--lr is no option: did you mean optim.lr\?"),
     ({"recipe": "demoo"}, "--recipe demoo is no recipe: did you mean demo"),
     ({"teacher.placement": "shards"}, "teacher.placement must be one of shard, replica, offload, found 'shards'"),
     ({"optim.lr": "fast"}, "--optim.lr must be a number, found 'fast'"),
@@ -87,6 +88,7 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
     (["export", "a"], "the command needs RUN DST, found a"),
     (["show"], r"the command needs DATA [DST], found nothing"),
     (["show", "a", "b", "c"], r"the command needs DATA [DST], found a b c"),
+    (["recipes", "--debug"], "--debug is no option: there are none"),
     (["pack", "a", "b", "--qualty=3"], "--qualty is no option: did you mean quality"),
     (["pack", "a", "b", "--quality=high"], "--quality must be a whole number, found 'high'"),
     (["plan", "--recipe=demo", "--nodes=many"], "--nodes must be a whole number"),

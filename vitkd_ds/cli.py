@@ -72,7 +72,7 @@ def _command(words: str = "", *, takes_run: bool = False, **options: type) -> Ca
             own = {key: convert(flags.pop(key), options[key], key) for key in options if key in flags}
             if flags and not takes_run:
                 key = next(iter(flags))
-                raise ValueError(f"--{key} is no option: {nearest(key, options)}")
+                raise ValueError(f"--{key} is no option: {nearest(key, options) if options else 'there are none'}")
             function(*given, **own, **({"flags": flags} if takes_run else {}))
 
         checked.__doc__ = function.__doc__
@@ -124,7 +124,7 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     """
     run = parse_run((), flags)
     if print_config:
-        if os.environ.get("RANK", "0") == "0":  # once under a launcher
+        if console.is_first_rank():
             print(json.dumps(as_dict(run), indent=2))
         return
     from vitkd_ds.engine.processes import leave
@@ -229,7 +229,7 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str 
 def doctor(*, flags: dict[str, str]) -> None:
     """Examine the machine, the data and the models for a run, in under two minutes; exit code 1 if it would fail.
 
-    Usage: doctor [--recipe NAME|PATH] [any other option of train], on one node, or under srun on all with the ranks of
+    Usage: doctor [--recipe NAME|PATH] [any field of the run, as for train], on one node, or under srun on all with the ranks of
     the run. Prints a table of what is ok, what is not, and what to do about it.
     """
     run = parse_run((), flags)

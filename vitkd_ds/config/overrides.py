@@ -21,14 +21,15 @@ KINDS = {
 }  # fmt: skip
 """What to write for a type; any other takes text as it is."""
 
-MANY = 100
+MANY = 20
 """Most names that a message lists."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that helps with an unknown name: the nearest valid ones, else all of them unless they are many."""
     valid = sorted(set(valid))
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6 if len(valid) <= MANY else 0)
+    close = [key for key in valid if key.endswith(f".{name}")]  # "lr" means "optim.lr"
+    close = close or difflib.get_close_matches(name, valid, n=3, cutoff=0.6 if len(valid) <= MANY else 0)
     return f"did you mean {' or '.join(close)}?" if close else f"valid names are {', '.join(valid)}"
 
 
@@ -104,6 +105,8 @@ def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
         if part and (value is not None or part is declared):
             values[name] = from_dict(part, value, f"{prefix}{name}.")
         elif not part:
+            if declared in (bool, str) and type(value) is not declared:
+                raise ValueError(f"{prefix}{name} must be {KINDS.get(declared, 'a text')}, found {value!r}")
             converted = convert(value if isinstance(value, str) else json.dumps(value), declared, prefix + name)
             values[name] = value if value == converted else converted  # 20 stays 20 where a float is declared
     return cls(**values)

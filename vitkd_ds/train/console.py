@@ -19,10 +19,15 @@ LINE_EVERY_S = 10.0
 
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno <= logging.INFO and os.environ.get("RANK", "0") != "0":
+        if record.levelno <= logging.INFO and not is_first_rank():
             return
         with tqdm.external_write_mode(file=sys.stderr):  # takes the bar away while the message is written
             print(self.format(record), file=sys.stderr, flush=True)
+
+
+def is_first_rank() -> bool:
+    """Whether this is rank 0 for its launcher, whose variables are there before the ranks meet."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def install() -> None:

@@ -65,8 +65,10 @@ class Examination:
         timer = threading.Timer(LIMIT_S, self.give_up, [name])
         timer.daemon = True
         timer.start()
-        yield
-        timer.cancel()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def run(self, name: str, check: Check) -> None:
         """Run a check and add the rows of all ranks. Collective."""

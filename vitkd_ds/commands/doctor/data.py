@@ -6,7 +6,6 @@ loader that trains: disk, page cache and decoder.
 
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil  # DeepSpeed's own requirement
 
 from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, listed, needed, ok, size_text, unequal, warning
 from vitkd_ds.data.beton.format import check_beton, read_beton
@@ -119,6 +119,7 @@ def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
 
 
 def file_system(path: Path) -> str:
-    """The kind of file system that a path lies on, such as ext4 or nfs4; "unknown" where `df` cannot tell."""
-    done = subprocess.run(["df", "--output=fstype", os.path.realpath(path)], capture_output=True, text=True)
-    return "unknown" if done.returncode else done.stdout.split()[-1]
+    """The kind of file system that a path lies on, such as ext4 or nfs4, by the longest mount point above it."""
+    mounts = {disk.mountpoint.rstrip("/"): disk.fstype for disk in psutil.disk_partitions(all=True)}
+    above = [mount for mount in mounts if f"{os.path.realpath(path)}/".startswith(f"{mount}/")]
+    return mounts[max(above, key=len)] if above else "unknown"
