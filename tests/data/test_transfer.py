@@ -30,6 +30,7 @@ def test_after_many_micro_batches_were_held_only_a_few_arrays_stay_and_those_of_
     del held
     last = memory.copy(values(50))
     assert sum(array() is not None for array in arrays) == MAX_FREE + 1 and int(last[0, 0]) == 50
+    memory = RecycledMemory()
     for shape in [(2, 2), (3, 3), (4, 4), (5, 5), (6, 6)]:
         assert memory.copy(values(1, shape)).shape == shape
     assert memory.copy(np.full((6, 6), 300, np.int64)).max() == 300
