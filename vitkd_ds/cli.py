@@ -229,8 +229,8 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str 
 def doctor(*, flags: dict[str, str]) -> None:
     """Examine the machine, the data and the models for a run, in under two minutes; exit code 1 if it would fail.
 
-    Usage: doctor [--recipe NAME|PATH] [any field of the run, as for train], on one node, or under srun on all with the ranks of
-    the run. Prints a table of what is ok, what is not, and what to do about it.
+    Usage: doctor [--recipe NAME|PATH] [--KEY=VALUE ...], where KEY is any field of the run, on one node, or under srun
+    on all with the ranks of the run. Prints a table of what is ok, what is not, and what to do about it.
     """
     run = parse_run((), flags)
     from vitkd_ds.commands.doctor import examine
