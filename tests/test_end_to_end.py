@@ -30,31 +30,28 @@ SUMMARY_KEYS = {
 STATE_FILE = "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
 
 
-def test_a_run_killed_within_an_epoch_continues_bit_for_bit_and_a_damaged_checkpoint_is_left_for_an_older_one(
-    whole_run, small_beton, tmp_path
-):
+def test_a_killed_run_goes_on_bit_for_bit_and_a_damaged_checkpoint_is_passed_over(whole_run, small_beton, tmp_path):
     """Three runs that go on: one that was killed, one whose newest checkpoint is damaged, and one from a named one."""
-    folder = tmp_path
-    processes = start_ranks(2, "train.py", *everything_on(folder / "killed", small_beton))
-    wait_for_steps(processes, folder / "killed", 20)
+    processes = start_ranks(2, "train.py", *everything_on(tmp_path / "killed", small_beton))
+    wait_for_steps(processes, tmp_path / "killed", 20)
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    tag = (folder / "killed" / "checkpoints" / "latest").read_text()
-    assert 0 < int(tag.removeprefix("step")) % 7 and not (folder / "killed" / "done").exists(), "not within an epoch"
+    tag = (tmp_path / "killed" / "checkpoints" / "latest").read_text()
+    assert 0 < int(tag.removeprefix("step")) % 7 and not (tmp_path / "killed" / "done").exists(), "not within an epoch"
     for name in ("step00000028", "step00000030"):
-        shutil.copytree(whole_run / "checkpoints" / name, folder / "damaged" / "checkpoints" / name)
-    (folder / "damaged" / "checkpoints" / "latest").write_text("step00000030")
-    (folder / "damaged" / "checkpoints" / "step00000030" / STATE_FILE).write_bytes(b"")
-    commands = [everything_on(folder / name, small_beton) for name in ("killed", "damaged", "branch")]
+        shutil.copytree(whole_run / "checkpoints" / name, tmp_path / "damaged" / "checkpoints" / name)
+    (tmp_path / "damaged" / "checkpoints" / "latest").write_text("step00000030")
+    (tmp_path / "damaged" / "checkpoints" / "step00000030" / STATE_FILE).write_bytes(b"")
+    commands = [everything_on(tmp_path / name, small_beton) for name in ("killed", "damaged", "branch")]
     commands[2].append(f"--resume={whole_run}/checkpoints/step00000028")
-    said = [outcome["said"] for outcome in run_several(2, folder / "commands", commands)]
+    said = [outcome["said"] for outcome in run_several(2, tmp_path / "commands", commands)]
     assert f"step {int(tag.removeprefix('step'))} of 30" in said[0]
     assert f"step00000030 is damaged and passed over: {STATE_FILE} must" in said[1]
     assert "step 28 of 30" in said[1] and "step 28 of 30" in said[2]
-    assert_same_result(folder / "killed", whole_run)
+    assert_same_result(tmp_path / "killed", whole_run)
     for name in ("damaged", "branch"):
-        student = (folder / name / "student.safetensors").read_bytes()
+        student = (tmp_path / name / "student.safetensors").read_bytes()
         assert student == (whole_run / "student.safetensors").read_bytes()
 
 
@@ -143,9 +140,8 @@ def test_eval_of_the_export_gives_the_summarys_numbers(whole_run):
 
 def default_run(workdir, *options, launcher=(sys.executable,), world_size=1):
     """The losses of the default command."""
-    run_command(
-        *launcher, "train.py", "--ds_config", "ds_configs/zero2.json", "--debug", "--workdir", workdir, *options
-    )
+    command = [*launcher, "train.py", "--ds_config", "ds_configs/zero2.json", "--debug", "--workdir", workdir]
+    run_command(*command, *options)
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary.keys() == SUMMARY_KEYS and summary["teacher_top1"] > 50 and summary["world_size"] == world_size
     return [line["total"] for line in metrics_of(workdir) if "total" in line]

@@ -41,9 +41,8 @@ def test_the_wheel_decodes_in_a_fresh_environment_with_the_libraries_it_carries(
     source = tmp_path / "source"  # nothing is built in the checkout
     ignored = shutil.ignore_patterns(".*", "build", "runs", "*.so", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
-    run_command(
-        "sh", ROOT / ".ci" / "wheels", fresh_environment(tmp_path / "builds"), tmp_path / "dist", ".", cwd=source
-    )
+    builder = fresh_environment(tmp_path / "builds")
+    run_command("sh", ROOT / ".ci" / "wheels", builder, tmp_path / "dist", ".", cwd=source)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert "manylinux" in wheel.name
     python = fresh_environment(tmp_path / "uses")

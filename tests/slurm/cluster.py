@@ -26,34 +26,13 @@ GPUS_PER_NODE = 2
 START_S = 60
 
 CONFIGURATION = """
-ClusterName=vitkd
-SlurmctldHost={host}({address})
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/none
-CredType=cred/none
-AuthInfo=cred_expire=5
-SlurmctldPort={port}
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmctldLogFile={folder}/slurmctld.log
-StateSaveLocation={folder}/state
-SlurmdPidFile={folder}/%n.pid
-SlurmdLogFile={folder}/%n.log
-SlurmdSpoolDir={folder}/spool/%n
-SlurmdParameters=config_overrides
-MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-GresTypes=gpu
-ReturnToService=2
-KillWait=30
-SlurmdTimeout=15
-JobRequeue=1
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
+ClusterName=vitkd SlurmctldHost={host}({address}) SlurmUser=root SlurmdUser=root AuthType=auth/none CredType=cred/none
+AuthInfo=cred_expire=5 SlurmctldPort={port} SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log StateSaveLocation={folder}/state SlurmdPidFile={folder}/%n.pid
+SlurmdLogFile={folder}/%n.log SlurmdSpoolDir={folder}/spool/%n SlurmdParameters=config_overrides MpiDefault=none
+ProctrackType=proctrack/linuxproc TaskPlugin=task/none JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres SelectTypeParameters=CR_CPU GresTypes=gpu ReturnToService=2 KillWait=30 SlurmdTimeout=15
+JobRequeue=1 PreemptType=preempt/partition_prio PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=100000
 """
 """cred_expire and the scheduler's intervals bring a requeued job back after 7 s instead of 120."""
@@ -105,8 +84,8 @@ class Cluster:
     def _configure(self) -> None:
         host = socket.gethostname().split(".")[0]
         addresses = self.network.addresses if self.network else dict.fromkeys([*self.nodes, CONTROLLER], "127.0.0.1")
-        lines = [CONFIGURATION.format(host=host, address=addresses[CONTROLLER], port=free_port(), folder=self.folder)]
-        lines += [] if self.network else [LOOPBACK_ONLY]
+        text = CONFIGURATION if self.network else CONFIGURATION + LOOPBACK_ONLY
+        lines = text.format(host=host, address=addresses[CONTROLLER], port=free_port(), folder=self.folder).split()
         gres = ["AutoDetect=off"]
         for node, port in self.nodes.items():
             self.disk(node).mkdir()

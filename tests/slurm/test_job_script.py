@@ -81,32 +81,24 @@ def test_the_checkouts_own_python_is_used_unless_another_is_named(tmp_path):
     assert ended.of("srun")[-1]["command"][4] == f"{checkout}/.venv/bin/python"
 
 
-PROC = "--workdir=/proc/run"
-
-
 @pytest.mark.parametrize("options, found, is_requeued, code, message", [
-    ([], {"done": True, "code": 1}, False, 0, ""),
-    ([], {"checkpoint": "step00000004", "MAX_FAILURES": "0"}, True, 0, ""),
-    ([], {"checkpoint": "step00000004", "state": "CANCELLED"}, False, 0, ""),
-    ([], {"checkpoint": "step00000004", "state": "COMPLETING"}, False, 0, ""),
-    ([], {"code": 1, "STUB_RESTARTS": "1"}, False, 1, ""),
-    ([], {"code": 137}, True, 0, ""),
-    ([], {"code": 137, "state": "CANCELLED"}, False, 137, ""),
-    ([], {"code": 137, "MAX_FAILURES": "0"}, False, 137, ""),
-    ([], {"code": 2}, False, 2, "refused (exit code 2)"),
-    ([], {"code": 2, "done": True}, False, 0, ""),
-    ([], {"MAX_FAILURES": "0"}, True, 0, ""),
-    ([], {"code": 143, "MAX_FAILURES": "0"}, True, 0, ""),
-    ([], {"code": 143, "state": "CANCELLED"}, False, 143, ""),
-    ([PROC], {"code": 1}, False, 1, "failures cannot be counted in /proc/run"),
-    ([PROC], {"code": 0}, False, 1, "stops cannot be counted in /proc/run"),
-], ids=["finished, then an error", "saved stop is no failure", "scancel", "Slurm requeues",
-        "left from an earlier start", "failure", "scancel, killed", "last failure", "refused",
-        "finished, then refused", "stop without progress", "TERM before Python listens",
-        "scancel before Python listens", "failures cannot be counted", "stops cannot be counted"])  # fmt: skip
-def test_a_job_is_requeued_after_a_saved_stop_or_a_failure_and_never_after_scancel(
-    tmp_path, options, found, is_requeued, code, message
-):
+    pytest.param([], {"done": True, "code": 1}, False, 0, "", id="finished, then an error"),
+    pytest.param([], {"checkpoint": "step00000004", "MAX_FAILURES": "0"}, True, 0, "", id="saved stop is no failure"),
+    pytest.param([], {"checkpoint": "step00000004", "state": "CANCELLED"}, False, 0, "", id="scancel"),
+    pytest.param([], {"checkpoint": "step00000004", "state": "COMPLETING"}, False, 0, "", id="Slurm requeues"),
+    pytest.param([], {"code": 1, "STUB_RESTARTS": "1"}, False, 1, "", id="left from an earlier start"),
+    pytest.param([], {"code": 137}, True, 0, "", id="failure"),
+    pytest.param([], {"code": 137, "state": "CANCELLED"}, False, 137, "", id="scancel, killed"),
+    pytest.param([], {"code": 137, "MAX_FAILURES": "0"}, False, 137, "", id="last failure"),
+    pytest.param([], {"code": 2}, False, 2, "refused (exit code 2)", id="refused"),
+    pytest.param([], {"code": 2, "done": True}, False, 0, "", id="finished, then refused"),
+    pytest.param([], {"MAX_FAILURES": "0"}, True, 0, "", id="stop without progress"),
+    pytest.param([], {"code": 143, "MAX_FAILURES": "0"}, True, 0, "", id="TERM before Python listens"),
+    pytest.param([], {"code": 143, "state": "CANCELLED"}, False, 143, "", id="scancel before Python listens"),
+    (["--workdir=/proc/run"], {"code": 1}, False, 1, "failures cannot be counted in /proc/run"),
+    (["--workdir=/proc/run"], {"code": 0}, False, 1, "stops cannot be counted in /proc/run"),
+])  # fmt: skip
+def test_a_stop_or_a_failure_requeues_a_job_and_scancel_never(tmp_path, options, found, is_requeued, code, message):
     ended = run_script(tmp_path, *DEMO, *options, **found)
     assert (ended.is_requeued, ended.code) == (is_requeued, code) and message in ended.log, ended.log
     assert code != 2 or not list((tmp_path / "run").glob("*-7")), "a refused run counts nothing"
@@ -145,7 +137,7 @@ def test_slurm_is_asked_again_when_it_does_not_answer(tmp_path, silent, waits):
 @pytest.mark.parametrize("found, requeues, message", [
     ({"silent": 99}, 0, "Slurm does not say whether this job was cancelled, checkpoint step00000004: not requeued"),
     ({"STUB_REFUSES": "1"}, 7, "not requeued: give the same sbatch command again"),
-], ids=["may have been cancelled", "Slurm refuses"])  # fmt: skip
+])  # fmt: skip
 def test_a_job_that_cannot_be_requeued_says_how_to_go_on(tmp_path, found, requeues, message):
     ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", **found)
     assert ended.code == 1 and message in ended.log and "give the same sbatch command again" in ended.log

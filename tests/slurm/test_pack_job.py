@@ -43,29 +43,25 @@ def test_options_take_the_place_of_the_usual_ones_and_tars_get_their_labels(pack
 
 
 @pytest.mark.parametrize("found, is_requeued, code", [
-    ({"signal": "USR1", "code": 1}, True, 0),
-    ({"signal": "TERM", "code": 1, "checkpoint": "images"}, True, 0),
-    ({"signal": "USR1", "code": 1, "state": "CANCELLED"}, False, 0),
-    ({"code": 143, "MAX_FAILURES": "0"}, True, 0),
-    ({"code": 1, "checkpoint": "images"}, True, 0),
-    ({"code": 1, "checkpoint": "images", "MAX_FAILURES": "0"}, False, 1),
-    ({"code": 1}, False, 1),
-    ({"code": 2, "checkpoint": "images"}, False, 2),
-], ids=["stop", "saved stop", "scancel", "TERM before Python listens", "failure after progress", "last failure",
-        "failure without progress", "refused"])  # fmt: skip
+    pytest.param({"signal": "USR1", "code": 1}, True, 0, id="stop"),
+    pytest.param({"signal": "TERM", "code": 1, "checkpoint": "images"}, True, 0, id="saved stop"),
+    pytest.param({"signal": "USR1", "code": 1, "state": "CANCELLED"}, False, 0, id="scancel"),
+    pytest.param({"code": 143, "MAX_FAILURES": "0"}, True, 0, id="TERM before Python listens"),
+    pytest.param({"code": 1, "checkpoint": "images"}, True, 0, id="failure after progress"),
+    pytest.param({"code": 1, "checkpoint": "images", "MAX_FAILURES": "0"}, False, 1, id="last failure"),
+    pytest.param({"code": 1}, False, 1, id="failure without progress"),
+    pytest.param({"code": 2, "checkpoint": "images"}, False, 2, id="refused"),
+])  # fmt: skip
 def test_it_is_requeued_after_a_stop_or_when_there_was_progress(packs, found, is_requeued, code):
     ended = packs(**found)
     assert (ended.is_requeued, ended.code) == (is_requeued, code), ended.log
     assert len(packed(ended)) == 1, "no second split after a stop"
 
 
-def test_a_stop_between_the_splits_is_followed_by_another_start(packs):
-    ended = packs(done=True, signal="USR1")
-    assert len(packed(ended)) == 1 and ended.is_requeued and "imagenet_train.beton is packed" in ended.log
-
-
-def test_restart_is_for_the_first_start_only(packs):
-    assert packed(packs("--restart", "--shuffle", signal="USR1"))[0][2:] == ["--restart", "--shuffle"]
+def test_a_stop_between_the_splits_is_followed_by_another_start_without_restart(packs):
+    ended = packs("--restart", "--shuffle", done=True, signal="USR1")
+    assert ended.is_requeued and "imagenet_train.beton is packed" in ended.log
+    assert [words[2:] for words in packed(ended)] == [["--restart", "--shuffle"]]
     assert packed(packs("--restart", "--shuffle", SLURM_RESTART_COUNT="1", done=True))[0][2:] == ["--shuffle"]
 
 

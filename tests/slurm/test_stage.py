@@ -111,14 +111,11 @@ def test_the_ranks_get_copies_each_file_once_when_every_node_has_them(beton, tmp
     assert flags[:3] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"], "once per node"
 
 
-def test_the_ranks_read_the_shared_files_and_the_log_says_so_when_a_node_cannot_copy(beton, tmp_path):
-    options = [*DEMO, f"--data.train={beton}"]
+def test_what_cannot_be_copied_is_read_where_it_lies_with_a_warning_if_it_is_a_file(beton, tmp_path):
+    option = f"--data.train={beton}"
     for unwritable in ("/proc/scratch", str(beton)):
-        ended = run_script(tmp_path, *options, STAGE_DIR=unwritable, checkpoint="step1", SLURMD_NODENAME="n2")
-        assert ended.train[-1] == f"--data.train={beton}"
+        ended = run_script(tmp_path, *DEMO, option, STAGE_DIR=unwritable, checkpoint="step1", SLURMD_NODENAME="n2")
+        assert ended.train[-1] == option
         assert "WARNING: n2 cannot stage" in ended.log and "WARNING: NOT STAGED" in ended.log
-
-
-def test_what_is_no_file_is_not_staged(tmp_path):
     ended = run_script(tmp_path, *DEMO, done=True, STAGE_DIR="/proc/scratch")
-    assert ended.train[-1] == "--debug" and "STAGED" not in ended.log
+    assert ended.train[-1] == "--debug" and "STAGED" not in ended.log, "demo is no file"

@@ -1,6 +1,7 @@
 """Evaluation against a slow count, with padding rows that must not count."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,37 +14,26 @@ from vitkd_ds.train.evaluate import evaluate
 PLAIN = Normalization(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 
 
-class Linear(nn.Module):
+def linear(seed, num_classes=7):
     """Logits from the pixels of a 2 x 2 image."""
-
-    def __init__(self, seed, num_classes=7):
-        super().__init__()
-        self.linear = nn.Linear(12, num_classes)
-        nn.init.normal_(self.linear.weight, std=1e-2, generator=torch.Generator().manual_seed(seed))
-
-    def forward(self, images_BCHW):
-        return self.linear(images_BCHW.flatten(1))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))
+    nn.init.normal_(model[1].weight, std=1e-2, generator=torch.Generator().manual_seed(seed))
+    return model
 
 
-class Batches:
+def batches(num_classes=7):
     """Micro-batches of 4 and a last one of 3, some rows only padding."""
-
-    def __init__(self, num_classes=7):
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (11, 3, 2, 2), generator=generator, dtype=torch.uint8)
-        self.labels = torch.randint(0, num_classes, (11,), generator=generator)
-        self.labels[[3, 10]] = -1
-
-    def epoch(self, _):
-        yield from zip(self.images.split(4), self.labels.split(4))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (11, 3, 2, 2), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, num_classes, (11,), generator=generator)
+    labels[[3, 10]] = -1
+    return SimpleNamespace(images=images, labels=labels, epoch=lambda _: zip(images.split(4), labels.split(4)))
 
 
 @pytest.mark.parametrize("num_classes", [7, 3])
 def test_counts_are_the_slow_ones(num_classes):
-    student, teacher, data = Linear(1, num_classes), Linear(2, num_classes), Batches(num_classes)
-    result = evaluate(
-        student, data, normalization=PLAIN, teacher=lambda images: Features(teacher(images.float()), None, None)
-    )
+    student, teacher, data = linear(1, num_classes), linear(2, num_classes), batches(num_classes)
+    result = evaluate(student, data, normalization=PLAIN, teacher=lambda x: Features(teacher(x.float()), None, None))
     sums = dict.fromkeys(("num_images", "top1", "top5", "teacher_top1", "agreement", "kl"), 0)
     for image, label in zip(data.images, data.labels.tolist()):
         if label < 0:
@@ -56,16 +46,15 @@ def test_counts_are_the_slow_ones(num_classes):
         sums["teacher_top1"] += 100 * (t.index(max(t)) == label)
         sums["agreement"] += 100 * (t.index(max(t)) == order[0])
         sums["kl"] += sum(math.exp(q) * (q - p) for p, q in zip(s, t))
-    kl = sums.pop("kl") / 9
-    assert result.pop("kl") == pytest.approx(kl, rel=1e-5)
+    assert result.pop("kl") == pytest.approx(sums.pop("kl") / 9, rel=1e-5)
     assert result == pytest.approx({name: value / 9 for name, value in sums.items()})
 
 
 def test_it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_there_is_none(monkeypatch):
-    data = Batches()
-    assert evaluate(Linear(1), data, normalization=PLAIN).keys() == {"num_images", "top1", "top5"}
+    data = batches()
+    assert evaluate(linear(1), data, normalization=PLAIN).keys() == {"num_images", "top1", "top5"}
     monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
-    assert evaluate(Linear(1), data, normalization=PLAIN, must_stop=lambda: True) is None
+    assert evaluate(linear(1), data, normalization=PLAIN, must_stop=lambda: True) is None
     data.labels[:] = -1
     with pytest.raises(ValueError, match="must count at least one image, found none in data.val"):
-        evaluate(Linear(1), data, normalization=PLAIN)
+        evaluate(linear(1), data, normalization=PLAIN)

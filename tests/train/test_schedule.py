@@ -13,7 +13,7 @@ SCHEDULE = Schedule(10, 101, warmup_steps=20, eval_every_steps=10, save_every_st
 OPTIM = OptimConfig(lr=1e-3, lr_batch_size=1024, min_lr=1e-5, warmup_start_factor=1e-3)
 
 
-@pytest.mark.parametrize("step, global_batch_size, expected", [
+@pytest.mark.parametrize("step, batch_size, expected", [
     (0, 1024, 1e-6),
     (10, 1024, 1e-3 * (0.001 + 0.999 * 0.5)),
     (20, 1024, 1e-3),
@@ -21,10 +21,8 @@ OPTIM = OptimConfig(lr=1e-3, lr_batch_size=1024, min_lr=1e-5, warmup_start_facto
     (60, 1024, 1e-5 + (1e-3 - 1e-5) / 2),
     (100, 1024, 1e-5),
 ])  # fmt: skip
-def test_the_rate_warms_up_to_a_peak_that_scales_with_the_batch_and_falls_to_the_minimum(
-    step, global_batch_size, expected
-):
-    assert lr_at(step, SCHEDULE, OPTIM, global_batch_size) == pytest.approx(expected)
+def test_the_rate_warms_up_to_a_peak_that_scales_with_the_batch_and_falls_to_the_minimum(step, batch_size, expected):
+    assert lr_at(step, SCHEDULE, OPTIM, batch_size) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("schedule, values", [

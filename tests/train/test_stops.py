@@ -13,6 +13,7 @@ from tests.conftest import (
     assert_same_result,
     everything_on,
     finish_ranks,
+    metrics_of,
     run_command,
     start_ranks,
     wait_for_steps,
@@ -21,6 +22,19 @@ from tests.conftest import (
 
 LIMIT_S = 30
 """Stated in the README for a rank that is gone, here with room for a busy machine."""
+
+TRAIN_WITH_SLOW_EVALUATIONS = """
+import time
+from vitkd_ds import cli
+from vitkd_ds.train import evaluate
+count = evaluate._count
+def slow_count(*args):
+    print("evaluating", flush=True)
+    time.sleep(1)
+    return count(*args)
+evaluate._count, evaluate.MICRO_BATCHES_PER_LOOK = slow_count, 1
+cli.train_main()
+"""
 
 
 def is_listening(process):
@@ -113,3 +127,23 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, command, workd
     assert files_in(workdir) == ["latest"] and not (workdir / "lock").exists()
     finish_ranks(start_ranks(2, *command))
     assert_same_result(workdir, whole_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eval_every_epochs", ["0.001", "0"], ids=["on the way", "at the end"])
+def test_a_signal_in_an_evaluation_loses_nothing(tmp_path, workdir, demo_cache, eval_every_epochs):
+    options = [
+        "--recipe=demo_plain", "--debug", "--max_steps=4", "--micro_batch_size_per_gpu=4", "--global_batch_size=8",
+        "--optim.ema_decay=0.9", "--checkpoint.every_steps=100", f"--eval_every_epochs={eval_every_epochs}",
+    ]  # fmt: skip
+    finish_ranks(start_ranks(2, "train.py", *options, f"--workdir={tmp_path}/whole"))
+    options.append(f"--workdir={workdir}")
+    processes = start_ranks(2, "-c", TRAIN_WITH_SLOW_EVALUATIONS, *options)
+    wait_until(lambda: (workdir / "checkpoints" / "latest").exists(), processes)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = finish_ranks(processes)
+    step = int((workdir / "checkpoints" / "latest").read_text().removeprefix("step"))
+    assert f"stopped and saved at step {step};" in outputs[0] and outputs[0].count("evaluating") < 4
+    assert not (workdir / "done").exists() and not any("val_top1" in line for line in metrics_of(workdir))
+    finish_ranks(start_ranks(2, "train.py", *options))
+    assert_same_result(workdir, tmp_path / "whole")
