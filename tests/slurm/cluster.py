@@ -21,9 +21,7 @@ from benchmarks.network import HUB as CONTROLLER
 from benchmarks.network import Network
 from tests.conftest import ROOT, free_port
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 GPUS_PER_NODE = 2
-START_S = 60
 
 CONFIGURATION = """
 ClusterName=vitkd SlurmctldHost={host}({address}) SlurmUser=root SlurmdUser=root AuthType=auth/none CredType=cred/none
@@ -41,7 +39,8 @@ ON_NODE = 'mount --bind "$1" "$2" && { [ "$5" = "" ] || hostname "$4"; } && exec
 
 
 def why_not() -> str:
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    programs = "slurmctld slurmd sbatch srun scontrol".split()
+    missing = [program for program in programs if shutil.which(program) is None]
     if missing:
         return f"NO SLURM, NOT TESTED: found no {', '.join(missing)}; as root, `sh .ci/test_programs` installs them"
     if os.geteuid() != 0:
@@ -76,7 +75,7 @@ class Cluster:
         for node in self.nodes:
             self.start_node(node)
         try:
-            self.until(lambda: self.states() == {"idle"}, "all nodes are idle", START_S)
+            self.until(lambda: self.states() == {"idle"}, "all nodes are idle", 60)
         except AssertionError as error:
             logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.folder.glob("*.log"))
             raise AssertionError(f"{error}\n{logs}") from None

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tests.conftest import metrics_of
 from tests.slurm.cluster import Cluster
 
 SLURMD_TIMEOUT_S = 15
@@ -62,5 +63,4 @@ def until_same(cluster: Cluster, job: str, workdir: Path, whole: Path) -> None:
     """Wait for the end: the run made the same student as `whole`, bit for bit, and logged each step once."""
     until_finished(cluster, job, workdir)
     assert (workdir / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "total" in line] == list(range(1, 61))
+    assert [line["step"] for line in metrics_of(workdir) if "total" in line] == list(range(1, 61))

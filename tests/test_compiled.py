@@ -1,4 +1,7 @@
-"""What `make wheels` makes of this package decodes with the libraries it carries. FFCV's own wheel takes too long."""
+"""What g++ makes of this package: a wheel that decodes with the libraries it carries, and a fuzzer that finds nothing.
+
+FFCV's own wheel takes too long here; `make fuzz` lets the fuzzer run for ten minutes.
+"""
 
 import shutil
 import site
@@ -10,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, run_command
 
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="NOT TESTED: there is no g++")]
 DECODE = """
 import io, sys
 import numpy as np
@@ -34,8 +38,6 @@ def fresh_environment(folder):
     return folder / "bin" / "python"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="compiles the decoder")
 def test_the_wheel_decodes_in_a_fresh_environment_with_the_libraries_it_carries(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     source = tmp_path / "source"  # nothing is built in the checkout
@@ -50,3 +52,18 @@ def test_the_wheel_decodes_in_a_fresh_environment_with_the_libraries_it_carries(
     package, libraries = run_command(python, "-c", DECODE, cwd=tmp_path).stdout.splitlines()
     assert Path(package).is_relative_to(tmp_path / "uses")
     assert f"{tmp_path}/uses/" in libraries and "vitkd_ds.libs/libjpeg" in libraries
+
+
+def test_the_fuzzer_builds_and_finds_nothing_in_fifteen_seconds(tmp_path):
+    compiler = ["g++", "-std=c++17", "-fsanitize=address,undefined"]
+    (tmp_path / "empty.cpp").write_text("int main() {}")
+    done = run_command(*compiler, "empty.cpp", "-o", "empty", cwd=tmp_path, check=False)
+    if done.returncode:
+        pytest.skip(f"NOT FUZZED: the sanitizers' runtime is missing: {done.stderr[-200:]}")
+    corpus, program = tmp_path / "corpus", tmp_path / "decode_fuzz"
+    run_command("python", ROOT / "fuzz" / "corpus.py", corpus)
+    sources = [ROOT / "vitkd_ds" / "data" / "beton" / "csrc" / name for name in ("decode.cpp", "resize.cpp")]
+    options = ["-g", "-O1", "-fno-sanitize-recover=all", "-pthread", "-o", program]
+    run_command(*compiler, *options, *sources, ROOT / "fuzz" / "decode_fuzz.cpp", "-ljpeg", "-lz")
+    done = run_command(program, corpus, "--seconds", "15")
+    assert "no finding" in done.stdout and "cases" in done.stdout
