@@ -108,25 +108,21 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
     assert not printed.out
 
 
-@pytest.mark.parametrize("command, target, words, flags, expected", [
-    (cli.export, "checkpoint.export.export_student", ("R", "D"), {"which": "best", "half": "true"},
-     {"which": "best", "half": True}),
-    (cli.evaluate, "commands.evaluate.evaluate_exported", ("S",),
-     {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": "8"},
-     {"val": "v", "teacher": "t", "teacher_checkpoint": "c", "micro_batch_size": 8}),
-    (cli.pack, "commands.pack.pack", ("S", "D"),
-     {"passthrough": "true", "max_resolution": "1", "short_side": "2", "write_mode": "raw", "quality": "3",
-      "shuffle": "1", "workers": "4", "skip_bad": "yes", "restart": "no", "labels": "1_0", "classes": "5",
-      "split": "6"},
-     {"passthrough": True, "max_resolution": 1, "short_side": 2, "write_mode": "raw", "quality": 3, "shuffle": True,
-      "workers": 4, "skip_bad": True, "restart": False, "labels": "1_0", "classes": "5", "split": "6"}),
+@pytest.mark.parametrize("command, target, words, options", [
+    (cli.export, "checkpoint.export.export_student", ("R", "D"), {"which": ("best", "best"), "half": ("true", True)}),
+    (cli.evaluate, "commands.evaluate.evaluate_exported", ("S",), {
+        "val": ("v", "v"), "teacher": ("t", "t"), "teacher_checkpoint": ("c", "c"), "micro_batch_size": ("8", 8)}),
+    (cli.pack, "commands.pack.pack", ("S", "D"), {
+        "passthrough": ("true", True), "max_resolution": ("1", 1), "short_side": ("2", 2), "write_mode": ("raw", "raw"),
+        "quality": ("3", 3), "shuffle": ("1", True), "workers": ("4", 4), "skip_bad": ("yes", True),
+        "restart": ("no", False), "labels": ("1_0", "1_0"), "classes": ("5", "5"), "split": ("6", "6")}),
 ])  # fmt: skip
-def test_words_and_options_reach_the_command_converted(monkeypatch, command, target, words, flags, expected):
+def test_words_and_options_reach_the_command_converted(monkeypatch, command, target, words, options):
     called = Mock(side_effect=ValueError("called"))
     monkeypatch.setattr(f"vitkd_ds.{target}", called)
     with pytest.raises(ValueError, match="called"):
-        command(*words, **flags)
-    called.assert_called_once_with(*words, **expected)
+        command(*words, **{name: text for name, (text, _) in options.items()})
+    called.assert_called_once_with(*words, **{name: value for name, (_, value) in options.items()})
 
 
 def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):

@@ -21,39 +21,16 @@ from benchmarks.network import HUB as CONTROLLER
 from benchmarks.network import Network
 from tests.conftest import ROOT, free_port
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 GPUS_PER_NODE = 2
-START_S = 60
 
 CONFIGURATION = """
-ClusterName=vitkd
-SlurmctldHost={host}({address})
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/none
-CredType=cred/none
-AuthInfo=cred_expire=5
-SlurmctldPort={port}
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmctldLogFile={folder}/slurmctld.log
-StateSaveLocation={folder}/state
-SlurmdPidFile={folder}/%n.pid
-SlurmdLogFile={folder}/%n.log
-SlurmdSpoolDir={folder}/spool/%n
-SlurmdParameters=config_overrides
-MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-GresTypes=gpu
-ReturnToService=2
-KillWait=30
-SlurmdTimeout=15
-JobRequeue=1
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
+ClusterName=vitkd SlurmctldHost={host}({address}) SlurmUser=root SlurmdUser=root AuthType=auth/none CredType=cred/none
+AuthInfo=cred_expire=5 SlurmctldPort={port} SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log StateSaveLocation={folder}/state SlurmdPidFile={folder}/%n.pid
+SlurmdLogFile={folder}/%n.log SlurmdSpoolDir={folder}/spool/%n SlurmdParameters=config_overrides MpiDefault=none
+ProctrackType=proctrack/linuxproc TaskPlugin=task/none JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres SelectTypeParameters=CR_CPU GresTypes=gpu ReturnToService=2 KillWait=30 SlurmdTimeout=15
+JobRequeue=1 PreemptType=preempt/partition_prio PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=100000
 """
 """cred_expire and the scheduler's intervals bring a requeued job back after 7 s instead of 120."""
@@ -62,7 +39,8 @@ ON_NODE = 'mount --bind "$1" "$2" && { [ "$5" = "" ] || hostname "$4"; } && exec
 
 
 def why_not() -> str:
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    programs = "slurmctld slurmd sbatch srun scontrol".split()
+    missing = [program for program in programs if shutil.which(program) is None]
     if missing:
         return f"NO SLURM, NOT TESTED: found no {', '.join(missing)}; as root, `sh .ci/test_programs` installs them"
     if os.geteuid() != 0:
@@ -97,7 +75,7 @@ class Cluster:
         for node in self.nodes:
             self.start_node(node)
         try:
-            self.until(lambda: self.states() == {"idle"}, "all nodes are idle", START_S)
+            self.until(lambda: self.states() == {"idle"}, "all nodes are idle", 60)
         except AssertionError as error:
             logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.folder.glob("*.log"))
             raise AssertionError(f"{error}\n{logs}") from None
@@ -105,8 +83,8 @@ class Cluster:
     def _configure(self) -> None:
         host = socket.gethostname().split(".")[0]
         addresses = self.network.addresses if self.network else dict.fromkeys([*self.nodes, CONTROLLER], "127.0.0.1")
-        lines = [CONFIGURATION.format(host=host, address=addresses[CONTROLLER], port=free_port(), folder=self.folder)]
-        lines += [] if self.network else [LOOPBACK_ONLY]
+        text = CONFIGURATION if self.network else CONFIGURATION + LOOPBACK_ONLY
+        lines = text.format(host=host, address=addresses[CONTROLLER], port=free_port(), folder=self.folder).split()
         gres = ["AutoDetect=off"]
         for node, port in self.nodes.items():
             self.disk(node).mkdir()

@@ -105,8 +105,7 @@ def run_script(
     """
     binaries, workdir, notes = folder / "bin", folder / "run", folder / "notes"
     binaries.mkdir(exist_ok=True)
-    programs = {"srun": SRUN, "python-stub": PYTHON, "scontrol": SCONTROL, "sleep": SLEEP}
-    for name, text in programs.items():
+    for name, text in {"srun": SRUN, "python-stub": PYTHON, "scontrol": SCONTROL, "sleep": SLEEP}.items():
         (binaries / name).write_text(text.replace("PYTHON_HERE", sys.executable))
         (binaries / name).chmod(0o755)
     notes.with_suffix(".silent").write_text(f"{silent}")

@@ -61,5 +61,5 @@ def test_a_fresh_checkout_decodes_with_the_images_decoder_and_without_one_names_
     module, library = done.stdout.split()
     assert module.startswith(str(fresh)) and library.startswith(str(built))
     missing = f"found none in /opt/nothing or {fresh}/vitkd_ds/data/beton"
-    done = decode("/opt/nothing")
-    assert missing in done.stderr and "run `make setup`" in done.stderr
+    error = decode("/opt/nothing").stderr
+    assert missing in error and "run `make setup`" in error

@@ -1,6 +1,7 @@
 """Evaluation against a slow count, with padding rows that must not count."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,25 +21,19 @@ def linear(seed, num_classes=7):
     return model
 
 
-class Batches:
+def batches(num_classes=7):
     """Micro-batches of 4 and a last one of 3, some rows only padding."""
-
-    def __init__(self, num_classes=7):
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (11, 3, 2, 2), generator=generator, dtype=torch.uint8)
-        self.labels = torch.randint(0, num_classes, (11,), generator=generator)
-        self.labels[[3, 10]] = -1
-
-    def epoch(self, _):
-        yield from zip(self.images.split(4), self.labels.split(4))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (11, 3, 2, 2), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, num_classes, (11,), generator=generator)
+    labels[[3, 10]] = -1
+    return SimpleNamespace(images=images, labels=labels, epoch=lambda _: zip(images.split(4), labels.split(4)))
 
 
 @pytest.mark.parametrize("num_classes", [7, 3])
 def test_counts_are_the_slow_ones(num_classes):
-    student, teacher, data = linear(1, num_classes), linear(2, num_classes), Batches(num_classes)
-    result = evaluate(
-        student, data, normalization=PLAIN, teacher=lambda images: Features(teacher(images.float()), None, None)
-    )
+    student, teacher, data = linear(1, num_classes), linear(2, num_classes), batches(num_classes)
+    result = evaluate(student, data, normalization=PLAIN, teacher=lambda x: Features(teacher(x.float()), None, None))
     sums = dict.fromkeys(("num_images", "top1", "top5", "teacher_top1", "agreement", "kl"), 0)
     for image, label in zip(data.images, data.labels.tolist()):
         if label < 0:
@@ -51,13 +46,12 @@ def test_counts_are_the_slow_ones(num_classes):
         sums["teacher_top1"] += 100 * (t.index(max(t)) == label)
         sums["agreement"] += 100 * (t.index(max(t)) == order[0])
         sums["kl"] += sum(math.exp(q) * (q - p) for p, q in zip(s, t))
-    kl = sums.pop("kl") / 9
-    assert result.pop("kl") == pytest.approx(kl, rel=1e-5)
+    assert result.pop("kl") == pytest.approx(sums.pop("kl") / 9, rel=1e-5)
     assert result == pytest.approx({name: value / 9 for name, value in sums.items()})
 
 
 def test_it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_there_is_none(monkeypatch):
-    data = Batches()
+    data = batches()
     assert evaluate(linear(1), data, normalization=PLAIN).keys() == {"num_images", "top1", "top5"}
     monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
     assert evaluate(linear(1), data, normalization=PLAIN, must_stop=lambda: True) is None

@@ -1,9 +1,8 @@
 """metrics.jsonl after a crash, and the meter's means and speed."""
 
-import json
-
 import torch
 
+from tests.conftest import metrics_of
 from vitkd_ds.train.log import Meter, MetricsLog
 
 
@@ -12,7 +11,7 @@ def write_log(workdir, *lines, **resumed):
     for step, values in lines:
         log.log(step, values)
     log.close()
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return metrics_of(workdir)
 
 
 def test_a_resumed_log_drops_the_lines_of_steps_that_run_again_and_a_line_cut_short(tmp_path):
