@@ -1,7 +1,6 @@
 """Evaluation against a slow count, with padding rows that must not count."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,18 +20,22 @@ def linear(seed, num_classes=7):
     return model
 
 
-def batches(num_classes=7):
+class Batches:
     """Micro-batches of 4 and a last one of 3, some rows only padding."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (11, 3, 2, 2), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, num_classes, (11,), generator=generator)
-    labels[[3, 10]] = -1
-    return SimpleNamespace(images=images, labels=labels, epoch=lambda _: zip(images.split(4), labels.split(4)))
+
+    def __init__(self, num_classes=7):
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 256, (11, 3, 2, 2), generator=generator, dtype=torch.uint8)
+        self.labels = torch.randint(0, num_classes, (11,), generator=generator)
+        self.labels[[3, 10]] = -1
+
+    def epoch(self, _):
+        yield from zip(self.images.split(4), self.labels.split(4))
 
 
 @pytest.mark.parametrize("num_classes", [7, 3])
 def test_counts_are_the_slow_ones(num_classes):
-    student, teacher, data = linear(1, num_classes), linear(2, num_classes), batches(num_classes)
+    student, teacher, data = linear(1, num_classes), linear(2, num_classes), Batches(num_classes)
     result = evaluate(student, data, normalization=PLAIN, teacher=lambda x: Features(teacher(x.float()), None, None))
     sums = dict.fromkeys(("num_images", "top1", "top5", "teacher_top1", "agreement", "kl"), 0)
     for image, label in zip(data.images, data.labels.tolist()):
@@ -51,7 +54,7 @@ def test_counts_are_the_slow_ones(num_classes):
 
 
 def test_it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_there_is_none(monkeypatch):
-    data = batches()
+    data = Batches()
     assert evaluate(linear(1), data, normalization=PLAIN).keys() == {"num_images", "top1", "top5"}
     monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
     assert evaluate(linear(1), data, normalization=PLAIN, must_stop=lambda: True) is None
