@@ -11,9 +11,6 @@ from tests.slurm.conftest import SLURMD_TIMEOUT_S, started, until_same
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
-REACH_S = 120
-"""What the nodes that are left need: KillWait, and Slurm's own patience with a node that does not answer."""
-
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, demo_cache):
@@ -29,7 +26,8 @@ def test_a_cut_network_requeues_the_job_which_resumes_to_the_same_weights(node, 
     job = started(cluster, workdir, "--timeout_minutes=1")
     cluster.network.cut(node)
     cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "ended", SLURMD_TIMEOUT_S + 60, job)
-    cluster.until_state(job, "PENDING", timeout_s=REACH_S)
+    # KillWait, and Slurm's own patience with a node that does not answer.
+    cluster.until_state(job, "PENDING", timeout_s=120)
     # In place of the two minutes that a requeued job waits outside of tests: on a node on which Slurm has not yet ended
     # what is left of the start before, it fails the next one ("Job credential revoked").
     cluster.call("scontrol", "hold", job)
