@@ -1,4 +1,4 @@
-"""The benchmark scripts still run: small, on generated photos; their figures mean nothing here."""
+"""The benchmark scripts still run, at toy size; only the bytes on real hosts' interfaces mean something here."""
 
 import importlib.util
 import json
@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from benchmarks.network import why_not
 from tests.conftest import ROOT, run_command
 
 
@@ -47,3 +48,15 @@ def test_all_loaders_run_each_full_recipe(tmp_path):
 def test_an_unknown_row_is_refused_with_the_names_there_are():
     done = run_command("python", ROOT / "benchmarks" / "loader.py", "--debug", "--rows", "ours-png", check=False)
     assert done.returncode and "ours-jpg500" in done.stderr and "found ours-png" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_hosts_send_what_the_plan_predicts(tmp_path):
+    if reason := why_not("tc", "taskset"):
+        pytest.skip(f"SCALING NOT TESTED: {reason}")
+    size = ["--debug", "--rounds=1", "--steps=2", "--ranks", "2", "--links", "1000"]
+    done = run_command("python", "benchmarks/scaling.py", *size, "--json", tmp_path / "rows.json", cwd=ROOT)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["ranks"] == 2 and row["step_s"] > 0 and row["compute_s"] > 0
+    assert row["formula_bytes"] < row["sent_bytes"] < 1.1 * row["formula_bytes"], "more than headers and two numbers"
+    assert "| 1000 | 2 |" in done.stdout

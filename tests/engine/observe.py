@@ -1,7 +1,4 @@
-"""Run on one rank and on two by the fixture `observed`: tiny models on the real engines, seen.json from rank 0.
-
-One process group for all observations, since starting DeepSpeed takes seconds. Every rank runs all of it.
-"""
+"""All observations of the real engines in one process group, as starting DeepSpeed takes seconds; see `observed`."""
 
 import json
 import sys
@@ -15,20 +12,7 @@ import torch.nn.functional as F
 from deepspeed.utils import z3_leaf_module
 
 from tests.checkpoint import test_failing_saves
-from tests.engine.tiny import (
-    FP32_RUN,
-    NORMALIZATION,
-    RUN,
-    forward,
-    make_batch,
-    make_distiller,
-    make_engine,
-    make_models,
-    make_teacher,
-    train,
-    train_plainly,
-    weights_of_terms,
-)
+from tests.engine import tiny
 from vitkd_ds.cli import parse_run
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.student import StudentEngine
@@ -48,11 +32,11 @@ class DeepSpeedsOwn(StudentEngine):
         config = config | {
             "zero_optimization": {"stage": 2},
             "zero_allow_untested_optimizer": True,
-            "train_batch_size": RUN.global_batch_size,
+            "train_batch_size": tiny.RUN.global_batch_size,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": RUN.optim.clip_grad_norm,
+            "gradient_clipping": tiny.RUN.optim.clip_grad_norm,
         }
-        super().__init__(make_distiller()[0], RUN, config)
+        super().__init__(tiny.make_distiller()[0], tiny.RUN, config)
 
     def step(self):
         self.engine.step()
@@ -70,18 +54,18 @@ def weights_after(engine):
 
 def observe_training(seen):
     """Totals, norms and weights of the same updates: ours, by DeepSpeed itself, and in plain torch."""
-    start = dict(make_models()[0].named_parameters())
-    for precision, run in (("bf16", RUN), ("fp32", FP32_RUN)):
+    start = dict(tiny.make_models()[0].named_parameters())
+    for precision, run in (("bf16", tiny.RUN), ("fp32", tiny.FP32_RUN)):
         for accumulation in (1, 2):
-            engine, teacher = make_engine(run, accumulation=accumulation)
+            engine, teacher = tiny.make_engine(run, accumulation=accumulation)
             seen[f"{precision} starts in fp32"] = equal(start, engine.student_weights())
             for who, trained in (("ours", engine), ("deepspeed", None)):
                 trained = trained or DeepSpeedsOwn(DEEPSPEEDS[precision], accumulation)
-                losses = train(trained, teacher, steps=STEPS, accumulation=accumulation)
+                losses = tiny.train(trained, teacher, steps=STEPS, accumulation=accumulation)
                 seen[f"{precision} {who} {accumulation}"] = [*losses, weights_after(trained)]
-    seen["fp32 ours 4"] = train(*make_engine(FP32_RUN, accumulation=4), steps=STEPS, accumulation=4)
-    seen["fp32 plain torch"] = train_plainly(steps=STEPS)
-    exported = make_models()[0]
+    seen["fp32 ours 4"] = tiny.train(*tiny.make_engine(tiny.FP32_RUN, accumulation=4), steps=STEPS, accumulation=4)
+    seen["fp32 plain torch"] = tiny.train_plainly(steps=STEPS)
+    exported = tiny.make_models()[0]
     exported.load_state_dict(engine.student_weights(), strict=True)
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -91,16 +75,16 @@ def observe_training(seen):
 
 def observe_nonfinite_updates(seen, name, run):
     """The last rank's labels are nan in the second of three updates."""
-    engine, teacher = make_engine(run)
+    engine, teacher = tiny.make_engine(run)
     for group in engine.engine.basic_optimizer.param_groups:
         group["fused"] = name == "fused"  # as on a GPU
-    images_BCHW, targets_BK = make_batch(8)
+    images_BCHW, targets_BK = tiny.make_batch(8)
     engine.set_lr(1e-3)
     applied, norms, weights = [], [], [weights_after(engine)]
     for step in range(3):
         is_bad = step == 1 and ranks.rank() == ranks.world_size() - 1
         targets = targets_BK * float("nan") if is_bad else targets_BK
-        engine.backward(forward(engine, teacher, images_BCHW, targets, engine.dtype)["total"])
+        engine.backward(tiny.forward(engine, teacher, images_BCHW, targets, engine.dtype)["total"])
         applied.append(engine.step())
         norms.append(engine.grad_norm)
         weights.append(weights_after(engine))
@@ -112,28 +96,28 @@ def observe_nonfinite_updates(seen, name, run):
 
 def observe_checkpointing(seen):
     for checkpointed in (False, True):
-        engine, teacher = make_engine(FP32_RUN)
+        engine, teacher = tiny.make_engine(tiny.FP32_RUN)
         engine.engine.module.student.set_grad_checkpointing(checkpointed)
-        seen[f"checkpointed {checkpointed}"] = [*train(engine, teacher), weights_after(engine)]
+        seen[f"checkpointed {checkpointed}"] = [*tiny.train(engine, teacher), weights_after(engine)]
 
 
 def observe_teacher(seen):
     """Placements against the plain model in bf16, and what a rank holds of them."""
     linear_before = F.linear
-    images_BCHW, targets_BK = make_batch(8)
-    plain = make_models()[1].bfloat16()
+    images_BCHW, targets_BK = tiny.make_batch(8)
+    plain = tiny.make_models()[1].bfloat16()
     with torch.no_grad():
-        expected = tap_features(plain, NORMALIZATION.apply(images_BCHW, torch.bfloat16))
-    engine, _ = make_engine(RUN)
-    images = NORMALIZATION.apply(images_BCHW, engine.dtype)
+        expected = tap_features(plain, tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16))
+    engine, _ = tiny.make_engine(tiny.RUN)
+    images = tiny.NORMALIZATION.apply(images_BCHW, engine.dtype)
     for placement in ("shard", "offload", "replica"):
-        teacher = make_teacher(placement)
+        teacher = tiny.make_teacher(placement)
         found, parameters = teacher(images_BCHW), list(teacher.module.parameters())
         seen[f"{placement} equal"] = [torch.equal(a, b) for a, b in zip(found, expected)]
         seen[f"{placement} requires_grad"] = any(tensor.requires_grad for tensor in (*parameters, found.logits_BK))
         torch.manual_seed(0)
         with torch.no_grad():
-            terms = engine(images, targets_BK, found, weights_of_terms())
+            terms = engine(images, targets_BK, found, tiny.weights_of_terms())
         seen[f"{placement} total"] = terms["total"].item()
         teacher.module.train()
         for module in teacher.module.modules():
@@ -185,11 +169,11 @@ def gathered_ahead(*, prefetch, live):
 def observe_average(seen, folder):
     """The moving average against a slow one, and a checkpoint of it."""
     decay = 0.9
-    run = replace(FP32_RUN, optim=replace(RUN.optim, ema_decay=decay))
-    engine, teacher = make_engine(run)
+    run = replace(tiny.FP32_RUN, optim=replace(tiny.RUN.optim, ema_decay=decay))
+    engine, teacher = tiny.make_engine(run)
     average = {name: value.double() for name, value in engine.student_weights(average=False).items()}
     for _ in range(3):
-        train(engine, teacher, steps=1)
+        tiny.train(engine, teacher, steps=1)
         raw = engine.student_weights(average=False)
         average = {name: decay * average[name] + (1 - decay) * raw[name].double() for name in average}
     found = engine.student_weights()
@@ -202,13 +186,13 @@ def observe_average(seen, folder):
         torch.save(content, saved / name)
     ranks.barrier()
     seen["checkpoint files"] = sorted(p.name for p in saved.iterdir())
-    restored, _ = make_engine(run)
+    restored, _ = tiny.make_engine(run)
     restored.load(str(folder), "step00000003")
     for average_too in (True, False):
         before, after = (each.student_weights(average=average_too) for each in (engine, restored))
         seen[f"restored average={average_too}"] = equal(before, after)
-    seen["continued"] = train(restored, teacher, steps=2)
-    seen["uninterrupted"] = train(engine, teacher, steps=2)
+    seen["continued"] = tiny.train(restored, teacher, steps=2)
+    seen["uninterrupted"] = tiny.train(engine, teacher, steps=2)
     module = torch.load(saved / "mp_rank_00_model_states.pt")["module"]
     seen["saved parts"] = sorted({name.split(".")[0] for name in module})
 
@@ -260,8 +244,8 @@ def main():
     torch.set_num_threads(1)
     seen = {}
     observe_training(seen)
-    averaged = replace(RUN, optim=replace(RUN.optim, ema_decay=0.5))
-    for name, run in (("bf16", RUN), ("fp32", FP32_RUN), ("fused", averaged)):
+    averaged = replace(tiny.RUN, optim=replace(tiny.RUN.optim, ema_decay=0.5))
+    for name, run in (("bf16", tiny.RUN), ("fp32", tiny.FP32_RUN), ("fused", averaged)):
         observe_nonfinite_updates(seen, name, run)
     observe_checkpointing(seen)
     observe_teacher(seen)

@@ -51,10 +51,7 @@ def why_not() -> str:
 
 
 class Cluster:
-    """Nodes node1, node2, ... of one Slurm in an empty folder; `stop` must be called in every case.
-
-    On a network that has been started, the nodes have host names of their own too; else all are on the loopback.
-    """
+    """Nodes node1, node2, ... of one Slurm in an empty folder, on a started network or on the loopback; `stop` it."""
 
     def __init__(self, folder: Path, num_nodes: int, network: Network | None = None) -> None:
         self.folder, self.network = folder, network

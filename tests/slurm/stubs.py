@@ -92,16 +92,8 @@ def run_script(
 ) -> Ended:  # fmt: skip
     """Run slurm/SCRIPT with stubs, as the start of job 7 whose run folder is `folder/run`.
 
-    Args:
-        options: train.py's, after --workdir=folder/run; of pack_imagenet.sh all its words.
-        done: whether the ranks finish the run, or pack its file.
-        code: what the ranks exit with; `doctor` is the same for `vitkd-ds doctor`.
-        checkpoint: the name of one that they save, or what pack adds to its journal.
-        asks: whether the real slurm/describe_run.py says what the options ask for, which takes two seconds.
-        silent: how often Slurm does not answer.
-        unstarted: how often the node cannot start the step that asks.
-        signal: the name of one that the job script gets while the ranks run.
-        environ: more variables; an empty one is taken away.
+    The ranks exit with `code`, save `checkpoint`, and finish the run if `done`; `asks` takes the real describe_run.py;
+    Slurm does not answer `silent` times, nor starts the step that asks `unstarted` times; the script gets `signal`.
     """
     binaries, workdir, notes = folder / "bin", folder / "run", folder / "notes"
     binaries.mkdir(exist_ok=True)

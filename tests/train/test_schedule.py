@@ -14,12 +14,8 @@ OPTIM = OptimConfig(lr=1e-3, lr_batch_size=1024, min_lr=1e-5, warmup_start_facto
 
 
 @pytest.mark.parametrize("step, batch, expected", [
-    (0, 1024, 1e-6),
-    (10, 1024, 1e-3 * (0.001 + 0.999 * 0.5)),
-    (20, 1024, 1e-3),
-    (20, 512, 5e-4),
-    (60, 1024, 1e-5 + (1e-3 - 1e-5) / 2),
-    (100, 1024, 1e-5),
+    (0, 1024, 1e-6), (10, 1024, 1e-3 * (0.001 + 0.999 * 0.5)), (20, 1024, 1e-3), (20, 512, 5e-4),
+    (60, 1024, 1e-5 + (1e-3 - 1e-5) / 2), (100, 1024, 1e-5),
 ])  # fmt: skip
 def test_the_rate_warms_up_to_a_peak_that_scales_with_the_batch_and_falls_to_the_minimum(step, batch, expected):
     assert lr_at(step, SCHEDULE, OPTIM, batch) == pytest.approx(expected)
@@ -41,11 +37,8 @@ def test_epochs_become_steps_and_never_none():
 
 
 @pytest.mark.parametrize("global_batch_size, world_size, limit, split", [
-    (128, 2, 64, (64, 1)),
-    (48, 1, 16, (16, 3)),
+    (128, 2, 64, (64, 1)), (48, 1, 16, (16, 3)), (7, 1, 4, (1, 7)), (8, 8, 100, (1, 1)),
     (48, 2, 16, (12, 2)),  # 16 does not divide the share of 24
-    (7, 1, 4, (1, 7)),
-    (8, 8, 100, (1, 1)),
 ])  # fmt: skip
 def test_ranks_share_a_global_batch_in_the_largest_micro_batches_that_fit(global_batch_size, world_size, limit, split):
     assert split_batch(global_batch_size, world_size=world_size, limit=limit) == BatchSplit(*split)

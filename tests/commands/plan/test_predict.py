@@ -6,22 +6,13 @@ from dataclasses import replace
 import pytest
 
 from vitkd_ds import cli
+from vitkd_ds.commands.plan import predict
 from vitkd_ds.commands.plan.hardware import HARDWARE, hardware_of
 from vitkd_ds.commands.plan.inputs import inputs_of
-from vitkd_ds.commands.plan.predict import (
-    Inputs,
-    Layout,
-    bytes_per_step,
-    images_per_s,
-    link_bytes_per_s,
-    memory_bytes,
-    scaling,
-    step_parts,
-)
 from vitkd_ds.commands.plan.text import plan_text
 from vitkd_ds.recipes import build_run
 
-INPUTS = Inputs(
+INPUTS = predict.Inputs(
     teacher_s=1e-4, student_s=3e-4, loss_s=0.0, host_s=0.010, update_s=0.004, shard_host_s=0.002, flops=1e9,
     trained_params=10**8, teacher_params=2 * 10**8, gathers=10, gathered_params=5 * 10**7, activation_bytes=1e6,
     image_bytes=2e5, is_compiled=False, has_average=False, bucket_elements=5 * 10**7,
@@ -32,74 +23,78 @@ CARD = replace(HARDWARE["h100"], nvlink_gb_per_s=100, network_gb_per_s=10, pcie_
 
 
 def test_one_gpu_by_hand():
-    layout = Layout(nodes=1, gpus_per_node=1, micro_batch=100, accumulation=1, placement="replica")
+    layout = predict.Layout(nodes=1, gpus_per_node=1, micro_batch=100, accumulation=1, placement="replica")
     # Teacher 10 ms, student 30 ms, host 10 ms; update 4 ms.
-    assert images_per_s(INPUTS, layout, CARD) == pytest.approx(100 / 0.054)
-    assert set(bytes_per_step(layout, **PARAMS).values()) == {0}
+    assert predict.images_per_s(INPUTS, layout, CARD) == pytest.approx(100 / 0.054)
+    assert set(predict.bytes_per_step(layout, **PARAMS).values()) == {0}
     # Four times 10 + 30 + 10 + 2 ms for the shard's hooks; the update comes once a step.
-    time = step_parts(INPUTS, replace(layout, accumulation=4, placement="shard"), CARD)
+    time = predict.step_parts(INPUTS, replace(layout, accumulation=4, placement="shard"), CARD)
     assert sum(time.values()) == pytest.approx(0.212)
     assert time["update"] == pytest.approx(0.004) and time["host"] == pytest.approx(0.048)
     # 4e8 bytes of an offloaded teacher at 35 GB/s: 11.43 ms, beside 1 ms of teacher.
-    time = step_parts(INPUTS, replace(layout, micro_batch=10, placement="offload"), CARD)
+    time = predict.step_parts(INPUTS, replace(layout, micro_batch=10, placement="offload"), CARD)
     assert time["gathers"] == pytest.approx(10.43e-3, rel=1e-3)
 
 
 def test_two_gpus_of_a_node_by_hand_and_a_compiled_student_hides_nothing():
-    layout = Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
-    assert bytes_per_step(layout, **PARAMS) == {"gradients": 4e8, "weights": 1e8, "gathers": 0}
-    time = step_parts(INPUTS, layout, CARD)
+    layout = predict.Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
+    assert predict.bytes_per_step(layout, **PARAMS) == {"gradients": 4e8, "weights": 1e8, "gathers": 0}
+    time = predict.step_parts(INPUTS, layout, CARD)
     # 4e8 bytes at 70 GB/s, two buckets: 5.714 + 0.06 ms, less than the 20 ms of backward, so the last bucket is left.
     assert time["gradients"] == pytest.approx(2.887e-3, rel=1e-3)
     assert time["weights"] == pytest.approx(1.4586e-3, rel=1e-4)
     assert time["gathers"] == 0
-    assert images_per_s(INPUTS, layout, CARD) == pytest.approx(200 / (0.054 + 0.002887 + 0.0014586), rel=1e-4)
-    assert step_parts(replace(INPUTS, is_compiled=True), layout, CARD)["gradients"] == pytest.approx(5.774e-3, rel=1e-3)
+    assert predict.images_per_s(INPUTS, layout, CARD) == pytest.approx(200 / (0.054 + 0.002887 + 0.0014586), rel=1e-4)
+    assert predict.step_parts(replace(INPUTS, is_compiled=True), layout, CARD)["gradients"] == pytest.approx(
+        5.774e-3, rel=1e-3
+    )
 
 
 def test_two_nodes_of_four_by_hand():
-    layout = Layout(nodes=2, gpus_per_node=4, micro_batch=10, accumulation=1, placement="shard")
+    layout = predict.Layout(nodes=2, gpus_per_node=4, micro_batch=10, accumulation=1, placement="shard")
     # The ring leaves a node through four cards of 10 GB/s; seven eighths of everything pass each GPU.
-    assert link_bytes_per_s(CARD, nodes=2, gpus_per_node=4) == pytest.approx(28e9)
-    sent = bytes_per_step(layout, **PARAMS)
+    assert predict.link_bytes_per_s(CARD, nodes=2, gpus_per_node=4) == pytest.approx(28e9)
+    sent = predict.bytes_per_step(layout, **PARAMS)
     assert sent == {"gradients": 7e8, "weights": 1.75e8, "gathers": 3.5e8}
-    time = step_parts(INPUTS, layout, CARD)
+    time = predict.step_parts(INPUTS, layout, CARD)
     # 25 ms and two starts, of which the 2 ms of backward hide some; 12.5 ms and ten starts, beside 1 ms of teacher.
     assert time["gradients"] == pytest.approx(0.02306)
     assert time["gathers"] == pytest.approx(0.0118)
     assert time["host"] == pytest.approx(0.012)
-    within = step_parts(INPUTS, replace(layout, placement="node"), CARD)
+    within = predict.step_parts(INPUTS, replace(layout, placement="node"), CARD)
     # Three quarters of 4e8 bytes, at 70 GB/s: 4.286 ms and ten starts.
-    assert bytes_per_step(replace(layout, placement="node"), **PARAMS)["gathers"] == pytest.approx(3e8)
+    assert predict.bytes_per_step(replace(layout, placement="node"), **PARAMS)["gathers"] == pytest.approx(3e8)
     assert within["gathers"] == pytest.approx(3.586e-3, rel=1e-3)
 
 
 def test_memory_by_hand():
-    layout = Layout(nodes=1, gpus_per_node=4, micro_batch=100, accumulation=1, placement="shard")
-    found = memory_bytes(INPUTS, layout)
+    layout = predict.Layout(nodes=1, gpus_per_node=4, micro_batch=100, accumulation=1, placement="shard")
+    found = predict.memory_bytes(INPUTS, layout)
     teacher = 1e8 + 1e8  # a quarter of 4e8 bytes, and what is gathered at a time
     assert list(found.values()) == [4e8, 4e8, 4e8, teacher, 2e7, 1e8, 1.5 * 2**30]
-    assert memory_bytes(replace(INPUTS, is_compiled=True), layout)["gradient buckets"] == 3e8, "no second one to fill"
-    alone = memory_bytes(replace(INPUTS, has_average=True), replace(layout, gpus_per_node=1))
+    assert predict.memory_bytes(replace(INPUTS, is_compiled=True), layout)["gradient buckets"] == 3e8, (
+        "no second one to fill"
+    )
+    alone = predict.memory_bytes(replace(INPUTS, has_average=True), replace(layout, gpus_per_node=1))
     assert list(alone.values())[:4] == [4e8, 20e8, 3e8, 4e8]
-    assert memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8
-    assert memory_bytes(INPUTS, replace(layout, placement="offload"))["teacher"] == 1e8
+    assert predict.memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8
+    assert predict.memory_bytes(INPUTS, replace(layout, placement="offload"))["teacher"] == 1e8
 
 
 def test_it_stops_scaling_where_doubling_brings_too_little():
-    layouts = [Layout(1, ranks, 128 // ranks, 1, "replica") for ranks in (1, 2, 4, 8)]
+    layouts = [predict.Layout(1, ranks, 128 // ranks, 1, "replica") for ranks in (1, 2, 4, 8)]
     quiet = replace(INPUTS, trained_params=10**5, host_s=0.006)  # with the update, 10 ms
-    speeds, stop = scaling(quiet, layouts, CARD)
+    speeds, stop = predict.scaling(quiet, layouts, CARD)
     # 51.2 + 10, 25.6 + 10, 12.8 + 10, 6.4 + 10 ms, and next to no communication: 1.72, 1.56, 1.39 times as fast.
     assert speeds[0] == pytest.approx(2091.5, rel=1e-3)
     assert stop == 2
-    assert scaling(quiet, layouts[:2], CARD)[1] is None
+    assert predict.scaling(quiet, layouts[:2], CARD)[1] is None
 
 
 def test_base_at_512_images_fits_an_80_gb_card_and_checkpointing_takes_less():
-    run, layout = build_run("deit_base_from_deit3_large"), Layout(1, 1, 512, 2, "shard")
+    run, layout = build_run("deit_base_from_deit3_large"), predict.Layout(1, 1, 512, 2, "shard")
     checkpointed = replace(run, student=replace(run.student, checkpoint_activations=True))
-    whole, less = (memory_bytes(inputs_of(one, HARDWARE["h100"]), layout) for one in (run, checkpointed))
+    whole, less = (predict.memory_bytes(inputs_of(one, HARDWARE["h100"]), layout) for one in (run, checkpointed))
     assert sum(less.values()) < sum(whole.values()) < 0.9 * HARDWARE["h100"].memory_gib * 2**30
 
 

@@ -14,9 +14,7 @@ def on_meta(name, **args):
 
 
 @pytest.mark.parametrize("name, gmacs", [
-    ("deit_tiny_patch16_224", 1.26),
-    ("deit_small_patch16_224", 4.61),
-    ("deit_base_patch16_224", 17.58),
+    ("deit_tiny_patch16_224", 1.26), ("deit_small_patch16_224", 4.61), ("deit_base_patch16_224", 17.58),
     ("deit3_large_patch16_224", 61.60),
 ])  # fmt: skip
 def test_operations_are_those_of_timms_tables(name, gmacs):
