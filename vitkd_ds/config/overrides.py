@@ -29,7 +29,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that helps with an unknown name: the nearest valid ones, else all of them unless they are many."""
     valid = sorted(set(valid))
     close = [key for key in valid if key.endswith(f".{name}")]  # "lr" means "optim.lr"
-    close = close or difflib.get_close_matches(name, valid, n=3, cutoff=0.6 if len(valid) <= MANY else 0)
+    close = close or difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    if not close and len(valid) > MANY:
+        close = difflib.get_close_matches(name, valid, n=3, cutoff=0)
     return f"did you mean {' or '.join(close)}?" if close else f"valid names are {', '.join(valid)}"
 
 
