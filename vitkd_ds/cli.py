@@ -1,6 +1,9 @@
-"""The door: argv -> one command whose every option is known to be valid. fire splits the command line, but would turn
-`--workdir 2024_01` into a number, and complain about a mistyped flag only after the run. So all values stay text until
-they are checked and converted here, before the slow imports: torch and deepspeed take seconds."""
+"""The door: turn argv into one command whose every option is known to be valid.
+
+fire splits the command line, but would turn `--workdir 2024_01` into a number, and complain about a mistyped flag only
+after the run. So all values stay text until they are checked and converted here, before the slow imports: torch and
+deepspeed take seconds.
+"""
 
 import inspect
 import json
@@ -24,7 +27,7 @@ REFUSED = 2
 """Exit code where settings, files or models do not fit: the same command would end the same way again."""
 
 LAUNCHER_FLAGS = ("local_rank", "local-rank")
-"""What DeepSpeed's launcher appends for every rank; the environment says the same."""
+"""Flags that DeepSpeed's launcher appends for every rank; the environment says the same."""
 
 
 def train_main() -> None:
@@ -82,7 +85,7 @@ def _command(words: str = "", *, takes_run: bool = False, **options: type) -> Ca
 
 
 def _help_on_train(flags: dict[str, str]) -> str:
-    """What train does and every field of a run, or the group or field that --help names."""
+    """Describe train and every field of a run, or the group or field that --help names."""
     recipe, topic = flags.get("recipe", "demo"), flags["help"]
     topic = "" if topic == "True" else topic  # what fire makes of a flag without a value
     about = "" if topic else f"{inspect.getdoc(train)}\n\n"

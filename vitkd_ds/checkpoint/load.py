@@ -25,7 +25,7 @@ CONVERTED = ".universal"
 
 @dataclass
 class TrainState:
-    """What must survive a restart besides the engine's own state.
+    """State that must survive a restart besides the engine's own.
 
     Every random draw is keyed by seed, rank and step, and every schedule is a function of the step, so this is all.
     """
@@ -73,7 +73,7 @@ class Start:
 
 
 def find(resume: str, workdir: Path) -> Start | None:
-    """Where a run starts from; None for a new run. Reads only.
+    """Find the checkpoint that a run starts from; None for a new run. Reads only.
 
     A run that began with another's checkpoint and has its own by now goes on from that, by the same command.
 

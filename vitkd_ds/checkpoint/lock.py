@@ -180,7 +180,7 @@ def _create(path: Path, source: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `_describe_this_process` of the holder gave; {} if nobody holds the lock."""
+    """Read the description of the lock's holder; {} if nobody holds it."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

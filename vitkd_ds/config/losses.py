@@ -14,12 +14,12 @@ TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks
 
 @dataclass(frozen=True)
 class Term(Part, place="losses"):
-    """What every loss term has."""
+    """Fields shared by all loss terms."""
 
     weight: Annotated[float, at_least(0, "off")] = 0.0
     """Factor of the term in the total; 0 is off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the weight changes: constant, or linear / cosine from the weight down to 0 at the last step."""
+    """Course of the weight: constant, or linear / cosine from the weight down to 0 at the last step."""
 
 
 @dataclass(frozen=True)

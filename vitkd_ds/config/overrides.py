@@ -1,5 +1,7 @@
-"""Text from the command line -> fields of a frozen run, converted by the field's declared type; and JSON -> a run. What
-is unknown is refused with the nearest valid name, before anything else happens."""
+"""Set fields of a frozen run from text, converted by their declared types, and rebuild a run from JSON.
+
+What is unknown is refused with the nearest valid name, before anything else happens.
+"""
 
 import collections.abc
 import dataclasses
@@ -19,7 +21,7 @@ KINDS = {
     bool: "true or false", int: "a whole number", float: "a number", tuple: "numbers with commas, such as 0.08,1",
     collections.abc.Mapping: 'a JSON object, such as {"depth": 4}',
 }  # fmt: skip
-"""What to write for a type; any other takes text as it is."""
+"""Words for the values of a type; any other type takes text as it is."""
 
 MANY = 20
 """Most names that a message lists."""

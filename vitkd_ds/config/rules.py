@@ -5,7 +5,7 @@ from typing import Any, Callable, Literal, NamedTuple, get_args, get_origin, get
 
 
 class Rule(NamedTuple):
-    """What a value must be or do, in words and as a test."""
+    """A condition on a value, in words and as a test."""
 
     must: str
     holds: Callable[[Any], bool]
@@ -22,7 +22,7 @@ def at_least(low: int, meaning: str = "") -> Rule:
 def within(interval: str) -> Rule:
     """The rule for an interval, such as "[0, 1)": a square bracket includes its end."""
     low, high = map(float, interval[1:-1].split(","))
-    ends = [low] * interval.startswith("[") + [high] * interval.endswith("]")
+    ends = {low if interval[0] == "[" else None, high if interval[-1] == "]" else None}
     return Rule(f"be in {interval}", lambda value: low < value < high or value in ends)
 
 

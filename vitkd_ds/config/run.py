@@ -48,7 +48,7 @@ class TeacherConfig(Part, place="teacher"):
     """Weights: a local file, "hub" for timm's pretrained weights, "demo" for the teacher inside the package, or
     "random" for a random initialisation, which only a debug run may have and summary.json marks."""
     placement: Literal["shard", "replica", "offload"] = "shard"
-    """Where the weights lie. shard: partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload:
+    """Place of the weights. shard: partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload:
     partitioned and kept in CPU memory."""
     allow_other_resolution: bool = False
     """Accept a teacher that was trained at another resolution than data.image_size; its position embedding is
@@ -57,7 +57,7 @@ class TeacherConfig(Part, place="teacher"):
 
 @dataclass(frozen=True)
 class DataConfig(Part, place="data"):
-    """Where images come from and how they are cropped."""
+    """Source and crops of the images."""
 
     train: str
     """Path of the training .beton; "demo" is the data inside the package."""
@@ -76,9 +76,9 @@ class DataConfig(Part, place="data"):
     val_crop_fraction: Annotated[float, within("[0.25, 1]")] = 0.875
     """timm's crop_pct: the shorter side is resized to image_size / this, and the central square is cut out."""
     interpolation: Interpolation = "bicubic"
-    """How crops are resized, with Pillow's antialiasing; random takes bilinear or bicubic for each training image."""
+    """Filter that resizes crops, antialiased as in Pillow; random takes bilinear or bicubic for each training image."""
     backend: Literal["ffcv", "torchvision"] = "ffcv"
-    """What reads images. ffcv: our decoder inside FFCV's loader. torchvision: Pillow and torch's DataLoader, for
+    """Reader of images. ffcv: our decoder inside FFCV's loader. torchvision: Pillow and torch's DataLoader, for
     machines without FFCV; it reads .betons and, unpacked, what `vitkd-ds pack` reads."""
     order: Literal["random", "quasi_random"] = "random"
     """Order of the training images. random: the whole epoch is shuffled. quasi_random: windows of the file are, for
@@ -95,7 +95,7 @@ class DataConfig(Part, place="data"):
 
 @dataclass(frozen=True)
 class AugmentConfig(Part, place="augment"):
-    """What is done to training images after the crop and flip, in this order; the same for both models."""
+    """Changes of training images after the crop and flip, in this order; the same for both models."""
 
     repeats: Annotated[int, at_least(1, "off")] = 1
     """Repeated augmentation: number of differently augmented copies of an image in the same epoch, which then shows
@@ -116,7 +116,7 @@ class AugmentConfig(Part, place="augment"):
     cutmix_alpha: Annotated[float, at_least(0, "off")] = 0.0
     """Beta(alpha, alpha) of CutMix; 0 is off. With both on, one of the two is drawn at even odds."""
     mix_mode: Literal["batch", "element"] = "batch"
-    """What shares a draw of Mixup or CutMix. batch: a whole micro-batch. element: each image has its own."""
+    """Scope of a draw of Mixup or CutMix. batch: a whole micro-batch. element: each image has its own."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Run(Part, place=""):
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed's configuration of the student engine."""
     resume: str = "auto"
-    """Where training begins. auto: continue what lies in workdir, else start. none: start, and refuse a used workdir.
+    """Start of training. auto: continue what lies in workdir, else start. none: start, and refuse a used workdir.
     Else the path of a run folder or of one checkpoint (runs/x/checkpoints/step00001234) of the same settings, from
     which this run goes on. Checkpoints are unpickled, so name only folders that you trust. A stored run that --recipe
     takes has auto, whatever it had then."""

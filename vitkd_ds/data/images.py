@@ -37,10 +37,10 @@ class Images(Protocol):
         """Decode a few samples at once, as `decoded` does."""
 
     def reason(self, index: int, status: int) -> str:
-        """What is wrong with an image: the end of the sentence "image 7 ..."."""
+        """Name an image's fault: the end of the sentence "image 7 ..."."""
 
     def pages(self) -> dict[str, Any]:
-        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`; the FFCV backend alone has pages."""
+        """Places of the images, for `vitkd_ds.data.order.quasi_random_order`; the FFCV backend alone has pages."""
 
 
 def open_images(
@@ -72,7 +72,7 @@ def open_images(
 
 
 def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreCrops:
-    """Where the images of a split are cut."""
+    """Choose how the images of a split are cut."""
     if split == "val":
         return CentreCrops(data.image_size, data.val_crop_fraction, data.interpolation)
     scale, ratio, flip = data.crop_scale, data.crop_ratio, data.flip_probability

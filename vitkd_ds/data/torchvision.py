@@ -86,7 +86,7 @@ class TorchvisionImages:
         return torch.stack(images).numpy(), np.array(status)
 
     def reason(self, index: int, status: int) -> str:
-        """What is wrong with an image, which is read again to hear why."""
+        """Name an image's fault, by reading it again."""
         try:
             load_rgb(self._source.read(index), self._check)
         except Exception as error:  # Pillow's plugins raise whatever comes

@@ -85,7 +85,7 @@ def is_bf16(config: dict[str, Any]) -> bool:
 
 
 def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
-    """What decides how an engine of this configuration cuts its state into files; equal layouts read each other's."""
+    """Collect what decides how an engine cuts its state into files; equal layouts read each other's."""
     return {
         "world_size": world_size,
         "zero_stage": config["zero_optimization"]["stage"],

@@ -86,7 +86,7 @@ def teacher_file(config: TeacherConfig) -> Path:
 
 
 def model_args_of(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
-    """What rebuilds the model with timm alone: `timm.create_model(made["model"], **made["args"])`."""
+    """Arguments that rebuild the model with timm alone: `timm.create_model(made["model"], **made["args"])`."""
     args = {"num_classes": data.num_classes, "img_size": data.image_size, **config.model_args}
     return {"model": config.model, "args": args}
 

@@ -198,7 +198,7 @@ def train_step(
 
 
 def step_values(parts: Parts, steps_done: int) -> dict[str, float]:
-    """What the log holds besides the terms; the gradient norm is the one before clipping. Collective."""
+    """Collect the log's values besides the terms; the gradient norm is the one before clipping. Collective."""
     values = {
         "epoch": steps_done / parts.schedule.steps_per_epoch,
         "lr": lr_at(steps_done - 1, parts.schedule, parts.run.optim, parts.run.global_batch_size),

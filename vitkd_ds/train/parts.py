@@ -32,7 +32,7 @@ class Models:
     student: nn.Module
     teacher: nn.Module | None
     pair: build.PairInfo | None
-    """What the losses need to know of both; None without a teacher."""
+    """Widths and grids of both, for the losses; None without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def start_engines(
 
 
 def split_of(run: Run) -> BatchSplit:
-    """How the ranks share the run's global batch. Raises ValueError if they cannot."""
+    """Split the run's global batch over its ranks. Raises ValueError if they cannot share it."""
     return split_batch(run.global_batch_size, world_size=ranks.world_size(), limit=run.micro_batch_size_per_gpu)
 
 

@@ -11,7 +11,7 @@ from vitkd_ds.config.run import OptimConfig, Run
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How ranks and micro-batches share a global batch."""
+    """Shares of ranks and micro-batches in a global batch."""
 
     micro_batch_size: int
     """Images per forward on each rank."""

@@ -47,7 +47,7 @@ ADVICE = {
     "network": "look at NCCL_DEBUG=INFO, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
     "engines": "lower --micro_batch_size_per_gpu if memory ran out; else see whether --recipe demo passes here",
 }
-"""What to do about errors of other packages, which do not say it."""
+"""Advice on errors of other packages, which give none."""
 
 
 class Examination:

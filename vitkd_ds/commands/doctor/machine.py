@@ -163,7 +163,7 @@ def build_locks_row() -> Row:
 
 
 def clocks_row(times_s: list[float], nodes: list[str]) -> Row:
-    """How far the clocks of the ranks are apart, from times that were read at the same moment."""
+    """Compare the clocks of the ranks, from times that were read at the same moment."""
     (first, behind), (last, ahead) = min(zip(times_s, nodes)), max(zip(times_s, nodes))
     if last - first <= MOST_SKEW_S:
         return ok("clocks", f"at most {1000 * (last - first):.0f} ms apart")

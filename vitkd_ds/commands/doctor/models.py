@@ -59,7 +59,7 @@ DEMO_TEACHER_TOP1 = 89.10
 
 
 def check_settings(patient: Patient) -> Iterator[Row]:
-    """How the ranks share a global batch, and the DeepSpeed file. Collective."""
+    """Check that the ranks can share a global batch, and the DeepSpeed file. Collective."""
     run = patient.run
     split = split_of(run)  # fails on all ranks or on none; the file may be missing on one node
     patient.ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))

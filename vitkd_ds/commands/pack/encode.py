@@ -35,7 +35,7 @@ PROPORTION_STREAM = 5
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored, in the words of `pack`. Raises ValueError where the fields do not go together."""
+    """Settings of storing images, in the words of `pack`. Raises ValueError where the fields do not go together."""
 
     write_mode: str
     max_resolution: int
@@ -63,7 +63,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What is stored of an image."""
+    """Stored form of an image."""
 
     content: bytes
     mode: int

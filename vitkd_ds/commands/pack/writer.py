@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Packing:
-    """What the workers share; they are forked, so nothing is copied."""
+    """Data that the workers share; they are forked, so nothing is copied."""
 
     source: Source
     encoding: Encoding
@@ -48,7 +48,7 @@ class Packing:
 
 
 class _Pages:
-    """Where one worker puts its images: pages of its own, filled one after the other. A page that is larger than
+    """Place of one worker's images: pages of its own, filled one after the other. A page that is larger than
     `PAGE_BYTES` is as many of them as the next power of two."""
 
     def __init__(self, descriptor: int, next_page, pipe: Connection):
@@ -208,7 +208,7 @@ def _follow(packing: Packing, journal: Journal, workers: dict[Connection, Proces
 
 
 def _received(pipe: Connection, worker: Process) -> tuple[str, object]:
-    """What a worker reports next: "stored", "bad" or "finished", and its content; an error where it failed."""
+    """Receive a worker's next report: "stored", "bad" or "finished", and its content; an error where it failed."""
     try:
         kind, content = pipe.recv()
     except EOFError:

@@ -1,4 +1,4 @@
-"""What a prediction starts from: measured speeds, the models' shapes and assumptions, each with its source."""
+"""Collect the inputs of a prediction: measured speeds, the models' shapes and assumptions, each with its source."""
 
 import json
 from dataclasses import replace

@@ -31,7 +31,7 @@ SCALES_IF = 1.5
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a prediction starts from, of one recipe on one kind of GPU."""
+    """Inputs of a prediction, for one recipe on one kind of GPU."""
 
     teacher_s: float
     """Seconds per image, as for student_s and loss_s."""
@@ -64,7 +64,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is spread over the GPUs."""
+    """Spread of a step over the GPUs."""
 
     nodes: int
     gpus_per_node: int

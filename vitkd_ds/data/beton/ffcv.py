@@ -62,7 +62,7 @@ class DecodingThread(EpochIterator):
     """
 
     error: BaseException | None = None
-    """What the thread died of."""
+    """Error that ended the thread."""
 
     def run(self) -> None:
         """Decode until the samples end or `shut` is called."""

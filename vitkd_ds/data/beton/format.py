@@ -24,7 +24,7 @@ FIELDS = (("image", 2), ("label", 1))
 PAGE_BYTES = 8 * 2**20
 """FFCV's usual page, in bytes. No image crosses the end of its page, so one larger image makes all pages larger."""
 JPEG_MODE, RAW_MODE = 0, 1
-"""How FFCV marks an image: as a JPEG, or as pixels."""
+"""FFCV's marks of an image that is a JPEG, and of one that is pixels."""
 
 HEADER_DTYPE = np.dtype([
     ("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8"),
@@ -57,7 +57,7 @@ class Tables(NamedTuple):
 
 
 def partial_path(path: Path) -> Path:
-    """Where the .beton `path` is written until it is complete."""
+    """Path at which the .beton `path` is written until it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 

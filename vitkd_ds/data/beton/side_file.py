@@ -47,7 +47,7 @@ TABLE_KEYS = ("tables_crc32", "lengths", "crc32s")
 
 
 def side_path(path: Path) -> Path:
-    """Where the side file of the .beton `path` lies."""
+    """Path of the side file of the .beton `path`."""
     return path.with_name(path.name + ".json")
 
 

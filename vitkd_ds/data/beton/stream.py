@@ -74,12 +74,12 @@ class CropLoader(TamedLoader):
         self._page_bytes = int(self.reader.page_size)
 
     def pages(self) -> dict[str, Any]:
-        """Where the images lie, for `vitkd_ds.data.order.quasi_random_order`."""
+        """Places of the images, for `vitkd_ds.data.order.quasi_random_order`."""
         offsets_N = self.decoder.table["offset"]
         return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
 
     def reason(self, index: int, status: int) -> str:
-        """What is wrong with an image."""
+        """Name an image's fault."""
         return STATUS_TEXT[status]
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ def demo_beton(split: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where unpacked images are kept: $VITKD_DS_CACHE, else $XDG_CACHE_HOME/vitkd_ds, else ~/.cache/vitkd_ds."""
+    """Folder of the unpacked images: $VITKD_DS_CACHE, else $XDG_CACHE_HOME/vitkd_ds, else ~/.cache/vitkd_ds."""
     if os.environ.get("VITKD_DS_CACHE"):
         return Path(os.environ["VITKD_DS_CACHE"])
     xdg = os.environ.get("XDG_CACHE_HOME")
