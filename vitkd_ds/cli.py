@@ -61,15 +61,21 @@ def _run(*command: str) -> None:
         sys.exit(REFUSED)
 
 
-def _command(words: str = "", *, takes_run: bool = False, **options: type) -> Callable[..., Any]:
-    """Make a function a command, which is called with its `words` (those in brackets may be left out) and with those of
-    `options`, whose types are given, that it got; with `takes_run` also with all other `flags`, for `parse_run`."""
+def _command(
+    words: str = "", *, takes_run: bool = False, about: Callable[[dict[str, str]], str] | None = None, **options: type
+) -> Callable[..., Any]:
+    """Make a function a command.
+
+    It is called with its `words`, of which those in brackets may be left out, and with those of its `options`, given
+    with their types, that it got; with `takes_run` also with all other `flags`, for `parse_run`. `about` makes the text
+    of --help from the flags; without it the docstring is the text.
+    """
 
     def make(function: Callable[..., None]) -> Callable[..., None]:
         @SetParseFn(str)
         def checked(*given: str, **flags: str) -> None:
             if "help" in flags:
-                print(_help_on_train(flags) if function.__name__ == "train" else inspect.getdoc(function))
+                print(about(flags) if about else inspect.getdoc(function))
                 return
             _check_words(given, words)
             own = {key: convert(flags.pop(key), options[key], key) for key in options if key in flags}
@@ -112,7 +118,7 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     return run
 
 
-@_command(takes_run=True, print_config=bool)
+@_command(takes_run=True, about=_help_on_train, print_config=bool)
 def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     """Distil (or plainly train) a student.
 
