@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,11 +195,16 @@ def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp
     assert machine.build_locks_row().level == "warning" and machine.build_locks_row().advice == f"rm {lock}"
 
 
-def test_clocks_open_files_and_file_systems_are_judged():
+def test_clocks_open_files_and_file_systems_are_judged(monkeypatch, tmp_path):
     assert machine.clocks_row([100.0, 100.2], ["a", "b"]).level == "ok"
-    assert "the clock of a is 2.0 s ahead of that of b" in machine.clocks_row([100.0, 98.0], ["a", "b"]).found
+    skewed = machine.clocks_row([100.0, 98.0], ["a", "b"])
+    assert skewed.level == "warning" and "the clock of a is 2.0 s ahead of that of b" in skewed.found
     assert machine.open_files_row(10**9).level == "warning"
     assert data.file_system(Path("/proc/self")) == "proc" and data.file_system(Path("/dev/shm/x")) == "tmpfs"
+    mounts = {"/": "ext4", str(tmp_path): "nfs4", str(tmp_path)[:-1]: "a folder whose name begins alike"}
+    disks = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in mounts.items()]
+    monkeypatch.setattr(data.psutil, "disk_partitions", lambda all: disks)
+    assert data.file_system(tmp_path / "a.beton") == "nfs4" and data.file_system(tmp_path.parent) == "ext4"
     assert all(map(data.NETWORK.fullmatch, ("nfs", "nfs4", "fuse.sshfs"))) and not data.NETWORK.fullmatch("ext4")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from tests.data.conftest import write_beton
 from vitkd_ds.config.run import AugmentConfig, DataConfig
@@ -227,3 +228,12 @@ def test_what_cannot_work_is_refused_before_the_first_step(beton, train):
     for start_step in (-1, 6):
         with pytest.raises(ValueError, match=r"start_step must be in \[0, 5\]"):
             train.epoch(0, start_step=start_step)
+
+
+@pytest.mark.parametrize("fraction, shorter", [(1.0, 16), (0.5, 32)])
+def test_validation_cuts_by_its_settings_as_torchvision_does(tmp_path, fraction, shorter):
+    path = write_beton(tmp_path, 2, write_mode="raw")
+    ((images, _),) = another(config(path, val_crop_fraction=fraction), split="val").epoch(0)
+    for image, file in zip(images, sorted(tmp_path.rglob("*.png")), strict=True):
+        expected = CenterCrop(SIZE)(Resize(shorter, InterpolationMode.BICUBIC)(Image.open(file)))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(expected))

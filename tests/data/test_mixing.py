@@ -19,9 +19,9 @@ def micro_batch(seed=0):
     return images, torch.from_numpy(rng.integers(0, K, B))
 
 
-def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0, mode="batch"):
+def run(images, labels, rng, *, mixup=0.0, cutmix=0.0, smoothing=0.0, mode="batch", num_classes=K):
     alphas = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "mix_mode": mode}
-    return mix(images, labels, num_classes=K, label_smoothing=smoothing, rng=rng, **alphas)
+    return mix(images, labels, num_classes=num_classes, label_smoothing=smoothing, rng=rng, **alphas)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
@@ -71,6 +71,12 @@ def black_and_white(num_images):
     """Image i has level i everywhere and label i, so that a pixel tells whose it is."""
     levels = torch.arange(num_images, dtype=torch.uint8)
     return levels[:, None, None, None].repeat(1, 3, 8, 12), levels.long()
+
+
+@pytest.mark.parametrize("seed, mixup, cutmix", [*product(range(5), [0.8], [0]), *product(range(5), [0], [1.0])])
+def test_a_micro_batch_is_mixed_with_the_partners_of_its_targets(seed, mixup, cutmix):
+    mixed, targets = run(*black_and_white(60), keyed_rng(seed), mixup=mixup, cutmix=cutmix, num_classes=60)
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), targets @ torch.arange(60.0), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("mixup, cutmix", [(0.8, 0), (0, 1.0), (0.8, 1.0)])
