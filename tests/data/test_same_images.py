@@ -35,7 +35,7 @@ def main():
     with closing(parts.train_loader.epoch(0)) as micro_batches:
         unmixed = [images.float() for images, _ in micro_batches][: len(student)]
     assert len(teacher) == len(student) == 2
-    for images, (images_of_student, targets), plain in zip(teacher, student, unmixed):
+    for images, (images_of_student, targets), plain in zip(teacher, student, unmixed, strict=True):
         assert torch.equal(parts.normalization.apply(images, parts.engine.dtype), images_of_student)
         assert not torch.equal(images, plain) and (targets.max(1).values < 1).any()
 

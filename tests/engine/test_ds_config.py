@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from vitkd_ds.engine.ds_config import find_ds_config, load_ds_config, resolve_auto
+from vitkd_ds.engine.ds_config import find_ds_config, layout, load_ds_config, resolve_auto
 from vitkd_ds.engine.student import student_ds_config
 from vitkd_ds.recipes import build_run
 
@@ -76,6 +76,17 @@ def test_a_file_with_another_stage_norm_or_clipping_than_the_engines_is_refused(
     with pytest.raises(ValueError, match=message) as error:
         student_ds_config(replace(run, ds_config=path), **sizes)
     assert path in str(error.value) and ("the recipe" in message or "as ds_configs/zero2.json does" in str(error.value))
+
+
+@pytest.mark.parametrize("change, world_size", [
+    ({"zero_optimization": {"stage": 1}}, 1), ({"bf16": {}}, 1), ({"data_types": {}}, 1), ({}, 2),
+])  # fmt: skip
+def test_a_checkpoint_of_any_other_layout_is_read_as_a_universal_one(change, world_size):
+    def is_converted(saved):
+        sizes = {"micro_batch_size": 8, "accumulation_steps": 1}
+        return "checkpoint" in student_ds_config(build_run("demo"), **sizes, saved_layout=saved)
+
+    assert is_converted(layout(ZERO2 | BF16 | change, world_size)) and not is_converted(layout(ZERO2 | BF16, 1))
 
 
 @pytest.mark.parametrize("world_size, expected", [(1, (False, 2**62)), (2, (True, 0))])

@@ -153,14 +153,15 @@ def test_slurm_is_asked_again_when_it_does_not_answer_and_a_job_that_cannot_be_r
 
 
 def test_a_node_that_cannot_start_the_first_step_is_asked_again(tmp_path):
-    assert run_script(tmp_path, *DEMO, done=True, unstarted=2).train
+    ended = run_script(tmp_path, *DEMO, done=True, unstarted=2)
+    assert ended.code == 0 and ended.train
     ended = run_script(tmp_path, *DEMO, "--resume=none", unstarted=99)
     assert ended.code == 1 and "could not be asked for its run folder (exit code 164)" in ended.log
 
 
 def test_a_finished_run_starts_nothing(tmp_path):
     run_script(tmp_path, *DEMO, done=True)
-    again = run_script(tmp_path, *DEMO, SLURM_RESTART_COUNT="1")
+    again = run_script(tmp_path, *DEMO, SLURM_RESTART_COUNT="1", asks=True)
     assert again.code == 0 and again.train is None and "finished before" in again.log and not again.is_requeued
 
 
@@ -173,7 +174,7 @@ def test_options_that_train_py_refuses_end_the_job_before_a_rank_starts(tmp_path
 
 def test_resume_none_is_for_the_first_start_only(tmp_path):
     assert run_script(tmp_path, *DEMO, "--resume=none", done=True).train[-1] == "--resume=none"
-    ended = run_script(tmp_path, *DEMO, "--resume=none", done=True, SLURM_RESTART_COUNT="1")
+    ended = run_script(tmp_path, *DEMO, "--resume=none", done=True, SLURM_RESTART_COUNT="1", asks=True)
     assert ended.train[-2:] == ["--resume=none", "--resume=auto"]
 
 

@@ -38,7 +38,7 @@ WARM, COLD = {"before": "step"}, {"before": "save"}  # only another step is coun
 PROGRAMS = {
     "sleeping": HANGING.format(hang="time.sleep(60)"),
     "in the package": HANGING.format(hang="next(watchdog.each(map(time.sleep, [60]), 'data'))"),
-    "holding the interpreter's lock": HANGING.format(hang="__import__('ctypes').PyDLL(None).sleep(60)"),
+    "holding the interpreter's lock": HANGING.format(hang="__import__('ctypes').PyDLL(None).sleep(15)"),
     "in a step": ASKED.format(phase="step", name="SIGTERM", **WARM),
     "in a save": ASKED.format(phase="save", name="SIGTERM", **WARM),
     "with time left": ASKED.format(phase="step", name="SIGUSR1", **WARM),
@@ -64,7 +64,7 @@ def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(ended, ha
     code, out, err = ended[hang]
     assert code == 1 and out == "slow, not stuck\n" and "in stuck" in err
     place = f"rank 0, phase forward, after 18 updates: no progress for 2 s in {function}, line"
-    assert function is None or place in err
+    assert place in err if function else "no progress" not in err, "the thread itself got the lock back first"
 
 
 @pytest.mark.parametrize("where", list(PROGRAMS)[3:])
