@@ -1,7 +1,4 @@
-"""Run several training commands one after another, since starting torch and DeepSpeed takes longer than most.
-
-The file given holds a list of lists of options; rank 0 replaces it by what each of them gave.
-"""
+"""Run commands of a file, lists of options, in one start of torch; rank 0 replaces them by what each of them gave."""
 
 import io
 import json

@@ -9,12 +9,9 @@ from vitkd_ds.config.rules import POSITIVE, Part, at_least, rules_of, within
 
 
 @pytest.mark.parametrize("rule, right, wrong", [
-    (POSITIVE, [1, 1e-9], [0, -1]),
-    (at_least(2), [2, 3], [1, -2]),
-    (within("[0, 1)"), [0, 0.5], [1, -0.1, 2, float("nan")]),
-    (within("(0, 1]"), [1, 0.5], [0, 1.1]),
-    (within("(0, 1)"), [0.5], [0, 1]),
-    (within("[0.25, 1]"), [0.25, 1, 0.3], [0.2, 1.1]),
+    (POSITIVE, [1, 1e-9], [0, -1]), (at_least(2), [2, 3], [1, -2]),
+    (within("[0, 1)"), [0, 0.5], [1, -0.1, 2, float("nan")]), (within("(0, 1]"), [1, 0.5], [0, 1.1]),
+    (within("(0, 1)"), [0.5], [0, 1]), (within("[0.25, 1]"), [0.25, 1, 0.3], [0.2, 1.1]),
 ])  # fmt: skip
 def test_a_rule_holds_for_what_its_words_say(rule, right, wrong):
     assert all(rule.holds(value) for value in right) and not any(rule.holds(value) for value in wrong)

@@ -30,12 +30,10 @@ class DeepSpeedsOwn(StudentEngine):
 
     def __init__(self, config, accumulation):
         config = config | {
-            "zero_optimization": {"stage": 2},
-            "zero_allow_untested_optimizer": True,
-            "train_batch_size": tiny.RUN.global_batch_size,
-            "gradient_accumulation_steps": accumulation,
+            "zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True,
+            "train_batch_size": tiny.RUN.global_batch_size, "gradient_accumulation_steps": accumulation,
             "gradient_clipping": tiny.RUN.optim.clip_grad_norm,
-        }
+        }  # fmt: skip
         super().__init__(tiny.make_distiller()[0], tiny.RUN, config)
 
     def step(self):
@@ -144,13 +142,10 @@ def gathered_ahead(*, prefetch, live):
     sizes = [p.numel() for p in model.blocks[0].parameters()]
     embedding = sum(p.numel() for p in [*model.patch_embed.parameters(), model.cls_token, model.pos_embed])
     zero = {
-        "stage": 3,
-        "memory_efficient_linear": False,
-        "stage3_param_persistence_threshold": 0,
-        "stage3_prefetch_bucket_size": prefetch * sum(sizes),
-        "stage3_max_live_parameters": live * sum(sizes),
+        "stage": 3, "memory_efficient_linear": False, "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": prefetch * sum(sizes), "stage3_max_live_parameters": live * sum(sizes),
         "leaf_module": {"classes": ["timm.models.vision_transformer.Block"]},
-    }
+    }  # fmt: skip
     config = {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_optimization": zero}
     engine, *_ = deepspeed.initialize(model=FeatureModule(model, (0, 1)), config=config | {"steps_per_print": None})
     gathered = []

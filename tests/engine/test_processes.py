@@ -54,9 +54,7 @@ def test_the_ranks_of_this_node_come_from_whichever_launcher_says_so(environ, ex
 
 
 @pytest.mark.parametrize("environ, expected", [
-    ({}, 8),
-    ({"LOCAL_WORLD_SIZE": "4"}, 2),
-    ({"LOCAL_WORLD_SIZE": "16"}, 1),
+    ({}, 8), ({"LOCAL_WORLD_SIZE": "4"}, 2), ({"LOCAL_WORLD_SIZE": "16"}, 1),
     ({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, 8),
     ({"LOCAL_WORLD_SIZE": "4", "SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "2"}, 2),
     ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "8"}, 2),

@@ -106,11 +106,8 @@ def test_the_conversion_that_a_refusal_offers_works(tmp_path):
 
 def test_a_missing_file_and_an_unknown_suffix_are_errors(tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"")
-    for name, message in (
-        ("nowhere.pth", "nowhere.pth"),
-        ("", "existing file"),
-        ("weights.npz", r"\.safetensors.*'\.npz'"),
-    ):
+    cases = ("nowhere.pth", "nowhere.pth"), ("", "existing file"), ("weights.npz", r"\.safetensors.*'\.npz'")
+    for name, message in cases:
         with pytest.raises(ValueError, match=message):
             load_state_dict_file(tmp_path / name)
 

@@ -1,8 +1,4 @@
-"""A real Slurm for the tests: virtual nodes on this machine, with neither systemd nor munge.
-
-Each node's slurmd, and so each job's part on it, has its own mount of `scratch`: a disk of its own. GPUs are clones of
-/dev/null, which is enough to be counted.
-"""
+"""A real Slurm of virtual nodes, each with a mount of `scratch` as a disk of its own; GPUs are clones of /dev/null."""
 
 import os
 import shutil

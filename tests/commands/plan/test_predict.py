@@ -120,8 +120,7 @@ def test_fields_of_the_run_can_be_set(capsys):
     ({"nodes": "0"}, "--nodes and --gpus must be positive"),
     ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, found 1024 and 24"),
     ({"recipe": "demo"}, "plan needs a teacher that was measured at 224 pixels"),
-    ({"node": "3"}, "--node is no option"),
-    ({"gpus": "many"}, "--gpus must be a whole number"),
+    ({"node": "3"}, "--node is no option"), ({"gpus": "many"}, "--gpus must be a whole number"),
     ({"recipe": None}, "plan needs --recipe"),
 ])  # fmt: skip
 def test_what_cannot_be_predicted_is_refused(flags, message):

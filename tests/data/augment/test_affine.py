@@ -13,12 +13,10 @@ from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.augment.policy import OPS, SIGNED_RANGES, Layer
 
 ARGUMENTS = {
-    "Rotate": [-30.0, -13.7, 0.0, 1e-3, 7.1, 27.3],
-    "ShearX": [-0.3, -0.27, 0.0, 0.013, 0.29],
-    "ShearY": [-0.3, -0.27, 0.0, 0.013, 0.29],
-    "TranslateXRel": [-0.9, -0.45, 0.0, 0.1, 0.4057],
+    "Rotate": [-30.0, -13.7, 0.0, 1e-3, 7.1, 27.3], "ShearX": [-0.3, -0.27, 0.0, 0.013, 0.29],
+    "ShearY": [-0.3, -0.27, 0.0, 0.013, 0.29], "TranslateXRel": [-0.9, -0.45, 0.0, 0.1, 0.4057],
     "TranslateYRel": [-0.9, -0.45, 0.0, 0.1, 0.4057],
-}
+}  # fmt: skip
 """Their values are almost whole numbers, or nothing moves."""
 
 

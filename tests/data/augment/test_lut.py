@@ -9,12 +9,9 @@ from tests.data.augment.samples import SIZES, by_timm, in_pillow, pixels
 from vitkd_ds.data.augment import lut
 
 FIXED = {
-    "Invert": [0.0],
-    "Posterize": [-4.0, 0.0, 1.0, 2.0, 3.0, 4.0],
-    "Solarize": [0.0, 1.0, 25.0, 128.0, 255.0, 256.0],
-    "SolarizeAdd": [0.0, 55.0, 99.0, 110.0],
-    "Brightness": [0.1, 0.19, 0.7, 1.0, 1.3, 1.81, 1.9],
-}
+    "Invert": [0.0], "Posterize": [-4.0, 0.0, 1.0, 2.0, 3.0, 4.0], "Solarize": [0.0, 1.0, 25.0, 128.0, 255.0, 256.0],
+    "SolarizeAdd": [0.0, 55.0, 99.0, 110.0], "Brightness": [0.1, 0.19, 0.7, 1.0, 1.3, 1.81, 1.9],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("height, width", SIZES)
