@@ -42,8 +42,8 @@ def measure(args: argparse.Namespace) -> None:
     """Step on one rank, and write what it took. Collective, where the ranks are together."""
     from benchmarks.step import parts_of_step, step
     from benchmarks.step_variants import Engines, build_pair, make_micro_batch
-    from vitkd_ds.commands.plan import shapes
     from vitkd_ds.engine import processes, ranks
+    from vitkd_ds.models.cost import num_parameters
 
     device = processes.start_processes()
     pair = build_pair("tiny", ds_config="ds_configs/zero2.json", debug=args.debug)
@@ -58,8 +58,8 @@ def measure(args: argparse.Namespace) -> None:
     found = {part: statistics.median(seconds[part] for seconds in steps) for part in PARTS}
     found["step"] = statistics.median(sum(seconds.values()) for seconds in steps)
     found["sent_bytes"] = (sent_bytes(args.interface) - sent) / args.steps
-    found["trained_params"] = shapes.num_parameters(engines.engine.engine.module)
-    found["teacher_params"] = shapes.num_parameters(pair.models.teacher)
+    found["trained_params"] = num_parameters(engines.engine.engine.module)
+    found["teacher_params"] = num_parameters(pair.models.teacher)
     args.worker.write_text(json.dumps(found))
     processes.leave()
 

@@ -51,7 +51,18 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
     ({"debug": "maybe"}, "--debug must be true or false"),
     ({"data.crop_scale": "1"}, "--data.crop_scale must be numbers with commas"),
     ({"student.model_args": "[1]"}, "--student.model_args must be a JSON object"),
-    ({"recipe": "demo_plain", "teacher.placement": "shard"}, "cannot be set: this recipe has no teacher"),
+    ({"recipe": "demo_plain", "teacher.placement": "shard"}, "teacher.model must name a timm model, and recipe demo_p"),
+    ({"recipe": "demo_plain", "teacher.model": "x"}, "a teacher must be used by kd, nkd or vitkd"),
+    ({"teacher": "demo"}, "--teacher must be none, found 'demo': --teacher.checkpoint names"),
+    ({"teacher": "none", "teacher.placement": "shard"}, "--teacher.placement must not be given with --teacher none"),
+    ({"teacher": "none", "losses.kd.weight": "1"}, "losses.kd needs a teacher, and recipe demo has none"),
+    ({"recipe": "images", "data.train": "x", "data.val": "y"}, "teacher.model must .*or train with --teacher none"),
+    ({"recipe": "images", "teacher": "none", "data.val": "y"}, "data.train must name images, and recipe images"),
+    ({"recipe": "images", "teacher": "none", "data.train": "x"}, "data.val must name images"),
+    ({"recipe": "images", "teacher": "none", "data.train": "x.beton", "data.val": "y"}, "x.beton.* does not exist"),
+    ({"epochs": "2"}, "optim.warmup_epochs must be less than epochs, or the learning rate never falls, found 2 of 2"),
+    ({"optim.warmup_fraction": "0.1"}, "one of optim.warmup_epochs and optim.warmup_fraction must be 0, found 2 and"),
+    ({"optim.warmup_fraction": "1"}, r"optim.warmup_fraction must be in \[0, 1\)"),
     ({"recipe": "demo_plain", "losses.nkd.weight": "1"}, "losses.nkd needs a teacher"),
     ({"losses.nkd.weight": "0", "losses.vitkd.weight": "0"}, "a teacher must be used by kd, nkd or vitkd"),
     ({"losses.ce.weight": "0", "recipe": "demo_plain"}, "at least one term"),
@@ -72,7 +83,7 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
     ({"data.crop_scale": "0.5,0.1"}, "data.crop_scale must be two numbers, 0 < low <= high <= 1, found"),
     ({"data.crop_ratio": "0,1"}, "data.crop_ratio must be two positive numbers, low <= high, found"),
     ({"optim.betas": "0.9,1"}, r"optim.betas must be two numbers in \[0, 1\), found"),
-    ({"data.num_classes": "1"}, "data.num_classes must be 2 or more, found 1"),
+    ({"data.num_classes": "1"}, "data.num_classes must be 0 .those of data.train., or 2 or more, found 1"),
     ({"teacher.checkpoint": ""}, "teacher.checkpoint must be a file, hub, demo or random, found ''"),
     ({"optim.ema_decay": "1"}, r"optim.ema_decay must be in \[0, 1\), found 1.0"),
 ])  # fmt: skip
@@ -135,8 +146,11 @@ def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):
     cli.show("demo")
     cli.plan(recipe="demo", nodes="2", gpus="3", hardware="x", seed="4")
     assert calls == [
-        (parse_run((), {"recipe": "demo_plain", "seed": "3", "data.train": "x.beton"}), Path("x.png")),
-        (build_run("demo"), Path("show.png")),
+        (
+            parse_run((), {"recipe": "demo_plain", "seed": "3", "data.train": "x.beton", "data.val": "x.beton"}),
+            Path("x.png"),
+        ),
+        (parse_run((), {"teacher": "none"}), Path("show.png")),
         (parse_run((), {"seed": "4"}), {"nodes": 2, "gpus": 3, "hardware": "x"}),
     ]
 

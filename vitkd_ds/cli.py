@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,9 +18,11 @@ import fire
 from fire.decorators import SetParseFn
 
 from vitkd_ds.config.help import field_help
-from vitkd_ds.config.overrides import apply_overrides, convert, nearest
+from vitkd_ds.config.options import apply_options
+from vitkd_ds.config.overrides import convert, nearest
 from vitkd_ds.config.run import Run, as_dict, check_run
 from vitkd_ds.data.augment.policy import parse_rand_augment
+from vitkd_ds.data.classes import count_classes
 from vitkd_ds.recipes import RECIPES, build_run
 from vitkd_ds.train import console, signals, watchdog
 
@@ -111,8 +114,10 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     recipe or value, with the nearest valid name."""
     _check_words(words, "")
     debug = convert(flags.pop("debug", "false"), bool, "debug")
-    run = apply_overrides(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
+    run = apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
     check_run(run)
+    if not run.data.num_classes:
+        run = replace(run, data=replace(run.data, num_classes=count_classes(run.data.train)))
     if run.augment.rand_augment:
         parse_rand_augment(run.augment.rand_augment)
     return run
@@ -122,10 +127,10 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
 def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     """Distil (or plainly train) a student.
 
-    Usage: train [--recipe NAME|PATH] [--ds_config FILE] [--workdir DIR] [--resume auto|none|PATH] [--data.train FILE
-    --data.val FILE] [--teacher.checkpoint PATH|hub] [--teacher.placement shard|replica|offload] [--compile] [--debug]
-    [--KEY=VALUE ...], where KEY is any field of the run, such as optim.lr or losses.nkd.weight. --help lists the
-    fields, --help GROUP those of one group, such as optim.
+    Usage: train [--recipe NAME|PATH] [--ds_config FILE] [--workdir DIR] [--resume auto|none|PATH] [--extend]
+    [--data.train PATH --data.val PATH] [--teacher none | --teacher.checkpoint PATH|hub] [--teacher.placement
+    shard|replica|offload] [--compile] [--debug] [--KEY=VALUE ...], where KEY is any field of the run, such as optim.lr
+    or losses.nkd.weight. --help lists the fields, --help GROUP those of one group, such as optim.
 
     --print_config prints the resolved run as JSON and ends. --recipe takes it back from a file, as it takes the
     config.json of a run folder, or the folder: with the stored workdir the command continues that run, with --workdir
@@ -186,9 +191,13 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     """Write a grid of augmented, mixed training images with their labels to a PNG.
 
     Usage: show DATA [DST] [--recipe NAME|PATH] [--KEY=VALUE ...], where DATA is what --data.train takes, DST is
-    show.png if not given, and KEY any field of the run (`train --help`), such as augment.rand_augment or seed.
+    show.png if not given, and KEY any field of the run (`train --help`), such as augment.rand_augment or seed. Without
+    --recipe it is `images`, or `demo` for the demo's data.
     """
-    run = parse_run((), flags | {"data.train": data})
+    flags = {"recipe": "demo" if data == "demo" else "images"} | flags | {"data.train": data, "data.val": data}
+    if not any(key.startswith(("teacher", "losses")) for key in flags):
+        flags["teacher"] = "none"  # no picture depends on it, and `images` would ask for one
+    run = parse_run((), flags)
     from vitkd_ds.commands.show import show as show_run
 
     print(show_run(run, Path(dst)))

@@ -19,16 +19,6 @@ def run(tmp_path):
     return replace(build_run("demo"), workdir=str(tmp_path))
 
 
-def test_only_published_checkpoints_count_and_a_pointer_that_names_none_points_nowhere(tmp_path):
-    assert folder.tags(tmp_path) == [] and folder.newest(tmp_path) == folder.pointer(tmp_path, "latest") == ""
-    for name in ("step00000002", "step00000010", "step00000004", ".step00000011.part", "step12", "universal"):
-        (tmp_path / name).mkdir()
-    assert folder.tags(tmp_path) == ["step00000010", "step00000004", "step00000002"]
-    for written, found in (("step00000004\n", "step00000004"), ("step4", "")):
-        (tmp_path / "latest").write_text(written)
-        assert folder.pointer(tmp_path, "latest") == found and folder.newest(tmp_path) == (found or "step00000010")
-
-
 def test_a_finished_folder_is_one_with_done_unless_all_begins_anew(tmp_path, run):
     assert not folder.is_finished(run)
     (tmp_path / "done").touch()
@@ -70,10 +60,12 @@ def test_a_new_run_needs_a_folder_without_checkpoints_and_may_have_other_setting
 def test_config_json_says_what_was_run_by_what(tmp_path, run):
     run = replace(run, workdir=str(tmp_path / "made"))
     schedule = make_dataclass("Steps", [("total_steps", int)])(9)
-    folder.describe_run(run, schedule, device="cpu", resumed_step=4)
+    costs, images = {"student": {"parameters": 7}, "teacher": None}, {"train": 5, "val": 6}
+    folder.describe_run(run, schedule, device="cpu", resumed_step=4, models=costs, images=images)
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
     assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
+    assert config["models"] == costs and config["images"] == images
     assert config["world_size"] == 1 and config["device"] == "cpu" and config["command"]
     assert config["versions"].keys() == {"vitkd_ds", "torch", "deepspeed", "timm", "ffcv", "numpy"}
 

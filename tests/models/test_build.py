@@ -1,6 +1,7 @@
 """Models are built as configured, whatever format their weights come in, and a bad fit is an error naming the key."""
 
 import dataclasses
+import json
 
 import pytest
 import timm
@@ -95,10 +96,12 @@ def test_hub_weights_of_another_resolution_or_patch_size_are_refused_unless_allo
         student_of("deit", "hub")
     with pytest.raises(ValueError, match="student.init=hub .*found 224 x 224") as refusal:
         build_student(StudentConfig(model=TINY, init="hub"), data)
-    assert "allow_other_resolution" not in str(refusal.value)
+    assert "--student.allow_other_resolution=true" in str(refusal.value)
     hub_with(monkeypatch, timm.create_model(TINY).state_dict())
     teacher = build_teacher(TeacherConfig(model=TINY, allow_other_resolution=True), data)
+    student = build_student(StudentConfig(model=TINY, init="hub", allow_other_resolution=True), data)
     assert teacher.patch_embed.grid_size == (4, 4) and teacher.pos_embed.shape == (1, 17, 192)
+    assert torch.equal(student.pos_embed, teacher.pos_embed)
 
 
 def test_an_unreachable_hub_names_the_model(monkeypatch):
@@ -119,6 +122,8 @@ def test_a_file_of_another_resolution_is_refused_unless_allowed(tmp_path, family
     with pytest.raises(ValueError, match=r"student.init=.*found 6 x 6 patches"):
         student_of(family, path)
     teacher = teacher_of(family, path, allow_other_resolution=True)
+    student = student_of(family, path, allow_other_resolution=True)
+    assert torch.equal(student.pos_embed, teacher.pos_embed)
     num_prefix = 0 if teacher.no_embed_class else teacher.num_prefix_tokens
     expected = timm.layers.resample_abs_pos_embed(source.pos_embed, new_size=[4, 4], num_prefix_tokens=num_prefix)
     assert torch.equal(teacher.pos_embed, expected)
@@ -126,7 +131,6 @@ def test_a_file_of_another_resolution_is_refused_unless_allowed(tmp_path, family
 
 
 @pytest.mark.parametrize("changes, removed, added, message", [
-    ({"num_classes": 7}, (), {}, r"found in .*of another shape: head.weight \(7, 48\) for \(5, 48\)"),
     ({"depth": 3}, (), {}, r"12 unexpected: blocks.2.attn.proj.bias, .*, \.\.\."),
     ({}, ["norm.bias"], {"strange.weight": (1,)}, "1 missing: norm.bias; 1 unexpected: strange.weight"),
     ({}, (), {"pre_logits.fc.weight": (48, 48)}, "1 unexpected: pre_logits.fc.weight"),  # timm's filter would drop it
@@ -143,6 +147,72 @@ def test_a_file_that_does_not_fit_is_refused_with_the_keys_and_nothing_adapted(
     for allowed in (False, True):
         with pytest.raises(ValueError, match=f"teacher.checkpoint.*{message}"):
             teacher_of("deit", path, allow_other_resolution=allowed)
+
+
+@pytest.mark.parametrize("num_classes, said", [(7, "has 7 classes, the data 5"), (0, "has no classifier, the data 5")])
+def test_a_classifier_for_other_classes_is_left_out_and_reported(tmp_path, caplog, num_classes, said):
+    source = source_model("deit", num_classes=num_classes)
+    path = save(source.state_dict(), tmp_path)
+    with caplog.at_level("INFO", "vitkd_ds"):
+        torch.manual_seed(0)
+        student = student_of("deit", path)
+    assert f"student.init={path} {said}: the classifier is left out" in caplog.text
+    torch.manual_seed(0)
+    fresh = student_of("deit").state_dict()
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, fresh[name] if name.startswith("head.") else source.state_dict()[name]), name
+    with pytest.raises(ValueError, match="teacher.checkpoint must hold exactly the weights.*head.weight"):
+        teacher_of("deit", path)
+    caplog.clear()
+    config = TeacherConfig(model=FAMILIES["deit"][0], model_args=FAMILIES["deit"][1], checkpoint=str(path))
+    with caplog.at_level("INFO", "vitkd_ds"):
+        teacher = build_teacher(config, DATA, needs_logits=False)
+    assert f"teacher.checkpoint={path} {said}" in caplog.text
+    assert teacher.num_classes == 0 and not any(name.startswith("head.") for name in teacher.state_dict())
+    assert torch.equal(teacher.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight)
+    info = check_pair(student, teacher, blocks=(0, 1))
+    assert info.teacher_dim == 48
+
+
+def test_a_fitting_classifier_is_kept_where_none_is_needed(tmp_path):
+    source = source_model("deit")
+    config = TeacherConfig(*FAMILIES["deit"], checkpoint=str(save(source.state_dict(), tmp_path)))
+    teacher = build_teacher(config, DATA, needs_logits=False)
+    assert teacher.num_classes == 5 and torch.equal(teacher.head.weight, source.head.weight)
+
+
+def test_a_hub_teacher_of_other_classes_loses_its_classifier_where_none_is_needed(monkeypatch):
+    source = timm.create_model(TINY)
+    hub_with(monkeypatch, source.state_dict())
+    few_classes = dataclasses.replace(IMAGENET_DATA, num_classes=5)
+    teacher = build_teacher(TeacherConfig(model=TINY), few_classes, needs_logits=False)
+    assert teacher.num_classes == 0 and torch.equal(teacher.norm.weight, source.norm.weight)
+    assert build_teacher(TeacherConfig(model=TINY), IMAGENET_DATA, needs_logits=False).num_classes == 1000
+
+
+@pytest.mark.parametrize("name, data", [
+    ("convnext_atto", DATA), ("regnety_002", DATA),
+    ("swin_tiny_patch4_window7_224", dataclasses.replace(DATA, image_size=224)),
+])  # fmt: skip
+def test_a_teacher_of_logits_may_be_any_timm_model(tmp_path, name, data):
+    source = timm.create_model(name, num_classes=5)
+    config = TeacherConfig(model=name, checkpoint=str(save(source.state_dict(), tmp_path)))
+    teacher = build_teacher(config, data, needs_tokens=False)
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in teacher.state_dict().items())
+    images = torch.randn(2, 3, data.image_size, data.image_size)
+    assert torch.equal(teacher(images), source.eval()(images)) and teacher(images).shape == (2, 5)
+    student = build_student(StudentConfig(model=TINY, model_args={"patch_size": 16}), data)
+    assert check_pair(student, teacher, blocks=()) is None
+    with pytest.raises(ValueError, match=f"teacher.model must be a timm Vis.*{name}.*--losses.vitkd.weight=0"):
+        build_teacher(config, data)
+
+
+def test_the_normalisation_is_that_of_the_description_beside_the_weights(tmp_path):
+    path = save(source_model("deit").state_dict(), tmp_path)
+    path.with_suffix(".json").write_text(json.dumps({"normalization": {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}}))
+    expected = Normalization(mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    assert normalization_of(student_of("deit", path)) == normalization_of(teacher_of("deit", path)) == expected
+    assert normalization_of(student_of("deit")) != expected
 
 
 def test_half_precision_files_load_into_fp32_models(tmp_path):

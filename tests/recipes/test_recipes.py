@@ -12,7 +12,7 @@ from vitkd_ds.config.run import Run, as_dict, check_run
 from vitkd_ds.recipes import RECIPES, build_run
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe != "images"])
 def test_every_recipe_is_a_valid_run_with_the_same_augmentation_in_its_debug_size(recipe):
     run, small = build_run(recipe), build_run(recipe, debug=True)
     check_run(run)
@@ -86,8 +86,8 @@ def broken(path, value):
 
 
 @pytest.mark.parametrize("text, message", [
-    (broken("optim.momentum", 0.9), r"OptimConfig must have exactly its own fields, found unknown \['momentum'\]"),
-    (broken("losses.kd.weight", ...), r"KDTerm must have .* missing \['weight'\]: the file was written by another"),
+    (broken("optim.momentum", 0.9), r"OptimConfig must have its own fields alone, .* found unknown \['momentum'\]"),
+    (broken("student.model", ...), r"StudentConfig must have .* missing \['model'\]: the file was written by another"),
     (broken("optim.lr", "fast"), "--optim.lr must be a number, found 'fast'"),
     (broken("optim.lr", None), "--optim.lr must be a number, found 'null'"),
     (broken("losses.vitkd.blocks", 1.5), "--losses.vitkd.blocks must be numbers with commas"),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from vitkd_ds.checkpoint.files import write_json, write_whole
-from vitkd_ds.checkpoint.folder import CHECKPOINTS, pointer
-
-STUDENT, DESCRIPTION = "student.safetensors", "student.json"
+from vitkd_ds.config.run_folder import CHECKPOINTS, DESCRIPTION, STUDENT, find_student, pointer
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
@@ -24,20 +22,6 @@ def write_student(folder: Path, weights: dict[str, Tensor], description: dict[st
         STUDENT: write_whole(folder / STUDENT, lambda file: file.write(content)),
         DESCRIPTION: write_json(folder / DESCRIPTION, description),
     }
-
-
-def find_student(source: str | Path) -> Path:
-    """The folder with student.safetensors and student.json that `source` means: itself, or the file's folder.
-
-    Raises:
-        ValueError: one of the two is not there.
-    """
-    source = Path(source)
-    folder = source.parent if source.name == STUDENT else source
-    for name in (STUDENT, DESCRIPTION):
-        if not (folder / name).is_file():
-            raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {folder / name}")
-    return folder
 
 
 def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
@@ -60,11 +44,11 @@ def export_student(source: str, destination: str, *, which: str = "last", half: 
     if target.exists():
         raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()  # with the umask's mode, which tempfile ignores
     try:
         weights = {name: weight.half() if half else weight for name, weight in load_file(folder / STUDENT).items()}
         write_student(temporary, weights, json.loads((folder / DESCRIPTION).read_text()))
-        temporary.chmod(0o755)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,6 @@
 """The run folder: the names in it, what config.json says, and whether a run is finished or may go on there."""
 
 import json
-import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,51 +11,54 @@ from typing import Any
 
 import vitkd_ds
 from vitkd_ds.checkpoint.files import write_json
+from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run, as_dict
+from vitkd_ds.config.run_folder import CHECKPOINTS, newest
+from vitkd_ds.data.images import SPLITS, open_images
 from vitkd_ds.engine import ranks
-
-CHECKPOINTS = "checkpoints"
-TAG = re.compile(r"step\d{8}")
 
 FREE_KEYS = frozenset(
     {
-        "workdir", "resume", "eval_every_epochs", "log_every_steps", "checkpoint.every_steps", "checkpoint.keep_last",
-        "checkpoint.max_failures", "data.train", "data.val", "data.num_workers", "data.backend", "data.on_bad",
-        "teacher.placement", "compile", "ds_config", "timeout_minutes", "micro_batch_size_per_gpu",
-        "student.checkpoint_activations",
+        "workdir", "resume", "extend", "eval_every_epochs", "log_every_steps", "checkpoint.every_steps",
+        "checkpoint.keep_last", "checkpoint.max_failures", "data.train", "data.val", "data.num_workers",
+        "data.backend", "data.on_bad", "teacher.placement", "compile", "ds_config", "timeout_minutes",
+        "micro_batch_size_per_gpu", "student.checkpoint_activations",
     }
 )  # fmt: skip
 """Settings that may differ between a run and its continuation: what is learned changes by rounding at most. The size of
 a micro-batch and the number of ranks also change the draws of mixing and masks. The data may have moved; whether it is
 the same data is compared by `TrainState`."""
-
-
-def tags(folder: Path) -> list[str]:
-    """Published checkpoints in a checkpoints folder, newest first."""
-    return sorted((p.name for p in folder.glob("step*") if TAG.fullmatch(p.name)), reverse=True)
-
-
-def pointer(folder: Path, name: str) -> str:
-    """The checkpoint that `latest` or `best` names, "" if there is none."""
-    path = folder / name
-    text = path.read_text(errors="replace").strip() if path.exists() else ""
-    return text if TAG.fullmatch(text) else ""
-
-
-def newest(folder: Path) -> str:
-    """The checkpoint to go on from, "" if there is none: `latest`, or the newest if that is missing or damaged."""
-    return pointer(folder, "latest") or next(iter(tags(folder)), "")
+LENGTH = ("epochs", "max_steps")
+"""Settings that a run may have more of than the one that it extends."""
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the run folder holds a finished run, which is left alone."""
-    return run.resume != "none" and (Path(run.workdir) / "done").exists()
+    """Whether the run folder holds a finished run that is left alone.
+
+    A finished run with fewer epochs or max_steps is not, if the run extends it.
+
+    Raises:
+        ValueError: it was trained with other settings or on other images, or its last checkpoint is gone and so cannot
+            be extended.
+    """
+    workdir = Path(run.workdir)
+    if run.resume == "none" or not (workdir / "done").exists():
+        return False
+    config = workdir / "config.json"
+    before = check_settings(run, config)
+    _check_images(run, before, config)
+    if before is None or all(getattr(run, key) == getattr(before, key) for key in LENGTH):
+        return True
+    if not newest(workdir / CHECKPOINTS):
+        raise ValueError(f"--extend needs the last checkpoint of {workdir}, found none: give another --workdir")
+    return False
 
 
-def check_settings(run: Run, config: Path | None) -> None:
-    """Check that a run may use its folder, and goes on with the settings that it began with. Reads only.
+def check_settings(run: Run, config: Path | None) -> Run | None:
+    """Check that a run may use its folder, and goes on with the settings that it began with; return those. Reads only.
 
-    They stand in `config`, beside the checkpoint that the run starts from; None is a new run.
+    They stand in `config`, beside the checkpoint that the run starts from; None is a new run. A run that extends
+    another may have more epochs or max_steps.
 
     Raises:
         ValueError: `--resume none` on a used folder, or settings outside FREE_KEYS differ: each with both values.
@@ -64,19 +66,41 @@ def check_settings(run: Run, config: Path | None) -> None:
     if config is None and newest(Path(run.workdir) / CHECKPOINTS):
         raise ValueError(f"--resume none needs an unused folder, found a run in {run.workdir}: give another --workdir")
     if config is None or not config.exists():
-        return
+        return None
     try:
-        before = _flat(json.loads(config.read_text())["run"])
+        stored = from_dict(Run, json.loads(config.read_text())["run"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{config} must say what run the checkpoints beside it are of, found {error!r}: put it back, or give "
             "another --workdir"
         ) from None
-    now = _flat(json.loads(json.dumps(as_dict(run))))
-    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in FREE_KEYS]
+    before, now = (_flat(json.loads(json.dumps(as_dict(some)))) for some in (stored, run))
+    free = FREE_KEYS | set(LENGTH if run.extend else ())
+    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
-        raise ValueError(f"a continued run must have the settings of {config}, found {listed}: give another --workdir")
+        longer = " (or train it longer with --extend)" if set(changed) <= set(LENGTH) else ""
+        raise ValueError(
+            f"a continued run must have the settings of {config}, found {listed}: give another --workdir{longer}"
+        )
+    return stored
+
+
+def _check_images(run: Run, before: Run | None, config: Path) -> None:
+    """Check that a finished run's data, where it is named otherwise than then, is a copy of the same."""
+    if before is None:
+        return
+    stored = json.loads(config.read_text()).get("images", {})
+    for split in SPLITS:
+        path, old_path = getattr(run.data, split), getattr(before.data, split)
+        if path == old_path:
+            continue
+        images = open_images(run.data, split=split, seed=run.seed, micro_batch_size=1)
+        if stored.get(split) != images.fingerprint:
+            raise ValueError(
+                f"{run.workdir} is finished, and was trained with data.{split}={old_path}, found {path} now, which are "
+                "not the same images: give another --workdir"
+            )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -88,18 +112,25 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def describe_run(run: Run, schedule: Any, *, device: str, resumed_step: int) -> None:
-    """Write config.json. A continued run has the same settings, but may have moved and been updated."""
+def describe_run(
+    run: Run, schedule: Any, *, device: str, resumed_step: int, models: dict[str, Any], images: dict[str, int]
+) -> None:
+    """Write config.json, which makes a finished run that is extended an unfinished one.
+
+    A continued run has the same settings, but may have moved and been updated. `models` says what student and teacher
+    cost; `images` has the fingerprint of each split.
+    """
     workdir = Path(run.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     versions = {"vitkd_ds": vitkd_ds.__version__}
     for name in ("torch", "deepspeed", "timm", "ffcv", "numpy"):
         with suppress(PackageNotFoundError):  # the torchvision backend does without FFCV
             versions[name] = version(name)
+    (workdir / "done").unlink(missing_ok=True)
     # "plan" is the schedule's name in the run folders of all versions.
     content = {"run": as_dict(run), "plan": asdict(schedule), "resumed_step": resumed_step}
     content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv, "git_commit": git_commit()}
-    write_json(workdir / "config.json", content | {"versions": versions})
+    write_json(workdir / "config.json", content | {"versions": versions, "models": models, "images": images})
 
 
 def git_commit() -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vitkd_ds.checkpoint.folder import CHECKPOINTS, TAG, newest, tags
 from vitkd_ds.checkpoint.manifest import check_files, read_manifest
+from vitkd_ds.config.run_folder import CHECKPOINTS, TAG, newest, tags
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.state_files import convert
 

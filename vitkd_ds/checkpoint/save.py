@@ -16,10 +16,10 @@ import torch
 
 from vitkd_ds.checkpoint.export import write_student
 from vitkd_ds.checkpoint.files import sync_folder, write_text, write_whole
-from vitkd_ds.checkpoint.folder import CHECKPOINTS, pointer, tags
 from vitkd_ds.checkpoint.load import CONVERTED, TrainState
 from vitkd_ds.checkpoint.manifest import read_manifest, tag_of, write_manifest
 from vitkd_ds.config.run import CheckpointConfig
+from vitkd_ds.config.run_folder import CHECKPOINTS, pointer, tags
 from vitkd_ds.engine import ranks
 
 logger = logging.getLogger(__name__)

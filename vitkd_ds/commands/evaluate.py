@@ -1,18 +1,30 @@
 """Evaluate an exported student: rebuild it with timm, in one process and without DeepSpeed."""
 
 import json
-from dataclasses import replace
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitkd_ds.checkpoint.export import DESCRIPTION, STUDENT, find_student
 from vitkd_ds.config.overrides import read_run
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
+from vitkd_ds.config.run_folder import (
+    DESCRIPTION,
+    POINTERS,
+    STUDENT,
+    description_beside,
+    find_student,
+    find_weights,
+    model_of,
+)
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
+from vitkd_ds.models.fit import load_weights
 from vitkd_ds.train.evaluate import evaluate
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_exported(
@@ -23,8 +35,9 @@ def evaluate_exported(
     Args:
         student: a run folder, a checkpoint or an exported student.
         val: a .beton; "" is the run's own.
-        teacher: timm name; "" is the run's teacher, and none outside a run folder.
-        teacher_checkpoint: a local file with the teacher's weights, or hub; "" is hub.
+        teacher: timm name, or a run, checkpoint or exported student; "" is the run's teacher, and none outside a run
+            folder.
+        teacher_checkpoint: a local file with the weights of a named teacher, or hub; "" is hub.
         micro_batch_size: images per forward.
 
     Raises:
@@ -44,22 +57,40 @@ def evaluate_exported(
         max_val_images=run.data.max_val_images if run else 0,
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model_args = {k: v for k, v in description["args"].items() if k not in ("num_classes", "img_size")}
-    config = StudentConfig(model=description["model"], model_args=model_args, init=str(folder / STUDENT))
-    model = build.build_student(config, data).to(device)
+    model = build.build_student(StudentConfig(**model_of(description)), data)
+    load_weights(model, folder / STUDENT, key="student", allow_other_grid=False, needs_classifier=True)
+    model.to(device)
     teacher_config = run.teacher if run and run.teacher and run.teacher.checkpoint != "random" else None
-    if teacher:
+    if teacher and (Path(teacher).is_dir() or Path(teacher).name in (STUDENT, *POINTERS)):
+        weights = find_weights(teacher)
+        teacher_config = TeacherConfig(**model_of(description_beside(weights)), checkpoint=str(weights))
+    elif teacher:
         teacher_config = TeacherConfig(model=teacher, checkpoint=teacher_checkpoint or "hub")
     elif teacher_checkpoint:
         raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
     loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, device=device)
     if list(loader.classes) != description["classes"]:
         raise ValueError(f"{val} must have the student's classes in order, found others than in {folder / DESCRIPTION}")
+    if teacher_config and not _has_classes(teacher_config, loader.classes):
+        teacher_config = None
     features = _teacher_features(teacher_config, data, device) if teacher_config else None
     return evaluate(model, loader, normalization=build.normalization_of(model), teacher=features)
 
 
+def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
+    """Whether a teacher's classes may be those of the images, in their order; a warning says if they are not."""
+    if config.checkpoint == "hub":
+        return True
+    known = description_beside(build.teacher_file(config)).get("classes", list(classes))
+    if list(classes) != known:
+        logger.warning("the teacher %s has other classes than the student: no agreement", config.checkpoint)
+    return list(classes) == known
+
+
 def _teacher_features(config: TeacherConfig, data: DataConfig, device: torch.device) -> Any:
-    model = build.build_teacher(replace(config, placement="replica"), data).to(device)
+    model = build.build_teacher(config, data, needs_tokens=False, needs_logits=False).to(device)
+    if not model.num_classes:
+        logger.warning("the teacher %s has no logits for these classes: no agreement", config.model)
+        return None
     normalization = build.normalization_of(model)
-    return lambda images_BCHW: tap_features(model, normalization.apply(images_BCHW, torch.float32), (0,))
+    return lambda images_BCHW: tap_features(model, normalization.apply(images_BCHW, torch.float32), ())

@@ -10,7 +10,7 @@ from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import Any, Iterator, Mapping, get_origin, get_type_hints
 
-from vitkd_ds.config.overrides import KINDS, dataclass_in, nearest
+from vitkd_ds.config.overrides import KINDS, dataclass_in, default_of, nearest
 from vitkd_ds.config.rules import rules_of
 from vitkd_ds.config.run import Run
 
@@ -58,8 +58,7 @@ def _fields(cls: type, part: Any, prefix: str) -> Iterator[tuple[str, str, str, 
         heading += " The recipe has none; these are the defaults of a recipe that has one."
     for field in dataclasses.fields(cls):
         key, inner = prefix + field.name, dataclass_in(types[field.name])
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        value = default if part is None else getattr(part, field.name)
+        value = default_of(field) if part is None else getattr(part, field.name)
         if inner:
             yield from _fields(inner, value, f"{key}.")
         else:

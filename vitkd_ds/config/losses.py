@@ -8,6 +8,8 @@ from vitkd_ds.config.rules import POSITIVE, Part, Rule, at_least, within
 
 TEACHER_TERMS = ("kd", "nkd", "vitkd")
 """Loss terms that need a teacher."""
+LOGIT_TERMS = ("kd", "nkd")
+"""Those of them that compare logits: their teacher must know the classes of the data."""
 
 TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks: len(blocks) == 2)
 
@@ -57,6 +59,10 @@ class ViTKDTerm(Term, place="losses.vitkd"):
     """Factor of the mimicked shallow blocks, whose squared differences are summed over tokens and channels."""
     beta: Annotated[float, at_least(0)] = 3e-6
     """Factor of the regenerated last block, summed likewise."""
+    scaled: bool = False
+    """Multiply alpha and beta by 196 x 384 / (student's tokens x teacher's width), so that the paper's values, which
+    weigh sums over 196 tokens of width 384, suit a pair of any size. Without it they weigh plain sums, as in the
+    paper, whose wider teachers weigh more."""
     mask_ratio: Annotated[float, within("(0, 1)")] = 0.5
     """Part of the student's tokens of the last block that is masked before it is regenerated."""
     blocks: Annotated[tuple[int, ...], TWO_BLOCKS] = (0, 1)
@@ -78,5 +84,10 @@ class LossesConfig:
 
     @property
     def tapped_blocks(self) -> tuple[int, ...]:
-        """Blocks whose output both models hand over, counted from 0; at least one, as a model must be tapped at all."""
-        return self.vitkd.blocks if "vitkd" in self.active() else (0,)
+        """Blocks whose output both models hand over, counted from 0; none where no term compares tokens."""
+        return self.vitkd.blocks if "vitkd" in self.active() else ()
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether a term compares the logits of student and teacher."""
+        return any(name in LOGIT_TERMS for name in self.active())

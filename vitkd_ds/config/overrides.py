@@ -43,9 +43,6 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
     keys = field_types(run)
     for key, text in overrides.items():
         if key not in keys:
-            part = key.partition(".")[0]
-            if getattr(run, part, "") is None:
-                raise ValueError(f"--{key} cannot be set: this recipe has no {part}")
             raise ValueError(f"--{key} is no option: {nearest(key, keys)}")
         run = _replace(run, key.split("."), convert(text, keys[key], key))
     return run
@@ -92,19 +89,21 @@ def read_run(path: Path) -> Run:
 
 
 def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
-    """Rebuild a dataclass tree from the nested dict that config.json holds; `prefix` is for the message of the
-    ValueError if a key is unknown or missing, or a value is none of its field's."""
+    """Rebuild a dataclass tree from the nested dict that config.json holds. A field that is absent takes its default,
+    as it is newer than the file, and a field's default is what was done before it existed. `prefix` is for the message
+    of the ValueError if a key is unknown or missing, or a value is none of its field's."""
     hints = get_type_hints(cls)
     if not isinstance(stored, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'a run'} must be a JSON object, found {stored!r}")
-    unknown, missing = set(stored) - set(hints), set(hints) - set(stored)
+    given = [field.name for field in dataclasses.fields(cls) if default_of(field) is dataclasses.MISSING]
+    unknown, missing = set(stored) - set(hints), set(given) - set(stored)
     if unknown or missing:
         raise ValueError(
-            f"{cls.__name__} must have exactly its own fields, found unknown {sorted(unknown)} and missing "
-            f"{sorted(missing)}: the file was written by another version"
+            f"{cls.__name__} must have its own fields alone, and those without a default, found unknown "
+            f"{sorted(unknown)} and missing {sorted(missing)}: the file was written by another version"
         )
     values = dict(stored)
-    for name, declared in hints.items():
+    for name, declared in ((name, declared) for name, declared in hints.items() if name in stored):
         value, part = stored[name], dataclass_in(declared)
         if part and (value is not None or part is declared):
             values[name] = from_dict(part, value, f"{prefix}{name}.")
@@ -114,6 +113,11 @@ def from_dict(cls: type[T], stored: Mapping[str, Any], prefix: str = "") -> T:
             converted = convert(value if isinstance(value, str) else json.dumps(value), declared, prefix + name)
             values[name] = value if value == converted else converted  # 20 stays 20 where a float is declared
     return cls(**values)
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a field, MISSING if it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def dataclass_in(declared: Any) -> Any:

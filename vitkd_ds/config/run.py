@@ -15,6 +15,7 @@ from vitkd_ds.config.rules import POSITIVE, Part, Rule, at_least, require, withi
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 SCALES = Rule("be two numbers, 0 < low <= high <= 1", lambda pair: 0 < pair[0] <= pair[1] <= 1)
+CLASSES = Rule("be 0 (those of data.train), or 2 or more", lambda number: number == 0 or number >= 2)
 RATIOS = Rule("be two positive numbers, low <= high", lambda pair: 0 < pair[0] <= pair[1])
 FRACTIONS = Rule("be two numbers in [0, 1)", lambda pair: all(0 <= value < 1 for value in pair))
 
@@ -28,7 +29,11 @@ class StudentConfig(Part, place="student"):
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of timm.create_model, such as {"embed_dim": 64}; the exported student stores them."""
     init: str = ""
-    """Weights to start from: a local file, "hub" for timm's pretrained weights, "" for random initialisation."""
+    """Weights to start from: a local file, or a run folder, checkpoint or export, which also says the model; "hub" for
+    timm's pretrained weights, "" for random initialisation. A classifier for other classes is left out."""
+    allow_other_resolution: bool = False
+    """Accept weights that were trained at another resolution than data.image_size; their position embedding is
+    interpolated."""
     drop_path_rate: Annotated[float, within("[0, 1)")] = 0.0
     """Stochastic depth: probability that the last block is skipped for an image, 0 at the first; 0 is off."""
     checkpoint_activations: bool = False
@@ -41,12 +46,13 @@ class TeacherConfig(Part, place="teacher"):
     """The frozen model that is imitated."""
 
     model: str
-    """Name of any timm VisionTransformer."""
+    """Name of any timm VisionTransformer; of any timm model where no term compares tokens, as vitkd does."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of timm.create_model, such as {"embed_dim": 128}."""
     checkpoint: Annotated[str, Rule("be a file, hub, demo or random", bool)] = "hub"
-    """Weights: a local file, "hub" for timm's pretrained weights, "demo" for the teacher inside the package, or
-    "random" for a random initialisation, which only a debug run may have and summary.json marks."""
+    """Weights: a local file, or a run folder, checkpoint or export, which also says the model; "hub" for timm's
+    pretrained weights, "demo" for the teacher inside the package, or "random" for a random initialisation, which only a
+    debug run may have and summary.json marks."""
     placement: Literal["shard", "replica", "offload"] = "shard"
     """Place of the weights. shard: partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload:
     partitioned and kept in CPU memory."""
@@ -60,13 +66,14 @@ class DataConfig(Part, place="data"):
     """Source and crops of the images."""
 
     train: str
-    """Path of the training .beton; "demo" is the data inside the package."""
+    """Path of the training .beton, or of a folder per class, which `train` packs once into FOLDER.beton beside it;
+    "demo" is the data inside the package."""
     val: str
-    """Path of the validation .beton; "demo" is the data inside the package."""
+    """The same for the validation images, which may lack classes of the training images."""
     image_size: Annotated[int, within("[1, 4096]")]
     """Height and width of the square that both models see, in pixels."""
-    num_classes: Annotated[int, at_least(2)]
-    """Number of classes of the data."""
+    num_classes: Annotated[int, CLASSES]
+    """Number of classes of the data; 0 takes that of data.train."""
     crop_scale: Annotated[tuple[float, float], SCALES] = (0.08, 1.0)
     """Area of the training crop relative to the image, smallest and largest."""
     crop_ratio: Annotated[tuple[float, float], RATIOS] = (3 / 4, 4 / 3)
@@ -131,6 +138,8 @@ class OptimConfig(Part, place="optim"):
     """Learning rate at the last step; not scaled by the batch size."""
     warmup_epochs: Annotated[float, at_least(0)] = 20
     """Epochs over which the learning rate rises to its peak; 0 starts there."""
+    warmup_fraction: Annotated[float, within("[0, 1)")] = 0.0
+    """Part of the run over which it rises, in place of warmup_epochs, which must be 0 then; 0 takes warmup_epochs."""
     warmup_start_factor: Annotated[float, within("(0, 1]")] = 1e-3
     """Learning rate of the first step relative to the peak."""
     weight_decay: Annotated[float, at_least(0)] = 0.05
@@ -171,7 +180,7 @@ class Run(Part, place=""):
     """Run folder. A folder that holds an unfinished run of the same settings is continued."""
     student: StudentConfig
     teacher: TeacherConfig | None
-    """None is plain training; no loss term may need a teacher then."""
+    """None, --teacher none, is plain training; the loss terms that need a teacher are off then."""
     data: DataConfig
     augment: AugmentConfig
     losses: LossesConfig
@@ -200,6 +209,9 @@ class Run(Part, place=""):
     timeout_minutes: Annotated[float, POSITIVE] = 10
     """Longest time without progress, in minutes: a rank that stays so long in one phase (start, data, forward, a
     validation micro-batch, a checkpoint) says where it is and ends the run. Raise it if models are fetched slowly."""
+    extend: bool = False
+    """Go on with more epochs or max_steps than the run in workdir was begun with, finished or not. Its schedules become
+    those of the longer run from the next step on. A stored run that --recipe takes has false."""
     seed: Annotated[int, at_least(0)] = 0
     """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks."""
     compile: bool = False
@@ -212,6 +224,8 @@ def check_run(run: Run) -> None:
     """Check what spans several fields; raises ValueError before any model, file or device is touched."""
     if run.resume not in ("auto", "none") and not Path(run.resume).is_dir():
         raise ValueError(f"--resume must be auto, none, or the folder of a run or checkpoint, found {run.resume!r}")
+    _check_is_complete(run)
+    _check_warmup(run)
     active = run.losses.active()
     require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
     needing = next((f"losses.{name}" for name in active if name in TEACHER_TERMS), None)
@@ -224,6 +238,42 @@ def check_run(run: Run) -> None:
         )
     if run.teacher and run.teacher.checkpoint == "random" and not run.debug:
         raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")
+
+
+def _check_is_complete(run: Run) -> None:
+    """Refuse a recipe that leaves models or data to the options, where these do not name them."""
+    if not run.student.model:
+        raise ValueError(
+            f"student.model must name a timm model, and recipe {run.recipe} names none: give --student.model, or a run "
+            "folder with --student.init"
+        )
+    if run.teacher and not run.teacher.model:
+        raise ValueError(
+            f"teacher.model must name a timm model, and recipe {run.recipe} names none: give --teacher.model, or a run "
+            "folder with --teacher.checkpoint, or train with --teacher none"
+        )
+    for split in ("train", "val"):
+        if not getattr(run.data, split):
+            raise ValueError(
+                f"data.{split} must name images, and recipe {run.recipe} names none: give a .beton, or a folder that "
+                f"holds a folder per class, with --data.{split}"
+            )
+
+
+def _check_warmup(run: Run) -> None:
+    """Refuse a warm-up that leaves no epoch in which the learning rate can fall."""
+    optim = run.optim
+    if optim.warmup_epochs and optim.warmup_fraction:
+        raise ValueError(
+            f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, found {optim.warmup_epochs:g} and "
+            f"{optim.warmup_fraction:g}: set the other one to 0"
+        )
+    if optim.warmup_epochs >= run.epochs and not run.debug:
+        raise ValueError(
+            f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, found "
+            f"{optim.warmup_epochs:g} of {run.epochs:g}: lower --optim.warmup_epochs, or set it to 0 and give "
+            "--optim.warmup_fraction=0.05"
+        )
 
 
 def as_dict(run: Run) -> dict[str, Any]:

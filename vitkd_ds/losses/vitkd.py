@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vitkd_ds.losses.precision import at_least_fp32
 
 Grid = tuple[int, int]
+PAPER_SUMMANDS = 196 * 384
+"""Tokens x width of the teacher of the paper's smallest pair."""
 
 
 class ViTKDLoss(nn.Module):
@@ -34,6 +36,8 @@ class ViTKDLoss(nn.Module):
         teacher_dim: Dt, width of the teacher.
         alpha, beta: weights of the shallow and the deep term.
         mask_ratio: lambda, the part of the tokens that is masked: exactly P - int(P (1 - lambda)) of P.
+        scaled: multiply alpha and beta by 196 x 384 / (student's tokens x Dt): the paper's values, which weigh sums
+            over 196 tokens of width 384, then suit a pair of any size.
         student_grid: rows and columns of the student's tokens; None takes a square from their number.
         teacher_grid: the same of the teacher's tokens.
 
@@ -45,13 +49,13 @@ class ViTKDLoss(nn.Module):
     **Differs**: from the paper as the official code does: sums are divided by the number of images, the deep one by the
     mask ratio too; the number of masked tokens is exact; deep features come after the final norm.
 
-    **Differs**: from the official code: grids need not be square or equal; differences, squares and sums are computed
-    in at least fp32.
+    **Differs**: from the official code: `scaled`; grids need not be square or equal; differences, squares and sums are
+    computed in at least fp32.
     """
 
     def __init__(
         self, student_dim: int, teacher_dim: int, *, alpha: float = 3e-5, beta: float = 3e-6, mask_ratio: float = 0.5,
-        student_grid: Grid | None = None, teacher_grid: Grid | None = None,
+        scaled: bool = False, student_grid: Grid | None = None, teacher_grid: Grid | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if not 0 < mask_ratio < 1:
@@ -59,7 +63,7 @@ class ViTKDLoss(nn.Module):
         if min(student_dim, teacher_dim) < 1:
             raise ValueError(f"widths must be positive, found student_dim={student_dim}, teacher_dim={teacher_dim}")
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
-        self.alpha, self.beta, self.mask_ratio = alpha, beta, mask_ratio
+        self.alpha, self.beta, self.mask_ratio, self.scaled = alpha, beta, mask_ratio, scaled
         self.student_grid, self.teacher_grid = student_grid, teacher_grid
         if student_dim != teacher_dim:
             self.align2 = nn.ModuleList(nn.Linear(student_dim, teacher_dim) for _ in range(2))
@@ -98,11 +102,14 @@ class ViTKDLoss(nn.Module):
             aligned = [align(student_shallow_BLPD[:, i]) for i, align in enumerate(self.align2)]
             student_shallow_BLPD = torch.stack(aligned, dim=1)
         error_BLPD = at_least_fp32(student_shallow_BLPD) - at_least_fp32(teacher_shallow_BLPD)
-        mimic = self.alpha / len(error_BLPD) * error_BLPD.square().sum()
-        generate = self._generate(student_deep_BPD, teacher_deep_BPD, student_grid, noise_BP)
+        scale = PAPER_SUMMANDS / (student_deep_BPD.shape[1] * self.teacher_dim) if self.scaled else 1
+        mimic = scale * self.alpha / len(error_BLPD) * error_BLPD.square().sum()
+        generate = self._generate(student_deep_BPD, teacher_deep_BPD, student_grid, noise_BP, beta=scale * self.beta)
         return {"mimic": mimic, "generate": generate, "total": mimic + generate}
 
-    def _generate(self, student_BPD: Tensor, teacher_BPD: Tensor, grid: Grid, noise_BP: Tensor | None) -> Tensor:
+    def _generate(
+        self, student_BPD: Tensor, teacher_BPD: Tensor, grid: Grid, noise_BP: Tensor | None, *, beta: float
+    ) -> Tensor:
         if self.student_dim != self.teacher_dim:
             student_BPD = self.align(student_BPD)
         B, P, D = student_BPD.shape
@@ -114,7 +121,7 @@ class ViTKDLoss(nn.Module):
         generated_BPD = self.generation(masked_BPD.transpose(1, 2).reshape(B, D, *grid)).flatten(2).transpose(1, 2)
         error_BPD = (at_least_fp32(generated_BPD) - at_least_fp32(teacher_BPD)) * is_masked_BP1
         # Divided by the mask ratio, the sum over the masked tokens is as large as one over all tokens.
-        return self.beta / self.mask_ratio / B * error_BPD.square().sum()
+        return beta / self.mask_ratio / B * error_BPD.square().sum()
 
 
 def _check(side: str, dim: int, shallow_BLPD: Tensor, deep_BPD: Tensor, *, images: int) -> None:

@@ -22,7 +22,7 @@ class Distiller(nn.Module):
     Args:
         student: the timm model that is trained and exported.
         losses: the terms; those with weight 0 are neither computed nor given parameters.
-        pair: widths and patch grids of student and teacher; None without a teacher.
+        pair: widths and patch grids of student and teacher; None where no term compares tokens.
     """
 
     def __init__(self, student: nn.Module, losses: LossesConfig, pair: PairInfo | None) -> None:
@@ -32,7 +32,8 @@ class Distiller(nn.Module):
         self.blocks = losses.tapped_blocks
         if "vitkd" in self.terms:
             term = losses.vitkd
-            self.vitkd = ViTKDLoss(**vars(pair), alpha=term.alpha, beta=term.beta, mask_ratio=term.mask_ratio)
+            numbers = {"alpha": term.alpha, "beta": term.beta, "mask_ratio": term.mask_ratio, "scaled": term.scaled}
+            self.vitkd = ViTKDLoss(**vars(pair), **numbers)
 
     def forward(
         self, images_BCHW: Tensor, targets_BK: Tensor, teacher: Features | None, weights: Mapping[str, Tensor]

@@ -94,7 +94,7 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def timm_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the keys of mmcls and mmpretrain to timm's; a state dict with other keys keeps them."""
     new_names = {key: key for key in state}
-    if any(key.startswith(("backbone.", "layers.")) for key in state):
+    if any(key.startswith("backbone.") or re.match(r"layers\.\d+\.ln1\.", key) for key in state):
         for pattern, replacement in _MM_RULES:
             new_names = {old: re.sub(pattern, replacement, new) for old, new in new_names.items()}
     return _renamed(new_names, state)

@@ -9,7 +9,7 @@ from typing import Callable
 
 from vitkd_ds.config.overrides import nearest, read_run
 from vitkd_ds.config.run import Run
-from vitkd_ds.recipes import demo, imagenet
+from vitkd_ds.recipes import demo, imagenet, images
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     for recipe in (
         demo.demo, demo.demo_plain, demo.demo_teacher, imagenet.deit_tiny_from_deit3_small,
         imagenet.deit_small_from_deit3_base, imagenet.deit_base_from_deit3_large,
-        imagenet.deit_small_from_deit3_base_3augment,
+        imagenet.deit_small_from_deit3_base_3augment, images.images,
     )
 }  # fmt: skip
 
@@ -26,7 +26,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
 def build_run(recipe: str, *, debug: bool = False) -> Run:
     """The run of a recipe by name, with `debug` shrunk to a few steps on the packaged images; or the run that a file or
     run folder stores, if `recipe` has a slash or exists. A stored run keeps its workdir, so that the same options
-    continue it, and takes "auto" for resume: a checkpoint that it began from may be gone.
+    continue it. It takes "auto" for resume, as a checkpoint that it began from may be gone, and extends nothing.
 
     Raises:
         ValueError: no recipe of that name (the nearest is named), a path without a run, or a path with `debug`.
@@ -41,7 +41,7 @@ def build_run(recipe: str, *, debug: bool = False) -> Run:
     stored = read_run(Path(recipe))
     if stored.resume not in ("auto", "none"):
         logger.warning("%s began at %s: give --resume to begin there again", recipe, stored.resume)
-    return replace(stored, resume="auto")
+    return replace(stored, resume="auto", extend=False)
 
 
 def _debug_size(run: Run) -> Run:

@@ -90,7 +90,8 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     """Evaluate the weights that would be exported now; log and note the result, and the best. Return whether no signal
     came on any rank before the end. Collective."""
     watchdog.enter("evaluation", state.step)
-    result = _evaluate_weights(parts, parts.engine.student_weights(), teacher=parts.teacher)
+    teacher = parts.teacher if parts.teacher_answers else None
+    result = _evaluate_weights(parts, parts.engine.student_weights(), teacher=teacher)
     if result is None:
         return False
     values = {f"val_{name}": value for name, value in result.items()}

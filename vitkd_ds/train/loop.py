@@ -13,11 +13,12 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor
 
-from vitkd_ds.checkpoint.folder import CHECKPOINTS, check_settings, describe_run, is_finished, pointer
+from vitkd_ds.checkpoint.folder import check_settings, is_finished
 from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
 from vitkd_ds.config.run import Run, check_run
+from vitkd_ds.config.run_folder import CHECKPOINTS, pointer
 from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
@@ -25,9 +26,11 @@ from vitkd_ds.engine.processes import peak_memory_gib, set_rank_variables, start
 from vitkd_ds.models.build import check_model_name
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.evaluate import evaluate_student, finish, skipped_images
+from vitkd_ds.train.introduction import introduce
 from vitkd_ds.train.log import Meter, MetricsLog
 from vitkd_ds.train.parts import Parts, build_parts
 from vitkd_ds.train.schedule import loss_weight_at, lr_at
+from vitkd_ds.train.teacher_check import check_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +95,18 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     watchdog.enter("load")
     data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
     state = restore(parts.engine, start, workdir=workdir, **data)
+    if run.extend and schedule.total_steps < state.step:
+        raise ValueError(
+            f"--extend needs more than the {state.step} steps of {start.path}, found {schedule.total_steps}: raise "
+            "--epochs or --max_steps"
+        )
+    if start is None:
+        watchdog.enter("teacher check")
+        check_teacher(parts)
     # From here on the run leaves traces in its folder, and a signal is answered by the next step, which saves.
     saved_step = state.step if start and start.is_own else -1
     saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
-    ranks.on_main(lambda: describe_run(run, schedule, device=device.type, resumed_step=state.step))
+    ranks.on_main(lambda: introduce(parts, state.step))
     steps = {"resumed_step": state.step, "evaluated_step": state.result_step, "total_steps": schedule.total_steps}
     log = ranks.together(lambda: MetricsLog(workdir, **steps))
     logger.info(

@@ -1,7 +1,6 @@
 """The parts of a run on one rank: data opened, models built, both engines started, after all checks on files, models
 and settings. `vitkd-ds doctor` calls the same functions, one by one."""
 
-import json
 import logging
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import description_beside
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.data.loader import Loader, build_loader
 from vitkd_ds.engine import ranks
@@ -32,7 +32,7 @@ class Models:
     student: nn.Module
     teacher: nn.Module | None
     pair: build.PairInfo | None
-    """Widths and grids of both, for the losses; None without a teacher."""
+    """Widths and grids of both, for the losses; None where no term compares tokens."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,30 @@ class Parts:
     """An fp32 copy of the student, into which the exported weights are loaded to be evaluated."""
     normalization: Normalization
     """The student's."""
+    teacher_answers: bool = False
+    """Whether the teacher has logits for the classes of the data, so that its agreement can be evaluated."""
     train_loader: Loader | None = None
     """None, like val_loader, in the doctor, whose steps see random images."""
     val_loader: Loader | None = None
 
     def student_description(self) -> dict[str, Any]:
         """student.json: how to rebuild the student with timm and feed it."""
-        return build.model_args_of(self.run.student, self.run.data) | {
-            "normalization": asdict(self.normalization),
-            "image_size": self.run.data.image_size,
-            "val_crop_fraction": self.run.data.val_crop_fraction,
-            "interpolation": self.run.data.interpolation,
-            "classes": list(self.train_loader.classes),
+        data, classes = self.run.data, list(self.train_loader.classes)
+        made, normalization = build.model_args_of(self.run.student, data), asdict(self.normalization)
+        # What timm's own helpers, such as resolve_model_data_config, must know of the rebuilt model.
+        made["args"]["pretrained_cfg_overlay"] = normalization | {
+            "input_size": [3, data.image_size, data.image_size],
+            "crop_pct": data.val_crop_fraction,
+            "interpolation": data.interpolation,
+            "num_classes": len(classes),
+            "label_names": classes,
+        }
+        return made | {
+            "normalization": normalization,
+            "image_size": data.image_size,
+            "val_crop_fraction": data.val_crop_fraction,
+            "interpolation": data.interpolation,
+            "classes": classes,
             "weights": "ema" if self.run.optim.ema_decay else "raw",
             "recipe": self.run.recipe,
         }
@@ -72,13 +84,14 @@ def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | N
     ds_config = student_ds_config(run, **asdict(split), saved_layout=saved_layout)
     train_loader = open_split(run, "train", split.micro_batch_size, device)
     val_loader = open_split(run, "val", split.micro_batch_size, device, classes=train_loader.classes)
-    check_teacher_classes(run, train_loader.classes)
+    knows_classes = check_teacher_classes(run, train_loader.classes)
     if run.teacher and run.teacher.checkpoint == "random":
         logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
     parts = start_engines(run, ds_config, build_models(run), schedule, device)
-    return replace(parts, train_loader=train_loader, val_loader=val_loader)
+    answers = parts.teacher_answers and knows_classes
+    return replace(parts, teacher_answers=answers, train_loader=train_loader, val_loader=val_loader)
 
 
 def start_engines(
@@ -89,8 +102,9 @@ def start_engines(
     # Before the engine takes the student, which it rounds to bf16 and moves to the device.
     export_model = deepcopy(models.student).to(device).eval()
     engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
+    answers, normalization = bool(models.teacher and models.teacher.num_classes), build.normalization_of(models.student)
     teacher = Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None
-    return Parts(run, schedule, device, engine, teacher, export_model, build.normalization_of(models.student))
+    return Parts(run, schedule, device, engine, teacher, export_model, normalization, teacher_answers=answers)
 
 
 def split_of(run: Run) -> BatchSplit:
@@ -118,20 +132,31 @@ def open_split(
     )
 
 
-def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> None:
-    """Raise ValueError unless the images' classes, in order, are those that a .json beside the teacher's file names."""
+def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> bool:
+    """Whether the teacher's classes may be the images', in this order: those that a .json beside its file names, if
+    there is one. Raises ValueError if they are not and a term compares logits."""
     if run.teacher is None or run.teacher.checkpoint in ("hub", "random"):
-        return
-    beside = build.teacher_file(run.teacher).with_suffix(".json")
-    if beside.is_file() and "classes" in (described := json.loads(beside.read_text())):
-        check_classes(classes, tuple(described["classes"]), source=str(beside))
+        return run.teacher is not None
+    file = build.teacher_file(run.teacher)
+    described = description_beside(file)
+    if "classes" not in described:
+        return True
+    if run.losses.needs_logits:
+        check_classes(classes, tuple(described["classes"]), source=str(file.with_suffix(".json")))
+    return classes == tuple(described["classes"])
 
 
 def build_models(run: Run) -> Models:
     """Build student and teacher with their weights. Raises ValueError if they or their weights do not fit."""
     torch.manual_seed(run.seed)  # the same student on every rank
     student = build.build_student(run.student, run.data)
-    return fit_models(run, student, build.build_teacher(run.teacher, run.data) if run.teacher else None)
+    teacher = build.build_teacher(run.teacher, run.data, **teacher_needs(run)) if run.teacher else None
+    return fit_models(run, student, teacher)
+
+
+def teacher_needs(run: Run) -> dict[str, bool]:
+    """What the active terms need of the teacher, as arguments of `build_teacher`."""
+    return {"needs_tokens": bool(run.losses.tapped_blocks), "needs_logits": run.losses.needs_logits}
 
 
 def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Models:

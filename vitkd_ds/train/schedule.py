@@ -62,10 +62,12 @@ def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) ->
     """Turn the run's epochs into steps; at least one step each for the whole run, an evaluation, a checkpoint."""
     total = max(1, round(run.epochs * steps_per_epoch))
     total = min(total, run.max_steps) if run.max_steps else total
+    optim = run.optim
+    warmup = optim.warmup_fraction * total if optim.warmup_fraction else optim.warmup_epochs * steps_per_epoch
     return Schedule(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        warmup_steps=min(total, round(run.optim.warmup_epochs * steps_per_epoch)),
+        warmup_steps=min(total, round(warmup)),
         eval_every_steps=math.ceil(run.eval_every_epochs * steps_per_epoch),
         save_every_steps=run.checkpoint.every_steps or steps_per_epoch,
         accumulation_steps=accumulation_steps,

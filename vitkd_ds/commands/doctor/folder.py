@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitkd_ds.checkpoint import load, lock
-from vitkd_ds.checkpoint.folder import CHECKPOINTS, check_settings, is_finished
+from vitkd_ds.checkpoint.folder import check_settings, is_finished
 from vitkd_ds.commands.doctor.rows import Patient, Row, error, graded, ok, size_text, warning
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import CHECKPOINTS
 from vitkd_ds.engine import ranks
 
 ENGINE_BYTES = 2 + 4 + 4 + 4
@@ -55,9 +56,9 @@ def existing(folder: Path) -> Path:
 def run_row(run: Run) -> Row:
     """Whether train starts, continues, or refuses."""
     workdir = Path(run.workdir)
-    if is_finished(run):
-        return warning("run folder", f"{workdir} is finished, train would leave it alone", "give another --workdir")
     try:
+        if is_finished(run):
+            return warning("run folder", f"{workdir} is finished, train would leave it alone", "give another --workdir")
         start = load.find(run.resume, workdir)
         check_settings(run, start.config if start else None)
     except (OSError, ValueError) as caught:

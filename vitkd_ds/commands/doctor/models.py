@@ -5,11 +5,7 @@ Where none are at hand, random ones stand in, so that the engines can still be t
 random images and without torch.compile, which takes minutes. On a CPU the micro-batch is a tiny one.
 """
 
-import json
-import math
-import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import repeat
 
@@ -23,11 +19,13 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import peak_memory_gib, synchronised_time
 from vitkd_ds.engine.student import student_ds_config
 from vitkd_ds.models import build
+from vitkd_ds.models.cost import num_parameters
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import Features
 from vitkd_ds.train.loop import NonFiniteError, train_step
-from vitkd_ds.train.parts import Parts, check_teacher_classes, fit_models, open_split, split_of, start_engines
+from vitkd_ds.train.parts import Parts, check_teacher_classes, fit_models, split_of, start_engines, teacher_needs
 from vitkd_ds.train.schedule import make_schedule
+from vitkd_ds.train.teacher_check import ADVICE, count_right, judge
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm downloads, by preference
 ROLES = {
@@ -39,23 +37,6 @@ CPU_MICRO_BATCH = 2
 TIMED_STEPS = {"cuda": 3, "cpu": 1}  # after one that warms up
 MOST_MEMORY = 0.92
 """Part of a GPU's memory; above it, the images in flight and fragmentation may exhaust it."""
-TOP1_IMAGES, TOP1_MOST_S = 512, 20.0
-"""Most images that the teacher is shown, and most seconds; a large one on a CPU sees fewer images."""
-TOP1_MICRO_BATCH = {"cuda": 64, "cpu": 16}
-FAR_PERCENT = 5.0
-"""An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
-Z = 1.96  # of a 95 % interval
-PUBLISHED = {
-    ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
-    ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
-    ("deit3_large_patch16_224.fb_in22k_ft_in1k", 1.0): 86.99,
-    ("deit3_small_patch16_224.fb_in22k_ft_in1k", 0.875): 82.76,
-    ("deit3_base_patch16_224.fb_in22k_ft_in1k", 0.875): 85.48,
-}
-"""Top-1 in percent on ImageNet's 50,000 validation images, by timm's name and data.val_crop_fraction. At 1.0: timm's
-results-imagenet.csv; at 0.875: Small of WTTM (ICLR 2024, table 13), Base of cls_KD's issue 5; Large is not known."""
-DEMO_TEACHER_TOP1 = 89.10
-"""Top-1 of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
 
 
 def check_settings(patient: Patient) -> Iterator[Row]:
@@ -94,26 +75,30 @@ def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
     architecture can be built."""
     config, (builder, key, random, random_text) = getattr(run, role), ROLES[role]
     stand_in, source = replace(config, **{key: random}), getattr(config, key)
+    needs = teacher_needs(run) if role == "teacher" else {}
     try:
         if source == "hub":
             with torch.device("meta"):
-                hub_id = builder(stand_in, run.data).pretrained_cfg["hf_hub_id"]
+                hub_id = builder(stand_in, run.data, **needs).pretrained_cfg["hf_hub_id"]
             found = (try_to_load_from_cache(hub_id, name) for name in HUB_FILES)
             source = next((file for file in found if isinstance(file, str)), "")
             if not source:
                 fetch = f"python -c \"import timm; timm.create_model('{config.model}', pretrained=True)\""
                 advice = f"{fetch} where there is a network, with the HF_HOME that the nodes share; or give the file"
                 found = f"weights of {hub_id} are not in this node's cache: train would download them, which the doctor"
-                return warning(role, f"{found} does not", advice), builder(stand_in, run.data), False
+                return warning(role, f"{found} does not", advice), builder(stand_in, run.data, **needs), False
             # timm gives a student of the hub a classifier for its own classes, so the file need not fit it.
             config = replace(config, checkpoint=source) if role == "teacher" else stand_in
-        model = builder(config, run.data)
+        model = builder(config, run.data, **needs)
     except (OSError, ValueError) as caught:
         model = load_model(role, replace(run, **{role: stand_in}))[1] if config != stand_in else None
         return error(role, str(caught)), model, False
-    num_parameters = sum(p.numel() for p in model.parameters())
     weights = {random: random_text, "demo": str(build.DEMO_TEACHER)}.get(source, source)
-    return ok(role, f"{config.model}, {num_parameters / 1e6:.1f} M parameters, {weights}"), model, source != random
+    return (
+        ok(role, f"{config.model}, {num_parameters(model) / 1e6:.1f} M parameters, {weights}"),
+        model,
+        source != random,
+    )
 
 
 def check_engines(patient: Patient) -> Iterator[Row]:
@@ -171,66 +156,15 @@ def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
 
 
 def check_top1(patient: Patient) -> Iterator[Row]:
-    """Compare the teacher with its published figure: a wrong file, class order, crop or normalisation shows here in
-    seconds, and in a student only after days. Collective."""
+    """Show the teacher validation images, as a new run does, and compare it with its published figure. Collective."""
     run = patient.run
     if run.teacher is None:
         raise Skipped("the recipe has no teacher")
     if not patient.is_teacher_trained:
         raise Skipped("needs the teacher's weights, which are not at hand")
-    needed(patient.parts, "the engines")
+    teacher = needed(patient.parts, "the engines").teacher
     classes = needed(patient.loaders.get("val"), "data.val").classes
-    ranks.together(lambda: check_teacher_classes(run, classes))
-    # Counted without a student, and only for a while: one on a CPU may need seconds per image.
-    device, teacher = patient.device, patient.parts.teacher
-    data = replace(run.data, max_val_images=min(TOP1_IMAGES, run.data.max_val_images or TOP1_IMAGES))
-    micro = min(TOP1_MICRO_BATCH[device.type], patient.split.micro_batch_size)
-    loader = open_split(replace(run, data=data), "val", micro, device)
-    counts = torch.zeros(2, dtype=torch.float64, device=device)
-    start = time.monotonic()
-    with closing(loader.epoch(0)) as micro_batches:
-        for _ in range(loader.num_batches):
-            images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
-            best_B = teacher(images_BCHW).logits_BK.argmax(1)
-            counts += torch.stack([(labels_B >= 0).sum(), (best_B == labels_B).sum()])
-            if not ranks.all_true(time.monotonic() - start < TOP1_MOST_S, device):
-                break
-    num_images, num_right = map(int, ranks.sum_over_ranks(counts).tolist())
-    yield top1_row(num_images, num_right, published_top1(run), num_classes=run.data.num_classes)
-
-
-def published_top1(run: Run) -> tuple[float, str] | None:
-    """The teacher's figure in percent and its source, of a .json beside the file or else of the model's name; None if
-    none is known. Where there is none at the run's crop, it is that at crop 1."""
-    teacher, data = run.teacher, run.data
-    if teacher.checkpoint == "demo" and data.val == "demo":
-        return DEMO_TEACHER_TOP1, "EXPERIMENTS.md"
-    beside = build.teacher_file(teacher).with_suffix(".json")
-    if teacher.checkpoint != "hub" and beside.is_file() and "top1" in (described := json.loads(beside.read_text())):
-        return described["top1"], str(beside)
-    for fraction in (data.val_crop_fraction, 1.0) if data.image_size == 224 and data.num_classes == 1000 else ():
-        if (teacher.model, fraction) in PUBLISHED:
-            return PUBLISHED[teacher.model, fraction], f"published at crop {fraction:g}"
-    return None
-
-
-def interval(num_images: int, num_right: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion, in percent."""
-    part, z2 = num_right / num_images, Z * Z
-    centre = (part + z2 / (2 * num_images)) / (1 + z2 / num_images)
-    half = Z * math.sqrt(part * (1 - part) / num_images + z2 / (4 * num_images**2)) / (1 + z2 / num_images)
-    return 100 * (centre - half), 100 * (centre + half)
-
-
-def top1_row(num_images: int, num_right: int, published: tuple[float, str] | None, *, num_classes: int) -> Row:
-    """Compare what was counted with the published figure, or else with chance."""
-    low, high = interval(num_images, num_right)
-    found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
-    advice = "check that data.val has the classes in the teacher's order, its crop, and that the weights are its own"
-    if published is None:
-        if low < 100 / num_classes:
-            return error("teacher top-1", f"{found}, which is no better than chance", advice)
-        return ok("teacher top-1", f"{found}; no published figure is known of this file")
-    figure, source = published
-    found = f"{found}, expected {figure:.2f} ({source})"
-    return graded("teacher top-1", found, advice, is_error=high < figure - FAR_PERCENT, is_warning=high < figure)
+    if not ranks.together(lambda: check_teacher_classes(run, classes)) or not patient.parts.teacher_answers:
+        raise Skipped("the teacher has other classes, and no term compares logits")
+    level, found = judge(run, *count_right(run, teacher, patient.device, classes=classes))
+    yield graded("teacher top-1", found, ADVICE, is_error=level == "error", is_warning=level == "warning")

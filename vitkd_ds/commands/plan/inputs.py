@@ -13,6 +13,7 @@ from vitkd_ds.commands.plan.predict import BACKWARD_PART, CONTEXT_BYTES, EFFICIE
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config
 from vitkd_ds.models.build import build_student, build_teacher, check_pair
+from vitkd_ds.models.cost import num_parameters
 from vitkd_ds.models.distiller import Distiller
 
 FETCHES = 8
@@ -27,7 +28,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     teacher_rate, student_rate = _rates(run, measured)
     with torch.device("meta"):
         student = build_student(replace(run.student, init=""), run.data)
-        teacher = build_teacher(replace(run.teacher, checkpoint="random"), run.data)
+        teacher = build_teacher(replace(run.teacher, checkpoint="random"), run.data, needs_tokens=False)
         distiller = Distiller(student, run.losses, check_pair(student, teacher, blocks=run.losses.tapped_blocks))
     vitkd = distiller.vitkd if run.losses.vitkd.weight else None
     checkpointed = run.student.checkpoint_activations
@@ -41,8 +42,8 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         loss_s=measured.loss.seconds * (teacher.embed_dim / measured.loss_dim) ** 2 if vitkd else 0.0,
         host_s=beyond_s - measured.update_ms / 1e3, update_s=measured.update_ms / 1e3,
         shard_host_s=hooks_s * len(teacher.blocks) / measured.shard_blocks,
-        flops=shapes.step_flops(student, teacher, vitkd), trained_params=shapes.num_parameters(distiller),
-        teacher_params=shapes.num_parameters(teacher),
+        flops=shapes.step_flops(student, teacher, vitkd, image_size=run.data.image_size),
+        trained_params=num_parameters(distiller), teacher_params=num_parameters(teacher),
         gathers=len(teacher.blocks) + 1, gathered_params=_gathered_params(teacher),
         activation_bytes=shapes.activation_bytes(student, checkpointed=checkpointed) + loss_bytes,
         image_bytes=shapes.IMAGE_BYTES_PER_VALUE * 3 * run.data.image_size**2,
@@ -71,12 +72,12 @@ def _gathered_params(teacher: nn.Module) -> int:
     Each module that DeepSpeed enters gathers another prefetch bucket ahead, whatever is there already, up to its limit
     on live parameters; when the first block starts, FETCHES modules have.
     """
-    most = shapes.num_parameters(teacher.blocks[0])
+    most = num_parameters(teacher.blocks[0])
     for file in TEACHER_FILES.values():
         zero = _zero_section(f"ds_configs/{file}")
         ahead = FETCHES * zero.get("stage3_prefetch_bucket_size", 5e7)
         most = max(most, int(min(ahead, zero.get("stage3_max_live_parameters", 1e9))))
-    return min(most, shapes.num_parameters(teacher))
+    return min(most, num_parameters(teacher))
 
 
 def _zero_section(ds_config: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Arithmetic on a model's shapes: parameters, tokens, floating-point operations, bytes kept for the backward pass.
+"""Arithmetic on a model's shapes: floating-point operations of a step, and bytes kept for the backward pass.
 
-It works on models without memory (torch's meta device). Operations are those of matrix products, convolutions and
-attention, two for a multiply-add; norms, activations, softmaxes and the optimizer are left out, as is usual for MFU.
+It works on models without memory (torch's meta device). Operations are those of `vitkd_ds.models.cost`; the optimizer's
+are left out.
 """
 
 from torch import nn
+
+from vitkd_ds.models.cost import forward_flops, num_tokens
 
 BLOCK_BYTES_PER_TOKEN = 34
 """Bytes that a block keeps per token and unit of width in bf16, without attention's matrix, which fused attention does
@@ -19,32 +21,12 @@ IMAGE_BYTES_PER_VALUE = 9
 """Bytes of one value of an image: as loaded (uint8), mixed (fp32), and normalised for each of two models (bf16)."""
 
 
-def num_parameters(module: nn.Module) -> int:
-    """Count all parameters, trained or not."""
-    return sum(p.numel() for p in module.parameters())
-
-
-def num_tokens(model: nn.Module) -> int:
-    """Count the patches and prefix tokens of a timm VisionTransformer."""
-    return model.patch_embed.num_patches + model.num_prefix_tokens
-
-
-def forward_flops(model: nn.Module) -> int:
-    """Operations of one image through a timm VisionTransformer: patch embedding, blocks with attention, classifier."""
-    N, D = num_tokens(model), model.embed_dim
-    matrices = sum(p.numel() for block in model.blocks for p in block.parameters() if p.ndim == 2)
-    attention = 2 * N * N * D * len(model.blocks)  # queries x keys, and weights x values
-    patches = model.patch_embed.num_patches * model.patch_embed.proj.weight.numel()
-    head = sum(p.numel() for p in model.head.parameters() if p.ndim == 2)
-    return 2 * (N * matrices + attention + patches + head)
-
-
-def step_flops(student: nn.Module, teacher: nn.Module, loss: nn.Module | None) -> int:
+def step_flops(student: nn.Module, teacher: nn.Module, loss: nn.Module | None, *, image_size: int) -> int:
     """Operations of one image in a training step: backward counts twice the forward, the teacher has only a forward,
     and what activation checkpointing computes again does not count."""
     aligners_and_convolutions = [p.numel() for p in loss.parameters() if p.ndim in (2, 4)] if loss else []
-    trained = forward_flops(student) + 2 * student.patch_embed.num_patches * sum(aligners_and_convolutions)
-    return 3 * trained + forward_flops(teacher)
+    trained = forward_flops(student, image_size) + 2 * student.patch_embed.num_patches * sum(aligners_and_convolutions)
+    return 3 * trained + forward_flops(teacher, image_size)
 
 
 def activation_bytes(student: nn.Module, *, checkpointed: bool) -> int:

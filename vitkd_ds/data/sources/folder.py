@@ -26,7 +26,7 @@ def has_loose_images(src: Path) -> bool:
 def list_images(src: Path) -> Source:
     """List the images below each class folder of `src`, in sorted order; hidden files and folders are left out. Raises
     ValueError if a class folder has no image, or links lead to one folder twice."""
-    classes, images, others = _class_names(src), [], []
+    classes, images, others = class_names(src), [], []
     for label, path in _files(src):
         (images if is_image(path) else others).append((label, path))
     labels, paths = [label for label, _ in images], [path for _, path in images]
@@ -46,7 +46,8 @@ def list_images(src: Path) -> Source:
     return Source("ImageFolder", tuple(classes), labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
 
 
-def _class_names(src: Path) -> list[str]:
+def class_names(src: Path) -> list[str]:
+    """Names of the class folders of `src`, in label order."""
     return sorted(entry.name for entry in os.scandir(src) if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -56,7 +57,7 @@ def _files(src: Path) -> Iterator[tuple[int, str]]:
     perhaps as two classes."""
     stat = os.stat(src)
     visited = {(stat.st_dev, stat.st_ino): str(src)}
-    for label, class_name in enumerate(_class_names(src)):
+    for label, class_name in enumerate(class_names(src)):
         for root, folders, names in os.walk(src / class_name, followlinks=True):
             stat = os.stat(root)
             before = visited.setdefault((stat.st_dev, stat.st_ino), root)

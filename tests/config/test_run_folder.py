@@ -1,0 +1,74 @@
+"""What a path means: a run, a checkpoint, a pointer, an export, or a file of weights."""
+
+import json
+
+import pytest
+
+from vitkd_ds.config import run_folder as folder
+
+
+def test_only_published_checkpoints_count_and_a_pointer_that_names_none_points_nowhere(tmp_path):
+    assert folder.tags(tmp_path) == [] and folder.newest(tmp_path) == folder.pointer(tmp_path, "latest") == ""
+    for name in ("step00000002", "step00000010", "step00000004", ".step00000011.part", "step12", "universal"):
+        (tmp_path / name).mkdir()
+    assert folder.tags(tmp_path) == ["step00000010", "step00000004", "step00000002"]
+    for written, found in (("step00000004\n", "step00000004"), ("step4", "")):
+        (tmp_path / "latest").write_text(written)
+        assert folder.pointer(tmp_path, "latest") == found and folder.newest(tmp_path) == (found or "step00000010")
+
+
+def make_student(path, **description):
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "student.safetensors").touch()
+    (path / "student.json").write_text(json.dumps(description))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with two checkpoints, of which the older one is the best."""
+    for name in ("", "checkpoints/step00000004", "checkpoints/step00000008"):
+        make_student(tmp_path / "run" / name, model=name)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step00000008")
+    (tmp_path / "run" / "checkpoints" / "best").write_text("step00000004")
+    return tmp_path / "run"
+
+
+def test_a_path_means_the_student_of_the_run_or_of_a_checkpoint(run):
+    checkpoints = run / "checkpoints"
+    for path, found in {
+        run: run, run / "student.safetensors": run, checkpoints / "step00000004": checkpoints / "step00000004",
+        run / "best": checkpoints / "step00000004", checkpoints / "best": checkpoints / "step00000004",
+        run / "latest": checkpoints / "step00000008", checkpoints / "latest": checkpoints / "step00000008",
+    }.items():  # fmt: skip
+        assert folder.find_student(path) == found
+        assert folder.find_weights(str(path)) == found / "student.safetensors"
+    assert folder.find_weights("some/file.pth").name == "file.pth"
+
+
+def test_a_run_that_goes_on_means_its_newest_checkpoint(run):
+    (run / "student.safetensors").unlink()
+    assert folder.find_student(run) == run / "checkpoints" / "step00000008"
+    (run / "checkpoints" / "latest").unlink()
+    assert folder.find_student(run) == run / "checkpoints" / "step00000008"
+    with pytest.raises(ValueError, match="latest must be a run, a checkpoint or an exported student, found no"):
+        folder.find_student(run / "latest")
+
+
+def test_what_is_no_student_is_refused_by_name(run, tmp_path):
+    (run / "checkpoints" / "step00000004" / "student.json").unlink()
+    for path in (run / "best", tmp_path, tmp_path / "none"):
+        with pytest.raises(ValueError, match=f"{path} must be a run, a checkpoint or an exported student, found no"):
+            folder.find_student(path)
+
+
+def test_a_description_gives_the_model_without_what_the_data_decides(tmp_path):
+    args = {"num_classes": 3, "img_size": 8, "depth": 2, "pretrained_cfg_overlay": {"mean": [1]}}
+    make_student(tmp_path, model="m", args=args)
+    described = folder.description_beside(tmp_path / "student.safetensors")
+    assert folder.model_of(described) == {"model": "m", "model_args": {"depth": 2}}
+    assert folder.description_beside(tmp_path / "other.pth") == {} == folder.model_of({"classes": []})
+    (tmp_path / "student.json").write_text("[1]")
+    assert folder.description_beside(tmp_path / "student.safetensors") == {}
+    (tmp_path / "student.json").write_text("{")
+    with pytest.raises(ValueError, match="student.json must say in JSON what model lies beside it, found Exp"):
+        folder.description_beside(tmp_path / "student.safetensors")

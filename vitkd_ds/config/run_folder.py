@@ -1,0 +1,83 @@
+"""Names in a run folder, and the exported student that a path means. Nothing here imports torch."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+CHECKPOINTS = "checkpoints"
+STUDENT, DESCRIPTION = "student.safetensors", "student.json"
+TAG = re.compile(r"step\d{8}")
+POINTERS = ("latest", "best")
+"""Files in the checkpoints folder, each with the name of a checkpoint in it."""
+NOT_OF_THE_MODEL = ("num_classes", "img_size", "pretrained_cfg_overlay")
+"""Arguments in a description that a run sets by itself, from its data."""
+
+
+def tags(folder: Path) -> list[str]:
+    """Published checkpoints in a checkpoints folder, newest first."""
+    return sorted((p.name for p in folder.glob("step*") if TAG.fullmatch(p.name)), reverse=True)
+
+
+def pointer(folder: Path, name: str) -> str:
+    """The checkpoint that `latest` or `best` names, "" if there is none."""
+    path = folder / name
+    text = path.read_text(errors="replace").strip() if path.is_file() else ""
+    return text if TAG.fullmatch(text) else ""
+
+
+def newest(folder: Path) -> str:
+    """The checkpoint to go on from, "" if there is none: `latest`, or the newest if that is missing or damaged."""
+    return pointer(folder, "latest") or next(iter(tags(folder)), "")
+
+
+def find_student(source: str | Path) -> Path:
+    """The folder with student.safetensors and student.json that `source` means: an export, a checkpoint, or a run.
+
+    RUN/best and RUN/latest, or RUN/checkpoints/best and .../latest, are the checkpoints that these pointers name. A run
+    that has not finished yet means its newest checkpoint. The path of the file student.safetensors is its folder.
+
+    Raises:
+        ValueError: one of the two files is not there.
+    """
+    source = Path(source)
+    folder = source.parent if source.name == STUDENT else source
+    if folder.name in POINTERS and not folder.is_dir():
+        checkpoints = folder.parent if folder.parent.name == CHECKPOINTS else folder.parent / CHECKPOINTS
+        folder = checkpoints / (pointer(checkpoints, folder.name) or folder.name)
+    elif not (folder / STUDENT).is_file() and (tag := newest(folder / CHECKPOINTS)):
+        folder = folder / CHECKPOINTS / tag
+    for name in (STUDENT, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {folder / name}")
+    return folder
+
+
+def find_weights(source: str) -> Path:
+    """The file of weights that `source` means: a file itself, else the student of a run, checkpoint or export."""
+    path = Path(source).expanduser()
+    is_student = path.is_dir() or path.name in POINTERS
+    return find_student(path) / STUDENT if is_student else path
+
+
+def description_beside(weights: Path) -> dict[str, Any]:
+    """What the .json beside a file of weights says of its model (`model`, `args`, `classes`, `normalization`, ...).
+
+    {} if there is none of that kind. Raises ValueError if it is damaged.
+    """
+    path = weights.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} must say in JSON what model lies beside it, found {error}: export it again") from None
+    return found if isinstance(found, dict) else {}
+
+
+def model_of(description: dict[str, Any]) -> dict[str, Any]:
+    """Name and arguments of a described model, as the fields of a run; {} if the description has none."""
+    if not {"model", "args"} <= description.keys():
+        return {}
+    args = {key: value for key, value in description["args"].items() if key not in NOT_OF_THE_MODEL}
+    return {"model": description["model"], "model_args": args}

@@ -1,0 +1,41 @@
+"""What a model costs: parameters, tokens, and floating-point operations of one image."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Count all parameters, trained or not."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def num_tokens(model: nn.Module) -> int | None:
+    """Count the patches and prefix tokens of a timm VisionTransformer; None for a model of another kind."""
+    if not hasattr(model, "num_prefix_tokens") or not hasattr(model, "patch_embed"):
+        return None
+    return model.patch_embed.num_patches + model.num_prefix_tokens
+
+
+def forward_flops(model: nn.Module, image_size: int) -> int:
+    """Operations of one square image through a timm model without memory (torch's meta device).
+
+    torch counts those of matrix products, convolutions and attention, two for a multiply-add. Norms, activations and
+    softmaxes are left out, as is usual for MFU.
+    """
+    is_training = model.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
+    model.train(is_training)
+    return counter.get_total_flops()
+
+
+def cost_of(model: nn.Module, image_size: int) -> dict[str, Any]:
+    """Parameters, tokens (None for a model without a grid of them) and GFLOPs of an image, of a model on meta."""
+    return {
+        "parameters": num_parameters(model),
+        "tokens": num_tokens(model),
+        "gflops": forward_flops(model, image_size) / 1e9,
+    }

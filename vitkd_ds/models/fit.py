@@ -1,0 +1,94 @@
+"""Fit a file's weights to a model. Nothing is adapted silently: another patch grid must be allowed, a classifier that
+is left out is reported, and anything else that differs is refused."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from vitkd_ds.models.weights import key_differences, load_state_dict_file
+
+logger = logging.getLogger(__name__)
+
+OTHER_RESOLUTION = (
+    "give weights trained at this size, change data.image_size, or interpolate the position embedding with "
+    "--{role}.allow_other_resolution=true"
+)
+
+
+def load_weights(model: nn.Module, path: Path, *, key: str, allow_other_grid: bool, needs_classifier: bool) -> None:
+    """Load a local file into a timm model of the configured classes.
+
+    Args:
+        key: the option that errors name, such as student.init.
+        allow_other_grid: interpolate a position embedding of another square patch grid.
+        needs_classifier: refuse a classifier that does not fit. Else it is left out, which the log says: a student's
+            starts from its random initialisation, a teacher becomes a model without classes.
+
+    Raises:
+        ValueError: the file does not fit; the message names the keys.
+    """
+    state, own = load_state_dict_file(path), model.state_dict()
+    if isinstance(model, VisionTransformer):
+        state = _at_own_grid(model, state, source=f"{key}={path}", is_allowed=allow_other_grid)
+    if not needs_classifier and (misfit := _misfit_classifier(model, state)):
+        found = [tuple(state[name].shape) for name in misfit if name in state]
+        has = f"has {found[0][0]} classes" if found else "has no classifier"
+        logger.info("%s=%s %s, the data %d: the classifier is left out", key, path, has, model.num_classes)
+        state = {name: tensor for name, tensor in state.items() if name not in misfit}
+        if key.startswith("teacher"):
+            model.reset_classifier(0)
+            own = model.state_dict()
+        state |= {name: own[name] for name in misfit if name in own}
+    if differences := key_differences(own, state):
+        raise ValueError(
+            f"{key} must hold exactly the weights of the configured model, found in {path}: {differences}. "
+            "Give its own file, or change model, model_args or data.num_classes to the file's"
+        )
+    model.load_state_dict(state)
+
+
+def _misfit_classifier(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the classifier's weights, if the file has none or others than the model; else none."""
+    layers = model.pretrained_cfg["classifier"]
+    layers = (layers,) if isinstance(layers, str) else layers
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in layers}
+    is_fit = all(name in state and state[name].shape == tensor.shape for name, tensor in own.items())
+    return [] if is_fit else list(own)
+
+
+def _at_own_grid(
+    model: VisionTransformer, state: dict[str, Tensor], *, source: str, is_allowed: bool
+) -> dict[str, Tensor]:
+    """The weights with timm's renames, and a position embedding for the model's own grid if that is allowed."""
+    own = model.state_dict()
+    patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    # timm's filter silently resizes patch embeddings of another patch size and drops a pre-logits layer. The first must
+    # not reach it and the second is put back, so that the comparison of all keys names either.
+    if patches is None or patches.shape != own["patch_embed.proj.weight"].shape:
+        return state
+    if positions is not None and "pos_embed" in own and positions.shape[1] != own["pos_embed"].shape[1]:
+        _check_grid(model, positions.shape[1], source=source, is_allowed=is_allowed)
+    pre_logits = {name: tensor for name, tensor in state.items() if "pre_logits" in name}
+    return {**checkpoint_filter_fn(state, model, adapt_layer_scale=True), **pre_logits}
+
+
+def _check_grid(model: VisionTransformer, positions: int, *, source: str, is_allowed: bool) -> None:
+    """Refuse another number of positions, unless it is another square grid and that is allowed."""
+    num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    side = math.isqrt(max(0, positions - num_prefix))
+    rows, columns = model.patch_embed.grid_size
+    if side * side + num_prefix != positions or not side:
+        raise ValueError(
+            f"{source} must have {model.pos_embed.shape[1]} positions ({rows} x {columns} patches and {num_prefix} "
+            f"prefix tokens), found {positions}: give the file of the same model"
+        )
+    if not is_allowed:
+        height, width = model.patch_embed.patch_size
+        raise ValueError(
+            f"{source} must be trained at data.image_size ({rows} x {columns} patches), found {side} x {side} patches "
+            f"({side * height} x {side * width} pixels): {OTHER_RESOLUTION.format(role=source.partition('.')[0])}"
+        )

@@ -1,0 +1,34 @@
+"""Your own images: defaults for 1,000 to 1,000,000 of them, with data, student, teacher and epochs from the options."""
+
+from vitkd_ds.config.losses import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
+from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
+
+
+def images() -> Run:
+    """Your own images: a student distilled from a teacher that you name, or trained with --teacher none.
+
+    Command: `deepspeed train.py --recipe images --data.train TRAIN --data.val VAL --student.model MODEL
+    --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are folders with a folder per class, or .betons. Expected
+    top-1: depends on the images; docs/images.md goes through it. Hardware: anything from two CPU cores on.
+
+    The classes are those of TRAIN. The learning rate is DeiT's, for the global batch; the warm-up is a part of the run;
+    ViTKD's weights are the paper's, scaled to the pair.
+    """
+    return Run(
+        recipe="images",
+        workdir="runs/images",
+        student=StudentConfig(model="deit_tiny_patch16_224"),
+        teacher=TeacherConfig(model=""),
+        data=DataConfig(train="", val="", image_size=224, num_classes=0, crop_scale=(0.25, 1.0)),
+        augment=AugmentConfig(rand_augment="rand-m7-mstd0.5-inc1", mixup_alpha=0.2, cutmix_alpha=0.2),
+        losses=LossesConfig(
+            ce=CrossEntropyTerm(weight=1, label_smoothing=0.1),
+            nkd=NKDTerm(weight=1),
+            vitkd=ViTKDTerm(weight=1, scaled=True),
+        ),
+        optim=OptimConfig(warmup_epochs=0, warmup_fraction=0.05, lr_batch_size=512),
+        global_batch_size=128,  # 1,000 images still give 7 updates an epoch
+        micro_batch_size_per_gpu=128,
+        epochs=100,
+        eval_every_epochs=5,
+    )

@@ -1,0 +1,58 @@
+"""What a run says of itself at its start, in its log and in config.json: both models, the learning rate, the steps."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vitkd_ds.checkpoint.folder import describe_run
+from vitkd_ds.config.run import Run
+from vitkd_ds.models import build
+from vitkd_ds.models.cost import cost_of
+from vitkd_ds.train.parts import Parts, teacher_needs
+
+logger = logging.getLogger(__name__)
+
+
+def introduce(parts: Parts, resumed_step: int) -> None:
+    """Log what is trained, and write config.json. For rank 0 alone."""
+    run, schedule, models = parts.run, parts.schedule, model_costs(parts.run)
+    for role, cost in models.items():
+        if cost:
+            logger.info("%s", _model_line(run, role, cost))
+    peak, steps = run.optim.lr * run.global_batch_size / run.optim.lr_batch_size, schedule.total_steps
+    logger.info(
+        f"learning rate: {run.optim.lr:g} for {run.optim.lr_batch_size} images is {peak:g} for "
+        f"{run.global_batch_size}, reached after {schedule.warmup_steps} of {steps} steps and falling to "
+        f"{run.optim.min_lr:g}"
+    )
+    if schedule.warmup_steps >= steps:
+        logger.warning("the learning rate never falls: the warm-up takes all %d steps of --max_steps", steps)
+    images = {"train": parts.train_loader.fingerprint, "val": parts.val_loader.fingerprint}
+    describe_run(run, schedule, device=parts.device.type, resumed_step=resumed_step, models=models, images=images)
+
+
+def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
+    """Name, parameters, tokens and GFLOPs of an image, of student and teacher; None without a teacher."""
+    student = replace(run.student, init="", checkpoint_activations=False)
+    with torch.device("meta"):
+        models = {"student": build.build_student(student, run.data), "teacher": None}
+        if run.teacher:
+            teacher = replace(run.teacher, checkpoint="random")
+            models["teacher"] = build.build_teacher(teacher, run.data, **teacher_needs(run))
+    return {
+        role: model and {"model": getattr(run, role).model, **cost_of(model, run.data.image_size)}
+        for role, model in models.items()
+    }
+
+
+def _model_line(run: Run, role: str, cost: dict[str, Any]) -> str:
+    config = getattr(run, role)
+    weights = config.init or "random" if role == "student" else config.checkpoint
+    args = f" {dict(config.model_args)}" if config.model_args else ""
+    tokens = f"{cost['tokens']} tokens, " if cost["tokens"] else ""
+    return (
+        f"{role}: {cost['model']}{args}, {cost['parameters'] / 1e6:.2f} M parameters, {tokens}{cost['gflops']:.3g} "
+        f"GFLOPs an image of {run.data.image_size} pixels, weights: {weights}"
+    )

@@ -1,0 +1,120 @@
+"""Does the teacher know the classes? A wrong file, class order, crop or normalisation shows here in seconds, and in a
+student only after days. Every new run looks, and so does `vitkd-ds doctor`."""
+
+import logging
+import math
+import time
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, Callable, Literal
+
+import torch
+from torch import Tensor
+
+from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.engine import ranks
+from vitkd_ds.models import build
+from vitkd_ds.models.features import Features
+from vitkd_ds.train.parts import Parts, open_split
+
+logger = logging.getLogger(__name__)
+
+IMAGES, MOST_S = 512, 20.0
+"""Most images that the teacher is shown, and most seconds; a large one on a CPU sees fewer images."""
+ENOUGH = 100
+"""Images below which a teacher that seems to guess is only warned of."""
+MICRO_BATCH = {"cuda": 64, "cpu": 16}
+FAR_PERCENT = 5.0
+"""An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
+Z = 1.96  # of a 95 % interval
+PUBLISHED = {
+    ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
+    ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
+    ("deit3_large_patch16_224.fb_in22k_ft_in1k", 1.0): 86.99,
+    ("deit3_small_patch16_224.fb_in22k_ft_in1k", 0.875): 82.76,
+    ("deit3_base_patch16_224.fb_in22k_ft_in1k", 0.875): 85.48,
+}
+"""Top-1 in percent on ImageNet's 50,000 validation images, by timm's name and data.val_crop_fraction. At 1.0: timm's
+results-imagenet.csv; at 0.875: Small of WTTM (ICLR 2024, table 13), Base of cls_KD's issue 5; Large is not known."""
+DEMO_TEACHER_TOP1 = 89.10
+"""Top-1 of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
+ADVICE = "check that data.val has the classes in the teacher's order, its crop, and that the weights are its own"
+
+Level = Literal["ok", "warning", "error"]
+
+
+def check_teacher(parts: Parts) -> None:
+    """Show the teacher a few validation images. Collective. Raises ValueError if its logits are no better than chance
+    on as many images as can tell; what is worse than expected is warned of."""
+    run = parts.run
+    if not (run.teacher and run.losses.needs_logits) or run.teacher.checkpoint == "random":
+        return
+    counts = count_right(run, parts.teacher, parts.device, classes=parts.train_loader.classes)
+    level, found = judge(run, *counts)
+    if counts[0] >= ENOUGH and interval(*counts)[0] < 100 / run.data.num_classes:
+        raise ValueError(f"the teacher must know the classes of the data, found {found}: {ADVICE}")
+    text = f"{found}: {ADVICE}" if level != "ok" else found
+    logger.log(logging.INFO if level == "ok" or ranks.rank() else logging.WARNING, "teacher: %s", text)
+
+
+def count_right(
+    run: Run, teacher: Callable[[Tensor], Features], device: torch.device, *, classes: tuple[str, ...]
+) -> tuple[int, int]:
+    """Count validation images, spread evenly over the file, and those that the teacher has right. Collective."""
+    data: Any = replace(run.data, max_val_images=min(IMAGES, run.data.max_val_images or IMAGES))
+    micro = min(MICRO_BATCH[device.type], run.micro_batch_size_per_gpu)
+    loader = ranks.together(lambda: open_split(replace(run, data=data), "val", micro, device, classes=classes))
+    counts, start = torch.zeros(2, dtype=torch.float64, device=device), time.monotonic()
+    with closing(loader.epoch(0)) as micro_batches:
+        for _ in range(loader.num_batches):
+            images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
+            best_B = teacher(images_BCHW).logits_BK.argmax(1)
+            counts += torch.stack([(labels_B >= 0).sum(), (best_B == labels_B).sum()])
+            if not ranks.all_true(time.monotonic() - start < MOST_S, device):
+                break
+    num_images, num_right = map(int, ranks.sum_over_ranks(counts).tolist())
+    return num_images, num_right
+
+
+def judge(run: Run, num_images: int, num_right: int) -> tuple[Level, str]:
+    """Compare what was counted with the published figure, or else with chance; what was found, in words."""
+    low, high = interval(num_images, num_right)
+    found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
+    published = published_top1(run)
+    if low < 100 / run.data.num_classes:
+        return "error", f"{found}, which is no better than chance"
+    if published is None:
+        order = "" if _states_classes(run) else "; nothing beside its file states the order of its classes"
+        return "ok", f"{found}; no published figure is known of this file{order}"
+    figure, source = published
+    level = "error" if high < figure - FAR_PERCENT else "warning" if high < figure else "ok"
+    return level, f"{found}, expected {figure:.2f} ({source})"
+
+
+def interval(num_images: int, num_right: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion, in percent."""
+    part, z2 = num_right / num_images, Z * Z
+    centre = (part + z2 / (2 * num_images)) / (1 + z2 / num_images)
+    half = Z * math.sqrt(part * (1 - part) / num_images + z2 / (4 * num_images**2)) / (1 + z2 / num_images)
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def published_top1(run: Run) -> tuple[float, str] | None:
+    """The teacher's figure in percent and its source, of a .json beside the file or else of the model's name; None if
+    none is known. Where there is none at the run's crop, it is that at crop 1."""
+    teacher, data = run.teacher, run.data
+    if teacher.checkpoint == "demo" and data.val == "demo":
+        return DEMO_TEACHER_TOP1, "EXPERIMENTS.md"
+    beside = build.teacher_file(teacher).with_suffix(".json")
+    if teacher.checkpoint != "hub" and "top1" in (described := description_beside(build.teacher_file(teacher))):
+        return described["top1"], str(beside)
+    for fraction in (data.val_crop_fraction, 1.0) if data.image_size == 224 and data.num_classes == 1000 else ():
+        if (teacher.model, fraction) in PUBLISHED:
+            return PUBLISHED[teacher.model, fraction], f"published at crop {fraction:g}"
+    return None
+
+
+def _states_classes(run: Run) -> bool:
+    """Whether the order of the teacher's classes is known to be the data's: it was compared when data was opened."""
+    return run.teacher.checkpoint == "hub" or "classes" in description_beside(build.teacher_file(run.teacher))
