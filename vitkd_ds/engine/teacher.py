@@ -52,7 +52,8 @@ class Teacher:
             if run.compile:
                 self.module.compile()
         else:
-            for block in model.blocks if run.compile else ():
+            # Other models than vision transformers stay uncompiled there: their blocks have other names.
+            for block in getattr(model, "blocks", ()) if run.compile else ():
                 # DeepSpeed's hooks gather a block's weights around this forward, so they must not be compiled with it.
                 block.forward = torch.compile(block.forward)
             ds_config["steps_per_print"] = None
@@ -73,4 +74,6 @@ class Teacher:
         if missing > 0:
             images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])
         features = self.module(self.normalization.apply(images_BCHW, self.dtype))
-        return Features(*(feature[:num_images] for feature in features)) if missing > 0 else features
+        if missing > 0:
+            features = Features(*(None if feature is None else feature[:num_images] for feature in features))
+        return features

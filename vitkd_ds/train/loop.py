@@ -26,10 +26,11 @@ from vitkd_ds.engine.processes import peak_memory_gib, set_rank_variables, start
 from vitkd_ds.models.build import check_model_name
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.evaluate import evaluate_student, finish, skipped_images
+from vitkd_ds.train.health import Health
 from vitkd_ds.train.introduction import introduce
 from vitkd_ds.train.log import Meter, MetricsLog
 from vitkd_ds.train.parts import Parts, build_parts
-from vitkd_ds.train.schedule import loss_weight_at, lr_at
+from vitkd_ds.train.schedule import loss_weights_at, lr_at
 from vitkd_ds.train.teacher_check import check_teacher
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def train(run: Run) -> dict[str, Any] | None:
                 return train_from(newest_whole(start), run, device, lock)
         finally:
             lock.release()
-    logger.info("%s is finished and left alone: give another --workdir to train again", run.workdir)
+    again = "give another --workdir to train again, or more --epochs with --extend"
+    logger.info("%s is finished and left alone: %s", run.workdir, again)
     return json.loads((workdir / "summary.json").read_text())
 
 
@@ -114,6 +116,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
     meter = Meter(run.global_batch_size, clock=synchronised_time, timed_s=state.timed_s, timed_steps=state.timed_steps)
+    health = Health(run)
     with closing(log), closing(training_micro_batches(parts, state.step)) as micro_batches:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
         while goes_on and state.step < schedule.total_steps:
@@ -121,8 +124,11 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
             terms, is_asked_to_stop = train_step(parts, micro_batches, state.step)
             meter.add(terms)
             state.step += 1
+            health.observe_step(state.step, parts.engine.grad_norm)
             if state.step % run.log_every_steps == 0 or state.step == schedule.total_steps:
-                log.log(state.step, meter.read() | step_values(parts, state.step))
+                values = meter.read() | step_values(parts, state.step)
+                log.log(state.step, values)
+                health.observe_terms(state.step, values, loss_weights_at(state.step - 1, run, schedule.total_steps))
             if is_asked_to_stop:
                 save(parts, meter, state, saver, is_last_chance=True)
             goes_on = not is_asked_to_stop and after_step(parts, log, meter, state, saver)
@@ -180,10 +186,10 @@ def train_step(
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
     lr = lr_at(step, parts.schedule, run.optim, run.global_batch_size)
     engine.set_lr(lr)
-    weights = {}
-    for name, term in run.losses.active().items():
-        weight = loss_weight_at(step, term.weight, term.schedule, parts.schedule.total_steps)
-        weights[name] = torch.full((), weight, device=parts.device)  # torch.tensor would copy, and wait for the device
+    weights = {
+        name: torch.full((), weight, device=parts.device)  # torch.tensor would copy, and wait for the device
+        for name, weight in loss_weights_at(step, run, parts.schedule.total_steps).items()
+    }
     means: dict[str, Tensor] = {}
     for micro in range(num_micro):
         watchdog.enter("step", step)

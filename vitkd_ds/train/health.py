@@ -1,0 +1,57 @@
+"""Warn of a run that learns otherwise than its settings suggest: a term drowns the others, or clipping always acts."""
+
+import logging
+from collections.abc import Mapping
+
+from vitkd_ds.config.run import Run
+from vitkd_ds.engine import ranks
+
+logger = logging.getLogger(__name__)
+
+MOST_OF_TOTAL = 0.8
+"""Part of the total above which a term leaves too little to the others."""
+PATIENCE_STEPS = 200
+"""Steps in a row for which it must hold: the first steps of a run are not typical."""
+
+
+class Health:
+    """Watch the terms and the gradient norm on rank 0, and warn once of each finding."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._is_main = run, ranks.rank() == 0
+        self._since: dict[str, int] = {}
+        """Finding -> step since which it holds without a break."""
+        self._said: set[str] = set()
+
+    def observe_step(self, step: int, grad_norm: float) -> None:
+        """Look at the gradient norm, before clipping, of the update that made `step` updates."""
+        most = self._run.optim.clip_grad_norm
+        if self._holds("clipping", bool(most) and grad_norm > most, step):
+            logger.warning(
+                "every gradient of the last %d steps was clipped (norm %.3g now, optim.clip_grad_norm %g), so that its "
+                "size no longer counts: lower the weight of the largest term, or raise --optim.clip_grad_norm",
+                PATIENCE_STEPS, grad_norm, most,
+            )  # fmt: skip
+
+    def observe_terms(self, step: int, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
+        """Look at the unweighted terms in a log line, and their total, given the weight of each term."""
+        parts = {key: name for key in values for name in weights if key == name or key.startswith(f"{name}_")}
+        for key, name in parts.items() if len(parts) > 1 else ():
+            part, total = weights[name] * values[key], values["total"]
+            if self._holds(key, part > MOST_OF_TOTAL * total, step):
+                option = {"vitkd_mimic": "losses.vitkd.alpha", "vitkd_generate": "losses.vitkd.beta"}
+                logger.warning(
+                    "%s is %.3g of the total of %.3g, and the other terms hardly count: lower --%s",
+                    key, part, total, option.get(key, f"losses.{name}.weight"),
+                )  # fmt: skip
+
+    def _holds(self, finding: str, is_so: bool, step: int) -> bool:
+        """Whether a finding has held for so many steps, and was not said yet."""
+        if not is_so or not self._is_main:
+            self._since.pop(finding, None)
+            return False
+        since = self._since.setdefault(finding, step)
+        is_news = step - since >= PATIENCE_STEPS and finding not in self._said
+        if is_news:
+            self._said.add(finding)
+        return is_news
