@@ -21,6 +21,7 @@ from tests.conftest import (
     start_ranks,
     wait_for_steps,
 )  # fmt: skip
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.recipes import RECIPES
 
 SUMMARY_KEYS = {
@@ -96,6 +97,49 @@ def test_a_finished_run_is_left_alone_and_no_folder_is_used_with_other_settings(
     assert done.returncode == 2 and "optim.lr: 0.002 there, 0.5 now" in done.stderr
 
 
+def test_a_finished_run_of_other_settings_or_images_is_refused_and_a_moved_copy_is_not(
+    whole_run, small_beton, tmp_path
+):
+    copy, other = tmp_path / "copy.beton", tmp_path / "other.beton"
+    for suffix in ("", ".json"):
+        shutil.copy(f"{small_beton}{suffix}", f"{copy}{suffix}")
+    pack(small_beton.parent / "images", other, write_mode="raw", max_resolution=0, shuffle=True)
+    before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
+    base = everything_on(whole_run, small_beton)
+    refused = [
+        ([*base, "--optim.lr=0.5"], "optim.lr: 0.002 there, 0.5 now: give another --workdir"),
+        ([*base, "--max_steps=40"], "max_steps: 30 there, 40 now: give another --workdir (or train it longer with --extend)"),
+        (everything_on(whole_run, other), f"was trained with data.train={small_beton}, found {other} now, which are not"),
+        ([*base, f"--data.val={other}"], f"was trained with data.val=demo, found {other} now"),
+        ([*base, "--max_steps=20", "--extend"], "--extend needs more than the 30 steps of"),
+    ]  # fmt: skip
+    moved, *outcomes = run_several(
+        1, tmp_path / "commands", [everything_on(whole_run, copy), *(options for options, _ in refused)]
+    )
+    assert "finished and left alone" in moved["said"]
+    for (_, message), outcome in zip(refused, outcomes, strict=True):
+        assert message in outcome["refused"]
+    assert before == {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
+
+
+def test_an_extended_run_is_the_longer_run_from_there_on(whole_run, small_beton, tmp_path):
+    extended, cut, none_left = tmp_path / "extended", tmp_path / "cut", tmp_path / "none_left"
+    for folder in (extended, cut, none_left):
+        shutil.copytree(whole_run, folder)
+    (cut / "done").unlink()
+    shutil.rmtree(none_left / "checkpoints")
+    longer = ["--max_steps=36", "--extend"]
+    commands = [[*everything_on(folder, small_beton), *longer] for folder in (extended, cut, extended, none_left)]
+    commands += [[*everything_on(extended, small_beton), "--max_steps=36"]]
+    first, unfinished, again, refused, plain = run_several(2, tmp_path / "commands", commands)
+    assert "step 30 of 36" in first["said"] and first["summary"]["steps"] == 36 == unfinished["summary"]["steps"]
+    assert_same_result(extended, cut)
+    rates = {line["step"]: line["lr"] for line in metrics_of(extended) if "total" in line}
+    assert list(rates) == list(range(1, 37)) and rates[31] > rates[30] and rates[36] == pytest.approx(1e-5)
+    assert "finished and left alone" in again["said"] and "finished and left alone" in plain["said"]
+    assert "--extend needs the last checkpoint" in refused["refused"] and not (none_left / "checkpoints").exists()
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(whole_run, small_beton, tmp_path):
     workdir = tmp_path / "run"
@@ -163,7 +207,7 @@ SHALLOW = ['--student.model_args={"depth": 3}', '--teacher.model_args={"depth": 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("shape", ["shallow", pytest.param("whole", marks=pytest.mark.slow)])
 def test_every_recipe_runs_its_debug_size(shape, tmp_path, demo_cache):
-    recipes = [name for name in RECIPES if name != "demo"]
+    recipes = [name for name in RECIPES if name not in ("demo", "images")]
     commands = [
         [f"--recipe={name}", "--debug", "--max_steps=1", f"--workdir={tmp_path / name}"]
         + (SHALLOW if shape == "shallow" and not name.startswith("demo_") else [])

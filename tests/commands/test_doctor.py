@@ -158,33 +158,6 @@ def test_the_node_with_the_slow_link_is_named():
     assert network.slowest_row(speeds | {("a", "c"): (9.0, 0.1), ("b", "c"): (8.0, 0.1)}).level == "ok"
 
 
-@pytest.mark.parametrize("right, figure, num_classes, level", [
-    (440, 85.73, 1000, "ok"), (425, 85.73, 1000, "ok"), (410, 85.73, 1000, "warning"), (380, 85.73, 1000, "error"),
-    (0, 85.73, 1000, "error"), (0, None, 1000, "error"), (80, None, 1000, "ok"), (55, None, 10, "error"),
-    (80, None, 10, "ok"),
-])  # fmt: skip
-def test_the_teacher_is_judged_by_the_interval_or_by_chance(right, figure, num_classes, level):
-    published = (figure, "here") if figure else None
-    assert models.top1_row(512, right, published, num_classes=num_classes).level == level
-
-
-def test_wilsons_interval_has_its_textbook_values():
-    assert models.interval(10, 5) == pytest.approx((23.66, 76.34), abs=0.01)
-    assert models.interval(20, 0) == pytest.approx((0, 16.11), abs=0.01)
-
-
-def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
-    run = build_run("deit_small_from_deit3_base")
-    assert models.published_top1(run) == (85.48, "published at crop 0.875")
-    assert models.published_top1(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
-    assert models.published_top1(build_run("demo"))[0] == 89.10
-    (tmp_path / "t.json").write_text('{"top1": 80.5}')
-    own = replace(run, teacher=replace(run.teacher, checkpoint=str(tmp_path / "t.safetensors")))
-    assert models.published_top1(own) == (80.5, str(tmp_path / "t.json"))
-    assert models.published_top1(replace(own, data=replace(own.data, image_size=384)))[0] == 80.5
-    assert models.published_top1(replace(run, data=replace(run.data, num_classes=10))) is None
-
-
 def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"

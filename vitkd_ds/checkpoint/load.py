@@ -67,6 +67,11 @@ class Start:
         return self.folder / self.tag
 
     @property
+    def num_steps(self) -> int:
+        """Updates that it has done, by the manifest."""
+        return self.manifest["train_state"]["step"]
+
+    @property
     def config(self) -> Path:
         """config.json of the run that made the checkpoint."""
         return self.folder.parent / "config.json"

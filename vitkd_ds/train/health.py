@@ -10,15 +10,17 @@ logger = logging.getLogger(__name__)
 
 MOST_OF_TOTAL = 0.8
 """Part of the total above which a term leaves too little to the others."""
-PATIENCE_STEPS = 200
-"""Steps in a row for which it must hold: the first steps of a run are not typical."""
+PATIENCE_PART, PATIENCE_STEPS = 0.2, (50, 1000)
+"""Part of the run, and least and most steps, for which it must hold without a break: a warm-up is not typical."""
 
 
 class Health:
     """Watch the terms and the gradient norm on rank 0, and warn once of each finding."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, total_steps: int) -> None:
         self._run, self._is_main = run, ranks.rank() == 0
+        least, most = PATIENCE_STEPS
+        self._patience = int(min(most, max(least, PATIENCE_PART * total_steps)))
         self._since: dict[str, int] = {}
         """Finding -> step since which it holds without a break."""
         self._said: set[str] = set()
@@ -30,7 +32,7 @@ class Health:
             logger.warning(
                 "every gradient of the last %d steps was clipped (norm %.3g now, optim.clip_grad_norm %g), so that its "
                 "size no longer counts: lower the weight of the largest term, or raise --optim.clip_grad_norm",
-                PATIENCE_STEPS, grad_norm, most,
+                self._patience, grad_norm, most,
             )  # fmt: skip
 
     def observe_terms(self, step: int, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
@@ -51,7 +53,7 @@ class Health:
             self._since.pop(finding, None)
             return False
         since = self._since.setdefault(finding, step)
-        is_news = step - since >= PATIENCE_STEPS and finding not in self._said
+        is_news = step - since >= self._patience and finding not in self._said
         if is_news:
             self._said.add(finding)
         return is_news

@@ -96,12 +96,12 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     schedule = parts.schedule
     watchdog.enter("load")
     data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
-    state = restore(parts.engine, start, workdir=workdir, **data)
-    if run.extend and schedule.total_steps < state.step:
+    if run.extend and start and schedule.total_steps < start.num_steps:
         raise ValueError(
-            f"--extend needs more than the {state.step} steps of {start.path}, found {schedule.total_steps}: raise "
+            f"--extend needs more than the {start.num_steps} steps of {start.path}, found {schedule.total_steps}: raise "
             "--epochs or --max_steps"
         )
+    state = restore(parts.engine, start, workdir=workdir, **data)
     if start is None:
         watchdog.enter("teacher check")
         check_teacher(parts)
@@ -116,7 +116,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
     meter = Meter(run.global_batch_size, clock=synchronised_time, timed_s=state.timed_s, timed_steps=state.timed_steps)
-    health = Health(run)
+    health = Health(run, total_steps=schedule.total_steps)
     with closing(log), closing(training_micro_batches(parts, state.step)) as micro_batches:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
         while goes_on and state.step < schedule.total_steps:

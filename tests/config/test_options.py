@@ -1,0 +1,90 @@
+"""What follows from options: models that folders describe, arguments of other models, terms without a teacher."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from tests.config.test_run_folder import make_student
+from vitkd_ds.config.losses import TEACHER_TERMS
+from vitkd_ds.config.options import apply_options
+from vitkd_ds.config.overrides import apply_overrides
+from vitkd_ds.config.run import check_run
+from vitkd_ds.recipes import build_run
+
+DEMO, PLAIN = build_run("demo"), build_run("demo_plain")
+
+
+@pytest.mark.parametrize("recipe", ["demo", "deit_tiny_from_deit3_small", "images"])
+def test_without_a_teacher_the_terms_that_need_one_are_off_and_all_else_stays(recipe):
+    run = build_run(recipe)
+    plain = apply_options(run, {"teacher": "none", "data.train": "t", "data.val": "v"})
+    check_run(plain)
+    assert plain.teacher is None and list(plain.losses.active()) == ["ce"]
+    assert all(getattr(plain.losses, name).weight == 0 for name in TEACHER_TERMS)
+    assert (plain.augment, plain.optim, plain.losses.ce) == (run.augment, run.optim, run.losses.ce)
+
+
+def test_the_demo_without_its_teacher_learns_as_the_plain_demo_does():
+    plain = replace(apply_options(DEMO, {"teacher": "none"}), recipe=PLAIN.recipe, workdir=PLAIN.workdir)
+    off = {f"losses.vitkd.{name}": str(getattr(DEMO.losses.vitkd, name)) for name in ("alpha", "beta")}
+    assert plain == apply_overrides(PLAIN, off)
+
+
+def test_a_plain_recipe_gets_a_teacher_by_any_option_of_it():
+    options = {"teacher.model": "deit3_small_patch16_224", "teacher.placement": "replica", "losses.nkd.weight": "2"}
+    run = apply_options(PLAIN, options)
+    check_run(run)
+    assert run.teacher == replace(DEMO.teacher, model_args={}, checkpoint="hub", placement="replica")
+    assert run.losses.nkd.weight == 2
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_changed_model_does_not_inherit_arguments_and_says_so(caplog, role):
+    before = getattr(DEMO, role)
+    with caplog.at_level(logging.INFO, "vitkd_ds"):
+        changed = getattr(apply_options(DEMO, {f"{role}.model": "vit_tiny_patch16_224"}), role)
+    assert changed == replace(before, model="vit_tiny_patch16_224", model_args={})
+    assert f"{role}.model=vit_tiny_patch16_224 takes the place of recipe demo's {before.model}" in caplog.text
+    caplog.clear()
+    given = {f"{role}.model": "vit_tiny_patch16_224", f"{role}.model_args": '{"depth": 3}'}
+    assert getattr(apply_options(DEMO, given), role).model_args == {"depth": 3}
+    assert getattr(apply_options(DEMO, {f"{role}.model": before.model}), role) == before
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("role, key", [("student", "init"), ("teacher", "checkpoint")])
+def test_a_folder_gives_weights_model_and_arguments(tmp_path, role, key):
+    args = {"depth": 2, "num_classes": 3, "img_size": 32, "pretrained_cfg_overlay": {}}
+    make_student(tmp_path / "run", model="vit_small_patch16_224", args=args)
+    expected = replace(
+        getattr(DEMO, role), model="vit_small_patch16_224", model_args={"depth": 2},
+        **{key: str(tmp_path / "run" / "student.safetensors")},
+    )  # fmt: skip
+    for path in (tmp_path / "run", tmp_path / "run" / "student.safetensors"):
+        run = apply_options(DEMO, {f"{role}.{key}": str(path)})
+        assert getattr(run, role) == expected
+        assert apply_options(run, {}) == run, "a stored run stays as it is"
+    options = {f"{role}.{key}": str(tmp_path / "run"), f"{role}.model": "vit_small_patch16_224"}
+    assert getattr(apply_options(DEMO, options), role) == expected
+    more = getattr(apply_options(DEMO, options | {f"{role}.model_args": '{"depth": 2, "qk_norm": true}'}), role)
+    assert more == replace(expected, model_args={"depth": 2, "qk_norm": True})
+    with pytest.raises(
+        ValueError, match=f"--{role}.model must be the model of {role}.{key}=.*, which is vit_small_pat"
+    ):
+        apply_options(DEMO, options | {f"{role}.model": "vit_tiny_patch16_224"})
+    with pytest.raises(ValueError, match="none must be a run|must be a run, a checkpoint or an exported student"):
+        apply_options(DEMO, {f"{role}.{key}": str(tmp_path)})
+
+
+def test_a_plain_recipe_takes_the_teacher_of_a_folder(tmp_path):
+    make_student(tmp_path, model="vit_small_patch16_224", args={"depth": 2})
+    run = apply_options(build_run("images"), {"teacher.checkpoint": str(tmp_path), "data.train": "t", "data.val": "v"})
+    check_run(run)
+    assert run.teacher.model == "vit_small_patch16_224" and run.teacher.model_args == {"depth": 2}
+    assert run.losses.vitkd.scaled and run.losses.nkd.weight == run.losses.vitkd.weight == 1
+
+
+def test_a_file_of_weights_without_a_description_keeps_the_named_model():
+    run = apply_options(DEMO, {"teacher.checkpoint": "some/weights.pth"})
+    assert run.teacher == replace(DEMO.teacher, checkpoint="some/weights.pth")

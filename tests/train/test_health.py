@@ -1,0 +1,58 @@
+"""Warnings of a term that drowns the others, and of clipping that always acts."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from vitkd_ds.recipes import build_run
+from vitkd_ds.train.health import Health
+from vitkd_ds.train.schedule import loss_weights_at
+
+
+def said_of(caplog, steps, *, norms=None, parts=None, run=None):
+    """What is said over some steps: gradient norms, and terms in a log line each 10 steps, as functions of the step."""
+    caplog.clear()
+    run = run or build_run("demo")
+    health = Health(run, total_steps=1000)  # so that the patience is 200
+    with caplog.at_level(logging.WARNING, "vitkd_ds"):
+        for step in range(1, steps + 1):
+            health.observe_step(step, norms(step) if norms else 0.0)
+            if parts and step % 10 == 0:
+                values = parts(step)
+                health.observe_terms(step, values, {"ce": 1.0, "nkd": 1.0, "vitkd": 2.0})
+    return [record.getMessage() for record in caplog.records]
+
+
+def terms(mimic, other=1.0):
+    return {"total": 2 * other + 2 * mimic, "ce": other, "nkd": other, "vitkd_mimic": mimic, "lr": 99.0}
+
+
+def test_clipping_is_told_once_when_it_has_acted_on_every_step_for_long(caplog):
+    (said,) = said_of(caplog, 500, norms=lambda step: 7.0)
+    assert "every gradient of the last 200 steps was clipped (norm 7 now, optim.clip_grad_norm 5)" in said
+    assert not said_of(caplog, 200, norms=lambda step: 7.0)
+    assert not said_of(caplog, 900, norms=lambda step: 7.0 if step % 150 else 5.0)
+    run = build_run("demo")
+    unclipped = replace(run, optim=replace(run.optim, clip_grad_norm=0))
+    assert not said_of(caplog, 500, norms=lambda step: 7.0, run=unclipped)
+
+
+@pytest.mark.parametrize("mimic, is_said", [(3.9, False), (4.1, True)])  # of 2 + 2 x 4 = 10, which is 80 % of it
+def test_a_term_that_is_most_of_the_total_by_its_weight_is_named_with_its_option(caplog, mimic, is_said):
+    said = said_of(caplog, 500, parts=lambda step: terms(mimic))
+    assert len(said) == is_said
+    assert not said or "vitkd_mimic is 8.2 of the total of 10.2" in said[0] and "--losses.vitkd.alpha" in said[0]
+
+
+def test_the_only_term_may_be_all_of_it_and_a_break_starts_anew(caplog):
+    assert not said_of(caplog, 500, parts=lambda step: {"total": 2.0, "ce": 2.0})
+    assert not said_of(caplog, 900, parts=lambda step: terms(4.1 if step % 150 else 1.0))
+    (said,) = said_of(caplog, 500, parts=lambda step: terms(0.1) | {"total": 50.0, "nkd": 45.0})
+    assert "nkd is 45 of the total of 50" in said and "lower --losses.nkd.weight" in said
+
+
+def test_weights_are_those_of_the_step():
+    run = build_run("demo")
+    losses = replace(run.losses, nkd=replace(run.losses.nkd, weight=2.0, schedule="linear"))
+    assert loss_weights_at(5, replace(run, losses=losses), 11) == {"ce": 1, "nkd": 1.0, "vitkd": 1}

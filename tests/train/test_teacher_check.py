@@ -1,0 +1,101 @@
+"""The look at the teacher that each new run begins with: published figures, chance, and what it does about them."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import run_several
+from vitkd_ds.data.demo import CLASSES
+from vitkd_ds.models.build import DEMO_TEACHER
+from vitkd_ds.recipes import build_run
+from vitkd_ds.train import teacher_check
+
+
+def run_with(num_classes, **teacher):
+    run = build_run("demo")
+    return replace(run, teacher=replace(run.teacher, **teacher), data=replace(run.data, num_classes=num_classes))
+
+
+@pytest.mark.parametrize("right, figure, num_classes, level", [
+    (440, 85.73, 1000, "ok"), (425, 85.73, 1000, "ok"), (410, 85.73, 1000, "warning"), (380, 85.73, 1000, "error"),
+    (0, 85.73, 1000, "error"), (0, None, 1000, "error"), (80, None, 1000, "ok"), (55, None, 10, "error"),
+    (80, None, 10, "ok"),
+])  # fmt: skip
+def test_the_teacher_is_judged_by_the_interval_or_by_chance(tmp_path, right, figure, num_classes, level):
+    if figure:
+        (tmp_path / "t.json").write_text(json.dumps({"top1": figure}))
+    found = teacher_check.judge(run_with(num_classes, checkpoint=str(tmp_path / "t.safetensors")), 512, right)
+    assert found[0] == level and f"top-1 {100 * right / 512:.1f} % on 512 images, 95 % interval [" in found[1]
+
+
+def test_wilsons_interval_has_its_textbook_values():
+    assert teacher_check.interval(10, 5) == pytest.approx((23.66, 76.34), abs=0.01)
+    assert teacher_check.interval(20, 0) == pytest.approx((0, 16.11), abs=0.01)
+
+
+def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
+    run = build_run("deit_small_from_deit3_base")
+    assert teacher_check.published_top1(run) == (85.48, "published at crop 0.875")
+    assert teacher_check.published_top1(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
+    assert teacher_check.published_top1(build_run("demo"))[0] == 89.10
+    (tmp_path / "t.json").write_text('{"top1": 80.5}')
+    own = replace(run, teacher=replace(run.teacher, checkpoint=str(tmp_path / "t.safetensors")))
+    assert teacher_check.published_top1(own) == (80.5, str(tmp_path / "t.json"))
+    assert teacher_check.published_top1(replace(own, data=replace(own.data, image_size=384)))[0] == 80.5
+    assert teacher_check.published_top1(replace(run, data=replace(run.data, num_classes=10))) is None
+
+
+def test_it_is_said_where_nothing_states_the_order_of_the_classes(tmp_path):
+    run = run_with(10, checkpoint=str(tmp_path / "t.safetensors"))
+    assert "nothing beside its file states the order of its classes" in teacher_check.judge(run, 512, 300)[1]
+    (tmp_path / "t.json").write_text('{"classes": ["a"]}')
+    assert "states the order" not in teacher_check.judge(run, 512, 300)[1]
+
+
+@pytest.fixture(scope="module")
+def guessing(tmp_path_factory):
+    """The demo's teacher with its classes turned round in its head, which its .json does not know."""
+    folder = tmp_path_factory.mktemp("guessing")
+    state = load_file(DEMO_TEACHER)
+    for name in ("head.weight", "head.bias"):
+        state[name] = state[name].roll(1, dims=0)
+    save_file(state, folder / "teacher.safetensors")
+    shutil.copy(DEMO_TEACHER.with_suffix(".json"), folder / "teacher.json")
+    return folder / "teacher.safetensors"
+
+
+def test_a_run_refuses_a_teacher_at_chance_warns_of_a_few_images_and_looks_only_once(guessing, tmp_path, demo_cache):
+    base = ["--recipe=demo", "--debug", "--max_steps=1"]
+    bad = [*base, f"--teacher.checkpoint={guessing}", f"--workdir={tmp_path / 'bad'}"]
+    good = [*base, f"--workdir={tmp_path / 'good'}"]
+    commands = [
+        [*bad, "--data.max_val_images=200"], [*bad, "--losses.nkd.weight=0"], good,
+        [*good, "--max_steps=2", "--extend"],
+        [*base, f"--teacher.checkpoint={guessing}", f"--workdir={tmp_path / 'few'}", "--data.max_val_images=50"],
+    ]  # fmt: skip
+    refused, features, first, again, few = run_several(1, tmp_path / "commands", commands)
+    assert "the teacher must know the classes of the data, found top-1 " in refused["refused"]
+    assert "on 200 images" in refused["refused"] and "no better than chance: check that data.val" in refused["refused"]
+    assert features["summary"] and "teacher: top-1" not in features["said"], "ViTKD asks no logits"
+    assert "teacher: top-1 " in first["said"] and "on 64 images" in first["said"] and "89.10" in first["said"]
+    assert again["summary"]["steps"] == 2 and "teacher: top-1" not in again["said"]
+    assert few["summary"] and "on 50 images" in few["said"] and "no better than chance" in few["said"]
+
+
+def test_what_is_counted_is_what_the_teacher_has_right_of_spread_images(demo_cache):
+    run = build_run("demo", debug=True)
+    run = replace(run, data=replace(run.data, max_val_images=0))
+    seen = []
+
+    def right_on_even(images_BCHW):
+        seen.append(len(images_BCHW))
+        labels = torch.arange(sum(seen) - len(images_BCHW), sum(seen)) * 2000 // 512 // 200  # 200 images a class
+        answers = torch.where(labels % 2 == 0, labels, (labels + 1) % 10)
+        return teacher_check.Features(torch.nn.functional.one_hot(answers, 10).float())
+
+    counts = teacher_check.count_right(run, right_on_even, torch.device("cpu"), classes=tuple(CLASSES))
+    assert counts == (512, sum(i * 2000 // 512 // 200 % 2 == 0 for i in range(512))) and max(seen) == 16
