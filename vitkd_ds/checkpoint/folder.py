@@ -13,7 +13,6 @@ from typing import Any
 import vitkd_ds
 from vitkd_ds.checkpoint.files import write_json
 from vitkd_ds.config.run import Run, as_dict
-from vitkd_ds.engine import ranks
 
 CHECKPOINTS = "checkpoints"
 TAG = re.compile(r"step\d{8}")
@@ -66,30 +65,32 @@ def check_settings(run: Run, config: Path | None) -> None:
     if config is None or not config.exists():
         return
     try:
-        before = _flat(json.loads(config.read_text())["run"])
+        before = flattened(json.loads(config.read_text())["run"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{config} must say what run the checkpoints beside it are of, found {error!r}: put it back, or give "
             "another --workdir"
         ) from None
-    now = _flat(json.loads(json.dumps(as_dict(run))))
+    now = flattened(json.loads(json.dumps(as_dict(run))))
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in FREE_KEYS]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
         raise ValueError(f"a continued run must have the settings of {config}, found {listed}: give another --workdir")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value; arguments of a model stay one value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         is_part = isinstance(value, dict) and not key.endswith("_args")
-        flat |= _flat(value, f"{prefix}{key}.") if is_part else {prefix + key: value}
+        flat |= flattened(value, f"{prefix}{key}.") if is_part else {prefix + key: value}
     return flat
 
 
 def describe_run(run: Run, schedule: Any, *, device: str, resumed_step: int) -> None:
     """Write config.json. A continued run has the same settings, but may have moved and been updated."""
+    from vitkd_ds.engine import ranks  # slow: torch, without which `vitkd-ds compare` reads a folder
+
     workdir = Path(run.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     versions = {"vitkd_ds": vitkd_ds.__version__}

@@ -8,7 +8,7 @@ import torch
 
 from vitkd_ds.checkpoint.export import DESCRIPTION, STUDENT, find_student
 from vitkd_ds.config.overrides import read_run
-from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
+from vitkd_ds.config.run import DataConfig, TeacherConfig
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
@@ -44,9 +44,7 @@ def evaluate_exported(
         max_val_images=run.data.max_val_images if run else 0,
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model_args = {k: v for k, v in description["args"].items() if k not in ("num_classes", "img_size")}
-    config = StudentConfig(model=description["model"], model_args=model_args, init=str(folder / STUDENT))
-    model = build.build_student(config, data).to(device)
+    model = build.build_exported(description, folder / STUDENT).to(device)
     teacher_config = run.teacher if run and run.teacher and run.teacher.checkpoint != "random" else None
     if teacher:
         teacher_config = TeacherConfig(model=teacher, checkpoint=teacher_checkpoint or "hub")

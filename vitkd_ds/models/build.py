@@ -80,6 +80,18 @@ def build_teacher(config: TeacherConfig, data: DataConfig) -> VisionTransformer:
     return model.requires_grad_(False).eval()
 
 
+def build_exported(description: Mapping[str, Any], weights: Path) -> VisionTransformer:
+    """Build an exported student on the CPU in fp32: `description` is what its student.json says, `weights` its file.
+
+    Raises:
+        ValueError: as for the student.
+    """
+    own, args = ("num_classes", "img_size"), description["args"]
+    data = DataConfig(train="", val="", num_classes=args["num_classes"], image_size=args["img_size"])
+    model_args = {name: value for name, value in args.items() if name not in own}
+    return build_student(StudentConfig(description["model"], model_args, init=str(weights)), data)
+
+
 def teacher_file(config: TeacherConfig) -> Path:
     """Path of the teacher's weights, where `config.checkpoint` is neither "hub" nor "random"."""
     return DEMO_TEACHER if config.checkpoint == "demo" else Path(config.checkpoint)

@@ -6,7 +6,6 @@ random images and without torch.compile, which takes minutes. On a CPU the micro
 """
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,6 +27,7 @@ from vitkd_ds.models.features import Features
 from vitkd_ds.train.loop import NonFiniteError, train_step
 from vitkd_ds.train.parts import Parts, check_teacher_classes, fit_models, open_split, split_of, start_engines
 from vitkd_ds.train.schedule import make_schedule
+from vitkd_ds.train.statistics import wilson_interval
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm downloads, by preference
 ROLES = {
@@ -44,7 +44,6 @@ TOP1_IMAGES, TOP1_MOST_S = 512, 20.0
 TOP1_MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
 """An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
-Z = 1.96  # of a 95 % interval
 PUBLISHED = {
     ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
     ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
@@ -214,17 +213,9 @@ def published_top1(run: Run) -> tuple[float, str] | None:
     return None
 
 
-def interval(num_images: int, num_right: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion, in percent."""
-    part, z2 = num_right / num_images, Z * Z
-    centre = (part + z2 / (2 * num_images)) / (1 + z2 / num_images)
-    half = Z * math.sqrt(part * (1 - part) / num_images + z2 / (4 * num_images**2)) / (1 + z2 / num_images)
-    return 100 * (centre - half), 100 * (centre + half)
-
-
 def top1_row(num_images: int, num_right: int, published: tuple[float, str] | None, *, num_classes: int) -> Row:
     """Compare what was counted with the published figure, or else with chance."""
-    low, high = interval(num_images, num_right)
+    low, high = wilson_interval(num_images, num_right)
     found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
     advice = "check that data.val has the classes in the teacher's order, its crop, and that the weights are its own"
     if published is None:
