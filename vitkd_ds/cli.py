@@ -218,7 +218,7 @@ def compare(*runs: str, **options: Any) -> None:
     """
     from vitkd_ds.commands.compare import compare as compare_runs
 
-    print(compare_runs(runs, **options))
+    print(compare_runs(*runs, **options))
 
 
 @_command("RUN DST", which=str, half=bool)

@@ -3,15 +3,13 @@
 All is read without torch, so a folder that is no run is refused at once. Only the speed at inference is measured.
 """
 
-from typing import Sequence
-
 from vitkd_ds.commands.compare.plot import check_plot, write_plot
 from vitkd_ds.commands.compare.runs import read_results
 from vitkd_ds.commands.compare.seeds import differences_text, groups_of
 from vitkd_ds.commands.compare.table import csv_text, table_text
 
 
-def compare(runs: Sequence[str], *, csv: bool = False, plot: str = "", speed: bool = True) -> str:
+def compare(*runs: str, csv: bool = False, plot: str = "", speed: bool = True) -> str:
     """Make the text of a table of run folders and, below it, of the differences between their settings.
 
     Args:

@@ -96,9 +96,7 @@ def _read(folder: Path, name: str) -> Result:
     lines = _whole_lines(metrics_file.read_text(errors="replace")) if metrics_file.is_file() else []
     evaluated = evaluations(lines)
     if not evaluated:
-        raise ValueError(
-            f"{folder} must have evaluated its student, found no evaluation in {metrics_file}: wait for one"
-        )
+        raise ValueError(f"{folder} must have evaluated its student, found none in {metrics_file}: wait for one")
     summary = wall_s = None
     if (folder / "done").is_file():
         summary = _read_json(folder / "summary.json", "steps", "images_per_s")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vitkd_ds.commands.compare.speed import Speeds  # imports torch
 
 ACCURACY = (
-    ("", "run"), ("student top-1 %", "[95 % interval]"), ("", "top-5 %"), ("teacher", "top-1 %"), ("agree-", "ment %"),
+    ("", "run"), ("student top-1 %", "[95 % interval]"), ("top-5", "%"), ("teacher", "top-1 %"), ("agree-", "ment %"),
 )  # fmt: skip
 COST = (
     ("params", "M"), ("", "GFLOPs"), ("training", "images/s"), ("", "time"), ("", "ranks"), ("inference", "images/s"),
@@ -93,6 +93,7 @@ def _record(
 ) -> dict[str, Any]:
     found, (low, high) = result.evaluation, result.top1_interval
     group = next((number for number, group in enumerate(groups, start=1) if result in group.values()), None)
+    # A name ends in its unit, as who reads CSV sees no other header.
     return {
         "run": result.name,
         "folder": result.folder,
