@@ -3,8 +3,8 @@
     python benchmarks/demo_seeds.py --seeds 5 [--folder runs/seeds]
 
 Seed s gives both runs the same initial student, image order, crops and flips. Prints what `vitkd-ds compare` says of
-the runs: each of them, and the mean difference with its 95 % interval (Student's t over the pairs). A finished run in the
-folder is kept, so an interrupted benchmark continues: after a change of the recipe, give a new folder.
+the runs: each of them, and the mean difference with its 95 % interval (Student's t over the pairs). A finished run in
+the folder is kept, so an interrupted benchmark continues: after a change of the recipe, give a new folder.
 """
 
 import argparse

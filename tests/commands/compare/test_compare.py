@@ -54,6 +54,13 @@ def test_each_number_is_that_of_the_runs_files(runs):
     assert rows["plain0"]["teacher_parameters"] == rows["plain0"]["teacher_gflops"] == ""
 
 
+def test_times_that_a_copy_lost_give_no_duration(runs):
+    began = (runs / "plain0" / "config.json").stat().st_mtime
+    os.utime(runs / "plain0" / "done", (began - 5, began - 5))
+    assert table(shown(runs / "plain0"))["plain0"][7] == "-"
+    assert rows_of(shown(runs / "plain0", csv=True))["plain0"]["wall_time_s"] == ""
+
+
 def test_a_run_of_an_older_version_has_no_sizes(runs):
     config = json.loads((runs / "plain0" / "config.json").read_text())
     config.pop("models", None)

@@ -28,7 +28,8 @@ class Result:
     summary: dict[str, Any] | None
     """Content of summary.json; None while the run is not finished."""
     wall_s: float | None
-    """Seconds of the last start, with evaluations and checkpoints; None while the run is not finished."""
+    """Seconds of the last start, with evaluations and checkpoints; None while the run is not finished, and if
+    the files' times were lost when the folder was copied."""
 
     @property
     def num_images(self) -> int:
@@ -102,6 +103,7 @@ def _read(folder: Path, name: str) -> Result:
         summary = _read_json(folder / "summary.json", "steps", "images_per_s")
         # config.json is written when data and engines are ready: training, evaluations and checkpoints count.
         wall_s = (folder / "done").stat().st_mtime - config_file.stat().st_mtime
+        wall_s = wall_s if wall_s > 0 else None
     return Result(folder, name, config, lines, evaluated[-1], summary, wall_s)
 
 

@@ -92,7 +92,7 @@ def _student(result: Result, models: dict[str, nn.Module]) -> str:
         key = _key(description["model"], description["args"])
         if key not in models:
             models[key] = build.build_exported(description, found / STUDENT)
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"the student of {result.folder} must be there to be measured, found: {error}; or give --speed false"
         ) from None

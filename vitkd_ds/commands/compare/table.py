@@ -49,15 +49,19 @@ def _accuracy(result: Result) -> tuple[str, ...]:
 
 def _cost(result: Result, student_images_per_s: float | None, teacher_images_per_s: float | None) -> tuple[str, ...]:
     parameters = result.size("student", "parameters")
-    time = f"at step {result.evaluation['step']}"
-    if result.is_final:
-        time = f"{result.wall_s:.0f} s" if result.wall_s < LONG_S else f"{result.wall_s / 3600:.1f} h"
+    time = _time(result.wall_s) if result.is_final else f"at step {result.evaluation['step']}"
     times = student_images_per_s / teacher_images_per_s if teacher_images_per_s else None
     return (
         _number(parameters and parameters / 1e6, ".2f"), _number(result.size("student", "gflops"), ".3g"),
         _number(result.images_per_s, ",.0f"), time, str(result.config["world_size"]),
         _number(student_images_per_s, ",.0f"), _number(times, ".1f"),
     )  # fmt: skip
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.0f} s" if seconds < LONG_S else f"{seconds / 3600:.1f} h"
 
 
 def _number(value: float | None, form: str) -> str:
