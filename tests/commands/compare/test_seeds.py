@@ -59,6 +59,17 @@ def test_one_seed_gives_no_interval_and_no_common_seed_no_difference(runs):
     assert len(shown(runs / "plain0").split("\n\n")) == 2, "nothing can be compared"
 
 
+def test_each_group_is_compared_with_the_first(runs):
+    change(runs / "plain2", run__seed=0, run__optim__lr=0.5)
+    for name, top1 in (("plain0", 50.0), ("taught0", 60.0), ("plain2", 75.0)):
+        rewrite_top1(runs / name, top1)
+    lines = below(runs / "plain0", runs / "taught0", runs / "plain2")
+    assert lines[3].startswith("group 2 - group 1: top-1 +10.00") and lines[5].startswith(
+        "group 3 - group 1: top-1 +25.00"
+    )
+    assert lines[6] == "group 3 differs in: optim.lr=0.5"
+
+
 def test_settings_that_decide_what_is_learned_split_groups_and_are_named(runs):
     folders = [runs / "plain0", runs / "plain1", runs / "plain2"]
     free = {"run__data__val": "elsewhere", "run__compile": True, "run__resume": "none", "run__workdir": "moved"}
