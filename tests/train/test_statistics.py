@@ -9,6 +9,8 @@ from vitkd_ds.train.statistics import NORMAL_95, T_95, t_interval, wilson_interv
 def test_wilsons_interval_has_its_textbook_values():
     assert wilson_interval(10, 5) == pytest.approx((23.66, 76.34), abs=0.01)
     assert wilson_interval(20, 0) == pytest.approx((0, 16.11), abs=0.01)
+    assert {f"{wilson_interval(count, 0)[0]:.2f}" for count in range(1, 100)} == {"0.00"}, "and never -0.00"
+    assert all(wilson_interval(count, count)[1] <= 100 for count in range(1, 100))
     for num_images, num_right in ((1, 1), (7, 3), (2000, 1569), (50_000, 1)):
         expected = stats.binomtest(num_right, num_images).proportion_ci(0.95, method="wilson")
         assert wilson_interval(num_images, num_right) == pytest.approx([100 * end for end in expected], abs=2e-3)

@@ -19,7 +19,8 @@ def wilson_interval(num_images: int, num_right: int) -> tuple[float, float]:
     part, z2 = num_right / num_images, NORMAL_95 * NORMAL_95
     centre = (part + z2 / (2 * num_images)) / (1 + z2 / num_images)
     half = math.sqrt(part * (1 - part) / num_images + z2 / (4 * num_images**2)) / (1 + z2 / num_images)
-    return 100 * (centre - NORMAL_95 * half), 100 * (centre + NORMAL_95 * half)
+    low, high = centre - NORMAL_95 * half, centre + NORMAL_95 * half
+    return 100 * max(0.0, low), 100 * min(1.0, high)  # rounding could pass the ends
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
