@@ -15,12 +15,14 @@ setup: .venv/.ready
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
 	touch $@
 
-# The two runs are made anew. PATH: deepspeed starts the python that it finds there.
+# The two runs are made anew, in a folder of their own. PATH: deepspeed starts the python that it finds there.
+DEMO := deepspeed --quiet train.py --ds_config ds_configs/zero2.json
+
 demo: setup
-	rm -rf runs/demo_plain runs/demo
-	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --quiet train.py --ds_config ds_configs/zero2.json --recipe demo_plain
-	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --quiet train.py --ds_config ds_configs/zero2.json
-	$(BIN)/python -m vitkd_ds.commands.report runs/demo_plain runs/demo
+	rm -rf runs/make_demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEMO) --recipe demo_plain --workdir runs/make_demo/plain
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEMO) --workdir runs/make_demo/distilled
+	$(BIN)/vitkd-ds compare runs/make_demo/plain runs/make_demo/distilled
 
 # The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
 test: setup

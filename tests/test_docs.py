@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -58,7 +59,7 @@ def flags_of(words):
 
 @pytest.fixture
 def finished_run(tmp_path, monkeypatch):
-    """Work in a folder in which runs/demo lies, as a reader of the pages has it."""
+    """Work in a folder in which runs/demo lies, and the run of `make demo`, as a reader of the pages has them."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "demo"
     folder.mkdir(parents=True)
@@ -66,6 +67,7 @@ def finished_run(tmp_path, monkeypatch):
     save_file(model.state_dict(), folder / "student.safetensors")
     (folder / "student.json").write_text(json.dumps({"model": "deit_tiny_patch16_224", "args": STUDENT_ARGS}))
     (folder / "config.json").write_text(json.dumps({"run": as_dict(build_run("demo"))}))
+    shutil.copytree(folder, tmp_path / "runs" / "make_demo" / "distilled")
     return tmp_path
 
 

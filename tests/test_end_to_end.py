@@ -97,9 +97,7 @@ def test_a_finished_run_is_left_alone_and_no_folder_is_used_with_other_settings(
     assert done.returncode == 2 and "optim.lr: 0.002 there, 0.5 now" in done.stderr
 
 
-def test_a_finished_run_of_other_settings_or_images_is_refused_and_a_moved_copy_is_not(
-    whole_run, small_beton, tmp_path
-):
+def test_a_finished_run_of_other_settings_or_images_is_refused_but_not_a_moved_copy(whole_run, small_beton, tmp_path):
     copy, other = tmp_path / "copy.beton", tmp_path / "other.beton"
     for suffix in ("", ".json"):
         shutil.copy(f"{small_beton}{suffix}", f"{copy}{suffix}")
@@ -108,8 +106,8 @@ def test_a_finished_run_of_other_settings_or_images_is_refused_and_a_moved_copy_
     base = everything_on(whole_run, small_beton)
     refused = [
         ([*base, "--optim.lr=0.5"], "optim.lr: 0.002 there, 0.5 now: give another --workdir"),
-        ([*base, "--max_steps=40"], "max_steps: 30 there, 40 now: give another --workdir (or train it longer with --extend)"),
-        (everything_on(whole_run, other), f"was trained with data.train={small_beton}, found {other} now, which are not"),
+        ([*base, "--max_steps=40"], "30 there, 40 now: give another --workdir (or train it longer with --extend)"),
+        (everything_on(whole_run, other), f"was trained with data.train={small_beton}, found {other} now, which"),
         ([*base, f"--data.val={other}"], f"was trained with data.val=demo, found {other} now"),
         ([*base, "--max_steps=20", "--extend"], "--extend needs more than the 30 steps of"),
     ]  # fmt: skip

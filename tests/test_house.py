@@ -18,7 +18,7 @@ HOMES = {
     "deepspeed": ["engine/"], "torch.distributed": ["engine/ranks.py", "engine/processes.py"],
     "timm": ["models/", "data/"], "ffcv": ["data/beton/"], "numba": ["data/beton/"], "fire": ["cli.py"],
 }  # fmt: skip
-NO_TORCH = ("config/", "train/signals.py", "train/console.py")
+NO_TORCH = ("config/", "train/signals.py", "train/console.py", "train/statistics.py")
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 FILES = ["train.py", "setup.py"]
 FILES += [str(path.relative_to(ROOT)) for top in ("vitkd_ds", "tests", "benchmarks", "fuzz", "slurm")
@@ -76,7 +76,7 @@ def test_outside_packages_are_at_home():
                 for full in imports(name) if f"{full}.".startswith(f"{package}."))  # fmt: skip
 
 
-def test_settings_signals_and_console_come_without_torch():
+def test_settings_signals_console_and_statistics_come_without_torch():
     names = [name for name in PACKAGE if name.startswith(NO_TORCH)]
     none_of(name for name in names for full in imports(name) if f"{full}.".startswith("torch."))
     modules = [PACKAGE[name].removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in names]

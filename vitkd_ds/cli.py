@@ -69,9 +69,9 @@ def _command(
 ) -> Callable[..., Any]:
     """Make a function a command.
 
-    It is called with its `words`, of which those in brackets may be left out, and with those of its `options`, given
-    with their types, that it got; with `takes_run` also with all other `flags`, for `parse_run`. `about` makes the text
-    of --help from the flags; without it the docstring is the text.
+    It is called with its `words`, of which those in brackets may be left out and "..." at the end is any number more,
+    and with those of its `options`, given with their types, that it got; with `takes_run` also with all other `flags`,
+    for `parse_run`. `about` makes the text of --help from the flags; without it the docstring is the text.
     """
 
     def make(function: Callable[..., None]) -> Callable[..., None]:
@@ -105,7 +105,8 @@ def _help_on_train(flags: dict[str, str]) -> str:
 def _check_words(given: tuple[str, ...], names: str) -> None:
     if given and not names:
         raise ValueError(f"every argument must be a --flag, found {given[0]!r}: put -- before its name")
-    if not len([name for name in names.split() if name[0] != "["]) <= len(given) <= len(names.split()):
+    least = len([name for name in names.split() if name[0] not in "[."])
+    if len(given) < least or (len(given) > len(names.split()) and not names.endswith("...]")):
         raise ValueError(f"the command needs {names}, found {' '.join(given) or 'nothing'}")
 
 
@@ -216,6 +217,19 @@ def evaluate(student: str, **options: Any) -> None:
         print(f"{name:12} {value:.{4 if name == 'kl' else 2}f}")
 
 
+@_command("RUN [RUN ...]", csv=bool, plot=str, speed=bool)
+def compare(*runs: str, **options: Any) -> None:
+    """Compare runs, finished or still going: accuracy, size and speed, and differences over the seeds that they share.
+
+    Usage: compare RUN [RUN ...] [--csv] [--plot FILE.png] [--speed false], where RUN is a run folder. The speed of
+    student and teacher at inference is measured here, on random images, unless --speed is false. --csv prints the rows
+    as CSV. --plot draws validation top-1 and training loss over the epochs.
+    """
+    from vitkd_ds.commands.compare import compare as compare_runs
+
+    print(compare_runs(*runs, **options))
+
+
 @_command("RUN DST", which=str, half=bool)
 def export(source: str, destination: str, **options: Any) -> None:
     """Copy a student out of a run: student.safetensors (a plain timm state dict) and student.json.
@@ -261,4 +275,4 @@ def doctor(*, flags: dict[str, str]) -> None:
 
 
 COMMANDS = {"train": train, "recipes": recipes, "pack": pack, "show": show, "eval": evaluate, "export": export}
-COMMANDS |= {"plan": plan, "doctor": doctor}
+COMMANDS |= {"compare": compare, "plan": plan, "doctor": doctor}

@@ -28,6 +28,7 @@ def run(tmp_path):
     """A finished run with two checkpoints, of which the older one is the best."""
     for name in ("", "checkpoints/step00000004", "checkpoints/step00000008"):
         make_student(tmp_path / "run" / name, model=name)
+    (tmp_path / "run" / "done").touch()
     (tmp_path / "run" / "checkpoints" / "latest").write_text("step00000008")
     (tmp_path / "run" / "checkpoints" / "best").write_text("step00000004")
     return tmp_path / "run"
@@ -46,7 +47,7 @@ def test_a_path_means_the_student_of_the_run_or_of_a_checkpoint(run):
 
 
 def test_a_run_that_goes_on_means_its_newest_checkpoint(run):
-    (run / "student.safetensors").unlink()
+    (run / "done").unlink()  # extended: the export of the shorter run is still there
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"
     (run / "checkpoints" / "latest").unlink()
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"

@@ -15,7 +15,6 @@ from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
 from vitkd_ds.data.images import SPLITS, open_images
-from vitkd_ds.engine import ranks
 
 FREE_KEYS = frozenset(
     {
@@ -74,7 +73,7 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
             f"{config} must say what run the checkpoints beside it are of, found {error!r}: put it back, or give "
             "another --workdir"
         ) from None
-    before, now = (_flat(json.loads(json.dumps(as_dict(some)))) for some in (stored, run))
+    before, now = (flattened(json.loads(json.dumps(as_dict(some)))) for some in (stored, run))
     free = FREE_KEYS | set(LENGTH if run.extend else ())
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if changed:
@@ -103,12 +102,12 @@ def _check_images(run: Run, before: Run | None, config: Path) -> None:
             )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value; arguments of a model stay one value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         is_part = isinstance(value, dict) and not key.endswith("_args")
-        flat |= _flat(value, f"{prefix}{key}.") if is_part else {prefix + key: value}
+        flat |= flattened(value, f"{prefix}{key}.") if is_part else {prefix + key: value}
     return flat
 
 
@@ -120,6 +119,8 @@ def describe_run(
     A continued run has the same settings, but may have moved and been updated. `models` says what student and teacher
     cost; `images` has the fingerprint of each split.
     """
+    from vitkd_ds.engine import ranks  # slow: torch, without which `vitkd-ds compare` reads a folder
+
     workdir = Path(run.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     versions = {"vitkd_ds": vitkd_ds.__version__}

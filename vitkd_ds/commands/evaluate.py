@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vitkd_ds.config.overrides import read_run
-from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
+from vitkd_ds.config.run import DataConfig, TeacherConfig
 from vitkd_ds.config.run_folder import (
     DESCRIPTION,
     POINTERS,
@@ -21,7 +21,6 @@ from vitkd_ds.config.run_folder import (
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
-from vitkd_ds.models.fit import load_weights
 from vitkd_ds.train.evaluate import evaluate
 
 logger = logging.getLogger(__name__)
@@ -57,9 +56,7 @@ def evaluate_exported(
         max_val_images=run.data.max_val_images if run else 0,
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build.build_student(StudentConfig(**model_of(description)), data)
-    load_weights(model, folder / STUDENT, key="student", allow_other_grid=False, needs_classifier=True)
-    model.to(device)
+    model = build.build_exported(description, folder / STUDENT).to(device)
     teacher_config = run.teacher if run and run.teacher and run.teacher.checkpoint != "random" else None
     if teacher and (Path(teacher).is_dir() or Path(teacher).name in (STUDENT, *POINTERS)):
         weights = find_weights(teacher)

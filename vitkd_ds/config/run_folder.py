@@ -35,7 +35,7 @@ def find_student(source: str | Path) -> Path:
     """The folder with student.safetensors and student.json that `source` means: an export, a checkpoint, or a run.
 
     RUN/best and RUN/latest, or RUN/checkpoints/best and .../latest, are the checkpoints that these pointers name. A run
-    that has not finished yet means its newest checkpoint. The path of the file student.safetensors is its folder.
+    that is not finished means its newest checkpoint. The path of the file student.safetensors is its folder.
 
     Raises:
         ValueError: one of the two files is not there.
@@ -45,7 +45,7 @@ def find_student(source: str | Path) -> Path:
     if folder.name in POINTERS and not folder.is_dir():
         checkpoints = folder.parent if folder.parent.name == CHECKPOINTS else folder.parent / CHECKPOINTS
         folder = checkpoints / (pointer(checkpoints, folder.name) or folder.name)
-    elif not (folder / STUDENT).is_file() and (tag := newest(folder / CHECKPOINTS)):
+    elif not (folder / "done").exists() and (tag := newest(folder / CHECKPOINTS)):
         folder = folder / CHECKPOINTS / tag
     for name in (STUDENT, DESCRIPTION):
         if not (folder / name).is_file():

@@ -17,7 +17,7 @@ from torch import nn
 
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
-from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.config.run_folder import description_beside, model_of
 from vitkd_ds.models.fit import OTHER_RESOLUTION, load_weights
 from vitkd_ds.models.normalization import Normalization
 
@@ -80,6 +80,19 @@ def build_teacher(
     if config.checkpoint not in ("hub", "random"):
         _load_file(model, config, teacher_file(config), key="teacher.checkpoint", needs_classifier=needs_logits)
     return model.requires_grad_(False).eval()
+
+
+def build_exported(description: Mapping[str, Any], weights: Path) -> VisionTransformer:
+    """Build an exported student on the CPU in fp32: `description` is what its student.json says, `weights` its file.
+
+    Raises:
+        ValueError: as for the student, or its classifier does not fit.
+    """
+    args = description["args"]
+    data = DataConfig(train="", val="", num_classes=args["num_classes"], image_size=args["img_size"])
+    model = build_student(StudentConfig(**model_of(description)), data)
+    load_weights(model, weights, key="student", allow_other_grid=False, needs_classifier=True)
+    return model
 
 
 def _load_file(model: nn.Module, config: ModelConfig, path: Path, *, key: str, needs_classifier: bool) -> None:

@@ -98,8 +98,8 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
     if run.extend and start and schedule.total_steps < start.num_steps:
         raise ValueError(
-            f"--extend needs more than the {start.num_steps} steps of {start.path}, found {schedule.total_steps}: raise "
-            "--epochs or --max_steps"
+            f"--extend needs more than the {start.num_steps} steps of {start.path}, found {schedule.total_steps}: "
+            "raise --epochs or --max_steps"
         )
     state = restore(parts.engine, start, workdir=workdir, **data)
     if start is None:

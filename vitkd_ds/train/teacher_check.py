@@ -2,7 +2,6 @@
 student only after days. Every new run looks, and so does `vitkd-ds doctor`."""
 
 import logging
-import math
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +16,7 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.models import build
 from vitkd_ds.models.features import Features
 from vitkd_ds.train.parts import Parts, open_split
+from vitkd_ds.train.statistics import wilson_interval
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ ENOUGH = 100
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
 """An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
-Z = 1.96  # of a 95 % interval
 PUBLISHED = {
     ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
     ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
@@ -52,7 +51,7 @@ def check_teacher(parts: Parts) -> None:
         return
     counts = count_right(run, parts.teacher, parts.device, classes=parts.train_loader.classes)
     level, found = judge(run, *counts)
-    if counts[0] >= ENOUGH and interval(*counts)[0] < 100 / run.data.num_classes:
+    if counts[0] >= ENOUGH and wilson_interval(*counts)[0] < 100 / run.data.num_classes:
         raise ValueError(f"the teacher must know the classes of the data, found {found}: {ADVICE}")
     text = f"{found}: {ADVICE}" if level != "ok" else found
     logger.log(logging.INFO if level == "ok" or ranks.rank() else logging.WARNING, "teacher: %s", text)
@@ -79,7 +78,7 @@ def count_right(
 
 def judge(run: Run, num_images: int, num_right: int) -> tuple[Level, str]:
     """Compare what was counted with the published figure, or else with chance; what was found, in words."""
-    low, high = interval(num_images, num_right)
+    low, high = wilson_interval(num_images, num_right)
     found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
     published = published_top1(run)
     if low < 100 / run.data.num_classes:
@@ -90,14 +89,6 @@ def judge(run: Run, num_images: int, num_right: int) -> tuple[Level, str]:
     figure, source = published
     level = "error" if high < figure - FAR_PERCENT else "warning" if high < figure else "ok"
     return level, f"{found}, expected {figure:.2f} ({source})"
-
-
-def interval(num_images: int, num_right: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion, in percent."""
-    part, z2 = num_right / num_images, Z * Z
-    centre = (part + z2 / (2 * num_images)) / (1 + z2 / num_images)
-    half = Z * math.sqrt(part * (1 - part) / num_images + z2 / (4 * num_images**2)) / (1 + z2 / num_images)
-    return 100 * (centre - half), 100 * (centre + half)
 
 
 def published_top1(run: Run) -> tuple[float, str] | None:

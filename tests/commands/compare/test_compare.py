@@ -1,0 +1,147 @@
+"""The table and the CSV: each number against the files of real runs and scipy; refusals."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from scipy import stats
+
+from tests.commands.compare.conftest import STEPS, change, evaluated, num_parameters, rows_of, shown, table, unfinish
+from tests.conftest import metrics_of
+from vitkd_ds.commands.compare import speed
+
+
+def test_each_number_is_that_of_the_runs_files(runs):
+    plain, taught = runs / "plain0", runs / "taught3"
+    models = {"student": {"model": "s", "parameters": num_parameters(plain), "tokens": 51, "gflops": 0.0234}}
+    change(plain, models=models | {"teacher": None})
+    models["teacher"] = {"model": "t", "parameters": 1_205_386, "tokens": None, "gflops": 0.125}
+    change(taught, models=models, world_size=3)
+    began = (taught / "config.json").stat().st_mtime
+    os.utime(taught / "done", (began + 83.4, began + 83.4))
+    os.utime(plain / "done", (began + 9000, began + 9000))
+    os.utime(plain / "config.json", (began, began))
+    text, rows = shown(plain, taught), rows_of(shown(plain, taught, csv=True))
+    assert text.startswith("64 validation images\n") and list(table(text)) == list(rows) == ["plain0", "taught3"]
+    for run, time, wall_s, ranks in ((plain, "2.5 h", 9000, 1), (taught, "83 s", 83.4, 3)):
+        cells, row, found = table(text)[run.name], rows[run.name], evaluated(run)
+        summary = json.loads((run / "summary.json").read_text())
+        wilson = stats.binomtest(round(found["val_top1"] * 0.64), 64).proportion_ci(0.95, method="wilson")
+        top1, low, high = map(float, re.findall(r"[\d.]+", cells[0]))
+        assert found["step"] == STEPS and top1 == round(summary["student_top1"], 2)
+        assert (low, high) == pytest.approx([100 * end for end in wilson], abs=0.006)
+        assert cells[1] == f"{summary['student_top5']:.2f}"
+        assert cells[4:8] == [f"{num_parameters(run) / 1e6:.2f}", "0.0234", f"{summary['images_per_s']:,.0f}", time]
+        assert cells[8:] == [str(ranks), "-", "-"]
+        exact = {
+            "folder": str(run), "step": "14", "is_final": "True", "num_images": "64", "ranks": str(ranks),
+            "student_top1_percent": str(found["val_top1"]), "student_top5_percent": str(found["val_top5"]),
+            "student_parameters": str(num_parameters(run)), "student_gflops": "0.0234",
+            "training_images_per_s": str(summary["images_per_s"]), "student_inference_images_per_s": "",
+        }  # fmt: skip
+        assert row | exact == row and float(row["wall_time_s"]) == pytest.approx(wall_s, abs=0.01)
+        assert float(row["student_top1_low_percent"]) == pytest.approx(100 * wilson.low, abs=2e-3)
+        assert float(row["student_top1_high_percent"]) == pytest.approx(100 * wilson.high, abs=2e-3)
+    found, keys = evaluated(taught), ("teacher_top1", "agreement")
+    assert table(text)["plain0"][2:4] == ["-", "-"]
+    assert table(text)["taught3"][2:4] == [f"{found[f'val_{key}']:.2f}" for key in keys]
+    assert [rows["plain0"][f"{key}_percent"] for key in keys] == ["", ""]
+    assert [rows["taught3"][f"{key}_percent"] for key in keys] == [str(found[f"val_{key}"]) for key in keys]
+    assert [rows["taught3"][f"teacher_{what}"] for what in ("parameters", "gflops")] == ["1205386", "0.125"]
+    assert [(row["seed"], row["group"]) for row in rows.values()] == [("0", "1"), ("3", "2")]
+    assert rows["plain0"]["teacher_parameters"] == rows["plain0"]["teacher_gflops"] == ""
+
+
+def test_times_that_a_copy_lost_give_no_duration(runs):
+    began = (runs / "plain0" / "config.json").stat().st_mtime
+    os.utime(runs / "plain0" / "done", (began - 5, began - 5))
+    assert table(shown(runs / "plain0"))["plain0"][7] == "-"
+    assert rows_of(shown(runs / "plain0", csv=True))["plain0"]["wall_time_s"] == ""
+
+
+def test_a_run_of_an_older_version_has_no_sizes(runs):
+    config = json.loads((runs / "plain0" / "config.json").read_text())
+    config.pop("models", None)
+    (runs / "plain0" / "config.json").write_text(json.dumps(config))
+    assert table(shown(runs / "plain0"))["plain0"][4:6] == ["-", "-"]
+
+
+def test_a_run_that_goes_on_is_marked_with_the_step_of_its_last_whole_evaluation(runs):
+    run = runs / "taught1"
+    before = {line["step"]: line for line in metrics_of(run) if "val_top1" in line}
+    unfinish(run)
+    cells = table(shown(run))["taught1"]
+    assert cells[0].split()[0] == f"{before[7]['val_top1']:.2f}" and cells[7] == "at step 7"
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
+    last = [line["images_per_s"] for line in logged if "images_per_s" in line][-1]
+    row = rows_of(shown(run, csv=True))["taught1"]
+    assert row["training_images_per_s"] == str(last) and cells[6] == f"{last:,.0f}"
+    assert [row[key] for key in ("step", "is_final", "wall_time_s", "group")] == ["7", "False", "", ""]
+
+
+@pytest.mark.parametrize("damage", ['{"step": 14, "val_top', "null", "\ufffd", '{"val_top1": 1}', '{"step": 14, '
+                                    '"val_num_images": 64.0, "val_top1": null, "val_top5": 1.0}'])  # fmt: skip
+def test_damaged_lines_are_skipped(runs, damage):
+    run = runs / "plain0"
+    text = shown(run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], damage, *lines[1:], damage]))
+    assert shown(run) == text
+    # If it is the last evaluation that was damaged, what is shown is not taken for the end of the run.
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], damage]))
+    assert table(shown(run))["plain0"][7] == "at step 7"
+
+
+def test_names_are_as_long_as_they_must_be_and_a_wide_table_is_cut_in_two(runs):
+    for place in ("a", "b"):
+        shutil.copytree(runs / "plain0", runs / place / "same")
+    assert list(table(shown(runs / "a" / "same", runs / "b" / "same", runs / "plain1"))) == [
+        "a/same",
+        "b/same",
+        "plain1",
+    ]
+    long = runs / ("deit_small_from_deit3_base_" * 2)
+    shutil.copytree(runs / "taught0", long)
+    text, short = shown(runs / "plain0", long), shown(runs / "plain0", runs / "taught0")
+    _, accuracy, cost, *_ = text.split("\n\n")
+    cells = [re.split(" {2,}", part.splitlines()[-1])[1:] for part in (accuracy, cost)]
+    assert cells[0] + cells[1] == table(short)["taught0"] and max(map(len, text.splitlines())) <= 120
+
+
+def test_different_numbers_of_images_are_said(runs):
+    lines = metrics_of(runs / "plain1")
+    lines[-1]["val_num_images"] = 2000.0
+    (runs / "plain1" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert shown(runs / "plain1", runs / "plain0").startswith("64 to 2,000 validation images\n")
+
+
+def no_evaluation(run):
+    lines = [json.dumps(line) for line in metrics_of(run) if "val_top1" not in line]
+    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 7, "val_top1": 3']))
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (shutil.rmtree, "plain1 must be a run folder, found no .*plain1/config.json: give"),
+    (lambda run: (run / "config.json").unlink(), "plain1 must be a run folder, found no .*plain1/config.json"),
+    (lambda run: (run / "config.json").write_text('{"run"'), "plain1/config.json must be readable JSON"),
+    (lambda run: (run / "config.json").write_text('{"run": {}}'), "config.json must hold .* found no plan, world_size"),
+    (lambda run: (run / "metrics.jsonl").unlink(), "plain1 must have evaluated its student, found none in"),
+    (no_evaluation, "plain1 must have evaluated its student, found none in .*metrics.jsonl"),
+    (lambda run: (run / "summary.json").unlink(), "plain1/summary.json must be readable JSON"),
+])  # fmt: skip
+def test_what_is_no_run_is_refused_by_name_before_anything_is_measured(runs, monkeypatch, spoil, message):
+    monkeypatch.setattr(speed, "measure", lambda results: pytest.fail("measured"))
+    spoil(runs / "plain1")
+    with pytest.raises(ValueError, match=message):
+        shown(runs / "plain0", runs / "plain1", speed=True, plot=str(runs / "x.png"))
+    assert not (runs / "x.png").exists()
+
+
+def test_a_folder_given_twice_is_refused_under_any_name(runs, monkeypatch):
+    (runs / "link").symlink_to(runs / "plain0")
+    monkeypatch.chdir(runs)
+    for other in ("plain0", "plain0/", "./plain0", "plain1/../plain0", "link", runs / "plain0"):
+        with pytest.raises(ValueError, match="each run must be given once, found "):
+            shown("plain0", "plain1", other)

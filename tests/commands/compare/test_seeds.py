@@ -1,0 +1,95 @@
+"""Groups of runs, and differences over the seeds that two groups share, against scipy."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+from scipy import stats
+
+from tests.commands.compare.conftest import SEEDS, change, rows_of, shown, unfinish
+from tests.conftest import metrics_of
+
+
+def below(*folders):
+    """The lines below the table."""
+    return shown(*folders).split("\n\n")[2].splitlines()
+
+
+def rewrite_top1(run, top1):
+    lines = metrics_of(run)
+    lines[-1]["val_top1"] = top1
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"student_top1": top1}))
+
+
+def top1s(folder, name, seeds):
+    return [json.loads((folder / f"{name}{seed}" / "summary.json").read_text())["student_top1"] for seed in seeds]
+
+
+def test_differences_are_over_the_seeds_that_both_have_with_students_interval(runs):
+    top1 = {"plain0": 50, "plain1": 53.125, "plain2": 40.625, "taught0": 57.8125, "taught1": 65, "taught3": 61}
+    for name, value in top1.items():
+        rewrite_top1(runs / name, value)
+    groups = [[runs / f"{name}{seed}" for seed in seeds] for name, seeds in SEEDS.items()]
+    for number, (name, seeds, ordered) in enumerate(
+        [("plain0", (0, 1, 2), "0, 1, 2"), ("taught3", (3, 1, 0), "0, 1, 3")]
+    ):
+        values = [top1[f"{name[:-1]}{seed}"] for seed in seeds]
+        low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+        expected = f"group {number + 1}: {name} and 2 more, seeds {ordered}: mean top-1 {np.mean(values):.2f} %, "
+        expected += f"std {np.std(values, ddof=1):.2f}, n = 3, 95 % interval [{low:.2f}, {high:.2f}]"
+        assert below(*groups[0], *groups[1])[number] == expected
+    pairs = np.array([57.8125 - 50, 65 - 53.125])
+    for first, second, sign in ((*groups, 1), (*groups[::-1], -1)):
+        low, high = stats.t.interval(0.95, 1, loc=sign * pairs.mean(), scale=stats.sem(pairs))
+        expected = (
+            f"group 2 - group 1: top-1 {sign * pairs.mean():+.2f} points, 95 % interval [{low:+.2f}, {high:+.2f}], "
+        )
+        assert below(*first, *second)[2] == expected + "n = 2 pairs, seeds 0, 1"
+
+
+def test_one_seed_gives_no_interval_and_no_common_seed_no_difference(runs):
+    text = shown(runs / "plain0", runs / "taught0", runs / "taught3")
+    (difference,) = np.subtract(top1s(runs, "taught", [0]), top1s(runs, "plain", [0]))
+    assert f"group 2 - group 1: top-1 {difference:+.2f} points, seed 0, one seed: no interval" in text
+    assert "group 1: plain0, seed 0\n" in text
+    assert "group 2 - group 1: no seed is in both" in shown(runs / "plain0", runs / "taught3")
+    assert len(shown(runs / "plain0").split("\n\n")) == 2, "nothing can be compared"
+
+
+def test_each_group_is_compared_with_the_first(runs):
+    change(runs / "plain2", run__seed=0, run__optim__lr=0.5)
+    for name, top1 in (("plain0", 50.0), ("taught0", 60.0), ("plain2", 75.0)):
+        rewrite_top1(runs / name, top1)
+    lines = below(runs / "plain0", runs / "taught0", runs / "plain2")
+    assert lines[3].startswith("group 2 - group 1: top-1 +10.00") and lines[5].startswith(
+        "group 3 - group 1: top-1 +25.00"
+    )
+    assert lines[6] == "group 3 differs in: optim.lr=0.5"
+
+
+def test_settings_that_decide_what_is_learned_split_groups_and_are_named(runs):
+    folders = [runs / "plain0", runs / "plain1", runs / "plain2"]
+    free = {"run__data__val": "elsewhere", "run__compile": True, "run__resume": "none", "run__workdir": "moved"}
+    change(folders[1], run__data__num_workers=7, **free)
+    assert {row["group"] for row in rows_of(shown(*folders, csv=True)).values()} == {"1"}
+    change(folders[2], run__optim__lr=0.5, run__student__model_args={"depth": 3, "embed_dim": 64, "num_heads": 2})
+    assert [row["group"] for row in rows_of(shown(*folders, csv=True)).values()] == ["1", "1", "2"]
+    assert "group 2 differs in: optim.lr=0.5, student.model_args\n" in shown(*folders) + "\n"
+    text = shown(folders[0], runs / "taught0")
+    assert re.search(r"^group 2 differs in: recipe=demo, teacher, losses\.nkd\.weight=1, .* and \d more$", text, re.M)
+    assert "teacher.model" not in text and "seed=" not in text
+    swapped = shown(runs / "taught0", folders[0])
+    assert "group 2 differs in: recipe=demo_plain, teacher=null, " in swapped
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_what_is_no_final_result_of_a_seed_of_its_own_is_left_out_of_the_groups(runs):
+    unfinish(runs / "taught0")
+    shutil.copytree(runs / "plain0", runs / "again")
+    text = shown(runs / "plain0", runs / "again", runs / "taught0", runs / "taught1")
+    assert "left out of groups and differences, as not evaluated at the end: taught0" in text
+    assert "left out, as a run before has the same settings and seed: again" in text
+    assert "group 2: taught1, seed 1" in text and "no seed is in both" in text

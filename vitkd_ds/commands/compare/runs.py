@@ -1,0 +1,143 @@
+"""Read a run folder, finished or still going: its settings, its newest evaluation, its size and its speed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Sequence
+
+from vitkd_ds.checkpoint.folder import FREE_KEYS, flattened
+from vitkd_ds.train.statistics import wilson_interval
+
+EVALUATED = ("val_num_images", "val_top1", "val_top5")
+"""Keys that a line of metrics.jsonl has if it is of an evaluation; with a teacher it has more."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run folder says of its run."""
+
+    folder: Path
+    name: str
+    """Name of the folder, after as many of those above it as tell it from the other runs."""
+    config: dict[str, Any]
+    """Content of config.json."""
+    lines: list[dict[str, Any]]
+    """The whole lines of metrics.jsonl."""
+    evaluation: dict[str, Any]
+    """The newest of them that is of an evaluation."""
+    summary: dict[str, Any] | None
+    """Content of summary.json; None while the run is not finished."""
+    wall_s: float | None
+    """Seconds of the last start, with evaluations and checkpoints; None while the run is not finished, and if
+    the files' times were lost when the folder was copied."""
+
+    @property
+    def num_images(self) -> int:
+        """Validation images that were evaluated."""
+        return int(self.evaluation["val_num_images"])
+
+    @property
+    def top1(self) -> float:
+        """The student's top-1 in percent."""
+        return self.evaluation["val_top1"]
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95 % interval of the top-1 over the validation images, in percent."""
+        return wilson_interval(self.num_images, round(self.top1 * self.num_images / 100))
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run is finished and the evaluation is that of its last step."""
+        return self.summary is not None and self.summary["steps"] == self.evaluation["step"]
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Training images per second of all ranks; None before the first line that says it."""
+        whole_run = self.summary["images_per_s"] if self.summary else None
+        logged = [line["images_per_s"] for line in self.lines if line.get("images_per_s")]
+        return whole_run or (logged[-1] if logged else None)
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config["run"]["seed"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Dotted key -> value of what decides what is learned, but for the seed."""
+        return {key: value for key, value in flattened(self.config["run"]).items() if key not in FREE_KEYS | {"seed"}}
+
+    def size(self, role: str, what: str) -> float | None:
+        """Return the "parameters" or "gflops" of the "student" or "teacher"; None if there is no such model, or if the
+        run is of a version that did not write them."""
+        model = self.config["models"][role] if "models" in self.config else None
+        return model[what] if model else None
+
+
+def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl that are of evaluations, in their order."""
+    return [line for line in lines if all(isinstance(line.get(key), int | float) for key in EVALUATED)]
+
+
+def read_results(runs: Sequence[str]) -> list[Result]:
+    """Read run folders; raises ValueError for one that is no run, has no evaluation yet, or is given twice."""
+    places = [Path(run).resolve() for run in runs]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise ValueError(f"each run must be given once, found {runs[number]} again: leave one of the two out")
+    return [_read(Path(run), name) for run, name in zip(runs, _names(places), strict=True)]
+
+
+def _read(folder: Path, name: str) -> Result:
+    config_file, metrics_file = folder / "config.json", folder / "metrics.jsonl"
+    if not config_file.is_file():
+        raise ValueError(f"{folder} must be a run folder, found no {config_file}: give what train.py had as --workdir")
+    config = _read_json(config_file, "run", "plan", "world_size")
+    lines = _whole_lines(metrics_file.read_text(errors="replace")) if metrics_file.is_file() else []
+    evaluated = evaluations(lines)
+    if not evaluated:
+        raise ValueError(f"{folder} must have evaluated its student, found none in {metrics_file}: wait for one")
+    summary = wall_s = None
+    if (folder / "done").is_file():
+        summary = _read_json(folder / "summary.json", "steps", "images_per_s")
+        # config.json is written when data and engines are ready: training, evaluations and checkpoints count.
+        wall_s = (folder / "done").stat().st_mtime - config_file.stat().st_mtime
+        wall_s = wall_s if wall_s > 0 else None
+    return Result(folder, name, config, lines, evaluated[-1], summary, wall_s)
+
+
+def _read_json(file: Path, *keys: str) -> dict[str, Any]:
+    """Content of a JSON file that must have `keys`."""
+    try:
+        content = json.loads(file.read_text())
+        missing = [key for key in keys if key not in content]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} must be readable JSON, as a run writes it, found {error}: restore the file") from None
+    if missing:
+        raise ValueError(f"{file} must hold {', '.join(keys)}, found no {', '.join(missing)}: restore the file")
+    return content
+
+
+def _whole_lines(text: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without those that were damaged, or cut while they were written."""
+    lines = []
+    for line in text.splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict) and isinstance(content.get("step"), int):
+            lines.append(content)
+    return lines
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as the others do not end in, at least its last part."""
+    names = []
+    for place in places:
+        others = [other.parts for other in places if other != place]
+        fitting = (place.parts[-length:] for length in range(1, len(place.parts)))
+        tail = next((tail for tail in fitting if all(other[-len(tail) :] != tail for other in others)), place.parts)
+        names.append(str(Path(*tail)))
+    return names

@@ -1,0 +1,102 @@
+"""Groups of runs that differ in their seed alone, and the differences between groups over the seeds that both have."""
+
+import json
+import statistics
+from typing import Any, Mapping, Sequence
+
+from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.train.statistics import t_interval
+
+MOST_KEYS, MOST_SEEDS = 6, 12
+"""Most settings, and most seeds, that a line names."""
+LONGEST_VALUE = 20
+"""Longest value of a setting that a line shows, in characters."""
+WIDEST = 120
+"""Characters of a line."""
+
+Group = dict[int, Result]
+"""Seed -> run, of runs whose settings are equal."""
+
+
+def groups_of(results: Sequence[Result]) -> list[Group]:
+    """Sort final results into groups, in the order of their first runs. What is not final would compare another length
+    of training, and a seed counts once: of two runs with equal settings and seed the first is taken."""
+    groups: list[Group] = []
+    for result in (result for result in results if result.is_final):
+        group = next((group for group in groups if _settings(group) == result.settings), None)
+        if group is None:
+            groups.append({result.seed: result})
+        else:
+            group.setdefault(result.seed, result)
+    return groups
+
+
+def differences_text(results: Sequence[Result], groups: Sequence[Group]) -> str:
+    """Say what each group is, and how it differs from the first; "" where nothing can be compared."""
+    grouped = [result for group in groups for result in group.values()]
+    lines = []
+    if len(grouped) > 1:
+        lines += [_group_line(number, group) for number, group in enumerate(groups, start=1)]
+    for number, group in enumerate(groups[1:], start=2):
+        lines += [_difference_line(number, group, groups[0]), _settings_line(number, group, groups[0])]
+    going = [result.name for result in results if not result.is_final]
+    if going and len(results) > 1:
+        lines.append(f"left out of groups and differences, as not evaluated at the end: {_shortened(going, MOST_KEYS)}")
+    if again := [result.name for result in results if result.is_final and result not in grouped]:
+        lines.append(f"left out, as a run before has the same settings and seed: {_shortened(again, MOST_KEYS)}")
+    return "\n".join(lines)
+
+
+def _group_line(number: int, group: Group) -> str:
+    """Name the runs of a group; of several seeds give the mean, the standard deviation and the interval."""
+    top1 = [result.top1 for result in group.values()]
+    line = f"group {number}: {_shortened([result.name for result in group.values()], 1)}, {_seeds(group)}"
+    if len(top1) == 1:
+        return line
+    low, high = t_interval(top1)
+    line += f": mean top-1 {statistics.mean(top1):.2f} %, std {statistics.stdev(top1):.2f}, n = {len(top1)}, "
+    return line + f"95 % interval [{low:.2f}, {high:.2f}]"
+
+
+def _difference_line(number: int, group: Group, first: Group) -> str:
+    """Give the mean difference in top-1 to the first group, over pairs of runs with the same seed."""
+    both = sorted(group.keys() & first.keys())
+    differences = [group[seed].top1 - first[seed].top1 for seed in both]
+    line = f"group {number} - group 1: "
+    if not both:
+        return line + "no seed is in both"
+    line += f"top-1 {statistics.mean(differences):+.2f} points, "
+    if len(both) == 1:
+        return line + f"{_seeds(both)}, one seed: no interval"
+    low, high = t_interval(differences)
+    return line + f"95 % interval [{low:+.2f}, {high:+.2f}], n = {len(both)} pairs, {_seeds(both)}"
+
+
+def _settings_line(number: int, group: Group, first: Group) -> str:
+    """Name the settings in which a group differs from the first, with its own values where they are short."""
+    own, others = _settings(group), _settings(first)
+    keys = [key for key in own | others if own.get(key) != others.get(key) or (key in own) != (key in others)]
+    # A part that only one of the two has, such as teacher, is named once. Keys of the whole run come first.
+    keys = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
+    words = [_with_value(key, own) for key in sorted(keys, key=lambda key: (key.count("."), key))]
+    lines = [f"group {number} differs in: {_shortened(words, most)}" for most in range(MOST_KEYS, 0, -1)]
+    return next((line for line in lines if len(line) <= WIDEST), lines[-1])
+
+
+def _settings(group: Group) -> Mapping[str, Any]:
+    return next(iter(group.values())).settings
+
+
+def _with_value(key: str, settings: Mapping[str, Any]) -> str:
+    value = settings.get(key, "")
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{key}={text}" if 0 < len(text) <= LONGEST_VALUE else key
+
+
+def _seeds(seeds: Any) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {_shortened(list(map(str, sorted(seeds))), MOST_SEEDS)}"
+
+
+def _shortened(words: Sequence[str], most: int) -> str:
+    rest = len(words) - most
+    return ", ".join(words) if rest <= 0 else f"{', '.join(words[:most])} and {rest} more"

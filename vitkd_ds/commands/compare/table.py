@@ -1,0 +1,125 @@
+"""The rows of a comparison, as a table to read and as CSV."""
+
+import csv
+import io
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Sequence
+
+from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.commands.compare.seeds import WIDEST, Group
+
+if TYPE_CHECKING:
+    from vitkd_ds.commands.compare.speed import Speeds  # imports torch
+
+ACCURACY = (
+    ("", "run"), ("student top-1 %", "[95 % interval]"), ("top-5", "%"), ("teacher", "top-1 %"), ("agree-", "ment %"),
+)  # fmt: skip
+COST = (
+    ("params", "M"), ("", "GFLOPs"), ("training", "images/s"), ("", "time"), ("", "ranks"), ("inference", "images/s"),
+    ("x its", "teacher"),
+)  # fmt: skip
+LONG_S = 7200
+"""Seconds from which a time is given in hours."""
+
+
+def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
+    """Make a table with a row per run, under a line that says what was evaluated and measured, and on what."""
+    counts = sorted({result.num_images for result in results})
+    images = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    about = f"{images} validation images" + (f"; inference on {speeds.device}" if speeds else "")
+    rows = [ACCURACY + COST] + [
+        (*_accuracy(result), *_cost(result, *both))
+        for result, both in zip(results, speeds.images_per_s if speeds else repeat((None, None)))
+    ]
+    lines = _lines(rows)
+    # A table with long names is cut in two, before the student's size.
+    if max(map(len, lines)) > WIDEST:
+        cut = len(ACCURACY)
+        lines = [*_lines([row[:cut] for row in rows]), "", *_lines([(row[0], *row[cut:]) for row in rows])]
+    return "\n".join([about, "", *lines])
+
+
+def _accuracy(result: Result) -> tuple[str, ...]:
+    found, (low, high) = result.evaluation, result.top1_interval
+    return (
+        result.name, f"{result.top1:.2f} [{low:.2f}, {high:.2f}]", f"{found['val_top5']:.2f}",
+        _number(found.get("val_teacher_top1"), ".2f"), _number(found.get("val_agreement"), ".2f"),
+    )  # fmt: skip
+
+
+def _cost(result: Result, student_images_per_s: float | None, teacher_images_per_s: float | None) -> tuple[str, ...]:
+    parameters = result.size("student", "parameters")
+    time = _time(result.wall_s) if result.is_final else f"at step {result.evaluation['step']}"
+    times = student_images_per_s / teacher_images_per_s if teacher_images_per_s else None
+    return (
+        _number(parameters and parameters / 1e6, ".2f"), _number(result.size("student", "gflops"), ".3g"),
+        _number(result.images_per_s, ",.0f"), time, str(result.config["world_size"]),
+        _number(student_images_per_s, ",.0f"), _number(times, ".1f"),
+    )  # fmt: skip
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.0f} s" if seconds < LONG_S else f"{seconds / 3600:.1f} h"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _lines(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Two lines of the header, whose cells are pairs, and one of each further row: names to the left, numbers right."""
+    (top, bottom), cells = zip(*rows[0]), rows[1:]
+    rows = [top, bottom, *cells]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(top))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in rows
+    ]
+
+
+def csv_text(results: Sequence[Result], groups: Sequence[Group], speeds: "Speeds | None") -> str:
+    """Make CSV with a header and a row per run; what is not known is empty."""
+    text = io.StringIO()
+    for number, result in enumerate(results):
+        both = speeds.images_per_s[number] if speeds else (None, None)
+        row = _record(result, groups, *both) | {"inference_device": speeds.device if speeds else None}
+        writer = csv.DictWriter(text, list(row), lineterminator="\n")
+        if not number:
+            writer.writeheader()
+        writer.writerow(row)
+    return text.getvalue().rstrip("\n")
+
+
+def _record(
+    result: Result, groups: Sequence[Group], student_images_per_s: float | None, teacher_images_per_s: float | None
+) -> dict[str, Any]:
+    found, (low, high) = result.evaluation, result.top1_interval
+    group = next((number for number, group in enumerate(groups, start=1) if result in group.values()), None)
+    # A name ends in its unit, as who reads CSV sees no other header.
+    return {
+        "run": result.name,
+        "folder": result.folder,
+        "seed": result.seed,
+        "group": group,
+        "step": found["step"],
+        "is_final": result.is_final,
+        "num_images": result.num_images,
+        "student_top1_percent": result.top1,
+        "student_top1_low_percent": low,
+        "student_top1_high_percent": high,
+        "student_top5_percent": found["val_top5"],
+        "teacher_top1_percent": found.get("val_teacher_top1"),
+        "agreement_percent": found.get("val_agreement"),
+        "student_parameters": result.size("student", "parameters"),
+        "student_gflops": result.size("student", "gflops"),
+        "teacher_parameters": result.size("teacher", "parameters"),
+        "teacher_gflops": result.size("teacher", "gflops"),
+        "training_images_per_s": result.images_per_s,
+        "wall_time_s": result.wall_s,
+        "ranks": result.config["world_size"],
+        "student_inference_images_per_s": student_images_per_s,
+        "teacher_inference_images_per_s": teacher_images_per_s,
+        "inference_times_teacher": student_images_per_s / teacher_images_per_s if teacher_images_per_s else None,
+    }
