@@ -53,6 +53,30 @@ def test_vitkd_is_its_twin_also_on_grids_that_are_not_square(grid, dims, ratio):
     assert terms["generate"].item() == pytest.approx(generate, rel=1e-12)
 
 
+@pytest.mark.parametrize("grid, dims, times", [((3, 3), (4, 6), 196 * 384 / 54), ((14, 14), (8, 384), 1.0)])
+def test_scaled_weights_are_the_papers_for_as_many_summands_as_there_are(grid, dims, times):
+    plain, scaled = (ViTKDLoss(*dims, alpha=0.1, beta=0.2, scaled=is_scaled).double() for is_scaled in (False, True))
+    scaled.load_state_dict(plain.state_dict())
+    inputs = features(grid, *dims)
+    before, found = call(plain, inputs), call(scaled, inputs)
+    for name in ("mimic", "generate", "total"):
+        assert found[name].item() == pytest.approx(times * before[name].item(), rel=1e-12)
+    assert times != 1 or all(torch.equal(found[name], before[name]) for name in found), (
+        "the paper's pair stays as it is"
+    )
+
+
+def test_scaled_weights_go_by_the_students_grid_to_which_the_teachers_is_resized():
+    plain, scaled = (
+        ViTKDLoss(4, 6, student_grid=(4, 4), teacher_grid=(8, 8), scaled=is_scaled).double() for is_scaled in (0, 1)
+    )
+    scaled.load_state_dict(plain.state_dict())
+    student, teacher = features((4, 4), 4, 6), features((8, 8), 4, 6)
+    mixed = student | {name: teacher[name] for name in ("teacher_shallow", "teacher_deep")}
+    ratio = call(scaled, mixed)["total"] / call(plain, mixed)["total"]
+    assert ratio.item() == pytest.approx(196 * 384 / (16 * 6), rel=1e-6)
+
+
 @pytest.mark.parametrize("tokens, ratio, masked", [(196, 0.5, 98), (49, 0.5, 25), (25, 0.75, 19), (49, 0.3, 15)])
 def test_exactly_the_official_number_of_tokens_is_masked(tokens, ratio, masked):
     loss, seen, side = ViTKDLoss(4, 4, mask_ratio=ratio).double(), [], int(tokens**0.5)

@@ -53,6 +53,20 @@ def test_blocks_that_do_not_ascend_within_the_model_are_refused(blocks):
         tap_features(model, torch.zeros(1, 3, 32, 32), blocks=blocks)
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "regnety_002"])
+@torch.no_grad()
+def test_other_models_give_logits_alone_and_say_so_where_blocks_are_tapped(name):
+    model, images = timm.create_model(name, num_classes=7).eval(), torch.randn(2, 3, 64, 64)
+    features = tap_features(model, images, blocks=())
+    assert torch.equal(features.logits_BK, model(images)) and features[1:] == (None, None)
+    with pytest.raises(
+        ValueError, match=f"must be a timm VisionTransformer, found a {type(model).__name__}: give blocks="
+    ):
+        tap_features(model, images)
+    vit, _ = build("deit")
+    assert tap_features(vit, images[:, :, :32, :32], blocks=())[1:] == (None, None)
+
+
 def test_train_mode_and_gradients_are_the_models_own():
     model, _ = build("deit", drop_path_rate=0.5)
     features = tap_features(model.train(), torch.randn(4, 3, 32, 32))
