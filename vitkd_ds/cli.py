@@ -167,8 +167,9 @@ def pack(src: str, dst: str, **options: Any) -> None:
     Usage: pack SRC DST [--passthrough] [--max_resolution 500 | --short_side N] [--write_mode jpg|raw|proportion]
     [--quality 90] [--shuffle] [--workers N] [--skip_bad] [--restart] [--labels FILE] [--classes FILE] [--split NAME],
     where SRC is an ImageFolder tree, ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar (--labels: the devkit, or a
-    text file), WebDataset tars (a folder, a tar, or a pattern in quotes; --classes names the numbers), or a Hugging
-    Face data set (a save_to_disk folder, or a folder of parquet files; --split).
+    text file), WebDataset tars (a folder, a tar, or a pattern in quotes), or a Hugging Face data set (a save_to_disk
+    folder, or a folder of parquet files; --split). --classes, for an ImageFolder tree or WebDataset tars, is a text
+    file with a class name per line in label order, or another .beton; classes without images may be among them.
     """
     from vitkd_ds.commands.pack import pack as pack_images
 

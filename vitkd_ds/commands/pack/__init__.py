@@ -41,7 +41,8 @@ def pack(
         src: class folders, ImageNet's or WebDataset's tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
         dst: a path ending in .beton that does not exist yet, in a folder that does.
         labels: file with the labels of ImageNet's validation tar.
-        classes: file with a class name per line, for WebDataset's tars with numbers.
+        classes: file with a class name per line in label order, or a .beton with these classes, for class folders and
+            WebDataset's tars; it may name classes without images.
         split: name of the split to read, where a Hugging Face folder has several.
         write_mode: jpg (small, decoded when read), raw (pixels: fast and large), or proportion (half of each).
         max_resolution: longest side in pixels, larger images are scaled down; 0 keeps every size. None is 500, and 0
