@@ -22,7 +22,7 @@ def evaluate_exported(
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        val: a .beton; "" is the run's own.
+        val: a .beton, whose classes must be among the student's; "" is the run's own.
         teacher: timm name; "" is the run's teacher, and none outside a run folder.
         teacher_checkpoint: a local file with the teacher's weights, or hub; "" is hub.
         micro_batch_size: images per forward.
@@ -52,9 +52,8 @@ def evaluate_exported(
         teacher_config = TeacherConfig(model=teacher, checkpoint=teacher_checkpoint or "hub")
     elif teacher_checkpoint:
         raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
-    loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, device=device)
-    if list(loader.classes) != description["classes"]:
-        raise ValueError(f"{val} must have the student's classes in order, found others than in {folder / DESCRIPTION}")
+    classes = tuple(description["classes"])
+    loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, classes=classes, device=device)
     features = _teacher_features(teacher_config, data, device) if teacher_config else None
     return evaluate(model, loader, normalization=build.normalization_of(model), teacher=features)
 

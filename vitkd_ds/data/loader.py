@@ -197,7 +197,7 @@ def build_loader(
         augment: what follows the crop in training, on the device; None is nothing. Mixing is `vitkd_ds.data.mixing`'s.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
-        classes: those of the training images, which those of val must equal; None compares their number alone.
+        classes: the training images' in label order, by whose names the labels of val are numbered; None takes its own.
         device: where micro-batches are put.
         compile: torch.compile the augmentation; on a CPU it is slower so.
 

@@ -185,7 +185,7 @@ def check_top1(patient: Patient) -> Iterator[Row]:
     device, teacher = patient.device, patient.parts.teacher
     data = replace(run.data, max_val_images=min(TOP1_IMAGES, run.data.max_val_images or TOP1_IMAGES))
     micro = min(TOP1_MICRO_BATCH[device.type], patient.split.micro_batch_size)
-    loader = open_split(replace(run, data=data), "val", micro, device)
+    loader = open_split(replace(run, data=data), "val", micro, device, classes=classes)
     counts = torch.zeros(2, dtype=torch.float64, device=device)
     start = time.monotonic()
     with closing(loader.epoch(0)) as micro_batches:
