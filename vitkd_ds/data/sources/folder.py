@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def has_class_folders(src: Path) -> bool:
     """Whether some folder in `src` holds an image; looks no further than the first one."""
-    return src.is_dir() and any(is_image(path) for _, path in _files(src, _class_names(src)))
+    return src.is_dir() and any(is_image(path) for _, path in _files(src, class_names(src)))
 
 
 def has_loose_images(src: Path) -> bool:
@@ -62,7 +62,7 @@ def list_images(src: Path, classes_file: str = "") -> Source:
 
 def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
     """Class names in label order: the folders, sorted, or those of the file, which each folder must be among."""
-    folders = _class_names(src)
+    folders = class_names(src)
     if not classes_file:
         return tuple(folders)
     classes = read_classes(classes_file)
@@ -77,7 +77,8 @@ def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
     return classes
 
 
-def _class_names(src: Path) -> list[str]:
+def class_names(src: Path) -> list[str]:
+    """The names of the class folders in `src`, sorted; hidden ones are left out."""
     return sorted(entry.name for entry in os.scandir(src) if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -87,7 +88,7 @@ def _files(src: Path, classes: Sequence[str]) -> Iterator[tuple[int, str]]:
     listed twice, perhaps as two classes."""
     stat = os.stat(src)
     visited = {(stat.st_dev, stat.st_ino): str(src)}
-    known = set(_class_names(src))  # a class that is called a/b or .. is no way into another folder
+    known = set(class_names(src))  # a class that is called a/b or .. is no way into another folder
     for label, class_name in [(label, name) for label, name in enumerate(classes) if name in known]:
         for root, folders, names in os.walk(src / class_name, followlinks=True):
             stat = os.stat(root)
