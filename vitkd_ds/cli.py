@@ -225,7 +225,8 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str 
     """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
 
     Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node
-    and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu.
+    and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu. Images are
+    counted where --data.train is a .beton; without it the numbers are those of ImageNet.
     """
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe, found none: name an ImageNet recipe")
