@@ -187,20 +187,29 @@ def late(tmp_path):
     return src
 
 
-def started(src, *, ranks=("0",)):
-    """Processes that pack `src` as a run would; the first packs when this returns."""
-    processes, notes = [], Path(f"{partial_path(src.with_name(src.name + '.beton'))}.journal")
-    for rank in ranks:
-        words = [sys.executable, "-u", "-c", PROGRAM, str(src), "demo", "2"]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes.append(subprocess.Popen(words, env=os.environ | {"RANK": rank}, cwd=ROOT, **streams))
-        wait_until(lambda: notes.exists() and notes.stat().st_size > 2000, processes)
-    return processes
+@pytest.fixture
+def start():
+    """A function that starts processes which pack a folder as a run would; the first packs when it returns."""
+    processes = []
+
+    def start_all(src, *ranks):
+        notes = Path(f"{partial_path(src.with_name(src.name + '.beton'))}.journal")
+        for rank in ranks:
+            words = [sys.executable, "-u", "-c", PROGRAM, str(src), "demo", "2"]
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            processes.append(subprocess.Popen(words, env=os.environ | {"RANK": rank}, cwd=ROOT, **streams))
+            wait_until(lambda: notes.exists() and notes.stat().st_size > 2000, processes)
+        return processes
+
+    yield start_all
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
-def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path):
+def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path, start):
     src = late(tmp_path)
-    processes = started(src, ranks=("0", "1", "0"))
+    processes = start(src, "0", "1", "0")
     time.sleep(7)  # the third waits for the lock for 5 s
     assert all(process.poll() is None for process in processes)
     feed(src)
@@ -213,9 +222,9 @@ def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_run_that_is_ended_while_it_packs_goes_on_with_it(tmp_path, caplog, number):
+def test_a_run_that_is_ended_while_it_packs_goes_on_with_it(tmp_path, caplog, start, number):
     src = late(tmp_path)
-    (process,) = started(src)
+    (process,) = start(src, "0")
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     said = end(process, workers, number)
     assert process.returncode != 0 and not (tmp_path / "images.beton").exists()
