@@ -113,6 +113,7 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
     (["train", "--recipe=./none", "--debug"], "--debug needs the name of a recipe, found --recipe ./none"),
     (["show", "demo", "--recipe=no/run"], "no/run must hold a run"),
     (["doctor", "--recipe=no/run"], "no/run must hold a run"),
+    (["doctor", "--epochs=2"], "optim.warmup_epochs must be less than epochs"),
     (["plan", "--recipe=no/run"], "no/run must hold a run"),
 ])  # fmt: skip
 def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message):

@@ -142,6 +142,7 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
         if console.is_first_rank():
             print(json.dumps(as_dict(run), indent=2))
         return
+    run = _with_packed_folders(run)
     from vitkd_ds.engine.processes import leave
     from vitkd_ds.train.loop import train as train_run
 
@@ -154,6 +155,19 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
         watchdog.report(error)
         os._exit(1)
     leave()
+
+
+def _with_packed_folders(run: Run) -> Run:
+    """The run that reads .betons where its data are class folders, which are packed at their first use."""
+    from vitkd_ds.commands.pack.folders import pack_folders
+
+    try:
+        return pack_folders(run)
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped before the images were packed; the same command goes on", file=sys.stderr)
+        sys.exit()
 
 
 @_command()
@@ -173,8 +187,9 @@ def pack(src: str, dst: str, **options: Any) -> None:
     Usage: pack SRC DST [--passthrough] [--max_resolution 500 | --short_side N] [--write_mode jpg|raw|proportion]
     [--quality 90] [--shuffle] [--workers N] [--skip_bad] [--restart] [--labels FILE] [--classes FILE] [--split NAME],
     where SRC is an ImageFolder tree, ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar (--labels: the devkit, or a
-    text file), WebDataset tars (a folder, a tar, or a pattern in quotes; --classes names the numbers), or a Hugging
-    Face data set (a save_to_disk folder, or a folder of parquet files; --split).
+    text file), WebDataset tars (a folder, a tar, or a pattern in quotes), or a Hugging Face data set (a save_to_disk
+    folder, or a folder of parquet files; --split). --classes, for an ImageFolder tree or WebDataset tars, is a text
+    file with a class name per line in label order, or another .beton; classes without images may be among them.
     """
     from vitkd_ds.commands.pack import pack as pack_images
 
@@ -247,7 +262,8 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str 
     """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
 
     Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node
-    and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu.
+    and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu. Images are
+    counted where --data.train is a .beton; without it the numbers are those of ImageNet.
     """
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe, found none: name an ImageNet recipe")

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT
-from vitkd_ds.checkpoint.lock import LockLost, RunLock
+from tests.checkpoint.test_failing_saves import limit_file_size
+from tests.conftest import ROOT, finish_ranks, start_ranks
+from vitkd_ds.checkpoint.lock import LockFailed, LockLost, RunLock
 
 
 def locked_by(workdir, **holder):
@@ -111,3 +112,69 @@ def test_of_many_jobs_one_takes_over(tmp_path):
         for job in jobs:
             job.communicate("\n", timeout=30)
         assert sorted(answers) == ["got it"] + ["refused"] * 4
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A function that mounts a small disk of its own and fills it: with bytes, with files, or write-protected."""
+    mounted = []
+
+    def mount(kind):
+        place = tmp_path / kind
+        place.mkdir()
+        options = {"full": "size=16k", "no more files": "nr_inodes=3", "read-only": "size=16k"}[kind]
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True).returncode:
+            pytest.skip("a disk can be mounted by root alone")
+        mounted.append(place)
+        (place / "used").mkdir()
+        if kind == "full":
+            with pytest.raises(OSError, match="No space left"):
+                (place / "filler").write_bytes(bytes(2**20))
+        elif kind == "no more files":
+            (place / "filler").touch()
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+def refused_for_want_of(error, workdir):
+    before = sorted(workdir.parents[1].rglob("*"))
+    with pytest.raises(LockFailed, match=f"must write '{workdir}/lock' before it starts, found .*{error}.*: free"):
+        acquired(workdir)
+    assert sorted(workdir.parents[1].rglob("*")) == before, "nothing is left behind"
+
+
+@pytest.mark.parametrize("kind, error", [
+    ("full", "No space left"), ("no more files", "No space left"), ("read-only", "Read-only file system"),
+])  # fmt: skip
+def test_a_disk_that_cannot_be_written_is_a_sentence_and_nothing_is_left_on_it(disk, kind, error):
+    place = disk(kind)
+    for workdir in (place / "runs" / "new", place / "used"):
+        refused_for_want_of(error, workdir)
+
+
+def test_a_lock_that_is_cut_short_where_there_are_no_links_does_not_stay(tmp_path, monkeypatch):
+    def no_links(source, path):
+        limit_file_size(0)
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    try:
+        refused_for_want_of("File too large", tmp_path / "runs" / "new")
+    finally:
+        limit_file_size(-1)
+    monkeypatch.undo()
+    acquired(tmp_path / "runs" / "new").release()
+
+
+def test_training_on_a_full_disk_ends_with_code_1_and_a_line_of_each_rank(disk, demo_cache):
+    workdir = disk("full") / "run"
+    command = ("train.py", "--recipe=demo_plain", "--debug", f"--workdir={workdir}")
+    for said in finish_ranks(start_ranks(2, *command), codes=[1, 1]):
+        assert f"LockFailed: a run must write '{workdir}/lock' before it starts, found" in said, said
+        assert "Traceback" not in said
+    assert not workdir.exists()

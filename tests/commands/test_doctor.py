@@ -13,12 +13,16 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
+from tests.data.conftest import write_images
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.commands.doctor import data, folder, machine, models, network, rows
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.models.build import DEMO_TEACHER
 from vitkd_ds.recipes import build_run
+from vitkd_ds.train.schedule import split_batch
 
+CPU = torch.device("cpu")
 PREAMBLE = """
 import os
 rank = os.environ["RANK"]
@@ -113,7 +117,7 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path]).returncode:
         pytest.skip("needs to mount a small file system")
     run = replace(build_run("demo"), workdir=str(tmp_path / "run"))
-    patient = rows.Patient(run, torch.device("cpu"), ["here"], num_trained=100_000)
+    patient = rows.Patient(run, CPU, ["here"], num_trained=100_000)
     try:
         found = {row.name: row for row in folder.check_folder(patient)}
     finally:
@@ -156,6 +160,25 @@ def test_the_node_with_the_slow_link_is_named():
     assert row.level == "warning"
     assert_found(row.found, "a - c, 2.00 GB/s each way, 0.30 ms", "c is in all slow ones")
     assert network.slowest_row(speeds | {("a", "c"): (9.0, 0.1), ("b", "c"): (8.0, 0.1)}).level == "ok"
+
+
+def test_the_teacher_is_counted_with_trainings_numbers_whatever_the_order_of_validation(tmp_path):
+    src, names = write_images(tmp_path / "images", 12), tmp_path / "names"
+    names.write_text("b\na\n")
+    path = str(pack(src, tmp_path / "val.beton", classes=str(names), write_mode="raw", workers=1).path)
+    run = build_run("demo")
+    data = replace(run.data, train=path, val=path, image_size=16, num_classes=2, num_workers=1)
+    run = replace(run, data=data, teacher=replace(run.teacher, checkpoint="hub"))
+
+    def all_knowing(images_BCHW):  # the red of an image is 20 times its number, which is even in class a
+        number_B = images_BCHW[:, 0, 0, 0].long() // 20
+        return SimpleNamespace(logits_BK=torch.nn.functional.one_hot(number_B % 2, 2))
+
+    patient = rows.Patient(run, CPU, ["here"], split=split_batch(4, world_size=1, limit=4), is_teacher_trained=True)
+    patient.parts = SimpleNamespace(teacher=all_knowing, teacher_answers=True)
+    patient.loaders["val"] = SimpleNamespace(classes=("a", "b"))
+    (row,) = models.check_top1(patient)
+    assert "top-1 100.0 % on 12 images" in row.found
 
 
 def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp_path, monkeypatch):
@@ -208,7 +231,7 @@ def test_weights_are_not_fetched_and_random_ones_stand_in(monkeypatch, role, cha
 @pytest.mark.parametrize("whole, level, shares", [(48, "ok", "1 micro-batches x 48"), (106, "warning", "53 micro")])
 def test_a_global_batch_that_falls_apart_into_tiny_micro_batches_is_a_warning(whole, level, shares):
     run = replace(build_run("demo"), global_batch_size=whole)
-    (row,) = models.check_settings(rows.Patient(run, torch.device("cpu")))
+    (row,) = models.check_settings(rows.Patient(run, CPU))
     assert row.level == level and f"1 ranks x {shares}" in row.found
 
 

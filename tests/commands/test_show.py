@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from PIL import Image
 
 from tests.data.conftest import write_images
 from vitkd_ds.cli import parse_run
+from vitkd_ds.commands import show as show_module
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.commands.show import COLUMNS, ROWS, _caption, show
+from vitkd_ds.data.loader import build_loader
+from vitkd_ds.data.mixing import mix_step
 
 SMALL = {"data.train": "demo", "data.num_classes": "10", "data.image_size": "32"}
 
@@ -43,4 +47,34 @@ def test_class_names_with_newlines_and_foreign_bytes_are_shown_escaped(tmp_path)
     os.rename(src / "ok", os.fsencode(src) + b"/\xff\xfe")
     path = pack(src, tmp_path / "x.beton", workers=1).path
     show(parse_run((), SMALL | {"data.train": str(path), "data.num_classes": "3"}), tmp_path / "grid.png")
-    assert _caption(torch.tensor([0.0, 1.0]), ("a", "b\n\udcff'\\c")) == ["1.00 b\\n\\udcff'\\c"]
+    assert _caption(torch.tensor([0.0, 1.0]), ("a", "b\n\udcff'\\c")) == ["b\\n\\udcff'\\c"]
+
+
+def captions_of(run, tmp_path, monkeypatch):
+    """What stands below each image of the grid."""
+    grid = Mock(wraps=show_module._grid)
+    monkeypatch.setattr(show_module, "_grid", grid)
+    show(run, tmp_path / "grid.png")
+    return grid.call_args.args[1]
+
+
+@pytest.mark.parametrize("mixing", [{}, {"augment.mixup_alpha": "0.8", "augment.mix_mode": "element"}])
+def test_captions_are_classes_and_their_shares_in_the_image_whatever_the_label_smoothing(tmp_path, monkeypatch, mixing):
+    names, smoothing = ("ant", "bird", "cat"), 0.3
+    path = pack(write_images(tmp_path / "images", 40, classes=names), tmp_path / "x.beton", workers=1).path
+    flags = {"data.train": str(path), "data.num_classes": "3", "data.image_size": "32", "augment.mixup_alpha": "0",
+             "augment.cutmix_alpha": "0", "losses.ce.label_smoothing": str(smoothing)} | mixing  # fmt: skip
+    run = parse_run((), flags)
+    loader = build_loader(run.data, split="train", augment=run.augment, micro_batch_size=32, seed=run.seed)
+    images, labels = next(loader.epoch(0))
+    _, targets = mix_step(run, images, labels, step=0, place=0)
+    expected = []
+    for target in targets.double().tolist():
+        shares = sorted((((part - smoothing / 3) / (1 - smoothing), name) for part, name in zip(target, names)))[::-1]
+        (most, first), (other, second) = shares[:2]
+        expected.append([f"{most:.2f} {first}", f"{other:.2f} {second}"] if other > 0.01 else [first])
+    if not mixing:
+        assert expected == [[names[label]] for label in labels]
+    else:
+        assert 16 < sum(len(lines) == 2 for lines in expected) < 32, "some met an image of their own class"
+    assert captions_of(run, tmp_path, monkeypatch) == expected

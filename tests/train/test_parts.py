@@ -1,5 +1,6 @@
 """Class names: labels of training, validation and teacher must mean the same."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import torch
 
 from tests.data.conftest import write_images
 from vitkd_ds.commands.pack import pack
+from vitkd_ds.config.run import TeacherConfig
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.recipes import build_run
-from vitkd_ds.train.parts import build_parts
+from vitkd_ds.train.parts import build_parts, check_teacher_classes, open_split
 
 
 @pytest.mark.parametrize("found, message", [
@@ -20,24 +22,46 @@ from vitkd_ds.train.parts import build_parts
     (tuple("abcdefg"), "no 'cat', 'dog' and also 'a', 'b', 'c', 'd', 'e' and 2 more:"),
 ])  # fmt: skip
 def test_what_is_missing_or_too_much_or_the_first_difference_is_named(found, message):
-    check_classes(("cat", "dog"), ("cat", "dog"), source="data.val")
-    with pytest.raises(ValueError, match=f"data.val must have the classes of data.train.*{message}"):
-        check_classes(("cat", "dog"), found, source="data.val")
+    check_classes(("cat", "dog"), ("cat", "dog"), source="t.json")
+    with pytest.raises(ValueError, match=f"t.json must have the classes of data.train in the same order.*{message}"):
+        check_classes(("cat", "dog"), found, source="t.json")
 
 
-@pytest.mark.parametrize("missing, error", [
-    ("bird", "data.val must have the classes of data.train in the same order, found no 'bird': pack both"),
-    ("", "data.train must have data.num_classes=2 classes, found 3 .* set --data.num_classes=3"),
+def run_of(train, val, num_classes):
+    run = build_run("demo_plain", debug=True)
+    data = replace(run.data, train=str(train), val=str(val), num_classes=num_classes, num_workers=1)
+    return replace(run, data=data, global_batch_size=4, micro_batch_size_per_gpu=4)
+
+
+@pytest.mark.parametrize("num_classes, error", [
+    (2, "data.val must have no classes but those of data.train, found also 'birds' .*did you mean bird"),
+    (3, "data.train must have data.num_classes=3 classes, found 2 .* set --data.num_classes=2"),
 ])  # fmt: skip
-def test_a_class_that_validation_lacks_is_named_before_the_run(tmp_path, missing, error):
+def test_a_class_that_training_lacks_is_named_before_the_run(tmp_path, num_classes, error):
+    src = write_images(tmp_path / "images", 12, classes=("ant", "bird"))
+    train = pack(src, tmp_path / "train.beton", workers=1).path
+    (src / "bird").rename(src / "birds")
+    val = pack(src, tmp_path / "val.beton", workers=1).path
+    with pytest.raises(ValueError, match=error):
+        build_parts(run_of(train, val, num_classes), torch.device("cpu"))
+
+
+def test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order(tmp_path):
     src = write_images(tmp_path / "images", 12, classes=("ant", "bird", "cat"))
     train = pack(src, tmp_path / "train.beton", workers=1).path
-    if missing:
-        shutil.rmtree(src / missing)
-    val = pack(src, tmp_path / "val.beton", workers=1).path
-    run = build_run("demo_plain", debug=True)
-    data = replace(run.data, train=str(train), val=str(val), num_classes=3 if missing else 2, num_workers=1)
-    run = replace(run, data=data, global_batch_size=4, micro_batch_size_per_gpu=4)
-    with pytest.raises(ValueError, match=error) as caught:
-        build_parts(run, torch.device("cpu"))
-    assert not missing or "num_classes" not in str(caught.value)
+    (tmp_path / "names").write_text("cat\nbird\n")
+    shutil.rmtree(src / "ant")
+    val = pack(src, tmp_path / "val.beton", classes=str(tmp_path / "names"), workers=1).path
+    run = run_of(train, val, 3)
+    loader = open_split(run, "val", 12, torch.device("cpu"), classes=("ant", "bird", "cat"))
+    assert loader.classes == ("ant", "bird", "cat") and next(loader.epoch(0))[1].tolist() == [2] * 4 + [1] * 4
+    (tmp_path / "t.json").write_text(json.dumps({"classes": ["cat", "bird", "ant"]}))
+    run = replace(run, teacher=TeacherConfig("deit_tiny_patch16_224", checkpoint=str(tmp_path / "t.safetensors")))
+    features = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=1))
+    assert not check_teacher_classes(replace(run, losses=features), loader.classes), "no logits are compared"
+    with pytest.raises(ValueError, match="t.json must have the classes of data.train in the same order"):
+        check_teacher_classes(
+            replace(run, losses=replace(features, nkd=replace(features.nkd, weight=1))), loader.classes
+        )
+    (tmp_path / "t.json").write_text(json.dumps({"classes": list(loader.classes)}))
+    assert check_teacher_classes(replace(run, losses=features), loader.classes)

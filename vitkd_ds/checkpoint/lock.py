@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ class LockLost(RuntimeError):
     """Another job has this run folder."""
 
 
+class LockFailed(OSError):
+    """The lock cannot be written: the disk is full, read-only or away."""
+
+
 class RunLock:
     """The lock of a run folder."""
 
@@ -40,16 +45,27 @@ class RunLock:
 
         Raises:
             ValueError: another job has it.
+            LockFailed: it cannot be written; nothing is left behind.
         """
-        self.made_folder = not self.path.parent.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        mine = self.path.with_name(f".lock.{self.me['token']}")
-        mine.write_text(json.dumps(self.me))
+        folder, mine = self.path.parent, self.path.with_name(f".lock.{self.me['token']}")
+        made = [above for above in (folder, *folder.parents) if not above.exists()]
+        self.made_folder = bool(made)
         try:
-            while not self._try(mine):
-                pass
-        finally:
-            mine.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                mine.write_text(json.dumps(self.me))
+                while not self._try(mine):
+                    pass
+            finally:
+                mine.unlink(missing_ok=True)
+        except OSError as error:
+            with suppress(OSError):  # the disk may be gone, and the first error says more
+                for above in made:
+                    above.rmdir()
+            raise LockFailed(
+                f"a run must write {str(self.path)!r} before it starts, found {error}: free space on its disk, make it "
+                f"writable, or give another --workdir"
+            ) from error
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
 
     def _try(self, mine: Path) -> bool:
@@ -176,7 +192,12 @@ def _create(path: Path, source: Path) -> None:
         raise
     except OSError:  # a file system without links
         with path.open("x") as file:
-            file.write(source.read_text())
+            try:
+                file.write(source.read_text())
+                file.flush()
+            except OSError:  # an empty lock would hold the folder
+                path.unlink()
+                raise
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def evaluate_exported(
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        val: a .beton; "" is the run's own.
+        val: a .beton, whose classes must be among the student's; "" is the run's own.
         teacher: timm name, or a run, checkpoint or exported student; "" is the run's teacher, and none outside a run
             folder.
         teacher_checkpoint: a local file with the weights of a named teacher, or hub; "" is hub.
@@ -65,10 +65,9 @@ def evaluate_exported(
         teacher_config = TeacherConfig(model=teacher, checkpoint=teacher_checkpoint or "hub")
     elif teacher_checkpoint:
         raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
-    loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, device=device)
-    if list(loader.classes) != description["classes"]:
-        raise ValueError(f"{val} must have the student's classes in order, found others than in {folder / DESCRIPTION}")
-    if teacher_config and not _has_classes(teacher_config, loader.classes):
+    classes = tuple(description["classes"])
+    loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, classes=classes, device=device)
+    if teacher_config and not _has_classes(teacher_config, classes):
         teacher_config = None
     features = _teacher_features(teacher_config, data, device) if teacher_config else None
     return evaluate(model, loader, normalization=build.normalization_of(model), teacher=features)

@@ -3,31 +3,37 @@
 The images are what a run with this seed and micro-batches of 32 trains on first, after crops, augmentation and mixing.
 """
 
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from vitkd_ds.commands.fonts import find_font
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.images import open_images
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.mixing import mix_step
 
 ROWS, COLUMNS = 4, 8
-CAPTION_LINES, LINE_PIXELS = 2, 12
+CAPTION_LINES, LINE_PIXELS, BASELINE_PIXELS = 2, 12, 9
+"""Lines below an image, pixels from one to the next, and from the top of a line to the foot of its letters."""
 MIN_CELL_PIXELS = 128
 """Smaller images are enlarged, pixel by pixel."""
 MIN_PART = 0.01
-"""Labels with less of the target than this are not written; label smoothing gives each class a little."""
+"""Labels with less of the image than this are not written."""
 
 
 def show(run: Run, dst: Path) -> Path:
     """Write a grid of augmented, mixed training images with their labels to the PNG `dst`, replacing any; return `dst`.
 
+    An image of one class has its name below, one that was mixed of two each name with its share.
+
     Args:
-        run: its data.train, augment, losses.ce.label_smoothing and seed decide.
+        run: its data.train, augment and seed decide.
 
     Raises:
         ValueError: the data does not fit the run, or `dst` is no .png.
@@ -39,8 +45,10 @@ def show(run: Run, dst: Path) -> Path:
     images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
     size = min(ROWS * COLUMNS, len(images.labels))
     loader = build_loader(run.data, split="train", augment=run.augment, micro_batch_size=size, seed=run.seed)
+    # Smoothing gives every class a little of every label, which says nothing about the image, and draws nothing.
+    unsmoothed = replace(run, losses=replace(run.losses, ce=replace(run.losses.ce, label_smoothing=0.0)))
     with closing(loader.epoch(0)) as micro_batches:
-        images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=0, place=0)
+        images_BCHW, targets_BK = mix_step(unsmoothed, *next(micro_batches), step=0, place=0)
     pixels_BHWC = images_BCHW.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     captions = [_caption(target_K, loader.classes) for target_K in targets_BK]
     _grid(pixels_BHWC, captions).save(dst)
@@ -48,8 +56,9 @@ def show(run: Run, dst: Path) -> Path:
 
 
 def _caption(target_K: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
-    largest = zip(*target_K.topk(min(CAPTION_LINES, len(classes))), strict=True)
-    return [f"{part:.2f} {_one_line(classes[label])}" for part, label in largest if part > MIN_PART]
+    largest = zip(*(found.tolist() for found in target_K.topk(min(CAPTION_LINES, len(classes)))), strict=True)
+    shares = [(part, _one_line(classes[label])) for part, label in largest if part > MIN_PART]
+    return [f"{part:.2f} {name}" for part, name in shares] if len(shares) > 1 else [shares[0][1]]
 
 
 def _one_line(name: str) -> str:
@@ -63,11 +72,20 @@ def _grid(pixels_BHWC: np.ndarray, captions: list[list[str]]) -> Image.Image:
     cell = size * max(1, -(-MIN_CELL_PIXELS // size))
     row_pixels = cell + CAPTION_LINES * LINE_PIXELS
     canvas = Image.new("RGB", (COLUMNS * cell, ROWS * row_pixels), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
+    draw, font = ImageDraw.Draw(canvas), find_font(["…", *(line for lines in captions for line in lines)])
     for number, (pixels_HWC, lines) in enumerate(zip(pixels_BHWC, captions, strict=True)):
         left, top = number % COLUMNS * cell, number // COLUMNS * row_pixels
         canvas.paste(Image.fromarray(pixels_HWC).resize((cell, cell), Image.Resampling.NEAREST), (left, top))
         for line, text in enumerate(lines):
-            shown = text if draw.textlength(text, font) < cell else text[: cell // 6 - 1] + "…"
-            draw.text((left + 1, top + cell + line * LINE_PIXELS), shown, fill="black", font=font)
+            foot = (left + 1, top + cell + line * LINE_PIXELS + BASELINE_PIXELS)
+            draw.text(foot, _fitting(text, lambda shown: font.getlength(shown) < cell), "black", font, anchor="ls")
     return canvas
+
+
+def _fitting(text: str, fits: Callable[[str], bool]) -> str:
+    """The text, or as much of its beginning as fits with three dots behind."""
+    if fits(text):
+        return text
+    while text and not fits(f"{text}…"):
+        text = text[:-1]
+    return f"{text}…"

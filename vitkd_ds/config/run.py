@@ -66,8 +66,8 @@ class DataConfig(Part, place="data"):
     """Source and crops of the images."""
 
     train: str
-    """Path of the training .beton, or of a folder per class, which `train` packs once into FOLDER.beton beside it;
-    "demo" is the data inside the package."""
+    """Path of the training .beton, or of a folder that holds a folder per class, which `train` packs, once, into
+    FOLDER.beton beside it; "demo" is the data inside the package."""
     val: str
     """The same for the validation images, which may lack classes of the training images."""
     image_size: Annotated[int, within("[1, 4096]")]

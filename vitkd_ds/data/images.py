@@ -1,5 +1,6 @@
 """A split's images, opened: from the run's settings to one of the two backends, with the checks that opening allows."""
 
+import logging
 import os
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -8,9 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 from vitkd_ds.data.demo import demo_beton
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
 MOST_LISTED = 5
@@ -46,8 +50,15 @@ class Images(Protocol):
 def open_images(
     data: DataConfig, *, split: str, seed: int, micro_batch_size: int, classes: tuple[str, ...] | None = None
 ) -> Images:
-    """Open the images of a split in the backend that `data` names. Raises ValueError for an unfit file, number of
-    classes, label, or other classes than `classes`; None compares their number with data.num_classes alone."""
+    """Open the images of a split in the backend that `data` names.
+
+    Args:
+        classes: the training images' in label order. Those of the split may be fewer, or in another order: its labels
+            are numbered anew by name. None takes the split's own, whose number must be data.num_classes.
+
+    Raises:
+        ValueError: an unfit file, number of classes or label, or a class that `classes` lacks.
+    """
     key, path = f"data.{split}", data.train if split == "train" else data.val
     crops = crops_of(data, split=split, seed=seed)
     sizes = {"micro_batch_size": micro_batch_size, "num_workers": data.num_workers or len(os.sched_getaffinity(0))}
@@ -65,9 +76,10 @@ def open_images(
         from vitkd_ds.data.beton.stream import CropLoader
 
         images = CropLoader(Path(path), crops, is_quasi_random=is_quasi_random, **sizes)
+    _check_labels(images, key)
     if classes is not None:
-        check_classes(classes, images.classes, source=key)
-    _check_labels(images, data.num_classes, key)
+        _renumber(images, classes, key)
+    _check_num_classes(images, data.num_classes, key)
     return images
 
 
@@ -79,9 +91,29 @@ def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreC
     return TrainCrops(seed, data.image_size, scale, ratio, flip, data.interpolation)
 
 
+def _renumber(images: Images, classes: tuple[str, ...], key: str) -> None:
+    """Give images the labels that training has for the names of their classes, and its classes."""
+    found = images.classes
+    if found == classes:
+        return
+    position = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in found if name not in position]
+    if unknown:
+        raise ValueError(
+            f"{key} must have no classes but those of data.train, found also {_listed(unknown)} in {images.path!r} "
+            f"({nearest(unknown[0], classes)}): pack both with the same --classes, or rename the class"
+        )
+    if len(found) < len(classes):
+        logger.info("%s has %d of the %d classes of data.train", key, len(found), len(classes))
+    else:
+        logger.info("%s has the %d classes of data.train in another order", key, len(classes))
+    images.labels = np.array([position[name] for name in found], np.int64)[images.labels]
+    images.classes = classes
+
+
 def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: str) -> None:
-    """Check that `source` has the classes of data.train in their order. If not, raise a ValueError that lists the names
-    which only one of them has, or else the first difference."""
+    """Check that `source`, which belongs to a teacher, has the classes of data.train in their order. If not, raise a
+    ValueError that lists the names which only one of them has, or else the first difference."""
     if found == expected:
         return
     known, wanted = set(found), set(expected)
@@ -92,7 +124,7 @@ def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: 
             differences = [f"class {i} {other!r} where data.train has {name!r}"]
     raise ValueError(
         f"{source} must have the classes of data.train in the same order, found "
-        f"{' and '.join(differences)}: pack both from the same class folders, or take another teacher"
+        f"{' and '.join(differences)}: pack the images with --classes in the teacher's order, or take another teacher"
     )
 
 
@@ -101,15 +133,21 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:MOST_LISTED])) + more
 
 
-def _check_labels(images: Images, num_classes: int, key: str) -> None:
-    path, found, labels = images.path, len(images.classes), images.labels
+def _check_labels(images: Images, key: str) -> None:
+    labels, num_classes = images.labels, len(images.classes)
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels of {key} must be in [0, {num_classes}), found {labels.min()} to {labels.max()} in "
+            f"{images.path!r}: pack the images again"
+        )
+
+
+def _check_num_classes(images: Images, num_classes: int, key: str) -> None:
+    found = len(images.classes)
     if found != num_classes:
         remedy = f"set --data.num_classes={found}, or give other images"
         if key == "data.val":
-            remedy = "give images of all classes of data.train, packed from the same class folders"
-        raise ValueError(f"{key} must have data.num_classes={num_classes} classes, found {found} in {path!r}: {remedy}")
-    if labels.min() < 0 or labels.max() >= num_classes:
+            remedy = "give images of all classes, or build_loader the classes of data.train"
         raise ValueError(
-            f"labels of {key} must be in [0, {num_classes}), found {labels.min()} to {labels.max()} in {path!r}: pack "
-            f"the images again"
+            f"{key} must have data.num_classes={num_classes} classes, found {found} in {images.path!r}: {remedy}"
         )

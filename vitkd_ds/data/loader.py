@@ -17,15 +17,17 @@ from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.bad_images import PADDING_LABEL, handle_bad_images
 from vitkd_ds.data.draws import image_keys
 from vitkd_ds.data.images import SPLITS, Images, open_images
+from vitkd_ds.data.normalize import Statistics, build_normalizer
 from vitkd_ds.data.transfer import RecycledMemory
 
 CPU = torch.device("cpu")
 MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
-"""images_BCHW (uint8, RGB, channels last in memory) and labels_B (int64), both on the loader's device and copies."""
+"""images_BCHW (uint8, or fp32 if they are normalised; RGB, channels last in memory) and labels_B (int64), both on the
+loader's device and copies."""
 
 
 class Loader:
-    """Micro-batches of one split for one rank; made by `build_loader`.
+    """Micro-batches of one split for one rank; made by `build_loader`. Its length is `num_batches`.
 
     Attributes:
         classes: names in label order.
@@ -37,12 +39,13 @@ class Loader:
 
     def __init__(self, images: Images, data: DataConfig, augment: AugmentConfig, *, split: str, rank: int,
                  world_size: int, micro_batch_size: int, global_batch_size: int, seed: int, device: torch.device,
-                 compile: bool):  # fmt: skip
+                 compile: bool, normalize: Statistics | None):  # fmt: skip
         self.path, self.classes, self.fingerprint = images.path, images.classes, images.fingerprint
         self._images, self._data, self._seed, self._device = images, data, seed, device
         self._rank, self._sizes = rank, {"world_size": world_size, "micro_batch_size": micro_batch_size}
         self._is_train, self._repeats, self._global_batch_size = split == "train", augment.repeats, global_batch_size
         self.num_skipped = 0
+        self._normalize = build_normalizer(normalize, device) if normalize is not None else None
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
         self._memory = RecycledMemory()
         self._state, self._iterator = {"epoch": 0, "images": 0}, None
@@ -57,6 +60,9 @@ class Loader:
             rows_per_rank = -(-self._num_val_images // world_size)
             self.num_batches = self.steps_per_epoch = -(-rows_per_rank // micro_batch_size)
         self._num_rows = self.steps_per_epoch * global_batch_size  # that all ranks together take of a training epoch
+
+    def __len__(self) -> int:
+        return self.num_batches
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
         """Iterate over one epoch.
@@ -181,13 +187,14 @@ class Loader:
 
     def _augmented(self, images_BCHW: torch.Tensor, samples: np.ndarray) -> torch.Tensor:
         keys_B = image_keys(samples["index"], samples["repeat"], seed=self._seed, epoch=int(samples["epoch"][0]))
-        return self._augmenter(images_BCHW, keys_B)
+        augmented_BCHW = self._augmenter(images_BCHW, keys_B)
+        return augmented_BCHW if self._normalize is None else self._normalize(augmented_BCHW)
 
 
 def build_loader(
     data: DataConfig, *, split: str, augment: AugmentConfig | None = None, rank: int = 0, world_size: int = 1,
     micro_batch_size: int, global_batch_size: int | None = None, seed: int = 0, classes: tuple[str, ...] | None = None,
-    device: torch.device | str = CPU, compile: bool = False,
+    device: torch.device | str = CPU, compile: bool = False, normalize: Statistics | None = None,
 ) -> Loader:  # fmt: skip
     """Open the images of one split for one rank; all checks of them run here, before training.
 
@@ -197,12 +204,14 @@ def build_loader(
         augment: what follows the crop in training, on the device; None is nothing. Mixing is `vitkd_ds.data.mixing`'s.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
-        classes: those of the training images, which those of val must equal; None compares their number alone.
+        classes: the training images' in label order, by whose names the labels of val are numbered; None takes its own.
         device: where micro-batches are put.
         compile: torch.compile the augmentation; on a CPU it is slower so.
+        normalize: None leaves the images uint8; (mean, std), each of 3 numbers for images in 0..1, gives fp32 images
+            (x / 255 - mean) / std.
 
     Raises:
-        ValueError: an unfit file, class count, label, batch size or rank.
+        ValueError: an unfit file, class count, label, batch size, rank or normalisation.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
@@ -220,4 +229,5 @@ def build_loader(
     return Loader(
         images, data, augment or AugmentConfig(), split=split, rank=rank, world_size=world_size, seed=seed,
         micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, device=device, compile=compile,
+        normalize=normalize,
     )  # fmt: skip

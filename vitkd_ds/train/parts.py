@@ -115,7 +115,8 @@ def split_of(run: Run) -> BatchSplit:
 def open_split(
     run: Run, split: str, micro_batch_size: int, device: torch.device, *, classes: tuple[str, ...] | None = None
 ) -> Loader:
-    """This rank's loader of `split`, train or val, whose classes must be those given. Raises as `build_loader` does."""
+    """This rank's loader of `split`, train or val, whose classes must be among those given and get their numbers.
+    Raises as `build_loader` does."""
     is_train = split == "train"
     return build_loader(
         replace(run.data, num_workers=run.data.num_workers or num_cpus()),

@@ -15,6 +15,7 @@ import time
 import traceback
 from typing import Iterable, Iterator, TypeVar
 
+from vitkd_ds.checkpoint.lock import LockFailed
 from vitkd_ds.train import console, signals
 
 T = TypeVar("T")
@@ -98,6 +99,6 @@ def report(error: BaseException) -> None:
         hint = "out of memory: lower --micro_batch_size_per_gpu"
     elif isinstance(error, RuntimeError) and any(sign in text for sign in PEER_SIGNS):
         hint = "another rank ended, or cannot be reached: its own last lines, or its node's log, say why"
-    if not hint.startswith("another"):
+    if not hint.startswith("another") and not isinstance(error, LockFailed):  # a full disk needs no traceback
         logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     logger.error("%s: %s. %s: %s", where(), hint, type(error).__name__, text)

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class, stored
 from tests.data.conftest import write_images
 from tests.data.test_image_file import file_of, photograph, zeroed
-from vitkd_ds.commands import pack as pack_module
+from vitkd_ds.commands.pack import images as pack_module
 from vitkd_ds.commands.pack import pack, writer
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.side_file import side_path

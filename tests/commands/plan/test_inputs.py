@@ -10,10 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import ROOT
+from tests.data.conftest import write_images
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.commands.plan.hardware import HARDWARE, Rate
 from vitkd_ds.commands.plan.inputs import inputs_of
 from vitkd_ds.commands.plan.predict import Layout, images_per_s, memory_bytes
 from vitkd_ds.commands.plan.text import plan_text
+from vitkd_ds.data.beton.format import read_tables
 from vitkd_ds.engine.ds_config import TEACHER_FILES
 from vitkd_ds.recipes import build_run
 
@@ -136,3 +139,31 @@ def test_disk_and_file_follow_from_bytes_and_images():
     per_s = int(re.search("images/s +([0-9,]+)", text)[1].replace(",", ""))
     disk = re.search(r"disk +([0-9,]+) MB/s +until the file is in memory \(74 GB", text)[1]
     assert int(disk) == pytest.approx(per_s * 0.057596, abs=1)
+
+
+def test_the_own_file_gives_images_and_bytes_and_what_follows_from_them(tmp_path, monkeypatch):
+    run = build_run("deit_base_from_deit3_large")
+    run = replace(run, global_batch_size=8, micro_batch_size_per_gpu=8)
+    twice = pack(write_images(tmp_path / "images", 40), tmp_path / "own.beton", write_mode="raw", workers=1)
+    mean = read_tables(twice.path).allocations["size"].mean()
+    own = replace(run, data=replace(run.data, train=str(twice.path)))
+    assumed, text = (plan_text(one, nodes=1, gpus=1) for one in (run, own))
+    step_s = float(re.search(r"step +([0-9.]+) ms", text)[1]) / 1e3
+    per_s = int(re.search("images/s +([0-9,]+)", text)[1].replace(",", ""))
+    (steps,) = re.findall(r" h +([0-9,]+) steps of 8 images", text)
+    hours = float(re.search(r"epochs +([0-9.e-]+) h", text)[1])
+    assert steps == "5" and hours == pytest.approx(run.epochs * 5 * step_s / 3600, rel=0.06)
+    disk, size = re.search(r"disk +([0-9,]+) MB/s +until the file is in memory \(([0-9.e-]+) GB", text).groups()
+    assert int(disk) == pytest.approx(per_s * mean / 1e6, abs=1)
+    assert float(size) == pytest.approx(40 * mean / 1e9, rel=0.05)
+    assert re.search(rf"an epoch +40 images +counted: {twice.path}, whole steps", text)
+    assert re.search(rf"images on disk +{mean / 1e3:.1f} kB an image +counted: {twice.path}$", text, re.M)
+    assert re.search(r"an epoch +1,281,167 images +counted: ImageNet-1k's training set", assumed)
+    row = H100.measured.loader.row
+    assert re.search(rf"images on disk +57.6 kB an image +measured, row {row}: ImageNet's", assumed)
+    assert "160,145 steps of 8 images" in assumed and "(74 GB" in assumed
+    with pytest.raises(ValueError, match="found 40 training images and global_batch_size 48"):
+        plan_text(replace(own, global_batch_size=48), nodes=1, gpus=1)
+    twice.path.write_bytes(twice.path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="own.beton' must be .* bytes long"):
+        plan_text(own, nodes=1, gpus=1)

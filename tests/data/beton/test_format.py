@@ -140,7 +140,7 @@ def test_other_fields_are_refused(tmp_path, names):
     ({"lengths": None}, "lengths is missing"), ({"classes": 5}, "classes is of another"),
     ({"classes": [1, 2]}, "classes is of another"), ({"classes": ["a", "a"]}, "name each class once"),
     ({"shuffled": "no"}, "shuffled is of another"), ({"num_images": "22"}, "num_images is of another"),
-    ({"tables_crc32": 7}, "must have tables of CRC32 7 by its side file"),
+    ({"source": 5}, "source is of another"), ({"tables_crc32": 7}, "must have tables of CRC32 7 by its side file"),
     ({"lengths": "AAAA"}, "must hold 32-bit numbers in base64 as 'lengths'"),
     ({"crc32s": "no base64!"}, "must hold 32-bit numbers in base64 as 'crc32s'"),
     ({"crc32s": 5}, "must hold 32-bit numbers in base64 as 'crc32s'"),

@@ -189,7 +189,7 @@ def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
     (folder / "0.tar").unlink()
     refused(folder, split="train", match="--split does not belong to ImageFolder")
     (folder / "n09").mkdir()
-    refused(folder, match="each class folder must have images.*n09")
+    refused(folder, match="each class folder must have images.*n09.* or give --classes a file")
     tree(tmp_path / "hollow", "x.JPEG")
     refused(tmp_path / "hollow", match="holds images without a class .*validation tar itself, with --labels")
 
@@ -211,3 +211,28 @@ def test_links_are_followed_but_to_no_folder_twice_and_another_source_has_anothe
     with (tmp_path / "train" / "c" / "x.jpg").open("ab") as file:
         file.write(b"\0")
     assert open_source(tmp_path / "train").fingerprint() != before
+
+
+def test_a_class_list_gives_folders_their_labels_and_may_name_classes_without_images(tmp_path):
+    src = tree(tmp_path / "val", **{f"{name}/{i}.jpg": jpeg(i) for i, name in enumerate(("cat", "ant", "dog"))})
+    (src / "eel").mkdir()
+    names = tmp_path / "names.txt"
+    names.write_text("\ufeffdog\n\n eel\nbee \ncat\nant\n../val/cat\n", encoding="utf-8")
+    source = open_source(src, classes=str(names))
+    assert source.classes == ("dog", "eel", "bee", "cat", "ant", "../val/cat") and source.labels.tolist() == [0, 3, 4]
+    assert everything(source) == [("dog", jpeg(2)), ("cat", jpeg(0)), ("ant", jpeg(1))]
+    assert source.fingerprint() != open_source(tree(src, "eel/x.jpg")).fingerprint()
+    (src / "eel" / "x.jpg").unlink()
+    packed = pack(src, tmp_path / "val.beton", classes=str(names), workers=1)
+    assert packed.classes == source.classes and read_beton(packed.path)[2].tolist() == [0, 3, 4]
+    again = open_source(src, classes=str(packed.path))
+    assert again.classes == source.classes and again.labels.tolist() == [0, 3, 4]
+    for text, message in (
+        ("dog\nants\neel", r"the 3 classes of '.*names.txt', found '.*val/ant' \(did you mean ants.\) and 1 more"),
+        ("dog\neel\ncat\nant\ndog", "must name each class once, found 'dog' 2 times"),
+        ("\n \n", "must name a class per line, found none"),
+    ):
+        names.write_text(text)
+        refused(src, classes=str(names), match=message)
+    refused(src, classes=str(src), match="--classes must be a text file or a .beton, found .*Is a directory")
+    refused(src, classes=str(tmp_path / "none.beton"), match="must have its side file")

@@ -5,6 +5,7 @@ import gzip
 import pytest
 
 from tests.commands.pack.test_pack import names_in
+from tests.data.conftest import write_beton
 from tests.data.sources.test_sources import everything, jpeg, refused, write_tar
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton, read_beton
@@ -52,9 +53,12 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
     refused(numbers, match="every class number must occur, found none of 1 below 3: give --classes")
     more = write_tars(tmp_path / "more", ["3", "4"])
     refused(more, **listed, match="be one of 4, found '4' at 'train-000000.tar/part/0001.JPEG'")
-    refused(names, classes=str(tmp_path / "no"), match="must be a text file, found .*No such file")
+    refused(names, classes=str(tmp_path / "no"), match="must be a text file or a .beton, found .*No such file")
     (tmp_path / "classes.txt").write_text("cat\ncat\n")
-    refused(names, **listed, match="must name each class once")
+    refused(names, **listed, match="must name each class once, found 'cat' 2 times")
+    train = write_beton(tmp_path / "beton", 4)
+    pets = write_tars(tmp_path / "pets", ["b", "a", "b"])
+    assert open_source(pets, classes=str(train)).labels.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("members, message", [

@@ -35,8 +35,8 @@ NETWORK = re.compile(
 
 
 def check_images(patient: Patient, split: str) -> Iterator[Row]:
-    """Open a split as training does, and read samples of it on all ranks at once. The classes of val must be those of
-    train, where that could be opened. Collective."""
+    """Open a split as training does, and read samples of it on all ranks at once. The classes of val must be among
+    those of train, where that could be opened. Collective."""
     needed(patient.split, "the settings")
     name, run, train = f"data.{split}", patient.run, patient.loaders.get("train")
     run = replace(run, compile=False, micro_batch_size_per_gpu=min(MICRO_BATCH, run.micro_batch_size_per_gpu))

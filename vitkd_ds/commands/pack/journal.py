@@ -37,6 +37,10 @@ LOCK_PATIENCE_S = 5.0
 """How long to wait for a lock: the workers of a run that was killed just now may still hold it."""
 
 
+class PackedElsewhere(ValueError):
+    """Another process packs into the same file."""
+
+
 class Journal:
     """An unfinished .beton and the journal beside it, which `open_journal` opens and closes.
 
@@ -107,7 +111,7 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
         num_threads: threads that check the images that are there.
 
     Raises:
-        ValueError: another process packs into this file, or it was begun with other settings.
+        ValueError: another process packs into this file (PackedElsewhere), or it was begun with other settings.
     """
     partial = partial_path(dst)
     notes = partial.with_name(f"{partial.name}.journal")
@@ -205,7 +209,7 @@ def _locked(path: Path, dst: Path) -> int:
                 raise
             if time.monotonic() > deadline:
                 os.close(descriptor)
-                raise ValueError(
+                raise PackedElsewhere(
                     f"only one run may pack into {str(dst)!r}, found another at work on it: wait for it, or end it"
                 ) from None
         os.close(descriptor)

@@ -130,7 +130,8 @@ def handled_by(handler: Callable | signal.Handlers, *numbers: signal.Signals) ->
 def _work(packing: Packing, descriptor: int, taken, next_page, pipe: Connection, parent: int) -> None:
     """In a worker: store chunks until none is left. Never raises; reports instead."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a worker must not write on when the parent is killed
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         pages = _Pages(descriptor, next_page, pipe)

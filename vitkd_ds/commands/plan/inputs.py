@@ -1,7 +1,8 @@
 """Collect the inputs of a prediction: measured speeds, the models' shapes and assumptions, each with its source."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from vitkd_ds.commands.plan import shapes
 from vitkd_ds.commands.plan.hardware import Hardware, Measured, Rate
 from vitkd_ds.commands.plan.predict import BACKWARD_PART, CONTEXT_BYTES, EFFICIENCY, LATENCY_S, Inputs
 from vitkd_ds.config.run import Run
+from vitkd_ds.data.beton.format import SUFFIX, read_beton
 from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config
 from vitkd_ds.models.build import build_student, build_teacher, check_pair
 from vitkd_ds.models.cost import num_parameters
@@ -20,6 +22,31 @@ FETCHES = 8
 """Modules that DeepSpeed enters up to the first block: ours, the patch embedding and its two parts, three that do
 nothing, the block."""
 IMAGENET_IMAGES = 1_281_167
+
+
+@dataclass(frozen=True)
+class TrainImages:
+    """Size of the training set."""
+
+    num_images: int
+    bytes_per_image: float
+    """Mean of the stored images."""
+    name: str
+    """The .beton that was counted, or ImageNet-1k where there is none."""
+    bytes_source: str
+    """Where `bytes_per_image` comes from."""
+
+
+def train_images(run: Run, hardware: Hardware) -> TrainImages:
+    """Count the images of data.train where it is a .beton that exists, else take ImageNet-1k's as the loader was
+    measured on them; raises ValueError for a .beton that is unfit."""
+    path = Path(run.data.train)
+    if path.suffix == SUFFIX and path.is_file():
+        info, stored, _ = read_beton(path)
+        return TrainImages(info.num_images, float(stored["size"].mean()), str(path), f"counted: {path}")
+    name, measured = "ImageNet-1k's training set", hardware.measured
+    source = f"measured, row {measured.loader.row}: ImageNet's, as the loader read them"
+    return TrainImages(IMAGENET_IMAGES, measured.loader_bytes_per_image, name, source)
 
 
 def inputs_of(run: Run, hardware: Hardware) -> Inputs:
@@ -86,7 +113,7 @@ def _zero_section(ds_config: str) -> dict[str, Any]:
 
 def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, str, str]]:
     """List every input: what it is, its value, and whether it was measured, counted or assumed."""
-    measured, num_blocks = hardware.measured, inputs.gathers - 1
+    measured, num_blocks, images = hardware.measured, inputs.gathers - 1, train_images(run, hardware)
     teacher_rate, student_rate = _rates(run, measured)
     step, same = f"measured, row {measured.step.row}", "(assumed the same for all pairs and micro-batches)"
     again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
@@ -132,5 +159,6 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
         ("loader", f"{measured.loader.images_per_s:,.0f} images/s a core, {measured.loader_bytes_per_image / 1e3:.1f} "
          "kB an image", f"measured, row {measured.loader.row} (a busy EPYC core; 500 pixels, quality 90; crop and flip "
          "alone)"),
-        ("an epoch", f"{IMAGENET_IMAGES:,} images", "counted: ImageNet-1k's training set, whole steps only"),
+        ("an epoch", f"{images.num_images:,} images", f"counted: {images.name}, whole steps only"),
+        ("images on disk", f"{images.bytes_per_image / 1e3:.1f} kB an image", images.bytes_source),
     ]  # fmt: skip

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from vitkd_ds.commands.plan import predict
 from vitkd_ds.commands.plan.hardware import Hardware, find_measured
-from vitkd_ds.commands.plan.inputs import IMAGENET_IMAGES, inputs_of, source_rows
+from vitkd_ds.commands.plan.inputs import TrainImages, inputs_of, source_rows, train_images
 from vitkd_ds.commands.plan.predict import Inputs, Layout
 from vitkd_ds.config.run import Run
+from vitkd_ds.data.order import steps_per_epoch
 from vitkd_ds.train.schedule import split_batch
 
 FULL = 0.9
@@ -23,10 +24,11 @@ def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str
     if min(nodes, gpus) < 1:
         raise ValueError(f"--nodes and --gpus must be positive, found {nodes} and {gpus}: GPUs are counted per node")
     kind = find_measured(hardware)
-    inputs, layout = inputs_of(run, kind), _layout(run, nodes, gpus)
+    inputs, layout, images = inputs_of(run, kind), _layout(run, nodes, gpus), train_images(run, kind)
     return "\n\n".join([
         f"{run.recipe} on {nodes} x {gpus} {hardware}: a prediction, not a measurement",
-        _speed(run, inputs, layout, kind), _memory(inputs, layout, kind), _per_node(inputs, layout, kind),
+        _speed(run, inputs, layout, kind, images), _memory(inputs, layout, kind),
+        _per_node(inputs, layout, kind, images),
         _more_gpus(run, inputs, kind), _placement(inputs, layout, kind),
         _section("inputs", source_rows(run, inputs, kind)),
     ])  # fmt: skip
@@ -37,20 +39,21 @@ def _layout(run: Run, nodes: int, gpus: int) -> Layout:
     return Layout(nodes, gpus, split.micro_batch_size, split.accumulation_steps, run.teacher.placement)
 
 
-def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
+def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainImages) -> str:
     seconds = predict.step_parts(inputs, layout, hardware)
     total, speed = sum(seconds.values()), predict.images_per_s(inputs, layout, hardware)
     sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     what = {"gradients": "their reduction", "weights": "their gather", "gathers": "of the teacher's weights"}
     left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB a GPU, what arithmetic does not hide" for part in sent}
-    steps = IMAGENET_IMAGES // run.global_batch_size
+    steps = steps_per_epoch(images.num_images, global_batch_size=run.global_batch_size)
+    hours = run.epochs * steps * total / 3600
     tflops = speed / layout.ranks * inputs.flops / 1e12
     return _section("speed", [
         ("images/s", f"{speed:,.0f}", f"{speed / layout.ranks:,.0f} a GPU"),
         ("step", f"{1e3 * total:.1f} ms", f"{layout.micro_batch} images x {layout.accumulation} a GPU"),
         *((f"  {part}", f"{1e3 * part_s:.1f} ms", left.get(part, "")) for part, part_s in seconds.items()),
         ("TFLOP/s a GPU", f"{tflops:.0f}", f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
-        (f"{run.epochs:g} epochs", f"{run.epochs * steps * total / 3600:.1f} h", f"{steps:,} steps of "
+        (f"{run.epochs:g} epochs", f"{hours:.1f} h" if hours >= 1 else f"{hours:.2g} h", f"{steps:,} steps of "
          f"{run.global_batch_size} images; without evaluations and checkpoints"),
     ])  # fmt: skip
 
@@ -63,14 +66,15 @@ def _memory(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     return _section("memory per GPU", [*rows, ("in all", f"{gib:.1f} GiB", f"of {hardware.memory_gib:g}: {fits}")])
 
 
-def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
+def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainImages) -> str:
     speed = predict.images_per_s(inputs, layout, hardware) / layout.nodes
     cores = speed * hardware.measured.loader.seconds
-    image_bytes = hardware.measured.loader_bytes_per_image
+    gigabytes = images.num_images * images.bytes_per_image / 1e9
+    size = f"{gigabytes:.0f}" if gigabytes >= 10 else f"{gigabytes:.2g}"
     return _section("per node", [
         ("loader cores", f"{cores:.0f}", f"{cores / layout.gpus_per_node:.1f} a GPU"),
-        ("disk", f"{speed * image_bytes / 1e6:,.0f} MB/s", "until the file is in memory "
-         f"({IMAGENET_IMAGES * image_bytes / 1e9:.0f} GB, read once if there is room)"),
+        ("disk", f"{speed * images.bytes_per_image / 1e6:,.0f} MB/s", "until the file is in memory "
+         f"({size} GB, read once if there is room)"),
     ])  # fmt: skip
 
 

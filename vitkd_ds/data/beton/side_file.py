@@ -44,6 +44,9 @@ class BetonInfo:
 SIDE_KEYS = tuple(f.name for f in fields(BetonInfo) if f.name != "path")
 TABLE_KEYS = ("tables_crc32", "lengths", "crc32s")
 """What the side file says of the .beton's tables, and of each image in order (base64 of little-endian 32-bit)."""
+SOURCE_KEY = "source"
+"""Fingerprint of the source that the images were packed from, without its path. Files of versions before 0.4, and the
+demo's, lack it."""
 
 
 def side_path(path: Path) -> Path:
@@ -51,9 +54,10 @@ def side_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def side_text(info: BetonInfo, *, tables_crc32: int, lengths: np.ndarray, crc32s: np.ndarray) -> str:
-    """Write the contents of the side file."""
+def side_text(info: BetonInfo, *, tables_crc32: int, lengths: np.ndarray, crc32s: np.ndarray, source: str = "") -> str:
+    """Write the contents of the side file; "" as `source` is left out."""
     rows = {"format": SIDE_FORMAT} | {key: getattr(info, key) for key in SIDE_KEYS} | {"tables_crc32": tables_crc32}
+    rows |= {SOURCE_KEY: source} if source else {}
     for key, numbers in (("lengths", lengths), ("crc32s", crc32s)):
         rows[key] = base64.b64encode(numbers.astype("<u4").tobytes()).decode("ascii")
     return json.dumps(rows, indent=1) + "\n"
@@ -82,6 +86,7 @@ def read_side(path: Path) -> dict:
         raise refuse(side, f"have the keys {', '.join(SIDE_KEYS + TABLE_KEYS)}", f"{', '.join(missing)} is missing")
     # What is read here ends up in messages and in comparisons, so each value must be of the type that was written.
     wrong = [f.name for f in fields(BetonInfo) if f.type in (int, bool, str) and type(values.get(f.name)) is not f.type]
+    wrong += [SOURCE_KEY] if not isinstance(values.get(SOURCE_KEY, ""), str) else []
     names = values["classes"]
     if wrong or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise refuse(side, "have values of the right types", f"{', '.join(wrong) or 'classes'} is of another")

@@ -13,7 +13,7 @@ from vitkd_ds.data.sources.source import Source
 from vitkd_ds.data.sources.webdataset import has_samples, open_samples
 
 KINDS: dict[str, tuple[Callable[[Path], bool], Callable[..., Source], str]] = {
-    "ImageFolder (a folder per class)": (has_class_folders, list_images, ""),
+    "ImageFolder (a folder per class)": (has_class_folders, list_images, "classes"),
     "ImageNet's training tar, or a folder of its class tars": (has_class_tars, open_class_tars, ""),
     "ImageNet's validation tar": (has_flat_images, open_flat_tar, "labels"),
     "WebDataset (a tar, folder or pattern of tars with KEY.jpg + KEY.cls)": (has_samples, open_samples, "classes"),
@@ -30,7 +30,7 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
 
     Args:
         labels: file with the labels of ImageNet's validation images.
-        classes: file with a class name per line, for WebDataset tars that hold numbers.
+        classes: file with a class name per line in label order, or a .beton, for class folders and WebDataset tars.
         split: name of the part to read, where a Hugging Face folder has several.
 
     Raises:

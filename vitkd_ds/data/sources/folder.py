@@ -2,12 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vitkd_ds.config.overrides import nearest
 from vitkd_ds.data.image_file import EXTENSIONS
+from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.data.sources.source import Source, is_image
 
 logger = logging.getLogger(__name__)
@@ -15,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def has_class_folders(src: Path) -> bool:
     """Whether some folder in `src` holds an image; looks no further than the first one."""
-    return src.is_dir() and any(is_image(path) for _, path in _files(src))
+    return src.is_dir() and any(is_image(path) for _, path in _files(src, class_names(src)))
 
 
 def has_loose_images(src: Path) -> bool:
@@ -23,19 +25,31 @@ def has_loose_images(src: Path) -> bool:
     return src.is_dir() and any(map(is_image, os.listdir(src)))
 
 
-def list_images(src: Path) -> Source:
-    """List the images below each class folder of `src`, in sorted order; hidden files and folders are left out. Raises
-    ValueError if a class folder has no image, or links lead to one folder twice."""
-    classes, images, others = class_names(src), [], []
-    for label, path in _files(src):
+def list_images(src: Path, classes_file: str = "") -> Source:
+    """List the images below each class folder of `src`, in the order of the classes; hidden files and folders are left
+    out.
+
+    Args:
+        classes_file: file that `read_classes` reads, which gives the classes their order and may name some without a
+            folder or without images. "" takes the folders, sorted.
+
+    Raises:
+        ValueError: a class folder has no image, or is none of those named, or links lead to one folder twice.
+    """
+    classes, images, others = _classes(src, classes_file), [], []
+    for label, path in _files(src, classes):
         (images if is_image(path) else others).append((label, path))
     labels, paths = [label for label, _ in images], [path for _, path in images]
     empty = set(range(len(classes))).difference(labels)
-    if empty:
+    if empty and not classes_file:
         raise ValueError(
             f"each class folder must have images ({' '.join(EXTENSIONS)}), found none in "
-            f"{str(src / classes[min(empty)])!r}: add some, or move the folder away"
+            f"{str(src / classes[min(empty)])!r}: add some, move the folder away, or give --classes a file with a name "
+            f"per line, or another .beton, whose classes need no images here"
         )
+    if empty:
+        found = (len(empty), len(classes), classes_file, str(src), classes[min(empty)])
+        logger.info("%d of the %d classes of %r have no images in %r, the first is %r", *found)
     if others:
         logger.warning("%d files without an image's ending are left out, the first is %r", len(others), others[0][1])
     try:
@@ -43,21 +57,39 @@ def list_images(src: Path) -> Source:
     except OSError as error:
         raise ValueError(f"every image must be readable, found {error}: repair or remove the file") from error
     labels = np.array(labels, np.int64)
-    return Source("ImageFolder", tuple(classes), labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
+    return Source("ImageFolder", classes, labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
+
+
+def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
+    """Class names in label order: the folders, sorted, or those of the file, which each folder must be among."""
+    folders = class_names(src)
+    if not classes_file:
+        return tuple(folders)
+    classes = read_classes(classes_file)
+    unknown = sorted(set(folders).difference(classes))
+    if unknown:
+        found = f"{str(src / unknown[0])!r} ({nearest(unknown[0], classes)})"
+        found += f" and {len(unknown) - 1} more" if unknown[1:] else ""
+        raise ValueError(
+            f"each class folder must be one of the {len(classes)} classes of {classes_file!r}, found {found}: add the "
+            f"name, or move the folder away"
+        )
+    return classes
 
 
 def class_names(src: Path) -> list[str]:
-    """Names of the class folders of `src`, in label order."""
+    """The names of the class folders in `src`, sorted; hidden ones are left out."""
     return sorted(entry.name for entry in os.scandir(src) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _files(src: Path) -> Iterator[tuple[int, str]]:
-    """The number of a class, and the path of a file below its folder, of each file that is not hidden, in sorted order.
-    Raises ValueError if a link leads to a folder that was visited already, because its images would be listed twice,
-    perhaps as two classes."""
+def _files(src: Path, classes: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The number of a class, and the path of a file below its folder, of each file that is not hidden, class by class
+    and sorted. Raises ValueError if a link leads to a folder that was visited already, because its images would be
+    listed twice, perhaps as two classes."""
     stat = os.stat(src)
     visited = {(stat.st_dev, stat.st_ino): str(src)}
-    for label, class_name in enumerate(class_names(src)):
+    known = set(class_names(src))  # a class that is called a/b or .. is no way into another folder
+    for label, class_name in [(label, name) for label, name in enumerate(classes) if name in known]:
         for root, folders, names in os.walk(src / class_name, followlinks=True):
             stat = os.stat(root)
             before = visited.setdefault((stat.st_dev, stat.st_ino), root)

@@ -26,11 +26,12 @@ class Source:
     read: Callable[[int], bytes]
     """Gives the bytes of the i-th image's file. Works in forked processes: nothing that has a position is shared."""
 
-    def fingerprint(self) -> str:
-        """A hash of names, sizes and labels; another one means other images."""
+    def fingerprint(self, *, without: str = "") -> str:
+        """A hash of names, sizes and labels; another one means other images. `without` is cut off the beginning of each
+        name: the path of a folder, so that it does not matter where the folder lies."""
         digest = hashlib.sha256(repr((self.kind, self.classes)).encode("utf-8", "surrogateescape"))
         for name in self.names:
-            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(name.removeprefix(without).encode("utf-8", "surrogateescape") + b"\0")
         digest.update(np.asarray(self.sizes, "<i8").tobytes() + np.asarray(self.labels, "<i8").tobytes())
         return digest.hexdigest()
 

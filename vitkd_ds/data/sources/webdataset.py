@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.data.sources.imagenet import CLASS_TAR, VAL_NAME, has_class_tars, has_flat_images
 from vitkd_ds.data.sources.source import Source
 from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
@@ -106,13 +107,7 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
     """Class names and the label of each sample, whose classes are numbers or names."""
     are_numbers = all(text.isdecimal() for text in texts)
     if classes_file:
-        try:
-            lines = Path(classes_file).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--classes must be a text file, found {error}: check the path") from error
-        classes = [line.strip() for line in lines if line.strip()]
-        if len(set(classes)) != len(classes):
-            raise ValueError(f"{classes_file!r} must name each class once, found a name twice: correct it")
+        classes = list(read_classes(classes_file))
         remedy = f"give the classes of these tars, not {classes_file!r}"
     elif are_numbers:
         classes = [str(number) for number in range(max(map(int, texts)) + 1)]

@@ -1,0 +1,31 @@
+"""Normalised images for those who train with a loop of their own; our models normalise for themselves."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+Statistics = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of each colour, for images in 0..1, as timm's `resolve_model_data_config` gives them."""
+
+
+def build_normalizer(statistics: Statistics, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make the function from images_BCHW, 0..255, to (images / 255 - mean) / std in fp32, on the same device and in the
+    same memory format. Raises ValueError unless `statistics` is a pair of 3 numbers each, of which std is positive."""
+    try:
+        mean_and_std = np.asarray(statistics, np.float64)
+    except (TypeError, ValueError):
+        mean_and_std = np.zeros(0)
+    is_fit = mean_and_std.shape == (2, 3) and np.isfinite(mean_and_std).all() and (mean_and_std[1] > 0).all()
+    if not is_fit:
+        raise ValueError(
+            f"normalize must be None or a pair (mean, std) of 3 numbers each, std above 0, found {statistics!r}: give "
+            f'(config["mean"], config["std"]) of timm\'s resolve_model_data_config'
+        )
+    mean_3, std_3 = mean_and_std
+    # (x / 255 - mean) / std in one pass over the images, which are copied anyhow when they become fp32.
+    scale_C11, shift_C11 = (
+        torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
+        for values in (1 / (255 * std_3), -mean_3 / std_3)
+    )
+    return lambda images_BCHW: images_BCHW.float().mul_(scale_C11).add_(shift_C11)
