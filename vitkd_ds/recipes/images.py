@@ -11,8 +11,8 @@ def images() -> Run:
     --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are folders with a folder per class, or .betons. Expected
     top-1: depends on the images; docs/images.md goes through it. Hardware: anything from two CPU cores on.
 
-    The classes are those of TRAIN. The learning rate is DeiT's, for the global batch; the warm-up is a part of the run;
-    ViTKD's weights are the paper's, scaled to the pair.
+    The classes are those of TRAIN. The warm-up is a part of the run, and ViTKD's weights are the paper's, scaled to the
+    pair.
     """
     return Run(
         recipe="images",
@@ -26,7 +26,7 @@ def images() -> Run:
             nkd=NKDTerm(weight=1),
             vitkd=ViTKDTerm(weight=1, scaled=True),
         ),
-        optim=OptimConfig(warmup_epochs=0, warmup_fraction=0.05, lr_batch_size=512),
+        optim=OptimConfig(lr=5e-4, lr_batch_size=128, warmup_epochs=0, warmup_fraction=0.05),
         global_batch_size=128,  # 1,000 images still give 7 updates an epoch
         micro_batch_size_per_gpu=128,
         epochs=100,
