@@ -46,9 +46,10 @@ class Teacher:
         ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
         resolve_auto(ds_config, world_size=ranks.world_size())
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
-        module = FeatureModule(model.requires_grad_(False), run.losses.tapped_blocks)
+        # Buffers too, such as a batch norm's: DeepSpeed rounds the parameters alone.
+        module = FeatureModule(model.requires_grad_(False), run.losses.tapped_blocks).to(self.dtype)
         if run.teacher.placement == "replica":
-            self.module = module.to(device=device, dtype=self.dtype)
+            self.module = module.to(device)
             if run.compile:
                 self.module.compile()
         else:

@@ -1,0 +1,70 @@
+"""Runs with teachers of other kinds: a convolutional network of logits, and tokens of a model with other classes."""
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import metrics_of, run_command, run_several
+from vitkd_ds.models.build import DEMO_TEACHER
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, small_beton, demo_cache):
+    """On two ranks: regnets as shard and replica, and the demo's teacher with a classifier for 7 classes."""
+    place = tmp_path_factory.mktemp("teachers")
+    torch.manual_seed(0)
+    save_file(timm.create_model("regnety_002", num_classes=10).state_dict(), place / "regnet.safetensors")
+    state = load_file(DEMO_TEACHER)
+    state |= {"head.weight": torch.zeros(7, 128), "head.bias": torch.zeros(7)}
+    save_file(state, place / "seven.safetensors")
+    base = ["--recipe=demo", "--debug", f"--data.train={small_beton}", f"--data.val={small_beton}", "--max_steps=3",
+            "--global_batch_size=8", "--micro_batch_size_per_gpu=4"]  # fmt: skip
+    regnet = [*base, "--teacher.model=regnety_002", f"--teacher.checkpoint={place / 'regnet.safetensors'}"]
+    logits = [*regnet, "--losses.vitkd.weight=0"]
+    commands = {
+        "shard": [*logits, "--teacher.placement=shard"], "replica": [*logits, "--teacher.placement=replica"],
+        "tokens": regnet,
+        "seven": [*base, f"--teacher.checkpoint={place / 'seven.safetensors'}", "--losses.nkd.weight=0"],
+        "seven_logits": [*base, f"--teacher.checkpoint={place / 'seven.safetensors'}"],
+    }  # fmt: skip
+    commands = {name: [*options, f"--workdir={place / name}"] for name, options in commands.items()}
+    return place, dict(zip(commands, run_several(2, place / "commands", list(commands.values())), strict=True))
+
+
+def test_a_convolutional_teacher_teaches_logits_as_a_shard_and_as_a_replica(outcomes):
+    place, found = outcomes
+    for name in ("shard", "replica"):
+        assert found[name]["summary"]["agreement"] is not None
+        assert re.search(r"teacher: regnety_002, 2.\d+ M parameters, [\d.]+ GFLOPs", found[name]["said"]), "no tokens"
+        assert "takes the place of recipe demo's deit3_small_patch16_224" in found[name]["said"]
+    shard, replica = (
+        [line["nkd"] for line in metrics_of(place / name) if "nkd" in line] for name in ("shard", "replica")
+    )
+    assert shard == pytest.approx(replica, rel=1e-2) and len(shard) == 3
+    assert "teacher.model must be a timm VisionTransformer, found regnety_002, a RegNet" in found["tokens"]["refused"]
+    assert "--losses.vitkd.weight=0" in found["tokens"]["refused"]
+
+
+def test_a_teacher_of_tokens_alone_may_have_other_classes_and_is_not_asked_for_answers(outcomes):
+    place, found = outcomes
+    summary = found["seven"]["summary"]
+    assert summary["teacher_top1"] is None is summary["agreement"] and summary["student_top1"] is not None
+    assert "has 7 classes, the data 10: the classifier is left out" in found["seven"]["said"]
+    assert {"vitkd_mimic", "vitkd_generate"} <= metrics_of(place / "seven")[0].keys()
+    assert "of another shape: head.weight (7, 128) for (10, 128)" in found["seven_logits"]["refused"]
+    done = run_command("vitkd-ds", "eval", place / "seven")
+    assert "agreement" not in done.stdout and "no logits for these classes: no agreement" in done.stderr
+
+
+def test_eval_takes_a_teacher_by_its_run_folder(outcomes):
+    place, _ = outcomes
+    words = ["vitkd-ds", "eval", place / "shard", "--teacher"]
+    itself = run_command(*words, place / "shard").stdout.split()
+    assert float(itself[itself.index("agreement") + 1]) == 100
+    other = run_command(*words, place / "seven" / "latest").stdout.split()
+    top1 = json.loads((place / "seven" / "summary.json").read_text())["student_top1"]
+    assert float(other[other.index("teacher_top1") + 1]) == pytest.approx(top1, abs=0.01)
