@@ -51,7 +51,8 @@ class Pair:
     @property
     def image_flops(self) -> int:
         """Operations of one image in a step."""
-        return shapes.step_flops(self.models.student, self.models.teacher, self.distiller().vitkd)
+        size = self.run.data.image_size
+        return shapes.step_flops(self.models.student, self.models.teacher, self.distiller().vitkd, image_size=size)
 
     def distiller(self) -> Distiller:
         """Make a new distiller, with the same weights each time."""

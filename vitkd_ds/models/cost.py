@@ -20,14 +20,14 @@ def num_tokens(model: nn.Module) -> int | None:
 
 
 def forward_flops(model: nn.Module, image_size: int) -> int:
-    """Operations of one square image through a timm model without memory (torch's meta device).
+    """Operations of one square image through a timm model; on torch's meta device they are counted without being made.
 
     torch counts those of matrix products, convolutions and attention, two for a multiply-add. Norms, activations and
     softmaxes are left out, as is usual for MFU.
     """
-    is_training = model.training
+    is_training, weight = model.training, next(model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
     model.train(is_training)
     return counter.get_total_flops()
 
