@@ -15,7 +15,7 @@ from vitkd_ds.config.run_folder import description_beside
 from vitkd_ds.engine import ranks
 from vitkd_ds.models import build
 from vitkd_ds.models.features import Features
-from vitkd_ds.train.parts import Parts, open_split
+from vitkd_ds.train.parts import Parts, open_split, split_of
 from vitkd_ds.train.statistics import wilson_interval
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def count_right(
 ) -> tuple[int, int]:
     """Count validation images, spread evenly over the file, and those that the teacher has right. Collective."""
     data: Any = replace(run.data, max_val_images=min(IMAGES, run.data.max_val_images or IMAGES))
-    micro = min(MICRO_BATCH[device.type], run.micro_batch_size_per_gpu)
+    micro = min(MICRO_BATCH[device.type], split_of(run).micro_batch_size)  # what the teacher was built for
     loader = ranks.together(lambda: open_split(replace(run, data=data), "val", micro, device, classes=classes))
     counts, start = torch.zeros(2, dtype=torch.float64, device=device), time.monotonic()
     with closing(loader.epoch(0)) as micro_batches:
