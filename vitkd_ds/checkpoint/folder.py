@@ -89,13 +89,14 @@ def _check_images(run: Run, before: Run | None, config: Path) -> None:
     """Check that a finished run's data, where it is named otherwise than then, is a copy of the same."""
     if before is None:
         return
-    stored = json.loads(config.read_text()).get("images", {})
-    for split in SPLITS:
+    stored, classes = json.loads(config.read_text()).get("images", {}), None
+    has_moved = (run.data.train, run.data.val) != (before.data.train, before.data.val)
+    for split in SPLITS if has_moved else ():
         path, old_path = getattr(run.data, split), getattr(before.data, split)
-        if path == old_path:
-            continue
-        images = open_images(run.data, split=split, seed=run.seed, micro_batch_size=1)
-        if stored.get(split) != images.fingerprint:
+        # Validation is opened with the classes of training, of which it may lack some.
+        images = open_images(run.data, split=split, seed=run.seed, micro_batch_size=1, classes=classes)
+        classes = images.classes
+        if path != old_path and stored.get(split) != images.fingerprint:
             raise ValueError(
                 f"{run.workdir} is finished, and was trained with data.{split}={old_path}, found {path} now, which are "
                 "not the same images: give another --workdir"

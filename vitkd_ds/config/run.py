@@ -43,7 +43,7 @@ class StudentConfig(Part, place="student"):
 
 @dataclass(frozen=True)
 class TeacherConfig(Part, place="teacher"):
-    """The frozen model that is imitated."""
+    """The frozen model that is imitated; `--teacher none` trains any recipe without one."""
 
     model: str
     """Name of any timm VisionTransformer; of any timm model where no term compares tokens, as vitkd does."""
@@ -180,7 +180,7 @@ class Run(Part, place=""):
     """Run folder. A folder that holds an unfinished run of the same settings is continued."""
     student: StudentConfig
     teacher: TeacherConfig | None
-    """None, --teacher none, is plain training; the loss terms that need a teacher are off then."""
+    """None is plain training; no loss term may need a teacher then."""
     data: DataConfig
     augment: AugmentConfig
     losses: LossesConfig
