@@ -22,6 +22,7 @@ from tests.conftest import (
     wait_for_steps,
 )  # fmt: skip
 from vitkd_ds.commands.pack import pack
+from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.recipes import RECIPES
 
 SUMMARY_KEYS = {
@@ -111,9 +112,8 @@ def test_a_finished_run_of_other_settings_or_images_is_refused_but_not_a_moved_c
         ([*base, f"--data.val={other}"], f"was trained with data.val=demo, found {other} now"),
         ([*base, "--max_steps=20", "--extend"], "--extend needs more than the 30 steps of"),
     ]  # fmt: skip
-    moved, *outcomes = run_several(
-        1, tmp_path / "commands", [everything_on(whole_run, copy), *(options for options, _ in refused)]
-    )
+    moved = [*everything_on(whole_run, copy), f"--data.val={demo_beton('val')}"]
+    moved, *outcomes = run_several(1, tmp_path / "commands", [moved, *(options for options, _ in refused)])
     assert "finished and left alone" in moved["said"]
     for (_, message), outcome in zip(refused, outcomes, strict=True):
         assert message in outcome["refused"]
@@ -174,6 +174,7 @@ def test_eval_of_the_export_gives_the_summarys_numbers(whole_run):
     done = run_command("vitkd-ds", "eval", whole_run)
     found = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
     summary = json.loads((whole_run / "summary.json").read_text())
+    assert found["num_images"] == 64, "as many as the run evaluates on"
     for name in ("top1", "top5"):
         assert found[name] == pytest.approx(summary[f"student_{name}"], abs=0.01)
     assert found["agreement"] == pytest.approx(summary["agreement"], abs=2), "the run's teacher computes in bf16"

@@ -59,12 +59,15 @@ def test_a_new_run_needs_a_folder_without_checkpoints_and_may_have_other_setting
 
 def test_config_json_says_what_was_run_by_what(tmp_path, run):
     run = replace(run, workdir=str(tmp_path / "made"))
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "done").touch()  # it is extended
     schedule = make_dataclass("Steps", [("total_steps", int)])(9)
     costs, images = {"student": {"parameters": 7}, "teacher": None}, {"train": 5, "val": 6}
     folder.describe_run(run, schedule, device="cpu", resumed_step=4, models=costs, images=images)
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
     assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
+    assert not (tmp_path / "made" / "done").exists()
     assert config["models"] == costs and config["images"] == images
     assert config["world_size"] == 1 and config["device"] == "cpu" and config["command"]
     assert config["versions"].keys() == {"vitkd_ds", "torch", "deepspeed", "timm", "ffcv", "numpy"}

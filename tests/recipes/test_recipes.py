@@ -67,7 +67,7 @@ def test_a_run_folder_its_config_and_a_bare_run_are_recipes(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("resume, warnings", [("/old/run", 1), ("none", 0)])
 def test_a_stored_run_resumes_automatically_and_warns_where_it_had_begun_elsewhere(tmp_path, caplog, resume, warnings):
-    folder = store(tmp_path / "x", replace(build_run("demo"), resume=resume))
+    folder = store(tmp_path / "x", replace(build_run("demo"), resume=resume, extend=True))
     with caplog.at_level(logging.WARNING):
         assert build_run(str(folder)) == build_run("demo")
     assert caplog.text.count("give --resume to begin there again") == warnings

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.conftest import run_several
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.health import Health
 from vitkd_ds.train.schedule import loss_weights_at
@@ -56,3 +57,13 @@ def test_weights_are_those_of_the_step():
     run = build_run("demo")
     losses = replace(run.losses, nkd=replace(run.losses.nkd, weight=2.0, schedule="linear"))
     assert loss_weights_at(5, replace(run, losses=losses), 11) == {"ce": 1, "nkd": 1.0, "vitkd": 1}
+
+
+def test_a_run_looks_at_its_steps_and_at_its_terms(tmp_path, demo_cache):
+    command = [
+        "--recipe=demo", "--debug", "--max_steps=70", f"--workdir={tmp_path / 'run'}", "--eval_every_epochs=0",
+        "--global_batch_size=8", "--losses.vitkd.alpha=1", "--optim.clip_grad_norm=1e-3", "--log_every_steps=2",
+    ]  # fmt: skip
+    said = run_several(2, tmp_path / "commands", [command])[0]["said"]
+    assert said.count("every gradient of the last 50 steps was clipped") == 1
+    assert said.count("the other terms hardly count: lower --losses.vitkd.alpha") == 1

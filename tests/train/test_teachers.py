@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import timm
@@ -27,7 +28,7 @@ def outcomes(tmp_path_factory, small_beton, demo_cache):
     logits = [*regnet, "--losses.vitkd.weight=0"]
     commands = {
         "shard": [*logits, "--teacher.placement=shard"], "replica": [*logits, "--teacher.placement=replica"],
-        "tokens": regnet,
+        "compiled": [*logits, "--teacher.placement=shard", "--compile"], "tokens": regnet,
         "seven": [*base, f"--teacher.checkpoint={place / 'seven.safetensors'}", "--losses.nkd.weight=0"],
         "seven_logits": [*base, f"--teacher.checkpoint={place / 'seven.safetensors'}"],
     }  # fmt: skip
@@ -37,14 +38,13 @@ def outcomes(tmp_path_factory, small_beton, demo_cache):
 
 def test_a_convolutional_teacher_teaches_logits_as_a_shard_and_as_a_replica(outcomes):
     place, found = outcomes
-    for name in ("shard", "replica"):
+    for name in ("shard", "replica", "compiled"):
         assert found[name]["summary"]["agreement"] is not None
         assert re.search(r"teacher: regnety_002, 2.\d+ M parameters, [\d.]+ GFLOPs", found[name]["said"]), "no tokens"
         assert "takes the place of recipe demo's deit3_small_patch16_224" in found[name]["said"]
-    shard, replica = (
-        [line["nkd"] for line in metrics_of(place / name) if "nkd" in line] for name in ("shard", "replica")
-    )
-    assert shard == pytest.approx(replica, rel=1e-2) and len(shard) == 3
+    names = ("shard", "replica", "compiled")
+    shard, *others = ([line["nkd"] for line in metrics_of(place / name) if "nkd" in line] for name in names)
+    assert len(shard) == 3 and all(other == pytest.approx(shard, rel=1e-2) for other in others)
     assert "teacher.model must be a timm VisionTransformer, found regnety_002, a RegNet" in found["tokens"]["refused"]
     assert "--losses.vitkd.weight=0" in found["tokens"]["refused"]
 
@@ -68,3 +68,9 @@ def test_eval_takes_a_teacher_by_its_run_folder(outcomes):
     other = run_command(*words, place / "seven" / "latest").stdout.split()
     top1 = json.loads((place / "seven" / "summary.json").read_text())["student_top1"]
     assert float(other[other.index("teacher_top1") + 1]) == pytest.approx(top1, abs=0.01)
+    shutil.copytree(place / "shard", place / "turned")
+    described = json.loads((place / "turned" / "student.json").read_text())
+    described["classes"] = described["classes"][::-1]
+    (place / "turned" / "student.json").write_text(json.dumps(described))
+    turned = run_command(*words, place / "turned")
+    assert "has other classes than the student: no agreement" in turned.stderr and "agreement" not in turned.stdout
