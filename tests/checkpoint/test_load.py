@@ -129,7 +129,7 @@ def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp
 
 def test_the_newest_the_best_and_latest_are_kept_and_no_leftovers(tmp_path):
     folder = make(tmp_path, 1, 2, 3, 4, 9, latest=4).parent
-    for leftover in (".step00000003.0f3a.part", ".step00000003.old", ".universal"):
+    for leftover in (".step00000003.0f3a.part", ".step00000003.old"):
         (folder / leftover).mkdir()
     (folder / "best").write_text("step00000001")
     save._delete_old(folder, 2)

@@ -29,7 +29,7 @@ def main():
         teacher.append(images.clone())
         return parts.teacher(images)
 
-    parts.engine.engine.module.register_forward_pre_hook(lambda _, arguments: student.append(arguments[:2]))
+    parts.engine.distiller.register_forward_pre_hook(lambda _, arguments: student.append(arguments[:2]))
     with closing(parts.train_loader.epoch(0)) as micro_batches:
         train_step(replace(parts, teacher=watched_teacher), micro_batches, 0)
     with closing(parts.train_loader.epoch(0)) as micro_batches:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from deepspeed.utils import z3_leaf_module
 
 from tests.checkpoint import test_failing_saves
 from tests.engine import tiny
+from tests.engine.twin import DeepSpeedsOwn
 from vitkd_ds.cli import parse_run
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.student import StudentEngine
@@ -20,26 +22,7 @@ from vitkd_ds.engine.teacher import FeatureModule
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.train import loop
 
-BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
-DEEPSPEEDS = {"bf16": BF16, "fp32": {}}
 STEPS = 5
-
-
-class DeepSpeedsOwn(StudentEngine):
-    """DeepSpeed computes the norm, looks for inf and nan, and clips, as it does by default."""
-
-    def __init__(self, config, accumulation):
-        config = config | {
-            "zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True,
-            "train_batch_size": tiny.RUN.global_batch_size, "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": tiny.RUN.optim.clip_grad_norm,
-        }  # fmt: skip
-        super().__init__(tiny.make_distiller()[0], tiny.RUN, config)
-
-    def step(self):
-        self.engine.step()
-        self.grad_norm = float(self.engine.get_global_grad_norm())
-        return self.engine.was_step_applied()
 
 
 def equal(first, second):
@@ -50,25 +33,46 @@ def weights_after(engine):
     return [engine.student_weights()[name].tolist() for name in ("head.bias", "blocks.2.norm1.weight")]
 
 
+def weights_of(engine):
+    """Checksums of all fp32 weights, of student and losses, by name; the engine is ours or DeepSpeed's own."""
+    weights = tiny.all_weights(engine) if isinstance(engine, StudentEngine) else engine.weights()
+    return {name: zlib.crc32(value.contiguous().numpy().tobytes()) for name, value in weights.items()}
+
+
 def observe_training(seen):
     """Totals, norms and weights of the same updates: ours, by DeepSpeed itself, and in plain torch."""
     start = dict(tiny.make_models()[0].named_parameters())
     for precision, run in (("bf16", tiny.RUN), ("fp32", tiny.FP32_RUN)):
-        for accumulation in (1, 2):
+        for accumulation in (1, 4):
             engine, teacher = tiny.make_engine(run, accumulation=accumulation)
             seen[f"{precision} starts in fp32"] = equal(start, engine.student_weights())
             for who, trained in (("ours", engine), ("deepspeed", None)):
-                trained = trained or DeepSpeedsOwn(DEEPSPEEDS[precision], accumulation)
+                trained = trained or DeepSpeedsOwn(run, precision, accumulation=accumulation)
                 losses = tiny.train(trained, teacher, steps=STEPS, accumulation=accumulation)
-                seen[f"{precision} {who} {accumulation}"] = [*losses, weights_after(trained)]
-    seen["fp32 ours 4"] = tiny.train(*tiny.make_engine(tiny.FP32_RUN, accumulation=4), steps=STEPS, accumulation=4)
+                seen[f"{precision} {who} {accumulation}"] = [*losses, weights_of(trained)]
     seen["fp32 plain torch"] = tiny.train_plainly(steps=STEPS)
     exported = tiny.make_models()[0]
     exported.load_state_dict(engine.student_weights(), strict=True)
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        trained = engine.engine.module.student.eval()(images)
+        trained = tiny.put_weights(engine).eval()(images)
         seen["exported logits"] = torch.equal(exported.eval()(images), trained)
+
+
+def observe_flat(seen, folder):
+    """Ours against DeepSpeed's own where the flat parameters are many, one weight is longer than a bucket, reductions
+    overlap, or random numbers are drawn in between."""
+    for name, zero in (("few", {}), ("many", {"reduce_bucket_size": 3000}), ("overlap", {"overlap_comm": True})):
+        config = json.loads(Path(tiny.FP32_RUN.ds_config).read_text())
+        config["zero_optimization"] |= zero
+        file = folder / f"{name}{ranks.rank()}.json"
+        file.write_text(json.dumps(config))
+        engine, teacher = tiny.make_engine(replace(tiny.FP32_RUN, ds_config=str(file)))
+        tiny.set_drop_path(engine.distiller.student, 0.3)
+        seen[f"flat {name}"] = [*tiny.train(engine, teacher), weights_of(engine)]
+        seen[f"flat sizes {name}"] = [flat.numel() for flat in engine.engine.module.parameters()]
+    twin = DeepSpeedsOwn(tiny.FP32_RUN, "fp32", drop_path=0.3)
+    seen["flat deepspeed"] = [*tiny.train(twin, teacher), weights_of(twin)]
 
 
 def observe_nonfinite_updates(seen, name, run):
@@ -95,7 +99,7 @@ def observe_nonfinite_updates(seen, name, run):
 def observe_checkpointing(seen):
     for checkpointed in (False, True):
         engine, teacher = tiny.make_engine(tiny.FP32_RUN)
-        engine.engine.module.student.set_grad_checkpointing(checkpointed)
+        engine.distiller.student.set_grad_checkpointing(checkpointed)
         seen[f"checkpointed {checkpointed}"] = [*tiny.train(engine, teacher), weights_after(engine)]
 
 
@@ -175,21 +179,44 @@ def observe_average(seen, folder):
     seen["average error"] = max((found[name] - average[name]).abs().max().item() for name in average)
     seen["raw weights untouched"] = equal(engine.student_weights(average=False), raw)
     seen["average differs from raw"] = not equal(found, raw)
-    saved = folder / "step00000003"
-    saved.mkdir(exist_ok=True)
-    for name, content in engine.state_files().items():
-        torch.save(content, saved / name)
-    ranks.barrier()
+    saved = save(engine.state_files(), folder / "step00000003")
     seen["checkpoint files"] = sorted(p.name for p in saved.iterdir())
     restored, _ = tiny.make_engine(run)
-    restored.load(str(folder), "step00000003")
+    restored.load(saved)
     for average_too in (True, False):
         before, after = (each.student_weights(average=average_too) for each in (engine, restored))
         seen[f"restored average={average_too}"] = equal(before, after)
-    seen["continued"] = tiny.train(restored, teacher, steps=2)
-    seen["uninterrupted"] = tiny.train(engine, teacher, steps=2)
+    own = DeepSpeedsOwn(run, "fp32")
+    own.load(folder, saved.name)
+    seen["continued by DeepSpeed's own"] = [*tiny.train(own, teacher, steps=2), weights_of(own)]
+    seen["continued"] = [*tiny.train(restored, teacher, steps=2), weights_of(restored)]
+    seen["uninterrupted"] = [*tiny.train(engine, teacher, steps=2), weights_of(engine)]
+    back, _ = tiny.make_engine(run)
+    back.load(save(own.state_files(), folder / "step00000005"))
+    seen["back from DeepSpeed's own"] = weights_of(back)
+    ours, theirs = engine.state_files(), own.state_files()
+    seen["files as DeepSpeed's own"] = ranks.from_all({name: differences(ours[name], theirs[name]) for name in theirs})
     module = torch.load(saved / "mp_rank_00_model_states.pt")["module"]
     seen["saved parts"] = sorted({name.split(".")[0] for name in module})
+
+
+def save(files, folder):
+    """Write a checkpoint's files, those of all ranks."""
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        torch.save(content, folder / name)
+    ranks.barrier()
+    return folder
+
+
+def differences(ours, theirs, path=""):
+    """Where two nested values differ."""
+    if isinstance(theirs, dict) and isinstance(ours, dict) and set(ours) == set(theirs):
+        return [found for key in theirs for found in differences(ours[key], theirs[key], f"{path}/{key}")]
+    if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
+        return [found for i, pair in enumerate(zip(ours, theirs)) for found in differences(*pair, f"{path}/{i}")]
+    same = torch.equal(ours, theirs) if torch.is_tensor(theirs) else repr(ours) == repr(theirs)
+    return [] if same else [path]
 
 
 def observe_agreement(seen):
@@ -243,6 +270,7 @@ def main():
     for name, run in (("bf16", tiny.RUN), ("fp32", tiny.FP32_RUN), ("fused", averaged)):
         observe_nonfinite_updates(seen, name, run)
     observe_checkpointing(seen)
+    observe_flat(seen, folder)
     observe_teacher(seen)
     if ranks.world_size() == 2:
         observe_agreement(seen)

@@ -10,15 +10,14 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.conftest import finish_ranks, start_ranks
-from tests.engine.tiny import FP32_RUN, forward, make_batch, make_engine, make_teacher
+from tests.engine.tiny import FP32_RUN, forward, make_batch, make_engine, make_teacher, set_drop_path
 from vitkd_ds.engine.processes import start_processes
 
 
 def losses(run):
     """Totals of four updates in fp32, masks and drop path included."""
     engine, teacher = make_engine(run)
-    for block in engine.engine.module.student.blocks:
-        block.drop_path1.drop_prob = block.drop_path2.drop_prob = 0.3
+    set_drop_path(engine.distiller.student, 0.3)
     totals = []
     for step in range(4):
         engine.set_lr(1e-3)

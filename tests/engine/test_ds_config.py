@@ -4,8 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from vitkd_ds.engine.ds_config import find_ds_config, layout, load_ds_config, resolve_auto
+from vitkd_ds.engine.ds_config import bucket_size, find_ds_config, layout, load_ds_config, resolve_auto
 from vitkd_ds.engine.student import student_ds_config
 from vitkd_ds.recipes import build_run
 
@@ -64,6 +65,8 @@ ZERO2 = {"zero_optimization": {"stage": 2, "compute_grad_norm": False}}
     ({"zero_optimization": {"stage": 2}}, 'zero_optimization "compute_grad_norm": false .* found null'),
     ({"bf16": {"enabled": True}}, 'bf16 "check_grad_overflow": false .* found null'),
     ({"data_types": {}}, 'data_types "grad_accum_dtype": "fp32" .* found null'),
+    ({"zero_optimization": ZERO2["zero_optimization"] | {"parameter_alignment": True}}, '"parameter_alignment"'),
+    ({"zero_optimization": ZERO2["zero_optimization"] | {"round_robin_gradients": True}}, '"round_robin_gradients"'),
     ({"gradient_clipping": 4.0}, 'sets "gradient_clipping" to 4.0, the recipe to 5.0'),
 ])  # fmt: skip
 def test_a_file_with_another_stage_norm_or_clipping_than_the_engines_is_refused(write, change, message):
@@ -75,18 +78,23 @@ def test_a_file_with_another_stage_norm_or_clipping_than_the_engines_is_refused(
     path = write(ZERO2 | BF16 | change)
     with pytest.raises(ValueError, match=message) as error:
         student_ds_config(replace(run, ds_config=path), **sizes)
-    assert path in str(error.value) and ("the recipe" in message or "as ds_configs/zero2.json does" in str(error.value))
+    assert path in str(error.value) and (
+        "the recipe" in message
+        or "remove it" in str(error.value)
+        or "as ds_configs/zero2.json does" in str(error.value)
+    )
 
 
 @pytest.mark.parametrize("change, world_size", [
     ({"zero_optimization": {"stage": 1}}, 1), ({"bf16": {}}, 1), ({"data_types": {}}, 1), ({}, 2),
 ])  # fmt: skip
-def test_a_checkpoint_of_any_other_layout_is_read_as_a_universal_one(change, world_size):
-    def is_converted(saved):
-        sizes = {"micro_batch_size": 8, "accumulation_steps": 1}
-        return "checkpoint" in student_ds_config(build_run("demo"), **sizes, saved_layout=saved)
+def test_the_layout_in_a_manifest_differs_with_stage_precision_and_ranks(change, world_size):
+    assert layout(ZERO2 | BF16 | change, world_size) != layout(ZERO2 | BF16, 1)
 
-    assert is_converted(layout(ZERO2 | BF16 | change, world_size)) and not is_converted(layout(ZERO2 | BF16, 1))
+
+def test_a_bucket_is_deepspeeds_unless_the_file_gives_one():
+    assert bucket_size({"zero_optimization": {}}) == DeepSpeedZeroConfig().reduce_bucket_size
+    assert bucket_size({"zero_optimization": {"reduce_bucket_size": 3e4}}) == 30_000
 
 
 @pytest.mark.parametrize("world_size, expected", [(1, (False, 2**62)), (2, (True, 0))])

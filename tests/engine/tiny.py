@@ -7,6 +7,7 @@ from unittest import mock
 import timm
 import torch
 import torch.nn.functional as F
+from deepspeed.utils import safe_get_full_fp32_param
 
 from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import TeacherConfig
@@ -40,6 +41,26 @@ def make_distiller():
     return Distiller(student, RUN.losses, check_pair(student, teacher, blocks=(0, 1))), teacher
 
 
+def set_drop_path(student, probability):
+    for block in student.blocks:
+        block.drop_path1.drop_prob = block.drop_path2.drop_prob = probability
+
+
+def all_weights(engine):
+    """The fp32 weights of student and losses of a `StudentEngine`, by name. Collective."""
+    flat = engine.engine.module
+    return flat.views([safe_get_full_fp32_param(p) for p in flat.flats])
+
+
+def put_weights(engine):
+    """The student of an engine, to be called outside it, with the weights that the engine computes with."""
+    flat = engine.engine.module
+    student = make_models()[0].to(engine.dtype)
+    weights = flat.views([p.detach() for p in flat.flats])
+    student.load_state_dict({name.removeprefix("student."): p for name, p in weights.items() if "student." in name})
+    return student
+
+
 def make_batch(images=16):
     generator = torch.Generator().manual_seed(1)
     images_BCHW = torch.randint(0, 256, (images, 3, 16, 16), generator=generator, dtype=torch.uint8)
@@ -47,11 +68,11 @@ def make_batch(images=16):
     return images_BCHW, F.one_hot(labels_B, 10).float()
 
 
-def make_engine(run, *, accumulation=1, saved_layout=None):
+def make_engine(run, *, accumulation=1):
     distiller, teacher = make_distiller()
     micro = run.global_batch_size // ranks.world_size() // accumulation
     sizes = {"micro_batch_size": micro, "accumulation_steps": accumulation}
-    return StudentEngine(distiller, run, student_ds_config(run, **sizes, saved_layout=saved_layout)), teacher
+    return StudentEngine(distiller, run, student_ds_config(run, **sizes)), teacher
 
 
 def make_teacher(placement, *, compile=False):

@@ -7,7 +7,6 @@ unpickles nothing.
 """
 
 import logging
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,8 @@ from typing import Any
 from vitkd_ds.checkpoint.manifest import check_files, read_manifest
 from vitkd_ds.config.run_folder import CHECKPOINTS, TAG, newest, tags
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.state_files import convert
 
 logger = logging.getLogger(__name__)
-
-CONVERTED = ".universal"
-"""In the checkpoints folder, for a moment: a checkpoint of another layout, converted."""
 
 
 @dataclass
@@ -136,11 +131,10 @@ def newest_whole(start: Start | None) -> Start | None:
     )
 
 
-def restore(engine: Any, start: Start | None, *, workdir: Path, steps_per_epoch: int, data: int) -> TrainState:
-    """Load a whole checkpoint into a `StudentEngine` that was built for its layout, or start anew. Collective.
+def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int) -> TrainState:
+    """Load a whole checkpoint, of any number of ranks, into a `StudentEngine`, or start anew. Collective.
 
-    A checkpoint of another layout is converted in the run folder. `steps_per_epoch` and `data` are those of the data
-    that is here now; see `TrainState`.
+    `steps_per_epoch` and `data` are those of the data that is here now; see `TrainState`.
 
     Raises:
         ValueError: the checkpoint was made with other data.
@@ -158,15 +152,6 @@ def restore(engine: Any, start: Start | None, *, workdir: Path, steps_per_epoch:
             f"{start.path} was made with training images of fingerprint {state.data}, found {data}: give the same "
             "data.train, or a copy of it; packed again, images have other numbers"
         )
-    if start.manifest["layout"] == engine.layout:
-        engine.load(str(start.folder), start.tag)
-    else:  # made with another number of ranks or ZeRO stage
-        logger.info("%s: from %s to %s", start.path, start.manifest["layout"], engine.layout)
-        temporary = workdir / CHECKPOINTS / CONVERTED
-        ranks.on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
-        ranks.on_main(lambda: convert(start.path, temporary / start.tag))
-        engine.load(str(temporary), start.tag)
-        ranks.barrier()  # all ranks have read it
-        ranks.on_main(lambda: shutil.rmtree(temporary))
+    engine.load(start.path)
     # The best checkpoint of another run is not in this run's folder.
     return state if start.is_own else replace(state, best_top1=-1.0, best_step=0)

@@ -16,7 +16,7 @@ import torch
 
 from vitkd_ds.checkpoint.export import write_student
 from vitkd_ds.checkpoint.files import sync_folder, write_text, write_whole
-from vitkd_ds.checkpoint.load import CONVERTED, TrainState
+from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.checkpoint.manifest import read_manifest, tag_of, write_manifest
 from vitkd_ds.config.run import CheckpointConfig
 from vitkd_ds.config.run_folder import CHECKPOINTS, pointer, tags
@@ -147,5 +147,5 @@ def _delete_old(folder: Path, keep_last: int) -> None:
     for tag in tags(folder):
         if tag not in kept and tag < latest:
             shutil.rmtree(folder / tag)
-    for leftover in [*folder.glob(".step*"), *folder.glob(CONVERTED)]:
+    for leftover in folder.glob(".step*"):
         shutil.rmtree(leftover)

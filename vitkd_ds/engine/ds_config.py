@@ -84,8 +84,13 @@ def is_bf16(config: dict[str, Any]) -> bool:
     return config.get("bf16", {}).get("enabled", False) is True
 
 
+def bucket_size(config: dict[str, Any]) -> int:
+    """Elements that ZeRO reduces at once."""
+    return int(config["zero_optimization"].get("reduce_bucket_size", 500_000_000))  # DeepSpeed's default
+
+
 def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
-    """Collect what decides how an engine cuts its state into files; equal layouts read each other's."""
+    """Collect what decides how an engine cuts its state into files, for the manifest of a checkpoint."""
     return {
         "world_size": world_size,
         "zero_stage": config["zero_optimization"]["stage"],
@@ -98,7 +103,8 @@ def check_student(config: dict[str, Any], *, source: str) -> None:
     """Check that DeepSpeed leaves the norm, the finite check and the clipping to `vitkd_ds.engine.optimizer`.
 
     Raises:
-        ValueError: it does not, or the stage is not 2; the message names the file, `source`.
+        ValueError: it does not, the stage is not 2, or weights are to lie elsewhere than one after the other; the
+            message names the file, `source`.
     """
     for section, key, value, only_bf16 in (
         ("zero_optimization", "stage", 2, False),
@@ -112,6 +118,12 @@ def check_student(config: dict[str, Any], *, source: str) -> None:
             raise ValueError(
                 f'{source} must have {section} "{key}": {json.dumps(value)} for the student, found '
                 f"{json.dumps(found)}: set it as ds_configs/zero2.json does"
+            )
+    for key in ("parameter_alignment", "round_robin_gradients"):
+        if config["zero_optimization"].get(key):
+            raise ValueError(
+                f'{source} must not set zero_optimization "{key}", as the student trains as a few flat '
+                "parameters: remove it"
             )
 
 

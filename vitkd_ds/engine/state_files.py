@@ -1,35 +1,52 @@
-"""DeepSpeed's part of a checkpoint: what it would write, what may be read, and the change to another number of ranks.
+"""DeepSpeed's part of a checkpoint: what it would write, what may be read, and the cut for any number of ranks.
 
 DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so the full disk of one rank would hang the
-others. So its checkpoint engine is replaced by one that only collects, and `vitkd_ds.checkpoint.save` writes. When it
-loads, DeepSpeed unpickles whatever a file says; here only three harmless classes besides tensors are allowed.
+others. So its checkpoint engine is replaced by one that only collects, and `vitkd_ds.checkpoint.save` writes. The files
+are those of an engine without flat parameters, so DeepSpeed's tools and earlier versions read them.
+
+A rank's file holds, for each of the optimizer's groups, its partition of the fp32 weights in one row, and of Adam's
+moments and the moving average. The partitions of all ranks, one after the other and without the last one's padding, are
+the row of the group, however many ranks there were; so another number of ranks only cuts it elsewhere.
 """
 
-import contextlib
-import io
 import os
+import pickle
 import re
-import tempfile
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Sequence
 
 import torch
-from deepspeed.checkpoint import ds_to_universal
+from deepspeed.checkpoint.constants import (
+    BASE_OPTIMIZER_STATE,
+    GROUP_PADDINGS,
+    OPTIMIZER_STATE_DICT,
+    PARAM_ALIGNMENT_PADDINGS,
+    PARAM_SHAPES,
+    PARAM_SLICE_MAPPINGS,
+    SINGLE_PARTITION_OF_FP32_GROUPS,
+)
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor
+
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.flat import FlatModule
 
 MODEL_FILES, OPTIMIZER_FILES = "*_model_states.pt", "*_optim_states.pt"
 ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
 """All classes in DeepSpeed's files of ZeRO stages 1 and 2; making one of them has no effect."""
 
 
-def load_file(path: str | Path, map_location: Any = "cpu") -> Any:
-    """Read one of DeepSpeed's files. Raises pickle.UnpicklingError for anything that is not data of ours."""
+def load_file(path: str | Path) -> Any:
+    """Map one of DeepSpeed's files. Raises pickle.UnpicklingError for anything that is not data of ours."""
+    if not zipfile.is_zipfile(path):  # torch's older form cannot be mapped
+        raise pickle.UnpicklingError(f"{path} must be a file as torch.save writes it, found another: put it back")
     with torch.serialization.safe_globals(ALLOWED):
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 class Collector(CheckpointEngine):
@@ -51,49 +68,96 @@ class Collector(CheckpointEngine):
         self.saved[os.path.basename(path)] = state_dict
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Read a file through `load_file`."""
-        return load_file(path, map_location)
+        """Map a file through `load_file`."""
+        return load_file(path)
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """Tell DeepSpeed that all is well."""
         return True
 
 
-def convert(checkpoint: Path, target: Path) -> None:
-    """Write the checkpoint in DeepSpeed's universal format, a whole file per parameter and state, to a new folder. One
-    rank calls it.
+def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
+    """Replace the flat parameters in this rank's collected files by the weights that they hold."""
+    named = {}
+    for file, content in files.items():
+        if "module" in content:
+            module = content["module"]
+            weights = flat.views([module[f"flats.{i}"] for i in range(len(flat.flats))])
+            others = {name.removeprefix("module."): value for name, value in module.items() if "flats." not in name}
+            content = content | {"module": weights | others, PARAM_SHAPES: flat.group_shapes()}
+        if OPTIMIZER_STATE_DICT in content:
+            state = content[OPTIMIZER_STATE_DICT]
+            sizes = [len(p) + pad for p, pad in zip(state[SINGLE_PARTITION_OF_FP32_GROUPS], state[GROUP_PADDINGS])]
+            mappings = [_fragments(shapes, size) for shapes, size in zip(flat.group_shapes(), sizes)]
+            paddings = [[0] * len(shapes) for shapes in flat.group_shapes()]
+            state = state | {PARAM_SLICE_MAPPINGS: mappings, PARAM_ALIGNMENT_PADDINGS: paddings}
+            content = content | {OPTIMIZER_STATE_DICT: state}
+        named[file] = content
+    return named
 
-    `ds_to_universal` knows the fp32 weights and Adam's moments. The moving average is put beside them in the same form,
-    and DeepSpeed loads it as it loads every state that it finds there.
+
+def _fragments(shapes: dict[str, torch.Size], size: int) -> dict[str, fragment_address]:
+    """Where the weights of a group lie in this rank's partition, of `size` elements; those outside are left out."""
+    fragments, start = {}, -ranks.rank() * size
+    for name, shape in shapes.items():
+        first, last = max(start, 0), min(start + shape.numel(), size)
+        if first < last:
+            fragments[name] = fragment_address(start=first, numel=last - first)
+        start += shape.numel()
+    return fragments
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What one rank needs of a checkpoint."""
+
+    groups: list[dict[str, Tensor]]
+    """For each of the optimizer's groups `fp32`, the weights, and each of its states by name: this rank's partitions,
+    padded with zeros, and scalars such as Adam's `step` in fp32. No states where no update was made yet."""
+    others: dict[str, Tensor]
+    """What the module holds besides trained weights, by name."""
+
+
+def read_partition(checkpoint: Path, shapes: Sequence[dict[str, torch.Size]], sizes: Sequence[int]) -> Partition:
+    """Read this rank's partitions, of `sizes` elements, from a checkpoint of any number of ranks.
+
+    Files are mapped, so of another rank's file only what is needed comes into memory.
+
+    Args:
+        shapes: for each group of the optimizer name -> shape of its weights.
+
+    Raises:
+        ValueError: the checkpoint holds other weights.
+        pickle.UnpicklingError: a file holds what is not data of ours.
     """
-    for path in checkpoint.glob(MODEL_FILES):
-        load_file(path)  # ds_to_universal unpickles anything, so refuse first what `load_file` refuses
-    averages = _averages(checkpoint)
-    with tempfile.TemporaryDirectory() as links:  # it takes paths for patterns: "[" or "+" in them would break it
-        source, destination = Path(links, "in"), Path(links, "out")
-        source.symlink_to(checkpoint.resolve())
-        target.mkdir(parents=True)
-        destination.symlink_to(target.resolve())
-        options = {"input_folder": str(source), "output_folder": str(destination), "keep_temp_folder": False}
-        options |= {"strict": True, "inject_missing_state": True}
-        # No processes: this one has threads, and a fork could hang.
-        options |= {"num_extract_workers": 1, "num_merge_workers": 1}
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            ds_to_universal.main(SimpleNamespace(**options))
-    for name, average in averages.items():
-        torch.save({ds_to_universal.PARAM: average}, target / "zero" / name / "ema.pt")
-
-
-def _averages(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The flat moving average of each parameter by name, joined from the ranks' parts; empty if none was kept."""
-    parts: dict[str, list[torch.Tensor]] = {}
     by_rank = sorted(checkpoint.glob(OPTIMIZER_FILES), key=lambda path: int(re.search(r"_pp_rank_(\d+)", path.name)[1]))
-    for path in by_rank:
-        saved = load_file(path)["optimizer_state_dict"]
-        states = saved[ds_to_universal.BASE_OPTIMIZER_STATE]["state"]
-        for group, fragments in enumerate(saved[ds_to_universal.PARAM_SLICE_MAPPINGS]):
-            if "ema" in states[group]:
-                for name, at in fragments.items():
-                    parts.setdefault(name, []).append(states[group]["ema"].narrow(0, at.start, at.numel))
-    return {name: torch.cat(pieces) for name, pieces in parts.items()}
+    saved = [load_file(path)[OPTIMIZER_STATE_DICT] for path in by_rank]
+    (model_file,) = checkpoint.glob(MODEL_FILES)
+    model = load_file(model_file)
+    if [list(group.items()) for group in model[PARAM_SHAPES]] != [list(group.items()) for group in shapes]:
+        found, asked = ({name for group in groups for name in group} for groups in (model[PARAM_SHAPES], shapes))
+        differing = ", ".join(sorted(found ^ asked)[:3]) or "the shapes or the order"
+        raise ValueError(f"{checkpoint} must hold the weights of this student and its losses, found {differing} differ")
+    groups = []
+    for i, size in enumerate(sizes):
+        rows = [{"fp32": state[SINGLE_PARTITION_OF_FP32_GROUPS][i]} for state in saved]
+        for row, state in zip(rows, saved):
+            row |= state[BASE_OPTIMIZER_STATE]["state"].get(i, {})
+        groups.append(
+            {key: _cut([row[key] for row in rows], [len(row["fp32"]) for row in rows], size) for key in rows[0]}
+        )
+    trained = {name for group in shapes for name in group}
+    return Partition(groups, {name: value for name, value in model["module"].items() if name not in trained})
+
+
+def _cut(pieces: Sequence[Tensor], lengths: Sequence[int], size: int) -> Tensor:
+    """This rank's partition of a row that lies in `pieces`, each perhaps padded beyond its length."""
+    if torch.as_tensor(pieces[0]).ndim == 0:
+        return torch.as_tensor(pieces[0], dtype=torch.float32)
+    partition, start = torch.zeros(size), -ranks.rank() * size
+    for piece, length in zip(pieces, lengths):
+        first, last = max(start, 0), min(start + length, size)
+        if first < last:
+            partition[first:last] = piece[first - start : last - start]
+        start += length
+    return partition

@@ -4,7 +4,6 @@ A step of the training loop is `engine(...)`, `engine.backward(total)` for each 
 """
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,14 @@ from torch import Tensor, nn
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.ds_config import check_student, is_bf16, layout, load_ds_config, resolve_auto
+from vitkd_ds.engine.ds_config import bucket_size, check_student, is_bf16, layout, load_ds_config, resolve_auto
+from vitkd_ds.engine.flat import FlatModule
 from vitkd_ds.engine.optimizer import AdamWithEMA, clip_gradients
-from vitkd_ds.engine.state_files import Collector
+from vitkd_ds.engine.state_files import Collector, read_partition, with_names
 
 
-def student_ds_config(
-    run: Run, *, micro_batch_size: int, accumulation_steps: int, saved_layout: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
     """The student's DeepSpeed configuration with the recipe's numbers; reads one file, touches no device.
-
-    If `saved_layout`, of the checkpoint that will be loaded, is not this engine's, DeepSpeed reads a universal one.
 
     Raises:
         ValueError: the file contradicts the recipe, or asks for what the student's engine cannot do.
@@ -43,19 +39,18 @@ def student_ds_config(
     # `StudentEngine.step` clips, to the recipe's norm. AdamWithEMA is torch's AdamW in all but its exact class, by
     # which DeepSpeed's list of tested optimizers goes.
     forced = {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
-    config = {"steps_per_print": None} | config | forced
-    if saved_layout not in (None, layout(config, ranks.world_size())):
-        config["checkpoint"] = config.get("checkpoint", {}) | {"load_universal": True}
-    return config
+    return {"steps_per_print": None} | config | forced
 
 
 class StudentEngine:
     """The ZeRO engine that trains a `Distiller`; every rank builds it and calls the same methods in the same order.
 
-    The module, a `Distiller`, comes on the CPU in fp32, the same on every rank. The fp32 master weights start from its
-    weights; DeepSpeed alone would start them from those rounded to bf16. `ds_config` is from `student_ds_config`.
+    The module, a `Distiller`, comes on the CPU in fp32, the same on every rank, and trains as a `FlatModule`. The fp32
+    master weights start from its weights; DeepSpeed alone would start them from those rounded to bf16. `ds_config` is
+    from `student_ds_config`.
 
     Attributes:
+        distiller: the module; its weights are in the flat parameters.
         layout: how the state is cut over the ranks; see `vitkd_ds.engine.ds_config.layout`.
         dtype: what the student computes in.
         grad_norm: of the whole gradient of the last update, before clipping; nan if the update was left out.
@@ -63,18 +58,20 @@ class StudentEngine:
     """
 
     def __init__(self, module: nn.Module, run: Run, ds_config: dict[str, Any]) -> None:
-        start = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self.distiller = module
+        groups = module.parameter_groups(run.optim.weight_decay)
+        self._flat = FlatModule(module, groups, max_numel=bucket_size(ds_config))
+        start = [flat.detach().clone() for flat in self._flat.flats]
         optim, is_fused = run.optim, get_accelerator().device_name() == "cuda"
         adamw = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "fused": is_fused}
-        groups = module.parameter_groups(optim.weight_decay)
-        optimizer = AdamWithEMA(groups, ema_decay=optim.ema_decay, **adamw)
-        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+        optimizer = AdamWithEMA(self._flat.parameter_groups(), ema_decay=optim.ema_decay, **adamw)
+        self.engine, *_ = deepspeed.initialize(model=self._flat, optimizer=optimizer, config=ds_config)
         self.engine.checkpoint_engine = Collector()
         # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
         self.engine._copy_recovery_script = lambda folder: None
         self.layout = layout(ds_config, ranks.world_size())
-        for name, p in module.named_parameters():
-            safe_set_full_fp32_param(p, start[name].to(p.device))
+        for flat, values in zip(self._flat.flats, start):
+            safe_set_full_fp32_param(flat, values.to(flat.device))
         if run.compile:
             # With torch's own random numbers: masks and drop path are then drawn as without compilation.
             self.engine.compile(compile_kwargs={"options": {"fallback_random": True}})
@@ -89,6 +86,7 @@ class StudentEngine:
     def backward(self, total: Tensor) -> None:
         """Run a micro-batch's backward pass; an update's gradient is the mean over its micro-batches. Collective."""
         self.engine.backward(total)
+        self._flat.release()
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # DeepSpeed counts the micro-batches of an update there
 
@@ -103,8 +101,10 @@ class StudentEngine:
         """
         zero = torch.zeros((), device=self.engine.device)
         veto, count = zero if veto is None else veto, zero if count is None else count
-        gradients = self.engine.optimizer.averaged_gradients.values()
-        agreed = clip_gradients(gradients, self._max_norm, veto=veto, count=count)
+        gradients = self.engine.optimizer.averaged_gradients
+        # In the order of the groups, on which the norm's last bit depends; the dict has that of the backward pass.
+        ordered = [gradients[group] for group in sorted(gradients)]
+        agreed = clip_gradients(ordered, self._max_norm, veto=veto, count=count)
         self.engine.basic_optimizer.leave_out = torch.isnan(agreed[0]).float()
         self.engine.step()
         self.grad_norm, self.num_vetoes, self.counted = agreed.tolist()
@@ -117,7 +117,7 @@ class StudentEngine:
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
         """The student's fp32 weights, or their average if the run keeps one, whole, on every rank's CPU. Collective."""
-        student, optimizer = self.engine.module.student, self.engine.basic_optimizer
+        optimizer = self.engine.basic_optimizer
         swapped = []  # DeepSpeed joins the fp32 weights alone, so the average takes their place for the moment
         for group in optimizer.param_groups if average and optimizer.ema_decay else []:
             for part in group["params"]:
@@ -125,29 +125,32 @@ class StudentEngine:
                     swapped.append((part, part.detach().clone()))
                     part.data.copy_(optimizer.state[part]["ema"])
         try:
-            weights = {name: safe_get_full_fp32_param(p).cpu() for name, p in student.named_parameters()}
+            flats = [safe_get_full_fp32_param(flat).cpu() for flat in self._flat.flats]
         finally:
             for part, original in swapped:
                 part.data.copy_(original)
-        return weights | {name: buffer.detach().float().cpu() for name, buffer in student.named_buffers()}
+        buffers = {name: buffer.detach().float().cpu() for name, buffer in self.distiller.student.named_buffers()}
+        weights = self._flat.views(flats)
+        prefix = "student."
+        return {name.removeprefix(prefix): p for name, p in weights.items() if name.startswith(prefix)} | buffers
 
     def state_files(self) -> dict[str, Any]:
         """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective. These are
         references to the live state, so they must be written before the next update."""
         self.engine.save_checkpoint("unused", tag="step", save_latest=False)
-        return self.engine.checkpoint_engine.saved
+        return with_names(self.engine.checkpoint_engine.saved, self._flat)
 
-    def load(self, folder: str, tag: str) -> None:
-        """Restore weights, optimizer and moving average from folder/tag. Collective.
+    def load(self, checkpoint: Path) -> None:
+        """Restore weights, optimizer and moving average from a checkpoint of any number of ranks. Collective.
 
-        The files must have this engine's layout; `vitkd_ds.engine.state_files.convert` changes those of another.
+        Raises:
+            ValueError: it is of another module.
         """
-        with tempfile.TemporaryDirectory() as links:  # DeepSpeed takes paths for patterns: no "[" or "*" may be in them
-            link = Path(links, "checkpoints")
-            link.symlink_to(Path(folder).resolve())
-            path, _ = self.engine.load_checkpoint(str(link), tag=tag)
-        if path is None:
-            raise ValueError(f"{folder}/{tag} must be a checkpoint, found none: check --resume")
-        for part, kept in self.engine.basic_optimizer.state.items():
-            # A fused update reads the step on the device; a converted checkpoint brings it on the CPU.
-            kept["step"] = torch.as_tensor(kept["step"], dtype=torch.float32, device=part.device)
+        optimizer, states = self.engine.optimizer, self.engine.basic_optimizer.state
+        masters = optimizer.single_partition_of_fp32_groups
+        saved = read_partition(checkpoint, self._flat.group_shapes(), [len(master) for master in masters])
+        for master, group in zip(masters, saved.groups):
+            master.data.copy_(group.pop("fp32"))
+            states[master] = {key: value.to(master.device) for key, value in group.items()}
+        optimizer.update_lp_params()
+        self.distiller.load_state_dict(saved.others, strict=False)

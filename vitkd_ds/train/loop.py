@@ -92,7 +92,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     """Train from a whole checkpoint, or anew, to the end or to a signal. Collective; see `train`."""
     workdir = Path(run.workdir)
     watchdog.enter("build")
-    parts = build_parts(run, device, start.manifest["layout"] if start else None)
+    parts = build_parts(run, device)
     schedule = parts.schedule
     watchdog.enter("load")
     data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
@@ -101,7 +101,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
             f"--extend needs more than the {start.num_steps} steps of {start.path}, found {schedule.total_steps}: "
             "raise --epochs or --max_steps"
         )
-    state = restore(parts.engine, start, workdir=workdir, **data)
+    state = restore(parts.engine, start, **data)
     if start is None:
         watchdog.enter("teacher check")
         check_teacher(parts)

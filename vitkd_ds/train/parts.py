@@ -77,11 +77,14 @@ class Parts:
         }
 
 
-def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | None = None) -> Parts:
-    """Check the data, build loaders, models and engines, to load a checkpoint of `saved_layout`. Collective. Raises
-    ValueError for whatever does not fit; the message names the key or file."""
+def build_parts(run: Run, device: torch.device) -> Parts:
+    """Check the data, build loaders, models and engines. Collective.
+
+    Raises:
+        ValueError: whatever does not fit; the message names the key or file.
+    """
     split = split_of(run)
-    ds_config = student_ds_config(run, **asdict(split), saved_layout=saved_layout)
+    ds_config = student_ds_config(run, **asdict(split))
     train_loader = open_split(run, "train", split.micro_batch_size, device)
     val_loader = open_split(run, "val", split.micro_batch_size, device, classes=train_loader.classes)
     knows_classes = check_teacher_classes(run, train_loader.classes)

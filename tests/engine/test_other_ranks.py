@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import finish_ranks, start_ranks
-from tests.engine.tiny import RUN, make_engine, train
+from tests.engine.tiny import RUN, all_weights, make_engine, train
 from vitkd_ds.checkpoint import load
 from vitkd_ds.checkpoint.save import Saver
 from vitkd_ds.engine import processes, ranks
@@ -20,15 +19,14 @@ GLOBAL_BATCH_SIZE = 12
 
 def dump(engine, path):
     """Write everything of the engine by parameter name, put together from all ranks."""
-    optimizer = engine.engine.basic_optimizer
+    optimizer, flat = engine.engine.basic_optimizer, engine.engine.module
     parts = [part for group in optimizer.param_groups for part in group["params"]]
-    named = dict(engine.engine.module.named_parameters())
-    state = {f"bf16 {name}": p.detach() for name, p in named.items()}
+    state = {f"bf16 {name}": p for name, p in flat.views([p.detach() for p in flat.flats]).items()}
     weights = [part.detach().clone() for part in parts]
     for key in ("fp32", "exp_avg", "exp_avg_sq", "ema"):
         for part in parts if key != "fp32" else []:
             part.data.copy_(optimizer.state[part][key])
-        state |= {f"{key} {name}": safe_get_full_fp32_param(p) for name, p in named.items()}
+        state |= {f"{key} {name}": value for name, value in all_weights(engine).items()}
         for part, weight in zip(parts, weights):
             part.data.copy_(weight)
     state |= {f"step {i}": torch.as_tensor(optimizer.state[part]["step"]) for i, part in enumerate(parts)}
@@ -43,8 +41,8 @@ def go_on(workdir, path):
     torch.set_num_threads(1)
     start = load.newest_whole(load.find("auto", workdir))
     run = replace(RUN, optim=replace(RUN.optim, ema_decay=0.9), global_batch_size=GLOBAL_BATCH_SIZE)
-    engine, teacher = make_engine(run, saved_layout=start.manifest["layout"] if start else None)
-    state = load.restore(engine, start, workdir=workdir, steps_per_epoch=7, data=1)
+    engine, teacher = make_engine(run)
+    state = load.restore(engine, start, steps_per_epoch=7, data=1)
     if start:
         dump(engine, f"{path}-loaded")
     train(engine, teacher, steps=2, num_images=GLOBAL_BATCH_SIZE)
