@@ -108,7 +108,9 @@ def main() -> None:
     print("variant    " + "".join(f"{part:>9}" for part in (*PARTS, "total", "ratio")))
     for row in rows:
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        print(f"{row['variant']:10} " + "".join(f"{row[f'{part}_ms']:9.2f}" for part in (*PARTS, "total")) + f"{ratio:>9}")
+        print(
+            f"{row['variant']:10} " + "".join(f"{row[f'{part}_ms']:9.2f}" for part in (*PARTS, "total")) + f"{ratio:>9}"
+        )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     processes.leave()

@@ -11,12 +11,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from deepspeed.utils import z3_leaf_module
+from torch import nn
 
 from tests.checkpoint import test_failing_saves
 from tests.engine import tiny
 from tests.engine.twin import DeepSpeedsOwn
 from vitkd_ds.cli import parse_run
 from vitkd_ds.engine import processes, ranks
+from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
 from vitkd_ds.models.features import tap_features
@@ -143,12 +145,13 @@ def gathered_ahead(*, prefetch, live):
     """How much of a sharded toy is there when its first block starts, under limits of so many blocks."""
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 40, "num_heads": 2, "num_classes": 10}
     model = timm.create_model("deit_tiny_patch16_224", **size).requires_grad_(False)
+    model.blocks = nn.Sequential(*(FlatBlock(block, compile=False) for block in model.blocks))
     sizes = [p.numel() for p in model.blocks[0].parameters()]
     embedding = sum(p.numel() for p in [*model.patch_embed.parameters(), model.cls_token, model.pos_embed])
     zero = {
         "stage": 3, "memory_efficient_linear": False, "stage3_param_persistence_threshold": 0,
         "stage3_prefetch_bucket_size": prefetch * sum(sizes), "stage3_max_live_parameters": live * sum(sizes),
-        "leaf_module": {"classes": ["timm.models.vision_transformer.Block"]},
+        "leaf_module": {"classes": ["vitkd_ds.engine.flat.FlatBlock"]},
     }  # fmt: skip
     config = {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_optimization": zero}
     engine, *_ = deepspeed.initialize(model=FeatureModule(model, (0, 1)), config=config | {"steps_per_print": None})

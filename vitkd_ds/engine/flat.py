@@ -26,23 +26,24 @@ class FlatModule(nn.Module):
             parameter would be reduced by itself, and nothing before all of it has a gradient.
 
     Attributes:
-        flats: the flat parameters; those of one group follow each other, in the order of `groups`.
+        flats: the flat parameters, which the state dict calls flat0, flat1 and so on; those of one group follow each
+            other, in the order of `groups`.
         shapes: for each flat parameter name -> shape of the weights in it, in their order.
     """
 
     def __init__(self, module: nn.Module, groups: Sequence[dict[str, Any]], *, max_numel: int) -> None:
         super().__init__()
         self.module = module
-        self.flats = nn.ParameterList()
         self.shapes: list[dict[str, torch.Size]] = []
         self._groups: list[dict[str, Any]] = []
         names = {p: name for name, p in module.named_parameters()}
         for group in groups:
-            first = len(self.flats)
+            flats = []
             for params in _cut(group["params"], max_numel):
-                self.flats.append(nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params])))
+                flats.append(nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params])))
+                self.register_parameter(f"flat{len(self.shapes)}", flats[-1])
                 self.shapes.append({names[p]: p.shape for p in params})
-            self._groups.append(group | {"params": list(self.flats)[first:]})
+            self._groups.append(group | {"params": flats})
         trained = {p for group in groups for p in group["params"]}
         # The module, the name in it and the weight's name; a weight that two modules share has two such places.
         self._places: list[tuple[nn.Module, str, str]] = []
@@ -51,6 +52,11 @@ class FlatModule(nn.Module):
                 owner, _, leaf = path.rpartition(".")
                 self._places.append((module.get_submodule(owner), leaf, names[p]))
         self._put({})
+
+    @property
+    def flats(self) -> list[nn.Parameter]:
+        """See above."""
+        return [self._parameters[f"flat{i}"] for i in range(len(self.shapes))]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The groups, with flat parameters in place of the module's."""
@@ -69,10 +75,10 @@ class FlatModule(nn.Module):
             views |= {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces)}
         return views
 
-    def call(self, flats: Sequence[Tensor], *args: Any) -> Any:
+    def call(self, flats: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
         """The module's forward with weights from tensors of the flat parameters' lengths, which are not kept."""
         self._put(self.views(flats))
-        result = self.module(*args)
+        result = self.module(*args, **kwargs)
         self.release()
         return result
 
@@ -83,8 +89,8 @@ class FlatModule(nn.Module):
         backward pass. A compiled graph contains that, so there they are not kept.
         """
         if torch.compiler.is_compiling():
-            return self.call(list(self.flats), *args)
-        self._put(self.views(list(self.flats)))
+            return self.call(self.flats, *args)
+        self._put(self.views(self.flats))
         return self.module(*args)
 
     def release(self) -> None:
@@ -107,11 +113,14 @@ class FlatBlock(FlatModule):
         params = list(block.parameters())
         super().__init__(block, [{"params": params}], max_numel=sum(p.numel() for p in params))
         self.requires_grad_(False)
+        if not list(block.buffers()):
+            # Out of DeepSpeed's sight, which would walk through all modules of a block whenever it gathers or releases.
+            self.__dict__["module"] = self._modules.pop("module").eval()
         self._call = torch.compile(self.call) if compile else self.call
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's forward."""
-        return self._call(list(self.flats), *args)
+        return self._call(self.flats, *args, **kwargs)
 
 
 def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Parameter]]:

@@ -82,8 +82,8 @@ def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
     for file, content in files.items():
         if "module" in content:
             module = content["module"]
-            weights = flat.views([module[f"flats.{i}"] for i in range(len(flat.flats))])
-            others = {name.removeprefix("module."): value for name, value in module.items() if "flats." not in name}
+            weights = flat.views([module[f"flat{i}"] for i in range(len(flat.flats))])
+            others = {k.removeprefix("module."): v for k, v in module.items() if k.startswith("module.")}
             content = content | {"module": weights | others, PARAM_SHAPES: flat.group_shapes()}
         if OPTIMIZER_STATE_DICT in content:
             state = content[OPTIMIZER_STATE_DICT]

@@ -1,7 +1,7 @@
 """The frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
 
 shard and offload are DeepSpeed stage-3 engines without an optimizer: their weights are partitioned over the ranks and
-gathered block by block during the forward. replica is the plain module on every rank. All give the same features, up to
+gathered block by block, each as one flat parameter, during the forward. replica is the plain module on every rank. All give the same features, up to
 rounding, in the dtype of `ds_configs/teacher_zero3.json`.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
+from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import Features, tap_features
 
@@ -53,14 +54,14 @@ class Teacher:
             if run.compile:
                 self.module.compile()
         else:
-            # Other models than vision transformers stay uncompiled there: their blocks have other names.
-            for block in getattr(model, "blocks", ()) if run.compile else ():
-                # DeepSpeed's hooks gather a block's weights around this forward, so they must not be compiled with it.
-                block.forward = torch.compile(block.forward)
+            if blocks := getattr(model, "blocks", ()):  # other models than vision transformers stay as they are
+                model.blocks = nn.Sequential(*(FlatBlock(block, compile=run.compile) for block in blocks))
             ds_config["steps_per_print"] = None
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
+            for hook in self.module.optimizer.backward_hooks:
+                hook.remove()  # there is no backward pass, and they cost a forward as much as all the rest of ZeRO
         self.module.eval()
-        self._modules = tuple(self.module.modules())
+        self._modules = tuple(module.modules())  # DeepSpeed's engine itself is always in training mode
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor) -> Features:
