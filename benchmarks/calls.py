@@ -70,7 +70,7 @@ def main() -> None:
                 engines.update()
         own = own_backward_calls(pair, batch, engines)
         counts = f"backward {backward.calls} (its own arithmetic {own}), update {update.calls}"
-        print(f"{file}: {counts}; last total {total.item()!r}, norm {engines.engine.grad_norm!r}", flush=True)
+        print(f"{file}: {counts}; last total {total.item()!r}, norm {engines.outcome.grad_norm!r}", flush=True)
     for placement in ("replica", "shard", "offload"):
         engines = Engines(pair, device, 2, placement, compile=False)
         for _ in range(2):

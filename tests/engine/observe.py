@@ -78,22 +78,21 @@ def observe_flat(seen, folder):
 
 
 def observe_nonfinite_updates(seen, name, run):
-    """The last rank's labels are nan in the second of three updates."""
+    """The last rank's labels are nan in the second of three updates, none of whose outcomes is read in between."""
     engine, teacher = tiny.make_engine(run)
     for group in engine.engine.basic_optimizer.param_groups:
         group["fused"] = name == "fused"  # as on a GPU
     images_BCHW, targets_BK = tiny.make_batch(8)
     engine.set_lr(1e-3)
-    applied, norms, weights = [], [], [weights_after(engine)]
+    outcomes, weights = [], [weights_after(engine)]
     for step in range(3):
         is_bad = step == 1 and ranks.rank() == ranks.world_size() - 1
         targets = targets_BK * float("nan") if is_bad else targets_BK
         engine.backward(tiny.forward(engine, teacher, images_BCHW, targets, engine.dtype)["total"])
-        applied.append(engine.step())
-        norms.append(engine.grad_norm)
+        outcomes.append(engine.step())
         weights.append(weights_after(engine))
-    seen[f"{name} updates applied, on each rank"] = ranks.from_all(applied)
-    seen[f"{name} norms finite"] = [norm == norm for norm in norms]
+    seen[f"{name} updates applied, on each rank"] = ranks.from_all([outcome.is_applied for outcome in outcomes])
+    seen[f"{name} norms finite"] = [outcome.grad_norm == outcome.grad_norm for outcome in outcomes]
     seen[f"{name} weights moved"] = [before != after for before, after in zip(weights, weights[1:])]
     seen[f"{name} weights finite"] = bool(torch.isfinite(torch.tensor(weights[-1][0])).all())
 

@@ -115,9 +115,10 @@ def train(engine, teacher_model, *, steps=3, accumulation=1, num_images=16):
             terms = with_noise(step, mine, lambda share=share: forward(engine, teacher_model, *share))
             engine.backward(terms["total"])
             total += terms["total"].detach() / accumulation
-        assert engine.step()
+        outcome = engine.step()
+        assert outcome.is_applied
         totals.append(ranks.sum_over_ranks(total).item() / ranks.world_size())
-        norms.append(engine.grad_norm)
+        norms.append(outcome.grad_norm)
     return totals, norms
 
 

@@ -1,5 +1,7 @@
 """An independent twin of `StudentEngine`: DeepSpeed by itself, with one parameter a weight."""
 
+from types import SimpleNamespace
+
 import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
@@ -44,8 +46,8 @@ class DeepSpeedsOwn:
 
     def step(self):
         self.engine.step()
-        self.grad_norm = float(self.engine.get_global_grad_norm())
-        return self.engine.was_step_applied()
+        is_applied = self.engine.was_step_applied()
+        return SimpleNamespace(grad_norm=float(self.engine.get_global_grad_norm()), is_applied=is_applied)
 
     def set_lr(self, lr):
         for group in self.engine.optimizer.param_groups:

@@ -18,7 +18,7 @@ from vitkd_ds.data.bad_images import PADDING_LABEL, handle_bad_images
 from vitkd_ds.data.draws import image_keys
 from vitkd_ds.data.images import SPLITS, Images, open_images
 from vitkd_ds.data.normalize import Statistics, build_normalizer
-from vitkd_ds.data.transfer import RecycledMemory
+from vitkd_ds.data.transfer import CopyStream, RecycledMemory, send
 
 CPU = torch.device("cpu")
 MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -47,6 +47,8 @@ class Loader:
         self.num_skipped = 0
         self._normalize = build_normalizer(normalize, device) if normalize is not None else None
         self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
+        # FFCV pins its ring where there is a GPU.
+        self._copies = CopyStream(device) if device.type == "cuda" else None
         self._memory = RecycledMemory()
         self._state, self._iterator = {"epoch": 0, "images": 0}, None
         order.check_rank(rank, world_size)
@@ -168,10 +170,12 @@ class Loader:
                         self._images, samples[chunk], images_BHWC, labels_B, status_B,
                         on_bad=self._data.on_bad, is_train=self._is_train,
                     )  # fmt: skip
-                    images_BCHW = self._on_device(images_BHWC).permute(0, 3, 1, 2)
-                    if self._device.type == "cuda":
-                        copied = torch.cuda.current_stream(self._device).record_event()
-                    yield self._augmented(images_BCHW, samples[chunk]), self._on_device(labels_B)
+                    if self._copies:
+                        on_device_BHWC, copied = self._copies.copy(images_BHWC)
+                    else:
+                        on_device_BHWC = self._memory.copy(images_BHWC)
+                    images_BCHW = on_device_BHWC.permute(0, 3, 1, 2)
+                    yield self._augmented(images_BCHW, samples[chunk]), send(labels_B, self._device)
                     # FFCV overwrites this micro-batch once the next is asked for, so the copy must be done by then.
                     if copied is not None:
                         copied.synchronize()
@@ -179,11 +183,6 @@ class Loader:
             finally:
                 if copied is not None:
                     copied.synchronize()
-
-    def _on_device(self, values: np.ndarray) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return self._memory.copy(values)
-        return torch.from_numpy(values).to(self._device, non_blocking=True)  # FFCV pins its ring where there is a GPU
 
     def _augmented(self, images_BCHW: torch.Tensor, samples: np.ndarray) -> torch.Tensor:
         keys_B = image_keys(samples["index"], samples["repeat"], seed=self._seed, epoch=int(samples["epoch"][0]))

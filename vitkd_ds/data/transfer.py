@@ -19,6 +19,24 @@ def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+class CopyStream:
+    """Copies arrays in pinned memory to a GPU beside what it computes, on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+
+    def copy(self, values: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
+        """Queue a copy; what is queued on the current stream from now on waits for it, and the event tells when it is
+        done and the array may be overwritten."""
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            tensor = torch.from_numpy(values).to(self._device, non_blocking=True)
+        copied = self._stream.record_event()
+        current.wait_event(copied)
+        tensor.record_stream(current)  # or its memory would be used anew while the current stream reads it
+        return tensor, copied
+
+
 class RecycledMemory:
     """Copies arrays into tensors on the CPU, in memory of earlier copies that nobody holds any more.
 

@@ -4,6 +4,7 @@ A step of the training loop is `engine(...)`, `engine.backward(total)` for each 
 """
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,48 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
     return {"steps_per_print": None} | config | forced
 
 
+class Outcome:
+    """What all ranks agreed on at an update, on its way from the device.
+
+    Attributes, which wait for the device to have come so far:
+        grad_norm: of the whole gradient, before clipping; nan if the update was left out.
+        num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the update.
+    """
+
+    def __init__(self, agreed: Tensor) -> None:
+        self._event = None
+        self._agreed = agreed
+        if agreed.device.type != "cpu":
+            self._agreed = torch.empty_like(agreed, device="cpu", pin_memory=True).copy_(agreed, non_blocking=True)
+            self._event = get_accelerator().current_stream().record_event()
+
+    @cached_property
+    def _values(self) -> list[float]:
+        if self._event is not None:
+            self._event.synchronize()  # waits for this update alone, and not for what was queued since
+        return self._agreed.tolist()
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the weights were updated; if not, no later update changes them."""
+        return not math.isnan(self.grad_norm)
+
+    @property
+    def grad_norm(self) -> float:
+        """See above."""
+        return self._values[0]
+
+    @property
+    def num_vetoes(self) -> float:
+        """See above."""
+        return self._values[1]
+
+    @property
+    def counted(self) -> float:
+        """See above."""
+        return self._values[2]
+
+
 class StudentEngine:
     """The ZeRO engine that trains a `Distiller`; every rank builds it and calls the same methods in the same order.
 
@@ -53,8 +96,6 @@ class StudentEngine:
         distiller: the module; its weights are in the flat parameters.
         layout: how the state is cut over the ranks; see `vitkd_ds.engine.ds_config.layout`.
         dtype: what the student computes in.
-        grad_norm: of the whole gradient of the last update, before clipping; nan if the update was left out.
-        num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the last update.
     """
 
     def __init__(self, module: nn.Module, run: Run, ds_config: dict[str, Any]) -> None:
@@ -77,7 +118,7 @@ class StudentEngine:
             self.engine.compile(compile_kwargs={"options": {"fallback_random": True}})
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         self._max_norm = run.optim.clip_grad_norm
-        self.grad_norm = self.num_vetoes = self.counted = 0.0
+        self._failed = torch.zeros((), device=self.engine.device)
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
         """The distiller's forward, through the engine."""
@@ -90,14 +131,12 @@ class StudentEngine:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # DeepSpeed counts the micro-batches of an update there
 
-    def step(self, *, veto: Tensor | None = None, count: Tensor | None = None) -> bool:
+    def step(self, *, veto: Tensor | None = None, count: Tensor | None = None) -> Outcome:
         """Clip, and update the weights; to be called once after all micro-batches of an update. Collective.
 
         What all ranks must know at an update rides on the all-reduce of the norm: `veto` and `count`, fp32 scalars on
-        the device, None for 0. The device is waited for once, after all of the update is queued.
-
-        Returns:
-            False if all ranks left the update out: a gradient is inf or nan, or a `veto` above 0 on any rank.
+        the device, None for 0. Nothing here waits for the device: the outcome may be read later, and an update that
+        fails, as its gradient is inf or nan or a `veto` is above 0 on any rank, is left out with all that follow.
         """
         zero = torch.zeros((), device=self.engine.device)
         veto, count = zero if veto is None else veto, zero if count is None else count
@@ -105,10 +144,10 @@ class StudentEngine:
         # In the order of the groups, on which the norm's last bit depends; the dict has that of the backward pass.
         ordered = [gradients[group] for group in sorted(gradients)]
         agreed = clip_gradients(ordered, self._max_norm, veto=veto, count=count)
-        self.engine.basic_optimizer.leave_out = torch.isnan(agreed[0]).float()
+        self._failed = torch.maximum(self._failed, torch.isnan(agreed[0]).float())
+        self.engine.basic_optimizer.leave_out = self._failed
         self.engine.step()
-        self.grad_norm, self.num_vetoes, self.counted = agreed.tolist()
-        return not math.isnan(self.grad_norm)
+        return Outcome(agreed)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next update."""
@@ -129,10 +168,11 @@ class StudentEngine:
         finally:
             for part, original in swapped:
                 part.data.copy_(original)
-        buffers = {name: buffer.detach().float().cpu() for name, buffer in self.distiller.student.named_buffers()}
+        # What is not trained: buffers, and weights that the model itself has frozen.
+        others = {name: value.float().cpu() for name, value in self.distiller.student.state_dict().items()}
         weights = self._flat.views(flats)
         prefix = "student."
-        return {name.removeprefix(prefix): p for name, p in weights.items() if name.startswith(prefix)} | buffers
+        return {name.removeprefix(prefix): p for name, p in weights.items() if name.startswith(prefix)} | others
 
     def state_files(self) -> dict[str, Any]:
         """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective. These are

@@ -1,8 +1,8 @@
 """The frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
 
 shard and offload are DeepSpeed stage-3 engines without an optimizer: their weights are partitioned over the ranks and
-gathered block by block, each as one flat parameter, during the forward. replica is the plain module on every rank. All give the same features, up to
-rounding, in the dtype of `ds_configs/teacher_zero3.json`.
+gathered block by block, each as one flat parameter, during the forward. replica is the plain module on every rank. All
+give the same features, up to rounding, in the dtype of `ds_configs/teacher_zero3.json`.
 """
 
 from typing import Sequence

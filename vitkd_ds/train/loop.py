@@ -6,7 +6,9 @@ checks and evaluations contain collectives: each rank must reach each of them th
 
 import json
 import logging
+from collections import deque
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -23,6 +25,7 @@ from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.engine.processes import peak_memory_gib, set_rank_variables, start_processes, synchronised_time
+from vitkd_ds.engine.student import Outcome
 from vitkd_ds.models.build import check_model_name
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.evaluate import evaluate_student, finish, skipped_images
@@ -119,14 +122,22 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     health = Health(run, total_steps=schedule.total_steps)
     with closing(log), closing(training_micro_batches(parts, state.step)) as micro_batches:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
+        queued: deque[Update] = deque()
+        is_asked_to_stop = False
         while goes_on and state.step < schedule.total_steps:
             meter.start()
-            terms, is_asked_to_stop = train_step(parts, micro_batches, state.step)
-            meter.add(terms)
+            queued.append(train_step(parts, micro_batches, state.step))
+            meter.add(queued[-1].terms)
             state.step += 1
-            health.observe_step(state.step, parts.engine.grad_norm)
-            if state.step % run.log_every_steps == 0 or state.step == schedule.total_steps:
-                values = meter.read() | step_values(parts, state.step)
+            is_logged = state.step % run.log_every_steps == 0 or state.step == schedule.total_steps
+            must_know = is_logged or schedule.is_save_step(state.step) or schedule.is_eval_step(state.step)
+            # An update's outcome is read when the next is queued, so that the device never waits for this loop.
+            while len(queued) > (0 if must_know or is_asked_to_stop else 1):
+                update = queued.popleft()
+                is_asked_to_stop |= settle(update, run)
+                health.observe_step(update.step + 1, update.outcome.grad_norm)
+            if is_logged:
+                values = meter.read() | step_values(parts, update)
                 log.log(state.step, values)
                 health.observe_terms(state.step, values, loss_weights_at(state.step - 1, run, schedule.total_steps))
             if is_asked_to_stop:
@@ -174,15 +185,21 @@ def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tens
         epoch, step_in_epoch = epoch + 1, 0
 
 
-def train_step(
-    parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int
-) -> tuple[dict[str, Tensor], bool]:
-    """Make one optimizer update, after `step` others, of uint8 images [B, C, H, W] and labels [B]. Collective.
+@dataclass(frozen=True)
+class Update:
+    """An update that is queued on the device."""
 
-    Returns:
-        The terms of this rank, mean over its micro-batches: detached fp32 scalars. And whether any rank was asked to
-        stop, the same on all. Raises NonFiniteError.
-    """
+    step: int
+    """Updates before it."""
+    lr: float
+    terms: dict[str, Tensor]
+    """Of this rank, mean over its micro-batches: detached fp32 scalars."""
+    outcome: Outcome
+
+
+def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> Update:
+    """Queue one optimizer update, after `step` others, of uint8 images [B, C, H, W] and labels [B]. Collective. Nothing
+    here waits for the device."""
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
     lr = lr_at(step, parts.schedule, run.optim, run.global_batch_size)
     engine.set_lr(lr)
@@ -204,22 +221,35 @@ def train_step(
     # A bad loss on one rank, and a signal to one rank, become known to all with the norm of the gradient.
     is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
     is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
-    if not engine.step(veto=is_bad.float(), count=is_asked):
-        good = pointer(Path(run.workdir) / CHECKPOINTS, "latest") or "none yet"
-        where = f"stopped before update {step + 1}, rank {ranks.rank()}, lr {lr:g}, last good checkpoint {good}"
-        if not engine.num_vetoes:
-            raise NonFiniteError(f"{where}: gradients must be finite, found inf or nan with finite losses")
-        found = ", ".join(f"{name} {value.item():g}" for name, value in means.items())
-        raise NonFiniteError(f"{where}: losses must be finite on every rank, found {found} on this one")
-    return means, engine.counted > 0
+    return Update(step, lr, means, engine.step(veto=is_bad.float(), count=is_asked))
 
 
-def step_values(parts: Parts, steps_done: int) -> dict[str, float]:
+def settle(update: Update, run: Run) -> bool:
+    """Wait for an update; whether any rank was asked to stop, the same on all.
+
+    Raises:
+        NonFiniteError: it was left out, as were those queued after it.
+    """
+    outcome = update.outcome
+    if outcome.is_applied:
+        return outcome.counted > 0
+    good = pointer(Path(run.workdir) / CHECKPOINTS, "latest") or "none yet"
+    where = (
+        f"stopped before update {update.step + 1}, rank {ranks.rank()}, lr {update.lr:g}, last good checkpoint {good}"
+    )
+    if not outcome.num_vetoes:
+        raise NonFiniteError(f"{where}: gradients must be finite, found inf or nan with finite losses")
+    found = ", ".join(f"{name} {value.item():g}" for name, value in update.terms.items())
+    raise NonFiniteError(f"{where}: losses must be finite on every rank, found {found} on this one")
+
+
+def step_values(parts: Parts, update: Update) -> dict[str, float]:
     """Collect the log's values besides the terms; the gradient norm is the one before clipping. Collective."""
+    steps_done = update.step + 1
     values = {
         "epoch": steps_done / parts.schedule.steps_per_epoch,
-        "lr": lr_at(steps_done - 1, parts.schedule, parts.run.optim, parts.run.global_batch_size),
-        "grad_norm": parts.engine.grad_norm,
+        "lr": update.lr,
+        "grad_norm": update.outcome.grad_norm,
         "memory_gib": peak_memory_gib(),
     }
     return values | skipped_images("images_skipped", parts, parts.train_loader)

@@ -22,7 +22,7 @@ from vitkd_ds.models import build
 from vitkd_ds.models.cost import num_parameters
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import Features
-from vitkd_ds.train.loop import NonFiniteError, train_step
+from vitkd_ds.train.loop import NonFiniteError, settle, train_step
 from vitkd_ds.train.parts import Parts, check_teacher_classes, fit_models, split_of, start_engines, teacher_needs
 from vitkd_ds.train.schedule import make_schedule
 from vitkd_ds.train.teacher_check import ADVICE, count_right, judge
@@ -150,9 +150,10 @@ def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
     timed = replace(parts, teacher=teach if parts.teacher else None)
     for _ in range(1 + TIMED_STEPS[device.type]):
         start = synchronised_time()
-        terms, _ = train_step(timed, repeat((images_BCHW, labels_B)), 0)
+        update = train_step(timed, repeat((images_BCHW, labels_B)), 0)
         step_s.append(synchronised_time() - start)
-    return terms, min(step_s[1:]), min(teacher_s[1:], default=0.0)
+        settle(update, parts.run)
+    return update.terms, min(step_s[1:]), min(teacher_s[1:], default=0.0)
 
 
 def check_top1(patient: Patient) -> Iterator[Row]:
