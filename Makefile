@@ -11,8 +11,9 @@ setup: .venv/.ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
 	@# torch first: deepspeed's and ffcv's setup.py look at it; no build isolation, so that they look at this one.
+	@# DS_IGNORE_CUDA_DETECTION: beside a GPU deepspeed would ask for the CUDA toolkit, which nothing here needs.
 	$(BIN)/python -m pip install --quiet torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
 	touch $@
 
 # The two runs are made anew, in a folder of their own. PATH: deepspeed starts the python that it finds there.

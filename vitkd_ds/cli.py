@@ -44,6 +44,8 @@ def main() -> None:
 
 
 def _run(*command: str) -> None:
+    # Read when torch is imported. Waiting OpenMP threads would spin, and steal the cores from decoders and neighbours.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.argv[1:] = [word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in LAUNCHER_FLAGS]
     words = ["--help" if word == "-h" else word for word in (*command, *sys.argv[1:])]
     if words[:1] == ["--help"]:

@@ -5,7 +5,13 @@ import os
 import pytest
 
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.processes import choose_device, local_world_size, num_cpus, set_rank_variables
+from vitkd_ds.engine.processes import (
+    check_gpu_is_used,
+    choose_device,
+    local_world_size,
+    num_cpus,
+    set_rank_variables,
+)
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
 
@@ -73,6 +79,17 @@ def test_local_rank_is_the_number_of_the_ranks_device():
     assert alone["LOCAL_RANK"] == "0"
     with pytest.raises(ValueError, match="below the number of visible GPUs, found 1 and 1 .*: start as many ranks"):
         choose_device(1, environ)
+
+
+def test_a_gpu_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for(tmp_path):
+    driver = tmp_path / "version"
+    check_gpu_is_used({}, driver)
+    with pytest.raises(ValueError, match="SLURM_JOB_GPUS=0,1.* set DS_ACCELERATOR=cpu"):
+        check_gpu_is_used({"SLURM_JOB_GPUS": "0,1"}, driver)
+    driver.touch()
+    with pytest.raises(ValueError, match=f"{driver} exists.*, but torch finds none"):
+        check_gpu_is_used({}, driver)
+    check_gpu_is_used({"DS_ACCELERATOR": "cpu"}, driver)
 
 
 def test_what_fails_on_one_rank_is_known_on_all(observed):

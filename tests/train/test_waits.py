@@ -63,7 +63,9 @@ def test_an_update_waits_for_nothing_but_the_outcome_of_the_one_before(tmp_path,
         assert len(starts) == STEPS
         # From the third update, as the first warms up, to the last but one, after which the log is written.
         for start, end in zip(starts[2:-1], starts[3:]):
-            assert seen[start:end] == ["train_step", "mix_step", "mix_step", "settle", "tolist"], Counter(seen[start:end])
+            assert seen[start:end] == ["train_step", "mix_step", "mix_step", "settle", "tolist"], Counter(
+                seen[start:end]
+            )
         assert "settle" not in seen[: starts[1]], "the first outcome was read before the second update was queued"
         assert seen[starts[-1] :].count("settle") == 2, "the last update's outcome is read before it is evaluated"
 

@@ -34,6 +34,21 @@ time.sleep(1)
 print("a second later", flush=True)
 time.sleep(4)
 """
+# The main thread waits in C++, where Python calls no handler of a signal.
+IN_COLLECTIVE = """
+import os, signal, threading
+from datetime import timedelta
+from torch.distributed import TCPStore
+from vitkd_ds.train import signals, watchdog
+signals.listen()
+watchdog.STOPPING_LIMIT_S = 2
+watchdog.watch(limit_s=20)
+watchdog.enter("step", 2)
+watchdog.enter("step", 3)
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+store.wait(["never"], timedelta(seconds=60))
+"""
 WARM, COLD = {"before": "step"}, {"before": "save"}  # only another step is counted
 PROGRAMS = {
     "sleeping": HANGING.format(hang="time.sleep(60)"),
@@ -43,6 +58,7 @@ PROGRAMS = {
     "in a save": ASKED.format(phase="save", name="SIGTERM", **WARM),
     "with time left": ASKED.format(phase="step", name="SIGUSR1", **WARM),
     "in the first step, which compiles": ASKED.format(phase="step", name="SIGTERM", **COLD),
+    "in a collective": IN_COLLECTIVE,
 }
 
 
@@ -53,6 +69,11 @@ def ended():
     started = {name: subprocess.Popen([sys.executable, "-c", text], **options) for name, text in PROGRAMS.items()}
     said = {name: process.communicate(timeout=60) for name, process in started.items()}
     return {name: (started[name].returncode, *said[name]) for name in PROGRAMS}
+
+
+def test_a_signal_is_seen_while_the_main_thread_waits_in_a_collective(ended):
+    code, _, said = ended["in a collective"]
+    assert code == 1 and "SIGTERM asked to stop" in said and "SIGTERM: stopping after this step" in said
 
 
 @pytest.mark.parametrize("hang, function", [
@@ -67,7 +88,7 @@ def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(ended, ha
     assert place in err if function else "no progress" not in err, "the thread itself got the lock back first"
 
 
-@pytest.mark.parametrize("where", list(PROGRAMS)[3:])
+@pytest.mark.parametrize("where", list(PROGRAMS)[3:-1])
 def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(ended, where):
     code, out, err = ended[where]
     assert code == (where == "in a step") and "a second later" in out, "the clock starts with the signal"

@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Mapping, MutableMapping, NoReturn
 
 import deepspeed
@@ -24,6 +25,8 @@ from deepspeed.utils import logger as deepspeed_logger
 
 from vitkd_ds.engine import ranks
 
+DRIVER = Path("/proc/driver/nvidia/version")
+"""What NVIDIA's kernel driver says of itself, where there is one."""
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
 
@@ -102,6 +105,22 @@ def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
     return tasks[node] if node < len(tasks) else int(environ.get("WORLD_SIZE", "1"))
 
 
+def check_gpu_is_used(environ: Mapping[str, str] = os.environ, driver: Path = DRIVER) -> None:
+    """Check that a node with a GPU does not train on its CPU because torch cannot use the GPU.
+
+    Raises:
+        ValueError: it would.
+    """
+    signs = [f"{driver} exists"] if driver.exists() else []
+    signs += [f"SLURM_JOB_GPUS={environ['SLURM_JOB_GPUS']}"] if environ.get("SLURM_JOB_GPUS") else []
+    if signs and get_accelerator().device_name() == "cpu" and environ.get("DS_ACCELERATOR") != "cpu":
+        built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}"
+        raise ValueError(
+            f"training must use the GPU of this node ({' and '.join(signs)}), but torch finds none ({built}): install "
+            "the torch build for this driver, check CUDA_VISIBLE_DEVICES, or set DS_ACCELERATOR=cpu to train on the CPU"
+        )
+
+
 def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
     """Number of CPUs for this rank: those Slurm gave the task, else an equal share of those this process may use."""
     allowed = len(os.sched_getaffinity(0))
@@ -123,7 +142,8 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
         # DeepSpeed would compile a shared-memory all-reduce at the first start. That takes a minute, and a killed build
         # leaves a lock on which every later start waits for ever. gloo computes the same sums.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        torch.set_num_threads(num_cpus())
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(num_cpus())
     else:
         choose_device(accelerator.device_count())
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))

@@ -24,7 +24,13 @@ from vitkd_ds.config.run_folder import CHECKPOINTS, pointer
 from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
-from vitkd_ds.engine.processes import peak_memory_gib, set_rank_variables, start_processes, synchronised_time
+from vitkd_ds.engine.processes import (
+    check_gpu_is_used,
+    peak_memory_gib,
+    set_rank_variables,
+    start_processes,
+    synchronised_time,
+)
 from vitkd_ds.engine.student import Outcome
 from vitkd_ds.models.build import check_model_name
 from vitkd_ds.train import signals, watchdog
@@ -58,6 +64,7 @@ def train(run: Run) -> dict[str, Any] | None:
     check_run(run)
     find_ds_config(run.ds_config)
     check_model_name(run.student.model, role="student")
+    check_gpu_is_used()
     set_rank_variables()
     watchdog.watch(limit_s=60 * run.timeout_minutes)
     device = start_processes(run.timeout_minutes)

@@ -114,7 +114,7 @@ def gpu_rows(device: torch.device) -> Iterator[Row]:
 def driver_version() -> str:
     """The version of NVIDIA's kernel driver; "" where there is none."""
     try:
-        words = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].split()
+        words = processes.DRIVER.read_text().splitlines()[0].split()
     except (OSError, IndexError):
         return ""
     return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
