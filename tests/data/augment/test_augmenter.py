@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.data.augment.samples import by_timm, in_pillow, levels_apart, micro_batch
@@ -120,3 +121,17 @@ def test_compiled_it_gives_the_same_for_micro_batches_of_several_sizes():
         assert torch.equal(compiled(images[:count], keys(count)), Augmenter(config)(images[:count], keys(count)))
         result = compiled._kernel(blends.color)(pixels_BHWC[:count], factors[:count])
         assert torch.equal(result, blends.color(pixels_BHWC[:count], factors[:count]))
+
+
+def test_compiled_it_meets_no_new_graph_after_the_first_micro_batches():
+    """Groups of any number of images, one among them, use the graphs that there are; traced, and run as it is."""
+    augmenter = Augmenter(AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25), compile=True)
+    images, graphs = micro_batch(16, 16, copies=16), []
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(debug_backend_override=">=0:eager"):
+        for epoch in range(40):
+            count = (64, 7, 3, 1)[epoch % 4]
+            augmenter(images[:count], image_keys(np.arange(count), np.zeros(count, int), seed=0, epoch=epoch))
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[7] == graphs[-1] > 5

@@ -6,6 +6,7 @@ does not grow with the micro-batch. The groups are known on the CPU: nothing wai
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from vitkd_ds.data.transfer import send
 CPU_PIXELS = 1 << 17
 """Pixels that a kernel gets at once on the CPU, unless one image has more; Rotate, which holds up to 16 neighbours of
 each, gets half."""
+LEAST_COMPILED = 4
+"""Images that a compiled kernel gets at least."""
 CPU_RECTANGLES = 1
 """Rectangles that erasing gets at once on the CPU, for the cache."""
 
@@ -37,7 +40,7 @@ class Augmenter:
         self.config = config
         self.rand_augment = drawn.parse_rand_augment(config.rand_augment) if config.rand_augment else None
         # Each operation is compiled once, when the first image needs it.
-        compiled = functools.cache(functools.partial(torch.compile, dynamic=True))
+        compiled = functools.cache(lambda function: for_any_number(torch.compile(function, dynamic=True)))
         self._kernel: Callable[[Callable], Callable] = compiled if compile else lambda function: function
 
     @property
@@ -124,10 +127,25 @@ class Augmenter:
             few_R5 = rectangles_R5[first : first + step]
             bytes_R = 3 * few_R5[:, 3] * few_R5[:, 4]
             owner = torch.repeat_interleave(send(bytes_R, device), output_size=int(bytes_R.sum()))
-            table = send(erasing.rectangle_table(few_R5, height=height, width=width), device)
-            keys = send(keys_B[few_R5[:, 0]].view(np.int64), device)
+            several_R5 = np.repeat(few_R5, 2, axis=0) if len(few_R5) == 1 else few_R5  # see `for_any_number`
+            table = send(erasing.rectangle_table(several_R5, height=height, width=width), device)
+            keys = send(keys_B[several_R5[:, 0]].view(np.int64), device)
             place, noise = self._kernel(erasing.erased_bytes)(owner, table, keys, width=width)
             pixels_BHWC.view(-1).index_copy_(0, place, noise)
+
+
+def for_any_number(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let a compiled kernel take a few images as it takes many: dynamo makes a graph of its own for a size of 1, and
+    for one that equals another, such as 3 colours; in the middle of training, when a group first has as many images."""
+
+    def call(images_NHWC: Tensor, *others: Tensor, **settings: Any) -> Tensor:
+        count = len(images_NHWC)
+        if count >= LEAST_COMPILED:
+            return kernel(images_NHWC, *others, **settings)
+        repeated = (torch.cat([tensor] * LEAST_COMPILED) for tensor in (images_NHWC, *others))
+        return kernel(*repeated, **settings)[:count]
+
+    return call
 
 
 def portions(pixels_BHWC: Tensor, members_N: np.ndarray, *, num_pixels: int) -> Iterator[tuple[slice, Tensor]]:

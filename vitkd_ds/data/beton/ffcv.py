@@ -64,9 +64,16 @@ class DecodingThread(EpochIterator):
     error: BaseException | None = None
     """Error that ended the thread."""
 
+    def __init__(self, loader: FFCVLoader, order: np.ndarray) -> None:
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        super().__init__(loader, order)  # starts the thread
+
     def run(self) -> None:
         """Decode until the samples end or `shut` is called."""
         try:
+            if self._device is not None:
+                # A new thread has device 0, on which it would make a context of half a GB, for each rank of a node.
+                torch.cuda.set_device(self._device)
             super().run()
         except BaseException as error:  # handed over to the reader, which raises
             self.error = error
