@@ -245,3 +245,21 @@ def test_the_lock_of_a_job_that_is_gone_does_not_stop_its_requeue(tmp_path, monk
     assert row.level == "warning" and "which is gone" in row.found and "Slurm job 12" in row.found
     lock.release()
     assert not list(folder.lock_rows(tmp_path))
+
+
+def test_a_sum_over_ranks_is_judged_by_what_the_devices_can_do():
+    assert network.least_sum_gb_s("cpu", 1) < network.least_sum_gb_s("NVIDIA L40S", 1)
+    assert network.least_sum_gb_s("NVIDIA H100 80GB HBM3", 1) > 5, "5 GB/s inside such a node is broken"
+    assert network.least_sum_gb_s("NVIDIA H100 PCIe", 1) == network.least_sum_gb_s("NVIDIA L40S", 1)
+    assert network.least_sum_gb_s("NVIDIA H100 80GB HBM3", 4) < network.least_sum_gb_s("NVIDIA H100 80GB HBM3", 1)
+
+
+def test_spinning_threads_are_warned_of_and_a_compiler_that_is_missing_is_an_error(monkeypatch, tmp_path):
+    assert machine.openmp_row({"OMP_WAIT_POLICY": "passive"}).level == "ok"
+    assert [machine.openmp_row(environ).level for environ in ({}, {"OMP_WAIT_POLICY": "ACTIVE"})] == ["warning"] * 2
+    assert machine.compiler_row(torch.device("cpu")).level == "ok"
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "no-compiler"),))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    row = machine.compiler_row(torch.device("cpu"))
+    assert row.level == "error" and "--compile=false" in row.advice

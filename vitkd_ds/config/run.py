@@ -216,6 +216,10 @@ class Run(Part, place=""):
     """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks."""
     compile: bool = False
     """Run the student with its losses, and the teacher, through torch.compile."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits each time, where torch has one; on a GPU this costs speed."""
+    profile: Annotated[int, at_least(0, "off")] = 0
+    """Updates that torch's profiler traces, after the first eight of a start, into RUN/profile; 0 is off."""
     debug: bool = False
     """Run a few steps of the same code on the images in the package; summary.json marks it."""
 

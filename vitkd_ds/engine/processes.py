@@ -22,6 +22,7 @@ import torch
 import torch.distributed as torch_dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
+from torch._inductor import config as inductor
 
 from vitkd_ds.engine import ranks
 
@@ -150,6 +151,15 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
     # A little more than the timeout, so that the watchdog, whose message is better, comes first.
     deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=1.2 * timeout_minutes))
     return torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
+
+
+def make_deterministic() -> None:
+    """Let torch use only algorithms that give the same bits each time; it warns of operations that have none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, which costs a pass over all memory
+    torch.backends.cudnn.benchmark = False
+    inductor.deterministic = True  # it would time kernels, and choose another one each time
 
 
 def peak_memory_gib() -> float:

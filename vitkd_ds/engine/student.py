@@ -18,6 +18,7 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import bucket_size, check_student, is_bf16, layout, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatModule
+from vitkd_ds.engine.internals import STUDENT, STUDENT_OPTIMIZER, check_internals
 from vitkd_ds.engine.optimizer import AdamWithEMA, clip_gradients
 from vitkd_ds.engine.state_files import Collector, read_partition, with_names
 
@@ -107,6 +108,8 @@ class StudentEngine:
         adamw = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "fused": is_fused}
         optimizer = AdamWithEMA(self._flat.parameter_groups(), ema_decay=optim.ema_decay, **adamw)
         self.engine, *_ = deepspeed.initialize(model=self._flat, optimizer=optimizer, config=ds_config)
+        check_internals(self.engine, STUDENT)
+        check_internals(self.engine.optimizer, STUDENT_OPTIMIZER)
         self.engine.checkpoint_engine = Collector()
         # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
         self.engine._copy_recovery_script = lambda folder: None

@@ -15,6 +15,7 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatBlock
+from vitkd_ds.engine.internals import SHARD_OPTIMIZER, check_internals
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import Features, tap_features
 
@@ -58,6 +59,7 @@ class Teacher:
                 model.blocks = nn.Sequential(*(FlatBlock(block, compile=run.compile) for block in blocks))
             ds_config["steps_per_print"] = None
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
+            check_internals(self.module.optimizer, SHARD_OPTIMIZER)
             for hook in self.module.optimizer.backward_hooks:
                 hook.remove()  # there is no backward pass, and they cost a forward as much as all the rest of ZeRO
         self.module.eval()

@@ -4,9 +4,9 @@ Each validation image is counted once at any number of ranks. A signal ends an e
 is there already, so the next start has only the evaluation to do again.
 """
 
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,10 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     came on any rank before the end. Collective."""
     watchdog.enter("evaluation", state.step)
     teacher = parts.teacher if parts.teacher_answers else None
-    result = _evaluate_weights(parts, parts.engine.student_weights(), teacher=teacher)
+    # The last evaluation is the summary's, in full fp32.
+    is_on_the_way = state.step < parts.schedule.total_steps
+    with tensor_cores(is_on_the_way and parts.device.type == "cuda"):
+        result = _evaluate_weights(parts, parts.engine.student_weights(), teacher=teacher)
     if result is None:
         return False
     values = {f"val_{name}": value for name, value in result.items()}
@@ -100,6 +103,17 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     if result["top1"] > state.best_top1:
         state.best_top1, state.best_step = result["top1"], state.step
     return True
+
+
+@contextmanager
+def tensor_cores(are_used: bool) -> Iterator[None]:
+    """Let fp32 products use a GPU's TF32 units for a while, if asked: several times faster, 10 bits of mantissa."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if are_used else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _evaluate_weights(parts: Parts, weights: dict[str, Tensor], *, teacher: Any = None) -> dict[str, float] | None:

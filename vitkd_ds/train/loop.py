@@ -14,6 +14,7 @@ from typing import Any, Iterator
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from vitkd_ds.checkpoint.folder import check_settings, is_finished
 from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
@@ -26,6 +27,7 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.engine.processes import (
     check_gpu_is_used,
+    make_deterministic,
     peak_memory_gib,
     set_rank_variables,
     start_processes,
@@ -39,6 +41,7 @@ from vitkd_ds.train.health import Health
 from vitkd_ds.train.introduction import introduce
 from vitkd_ds.train.log import Meter, MetricsLog
 from vitkd_ds.train.parts import Parts, build_parts
+from vitkd_ds.train.profile import profiled
 from vitkd_ds.train.schedule import loss_weights_at, lr_at
 from vitkd_ds.train.teacher_check import check_teacher
 
@@ -67,6 +70,8 @@ def train(run: Run) -> dict[str, Any] | None:
     check_gpu_is_used()
     set_rank_variables()
     watchdog.watch(limit_s=60 * run.timeout_minutes)
+    if run.deterministic:
+        make_deterministic()
     device = start_processes(run.timeout_minutes)
     workdir = Path(run.workdir)
     # Before the lock, so that a refused run touches nothing; and again with it, as another job may have had the folder.
@@ -127,7 +132,8 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     )
     meter = Meter(run.global_batch_size, clock=synchronised_time, timed_s=state.timed_s, timed_steps=state.timed_steps)
     health = Health(run, total_steps=schedule.total_steps)
-    with closing(log), closing(training_micro_batches(parts, state.step)) as micro_batches:
+    micro_batches = training_micro_batches(parts, state.step)
+    with closing(log), closing(micro_batches), profiled(run.profile, workdir) as profiler:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
         queued: deque[Update] = deque()
         is_asked_to_stop = False
@@ -135,6 +141,8 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
             meter.start()
             queued.append(train_step(parts, micro_batches, state.step))
             meter.add(queued[-1].terms)
+            if profiler:
+                profiler.step()
             state.step += 1
             is_logged = state.step % run.log_every_steps == 0 or state.step == schedule.total_steps
             must_know = is_logged or schedule.is_save_step(state.step) or schedule.is_eval_step(state.step)
@@ -218,17 +226,23 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
     for micro in range(num_micro):
         watchdog.enter("step", step)
         place = micro * ranks.world_size() + ranks.rank()  # keys the draws, the same at any number of ranks
-        images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=step, place=place)
-        features = parts.teacher(images_BCHW) if parts.teacher else None
-        terms = engine(parts.normalization.apply(images_BCHW, engine.dtype), targets_BK, features, weights)
-        engine.backward(terms["total"])
+        with record_function("data"):
+            images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=step, place=place)
+        with record_function("teacher"):
+            features = parts.teacher(images_BCHW) if parts.teacher else None
+        with record_function("forward"):
+            terms = engine(parts.normalization.apply(images_BCHW, engine.dtype), targets_BK, features, weights)
+        with record_function("backward"):
+            engine.backward(terms["total"])
         for name, value in terms.items():
             means[name] = means.get(name, 0) + value.detach() / num_micro
     watchdog.enter("step", step)
     # A bad loss on one rank, and a signal to one rank, become known to all with the norm of the gradient.
     is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
     is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
-    return Update(step, lr, means, engine.step(veto=is_bad.float(), count=is_asked))
+    with record_function("update"):
+        outcome = engine.step(veto=is_bad.float(), count=is_asked)
+    return Update(step, lr, means, outcome)
 
 
 def settle(update: Update, run: Run) -> bool:

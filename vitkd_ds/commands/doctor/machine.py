@@ -6,7 +6,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -128,6 +128,10 @@ def check_machine(patient: Patient) -> Iterator[Row]:
     advice = "set TMPDIR to a larger folder of the node's own disk, or clear it"
     yield space_row("scratch", tempfile.gettempdir(), LEAST_SCRATCH_GIB, advice)
     yield build_locks_row()
+    if patient.device.type == "cpu":
+        yield openmp_row()
+    if patient.run.compile:
+        yield compiler_row(patient.device)
     ranks.barrier()  # so that all clocks are read at the same moment
     yield clocks_row(ranks.from_all(time.time()), patient.nodes)
 
@@ -160,6 +164,24 @@ def build_locks_row() -> Row:
         return ok("build locks", f"none that is stale in {folder}")
     text = f"a build that was killed left {', '.join(stale)}: the next build there would wait for ever"
     return warning("build locks", text, f"rm {' '.join(stale)}")
+
+
+def openmp_row(environ: Mapping[str, str] = os.environ) -> Row:
+    """Whether OpenMP's waiting threads sleep: spinning, they stop each other as soon as another process computes."""
+    policy, threads = environ.get("OMP_WAIT_POLICY", "none"), torch.get_num_threads()
+    found = f"OMP_WAIT_POLICY={policy}, {threads} threads"
+    problem = "with another busy process on these cores training becomes up to 30 times slower"
+    return judged(policy.upper() == "PASSIVE", "openmp", found, problem, "unset OMP_WAIT_POLICY, or set it to PASSIVE")
+
+
+def compiler_row(device: torch.device) -> Row:
+    """Whether torch.compile, which the recipe uses, finds a C compiler and on a GPU Triton."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as caught:  # any kind: a missing compiler fails in many ways
+        found = f"torch.compile must work for this recipe, found {type(caught).__name__}: {str(caught).splitlines()[0]}"
+        return error("compiler", found, "install gcc (and on a GPU triton), or train with --compile=false")
+    return ok("compiler", "torch.compile makes and runs a kernel")
 
 
 def clocks_row(times_s: list[float], nodes: list[str]) -> Row:

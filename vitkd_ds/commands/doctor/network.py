@@ -17,9 +17,12 @@ SUM_MIB, PAIR_MIB = 64, 16
 REPEATS = 5
 MAX_ROUNDS = 63
 """Each node meets one other per round: up to 64 nodes, every pair is measured."""
-LEAST_SUM_GB_S = {("cuda", 1): 4.0, ("cuda", 2): 1.5, ("cpu", 1): 0.05, ("cpu", 2): 0.05}
-"""Warn below; by device, and one node or more. A ring gives half of its slowest link: PCIe 4 without peer access
-carries about 10 GB/s, 25 Gbit/s Ethernet 3."""
+LEAST_SUM_GB_S = {"nvlink": (40.0, 5.0), "cuda": (4.0, 1.5), "cpu": (0.05, 0.05)}
+"""Warn below; by kind of device, on one node and on more. A ring gives half of its slowest link: PCIe 4 without peer
+access carries about 10 GB/s, 25 Gbit/s Ethernet 3; NVLink carries hundreds, and nodes with it have 200 Gbit/s or more
+between them. By data sheets, not measured."""
+NVLINK = ("A100-SXM", "H100 80GB HBM3", "H200", "B200", "GB200")
+"""Parts of the names of GPUs that come on boards with NVLink."""
 LEAST_PAIR_PART = 0.5
 """Warn about pairs below this part of the fastest one."""
 
@@ -34,12 +37,23 @@ def check_network(patient: Patient) -> Iterator[Row]:
     # All start together; the slowest rank counts.
     best = _best_seconds(lambda: ranks.sum_over_ranks(numbers), before=lambda: ranks.all_true(True, device))
     seconds = max(ranks.from_all(best))
-    gb_per_s, least = SUM_MIB * 2**20 / 1e9 / seconds, LEAST_SUM_GB_S[device.type, min(2, num_nodes)]
+    gb_per_s, least = SUM_MIB * 2**20 / 1e9 / seconds, least_sum_gb_s(device_name(device), num_nodes)
     found = f"{ranks.world_size()} ranks sum {SUM_MIB} MiB at {gb_per_s:.2f} GB/s ({1000 * seconds:.0f} ms)"
     advice = "see in NCCL_DEBUG=INFO which transport is used, and that NVLink or InfiniBand is among them"
     yield judged(gb_per_s >= least, "network", found, f"expected at least {least:g}", advice)
     if num_nodes > 1:
         yield slowest_row(pair_speeds(patient))
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def least_sum_gb_s(name: str, num_nodes: int) -> float:
+    """GB/s at which ranks on such devices should sum."""
+    kind = "cpu" if name == "cpu" else "nvlink" if any(part in name for part in NVLINK) else "cuda"
+    return LEAST_SUM_GB_S[kind][num_nodes > 1]
 
 
 def _best_seconds(function: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:

@@ -1,0 +1,42 @@
+"""Tracing a few steps, and a run that is asked to be deterministic: a real one."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+
+from tests.conftest import ROOT, run_command
+from vitkd_ds.train.profile import PARTS, WAIT, WARMUP
+
+FLAGS = (
+    "--recipe=demo", "--debug", "--global_batch_size=8", "--micro_batch_size_per_gpu=4", "--log_every_steps=1",
+    "--checkpoint.every_steps=1000", "--eval_every_epochs=1000",
+)  # fmt: skip
+DETERMINISTIC = """
+import torch
+from torch._inductor import config
+from vitkd_ds.engine.processes import make_deterministic
+make_deterministic()
+print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+print(config.deterministic, torch.backends.cudnn.benchmark)
+"""
+
+
+def test_a_trace_holds_the_parts_of_as_many_steps_as_were_asked_for(tmp_path):
+    steps = WAIT + WARMUP + 3
+    args = ("--deterministic", "--profile=2", f"--max_steps={steps}", f"--workdir={tmp_path}")
+    run_command(sys.executable, ROOT / "train.py", *FLAGS, *args, cwd=ROOT)
+    events = json.loads(gzip.decompress((tmp_path / "profile" / "trace.json.gz").read_bytes()))["traceEvents"]
+    named = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
+    assert {part: named[part] for part in PARTS} == {part: 2 if part == "update" else 4 for part in PARTS}
+    table = (tmp_path / "profile" / "table.txt").read_text().splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in table[1 : 1 + len(PARTS)]}
+    assert [rows[part][0] for part in PARTS] == ["4", "4", "4", "4", "2"]
+    assert all(float(rows[part][1]) > 0 for part in PARTS)
+    assert json.loads((tmp_path / "config.json").read_text())["run"]["deterministic"] is True
+
+
+def test_torch_is_told_to_be_deterministic():
+    done = subprocess.run([sys.executable, "-c", DETERMINISTIC], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split()[-4:] == ["True", "True", "True", "False"]

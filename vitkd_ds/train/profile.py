@@ -1,0 +1,48 @@
+"""Trace a few steps with torch's profiler: where the host's and the device's time go, by part of a step."""
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from vitkd_ds.checkpoint.files import write_text
+from vitkd_ds.engine import ranks
+
+logger = logging.getLogger(__name__)
+
+WAIT, WARMUP = 5, 3
+"""Steps before the trace: without the profiler, as they compile; and with it, as its own start is slow."""
+PARTS = ("data", "teacher", "forward", "backward", "update")
+"""Names under which `vitkd_ds.train.loop.train_step` marks its parts."""
+ROWS = 30
+"""Operations in the table."""
+
+
+def profiled(num_steps: int, workdir: Path) -> AbstractContextManager[Any]:
+    """Make a profiler whose `step` is to be called after each update; None in its place where nothing is to be traced.
+
+    After WAIT + WARMUP + num_steps updates of this start, rank 0 writes trace.json.gz, for chrome://tracing or
+    https://ui.perfetto.dev, and table.txt to the folder `profile` of the run.
+    """
+    if not num_steps or ranks.rank():
+        return nullcontext()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+    steps = schedule(wait=WAIT, warmup=WARMUP, active=num_steps, repeat=1)
+    return profile(activities=activities, schedule=steps, on_trace_ready=lambda done: _write(done, workdir / "profile"))
+
+
+def _write(done: profile, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    averages = done.key_averages()
+    parts = [event for event in averages if event.key in PARTS]
+    lines = [f"{'part':10}{'calls':>8}{'host ms':>12}{'device ms':>12}"]
+    for event in sorted(parts, key=lambda event: PARTS.index(event.key)):
+        host, device = (1e-3 * us / event.count for us in (event.cpu_time_total, event.device_time_total))
+        lines.append(f"{event.key:10}{event.count:8}{host:12.3f}{device:12.3f}")
+    by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    write_text(folder / "table.txt", "\n".join([*lines, "", averages.table(sort_by=by, row_limit=ROWS)]) + "\n")
+    done.export_chrome_trace(str(folder / "trace.json.gz"))
+    logger.info("the trace is %s, its table table.txt beside it", folder / "trace.json.gz")
