@@ -1,0 +1,150 @@
+"""The whole step, a veto, a resume and the loader on this machine's device, each against the CPU or against itself.
+
+    python benchmarks/gpu_checks.py [--json FILE]
+
+One rank. A check prints a line, and the exit code is 1 if one failed. Without a GPU all run on the CPU, which rehearses
+the checks and shows nothing about a GPU. The augmentation has its own tests: tests/data/augment/test_devices.py.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, STOP = 12, 7
+RUN = (
+    "--recipe=demo", "--debug", f"--max_steps={STEPS}", "--log_every_steps=1", "--checkpoint.every_steps=1",
+    "--checkpoint.keep_last=100", "--global_batch_size=32", "--micro_batch_size_per_gpu=16", "--compile=false",
+)  # fmt: skip
+CLOSE = 0.02
+"""Part by which losses in bf16 on two devices may differ: rounding, summed over a few updates."""
+
+
+def train(folder: Path, *flags: str, on_cpu: bool = False) -> list[dict[str, Any]]:
+    """Train as a user does, and return the log's lines."""
+    environ = os.environ | ({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})
+    command = [sys.executable, str(ROOT / "train.py"), *RUN, f"--workdir={folder}", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def totals(lines: list[dict[str, Any]]) -> list[float]:
+    """The total of each step."""
+    return [line["total"] for line in lines if "total" in line]
+
+
+def check_step(folder: Path) -> str:
+    """The losses of the same updates here and on the CPU."""
+    here, there = totals(train(folder / "here")), totals(train(folder / "cpu", on_cpu=True))
+    worst = max(abs(a - b) / abs(b) for a, b in zip(here, there, strict=True))
+    assert len(here) == STEPS and worst < CLOSE, f"losses differ by up to {worst:.2%}: {here} and {there}"
+    return f"{STEPS} updates: losses within {worst:.2%} of the CPU's"
+
+
+def check_resume(folder: Path) -> str:
+    """A run that goes on from a checkpoint in the middle ends as the one that was not interrupted."""
+    found = []
+    for name, flags in (("as it ships", ()), ("--deterministic", ("--deterministic",))):
+        whole, split = folder / f"whole{len(flags)}", folder / f"split{len(flags)}"
+        train(whole, *flags)
+        # The same length of the run, so that the learning rates are the same: from another run's checkpoint.
+        train(split, f"--resume={whole}/checkpoints/step{STOP:08d}", *flags)
+        hashes = {hashlib.sha256((each / "student.safetensors").read_bytes()).hexdigest() for each in (whole, split)}
+        found.append(f"{name}: {'the same bits' if len(hashes) == 1 else 'OTHER BITS'}")
+    assert "OTHER" not in found[1], "; ".join(found)
+    return "; ".join(found)
+
+
+def check_veto(folder: Path) -> str:
+    """After an update with a loss that is nan nothing changes any more, with fused AdamW where there is a GPU."""
+    import torch
+
+    from tests.engine import tiny
+    from vitkd_ds.engine.processes import start_processes
+
+    device = start_processes()
+    engine, _ = tiny.make_engine(tiny.RUN)
+    generator = torch.Generator(device).manual_seed(0)
+    images = torch.randn(16, 3, 16, 16, generator=generator, device=device).to(engine.dtype)
+    targets = torch.full((16, 10), 0.1, device=device)
+    weights = {name: torch.tensor(float(name == "ce"), device=device) for name in tiny.RUN.losses.active()}
+    teacher = tiny.make_models()[1].to(device)
+    features = tiny.tap_features(teacher, images.float())
+    seen, outcomes = [], []
+    for step in range(3):
+        engine.set_lr(1e-3)
+        bad = targets * (float("nan") if step == 1 else 1.0)
+        total = engine(images, bad, features, weights)["total"]
+        engine.backward(total)
+        outcomes.append(engine.step(veto=(~torch.isfinite(total)).float()))
+        seen.append(engine.student_weights()["head.weight"])
+    assert [outcome.is_applied for outcome in outcomes] == [True, False, True]
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.isfinite(seen[2]).all()
+    return f"on {device}: the update is left out, and those after it"
+
+
+def check_loader(folder: Path) -> str:
+    """The loader's micro-batches on the device and on the CPU, pixel by pixel, while the device is busy."""
+    import torch
+
+    from vitkd_ds.data.loader import build_loader
+    from vitkd_ds.recipes import build_run
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = build_run("demo")
+    sizes = {"micro_batch_size": 32, "global_batch_size": 32, "rank": 0, "world_size": 1, "seed": 0}
+    loaders = [build_loader(run.data, split="train", device=where, **sizes) for where in (device, "cpu")]
+    count, work = 0, torch.ones(1024, 1024, device=device)
+    with closing(loaders[0].epoch(0)) as here, closing(loaders[1].epoch(0)) as there:
+        for (images, labels), (expected, expected_labels) in zip(here, there):
+            for _ in range(20):
+                work = (work @ work).clamp(-1, 1)
+            assert torch.equal(images.cpu(), expected) and torch.equal(labels.cpu(), expected_labels)
+            count += len(images)
+            if count >= 2048:
+                break
+    return f"{count} images on {device} are the CPU's"
+
+
+CHECKS: dict[str, Callable[[Path], str]] = {
+    "loader": check_loader, "step": check_step, "resume": check_resume, "veto": check_veto,
+}  # fmt: skip
+
+
+def results() -> Iterator[tuple[str, bool, str]]:
+    """Run all checks: name, whether it passed, and what was found."""
+    for name, check in CHECKS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                yield name, True, check(Path(folder))
+            except Exception as error:  # the others are worth knowing too
+                yield name, False, f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for name, passed, found in results():
+        print(f"{name:8}{'ok' if passed else 'FAILED':8}{found}", flush=True)
+        rows.append({"check": name, "passed": passed, "found": found})
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+    sys.stdout.flush()
+    os._exit(not all(row["passed"] for row in rows))  # threads of FFCV may abort an interpreter that ends
+
+
+if __name__ == "__main__":
+    main()
