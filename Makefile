@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all wheels fuzz
+.PHONY: setup demo test test-all gpu wheels fuzz
 
 setup: .venv/.ready
 
@@ -33,6 +33,10 @@ test: setup
 test-all: setup
 	sh .ci/test_programs
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU: does it compute what a CPU does, and how fast? 25 minutes at most; rows in gpu/rows.json.
+gpu: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/gpu.py
 
 # For nodes without a compiler or root: dist/*.whl carry their C++ libraries. docs/install.md says how to install them.
 wheels: setup

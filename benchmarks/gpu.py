@@ -1,0 +1,107 @@
+"""`make gpu`: all that a first machine with a GPU has to show, in one command of at most 25 minutes.
+
+    python benchmarks/gpu.py [--out gpu] [--debug]
+
+Runs one after the other, each in processes of its own: the checks on the device (`gpu_checks.py`), the augmentation
+against the CPU (its tests), the whole step of each pair and placement (`step.py`), Base at 512 images for its memory,
+the augmentation's time (`augment.py`), and the host (`host.py`). Each leaves its text, and its rows as JSON, in --out;
+rows.json has all of them, and rows.md the lines for benchmarks/RESULTS.md. What fails is said, and the rest runs on.
+--debug rehearses it at toy size, without a GPU.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MINUTES = 25
+"""For everything together; what has not begun by then is left out, and said."""
+
+
+def parts(out: Path, *, debug: bool) -> dict[str, list[str]]:
+    """Name -> arguments of Python, the most important first."""
+
+    def benchmark(file: str, name: str, *args: str) -> list[str]:
+        return [f"benchmarks/{file}.py", *args, "--json", str(out / f"{name}.json")]
+
+    toy = ["--debug"] if debug else []
+    if debug:
+        steps = {"step tiny": benchmark("step", "step tiny", "--pairs", "tiny", *toy)}
+        short = ["--rounds", "1", "--steps", "1", "--warmup", "1"]
+        return {
+            "checks": benchmark("gpu_checks", "checks"), **steps, "host": benchmark("host", "host", *toy, *short)
+        }  # fmt: skip
+    micro_batches = {"tiny": ["64", "256"], "small": ["256"], "base": ["128"]}
+    steps = {
+        f"step {pair}": benchmark("step", f"step {pair}", "--pairs", pair, "--micro_batches", *sizes, "--repeats", "3")
+        for pair, sizes in micro_batches.items()
+    }
+    memory = ["--pairs", "base", "--micro_batches", "512", "--variants", "replica", "shard", "--repeats", "2"]
+    return {
+        "checks": benchmark("gpu_checks", "checks"),
+        **steps,
+        "augmentation": ["-m", "pytest", "tests/data/augment/test_devices.py", "-m", "not slow"],
+        "augmentation time": benchmark("augment", "augmentation time", "--device", "cuda", "--compile"),
+        "step base 512": benchmark("step", "step base 512", *memory),
+        "host": benchmark("host", "host", "--rounds", "20"),
+    }
+
+
+def run(name: str, arguments: list[str], out: Path, *, deadline: float) -> dict[str, Any]:
+    """Run one part; its exit code (None if there was no time), seconds and rows."""
+    start = time.monotonic()
+    if start >= deadline:
+        return {"part": name, "code": None, "seconds": 0.0, "rows": []}
+    with (out / f"{name}.txt").open("w") as text:
+        command = [sys.executable, *arguments]
+        text.write(f"$ {' '.join(command)}\n")
+        text.flush()
+        try:
+            code = subprocess.run(
+                command, cwd=ROOT, stdout=text, stderr=subprocess.STDOUT, timeout=deadline - start
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            code = None
+    rows = out / f"{name}.json"
+    found = json.loads(rows.read_text()) if rows.exists() else []
+    return {"part": name, "code": code, "seconds": time.monotonic() - start, "rows": found}
+
+
+def lines_for_results(done: list[dict[str, Any]]) -> list[str]:
+    """The rows of whole steps as lines of the table in benchmarks/RESULTS.md, without their names there."""
+    lines = []
+    for row in (row for each in done if each["part"].startswith("step") for row in each["rows"]):
+        values = [("ratio", "{:.2f}"), ("peak_gib", "{:.1f}"), ("mfu", "{:.1%}")]
+        cells = ["–" if row[key] is None else form.format(row[key]) for key, form in values]
+        who = f"{row['pair'].capitalize()}, {row['micro_batch']} | {row['variant']}"
+        lines.append(f"| {who} | {row['images_per_s']:,.0f} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--debug", action="store_true")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    import torch  # after --help
+
+    if not args.debug and not torch.cuda.is_available():
+        parser.error(f"there must be a GPU that torch {torch.__version__} can use, found none: see `vitkd-ds doctor`")
+    deadline, done = time.monotonic() + 60 * MINUTES, []
+    for name, arguments in parts(out, debug=args.debug).items():
+        done.append(run(name, arguments, out, deadline=deadline))
+        state = {0: "ok", None: f"not finished within {MINUTES} minutes"}.get(done[-1]["code"], "FAILED")
+        print(f"{name:18} {done[-1]['seconds']:6.0f} s  {state}  {out / name}.txt", flush=True)
+        (out / "rows.json").write_text(json.dumps(done, indent=1))  # after each, so that one that fails costs no other
+        (out / "rows.md").write_text("\n".join(lines_for_results(done)) + "\n")
+    sys.exit(any(each["code"] != 0 for each in done))
+
+
+if __name__ == "__main__":
+    main()
