@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from vitkd_ds.checkpoint.folder import FREE_KEYS, flattened
+from vitkd_ds.data.images import SPLITS
 from vitkd_ds.train.statistics import wilson_interval
 
 EVALUATED = ("val_num_images", "val_top1", "val_top5")
@@ -67,6 +68,17 @@ class Result:
     def settings(self) -> dict[str, Any]:
         """Dotted key -> value of what decides what is learned, but for the seed."""
         return {key: value for key, value in flattened(self.config["run"]).items() if key not in FREE_KEYS | {"seed"}}
+
+    def other_images(self, other: "Result") -> list[str]:
+        """The options, data.train or data.val, whose images are others than another run's: by their fingerprints, or by
+        their paths where a run is of a version that stored none."""
+        found = []
+        for split in SPLITS:
+            both = [run.config.get("images", {}).get(split) for run in (self, other)]
+            if None in both:
+                both = [run.config["run"]["data"][split] for run in (self, other)]
+            found += [f"data.{split}"] if both[0] != both[1] else []
+        return found
 
     def size(self, role: str, what: str) -> float | None:
         """Return the "parameters" or "gflops" of the "student" or "teacher"; None if there is no such model, or if the
