@@ -92,6 +92,7 @@ def build_exported(description: Mapping[str, Any], weights: Path) -> VisionTrans
     data = DataConfig(train="", val="", num_classes=args["num_classes"], image_size=args["img_size"])
     model = build_student(StudentConfig(**model_of(description)), data)
     load_weights(model, weights, key="student", allow_other_grid=False, needs_classifier=True)
+    model.pretrained_cfg = model.pretrained_cfg | description.get("normalization", {})
     return model
 
 
