@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.checkpoint.test_folder import finish
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from tests.data.conftest import write_images
 from vitkd_ds.checkpoint.lock import RunLock
@@ -128,7 +129,7 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
 
 def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
     run = replace(build_run("demo"), workdir=str(tmp_path))
-    (tmp_path / "done").touch()
+    finish(run)
     assert folder.run_row(run).level == "warning"
     assert folder.run_row(replace(run, resume="none")).level == "ok"
     (tmp_path / "checkpoints").mkdir()

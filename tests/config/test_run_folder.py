@@ -73,3 +73,19 @@ def test_a_description_gives_the_model_without_what_the_data_decides(tmp_path):
     (tmp_path / "student.json").write_text("{")
     with pytest.raises(ValueError, match="student.json must say in JSON what model lies beside it, found Exp"):
         folder.description_beside(tmp_path / "student.safetensors")
+
+
+@pytest.mark.parametrize("text, found", [
+    (None, "must be readable JSON, as a run writes it, found .*No such file"), ("{", "must be readable JSON"),
+    ("[]", r"must be a JSON object, as a run writes it, found \[\]: restore the file"),
+    ('{"a": 1}', "must hold b.c, as a run writes it, found None"), ('{"a": 1, "b": 2}', "must hold b.c"),
+    ('{"a": 1, "b": {"c": "x"}}', "must hold b.c, as a run writes it, found 'x'"),
+])  # fmt: skip
+def test_a_file_of_a_run_must_have_its_keys_with_their_types(tmp_path, text, found):
+    file = tmp_path / "x.json"
+    if text:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=f"{file} {found}"):
+        folder.read_json(file, {"a": int, "b.c": list})
+    file.write_text('{"a": 1, "b": {"c": []}}')
+    assert folder.read_json(file, {"a": int, "b.c": list}) == {"a": 1, "b": {"c": []}}

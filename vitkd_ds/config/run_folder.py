@@ -2,10 +2,12 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 CHECKPOINTS = "checkpoints"
+DONE, SUMMARY = "done", "summary.json"
 STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 TAG = re.compile(r"step\d{8}")
 POINTERS = ("latest", "best")
@@ -45,7 +47,7 @@ def find_student(source: str | Path) -> Path:
     if folder.name in POINTERS and not folder.is_dir():
         checkpoints = folder.parent if folder.parent.name == CHECKPOINTS else folder.parent / CHECKPOINTS
         folder = checkpoints / (pointer(checkpoints, folder.name) or folder.name)
-    elif not (folder / "done").exists() and (tag := newest(folder / CHECKPOINTS)):
+    elif not (folder / DONE).exists() and (tag := newest(folder / CHECKPOINTS)):
         folder = folder / CHECKPOINTS / tag
     for name in (STUDENT, DESCRIPTION):
         if not (folder / name).is_file():
@@ -58,6 +60,29 @@ def find_weights(source: str) -> Path:
     path = Path(source).expanduser()
     is_student = path.is_dir() or path.name in POINTERS
     return find_student(path) / STUDENT if is_student else path
+
+
+def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a JSON file that a run has written.
+
+    Args:
+        keys: keys that it must hold, with dots for those inside, and the type of each.
+
+    Raises:
+        ValueError: it is not there, is damaged, or lacks a key.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} must be readable JSON, as a run writes it, found {error}: restore the file") from None
+    for key, kind in ({"": dict} | keys).items():
+        value = content
+        for part in key.split(".") if key else ():
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            what, found = (f"hold {key}", f"found {value!r}") if key else ("be a JSON object", f"found {content!r}")
+            raise ValueError(f"{file} must {what}, as a run writes it, {found[:80]}: restore the file")
+    return content
 
 
 def description_beside(weights: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig
+from vitkd_ds.data.beton.format import SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 from vitkd_ds.data.demo import demo_beton
+from vitkd_ds.data.sources import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,16 @@ def open_images(
         _renumber(images, classes, key)
     _check_num_classes(images, data.num_classes, key)
     return images
+
+
+def fingerprint_of(data: DataConfig, split: str) -> int:
+    """The fingerprint that the images of a split have when they are opened, without opening them."""
+    path = data.train if split == "train" else data.val
+    path = demo_beton(split) if path == "demo" else Path(path)
+    if data.backend == "torchvision" and path.suffix != SUFFIX:
+        return zlib.crc32(open_source(path).fingerprint().encode())
+    _, images, labels = read_beton(path)
+    return beton_fingerprint(images, labels)
 
 
 def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreCrops:
