@@ -55,7 +55,7 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
     ({"recipe": "demo_plain", "teacher.model": "x"}, "a teacher must be used by kd, nkd or vitkd"),
     ({"teacher": "demo"}, "--teacher must be none, found 'demo': --teacher.checkpoint names"),
     ({"teacher": "none", "teacher.placement": "shard"}, "--teacher.placement must not be given with --teacher none"),
-    ({"teacher": "none", "losses.kd.weight": "1"}, "losses.kd needs a teacher, and recipe demo has none"),
+    ({"teacher": "none", "losses.kd.weight": "1"}, "--losses.kd.weight=1 needs a teacher, found --teach"),
     ({"recipe": "images", "data.train": "x", "data.val": "y"}, "teacher.model must .*or train with --teacher none"),
     ({"recipe": "images", "teacher": "none", "data.val": "y"}, "data.train must name images, and recipe images"),
     ({"recipe": "images", "teacher": "none", "data.train": "x"}, "data.val must name images"),

@@ -27,7 +27,7 @@ def make_student(path, **description):
 def run(tmp_path):
     """A finished run with two checkpoints, of which the older one is the best."""
     for name in ("", "checkpoints/step00000004", "checkpoints/step00000008"):
-        make_student(tmp_path / "run" / name, model=name)
+        make_student(tmp_path / "run" / name, model=name, args={})
     (tmp_path / "run" / "done").touch()
     (tmp_path / "run" / "checkpoints" / "latest").write_text("step00000008")
     (tmp_path / "run" / "checkpoints" / "best").write_text("step00000004")
@@ -42,8 +42,14 @@ def test_a_path_means_the_student_of_the_run_or_of_a_checkpoint(run):
         run / "latest": checkpoints / "step00000008", checkpoints / "latest": checkpoints / "step00000008",
     }.items():  # fmt: skip
         assert folder.find_student(path) == found
-        assert folder.find_weights(str(path)) == found / "student.safetensors"
-    assert folder.find_weights("some/file.pth").name == "file.pth"
+        assert folder.find_weights(str(path), "x") == found / "student.safetensors"
+    (run / "file.pth").touch()
+    assert folder.find_weights(str(run / "file.pth"), "x") == run / "file.pth"
+    with pytest.raises(ValueError, match="x must be a file of weights, or a run, .* found none at some/file.pth"):
+        folder.find_weights("some/file.pth", "x")
+    (run / "student.json").write_text('{"model": "m"}')
+    with pytest.raises(ValueError, match="student.json must hold args, as a run writes it, found None"):
+        folder.find_weights(str(run), "x")
 
 
 def test_a_run_that_goes_on_means_its_newest_checkpoint(run):

@@ -59,7 +59,7 @@ def evaluate_exported(
     model = build.build_exported(description, folder / STUDENT).to(device)
     teacher_config = run.teacher if run and run.teacher and run.teacher.checkpoint != "random" else None
     if teacher and (Path(teacher).is_dir() or Path(teacher).name in (STUDENT, *POINTERS)):
-        weights = find_weights(teacher)
+        weights = find_weights(teacher, "--teacher")
         teacher_config = TeacherConfig(**model_of(description_beside(weights)), checkpoint=str(weights))
     elif teacher:
         teacher_config = TeacherConfig(model=teacher, checkpoint=teacher_checkpoint or "hub")

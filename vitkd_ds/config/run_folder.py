@@ -55,11 +55,41 @@ def find_student(source: str | Path) -> Path:
     return folder
 
 
-def find_weights(source: str) -> Path:
-    """The file of weights that `source` means: a file itself, else the student of a run, checkpoint or export."""
+def find_weights(source: str, key: str) -> Path:
+    """The file of weights that `source` means: a file itself, else the student of a run, checkpoint or export. Raises
+    ValueError, which names the option `key`, if there is none."""
     path = Path(source).expanduser()
-    is_student = path.is_dir() or path.name in POINTERS
-    return find_student(path) / STUDENT if is_student else path
+    if not is_student(path):
+        check_is_there(str(path), key)
+        return path
+    folder = find_student(path)
+    read_json(folder / DESCRIPTION, {"model": str, "args": dict})
+    return folder / STUDENT
+
+
+def is_student(path: Path) -> bool:
+    """Whether a path means the student of a run, checkpoint or export, and not a file of weights itself."""
+    return path.is_dir() or path.name in POINTERS
+
+
+def is_begun(workdir: Path) -> bool:
+    """Whether a run folder holds a run with a checkpoint, or a finished one."""
+    return (workdir / DONE).exists() or bool(newest(workdir / CHECKPOINTS))
+
+
+def run_of(weights: Path) -> Path:
+    """The folder of the run, or else of the export, in which a file student.safetensors lies."""
+    folder = weights.resolve().parent
+    return folder.parents[1] if folder.parent.name == CHECKPOINTS else folder
+
+
+def check_is_there(file: str, key: str) -> None:
+    """Raise ValueError unless a file of weights, which the option `key` names, exists."""
+    if not Path(file).expanduser().is_file():
+        raise ValueError(
+            f"{key} must be a file of weights, or a run, checkpoint or export folder, found none at {file}: check the "
+            "path"
+        )
 
 
 def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
