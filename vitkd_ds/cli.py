@@ -10,19 +10,17 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds.commands.pack.folders import pack_folders
+from vitkd_ds.commands.parse import check_words, parse_run
 from vitkd_ds.config.help import field_help
-from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import convert, nearest
-from vitkd_ds.config.run import Run, as_dict, check_run
-from vitkd_ds.data.augment.policy import parse_rand_augment
-from vitkd_ds.data.classes import count_classes
+from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.recipes import RECIPES, build_run
 from vitkd_ds.train import console, signals, watchdog
 
@@ -80,7 +78,7 @@ def _command(
             if "help" in flags:
                 print(about(flags) if about else inspect.getdoc(function))
                 return
-            _check_words(given, words)
+            check_words(given, words)
             own = {key: convert(flags.pop(key), options[key], key) for key in options if key in flags}
             if flags and not takes_run:
                 key = next(iter(flags))
@@ -100,28 +98,6 @@ def _help_on_train(flags: dict[str, str]) -> str:
     about = "" if topic else f"{inspect.getdoc(train)}\n\n"
     fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
     return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"
-
-
-def _check_words(given: tuple[str, ...], names: str) -> None:
-    if given and not names:
-        raise ValueError(f"every argument must be a --flag, found {given[0]!r}: put -- before its name")
-    least = len([name for name in names.split() if name[0] not in "[."])
-    if len(given) < least or (len(given) > len(names.split()) and not names.endswith("...]")):
-        raise ValueError(f"the command needs {names}, found {' '.join(given) or 'nothing'}")
-
-
-def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
-    """The run that a command line asks for; raises ValueError for a word that is no flag, and for an unknown flag,
-    recipe or value, with the nearest valid name."""
-    _check_words(words, "")
-    debug = convert(flags.pop("debug", "false"), bool, "debug")
-    run = apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
-    check_run(run)
-    if not run.data.num_classes:
-        run = replace(run, data=replace(run.data, num_classes=count_classes(run.data.train)))
-    if run.augment.rand_augment:
-        parse_rand_augment(run.augment.rand_augment)
-    return run
 
 
 @_command(takes_run=True, about=_help_on_train, print_config=bool)
@@ -159,8 +135,6 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
 
 def _with_packed_folders(run: Run) -> Run:
     """The run that reads .betons where its data are class folders, which are packed at their first use."""
-    from vitkd_ds.commands.pack.folders import pack_folders
-
     try:
         return pack_folders(run)
     except (OSError, RuntimeError) as error:
@@ -206,14 +180,15 @@ def pack(src: str, dst: str, **options: Any) -> None:
 def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     """Write a grid of augmented, mixed training images with their labels to a PNG.
 
-    Usage: show DATA [DST] [--recipe NAME|PATH] [--KEY=VALUE ...], where DATA is what --data.train takes, DST is
-    show.png if not given, and KEY any field of the run (`train --help`), such as augment.rand_augment or seed. Without
-    --recipe it is `images`, or `demo` for the demo's data.
+    Usage: show DATA [DST] [--recipe NAME|PATH] [--KEY=VALUE ...], where DATA is what --data.train takes (of
+    a folder that is not packed yet, the command that packs it is told), DST is show.png if not given, and KEY any field
+    of the run (`train --help`), such as augment.rand_augment or seed. Without --recipe it is `images`, or `demo` for
+    the demo's data.
     """
     flags = {"recipe": "demo" if data == "demo" else "images"} | flags | {"data.train": data, "data.val": data}
     if not any(key.startswith(("teacher", "losses")) for key in flags):
         flags["teacher"] = "none"  # no picture depends on it, and `images` would ask for one
-    run = parse_run((), flags)
+    run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.show import show as show_run
 
     print(show_run(run, Path(dst)))
@@ -280,7 +255,7 @@ def doctor(*, flags: dict[str, str]) -> None:
     Usage: doctor [--recipe NAME|PATH] [--KEY=VALUE ...], where KEY is any field of the run, on one node, or under srun
     on all with the ranks of the run. Prints a table of what is ok, what is not, and what to do about it.
     """
-    run = parse_run((), flags)
+    run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.doctor import examine
     from vitkd_ds.engine.processes import leave, shut_down
 

@@ -13,7 +13,7 @@ import vitkd_ds
 from vitkd_ds.checkpoint.files import write_json
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run, as_dict
-from vitkd_ds.config.run_folder import CHECKPOINTS, DONE, SUMMARY, newest, read_json
+from vitkd_ds.config.run_folder import CHECKPOINTS, DONE, SUMMARY, is_begun, newest, read_json
 from vitkd_ds.data.images import SPLITS, fingerprint_of
 
 FREE_KEYS = frozenset(
@@ -57,6 +57,13 @@ def is_finished(run: Run) -> bool:
     if not newest(workdir / CHECKPOINTS):
         raise ValueError(f"--extend needs the last checkpoint of {workdir}, found none: give another --workdir")
     return False
+
+
+def check_begun(run: Run) -> None:
+    """Check the settings of a run that its folder holds already, so far as this needs no images. Raises ValueError as
+    `check_settings` does."""
+    workdir = Path(run.workdir)
+    check_settings(run, workdir / "config.json" if run.resume != "none" and is_begun(workdir) else None)
 
 
 def check_settings(run: Run, config: Path | None) -> Run | None:
