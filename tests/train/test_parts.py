@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.data.conftest import write_images
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import TeacherConfig
 from vitkd_ds.data.images import check_classes
+from vitkd_ds.models.build import build_student
 from vitkd_ds.recipes import build_run
+from vitkd_ds.train import parts
 from vitkd_ds.train.parts import build_parts, check_teacher_classes, open_split
 
 
@@ -65,3 +68,21 @@ def test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order(t
         )
     (tmp_path / "t.json").write_text(json.dumps({"classes": list(loader.classes)}))
     assert check_teacher_classes(replace(run, losses=features), loader.classes)
+
+
+@pytest.mark.parametrize("names, is_kept", [(["ant", "bird"], True), (["cat", "dog"], False)])
+def test_the_student_keeps_its_classifier_only_for_the_classes_of_the_data(tmp_path, monkeypatch, names, is_kept):
+    built = []
+    monkeypatch.setattr(parts, "start_engines", lambda run, config, models, *rest: built.append(models) or 1 / 0)
+    packed = pack(write_images(tmp_path / "images", 12, classes=("ant", "bird")), tmp_path / "x.beton", workers=1).path
+    run = run_of(packed, packed, 2)
+    torch.manual_seed(1)
+    source = build_student(run.student, run.data)
+    torch.nn.init.ones_(source.head.weight)
+    save_file(source.state_dict(), tmp_path / "s.safetensors")
+    (tmp_path / "s.json").write_text(json.dumps({"classes": names}))
+    run = replace(run, student=replace(run.student, init=str(tmp_path / "s.safetensors")))
+    with pytest.raises(ZeroDivisionError):
+        parts.build_parts(run, torch.device("cpu"))
+    (models,) = built
+    assert bool((models.student.head.weight == 1).all()) == is_kept

@@ -89,7 +89,7 @@ def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | N
         logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
-    parts = start_engines(run, ds_config, build_models(run), schedule, device)
+    parts = start_engines(run, ds_config, build_models(run, train_loader.classes), schedule, device)
     answers = parts.teacher_answers and knows_classes
     return replace(parts, teacher_answers=answers, train_loader=train_loader, val_loader=val_loader)
 
@@ -147,10 +147,11 @@ def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> bool:
     return classes == tuple(described["classes"])
 
 
-def build_models(run: Run) -> Models:
-    """Build student and teacher with their weights. Raises ValueError if they or their weights do not fit."""
+def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
+    """Build student and teacher with their weights, for the `classes` of the data. Raises ValueError if they or their
+    weights do not fit."""
     torch.manual_seed(run.seed)  # the same student on every rank
-    student = build.build_student(run.student, run.data)
+    student = build.build_student(run.student, run.data, classes=classes)
     teacher = build.build_teacher(run.teacher, run.data, **teacher_needs(run)) if run.teacher else None
     return fit_models(run, student, teacher)
 
