@@ -62,6 +62,8 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
     ({"recipe": "images", "teacher": "none", "data.train": "x.beton", "data.val": "y"}, "x.beton.* does not exist"),
     ({"epochs": "2"}, "optim.warmup_epochs must be less than epochs, or the learning rate never falls, found 2 of 2"),
     ({"optim.warmup_fraction": "0.1"}, "one of optim.warmup_epochs and optim.warmup_fraction must be 0, found 2 and"),
+    ({"optim.min_lr": "0.01"}, "optim.min_lr must be at most the peak learning rate, which is 0.0015 for 48 "),
+    ({"optim.lr": "1e-3", "global_batch_size": "12", "optim.min_lr": "3e-4"}, "and 0.00025 for global_batch_size=12"),
     ({"optim.warmup_fraction": "1"}, r"optim.warmup_fraction must be in \[0, 1\)"),
     ({"recipe": "demo_plain", "losses.nkd.weight": "1"}, "losses.nkd needs a teacher"),
     ({"losses.nkd.weight": "0", "losses.vitkd.weight": "0"}, "a teacher must be used by kd, nkd or vitkd"),

@@ -20,7 +20,7 @@ from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models import build
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.normalization import Normalization
-from vitkd_ds.train.schedule import BatchSplit, Schedule, make_schedule, split_batch
+from vitkd_ds.train.schedule import BatchSplit, Schedule, check_warmup, make_schedule, split_batch
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ def build_parts(run: Run, device: torch.device, saved_layout: dict[str, Any] | N
         logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
+    check_warmup(run, schedule)
     parts = start_engines(run, ds_config, build_models(run, train_loader.classes), schedule, device)
     answers = parts.teacher_answers and knows_classes
     return replace(parts, teacher_answers=answers, train_loader=train_loader, val_loader=val_loader)
