@@ -198,8 +198,9 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
 def evaluate(student: str, **options: Any) -> None:
     """Evaluate an exported student: top-1 and top-5, and the agreement with a teacher.
 
-    Usage: eval STUDENT [--val FILE] [--teacher MODEL --teacher_checkpoint FILE|hub] [--micro_batch_size 64], where
-    STUDENT is a run folder, a checkpoint folder or a student.safetensors; a run folder knows its data and teacher.
+    Usage: eval STUDENT [--val PATH] [--teacher RUN | --teacher MODEL --teacher_checkpoint PATH|hub]
+    [--micro_batch_size 64], where STUDENT and RUN are each a run folder, a checkpoint or an exported student, and the
+    PATH of --val a .beton, or a folder that train or pack has packed. A run folder knows its data and teacher.
     """
     from vitkd_ds.commands.evaluate import evaluate_exported
 

@@ -87,6 +87,7 @@ def test_an_exported_student_is_evaluated_on_any_part_of_its_classes(packed, tmp
     save_file(model.state_dict(), tmp_path / "student.safetensors")
     about = {"image_size": 16, "val_crop_fraction": 0.875, "interpolation": "bicubic", "classes": CLASSES}
     about |= {"model": "deit_tiny_patch16_224", "args": ARGS}
+    about |= {"normalization": {key: list(model.pretrained_cfg[key]) for key in ("mean", "std")}}
     (tmp_path / "student.json").write_text(json.dumps(about))
     whole = evaluate_exported(str(tmp_path), val=str(files["whole"]))
     assert 0 < whole["top1"] < 100

@@ -104,7 +104,7 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
     Data that are gone under the same name are not missed, as a finished run needs none. Runs of versions before 0.4
     stored no fingerprint: theirs must have the same name.
     """
-    stored = json.loads(config.read_text()).get("images", {})
+    stored = json.loads(config.read_text()).get("images") or {}
     for split in SPLITS:
         path, old_path = getattr(run.data, split), getattr(before.data, split)
         if path == old_path and (split not in stored or not (path == "demo" or Path(path).exists())):

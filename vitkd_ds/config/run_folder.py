@@ -15,6 +15,13 @@ POINTERS = ("latest", "best")
 NOT_OF_THE_MODEL = ("num_classes", "img_size", "pretrained_cfg_overlay")
 """Arguments in a description that a run sets by itself, from its data."""
 
+EXPORTED = {
+    "model": str, "args": dict, "args.num_classes": int, "args.img_size": int, "normalization.mean": list,
+    "normalization.std": list, "image_size": int, "val_crop_fraction": int | float, "interpolation": str,
+    "classes": list,
+}  # fmt: skip
+"""Keys of an exported student's description, with their types, from which it is rebuilt and fed."""
+
 
 def tags(folder: Path) -> list[str]:
     """Published checkpoints in a checkpoints folder, newest first."""

@@ -22,14 +22,14 @@ def packed_path(folder: Path) -> Path:
     return folder.with_name(folder.name + SUFFIX)
 
 
-def check_is_packed(data: DataConfig, split: str) -> None:
-    """Raise ValueError if a split names something that the FFCV backend reads only when it is packed, such as tars."""
-    path = data.train if split == "train" else data.val
+def check_is_packed(key: str, path: str) -> None:
+    """Raise ValueError, which names the option `key`, if `path` is something that the FFCV backend reads only when it
+    is packed, such as tars."""
     is_packed = Path(path).suffix == SUFFIX or path == "demo" or is_class_folder(path)
-    if data.backend == "ffcv" and not is_packed and (os.path.exists(path) or path.endswith(".tar")):
+    if not is_packed and (os.path.exists(path) or path.endswith(".tar")):
         raise ValueError(
-            f"data.{split} must be a .beton, or a folder that holds a folder per class, found {path!r}: pack it first "
-            f"(vitkd-ds pack {shlex.quote(path)} FILE.beton) and give --data.{split}=FILE.beton"
+            f"{key} must be a .beton, or a folder that holds a folder per class, found {path!r}: pack it first "
+            f"(vitkd-ds pack {shlex.quote(path)} FILE.beton) and give --{key}=FILE.beton"
         )
 
 
@@ -40,7 +40,8 @@ def count_classes(data: DataConfig) -> int:
     Raises:
         ValueError: the file or folder is unfit, or of a kind that does not tell quickly.
     """
-    check_is_packed(data, "train")
+    if data.backend == "ffcv":
+        check_is_packed("data.train", data.train)
     path = demo_beton("train") if data.train == "demo" else Path(data.train)
     if is_class_folder(data.train):
         if data.backend != "ffcv" or not packed_path(path).exists():

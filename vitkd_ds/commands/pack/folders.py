@@ -20,7 +20,6 @@ from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
 from vitkd_ds.data.classes import check_is_packed, is_class_folder, packed_path
 from vitkd_ds.data.demo import demo_beton
-from vitkd_ds.data.images import SPLITS
 from vitkd_ds.data.sources import open_source
 from vitkd_ds.data.sources.folder import class_names
 from vitkd_ds.engine.ds_config import find_ds_config
@@ -51,9 +50,9 @@ def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
     """
     if run.data.backend != "ffcv":
         return run
-    for split in SPLITS:
-        check_is_packed(run.data, split)
     train, val = run.data.train, run.data.val
+    check_is_packed("data.train", train)
+    check_is_packed("data.val", val)
     if may_pack and any(is_class_folder(path) and not packed_path(Path(path)).exists() for path in (train, val)):
         _check_without_images(run)
     if is_class_folder(train):
@@ -65,6 +64,13 @@ def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
         classes = demo_beton("train") if train == "demo" else check_beton(train).path
         val = _packed("data.val", Path(val), classes=str(classes), may_pack=may_pack)
     return replace(run, data=replace(run.data, train=train, val=val))
+
+
+def find_packed(key: str, path: str) -> str:
+    """The .beton of a class folder, which must be packed as the folder is now; other paths are returned as they are.
+    Raises ValueError, which names the option `key`."""
+    check_is_packed(key, path)
+    return _packed(key, Path(path), may_pack=False) if is_class_folder(path) else path
 
 
 def _check_without_images(run: Run) -> None:
