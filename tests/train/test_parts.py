@@ -3,16 +3,23 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.data.conftest import write_images
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import TeacherConfig
+from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops
 from vitkd_ds.data.images import check_classes
+from vitkd_ds.data.order import SAMPLE_DTYPE
 from vitkd_ds.models.build import build_student
+from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import parts
 from vitkd_ds.train.parts import build_parts, check_teacher_classes, open_split
@@ -92,3 +99,24 @@ def test_a_run_that_max_steps_cuts_within_its_warm_up_is_refused(small_beton):
     run = replace(run_of(small_beton, small_beton, 10), debug=False, max_steps=20)
     with pytest.raises(ValueError, match="the warm-up must be shorter than the run, .*found 20 of 20 steps"):
         parts.build_parts(run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("interpolation, expected", [("random", "bicubic"), ("bilinear", "bilinear")])
+def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(interpolation, expected):
+    run = build_run("demo_plain")
+    run = replace(run, data=replace(run.data, interpolation=interpolation))
+    loader = SimpleNamespace(classes=tuple("abcdefghij"))
+    made = parts.Parts(run, *[None] * 5, Normalization((0.5,) * 3, (0.5,) * 3), train_loader=loader)
+    described = made.student_description()
+    model = timm.create_model(described["model"], **described["args"])
+    found = timm.data.resolve_model_data_config(model)
+    assert found["interpolation"] == described["interpolation"] == expected
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    transformed = timm.data.create_transform(**found)(Image.fromarray(pixels))
+    # Against the crop that validation makes, by its own row.
+    row = CentreCrops(28, 1.0, interpolation).rows(np.zeros(1, SAMPLE_DTYPE), np.array([40]), np.array([60]))[0]
+    how = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}[row["filter"]]
+    resized = Image.fromarray(pixels).resize((row["resized_width"], row["resized_height"]), how)
+    left, top = row["window_left"], row["window_top"]
+    expected_HWC = np.asarray(resized.crop((left, top, left + 28, top + 28))) / 255 * 2 - 1
+    assert np.abs(transformed.permute(1, 2, 0).numpy() - expected_HWC).max() < 1e-5

@@ -11,6 +11,7 @@ from torch import nn
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.data.crops import val_interpolation
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.data.loader import Loader, build_loader
 from vitkd_ds.engine import ranks
@@ -58,11 +59,12 @@ class Parts:
         """student.json: how to rebuild the student with timm and feed it."""
         data, classes = self.run.data, list(self.train_loader.classes)
         made, normalization = build.model_args_of(self.run.student, data), asdict(self.normalization)
+        interpolation = val_interpolation(data.interpolation)
         # What timm's own helpers, such as resolve_model_data_config, must know of the rebuilt model.
         made["args"]["pretrained_cfg_overlay"] = normalization | {
             "input_size": [3, data.image_size, data.image_size],
             "crop_pct": data.val_crop_fraction,
-            "interpolation": data.interpolation,
+            "interpolation": interpolation,
             "num_classes": len(classes),
             "label_names": classes,
         }
@@ -70,7 +72,7 @@ class Parts:
             "normalization": normalization,
             "image_size": data.image_size,
             "val_crop_fraction": data.val_crop_fraction,
-            "interpolation": data.interpolation,
+            "interpolation": interpolation,
             "classes": classes,
             "weights": "ema" if self.run.optim.ema_decay else "raw",
             "recipe": self.run.recipe,
