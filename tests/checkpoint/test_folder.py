@@ -117,14 +117,33 @@ def test_config_json_says_what_was_run_by_what(tmp_path, run):
     (tmp_path / "made" / "done").touch()  # it is extended
     schedule = make_dataclass("Steps", [("total_steps", int)])(9)
     costs, images = {"student": {"parameters": 7}, "teacher": None}, {"train": 5, "val": 6}
+    before = {"plan": {"total_steps": 4}, "extended_at_steps": [2]}
+    (tmp_path / "made" / "config.json").write_text(json.dumps(before))
     folder.describe_run(run, schedule, device="cpu", resumed_step=4, models=costs, images=images)
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
     assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
+    assert config["extended_at_steps"] == [2, 4]
     assert not (tmp_path / "made" / "done").exists()
     assert config["models"] == costs and config["images"] == images
     assert config["world_size"] == 1 and config["device"] == "cpu" and config["command"]
     assert config["versions"].keys() == {"vitkd_ds", "torch", "deepspeed", "timm", "ffcv", "numpy"}
+
+
+@pytest.mark.parametrize("before, extend, resumed_step, expected", [
+    (None, False, 0, []), (None, False, 4, []), (None, True, 4, [4]), ({"plan": {"total_steps": 9}}, True, 4, []),
+    ({"plan": {"total_steps": 8}}, True, 4, [4]), ({"plan": {"total_steps": 8}, "extended_at_steps": [3]}, True, 0, []),
+    ({"plan": {"total_steps": 9}, "extended_at_steps": [3]}, False, 6, [3]),
+])  # fmt: skip
+def test_config_json_keeps_the_steps_at_which_a_run_was_made_longer(
+    tmp_path, run, before, extend, resumed_step, expected
+):
+    if before:
+        (tmp_path / "config.json").write_text(json.dumps(before))
+    schedule = make_dataclass("Steps", [("total_steps", int)])(9)
+    about = {"device": "cpu", "resumed_step": resumed_step, "models": {}, "images": {}}
+    folder.describe_run(replace(run, extend=extend), schedule, **about)
+    assert json.loads((tmp_path / "config.json").read_text())["extended_at_steps"] == expected
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="asks git")

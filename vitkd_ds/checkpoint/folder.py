@@ -146,10 +146,24 @@ def describe_run(
         with suppress(PackageNotFoundError):  # the torchvision backend does without FFCV
             versions[name] = version(name)
     (workdir / DONE).unlink(missing_ok=True)
+    extended = _extended_at(run, schedule.total_steps, resumed_step=resumed_step)
     # "plan" is the schedule's name in the run folders of all versions.
     content = {"run": as_dict(run), "plan": asdict(schedule), "resumed_step": resumed_step}
+    content |= {"extended_at_steps": extended}
     content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv, "git_commit": git_commit()}
     write_json(workdir / "config.json", content | {"versions": versions, "models": models, "images": images})
+
+
+def _extended_at(run: Run, total_steps: int, *, resumed_step: int) -> list[int]:
+    """The steps at which the run was made longer, this start included. A new run, at step 0, has none."""
+    if not resumed_step:
+        return []
+    config = Path(run.workdir) / "config.json"
+    if not config.exists():  # it begins at another run's checkpoint
+        return [resumed_step] if run.extend else []
+    before = json.loads(config.read_text())
+    is_longer = before["plan"]["total_steps"] < total_steps
+    return before.get("extended_at_steps", []) + ([resumed_step] if is_longer else [])
 
 
 def git_commit() -> str:

@@ -86,6 +86,14 @@ def test_settings_that_decide_what_is_learned_split_groups_and_are_named(runs):
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_an_extended_run_is_a_group_of_its_own(runs):
+    change(runs / "plain1", run__seed=0, extended_at_steps=[7])
+    lines = below(runs / "plain0", runs / "plain1")
+    assert lines[3] == "group 2 differs in: extended_at_steps=[7]"
+    change(runs / "plain1", extended_at_steps=[])
+    assert "same settings, images and seed: plain1" in shown(runs / "plain0", runs / "plain1")
+
+
 def with_images(run, train, val):
     """Change what a run says of its images; None is a version that did not store it."""
     config = json.loads((run / "config.json").read_text())

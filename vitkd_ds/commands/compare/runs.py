@@ -15,6 +15,7 @@ EVALUATED = ("val_num_images", "val_top1", "val_top5")
 SIZES = ("parameters", "gflops")
 CONFIG = {
     "run": dict, "run.seed": int, "run.teacher": dict | None, "run.data.train": str, "run.data.val": str,
+    "run.global_batch_size": int,
     "run.data.image_size": int, "run.data.num_classes": int, "plan.steps_per_epoch": int, "world_size": int,
     "images": dict | None,
 }  # fmt: skip
@@ -36,9 +37,6 @@ class Result:
     """The newest of them that is of an evaluation."""
     summary: dict[str, Any] | None
     """Content of summary.json; None while the run is not finished."""
-    wall_s: float | None
-    """Seconds of the last start, with evaluations and checkpoints; None while the run is not finished, and if
-    the files' times were lost when the folder was copied."""
 
     @property
     def num_images(self) -> int:
@@ -68,14 +66,25 @@ class Result:
         return whole_run or (logged[-1] if logged else None)
 
     @property
+    def training_s(self) -> float | None:
+        """Seconds of all training steps, over all starts, without evaluations and checkpoints; None while the run is
+        not finished."""
+        if not self.summary or not self.images_per_s:
+            return None
+        return self.summary["steps"] * self.config["run"]["global_batch_size"] / self.images_per_s
+
+    @property
     def seed(self) -> int:
         """The run's seed."""
         return self.config["run"]["seed"]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Dotted key -> value of what decides what is learned, but for the seed."""
-        return {key: value for key, value in flattened(self.config["run"]).items() if key not in FREE_KEYS | {"seed"}}
+        """Key -> value of what decides what is learned, but for the seed: settings with dotted keys, and the steps at
+        which the run was extended, as its learning rate fell more than once then."""
+        own = {key: value for key, value in flattened(self.config["run"]).items() if key not in FREE_KEYS | {"seed"}}
+        extended = self.config.get("extended_at_steps")
+        return own | ({"extended_at_steps": extended} if extended else {})
 
     def other_images(self, other: "Result") -> list[str]:
         """The options, data.train or data.val, whose images are others than another run's: by their fingerprints, or by
@@ -121,13 +130,10 @@ def _read(folder: Path, name: str) -> Result:
     evaluated = evaluations(lines)
     if not evaluated:
         raise ValueError(f"{folder} must have evaluated its student, found none in {metrics_file}: wait for one")
-    summary = wall_s = None
+    summary = None
     if (folder / DONE).is_file():
         summary = read_json(folder / SUMMARY, {"steps": int, "images_per_s": int | float | None})
-        # config.json is written when data and engines are ready: training, evaluations and checkpoints count.
-        wall_s = (folder / DONE).stat().st_mtime - config_file.stat().st_mtime
-        wall_s = wall_s if wall_s > 0 else None
-    return Result(folder, name, config, lines, evaluated[-1], summary, wall_s)
+    return Result(folder, name, config, lines, evaluated[-1], summary)
 
 
 def _whole_lines(text: str) -> list[dict[str, Any]]:
