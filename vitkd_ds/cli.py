@@ -212,9 +212,10 @@ def evaluate(student: str, **options: Any) -> None:
 def compare(*runs: str, **options: Any) -> None:
     """Compare runs, finished or still going: accuracy, size and speed, and differences over the seeds that they share.
 
-    Usage: compare RUN [RUN ...] [--csv] [--plot FILE.png] [--speed false], where RUN is a run folder. The speed of
-    student and teacher at inference is measured here, on random images, unless --speed is false. --csv prints the rows
-    as CSV. --plot draws validation top-1 and training loss over the epochs.
+    Usage: compare RUN [RUN ...] [--csv] [--plot FILE.png] [--speed false], where RUN is a run folder. Options come
+    after the folders, as --csv would take the next word for its value. The speed of student and teacher at inference is
+    measured here, on random images, unless --speed is false. --csv prints the rows as CSV. --plot draws validation
+    top-1 and training loss over the epochs.
     """
     from vitkd_ds.commands.compare import compare as compare_runs
 
@@ -226,7 +227,7 @@ def export(source: str, destination: str, **options: Any) -> None:
     """Copy a student out of a run: student.safetensors (a plain timm state dict) and student.json.
 
     Usage: export RUN DST [--which last|best] [--half], where RUN is a run folder or one of its checkpoints and DST a
-    new folder; --half stores fp16.
+    new folder; --half stores fp16. Options come after the folders, as --half would take the next word for its value.
     """
     from vitkd_ds.checkpoint.export import export_student
 
@@ -239,7 +240,8 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str 
 
     Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node
     and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu. Images are
-    counted where --data.train is a .beton; without it the numbers are those of ImageNet.
+    counted where --data.train is a .beton; without it the numbers are those of ImageNet. Speeds are those of the
+    ImageNet recipes' pairs at 224 pixels: for images of your own name such a recipe, not `images`.
     """
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe, found none: name an ImageNet recipe")

@@ -77,6 +77,7 @@ def _teacher_of(run: Run | None, teacher: str, checkpoint: str) -> TeacherConfig
         if checkpoint:
             raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
         return run.teacher if run and run.teacher and run.teacher.checkpoint != "random" else None
+    # A path, which a mistyped one must stay: no name of timm has a slash.
     if "/" in teacher or Path(teacher).exists() or teacher in POINTERS:
         if checkpoint:
             raise ValueError(
@@ -90,6 +91,7 @@ def _teacher_of(run: Run | None, teacher: str, checkpoint: str) -> TeacherConfig
                 f"name its model, and give --teacher_checkpoint={teacher}"
             )
         return TeacherConfig(**described, checkpoint=str(weights))
+    # A name, with or without weights of one's own.
     if checkpoint in WEIGHTS["teacher"][1]:
         return TeacherConfig(model=teacher, checkpoint=checkpoint or "hub")
     weights = find_weights(checkpoint, "--teacher_checkpoint")

@@ -15,9 +15,8 @@ EVALUATED = ("val_num_images", "val_top1", "val_top5")
 SIZES = ("parameters", "gflops")
 CONFIG = {
     "run": dict, "run.seed": int, "run.teacher": dict | None, "run.data.train": str, "run.data.val": str,
-    "run.global_batch_size": int,
-    "run.data.image_size": int, "run.data.num_classes": int, "plan.steps_per_epoch": int, "world_size": int,
-    "images": dict | None,
+    "run.data.image_size": int, "run.data.num_classes": int, "run.global_batch_size": int,
+    "plan.steps_per_epoch": int, "world_size": int, "images": dict | None,
 }  # fmt: skip
 """Keys of config.json that a comparison needs, with their types."""
 
