@@ -96,7 +96,8 @@ def test_commands_are_accepted(page, words, finished_run):
 def _on_the_demos_data(flags):
     """The flags without files that the page itself makes: tests/test_own_images.py runs docs/images.md as a whole."""
     files = {key: "demo" for key, value in flags.items() if value.startswith("photos/")}
-    teacher = {"teacher.model": "deit3_small_patch16_224"} if flags.get("teacher.checkpoint") == "runs/teacher" else {}
+    is_made = flags.get("teacher.checkpoint") == "runs/teacher"
+    teacher = {"teacher.model": "deit3_small_patch16_224", "teacher.checkpoint": "hub"} if is_made else {}
     return flags | files | teacher
 
 

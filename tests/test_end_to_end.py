@@ -132,6 +132,7 @@ def test_an_extended_run_is_the_longer_run_from_there_on(whole_run, small_beton,
     first, unfinished, again, refused, plain = run_several(2, tmp_path / "commands", commands)
     assert "step 30 of 36" in first["said"] and first["summary"]["steps"] == 36 == unfinished["summary"]["steps"]
     assert_same_result(extended, cut)
+    assert json.loads((extended / "config.json").read_text())["extended_at_steps"] == [30]
     rates = {line["step"]: line["lr"] for line in metrics_of(extended) if "total" in line}
     assert list(rates) == list(range(1, 37)) and rates[31] > rates[30] and rates[36] == pytest.approx(1e-5)
     assert "finished and left alone" in again["said"] and "finished and left alone" in plain["said"]

@@ -88,7 +88,9 @@ def test_the_page_leads_to_a_distilled_student_that_beats_its_baseline(place, mo
     assert run["data"]["num_classes"] == 10 and run["optim"]["warmup_fraction"] == 0.05
     table = next(text for words, text in zip(commands(), said) if "compare" in words)
     assert f"{accuracies['distilled']:.2f}" in table and f"{accuracies['plain']:.2f}" in table
-    assert Image.open(place / "curves.png").width > 500 and Image.open(place / "look.png").width > 500
+    for name in ("curves.png", "look.png"):
+        with Image.open(place / name) as picture:
+            assert picture.width > 500
     described = json.loads((place / "my_model/student.json").read_text())
     assert described["classes"] == sorted(CLASSES)
     assert (

@@ -10,19 +10,17 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds.commands.pack.folders import pack_folders
+from vitkd_ds.commands.parse import check_words, parse_run
 from vitkd_ds.config.help import field_help
-from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import convert, nearest
-from vitkd_ds.config.run import Run, as_dict, check_run
-from vitkd_ds.data.augment.policy import parse_rand_augment
-from vitkd_ds.data.classes import count_classes
+from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.recipes import RECIPES, build_run
 from vitkd_ds.train import console, signals, watchdog
 
@@ -82,7 +80,7 @@ def _command(
             if "help" in flags:
                 print(about(flags) if about else inspect.getdoc(function))
                 return
-            _check_words(given, words)
+            check_words(given, words)
             own = {key: convert(flags.pop(key), options[key], key) for key in options if key in flags}
             if flags and not takes_run:
                 key = next(iter(flags))
@@ -102,28 +100,6 @@ def _help_on_train(flags: dict[str, str]) -> str:
     about = "" if topic else f"{inspect.getdoc(train)}\n\n"
     fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
     return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"
-
-
-def _check_words(given: tuple[str, ...], names: str) -> None:
-    if given and not names:
-        raise ValueError(f"every argument must be a --flag, found {given[0]!r}: put -- before its name")
-    least = len([name for name in names.split() if name[0] not in "[."])
-    if len(given) < least or (len(given) > len(names.split()) and not names.endswith("...]")):
-        raise ValueError(f"the command needs {names}, found {' '.join(given) or 'nothing'}")
-
-
-def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
-    """The run that a command line asks for; raises ValueError for a word that is no flag, and for an unknown flag,
-    recipe or value, with the nearest valid name."""
-    _check_words(words, "")
-    debug = convert(flags.pop("debug", "false"), bool, "debug")
-    run = apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
-    check_run(run)
-    if not run.data.num_classes:
-        run = replace(run, data=replace(run.data, num_classes=count_classes(run.data.train)))
-    if run.augment.rand_augment:
-        parse_rand_augment(run.augment.rand_augment)
-    return run
 
 
 @_command(takes_run=True, about=_help_on_train, print_config=bool)
@@ -161,8 +137,6 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
 
 def _with_packed_folders(run: Run) -> Run:
     """The run that reads .betons where its data are class folders, which are packed at their first use."""
-    from vitkd_ds.commands.pack.folders import pack_folders
-
     try:
         return pack_folders(run)
     except (OSError, RuntimeError) as error:
@@ -208,14 +182,15 @@ def pack(src: str, dst: str, **options: Any) -> None:
 def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     """Write a grid of augmented, mixed training images with their labels to a PNG.
 
-    Usage: show DATA [DST] [--recipe NAME|PATH] [--KEY=VALUE ...], where DATA is what --data.train takes, DST is
-    show.png if not given, and KEY any field of the run (`train --help`), such as augment.rand_augment or seed. Without
-    --recipe it is `images`, or `demo` for the demo's data.
+    Usage: show DATA [DST] [--recipe NAME|PATH] [--KEY=VALUE ...], where DATA is what --data.train takes (of
+    a folder that is not packed yet, the command that packs it is told), DST is show.png if not given, and KEY any field
+    of the run (`train --help`), such as augment.rand_augment or seed. Without --recipe it is `images`, or `demo` for
+    the demo's data.
     """
     flags = {"recipe": "demo" if data == "demo" else "images"} | flags | {"data.train": data, "data.val": data}
     if not any(key.startswith(("teacher", "losses")) for key in flags):
         flags["teacher"] = "none"  # no picture depends on it, and `images` would ask for one
-    run = parse_run((), flags)
+    run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.show import show as show_run
 
     print(show_run(run, Path(dst)))
@@ -225,8 +200,9 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
 def evaluate(student: str, **options: Any) -> None:
     """Evaluate an exported student: top-1 and top-5, and the agreement with a teacher.
 
-    Usage: eval STUDENT [--val FILE] [--teacher MODEL --teacher_checkpoint FILE|hub] [--micro_batch_size 64], where
-    STUDENT is a run folder, a checkpoint folder or a student.safetensors; a run folder knows its data and teacher.
+    Usage: eval STUDENT [--val PATH] [--teacher RUN | --teacher MODEL --teacher_checkpoint PATH|hub]
+    [--micro_batch_size 64], where STUDENT and RUN are each a run folder, a checkpoint or an exported student, and the
+    PATH of --val a .beton, or a folder that train or pack has packed. A run folder knows its data and teacher.
     """
     from vitkd_ds.commands.evaluate import evaluate_exported
 
@@ -238,9 +214,10 @@ def evaluate(student: str, **options: Any) -> None:
 def compare(*runs: str, **options: Any) -> None:
     """Compare runs, finished or still going: accuracy, size and speed, and differences over the seeds that they share.
 
-    Usage: compare RUN [RUN ...] [--csv] [--plot FILE.png] [--speed false], where RUN is a run folder. The speed of
-    student and teacher at inference is measured here, on random images, unless --speed is false. --csv prints the rows
-    as CSV. --plot draws validation top-1 and training loss over the epochs.
+    Usage: compare RUN [RUN ...] [--csv] [--plot FILE.png] [--speed false], where RUN is a run folder. Options come
+    after the folders, as --csv would take the next word for its value. The speed of student and teacher at inference is
+    measured here, on random images, unless --speed is false. --csv prints the rows as CSV. --plot draws validation
+    top-1 and training loss over the epochs.
     """
     from vitkd_ds.commands.compare import compare as compare_runs
 
@@ -252,7 +229,7 @@ def export(source: str, destination: str, **options: Any) -> None:
     """Copy a student out of a run: student.safetensors (a plain timm state dict) and student.json.
 
     Usage: export RUN DST [--which last|best] [--half], where RUN is a run folder or one of its checkpoints and DST a
-    new folder; --half stores fp16.
+    new folder; --half stores fp16. Options come after the folders, as --half would take the next word for its value.
     """
     from vitkd_ds.checkpoint.export import export_student
 
@@ -265,7 +242,8 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str 
 
     Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node
     and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu. Images are
-    counted where --data.train is a .beton; without it the numbers are those of ImageNet.
+    counted where --data.train is a .beton; without it the numbers are those of ImageNet. Speeds are those of the
+    ImageNet recipes' pairs at 224 pixels: for images of your own name such a recipe, not `images`.
     """
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe, found none: name an ImageNet recipe")
@@ -282,7 +260,7 @@ def doctor(*, flags: dict[str, str]) -> None:
     Usage: doctor [--recipe NAME|PATH] [--KEY=VALUE ...], where KEY is any field of the run, on one node, or under srun
     on all with the ranks of the run. Prints a table of what is ok, what is not, and what to do about it.
     """
-    run = parse_run((), flags)
+    run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.doctor import examine
     from vitkd_ds.engine.processes import leave, shut_down
 

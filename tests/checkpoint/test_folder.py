@@ -5,12 +5,15 @@ import shutil
 import subprocess
 from dataclasses import make_dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 
 import vitkd_ds
 from vitkd_ds.checkpoint import folder
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.data.demo import demo_beton
+from vitkd_ds.data.images import fingerprint_of
 from vitkd_ds.recipes import build_run
 
 
@@ -19,11 +22,62 @@ def run(tmp_path):
     return replace(build_run("demo"), workdir=str(tmp_path))
 
 
+def finish(run, **config):
+    """Make the run folder one of a finished run."""
+    for name, content in (("config.json", {"run": as_dict(run)} | config), ("summary.json", {})):
+        Path(run.workdir, name).write_text(json.dumps(content))
+    Path(run.workdir, "done").touch()
+
+
 def test_a_finished_folder_is_one_with_done_unless_all_begins_anew(tmp_path, run):
     assert not folder.is_finished(run)
-    (tmp_path / "done").touch()
+    finish(run)
     assert folder.is_finished(run) and folder.is_finished(replace(run, resume="/another"))
     assert not folder.is_finished(replace(run, resume="none"))
+
+
+@pytest.mark.parametrize("name, found", [
+    ("config.json", "must say in config.json what was trained, found none: put it back"),
+    ("summary.json", "summary.json must be readable JSON, as a run writes it, found .*No such file"),
+])  # fmt: skip
+def test_a_finished_folder_that_lacks_a_file_is_refused(tmp_path, run, name, found):
+    finish(run)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=found):
+        folder.is_finished(run)
+    if name == "summary.json":
+        (tmp_path / name).write_text("{")
+        with pytest.raises(ValueError, match="summary.json must be readable JSON"):
+            folder.is_finished(run)
+
+
+def test_a_finished_run_knows_its_images_whatever_they_are_called(tmp_path, run, demo_cache):
+    train, val = tmp_path / "train.beton", tmp_path / "val.beton"
+
+    def put(split, path):
+        for suffix in ("", ".json"):
+            shutil.copy(f"{demo_beton(split)}{suffix}", f"{path}{suffix}")
+
+    put("train", train)
+    put("val", val)
+    run = replace(run, data=replace(run.data, train=str(train), val=str(val)))
+    images = {split: fingerprint_of(run.data, split) for split in ("train", "val")}
+    finish(run, images=images)
+    moved = replace(run, data=replace(run.data, train="demo", val="demo"))
+    assert folder.is_finished(run) and folder.is_finished(moved)
+    put("train", val)
+    with pytest.raises(ValueError, match="with data.val=.*val.beton, found other images there now: give another"):
+        folder.is_finished(run)
+    swapped = replace(run, data=replace(run.data, val=str(train)))
+    with pytest.raises(ValueError, match="val.beton, found .*/train.beton now, which are not the same images"):
+        folder.is_finished(swapped)
+    for path in (train, val):
+        path.unlink()
+    assert folder.is_finished(run), "they are no longer needed"
+    finish(run)  # by a version that stored no fingerprints
+    assert folder.is_finished(run)
+    with pytest.raises(ValueError, match="stored no fingerprint of the images, so demo cannot be compared with them"):
+        folder.is_finished(moved)
 
 
 def test_all_that_may_change_is_a_setting_of_a_run(run):
@@ -63,14 +117,33 @@ def test_config_json_says_what_was_run_by_what(tmp_path, run):
     (tmp_path / "made" / "done").touch()  # it is extended
     schedule = make_dataclass("Steps", [("total_steps", int)])(9)
     costs, images = {"student": {"parameters": 7}, "teacher": None}, {"train": 5, "val": 6}
+    before = {"plan": {"total_steps": 4}, "extended_at_steps": [2]}
+    (tmp_path / "made" / "config.json").write_text(json.dumps(before))
     folder.describe_run(run, schedule, device="cpu", resumed_step=4, models=costs, images=images)
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
     assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
+    assert config["extended_at_steps"] == [2, 4]
     assert not (tmp_path / "made" / "done").exists()
     assert config["models"] == costs and config["images"] == images
     assert config["world_size"] == 1 and config["device"] == "cpu" and config["command"]
     assert config["versions"].keys() == {"vitkd_ds", "torch", "deepspeed", "timm", "ffcv", "numpy"}
+
+
+@pytest.mark.parametrize("before, extend, resumed_step, expected", [
+    (None, False, 0, []), (None, False, 4, []), (None, True, 4, [4]), ({"plan": {"total_steps": 9}}, True, 4, []),
+    ({"plan": {"total_steps": 8}}, True, 4, [4]), ({"plan": {"total_steps": 8}, "extended_at_steps": [3]}, True, 0, []),
+    ({"plan": {"total_steps": 9}, "extended_at_steps": [3]}, False, 6, [3]),
+])  # fmt: skip
+def test_config_json_keeps_the_steps_at_which_a_run_was_made_longer(
+    tmp_path, run, before, extend, resumed_step, expected
+):
+    if before:
+        (tmp_path / "config.json").write_text(json.dumps(before))
+    schedule = make_dataclass("Steps", [("total_steps", int)])(9)
+    about = {"device": "cpu", "resumed_step": resumed_step, "models": {}, "images": {}}
+    folder.describe_run(replace(run, extend=extend), schedule, **about)
+    assert json.loads((tmp_path / "config.json").read_text())["extended_at_steps"] == expected
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="asks git")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.checkpoint.test_folder import finish
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from tests.data.conftest import write_images
 from vitkd_ds.checkpoint.lock import RunLock
@@ -82,14 +83,15 @@ def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cac
     workdir, teacher = two_disks / "file" / "run", two_disks / "teacher.safetensors"
     (two_disks / "file").touch()
     teacher.write_bytes(DEMO_TEACHER.read_bytes()[:1000])
-    flags = ["--workdir", workdir, "--teacher.checkpoint", teacher, "--data.val", "val.beton"]
+    flags = ["--workdir", workdir, "--teacher.checkpoint", teacher, "--data.val", "val.beton", "--max_steps=9"]
     outputs = finish_ranks(doctor(2, *flags, cwd=two_disks), codes=[1, 1])
     assert_found(
         outputs[0], "error teacher", f"{teacher} must be a whole safetensors file",
         "error run folder", f"{workdir} must be writable, found Not a directory",
         "error data.val bytes each image of 'val.beton' must have the bytes it was packed with, found 1 of 120 read on "
         "node1 that have not: image 7 (class '1_trouser')",
-        "losses finite", "ok data.train decoding", "skipped teacher top-1", "doctor: 3 errors, 1 warning",
+        "losses finite", "ok data.train decoding", "skipped teacher top-1",
+        "error schedule", "the warm-up must be shorter than the run", "doctor: 4 errors, 1 warning",
     )  # fmt: skip
 
 
@@ -128,12 +130,19 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
 
 def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
     run = replace(build_run("demo"), workdir=str(tmp_path))
-    (tmp_path / "done").touch()
+    finish(run)
     assert folder.run_row(run).level == "warning"
     assert folder.run_row(replace(run, resume="none")).level == "ok"
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest").write_text("step00000004")
     assert "needs an unused folder" in folder.run_row(replace(run, resume="none")).found
+
+
+def test_a_warm_up_that_the_run_ends_in_is_an_error_once_its_steps_are_known():
+    run = replace(build_run("demo"), max_steps=200)
+    assert not list(data.schedule_rows(run, 99))
+    (row,) = data.schedule_rows(run, 100)
+    assert row.level == "error" and "found 200 of 200 steps (optim.warmup_epochs=2, 100 steps an epoch" in row.found
 
 
 def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():

@@ -1,7 +1,9 @@
 """What follows from options: models that folders describe, arguments of other models, terms without a teacher."""
 
+import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,7 @@ from tests.config.test_run_folder import make_student
 from vitkd_ds.config.losses import TEACHER_TERMS
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import apply_overrides
-from vitkd_ds.config.run import check_run
+from vitkd_ds.config.run import as_dict, check_run
 from vitkd_ds.recipes import build_run
 
 DEMO, PLAIN = build_run("demo"), build_run("demo_plain")
@@ -71,7 +73,7 @@ def test_a_folder_gives_weights_model_and_arguments(tmp_path, role, key):
     assert more == replace(expected, model_args={"depth": 2, "qk_norm": True})
     with pytest.raises(ValueError, match=f"--{role}.model must be the model of {role}.{key}=.*, which is vit_s"):
         apply_options(DEMO, options | {f"{role}.model": "vit_tiny_patch16_224"})
-    with pytest.raises(ValueError, match="none must be a run|must be a run, a checkpoint or an exported student"):
+    with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
         apply_options(DEMO, {f"{role}.{key}": str(tmp_path)})
 
 
@@ -83,6 +85,60 @@ def test_a_plain_recipe_takes_the_teacher_of_a_folder(tmp_path):
     assert run.losses.vitkd.scaled and run.losses.nkd.weight == run.losses.vitkd.weight == 1
 
 
-def test_a_file_of_weights_without_a_description_keeps_the_named_model():
-    run = apply_options(DEMO, {"teacher.checkpoint": "some/weights.pth"})
-    assert run.teacher == replace(DEMO.teacher, checkpoint="some/weights.pth")
+def test_a_file_of_weights_without_a_description_keeps_the_named_model_and_must_be_there(tmp_path):
+    weights = tmp_path / "weights.pth"
+    for role, key in (("teacher", "checkpoint"), ("student", "init")):
+        with pytest.raises(
+            ValueError, match=f"{role}.{key} must be a file of weights, or a run, .* none at {weights}: ch"
+        ):
+            apply_options(DEMO, {f"{role}.{key}": str(weights)})
+    weights.touch()
+    run = apply_options(DEMO, {"teacher.checkpoint": str(weights)})
+    assert run.teacher == replace(DEMO.teacher, checkpoint=str(weights))
+    weights.unlink()
+    assert apply_options(run, {}) == run, "a finished run does not need it any more"
+
+
+def test_a_term_that_needs_the_teacher_is_refused_with_the_option_that_takes_it_away():
+    with pytest.raises(
+        ValueError, match="--losses.nkd.weight=1 needs a teacher, found --teacher none: leave one of the"
+    ):
+        apply_options(DEMO, {"teacher": "none", "losses.nkd.weight": "1"})
+    assert apply_options(DEMO, {"teacher": "none", "losses.nkd.weight": "0"}) == apply_options(
+        DEMO, {"teacher": "none"}
+    )
+
+
+def test_a_begun_run_keeps_the_checkpoint_of_a_run_that_has_trained_on_since(tmp_path, caplog):
+    teacher, workdir = tmp_path / "teacher", tmp_path / "run"
+    options = {"teacher.checkpoint": str(teacher), "workdir": str(workdir)}
+
+    def reach(step):
+        make_student(teacher / "checkpoints" / f"step{step:08d}", model="vit_small_patch16_224", args={"depth": 2})
+        (teacher / "checkpoints" / "latest").write_text(f"step{step:08d}")
+        return str(teacher / "checkpoints" / f"step{step:08d}" / "student.safetensors")
+
+    first = reach(4)
+    begun = apply_options(DEMO, options)
+    assert begun.teacher.checkpoint == first
+    (workdir / "checkpoints" / "step00000001").mkdir(parents=True)
+    (workdir / "config.json").write_text(json.dumps({"run": as_dict(begun)}))
+    second = reach(8)
+    for given in (teacher, teacher / "latest"):
+        with caplog.at_level(logging.INFO, "vitkd_ds"):
+            assert apply_options(DEMO, options | {"teacher.checkpoint": str(given)}) == begun
+        assert f"teacher.checkpoint stays {first}, with which {workdir} was begun, though {given} means" in caplog.text
+    assert apply_options(DEMO, options | {"workdir": str(tmp_path / "new")}).teacher.checkpoint == second
+    assert apply_options(DEMO, options | {"resume": "none"}).teacher.checkpoint == second
+    named = apply_options(DEMO, options | {"teacher.checkpoint": str(Path(second).parent)})
+    assert named.teacher.checkpoint == second, "a step that is named means itself"
+    make_student(teacher, model="vit_small_patch16_224", args={"depth": 2})
+    (teacher / "done").touch()
+    assert apply_options(DEMO, options) == begun
+    Path(first).unlink()
+    with pytest.raises(
+        ValueError, match=f"{workdir} was begun with teacher.checkpoint={first}, found no such file any"
+    ):
+        apply_options(DEMO, options)
+    (workdir / "done").touch()
+    assert apply_options(DEMO, options) == begun, "a finished run does not need it any more"

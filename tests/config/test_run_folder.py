@@ -27,7 +27,7 @@ def make_student(path, **description):
 def run(tmp_path):
     """A finished run with two checkpoints, of which the older one is the best."""
     for name in ("", "checkpoints/step00000004", "checkpoints/step00000008"):
-        make_student(tmp_path / "run" / name, model=name)
+        make_student(tmp_path / "run" / name, model=name, args={})
     (tmp_path / "run" / "done").touch()
     (tmp_path / "run" / "checkpoints" / "latest").write_text("step00000008")
     (tmp_path / "run" / "checkpoints" / "best").write_text("step00000004")
@@ -42,8 +42,14 @@ def test_a_path_means_the_student_of_the_run_or_of_a_checkpoint(run):
         run / "latest": checkpoints / "step00000008", checkpoints / "latest": checkpoints / "step00000008",
     }.items():  # fmt: skip
         assert folder.find_student(path) == found
-        assert folder.find_weights(str(path)) == found / "student.safetensors"
-    assert folder.find_weights("some/file.pth").name == "file.pth"
+        assert folder.find_weights(str(path), "x") == found / "student.safetensors"
+    (run / "file.pth").touch()
+    assert folder.find_weights(str(run / "file.pth"), "x") == run / "file.pth"
+    with pytest.raises(ValueError, match="x must be a file of weights, or a run, .* found none at some/file.pth"):
+        folder.find_weights("some/file.pth", "x")
+    (run / "student.json").write_text('{"model": "m"}')
+    with pytest.raises(ValueError, match="student.json must hold args, as a run writes it, found None"):
+        folder.find_weights(str(run), "x")
 
 
 def test_a_run_that_goes_on_means_its_newest_checkpoint(run):
@@ -73,3 +79,19 @@ def test_a_description_gives_the_model_without_what_the_data_decides(tmp_path):
     (tmp_path / "student.json").write_text("{")
     with pytest.raises(ValueError, match="student.json must say in JSON what model lies beside it, found Exp"):
         folder.description_beside(tmp_path / "student.safetensors")
+
+
+@pytest.mark.parametrize("text, found", [
+    (None, "must be readable JSON, as a run writes it, found .*No such file"), ("{", "must be readable JSON"),
+    ("[]", r"must be a JSON object, as a run writes it, found \[\]: restore the file"),
+    ('{"a": 1}', "must hold b.c, as a run writes it, found None"), ('{"a": 1, "b": 2}', "must hold b.c"),
+    ('{"a": 1, "b": {"c": "x"}}', "must hold b.c, as a run writes it, found 'x'"),
+])  # fmt: skip
+def test_a_file_of_a_run_must_have_its_keys_with_their_types(tmp_path, text, found):
+    file = tmp_path / "x.json"
+    if text:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=f"{file} {found}"):
+        folder.read_json(file, {"a": int, "b.c": list})
+    file.write_text('{"a": 1, "b": {"c": []}}')
+    assert folder.read_json(file, {"a": int, "b.c": list}) == {"a": 1, "b": {"c": []}}

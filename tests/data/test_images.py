@@ -12,7 +12,10 @@ from tests.data.conftest import write_images
 from tests.data.test_loader import another, config
 from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.pack import pack
+from vitkd_ds.data.beton.format import check_beton
+from vitkd_ds.data.images import fingerprint_of, open_images
 from vitkd_ds.data.loader import build_loader
+from vitkd_ds.data.sources import open_source
 
 CLASSES = ("ant", "bird", "cat", "dog")
 ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 4}
@@ -84,6 +87,7 @@ def test_an_exported_student_is_evaluated_on_any_part_of_its_classes(packed, tmp
     save_file(model.state_dict(), tmp_path / "student.safetensors")
     about = {"image_size": 16, "val_crop_fraction": 0.875, "interpolation": "bicubic", "classes": CLASSES}
     about |= {"model": "deit_tiny_patch16_224", "args": ARGS}
+    about |= {"normalization": {key: list(model.pretrained_cfg[key]) for key in ("mean", "std")}}
     (tmp_path / "student.json").write_text(json.dumps(about))
     whole = evaluate_exported(str(tmp_path), val=str(files["whole"]))
     assert 0 < whole["top1"] < 100
@@ -98,3 +102,16 @@ def test_an_exported_student_is_evaluated_on_any_part_of_its_classes(packed, tmp
     (tmp_path / "student.json").write_text(json.dumps(about | {"classes": ["ant", "bird", "cat", "eel"]}))
     with pytest.raises(ValueError, match="found also 'dog'"):
         evaluate_exported(str(tmp_path), val=str(files["whole"]))
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_the_fingerprint_is_that_of_the_opened_images(packed, backend):
+    root, files = packed
+    paths = [*files.values()] + ([root / "whole", root / "part"] if backend == "torchvision" else [])
+    found = []
+    for path in paths:
+        num_classes = len(open_source(path).classes if path.is_dir() else check_beton(path).classes)
+        data = config(path, num_classes=num_classes, backend=backend)
+        found.append(fingerprint_of(data, "val"))
+        assert found[-1] == open_images(data, split="val", seed=0, micro_batch_size=1).fingerprint
+    assert len(set(found)) == len(paths)

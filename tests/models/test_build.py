@@ -174,6 +174,34 @@ def test_a_classifier_for_other_classes_is_left_out_and_reported(tmp_path, caplo
     assert info.teacher_dim == 48
 
 
+@pytest.mark.parametrize("names, is_kept", [
+    ("abcde", True), ("abcdx", False), ("abced", False), (None, True),
+])  # fmt: skip
+def test_a_students_classifier_is_kept_only_for_the_classes_that_it_was_trained_for(tmp_path, caplog, names, is_kept):
+    path = save(source_model("deit").state_dict(), tmp_path)
+    if names:
+        path.with_suffix(".json").write_text(json.dumps({"classes": list(names)}))
+    config = StudentConfig(*FAMILIES["deit"], init=str(path))
+    with caplog.at_level("INFO", "vitkd_ds"):
+        student = build_student(config, DATA, classes=tuple("abcde"))
+    assert torch.equal(student.head.weight, source_model("deit").head.weight) == is_kept
+    assert ("has other classes than the data: the classifier is left out" in caplog.text) != is_kept
+    assert torch.equal(student.norm.weight, source_model("deit").norm.weight)
+
+
+def test_a_file_of_another_width_is_refused_without_a_word_of_its_classes(tmp_path, caplog):
+    path = save(source_model("deit", embed_dim=96).state_dict(), tmp_path)
+    with caplog.at_level("INFO", "vitkd_ds"), pytest.raises(ValueError, match="student.init must hold exactly"):
+        student_of("deit", path)
+    assert "classifier" not in caplog.text
+    (tmp_path / "headless").mkdir()
+    state = source_model("deit").state_dict()
+    path = save({name: tensor for name, tensor in state.items() if name != "head.bias"}, tmp_path / "headless")
+    with caplog.at_level("INFO", "vitkd_ds"):
+        student_of("deit", path)
+    assert "has a classifier of shapes [(5, 48)], where [(5, 48), (5,)] would fit" in caplog.text
+
+
 def test_a_fitting_classifier_is_kept_where_none_is_needed(tmp_path):
     source = source_model("deit")
     config = TeacherConfig(*FAMILIES["deit"], checkpoint=str(save(source.state_dict(), tmp_path)))

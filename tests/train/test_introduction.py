@@ -51,4 +51,4 @@ def test_the_start_names_both_models_and_the_scaled_learning_rate(tmp_path, demo
 def test_a_warm_up_that_takes_the_whole_run_is_warned_of(tmp_path, demo_cache):
     command = ["--recipe=demo_plain", "--debug", "--max_steps=2", f"--workdir={tmp_path / 'run'}"]
     (outcome,) = run_several(1, tmp_path / "commands", [command])
-    assert "the learning rate never falls: the warm-up takes all 2 steps of --max_steps" in outcome["said"]
+    assert "the learning rate never falls: the warm-up takes all 2 steps of this debug run" in outcome["said"]

@@ -3,15 +3,25 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from tests.data.conftest import write_images
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import TeacherConfig
+from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops
 from vitkd_ds.data.images import check_classes
+from vitkd_ds.data.order import SAMPLE_DTYPE
+from vitkd_ds.models.build import build_student
+from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.recipes import build_run
+from vitkd_ds.train import parts
 from vitkd_ds.train.parts import build_parts, check_teacher_classes, open_split
 
 
@@ -65,3 +75,48 @@ def test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order(t
         )
     (tmp_path / "t.json").write_text(json.dumps({"classes": list(loader.classes)}))
     assert check_teacher_classes(replace(run, losses=features), loader.classes)
+
+
+@pytest.mark.parametrize("names, is_kept", [(["ant", "bird"], True), (["cat", "dog"], False)])
+def test_the_student_keeps_its_classifier_only_for_the_classes_of_the_data(tmp_path, monkeypatch, names, is_kept):
+    built = []
+    monkeypatch.setattr(parts, "start_engines", lambda run, config, models, *rest: built.append(models) or 1 / 0)
+    packed = pack(write_images(tmp_path / "images", 12, classes=("ant", "bird")), tmp_path / "x.beton", workers=1).path
+    run = run_of(packed, packed, 2)
+    torch.manual_seed(1)
+    source = build_student(run.student, run.data)
+    torch.nn.init.ones_(source.head.weight)
+    save_file(source.state_dict(), tmp_path / "s.safetensors")
+    (tmp_path / "s.json").write_text(json.dumps({"classes": names}))
+    run = replace(run, student=replace(run.student, init=str(tmp_path / "s.safetensors")))
+    with pytest.raises(ZeroDivisionError):
+        parts.build_parts(run, torch.device("cpu"))
+    (models,) = built
+    assert bool((models.student.head.weight == 1).all()) == is_kept
+
+
+def test_a_run_that_max_steps_cuts_within_its_warm_up_is_refused(small_beton):
+    run = replace(run_of(small_beton, small_beton, 10), debug=False, max_steps=20)
+    with pytest.raises(ValueError, match="the warm-up must be shorter than the run, .*found 20 of 20 steps"):
+        parts.build_parts(run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("interpolation, expected", [("random", "bicubic"), ("bilinear", "bilinear")])
+def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(interpolation, expected):
+    run = build_run("demo_plain")
+    run = replace(run, data=replace(run.data, interpolation=interpolation))
+    loader = SimpleNamespace(classes=tuple("abcdefghij"))
+    made = parts.Parts(run, *[None] * 5, Normalization((0.5,) * 3, (0.5,) * 3), train_loader=loader)
+    described = made.student_description()
+    model = timm.create_model(described["model"], **described["args"])
+    found = timm.data.resolve_model_data_config(model)
+    assert found["interpolation"] == described["interpolation"] == expected
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    transformed = timm.data.create_transform(**found)(Image.fromarray(pixels))
+    # Against the crop that validation makes, by its own row.
+    row = CentreCrops(28, 1.0, interpolation).rows(np.zeros(1, SAMPLE_DTYPE), np.array([40]), np.array([60]))[0]
+    how = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}[row["filter"]]
+    resized = Image.fromarray(pixels).resize((row["resized_width"], row["resized_height"]), how)
+    left, top = row["window_left"], row["window_top"]
+    expected_HWC = np.asarray(resized.crop((left, top, left + 28, top + 28))) / 255 * 2 - 1
+    assert np.abs(transformed.permute(1, 2, 0).numpy() - expected_HWC).max() < 1e-5

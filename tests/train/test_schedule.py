@@ -7,7 +7,15 @@ import pytest
 
 from vitkd_ds.config.run import OptimConfig
 from vitkd_ds.recipes import build_run
-from vitkd_ds.train.schedule import BatchSplit, Schedule, loss_weight_at, lr_at, make_schedule, split_batch
+from vitkd_ds.train.schedule import (
+    BatchSplit,
+    Schedule,
+    check_warmup,
+    loss_weight_at,
+    lr_at,
+    make_schedule,
+    split_batch,
+)
 
 SCHEDULE = Schedule(10, 101, warmup_steps=20, eval_every_steps=10, save_every_steps=10, accumulation_steps=1)
 OPTIM = OptimConfig(lr=1e-3, lr_batch_size=1024, min_lr=1e-5, warmup_start_factor=1e-3)
@@ -34,6 +42,23 @@ def test_epochs_become_steps_and_never_none():
     short = replace(run, epochs=0.001, eval_every_epochs=0.001)
     assert make_schedule(short, steps_per_epoch=50, accumulation_steps=1) == Schedule(50, 1, 1, 1, 50, 1)
     assert make_schedule(build_run("demo", debug=True), steps_per_epoch=50, accumulation_steps=1).total_steps == 4
+
+
+@pytest.mark.parametrize("changes, optim, found", [
+    ({"max_steps": 60}, {}, r"found 60 of 60 steps \(optim.warmup_epochs=2, 50 steps an epoch, max_steps=60\): lower "
+     "--optim.warmup_epochs, or raise --max_steps"),
+    ({"epochs": 0.14, "max_steps": 20}, {"warmup_epochs": 0, "warmup_fraction": 0.95},
+     r"found 7 of 7 steps \(optim.warmup_fraction=0.95, 50 steps an epoch, epochs=0.14\): .* or raise --epochs"),
+])  # fmt: skip
+def test_a_warm_up_as_long_as_the_run_is_refused_but_in_a_debug_run(changes, optim, found):
+    run = build_run("demo")
+    run = replace(run, optim=replace(run.optim, **optim), **changes)
+    schedule = make_schedule(run, steps_per_epoch=50, accumulation_steps=1)
+    with pytest.raises(ValueError, match=f"the warm-up must be shorter than the run, .*{found}"):
+        check_warmup(run, schedule)
+    check_warmup(replace(run, debug=True), schedule)
+    longer = replace(run, epochs=20, max_steps=101)
+    check_warmup(longer, make_schedule(longer, steps_per_epoch=50, accumulation_steps=1))
 
 
 @pytest.mark.parametrize("global_batch_size, world_size, limit, split", [

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import stats
 
 from tests.conftest import run_several
 from vitkd_ds.data.demo import CLASSES
@@ -30,6 +31,22 @@ def test_the_teacher_is_judged_by_the_interval_or_by_chance(tmp_path, right, fig
         (tmp_path / "t.json").write_text(json.dumps({"top1": figure}))
     found = teacher_check.judge(run_with(num_classes, checkpoint=str(tmp_path / "t.safetensors")), 512, right)
     assert found[0] == level and f"top-1 {100 * right / 512:.1f} % on 512 images, 95 % interval [" in found[1]
+
+
+@pytest.mark.parametrize("num_images, right, num_classes, level", [
+    (100, 59, 2, "warning"), (100, 50, 2, "warning"), (512, 256, 2, "error"), (100, 61, 2, "ok"),
+    (100, 10, 10, "error"), (100, 13, 10, "warning"), (30, 8, 4, "warning"), (512, 0, 2, "error"),
+    (512, 1, 1000, "error"), (512, 4, 1000, "ok"),
+])  # fmt: skip
+def test_too_few_images_to_tell_from_chance_are_a_warning(tmp_path, num_images, right, num_classes, level):
+    run = run_with(num_classes, checkpoint=str(tmp_path / "t.safetensors"))
+    chance, interval = 1 / num_classes, stats.binomtest(right, num_images).proportion_ci(0.95, method="wilson")
+    is_open, is_near = interval.low < chance, interval.high < chance + 0.1 * (1 - chance)
+    assert level == ("ok" if not is_open else "error" if is_near else "warning")
+    found, said = teacher_check.judge(run, num_images, right)
+    assert found == level
+    words = {"error": "is no better than chance", "ok": "no published figure is known"}
+    assert words.get(level, f"cannot be told from chance with {num_images} images") in said
 
 
 def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):

@@ -13,8 +13,8 @@ import vitkd_ds
 from vitkd_ds.checkpoint.files import write_json
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run, as_dict
-from vitkd_ds.config.run_folder import CHECKPOINTS, newest
-from vitkd_ds.data.images import SPLITS, open_images
+from vitkd_ds.config.run_folder import CHECKPOINTS, DONE, SUMMARY, is_begun, newest, read_json
+from vitkd_ds.data.images import SPLITS, fingerprint_of
 
 FREE_KEYS = frozenset(
     {
@@ -37,20 +37,33 @@ def is_finished(run: Run) -> bool:
     A finished run with fewer epochs or max_steps is not, if the run extends it.
 
     Raises:
-        ValueError: it was trained with other settings or on other images, or its last checkpoint is gone and so cannot
-            be extended.
+        ValueError: it was trained with other settings or on other images, its config.json or summary.json is gone, or
+            its last checkpoint is gone and so cannot be extended.
     """
     workdir = Path(run.workdir)
-    if run.resume == "none" or not (workdir / "done").exists():
+    if run.resume == "none" or not (workdir / DONE).exists():
         return False
     config = workdir / "config.json"
+    if not config.exists():
+        raise ValueError(
+            f"{workdir} is finished by its file {DONE}, and must say in config.json what was trained, found none: put "
+            "it back, or give another --workdir"
+        )
     before = check_settings(run, config)
     _check_images(run, before, config)
-    if before is None or all(getattr(run, key) == getattr(before, key) for key in LENGTH):
+    if all(getattr(run, key) == getattr(before, key) for key in LENGTH):
+        read_json(workdir / SUMMARY, {})
         return True
     if not newest(workdir / CHECKPOINTS):
         raise ValueError(f"--extend needs the last checkpoint of {workdir}, found none: give another --workdir")
     return False
+
+
+def check_begun(run: Run) -> None:
+    """Check the settings of a run that its folder holds already, so far as this needs no images. Raises ValueError as
+    `check_settings` does."""
+    workdir = Path(run.workdir)
+    check_settings(run, workdir / "config.json" if run.resume != "none" and is_begun(workdir) else None)
 
 
 def check_settings(run: Run, config: Path | None) -> Run | None:
@@ -85,22 +98,26 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
     return stored
 
 
-def _check_images(run: Run, before: Run | None, config: Path) -> None:
-    """Check that a finished run's data, where it is named otherwise than then, is a copy of the same."""
-    if before is None:
-        return
-    stored, classes = json.loads(config.read_text()).get("images", {}), None
-    has_moved = (run.data.train, run.data.val) != (before.data.train, before.data.val)
-    for split in SPLITS if has_moved else ():
+def _check_images(run: Run, before: Run, config: Path) -> None:
+    """Check that a finished run's data are the images that it was trained on, wherever they lie.
+
+    Data that are gone under the same name are not missed, as a finished run needs none. Runs of versions before 0.4
+    stored no fingerprint: theirs must have the same name.
+    """
+    stored = json.loads(config.read_text()).get("images") or {}
+    for split in SPLITS:
         path, old_path = getattr(run.data, split), getattr(before.data, split)
-        # Validation is opened with the classes of training, of which it may lack some.
-        images = open_images(run.data, split=split, seed=run.seed, micro_batch_size=1, classes=classes)
-        classes = images.classes
-        if path != old_path and stored.get(split) != images.fingerprint:
+        if path == old_path and (split not in stored or not (path == "demo" or Path(path).exists())):
+            continue
+        trained = f"{run.workdir} is finished, and was trained with data.{split}={old_path}"
+        if split not in stored:
             raise ValueError(
-                f"{run.workdir} is finished, and was trained with data.{split}={old_path}, found {path} now, which are "
-                "not the same images: give another --workdir"
+                f"{trained} by a version that stored no fingerprint of the images, so {path} cannot be compared with "
+                f"them: give --data.{split}={old_path}, or another --workdir"
             )
+        if stored[split] != fingerprint_of(run.data, split):
+            now = "other images there now" if path == old_path else f"{path} now, which are not the same images"
+            raise ValueError(f"{trained}, found {now}: give another --workdir")
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -128,11 +145,25 @@ def describe_run(
     for name in ("torch", "deepspeed", "timm", "ffcv", "numpy"):
         with suppress(PackageNotFoundError):  # the torchvision backend does without FFCV
             versions[name] = version(name)
-    (workdir / "done").unlink(missing_ok=True)
+    (workdir / DONE).unlink(missing_ok=True)
+    extended = _extended_at(run, schedule.total_steps, resumed_step=resumed_step)
     # "plan" is the schedule's name in the run folders of all versions.
     content = {"run": as_dict(run), "plan": asdict(schedule), "resumed_step": resumed_step}
+    content |= {"extended_at_steps": extended}
     content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv, "git_commit": git_commit()}
     write_json(workdir / "config.json", content | {"versions": versions, "models": models, "images": images})
+
+
+def _extended_at(run: Run, total_steps: int, *, resumed_step: int) -> list[int]:
+    """The steps at which the run was made longer, this start included. A new run, at step 0, has none."""
+    if not resumed_step:
+        return []
+    config = Path(run.workdir) / "config.json"
+    if not config.exists():  # it begins at another run's checkpoint
+        return [resumed_step] if run.extend else []
+    before = json.loads(config.read_text())
+    is_longer = before["plan"]["total_steps"] < total_steps
+    return before.get("extended_at_steps", []) + ([resumed_step] if is_longer else [])
 
 
 def git_commit() -> str:

@@ -3,12 +3,22 @@ terms that are off without a teacher. Nothing here imports torch."""
 
 import logging
 from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import Mapping
 
 from vitkd_ds.config.losses import TEACHER_TERMS
-from vitkd_ds.config.overrides import apply_overrides
+from vitkd_ds.config.overrides import apply_overrides, read_run
 from vitkd_ds.config.run import Run, TeacherConfig
-from vitkd_ds.config.run_folder import description_beside, find_weights, model_of
+from vitkd_ds.config.run_folder import (
+    DONE,
+    TAG,
+    description_beside,
+    find_weights,
+    is_begun,
+    is_student,
+    model_of,
+    run_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -19,25 +29,33 @@ WEIGHTS = {"student": ("init", ("", "hub")), "teacher": ("checkpoint", ("", "hub
 def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
     """Copy a recipe's run with options such as {"optim.lr": "3e-4"} set.
 
-    - `teacher`: "none" trains without one; the terms that need a teacher are then off, unless an option gives them a
-      weight, which `check_run` refuses. A recipe without a teacher gets one by any option of it.
+    - `teacher`: "none" trains without one; the terms that need a teacher are then off. A recipe without a teacher gets
+      one by any option of it.
     - `teacher.checkpoint` and `student.init` take a run folder, a checkpoint or an export, which also says the model
       and its arguments; the result names the file of weights in it.
+      A run that was begun with an earlier checkpoint of the same run keeps it.
     - Another `student.model` or `teacher.model` does not inherit the recipe's model_args.
 
     Raises:
         ValueError: an option or value that is none (the nearest is named), or files that contradict the options.
     """
-    options = dict(options)
+    is_without, options = options.get("teacher") == "none", dict(options)
     run = _with_or_without_teacher(recipe, options)
     run = apply_overrides(run, options)
-    for role in WEIGHTS:
+    for role, (key, _) in WEIGHTS.items():
         if getattr(run, role):
             run = _with_described_model(_without_old_args(run, recipe, role, options), role, options)
+        if f"{role}.{key}" in options:
+            run = _with_weights_of_before(run, role, options[f"{role}.{key}"])
     if run.teacher is None:
         for name in TEACHER_TERMS:
-            if f"losses.{name}.weight" not in options:
-                off = replace(getattr(run.losses, name), weight=0.0)
+            term, option = getattr(run.losses, name), f"losses.{name}.weight"
+            if option in options and term.weight and is_without:
+                raise ValueError(
+                    f"--{option}={options[option]} needs a teacher, found --teacher none: leave one of them out"
+                )
+            if option not in options:
+                off = replace(term, weight=0.0)
                 run = replace(run, losses=replace(run.losses, **{name: off}))
     return run
 
@@ -82,7 +100,8 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
     value = getattr(config, key)
     if value in words:
         return run
-    path = find_weights(value)
+    # What an option names must be there; what a run has stored is missed only when it is loaded.
+    path = find_weights(value, f"{role}.{key}") if f"{role}.{key}" in options else Path(value)
     described = model_of(description_beside(path))
     if not described:
         return replace(run, **{role: replace(config, **{key: str(path)})})
@@ -95,3 +114,23 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
     if f"{role}.model_args" in options:
         described.pop("model_args")
     return replace(run, **{role: replace(config, **{key: str(path)}, **described)})
+
+
+def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
+    """Keep the checkpoint with which the run in workdir was begun, where the option `given` names the run that it is
+    of: that one may have trained on, or become finished, since."""
+    workdir, path, (key, words) = Path(run.workdir), Path(given).expanduser(), WEIGHTS[role]
+    moves = given not in words and is_student(path) and not TAG.fullmatch(path.name)
+    if not moves or run.resume == "none" or not is_begun(workdir) or not (workdir / "config.json").is_file():
+        return run
+    config, before = getattr(run, role), getattr(read_run(workdir), role)
+    old, new = getattr(before, key) if before else "", getattr(config, key)
+    if old in words or old == new or run_of(Path(old)) != run_of(Path(new)):
+        return run
+    if not Path(old).exists() and not (workdir / DONE).exists():
+        raise ValueError(
+            f"{workdir} was begun with {role}.{key}={old}, found no such file any more, and {given} means {new} now: "
+            "put the file back, or give another --workdir"
+        )
+    logger.info("%s.%s stays %s, with which %s was begun, though %s means %s now", role, key, old, workdir, given, new)
+    return replace(run, **{role: replace(config, **{key: old})})

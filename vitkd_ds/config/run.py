@@ -229,7 +229,7 @@ def check_run(run: Run) -> None:
     if run.resume not in ("auto", "none") and not Path(run.resume).is_dir():
         raise ValueError(f"--resume must be auto, none, or the folder of a run or checkpoint, found {run.resume!r}")
     _check_is_complete(run)
-    _check_warmup(run)
+    _check_rate(run)
     active = run.losses.active()
     require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
     needing = next((f"losses.{name}" for name in active if name in TEACHER_TERMS), None)
@@ -264,19 +264,33 @@ def _check_is_complete(run: Run) -> None:
             )
 
 
-def _check_warmup(run: Run) -> None:
-    """Refuse a warm-up that leaves no epoch in which the learning rate can fall."""
+def peak_lr(run: Run) -> float:
+    """The highest learning rate of a run, at its global batch."""
+    return run.optim.lr * run.global_batch_size / run.optim.lr_batch_size
+
+
+def _check_rate(run: Run) -> None:
+    """Refuse a learning rate that has no epoch in which to fall, or falls to more than its peak. A debug run may: it is
+    short, and its batch small."""
     optim = run.optim
     if optim.warmup_epochs and optim.warmup_fraction:
         raise ValueError(
             f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, found {optim.warmup_epochs:g} and "
             f"{optim.warmup_fraction:g}: set the other one to 0"
         )
-    if optim.warmup_epochs >= run.epochs and not run.debug:
+    if run.debug:
+        return
+    if optim.warmup_epochs >= run.epochs:
         raise ValueError(
             f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, found "
             f"{optim.warmup_epochs:g} of {run.epochs:g}: lower --optim.warmup_epochs, or set it to 0 and give "
             "--optim.warmup_fraction=0.05"
+        )
+    if optim.min_lr > peak_lr(run):
+        raise ValueError(
+            f"optim.min_lr must be at most the peak learning rate, which is {optim.lr:g} for {optim.lr_batch_size} "
+            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, found {optim.min_lr:g}: lower "
+            "--optim.min_lr, or raise --optim.lr"
         )
 
 

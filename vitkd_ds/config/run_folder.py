@@ -2,16 +2,25 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 CHECKPOINTS = "checkpoints"
+DONE, SUMMARY = "done", "summary.json"
 STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 TAG = re.compile(r"step\d{8}")
 POINTERS = ("latest", "best")
 """Files in the checkpoints folder, each with the name of a checkpoint in it."""
 NOT_OF_THE_MODEL = ("num_classes", "img_size", "pretrained_cfg_overlay")
 """Arguments in a description that a run sets by itself, from its data."""
+
+EXPORTED = {
+    "model": str, "args": dict, "args.num_classes": int, "args.img_size": int, "normalization.mean": list,
+    "normalization.std": list, "image_size": int, "val_crop_fraction": int | float, "interpolation": str,
+    "classes": list,
+}  # fmt: skip
+"""Keys of an exported student's description, with their types, from which it is rebuilt and fed."""
 
 
 def tags(folder: Path) -> list[str]:
@@ -45,7 +54,7 @@ def find_student(source: str | Path) -> Path:
     if folder.name in POINTERS and not folder.is_dir():
         checkpoints = folder.parent if folder.parent.name == CHECKPOINTS else folder.parent / CHECKPOINTS
         folder = checkpoints / (pointer(checkpoints, folder.name) or folder.name)
-    elif not (folder / "done").exists() and (tag := newest(folder / CHECKPOINTS)):
+    elif not (folder / DONE).exists() and (tag := newest(folder / CHECKPOINTS)):
         folder = folder / CHECKPOINTS / tag
     for name in (STUDENT, DESCRIPTION):
         if not (folder / name).is_file():
@@ -53,11 +62,64 @@ def find_student(source: str | Path) -> Path:
     return folder
 
 
-def find_weights(source: str) -> Path:
-    """The file of weights that `source` means: a file itself, else the student of a run, checkpoint or export."""
+def find_weights(source: str, key: str) -> Path:
+    """The file of weights that `source` means: a file itself, else the student of a run, checkpoint or export. Raises
+    ValueError, which names the option `key`, if there is none."""
     path = Path(source).expanduser()
-    is_student = path.is_dir() or path.name in POINTERS
-    return find_student(path) / STUDENT if is_student else path
+    if not is_student(path):
+        check_is_there(str(path), key)
+        return path
+    folder = find_student(path)
+    read_json(folder / DESCRIPTION, {"model": str, "args": dict})
+    return folder / STUDENT
+
+
+def is_student(path: Path) -> bool:
+    """Whether a path means the student of a run, checkpoint or export, and not a file of weights itself."""
+    return path.is_dir() or path.name in POINTERS
+
+
+def is_begun(workdir: Path) -> bool:
+    """Whether a run folder holds a run with a checkpoint, or a finished one."""
+    return (workdir / DONE).exists() or bool(newest(workdir / CHECKPOINTS))
+
+
+def run_of(weights: Path) -> Path:
+    """The folder of the run, or else of the export, in which a file student.safetensors lies."""
+    folder = weights.resolve().parent
+    return folder.parents[1] if folder.parent.name == CHECKPOINTS else folder
+
+
+def check_is_there(file: str, key: str) -> None:
+    """Raise ValueError unless a file of weights, which the option `key` names, exists."""
+    if not Path(file).expanduser().is_file():
+        raise ValueError(
+            f"{key} must be a file of weights, or a run, checkpoint or export folder, found none at {file}: check the "
+            "path"
+        )
+
+
+def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a JSON file that a run has written.
+
+    Args:
+        keys: keys that it must hold, with dots for those inside, and the type of each.
+
+    Raises:
+        ValueError: it is not there, is damaged, or lacks a key.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} must be readable JSON, as a run writes it, found {error}: restore the file") from None
+    for key, kind in ({"": dict} | keys).items():
+        value = content
+        for part in key.split(".") if key else ():
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            what, found = (f"hold {key}", f"found {value!r}") if key else ("be a JSON object", f"found {content!r}")
+            raise ValueError(f"{file} must {what}, as a run writes it, {found[:80]}: restore the file")
+    return content
 
 
 def description_beside(weights: Path) -> dict[str, Any]:

@@ -1,22 +1,55 @@
-"""The classes of images that are not opened yet, so that a run need not be told their number. Imports no torch."""
+"""What data.train and data.val name, before it is opened: whether it can be read, and how many classes it has. Nothing
+here imports torch."""
 
+import os
+import shlex
 from pathlib import Path
 
+from vitkd_ds.config.run import DataConfig
 from vitkd_ds.data.beton.format import SUFFIX, check_beton
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.sources.folder import class_names, has_class_folders
 
 
-def count_classes(path: str) -> int:
-    """Count the classes of what data.train names: a .beton, "demo", or a folder per class.
+def is_class_folder(path: str) -> bool:
+    """Whether data.train or data.val names a folder that holds a folder per class."""
+    return path not in ("", "demo") and has_class_folders(Path(path))
+
+
+def packed_path(folder: Path) -> Path:
+    """The .beton beside a class folder into which `train` packs it: photos/train.beton for photos/train."""
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return folder.with_name(folder.name + SUFFIX)
+
+
+def check_is_packed(key: str, path: str) -> None:
+    """Raise ValueError, which names the option `key`, if `path` is something that the FFCV backend reads only when it
+    is packed, such as tars."""
+    is_packed = Path(path).suffix == SUFFIX or path == "demo" or is_class_folder(path)
+    if not is_packed and (os.path.exists(path) or path.endswith(".tar")):
+        raise ValueError(
+            f"{key} must be a .beton, or a folder that holds a folder per class, found {path!r}: pack it first "
+            f"(vitkd-ds pack {shlex.quote(path)} FILE.beton) and give --{key}=FILE.beton"
+        )
+
+
+def count_classes(data: DataConfig) -> int:
+    """Count the classes of what data.train names: a .beton, "demo", or a folder per class, where that of its .beton
+    counts if there is one, as it may have been packed with a list of classes.
 
     Raises:
         ValueError: the file or folder is unfit, or of a kind that does not tell quickly.
     """
-    if path == "demo":
-        return len(check_beton(demo_beton("train")).classes)
-    if has_class_folders(Path(path)):
-        return len(class_names(Path(path)))
-    if Path(path).suffix != SUFFIX and Path(path).exists():
-        raise ValueError(f"data.num_classes must be given for {path!r}, which does not list its classes, found 0")
-    return len(check_beton(Path(path)).classes)
+    if data.backend == "ffcv":
+        check_is_packed("data.train", data.train)
+    path = demo_beton("train") if data.train == "demo" else Path(data.train)
+    if is_class_folder(data.train):
+        if data.backend != "ffcv" or not packed_path(path).exists():
+            return len(class_names(path))
+        path = packed_path(path)
+    elif path.suffix != SUFFIX and path.exists():
+        raise ValueError(
+            f"data.num_classes must be given for {str(path)!r}, which does not list its classes, found 0: give "
+            "--data.num_classes"
+        )
+    return len(check_beton(path).classes)

@@ -93,12 +93,17 @@ class TrainCrops:
         return box_heights, box_widths, top_u, left_u
 
 
+def val_interpolation(interpolation: str) -> str:
+    """The filter of evaluation crops, given data.interpolation: "random" is bicubic there, as in timm."""
+    return "bicubic" if interpolation == "random" else interpolation
+
+
 @dataclass(frozen=True)
 class CentreCrops:
     """timm's evaluation crops: the shorter side resized to ``floor(size / crop_fraction)``, then the central square.
 
     The longer side is cut off to whole pixels and the window's corner rounded half to even, both as torchvision does,
-    so the pixels are those of published accuracies. `interpolation` "random" is bicubic here, as in timm.
+    so the pixels are those of published accuracies.
     """
 
     size: int
@@ -112,7 +117,7 @@ class CentreCrops:
         shorter_N = np.minimum(heights_N, widths_N)
         rows = np.zeros(len(samples), CROP_DTYPE)
         rows["index"], rows["height"], rows["width"] = samples["index"], heights_N, widths_N
-        rows["filter"] = FILTERS[self.interpolation][-1]
+        (rows["filter"],) = FILTERS[val_interpolation(self.interpolation)]
         for lengths_N, side, start in ((heights_N, "height", "top"), (widths_N, "width", "left")):
             rows[f"resized_{side}"] = shorter * lengths_N // shorter_N
             rows[f"window_{start}"] = np.rint((rows[f"resized_{side}"] - self.size) / 2)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig
+from vitkd_ds.data.beton.format import SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 from vitkd_ds.data.demo import demo_beton
+from vitkd_ds.data.sources import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +81,19 @@ def open_images(
         images = CropLoader(Path(path), crops, is_quasi_random=is_quasi_random, **sizes)
     _check_labels(images, key)
     if classes is not None:
-        _renumber(images, classes, key)
+        _renumber(images, classes, key, is_known=not data.train)
     _check_num_classes(images, data.num_classes, key)
     return images
+
+
+def fingerprint_of(data: DataConfig, split: str) -> int:
+    """The fingerprint that the images of a split have when they are opened, without opening them."""
+    path = data.train if split == "train" else data.val
+    path = demo_beton(split) if path == "demo" else Path(path)
+    if data.backend == "torchvision" and path.suffix != SUFFIX:
+        return zlib.crc32(open_source(path).fingerprint().encode())
+    _, images, labels = read_beton(path)
+    return beton_fingerprint(images, labels)
 
 
 def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreCrops:
@@ -91,22 +104,25 @@ def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreC
     return TrainCrops(seed, data.image_size, scale, ratio, flip, data.interpolation)
 
 
-def _renumber(images: Images, classes: tuple[str, ...], key: str) -> None:
-    """Give images the labels that training has for the names of their classes, and its classes."""
+def _renumber(images: Images, classes: tuple[str, ...], key: str, *, is_known: bool) -> None:
+    """Give images the labels that training has for the names of their classes, and its classes. With `is_known` these
+    are a student's, and the training images are not at hand."""
     found = images.classes
     if found == classes:
         return
     position = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in found if name not in position]
+    owner = "the student" if is_known else "data.train"
     if unknown:
+        remedy = "give images of its classes" if is_known else "pack both with the same --classes"
         raise ValueError(
-            f"{key} must have no classes but those of data.train, found also {_listed(unknown)} in {images.path!r} "
-            f"({nearest(unknown[0], classes)}): pack both with the same --classes, or rename the class"
+            f"{key} must have no classes but those of {owner}, found also {_listed(unknown)} in {images.path!r} "
+            f"({nearest(unknown[0], classes)}): {remedy}, or rename the class"
         )
     if len(found) < len(classes):
-        logger.info("%s has %d of the %d classes of data.train", key, len(found), len(classes))
+        logger.info("%s has %d of the %d classes of %s", key, len(found), len(classes), owner)
     else:
-        logger.info("%s has the %d classes of data.train in another order", key, len(classes))
+        logger.info("%s has the %d classes of %s in another order", key, len(classes), owner)
     images.labels = np.array([position[name] for name in found], np.int64)[images.labels]
     images.classes = classes
 

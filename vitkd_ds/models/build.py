@@ -46,10 +46,13 @@ class PairInfo:
     teacher_grid: tuple[int, int]
 
 
-def build_student(config: StudentConfig, data: DataConfig) -> VisionTransformer:
+def build_student(
+    config: StudentConfig, data: DataConfig, *, classes: tuple[str, ...] | None = None
+) -> VisionTransformer:
     """Build the student on the CPU in fp32, initialised as `config.init` says.
 
-    The classifier starts anew if data.num_classes is not that of the weights. All else must fit exactly; weights of
+    The classifier starts anew if the weights are for other classes: of another number or, where the description beside
+    them names theirs, other than `classes`, those of the data in label order. All else must fit exactly; weights of
     another patch grid are interpolated if the configuration allows it.
 
     Raises:
@@ -57,7 +60,9 @@ def build_student(config: StudentConfig, data: DataConfig) -> VisionTransformer:
     """
     model = _create(config, data, pretrained=config.init == "hub", drop_path_rate=config.drop_path_rate)
     if config.init not in ("", "hub"):
-        _load_file(model, config, Path(config.init), key="student.init", needs_classifier=False)
+        path = Path(config.init)
+        has_others = classes is not None and description_beside(path).get("classes", list(classes)) != list(classes)
+        _load_file(model, config, path, key="student.init", needs_classifier=False, has_other_classes=has_others)
     model.set_grad_checkpointing(config.checkpoint_activations)
     return model
 
@@ -92,14 +97,13 @@ def build_exported(description: Mapping[str, Any], weights: Path) -> VisionTrans
     data = DataConfig(train="", val="", num_classes=args["num_classes"], image_size=args["img_size"])
     model = build_student(StudentConfig(**model_of(description)), data)
     load_weights(model, weights, key="student", allow_other_grid=False, needs_classifier=True)
+    model.pretrained_cfg = model.pretrained_cfg | description.get("normalization", {})
     return model
 
 
-def _load_file(model: nn.Module, config: ModelConfig, path: Path, *, key: str, needs_classifier: bool) -> None:
+def _load_file(model: nn.Module, config: ModelConfig, path: Path, *, key: str, **classifier: bool) -> None:
     """Load weights, and the normalisation that the description beside them states."""
-    load_weights(
-        model, path, key=key, allow_other_grid=config.allow_other_resolution, needs_classifier=needs_classifier
-    )
+    load_weights(model, path, key=key, allow_other_grid=config.allow_other_resolution, **classifier)
     if normalization := description_beside(path).get("normalization"):
         model.pretrained_cfg = model.pretrained_cfg | normalization
 

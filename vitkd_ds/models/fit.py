@@ -19,7 +19,10 @@ OTHER_RESOLUTION = (
 )
 
 
-def load_weights(model: nn.Module, path: Path, *, key: str, allow_other_grid: bool, needs_classifier: bool) -> None:
+def load_weights(
+    model: nn.Module, path: Path, *, key: str, allow_other_grid: bool, needs_classifier: bool,
+    has_other_classes: bool = False,
+) -> None:  # fmt: skip
     """Load a local file into a timm model of the configured classes.
 
     Args:
@@ -27,6 +30,7 @@ def load_weights(model: nn.Module, path: Path, *, key: str, allow_other_grid: bo
         allow_other_grid: interpolate a position embedding of another square patch grid.
         needs_classifier: refuse a classifier that does not fit. Else it is left out, which the log says: a student's
             starts from its random initialisation, a teacher becomes a model without classes.
+        has_other_classes: the file's classifier is known to be for other classes than the model's, even if it fits.
 
     Raises:
         ValueError: the file does not fit; the message names the keys.
@@ -34,30 +38,42 @@ def load_weights(model: nn.Module, path: Path, *, key: str, allow_other_grid: bo
     state, own = load_state_dict_file(path), model.state_dict()
     if isinstance(model, VisionTransformer):
         state = _at_own_grid(model, state, source=f"{key}={path}", is_allowed=allow_other_grid)
-    if not needs_classifier and (misfit := _misfit_classifier(model, state)):
-        found = [tuple(state[name].shape) for name in misfit if name in state]
-        has = f"has {found[0][0]} classes" if found else "has no classifier"
-        logger.info("%s=%s %s, the data %d: the classifier is left out", key, path, has, model.num_classes)
-        state = {name: tensor for name, tensor in state.items() if name not in misfit}
+    misfit = "" if needs_classifier else _misfit_of_classifier(model, state, has_other_classes=has_other_classes)
+    if misfit:
+        names = _classifier(model)
+        state = {name: tensor for name, tensor in state.items() if name not in names}
         if key.startswith("teacher"):
             model.reset_classifier(0)
             own = model.state_dict()
-        state |= {name: own[name] for name in misfit if name in own}
+        state |= {name: own[name] for name in names if name in own}
     if differences := key_differences(own, state):
         raise ValueError(
             f"{key} must hold exactly the weights of the configured model, found in {path}: {differences}. "
             "Give its own file, or change model, model_args or data.num_classes to the file's"
         )
     model.load_state_dict(state)
+    if misfit:
+        logger.info("%s=%s %s: the classifier is left out", key, path, misfit)
 
 
-def _misfit_classifier(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """The names of the classifier's weights, if the file has none or others than the model; else none."""
+def _classifier(model: nn.Module) -> list[str]:
+    """The names of the classifier's weights."""
     layers = model.pretrained_cfg["classifier"]
     layers = (layers,) if isinstance(layers, str) else layers
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in layers}
-    is_fit = all(name in state and state[name].shape == tensor.shape for name, tensor in own.items())
-    return [] if is_fit else list(own)
+    return [name for name in model.state_dict() if name.rpartition(".")[0] in layers]
+
+
+def _misfit_of_classifier(model: nn.Module, state: Mapping[str, Tensor], *, has_other_classes: bool) -> str:
+    """What is wrong with the file's classifier, in words; "" if it fits, or if the model has none."""
+    own, names = model.state_dict(), _classifier(model)
+    found, wanted = ([tuple(some[name].shape) for name in names if name in some] for some in (state, own))
+    if found == wanted:
+        return "has other classes than the data" if has_other_classes and names else ""
+    if not found:
+        return f"has no classifier, the data {model.num_classes}"
+    if found[0][0] != model.num_classes:
+        return f"has {found[0][0]} classes, the data {model.num_classes}"
+    return f"has a classifier of shapes {found}, where {wanted} would fit"
 
 
 def _at_own_grid(

@@ -26,7 +26,7 @@ def images() -> Run:
             nkd=NKDTerm(weight=1),
             vitkd=ViTKDTerm(weight=1, scaled=True),
         ),
-        optim=OptimConfig(lr=5e-4, lr_batch_size=128, warmup_epochs=0, warmup_fraction=0.05),
+        optim=OptimConfig(lr=5e-4, lr_batch_size=128, min_lr=1e-6, warmup_epochs=0, warmup_fraction=0.05),
         global_batch_size=128,  # 1,000 images still give 7 updates an epoch
         micro_batch_size_per_gpu=128,
         epochs=100,

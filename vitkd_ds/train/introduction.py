@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vitkd_ds.checkpoint.folder import describe_run
-from vitkd_ds.config.run import Run
+from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.models import build
 from vitkd_ds.models.cost import cost_of
 from vitkd_ds.train.parts import Parts, teacher_needs
@@ -21,14 +21,14 @@ def introduce(parts: Parts, resumed_step: int) -> None:
     for role, cost in models.items():
         if cost:
             logger.info("%s", _model_line(run, role, cost))
-    peak, steps = run.optim.lr * run.global_batch_size / run.optim.lr_batch_size, schedule.total_steps
+    peak, steps = peak_lr(run), schedule.total_steps
     logger.info(
         f"learning rate: {run.optim.lr:g} for {run.optim.lr_batch_size} images is {peak:g} for "
-        f"{run.global_batch_size}, reached after {schedule.warmup_steps} of {steps} steps and falling to "
-        f"{run.optim.min_lr:g}"
+        f"{run.global_batch_size}, reached after {schedule.warmup_steps} of {steps} steps and "
+        f"{'falling' if run.optim.min_lr <= peak else 'rising'} to {run.optim.min_lr:g}"
     )
     if schedule.warmup_steps >= steps:
-        logger.warning("the learning rate never falls: the warm-up takes all %d steps of --max_steps", steps)
+        logger.warning("the learning rate never falls: the warm-up takes all %d steps of this debug run", steps)
     images = {"train": parts.train_loader.fingerprint, "val": parts.val_loader.fingerprint}
     describe_run(run, schedule, device=parts.device.type, resumed_step=resumed_step, models=models, images=images)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.data.crops import val_interpolation
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.data.loader import Loader, build_loader
 from vitkd_ds.engine import ranks
@@ -20,7 +21,7 @@ from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models import build
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.normalization import Normalization
-from vitkd_ds.train.schedule import BatchSplit, Schedule, make_schedule, split_batch
+from vitkd_ds.train.schedule import BatchSplit, Schedule, check_warmup, make_schedule, split_batch
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +59,12 @@ class Parts:
         """student.json: how to rebuild the student with timm and feed it."""
         data, classes = self.run.data, list(self.train_loader.classes)
         made, normalization = build.model_args_of(self.run.student, data), asdict(self.normalization)
+        interpolation = val_interpolation(data.interpolation)
         # What timm's own helpers, such as resolve_model_data_config, must know of the rebuilt model.
         made["args"]["pretrained_cfg_overlay"] = normalization | {
             "input_size": [3, data.image_size, data.image_size],
             "crop_pct": data.val_crop_fraction,
-            "interpolation": data.interpolation,
+            "interpolation": interpolation,
             "num_classes": len(classes),
             "label_names": classes,
         }
@@ -70,7 +72,7 @@ class Parts:
             "normalization": normalization,
             "image_size": data.image_size,
             "val_crop_fraction": data.val_crop_fraction,
-            "interpolation": data.interpolation,
+            "interpolation": interpolation,
             "classes": classes,
             "weights": "ema" if self.run.optim.ema_decay else "raw",
             "recipe": self.run.recipe,
@@ -92,7 +94,8 @@ def build_parts(run: Run, device: torch.device) -> Parts:
         logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
-    parts = start_engines(run, ds_config, build_models(run), schedule, device)
+    check_warmup(run, schedule)
+    parts = start_engines(run, ds_config, build_models(run, train_loader.classes), schedule, device)
     answers = parts.teacher_answers and knows_classes
     return replace(parts, teacher_answers=answers, train_loader=train_loader, val_loader=val_loader)
 
@@ -150,10 +153,11 @@ def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> bool:
     return classes == tuple(described["classes"])
 
 
-def build_models(run: Run) -> Models:
-    """Build student and teacher with their weights. Raises ValueError if they or their weights do not fit."""
+def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
+    """Build student and teacher with their weights, for the `classes` of the data. Raises ValueError if they or their
+    weights do not fit."""
     torch.manual_seed(run.seed)  # the same student on every rank
-    student = build.build_student(run.student, run.data)
+    student = build.build_student(run.student, run.data, classes=classes)
     teacher = build.build_teacher(run.teacher, run.data, **teacher_needs(run)) if run.teacher else None
     return fit_models(run, student, teacher)
 

@@ -74,6 +74,21 @@ def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) ->
     )
 
 
+def check_warmup(run: Run, schedule: Schedule) -> None:
+    """Raise ValueError for a warm-up that leaves no step at which the learning rate can fall. A debug run may."""
+    total, optim = schedule.total_steps, run.optim
+    if schedule.warmup_steps < total or run.debug:
+        return
+    key = "warmup_fraction" if optim.warmup_fraction else "warmup_epochs"
+    is_cut = run.max_steps and total == run.max_steps
+    length = f"max_steps={run.max_steps}" if is_cut else f"epochs={run.epochs:g}"
+    raise ValueError(
+        f"the warm-up must be shorter than the run, or the learning rate never falls, found {total} of {total} steps "
+        f"(optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps an epoch, {length}): lower "
+        f"--optim.{key}, or raise --{length.partition('=')[0]}"
+    )
+
+
 def lr_at(step: int, schedule: Schedule, optim: OptimConfig, global_batch_size: int) -> float:
     """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr."""
     peak = optim.lr * global_batch_size / optim.lr_batch_size

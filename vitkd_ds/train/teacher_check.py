@@ -24,6 +24,9 @@ IMAGES, MOST_S = 512, 20.0
 """Most images that the teacher is shown, and most seconds; a large one on a CPU sees fewer images."""
 ENOUGH = 100
 """Images below which a teacher that seems to guess is only warned of."""
+NEAR_CHANCE = 0.1
+"""Part of the way from chance to all right, below which the whole interval must lie for a teacher to be called a guess.
+It is no multiple of chance, as 1.5 times the chance of two classes is 75 %."""
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
 """An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
@@ -45,13 +48,13 @@ Level = Literal["ok", "warning", "error"]
 
 def check_teacher(parts: Parts) -> None:
     """Show the teacher a few validation images. Collective. Raises ValueError if its logits are no better than chance
-    on as many images as can tell; what is worse than expected is warned of."""
+    on as many images as can tell; what is worse than expected, or cannot be told from chance, is warned of."""
     run = parts.run
     if not (run.teacher and run.losses.needs_logits) or run.teacher.checkpoint == "random":
         return
     counts = count_right(run, parts.teacher, parts.device, classes=parts.train_loader.classes)
     level, found = judge(run, *counts)
-    if counts[0] >= ENOUGH and wilson_interval(*counts)[0] < 100 / run.data.num_classes:
+    if counts[0] >= ENOUGH and is_guess(run, *counts):
         raise ValueError(f"the teacher must know the classes of the data, found {found}: {ADVICE}")
     text = f"{found}: {ADVICE}" if level != "ok" else found
     logger.log(logging.INFO if level == "ok" or ranks.rank() else logging.WARNING, "teacher: %s", text)
@@ -76,13 +79,21 @@ def count_right(
     return num_images, num_right
 
 
+def is_guess(run: Run, num_images: int, num_right: int) -> bool:
+    """Whether the interval of the top-1 has chance in it, and nothing that is far from it."""
+    chance, (low, high) = 100 / run.data.num_classes, wilson_interval(num_images, num_right)
+    return low < chance and high < chance + NEAR_CHANCE * (100 - chance)
+
+
 def judge(run: Run, num_images: int, num_right: int) -> tuple[Level, str]:
     """Compare what was counted with the published figure, or else with chance; what was found, in words."""
     low, high = wilson_interval(num_images, num_right)
     found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
     published = published_top1(run)
-    if low < 100 / run.data.num_classes:
+    if is_guess(run, num_images, num_right):
         return "error", f"{found}, which is no better than chance"
+    if published is None and low < 100 / run.data.num_classes:
+        return "warning", f"{found}, which cannot be told from chance with {num_images} images"
     if published is None:
         order = "" if _states_classes(run) else "; nothing beside its file states the order of its classes"
         return "ok", f"{found}; no published figure is known of this file{order}"

@@ -13,19 +13,22 @@ from tests.conftest import metrics_of
 from vitkd_ds.commands.compare import speed
 
 
+def with_speed(run, *, images_per_s):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"images_per_s": images_per_s}))
+
+
 def test_each_number_is_that_of_the_runs_files(runs):
     plain, taught = runs / "plain0", runs / "taught3"
     models = {"student": {"model": "s", "parameters": num_parameters(plain), "tokens": 51, "gflops": 0.0234}}
     change(plain, models=models | {"teacher": None})
     models["teacher"] = {"model": "t", "parameters": 1_205_386, "tokens": None, "gflops": 0.125}
     change(taught, models=models, world_size=3)
-    began = (taught / "config.json").stat().st_mtime
-    os.utime(taught / "done", (began + 83.4, began + 83.4))
-    os.utime(plain / "done", (began + 9000, began + 9000))
-    os.utime(plain / "config.json", (began, began))
+    for run, seconds in ((taught, 83.4), (plain, 9000)):
+        with_speed(run, images_per_s=STEPS * 8 / seconds)
     text, rows = shown(plain, taught), rows_of(shown(plain, taught, csv=True))
     assert text.startswith("64 validation images\n") and list(table(text)) == list(rows) == ["plain0", "taught3"]
-    for run, time, wall_s, ranks in ((plain, "2.5 h", 9000, 1), (taught, "83 s", 83.4, 3)):
+    for run, time, seconds, ranks in ((plain, "2.5 h", 9000, 1), (taught, "83 s", 83.4, 3)):
         cells, row, found = table(text)[run.name], rows[run.name], evaluated(run)
         summary = json.loads((run / "summary.json").read_text())
         wilson = stats.binomtest(round(found["val_top1"] * 0.64), 64).proportion_ci(0.95, method="wilson")
@@ -41,7 +44,7 @@ def test_each_number_is_that_of_the_runs_files(runs):
             "student_parameters": str(num_parameters(run)), "student_gflops": "0.0234",
             "training_images_per_s": str(summary["images_per_s"]), "student_inference_images_per_s": "",
         }  # fmt: skip
-        assert row | exact == row and float(row["wall_time_s"]) == pytest.approx(wall_s, abs=0.01)
+        assert row | exact == row and float(row["training_time_s"]) == pytest.approx(seconds)
         assert float(row["student_top1_low_percent"]) == pytest.approx(100 * wilson.low, abs=2e-3)
         assert float(row["student_top1_high_percent"]) == pytest.approx(100 * wilson.high, abs=2e-3)
     found, keys = evaluated(taught), ("teacher_top1", "agreement")
@@ -54,11 +57,17 @@ def test_each_number_is_that_of_the_runs_files(runs):
     assert rows["plain0"]["teacher_parameters"] == rows["plain0"]["teacher_gflops"] == ""
 
 
-def test_times_that_a_copy_lost_give_no_duration(runs):
-    began = (runs / "plain0" / "config.json").stat().st_mtime
-    os.utime(runs / "plain0" / "done", (began - 5, began - 5))
-    assert table(shown(runs / "plain0"))["plain0"][7] == "-"
-    assert rows_of(shown(runs / "plain0", csv=True))["plain0"]["wall_time_s"] == ""
+def test_the_training_time_is_that_of_all_starts_and_no_copy_changes_it(runs):
+    plain = runs / "plain0"
+    time = rows_of(shown(plain, csv=True))["plain0"]["training_time_s"]
+    os.utime(plain / "done", (0, 0))
+    assert rows_of(shown(plain, csv=True))["plain0"]["training_time_s"] == time
+    seconds = [line["s_per_step"] for line in metrics_of(plain) if "s_per_step" in line]
+    assert 0.5 * STEPS * min(seconds) < float(time) < 2 * STEPS * max(seconds)
+    with_speed(plain, images_per_s=None)
+    lines = metrics_of(plain)
+    (plain / "metrics.jsonl").write_text("".join(json.dumps(line | {"images_per_s": None}) + "\n" for line in lines))
+    assert table(shown(plain))["plain0"][7] == "-"
 
 
 def test_a_run_of_an_older_version_has_no_sizes(runs):
@@ -78,7 +87,7 @@ def test_a_run_that_goes_on_is_marked_with_the_step_of_its_last_whole_evaluation
     last = [line["images_per_s"] for line in logged if "images_per_s" in line][-1]
     row = rows_of(shown(run, csv=True))["taught1"]
     assert row["training_images_per_s"] == str(last) and cells[6] == f"{last:,.0f}"
-    assert [row[key] for key in ("step", "is_final", "wall_time_s", "group")] == ["7", "False", "", ""]
+    assert [row[key] for key in ("step", "is_final", "training_time_s", "group")] == ["7", "False", "", ""]
 
 
 @pytest.mark.parametrize("damage", ['{"step": 14, "val_top', "null", "\ufffd", '{"val_top1": 1}', '{"step": 14, '
@@ -126,7 +135,14 @@ def no_evaluation(run):
     (shutil.rmtree, "plain1 must be a run folder, found no .*plain1/config.json: give"),
     (lambda run: (run / "config.json").unlink(), "plain1 must be a run folder, found no .*plain1/config.json"),
     (lambda run: (run / "config.json").write_text('{"run"'), "plain1/config.json must be readable JSON"),
-    (lambda run: (run / "config.json").write_text('{"run": {}}'), "config.json must hold .* found no plan, world_size"),
+    (lambda run: (run / "config.json").write_text('{"run": {}}'), "config.json must hold run.seed, as a run writes it"),
+    (lambda run: (run / "config.json").write_text("[]"), "config.json must be a JSON object"),
+    (lambda run: change(run, plan={}), "plain1/config.json must hold plan.steps_per_epoch, as a run writes it, found"),
+    (lambda run: change(run, run__data={}), "plain1/config.json must hold run.data.train, as a run writes it"),
+    (lambda run: change(run, run__teacher=3), "plain1/config.json must hold run.teacher, as a run writes it, found 3"),
+    (lambda run: change(run, models={}), "plain1/config.json must hold models.student.parameters"),
+    (lambda run: change(run, images=[]), "plain1/config.json must hold images, as a run writes it"),
+    (lambda run: (run / "summary.json").write_text("{}"), "plain1/summary.json must hold steps"),
     (lambda run: (run / "metrics.jsonl").unlink(), "plain1 must have evaluated its student, found none in"),
     (no_evaluation, "plain1 must have evaluated its student, found none in .*metrics.jsonl"),
     (lambda run: (run / "summary.json").unlink(), "plain1/summary.json must be readable JSON"),

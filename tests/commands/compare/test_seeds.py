@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 from scipy import stats
 
-from tests.commands.compare.conftest import SEEDS, change, rows_of, shown, unfinish
+from tests.commands.compare.conftest import SEEDS, change, evaluated, rows_of, shown, unfinish
 from tests.conftest import metrics_of
 
 
@@ -86,10 +86,52 @@ def test_settings_that_decide_what_is_learned_split_groups_and_are_named(runs):
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_an_extended_run_is_a_group_of_its_own(runs):
+    change(runs / "plain1", run__seed=0, extended_at_steps=[7])
+    lines = below(runs / "plain0", runs / "plain1")
+    assert lines[3] == "group 2 differs in: extended_at_steps=[7]"
+    change(runs / "plain1", extended_at_steps=[])
+    assert "same settings, images and seed: plain1" in shown(runs / "plain0", runs / "plain1")
+
+
+def with_images(run, train, val):
+    """Change what a run says of its images; None is a version that did not store it."""
+    config = json.loads((run / "config.json").read_text())
+    config.pop("images")
+    change_to = {"images": {"train": train, "val": val}} if train else {}
+    (run / "config.json").write_text(json.dumps(config | change_to))
+
+
+def test_runs_on_other_images_are_groups_of_their_own_without_a_difference_where_validation_differs(runs):
+    plain, moved, other = runs / "plain0", runs / "plain1", runs / "plain2"
+    for run, images in ((plain, (1, 2)), (moved, (1, 2)), (other, (3, 2))):
+        with_images(run, *images)
+    change(other, run__seed=0)
+    change(moved, run__data__train="moved.beton", run__data__val="moved too.beton")
+    assert below(plain, moved)[0].startswith("group 1: plain0 and 1 more, seeds 0, 1"), "the same images elsewhere"
+    lines = below(plain, other)
+    (difference,) = np.subtract(evaluated(other)["val_top1"], [evaluated(plain)["val_top1"]])
+    assert lines[2:] == [
+        f"group 2 - group 1: top-1 {difference:+.2f} points, seed 0, one seed: no interval",
+        "group 2 differs in: the images of data.train",
+    ]
+    with_images(other, 1, 3)
+    assert below(plain, other)[2:] == [
+        "group 2 - group 1: no difference, as the validation images are others",
+        "group 2 differs in: the images of data.val",
+    ]
+    for images, config in (((1, 2), plain), ((None, None), other)):
+        with_images(config, *images)
+    text = shown(plain, other)
+    assert "left out, as a run before has the same settings, images and seed: plain2" in text, "by path"
+    change(other, run__data__val="elsewhere")
+    assert below(plain, other)[3] == "group 2 differs in: the images of data.val"
+
+
 def test_what_is_no_final_result_of_a_seed_of_its_own_is_left_out_of_the_groups(runs):
     unfinish(runs / "taught0")
     shutil.copytree(runs / "plain0", runs / "again")
     text = shown(runs / "plain0", runs / "again", runs / "taught0", runs / "taught1")
     assert "left out of groups and differences, as not evaluated at the end: taught0" in text
-    assert "left out, as a run before has the same settings and seed: again" in text
+    assert "left out, as a run before has the same settings, images and seed: again" in text
     assert "group 2: taught1, seed 1" in text and "no seed is in both" in text

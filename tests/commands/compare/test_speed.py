@@ -66,6 +66,18 @@ def test_a_larger_student_is_another_architecture_and_one_that_is_gone_is_refuse
     assert not hasattr(seen, "models"), "nothing is measured before all is built"
 
 
+@pytest.mark.parametrize("text, message", [
+    ("[]", "student.json must be a JSON object"), ("{}", "student.json must hold model"), ("{", "readable JSON"),
+    ('{"model": "deit_tiny_patch16_224", "args": {"num_classes": 10}}', "student.json must hold args.img_size"),
+])  # fmt: skip
+def test_a_damaged_description_of_a_student_is_a_sentence(runs, seen, text, message):
+    (runs / "plain0" / "student.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=f"the student of .*plain0 must be there .* found: .*{message}.* --speed false"
+    ):
+        shown(runs / "plain0", speed=True)
+
+
 class Timed(torch.nn.Module):
     """A model that takes so many seconds by a clock of its own, and ten times as many in its first three forwards."""
 

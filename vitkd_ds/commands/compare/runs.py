@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from vitkd_ds.checkpoint.folder import FREE_KEYS, flattened
+from vitkd_ds.config.run_folder import DONE, SUMMARY, read_json
+from vitkd_ds.data.images import SPLITS
 from vitkd_ds.train.statistics import wilson_interval
 
 EVALUATED = ("val_num_images", "val_top1", "val_top5")
 """Keys that a line of metrics.jsonl has if it is of an evaluation; with a teacher it has more."""
+SIZES = ("parameters", "gflops")
+CONFIG = {
+    "run": dict, "run.seed": int, "run.teacher": dict | None, "run.data.train": str, "run.data.val": str,
+    "run.data.image_size": int, "run.data.num_classes": int, "run.global_batch_size": int,
+    "plan.steps_per_epoch": int, "world_size": int, "images": dict | None,
+}  # fmt: skip
+"""Keys of config.json that a comparison needs, with their types."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,6 @@ class Result:
     """The newest of them that is of an evaluation."""
     summary: dict[str, Any] | None
     """Content of summary.json; None while the run is not finished."""
-    wall_s: float | None
-    """Seconds of the last start, with evaluations and checkpoints; None while the run is not finished, and if
-    the files' times were lost when the folder was copied."""
 
     @property
     def num_images(self) -> int:
@@ -59,14 +65,36 @@ class Result:
         return whole_run or (logged[-1] if logged else None)
 
     @property
+    def training_s(self) -> float | None:
+        """Seconds of all training steps, over all starts, without evaluations and checkpoints; None while the run is
+        not finished."""
+        if not self.summary or not self.images_per_s:
+            return None
+        return self.summary["steps"] * self.config["run"]["global_batch_size"] / self.images_per_s
+
+    @property
     def seed(self) -> int:
         """The run's seed."""
         return self.config["run"]["seed"]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Dotted key -> value of what decides what is learned, but for the seed."""
-        return {key: value for key, value in flattened(self.config["run"]).items() if key not in FREE_KEYS | {"seed"}}
+        """Key -> value of what decides what is learned, but for the seed: settings with dotted keys, and the steps at
+        which the run was extended, as its learning rate fell more than once then."""
+        own = {key: value for key, value in flattened(self.config["run"]).items() if key not in FREE_KEYS | {"seed"}}
+        extended = self.config.get("extended_at_steps")
+        return own | ({"extended_at_steps": extended} if extended else {})
+
+    def other_images(self, other: "Result") -> list[str]:
+        """The options, data.train or data.val, whose images are others than another run's: by their fingerprints, or by
+        their paths where a run is of a version that stored none."""
+        found = []
+        for split in SPLITS:
+            both = [(run.config.get("images") or {}).get(split) for run in (self, other)]
+            if None in both:
+                both = [run.config["run"]["data"][split] for run in (self, other)]
+            found += [f"data.{split}"] if both[0] != both[1] else []
+        return found
 
     def size(self, role: str, what: str) -> float | None:
         """Return the "parameters" or "gflops" of the "student" or "teacher"; None if there is no such model, or if the
@@ -93,30 +121,18 @@ def _read(folder: Path, name: str) -> Result:
     config_file, metrics_file = folder / "config.json", folder / "metrics.jsonl"
     if not config_file.is_file():
         raise ValueError(f"{folder} must be a run folder, found no {config_file}: give what train.py had as --workdir")
-    config = _read_json(config_file, "run", "plan", "world_size")
+    config = read_json(config_file, CONFIG)
+    if "models" in config:  # runs of versions before 0.4 have none
+        roles = [role for role in ("student", "teacher") if config["run"].get(role)]
+        read_json(config_file, {f"models.{role}.{what}": int | float for role in roles for what in SIZES})
     lines = _whole_lines(metrics_file.read_text(errors="replace")) if metrics_file.is_file() else []
     evaluated = evaluations(lines)
     if not evaluated:
         raise ValueError(f"{folder} must have evaluated its student, found none in {metrics_file}: wait for one")
-    summary = wall_s = None
-    if (folder / "done").is_file():
-        summary = _read_json(folder / "summary.json", "steps", "images_per_s")
-        # config.json is written when data and engines are ready: training, evaluations and checkpoints count.
-        wall_s = (folder / "done").stat().st_mtime - config_file.stat().st_mtime
-        wall_s = wall_s if wall_s > 0 else None
-    return Result(folder, name, config, lines, evaluated[-1], summary, wall_s)
-
-
-def _read_json(file: Path, *keys: str) -> dict[str, Any]:
-    """Content of a JSON file that must have `keys`."""
-    try:
-        content = json.loads(file.read_text())
-        missing = [key for key in keys if key not in content]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{file} must be readable JSON, as a run writes it, found {error}: restore the file") from None
-    if missing:
-        raise ValueError(f"{file} must hold {', '.join(keys)}, found no {', '.join(missing)}: restore the file")
-    return content
+    summary = None
+    if (folder / DONE).is_file():
+        summary = read_json(folder / SUMMARY, {"steps": int, "images_per_s": int | float | None})
+    return Result(folder, name, config, lines, evaluated[-1], summary)
 
 
 def _whole_lines(text: str) -> list[dict[str, Any]]:

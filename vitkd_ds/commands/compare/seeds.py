@@ -15,15 +15,15 @@ WIDEST = 120
 """Characters of a line."""
 
 Group = dict[int, Result]
-"""Seed -> run, of runs whose settings are equal."""
+"""Seed -> run, of runs whose settings and images are equal."""
 
 
 def groups_of(results: Sequence[Result]) -> list[Group]:
     """Sort final results into groups, in the order of their first runs. What is not final would compare another length
-    of training, and a seed counts once: of two runs with equal settings and seed the first is taken."""
+    of training, and a seed counts once: of two runs with equal settings, images and seed the first is taken."""
     groups: list[Group] = []
     for result in (result for result in results if result.is_final):
-        group = next((group for group in groups if _settings(group) == result.settings), None)
+        group = next((group for group in groups if _is_equal(_first(group), result)), None)
         if group is None:
             groups.append({result.seed: result})
         else:
@@ -43,7 +43,9 @@ def differences_text(results: Sequence[Result], groups: Sequence[Group]) -> str:
     if going and len(results) > 1:
         lines.append(f"left out of groups and differences, as not evaluated at the end: {_shortened(going, MOST_KEYS)}")
     if again := [result.name for result in results if result.is_final and result not in grouped]:
-        lines.append(f"left out, as a run before has the same settings and seed: {_shortened(again, MOST_KEYS)}")
+        lines.append(
+            f"left out, as a run before has the same settings, images and seed: {_shortened(again, MOST_KEYS)}"
+        )
     return "\n".join(lines)
 
 
@@ -63,6 +65,8 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
     both = sorted(group.keys() & first.keys())
     differences = [group[seed].top1 - first[seed].top1 for seed in both]
     line = f"group {number} - group 1: "
+    if "data.val" in _first(group).other_images(_first(first)):
+        return line + "no difference, as the validation images are others"
     if not both:
         return line + "no seed is in both"
     line += f"top-1 {statistics.mean(differences):+.2f} points, "
@@ -74,17 +78,22 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
 
 def _settings_line(number: int, group: Group, first: Group) -> str:
     """Name the settings in which a group differs from the first, with its own values where they are short."""
-    own, others = _settings(group), _settings(first)
+    own, others = _first(group).settings, _first(first).settings
     keys = [key for key in own | others if own.get(key) != others.get(key) or (key in own) != (key in others)]
     # A part that only one of the two has, such as teacher, is named once. Keys of the whole run come first.
     keys = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
-    words = [_with_value(key, own) for key in sorted(keys, key=lambda key: (key.count("."), key))]
+    words = [f"the images of {key}" for key in _first(group).other_images(_first(first))]
+    words += [_with_value(key, own) for key in sorted(keys, key=lambda key: (key.count("."), key))]
     lines = [f"group {number} differs in: {_shortened(words, most)}" for most in range(MOST_KEYS, 0, -1)]
     return next((line for line in lines if len(line) <= WIDEST), lines[-1])
 
 
-def _settings(group: Group) -> Mapping[str, Any]:
-    return next(iter(group.values())).settings
+def _first(group: Group) -> Result:
+    return next(iter(group.values()))
+
+
+def _is_equal(result: Result, other: Result) -> bool:
+    return result.settings == other.settings and not result.other_images(other)
 
 
 def _with_value(key: str, settings: Mapping[str, Any]) -> str:

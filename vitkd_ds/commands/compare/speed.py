@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import DataConfig, TeacherConfig
-from vitkd_ds.config.run_folder import DESCRIPTION, NOT_OF_THE_MODEL, STUDENT, find_student
+from vitkd_ds.config.run_folder import DESCRIPTION, EXPORTED, NOT_OF_THE_MODEL, STUDENT, find_student, read_json
 from vitkd_ds.models import build
 
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
@@ -89,11 +89,11 @@ def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
     is that of the checkpoint to go on from."""
     try:
         found = find_student(result.folder)
-        description = json.loads((found / DESCRIPTION).read_text())
+        description = read_json(found / DESCRIPTION, EXPORTED)
         key = _key(description["model"], description["args"], description["image_size"])
         if key not in models:
             models[key] = build.build_exported(description, found / STUDENT)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"the student of {result.folder} must be there to be measured, found: {error}; or give --speed false"
         ) from None
@@ -103,7 +103,7 @@ def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
 def _teacher(result: Result, models: dict[Key, nn.Module]) -> Key | None:
     """Add the run's teacher to `models`, unless its architecture is there; its key, None for a run without one."""
     run = result.config["run"]
-    if run["teacher"] is None:
+    if run.get("teacher") is None:
         return None
     teacher = replace(from_dict(TeacherConfig, run["teacher"], "teacher."), checkpoint="random")
     size, num_classes = run["data"]["image_size"], run["data"]["num_classes"]

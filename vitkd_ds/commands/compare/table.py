@@ -15,8 +15,8 @@ ACCURACY = (
     ("", "run"), ("student top-1 %", "[95 % interval]"), ("top-5", "%"), ("teacher", "top-1 %"), ("agree-", "ment %"),
 )  # fmt: skip
 COST = (
-    ("params", "M"), ("", "GFLOPs"), ("training", "images/s"), ("", "time"), ("", "ranks"), ("inference", "images/s"),
-    ("x its", "teacher"),
+    ("params", "M"), ("", "GFLOPs"), ("training", "images/s"), ("training", "time"), ("", "ranks"),
+    ("inference", "images/s"), ("x its", "teacher"),
 )  # fmt: skip
 LONG_S = 7200
 """Seconds from which a time is given in hours."""
@@ -49,7 +49,7 @@ def _accuracy(result: Result) -> tuple[str, ...]:
 
 def _cost(result: Result, student_images_per_s: float | None, teacher_images_per_s: float | None) -> tuple[str, ...]:
     parameters = result.size("student", "parameters")
-    time = _time(result.wall_s) if result.is_final else f"at step {result.evaluation['step']}"
+    time = _time(result.training_s) if result.is_final else f"at step {result.evaluation['step']}"
     times = student_images_per_s / teacher_images_per_s if teacher_images_per_s else None
     return (
         _number(parameters and parameters / 1e6, ".2f"), _number(result.size("student", "gflops"), ".3g"),
@@ -117,7 +117,7 @@ def _record(
         "teacher_parameters": result.size("teacher", "parameters"),
         "teacher_gflops": result.size("teacher", "gflops"),
         "training_images_per_s": result.images_per_s,
-        "wall_time_s": result.wall_s,
+        "training_time_s": result.training_s,
         "ranks": result.config["world_size"],
         "student_inference_images_per_s": student_images_per_s,
         "teacher_inference_images_per_s": teacher_images_per_s,

@@ -16,11 +16,13 @@ import numpy as np
 import psutil  # DeepSpeed's own requirement
 
 from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, listed, needed, ok, size_text, unequal, warning
+from vitkd_ds.config.run import Run
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.verify import are_intact
 from vitkd_ds.data.loader import Loader
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.train.parts import open_split, split_of
+from vitkd_ds.train.schedule import check_warmup, make_schedule
 
 MICRO_BATCH = 64
 """Most images decoded at a time; a smaller micro-batch than the run's ends sooner."""
@@ -43,6 +45,8 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
     micro, classes = split_of(run).micro_batch_size, train.classes if train else None
     loader = ranks.together(lambda: open_split(run, split, micro, patient.device, classes=classes))
     patient.loaders[split], path = loader, Path(loader.path)
+    if split == "train":
+        yield from schedule_rows(patient.run, loader.steps_per_epoch)
     # A copy on a node's disk may be an old one.
     if found := unequal(ranks.from_all(loader.fingerprint), patient.nodes):
         found = f"{str(path)!r} must be the same images on all nodes, found fingerprint {found}"
@@ -60,6 +64,14 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
         if row.level == "error":  # wrong bytes may not decode at all
             return
     yield decoding_row(name, loader, patient)
+
+
+def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:
+    """What is wrong with the schedule of the run, whose steps are known when the images are."""
+    try:
+        check_warmup(run, make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=1))
+    except ValueError as caught:
+        yield error("schedule", str(caught))
 
 
 def bytes_row(name: str, path: Path, patient: Patient) -> Row:

@@ -12,12 +12,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from vitkd_ds.checkpoint.folder import check_begun
+from vitkd_ds.config.options import WEIGHTS
 from vitkd_ds.config.run import Run
-from vitkd_ds.data.beton.format import SUFFIX, check_beton, partial_path
+from vitkd_ds.config.run_folder import check_is_there
+from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
+from vitkd_ds.data.classes import check_is_packed, is_class_folder, packed_path
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.sources import open_source
-from vitkd_ds.data.sources.folder import class_names, has_class_folders
+from vitkd_ds.data.sources.folder import class_names
+from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.train import console, signals
 
 logger = logging.getLogger(__name__)
@@ -27,38 +32,72 @@ POLL_S, SAY_S, PATIENCE_S = 1.0, 60.0, 600.0
 is given up."""
 
 
-def pack_folders(run: Run) -> Run:
+def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
     """Pack data.train, and then data.val with its classes, where they are class folders; return the run that reads the
     .betons. With the torchvision backend, which reads folders as they are, the run is returned unchanged.
 
     An existing .beton is used if it was packed from the folder as that is now: with the same names, sizes and classes,
     which the first rank alone checks.
 
+    Args:
+        may_pack: else the .betons must be there, as for commands that only look.
+
     Raises:
-        ValueError: the folder has changed since, or cannot be packed there, or another process does not go on with it.
+        ValueError: the folder has changed since, or cannot be packed there, or another process does not go on with it;
+            or the run would be refused for another reason that shows without its images.
         RuntimeError: a worker failed or was killed, or the disk is full.
         KeyboardInterrupt: a signal asked to stop meanwhile; what is packed is kept.
     """
     if run.data.backend != "ffcv":
         return run
     train, val = run.data.train, run.data.val
-    if _is_folder(train):
-        train = _packed("data.train", Path(train), num_classes=run.data.num_classes)
-    if _is_folder(val):
+    check_is_packed("data.train", train)
+    check_is_packed("data.val", val)
+    if may_pack and any(is_class_folder(path) and not packed_path(Path(path)).exists() for path in (train, val)):
+        _check_without_images(run)
+    if is_class_folder(train):
+        train = _packed("data.train", Path(train), num_classes=run.data.num_classes, may_pack=may_pack)
+    if val == run.data.train:
+        val = train
+    elif is_class_folder(val):
         # Opened before an hour is spent on the other file: it must be there, and says the order of the classes.
         classes = demo_beton("train") if train == "demo" else check_beton(train).path
-        val = _packed("data.val", Path(val), classes=str(classes))
+        val = _packed("data.val", Path(val), classes=str(classes), may_pack=may_pack)
     return replace(run, data=replace(run.data, train=train, val=val))
 
 
-def _is_folder(path: str) -> bool:
-    return path not in ("", "demo") and has_class_folders(Path(path))
+def find_packed(key: str, path: str) -> str:
+    """The .beton of a class folder, which must be packed as the folder is now; other paths are returned as they are.
+    Raises ValueError, which names the option `key`."""
+    check_is_packed(key, path)
+    return _packed(key, Path(path), may_pack=False) if is_class_folder(path) else path
 
 
-def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "") -> str:
+def _check_without_images(run: Run) -> None:
+    """Raise ValueError for a run that would be refused when its images are packed, where that shows without them."""
+    check_begun(run)
+    find_ds_config(run.ds_config)
+    for role, (key, words) in WEIGHTS.items():
+        config = getattr(run, role)
+        if config and getattr(config, key) not in words:
+            check_is_there(getattr(config, key), f"{role}.{key}")
+    if not console.is_first_rank():
+        return
+    from vitkd_ds.models.build import check_model_name  # slow: timm
+
+    for role in WEIGHTS:
+        if config := getattr(run, role):
+            check_model_name(config.model, role=role)
+
+
+def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", may_pack: bool) -> str:
     """Path of the .beton of a folder, packed if it is not there: with `num_classes` of its own, or with `classes`."""
-    folder = folder if folder.name not in ("", "..") else folder.resolve()
-    dst = folder.with_name(folder.name + SUFFIX)
+    dst = packed_path(folder)
+    if not may_pack and not dst.exists():
+        raise ValueError(
+            f"{key} is a folder, which `train` packs at its first use, found no {str(dst)!r}: pack it now "
+            f"({_command(folder, dst, classes)})"
+        )
     if not console.is_first_rank():
         _wait_for(folder, dst)
         return str(dst)
@@ -73,9 +112,14 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "") 
         if _pack(key, folder, dst, classes=classes):
             return str(dst)
         _wait_for(folder, dst)
-    _check_source(key, folder, dst)
+    _check_source(key, folder, dst, classes=classes)
     logger.info("using %s, which was packed from %s", dst, folder)
     return str(dst)
+
+
+def _command(folder: Path, dst: Path, classes: str) -> str:
+    """The command that packs a folder as a run does."""
+    return shlex.join(["vitkd-ds", "pack", str(folder), str(dst)] + (["--classes", classes] if classes else []))
 
 
 def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
@@ -86,7 +130,6 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
 
     if signals.received():
         raise KeyboardInterrupt(signals.received())
-    words = ["vitkd-ds", "pack", str(folder), str(dst)] + (["--classes", classes] if classes else [])
     try:
         # A run notes signals and goes on until its next step, but there is none yet: here each of them interrupts.
         with handled_by(signal.default_int_handler, *signals.ASKING):
@@ -96,7 +139,9 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     except ValueError as error:
         if dst.exists():  # another process was faster
             return False
-        raise ValueError(f"{key} is packed as `{shlex.join(words)}` does it, which found: {error}") from error
+        raise ValueError(
+            f"{key} is packed as `{_command(folder, dst, classes)}` does it, which found: {error}"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"{key} is a folder, and must be packed into {str(dst)!r}, found {error}: make {str(dst.parent)!r} "
@@ -106,10 +151,10 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     return True
 
 
-def _check_source(key: str, folder: Path, dst: Path) -> None:
+def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
     """Raise ValueError unless a .beton was packed from the folder as it is now."""
-    both = f"{str(dst)!r} and {side_path(dst).name!r}"
-    remedy = f"remove {both} to pack it again, or give --{key}={dst} to use the file as it is"
+    again = f"{shlex.join(['rm', str(dst), str(side_path(dst))])} && {_command(folder, dst, classes)}"
+    remedy = f"give --{key}={dst} to use the file as it is, or pack it again: {again}"
     packed_from = read_side(dst).get(SOURCE_KEY)
     if packed_from is None:
         raise ValueError(

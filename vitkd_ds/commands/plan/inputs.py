@@ -87,7 +87,8 @@ def _rates(run: Run, measured: Measured) -> list[Rate]:
             what = f"{model} {dict(config.model_args) if config and config.model_args else ''}".strip()
             raise ValueError(
                 f"plan needs a {role} that was measured at 224 pixels ({', '.join(rates)}), found {what} at "
-                f"{run.data.image_size} pixels in recipe {run.recipe}: choose an ImageNet recipe with --recipe"
+                f"{run.data.image_size} pixels in recipe {run.recipe}: name an ImageNet recipe with --recipe, "
+                "to which --data.train=FILE.beton may give your own images"
             )
         found.append(rates[model])
     return found

@@ -1,0 +1,113 @@
+"""`vitkd-ds eval` against a slow evaluation by hand."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from vitkd_ds.commands.evaluate import evaluate_exported
+from vitkd_ds.commands.pack import pack
+from vitkd_ds.data.demo import CLASSES
+from vitkd_ds.data.torchvision import open_beton
+from vitkd_ds.recipes.demo import STUDENT_ARGS
+
+MEAN, STD = [0.1, 0.2, 0.3], [0.9, 0.8, 0.7]
+MODEL = "deit_tiny_patch16_224"
+
+
+def write_export(folder, **changes):
+    """An exported student with random weights, and the model itself."""
+    torch.manual_seed(0)
+    args = {"img_size": 28, "num_classes": 10, **STUDENT_ARGS}
+    model = timm.create_model(MODEL, **args).eval()
+    torch.nn.init.normal_(model.head.weight, std=1.0)  # answers that differ from image to image
+    description = {
+        "model": MODEL, "args": args, "normalization": {"mean": MEAN, "std": STD}, "image_size": 28,
+        "val_crop_fraction": 1.0, "interpolation": "bicubic", "classes": list(CLASSES),
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    save_file(model.state_dict(), folder / "student.safetensors")
+    (folder / "student.json").write_text(json.dumps(description | changes))
+    return model
+
+
+@pytest.mark.parametrize("mean, std", [(MEAN, STD), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+def test_a_student_is_evaluated_with_its_own_normalisation(tmp_path, small_beton, mean, std):
+    model = write_export(tmp_path / "student", normalization={"mean": mean, "std": std})
+    source, _ = open_beton(small_beton)
+    right = 0
+    for number, label in enumerate(source.labels):
+        pixels = np.asarray(Image.open(io.BytesIO(source.read(number))).convert("RGB")) / 255
+        image = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            right += int(model(image).argmax()) == label
+    found = evaluate_exported(str(tmp_path / "student"), val=str(small_beton))
+    assert found["top1"] == pytest.approx(100 * right / 60) and found["num_images"] == 60
+
+
+@pytest.mark.parametrize("teacher", [
+    {"teacher": "{}/teacher"}, {"teacher": MODEL, "teacher_checkpoint": "{}/teacher"},
+    {"teacher": MODEL, "teacher_checkpoint": "{}/teacher/student.safetensors"},
+    {"teacher": "{}/teacher/student.safetensors"},
+])  # fmt: skip
+def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, teacher):
+    for name in ("student", "teacher"):
+        write_export(tmp_path / name)
+    options = {key: value.format(tmp_path) for key, value in teacher.items()}
+    found = evaluate_exported(str(tmp_path / "student"), val=str(small_beton), **options)
+    assert found["agreement"] == 100 and found["kl"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"teacher": "{}/teacher", "teacher_checkpoint": "{}/student"},
+     "--teacher must be a model's name where --teacher_checkpoint=.*student gives its weights, found .*teacher: leave"),
+    ({"teacher": "runs/teachr"}, "--teacher must be a file of weights, or a run, .*, found none at runs/teachr"),
+    ({"teacher": "{}/lone.safetensors"}, "found the file .*lone.safetensors: name its model, and give --teacher_chec"),
+    ({"teacher": MODEL, "teacher_checkpoint": "{}/none"}, "--teacher_checkpoint must be a file of weights, or a run"),
+    ({"teacher": "vit_tiny_patch16_224", "teacher_checkpoint": "{}/teacher"},
+     "--teacher must be the model of --teacher_checkpoint=.*teacher, which is deit_tiny_patch16_224, found vit_tiny"),
+    ({"teacher": "deit_tiny_patch16_244"}, "teacher.model must be a timm model, .* did you mean deit_tiny_patch16_224"),
+    ({"teacher_checkpoint": "{}/teacher"}, "--teacher_checkpoint needs --teacher"),
+    ({"teacher": "{}/empty"}, "student.json must hold model, as a run writes it, found None: restore the file"),
+    ({"val": "{}/photos"}, "val is a folder, .* found no .*photos.beton': pack it now .vitkd-ds pack .*photos .*ton"),
+    ({"val": "{}/student"}, "val must be a .beton, or a folder that holds a folder per class, found .*: pack it first"),
+])  # fmt: skip
+def test_what_cannot_be_evaluated_is_refused_by_its_option(tmp_path, small_beton, options, message):
+    for name in ("student", "teacher", "empty"):
+        write_export(tmp_path / name)
+    (tmp_path / "empty" / "student.json").write_text("{}")
+    (tmp_path / "lone.safetensors").touch()
+    (tmp_path / "photos" / "ant").mkdir(parents=True)
+    Image.new("RGB", (28, 28)).save(tmp_path / "photos" / "ant" / "1.png")
+    options = {"val": str(small_beton)} | {key: value.format(tmp_path) for key, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        evaluate_exported(str(tmp_path / "student"), **options)
+
+
+@pytest.mark.parametrize("description, message", [
+    ("{}", "student.json must hold model"), ("[]", "student.json must be a JSON object"), ("{", "readable JSON"),
+    ('{"model": "x", "args": {}}', "student.json must hold args.num_classes"),
+])  # fmt: skip
+def test_a_damaged_description_is_a_sentence(tmp_path, small_beton, description, message):
+    write_export(tmp_path / "student")
+    (tmp_path / "student" / "student.json").write_text(description)
+    with pytest.raises(ValueError, match=message):
+        evaluate_exported(str(tmp_path / "student"), val=str(small_beton))
+
+
+def test_a_packed_folder_is_evaluated_and_its_foreign_classes_are_the_students_business(tmp_path):
+    write_export(tmp_path / "student")
+    for name in (CLASSES[3], "eel"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (28, 28)).save(tmp_path / "photos" / name / "1.png")
+    pack(tmp_path / "photos", tmp_path / "photos.beton", workers=1)
+    with pytest.raises(ValueError) as refusal:
+        evaluate_exported(str(tmp_path / "student"), val=str(tmp_path / "photos"))
+    said = str(refusal.value)
+    assert said.startswith("data.val must have no classes but those of the student, found also 'eel'")
+    assert said.endswith("give images of its classes, or rename the class") and "data.train" not in said

@@ -1,0 +1,34 @@
+"""From the flags of a command line to one checked run, before the slow imports. Nothing here imports torch."""
+
+from dataclasses import replace
+
+from vitkd_ds.config.options import apply_options
+from vitkd_ds.config.overrides import convert
+from vitkd_ds.config.run import Run, check_run
+from vitkd_ds.data.augment.policy import parse_rand_augment
+from vitkd_ds.data.classes import count_classes
+from vitkd_ds.recipes import build_run
+
+
+def check_words(given: tuple[str, ...], names: str) -> None:
+    """Raise ValueError unless the words that are no flags are as many as `names` asks for: those in brackets may be
+    left out, and "..." at the end is any number more."""
+    if given and not names:
+        raise ValueError(f"every argument must be a --flag, found {given[0]!r}: put -- before its name")
+    least = len([name for name in names.split() if name[0] not in "[."])
+    if len(given) < least or (len(given) > len(names.split()) and not names.endswith("...]")):
+        raise ValueError(f"the command needs {names}, found {' '.join(given) or 'nothing'}")
+
+
+def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
+    """The run that a command line asks for; raises ValueError for a word that is no flag, and for an unknown flag,
+    recipe or value, with the nearest valid name."""
+    check_words(words, "")
+    debug = convert(flags.pop("debug", "false"), bool, "debug")
+    run = apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
+    check_run(run)
+    if not run.data.num_classes:
+        run = replace(run, data=replace(run.data, num_classes=count_classes(run.data)))
+    if run.augment.rand_augment:
+        parse_rand_augment(run.augment.rand_augment)
+    return run
