@@ -195,6 +195,7 @@ def test_the_default_command_works_under_each_launcher(launcher, tmp_path, demo_
     default_run(tmp_path / "2024_01", launcher=[*launcher.split(), 2, "--master_port", free_port()], world_size=2)
 
 
+@pytest.mark.slow
 def test_the_default_command_works_in_plain_python_and_compiled_up_to_bf16_rounding(tmp_path, demo_cache):
     eager, compiled = default_run(tmp_path / "2024_01"), default_run(tmp_path / "compiled", "--compile")
     assert len(eager) == 4 and compiled == pytest.approx(eager, rel=2**-6)

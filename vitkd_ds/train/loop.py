@@ -131,39 +131,50 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
     meter = Meter(run.global_batch_size, clock=synchronised_time, timed_s=state.timed_s, timed_steps=state.timed_steps)
-    health = Health(run, total_steps=schedule.total_steps)
     micro_batches = training_micro_batches(parts, state.step)
     with closing(log), closing(micro_batches), profiled(run.profile, workdir) as profiler:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
-        queued: deque[Update] = deque()
-        is_asked_to_stop = False
-        while goes_on and state.step < schedule.total_steps:
-            meter.start()
-            queued.append(train_step(parts, micro_batches, state.step))
-            meter.add(queued[-1].terms)
-            if profiler:
-                profiler.step()
-            state.step += 1
-            is_logged = state.step % run.log_every_steps == 0 or state.step == schedule.total_steps
-            must_know = is_logged or schedule.is_save_step(state.step) or schedule.is_eval_step(state.step)
-            # An update's outcome is read when the next is queued, so that the device never waits for this loop.
-            while len(queued) > (0 if must_know or is_asked_to_stop else 1):
-                update = queued.popleft()
-                is_asked_to_stop |= settle(update, run)
-                health.observe_step(update.step + 1, update.outcome.grad_norm)
-            if is_logged:
-                values = meter.read() | step_values(parts, update)
-                log.log(state.step, values)
-                health.observe_terms(state.step, values, loss_weights_at(state.step - 1, run, schedule.total_steps))
-            if is_asked_to_stop:
-                save(parts, meter, state, saver, is_last_chance=True)
-            goes_on = not is_asked_to_stop and after_step(parts, log, meter, state, saver)
+        goes_on = goes_on and train_steps(parts, micro_batches, profiler, log, meter, state, saver)
         if goes_on and state.result_step != state.step:  # --max_steps was below the step of the checkpoint
             goes_on = evaluate_student(parts, log, state)
         summary = finish(parts, state, meter.images_per_s) if goes_on else None
         stopped = f"stopped and saved at step {state.step}; the same command goes on"
         logger.info("%s: %s", run.recipe, f"done, {json.dumps(summary)}" if summary else stopped)
     return summary
+
+
+def train_steps(
+    parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], profiler: Any, log: MetricsLog, meter: Meter,
+    state: TrainState, saver: Saver,
+) -> bool:  # fmt: skip
+    """Train to the end of the schedule, with all that is due on the way; return False if a signal came. Collective."""
+    run, schedule, health = parts.run, parts.schedule, Health(parts.run, total_steps=parts.schedule.total_steps)
+    queued: deque[Update] = deque()
+    is_asked_to_stop = False
+    while state.step < schedule.total_steps:
+        meter.start()
+        queued.append(train_step(parts, micro_batches, state.step))
+        meter.add(queued[-1].terms)
+        if profiler:
+            profiler.step()
+        state.step += 1
+        is_logged = state.step % run.log_every_steps == 0 or state.step == schedule.total_steps
+        must_know = is_logged or schedule.is_save_step(state.step) or schedule.is_eval_step(state.step)
+        # An update's outcome is read when the next is queued, so that the device never waits for this loop.
+        while len(queued) > (0 if must_know or is_asked_to_stop else 1):
+            update = queued.popleft()
+            is_asked_to_stop |= settle(update, run)
+            health.observe_step(update.step + 1, update.outcome.grad_norm)
+        if is_logged:
+            values = meter.read() | step_values(parts, update)
+            log.log(state.step, values)
+            health.observe_terms(state.step, values, loss_weights_at(state.step - 1, run, schedule.total_steps))
+        if is_asked_to_stop:
+            save(parts, meter, state, saver, is_last_chance=True)
+            return False
+        if not after_step(parts, log, meter, state, saver):
+            return False
+    return True
 
 
 def after_step(parts: Parts, log: MetricsLog, meter: Meter, state: TrainState, saver: Saver) -> bool:
