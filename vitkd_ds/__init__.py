@@ -7,7 +7,7 @@ signals before that.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 __all__ = ["Distiller", "ViTKDLoss", "build_loader", "kd_loss", "nkd_loss", "tap_features"]
 
 _HOMES = {

@@ -21,6 +21,41 @@ class Rate(NamedTuple):
         return 1 / self.images_per_s
 
 
+class Host(NamedTuple):
+    """Row of benchmarks/RESULTS.md from `benchmarks/host.py`: milliseconds of the parts of a step, nearly all of them
+    the host's, on one CPU core."""
+
+    row: str
+    teacher: float
+    forward: float
+    backward: float
+    update: float
+
+
+class HostRows(NamedTuple):
+    """What the fixed times of a step on a GPU are scaled by: the host's part of them, in one process and turn about."""
+
+    plain: Host
+    """The plain compiled loop."""
+    replica: Host
+    shard: Host
+
+    @property
+    def backward(self) -> float:
+        """What DeepSpeed adds to a backward pass, in backward passes of the plain loop."""
+        return self.replica.backward / self.plain.backward - 1
+
+    @property
+    def update(self) -> float:
+        """An update, in updates of the plain loop."""
+        return self.replica.update / self.plain.update
+
+    @property
+    def gathers(self) -> float:
+        """What a shard adds to the teacher's forward, in forwards of the plain loop's."""
+        return (self.shard.teacher - self.replica.teacher) / self.plain.teacher
+
+
 @dataclass(frozen=True)
 class Measured:
     """Speeds on one kind of GPU, compiled, at 224 pixels; models are timm architectures without further arguments."""
@@ -43,6 +78,10 @@ class Measured:
     """JPEG decoding, crop, resize and flip on one CPU core that is busy all the time."""
     loader_bytes_per_image: int
     """Mean size of the JPEGs read: at most 500 pixels, quality 90, as `vitkd-ds pack` writes."""
+    host_then: HostRows
+    """The host with one parameter a weight, as in `step`, `before_shard` and `shard`."""
+    host_now: HostRows
+    """The host with flat parameters."""
     loss_dim: int = 384
     step_images: int = 256
     """Micro-batch of every whole step here, on one GPU."""
@@ -90,6 +129,12 @@ MEASURED_ON_H100 = Measured(
     # The nearest measured settings to the shipped ones, which also compute the norm in one go (not measured).
     step=Rate("S6", 5342), update_ms=10.1, before_shard=Rate("S3", 3577), shard=Rate("S4", 3466),
     loader=Rate("ours-jpg500", 1548), loader_bytes_per_image=57_596,
+    host_then=HostRows(
+        Host("H1", 5.27, 7.22, 10.53, 10.62), Host("H2", 6.45, 8.13, 27.26, 7.09), Host("H3", 21.97, 7.70, 24.24, 6.21)
+    ),
+    host_now=HostRows(
+        Host("H4", 5.79, 7.27, 10.97, 11.92), Host("H5", 6.16, 7.58, 13.19, 3.11), Host("H6", 12.17, 7.58, 13.09, 3.13)
+    ),
 )  # fmt: skip
 """One H100 for the rows of the GPU, one EPYC core for the loader's."""
 

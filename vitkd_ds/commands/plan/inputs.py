@@ -63,12 +63,15 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     # What a whole step takes beyond its parts alone: the update, and launches and hooks, which no GPU work hides.
     beyond_s = measured.step_images * (measured.step.seconds - sum(part.seconds for part in measured.alone))
     hooks_s = measured.step_images * (measured.shard.seconds - measured.before_shard.seconds)
+    # Those were measured with one parameter a weight; flat ones make them shorter as they do on a CPU.
+    then, now = measured.host_then, measured.host_now
+    beyond_s -= measured.update_ms / 1e3
     return Inputs(
         # Checkpointing computes the forward again, which is a third of forward and backward.
         teacher_s=teacher_rate.seconds, student_s=student_rate.seconds * (4 / 3 if checkpointed else 1),
         loss_s=measured.loss.seconds * (teacher.embed_dim / measured.loss_dim) ** 2 if vitkd else 0.0,
-        host_s=beyond_s - measured.update_ms / 1e3, update_s=measured.update_ms / 1e3,
-        shard_host_s=hooks_s * len(teacher.blocks) / measured.shard_blocks,
+        host_s=beyond_s * now.backward / then.backward, update_s=measured.update_ms / 1e3 * now.update / then.update,
+        shard_host_s=hooks_s * now.gathers / then.gathers * len(teacher.blocks) / measured.shard_blocks,
         flops=shapes.step_flops(student, teacher, vitkd, image_size=run.data.image_size),
         trained_params=num_parameters(distiller), teacher_params=num_parameters(teacher),
         gathers=len(teacher.blocks) + 1, gathered_params=_gathered_params(teacher),
@@ -117,6 +120,8 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
     measured, num_blocks, images = hardware.measured, inputs.gathers - 1, train_images(run, hardware)
     teacher_rate, student_rate = _rates(run, measured)
     step, same = f"measured, row {measured.step.row}", "(assumed the same for all pairs and micro-batches)"
+    then, now = measured.host_then, measured.host_now
+    rows = f"rows {', '.join(host.row for host in (*then, *now))}"
     again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
     loss, why = "none", "counted: its weight is 0"
     if inputs.loss_s:
@@ -133,12 +138,14 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
         ("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", f"measured, row {teacher_rate.row}"),
         ("student", f"{1 / inputs.student_s:,.0f} images/s", f"measured, row {student_rate.row}{again}"),
         ("ViTKD loss", loss, why),
-        ("fixed time a micro-batch", f"{1e3 * inputs.host_s:.1f} ms", f"{step}, the nearest to the shipped settings, "
-         f"less {', '.join(part.row for part in measured.alone)} and the update {same}"),
+        ("fixed time a micro-batch", f"{1e3 * inputs.host_s:.1f} ms", f"{step}, less "
+         f"{', '.join(part.row for part in measured.alone)} and the update, x {now.backward / then.backward:.2f}: what "
+         f"flat parameters leave of it on a CPU, {rows} {same}"),
         ("fixed time a step", f"{1e3 * inputs.update_s:.1f} ms", f"{step}, its parts: the update, with what the GPU "
-         f"computes in it {same}"),
+         f"computes in it, x {now.update / then.update:.2f}, {rows} {same}"),
         ("more for a sharded teacher", f"{1e3 * inputs.shard_host_s:.1f} ms", f"measured, rows {measured.shard.row} "
-         f"and {measured.before_shard.row}, x {num_blocks}/{measured.shard_blocks} blocks (assumed)"),
+         f"and {measured.before_shard.row}, x {now.gathers / then.gathers:.2f}, {rows}, x {num_blocks}/"
+         f"{measured.shard_blocks} blocks (assumed)"),
         ("trained parameters", f"{inputs.trained_params:,}", f"counted ({find_ds_config(run.ds_config).name}: fp32 "
          "gradients, bf16 weights on the wire)"),
         ("teacher's parameters", f"{inputs.teacher_params:,}", "counted"),
