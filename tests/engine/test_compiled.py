@@ -10,7 +10,18 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.conftest import finish_ranks, start_ranks
-from tests.engine.tiny import FP32_RUN, forward, make_batch, make_engine, make_teacher, set_drop_path
+from tests.engine.tiny import (
+    FP32_RUN,
+    RUN,
+    all_weights,
+    forward,
+    make_batch,
+    make_engine,
+    make_teacher,
+    set_drop_path,
+    train,
+)
+from tests.engine.twin import DeepSpeedsOwn
 from vitkd_ds.engine.processes import start_processes
 
 
@@ -27,6 +38,16 @@ def losses(run):
         assert engine.step().is_applied
         totals.append(terms["total"].item())
     return totals
+
+
+def compiled_twins():
+    """Totals, norms and the head's bias in bf16, compiled: ours, and DeepSpeed's own with one parameter a weight."""
+    ours, teacher = make_engine(replace(RUN, compile=True))
+    found = []
+    for engine, weights in ((ours, all_weights), (DeepSpeedsOwn(RUN, "bf16", compile=True), DeepSpeedsOwn.weights)):
+        set_drop_path(engine.distiller.student, 0.3)
+        found.append([*train(engine, teacher), weights(engine)["student.head.bias"].tolist()])
+    return found
 
 
 def graphs_of_a_teacher(placement):
@@ -52,6 +73,7 @@ def test_a_compiled_student_has_the_same_losses_in_fp32_and_a_smaller_micro_batc
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["compiled"] == pytest.approx(seen["eager"], rel=1e-5)
     assert len(set(seen["eager"])) == 4
+    assert seen["flat"] == seen["one parameter a weight"], "flat parameters change no bit"
     for teacher in (seen["replica"], seen["shard"]):
         assert teacher["graphs"][0] > 0 and len(set(teacher["graphs"])) == 1
         assert teacher["difference"] < 0.1, "bf16 rounding"
@@ -61,5 +83,6 @@ if __name__ == "__main__":
     start_processes()
     torch.set_num_threads(1)
     seen = {name: losses(replace(FP32_RUN, compile=name == "compiled")) for name in ("eager", "compiled")}
+    seen["flat"], seen["one parameter a weight"] = compiled_twins()
     seen |= {placement: graphs_of_a_teacher(placement) for placement in ("replica", "shard")}
     Path(sys.argv[1]).write_text(json.dumps(seen))

@@ -66,8 +66,9 @@ class Teacher:
         self._modules = tuple(module.modules())  # DeepSpeed's engine itself is always in training mode
 
     @torch.no_grad()
-    def __call__(self, images_BCHW: Tensor) -> Features:
-        """Features of images with values 0 to 255, which are normalised with the teacher's own mean and std.
+    def __call__(self, images_BCHW: Tensor, *, are_normalized: bool = False) -> Features:
+        """Features of images with values 0 to 255, which are normalised with the teacher's own mean and std, unless
+        they are so already, in its dtype.
 
         For a compiled teacher fewer images than a micro-batch, as an evaluation ends with, are filled up: it would be
         compiled anew for each number of images, and stay slower for the rest of the run.
@@ -77,7 +78,9 @@ class Teacher:
         num_images, missing = len(images_BCHW), self._fill_up_to - len(images_BCHW)
         if missing > 0:
             images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])
-        features = self.module(self.normalization.apply(images_BCHW, self.dtype))
+        if not are_normalized:
+            images_BCHW = self.normalization.apply(images_BCHW, self.dtype)
+        features = self.module(images_BCHW)
         if missing > 0:
             features = Features(*(None if feature is None else feature[:num_images] for feature in features))
         return features

@@ -239,10 +239,14 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
         place = micro * ranks.world_size() + ranks.rank()  # keys the draws, the same at any number of ranks
         with record_function("data"):
             images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=step, place=place)
-        with record_function("teacher"):
-            features = parts.teacher(images_BCHW) if parts.teacher else None
+            inputs_BCHW = parts.normalization.apply(images_BCHW, engine.dtype)
+        features = None
+        if parts.teacher:
+            with record_function("teacher"):
+                shown_BCHW = inputs_BCHW if parts.shares_inputs else images_BCHW
+                features = parts.teacher(shown_BCHW, are_normalized=parts.shares_inputs)
         with record_function("forward"):
-            terms = engine(parts.normalization.apply(images_BCHW, engine.dtype), targets_BK, features, weights)
+            terms = engine(inputs_BCHW, targets_BK, features, weights)
         with record_function("backward"):
             engine.backward(terms["total"])
         for name, value in terms.items():

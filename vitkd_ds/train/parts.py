@@ -51,6 +51,8 @@ class Parts:
     """The student's."""
     teacher_answers: bool = False
     """Whether the teacher has logits for the classes of the data, so that its agreement can be evaluated."""
+    shares_inputs: bool = False
+    """Whether the teacher takes the student's normalised images: the same mean, std and dtype."""
     train_loader: Loader | None = None
     """None, like val_loader, in the doctor, whose steps see random images."""
     val_loader: Loader | None = None
@@ -110,7 +112,8 @@ def start_engines(
     engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
     answers, normalization = bool(models.teacher and models.teacher.num_classes), build.normalization_of(models.student)
     teacher = Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None
-    return Parts(run, schedule, device, engine, teacher, export_model, normalization, teacher_answers=answers)
+    shares = teacher is not None and (teacher.normalization, teacher.dtype) == (normalization, engine.dtype)
+    return Parts(run, schedule, device, engine, teacher, export_model, normalization, answers, shares)
 
 
 def split_of(run: Run) -> BatchSplit:

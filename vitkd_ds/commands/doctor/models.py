@@ -140,9 +140,9 @@ def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
     images_BCHW = torch.randint(256, (micro, 3, data.image_size, data.image_size), dtype=torch.uint8, device=device)
     labels_B = torch.randint(data.num_classes, (micro,), device=device)
 
-    def teach(images_BCHW: Tensor) -> Features:
+    def teach(images_BCHW: Tensor, **options: bool) -> Features:
         start = synchronised_time()
-        features = parts.teacher(images_BCHW)
+        features = parts.teacher(images_BCHW, **options)
         teacher_s.append(synchronised_time() - start)
         return features
 
