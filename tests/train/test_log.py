@@ -51,3 +51,14 @@ def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_spee
     meter.pause()
     assert meter.read() == {"total": 4.0, "images_per_s": 8 / 3, "s_per_step": 3.0}
     assert meter.images_per_s == 8 * 3 / 13
+
+
+def test_where_the_devices_peak_is_known_the_speed_is_also_that_of_its_arithmetic():
+    now = iter([0.0, 50.0, 60.0])
+    meter = Meter(8, clock=lambda: next(now), image_gflops=500.0, peak_tflops=2.0)
+    for value in (1.0, 2.0, 3.0):
+        meter.start()
+        meter.add({"total": torch.tensor(value)})
+    speed = meter.read()
+    # 8 images in 5 s of 500 GFLOP each, on one rank.
+    assert (speed["tflops"], speed["mfu"]) == (0.8, 0.4)

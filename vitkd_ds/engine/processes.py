@@ -162,6 +162,12 @@ def make_deterministic() -> None:
     inductor.deterministic = True  # it would time kernels, and choose another one each time
 
 
+def device_name() -> str:
+    """The name of this rank's GPU, as its driver prints it, or cpu."""
+    accelerator = get_accelerator()
+    return torch.cuda.get_device_name() if accelerator.device_name() == "cuda" else accelerator.device_name()
+
+
 def peak_memory_gib() -> float:
     """Peak device memory since the start, in GiB; on a CPU the peak resident memory of this process."""
     if get_accelerator().device_name() == "cpu":

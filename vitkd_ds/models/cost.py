@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0}
+"""Dense bf16 matrix products of a GPU by the name that its driver prints: NVIDIA's data sheets, without sparsity."""
+
 
 def num_parameters(module: nn.Module) -> int:
     """Count all parameters, trained or not."""
@@ -30,6 +33,12 @@ def forward_flops(model: nn.Module, image_size: int) -> int:
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
     model.train(is_training)
     return counter.get_total_flops()
+
+
+def step_gflops(costs: dict[str, dict[str, Any] | None]) -> float:
+    """GFLOPs of one image in a training step, by the `cost_of` of `student` and `teacher`: forward and backward, which
+    is two more, of the student, and the teacher's forward; without the losses."""
+    return 3 * costs["student"]["gflops"] + (costs["teacher"]["gflops"] if costs["teacher"] else 0)
 
 
 def cost_of(model: nn.Module, image_size: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from vitkd_ds.train.parts import Parts, teacher_needs
 logger = logging.getLogger(__name__)
 
 
-def introduce(parts: Parts, resumed_step: int) -> None:
-    """Log what is trained, and write config.json. For rank 0 alone."""
+def introduce(parts: Parts, resumed_step: int) -> dict[str, dict[str, Any] | None]:
+    """Log what is trained, write config.json, and return the costs of both models. For rank 0 alone."""
     run, schedule, models = parts.run, parts.schedule, model_costs(parts.run)
     for role, cost in models.items():
         if cost:
@@ -31,6 +31,7 @@ def introduce(parts: Parts, resumed_step: int) -> None:
         logger.warning("the learning rate never falls: the warm-up takes all %d steps of this debug run", steps)
     images = {"train": parts.train_loader.fingerprint, "val": parts.val_loader.fingerprint}
     describe_run(run, schedule, device=parts.device.type, resumed_step=resumed_step, models=models, images=images)
+    return models
 
 
 def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:

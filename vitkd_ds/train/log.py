@@ -79,13 +79,16 @@ class Meter:
 
     The first step of a process is not timed, because it compiles and warms up. After a restart the first means are over
     fewer steps if the checkpoint lay between two log steps; `timed_s` and `timed_steps` count what was timed before.
-    `clock` returns seconds when the device has finished its work.
+    `clock` returns seconds when the device has finished its work. Where the device's `peak_tflops` is known, the speed
+    is also that of its arithmetic, of `image_gflops` an image.
     """
 
     def __init__(
-        self, global_batch_size: int, *, clock: Callable[[], float], timed_s: float = 0.0, timed_steps: int = 0
-    ) -> None:
+        self, global_batch_size: int, *, clock: Callable[[], float], timed_s: float = 0.0, timed_steps: int = 0,
+        image_gflops: float = 0.0, peak_tflops: float | None = None,
+    ) -> None:  # fmt: skip
         self.global_batch_size, self.clock = global_batch_size, clock
+        self.image_gflops, self.peak_tflops = image_gflops, peak_tflops
         self.sums: dict[str, Tensor] = {}
         self.num_summed = 0
         self.started: float | None = None
@@ -115,13 +118,17 @@ class Meter:
         self.started = None
 
     def read(self) -> dict[str, float]:
-        """Means over all ranks since the last reading, and the speed (none before the second step). Collective."""
+        """Means over all ranks since the last reading, and the speed (none before the second step): images/s of all
+        ranks, and TFLOP/s and MFU of a device. Collective."""
         means = torch.stack(list(self.sums.values())) / (self.num_summed * ranks.world_size())
         values = dict(zip(self.sums, ranks.sum_over_ranks(means).tolist()))
         self.pause()
         if self.timed_steps > self.read_steps:
             s_per_step = (self.timed_s - self.read_s) / (self.timed_steps - self.read_steps)
             values |= {"images_per_s": self.global_batch_size / s_per_step, "s_per_step": s_per_step}
+            if self.peak_tflops:
+                tflops = values["images_per_s"] / ranks.world_size() * self.image_gflops / 1e3
+                values |= {"tflops": tflops, "mfu": tflops / self.peak_tflops}
         self.sums, self.num_summed = {}, 0
         self.read_s, self.read_steps = self.timed_s, self.timed_steps
         return values

@@ -27,6 +27,7 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.engine.processes import (
     check_gpu_is_used,
+    device_name,
     make_deterministic,
     peak_memory_gib,
     set_rank_variables,
@@ -35,6 +36,7 @@ from vitkd_ds.engine.processes import (
 )
 from vitkd_ds.engine.student import Outcome
 from vitkd_ds.models.build import check_model_name
+from vitkd_ds.models.cost import PEAK_TFLOPS, step_gflops
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.evaluate import evaluate_student, finish, skipped_images
 from vitkd_ds.train.health import Health
@@ -123,14 +125,16 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     # From here on the run leaves traces in its folder, and a signal is answered by the next step, which saves.
     saved_step = state.step if start and start.is_own else -1
     saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
-    ranks.on_main(lambda: introduce(parts, state.step))
+    costs = ranks.on_main(lambda: introduce(parts, state.step))
     steps = {"resumed_step": state.step, "evaluated_step": state.result_step, "total_steps": schedule.total_steps}
     log = ranks.together(lambda: MetricsLog(workdir, **steps))
     logger.info(
         f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
-    meter = Meter(run.global_batch_size, clock=synchronised_time, timed_s=state.timed_s, timed_steps=state.timed_steps)
+    before = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
+    speed = {"image_gflops": step_gflops(costs), "peak_tflops": PEAK_TFLOPS.get(device_name())}
+    meter = Meter(run.global_batch_size, clock=synchronised_time, **speed, **before)
     micro_batches = training_micro_batches(parts, state.step)
     with closing(log), closing(micro_batches), profiled(run.profile, workdir) as profiler:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came

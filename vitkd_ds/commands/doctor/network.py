@@ -10,7 +10,7 @@ import torch
 
 from vitkd_ds.commands.doctor.rows import Patient, Row, judged, listed, ok, warning
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.processes import synchronised_time
+from vitkd_ds.engine.processes import device_name, synchronised_time
 
 SUM_MIB, PAIR_MIB = 64, 16
 """fp32 numbers that are summed, and exchanged; a gradient bucket of ds_configs/zero2.json has 190 MiB."""
@@ -37,17 +37,12 @@ def check_network(patient: Patient) -> Iterator[Row]:
     # All start together; the slowest rank counts.
     best = _best_seconds(lambda: ranks.sum_over_ranks(numbers), before=lambda: ranks.all_true(True, device))
     seconds = max(ranks.from_all(best))
-    gb_per_s, least = SUM_MIB * 2**20 / 1e9 / seconds, least_sum_gb_s(device_name(device), num_nodes)
+    gb_per_s, least = SUM_MIB * 2**20 / 1e9 / seconds, least_sum_gb_s(device_name(), num_nodes)
     found = f"{ranks.world_size()} ranks sum {SUM_MIB} MiB at {gb_per_s:.2f} GB/s ({1000 * seconds:.0f} ms)"
     advice = "see in NCCL_DEBUG=INFO which transport is used, and that NVLink or InfiniBand is among them"
     yield judged(gb_per_s >= least, "network", found, f"expected at least {least:g}", advice)
     if num_nodes > 1:
         yield slowest_row(pair_speeds(patient))
-
-
-def device_name(device: torch.device) -> str:
-    """The name of a GPU, or cpu."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def least_sum_gb_s(name: str, num_nodes: int) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vitkd_ds.config.overrides import nearest
+from vitkd_ds.models.cost import PEAK_TFLOPS
 
 
 class Rate(NamedTuple):
@@ -102,8 +103,6 @@ class Hardware:
 
     device_name: str
     """Exact name that the driver prints: the PCIe and NVL cards of a family are slower, and have no entry."""
-    peak_tflops: float
-    """Rate of dense bf16 matrix products."""
     memory_gib: float
     """Memory that a process can use."""
     nvlink_gb_per_s: float
@@ -114,6 +113,11 @@ class Hardware:
     source: str
     measured: Measured | None = None
     gpus_per_node: int = 8
+
+    @property
+    def peak_tflops(self) -> float:
+        """Rate of dense bf16 matrix products."""
+        return PEAK_TFLOPS[self.device_name]
 
 
 MEASURED_ON_H100 = Measured(
@@ -140,16 +144,16 @@ MEASURED_ON_H100 = Measured(
 
 HARDWARE = {
     "h100": Hardware(
-        "NVIDIA H100 80GB HBM3", peak_tflops=989.4, memory_gib=79.1, nvlink_gb_per_s=450, network_gb_per_s=50,
+        "NVIDIA H100 80GB HBM3", memory_gib=79.1, nvlink_gb_per_s=450, network_gb_per_s=50,
         pcie_gb_per_s=64, measured=MEASURED_ON_H100,
         source="NVIDIA H100 SXM5 80 GB data sheet (without sparsity); DGX H100 guide: one 400 Gb/s port a GPU",
     ),
     "h200": Hardware(
-        "NVIDIA H200", peak_tflops=989.4, memory_gib=139.8, nvlink_gb_per_s=450, network_gb_per_s=50, pcie_gb_per_s=64,
+        "NVIDIA H200", memory_gib=139.8, nvlink_gb_per_s=450, network_gb_per_s=50, pcie_gb_per_s=64,
         source="NVIDIA H200 SXM data sheet (without sparsity); DGX H200 guide: one 400 Gb/s port a GPU",
     ),
     "a100": Hardware(
-        "NVIDIA A100-SXM4-80GB", peak_tflops=312, memory_gib=79.1, nvlink_gb_per_s=300, network_gb_per_s=25,
+        "NVIDIA A100-SXM4-80GB", memory_gib=79.1, nvlink_gb_per_s=300, network_gb_per_s=25,
         pcie_gb_per_s=32,
         source="NVIDIA A100 SXM4 80 GB data sheet (without sparsity); DGX A100 guide: one 200 Gb/s port a GPU",
     ),

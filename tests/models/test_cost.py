@@ -1,0 +1,8 @@
+"""What a model costs; its parameters and operations are counted in tests/train/test_introduction.py."""
+
+from vitkd_ds.models.cost import step_gflops
+
+
+def test_a_training_step_is_three_forwards_of_the_student_and_one_of_the_teacher():
+    costs = {"student": {"gflops": 2.0}, "teacher": {"gflops": 5.0}}
+    assert step_gflops(costs) == 11 and step_gflops(costs | {"teacher": None}) == 6
