@@ -1,4 +1,4 @@
-"""What a model costs; its parameters and operations are counted in tests/train/test_introduction.py."""
+"""What a model costs; its operations are held against published ones in tests/commands/plan/test_shapes.py."""
 
 from vitkd_ds.models.cost import step_gflops
 
