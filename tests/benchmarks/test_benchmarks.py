@@ -3,9 +3,12 @@
 import importlib.util
 import json
 import shutil
+import sys
+import time
 
 import pytest
 
+from benchmarks import gpu
 from benchmarks.network import why_not
 from tests.conftest import ROOT, run_command
 
@@ -60,3 +63,29 @@ def test_two_hosts_send_what_the_plan_predicts(tmp_path):
     assert row["ranks"] == 2 and row["step_s"] > 0 and row["compute_s"] > 0
     assert row["formula_bytes"] < row["sent_bytes"] < 1.1 * row["formula_bytes"], "more than headers and two numbers"
     assert "| 1000 | 2 |" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_make_gpu_runs_is_rehearsed_at_toy_size(tmp_path):
+    run_command(sys.executable, ROOT / "benchmarks" / "gpu.py", "--debug", "--out", tmp_path, cwd=ROOT)
+    done = {part["part"]: part for part in json.loads((tmp_path / "rows.json").read_text())}
+    assert {name: part["code"] for name, part in done.items()} == {"checks": 0, "step tiny": 0, "host": 0}
+    checks = {row["check"]: row["passed"] for row in done["checks"]["rows"]}
+    assert checks == {"loader": True, "step": True, "resume": True, "veto": True}
+    hosts = {row["variant"]: row for row in done["host"]["rows"]}
+    assert list(hosts) == ["eager", "compiled", "replica", "shard"] and hosts["compiled"]["ratio"] == 1
+    keys = {"variant", "teacher_ms", "forward_ms", "backward_ms", "update_ms", "total_ms", "ratio"}
+    assert all(set(row) == keys and row["total_ms"] > row["teacher_ms"] > 0 for row in hosts.values())
+    lines = (tmp_path / "rows.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines] == ["eager", "compiled", "replica", "shard", "offload"]
+
+
+def test_a_part_that_fails_or_comes_too_late_is_said_and_the_rest_runs_on(tmp_path):
+    far = time.monotonic() + 60
+    assert gpu.run("broken", ["-c", "raise SystemExit(3)"], tmp_path, deadline=far)["code"] == 3
+    assert (
+        gpu.run("slow", ["-c", "import time; time.sleep(30)"], tmp_path, deadline=time.monotonic() + 1)["code"] is None
+    )
+    assert gpu.run("late", ["-c", "print()"], tmp_path, deadline=time.monotonic())["code"] is None
+    assert (tmp_path / "broken.txt").exists() and not (tmp_path / "late.txt").exists()
