@@ -25,7 +25,7 @@ RUN = (
     "--recipe=demo", "--debug", f"--max_steps={STEPS}", "--log_every_steps=1", "--checkpoint.every_steps=1",
     "--checkpoint.keep_last=100", "--global_batch_size=32", "--micro_batch_size_per_gpu=16", "--compile=false",
 )  # fmt: skip
-CLOSE = 0.02
+CLOSE = 0.01
 """Part by which losses in bf16 on two devices may differ: rounding, summed over a few updates."""
 
 
@@ -46,7 +46,9 @@ def totals(lines: list[dict[str, Any]]) -> list[float]:
 
 def check_step(folder: Path) -> str:
     """The losses of the same updates here and on the CPU."""
-    here, there = totals(train(folder / "here")), totals(train(folder / "cpu", on_cpu=True))
+    # Without the generation term, whose mask a GPU draws with another generator.
+    flags = ("--losses.vitkd.beta=0",)
+    here, there = totals(train(folder / "here", *flags)), totals(train(folder / "cpu", *flags, on_cpu=True))
     worst = max(abs(a - b) / abs(b) for a, b in zip(here, there, strict=True))
     assert len(here) == STEPS and worst < CLOSE, f"losses differ by up to {worst:.2%}: {here} and {there}"
     return f"{STEPS} updates: losses within {worst:.2%} of the CPU's"
@@ -81,7 +83,7 @@ def check_veto(folder: Path) -> str:
     weights = {name: torch.tensor(float(name == "ce"), device=device) for name in tiny.RUN.losses.active()}
     teacher = tiny.make_models()[1].to(device)
     features = tiny.tap_features(teacher, images.float())
-    seen, outcomes = [], []
+    seen, outcomes = [engine.student_weights()["head.weight"]], []
     for step in range(3):
         engine.set_lr(1e-3)
         bad = targets * (float("nan") if step == 1 else 1.0)
@@ -89,8 +91,9 @@ def check_veto(folder: Path) -> str:
         engine.backward(total)
         outcomes.append(engine.step(veto=(~torch.isfinite(total)).float()))
         seen.append(engine.student_weights()["head.weight"])
-    assert [outcome.is_applied for outcome in outcomes] == [True, False, True]
-    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.isfinite(seen[2]).all()
+    assert [outcome.is_applied for outcome in outcomes] == [True, False, False]
+    assert not torch.equal(seen[0], seen[1]), "the first update must move the weights"
+    assert torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3]) and torch.isfinite(seen[3]).all()
     return f"on {device}: the update is left out, and those after it"
 
 
@@ -104,17 +107,17 @@ def check_loader(folder: Path) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = build_run("demo")
     sizes = {"micro_batch_size": 32, "global_batch_size": 32, "rank": 0, "world_size": 1, "seed": 0}
-    loaders = [build_loader(run.data, split="train", device=where, **sizes) for where in (device, "cpu")]
-    count, work = 0, torch.ones(1024, 1024, device=device)
-    with closing(loaders[0].epoch(0)) as here, closing(loaders[1].epoch(0)) as there:
-        for (images, labels), (expected, expected_labels) in zip(here, there):
-            for _ in range(20):
+    here, there = (build_loader(run.data, split="train", device=where, **sizes) for where in (device, "cpu"))
+    kept, work = [], torch.ones(1024, 1024, device=device)
+    with closing(here.epoch(0)) as micro_batches:
+        for (images, labels), _ in zip(micro_batches, range(64)):
+            for _ in range(20):  # the device stays behind, so that a copy that comes too early or too late shows
                 work = (work @ work).clamp(-1, 1)
+            kept.append((images.clone(), labels.clone()))
+    with closing(there.epoch(0)) as micro_batches:
+        for (images, labels), (expected, expected_labels) in zip(kept, micro_batches):
             assert torch.equal(images.cpu(), expected) and torch.equal(labels.cpu(), expected_labels)
-            count += len(images)
-            if count >= 2048:
-                break
-    return f"{count} images on {device} are the CPU's"
+    return f"{sum(len(labels) for _, labels in kept)} images on {device} are the CPU's"
 
 
 CHECKS: dict[str, Callable[[Path], str]] = {

@@ -54,7 +54,7 @@ def graphs_of_a_teacher(placement):
     """Graphs compiled after a training micro-batch, a smaller one of an evaluation, and another of training; and
     whether the smaller one's features are those of a teacher that is not compiled."""
     teacher = make_teacher(placement, compile=True)
-    images_BCHW, _ = make_batch(8)
+    images_BCHW = make_batch(8)[0].contiguous(memory_format=torch.channels_last)  # as the loader's are
     counters.clear()
     graphs = []
     for images in (images_BCHW, images_BCHW[:5], images_BCHW):

@@ -42,8 +42,8 @@ def test_bf16_follows_fp32_and_starts_from_fp32_weights(each):
 
 @pytest.mark.parametrize("name", ["bf16", "fp32", "fused"])
 def test_an_update_that_is_nan_on_one_rank_is_left_out_on_all_with_those_queued_after_it(each, name):
-    assert each[f"{name} updates applied, on each rank"] == [[True, False, True]] * each["ranks"]
-    assert each[f"{name} norms finite"] == [True, False, True]
+    assert each[f"{name} updates applied, on each rank"] == [[True, False, False]] * each["ranks"]
+    assert each[f"{name} norms finite"] == [True, False, False]
     assert each[f"{name} weights moved"] == [True, False, False] and each[f"{name} weights finite"]
 
 

@@ -217,7 +217,7 @@ class Run(Part, place=""):
     compile: bool = False
     """Run the student with its losses, and the teacher, through torch.compile."""
     deterministic: bool = False
-    """Use only algorithms that give the same bits each time, where torch has one; on a GPU this costs speed."""
+    """Use only algorithms that give the same bits each time; on a GPU it costs speed. What has none is an error."""
     profile: Annotated[int, at_least(0, "off")] = 0
     """Updates that torch's profiler traces, after the first eight of a start, into RUN/profile; 0 is off."""
     debug: bool = False

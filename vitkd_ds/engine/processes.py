@@ -154,9 +154,12 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
 
 
 def make_deterministic() -> None:
-    """Let torch use only algorithms that give the same bits each time; it warns of operations that have none."""
+    """Let torch use only algorithms that give the same bits each time; an operation that has none raises RuntimeError.
+
+    With `warn_only` torch would go on using a backward pass of attention that sums in any order.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, which costs a pass over all memory
     torch.backends.cudnn.benchmark = False
     inductor.deterministic = True  # it would time kernels, and choose another one each time

@@ -143,6 +143,8 @@ def read_partition(checkpoint: Path, shapes: Sequence[dict[str, torch.Size]], si
         rows = [{"fp32": state[SINGLE_PARTITION_OF_FP32_GROUPS][i]} for state in saved]
         for row, state in zip(rows, saved):
             row |= state[BASE_OPTIMIZER_STATE]["state"].get(i, {})
+        if any(row.keys() != rows[0].keys() for row in rows):
+            raise ValueError(f"{checkpoint} must hold the same states of each rank, found others: it is damaged")
         groups.append(
             {key: _cut([row[key] for row in rows], [len(row["fp32"]) for row in rows], size) for key in rows[0]}
         )
@@ -153,7 +155,7 @@ def read_partition(checkpoint: Path, shapes: Sequence[dict[str, torch.Size]], si
 def _cut(pieces: Sequence[Tensor], lengths: Sequence[int], size: int) -> Tensor:
     """This rank's partition of a row that lies in `pieces`, each perhaps padded beyond its length."""
     if torch.as_tensor(pieces[0]).ndim == 0:
-        return torch.as_tensor(pieces[0], dtype=torch.float32)
+        return torch.as_tensor(pieces[0], dtype=torch.float32).clone()  # or the file would stay mapped
     partition, start = torch.zeros(size), -ranks.rank() * size
     for piece, length in zip(pieces, lengths):
         first, last = max(start, 0), min(start + length, size)

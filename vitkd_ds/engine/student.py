@@ -48,7 +48,7 @@ class Outcome:
     """What all ranks agreed on at an update, on its way from the device.
 
     Attributes, which wait for the device to have come so far:
-        grad_norm: of the whole gradient, before clipping; nan if the update was left out.
+        grad_norm: of the whole gradient, before clipping; nan if this update or one before it was left out.
         num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the update.
     """
 
@@ -148,6 +148,7 @@ class StudentEngine:
         ordered = [gradients[group] for group in sorted(gradients)]
         agreed = clip_gradients(ordered, self._max_norm, veto=veto, count=count)
         self._failed = torch.maximum(self._failed, torch.isnan(agreed[0]).float())
+        agreed[0] = torch.where(self._failed > 0, torch.nan, agreed[0])
         self.engine.basic_optimizer.leave_out = self._failed
         self.engine.step()
         return Outcome(agreed)
@@ -196,4 +197,8 @@ class StudentEngine:
             master.data.copy_(group.pop("fp32"))
             states[master] = {key: value.to(master.device) for key, value in group.items()}
         optimizer.update_lp_params()
-        self.distiller.load_state_dict(saved.others, strict=False)
+        if differing := self.distiller.state_dict().keys() ^ saved.others.keys():
+            raise ValueError(
+                f"{checkpoint} must hold the buffers of this student, found {sorted(differing)[:3]} differ"
+            )
+        self.distiller.load_state_dict(saved.others)

@@ -77,7 +77,10 @@ class Teacher:
             self.module.eval()  # somebody called train() on a module inside: dropout and drop path would be on
         num_images, missing = len(images_BCHW), self._fill_up_to - len(images_BCHW)
         if missing > 0:
+            is_channels_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
             images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])
+            if is_channels_last:  # other strides would be compiled anew, too
+                images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         if not are_normalized:
             images_BCHW = self.normalization.apply(images_BCHW, self.dtype)
         features = self.module(images_BCHW)

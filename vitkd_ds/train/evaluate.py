@@ -35,6 +35,7 @@ def evaluate(
     normalization: Normalization,
     teacher: Callable[[Tensor], Features] | None = None,
     must_stop: Callable[[], bool] = lambda: False,
+    allow_tf32: bool = False,
 ) -> dict[str, float] | None:
     """Evaluate a plain timm model in fp32. Collective: all ranks call it, with loaders of the same length.
 
@@ -43,6 +44,7 @@ def evaluate(
         loader: gives padding rows the label -1; they count for nothing.
         teacher: images 0..255 -> features; None gives no agreement.
         must_stop: collective; asked every few micro-batches whether to give up.
+        allow_tf32: let a GPU multiply in TF32, with 10 bits of mantissa, several times faster.
 
     Returns:
         Percent: `top1`, `top5` and with a teacher `teacher_top1`, `agreement` (the same most likely class); `kl`:
@@ -58,7 +60,9 @@ def evaluate(
         for number, (images_BCHW, labels_B) in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
             if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():
                 return None
-            student_BK = student(normalization.apply(images_BCHW, torch.float32))
+            # Around the student alone: for a compiled teacher another precision would be another graph.
+            with fp32_products(allow_tf32):
+                student_BK = student(normalization.apply(images_BCHW, torch.float32))
             teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
             sums += _count(student_BK, teacher_BK, labels_B)
     # Sums, not means, travel between the ranks: they may have different numbers of images that count.
@@ -93,8 +97,8 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     teacher = parts.teacher if parts.teacher_answers else None
     # The last evaluation is the summary's, in full fp32.
     is_on_the_way = state.step < parts.schedule.total_steps
-    with tensor_cores(is_on_the_way and parts.device.type == "cuda"):
-        result = _evaluate_weights(parts, parts.engine.student_weights(), teacher=teacher)
+    weights = parts.engine.student_weights()
+    result = _evaluate_weights(parts, weights, teacher=teacher, allow_tf32=is_on_the_way)
     if result is None:
         return False
     values = {f"val_{name}": value for name, value in result.items()}
@@ -106,23 +110,29 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
 
 
 @contextmanager
-def tensor_cores(are_used: bool) -> Iterator[None]:
-    """Let fp32 products use a GPU's TF32 units for a while, if asked: several times faster, 10 bits of mantissa."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if are_used else before)
+def fp32_products(allow_tf32: bool) -> Iterator[None]:
+    """For a while, compute a GPU's products and convolutions of fp32 in TF32, or in full fp32."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
     try:
+        for backend in backends:
+            backend.allow_tf32 = allow_tf32
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, value in zip(backends, before):
+            backend.allow_tf32 = value
 
 
-def _evaluate_weights(parts: Parts, weights: dict[str, Tensor], *, teacher: Any = None) -> dict[str, float] | None:
+def _evaluate_weights(
+    parts: Parts, weights: dict[str, Tensor], *, teacher: Any = None, allow_tf32: bool = False
+) -> dict[str, float] | None:
     def must_stop() -> bool:
         return not ranks.all_true(not signals.received(), parts.device)
 
     model, normalization = parts.export_model, parts.normalization
     model.load_state_dict(weights)
-    return evaluate(model, parts.val_loader, normalization=normalization, teacher=teacher, must_stop=must_stop)
+    options = {"teacher": teacher, "must_stop": must_stop, "allow_tf32": allow_tf32}
+    return evaluate(model, parts.val_loader, normalization=normalization, **options)
 
 
 def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:

@@ -35,6 +35,13 @@ def profiled(num_steps: int, workdir: Path) -> AbstractContextManager[Any]:
 
 
 def _write(done: profile, folder: Path) -> None:
+    try:
+        _write_files(done, folder)
+    except (OSError, RuntimeError) as error:  # a full disk must not end the run, whose other ranks would wait
+        logger.warning("the trace could not be written to %s: %s", folder, error)
+
+
+def _write_files(done: profile, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     averages = done.key_averages()
     parts = [event for event in averages if event.key in PARTS]

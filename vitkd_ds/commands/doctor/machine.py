@@ -170,7 +170,7 @@ def openmp_row(environ: Mapping[str, str] = os.environ) -> Row:
     """Whether OpenMP's waiting threads sleep: spinning, they stop each other as soon as another process computes."""
     policy, threads = environ.get("OMP_WAIT_POLICY", "none"), torch.get_num_threads()
     found = f"OMP_WAIT_POLICY={policy}, {threads} threads"
-    problem = "with another busy process on these cores training becomes up to 30 times slower"
+    problem = "with another busy process on these cores training becomes several times slower"
     return judged(policy.upper() == "PASSIVE", "openmp", found, problem, "unset OMP_WAIT_POLICY, or set it to PASSIVE")
 
 
@@ -179,7 +179,7 @@ def compiler_row(device: torch.device) -> Row:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as caught:  # any kind: a missing compiler fails in many ways
-        found = f"torch.compile must work for this recipe, found {type(caught).__name__}: {str(caught).splitlines()[0]}"
+        found = f"torch.compile must work for this recipe, found {type(caught).__name__}: {str(caught)[:200]}"
         return error("compiler", found, "install gcc (and on a GPU triton), or train with --compile=false")
     return ok("compiler", "torch.compile makes and runs a kernel")
 

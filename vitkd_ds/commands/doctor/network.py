@@ -21,8 +21,8 @@ LEAST_SUM_GB_S = {"nvlink": (40.0, 5.0), "cuda": (4.0, 1.5), "cpu": (0.05, 0.05)
 """Warn below; by kind of device, on one node and on more. A ring gives half of its slowest link: PCIe 4 without peer
 access carries about 10 GB/s, 25 Gbit/s Ethernet 3; NVLink carries hundreds, and nodes with it have 200 Gbit/s or more
 between them. By data sheets, not measured."""
-NVLINK = ("A100-SXM", "H100 80GB HBM3", "H200", "B200", "GB200")
-"""Parts of the names of GPUs that come on boards with NVLink."""
+NVLINK = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200")
+"""Names of GPUs that come on boards with NVLink; those of PCIe and NVL cards are longer."""
 LEAST_PAIR_PART = 0.5
 """Warn about pairs below this part of the fastest one."""
 
@@ -47,7 +47,7 @@ def check_network(patient: Patient) -> Iterator[Row]:
 
 def least_sum_gb_s(name: str, num_nodes: int) -> float:
     """GB/s at which ranks on such devices should sum."""
-    kind = "cpu" if name == "cpu" else "nvlink" if any(part in name for part in NVLINK) else "cuda"
+    kind = "cpu" if name == "cpu" else "nvlink" if name in NVLINK else "cuda"
     return LEAST_SUM_GB_S[kind][num_nodes > 1]
 
 
