@@ -134,10 +134,10 @@ MEASURED_ON_H100 = Measured(
     step=Rate("S6", 5342), update_ms=10.1, before_shard=Rate("S3", 3577), shard=Rate("S4", 3466),
     loader=Rate("ours-jpg500", 1548), loader_bytes_per_image=57_596,
     host_then=HostRows(
-        Host("H1", 5.27, 7.22, 10.53, 10.62), Host("H2", 6.45, 8.13, 27.26, 7.09), Host("H3", 21.97, 7.70, 24.24, 6.21)
+        Host("H1", 5.07, 6.38, 9.16, 9.68), Host("H2", 5.32, 6.37, 20.98, 5.63), Host("H3", 18.76, 6.37, 21.05, 5.90)
     ),
     host_now=HostRows(
-        Host("H4", 5.79, 7.27, 10.97, 11.92), Host("H5", 6.16, 7.58, 13.19, 3.11), Host("H6", 12.17, 7.58, 13.09, 3.13)
+        Host("H4", 4.88, 6.13, 8.84, 9.41), Host("H5", 4.67, 5.70, 9.60, 2.74), Host("H6", 10.17, 6.06, 10.37, 2.98)
     ),
 )  # fmt: skip
 """One H100 for the rows of the GPU, one EPYC core for the loader's."""
