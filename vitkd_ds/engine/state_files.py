@@ -2,7 +2,7 @@
 
 DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so the full disk of one rank would hang the
 others. So its checkpoint engine is replaced by one that only collects, and `vitkd_ds.checkpoint.save` writes. The files
-are those of an engine without flat parameters, so DeepSpeed's tools and earlier versions read them.
+are those of an engine without flat parameters, so DeepSpeed itself reads them, and earlier versions of this package do.
 
 A rank's file holds, for each of the optimizer's groups, its partition of the fp32 weights in one row, and of Adam's
 moments and the moving average. The partitions of all ranks, one after the other and without the last one's padding, are
