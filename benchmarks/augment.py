@@ -1,17 +1,17 @@
-"""What does augmentation cost? Time of each recipe's augmentation on this machine.
+"""What does augmentation cost? CPU time of each recipe's augmentation on this machine, ours beside Pillow's.
 
-    python benchmarks/augment.py [--device cpu] [--compile] [--json FILE]
+    python benchmarks/augment.py [--operations] [--repeats 20] [--json FILE]
 
-On the CPU: ms and images per CPU-second of one thread, in micro-batches of 64, and the same for Pillow (timm's
-RandAugment, torchvision's ColorJitter and so on, image by image). On CUDA: ms per micro-batch of 128 and 256. Images
-are smooth with a little noise, 224 pixels; each repetition has new keys, and the median counts. Times include drawing,
-which is on the CPU, and the copies to the device.
+One thread, micro-batches of 64, as the threads that decode do it; Pillow has timm's RandAugment, torchvision's
+ColorJitter and so on, image by image. Images are smooth with a little noise, 224 pixels; each repetition has new draws,
+which count, and the median is given. --operations times each of RandAugment's operations alone, at magnitude 9.
 """
 
 import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +22,16 @@ from PIL import Image, ImageFilter, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import ColorJitter
 
-from vitkd_ds.config.run import AugmentConfig
-from vitkd_ds.data.augment.augmenter import Augmenter
-from vitkd_ds.data.draws import image_keys
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from vitkd_ds.config.run import AugmentConfig  # noqa: E402
+from vitkd_ds.data.augment.augmenter import Augmenter, Plan  # noqa: E402
+from vitkd_ds.data.augment.operations import operations_of  # noqa: E402
+from vitkd_ds.data.augment.policy import OPS, RAND_AUGMENT_OPS, SIGNED_RANGES, Layer, level_arguments  # noqa: E402
+from vitkd_ds.data.beton import decode  # noqa: E402
+from vitkd_ds.data.colours import IMAGENET  # noqa: E402
+from vitkd_ds.data.order import SAMPLE_DTYPE  # noqa: E402
 
-SIZE = 224
+SIZE, COUNT = 224, 64
 RECIPES = {
     "RandAugment (m9, n2)": {"rand_augment": "rand-m9-mstd0.5-inc1"},
     "3-Augment": {"three_augment": True},
@@ -37,35 +42,46 @@ RECIPES = {
 }
 
 
-def smooth_images(count: int) -> torch.Tensor:
-    """Blurred noise with a little noise on top: uint8 channels_last [count, 3, SIZE, SIZE]."""
+def smooth_images() -> np.ndarray:
+    """Blurred noise with a little noise on top: uint8 [COUNT, SIZE, SIZE, 3]."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 14, 14, generator=generator)
+    coarse = torch.rand(COUNT, 3, 14, 14, generator=generator)
     images = 255 * torch.nn.functional.interpolate(coarse, size=SIZE, mode="bicubic", align_corners=False)
     images += 6 * torch.randn(images.shape, generator=generator)
-    return images.clamp_(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    return np.ascontiguousarray(images.clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
-def median_ms(work: Callable[[int], object], *, warmup: int, repeats: int, is_cuda: bool) -> float:
-    """Median time of `work(i)` over the repetitions after the first ones, in ms; on the CPU, of its own CPU time."""
-    times, clock = [], time.perf_counter if is_cuda else time.process_time
-    for i in range(warmup + repeats):
-        if is_cuda:
-            torch.cuda.synchronize()
-        start = clock()
+def median_ms(work: Callable[[int], object], *, repeats: int) -> float:
+    """Median CPU time of `work(i)` for an image, in ms, after two warm-up calls."""
+    times = []
+    for i in range(2 + repeats):
+        start = time.process_time()
         work(i)
-        if is_cuda:
-            torch.cuda.synchronize()
-        times.append(1e3 * (clock() - start))
-    return statistics.median(times[warmup:])
+        times.append(1e3 * (time.process_time() - start) / COUNT)
+    return statistics.median(times[2:])
 
 
-def augment_ms(config: AugmentConfig, count: int, device: torch.device, args: argparse.Namespace) -> float:
-    """Median time of one micro-batch of `count` images, in ms."""
-    augmenter, images = Augmenter(config, compile=args.compile), smooth_images(count).to(device)
-    keys = [image_keys(np.arange(count), np.zeros(count, np.int64), seed=0, epoch=i) for i in range(5 + args.repeats)]
-    is_cuda = device.type == "cuda"
-    return median_ms(lambda i: augmenter(images, keys[i]), warmup=5, repeats=args.repeats, is_cuda=is_cuda)
+def our_ms(config: AugmentConfig, repeats: int) -> float:
+    """Ours, with the draws."""
+    augmenter, images = Augmenter(config, seed=0, statistics=IMAGENET), smooth_images()
+    samples = np.zeros(COUNT, SAMPLE_DTYPE)
+
+    def work(epoch: int) -> None:
+        samples["index"], samples["epoch"] = np.arange(COUNT), epoch
+        decode.augment(images.copy(), augmenter.plan(samples, height=SIZE, width=SIZE))
+
+    return median_ms(work, repeats=repeats)
+
+
+def operation_ms(op: str, is_cubic: bool, repeats: int) -> float:
+    """One operation on each image, without the draws."""
+    images, empty = smooth_images(), Augmenter(AugmentConfig(), seed=0, statistics=IMAGENET)
+    arguments_B = level_arguments(op, np.full(COUNT, 9.0), np.arange(COUNT) % 2 == 0, is_increasing=True)
+    layer = Layer(np.full(COUNT, OPS.index(op)), arguments_B, np.full(COUNT, is_cubic))
+    nothing = empty.plan(np.zeros(COUNT, SAMPLE_DTYPE), height=SIZE, width=SIZE)
+    rows = operations_of([layer], COUNT, height=SIZE, width=SIZE)
+    plan = Plan([layer], rows, nothing.rectangles, nothing.levels, nothing.fill)
+    return median_ms(lambda _: decode.augment(images.copy(), plan), repeats=repeats)
 
 
 def pillow_functions() -> dict[str, Callable[[Image.Image], Image.Image]]:
@@ -86,43 +102,34 @@ def pillow_functions() -> dict[str, Callable[[Image.Image], Image.Image]]:
     return {name: function for name, function in zip(RECIPES, functions) if function}
 
 
-def pillow_ms(function: Callable[[Image.Image], Image.Image], count: int, repeats: int) -> float:
-    """Median time of `count` images one by one, in ms."""
-    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in smooth_images(count)]
-    return median_ms(lambda _: [function(image) for image in images], warmup=2, repeats=repeats, is_cuda=False)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--operations", action="store_true")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    device, is_cuda = torch.device(args.device), args.device == "cuda"
     torch.set_num_threads(1)
-    name = torch.cuda.get_device_name() if is_cuda else "one CPU thread"
-    mode = "compiled" if args.compile else "eager"
-    print(f"{name}, torch {torch.__version__}, {mode}, {SIZE} px, median of {args.repeats}")
-    print(f"{'':22}" + ("   ms / 128   ms / 256" if is_cuda else "ms / image   images / s   Pillow ms / image"))
-    pillow, results = {} if is_cuda else pillow_functions(), {}
+    pillow, images = pillow_functions(), [Image.fromarray(image) for image in smooth_images()]
+    results = {}
+    print(f"one CPU thread, {SIZE} px, median of {args.repeats}")
+    print(f"{'':22}ms / image   images / s   Pillow ms / image")
     for recipe, settings in RECIPES.items():
-        config = AugmentConfig(**settings)
-        if is_cuda:
-            row = {f"ms_per_{count}": augment_ms(config, count, device, args) for count in (128, 256)}
-            print(f"{recipe:22}{row['ms_per_128']:11.2f}{row['ms_per_256']:11.2f}", flush=True)
-        else:
-            ms = augment_ms(config, 64, device, args) / 64
-            row = {"ms_per_image": ms, "images_per_cpu_s": 1e3 / ms}
-            line = f"{recipe:22}{ms:10.3f}{1e3 / ms:13.0f}"
-            if recipe in pillow:
-                row["pillow_ms_per_image"] = pillow_ms(pillow[recipe], 64, args.repeats) / 64
-                line += f"{row['pillow_ms_per_image']:20.3f}"
-            print(line, flush=True)
-        results[recipe] = row
+        ms = our_ms(AugmentConfig(**settings), args.repeats)
+        results[recipe] = {"ms_per_image": ms, "images_per_cpu_s": 1e3 / ms}
+        line = f"{recipe:22}{ms:10.3f}{1e3 / ms:13.0f}"
+        if function := pillow.get(recipe):
+            theirs = median_ms(lambda _, function=function: [function(image) for image in images], repeats=args.repeats)
+            results[recipe]["pillow_ms_per_image"] = theirs
+            line += f"{theirs:20.3f}"
+        print(line, flush=True)
+    for op in RAND_AUGMENT_OPS if args.operations else ():
+        filters = {"bilinear": False, "bicubic": True} if op in SIGNED_RANGES else {"": False}
+        for name, is_cubic in filters.items():
+            title = f"{op} {name}".strip()
+            results[title] = {"ms_per_image": operation_ms(op, is_cubic, args.repeats)}
+            print(f"{title:22}{results[title]['ms_per_image']:10.3f}", flush=True)
     if args.json:
-        report = {"device": name, "torch": torch.__version__, "mode": mode, "repeats": args.repeats, "results": results}
-        args.json.write_text(json.dumps(report, indent=1))
+        args.json.write_text(json.dumps({"repeats": args.repeats, "results": results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
     for file in files:
         pair = build_pair("tiny", ds_config=file, debug=debug)
         batch = make_micro_batch(pair, 2, device)
-        engines = Engines(pair, device, 2, "replica", compile=False)
+        engines = Engines(pair, device, 2, "replica", compile="off")
         for number in range(STEPS):
             torch.manual_seed(number)
             total = engines.forward(batch, engines.teach(batch))
@@ -72,7 +72,7 @@ def main() -> None:
         counts = f"backward {backward.calls} (its own arithmetic {own}), update {update.calls}"
         print(f"{file}: {counts}; last total {total.item()!r}, norm {engines.outcome.grad_norm!r}", flush=True)
     for placement in ("replica", "shard", "offload"):
-        engines = Engines(pair, device, 2, placement, compile=False)
+        engines = Engines(pair, device, 2, placement, compile="off")
         for _ in range(2):
             with Count() as forward:
                 engines.teach(batch)

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py [--out gpu] [--debug]
 
-Runs one after the other, each in processes of its own: the checks on the device (`gpu_checks.py`), the augmentation
-against the CPU (its tests), the whole step of each pair and placement (`step.py`), Base at 512 images for its memory,
-the augmentation's time (`augment.py`), and the host (`host.py`). Each leaves its text, and its rows as JSON, in --out;
-rows.json has all of them, and rows.md the lines for benchmarks/RESULTS.md. What fails is said, and the rest runs on.
+Runs one after the other, each in processes of its own: the checks on the device (`gpu_checks.py`), the whole step of
+each pair and placement (`step.py`), Base at 512 images for its memory, CUDA graphs, fp8 and tuned kernels, and the host
+(`host.py`). Each leaves its text, and its rows as JSON, in --out; rows.json has all of them, and rows.md the lines for
+benchmarks/RESULTS.md. What fails is said, and the rest runs on.
 --debug rehearses it at toy size, without a GPU.
 """
 
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+LOOP, SHARD = 1.0, 1.05
+"""What is asked: of the compiled loop's speed at least, and of a replica's time at most."""
 MINUTES, PART_MINUTES = 25, 8
 """For everything together, and for one part; what has not begun by then is left out, and said."""
 
@@ -43,12 +45,24 @@ def parts(out: Path, *, debug: bool) -> dict[str, list[str]]:
         for pair, sizes in micro_batches.items()
     }
     memory = ["--pairs", "base", "--micro_batches", "512", "--variants", "replica", "shard", "--repeats", "2"]
+    choices = [
+        "--pairs",
+        "tiny",
+        "base",
+        "--micro_batches",
+        "128",
+        "--repeats",
+        "3",
+        "--variants",
+        "compiled",
+        "replica",
+    ]
+    choices += ["reduce-overhead", "fp8", "max-autotune"]
     return {
         "checks": benchmark("gpu_checks", "checks"),
         **steps,
-        "augmentation": ["-m", "pytest", "tests/data/augment/test_devices.py", "-m", "not slow"],
-        "augmentation time": benchmark("augment", "augmentation time", "--device", "cuda", "--compile"),
         "step base 512": benchmark("step", "step base 512", *memory),
+        "step choices": benchmark("step", "step choices", *choices),
         "host": benchmark("host", "host", "--rounds", "20"),
     }
 
@@ -85,6 +99,30 @@ def lines_for_results(done: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def judge(done: list[dict[str, Any]]) -> list[str]:
+    """A line for each target that the steps' rows can tell, which changes no exit code: the replica's speed is at least
+    the compiled loop's, and a shard takes at most SHARD times a replica's time."""
+    rows = [row for each in done if each["part"].startswith("step") for row in each["rows"]]
+    lines = []
+    for pair, micro_batch in dict.fromkeys((row["pair"], row["micro_batch"]) for row in rows):
+        here = [row for row in rows if (row["pair"], row["micro_batch"]) == (pair, micro_batch)]
+        found = {row["variant"]: row for row in reversed(here)}
+        replica, shard = found.get("replica"), found.get("shard")
+        if replica and replica["ratio"] is not None:
+            ratio = replica["ratio"]
+            state = "reached" if ratio >= LOOP else "MISSED"
+            lines.append(
+                f"{state}: {pair}, {micro_batch}: a replica at {ratio:.2f} x the compiled loop, asked {LOOP:g}"
+            )
+        if replica and shard:
+            longer = replica["images_per_s"] / shard["images_per_s"]
+            state = "reached" if longer <= SHARD else "MISSED"
+            lines.append(
+                f"{state}: {pair}, {micro_batch}: a shard takes {longer:.2f} x a replica's time, asked {SHARD:g}"
+            )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu"))
@@ -103,6 +141,7 @@ def main() -> None:
         print(f"{name:18} {done[-1]['seconds']:6.0f} s  {state}  {out / name}.txt", flush=True)
         (out / "rows.json").write_text(json.dumps(done, indent=1))  # after each, so that one that fails costs no other
         (out / "rows.md").write_text("\n".join(lines_for_results(done)) + "\n")
+    print(*judge(done), sep="\n")
     sys.exit(any(each["code"] != 0 for each in done))
 
 

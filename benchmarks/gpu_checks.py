@@ -3,7 +3,7 @@
     python benchmarks/gpu_checks.py [--json FILE]
 
 One rank. A check prints a line, and the exit code is 1 if one failed. Without a GPU all run on the CPU, which rehearses
-the checks and shows nothing about a GPU. The augmentation has its own tests: tests/data/augment/test_devices.py.
+the checks and shows nothing about a GPU.
 """
 
 import argparse
@@ -52,6 +52,17 @@ def check_step(folder: Path) -> str:
     worst = max(abs(a - b) / abs(b) for a, b in zip(here, there, strict=True))
     assert len(here) == STEPS and worst < CLOSE, f"losses differ by up to {worst:.2%}: {here} and {there}"
     return f"{STEPS} updates: losses within {worst:.2%} of the CPU's"
+
+
+def check_graphs(folder: Path) -> str:
+    """The losses of the same updates as plain kernels and as CUDA graphs, with a replica."""
+    flags = ("--teacher.placement=replica",)
+    plain, recorded = (
+        totals(train(folder / choice, *flags, f"--compile={choice}")) for choice in ("default", "reduce-overhead")
+    )
+    worst = max(abs(a - b) / abs(b) for a, b in zip(recorded, plain, strict=True))
+    assert len(plain) == STEPS and worst < CLOSE, f"losses differ by up to {worst:.2%}: {recorded} and {plain}"
+    return f"{STEPS} updates: losses of CUDA graphs within {worst:.2%} of plain kernels'"
 
 
 def check_resume(folder: Path) -> str:
@@ -121,7 +132,8 @@ def check_loader(folder: Path) -> str:
 
 
 CHECKS: dict[str, Callable[[Path], str]] = {
-    "loader": check_loader, "step": check_step, "resume": check_resume, "veto": check_veto,
+    "loader": check_loader, "step": check_step, "graphs": check_graphs, "resume": check_resume,
+    "veto": check_veto,
 }  # fmt: skip
 
 

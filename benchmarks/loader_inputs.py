@@ -9,13 +9,19 @@ import numpy as np
 
 PACKED = {
     "jpg500": ("ours-jpg500", "JPEG, longer side 500, quality 90 (default)", {}),
+    "stock500": ("ffcv-jpg500", "the same as stock FFCV encodes it, without restart markers", {}),
     "jpg400": ("ours-jpg400", "JPEG, longer side 400, quality 90", {"max_resolution": 400}),
     "short256": ("ours-short256", "JPEG, shorter side 256, quality 90", {"short_side": 256}),
     "raw": ("ours-raw", "pixels, shorter side 256", {"write_mode": "raw", "short_side": 256}),
     "proportion": ("ours-proportion", "longer side 500, half of them as pixels", {"write_mode": "proportion"}),
     "passthrough": ("ours-originals", "the original JPEGs", {"passthrough": True}),
+    "restarts": (
+        "ours-originals-restarts",
+        "the same with restart markers",
+        {"passthrough": True, "restart_markers": True},
+    ),
 }
-"""Name of each .beton -> the row that reads it, what it holds, and the arguments of `vitkd_ds.commands.pack.pack`."""
+"""Name of each .beton -> a row that reads it, what it holds, and the arguments of `vitkd_ds.commands.pack.pack`."""
 
 
 def prepare(photos: Path | None, top: Path, *, copies: int, needed: Collection[str]) -> Path:
@@ -73,12 +79,20 @@ def _write(folder: Path, files: Iterable[tuple[str, str, bytes]]) -> None:
 
 def pack_photos(workdir: Path, name: str) -> Path:
     """Pack `originals` as `PACKED` says, unless the .beton is there."""
-    from vitkd_ds.commands.pack import pack
+    from vitkd_ds.commands.pack import encode, pack
 
     beton = workdir / f"{name}.beton"
     if not beton.exists():
         print(f"packing {beton.name}", flush=True)
+        ours = encode._jpeg
+        if name == "stock500":
+            import cv2  # as FFCV calls it
+
+            encode._jpeg = lambda pixels_HWC, quality: cv2.imencode(
+                ".jpg", np.ascontiguousarray(pixels_HWC[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality]
+            )[1].tobytes()
         pack(workdir / "originals", beton, **PACKED[name][2])
+        encode._jpeg = ours
     return beton
 
 

@@ -53,18 +53,24 @@ def open_ours(setting: Setting, name: str, *, split: str = "train", backend: str
         return loader.epoch
     mixing = {"mixup_alpha": run.augment.mixup_alpha, "cutmix_alpha": run.augment.cutmix_alpha}
     mixing |= {"num_classes": data.num_classes, "label_smoothing": run.losses.ce.label_smoothing}
-    return lambda epoch: (
-        mix(*batch, rng=keyed_rng(0, epoch, step), **mixing) for step, batch in enumerate(loader.epoch(epoch))
-    )
+
+    def mixed(epoch: int):
+        out = None  # in the same memory for each micro-batch, as a training step does it
+        for step, (images_BCHW, labels_B) in enumerate(loader.epoch(epoch)):
+            if out is None or out.shape != images_BCHW.shape:
+                out = torch.empty_like(images_BCHW, dtype=torch.float32)
+            yield mix(images_BCHW, labels_B, rng=keyed_rng(0, epoch, step), out=out, **mixing)
+
+    return mixed
 
 
-def _crops(setting: Setting, epoch: int):
-    """The crops that our loader makes of jpg500 in an epoch, CROP_DTYPE, and where the images lie, STORED_DTYPE."""
+def _crops(setting: Setting, name: str, epoch: int):
+    """The crops that our loader makes of a file in an epoch, CROP_DTYPE, and where the images lie, STORED_DTYPE."""
     from vitkd_ds.data.beton.format import read_beton
     from vitkd_ds.data.images import crops_of
     from vitkd_ds.data.order import random_order
 
-    data = our_data(setting, "jpg500")
+    data = our_data(setting, name)
     table = read_beton(data.train)[1]
     samples = random_order(len(table), seed=0, epoch=epoch, global_batch_size=setting.micro_batch_size)
     sizes = (table[key][samples["index"]] for key in ("height", "width"))
@@ -75,7 +81,7 @@ def _decoder_alone(setting: Setting, name: str):
     """Our decoder, called in the main thread with crops that are known beforehand: what the loader adds is missing."""
     from vitkd_ds.data.beton.decode import Decoder
 
-    crops = [_crops(setting, epoch) for epoch in (0, 1)]
+    crops = [_crops(setting, name, epoch) for epoch in (0, 1)]
     decoder, size = Decoder(setting.workdir / f"{name}.beton", crops[0][1]), setting.micro_batch_size
 
     def passes(epoch: int):
@@ -186,16 +192,16 @@ def _dali(setting: Setting, folder: str):
 
 
 def crop_limit(setting: Setting) -> dict[str, float]:
-    """Compile crop_limit.cpp and run it on jpg500 with the crops of our loader's epoch 1."""
+    """Compile crop_limit.cpp and run it on stock500 with the crops of our loader's epoch 1."""
     program, path = setting.workdir / "crop_limit", setting.workdir / "crops.bin"
     subprocess.run(["g++", "-O3", HERE / "crop_limit.cpp", "-o", program, "-ljpeg"], check=True)
-    rows, table = _crops(setting, 1)
+    rows, table = _crops(setting, "stock500", 1)
     names = ["offset", "size", "top", "left", "height", "width", "unused"]  # struct Crop of crop_limit.cpp
     crops = np.zeros(len(rows), {"names": names, "formats": ["<u8", "<u4", *["<i4"] * 4, "<u4"]})
     for key in names[:-1]:
         crops[key] = table[key][rows["index"]] if key in ("offset", "size") else rows[key]
     crops.tofile(path)
-    command = [program, setting.workdir / "jpg500.beton", path, str(WARM_UP * setting.micro_batch_size)]
+    command = [program, setting.workdir / "stock500.beton", path, str(WARM_UP * setting.micro_batch_size)]
     cpu_s, wall_s, num_images, _ = map(float, subprocess.check_output(command, text=True).split())
     return {"images_per_cpu_s": num_images / cpu_s, "wall_images_per_s": num_images / wall_s}
 
@@ -205,15 +211,19 @@ TIMM_DEIT3 = {"auto_augment": "3a", "color_jitter": 0.3, "label_smoothing": 0.0}
 DEIT, DEIT3 = {"recipe": "deit_tiny_from_deit3_small"}, {"recipe": "deit_small_from_deit3_base_3augment"}
 ROWS = {
     "ours-jpg500": (open_ours, "jpg500", {}),
-    "ffcv-jpg500": (open_ffcv, "jpg500", {}),
+    "ffcv-jpg500": (open_ffcv, "stock500", {}),
     "pillow-originals": (_pillow, "originals", {}),
-    CROP_LIMIT: (crop_limit, "jpg500", {}),
+    CROP_LIMIT: (crop_limit, "stock500", {}),
     "ours-decoder-alone": (_decoder_alone, "jpg500", {}),
+    "ours-decoder-alone-stock-file": (_decoder_alone, "stock500", {}),
+    "ours-stock-file": (open_ours, "stock500", {}),
+    "ffcv-our-file": (open_ffcv, "jpg500", {}),
     "ours-jpg400": (open_ours, "jpg400", {}),
     "ours-short256": (open_ours, "short256", {}),
     "ours-raw": (open_ours, "raw", {}),
     "ours-proportion": (open_ours, "proportion", {}),
     "ours-originals": (open_ours, "passthrough", {}),
+    "ours-originals-restarts": (open_ours, "restarts", {}),
     "ours-torchvision-backend": (open_ours, "jpg500", {"backend": "torchvision"}),
     "ours-jpg500-randaugment-erasing": (open_ours, "jpg500", DEIT),
     "ours-jpg500-3augment": (open_ours, "jpg500", DEIT3),

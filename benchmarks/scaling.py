@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace) -> None:
     device = processes.start_processes()
     pair = build_pair("tiny", ds_config="ds_configs/zero2.json", debug=args.debug)
     batch = make_micro_batch(pair, args.micro_batch, device)
-    engines = Engines(pair, device, args.micro_batch, "shard", compile=False)
+    engines = Engines(pair, device, args.micro_batch, "shard", compile="off")
     for _ in range(args.warmup):
         step(engines, batch)
     ranks.barrier()

@@ -36,6 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.step_variants import (  # noqa: E402
+    CHOICES,
     VARIANTS,
     MicroBatch,
     Pair,
@@ -217,7 +218,7 @@ def parse() -> argparse.Namespace:
     """Read the command line, with the defaults of --debug."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=["tiny", "small", "base"], choices=["tiny", "small", "base"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *CHOICES])
     parser.add_argument("--micro_batches", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="in a round")

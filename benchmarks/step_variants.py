@@ -27,6 +27,12 @@ from vitkd_ds.recipes import build_run
 from vitkd_ds.train.parts import Models, build_models
 
 VARIANTS = ("eager", "compiled", "replica", "shard", "offload")
+CHOICES = {
+    "max-autotune": {"compile": "max-autotune"},
+    "reduce-overhead": {"compile": "reduce-overhead"},
+    "fp8": {"fp8": True},
+}
+"""Further variants, to be asked for: a replica with other settings than those that ship."""
 RECIPES = {
     "tiny": "deit_tiny_from_deit3_small",
     "small": "deit_small_from_deit3_base",
@@ -52,7 +58,9 @@ class Pair:
     def image_flops(self) -> int:
         """Operations of one image in a step."""
         size = self.run.data.image_size
-        return shapes.step_flops(self.models.student, self.models.teacher, self.distiller().vitkd, image_size=size)
+        return shapes.step_flops(
+            self.models.student, self.models.teacher, self.distiller().vitkd, image_size=size, teacher_image_size=size
+        )
 
     def distiller(self) -> Distiller:
         """Make a new distiller, with the same weights each time."""
@@ -105,7 +113,7 @@ class PlainLoop:
         self.distiller = pair.distiller().to(device)
         self.teacher = deepcopy(pair.models.teacher).to(device)
         self.normalizations = normalization_of(pair.models.student), normalization_of(pair.models.teacher)
-        self.blocks, optim = pair.run.losses.tapped_blocks, pair.run.optim
+        self.blocks, optim = pair.run.losses.needs.tapped("teacher"), pair.run.optim
         self.max_norm = optim.clip_grad_norm
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16)
         self.tap, self.call = tap_features, self.distiller
@@ -142,9 +150,11 @@ class PlainLoop:
 class Engines:
     """What ships: `StudentEngine` with the pair's DeepSpeed file, and `Teacher`. Its methods are those of PlainLoop."""
 
-    def __init__(self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: bool) -> None:
+    def __init__(
+        self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: str, fp8: bool = False
+    ) -> None:  # fmt: skip
         run = replace(pair.run, global_batch_size=micro_batch * ranks.world_size(), compile=compile)
-        run = replace(run, teacher=replace(run.teacher, placement=placement))
+        run = replace(run, teacher=replace(run.teacher, placement=placement, fp8=fp8))
         config = student_ds_config(run, micro_batch_size=micro_batch, accumulation_steps=1)
         self.engine = StudentEngine(pair.distiller(), run, config)
         self.normalization = normalization_of(pair.models.student)
@@ -168,10 +178,11 @@ Variant = PlainLoop | Engines
 
 
 def build_variant(name: str, pair: Pair, device: torch.device, micro_batch: int) -> Variant:
-    """Build one of VARIANTS."""
+    """Build one of VARIANTS or CHOICES."""
     if name in ("eager", "compiled"):
         return PlainLoop(pair, device, compile=name == "compiled")
-    return Engines(pair, device, micro_batch, name, compile=True)
+    placement = "replica" if name in CHOICES else name
+    return Engines(pair, device, micro_batch, placement, **{"compile": "default"} | CHOICES.get(name, {}))
 
 
 def generate_no_code() -> None:

@@ -24,7 +24,9 @@ KINDS = {
     "baseline": {},
     "progressive": {"progressive": True},
     "optimised": {"optimize": True},
-    "restarts": {"restart_marker_blocks": 3},
+    "restarts": {"restart_marker_blocks": 1, "optimize": True},
+    "restart_rows": {"restart_marker_rows": 1},
+    "restarts_across_rows": {"restart_marker_blocks": 3},
     "coarse": {"quality": 5},
     "fine": {"quality": 100},
 }

@@ -1,4 +1,5 @@
-// Throws damaged JPEGs, tables and rows at vitkd_decode and stops at the first thing that is wrong.
+// Throws damaged JPEGs, tables and rows at vitkd_decode, and the JPEGs at vitkd_transcode, and stops at the first thing
+// that is wrong.
 //
 //   decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]
 //
@@ -103,11 +104,37 @@ void damage_frame(Bytes& file, Dice& dice) {
   }
 }
 
+// The interval of the restart markers; one of the markers, or what stands before it.
+void damage_restart(Bytes& file, Dice& dice) {
+  const size_t interval = find_marker(file, 2, 0xDD);
+  if (dice.one_in(4) && interval + 4 < file.size()) {
+    file[interval + 4] = uint8_t(dice.below(8));
+    return;
+  }
+  const size_t marker = find_marker(file, dice.below(file.size()), uint8_t(0xD0 + dice.below(8)));
+  if (marker >= file.size()) return;
+  const auto at = file.begin() + (marker - 1);
+  switch (dice.below(4)) {
+    case 0:
+      file[marker] = uint8_t(0xD0 + dice.below(8));
+      break;
+    case 1:
+      file.insert(at, 1 + dice.below(12), uint8_t(dice.one_in(2) ? 0 : dice.below(255)));
+      break;
+    case 2:
+      file.erase(at - std::min<size_t>(dice.below(12), marker - 1), at);
+      break;
+    case 3:
+      file.erase(at, at + 2);
+      break;
+  }
+}
+
 void damage(Bytes& file, const Bytes& other, Dice& dice) {
   if (file.empty()) return;
   const size_t at = dice.below(file.size()), length = dice.below(64);
   const auto begin = file.begin() + at, end = begin + std::min(length, file.size() - at);
-  switch (dice.below(8)) {
+  switch (dice.below(9)) {
     case 0:
       for (uint64_t n = 1 + dice.below(8); n; n--) file[dice.below(file.size())] ^= uint8_t(1 << dice.below(8));
       break;
@@ -135,6 +162,9 @@ void damage(Bytes& file, const Bytes& other, Dice& dice) {
     case 7:
       damage_frame(file, dice);
       break;
+    case 8:
+      damage_restart(file, dice);
+      break;
   }
 }
 
@@ -148,6 +178,7 @@ StoredImage make_entry(const Bytes& file, uint64_t offset, Dice& dice) {
     entry.width = uint16_t(file[frame + 6] << 8 | file[frame + 7]);
   }
   entry.has_crc = dice.one_in(2);
+  entry.thorough = dice.one_in(4);
   entry.crc32 = uint32_t(crc32(0, file.data(), uInt(file.size()))) ^ uint32_t(dice.one_in(20));
   if (dice.one_in(10)) {
     entry.mode = MODE_RAW;
@@ -248,6 +279,9 @@ void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
   for (int i = 0; i < 2; i++) {
     Bytes file = corpus[dice.below(corpus.size())];
     for (uint64_t n = dice.below(5); n; n--) damage(file, corpus[dice.below(corpus.size())], dice);
+    Bytes written(dice.one_in(4) ? dice.below(file.size() + 1) : 2 * file.size() + (1 << 16));
+    if (vitkd_transcode(file.data(), file.size(), written.data(), written.size()) > written.size())
+      fail("a transcoded JPEG that is larger than its room");
     const off_t place = off_t(i << 20 | dice.below(4096));
     if (pwrite(fd, file.data(), file.size(), place) != ssize_t(file.size())) fail("no space");
     table[i] = make_entry(file, uint64_t(place), dice);
@@ -262,8 +296,8 @@ void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
   for (int i = 0; i < 2; i++) {
     images[i].assign(rows.size() * image_bytes, uint8_t(77 + i));
     status[i].assign(rows.size(), -1);
-    if (vitkd_decode(fd, table, 2, rows.data(), int64_t(rows.size()), size, 1 + i, images[i].data(), status[i].data(),
-                     draw_width(dice)))
+    if (vitkd_decode(fd, table, 2, rows.data(), int64_t(rows.size()), size, 1 + i, nullptr, images[i].data(),
+                     status[i].data(), draw_width(dice)))
       fail("refused arguments that are in range");
     check(status[i], images[i], image_bytes, counts);
     std::reverse(rows.begin(), rows.end());

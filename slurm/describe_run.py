@@ -9,6 +9,10 @@ import fire
 from fire.decorators import SetParseFn
 
 from vitkd_ds.cli import parse_run
+from vitkd_ds.config.reading import Unreadable
+
+UNREADABLE = 164
+"""Exit code where a disk fails: as srun's where it starts no step, after which run_recipe.sh asks again."""
 
 
 @SetParseFn(str)
@@ -30,3 +34,6 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Unreadable as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(UNREADABLE)

@@ -15,6 +15,7 @@ MAX_FAILURES=${MAX_FAILURES:-3}        # restarts of one job after failures; tho
 DOCTOR=${DOCTOR:-0}                    # 1: `vitkd-ds doctor` before training; an error there ends the job
 # ----
 max_stops=10 # restarts in a row after stops that saved nothing new
+spare_s=60   # seconds before the time limit at which a step that does not stop is ended, so that there is time to requeue
 
 exec 3>&1 # the log, also for a trap that runs while a step's output goes to a file
 say() { printf '[%s job %s] %s\n' "$(date '+%F %T')" "$SLURM_JOB_ID" "$*" >&3; }
@@ -22,6 +23,9 @@ give_up() { say "error: $*" && exit 1; }
 
 : "${SLURM_JOB_ID:?start this with sbatch, from the checkout}"
 restart=${SLURM_RESTART_COUNT:-0}
+# To scontrol a task of an array is ARRAY_TASK: the number of one of the tasks is also that of the whole array.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
 
 # introduce COMMAND...: the first lines of a start.
 introduce() {
@@ -56,19 +60,40 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONFAULTHANDLER=1
 step_pid="" stop="" nag_pid=""
 trap 'stop=1; say "USR1: the ranks are asked to save and stop"; ask_to_stop' USR1
 trap 'stop=1; say "TERM: the ranks are asked to save and stop"; ask_to_stop' TERM
-# srun passes USR1 on to its tasks. Again every 10 s, as the first may come before they listen.
+# srun passes USR1 on to its tasks. Again every 10 s, as the first may come before they listen. Where the tasks are gone
+# and srun waits all the same, as after the death of a slurmstepd, or where they stop too slowly, srun is ended.
 ask_to_stop() {
   [ -n "$step_pid" ] && [ -z "$nag_pid" ] || return 0
   (
     nap=""
     trap 'kill $nap 2>/dev/null; exit' TERM
-    while kill -USR1 "$step_pid" 2>/dev/null; do
+    nap_10_s() {
       sleep 10 &
       nap=$!
       wait
+    }
+    while kill -USR1 "$step_pid" 2>/dev/null; do
+      nap_10_s
+      if is_limit_near; then
+        say "WARNING: the ranks have not stopped $spare_s s before the time limit: srun is ended"
+        kill -TERM "$step_pid" 2>/dev/null && nap_10_s
+        kill -KILL "$step_pid" 2>/dev/null
+      fi
     done
   ) &
   nag_pid=$!
+}
+# is_limit_near: whether the time limit ends the job in at most spare_s seconds; not where Slurm does not say. Its EndTime
+# would not do, which a preemption sets.
+is_limit_near() {
+  local told start limit days=0 h m s
+  told=$(scontrol show job "$job" 2>/dev/null) || return 1
+  start=$(sed -n 's/.* StartTime=\([0-9][0-9T:-]*\) .*/\1/p' <<<"$told")
+  limit=$(sed -n 's/.* TimeLimit=\([0-9][0-9:-]*\) .*/\1/p' <<<"$told")
+  [ -n "$start" ] && [ -n "$limit" ] && start=$(date -d "$start" +%s) || return 1
+  case $limit in *-*) days=${limit%%-*} limit=${limit#*-} ;; esac
+  IFS=: read -r h m s <<<"$limit"
+  [ $((start + ((10#$days * 24 + 10#$h) * 60 + 10#$m) * 60 + 10#$s - $(date +%s))) -le "$spare_s" ]
 }
 # step COMMAND...: its exit code. In the background, since bash runs no trap while it waits for a foreground command.
 step() {
@@ -100,7 +125,7 @@ retry() {
 # the next start, with which it must not meddle.
 job_state() {
   local told
-  told=$(scontrol show job "$SLURM_JOB_ID") && [ -n "$told" ] || return 1
+  told=$(scontrol show job "$job") && [ -n "$told" ] || return 1
   case $told in
   *" Restarts=$restart "*) sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' <<<"$told" ;;
   *) echo REQUEUED ;;
@@ -110,7 +135,7 @@ job_state() {
 requeue_if_running() {
   local state
   state=$(job_state) || return 1
-  [ "$state" != RUNNING ] || scontrol requeue "$SLURM_JOB_ID"
+  [ "$state" != RUNNING ] || scontrol requeue "$job"
 }
 # add_one FILE: counts one more in it; prints how many there are.
 add_one() {

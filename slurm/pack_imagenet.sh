@@ -2,7 +2,8 @@
 # Packs ImageNet's train and val once, on one node: `sbatch slurm/pack_imagenet.sh SRC [DST] [pack options]`, from the
 # checkout. SRC holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, or the folders
 # train and val; DST is data if not given. Without options the photos' own bytes are kept, in random order (as large as the
-# tars). Given again, the same command continues; slurm/README.md has more.
+# tars). Options that change pixels or order are for train alone: val keeps the photos' own bytes in any case, so that it
+# can be evaluated exactly. Given again, the same command continues; slurm/README.md has more.
 #SBATCH --job-name=pack_imagenet
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -16,7 +17,7 @@
 # shellcheck source=slurm/job.sh
 . slurm/job.sh # in the checkout: the file that Slurm runs is a copy of this one, somewhere else
 
-src=${1:?the folder of ImageNet must be the first argument} dst=data words=()
+src=${1:?the folder of ImageNet must be the first argument} dst=data words=() val_words=(--passthrough)
 introduce vitkd-ds pack "$@"
 shift
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
@@ -24,8 +25,15 @@ if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
   shift
 fi
 [ $# -gt 0 ] || set -- --passthrough --shuffle
-for word in "$@"; do # --restart was meant for the first start
-  [ "$restart" -gt 0 ] && [ "${word%%=*}" = --restart ] || words+=("$word")
+for_val=yes # whether the words up to the next option are for val, too
+for word in "$@"; do
+  case ${word%%=*} in
+  --restart) [ "$restart" -eq 0 ] || continue ;;& # it was meant for the first start
+  --max_resolution | --short_side | --quality | --write_mode | --shuffle | --passthrough) for_val= ;;
+  --*) for_val=yes ;;
+  esac
+  words+=("$word")
+  [ -z "$for_val" ] || val_words+=("$word")
 done
 mkdir -p "$dst" || give_up "$dst must be a folder that can be written to; the reason stands above"
 
@@ -64,9 +72,9 @@ pack_split() {
 before=$(progress)
 if [ -d "$src/train" ]; then
   pack_split train "$src/train" "${words[@]}"
-  pack_split val "$src/val" "${words[@]}"
+  pack_split val "$src/val" "${val_words[@]}"
 else
   pack_split train "$src/ILSVRC2012_img_train.tar" "${words[@]}"
-  pack_split val "$src/ILSVRC2012_img_val.tar" --labels "$src/ILSVRC2012_devkit_t12.tar.gz" "${words[@]}"
+  pack_split val "$src/ILSVRC2012_img_val.tar" --labels "$src/ILSVRC2012_devkit_t12.tar.gz" "${val_words[@]}"
 fi
 say "finished: $(progress)"

@@ -1,8 +1,26 @@
 # shellcheck shell=bash
-# Trains a recipe: sourced by slurm/vitkd_*.sh with RECIPE set and train.py's options in "$@". slurm/README.md is its manual,
-# slurm/job.sh what it has in common with other jobs, site lines included.
+# Trains a recipe: sourced by slurm/vitkd_*.sh with RECIPE set and train.py's options in "$@", or by slurm/sweep.sh with
+# those of a sweep. slurm/README.md is its manual, slurm/job.sh what it has in common with other jobs, site lines included.
 # shellcheck source=slurm/job.sh
 . slurm/job.sh
+
+if [ -n "${SWEEP:-}" ]; then # the options of this task's run: its line of the list
+  list=$(mktemp)
+  # shellcheck disable=SC2329 # called by retry
+  list_runs() {
+    step "${once[@]}" "${python[@]}" -c 'from vitkd_ds.cli import main; main()' sweep "$@" --list >"$list"
+    code=$?
+    [ "$code" -le 128 ]
+  }
+  retry list_runs "$@"
+  run=$(sed -n "$((${SLURM_ARRAY_TASK_ID:?start this with sbatch --array=0-N} + 1))p" "$list")
+  count=$(grep -c . "$list")
+  rm -f "$list"
+  [ "$code" = 0 ] || { say "error: there can be no such sweep (exit code $code); the reason stands above" && exit 2; }
+  [ -n "$run" ] || { say "error: task $SLURM_ARRAY_TASK_ID must be below the sweep's $count runs" && exit 2; }
+  eval "set -- $run" # quoted for a shell
+  RECIPE=demo        # the run's own --recipe comes later
+fi
 
 options=(--ds_config ds_configs/zero2.json --recipe "$RECIPE" "$@") # of two equal options train.py takes the later one
 introduce train.py "${options[@]}"

@@ -60,10 +60,10 @@ def finish_ranks(processes, timeout=240, codes=None):
     return outputs
 
 
-def run_command(*command, cwd=ROOT, timeout=240, check=True):
+def run_command(*command, cwd=ROOT, timeout=240, check=True, **environ):
     """Run one command as a user would, without a launcher's variables."""
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "DS_ACCELERATOR": "cpu"}
+    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "DS_ACCELERATOR": "cpu"} | environ
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, text=True, capture_output=True, timeout=timeout)
     assert not check or done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done
@@ -127,7 +127,7 @@ def metrics_of(workdir):
 
 
 def numerics_of(workdir):
-    times = {"images_per_s", "s_per_step", "memory_gib"}
+    times = {"images_per_s", "s_per_step", "data_wait_s", "memory_gib"}
     return [{key: value for key, value in line.items() if key not in times} for line in metrics_of(workdir)]
 
 

@@ -33,7 +33,7 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
         "workdir": "2024_01", "optim.lr": "3e-4", "compile": "True", "seed": "7", "data.crop_scale": "0.5,1",
         "losses.vitkd.blocks": "(1,2)", "student.model_args": '{"depth": 3}', "eval_every_epochs": "0.5",
     })  # fmt: skip
-    assert run.workdir == "2024_01" and run.optim.lr == 3e-4 and run.compile is True and run.seed == 7
+    assert run.workdir == "2024_01" and run.optim.lr == 3e-4 and run.compile == "default" and run.seed == 7
     assert run.data.crop_scale == (0.5, 1.0) and run.losses.vitkd.blocks == (1, 2)
     assert run.student.model_args == {"depth": 3} and run.eval_every_epochs == 0.5
 
@@ -47,12 +47,12 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
     ({"optim.lr": "nan"}, "--optim.lr must be a number, found 'nan'"),
     ({"seed": "1.5"}, "--seed must be a whole number, found '1.5'"),
     ({"seed": "1_0"}, "--seed must be a whole number, found '1_0'"),
-    ({"compile": "maybe"}, "--compile must be true or false, found 'maybe'"),
+    ({"compile": "maybe"}, "compile must be one of off, default, max-autotune, reduce-overhead, found 'maybe'"),
     ({"debug": "maybe"}, "--debug must be true or false"),
     ({"data.crop_scale": "1"}, "--data.crop_scale must be numbers with commas"),
     ({"student.model_args": "[1]"}, "--student.model_args must be a JSON object"),
     ({"recipe": "demo_plain", "teacher.placement": "shard"}, "teacher.model must name a timm model, and recipe demo_p"),
-    ({"recipe": "demo_plain", "teacher.model": "x"}, "a teacher must be used by kd, nkd or vitkd"),
+    ({"recipe": "demo_plain", "teacher.model": "x"}, "a teacher must be used by one of kd, nkd, vitkd"),
     ({"teacher": "demo"}, "--teacher must be none, found 'demo': --teacher.checkpoint names"),
     ({"teacher": "none", "teacher.placement": "shard"}, "--teacher.placement must not be given with --teacher none"),
     ({"teacher": "none", "losses.kd.weight": "1"}, "--losses.kd.weight=1 needs a teacher, found --teach"),
@@ -66,7 +66,7 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
     ({"optim.lr": "1e-3", "global_batch_size": "12", "optim.min_lr": "3e-4"}, "and 0.00025 for global_batch_size=12"),
     ({"optim.warmup_fraction": "1"}, r"optim.warmup_fraction must be in \[0, 1\)"),
     ({"recipe": "demo_plain", "losses.nkd.weight": "1"}, "losses.nkd needs a teacher"),
-    ({"losses.nkd.weight": "0", "losses.vitkd.weight": "0"}, "a teacher must be used by kd, nkd or vitkd"),
+    ({"losses.nkd.weight": "0", "losses.vitkd.weight": "0"}, "a teacher must be used by one of kd, nkd, vitkd"),
     ({"losses.ce.weight": "0", "recipe": "demo_plain"}, "at least one term"),
     ({"losses.kd.schedule": "step"}, "losses.kd.schedule must be one of constant, linear, cosine, found 'step'"),
     ({"teacher.checkpoint": "random"}, "for --debug runs only"),
@@ -80,6 +80,7 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
     ({"data.order": "sorted"}, "data.order must be one of random, quasi_random"),
     ({"data.on_bad": "ignore"}, "data.on_bad must be one of stop, skip"),
     ({"timeout_minutes": "0"}, "timeout_minutes must be positive, found 0.0"),
+    ({"teacher.fp8": "true"}, "teacher.fp8 needs a teacher that is whole on each rank, found teacher.placement=shard"),
     ({"losses.vitkd.alpha": "-1"}, "losses.vitkd.alpha must be 0 or more, found -1.0"),
     ({"losses.vitkd.blocks": "1"}, "losses.vitkd.blocks must name two blocks, as the loss has two aligners, found"),
     ({"data.crop_scale": "0.5,0.1"}, "data.crop_scale must be two numbers, 0 < low <= high <= 1, found"),
@@ -99,6 +100,7 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
     (["trian"], "vitkd-ds trian is no command: did you mean train"),
     (["--recipe", "demo"], "vitkd-ds --recipe is no command"),
     (["export", "a"], "the command needs RUN DST, found a"),
+    (["predict", "a", "--top=2"], "the command needs STUDENT IMAGE [IMAGE ...], found a"),
     (["show"], r"the command needs DATA [DST], found nothing"),
     (["show", "a", "b", "c"], r"the command needs DATA [DST], found a b c"),
     (["compare", "--csv"], "the command needs RUN [RUN ...], found nothing"),
@@ -127,14 +129,17 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
 
 
 @pytest.mark.parametrize("command, target, words, options", [
-    (cli.export, "checkpoint.export.export_student", ("R", "D"), {"which": ("best", "best"), "half": ("true", True)}),
+    (cli.export, "commands.export.export", ("R", "D"), {
+        "format": ("onnx", "onnx"), "which": ("best", "best"), "half": ("true", True), "val": ("v", "v"),
+        "push": ("a/b", "a/b")}),
     (cli.evaluate, "commands.evaluate.evaluate_exported", ("S",), {
         "val": ("v", "v"), "teacher": ("t", "t"), "teacher_checkpoint": ("c", "c"), "micro_batch_size": ("8", 8)}),
     (cli.compare, "commands.compare.compare", ("A", "B", "C"), {
         "csv": ("true", True), "plot": ("1.png", "1.png"), "speed": ("false", False)}),
     (cli.pack, "commands.pack.pack", ("S", "D"), {
         "passthrough": ("true", True), "max_resolution": ("1", 1), "short_side": ("2", 2), "write_mode": ("raw", "raw"),
-        "quality": ("3", 3), "shuffle": ("1", True), "workers": ("4", 4), "skip_bad": ("yes", True),
+        "restart_markers": ("true", True), "quality": ("3", 3), "shuffle": ("1", True), "workers": ("4", 4),
+        "skip_bad": ("yes", True),
         "restart": ("no", False), "labels": ("1_0", "1_0"), "classes": ("5", "5"), "split": ("6", "6")}),
 ])  # fmt: skip
 def test_words_and_options_reach_the_command_converted(monkeypatch, command, target, words, options):
@@ -143,6 +148,13 @@ def test_words_and_options_reach_the_command_converted(monkeypatch, command, tar
     with pytest.raises(ValueError, match="called"):
         command(*words, **{name: text for name, (text, _) in options.items()})
     called.assert_called_once_with(*words, **{name: value for name, (_, value) in options.items()})
+
+
+def test_predict_hands_over_its_images_and_prints_what_it_gets(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("vitkd_ds.commands.predict.predict", lambda *words, **own: calls.append((words, own)) or "xy")
+    cli.predict("S", "a.png", "b", top="3", features="true")
+    assert calls == [(("S", ("a.png", "b")), {"top": 3, "features": True})] and capsys.readouterr().out == "x\ny\n"
 
 
 def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):

@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 import vitkd_ds
 from tests.conftest import ROOT, run_command
 from vitkd_ds import cli
+from vitkd_ds.config.check import check_run
 from vitkd_ds.config.overrides import apply_overrides
-from vitkd_ds.config.run import as_dict, check_run
+from vitkd_ds.config.run import as_dict
+from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.recipes import RECIPES, build_run
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("slurm/*.md"), *ROOT.glob("ds_configs/*.md")]
@@ -65,7 +67,11 @@ def finished_run(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     model = timm.create_model("deit_tiny_patch16_224", **STUDENT_ARGS)
     save_file(model.state_dict(), folder / "student.safetensors")
-    (folder / "student.json").write_text(json.dumps({"model": "deit_tiny_patch16_224", "args": STUDENT_ARGS}))
+    described = {"image_size": 28, "val_crop_fraction": 1.0, "interpolation": "bicubic", "classes": CLASSES}
+    described |= {"normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    overlay = {"pretrained_cfg_overlay": {"label_names": CLASSES, "num_classes": 10}}
+    made = {"model": "deit_tiny_patch16_224", "args": STUDENT_ARGS | overlay}
+    (folder / "student.json").write_text(json.dumps(made | described))
     (folder / "config.json").write_text(json.dumps({"run": as_dict(build_run("demo"))}))
     shutil.copytree(folder, tmp_path / "runs" / "make_demo" / "distilled")
     return tmp_path
@@ -74,7 +80,8 @@ def finished_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page, words", COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS])
 def test_commands_are_accepted(page, words, finished_run):
     program, *rest = words[1:] if words[0] == "python" else words
-    if {"--help", "--print_config", "recipes"} & {*rest}:  # they start nothing, so they are run
+    rest += ["--list"] if rest[:1] == ["sweep"] else []
+    if {"--help", "--print_config", "recipes", "--list"} & {*rest}:  # they start nothing, so they are run
         command = [program] if program == "vitkd-ds" else ["python", ROOT / program]
         assert run_command(*command, *rest, cwd=finished_run).stdout
     elif program == "train.py":

@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 
 from tests.conftest import ROOT
 
-ROOMS = ["config losses", "models data recipes", "engine", "checkpoint", "train", "commands", "cli"]
+ROOMS = ["config losses", "models data recipes", "engine", "checkpoint", "train", "commands", "cli", "__main__"]
 """Bottom to top. Imports go down or stay in their room."""
 ROW_OF = {room: row for row, rooms in enumerate(ROOMS) for room in rooms.split()}
 HOMES = {
@@ -21,7 +21,7 @@ HOMES = {
 NO_TORCH = ("config/", "train/signals.py", "train/console.py", "train/statistics.py")
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 FILES = ["train.py", "setup.py"]
-FILES += [str(path.relative_to(ROOT)) for top in ("vitkd_ds", "tests", "benchmarks", "fuzz", "slurm")
+FILES += [str(path.relative_to(ROOT)) for top in ("vitkd_ds", "tests", "benchmarks", "fuzz", "slurm", "site")
           for path in sorted((ROOT / top).rglob("*.py"))]  # fmt: skip
 TEXT = {name: (ROOT / name).read_text() for name in FILES}
 LINES = {name: list(enumerate(text.splitlines(), start=1)) for name, text in TEXT.items()}

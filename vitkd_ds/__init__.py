@@ -7,14 +7,15 @@ signals before that.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.5.0"
-__all__ = ["Distiller", "ViTKDLoss", "build_loader", "kd_loss", "nkd_loss", "tap_features"]
+__version__ = "0.8.0"
+__all__ = ["Distiller", "ViTKDLoss", "build_loader", "kd_loss", "load_student", "nkd_loss", "tap_features"]
 
 _HOMES = {
     "Distiller": "vitkd_ds.models.distiller",
     "ViTKDLoss": "vitkd_ds.losses",
     "build_loader": "vitkd_ds.data.loader",
     "kd_loss": "vitkd_ds.losses",
+    "load_student": "vitkd_ds.commands.exported",
     "nkd_loss": "vitkd_ds.losses",
     "tap_features": "vitkd_ds.models.features",
 }

@@ -8,25 +8,27 @@ deepspeed take seconds.
 import inspect
 import json
 import os
-import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds.commands import hand_on
+from vitkd_ds.commands.betons import adopt, check
+from vitkd_ds.commands.command import command
 from vitkd_ds.commands.pack.folders import pack_folders
-from vitkd_ds.commands.parse import check_words, parse_run
-from vitkd_ds.config.help import field_help
-from vitkd_ds.config.overrides import convert, nearest
+from vitkd_ds.commands.parse import parse_run, train_help
+from vitkd_ds.config.overrides import nearest
+from vitkd_ds.config.reading import Unreadable
 from vitkd_ds.config.run import Run, as_dict
-from vitkd_ds.recipes import RECIPES, build_run
+from vitkd_ds.recipes import RECIPES
 from vitkd_ds.train import console, signals, watchdog
 
 REFUSED = 2
-"""Exit code where settings, files or models do not fit: the same command would end the same way again."""
-
+"""Exit code where settings, files or models do not fit, or a loss is not finite, as it would at the next start."""
 LAUNCHER_FLAGS = ("local_rank", "local-rank")
 """Flags that DeepSpeed's launcher appends for every rank; the environment says the same."""
 
@@ -41,11 +43,11 @@ def main() -> None:
     _run()
 
 
-def _run(*command: str) -> None:
+def _run(*first: str) -> None:
     # Read when torch is imported. Waiting OpenMP threads would spin, and steal the cores from decoders and neighbours.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.argv[1:] = [word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in LAUNCHER_FLAGS]
-    words = ["--help" if word == "-h" else word for word in (*command, *sys.argv[1:])]
+    words = ["--help" if word == "-h" else word for word in (*first, *sys.argv[1:])]
     if words[:1] == ["--help"]:
         words = [*words[1:], "--help"]  # `--help train` asks what `train --help` asks
     name, *words = words or ["--help"]
@@ -54,55 +56,17 @@ def _run(*command: str) -> None:
     console.install()
     try:
         if name == "--help":
-            print("\n\n".join(f"{name}: {inspect.getdoc(command)}" for name, command in COMMANDS.items()))
+            print("\n\n".join(f"{name}: {inspect.getdoc(each)}" for name, each in COMMANDS.items()))
         elif name not in COMMANDS:
             raise ValueError(f"vitkd-ds {name} is no command: {nearest(name, COMMANDS)}")
         else:
-            fire.Fire(COMMANDS[name], command=words, name=name)
-    except ValueError as error:
+            fire.Fire(SetParseFn(str)(COMMANDS[name]), command=words, name=name)
+    except (ValueError, Unreadable) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(REFUSED)
+        sys.exit(1 if isinstance(error, Unreadable) else REFUSED)  # what cannot be read now may be at another start
 
 
-def _command(
-    words: str = "", *, takes_run: bool = False, about: Callable[[dict[str, str]], str] | None = None, **options: type
-) -> Callable[..., Any]:
-    """Make a function a command.
-
-    It is called with its `words`, of which those in brackets may be left out and "..." at the end is any number more,
-    and with those of its `options`, given with their types, that it got; with `takes_run` also with all other `flags`,
-    for `parse_run`. `about` makes the text of --help from the flags; without it the docstring is the text.
-    """
-
-    def make(function: Callable[..., None]) -> Callable[..., None]:
-        @SetParseFn(str)
-        def checked(*given: str, **flags: str) -> None:
-            if "help" in flags:
-                print(about(flags) if about else inspect.getdoc(function))
-                return
-            check_words(given, words)
-            own = {key: convert(flags.pop(key), options[key], key) for key in options if key in flags}
-            if flags and not takes_run:
-                key = next(iter(flags))
-                raise ValueError(f"--{key} is no option: {nearest(key, options) if options else 'there are none'}")
-            function(*given, **own, **({"flags": flags} if takes_run else {}))
-
-        checked.__doc__ = function.__doc__
-        return checked
-
-    return make
-
-
-def _help_on_train(flags: dict[str, str]) -> str:
-    """Describe train and every field of a run, or the group or field that --help names."""
-    recipe, topic = flags.get("recipe", "demo"), flags["help"]
-    topic = "" if topic == "True" else topic  # what fire makes of a flag without a value
-    about = "" if topic else f"{inspect.getdoc(train)}\n\n"
-    fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
-    return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"
-
-
-@_command(takes_run=True, about=_help_on_train, print_config=bool)
+@command(takes_run=True, about=lambda flags: train_help(flags, inspect.getdoc(train)), print_config=bool)
 def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     """Distil (or plainly train) a student.
 
@@ -123,10 +87,11 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     run = _with_packed_folders(run)
     from vitkd_ds.engine.processes import leave
     from vitkd_ds.train.loop import train as train_run
+    from vitkd_ds.train.step import NonFiniteError
 
     try:
         train_run(run)
-    except ValueError as error:
+    except (ValueError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(REFUSED)  # not sys.exit, see `leave`
     except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
@@ -146,25 +111,26 @@ def _with_packed_folders(run: Run) -> Run:
         sys.exit()
 
 
-@_command()
+@command()
 def recipes() -> None:
     """List the recipes, each with what it trains."""
     for name, recipe in RECIPES.items():
         print(f"{name:{max(map(len, RECIPES))}}  {recipe.__doc__.splitlines()[0]}")
 
 
-@_command(
-    "SRC DST", passthrough=bool, max_resolution=int, short_side=int, write_mode=str, quality=int, shuffle=bool,
-    workers=int, skip_bad=bool, restart=bool, labels=str, classes=str, split=str,
+@command(
+    "SRC DST", passthrough=bool, restart_markers=bool, max_resolution=int, short_side=int, write_mode=str, quality=int,
+    shuffle=bool, workers=int, skip_bad=bool, restart=bool, labels=str, classes=str, split=str,
 )  # fmt: skip
 def pack(src: str, dst: str, **options: Any) -> None:
     """Write a set of images as a .beton file. Given again after a kill, the same command continues.
 
-    Usage: pack SRC DST [--passthrough] [--max_resolution 500 | --short_side N] [--write_mode jpg|raw|proportion]
-    [--quality 90] [--shuffle] [--workers N] [--skip_bad] [--restart] [--labels FILE] [--classes FILE] [--split NAME],
-    where SRC is an ImageFolder tree, ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar (--labels: the devkit, or a
-    text file), WebDataset tars (a folder, a tar, or a pattern in quotes), or a Hugging Face data set (a save_to_disk
-    folder, or a folder of parquet files; --split). --classes, for an ImageFolder tree or WebDataset tars, is a text
+    Usage: pack SRC DST [--passthrough [--restart_markers]] [--max_resolution 500 | --short_side N]
+    [--write_mode jpg|raw|proportion] [--quality 90] [--shuffle] [--workers N] [--skip_bad] [--restart]
+    [--labels FILE|none] [--classes FILE] [--split NAME], where SRC is an ImageFolder tree, ILSVRC2012_img_train.tar,
+    ILSVRC2012_img_val.tar (--labels: the devkit, or a text file), WebDataset tars (a folder, a tar, or a pattern in
+    quotes), a Hugging Face data set (a save_to_disk folder, or a folder of parquet files; --split), or with --labels
+    none the images in any folder, without classes. --classes, for an ImageFolder tree or WebDataset tars, is a text
     file with a class name per line in label order, or another .beton; classes without images may be among them.
     """
     from vitkd_ds.commands.pack import pack as pack_images
@@ -175,10 +141,11 @@ def pack(src: str, dst: str, **options: Any) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"stopped before {dst} was complete")
-    print(f"{dst}: {info.num_images} images in {len(info.classes)} classes, {info.passthrough} of them as they were")
+    classes = f"in {len(info.classes)} classes" if info.classes else "without labels"
+    print(f"{dst}: {info.num_images} images {classes}, {info.passthrough} of them as they were")
 
 
-@_command("DATA [DST]", takes_run=True)
+@command("DATA [DST]", takes_run=True)
 def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     """Write a grid of augmented, mixed training images with their labels to a PNG.
 
@@ -196,21 +163,23 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     print(show_run(run, Path(dst)))
 
 
-@_command("STUDENT", val=str, teacher=str, teacher_checkpoint=str, micro_batch_size=int)
+@command("STUDENT", val=str, teacher=str, teacher_checkpoint=str, micro_batch_size=int, knn=bool, probe=bool,
+          train=str)  # fmt: skip
 def evaluate(student: str, **options: Any) -> None:
-    """Evaluate an exported student: top-1 and top-5, and the agreement with a teacher.
+    """Evaluate an exported student: top-1 and top-5, and the agreement with a teacher; or its features alone.
 
     Usage: eval STUDENT [--val PATH] [--teacher RUN | --teacher MODEL --teacher_checkpoint PATH|hub]
-    [--micro_batch_size 64], where STUDENT and RUN are each a run folder, a checkpoint or an exported student, and the
-    PATH of --val a .beton, or a folder that train or pack has packed. A run folder knows its data and teacher.
+    [--micro_batch_size 64] [--knn] [--probe] [--train PATH], where STUDENT and RUN are each a run folder, a checkpoint
+    or an exported student, and PATH a .beton, demo, or a folder that train or pack has packed. A run folder knows its
+    data and teacher. --knn and --probe classify val by the features of train: 20 neighbours, and a linear probe.
     """
     from vitkd_ds.commands.evaluate import evaluate_exported
 
     for name, value in evaluate_exported(student, **options).items():
-        print(f"{name:12} {value:.{4 if name == 'kl' else 2}f}")
+        print(f"{name:12} {value:.{4 if name in ('kl', 'cka', 'cka_patches', 'probe_lr') else 2}f}")
 
 
-@_command("RUN [RUN ...]", csv=bool, plot=str, speed=bool)
+@command("RUN [RUN ...]", csv=bool, plot=str, speed=bool)
 def compare(*runs: str, **options: Any) -> None:
     """Compare runs, finished or still going: accuracy, size and speed, and differences over the seeds that they share.
 
@@ -224,36 +193,75 @@ def compare(*runs: str, **options: Any) -> None:
     print(compare_runs(*runs, **options))
 
 
-@_command("RUN DST", which=str, half=bool)
-def export(source: str, destination: str, **options: Any) -> None:
-    """Copy a student out of a run: student.safetensors (a plain timm state dict) and student.json.
+@command("RUN [RUN ...]", out=str)
+def report(*runs: str, **options: Any) -> None:
+    """Write a report on a run, finished or still going, as one HTML file: curves, classes, images, beside other runs.
 
-    Usage: export RUN DST [--which last|best] [--half], where RUN is a run folder or one of its checkpoints and DST a
-    new folder; --half stores fp16. Options come after the folders, as --half would take the next word for its value.
+    Usage: report RUN [RUN ...] [--out FILE.html], where RUN is a run folder. The report is on the first, with the
+    others beside it. FILE.html is report.html in its folder if not given. Nothing is trained or evaluated again.
     """
-    from vitkd_ds.checkpoint.export import export_student
+    from vitkd_ds.commands.report import report as write_report
 
-    print(export_student(source, destination, **options))
+    try:
+        print(write_report(*runs, **options))
+    except OSError as error:
+        sys.exit(f"error: {error}")
 
 
-@_command(takes_run=True, nodes=int, gpus=int, hardware=str)
+@command("RUN")
+def watch(run: str) -> None:
+    """Watch a run that trains elsewhere, such as in a job: progress, evaluations, stops and end, from its folder.
+
+    Usage: watch RUN. It ends with the run, or by Ctrl-C, which does not touch the run.
+    """
+    from vitkd_ds.commands.watch import watch as watch_run
+
+    with suppress(KeyboardInterrupt):
+        print(f"{run}: done, {json.dumps(watch_run(run))}")
+
+
+@command("[RECIPE ...]", takes_run=True, recipes=str, seeds=int, jobs=int, list=bool)
+def sweep_seeds(
+    *more: str, flags: dict[str, str], recipes: str = "", seeds: int = 5, jobs: int = 1, list: bool = False
+) -> None:
+    """Compare recipes and settings over seeds: train what is missing, then one table, with paired differences.
+
+    Usage: sweep --recipes A B C [--seeds 5] [--workdir runs/sweep] [--jobs N] [--KEY=VALUE ...] [--grid.KEY=V1,V2 ...]
+    [--list], where A, B and C are what train's --recipe takes, KEY is any field of the run (`train --help`), and the
+    runs are every recipe with every combination of the grid's values, with seeds 0, 1 and so on. Differences are to the
+    first. Given again, the same command goes on; what is finished is never trained again. --jobs trains N at a time,
+    each one process with its share of the CPUs and one GPU. --list prints the options of each run, a line a run.
+    """
+    from vitkd_ds.commands.sweep import commands, sweep
+    from vitkd_ds.commands.sweep.members import members_of
+
+    names = [name for text in (recipes, *more) for name in text.split(",") if name]
+    runs = members_of(names, seeds, Path(flags.pop("workdir", "runs/sweep")), flags)
+    print(commands(runs) if list else sweep(runs, jobs=jobs))
+
+
+export = command("RUN DST", format=str, which=str, half=bool, val=str, push=str)(hand_on.export)
+predict = command("STUDENT IMAGE [IMAGE ...]", top=int, features=bool)(hand_on.predict)
+
+
+@command(takes_run=True, nodes=int, gpus=int, hardware=str)
 def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str = "h100") -> None:
     """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
 
     Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node
     and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu. Images are
-    counted where --data.train is a .beton; without it the numbers are those of ImageNet. Speeds are those of the
-    ImageNet recipes' pairs at 224 pixels: for images of your own name such a recipe, not `images`.
+    counted where --data.train is a .beton; without it the numbers are those of ImageNet. Models that were not measured
+    at 224 pixels, as the ImageNet recipes' were, run at an assumed part of the peak.
     """
     if "recipe" not in flags:
-        raise ValueError("plan needs --recipe, found none: name an ImageNet recipe")
+        raise ValueError("plan needs --recipe, found none: name one of a pair")
     run = parse_run((), flags)
     from vitkd_ds.commands.plan.text import plan_text
 
     print(plan_text(run, nodes=nodes, gpus=gpus, hardware=hardware))
 
 
-@_command(takes_run=True)
+@command(takes_run=True)
 def doctor(*, flags: dict[str, str]) -> None:
     """Examine the machine, the data and the models for a run, in under two minutes; exit code 1 if it would fail.
 
@@ -271,4 +279,6 @@ def doctor(*, flags: dict[str, str]) -> None:
 
 
 COMMANDS = {"train": train, "recipes": recipes, "pack": pack, "show": show, "eval": evaluate, "export": export}
-COMMANDS |= {"compare": compare, "plan": plan, "doctor": doctor}
+COMMANDS |= {"predict": predict, "compare": compare, "report": report, "watch": watch, "sweep": sweep_seeds}
+COMMANDS |= {"plan": plan, "doctor": doctor, "check": command("FILE")(check)}
+COMMANDS |= {"adopt": command("FILE", classes=str, shuffled=bool)(adopt)}

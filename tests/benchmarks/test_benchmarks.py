@@ -68,11 +68,12 @@ def test_two_hosts_send_what_the_plan_predicts(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_make_gpu_runs_is_rehearsed_at_toy_size(tmp_path):
-    run_command(sys.executable, ROOT / "benchmarks" / "gpu.py", "--debug", "--out", tmp_path, cwd=ROOT)
+    gpu = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--debug", "--out", tmp_path]
+    run_command(*gpu, cwd=ROOT, timeout=800)  # 200 s on two free cores
     done = {part["part"]: part for part in json.loads((tmp_path / "rows.json").read_text())}
     assert {name: part["code"] for name, part in done.items()} == {"checks": 0, "step tiny": 0, "host": 0}
     checks = {row["check"]: row["passed"] for row in done["checks"]["rows"]}
-    assert checks == {"loader": True, "step": True, "resume": True, "veto": True}
+    assert checks == dict.fromkeys(("loader", "step", "graphs", "resume", "veto"), True)
     hosts = {row["variant"]: row for row in done["host"]["rows"]}
     assert list(hosts) == ["eager", "compiled", "replica", "shard"] and hosts["compiled"]["ratio"] == 1
     keys = {"variant", "teacher_ms", "forward_ms", "backward_ms", "update_ms", "total_ms", "ratio"}
@@ -87,5 +88,16 @@ def test_a_part_that_fails_or_comes_too_late_is_said_and_the_rest_runs_on(tmp_pa
     assert (
         gpu.run("slow", ["-c", "import time; time.sleep(30)"], tmp_path, deadline=time.monotonic() + 1)["code"] is None
     )
+    rows = [
+        {"pair": "tiny", "micro_batch": 64, "variant": variant, "images_per_s": speed, "ratio": ratio}
+        for variant, speed, ratio in (("compiled", 100, 1.0), ("replica", 96, 0.96), ("shard", 95, 0.95))
+    ]
+    slow = [row | {"pair": "base", "images_per_s": row["images_per_s"] / (2 if row["variant"] == "shard" else 1),
+                   "ratio": 1.3} for row in rows]  # fmt: skip
+    said = gpu.judge(
+        [{"part": "step tiny", "rows": rows}, {"part": "step base", "rows": slow}, {"part": "host", "rows": slow}]
+    )
+    assert [line.split(":")[0] for line in said] == ["MISSED", "reached", "reached", "MISSED"]
+    assert "tiny, 64: a replica at 0.96 x" in said[0] and "base, 64: a shard takes 2.02 x" in said[3]
     assert gpu.run("late", ["-c", "print()"], tmp_path, deadline=time.monotonic())["code"] is None
     assert (tmp_path / "broken.txt").exists() and not (tmp_path / "late.txt").exists()

@@ -18,6 +18,11 @@ def test_a_file_is_replaced_at_once_and_described(tmp_path):
     assert entry == {"bytes": 5, "blake2b": hashlib.blake2b("new\u00e9".encode(), digest_size=32).hexdigest()}
 
 
+def test_bytes_are_on_the_disk_before_the_name_appears(tmp_path, disk_calls):
+    write_text(tmp_path / "latest", "new\u00e9")
+    assert disk_calls == [("fsync", ".latest.tmp", 5), ("replace", "latest")]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     write_text(tmp_path / "latest", "old")
 

@@ -11,6 +11,7 @@ import pytest
 
 import vitkd_ds
 from vitkd_ds.checkpoint import folder
+from vitkd_ds.config.overrides import read_run
 from vitkd_ds.config.run import as_dict
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.images import fingerprint_of
@@ -51,6 +52,24 @@ def test_a_finished_folder_that_lacks_a_file_is_refused(tmp_path, run, name, fou
             folder.is_finished(run)
 
 
+@pytest.mark.parametrize("content", [
+    b'{"run": [1]}', b'{"run": {"student": [1]}}', b"[1]", b"null", b"", b"\xff", b"[" * 100_000, None,
+], ids=lambda content: str(content)[:20])  # fmt: skip
+def test_a_damaged_config_json_is_a_sentence_that_names_it(tmp_path, run, content):
+    file = tmp_path / "config.json"
+    finish(run)
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    for ask in (folder.is_finished, folder.check_begun, lambda run: read_run(tmp_path)):
+        with pytest.raises(ValueError, match=f"{file} must "):
+            ask(run)
+    with pytest.raises(ValueError, match=f"{file} must "):
+        folder._extended_at(run, 10, resumed_step=3)
+
+
 def test_a_finished_run_knows_its_images_whatever_they_are_called(tmp_path, run, demo_cache):
     train, val = tmp_path / "train.beton", tmp_path / "val.beton"
 
@@ -83,6 +102,26 @@ def test_a_finished_run_knows_its_images_whatever_they_are_called(tmp_path, run,
 def test_all_that_may_change_is_a_setting_of_a_run(run):
     for key in folder.FREE_KEYS:
         attrgetter(key)(run)
+
+
+def test_what_is_learned_is_not_free():
+    free = {
+        "student": {"checkpoint_activations"}, "teacher": {"placement"},
+        "data": {"train", "val", "num_workers", "backend", "on_bad"},
+        "checkpoint": {"every_steps", "keep_last", "max_failures"},
+        "": {"workdir", "resume", "extend", "eval_every_epochs", "log_every_steps", "compile", "deterministic",
+             "profile", "ds_config", "timeout_minutes", "micro_batch_size_per_gpu", "trackers"},
+    }  # fmt: skip
+    assert folder.FREE_KEYS == {f"{part}.{key}".lstrip(".") for part, keys in free.items() for key in keys}
+
+
+def test_a_longer_run_must_be_asked_for(tmp_path, run):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"run": as_dict(run)}))
+    longer = replace(run, epochs=run.epochs + 1)
+    with pytest.raises(ValueError, match=r"found epochs: .* \(or train it longer with --extend\)"):
+        folder.check_settings(longer, config)
+    assert folder.check_settings(replace(longer, extend=True), config) == run
 
 
 def test_settings_that_change_what_is_learned_may_not_change(tmp_path, run):

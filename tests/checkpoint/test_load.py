@@ -1,15 +1,21 @@
 """What is found in a damaged checkpoint before anything in it is loaded, and which one is taken in its place."""
 
+import json
 import pickle
 import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vitkd_ds.checkpoint import save
 from vitkd_ds.checkpoint.files import write_whole
-from vitkd_ds.checkpoint.load import Start, find, newest_whole
+from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
 from vitkd_ds.checkpoint.manifest import check_files, read_manifest, write_manifest
+from vitkd_ds.checkpoint.save import Saver
+from vitkd_ds.config.run import CheckpointConfig
 from vitkd_ds.engine.state_files import load_file
 
 STATE = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -34,6 +40,16 @@ def test_a_whole_checkpoint_is_whole_for_any_number_of_checkers(tmp_path):
         assert not any(check_files(path, manifest, part=part, num_parts=num_parts) for part in range(num_parts))
 
 
+@pytest.mark.parametrize("name", ["a", STATE])
+def test_each_of_several_checkers_finds_what_is_damaged_in_its_part(tmp_path, name):
+    path = make(tmp_path, 1)
+    manifest = read_manifest(path)
+    (path / name).write_bytes((path / name).read_bytes()[:-1] + b"?")
+    for num_parts in (1, 2, 3):
+        found = [check_files(path, manifest, part=part, num_parts=num_parts) for part in range(num_parts)]
+        assert [text for text in found if text] == [f"{name} has changed: its checksum differs"]
+
+
 def change(name, function):
     """A damage that replaces a file's content by what a function makes of it."""
     return lambda path: (path / name).write_bytes(function((path / name).read_bytes()))
@@ -52,6 +68,12 @@ DAMAGE = {
     "manifest missing": (lambda path: (path / MANIFEST).unlink(), "manifest.json is missing"),
     "manifest torn": (change(MANIFEST, lambda content: b'{"format": 1, '), "manifest.json cannot be"),
     "manifest empty": (change(MANIFEST, lambda content: b""), "manifest.json cannot be read"),
+    "manifest of infinite length": (
+        change(MANIFEST, lambda content: b'{"format": 1, "files": {"a": {"bytes": Infinity, "blake2b": ""}}}'),
+        "manifest.json cannot be read",
+    ),
+    "manifest of brackets": (change(MANIFEST, lambda content: b"[" * 100_000), "manifest.json cannot be read"),
+    "manifest that is no text": (change(MANIFEST, lambda content: b"\xff" * 9), "manifest.json cannot be read"),
     "manifest of nonsense": (change(MANIFEST, lambda content: b"[1]"), "manifest.json cannot be read"),
     "manifest tampered": (
         change(MANIFEST, lambda content: content.replace(b"large", b"other")),
@@ -68,9 +90,32 @@ def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, damage, 
     damage(newest)
     found = newest_whole(find("auto", tmp_path))
     assert found.tag == "step00000002" and found.manifest["train_state"] == {"step": 2}
-    assert "step00000003 is damaged and passed over: " in caplog.text
+    assert f"step00000003 is {'damaged' if newest.exists() else 'not there'} and passed over" in caplog.text
     with pytest.raises(ValueError, match=message):
         newest_whole(find(str(newest), tmp_path) if newest.exists() else Start(newest.parent, newest.name, True, True))
+
+
+def test_a_newer_one_of_a_time_line_that_was_left_is_not_taken_for_a_damaged_one(tmp_path):
+    TORN(make(tmp_path, 1, 2, 9, 3))
+    assert find("auto", tmp_path).tag == "step00000003" and newest_whole(find("auto", tmp_path)).tag == "step00000002"
+
+
+@pytest.mark.parametrize("now, message", [
+    ({"steps_per_epoch": 8, "data": 5}, "was made with 7 steps per epoch, found 8: give the same data.train and glo"),
+    ({"steps_per_epoch": 7, "data": 6}, "was made with training images of fingerprint 5, found 6: give the same data"),
+])  # fmt: skip
+def test_other_images_or_steps_an_epoch_are_refused_before_anything_is_loaded(tmp_path, now, message):
+    start = Start(tmp_path, "step00000004", True, False, {"train_state": asdict(TrainState(7, 5, step=4))})
+    with pytest.raises(ValueError, match=f"step00000004 {message}"):
+        restore(None, start, **now)
+
+
+@pytest.mark.parametrize("is_own, best", [(True, (50.0, 2)), (False, (-1.0, 0))])
+def test_the_best_of_another_run_is_not_this_runs(tmp_path, is_own, best):
+    state, loaded = TrainState(7, 5, step=4, best_top1=50.0, best_step=2), []
+    start = Start(tmp_path, "step00000004", is_own, not is_own, {"train_state": asdict(state)})
+    found = restore(SimpleNamespace(load=loaded.append), start, steps_per_epoch=7, data=5)
+    assert found == replace(state, best_top1=best[0], best_step=best[1]) and loaded == [tmp_path / "step00000004"]
 
 
 def test_what_a_file_system_or_a_person_leaves_beside_the_files_is_no_damage(tmp_path):
@@ -78,6 +123,14 @@ def test_what_a_file_system_or_a_person_leaves_beside_the_files_is_no_damage(tmp
     (path / ".nfs0000001").touch()
     (path / "notes.txt").write_text("the good one")
     assert newest_whole(find("auto", tmp_path)).tag == path.name
+
+
+def test_a_state_of_another_version_is_a_sentence(tmp_path):
+    make(tmp_path, 1)
+    start = newest_whole(find("auto", tmp_path))
+    start.manifest["train_state"] = {"step": 1, "steps_per_epoch": 7, "data": 1, "later": 2}
+    with pytest.raises(ValueError, match="step00000001 must have the state that this version .*'later'"):
+        restore(None, start, steps_per_epoch=7, data=1)
 
 
 def test_where_none_is_whole_nothing_starts_anew(tmp_path):
@@ -94,10 +147,14 @@ class Bomb:
 
 
 def test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest(tmp_path, capsys):
-    for write in (torch.save, lambda bomb, file: pickle.dump(bomb, file, protocol=2)):
+    for write, message in (
+        (torch.save, "must hold tensors and plain data alone, found the Python object .*print: making it could"),
+        (lambda bomb, file: pickle.dump(bomb, file, protocol=2), "must be a file as torch.save writes it"),
+    ):
         write_whole(tmp_path / "state", lambda file, write=write: write(Bomb(), file))
-        with pytest.raises(pickle.UnpicklingError):
+        with pytest.raises(ValueError, match=message) as refused:
             load_file(tmp_path / "state")
+        assert "weights_only" not in str(refused.value) and "add_safe_globals" not in str(refused.value)
     assert "boom" not in capsys.readouterr().out
 
 
@@ -118,6 +175,40 @@ def test_a_named_checkpoint_is_taken_else_latest_and_not_a_newer_one_of_a_time_l
     assert find(str(folder / "step00000002"), tmp_path) == named
 
 
+def begin(workdir, resume):
+    (workdir / "config.json").write_text(json.dumps({"run": {"resume": str(resume)}}))
+
+
+def test_a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goes_on(tmp_path, monkeypatch):
+    folder = make(tmp_path, 2, 4, 6).parent
+    begin(tmp_path, "auto")
+    named = find(str(folder / "step00000002"), tmp_path)
+    assert named == Start(folder, "step00000002", is_own=True, is_named=True)
+    Saver(tmp_path, CheckpointConfig(), {}).begin(named)
+    begin(tmp_path, folder / "step00000002")
+    # A requeue before the first save, and one after it, when the named one is gone; by a relative path, too.
+    monkeypatch.chdir(tmp_path)
+    for tag in ("step00000002", "step00000003"):
+        if tag == "step00000003":
+            make(tmp_path, 3)
+            shutil.rmtree(folder / "step00000002")
+        for resume in (folder / "step00000002", Path("checkpoints/step00000002"), "auto"):
+            start = find(str(resume), tmp_path)
+            assert start == Start(folder, tag, is_own=True, is_named=False)
+    assert find(str(folder / "step00000004"), tmp_path).tag == "step00000004", "another one is another wish"
+    with pytest.raises(
+        ValueError, match="must be auto, none, a run folder or a checkpoint in one, found .*step00000005"
+    ):
+        find(str(folder / "step00000005"), tmp_path)
+
+
+def test_where_latest_names_an_absent_checkpoint_the_newest_whole_one_is_taken(tmp_path):
+    folder = make(tmp_path, 1, 2, 3).parent
+    TORN(folder / "step00000002")
+    shutil.rmtree(folder / "step00000003")
+    assert newest_whole(find("auto", tmp_path)).tag == "step00000001"
+
+
 def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp_path):
     other = make(tmp_path / "other", 2).parent
     own = tmp_path / "own"
@@ -125,6 +216,9 @@ def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp
     assert find(str(tmp_path / "other"), own) == find(str(other / "step00000002"), own) == named
     folder = make(own, 3).parent
     assert find(str(tmp_path / "other"), own).folder == folder
+    begin(own, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other")
+    assert find(str(tmp_path / "other"), own).folder == folder, "which needs the other no more"
 
 
 def test_the_newest_the_best_and_latest_are_kept_and_no_leftovers(tmp_path):

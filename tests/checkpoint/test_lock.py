@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.checkpoint.test_failing_saves import limit_file_size
-from tests.conftest import ROOT, finish_ranks, start_ranks
-from vitkd_ds.checkpoint.lock import LockFailed, LockLost, RunLock
+from tests.conftest import ROOT, finish_ranks, start_ranks, wait_until
+from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.checkpoint.lock import LockFailed, LockLost, RunLock, _start_time
+from vitkd_ds.checkpoint.save import Saver
+from vitkd_ds.config.run import CheckpointConfig
 
 
 def locked_by(workdir, **holder):
@@ -50,6 +55,74 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(tmp_path, caplog):
     assert f"took over the lock of process {dead.pid} on " in caplog.text
 
 
+def test_a_zombie_is_dead(tmp_path):
+    process = subprocess.Popen(["sleep", "60"])
+    locked_by(tmp_path, pid=process.pid, start_time=_start_time(process.pid))
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its parent has not asked
+    try:
+        acquired(tmp_path).release()
+    finally:
+        process.wait()
+
+
+def test_a_claim_that_a_dead_job_left_does_not_stay(tmp_path):
+    claim = locked_by(tmp_path, start_time="1").with_name(".lock.after.other")
+    claim.touch()
+    os.utime(claim, (0, 0))
+    acquired(tmp_path, heartbeat_s=0.05, stale_s=5).release()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_claim_of_a_job_that_lives_is_left_alone(tmp_path):
+    claim = locked_by(tmp_path, start_time="1").with_name(".lock.after.other")
+    claim.touch()
+    lock = RunLock(tmp_path, heartbeat_s=0.05, stale_s=60)
+    thread = threading.Thread(target=lock.acquire)
+    thread.start()
+    time.sleep(0.5)
+    assert claim.exists() and thread.is_alive()
+    claim.unlink()
+    thread.join()
+    lock.release()
+
+
+def test_a_lock_that_changes_hands_during_a_takeover_is_left_alone(tmp_path, monkeypatch):
+    link, path = os.link, locked_by(tmp_path, start_time="1")
+
+    def slow_link(source, target):
+        link(source, target)
+        if target.name == ".lock.after.other":
+            locked_by(tmp_path, token="new")  # another job was faster
+
+    monkeypatch.setattr(os, "link", slow_link)
+    with pytest.raises(ValueError, match="one job at a time"):
+        RunLock(tmp_path, heartbeat_s=0.05).acquire()
+    assert json.loads(path.read_text())["token"] == "new"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vitkd_ds.checkpoint.lock import RunLock
+RunLock(Path(sys.argv[1]), heartbeat_s=0.05).acquire()
+time.sleep(60)
+"""
+
+
+def test_the_holders_heart_beats_and_it_ends_when_it_lost_the_lock(tmp_path):
+    path, process = tmp_path / "lock", subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT)
+    try:
+        wait_until(path.exists, [process])
+        os.utime(path, (0, 0))
+        wait_until(lambda: path.stat().st_mtime > 0, [process], timeout=20)
+        locked_by(tmp_path)
+        assert process.wait(timeout=20) == 1 and json.loads(path.read_text())["token"] == "other"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_job_of_another_host_lives_as_long_as_its_heart_beats(tmp_path):
     path = locked_by(tmp_path, machine="elsewhere", host="node7", job="12")
     stop = threading.Event()
@@ -80,10 +153,47 @@ def test_the_requeue_of_a_job_does_not_wait_for_its_former_self(tmp_path, monkey
     assert path.exists(), "it is the other's by now"
 
 
-def test_a_lock_that_a_crash_left_empty_does_not_block(tmp_path):
-    for content in ("", "{"):
-        (tmp_path / "lock").write_text(content)
-        acquired(tmp_path, heartbeat_s=0.2, stale_s=0.5).release()
+DAMAGED = [b"", b"{", b"{}", b"null", b"[]", b"0", b'""', b"7", b"[1]", b'{"token": 1}', b'{"token": "a"}', b"\xff"]
+DAMAGED += [b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, None, "a path"], ids=lambda content: str(content)[:20])
+def test_a_damaged_lock_does_not_block_and_is_not_waited_for_in_vain_or_busily(tmp_path, caplog, content):
+    if content == "a path":
+        content = json.dumps(RunLock(tmp_path).me | {"token": "../../x"}).encode()
+    if content is None:
+        (tmp_path / "lock").symlink_to("nowhere")
+    else:
+        (tmp_path / "lock").write_bytes(content)
+    started, worked = time.monotonic(), time.thread_time()
+    acquired(tmp_path, heartbeat_s=0.1, stale_s=0.3).release()
+    assert 0.3 <= time.monotonic() - started < 10 and time.thread_time() - worked < 0.2
+    assert "took over the lock of a job that its damaged lock does not name" in caplog.text
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{}")])
+def test_a_lock_that_somebody_changes_is_written_again_and_a_second_job_is_refused(tmp_path, caplog, change):
+    lock = acquired(tmp_path, heartbeat_s=0.05)
+    for look in (lambda: time.sleep(0.5), lock.check):  # by the heartbeat, or before a save
+        change(lock.path)
+        look()
+        with pytest.raises(ValueError, match="one job at a time"):
+            RunLock(tmp_path).acquire()
+        assert "was changed while this job holds it, and is written again" in caplog.text
+        caplog.clear()
+    lock.release()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_folder_that_somebody_deletes_is_not_made_again(tmp_path):
+    lock = acquired(tmp_path / "run", heartbeat_s=0.05)
+    shutil.rmtree(tmp_path / "run")
+    time.sleep(0.2)
+    saver = Saver(tmp_path / "run", CheckpointConfig(), {}, check=lock.check)
+    with pytest.raises(LockLost, match="run must stay while a run goes on in it, found it gone"):
+        saver.save(None, TrainState(7, 1))
+    lock.release()
+    assert not (tmp_path / "run").exists()
 
 
 RACE = """
@@ -122,7 +232,7 @@ def disk(tmp_path):
     def mount(kind):
         place = tmp_path / kind
         place.mkdir()
-        options = {"full": "size=16k", "no more files": "nr_inodes=3", "read-only": "size=16k"}[kind]
+        options = {"full": "size=16k", "no more files": "nr_inodes=3", "read-only": "size=16k", "good": "size=1m"}[kind]
         if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True).returncode:
             pytest.skip("a disk can be mounted by root alone")
         mounted.append(place)
@@ -132,7 +242,7 @@ def disk(tmp_path):
                 (place / "filler").write_bytes(bytes(2**20))
         elif kind == "no more files":
             (place / "filler").touch()
-        else:
+        elif kind == "read-only":
             subprocess.run(["mount", "-o", "remount,ro", place], check=True)
         return place
 
@@ -155,6 +265,14 @@ def test_a_disk_that_cannot_be_written_is_a_sentence_and_nothing_is_left_on_it(d
     place = disk(kind)
     for workdir in (place / "runs" / "new", place / "used"):
         refused_for_want_of(error, workdir)
+
+
+def test_a_disk_that_turns_read_only_hides_no_error_of_the_run(disk, caplog):
+    place = disk("good")
+    lock = acquired(place / "run")
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    lock.release()
+    assert f"{place}/run/lock cannot be given back, [Errno 30] Read-only file system" in caplog.text
 
 
 def test_a_lock_that_is_cut_short_where_there_are_no_links_does_not_stay(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from safetensors.torch import save_file
 
 from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.pack import pack
+from vitkd_ds.config.run import as_dict
+from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.data.torchvision import open_beton
+from vitkd_ds.recipes import build_run
 from vitkd_ds.recipes.demo import STUDENT_ARGS
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.9, 0.8, 0.7]
@@ -111,3 +115,21 @@ def test_a_packed_folder_is_evaluated_and_its_foreign_classes_are_the_students_b
     said = str(refusal.value)
     assert said.startswith("data.val must have no classes but those of the student, found also 'eel'")
     assert said.endswith("give images of its classes, or rename the class") and "data.train" not in said
+
+
+def test_a_run_on_a_part_of_the_classes_is_evaluated_on_their_images(tmp_path, small_beton):
+    """The run's own images have more classes than its student."""
+    kept = [CLASSES[7], CLASSES[2]]
+    (tmp_path / "kept").write_text("\n".join(kept) + "\n")
+    folder = tmp_path / "run"
+    write_export(folder, classes=kept, args={"img_size": 28, "num_classes": 2, **STUDENT_ARGS})
+    model = timm.create_model(MODEL, img_size=28, num_classes=2, **STUDENT_ARGS)
+    save_file(model.state_dict(), folder / "student.safetensors")
+    run = build_run("demo_plain")
+    data = replace(
+        run.data, val=str(small_beton), train=str(small_beton), num_classes=2, classes=str(tmp_path / "kept")
+    )
+    (folder / "config.json").write_text(json.dumps({"run": as_dict(replace(run, data=data))}))
+    labels = read_beton(small_beton)[2]
+    found = evaluate_exported(str(folder))
+    assert found["num_images"] == np.isin(labels, [2, 7]).sum() > 0

@@ -78,3 +78,11 @@ def test_captions_are_classes_and_their_shares_in_the_image_whatever_the_label_s
     else:
         assert 16 < sum(len(lines) == 2 for lines in expected) < 32, "some met an image of their own class"
     assert captions_of(run, tmp_path, monkeypatch) == expected
+
+
+def test_images_without_labels_are_shown_without_captions(tmp_path):
+    path = pack(write_images(tmp_path / "images", 8), tmp_path / "x.beton", labels="none", workers=1).path
+    run = parse_run((), {"recipe": "demo_label_free", "data.train": str(path), "data.val": str(path)})
+    assert _caption(torch.zeros(0), ()) == [""]
+    pixels = np.asarray(Image.open(show(run, tmp_path / "x.png")).convert("L"))
+    assert pixels[140:164].min() == 255 and pixels[:140].min() < 200

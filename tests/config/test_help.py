@@ -4,7 +4,7 @@ import pytest
 
 from tests.config.test_rules import Example
 from vitkd_ds.config.help import docstrings, field_help
-from vitkd_ds.config.losses import CrossEntropyTerm
+from vitkd_ds.config.losses import TERMS, CrossEntropyTerm
 from vitkd_ds.config.overrides import field_types
 from vitkd_ds.recipes import build_run
 
@@ -32,7 +32,7 @@ def test_options_show_default_and_kind_as_they_are_typed():
     fields = fields_in(field_help(build_run("deit_tiny_from_deit3_small"), width=1000))
     for key, option in {
         "optim.lr": "--optim.lr=0.001  (a number; must be positive)",
-        "compile": "--compile=true  (true or false)",
+        "compile": "--compile=default  (text; must be one of off, default, max-autotune, reduce-overhead)",
         "student.init": "--student.init=''  (text)",
         "teacher.placement": "--teacher.placement=shard  (text; must be one of shard, replica, offload)",
         "losses.kd.schedule": "--losses.kd.schedule=constant  (text; must be one of constant, linear, cosine)",
@@ -45,7 +45,7 @@ def test_options_show_default_and_kind_as_they_are_typed():
 
 
 def test_the_top_level_comes_first_and_each_group_has_a_heading():
-    losses = ["losses.ce", "losses.kd", "losses.nkd", "losses.vitkd"]
+    losses = ["losses", *(f"losses.{name}" for name in TERMS)]
     everything = ["run", "student", "teacher", "data", "augment", *losses, "optim", "checkpoint"]
     for topic, expected in (("", everything), ("losses", losses)):
         lines = field_help(build_run("demo"), topic, width=1000).splitlines()
@@ -62,7 +62,7 @@ def test_a_missing_part_is_listed_with_its_own_defaults():
 
 @pytest.mark.parametrize("topic, keys", [
     ("checkpoint", {"checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.max_failures"}),
-    ("losses.kd", {"losses.kd.weight", "losses.kd.schedule", "losses.kd.temperature"}),
+    ("losses.kd", {"losses.kd.weight", "losses.kd.schedule", "losses.kd.temperature", "losses.kd.standardize"}),
     ("optim.lr", {"optim.lr"}),
     ("seed", {"seed"}),
 ])  # fmt: skip

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.config.test_run_folder import make_student
-from vitkd_ds.config.losses import TEACHER_TERMS
+from vitkd_ds.config.check import check_run
+from vitkd_ds.config.losses import terms_of_a_teacher
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import apply_overrides
-from vitkd_ds.config.run import as_dict, check_run
+from vitkd_ds.config.run import as_dict
 from vitkd_ds.recipes import build_run
 
 DEMO, PLAIN = build_run("demo"), build_run("demo_plain")
@@ -23,7 +24,7 @@ def test_without_a_teacher_the_terms_that_need_one_are_off_and_all_else_stays(re
     plain = apply_options(run, {"teacher": "none", "data.train": "t", "data.val": "v"})
     check_run(plain)
     assert plain.teacher is None and list(plain.losses.active()) == ["ce"]
-    assert all(getattr(plain.losses, name).weight == 0 for name in TEACHER_TERMS)
+    assert all(getattr(plain.losses, name).weight == 0 for name in terms_of_a_teacher(plain.losses))
     assert (plain.augment, plain.optim, plain.losses.ce) == (run.augment, run.optim, run.losses.ce)
 
 

@@ -35,5 +35,5 @@ def test_runs_are_frozen():
 
 
 def test_the_blocks_of_vitkd_are_tapped_and_none_where_it_is_off():
-    assert LossesConfig(vitkd=ViTKDTerm(weight=1, blocks=(1, 3))).tapped_blocks == (1, 3)
-    assert LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(blocks=(1, 3))).tapped_blocks == ()
+    assert LossesConfig(vitkd=ViTKDTerm(weight=1, blocks=(1, 3))).needs.tapped("teacher") == (1, 3)
+    assert LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(blocks=(1, 3))).needs.tapped("teacher") is None

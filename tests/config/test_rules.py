@@ -5,11 +5,13 @@ from typing import Annotated, Literal
 
 import pytest
 
+from vitkd_ds.config.overrides import apply_overrides
 from vitkd_ds.config.rules import POSITIVE, Part, at_least, rules_of, within
+from vitkd_ds.recipes import build_run
 
 
 @pytest.mark.parametrize("rule, right, wrong", [
-    (POSITIVE, [1, 1e-9], [0, -1]), (at_least(2), [2, 3], [1, -2]),
+    (POSITIVE, [1, 1e-9], [0, -1]), (at_least(2), [2, 3], [1, 1.9, -2]),
     (within("[0, 1)"), [0, 0.5], [1, -0.1, 2, float("nan")]), (within("(0, 1]"), [1, 0.5], [0, 1.1]),
     (within("(0, 1)"), [0.5], [0, 1]), (within("[0.25, 1]"), [0.25, 1, 0.3], [0.2, 1.1]),
 ])  # fmt: skip
@@ -39,3 +41,21 @@ def test_a_part_checks_its_fields_and_names_key_value_and_option():
         Example(rate=-1)
     with pytest.raises(ValueError, match="^a.b.mode must be one of x, y, found 'z'"):
         Example(mode="z")
+
+
+@pytest.mark.parametrize("key, taken, refused", [
+    ("data.crop_scale", ["0.1,1", "1,1"], ["0,1", "0.5,1.1", "0.5,0.4"]), ("data.crop_ratio", ["1,1"], ["0,1", "2,1"]),
+    ("data.num_classes", ["0", "2"], ["1", "-1"]), ("data.val_crop_fraction", ["0.25", "1"], ["0.2", "1.1"]),
+    ("optim.betas", ["0,0", "0.9,0.99"], ["0.9,1", "-0.1,0.9"]), ("optim.lr", ["1e-9"], ["0", "inf", "1_0"]),
+    ("student.drop_path_rate", ["0"], ["1"]), ("augment.repeats", ["1"], ["0"]), ("seed", ["0"], ["-1", "1_000"]),
+    ("checkpoint.keep_last", ["1"], ["0"]), ("checkpoint.max_failures", ["1"], ["0"]), ("epochs", ["0.1"], ["0"]),
+    ("global_batch_size", ["1"], ["0"]), ("log_every_steps", ["1"], ["0"]), ("teacher.keep_tokens", ["0"], ["-1"]),
+    ("losses.vitkd.mask_ratio", ["0.1"], ["0", "1"]), ("losses.vitkd.blocks", ["0,3"], ["0", "0,1,2"]),
+    ("losses.kd.temperature", ["0.1"], ["0"]), ("losses.ce.label_smoothing", ["0"], ["1"]),
+])  # fmt: skip
+def test_values_at_a_bound_are_taken_and_beside_it_refused(key, taken, refused):
+    for text in taken:
+        apply_overrides(build_run("demo"), {key: text})
+    for text in refused:
+        with pytest.raises(ValueError, match=f"{key} must "):
+            apply_overrides(build_run("demo"), {key: text})

@@ -17,6 +17,14 @@ def test_only_published_checkpoints_count_and_a_pointer_that_names_none_points_n
         assert folder.pointer(tmp_path, "latest") == found and folder.newest(tmp_path) == (found or "step00000010")
 
 
+@pytest.mark.parametrize("latest, found", [(3, "step00000002"), (99, "step00000010"), (1, "step00000010")])
+def test_where_the_newest_is_gone_the_next_older_one_counts_and_else_the_newest(tmp_path, latest, found):
+    for name in ("step00000002", "step00000010", "step00000004"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "latest").write_text(f"step{latest:08d}")
+    assert folder.newest(tmp_path) == found
+
+
 def make_student(path, **description):
     path.mkdir(parents=True, exist_ok=True)
     (path / "student.safetensors").touch()

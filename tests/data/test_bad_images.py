@@ -10,6 +10,7 @@ import torch
 
 from tests.data.conftest import write_beton
 from tests.data.test_loader import config, epoch_of
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.bad_images import PADDING_LABEL
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.loader import build_loader
@@ -75,6 +76,13 @@ def test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts(path, cap
     assert (skipped_images[~untouched] != images[~untouched]).any() and skipped_images[~untouched].any()
 
 
+def test_the_very_next_image_takes_the_place(path):
+    overwrite(path, 2, bytes(40), at=200)
+    loader = build_loader(config(path, on_bad="skip"), split="train", micro_batch_size=4, global_batch_size=8)
+    labels = torch.cat(epoch_of(loader)[1])[loader._train_order(0)["index"] == 2]
+    assert loader.num_skipped == 1 and labels.tolist() == [0], "of image 3, as image 4 is of class b"
+
+
 def test_skip_leaves_the_image_out_in_validation_and_gives_up_when_nothing_decodes(path):
     overwrite(path, 3, bytes(40), at=200)
     loader = build_loader(config(path, on_bad="skip"), split="val", micro_batch_size=4)
@@ -93,3 +101,11 @@ def test_a_file_cut_short_while_it_is_open_ends_the_run_also_where_images_are_sk
     for loader in loaders:
         with pytest.raises(ValueError, match="must be read, but image .* cannot be read whole"):
             epoch_of(loader)
+
+
+def test_an_image_without_a_label_is_named_by_its_number(tmp_path):
+    src = write_beton(tmp_path, 8).parent / "images"
+    path = pack(src, tmp_path / "plain.beton", labels="none", workers=1).path
+    overwrite(path, 5, bytes(40), at=200)
+    with pytest.raises(ValueError, match="plain.beton' must decode, but image 5 has other bytes than when"):
+        epoch_of(build_loader(config(path, num_classes=0), split="val", micro_batch_size=4))

@@ -40,7 +40,12 @@ def test_a_crop_depends_on_image_repeat_epoch_and_seed_and_not_on_its_place_in_t
     np.testing.assert_array_equal(base, crops(300, 400, np.arange(100)[::-1], seed=7, epoch=1)[::-1])
     np.testing.assert_array_equal(crops(300, 400, [17], seed=7, epoch=1)[0], base[17])
     assert len({tuple(box) for box in boxes(base)}) > 95
-    for other in ({"seed": 7, "epoch": 2}, {"seed": 8, "epoch": 0}, {"seed": 7, "epoch": 1, "repeat": 1}):
+    for other in (
+        {"seed": 7, "epoch": 2},
+        {"seed": 8, "epoch": 0},
+        {"seed": 8, "epoch": 1},
+        {"seed": 7, "epoch": 1, "repeat": 1},
+    ):
         assert (boxes(base) == boxes(crops(300, 400, np.arange(100), **other))).all(axis=1).mean() < 0.05
 
 
@@ -68,7 +73,43 @@ def test_flips_and_filters_come_at_their_probability_and_can_be_fixed():
         assert (rows["flip"] == probability).all() and (rows["filter"] == number).all()
 
 
-@pytest.mark.parametrize("size, fraction", [(224, 0.875), (224, 1.0), (28, 0.9), (15, 0.7)])
+def test_flips_and_boxes_share_no_draw():
+    rows = crops(300, 400, np.arange(4000), interpolation="random")
+    for name in ("flip", "filter"):
+        for values in (rows["height"] * rows["width"], rows["width"] / rows["height"], rows["top"], rows["left"]):
+            assert abs(np.corrcoef(rows[name], values)[0, 1]) < 0.06
+
+
+def test_ratios_are_log_uniform():
+    rows = crops(1000, 1000, np.arange(4000), scale=(0.1, 0.1), ratio=(1 / 4, 4.0))
+    logs = np.log(rows["width"] / rows["height"]) / np.log(4)
+    assert np.quantile(logs, (0.25, 0.5, 0.75)) == pytest.approx([-0.5, 0, 0.5], abs=0.06)
+    rows = crops(1000, 1000, np.arange(100), scale=(0.1, 0.1), ratio=(2.0, 3.0))
+    assert (rows["width"] > 1.9 * rows["height"]).all()
+
+
+def test_each_place_of_a_box_is_as_likely():
+    rows = crops(3, 3, np.arange(4000), scale=(4 / 9, 4 / 9), ratio=(1.0, 1.0))
+    for name in ("top", "left"):
+        assert set(rows[name]) == {0, 1} and abs(rows[name].mean() - 0.5) < 0.04
+
+
+def test_a_box_that_does_not_fit_is_drawn_anew_ten_times():
+    torch.manual_seed(0)
+    settings, image = {"scale": (0.5, 1.0), "ratio": (1 / 4, 4.0)}, torch.empty(3, 100, 400)
+    theirs = np.array([RandomResizedCrop.get_params(image, *map(list, settings.values())) for _ in range(4000)])
+    ours = boxes(crops(100, 400, np.arange(4000), **settings))
+    whole, expected = ((found == (0, 0, 100, 400)).all(1).mean() for found in (ours, theirs))
+    assert 0.1 < expected < 0.6 and abs(whole - expected) < 0.04
+
+
+def test_evaluation_resizes_by_the_filter_of_the_settings():
+    for interpolation, number in (("bilinear", BILINEAR), ("bicubic", BICUBIC), ("random", BICUBIC)):
+        rows = CentreCrops(16, 1.0, interpolation).rows(samples([0, 1]), np.array([30, 40]), np.array([50, 20]))
+        assert (rows["filter"] == number).all()
+
+
+@pytest.mark.parametrize("size, fraction", [(224, 0.875), (224, 1.0), (224, 0.9), (28, 0.9), (15, 0.7)])
 def test_the_centre_crop_is_torchvisions_resize_and_centre_crop(size, fraction):
     heights, widths = np.array([256, 300, 1, 375, 500, 333]), np.array([256, 500, 9, 500, 375, 87])
     rows = CentreCrops(size, fraction, "bicubic").rows(samples(np.arange(6)[::-1]), heights, widths)

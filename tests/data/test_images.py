@@ -13,7 +13,8 @@ from tests.data.test_loader import another, config
 from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton
-from vitkd_ds.data.images import fingerprint_of, open_images
+from vitkd_ds.data.crops import CentreCrops, TrainCrops
+from vitkd_ds.data.images import crops_of, fingerprint_of, open_images
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.sources import open_source
 
@@ -115,3 +116,16 @@ def test_the_fingerprint_is_that_of_the_opened_images(packed, backend):
         found.append(fingerprint_of(data, "val"))
         assert found[-1] == open_images(data, split="val", seed=0, micro_batch_size=1).fingerprint
     assert len(set(found)) == len(paths)
+
+
+def test_the_settings_of_the_crops_reach_them():
+    numbers = {"crop_scale": (0.2, 0.3), "crop_ratio": (0.5, 0.6), "flip_probability": 0.9, "val_crop_fraction": 0.7}
+    data = config("", image_size=20, interpolation="bilinear", **numbers)
+    assert crops_of(data, split="train", seed=3) == TrainCrops(3, 20, (0.2, 0.3), (0.5, 0.6), 0.9, "bilinear")
+    assert crops_of(data, split="val", seed=3) == CentreCrops(20, 0.7, "bilinear")
+
+
+def test_ignored_labels_are_gone(beton):
+    options = {"split": "train", "seed": 0, "micro_batch_size": 2}
+    images = open_images(config(beton, labels="ignore", num_classes=0), **options)
+    assert images.classes == () and not images.labels.any() and len(images.labels) == 22

@@ -12,6 +12,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from tests.data.conftest import write_beton
 from vitkd_ds.config.run import AugmentConfig, DataConfig
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.beton.ffcv import Compiler, DecodingThread
 from vitkd_ds.data.loader import build_loader
 
@@ -119,6 +120,31 @@ def test_validation_sees_each_image_exactly_once_at_any_number_of_ranks(beton, n
         assert same([part[is_real] for part in dealt], [images[chosen], labels[chosen]])
 
 
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_it_says_which_images_a_micro_batch_has_and_closes_with_its_block(beton, backend):
+    data = config(beton, backend=backend)
+    with another(data, split="val", micro_batch_size=3) as loader:
+        whole = dict(zip(range(len(loader._images.labels)), torch.cat(epoch_of(loader)[0])))
+        training = another(data, rank=1, world_size=2)
+        seen, expected = [], training._take_share(training._train_order(1))["index"]
+        for _ in training.epoch(1):
+            assert len(training.indices_B) == 2
+            seen += training.indices_B.tolist()
+        assert seen == expected.tolist()
+        for images, labels in loader.epoch(0):
+            found = loader.indices_B.tolist()
+            assert all(torch.equal(whole[i], image) for i, image in zip(found, images))
+            assert loader._images.labels[found].tolist()[: int((labels >= 0).sum())] == labels[labels >= 0].tolist()
+        running, threads = loader.epoch(0), threading.active_count()
+        next(running)
+    assert next(running, None) is None and threading.active_count() <= threads
+    loader.close()
+    training.close()
+    for closed in (loader, training):
+        with pytest.raises(ValueError, match="must be open, found it closed: build another"):
+            next(iter(closed))
+
+
 def test_augmentation_follows_the_image_and_not_its_micro_batch(beton):
     augment = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.3, random_erasing=0.5)
     data, both = config(beton), (None, augment)
@@ -129,11 +155,36 @@ def test_augmentation_follows_the_image_and_not_its_micro_batch(beton):
     assert same(*(epoch_of(another(data, split="val", augment=a))[0] for a in both))
 
 
+def test_seed_and_statistics_reach_the_augmenter(beton):
+    options = {"seed": 3, "statistics": ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))}
+    augment = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+    loader = another(config(beton), augment=augment, **options)
+    samples = loader._train_order(1)
+    found, expected = (
+        augmenter.plan(samples, height=SIZE, width=SIZE)
+        for augmenter in (loader._images.operation.augmenter, Augmenter(augment, **options))
+    )
+    assert found.fill == expected.fill == (26, 51, 76) and np.array_equal(found.levels, expected.levels)
+    assert np.array_equal(found.operations, expected.operations) and found.operations["op"].any()
+    assert np.array_equal(found.rectangles, expected.rectangles)
+
+
 def test_repeated_augmentation_shows_an_image_again_with_another_crop(beton):
     rows = rows_of(another(config(beton), augment=AugmentConfig(repeats=2)))
     twice = [rows[rows["index"] == i] for i in set(rows["index"])]
     assert len(twice) == 10 and all(pair["repeat"].tolist() == [0, 1] for pair in twice)
     assert len({tuple(row)[2:8] for pair in twice for row in pair}) == 20
+
+
+def test_the_order_follows_the_seed(beton, train):
+    orders = [loader._train_order(0)["index"].tolist() for loader in (train, another(config(beton), seed=1))]
+    assert orders[0] != orders[1]
+
+
+def test_an_image_is_cut_anew_in_each_epoch(train):
+    first, second = ({row["index"]: row.tolist() for row in rows_of(train, epoch)} for epoch in (0, 1))
+    both = first.keys() & second.keys()
+    assert len(both) > 10 and not any(first[index] == second[index] for index in both)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 7, 9, 10])
@@ -144,7 +195,7 @@ def test_leaving_an_epoch_early_leaves_no_thread(train, taken):
         next(closed)
         next(dropped)
     if taken == 1:
-        assert threading.active_count() == threads + 2
+        assert threading.active_count() == threads + 4, "one that decodes and one that reads ahead each"
     closed.close()
     del dropped
     gc.collect()

@@ -1,5 +1,6 @@
 """Mixup, CutMix and smoothing: the laws they keep, and timm's values from the same draws."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from timm.data import mixup as timm_mixup
 
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.mixing import cutmix_box, mix, smooth_targets
+from vitkd_ds.data.mixing import MIX_STREAM, cutmix_box, mix, mix_step, smooth_targets
+from vitkd_ds.recipes import build_run
 
 B, K, SIZE = 6, 5, (8, 12)
 
@@ -135,3 +137,35 @@ def test_a_micro_batch_is_mixed_as_by_timm(mode, mixup, cutmix, seed, monkeypatc
     monkeypatch.setattr(timm_mixup, "rand_bbox", lambda *_, **__: next(boxes))
     for mine, other, atol in zip(ours, theirs(images.float().contiguous(), labels), (1e-4, 1e-6)):
         torch.testing.assert_close(mine, other, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("mode", ["batch", "element"])
+@pytest.mark.parametrize("mixup, cutmix", [(0, 0), (0.8, 0), (0, 1.0), (0.8, 1.0)])
+def test_without_classes_images_are_mixed_as_with_them_and_targets_are_empty(mixup, cutmix, mode):
+    images, labels = micro_batch()
+    options = {"mixup": mixup, "cutmix": cutmix, "smoothing": 0.1, "mode": mode}
+    mixed, targets = run(images, torch.zeros_like(labels), keyed_rng(3), num_classes=0, **options)
+    assert targets.shape == (B, 0) and targets.dtype == torch.float32
+    assert torch.equal(mixed, run(images, labels, keyed_rng(3), **options)[0])
+
+
+def test_the_boxes_have_the_area_that_was_drawn():
+    sizes = [cutmix_box(100, 80, 0.75, keyed_rng(seed)) for seed in range(100)]
+    areas = [(bottom - top) * (right - left) for top, bottom, left, right in sizes]
+    assert max(areas) == 0.25 * 100 * 80, "but where the image's edge cut them"
+
+
+@pytest.mark.parametrize("mode", ["batch", "element"])
+@pytest.mark.parametrize("step, place", [(0, 0), (7, 0), (0, 3)])
+def test_a_step_is_mixed_by_its_own_key_with_the_settings_of_the_run(step, place, mode):
+    run = build_run("demo")
+    augment = replace(run.augment, mixup_alpha=0.8, cutmix_alpha=0.3, mix_mode=mode)
+    losses = replace(run.losses, ce=replace(run.losses.ce, label_smoothing=0.2))
+    run = replace(run, seed=5, data=replace(run.data, num_classes=K), augment=augment, losses=losses)
+    rng = keyed_rng(5, step, place, MIX_STREAM)
+    seed = int(rng.integers(2**63))
+    numbers = {"mixup_alpha": 0.8, "cutmix_alpha": 0.3, "label_smoothing": 0.2, "mix_mode": mode, "num_classes": K}
+    expected = mix(*micro_batch(), rng=rng, **numbers)
+    found = mix_step(run, *micro_batch(), step=step, place=place)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert torch.initial_seed() == seed, "of masks and drop path"

@@ -9,8 +9,10 @@ import torch
 from tests.conftest import finish_ranks, start_ranks
 from vitkd_ds.cli import parse_run
 from vitkd_ds.engine.processes import start_processes
-from vitkd_ds.train.loop import train_step
+from vitkd_ds.models.normalization import Normalization
+from vitkd_ds.train.inputs import Inputs
 from vitkd_ds.train.parts import build_parts
+from vitkd_ds.train.step import train_step
 
 
 def test_teacher_and_student_get_the_same_mixed_images_in_each_micro_batch_of_a_step(small_beton, demo_cache):
@@ -23,21 +25,28 @@ def main():
     flags = {"global_batch_size": "8", "micro_batch_size_per_gpu": "4", "data.num_workers": "1", "debug": "True"}
     run = parse_run((), {"recipe": "demo", "data.train": sys.argv[1], "augment.cutmix_alpha": "1"} | flags)
     parts = build_parts(run, device)
-    assert parts.shares_inputs, "the demo's two models have the same mean, std and dtype"
     with closing(parts.train_loader.epoch(0)) as micro_batches:
         unmixed = [images.float() for (images, _), _ in zip(micro_batches, range(2))]
-    for are_normalized in (True, False):
-        look(replace(parts, shares_inputs=are_normalized), unmixed)
+    look(parts, unmixed, lambda images: images)
+    # Another mean and std, by which what the student sees becomes what this teacher must see.
+    own, other = parts.normalization, Normalization(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    parts.teacher.normalization = other
+    old_std, old_mean, new_std, new_mean = (
+        torch.tensor(numbers).view(3, 1, 1) for numbers in (own.std, own.mean, other.std, other.mean)
+    )
+    parts = replace(parts, inputs=Inputs(run, own, parts.engine.dtype, parts.teacher, device))
+    look(parts, unmixed, lambda images: (images.float() * old_std + old_mean - new_mean) / new_std)
 
 
-def look(parts, unmixed):
-    """Make a step of two micro-batches, and compare what both models were shown."""
+def look(parts, unmixed, shown):
+    """Make a step of two micro-batches, and compare what both models were shown; `shown` makes of the student's images
+    the teacher's."""
     teacher, student, features = [], [], []
 
-    def watched_teacher(images, *, are_normalized):
-        teacher.append(images if are_normalized else parts.normalization.apply(images, parts.engine.dtype))
-        assert are_normalized == parts.shares_inputs
-        features.append((parts.teacher(images, are_normalized=are_normalized), images))
+    def watched_teacher(images, *, are_normalized, kept_BL):
+        assert are_normalized and kept_BL is None
+        teacher.append(images)
+        features.append((parts.teacher(images, are_normalized=True), images))
         return features[-1][0]
 
     hook = parts.engine.distiller.register_forward_pre_hook(lambda _, arguments: student.append(arguments[:3]))
@@ -46,10 +55,11 @@ def look(parts, unmixed):
     hook.remove()
     assert len(teacher) == len(student) == 2
     for images, (images_of_student, targets, _), plain in zip(teacher, student, unmixed, strict=True):
-        assert torch.equal(images, images_of_student)
+        torch.testing.assert_close(images.float(), shown(images_of_student).float(), rtol=2**-7, atol=0.05)
         assert not torch.equal(images, parts.normalization.apply(plain, parts.engine.dtype)), "they are mixed"
         assert (targets.max(1).values < 1).any()
-    expected = parts.teacher.module(images_of_student)
+    assert (teacher[-1] is student[-1][0]) == (parts.teacher.normalization == parts.normalization)
+    expected = parts.teacher.module(teacher[-1])
     assert torch.equal(features[-1][0].logits_BK, expected.logits_BK), "normalised twice, or not at all"
 
 

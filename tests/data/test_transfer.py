@@ -1,6 +1,8 @@
 """Memory that is used again: never under somebody's hands, and not kept for ever."""
 
-import weakref
+import gc
+import threading
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -26,12 +28,33 @@ def test_what_is_held_is_left_alone_and_what_is_free_is_used_again():
 def test_after_many_micro_batches_were_held_only_a_few_arrays_stay_and_those_of_another_shape_or_type_go_in_the_end():
     memory = RecycledMemory()
     held = [memory.copy(values(number)) for number in range(50)]
-    arrays = [weakref.ref(array) for array in memory._arrays]
+    assert not memory._free
     del held
-    last = memory.copy(values(50))
-    assert sum(array() is not None for array in arrays) == MAX_FREE + 1 and int(last[0, 0]) == 50
+    assert len(memory._free) == MAX_FREE and int(memory.copy(values(50))[0, 0]) == 50
     memory = RecycledMemory()
     for shape in [(2, 2), (3, 3), (4, 4), (5, 5), (6, 6)]:
         assert memory.copy(values(1, shape)).shape == shape
     assert memory.copy(np.full((6, 6), 300, np.int64)).max() == 300
-    assert len(memory._arrays) == MAX_FREE + 1
+    assert [array.shape for array in memory._free] == [(6, 6), (6, 6)]
+
+
+def test_a_reference_to_a_tensor_from_wherever_keeps_its_memory_and_threads_that_drop_tensors_do_no_harm():
+    memory = RecycledMemory()
+    held = memory.copy(values(1))
+    address, shared = held.data_ptr(), held.numpy()[1:]
+    del held
+    assert memory.copy(values(2)).data_ptr() != address and (shared == 1).all()
+    del shared
+    cycle = [memory.copy(values(3))]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    queue = SimpleQueue()
+    dropping = threading.Thread(target=lambda: [None for _ in iter(queue.get, None)])
+    dropping.start()
+    for number in range(2000):
+        tensor = memory.copy(values(number % 251))
+        queue.put(tensor)
+        assert (tensor == number % 251).all()
+    queue.put(None)
+    dropping.join()

@@ -14,21 +14,20 @@ from deepspeed.utils import z3_leaf_module
 from torch import nn
 
 from tests.checkpoint import test_failing_saves
-from tests.engine import tiny
+from tests.engine import observe_terms, tiny
+from tests.engine.observe_terms import equal, save
 from tests.engine.twin import DeepSpeedsOwn
 from vitkd_ds.cli import parse_run
+from vitkd_ds.data.images import open_images
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
 from vitkd_ds.models.features import tap_features
-from vitkd_ds.train import loop
+from vitkd_ds.train import inputs, loop
+from vitkd_ds.train.step import NonFiniteError
 
 STEPS = 5
-
-
-def equal(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def weights_after(engine):
@@ -53,6 +52,10 @@ def observe_training(seen):
                 losses = tiny.train(trained, teacher, steps=STEPS, accumulation=accumulation)
                 seen[f"{precision} {who} {accumulation}"] = [*losses, weights_of(trained)]
     seen["fp32 plain torch"] = tiny.train_plainly(steps=STEPS)
+    mixed, _ = tiny.make_engine(tiny.AUTOCAST_RUN)
+    seen["autocast ours"] = tiny.train(mixed, teacher, steps=STEPS)
+    seen["autocast plain torch"] = tiny.train_plainly(steps=STEPS, autocast=True)
+    seen["autocast dtypes"] = sorted({str(p.dtype) for p in mixed.engine.module.parameters()})
     exported = tiny.make_models()[0]
     exported.load_state_dict(engine.student_weights(), strict=True)
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -116,7 +119,9 @@ def observe_teacher(seen):
     for placement in ("shard", "offload", "replica"):
         teacher = tiny.make_teacher(placement)
         found, parameters = teacher(images_BCHW), list(teacher.module.parameters())
-        seen[f"{placement} equal"] = [torch.equal(a, b) for a, b in zip(found, expected)]
+        seen[f"{placement} equal"] = [
+            torch.equal(a, b) for a, b in zip(tiny.tensors(found), tiny.tensors(expected), strict=True)
+        ]
         seen[f"{placement} requires_grad"] = any(tensor.requires_grad for tensor in (*parameters, found.logits_BK))
         torch.manual_seed(0)
         with torch.no_grad():
@@ -144,7 +149,7 @@ def gathered_ahead(*, prefetch, live):
     """How much of a sharded toy is there when its first block starts, under limits of so many blocks."""
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 40, "num_heads": 2, "num_classes": 10}
     model = timm.create_model("deit_tiny_patch16_224", **size).requires_grad_(False)
-    model.blocks = nn.Sequential(*(FlatBlock(block, compile=False) for block in model.blocks))
+    model.blocks = nn.Sequential(*(FlatBlock(block, compile="off") for block in model.blocks))
     sizes = [p.numel() for p in model.blocks[0].parameters()]
     embedding = sum(p.numel() for p in [*model.patch_embed.parameters(), model.cls_token, model.pos_embed])
     zero = {
@@ -202,15 +207,6 @@ def observe_average(seen, folder):
     seen["saved parts"] = sorted({name.split(".")[0] for name in module})
 
 
-def save(files, folder):
-    """Write a checkpoint's files, those of all ranks."""
-    folder.mkdir(exist_ok=True)
-    for name, content in files.items():
-        torch.save(content, folder / name)
-    ranks.barrier()
-    return folder
-
-
 def differences(ours, theirs, path=""):
     """Where two nested values differ."""
     if isinstance(theirs, dict) and isinstance(ours, dict) and set(ours) == set(theirs):
@@ -238,7 +234,7 @@ def observe_agreement(seen):
     seen["agreement"] = ranks.from_all({
         "main": [told(ranks.on_main, number, KeyError("x")) for number in (0, 1)],
         "all": [ranks.together(ranks.rank), ranks.on_main(lambda: ranks.rank() + 5), ranks.failures(ranks.rank)],
-        "together": told(ranks.together, 1, ValueError("no file")),
+        "together": [told(ranks.together, 1, error) for error in (ValueError("no file"), OSError("gone"))],
         "failures": told(ranks.failures, 1, OSError("disk full")),
     })  # fmt: skip
 
@@ -246,20 +242,26 @@ def observe_agreement(seen):
 def observe_nonfinite_loss(seen, workdir):
     """Rank 1's labels become nan at the third update: what each rank was stopped with."""
     flags = {"recipe": "demo_plain", "debug": "true", "workdir": str(workdir), "checkpoint.every_steps": "2"}
-    mix_step = loop.mix_step
+    mix_step, labels, run = inputs.mix_step, [], parse_run((), flags)
 
-    def poisoned(*args, step, place):
-        images_BCHW, targets_BK = mix_step(*args, step=step, place=place)
+    def poisoned(*args, step, place, **out):
+        images_BCHW, targets_BK = mix_step(*args, step=step, place=place, **out)
+        if step == 2:
+            labels.extend(args[2].tolist())
         return images_BCHW, targets_BK * float("nan") if step == 2 and ranks.rank() == 1 else targets_BK
 
-    loop.mix_step = poisoned
+    inputs.mix_step = poisoned
     try:
-        loop.train(parse_run((), flags))
+        loop.train(run)
         told = "no rank noticed"
-    except loop.NonFiniteError as error:
+    except NonFiniteError as error:
         told = str(error)
     seen["nonfinite"] = ranks.from_all(told)
     seen["nonfinite is done"] = (workdir / "done").exists()
+    found = json.loads((workdir / "nonfinite" / "step00000003.json").read_text())
+    stored = open_images(run.data, split="train", seed=0, micro_batch_size=1).labels
+    found["labels of its images"] = [stored[numbers].tolist() for numbers in found["images"]["ranks"]]
+    seen["nonfinite file"] = found | {"labels that were seen": ranks.from_all(labels)}
 
 
 def main():
@@ -271,6 +273,7 @@ def main():
     averaged = replace(tiny.RUN, optim=replace(tiny.RUN.optim, ema_decay=0.5))
     for name, run in (("bf16", tiny.RUN), ("fp32", tiny.FP32_RUN), ("fused", averaged)):
         observe_nonfinite_updates(seen, name, run)
+    observe_terms.observe(seen, folder)
     observe_checkpointing(seen)
     observe_flat(seen, folder)
     observe_teacher(seen)

@@ -4,9 +4,11 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch._inductor.compile_fx
 from torch._dynamo.utils import counters
 
 from tests.conftest import finish_ranks, start_ranks
@@ -19,6 +21,7 @@ from tests.engine.tiny import (
     make_engine,
     make_teacher,
     set_drop_path,
+    tensors,
     train,
 )
 from tests.engine.twin import DeepSpeedsOwn
@@ -42,7 +45,7 @@ def losses(run):
 
 def compiled_twins():
     """Totals, norms and the head's bias in bf16, compiled: ours, and DeepSpeed's own with one parameter a weight."""
-    ours, teacher = make_engine(replace(RUN, compile=True))
+    ours, teacher = make_engine(replace(RUN, compile="default"))
     found = []
     for engine, weights in ((ours, all_weights), (DeepSpeedsOwn(RUN, "bf16", compile=True), DeepSpeedsOwn.weights)):
         set_drop_path(engine.distiller.student, 0.3)
@@ -50,19 +53,38 @@ def compiled_twins():
     return found
 
 
+def options_of_choices():
+    """The inductor options with which student, replica and a shard's blocks are compiled, for each choice."""
+    found, compile_fx = {}, torch._inductor.compile_fx.compile_fx
+
+    def noting(graph, inputs, config_patches=None, **others):
+        options.append(config_patches or {})
+        return compile_fx(graph, inputs, config_patches=None, **others)  # what they do is inductor's business
+
+    with mock.patch.object(torch._inductor.compile_fx, "compile_fx", noting):
+        for choice in ("max-autotune", "reduce-overhead"):
+            engine, plain = make_engine(replace(RUN, compile=choice))
+            options = found[f"{choice} student"] = []
+            engine.backward(forward(engine, plain, *make_batch(), engine.dtype)["total"])
+            for placement in ("replica", "shard"):
+                options = found[f"{choice} {placement}"] = []
+                make_teacher(placement, compile=choice)(make_batch(8)[0])
+    return found
+
+
 def graphs_of_a_teacher(placement):
     """Graphs compiled after a training micro-batch, a smaller one of an evaluation, and another of training; and
     whether the smaller one's features are those of a teacher that is not compiled."""
-    teacher = make_teacher(placement, compile=True)
+    teacher = make_teacher(placement, compile="default")
     images_BCHW = make_batch(8)[0].contiguous(memory_format=torch.channels_last)  # as the loader's are
     counters.clear()
     graphs = []
     for images in (images_BCHW, images_BCHW[:5], images_BCHW):
         features = teacher(images)
-        assert all(len(feature) == len(images) for feature in features)
+        assert all(len(feature) == len(images) for feature in tensors(features))
         graphs.append(counters["stats"]["unique_graphs"])
     plain, found = make_teacher(placement)(images_BCHW[:5]), teacher(images_BCHW[:5])
-    difference = max((a.float() - b.float()).abs().max().item() for a, b in zip(plain, found))
+    difference = max((a.float() - b.float()).abs().max().item() for a, b in zip(tensors(plain), tensors(found)))
     return {"graphs": graphs, "difference": difference}
 
 
@@ -74,6 +96,13 @@ def test_a_compiled_student_has_the_same_losses_in_fp32_and_a_smaller_micro_batc
     assert seen["compiled"] == pytest.approx(seen["eager"], rel=1e-5)
     assert len(set(seen["eager"])) == 4
     assert seen["flat"] == seen["one parameter a weight"], "flat parameters change no bit"
+    tuned = {"max_autotune": True, "coordinate_descent_tuning": True}
+    graphs, own_draws = {"triton.cudagraphs": True}, {"fallback_random": True}
+    for choice, options, gathered in (("max-autotune", tuned, tuned), ("reduce-overhead", graphs, {})):
+        expected = {"student": options | own_draws, "replica": options, "shard": gathered}
+        for who, each in expected.items():
+            found = seen["options"][f"{choice} {who}"]
+            assert found and all(one == each for one in found), f"{choice} {who}: {found}"
     for teacher in (seen["replica"], seen["shard"]):
         assert teacher["graphs"][0] > 0 and len(set(teacher["graphs"])) == 1
         assert teacher["difference"] < 0.1, "bf16 rounding"
@@ -82,7 +111,12 @@ def test_a_compiled_student_has_the_same_losses_in_fp32_and_a_smaller_micro_batc
 if __name__ == "__main__":
     start_processes()
     torch.set_num_threads(1)
-    seen = {name: losses(replace(FP32_RUN, compile=name == "compiled")) for name in ("eager", "compiled")}
+    seen = {
+        name: losses(replace(FP32_RUN, compile="default" if name == "compiled" else "off"))
+        for name in ("eager", "compiled")
+    }
     seen["flat"], seen["one parameter a weight"] = compiled_twins()
     seen |= {placement: graphs_of_a_teacher(placement) for placement in ("replica", "shard")}
+    torch._dynamo.reset()  # or what was compiled is taken again
+    seen["options"] = options_of_choices()
     Path(sys.argv[1]).write_text(json.dumps(seen))

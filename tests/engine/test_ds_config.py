@@ -67,6 +67,7 @@ ZERO2 = {"zero_optimization": {"stage": 2, "compute_grad_norm": False}}
     ({"data_types": {}}, 'data_types "grad_accum_dtype": "fp32" .* found null'),
     ({"zero_optimization": ZERO2["zero_optimization"] | {"parameter_alignment": True}}, '"parameter_alignment"'),
     ({"zero_optimization": ZERO2["zero_optimization"] | {"round_robin_gradients": True}}, '"round_robin_gradients"'),
+    ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, '"dtype": "bfloat16", found "float16"'),
     ({"gradient_clipping": 4.0}, 'sets "gradient_clipping" to 4.0, the recipe to 5.0'),
 ])  # fmt: skip
 def test_a_file_with_another_stage_norm_or_clipping_than_the_engines_is_refused(write, change, message):
@@ -81,6 +82,7 @@ def test_a_file_with_another_stage_norm_or_clipping_than_the_engines_is_refused(
     assert path in str(error.value) and (
         "the recipe" in message
         or "remove it" in str(error.value)
+        or "loss scale" in str(error.value)
         or "as ds_configs/zero2.json does" in str(error.value)
     )
 

@@ -48,6 +48,16 @@ def test_a_gradient_whose_norm_is_not_finite_becomes_nan_everywhere(bad, max_nor
     assert torch.isnan(flat(groups)).all()
 
 
+def test_the_norm_of_each_group_comes_back_as_it_was_found():
+    groups = gradients()
+    expected = [torch.cat(group).norm().item() for group in groups]
+    assert clip(groups, 0.5)[3:].tolist() == pytest.approx(expected, rel=1e-6)
+    groups = gradients()
+    groups[1][0][1] = math.inf
+    assert clip(groups, 0.5)[3:].tolist() == pytest.approx([expected[0], math.inf], rel=1e-6)
+    assert clip(gradients(), 0.5, veto=1.0)[3:].tolist() == pytest.approx(expected, rel=1e-6)
+
+
 def test_squares_are_summed_in_fp64():
     groups = [[torch.cat([torch.full((1,), 4096.0), torch.full((1_000_000,), 0.5)])]]
     exact = math.sqrt(4096.0**2 + 1_000_000 * 0.25)
@@ -56,9 +66,9 @@ def test_squares_are_summed_in_fp64():
 
 def test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan():
     plain = clip(gradients(), 5.0)
-    assert torch.equal(clip(gradients(), 5.0, count=2.0), plain + torch.tensor([0.0, 0.0, 2.0]))
+    assert torch.equal(clip(gradients(), 5.0, count=2.0), plain + torch.tensor([0.0, 0.0, 2.0, 0.0, 0.0]))
     groups = gradients()
-    norm, vetoes, count = clip(groups, 5.0, veto=1.0).tolist()
+    norm, vetoes, count = clip(groups, 5.0, veto=1.0)[:3].tolist()
     assert math.isnan(norm) and (vetoes, count) == (1, 0) and torch.isnan(flat(groups)).all()
 
 

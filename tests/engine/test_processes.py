@@ -17,8 +17,10 @@ SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_
 
 
 def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own():
-    for environ in ({}, SLURM | {"SLURM_NTASKS_PER_NODE": "4"}):  # a job script's own variables
+    script, one_task = {"SLURM_NTASKS_PER_NODE": "4"}, {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"}
+    for environ in ({}, SLURM | script, SLURM | one_task | {"SLURM_STEP_NODELIST": "n1"}):
         set_rank_variables(environ)
+        assert environ["MASTER_ADDR"] == "127.0.0.1"
         assert environ["WORLD_SIZE"] == "1" and int(environ["MASTER_PORT"]) > 0 and local_world_size(environ) == 1
 
 
@@ -93,7 +95,10 @@ def test_a_gpu_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for(tmp_
 
 
 def test_what_fails_on_one_rank_is_known_on_all(observed):
-    together = ["FailedElsewhere: rank 1: ValueError: no file", "ValueError: no file"]
+    together = [
+        ["RefusedElsewhere: rank 1: ValueError: no file", "FailedElsewhere: rank 1: OSError: gone"],
+        ["ValueError: no file", "OSError: gone"],
+    ]
     for rank, told in enumerate(observed[2]["agreement"]):
         assert told["all"] == [rank, 5, []] and told["together"] == together[rank]
         assert told["failures"] == ["rank 1: OSError: disk full"]

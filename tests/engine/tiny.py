@@ -8,21 +8,39 @@ import timm
 import torch
 import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_fp32_param
+from torch.utils._pytree import tree_leaves
 
-from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
+from vitkd_ds.config.losses import (
+    TERMS,
+    DISTTerm,
+    FeatureTerm,
+    LossesConfig,
+    NKDTerm,
+    RelationTerm,
+    SpectralTerm,
+    ViTKDTerm,
+    VkDTerm,
+)
 from vitkd_ds.config.run import TeacherConfig
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
-from vitkd_ds.models.build import check_pair, normalization_of
+from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import tap_features
+from vitkd_ds.models.pair import check_pair
 from vitkd_ds.recipes import build_run
 
 SIZE = {"img_size": 16, "patch_size": 4, "depth": 3, "num_classes": 10}
 LOSSES = LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1, alpha=1e-3, beta=1e-3))
+OTHERS = LossesConfig(
+    dist=DISTTerm(weight=1, scope="all_ranks"), vkd=VkDTerm(weight=1), spectral=SpectralTerm(weight=1),
+    feature=FeatureTerm(weight=1), relation=RelationTerm(weight=1, queue=24), balance=True,
+)  # fmt: skip
+"""All terms that hold parameters or buffers, or gather."""
 RUN = build_run("demo")
 RUN = replace(RUN, global_batch_size=16, losses=LOSSES, optim=replace(RUN.optim, clip_grad_norm=0.5))
+AUTOCAST_RUN = replace(RUN, ds_config="ds_configs/zero2_autocast.json")
 FP32_RUN = replace(RUN, ds_config=str(Path(__file__).with_name("fp32.json")))
 
 
@@ -36,9 +54,9 @@ def make_models():
 NORMALIZATION = normalization_of(make_models()[0])
 
 
-def make_distiller():
+def make_distiller(losses=LOSSES):
     student, teacher = make_models()
-    return Distiller(student, RUN.losses, check_pair(student, teacher, blocks=(0, 1))), teacher
+    return Distiller(student, losses, check_pair(student, teacher, losses, image_size=16), ranks.gather), teacher
 
 
 def set_drop_path(student, probability):
@@ -69,25 +87,32 @@ def make_batch(images=16):
 
 
 def make_engine(run, *, accumulation=1):
-    distiller, teacher = make_distiller()
+    distiller, teacher = make_distiller(run.losses)
     micro = run.global_batch_size // ranks.world_size() // accumulation
     sizes = {"micro_batch_size": micro, "accumulation_steps": accumulation}
     return StudentEngine(distiller, run, student_ds_config(run, **sizes)), teacher
 
 
-def make_teacher(placement, *, compile=False):
-    config = TeacherConfig(model="deit3_small_patch16_224", checkpoint="random", placement=placement)
+def make_teacher(placement, *, compile="off", keep_tokens=0):
+    config = TeacherConfig(
+        model="deit3_small_patch16_224", checkpoint="random", placement=placement, keep_tokens=keep_tokens
+    )
     run = replace(RUN, teacher=config, compile=compile)
     return Teacher(make_models()[1], run, device=torch.device("cpu"), micro_batch_size=8)
 
 
+def tensors(features):
+    """The tensors of `Features`."""
+    return [leaf for leaf in tree_leaves(features) if leaf is not None]
+
+
 def weights_of_terms():
-    return {name: torch.tensor(float(term.weight)) for name, term in RUN.losses.active().items()}
+    return {name: torch.tensor(1.0) for name in TERMS}
 
 
 def forward(module, teacher_model, images_BCHW, targets_BK, dtype=torch.float32):
     """The terms of one micro-batch from an engine, or from a plain `Distiller`."""
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         features = tap_features(teacher_model, NORMALIZATION.apply(images_BCHW, torch.float32))
     return module(NORMALIZATION.apply(images_BCHW, dtype), targets_BK, features, weights_of_terms())
 
@@ -122,7 +147,7 @@ def train(engine, teacher_model, *, steps=3, accumulation=1, num_images=16):
     return totals, norms
 
 
-def train_plainly(*, steps):
+def train_plainly(*, steps, autocast=False):
     """The same updates in plain torch on the whole batch: no engine, no ranks, no micro-batches."""
     distiller, teacher = make_distiller()
     optim = RUN.optim
@@ -131,7 +156,8 @@ def train_plainly(*, steps):
     totals, norms = [], []
     for step in range(steps):
         adamw.zero_grad()
-        total = with_noise(step, slice(None), lambda: forward(distiller, teacher, *make_batch()))["total"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            total = with_noise(step, slice(None), lambda: forward(distiller, teacher, *make_batch()))["total"]
         total.backward()
         totals.append(total.item())
         norms.append(torch.nn.utils.clip_grad_norm_(distiller.parameters(), optim.clip_grad_norm).item())

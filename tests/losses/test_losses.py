@@ -1,7 +1,9 @@
 """Laws of the losses, and their float64 twins in tests/reference."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.reference import losses as reference
 from vitkd_ds import ViTKDLoss, kd_loss, nkd_loss
@@ -86,17 +88,21 @@ def test_exactly_the_official_number_of_tokens_is_masked(tokens, ratio, masked):
     assert (seen[0] == 99).all(dim=1).sum(dim=(1, 2)).tolist() == [masked, masked]
 
 
-def test_a_teacher_on_a_finer_grid_is_resized_to_the_students():
-    loss = ViTKDLoss(4, 6, student_grid=(14, 14), teacher_grid=(16, 16)).double()
-    student, teacher = features((14, 14), 4, 6), features((16, 16), 4, 6)
-    mixed = student | {name: teacher[name] for name in ("teacher_shallow", "teacher_deep")}
-    assert torch.isfinite(call(loss, mixed)["total"])
-    constant = {name: torch.ones_like(value) for name, value in mixed.items() if name.startswith("teacher")}
-    same = {name: torch.ones_like(student[name]) for name in constant}
-    on_equal_grids = ViTKDLoss(4, 6).double()
+@pytest.mark.parametrize("old, new", [((16, 16), (14, 14)), ((6, 4), (3, 2)), ((3, 5), (4, 2))])
+def test_a_teacher_on_another_grid_is_resized_as_by_pillow(old, new):
+    loss = ViTKDLoss(4, 6, student_grid=new, teacher_grid=old).double()
+    student, teacher, by_hand = features(new, 4, 6), features(old, 4, 6), {}
+    for name in ("teacher_shallow", "teacher_deep"):
+        maps = teacher[name].float().reshape(-1, *old, 6).permute(0, 3, 1, 2).flatten(0, 1).numpy()
+        resized = [Image.fromarray(each).resize(new[::-1], Image.Resampling.BILINEAR) for each in maps]
+        tokens = torch.from_numpy(np.stack(resized)).reshape(-1, 6, new[0] * new[1]).transpose(1, 2)
+        by_hand[name] = tokens.reshape(student[name].shape).double()
+    on_equal_grids = ViTKDLoss(4, 6, student_grid=new, teacher_grid=new).double()
     on_equal_grids.load_state_dict(loss.state_dict())
-    found, expected = call(loss, mixed | constant)["total"], call(on_equal_grids, student | same)["total"]
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    found = call(loss, student | {name: teacher[name] for name in by_hand})
+    expected = call(on_equal_grids, student | by_hand)
+    for name in ("mimic", "generate"):
+        assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-5)
 
 
 def test_the_default_noise_follows_torchs_seed():
@@ -107,6 +113,15 @@ def test_the_default_noise_follows_torchs_seed():
         torch.manual_seed(seed)
         totals.append(call(loss, inputs)["generate"].item())
     assert totals[0] == totals[1] != totals[2]
+
+
+def test_the_default_noise_masks_each_image_anew():
+    loss, seen = ViTKDLoss(4, 4).double(), []
+    torch.nn.init.constant_(loss.mask_token, 99)
+    loss.generation.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    torch.manual_seed(0)
+    call(loss, features((4, 4), 4, 4, images=8) | {"noise": None})
+    assert len({tuple(mask) for mask in (seen[0] == 99).all(dim=1).flatten(1).tolist()}) == 8
 
 
 def test_the_teacher_gets_no_gradient_from_any_loss():
@@ -130,6 +145,18 @@ def test_losses_of_extreme_logits_are_finite_under_bf16_autocast():
     total.backward()
     assert total.dtype == torch.float32
     assert torch.isfinite(total) and torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("loss, twin, others", [
+    (soft_cross_entropy, reference.cross_entropy, [TEACHER.softmax(1)]),
+    (kd_loss, reference.kd, [TEACHER]), (nkd_loss, reference.nkd, [TEACHER, TEACHER.softmax(1)]),
+])  # fmt: skip
+def test_softmaxes_of_bf16_logits_are_fp32(loss, twin, others):
+    rounded = [values.bfloat16() for values in (STUDENT, *others)]
+    numbers = {} if loss is soft_cross_entropy else {"temperature": 2.0}
+    numbers |= {"gamma": 1.5} if loss is nkd_loss else {}
+    expected = twin(*(values.double() for values in rounded), **numbers)
+    assert loss(*rounded, **numbers).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_squares_and_sums_of_bf16_features_are_fp32():

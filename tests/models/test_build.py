@@ -10,14 +10,18 @@ from safetensors.torch import save_file
 from timm.models import _builder
 
 from tests.models.families import FAMILIES, SMALL, source_model
+from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models import build
-from vitkd_ds.models.build import PairInfo, build_student, build_teacher, check_pair, model_args_of, normalization_of
+from vitkd_ds.models.build import build_student, build_teacher, model_args_of, normalization_of, statistics_of
 from vitkd_ds.models.normalization import Normalization
+from vitkd_ds.models.pair import check_pair
 
 DATA = DataConfig(train="demo", val="demo", image_size=32, num_classes=5)
 TINY = "deit_tiny_patch16_224"
 IMAGENET_DATA = DataConfig(train="demo", val="demo", image_size=224, num_classes=1000)
+
+VITKD = LossesConfig(vitkd=ViTKDTerm(weight=1))
 
 
 def teacher_of(family: str, checkpoint, **changes):
@@ -170,7 +174,7 @@ def test_a_classifier_for_other_classes_is_left_out_and_reported(tmp_path, caplo
     assert f"teacher.checkpoint={path} {said}" in caplog.text
     assert teacher.num_classes == 0 and not any(name.startswith("head.") for name in teacher.state_dict())
     assert torch.equal(teacher.blocks[1].mlp.fc2.weight, source.blocks[1].mlp.fc2.weight)
-    info = check_pair(student, teacher, blocks=(0, 1))
+    info = check_pair(student, teacher, VITKD, image_size=32)
     assert info.teacher_dim == 48
 
 
@@ -225,13 +229,15 @@ def test_a_hub_teacher_of_other_classes_loses_its_classifier_where_none_is_neede
 def test_a_teacher_of_logits_may_be_any_timm_model(tmp_path, name, data):
     source = timm.create_model(name, num_classes=5)
     config = TeacherConfig(model=name, checkpoint=str(save(source.state_dict(), tmp_path)))
-    teacher = build_teacher(config, data, needs_tokens=False)
+    teacher = build_teacher(config, data, needs_blocks=False)
     assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in teacher.state_dict().items())
     images = torch.randn(2, 3, data.image_size, data.image_size)
     assert torch.equal(teacher(images), source.eval()(images)) and teacher(images).shape == (2, 5)
     student = build_student(StudentConfig(model=TINY, model_args={"patch_size": 16}), data)
-    assert check_pair(student, teacher, blocks=()) is None
-    with pytest.raises(ValueError, match=f"teacher.model must be a timm Vis.*{name}.*--losses.vitkd.weight=0"):
+    assert check_pair(student, teacher, LossesConfig(nkd=NKDTerm(weight=1)), image_size=data.image_size) is None
+    with pytest.raises(
+        ValueError, match=f"teacher.model must be a timm Vis.*{name}.*leave out the terms that compare blocks"
+    ):
         build_teacher(config, data)
 
 
@@ -263,6 +269,7 @@ def test_half_precision_files_load_into_fp32_models(tmp_path):
     (TINY, {"img_size": 64}, "it is data.image_size"),
     (TINY, {"patch_drop_rate": 0.5}, "must not set patch_drop_rate, found 0.5: .*tokens would not match"),
     (TINY, {**SMALL, "num_heads": 5}, "student.model=deit_tiny_patch16_224 must build with"),
+    (TINY, {**SMALL, "patch_size": (8, 12)}, r"data.image_size must be a multiple .*8 x 12.*found 32"),
     (TINY, {**SMALL, "patch_size": 12}, r"data.image_size must be a multiple .*12 x 12.*found 32"),
 ])  # fmt: skip
 def test_other_models_and_arguments_are_refused_by_name(name, model_args, message):
@@ -270,26 +277,17 @@ def test_other_models_and_arguments_are_refused_by_name(name, model_args, messag
         build_student(StudentConfig(model=name, model_args=model_args), DATA)
 
 
-def test_a_pair_may_differ_in_width_depth_and_grid():
-    student = student_of("deit", model_args={**SMALL, "patch_size": (8, 16)})
-    wide = {"patch_size": 16, "embed_dim": 96, "depth": 3, "num_heads": 3}
-    teacher = teacher_of("deit3", "random", model_args=wide)
-    info = check_pair(student, teacher, blocks=(0, 1))
-    assert info == PairInfo(student_dim=48, teacher_dim=96, student_grid=(4, 2), teacher_grid=(2, 2))
-
-
-@pytest.mark.parametrize("changes, blocks, message", [
-    ({"num_classes": 7}, (0, 1), "same classes, found 5 and 7"),
-    ({"depth": 1}, (0, 1), "losses.vitkd.blocks must be between 0 and 0, as the teacher has 1 .*found 1"),
-    ({"depth": 4}, (0, 2), "the student has 2 blocks, found 2"),
-    ({}, (0, -1), "found -1"),
-])  # fmt: skip
-def test_a_pair_with_other_classes_or_too_few_blocks_is_refused(changes, blocks, message):
-    with pytest.raises(ValueError, match=message):
-        check_pair(source_model("deit"), source_model("deit3", **changes), blocks=blocks)
-
-
 def test_each_model_has_the_normalisation_of_its_timm_configuration():
     imagenet = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     assert normalization_of(source_model("deit")) == imagenet
     assert normalization_of(source_model("registers")) == Normalization(mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_the_statistics_of_a_student_are_those_of_the_model_that_is_built(tmp_path):
+    assert statistics_of(StudentConfig(model="vit_tiny_patch16_224")) == ((0.5,) * 3, (0.5,) * 3)
+    path = save(source_model("deit").state_dict(), tmp_path)
+    path.with_suffix(".json").write_text(json.dumps({"normalization": {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}}))
+    for init in ("", str(path)):
+        config = StudentConfig(model=TINY, model_args=SMALL, init=init)
+        expected = normalization_of(build_student(config, DATA))
+        assert statistics_of(config) == (expected.mean, expected.std)

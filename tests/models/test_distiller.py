@@ -7,11 +7,25 @@ import torch
 
 from tests.models.families import source_model
 from vitkd_ds import ViTKDLoss
-from vitkd_ds.config.losses import CrossEntropyTerm, KDTerm, LossesConfig, NKDTerm, ViTKDTerm
-from vitkd_ds.losses import kd_loss, nkd_loss
-from vitkd_ds.models.build import check_pair
-from vitkd_ds.models.distiller import Distiller
+from vitkd_ds.config.losses import (
+    TERMS,
+    CrossEntropyTerm,
+    DISTTerm,
+    FeatureTerm,
+    KDTerm,
+    LossesConfig,
+    NKDTerm,
+    RelationTerm,
+    SpectralTerm,
+    ViTKDTerm,
+)
+from vitkd_ds.losses import dist_loss, dkd_loss, kd_loss, local_relation_loss, nkd_loss, spectral_loss, wttm_loss
+from vitkd_ds.losses.balance import Balance
+from vitkd_ds.losses.part import Features, PairInfo
+from vitkd_ds.models.distiller import Distiller, part_of
 from vitkd_ds.models.features import tap_features
+from vitkd_ds.models.pair import check_pair
+from vitkd_ds.models.selection import logits_and_attention
 
 WEIGHTS = {"ce": torch.tensor(0.5), "kd": torch.tensor(2.0), "nkd": torch.tensor(3.0), "vitkd": torch.tensor(4.0)}
 
@@ -32,7 +46,7 @@ def test_each_number_of_a_term_is_that_of_its_loss(batch, changes):
         CrossEntropyTerm(weight=1), KDTerm(weight=1, temperature=3.0), NKDTerm(weight=1, temperature=2.0, gamma=1.5),
         replace(ViTKDTerm(weight=1, alpha=0.1, beta=0.2), **changes),
     )  # fmt: skip
-    distiller = Distiller(student, losses, check_pair(student, teacher, blocks=(0, 1))).eval()
+    distiller = Distiller(student, losses, check_pair(student, teacher, losses, image_size=32)).eval()
     torch.manual_seed(1)
     found = distiller(images, targets, features, WEIGHTS)
     numbers = {"alpha": 0.1, "beta": 0.2, "mask_ratio": 0.5, "scaled": False} | changes
@@ -40,7 +54,8 @@ def test_each_number_of_a_term_is_that_of_its_loss(batch, changes):
     vitkd.load_state_dict(distiller.vitkd.state_dict())
     own = tap_features(student, images, (0, 1))
     torch.manual_seed(1)
-    halves = vitkd(*own[1:], *features[1:])
+    inputs = [(torch.stack([each.blocks[0], each.blocks[1]], 1), each.final_BPD) for each in (own, features)]
+    halves = vitkd(*inputs[0], *inputs[1])
     expected = {
         "ce": torch.nn.functional.cross_entropy(own.logits_BK, targets),
         "kd": kd_loss(own.logits_BK, features.logits_BK, temperature=3.0),
@@ -53,10 +68,148 @@ def test_each_number_of_a_term_is_that_of_its_loss(batch, changes):
         assert found[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
+def test_the_blocks_and_grids_of_vitkd_reach_it():
+    def tokens(grid, dim):
+        drawn = torch.randn(5, 2, grid[0] * grid[1], dim, dtype=torch.float64)
+        return Features(None, final_BPD=drawn[4], blocks=dict(enumerate(drawn[:4])))
+
+    torch.manual_seed(0)
+    student, teacher, grids = tokens((2, 4), 4), tokens((4, 6), 6), {"student_grid": (2, 4), "teacher_grid": (4, 6)}
+    term = ViTKDTerm(weight=1, blocks=(1, 3))
+    part, plain = part_of(term)(term, PairInfo(4, 6, **grids)).double(), ViTKDLoss(4, 6, **grids).double()
+    plain.load_state_dict(part.state_dict())
+    shallow = [torch.stack([each.blocks[1], each.blocks[3]], 1) for each in (student, teacher)]
+    torch.manual_seed(1)
+    expected = plain(shallow[0], student.final_BPD, shallow[1], teacher.final_BPD)
+    torch.manual_seed(1)
+    assert part(student, teacher, None) == {f"vitkd_{name}": expected[name] for name in ("mimic", "generate")}
+
+
+def test_norms_biases_and_what_timm_names_do_not_decay():
+    losses, (student, teacher) = LossesConfig(vitkd=ViTKDTerm(weight=1)), map(source_model, ("deit", "registers"))
+    student.patch_embed.proj.weight.requires_grad_(False)
+    distiller = Distiller(student, losses, check_pair(student, teacher, losses, image_size=32))
+    names = {p: name for name, p in distiller.named_parameters()}
+    decayed, undecayed = distiller.parameter_groups(0.3)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.3, 0)
+    free = {name for name in names.values() if name.endswith("bias") or "norm" in name}
+    free |= {"student.cls_token", "student.pos_embed"}
+    assert {names[p] for p in undecayed["params"]} == free
+    assert {names[p] for p in decayed["params"]} == {*names.values()} - free - {"student.patch_embed.proj.weight"}
+
+
+def test_the_patches_that_the_student_attends_to_most_are_shown_to_the_teacher(batch):
+    student, _, images, targets, features = batch
+    seen = []
+
+    def teach(kept):
+        seen.append(kept)
+        return features
+
+    distiller = Distiller(student, LossesConfig(kd=KDTerm(weight=1)), None, keep_tokens=5).eval()
+    distiller(images, targets, teach, WEIGHTS)
+    order = logits_and_attention(student, images)[1].sort(dim=1, descending=True).indices
+    assert torch.equal(seen[0], order[:, :5])
+
+
 def test_a_student_of_logits_alone_has_no_parameters_of_a_loss_and_needs_no_tokens(batch):
     student, _, images, targets, features = batch
     losses = LossesConfig(nkd=NKDTerm(weight=1))
     distiller = Distiller(student, losses, None)
     assert {name.partition(".")[0] for name, _ in distiller.named_parameters()} == {"student"}
-    terms = distiller(images, targets, features._replace(shallow_BLPD=None, deep_BPD=None), WEIGHTS)
+    terms = distiller(images, targets, Features(features.logits_BK), WEIGHTS)
     assert terms.keys() == {"total", "ce", "nkd"}
+
+
+def parts_of(batch, **terms):
+    """The parts of terms whose weight is 1, in a distiller without cross-entropy."""
+    student, teacher, images, targets, features = batch
+    losses = LossesConfig(ce=CrossEntropyTerm(weight=0), **terms)
+    torch.manual_seed(1)
+    distiller = Distiller(student, losses, check_pair(student, teacher, losses, image_size=32)).eval()
+    weights = {name: torch.tensor(1.0) for name in terms}
+    return distiller, distiller(images, targets, features, weights)
+
+
+@pytest.mark.parametrize("name, numbers, expected", [
+    ("wttm", {"gamma": 0.3}, lambda s, t, y: wttm_loss(s, t, gamma=0.3)),
+    ("wttm", {"gamma": 0.3, "weighted": False}, lambda s, t, y: wttm_loss(s, t, gamma=0.3, weighted=False)),
+    ("dist", {"beta": 2.0, "gamma": 0.5}, lambda s, t, y: dist_loss(s, t, beta=2.0, gamma=0.5)),
+    ("dist", {"scope": "all_ranks"}, lambda s, t, y: dist_loss(s, t)),
+    ("dkd", {"alpha": 2.0, "beta": 3.0, "temperature": 4.0},
+     lambda s, t, y: dkd_loss(s, t, y.argmax(1), alpha=2.0, beta=3.0, temperature=4.0)),
+    ("kd", {"temperature": 2.0, "standardize": True},
+     lambda s, t, y: kd_loss(s, t, temperature=2.0, standardize=True)),
+])  # fmt: skip
+def test_each_number_of_a_term_of_logits_is_that_of_its_loss(batch, name, numbers, expected):
+    student, _, images, targets, features = batch
+    _, found = parts_of(batch, **{name: TERMS[name](weight=1, **numbers)})
+    value = expected(student.eval()(images), features.logits_BK, targets)
+    assert found[name].item() == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_dist_of_all_ranks_gathers_both_models_logits_and_that_of_the_micro_batch_none(batch):
+    student, teacher, images, targets, features = batch
+    for scope, expected in (("all_ranks", 2), ("micro_batch", 0)):
+        seen = []
+
+        def gather(values, seen=seen):
+            seen.append(values)
+            return values
+
+        losses = LossesConfig(dist=DISTTerm(weight=1, scope=scope))
+        distiller = Distiller(student, losses, None, gather)
+        distiller(images, targets, features, {"ce": torch.tensor(1.0), "dist": torch.tensor(1.0)})
+        assert len(seen) == expected and all(values.shape == (3, 5) for values in seen)
+
+
+def test_spectral_compares_the_blocks_that_are_named_one_by_one(batch):
+    student, _, images, _, features = batch
+    term = SpectralTerm(weight=1, student_blocks=(1, 0), teacher_blocks=(0, 1))
+    _, found = parts_of(batch, spectral=term)
+    own, grid = tap_features(student.eval(), images, (0, 1)), student.patch_embed.grid_size
+    pairs = [(own.blocks[1], features.blocks[0]), (own.blocks[0], features.blocks[1])]
+    expected = sum(spectral_loss(*pair, grid=grid) for pair in pairs) / 2
+    assert found["spectral"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_numbers_of_relation_and_feature_reach_them(batch):
+    distiller, found = parts_of(batch, relation=RelationTerm(weight=1, temperature=0.5, queue=7))
+    assert distiller.relation.queue_QD.shape == (7, 96)
+    own = tap_features(batch[0].eval(), batch[2], ())
+    patches = distiller.relation.patches(own.final_BPD)
+    expected = local_relation_loss(patches, batch[4].final_BPD, temperature=0.5)
+    assert found["relation_local"].item() == pytest.approx(expected.item(), rel=1e-5)
+    distiller, _ = parts_of(batch, feature=FeatureTerm(weight=1, target="phi_s", calibration_batches=5))
+    assert distiller.feature.num_calibrating == 5 and distiller.feature.targets["patches"].kind == "phi_s"
+
+
+def test_balanced_terms_have_the_factors_of_the_step_and_those_of_the_next_are_learnt(batch):
+    student, _, images, targets, features = batch
+    losses = LossesConfig(nkd=NKDTerm(weight=1), balance=True)
+    distiller = Distiller(student, losses, None).eval()
+    distiller.balance.w_T.copy_(torch.tensor([0.0, 1.0]))
+    weights = {"ce": torch.tensor(0.5), "nkd": torch.tensor(3.0)}
+    found = distiller(images, targets, features, weights)
+    factors = 2 * torch.tensor([0.0, 1.0]).softmax(0)
+    expected = factors[0] * 0.5 * found["ce"] + factors[1] * 3 * found["nkd"]
+    assert found["total"].item() == pytest.approx(expected.item(), rel=1e-5)
+    twin = Balance(2)
+    twin.w_T.copy_(torch.tensor([0.0, 1.0]))
+    twin(torch.stack([found["ce"], found["nkd"]]))
+    assert torch.allclose(distiller.balance.w_T, twin.w_T)
+    plain = Distiller(student, LossesConfig(nkd=NKDTerm(weight=1)), None)
+    assert "balance" not in dict(plain.named_modules())
+
+
+def test_the_factors_are_learnt_of_all_ranks_terms(batch):
+    def gather(values):
+        return torch.cat([values, 3 * values])
+
+    student, _, images, targets, features = batch
+    distiller = Distiller(student, LossesConfig(nkd=NKDTerm(weight=1), balance=True), None, gather).eval()
+    found = distiller(images, targets, features, WEIGHTS)
+    twins = Balance(2, gather), Balance(2)
+    for twin in twins:
+        twin(torch.stack([found["ce"], found["nkd"]]))
+    assert torch.allclose(distiller.balance.w_T, twins[0].w_T) and not torch.allclose(*(twin.w_T for twin in twins))

@@ -41,9 +41,12 @@ def test_features_are_what_hooks_on_the_blocks_see_without_prefix_tokens(name):
         block.register_forward_hook(lambda _, __, output, i=i: seen.update({i: output}))
     features = tap_features(model, torch.randn(2, 3, *model.patch_embed.img_size), blocks=(0, 2))
     assert model.num_prefix_tokens == prefix
-    assert features.shallow_BLPD.shape == (2, 2, 32 if name == "not square" else 16, 24)
-    assert torch.equal(features.shallow_BLPD, torch.stack([seen[0], seen[2]], 1)[:, :, prefix:])
-    assert torch.equal(features.deep_BPD, model.norm(seen[3])[:, prefix:])
+    assert list(features.blocks) == [0, 2]
+    for block, tokens_BPD in features.blocks.items():
+        assert tokens_BPD.shape == (2, 32 if name == "not square" else 16, 24)
+        assert torch.equal(tokens_BPD, seen[block][:, prefix:])
+    assert torch.equal(features.final_BPD, model.norm(seen[3])[:, prefix:])
+    assert torch.equal(features.pooled_BD, model.norm(seen[3])[:, 0] if prefix else features.final_BPD.mean(1))
 
 
 @pytest.mark.parametrize("blocks", [(1, 0), (0, 4), (-1, 0), (0, 0)])
@@ -53,22 +56,35 @@ def test_blocks_that_do_not_ascend_within_the_model_are_refused(blocks):
         tap_features(model, torch.zeros(1, 3, 32, 32), blocks=blocks)
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "regnety_002"])
+@pytest.mark.parametrize("name", ["convnext_atto", "regnety_002", "swin_tiny_patch4_window7_224", "cait_xxs24_224"])
 @torch.no_grad()
-def test_other_models_give_logits_alone_and_say_so_where_blocks_are_tapped(name):
-    model, images = timm.create_model(name, num_classes=7).eval(), torch.randn(2, 3, 64, 64)
+def test_other_models_give_logits_and_their_last_map_and_say_so_where_blocks_are_tapped(name):
+    size = 64 if name in ("convnext_atto", "regnety_002") else 224
+    model, images = timm.create_model(name, num_classes=7).eval(), torch.randn(2, 3, size, size)
+    seen = []
     features = tap_features(model, images, blocks=())
-    assert torch.equal(features.logits_BK, model(images)) and features[1:] == (None, None)
+    assert torch.equal(features.logits_BK, model(images)) and features.blocks == {}
+    tokens = model.forward_features(images)
+    for position, token in enumerate(features.final_BPD.unbind(1)):
+        row, column = divmod(position, size // 32)
+        seen.append(token)
+        expected = tokens[:, 1 + position] if "cait" in name else None
+        if expected is None:
+            expected = tokens[:, row, column] if "swin" in name else tokens[:, :, row, column]
+        assert torch.equal(token, expected)
+    class_token = tokens[:, 0] if "cait" in name else torch.stack(seen, 1).mean(1)
+    assert torch.equal(features.pooled_BD, class_token)
     with pytest.raises(
-        ValueError, match=f"must be a timm VisionTransformer, found a {type(model).__name__}: give blocks="
+        ValueError, match=f"must be a timm VisionTransformer or Eva, found a {type(model).__name__}: give blocks="
     ):
         tap_features(model, images)
     vit, _ = build("deit")
-    assert tap_features(vit, images[:, :, :32, :32], blocks=())[1:] == (None, None)
+    assert tap_features(vit, images[:, :, :32, :32], blocks=None)[1:] == (None, None, None, None)
+    assert tap_features(vit, images[:, :, :32, :32], blocks=()).final_BPD.shape == (2, 16, 24)
 
 
 def test_train_mode_and_gradients_are_the_models_own():
     model, _ = build("deit", drop_path_rate=0.5)
     features = tap_features(model.train(), torch.randn(4, 3, 32, 32))
-    features.deep_BPD.sum().backward()
+    features.final_BPD.sum().backward()
     assert model.training and model.patch_embed.proj.weight.grad.abs().sum() > 0

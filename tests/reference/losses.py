@@ -77,3 +77,136 @@ def vitkd(
         restored = conv3x3(hidden, state["generation.2.weight"], state["generation.2.bias"]).flatten(1).T
         generate += sum(float(((restored[p] - teacher_deep[i, p]) ** 2).sum()) for p in masked)
     return alpha * mimic / images, beta / mask_ratio * generate / images
+
+
+def wttm(student, teacher, *, gamma, weighted=True):
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist()):
+        own, powers = softmax(s), [p**gamma for p in softmax(t)]
+        u = sum(powers)
+        divergence = sum(p / u * math.log(p / u / q) for p, q in zip(powers, own))
+        total += (u if weighted else 1) * divergence
+    return total / len(student)
+
+
+def pearson(x, y):
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y))
+    spread = [math.sqrt(sum((a - mean) ** 2 for a in values)) for values, mean in ((x, mean_x), (y, mean_y))]
+    return covariance / (spread[0] * spread[1] + 1e-8)
+
+
+def dist(student, teacher, *, beta, gamma):
+    own, other = ([softmax(row) for row in logits.tolist()] for logits in (student, teacher))
+    images = [1 - pearson(s, t) for s, t in zip(own, other)]
+    classes = [1 - pearson(s, t) for s, t in zip(zip(*own), zip(*other))]
+    return beta * sum(images) / len(images) + gamma * sum(classes) / len(classes)
+
+
+def dkd(student, teacher, labels, *, alpha, beta, temperature):
+    total = 0.0
+    for s, t, label in zip(student.tolist(), teacher.tolist(), labels.tolist()):
+        own, other = softmax([x / temperature for x in s]), softmax([x / temperature for x in t])
+        pairs = [(p[label], 1 - p[label]) for p in (own, other)]
+        on_label = sum(q * math.log(q / p) for p, q in zip(*pairs))
+        rest = [[p[k] / (1 - p[label]) for k in range(len(p)) if k != label] for p in (own, other)]
+        on_others = sum(q * math.log(q / p) for p, q in zip(*rest))
+        total += temperature**2 * (alpha * on_label + beta * on_others)
+    return total / len(student)
+
+
+def standardized_kd(student, teacher, *, temperature):
+    def standard(row):
+        mean = sum(row) / len(row)
+        deviation = math.sqrt(sum((x - mean) ** 2 for x in row) / (len(row) - 1))
+        return [(x - mean) / (deviation + 1e-7) / temperature for x in row]
+
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist()):
+        own, other = softmax(standard(s)), softmax(standard(t))
+        total += temperature**2 * sum(q * math.log(q / p) for p, q in zip(own, other))
+    return total / len(student)
+
+
+def smooth_l1(x, y):
+    return 0.5 * (x - y) ** 2 if abs(x - y) < 1 else abs(x - y) - 0.5
+
+
+def vkd(projected, teacher):
+    total = 0.0
+    for own, other in zip(projected.tolist(), teacher.tolist()):
+        mean = sum(other) / len(other)
+        deviation = math.sqrt(sum((x - mean) ** 2 for x in other) / len(other) + 1e-5)
+        total += sum(smooth_l1(p, (x - mean) / deviation) for p, x in zip(own, other)) / len(own)
+    return total / len(projected)
+
+
+def spectral(student, teacher, grid):
+    """By the definition of the Fourier transform, of the frequencies that a real map's transform keeps."""
+    (rows, columns), (images, _, dim), width = grid, student.shape, teacher.shape[2]
+    total, count = 0.0, 0
+    for b in range(images):
+        for d in range(dim):
+            first, last = d * width // dim, -(-(d + 1) * width // dim)
+            pooled = teacher[b, :, first:last].mean(1)
+            difference = (student[b, :, d] - pooled).view(rows, columns).tolist()
+            for u in range(rows):
+                for v in range(columns // 2 + 1):
+                    angles = [(y, x, -2 * math.pi * (u * y / rows + v * x / columns)) for y in range(rows)
+                              for x in range(columns)]  # fmt: skip
+                    real = sum(difference[y][x] * math.cos(angle) for y, x, angle in angles)
+                    imaginary = sum(difference[y][x] * math.sin(angle) for y, x, angle in angles)
+                    total += (real**2 + imaginary**2) / (rows * columns)
+                    count += 2
+    return total / count
+
+
+def cosine(x, y):
+    return sum(a * b for a, b in zip(x, y)) / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
+
+
+def relation_local(student, teacher, *, temperature):
+    total, count = 0.0, 0
+    for own, other in zip(student.tolist(), teacher.tolist()):
+        for i in range(len(own)):
+            rows = [softmax([cosine(each[i], token) / temperature for token in each]) for each in (own, other)]
+            total += sum(q * math.log(q / p) for p, q in zip(*rows))
+            count += 1
+    return total / count
+
+
+def relation_global(student, teacher, queue, *, temperature):
+    total = 0.0
+    for own, other in zip(student.tolist(), teacher.tolist()):
+        rows = [softmax([cosine(each, past) / temperature for past in queue.tolist()]) for each in (own, other)]
+        total += sum(q * math.log(q / p) for p, q in zip(*rows))
+    return total / len(student)
+
+
+def feature(pooled, patches, target, target_patches):
+    """The class's and the patches' part."""
+    classes = [1 - cosine(p, t) for p, t in zip(pooled.tolist(), target.tolist())]
+    tokens = [(p, t) for own, other in zip(patches.tolist(), target_patches.tolist()) for p, t in zip(own, other)]
+    total = 0.0
+    for p, t in tokens:
+        total += 0.9 * (1 - cosine(p, t)) + 0.1 * sum(map(smooth_l1, p, t)) / len(p)
+    return sum(classes) / len(classes), total / len(tokens)
+
+
+def balance(steps, *, lr, decay):
+    """The factors at each step, of the terms' values at each."""
+    w, found = [0.0] * len(steps[0]), []
+    for values in steps:
+        p = softmax(w)
+        found.append([len(w) * x for x in p])
+        logs = [math.log(value) for value in values]
+
+        def objective(w, logs=logs):
+            return 0.5 * sum(x * log for x, log in zip(softmax(w), logs)) ** 2
+
+        slopes, h = [], 1e-6
+        for i in range(len(w)):
+            up, down = (w[:i] + [w[i] + sign * h] + w[i + 1 :] for sign in (1, -1))
+            slopes.append((objective(up) - objective(down)) / (2 * h))
+        w = [x - lr * (slope + decay * x) for x, slope in zip(w, slopes)]
+    return found

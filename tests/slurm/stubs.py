@@ -28,7 +28,9 @@ esac
 left=$(cat "$STUB_NOTES.silent")
 [ "$left" = 0 ] || { echo $((left - 1)) >"$STUB_NOTES.silent"; exit 1; }
 case "$1 $2" in
-"show job") echo "JobId=$3 JobState=$STUB_STATE Reason=None Restarts=$STUB_RESTARTS BatchFlag=1" ;;
+"show job") echo "JobId=$3 JobState=$STUB_STATE Reason=None Restarts=$STUB_RESTARTS BatchFlag=1"
+    echo "   RunTime=00:00:05 TimeLimit=$STUB_LIMIT TimeMin=N/A"
+    echo "   StartTime=$(date -d '-10 sec' +%FT%T) EndTime=Unknown Deadline=N/A" ;;
 requeue*) echo '{"requeue": "'$2'"}' >>"$STUB_NOTES"; [ -z "$STUB_REFUSES" ] ;;
 esac
 """
@@ -59,6 +61,7 @@ mkdir -p "$STUB_WORKDIR/checkpoints"
 [ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >"$STUB_WORKDIR/checkpoints/latest"
 [ -z "$STUB_DONE" ] || touch "$STUB_WORKDIR/done"
 [ -z "$STUB_SIGNAL" ] || { kill -"$STUB_SIGNAL" "$PPID"; /bin/sleep 1; }
+[ -z "$STUB_DEAF" ] || { trap '' USR1 TERM; for _ in $(seq 35); do /bin/sleep 1; done; }
 exit "$STUB_CODE"
 """
 
@@ -111,6 +114,7 @@ def run_script(
         "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "3", "PYTHON": str(binaries / "python-stub"),
         "STUB_NOTES": str(notes), "STUB_STATE": state, "STUB_CODE": str(code), "STUB_CHECKPOINT": checkpoint,
         "STUB_WORKDIR": str(workdir), "STUB_DONE": "1" if done else "", "STUB_DOCTOR": str(doctor), "STUB_REFUSES": "",
+        "STUB_LIMIT": "UNLIMITED", "STUB_DEAF": "",
         "STUB_SIGNAL": signal, "STUB_RESTARTS": environ.get("SLURM_RESTART_COUNT", "0"),
         "STUB_DESCRIPTION": "" if asks else "\n".join(f"{key}={text}" for key, text in described.items()),
     } | environ  # fmt: skip

@@ -1,6 +1,7 @@
 """Jobs on a real Slurm of two nodes: the demo, end to end (the only cluster of `make test`), staging, launchers."""
 
 import json
+import shutil
 
 import pytest
 
@@ -28,6 +29,21 @@ def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(clu
     cluster.until_state(job, "COMPLETED", "FAILED", timeout_s=60)
     assert cluster.job(job)["ExitCode"] == "2:0" and cluster.job(job)["Restarts"] == "0"
     assert "did you mean workdir" in (tmp_path / "logs" / f"vitkd_tiny-{job}.log").read_text()
+
+
+@pytest.mark.slow
+def test_data_that_one_node_lacks_are_refused_by_all_and_the_job_is_not_requeued(cluster, tmp_path, small_beton):
+    copies = [cluster.disk("node1") / f"x.beton{suffix}" for suffix in ("", ".json")]
+    for copy, suffix in zip(copies, ("", ".json")):
+        shutil.copy(f"{small_beton}{suffix}", copy)
+    options = ["--recipe=demo_plain", "--debug", f"--data.train={cluster.scratch}/x.beton", f"--workdir={tmp_path}/run"]
+    job = cluster.submit(*TWO_BY_TWO, "slurm/vitkd_tiny.sh", *options)
+    cluster.until_state(job, "COMPLETED", "FAILED", timeout_s=180)
+    assert cluster.job(job)["ExitCode"] == "2:0" and cluster.job(job)["Restarts"] == "0"
+    assert "refused (exit code 2)" in cluster.log(job) and "x.beton' must be a .beton file" in cluster.log(job)
+    assert not list(tmp_path.glob("run/failures-*")), cluster.log(job)
+    for copy in copies:
+        copy.unlink()  # the next test looks at what is on this disk
 
 
 @pytest.mark.slow

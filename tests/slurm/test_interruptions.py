@@ -1,6 +1,7 @@
 """What ends a start of a job early, on a real Slurm: the run goes on by itself and ends with the same weights."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -88,6 +89,19 @@ def test_a_loss_requeues_the_job_which_resumes_to_the_same_weights(cluster, whol
         cluster.start_node("node2")
     cluster.until_logged(job, "start: run folder", times=2)
     until_same(cluster, job, workdir, whole)
+
+
+@pytest.mark.long
+def test_a_job_whose_slurmstepd_dies_comes_back_before_its_time_limit(cluster, workdir):
+    job = started(cluster, workdir, flags=("--nodes=1", "--time=3", "--signal=B:USR1@90"))
+    steps = {pid: name for pid, name in cluster.processes("slurmstepd").items() if re.search(rf"\[{job}\.\d", name)}
+    for pid in (*steps, *ranks_of(cluster, workdir)):
+        os.kill(pid, signal.SIGKILL)
+    assert len(steps) == 1, steps
+    cluster.until_logged(job, "have not stopped 60 s before the time limit: srun is ended", timeout_s=240)
+    cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
+    until_completed(cluster, job, workdir)
+    assert "TIME LIMIT" not in cluster.log(job)
 
 
 def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_takes_it_over(cluster, workdir):

@@ -9,7 +9,7 @@ from benchmarks.network import INTERFACE, Network
 from tests.slurm.cluster import running_cluster
 from tests.slurm.conftest import SLURMD_TIMEOUT_S, started, until_same
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -25,19 +25,20 @@ def test_both_splits_are_packed_by_the_same_python(packs, tmp_path):
     assert ended.code == 0 and not ended.is_requeued, ended.log
     assert f"command: vitkd-ds pack {tmp_path}/src {tmp_path}/data" in ended.log.splitlines()[0]
     assert packed(ended) == [
-        [f"{tmp_path}/src/{split}", f"{tmp_path}/data/imagenet_{split}.beton", "--passthrough", "--shuffle"]
-        for split in ("train", "val")
+        [f"{tmp_path}/src/{split}", f"{tmp_path}/data/imagenet_{split}.beton", "--passthrough", *more]
+        for split, more in (("train", ["--shuffle"]), ("val", []))
     ]
     assert all(note["srun"][:2] == ["--nodes=1", "--ntasks=1"] for note in ended.of("srun"))
     assert packed(packs()) == [], "what is there is left alone"
 
 
-def test_options_take_the_place_of_the_usual_ones_and_tars_get_their_labels(packs, tmp_path):
+def test_options_take_the_place_of_the_usual_ones_val_keeps_its_bytes_and_tars_get_their_labels(packs, tmp_path):
     (tmp_path / "src" / "train").rmdir()
-    options = ["--short_side=256", "--workers", "3"]
+    for_both = ["--workers", "3", "--skip_bad"]
+    options = ["--short_side=256", *for_both, "--quality", "80", "--shuffle", "--write_mode", "jpg"]
     train, val = packed(packs(*options, done=True))
     assert train[0] == f"{tmp_path}/src/ILSVRC2012_img_train.tar" and train[2:] == options
-    assert val[2:] == ["--labels", f"{tmp_path}/src/ILSVRC2012_devkit_t12.tar.gz", *options]
+    assert val[2:] == ["--labels", f"{tmp_path}/src/ILSVRC2012_devkit_t12.tar.gz", "--passthrough", *for_both]
 
 
 ENDS = {
@@ -66,7 +67,8 @@ def test_a_stop_between_the_splits_is_followed_by_another_start(packs):
 
 def test_restart_is_for_the_first_start_only(packs):
     assert packed(packs("--restart", "--shuffle", signal="USR1"))[0][2:] == ["--restart", "--shuffle"]
-    assert packed(packs("--restart", "--shuffle", SLURM_RESTART_COUNT="1", done=True))[0][2:] == ["--shuffle"]
+    train, val = packed(packs("--restart", "--shuffle", SLURM_RESTART_COUNT="1", done=True))
+    assert (train[2:], val[2:]) == (["--shuffle"], ["--passthrough"])
 
 
 @pytest.mark.slurm

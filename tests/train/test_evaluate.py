@@ -61,3 +61,19 @@ def test_it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_ther
     data.labels[:] = -1
     with pytest.raises(ValueError, match="must count at least one image, found none in data.val"):
         evaluate(linear(1), data, normalization=PLAIN)
+
+
+class Watched(nn.Linear):
+    """A model that keeps what it is given, and in which mode."""
+
+    def forward(self, images_BCHW):
+        self.seen.append((images_BCHW, self.training))
+        return super().forward(images_BCHW.flatten(1))
+
+
+def test_images_are_normalised_and_the_student_is_in_eval_mode():
+    model, data, normalization = Watched(12, 7), Batches(), Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    model.seen = []
+    evaluate(model.train(), data, normalization=normalization)
+    images, modes = zip(*model.seen)
+    assert torch.equal(torch.cat(images), normalization.apply(data.images, torch.float32)) and not any(modes)

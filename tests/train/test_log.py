@@ -1,8 +1,14 @@
 """metrics.jsonl after a crash, and the meter's means and speed."""
 
-import torch
+import time
 
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.checkpoint.test_failing_saves import limit_file_size
 from tests.conftest import metrics_of
+from vitkd_ds.train.console import progress_line
 from vitkd_ds.train.log import Meter, MetricsLog
 
 
@@ -22,11 +28,78 @@ def test_a_resumed_log_drops_the_lines_of_steps_that_run_again_and_a_line_cut_sh
     assert [(line["step"], line["total"]) for line in lines] == [(1, 1), (2, 2), (3, 3.5)]
 
 
+DAMAGED = {
+    "a flipped bit": b'{"step": 1, "tot\xe1l": 1.0}', "null": b"null", "a list": b"[]", "a number": b"7", "empty": b"",
+    "no step": b'{"total": 1.0}', "a text as step": b'{"step": "1"}', "no number": b'{"step": null}',
+    "step in a list": b'{"step": [1]}', "true": b'{"step": true}', "not finite": b'{"step": NaN}', "zeros": bytes(40),
+    "deep": b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_is_dropped_alone_as_one_cut_short_is(tmp_path, caplog, line):
+    write_log(tmp_path, (1, {"total": 1.0}), (2, {"total": 2.0}))
+    first, second = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    (tmp_path / "metrics.jsonl").write_bytes(first + b"\n" + line + b"\n" + second + b"\n")
+    lines = write_log(tmp_path, (3, {"total": 3.0}), resumed_step=2)
+    assert [(line["step"], line["total"]) for line in lines] == [(1, 1), (2, 2), (3, 3)]
+    assert ("metrics.jsonl: damaged lines, which are dropped: 1" in caplog.text) == bool(line)
+
+
 def test_an_evaluation_that_runs_again_is_dropped_alone(tmp_path):
-    write_log(tmp_path, *((step, {name: 1.0}) for step, name in ((1, "total"), (2, "total"), (2, "val_top1"))))
+    write_log(tmp_path, *((step, {name: 1.0}) for step, name in ((1, "total"), (2, "total"), (2, "val_num_images"))))
     for evaluated_step, kept in ((2, [1, 2, 2]), (-1, [1, 2])):
         lines = write_log(tmp_path, resumed_step=2, evaluated_step=evaluated_step)
         assert [line["step"] for line in lines] == kept
+
+
+def warnings_of(caplog):
+    """Texts of the warnings, without the progress lines, which are there once a command has installed the console."""
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def points_of(workdir):
+    """Name -> steps that TensorBoard shows."""
+    found = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    return {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("room", [0, 20], ids=["none", "for a part"])
+def test_a_disk_that_is_full_for_a_moment_costs_nothing_of_the_log(tmp_path, caplog, room):
+    log = MetricsLog(tmp_path, total_steps=6, resumed_step=0)
+    files = [tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir()]
+    try:
+        for step in range(1, 7):
+            if step in (3, 4):
+                limit_file_size(min(file.stat().st_size for file in files) + room)
+            elif step == 5:
+                limit_file_size(-1)
+            log.log(step, {"total": float(step), "lr": 0.1})
+    finally:
+        limit_file_size(-1)
+    log.close()
+    assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2, 3, 4, 5, 6], "late, and whole"
+    assert points_of(tmp_path) == dict.fromkeys(("total", "lr"), [1, 2, 3, 4, 5, 6])
+    told = [text.partition(", found [Errno 27]")[0] for text in warnings_of(caplog)]
+    assert told == [f"the log: {file} must be written" for _ in (3, 4) for file in files]
+
+
+def test_an_event_file_that_cannot_be_written_says_nothing_of_the_lines(tmp_path, caplog):
+    log = MetricsLog(tmp_path, total_steps=1, resumed_step=0)
+    (board,) = (tmp_path / "tensorboard").iterdir()
+    try:
+        limit_file_size(board.stat().st_size)  # which is longer than the line
+        log.log(1, {"total": 1.0})
+    finally:
+        limit_file_size(-1)
+    log.close()
+    assert [text.split()[2] for text in warnings_of(caplog)] == [str(board)]
+
+
+def test_points_of_steps_that_run_again_are_purged(tmp_path):
+    write_log(tmp_path, *((step, {"total": 1.0}) for step in (1, 2, 3)))
+    write_log(tmp_path, (3, {"total": 2.0}), resumed_step=2)
+    assert points_of(tmp_path) == {"total": [1, 2, 3]}
 
 
 def test_values_that_are_not_finite_are_null_so_that_each_line_stays_json(tmp_path):
@@ -46,10 +119,10 @@ def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_spee
     assert meter.images_per_s == 8 / 50
     step(2.0)
     step(3.0)  # 50 to 60: two timed steps
-    assert meter.read() == {"total": 2.0, "images_per_s": 8 / 5, "s_per_step": 5.0}
+    assert meter.read() == {"total": 2.0, "images_per_s": 8 / 5, "s_per_step": 5.0, "data_wait_s": 0.0}
     step(4.0)  # 100 to 103
     meter.pause()
-    assert meter.read() == {"total": 4.0, "images_per_s": 8 / 3, "s_per_step": 3.0}
+    assert meter.read() == {"total": 4.0, "images_per_s": 8 / 3, "s_per_step": 3.0, "data_wait_s": 0.0}
     assert meter.images_per_s == 8 * 3 / 13
 
 
@@ -62,3 +135,32 @@ def test_where_the_devices_peak_is_known_the_speed_is_also_that_of_its_arithmeti
     speed = meter.read()
     # 8 images in 5 s of 500 GFLOP each, on one rank.
     assert (speed["tflops"], speed["mfu"]) == (0.8, 0.4)
+
+
+def test_the_time_spent_waiting_for_data_is_that_of_the_timed_steps_and_stands_on_the_progress_line():
+    def late(seconds):
+        try:
+            for number, wait_s in enumerate(seconds):
+                time.sleep(wait_s)
+                yield number
+        finally:
+            closed.append(True)
+
+    closed, now = [], iter([0.0, 10.0, 11.0, 12.0, 14.0])
+    meter = Meter(8, clock=lambda: next(now))
+    micro_batches = meter.waiting(late([0.5, 0.05, 0.15, 0.3, 0.0]))
+
+    def step():
+        meter.start()
+        number = next(micro_batches)
+        meter.add({"total": torch.tensor(float(number))})
+        return number
+
+    assert [step(), step(), step()] == [0, 1, 2]  # the first, which warms up, does not count
+    assert 0.1 <= (first := meter.read())["data_wait_s"] < 0.2 and first["total"] == 1.0
+    assert step() == 3
+    assert 0.3 <= (values := meter.read())["data_wait_s"] < 0.5
+    line = progress_line(4, 10, values | {"data_wait_s": 0.5})
+    assert "4 images/s  eta 0:00:12  25 % waiting for data" in line and "data_wait_s" not in line
+    micro_batches.close()
+    assert closed == [True]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,12 +18,13 @@ from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import TeacherConfig
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops
 from vitkd_ds.data.images import check_classes
+from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.order import SAMPLE_DTYPE
 from vitkd_ds.models.build import build_student
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import parts
-from vitkd_ds.train.parts import build_parts, check_teacher_classes, open_split
+from vitkd_ds.train.parts import build_models, build_parts, check_teacher_classes, open_split, teacher_needs
 
 
 @pytest.mark.parametrize("found, message", [
@@ -77,6 +79,19 @@ def test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order(t
     assert check_teacher_classes(replace(run, losses=features), loader.classes)
 
 
+@pytest.mark.parametrize("model, colour", [("vit_tiny_patch16_224", 128), ("deit_tiny_patch16_224", 124)])
+def test_what_randaugment_uncovers_has_the_mean_colour_of_the_runs_student(tmp_path, model, colour):
+    src = write_images(tmp_path / "images", 24)
+    run = run_of(pack(src, tmp_path / "train.beton", workers=1).path, "", 2)
+    run = replace(run, student=replace(run.student, model=model))
+    run = replace(run, augment=replace(run.augment, rand_augment="rand-m9-n2-p1"))
+    with closing(open_split(run, "train", 4, torch.device("cpu")).epoch(0)) as micro_batches:
+        reds = torch.cat([images[:, 0].flatten(1) for images, _ in micro_batches])
+    parts_of_each = {level: (reds == level).float().mean(1) for level in (124, 128)}
+    found = {level: int((parts > 0.05).sum()) for level, parts in parts_of_each.items()}
+    assert found[colour] >= found[124 + 128 - colour] + 3
+
+
 @pytest.mark.parametrize("names, is_kept", [(["ant", "bird"], True), (["cat", "dog"], False)])
 def test_the_student_keeps_its_classifier_only_for_the_classes_of_the_data(tmp_path, monkeypatch, names, is_kept):
     built = []
@@ -101,12 +116,56 @@ def test_a_run_that_max_steps_cuts_within_its_warm_up_is_refused(small_beton):
         parts.build_parts(run, torch.device("cpu"))
 
 
+def test_a_split_is_opened_with_the_settings_of_the_run(small_beton):
+    run = run_of(small_beton, small_beton, 10)
+    run = replace(run, seed=3, global_batch_size=12, augment=replace(run.augment, color_jitter=0.5, repeats=3))
+    sizes = {"micro_batch_size": 4, "global_batch_size": 12}
+    expected = build_loader(run.data, split="train", augment=run.augment, seed=3, **sizes)
+    found = open_split(run, "train", 4, torch.device("cpu"))
+    assert found.steps_per_epoch == expected.steps_per_epoch == 5
+    for (images, labels), others in zip(found.epoch(1), expected.epoch(1), strict=True):
+        assert torch.equal(images, others[0]) and torch.equal(labels, others[1])
+
+
+def test_the_terms_say_what_is_needed_of_the_teacher():
+    run = build_run("demo")
+    for term, placement, expected in (
+        ("kd", "shard", {"needs_blocks": False, "needs_logits": True, "stream": True}),
+        ("vitkd", "replica", {"needs_blocks": True, "needs_logits": False, "stream": False}),
+    ):
+        off = {name: replace(each, weight=float(name == term)) for name, each in run.losses.terms().items()}
+        teacher = replace(run.teacher, placement=placement)
+        assert teacher_needs(replace(run, teacher=teacher, losses=replace(run.losses, **off))) == expected
+
+
+def test_the_student_starts_from_the_seed_alone():
+    weights = []
+    for ambient, seed in ((1, 3), (2, 3), (1, 4)):
+        torch.manual_seed(ambient)
+        weights.append(build_models(replace(build_run("demo_plain"), seed=seed)).student.patch_embed.proj.weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_the_export_says_how_to_feed_the_student():
+    run = build_run("demo_plain")
+    classes = tuple("jabcdefghi")
+    for ema_decay, weights in ((0.9, "ema"), (0.0, "raw")):
+        optim, data = replace(run.optim, ema_decay=ema_decay), replace(run.data, val_crop_fraction=0.7)
+        run = replace(run, optim=optim, data=data)
+        loader = SimpleNamespace(classes=classes)
+        made = parts.Parts(run, *[None] * 5, Normalization((0.5,) * 3, (0.4,) * 3), None, train_loader=loader)
+        described = made.student_description()
+        overlay = described["args"]["pretrained_cfg_overlay"]
+        assert described["weights"] == weights and described["val_crop_fraction"] == overlay["crop_pct"] == 0.7
+        assert described["classes"] == overlay["label_names"] == [*classes] and overlay["std"] == (0.4,) * 3
+
+
 @pytest.mark.parametrize("interpolation, expected", [("random", "bicubic"), ("bilinear", "bilinear")])
 def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(interpolation, expected):
     run = build_run("demo_plain")
     run = replace(run, data=replace(run.data, interpolation=interpolation))
     loader = SimpleNamespace(classes=tuple("abcdefghij"))
-    made = parts.Parts(run, *[None] * 5, Normalization((0.5,) * 3, (0.5,) * 3), train_loader=loader)
+    made = parts.Parts(run, *[None] * 5, Normalization((0.5,) * 3, (0.5,) * 3), None, train_loader=loader)
     described = made.student_description()
     model = timm.create_model(described["model"], **described["args"])
     found = timm.data.resolve_model_data_config(model)

@@ -37,11 +37,28 @@ def test_loss_weights_start_whole_and_end_as_scheduled(schedule, values):
 
 
 def test_epochs_become_steps_and_never_none():
-    run = build_run("demo_teacher")  # 18 epochs, one of warm-up, evaluated every second one
-    assert make_schedule(run, steps_per_epoch=50, accumulation_steps=2) == Schedule(50, 900, 50, 100, 50, 2)
+    run = build_run("demo_teacher")  # 40 epochs, one of warm-up, evaluated every second one
+    assert make_schedule(run, steps_per_epoch=50, accumulation_steps=2) == Schedule(50, 2000, 50, 100, 50, 2)
     short = replace(run, epochs=0.001, eval_every_epochs=0.001)
     assert make_schedule(short, steps_per_epoch=50, accumulation_steps=1) == Schedule(50, 1, 1, 1, 50, 1)
     assert make_schedule(build_run("demo", debug=True), steps_per_epoch=50, accumulation_steps=1).total_steps == 4
+
+
+@pytest.mark.parametrize("optim, warmup", [
+    ({"warmup_epochs": 0, "warmup_fraction": 0.3}, 6), ({"warmup_epochs": 9}, 19), ({"warmup_epochs": 0}, 0),
+])  # fmt: skip
+def test_odd_lengths_become_steps(optim, warmup):
+    run = build_run("demo")
+    checkpoint = replace(run.checkpoint, every_steps=5)
+    run = replace(run, optim=replace(run.optim, **optim), checkpoint=checkpoint, eval_every_epochs=0.5)
+    for changes in ({"epochs": 2.7}, {"epochs": 2.7, "max_steps": 100}, {"epochs": 9, "max_steps": 19}):
+        found = make_schedule(replace(run, **changes), steps_per_epoch=7, accumulation_steps=1)
+        assert found == Schedule(7, 19, warmup, eval_every_steps=4, save_every_steps=5, accumulation_steps=1)
+
+
+def test_without_a_warm_up_the_first_step_has_the_peak():
+    schedule = replace(SCHEDULE, warmup_steps=0)
+    assert [lr_at(step, schedule, OPTIM, 1024) for step in (0, 100)] == pytest.approx([1e-3, 1e-5])
 
 
 @pytest.mark.parametrize("changes, optim, found", [

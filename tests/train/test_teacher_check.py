@@ -53,11 +53,14 @@ def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
     run = build_run("deit_small_from_deit3_base")
     assert teacher_check.published_top1(run) == (85.48, "published at crop 0.875")
     assert teacher_check.published_top1(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
-    assert teacher_check.published_top1(build_run("demo"))[0] == 89.10
+    assert teacher_check.published_top1(build_run("demo"))[0] == 91.15
     (tmp_path / "t.json").write_text('{"top1": 80.5}')
     own = replace(run, teacher=replace(run.teacher, checkpoint=str(tmp_path / "t.safetensors")))
     assert teacher_check.published_top1(own) == (80.5, str(tmp_path / "t.json"))
     assert teacher_check.published_top1(replace(own, data=replace(own.data, image_size=384)))[0] == 80.5
+    larger, probed = (replace(run.teacher, **changes) for changes in ({"image_size": 384}, {"head": "x.safetensors"}))
+    assert teacher_check.published_top1(replace(run, teacher=larger)) is None, "of 224 pixels"
+    assert teacher_check.published_top1(replace(run, teacher=probed)) is None, "of timm's classifier"
     assert teacher_check.published_top1(replace(run, data=replace(run.data, num_classes=10))) is None
 
 
@@ -93,7 +96,7 @@ def test_a_run_refuses_a_teacher_at_chance_warns_of_a_few_images_and_looks_only_
     assert "the teacher must know the classes of the data, found top-1 " in refused["refused"]
     assert "on 200 images" in refused["refused"] and "no better than chance: check that data.val" in refused["refused"]
     assert features["summary"] and "teacher: top-1" not in features["said"], "ViTKD asks no logits"
-    assert "teacher: top-1 " in first["said"] and "on 64 images" in first["said"] and "89.10" in first["said"]
+    assert "teacher: top-1 " in first["said"] and "on 64 images" in first["said"] and "91.15" in first["said"]
     assert again["summary"]["steps"] == 2 and "teacher: top-1" not in again["said"]
     assert few["summary"] and "on 50 images" in few["said"] and "no better than chance" in few["said"]
 

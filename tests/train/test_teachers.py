@@ -45,8 +45,11 @@ def test_a_convolutional_teacher_teaches_logits_as_a_shard_and_as_a_replica(outc
     names = ("shard", "replica", "compiled")
     shard, *others = ([line["nkd"] for line in metrics_of(place / name) if "nkd" in line] for name in names)
     assert len(shard) == 3 and all(other == pytest.approx(shard, rel=1e-2) for other in others)
-    assert "teacher.model must be a timm VisionTransformer, found regnety_002, a RegNet" in found["tokens"]["refused"]
-    assert "--losses.vitkd.weight=0" in found["tokens"]["refused"]
+    assert (
+        "teacher.model must be a timm VisionTransformer or Eva, found regnety_002, a RegNet"
+        in found["tokens"]["refused"]
+    )
+    assert "leave out the terms that compare blocks" in found["tokens"]["refused"]
 
 
 def test_a_teacher_of_tokens_alone_may_have_other_classes_and_is_not_asked_for_answers(outcomes):

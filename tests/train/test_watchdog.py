@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, finish_ranks, start_ranks
+from vitkd_ds.train import watchdog
 
 HANGING = """
 import time
@@ -49,6 +50,23 @@ threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
 store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 store.wait(["never"], timedelta(seconds=60))
 """
+EARLY = """
+import os, signal, threading
+from datetime import timedelta
+from torch.distributed import TCPStore
+from vitkd_ds.train import signals, watchdog
+signals.listen()
+watchdog.EARLY_LIMIT_S = 2
+watchdog.watch(limit_s=20)
+watchdog.leave_with(lambda: print("given back", flush=True))
+watchdog.enter("{phase}")
+threading.Timer(1, os.kill, (os.getpid(), signal.{name})).start()
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+try:
+    store.wait(["never"], timedelta(seconds=8))
+finally:
+    os._exit(7)
+"""
 WARM, COLD = {"before": "step"}, {"before": "save"}  # only another step is counted
 PROGRAMS = {
     "sleeping": HANGING.format(hang="time.sleep(60)"),
@@ -60,6 +78,8 @@ PROGRAMS = {
     "in the first step, which compiles": ASKED.format(phase="step", name="SIGTERM", **COLD),
     "in a collective": IN_COLLECTIVE,
 }
+PROGRAMS |= {f"in {phase}": EARLY.format(phase=phase, name="SIGTERM") for phase in watchdog.EARLY}
+PROGRAMS |= {"in build, with time left": EARLY.format(phase="build", name="SIGUSR1")}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +96,14 @@ def test_a_signal_is_seen_while_the_main_thread_waits_in_a_collective(ended):
     assert code == 1 and "SIGTERM asked to stop" in said and "SIGTERM: stopping after this step" in said
 
 
+@pytest.mark.parametrize("phase", watchdog.EARLY)
+def test_a_rank_that_waits_before_the_first_step_ends_with_0_soon_after_term(ended, phase):
+    code, out, said = ended[f"in {phase}"]
+    assert code == 0 and out == "given back\n"
+    assert f"phase {phase}, after 0 updates: SIGTERM asked to stop, and nothing is trained yet: ending it" in said
+    assert ended["in build, with time left"][0] == 7, "USR1 leaves time to come to the agreement on it"
+
+
 @pytest.mark.parametrize("hang, function", [
     ("sleeping", "__main__.stuck"),
     ("in the package", "vitkd_ds.train.watchdog.each"),
@@ -88,7 +116,7 @@ def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(ended, ha
     assert place in err if function else "no progress" not in err, "the thread itself got the lock back first"
 
 
-@pytest.mark.parametrize("where", list(PROGRAMS)[3:-1])
+@pytest.mark.parametrize("where", list(PROGRAMS)[3:7])
 def test_a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not(ended, where):
     code, out, err = ended[where]
     assert code == (where == "in a step") and "a second later" in out, "the clock starts with the signal"

@@ -3,6 +3,8 @@
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from vitkd_ds.checkpoint.files import write_json, write_whole
-from vitkd_ds.config.run_folder import CHECKPOINTS, DESCRIPTION, STUDENT, find_student, pointer
+from vitkd_ds.config.run_folder import CHECKPOINTS, DESCRIPTION, STUDENT, find_student, newest, pointer
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
@@ -24,33 +26,57 @@ def write_student(folder: Path, weights: dict[str, Tensor], description: dict[st
     }
 
 
+def find_source(source: str, which: str) -> Path:
+    """The folder of the student that an export of `source`, a run folder, checkpoint or export, copies: of a run folder
+    that of its `which` checkpoint, last or best. Raises ValueError if there is none."""
+    if which not in ("last", "best"):
+        raise ValueError(f"--which must be last or best, found {which}")
+    folder = Path(source)
+    if (folder / CHECKPOINTS).is_dir():
+        tag = newest(folder / CHECKPOINTS) if which == "last" else pointer(folder / CHECKPOINTS, "best")
+        if not tag:
+            raise ValueError(f"{folder} must have a {which} checkpoint, found none yet")
+        folder = folder / CHECKPOINTS / tag
+    return find_student(folder)
+
+
+def check_is_new(target: Path) -> None:
+    """Raise ValueError if something is at `target`."""
+    if target.exists():
+        raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `target` at the end, or is removed after an error. Raises ValueError if
+    `target` exists."""
+    check_is_new(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()  # with the umask's mode, which tempfile ignores
+    try:
+        yield temporary
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
-    """Copy a student out of a run folder (of `which` checkpoint, last or best) or a checkpoint; return the new folder.
+    """Copy the student that `find_source` finds into a new folder; return it.
 
     With `half` it is stored in fp16, which halves the size.
 
     Raises:
         ValueError: there is nothing to export, or `destination` exists.
     """
-    if which not in ("last", "best"):
-        raise ValueError(f"--which must be last or best, found {which}")
-    folder, target = Path(source), Path(destination)
-    if (folder / CHECKPOINTS).is_dir():
-        tag = pointer(folder / CHECKPOINTS, "latest" if which == "last" else "best")
-        if not tag:
-            raise ValueError(f"{folder} must have a {which} checkpoint, found none yet")
-        folder = folder / CHECKPOINTS / tag
-    folder = find_student(folder)
-    if target.exists():
-        raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()  # with the umask's mode, which tempfile ignores
-    try:
-        weights = {name: weight.half() if half else weight for name, weight in load_file(folder / STUDENT).items()}
+    folder, target = find_source(source, which), Path(destination)
+    with new_folder(target) as temporary:
+        weights = read_weights(folder, half=half)
         write_student(temporary, weights, json.loads((folder / DESCRIPTION).read_text()))
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
+
+
+def read_weights(folder: Path, *, half: bool) -> dict[str, Tensor]:
+    """Weights of an exported student under timm's names; with `half` in fp16."""
+    return {name: weight.half() if half else weight for name, weight in load_file(folder / STUDENT).items()}

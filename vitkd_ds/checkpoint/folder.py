@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,7 @@ FREE_KEYS = frozenset(
     {
         "workdir", "resume", "extend", "eval_every_epochs", "log_every_steps", "checkpoint.every_steps",
         "checkpoint.keep_last", "checkpoint.max_failures", "data.train", "data.val", "data.num_workers",
-        "data.backend", "data.on_bad", "teacher.placement", "compile", "deterministic", "profile",
+        "data.backend", "data.on_bad", "teacher.placement", "compile", "deterministic", "profile", "trackers",
         "ds_config", "timeout_minutes", "micro_batch_size_per_gpu", "student.checkpoint_activations",
     }
 )  # fmt: skip
@@ -73,15 +74,16 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
     another may have more epochs or max_steps.
 
     Raises:
-        ValueError: `--resume none` on a used folder, or settings outside FREE_KEYS differ: each with both values.
+        ValueError: `--resume none` on a used folder, a damaged config.json, or settings outside FREE_KEYS differ: each
+            with both values.
     """
     if config is None and newest(Path(run.workdir) / CHECKPOINTS):
         raise ValueError(f"--resume none needs an unused folder, found a run in {run.workdir}: give another --workdir")
     if config is None or not config.exists():
         return None
     try:
-        stored = from_dict(Run, json.loads(config.read_text())["run"])
-    except (ValueError, KeyError, TypeError) as error:
+        stored = from_dict(Run, read_json(config, {"run": dict})["run"])
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{config} must say what run the checkpoints beside it are of, found {error!r}: put it back, or give "
             "another --workdir"
@@ -104,7 +106,7 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
     Data that are gone under the same name are not missed, as a finished run needs none. Runs of versions before 0.4
     stored no fingerprint: theirs must have the same name.
     """
-    stored = json.loads(config.read_text()).get("images") or {}
+    stored = read_json(config, {"images": dict | None}).get("images") or {}
     for split in SPLITS:
         path, old_path = getattr(run.data, split), getattr(before.data, split)
         if path == old_path and (split not in stored or not (path == "demo" or Path(path).exists())):
@@ -137,7 +139,9 @@ def describe_run(
     A continued run has the same settings, but may have moved and been updated. `models` says what student and teacher
     cost; `images` has the fingerprint of each split.
     """
-    from vitkd_ds.engine import ranks  # slow: torch, without which `vitkd-ds compare` reads a folder
+    # Slow: torch, without which `vitkd-ds compare` reads a folder.
+    from vitkd_ds.engine import ranks
+    from vitkd_ds.engine.processes import device_name
 
     workdir = Path(run.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -149,7 +153,9 @@ def describe_run(
     extended = _extended_at(run, schedule.total_steps, resumed_step=resumed_step)
     # "plan" is the schedule's name in the run folders of all versions.
     content = {"run": as_dict(run), "plan": asdict(schedule), "resumed_step": resumed_step}
-    content |= {"extended_at_steps": extended}
+    now = {"step": resumed_step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), "ranks": ranks.world_size()}
+    starts = [*_starts_before(workdir, resumed_step), now | {"device": device_name()}]
+    content |= {"extended_at_steps": extended, "starts": starts}
     content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv, "git_commit": git_commit()}
     write_json(workdir / "config.json", content | {"versions": versions, "models": models, "images": images})
 
@@ -161,9 +167,17 @@ def _extended_at(run: Run, total_steps: int, *, resumed_step: int) -> list[int]:
     config = Path(run.workdir) / "config.json"
     if not config.exists():  # it begins at another run's checkpoint
         return [resumed_step] if run.extend else []
-    before = json.loads(config.read_text())
+    before = read_json(config, {"plan.total_steps": int, "extended_at_steps": list | None})
     is_longer = before["plan"]["total_steps"] < total_steps
-    return before.get("extended_at_steps", []) + ([resumed_step] if is_longer else [])
+    return (before.get("extended_at_steps") or []) + ([resumed_step] if is_longer else [])
+
+
+def _starts_before(workdir: Path, resumed_step: int) -> list[dict[str, Any]]:
+    """The starts of the run so far; none where it begins at step 0, or was begun by a version that noted none."""
+    config = workdir / "config.json"
+    if not resumed_step or not config.exists():
+        return []
+    return read_json(config, {"starts": list | None}).get("starts") or []
 
 
 def git_commit() -> str:

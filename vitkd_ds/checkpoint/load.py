@@ -8,11 +8,12 @@ unpickles nothing.
 
 import logging
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitkd_ds.checkpoint.manifest import check_files, read_manifest
-from vitkd_ds.config.run_folder import CHECKPOINTS, TAG, newest, tags
+from vitkd_ds.config.run_folder import CHECKPOINTS, TAG, newest, pointer, read_json, tags
 from vitkd_ds.engine import ranks
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class TrainState:
     step: int = 0
     """Optimizer updates done."""
     best_top1: float = -1.0
-    """Best validation top-1 in percent; -1 before the first evaluation."""
+    """Best validation top-1 in percent, or without labels the best cka; -1 before the first evaluation."""
     best_step: int = 0
     result: dict[str, float] = field(default_factory=dict)
     """Result of the last evaluation."""
@@ -75,18 +76,19 @@ class Start:
 def find(resume: str, workdir: Path) -> Start | None:
     """Find the checkpoint that a run starts from; None for a new run. Reads only.
 
-    A run that began with another's checkpoint and has its own by now goes on from that, by the same command.
+    A run that began with a named checkpoint, of another run or an earlier one of its own, goes on from its newest by
+    the same command, also when the named one is gone.
 
     Raises:
-        ValueError: a path without a checkpoint.
+        ValueError: a path without a checkpoint, or a damaged config.json.
     """
     own = workdir / CHECKPOINTS
     latest = newest(own)
     if resume == "none" or (resume == "auto" and not latest):
         return None
-    if resume == "auto":
-        return Start(own, latest, is_own=True, is_named=False)
     path = Path(resume)
+    if resume == "auto" or (latest and _has_begun_with(path, workdir)):
+        return Start(own, latest, is_own=True, is_named=False)
     folder, tag = path / CHECKPOINTS, newest(path / CHECKPOINTS)
     if TAG.fullmatch(path.name) and path.is_dir():
         folder, tag = path.parent, path.name
@@ -99,6 +101,15 @@ def find(resume: str, workdir: Path) -> Start | None:
     return Start(folder, tag, is_own=False, is_named=True)
 
 
+def _has_begun_with(path: Path, workdir: Path) -> bool:
+    """Whether the last start of a run had this path as --resume, by config.json, which is written once it has begun."""
+    config = workdir / "config.json"
+    if not config.exists():
+        return False
+    before = read_json(config, {"run.resume": str})["run"]["resume"]
+    return before not in ("auto", "none") and Path(before).resolve() == path.resolve()
+
+
 def newest_whole(start: Start | None) -> Start | None:
     """Check the files of the checkpoint to start from, and take an older one if they are damaged and it is not named.
 
@@ -106,19 +117,24 @@ def newest_whole(start: Start | None) -> Start | None:
 
     Raises:
         ValueError: none is whole.
+        Unreadable: the disk failed, so nobody knows; an older one would cost the steps since.
     """
     if start is None:
         return None
     older = [] if start.is_named else [tag for tag in ranks.from_main(tags(start.folder)) if tag < start.tag]
+    latest = pointer(start.folder, "latest")
+    if ranks.rank() == 0 and latest and not start.is_named and latest != start.tag:
+        logger.warning("checkpoint %s is not there and passed over, though `latest` names it", start.folder / latest)
     reasons = []
     for tag in [start.tag, *older]:
         folder = start.folder / tag
         try:
             manifest = ranks.on_main(lambda folder=folder: read_manifest(folder))
-        except (OSError, ValueError) as error:  # the same on every rank
+        except ValueError as error:  # the same on every rank
             reason = str(error)
         else:
-            found = ranks.from_all(check_files(folder, manifest, part=ranks.rank(), num_parts=ranks.world_size()))
+            check = partial(check_files, folder, manifest, part=ranks.rank(), num_parts=ranks.world_size())
+            found = ranks.from_all(ranks.together(check))
             reason = "; ".join(text for text in found if text)
         if not reason:
             return replace(start, tag=tag, manifest=manifest)
@@ -137,11 +153,24 @@ def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int
     `steps_per_epoch` and `data` are those of the data that is here now; see `TrainState`.
 
     Raises:
-        ValueError: the checkpoint was made with other data.
+        ValueError: the checkpoint was made with other data, or by a version with another state.
     """
     if start is None:
         return TrainState(steps_per_epoch, data)
-    state = TrainState(**start.manifest["train_state"])
+    try:
+        state = TrainState(**start.manifest["train_state"])
+    except TypeError as error:
+        raise ValueError(
+            f"{start.path} must have the state that this version writes, found another one ({error}): go on "
+            "with the version that wrote it, which config.json names"
+        ) from None
+    ranks.together(lambda: _check_data(start, state, steps_per_epoch=steps_per_epoch, data=data))
+    engine.load(start.path)
+    # The best checkpoint of another run is not in this run's folder.
+    return state if start.is_own else replace(state, best_top1=-1.0, best_step=0)
+
+
+def _check_data(start: Start, state: TrainState, *, steps_per_epoch: int, data: int) -> None:
     if state.steps_per_epoch != steps_per_epoch:
         raise ValueError(
             f"{start.path} was made with {state.steps_per_epoch} steps per epoch, found {steps_per_epoch}: give the "
@@ -152,6 +181,3 @@ def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int
             f"{start.path} was made with training images of fingerprint {state.data}, found {data}: give the same "
             "data.train, or a copy of it; packed again, images have other numbers"
         )
-    engine.load(start.path)
-    # The best checkpoint of another run is not in this run's folder.
-    return state if start.is_own else replace(state, best_top1=-1.0, best_step=0)

@@ -2,12 +2,14 @@
 
 The file `lock` says who holds the folder, and its modification time is the holder's heartbeat. flock would not do: on
 some network file systems it silently holds on one node only. This relies on link() and rename() being atomic. Rank 0
-alone locks. It also calls `check` before it publishes anything, so that a job that was suspended and replaced stops.
+alone locks. It also calls `check` before it publishes anything, so that a job that was suspended and replaced stops. A
+lock that somebody deletes or damages is written again by its holder's next heartbeat; a deleted folder is not.
 """
 
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -22,10 +24,12 @@ HEARTBEAT_S = 5.0
 STALE_S = 60.0
 """Seconds without a heartbeat after which a holder on another host is considered dead; longer than a network file
 system caches attributes."""
+UNKNOWN = dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
+"""The holder by a lock that is damaged, or was left empty by a crash of its node: nobody, unless its time changes."""
 
 
 class LockLost(RuntimeError):
-    """Another job has this run folder."""
+    """Another job has this run folder, or it is gone."""
 
 
 class LockFailed(OSError):
@@ -38,7 +42,7 @@ class RunLock:
     def __init__(self, workdir: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
         self.path, self.heartbeat_s, self.stale_s = workdir / "lock", heartbeat_s, stale_s
         self.me = _describe_this_process()
-        self.released = threading.Event()
+        self.released, self.writing = threading.Event(), threading.Lock()
 
     def acquire(self) -> None:
         """Take the lock; where only a heartbeat can tell whether its holder lives, wait for one, at most `stale_s`.
@@ -75,7 +79,8 @@ class RunLock:
         except FileExistsError:
             holder = _read(self.path)
         if not holder:
-            return False  # given back since we looked
+            time.sleep(0.02)  # given back since we looked
+            return False
         if self._is_alive(holder):
             raise ValueError(
                 f"{self.path.parent} must be used by one job at a time, found it in use by {_name(holder)}: wait for "
@@ -114,8 +119,9 @@ class RunLock:
     def _beat(self) -> None:
         while not self.released.wait(self.heartbeat_s):
             try:
-                self.check()
-                os.utime(self.path)
+                if self.path.parent.is_dir():  # else its disk is away, perhaps for a moment; saving reports it
+                    self.check()
+                    os.utime(self.path)
             except LockLost as error:
                 logger.error("%s", error)
                 os._exit(1)
@@ -123,18 +129,49 @@ class RunLock:
                 pass  # the file system is away for a moment; if it stays away, saving reports it
 
     def check(self) -> None:
-        """Raise LockLost if another job has considered this one dead and taken the lock."""
+        """Write the lock again if it was deleted or damaged. Raise LockLost if another job has considered this one dead
+        and taken it, or the run folder is gone."""
         found = _read(self.path)
+        if not found and not self.path.parent.is_dir():
+            raise LockLost(
+                f"{self.path.parent} must stay while a run goes on in it, found it gone: exiting, and not making it "
+                "again; put it back, and the same command goes on"
+            )
+        if not found or found is UNKNOWN:
+            with self.writing:
+                found = {} if self.released.is_set() else self._write_again(is_there=bool(found))
         if found and found["token"] != self.me["token"]:
             raise LockLost(f"{_name(found)} considered this job dead and took {self.path}: exiting")
 
+    def _write_again(self, *, is_there: bool) -> dict[str, Any]:
+        """Write the lock, over a damaged one that is there, but not over that of a job that was faster; return who
+        holds it, {} if it cannot be written."""
+        mine = self.path.with_name(f".lock.{self.me['token']}")
+        with suppress(OSError):  # a full disk, or one that is away, ends no run: the next heartbeat tries again
+            try:
+                mine.write_text(json.dumps(self.me))
+                if is_there:
+                    mine.replace(self.path)
+                else:
+                    _create(self.path, mine)
+                logger.warning("%s was changed while this job holds it, and is written again", self.path)
+            finally:
+                mine.unlink(missing_ok=True)
+        found = _read(self.path)
+        return {} if found is UNKNOWN else found
+
     def release(self) -> None:
-        """Give the lock back; remove the folder if `acquire` made it and nothing else is in it."""
-        self.released.set()
-        if _read(self.path).get("token") == self.me["token"]:
-            self.path.unlink(missing_ok=True)
-            if self.made_folder and not any(self.path.parent.iterdir()):
-                self.path.parent.rmdir()
+        """Give the lock back; remove the folder if `acquire` made it and nothing else is in it. A disk that is
+        read-only or away by now is only warned of: why the run ends says more, and the lock is taken over."""
+        with self.writing:  # or the heartbeat would take this for a deletion
+            self.released.set()
+        try:
+            if _read(self.path).get("token") == self.me["token"]:
+                self.path.unlink(missing_ok=True)
+                if self.made_folder and not any(self.path.parent.iterdir()):
+                    self.path.parent.rmdir()
+        except OSError as error:
+            logger.warning("%s cannot be given back, %s: the next job takes it over", self.path, error)
 
 
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
@@ -203,11 +240,16 @@ def _create(path: Path, source: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """Read the description of the lock's holder; {} if nobody holds it."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
-        return {}
-    except ValueError:  # left empty by a crash of its node: nobody holds it, unless its time still changes
-        return dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
+        return UNKNOWN if path.is_symlink() else {}
+    except (ValueError, RecursionError):
+        return UNKNOWN
+    is_whole = isinstance(found, dict) and all(
+        type(found.get(key)) is (int if key == "pid" else str) for key in UNKNOWN
+    )
+    # The token becomes a part of a file's name.
+    return found if is_whole and re.fullmatch(r"\w{1,64}", found["token"]) else UNKNOWN
 
 
 def _heartbeat(path: Path) -> tuple[int, int] | None:
@@ -221,5 +263,7 @@ def _heartbeat(path: Path) -> tuple[int, int] | None:
 
 
 def _name(holder: dict[str, Any]) -> str:
+    if holder is UNKNOWN:
+        return "a job that its damaged lock does not name"
     job = f"Slurm job {holder['job']}, " if holder["job"] else ""
     return f"{job}process {holder['pid']} on {holder['host']} since {holder['since']}"

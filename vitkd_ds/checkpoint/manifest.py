@@ -7,10 +7,12 @@ manifest. Nothing here communicates; `vitkd_ds.checkpoint.load` lets the ranks a
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from vitkd_ds.checkpoint.files import sync_folder, write_text
+from vitkd_ds.config.reading import Unreadable, load_json, patiently
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -41,32 +43,37 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: why the checkpoint is not whole; the message begins with the file's name.
+        Unreadable: the disk failed, so nobody knows.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        version, files = manifest["format"], manifest["files"]
-        expected = {name: (int(entry["bytes"]), str(entry["blake2b"])) for name, entry in files.items()}
+        manifest = load_json(folder / MANIFEST)
+        version, files, step = manifest["format"], manifest["files"], manifest["train_state"]["step"]
+        entries = [(type(entry["bytes"]), type(entry["blake2b"])) for entry in files.values()]
+        if type(step) is not int or {*entries} - {(int, str)}:
+            raise ValueError("a step or a length that is no whole number, or a checksum that is no text")
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
+    except Unreadable:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{MANIFEST} cannot be read: {error!r}") from None
     if version != FORMAT:
         raise ValueError(f"{MANIFEST} has format {version}, this version reads {FORMAT}")
     if manifest.get("blake2b") != _checksum(manifest):
         raise ValueError(f"{MANIFEST} has changed: its checksum differs")
-    if "step" in manifest.get("train_state", {}) and folder.name != tag_of(manifest["train_state"]["step"]):
-        raise ValueError(f"{MANIFEST} is of step {manifest['train_state']['step']}")
+    if folder.name != tag_of(step):
+        raise ValueError(f"{MANIFEST} is of step {step}")
     # DeepSpeed looks for some of its files by pattern, so it would load a .pt file too many. Other files may lie there:
     # network file systems leave some, and so do people.
-    found = {path.name for path in folder.iterdir()}
-    for name in sorted((expected.keys() - found) | {name for name in found - expected.keys() if name.endswith(".pt")}):
-        raise ValueError(f"{name} is {'missing' if name in expected else 'not listed in the manifest'}")
+    found = {*patiently(lambda: os.listdir(folder), folder)}
+    for name in sorted((files.keys() - found) | {name for name in found - files.keys() if name.endswith(".pt")}):
+        raise ValueError(f"{name} is {'missing' if name in files else 'not listed in the manifest'}")
     return manifest
 
 
 def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_parts: int = 1) -> str:
     """Check lengths and checksums of a part of the files, about as many bytes for each of `num_parts` callers; return
-    what is wrong with the first bad one, "" if all are whole."""
+    what is wrong with the first bad one, "" if all are whole. Raises Unreadable where the disk fails."""
     by_size = sorted(manifest["files"].items(), key=lambda item: (-item[1]["bytes"], item[0]))
     for name, entry in by_size[part::num_parts]:
         if reason := _fault(folder / name, entry):
@@ -75,13 +82,18 @@ def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_pa
 
 
 def _fault(path: Path, entry: dict[str, Any]) -> str:
-    try:
+    def compare() -> str:
         if (found := path.stat().st_size) != entry["bytes"]:
             return f"must have {entry['bytes']} bytes, found {found}"
         with path.open("rb") as file:
             found_hash = hashlib.blake2b(digest_size=32)
             while chunk := file.read(_CHUNK):
                 found_hash.update(chunk)
-    except OSError as error:
+        return "" if found_hash.hexdigest() == entry["blake2b"] else "has changed: its checksum differs"
+
+    try:
+        return patiently(compare, path)
+    except Unreadable:
+        raise
+    except OSError as error:  # it is gone by now, or a folder
         return f"cannot be read: {error}"
-    return "" if found_hash.hexdigest() == entry["blake2b"] else "has changed: its checksum differs"

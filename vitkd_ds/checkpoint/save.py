@@ -16,7 +16,7 @@ import torch
 
 from vitkd_ds.checkpoint.export import write_student
 from vitkd_ds.checkpoint.files import sync_folder, write_text, write_whole
-from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.checkpoint.load import Start, TrainState
 from vitkd_ds.checkpoint.manifest import read_manifest, tag_of, write_manifest
 from vitkd_ds.config.run import CheckpointConfig
 from vitkd_ds.config.run_folder import CHECKPOINTS, pointer, tags
@@ -67,7 +67,7 @@ class Saver:
         try:
             latest = ranks.on_main(lambda: pointer(self.folder, "latest")) or "none"
         except OSError as error:  # where the right to read is lost too; the same on every rank
-            latest = f"not to be read ({error.strerror})"
+            latest = f"not to be read ({error})"
         text = f"SAVING FAILED at step {state.step}: {'; '.join(failures)}. The last whole checkpoint is {latest}. "
         if is_last_chance or self.num_failures >= self.config.max_failures:
             raise SaveError(
@@ -75,6 +75,12 @@ class Saver:
                 f"{self.config.max_failures}): make room or give the right to write, and start again"
             )
         _warn(f"{text}Training goes on; failure {self.num_failures}, at {self.config.max_failures} in a row it stops.")
+
+    def begin(self, start: Start | None) -> None:
+        """Let the run go on from `start` alone: if that is a named checkpoint of its own, point `latest` to it, as the
+        next start takes what `latest` names. Collective. Raises OSError where that cannot be written."""
+        if start and start.is_own and start.is_named:
+            ranks.on_main(lambda: self._write_pointer("latest", start.tag))
 
     def note(self, state: TrainState) -> None:
         """Put the result of an evaluation into the checkpoint of this step, and point `best` to it if it is the best.
@@ -124,9 +130,11 @@ class Saver:
             _warn(f"{final} is saved, but older files are left, {error!r}: the next checkpoint tries again")
 
     def _point(self, state: TrainState) -> None:
-        if state.best_step == state.step:
-            write_text(self.folder / "best", tag_of(state.step))
-        write_text(self.folder / "latest", tag_of(state.step))
+        for name in ("best", "latest") if state.best_step == state.step else ("latest",):
+            self._write_pointer(name, tag_of(state.step))
+
+    def _write_pointer(self, name: str, tag: str) -> None:
+        write_text(self.folder / name, tag)
         sync_folder(self.folder)
 
 

@@ -6,33 +6,26 @@ from typing import Any
 
 import torch
 
+from vitkd_ds.commands.exported import first_device, open_exported
 from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.commands.probe import probe_exported
 from vitkd_ds.config.options import WEIGHTS
-from vitkd_ds.config.overrides import read_run
 from vitkd_ds.config.run import DataConfig, Run, TeacherConfig
-from vitkd_ds.config.run_folder import (
-    DESCRIPTION,
-    EXPORTED,
-    POINTERS,
-    STUDENT,
-    description_beside,
-    find_student,
-    find_weights,
-    model_of,
-    read_json,
-)
+from vitkd_ds.config.run_folder import POINTERS, description_beside, find_weights, model_of
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
-from vitkd_ds.train.evaluate import evaluate
+from vitkd_ds.train.evaluate import evaluate, evaluate_features
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate_exported(
-    student: str, *, val: str = "", teacher: str = "", teacher_checkpoint: str = "", micro_batch_size: int = 64
-) -> dict[str, float]:
-    """Evaluate an exported student in fp32 on this machine's first device, as `vitkd_ds.train.evaluate.evaluate` does.
+    student: str, *, val: str = "", teacher: str = "", teacher_checkpoint: str = "", micro_batch_size: int = 64,
+    knn: bool = False, probe: bool = False, train: str = "",
+) -> dict[str, float]:  # fmt: skip
+    """Evaluate an exported student in fp32 on this machine's first device, as `vitkd_ds.train.evaluate` does: by
+    `evaluate`, or without a classifier by `evaluate_features`.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
@@ -42,33 +35,43 @@ def evaluate_exported(
         teacher_checkpoint: weights of a named teacher: a local file, or a run, checkpoint or exported student; "" is
             hub.
         micro_batch_size: images per forward.
+        knn, probe, train: `vitkd_ds.commands.probe.probe_exported` is called in place of all this.
 
     Raises:
-        ValueError: files or models that do not fit, or no validation data.
+        ValueError: files, models or options that do not fit, or no validation data.
     """
-    folder = find_student(student)
-    description = read_json(folder / DESCRIPTION, EXPORTED)
-    # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
-    beside = [place for place in (folder, folder.parent.parent) if (place / "config.json").is_file()]
-    run = read_run(beside[0]) if beside else None
+    if knn or probe:
+        if teacher or teacher_checkpoint:
+            raise ValueError("--teacher does not belong to --knn and --probe, which ask the student: leave it out")
+        sources = {"train": train, "val": val}
+        return probe_exported(student, knn=knn, probe=probe, **sources, micro_batch_size=micro_batch_size)
+    if train:
+        raise ValueError("--train belongs to --knn and --probe, found neither: add one of them, or leave it out")
+    exported = open_exported(student)
+    run, classes, device = exported.run, exported.classes, first_device()
+    kept = run.data.classes if run and not val else ""  # of the run's own images, which may have more
     val = val or (run.data.val if run else "")
     if not val:
-        raise ValueError(f"validation data must be known, found no config.json beside {folder}: give --val FILE")
-    data = DataConfig(
-        train="", val=find_packed("val", val), image_size=description["image_size"],
-        num_classes=len(description["classes"]),
-        val_crop_fraction=description["val_crop_fraction"], interpolation=description["interpolation"],
-        max_val_images=run.data.max_val_images if run else 0,
-    )  # fmt: skip
+        raise ValueError(f"validation data must be known, found no config.json beside {exported.folder}: give --val")
+    # A student without a classifier needs no labels: whatever there are is left alone.
+    most = run.data.max_val_images if run else 0
+    labels = "use" if classes else "ignore"
+    data = exported.data(
+        find_packed("val", val), num_classes=len(classes), max_val_images=most, labels=labels, classes=kept
+    )
     teacher_config = _teacher_of(run, teacher, teacher_checkpoint)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build.build_exported(description, folder / STUDENT).to(device)
-    classes = tuple(description["classes"])
+    if not classes and teacher_config is None:
+        raise ValueError(
+            f"a student without a classifier is evaluated by --knn and --probe, or by how it agrees with a teacher, "
+            f"found no teacher of {exported.folder}: give --knn --probe --train FILE --val FILE, or --teacher"
+        )
+    model = exported.model()
     loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, classes=classes, device=device)
-    if teacher_config and not _has_classes(teacher_config, classes):
+    if classes and teacher_config and not _has_classes(teacher_config, classes):
         teacher_config = None
     features = _teacher_features(teacher_config, data, device) if teacher_config else None
-    return evaluate(model, loader, normalization=build.normalization_of(model), teacher=features)
+    measure = evaluate if classes else evaluate_features
+    return measure(model, loader, normalization=build.normalization_of(model), teacher=features)
 
 
 def _teacher_of(run: Run | None, teacher: str, checkpoint: str) -> TeacherConfig | None:
@@ -106,7 +109,7 @@ def _teacher_of(run: Run | None, teacher: str, checkpoint: str) -> TeacherConfig
 
 def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
     """Whether a teacher's classes may be those of the images, in their order; a warning says if they are not."""
-    if config.checkpoint == "hub":
+    if config.checkpoint == "hub" or config.head:
         return True
     known = description_beside(build.teacher_file(config)).get("classes", list(classes))
     if list(classes) != known:
@@ -115,9 +118,9 @@ def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
 
 
 def _teacher_features(config: TeacherConfig, data: DataConfig, device: torch.device) -> Any:
-    model = build.build_teacher(config, data, needs_tokens=False, needs_logits=False).to(device)
-    if not model.num_classes:
+    model = build.build_teacher(config, data, needs_blocks=False, needs_logits=False).to(device)
+    if data.num_classes and not model.num_classes:
         logger.warning("the teacher %s has no logits for these classes: no agreement", config.model)
         return None
-    normalization = build.normalization_of(model)
+    normalization = build.normalization_of(model, image_size=config.image_size)
     return lambda images_BCHW: tap_features(model, normalization.apply(images_BCHW, torch.float32), ())

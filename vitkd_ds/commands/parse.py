@@ -1,10 +1,13 @@
 """From the flags of a command line to one checked run, before the slow imports. Nothing here imports torch."""
 
+import shutil
 from dataclasses import replace
 
+from vitkd_ds.config.check import check_run, check_without_classes
+from vitkd_ds.config.help import field_help
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import convert
-from vitkd_ds.config.run import Run, check_run
+from vitkd_ds.config.run import Run
 from vitkd_ds.data.augment.policy import parse_rand_augment
 from vitkd_ds.data.classes import count_classes
 from vitkd_ds.recipes import build_run
@@ -29,6 +32,16 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     check_run(run)
     if not run.data.num_classes:
         run = replace(run, data=replace(run.data, num_classes=count_classes(run.data)))
+        check_without_classes(run)
     if run.augment.rand_augment:
         parse_rand_augment(run.augment.rand_augment)
     return run
+
+
+def train_help(flags: dict[str, str], about: str) -> str:
+    """Describe train, by `about`, and every field of a run, or only the group or field that --help names."""
+    recipe, topic = flags.get("recipe", "demo"), flags["help"]
+    topic = "" if topic == "True" else topic  # what fire makes of a flag without a value
+    fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
+    about = "" if topic else f"{about}\n\n"
+    return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"

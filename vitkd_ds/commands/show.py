@@ -17,6 +17,7 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.data.images import open_images
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.mixing import mix_step
+from vitkd_ds.models import build
 
 ROWS, COLUMNS = 4, 8
 CAPTION_LINES, LINE_PIXELS, BASELINE_PIXELS = 2, 12, 9
@@ -43,8 +44,9 @@ def show(run: Run, dst: Path) -> Path:
     if not dst.parent.is_dir():
         raise ValueError(f"DST must lie in a folder that exists, found none at {str(dst.parent)!r}: make it")
     images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
-    size = min(ROWS * COLUMNS, len(images.labels))
-    loader = build_loader(run.data, split="train", augment=run.augment, micro_batch_size=size, seed=run.seed)
+    size = min(ROWS * COLUMNS, len(images.chosen))
+    options = {"augment": run.augment, "statistics": build.statistics_of(run.student)}
+    loader = build_loader(run.data, split="train", micro_batch_size=size, seed=run.seed, **options)
     # Smoothing gives every class a little of every label, which says nothing about the image, and draws nothing.
     unsmoothed = replace(run, losses=replace(run.losses, ce=replace(run.losses.ce, label_smoothing=0.0)))
     with closing(loader.epoch(0)) as micro_batches:
@@ -56,12 +58,14 @@ def show(run: Run, dst: Path) -> Path:
 
 
 def _caption(target_K: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
+    if not classes:
+        return [""]
     largest = zip(*(found.tolist() for found in target_K.topk(min(CAPTION_LINES, len(classes)))), strict=True)
-    shares = [(part, _one_line(classes[label])) for part, label in largest if part > MIN_PART]
+    shares = [(part, one_line(classes[label])) for part, label in largest if part > MIN_PART]
     return [f"{part:.2f} {name}" for part, name in shares] if len(shares) > 1 else [shares[0][1]]
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
     """A class name without what Pillow cannot write: newlines and other control characters, bytes that are no UTF-8."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)
 

@@ -42,7 +42,11 @@ def docstrings(cls: type) -> dict[str, str]:
     """The string below each field of a dataclass or of its bases, on one line; fields without one are left out."""
     found = {}
     for base in cls.__mro__[-2::-1]:
-        body = ast.parse(inspect.getsource(base)).body[0].body
+        try:
+            source = inspect.getsource(base)
+        except OSError:  # LossesConfig is made from a dict; its fields are parts, which have texts of their own
+            continue
+        body = ast.parse(source).body[0].body
         for field, below in zip(body, body[1:]):
             match field, below:
                 case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):

@@ -1,32 +1,29 @@
 """Which loss terms make the total of a run, each with its weight, its schedule and its own numbers. Whoever adds a loss
-adds a term here, and nothing in `vitkd_ds.config.run`."""
+adds a term here, or in a package of their own by an entry point, and nothing in `vitkd_ds.config.run`.
 
-from dataclasses import dataclass, fields
+Nothing here imports torch: a term names its module, and says what it compares as a function of its settings.
+"""
+
+from dataclasses import dataclass, field, make_dataclass
+from importlib.metadata import entry_points
+from keyword import iskeyword
 from typing import Annotated, Any, Literal
 
-from vitkd_ds.config.rules import POSITIVE, Part, Rule, at_least, within
-
-TEACHER_TERMS = ("kd", "nkd", "vitkd")
-"""Loss terms that need a teacher."""
-LOGIT_TERMS = ("kd", "nkd")
-"""Those of them that compare logits: their teacher must know the classes of the data."""
+from vitkd_ds.config.rules import POSITIVE, Rule, at_least, require, within
+from vitkd_ds.config.term import Needs, Term
 
 TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks: len(blocks) == 2)
 
-
-@dataclass(frozen=True)
-class Term(Part, place="losses"):
-    """Fields shared by all loss terms."""
-
-    weight: Annotated[float, at_least(0, "off")] = 0.0
-    """Factor of the term in the total; 0 is off."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the weight: constant, or linear / cosine from the weight down to 0 at the last step."""
+ENTRY_POINTS = "vitkd_ds.losses"
+"""Group of the entry points by which another installed package adds terms: name = module:dataclass."""
 
 
 @dataclass(frozen=True)
 class CrossEntropyTerm(Term, place="losses.ce"):
     """Cross-entropy with the labels, mixed and smoothed."""
+
+    module = "vitkd_ds.losses.cross_entropy:CrossEntropy"
+    needs = Needs(labels=True)
 
     weight: Annotated[float, at_least(0, "off")] = 1.0
     label_smoothing: Annotated[float, within("[0, 1)")] = 0.0
@@ -37,13 +34,21 @@ class CrossEntropyTerm(Term, place="losses.ce"):
 class KDTerm(Term, place="losses.kd"):
     """Hinton's distillation, `vitkd_ds.kd_loss`."""
 
+    module = "vitkd_ds.losses.kd:KD"
+    needs = Needs(logits=True)
+
     temperature: Annotated[float, POSITIVE] = 1.0
     """Divisor of both models' logits before the softmax; higher is softer."""
+    standardize: bool = False
+    """Give each image's logits mean 0 and standard deviation 1 first."""
 
 
 @dataclass(frozen=True)
 class NKDTerm(Term, place="losses.nkd"):
     """Normalised distillation, `vitkd_ds.nkd_loss`."""
+
+    module = "vitkd_ds.losses.nkd:NKD"
+    needs = Needs(logits=True, labels=True)
 
     temperature: Annotated[float, POSITIVE] = 1.0
     """Divisor of both models' logits in the part on non-target classes; higher is softer."""
@@ -54,6 +59,8 @@ class NKDTerm(Term, place="losses.nkd"):
 @dataclass(frozen=True)
 class ViTKDTerm(Term, place="losses.vitkd"):
     """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
+
+    module = "vitkd_ds.losses.vitkd:ViTKD"
 
     alpha: Annotated[float, at_least(0)] = 3e-5
     """Factor of the mimicked shallow blocks, whose squared differences are summed over tokens and channels."""
@@ -68,26 +75,202 @@ class ViTKDTerm(Term, place="losses.vitkd"):
     blocks: Annotated[tuple[int, ...], TWO_BLOCKS] = (0, 1)
     """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
 
+    @property
+    def needs(self) -> Needs:
+        """What it compares."""
+        return Needs(tokens=True, student_blocks=self.blocks, teacher_blocks=self.blocks)
+
 
 @dataclass(frozen=True)
-class LossesConfig:
-    """Which terms make the total: any set of the four, each with a weight (0 is off) and a schedule."""
+class WTTMTerm(Term, place="losses.wttm"):
+    """Transformed teacher matching, `vitkd_ds.losses.wttm_loss`."""
 
-    ce: CrossEntropyTerm = CrossEntropyTerm()
-    kd: KDTerm = KDTerm()
-    nkd: NKDTerm = NKDTerm()
-    vitkd: ViTKDTerm = ViTKDTerm()
+    module = "vitkd_ds.losses.wttm:WTTM"
+    needs = Needs(logits=True)
+
+    gamma: Annotated[float, POSITIVE] = 0.8
+    """Power of the teacher's probabilities, 1 / temperature; the paper's DeiT value is published nowhere."""
+    weighted: bool = True
+    """Weigh each image by how unsure the teacher is; false is TTM."""
+
+
+@dataclass(frozen=True)
+class DISTTerm(Term, place="losses.dist"):
+    """Correlations of probabilities, `vitkd_ds.losses.dist_loss`."""
+
+    module = "vitkd_ds.losses.dist:DIST"
+    needs = Needs(logits=True)
+
+    beta: Annotated[float, at_least(0)] = 1.0
+    """Factor of the correlations over the classes of an image."""
+    gamma: Annotated[float, at_least(0)] = 1.0
+    """Factor of the correlations over the images of a class."""
+    scope: Literal["micro_batch", "all_ranks"] = "micro_batch"
+    """Images of which a class is correlated: the rank's micro-batch, or those of all ranks, which are gathered. Those
+    of accumulated micro-batches are never together."""
+
+
+@dataclass(frozen=True)
+class DKDTerm(Term, place="losses.dkd"):
+    """Decoupled distillation, `vitkd_ds.losses.dkd_loss`; for labels that are not mixed."""
+
+    module = "vitkd_ds.losses.dkd:DKD"
+    needs = Needs(logits=True, labels=True)
+
+    alpha: Annotated[float, at_least(0)] = 1.0
+    """Factor of the label against the rest."""
+    beta: Annotated[float, at_least(0)] = 0.5
+    """Factor of the rest by itself."""
+    temperature: Annotated[float, POSITIVE] = 1.0
+    """Divisor of all logits; higher is softer."""
+
+    def check_augment(self, augment: Any) -> None:
+        """Refuse mixed labels."""
+        if mixing := next((key for key in ("mixup_alpha", "cutmix_alpha") if getattr(augment, key)), None):
+            raise ValueError(
+                f"losses.dkd needs one label an image, found augment.{mixing}={getattr(augment, mixing):g}: set "
+                f"--augment.{mixing}=0, or take nkd, which is defined for mixed labels"
+            )
+
+
+@dataclass(frozen=True)
+class DistillationTokenTerm(Term, place="losses.distillation_token"):
+    """DeiT's distillation token: the student's second head learns from the teacher, the first from the other terms."""
+
+    module = "vitkd_ds.losses.distillation_token:DistillationToken"
+    needs = Needs(logits=True, distillation_token=True)
+
+    kind: Literal["hard", "soft"] = "hard"
+    """What it learns: the teacher's most likely class, or its probabilities."""
+    temperature: Annotated[float, POSITIVE] = 1.0
+    """Divisor of both logits in the soft kind; higher is softer."""
+
+
+@dataclass(frozen=True)
+class VkDTerm(Term, place="losses.vkd"):
+    """Pooled tokens through an orthogonal projector, `vitkd_ds.losses.vkd_loss`; for teachers of any kind."""
+
+    module = "vitkd_ds.losses.vkd:VkD"
+    needs = Needs(tokens=True)
+
+
+@dataclass(frozen=True)
+class SpectralTerm(Term, place="losses.spectral"):
+    """Spectra of token maps, `vitkd_ds.losses.spectral_loss`; for models of one patch grid."""
+
+    module = "vitkd_ds.losses.spectral:Spectral"
+
+    student_blocks: tuple[int, ...] = (0, 1)
+    """Blocks of the student, counted from 0."""
+    teacher_blocks: tuple[int, ...] = (0, 1)
+    """Blocks of the teacher that they are compared with, one by one."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it compares."""
+        return Needs(tokens=True, student_blocks=self.student_blocks, teacher_blocks=self.teacher_blocks)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.student_blocks) == len(self.teacher_blocks) > 0, "losses.spectral.teacher_blocks",
+            self.teacher_blocks, f"name as many blocks as student_blocks={self.student_blocks}, one or more",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FeatureTerm(Term, place="losses.feature"):
+    """Class and patch tokens through adapters, `vitkd_ds.losses.feature`; for teachers of any kind, without labels."""
+
+    module = "vitkd_ds.losses.feature:Feature"
+    needs = Needs(tokens=True)
+
+    target: Literal["raw", "layer_norm", "standardize", "phi_s"] = "standardize"
+    """What the teacher's features are turned into: nothing, LayerNorm, or a transform by their statistics, which gives
+    every channel mean 0 and variance 1, or all channels equal variances by a rotation and one scale."""
+    calibration_batches: Annotated[int, POSITIVE] = 32
+    """Micro-batches of each rank that the statistics are taken of, before the first update; the checkpoint has them."""
+
+
+@dataclass(frozen=True)
+class RelationTerm(Term, place="losses.relation"):
+    """Cosines among tokens and with earlier images, `vitkd_ds.losses.relation`; for models of one patch grid."""
+
+    module = "vitkd_ds.losses.relation:Relation"
+    needs = Needs(tokens=True)
+
+    temperature: Annotated[float, POSITIVE] = 0.07
+    """Divisor of the cosines before the softmax."""
+    queue: Annotated[int, POSITIVE] = 4096
+    """Earlier images, of all ranks, that an image is compared with."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Which terms make the total: any set, each with a weight (0 is off) and a schedule. Its other fields are TERMS."""
+
+    balance: bool = field(default=False, kw_only=True)
+    """Learn a factor of each term beside its weight, of the terms' sizes alone (DTO-KD's cheap form), of mean 1."""
+
+    def terms(self) -> dict[str, Any]:
+        """All terms by name."""
+        return {name: getattr(self, name) for name in TERMS}
 
     def active(self) -> dict[str, Any]:
         """The terms whose weight is not 0, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name).weight}
+        return {name: term for name, term in self.terms().items() if term.weight}
 
     @property
-    def tapped_blocks(self) -> tuple[int, ...]:
-        """Blocks whose output both models hand over, counted from 0; none where no term compares tokens."""
-        return self.vitkd.blocks if "vitkd" in self.active() else ()
+    def needs(self) -> Needs:
+        """The union of what the active terms compare."""
+        needs = Needs()
+        for term in self.active().values():
+            needs |= term.needs
+        return needs
 
-    @property
-    def needs_logits(self) -> bool:
-        """Whether a term compares the logits of student and teacher."""
-        return any(name in LOGIT_TERMS for name in self.active())
+
+def terms_of_a_teacher(losses: Losses) -> list[str]:
+    """The names of the terms that compare something of a teacher, with a weight or without."""
+    return [name for name, term in losses.terms().items() if term.needs.teacher]
+
+
+def _add_terms_of_others() -> None:
+    """Add the terms of other installed packages to TERMS; what cannot be added is refused by `check_run`, as a command
+    says it then in a sentence."""
+    # In the order of their names: parameters follow it, and every node and every later start must cut them alike.
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
+        where = f"{point.name} = {point.value} in the entry points {ENTRY_POINTS}"
+        if point.name in (*TERMS, *NAMES_TAKEN) or not point.name.isidentifier() or iskeyword(point.name):
+            BAD_ENTRY_POINTS.append(f"a term of another package must have a name of its own, found {where}: rename it")
+            continue
+        try:
+            term = point.load()
+            if not (isinstance(term, type) and issubclass(term, Term)):
+                raise TypeError(f"{term!r} is no dataclass of vitkd_ds.config.term.Term")
+            term()
+        except Exception as error:  # whatever another package does wrong
+            BAD_ENTRY_POINTS.append(
+                f"a term of another package must load and have defaults, found {type(error).__name__}: {error} of "
+                f"{where}: mend or remove the package"
+            )
+            continue
+        TERMS[point.name] = term
+
+
+NAMES_TAKEN = ("student", "balance", "forward", "training", *dir(Losses))
+"""Names of a `Distiller` and of `Losses` that no term may have."""
+BAD_ENTRY_POINTS: list[str] = []
+"""What is wrong with terms of other packages."""
+TERMS: dict[str, type[Term]] = {
+    "ce": CrossEntropyTerm, "kd": KDTerm, "nkd": NKDTerm, "vitkd": ViTKDTerm, "wttm": WTTMTerm, "dist": DISTTerm,
+    "dkd": DKDTerm, "distillation_token": DistillationTokenTerm, "vkd": VkDTerm, "spectral": SpectralTerm,
+    "feature": FeatureTerm, "relation": RelationTerm,
+}  # fmt: skip
+"""Every term by its name, in the order in which the log shows them."""
+_add_terms_of_others()
+
+LossesConfig = make_dataclass(
+    "LossesConfig", [(name, term, field(default=term())) for name, term in TERMS.items()], bases=(Losses,), frozen=True
+)
+"""See `Losses`: the dataclass with a field for each of TERMS."""
+LossesConfig.__module__, LossesConfig.__doc__ = __name__, Losses.__doc__

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Mapping
 
-from vitkd_ds.config.losses import TEACHER_TERMS
+from vitkd_ds.config.losses import terms_of_a_teacher
 from vitkd_ds.config.overrides import apply_overrides, read_run
 from vitkd_ds.config.run import Run, TeacherConfig
 from vitkd_ds.config.run_folder import (
@@ -48,7 +48,7 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
         if f"{role}.{key}" in options:
             run = _with_weights_of_before(run, role, options[f"{role}.{key}"])
     if run.teacher is None:
-        for name in TEACHER_TERMS:
+        for name in terms_of_a_teacher(run.losses):
             term, option = getattr(run.losses, name), f"losses.{name}.weight"
             if option in options and term.weight and is_without:
                 raise ValueError(

@@ -9,8 +9,9 @@ import difflib
 import json
 import math
 from pathlib import Path
-from typing import Any, Iterable, Mapping, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Iterable, Literal, Mapping, TypeVar, get_args, get_origin, get_type_hints
 
+from vitkd_ds.config.reading import Unreadable, load_json
 from vitkd_ds.config.run import Run
 
 T = TypeVar("T")
@@ -63,6 +64,8 @@ def field_types(run: Any, prefix: str = "") -> dict[str, Any]:
 def convert(text: str, declared: Any, key: str) -> Any:
     """Make a value of the declared type from text; `key` is for the message of the ValueError if it is none."""
     kind = get_origin(declared) or declared
+    if kind is Literal and {"off", "default"} <= set(get_args(declared)) and text.lower() in BOOLS:
+        return "default" if BOOLS[text.lower()] else "off"  # a choice that was a switch in an earlier version
     try:
         if kind is bool:
             return BOOLS[text.lower()]
@@ -73,7 +76,7 @@ def convert(text: str, declared: Any, key: str) -> Any:
         if kind is tuple:
             return _to_tuple(text, get_args(declared))
         return {**json.loads(text)} if kind in KINDS else text
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"--{key} must be {KINDS[kind]}, found {text!r}") from None
 
 
@@ -82,8 +85,10 @@ def read_run(path: Path) -> Run:
     ValueError, which names the file, if there is none or it holds no run of this version."""
     file = path / "config.json" if path.is_dir() else path
     try:
-        stored = json.loads(file.read_text())
+        stored = load_json(file)
         return from_dict(Run, stored["run"] if isinstance(stored, dict) and "run" in stored else stored)
+    except Unreadable:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} must hold a run as config.json does: {error}") from None
 
@@ -134,4 +139,5 @@ def _to_tuple(text: str, element_types: tuple[Any, ...]) -> tuple[Any, ...]:
     parts = [part for part in text.strip("()[] ").split(",") if part.strip()]
     if element_types[-1] is Ellipsis:
         element_types = (element_types[0],) * len(parts)
-    return tuple(kind(part) for kind, part in zip(element_types, parts, strict=True))
+    parts = [part.strip(" '\"") if kind is str else part for kind, part in zip(element_types, parts, strict=True)]
+    return tuple(kind(part) for kind, part in zip(element_types, parts))

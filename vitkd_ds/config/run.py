@@ -1,22 +1,26 @@
 """One run as a tree of frozen dataclasses: what a recipe returns and what ``config.json`` stores.
 
 The string under a field says its unit and special values and is what ``train.py --help`` shows. Each class checks its
-own fields when it is made (see `vitkd_ds.config.rules`), and `check_run` checks the relations between them. Nothing
-here imports torch, so a bad configuration is refused before anything heavy loads. How the engine works (ZeRO stage,
-precision, buckets) belongs to ``ds_configs/*.json``.
+own fields when it is made (see `vitkd_ds.config.rules`), and `vitkd_ds.config.check` checks the relations between them.
+Nothing here imports torch, so a bad configuration is refused before anything heavy loads. How the engine works (ZeRO
+stage, precision, buckets) belongs to ``ds_configs/*.json``.
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, Mapping
 
-from vitkd_ds.config.losses import TEACHER_TERMS, LossesConfig
-from vitkd_ds.config.rules import POSITIVE, Part, Rule, at_least, require, within
+from vitkd_ds.config.losses import LossesConfig
+from vitkd_ds.config.rules import POSITIVE, Part, Rule, at_least, within
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 SCALES = Rule("be two numbers, 0 < low <= high <= 1", lambda pair: 0 < pair[0] <= pair[1] <= 1)
 CLASSES = Rule("be 0 (those of data.train), or 2 or more", lambda number: number == 0 or number >= 2)
 RATIOS = Rule("be two positive numbers, low <= high", lambda pair: 0 < pair[0] <= pair[1])
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+NAMES_OF_TRACKERS = Rule(
+    f"be names of {', '.join(TRACKERS)}, each once, with commas between",
+    lambda names: set(names) <= set(TRACKERS) and len(set(names)) == len(names),
+)
 FRACTIONS = Rule("be two numbers in [0, 1)", lambda pair: all(0 <= value < 1 for value in pair))
 
 
@@ -25,7 +29,7 @@ class StudentConfig(Part, place="student"):
     """The model that trains."""
 
     model: str
-    """Name of any timm VisionTransformer."""
+    """Name of any timm VisionTransformer or Eva; of any timm model without batch norm where no term compares blocks."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of timm.create_model, such as {"embed_dim": 64}; the exported student stores them."""
     init: str = ""
@@ -46,16 +50,28 @@ class TeacherConfig(Part, place="teacher"):
     """The frozen model that is imitated; `--teacher none` trains any recipe without one."""
 
     model: str
-    """Name of any timm VisionTransformer; of any timm model where no term compares tokens, as vitkd does."""
+    """Name of any timm VisionTransformer or Eva (DINOv3, EUPE, PE, EVA-02); of any timm model where no term compares
+    blocks, as vitkd and spectral do."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of timm.create_model, such as {"embed_dim": 128}."""
     checkpoint: Annotated[str, Rule("be a file, hub, demo or random", bool)] = "hub"
     """Weights: a local file, or a run folder, checkpoint or export, which also says the model; "hub" for timm's
     pretrained weights, "demo" for the teacher inside the package, or "random" for a random initialisation, which only a
     debug run may have and summary.json marks."""
+    head: str = ""
+    """File of a linear probe that gives a model without classifier logits: a weight of the class token, or of the class
+    token and the mean of the patches, and a bias."""
+    image_size: Annotated[int, within("[0, 4096]")] = 0
+    """Height and width of the images that it sees, in pixels, resized from those of data.image_size; 0 is these."""
     placement: Literal["shard", "replica", "offload"] = "shard"
     """Place of the weights. shard: partitioned over the ranks (ZeRO-Inference). replica: whole on each rank. offload:
     partitioned and kept in CPU memory."""
+    fp8: bool = False
+    """Multiply in fp8 in a replica's blocks, which takes torchao and a GPU of compute capability 8.9 or more. A new run
+    says how much the outputs change."""
+    keep_tokens: Annotated[int, at_least(0, "all")] = 0
+    """MaskedKD: number of patches that the teacher sees of an image in training, those that the student's class token
+    attends to most in its last block; for losses of logits alone. 98 of 196 is the paper's; 0 is all."""
     allow_other_resolution: bool = False
     """Accept a teacher that was trained at another resolution than data.image_size; its position embedding is
     interpolated. A 384-pixel teacher used at 224 gave a student below its own baseline (cls_KD issue 5)."""
@@ -73,7 +89,10 @@ class DataConfig(Part, place="data"):
     image_size: Annotated[int, within("[1, 4096]")]
     """Height and width of the square that both models see, in pixels."""
     num_classes: Annotated[int, CLASSES]
-    """Number of classes of the data; 0 takes that of data.train."""
+    """Number of classes of the data; 0 takes that of data.train, which has none if it was packed without labels."""
+    labels: Literal["use", "ignore"] = "use"
+    """Labels of the images. use: as they are stored. ignore: no label is looked at, so there are no classes, and the
+    student has no classifier, as with images that have no labels."""
     crop_scale: Annotated[tuple[float, float], SCALES] = (0.08, 1.0)
     """Area of the training crop relative to the image, smallest and largest."""
     crop_ratio: Annotated[tuple[float, float], RATIOS] = (3 / 4, 4 / 3)
@@ -87,9 +106,18 @@ class DataConfig(Part, place="data"):
     backend: Literal["ffcv", "torchvision"] = "ffcv"
     """Reader of images. ffcv: our decoder inside FFCV's loader. torchvision: Pillow and torch's DataLoader, for
     machines without FFCV; it reads .betons and, unpacked, what `vitkd-ds pack` reads."""
-    order: Literal["random", "quasi_random"] = "random"
+    order: Literal["random", "quasi_random", "class_balanced"] = "random"
     """Order of the training images. random: the whole epoch is shuffled. quasi_random: windows of the file are, for
-    files that are larger than the memory that could cache them."""
+    files that are larger than the memory that could cache them. class_balanced: random, with as many images of each
+    class, so that those of rare classes come several times an epoch, each time cut anew, and others not at all."""
+    fraction: Annotated[float, within("(0, 1]")] = 1.0
+    """Part of the training images of each class that is used, at least one; the same at each seed, and a smaller part
+    is a part of a larger one."""
+    classes: str = ""
+    """File with the names of the classes whose images are used, in training and validation, in label order: a name per
+    line, or another .beton; "" is all."""
+    indices: str = ""
+    """File with the numbers, from 0 on, of the training images that are used, one per line; "" is all."""
     on_bad: Literal["stop", "skip"] = "stop"
     """What an image that cannot be decoded does. stop: it ends the run, which names it. skip: the next image of the
     file takes its place, and the log counts it."""
@@ -115,7 +143,7 @@ class AugmentConfig(Part, place="augment"):
     """Brightness, contrast and saturation each change by a factor within 1 +- this; 0 is off."""
     interpolation: Interpolation = "random"
     """How RandAugment's geometric operations resample; random (timm's default) takes bilinear or bicubic for each
-    image. What they uncover is filled with ImageNet's mean colour."""
+    image. What they uncover is filled with the student's mean colour."""
     random_erasing: Annotated[float, within("[0, 1]")] = 0.0
     """Probability that a rectangle of an image is replaced by noise; 0 is off."""
     mixup_alpha: Annotated[float, at_least(0, "off")] = 0.0
@@ -163,7 +191,8 @@ class CheckpointConfig(Part, place="checkpoint"):
     every_steps: Annotated[int, at_least(0, "each epoch")] = 0
     """Optimizer updates between checkpoints; 0 saves at the end of each epoch. The last step is always saved."""
     keep_last: Annotated[int, at_least(1)] = 2
-    """Number of newest checkpoints that are kept; the best by validation top-1 is kept besides."""
+    """Number of newest checkpoints that are kept; the best by validation top-1 is kept besides, without labels the best
+    by cka."""
     max_failures: Annotated[int, at_least(1)] = 3
     """Failed saves in a row (disk full, permission lost) at which the run stops on all ranks; with fewer it warns and
     trains on. 1 stops at the first."""
@@ -214,84 +243,29 @@ class Run(Part, place=""):
     those of the longer run from the next step on. A stored run that --recipe takes has false."""
     seed: Annotated[int, at_least(0)] = 0
     """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks."""
-    compile: bool = False
-    """Run the student with its losses, and the teacher, through torch.compile."""
+    compile: Literal["off", "default", "max-autotune", "reduce-overhead"] = "off"
+    """How torch.compile runs the student with its losses, and the teacher. max-autotune tries kernels at the start, for
+    minutes; reduce-overhead records CUDA graphs, of the student and of a replica teacher. true is default, false
+    off."""
     deterministic: bool = False
     """Use only algorithms that give the same bits each time; on a GPU it costs speed. What has none is an error."""
+    trackers: Annotated[tuple[str, ...], NAMES_OF_TRACKERS] = ("tensorboard",)
+    """Where the values of metrics.jsonl go besides: tensorboard, wandb, mlflow, with commas between; empty is nowhere.
+    Without a network or a login they stay in the run folder. A run that goes on continues the same tracked run."""
     profile: Annotated[int, at_least(0, "off")] = 0
     """Updates that torch's profiler traces, after the first eight of a start, into RUN/profile; 0 is off."""
     debug: bool = False
     """Run a few steps of the same code on the images in the package; summary.json marks it."""
 
-
-def check_run(run: Run) -> None:
-    """Check what spans several fields; raises ValueError before any model, file or device is touched."""
-    if run.resume not in ("auto", "none") and not Path(run.resume).is_dir():
-        raise ValueError(f"--resume must be auto, none, or the folder of a run or checkpoint, found {run.resume!r}")
-    _check_is_complete(run)
-    _check_rate(run)
-    active = run.losses.active()
-    require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
-    needing = next((f"losses.{name}" for name in active if name in TEACHER_TERMS), None)
-    if needing and not run.teacher:
-        raise ValueError(f"{needing} needs a teacher, and recipe {run.recipe} has none: set --{needing}.weight=0")
-    if run.teacher and not needing:
-        raise ValueError(
-            "a teacher must be used by kd, nkd or vitkd, found no such term with a weight: give one a weight, or "
-            "take a recipe without a teacher"
-        )
-    if run.teacher and run.teacher.checkpoint == "random" and not run.debug:
-        raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")
-
-
-def _check_is_complete(run: Run) -> None:
-    """Refuse a recipe that leaves models or data to the options, where these do not name them."""
-    if not run.student.model:
-        raise ValueError(
-            f"student.model must name a timm model, and recipe {run.recipe} names none: give --student.model, or a run "
-            "folder with --student.init"
-        )
-    if run.teacher and not run.teacher.model:
-        raise ValueError(
-            f"teacher.model must name a timm model, and recipe {run.recipe} names none: give --teacher.model, or a run "
-            "folder with --teacher.checkpoint, or train with --teacher none"
-        )
-    for split in ("train", "val"):
-        if not getattr(run.data, split):
-            raise ValueError(
-                f"data.{split} must name images, and recipe {run.recipe} names none: give a .beton, or a folder that "
-                f"holds a folder per class, with --data.{split}"
-            )
+    @property
+    def is_compiled(self) -> bool:
+        """Whether torch.compile runs the models."""
+        return self.compile != "off"
 
 
 def peak_lr(run: Run) -> float:
     """The highest learning rate of a run, at its global batch."""
     return run.optim.lr * run.global_batch_size / run.optim.lr_batch_size
-
-
-def _check_rate(run: Run) -> None:
-    """Refuse a learning rate that has no epoch in which to fall, or falls to more than its peak. A debug run may: it is
-    short, and its batch small."""
-    optim = run.optim
-    if optim.warmup_epochs and optim.warmup_fraction:
-        raise ValueError(
-            f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, found {optim.warmup_epochs:g} and "
-            f"{optim.warmup_fraction:g}: set the other one to 0"
-        )
-    if run.debug:
-        return
-    if optim.warmup_epochs >= run.epochs:
-        raise ValueError(
-            f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, found "
-            f"{optim.warmup_epochs:g} of {run.epochs:g}: lower --optim.warmup_epochs, or set it to 0 and give "
-            "--optim.warmup_fraction=0.05"
-        )
-    if optim.min_lr > peak_lr(run):
-        raise ValueError(
-            f"optim.min_lr must be at most the peak learning rate, which is {optim.lr:g} for {optim.lr_batch_size} "
-            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, found {optim.min_lr:g}: lower "
-            "--optim.min_lr, or raise --optim.lr"
-        )
 
 
 def as_dict(run: Run) -> dict[str, Any]:

@@ -1,13 +1,17 @@
 """Names in a run folder, and the exported student that a path means. Nothing here imports torch."""
 
-import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitkd_ds.config.reading import Unreadable, load_json, patiently, read_bytes
+
 CHECKPOINTS = "checkpoints"
 DONE, SUMMARY = "done", "summary.json"
+PREDICTIONS = "predictions.json"
+"""What both models answered in the newest evaluation, for each validation image."""
 STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 TAG = re.compile(r"step\d{8}")
 POINTERS = ("latest", "best")
@@ -16,7 +20,7 @@ NOT_OF_THE_MODEL = ("num_classes", "img_size", "pretrained_cfg_overlay")
 """Arguments in a description that a run sets by itself, from its data."""
 
 EXPORTED = {
-    "model": str, "args": dict, "args.num_classes": int, "args.img_size": int, "normalization.mean": list,
+    "model": str, "args": dict, "args.num_classes": int, "normalization.mean": list,
     "normalization.std": list, "image_size": int, "val_crop_fraction": int | float, "interpolation": str,
     "classes": list,
 }  # fmt: skip
@@ -25,19 +29,27 @@ EXPORTED = {
 
 def tags(folder: Path) -> list[str]:
     """Published checkpoints in a checkpoints folder, newest first."""
-    return sorted((p.name for p in folder.glob("step*") if TAG.fullmatch(p.name)), reverse=True)
+    try:
+        names = patiently(lambda: os.listdir(folder), folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((name for name in names if TAG.fullmatch(name)), reverse=True)
 
 
 def pointer(folder: Path, name: str) -> str:
     """The checkpoint that `latest` or `best` names, "" if there is none."""
-    path = folder / name
-    text = path.read_text(errors="replace").strip() if path.is_file() else ""
+    try:
+        text = read_bytes(folder / name).decode(errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return ""
     return text if TAG.fullmatch(text) else ""
 
 
 def newest(folder: Path) -> str:
-    """The checkpoint to go on from, "" if there is none: `latest`, or the newest if that is missing or damaged."""
-    return pointer(folder, "latest") or next(iter(tags(folder)), "")
+    """The checkpoint to go on from, "" if there is none: the one that `latest` names, the next older one if that is not
+    there, or else the newest."""
+    latest, every = pointer(folder, "latest"), tags(folder)
+    return next((tag for tag in every if tag <= latest), next(iter(every), ""))
 
 
 def find_student(source: str | Path) -> Path:
@@ -107,9 +119,12 @@ def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: it is not there, is damaged, or lacks a key.
+        Unreadable: the disk failed.
     """
     try:
-        content = json.loads(file.read_text())
+        content = load_json(file)
+    except Unreadable:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} must be readable JSON, as a run writes it, found {error}: restore the file") from None
     for key, kind in ({"": dict} | keys).items():
@@ -131,7 +146,7 @@ def description_beside(weights: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = load_json(path)
     except ValueError as error:
         raise ValueError(f"{path} must say in JSON what model lies beside it, found {error}: export it again") from None
     return found if isinstance(found, dict) else {}

@@ -1,9 +1,11 @@
 """Apply data.on_bad to a micro-batch with images that could not be decoded: raise, or substitute the next image."""
 
 import logging
+import time
 
 import numpy as np
 
+from vitkd_ds.config import reading
 from vitkd_ds.data.images import Images
 
 logger = logging.getLogger(__name__)
@@ -16,7 +18,8 @@ MAX_REPLACEMENTS = 100
 
 def handle_bad_images(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, labels_B: np.ndarray,
                       status_B: np.ndarray, *, on_bad: str, is_train: bool) -> int:  # fmt: skip
-    """Change images and labels of a micro-batch in place where the status is not 0 (decoded); return how many.
+    """Change images and labels of a micro-batch in place where the status is not 0 (decoded); return how many. What the
+    disk did not give is read again first, a few times.
 
     Args:
         images: the split that the samples are of.
@@ -26,12 +29,14 @@ def handle_bad_images(images: Images, samples: np.ndarray, images_BHWC: np.ndarr
     Raises:
         ValueError: on_bad is stop, or the image is not to blame, or no other decodes either; it names file, image,
             class and reason.
+        Unreadable: the disk failed each time.
     """
+    _read_again(images, samples, images_BHWC, status_B)
     bad = np.flatnonzero(status_B)
     if not len(bad):
         return 0
     reasons = "; ".join(
-        f"image {index} (class {images.classes[images.labels[index]]!r}) {images.reason(index, status)}"
+        f"image {index}{_class_of(images, index)} {images.reason(index, status)}"
         for index, status in zip(samples["index"][bad].tolist(), status_B[bad].tolist())
     )
     if not set(status_B[bad].tolist()) <= images.skippable:
@@ -50,11 +55,33 @@ def handle_bad_images(images: Images, samples: np.ndarray, images_BHWC: np.ndarr
     return len(bad)
 
 
+def _read_again(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
+    """Read the images again that the disk did not give, in place, except where the file has none such any more."""
+    for wait_s in (*reading.WAITS_S, None):
+        unread = np.flatnonzero(np.isin(status_B, [*images.unread]))
+        unread = unread[[images.is_there(index) for index in samples["index"][unread].tolist()]]
+        if not len(unread):
+            return
+        indices = ", ".join(map(str, samples["index"][unread].tolist()))
+        if wait_s is None:
+            raise reading.Unreadable(
+                f"each image of {images.path!r} must be read, but the disk failed at {indices}, {len(reading.WAITS_S)} "
+                "times again: check it, and the same command goes on"
+            )
+        logger.warning("%r: images %s cannot be read: another attempt in %g s", images.path, indices, wait_s)
+        time.sleep(wait_s)
+        images_BHWC[unread], status_B[unread] = images.decode(samples[unread])
+
+
+def _class_of(images: Images, index: int) -> str:
+    return f" (class {images.classes[images.labels[index]]!r})" if images.classes else ""
+
+
 def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
     """Find the next image of the file that decodes, cut and flipped by its own draws: pixels and label."""
-    other = sample.copy()
-    for _ in range(MAX_REPLACEMENTS):
-        other["index"] = (other["index"] + 1) % len(images.labels)
+    other, place = sample.copy(), int(np.searchsorted(images.chosen, sample["index"][0]))
+    for step in range(1, MAX_REPLACEMENTS + 1):
+        other["index"] = images.chosen[(place + step) % len(images.chosen)]
         images_BHWC, status_B = images.decode(other)
         if status_B[0] == 0:
             return images_BHWC[0], int(images.labels[other["index"][0]])

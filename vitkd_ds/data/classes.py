@@ -8,7 +8,8 @@ from pathlib import Path
 from vitkd_ds.config.run import DataConfig
 from vitkd_ds.data.beton.format import SUFFIX, check_beton
 from vitkd_ds.data.demo import demo_beton
-from vitkd_ds.data.sources.folder import class_names, has_class_folders
+from vitkd_ds.data.sources.class_list import read_classes
+from vitkd_ds.data.sources.folder import class_names, has_class_folders, has_loose_images
 
 
 def is_class_folder(path: str) -> bool:
@@ -27,21 +28,26 @@ def check_is_packed(key: str, path: str) -> None:
     is packed, such as tars."""
     is_packed = Path(path).suffix == SUFFIX or path == "demo" or is_class_folder(path)
     if not is_packed and (os.path.exists(path) or path.endswith(".tar")):
+        labels = " --labels none" if has_loose_images(Path(path)) else ""
         raise ValueError(
             f"{key} must be a .beton, or a folder that holds a folder per class, found {path!r}: pack it first "
-            f"(vitkd-ds pack {shlex.quote(path)} FILE.beton) and give --{key}=FILE.beton"
+            f"(vitkd-ds pack {shlex.quote(path)} FILE.beton{labels}) and give --{key}=FILE.beton"
         )
 
 
 def count_classes(data: DataConfig) -> int:
     """Count the classes of what data.train names: a .beton, "demo", or a folder per class, where that of its .beton
-    counts if there is one, as it may have been packed with a list of classes.
+    counts if there is one, as it may have been packed with a list of classes. Where labels are ignored there are none.
 
     Raises:
         ValueError: the file or folder is unfit, or of a kind that does not tell quickly.
     """
     if data.backend == "ffcv":
         check_is_packed("data.train", data.train)
+    if data.labels == "ignore":
+        return 0
+    if data.classes:
+        return len(read_classes(data.classes))
     path = demo_beton("train") if data.train == "demo" else Path(data.train)
     if is_class_folder(data.train):
         if data.backend != "ffcv" or not packed_path(path).exists():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitkd_ds.data.draws import CROP_DRAWS, image_keys, uniform
+from vitkd_ds.data.draws import CROP_DRAWS, sample_keys, uniform
 
 BILINEAR, BICUBIC = 0, 1
 """Values of a crop's `filter`: Pillow's filters of these names, which average over more pixels when they shrink."""
@@ -58,8 +58,7 @@ class TrainCrops:
         """Draw the crops of some images of one epoch: CROP_DTYPE [N] from `vitkd_ds.data.order.SAMPLE_DTYPE` [N], and
         the heights and widths of the images in pixels."""
         heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
-        epoch = int(samples["epoch"][0]) if len(samples) else 0
-        keys_N = image_keys(samples["index"], samples["repeat"], seed=self.seed, epoch=epoch)
+        keys_N = sample_keys(samples, seed=self.seed)
         rows = np.zeros(len(samples), CROP_DTYPE)
         rows["index"], rows["repeat"] = samples["index"], samples["repeat"]
         rows["flip"] = uniform(keys_N, FLIP_DRAW) < self.flip_probability

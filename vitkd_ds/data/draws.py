@@ -2,7 +2,7 @@
 
 Crops, flips and augmentation of an image must not depend on the thread, rank or restart that decodes it, so there is no
 generator with a state: each image has a 64-bit key, and its n-th number is a hash of key and n. Numbers may be drawn
-in any order, for any selection of images, in numpy on the CPU or in torch on the images' device.
+in any order, for any selection of images.
 """
 
 import math
@@ -40,10 +40,20 @@ def image_keys(indices_N: np.ndarray, repeats_N: np.ndarray, *, seed: int, epoch
     return mix64(mix64(shown_N) ^ epoch_key)
 
 
+def sample_keys(samples: np.ndarray, *, seed: int) -> np.ndarray:
+    """Make the keys of samples of one epoch (`vitkd_ds.data.order.SAMPLE_DTYPE` [N]): uint64 [N]."""
+    epoch = int(samples["epoch"][0]) if len(samples) else 0
+    return image_keys(samples["index"], samples["repeat"], seed=seed, epoch=epoch)
+
+
+def draw_bits(keys_N: np.ndarray, draws_N: np.ndarray) -> np.ndarray:
+    """Take the 64 bits that are the draws_N-th number of each key, which may be one for all; overflow is meant."""
+    return mix64(keys_N + draws_N.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
+
+
 def uniform(keys_N: np.ndarray, draw: int) -> np.ndarray:
     """Take the `draw`-th number of each key, uniform in [0, 1): float64 [N]."""
-    offset = np.array([draw * 0xD1B54A32D192ED03 % 2**64], np.uint64)
-    return (mix64(keys_N + offset) >> np.uint64(11)) * 2.0**-53
+    return (draw_bits(keys_N, np.array([draw])) >> np.uint64(11)) * 2.0**-53
 
 
 def normal(keys_N: np.ndarray, draw: int) -> np.ndarray:

@@ -12,10 +12,12 @@ import numpy as np
 
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.beton.format import SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.sources import open_source
+from vitkd_ds.data.subset import part_fingerprint, use_part
 
 logger = logging.getLogger(__name__)
 
@@ -29,38 +31,52 @@ class Images(Protocol):
 
     path: str
     classes: tuple[str, ...]
+    """Names in label order; () where images have no labels, or these are ignored."""
     labels: np.ndarray
-    """int64, a label per image."""
+    """int64, a label per image; all 0 without classes."""
+    chosen: np.ndarray
+    """int64, numbers of the images that are used, ascending (`vitkd_ds.data.subset`)."""
     skippable: frozenset[int]
     """Statuses that are an image's own fault, not the disk's or ours."""
+    unread: frozenset[int]
+    """Statuses that are the disk's fault."""
     fingerprint: int
-    """Changes when images have other numbers, labels or places."""
+    """Changes when images have other numbers, labels or places, or others of them are used."""
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is decoded), valid
-        until the next are asked for."""
+        """Decode, crop and augment samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is
+        decoded), valid until the next are asked for."""
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode a few samples at once, as `decoded` does."""
 
+    def is_there(self, index: int) -> bool:
+        """Whether the bytes of an image that could not be read are there by the file system, so that another attempt
+        may read them: not where the file was cut or removed."""
+
     def reason(self, index: int, status: int) -> str:
         """Name an image's fault: the end of the sentence "image 7 ..."."""
+
+    def close(self) -> None:
+        """Close what is open; a second call does nothing."""
 
     def pages(self) -> dict[str, Any]:
         """Places of the images, for `vitkd_ds.data.order.quasi_random_order`; the FFCV backend alone has pages."""
 
 
 def open_images(
-    data: DataConfig, *, split: str, seed: int, micro_batch_size: int, classes: tuple[str, ...] | None = None
-) -> Images:
+    data: DataConfig, *, split: str, seed: int, micro_batch_size: int, classes: tuple[str, ...] | None = None,
+    augmenter: Augmenter | None = None,
+) -> Images:  # fmt: skip
     """Open the images of a split in the backend that `data` names.
 
     Args:
+        augmenter: what follows the crop; None is nothing.
         classes: the training images' in label order. Those of the split may be fewer, or in another order: its labels
             are numbered anew by name. None takes the split's own, whose number must be data.num_classes.
 
     Raises:
-        ValueError: an unfit file, number of classes or label, or a class that `classes` lacks.
+        ValueError: an unfit file or number of classes, or a class that `classes` lacks.
     """
     key, path = f"data.{split}", data.train if split == "train" else data.val
     crops = crops_of(data, split=split, seed=seed)
@@ -74,12 +90,16 @@ def open_images(
 
         if is_quasi_random:
             raise ValueError("data.order=quasi_random needs data.backend=ffcv, found torchvision: change one of them")
-        images = TorchvisionImages(path, crops, **sizes)
+        images = TorchvisionImages(path, crops, augmenter, **sizes)
     else:
         from vitkd_ds.data.beton.stream import CropLoader
 
-        images = CropLoader(Path(path), crops, is_quasi_random=is_quasi_random, **sizes)
-    _check_labels(images, key)
+        images = CropLoader(Path(path), crops, augmenter, is_quasi_random=is_quasi_random, **sizes)
+    parts = use_part(data, images.labels, images.classes, path=images.path, split=split)
+    images.labels, images.classes, images.chosen = parts
+    images.fingerprint = part_fingerprint(images.fingerprint, data, images.chosen, len(images.labels))
+    if data.labels == "ignore":
+        images.labels, images.classes = np.zeros_like(images.labels), ()
     if classes is not None:
         _renumber(images, classes, key, is_known=not data.train)
     _check_num_classes(images, data.num_classes, key)
@@ -91,9 +111,13 @@ def fingerprint_of(data: DataConfig, split: str) -> int:
     path = data.train if split == "train" else data.val
     path = demo_beton(split) if path == "demo" else Path(path)
     if data.backend == "torchvision" and path.suffix != SUFFIX:
-        return zlib.crc32(open_source(path).fingerprint().encode())
-    _, images, labels = read_beton(path)
-    return beton_fingerprint(images, labels)
+        source = open_source(path)
+        fingerprint, labels, classes = zlib.crc32(source.fingerprint().encode()), source.labels, source.classes
+    else:
+        info, images, labels = read_beton(path)
+        fingerprint, classes = beton_fingerprint(images, labels), info.classes
+    *_, chosen = use_part(data, np.asarray(labels, np.int64), classes, path=str(path), split=split)
+    return part_fingerprint(fingerprint, data, chosen, len(labels))
 
 
 def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreCrops:
@@ -113,8 +137,12 @@ def _renumber(images: Images, classes: tuple[str, ...], key: str, *, is_known: b
     position = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in found if name not in position]
     owner = "the student" if is_known else "data.train"
+    if not found:
+        raise ValueError(f"{key} must have labels, as {owner} has classes, found none in {images.path!r}: give others")
     if unknown:
         remedy = "give images of its classes" if is_known else "pack both with the same --classes"
+        if not classes:
+            remedy = "pack both with --labels none, ignore them with --data.labels=ignore"
         raise ValueError(
             f"{key} must have no classes but those of {owner}, found also {_listed(unknown)} in {images.path!r} "
             f"({nearest(unknown[0], classes)}): {remedy}, or rename the class"
@@ -149,19 +177,12 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:MOST_LISTED])) + more
 
 
-def _check_labels(images: Images, key: str) -> None:
-    labels, num_classes = images.labels, len(images.classes)
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels of {key} must be in [0, {num_classes}), found {labels.min()} to {labels.max()} in "
-            f"{images.path!r}: pack the images again"
-        )
-
-
 def _check_num_classes(images: Images, num_classes: int, key: str) -> None:
     found = len(images.classes)
     if found != num_classes:
         remedy = f"set --data.num_classes={found}, or give other images"
+        if not num_classes:
+            remedy = f"set --data.num_classes={found}, or train without them with --data.labels=ignore"
         if key == "data.val":
             remedy = "give images of all classes, or build_loader the classes of data.train"
         raise ValueError(

@@ -7,6 +7,7 @@ Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch c
 
 from collections.abc import Iterator
 from contextlib import closing
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from vitkd_ds.config.run import AugmentConfig, DataConfig
 from vitkd_ds.data import order
 from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.bad_images import PADDING_LABEL, handle_bad_images
-from vitkd_ds.data.draws import image_keys
+from vitkd_ds.data.colours import IMAGENET, Statistics
 from vitkd_ds.data.images import SPLITS, Images, open_images
-from vitkd_ds.data.normalize import Statistics, build_normalizer
+from vitkd_ds.data.normalize import build_normalizer
 from vitkd_ds.data.transfer import CopyStream, RecycledMemory, send
 
 CPU = torch.device("cpu")
@@ -34,25 +35,30 @@ class Loader:
         steps_per_epoch: optimizer steps of an epoch; in validation, the same as `num_batches`.
         num_batches: micro-batches per rank and epoch.
         num_skipped: images of this rank so far that could not be decoded, where data.on_bad is skip.
-        fingerprint: a number that changes when images, or their numbers in the file, do.
+        fingerprint: a number that changes when images, their numbers in the file, or which of them are used, do.
+        indices_B: numbers in the file of the images of the micro-batch that was given last, int64; where data.on_bad is
+            skip, that of an image whose place another took stays.
+
+    As a context manager it closes at the end of the block.
     """
 
-    def __init__(self, images: Images, data: DataConfig, augment: AugmentConfig, *, split: str, rank: int,
-                 world_size: int, micro_batch_size: int, global_batch_size: int, seed: int, device: torch.device,
-                 compile: bool, normalize: Statistics | None):  # fmt: skip
+    def __init__(self, images: Images, data: DataConfig, *, split: str, repeats: int, rank: int, world_size: int,
+                 micro_batch_size: int, global_batch_size: int, seed: int, device: torch.device,
+                 normalize: Statistics | None):  # fmt: skip
         self.path, self.classes, self.fingerprint = images.path, images.classes, images.fingerprint
         self._images, self._data, self._seed, self._device = images, data, seed, device
         self._rank, self._sizes = rank, {"world_size": world_size, "micro_batch_size": micro_batch_size}
-        self._is_train, self._repeats, self._global_batch_size = split == "train", augment.repeats, global_batch_size
-        self.num_skipped = 0
+        self._is_train, self._repeats, self._global_batch_size = split == "train", repeats, global_batch_size
+        self.num_skipped, self.indices_B = 0, np.zeros(0, np.int64)
+        self._running: WeakSet[MicroBatches] = WeakSet()
+        self._is_closed = False
         self._normalize = build_normalizer(normalize, device) if normalize is not None else None
-        self._augmenter = Augmenter(augment if self._is_train else AugmentConfig(), compile=compile)
         # FFCV pins its ring where there is a GPU.
         self._copies = CopyStream(device) if device.type == "cuda" else None
         self._memory = RecycledMemory()
         self._state, self._iterator = {"epoch": 0, "images": 0}, None
         order.check_rank(rank, world_size)
-        num_images = len(images.labels)
+        num_images = len(images.chosen)
         if self._is_train:
             self.steps_per_epoch = order.steps_per_epoch(num_images, global_batch_size=global_batch_size)
             accumulation_steps = order.accumulation_steps(global_batch_size=global_batch_size, **self._sizes)
@@ -65,6 +71,22 @@ class Loader:
 
     def __len__(self) -> int:
         return self.num_batches
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the decoding of all iterators and close the file; a second call does nothing. Iterators that are asked
+        for more afterwards end, or raise ValueError where they are new."""
+        self._is_closed = True
+        try:
+            for micro_batches in list(self._running):
+                micro_batches.close()
+        finally:
+            self._images.close()
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
         """Iterate over one epoch.
@@ -86,7 +108,7 @@ class Loader:
             return self._train_epoch(epoch, start_step * self._global_batch_size)
         samples, labels = self._val_samples()
         done = start_step * self._sizes["micro_batch_size"]
-        return self._micro_batches(samples[done:], labels[done:])
+        return self._begin(samples[done:], labels[done:])
 
     def __iter__(self) -> MicroBatches:
         """Iterate over the rest of the current epoch, as `epoch` does; at its end the next one becomes current. In
@@ -135,7 +157,7 @@ class Loader:
         if not self._is_train:
             raise ValueError("only a training loader has a state, found split val: iterate over epoch(0)")
         return {
-            "seed": self._seed, "num_images": len(self._images.labels), "global_batch_size": self._global_batch_size,
+            "seed": self._seed, "num_images": len(self._images.chosen), "global_batch_size": self._global_batch_size,
             "repeats": self._repeats, "order": self._data.order, "fingerprint": self.fingerprint,
         }  # fmt: skip
 
@@ -143,21 +165,52 @@ class Loader:
         return order.rank_slice(samples, rank=self._rank, **self._sizes)
 
     def _train_epoch(self, epoch: int, num_done: int) -> MicroBatches:
+        self._check_open()
         samples = self._take_share(self._train_order(epoch)[num_done:])
-        return self._micro_batches(samples, self._images.labels[samples["index"]])
+        return self._begin(samples, self._images.labels[samples["index"]])
 
     def _train_order(self, epoch: int) -> np.ndarray:
         key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._global_batch_size}
+        key, chosen = key | {"repeats": self._repeats}, self._images.chosen
         if self._data.order == "random":
-            return order.random_order(len(self._images.labels), repeats=self._repeats, **key)
-        return order.quasi_random_order(**self._images.pages(), repeats=self._repeats, **key)
+            samples = order.random_order(len(chosen), **key)
+        elif self._data.order == "class_balanced":
+            samples = order.class_balanced_order(self._images.labels[chosen], **key)
+        else:
+            pages = self._images.pages()
+            samples = order.quasi_random_order(**pages | {"offsets_N": pages["offsets_N"][chosen]}, **key)
+        samples["index"] = chosen[samples["index"]]
+        return samples
+
+    def train_numbers(self, epoch: int, step: int) -> list[np.ndarray]:
+        """Of each rank, the numbers in their file of the images that a step of an epoch trains on, int64, in order.
+        Images that could not be decoded are among them, and not those that took their places."""
+        samples = self._train_order(epoch)[step * self._global_batch_size :][: self._global_batch_size]
+        shares = [order.rank_slice(samples, rank=rank, **self._sizes) for rank in range(self._sizes["world_size"])]
+        return [share["index"].astype(np.int64) for share in shares]
+
+    def val_numbers(self) -> np.ndarray:
+        """Of each validation image of all ranks, in order, its number in its file, int64; if not all are wanted, evenly
+        spread, as files are sorted by class."""
+        chosen = self._images.chosen
+        return chosen[np.arange(self._num_val_images, dtype=np.int64) * len(chosen) // self._num_val_images]
 
     def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """This rank's samples and labels; if not all images are wanted, evenly spread, as files are sorted by class."""
+        """This rank's samples and labels."""
         indices, is_real = order.val_share(self._num_val_images, rank=self._rank, world_size=self._sizes["world_size"])
         samples = np.zeros(len(indices), order.SAMPLE_DTYPE)
-        samples["index"] = indices * len(self._images.labels) // self._num_val_images
+        samples["index"] = self.val_numbers()[indices]
         return samples, np.where(is_real, self._images.labels[samples["index"]], PADDING_LABEL)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError(f"the loader of {self.path!r} must be open, found it closed: build another")
+
+    def _begin(self, samples: np.ndarray, labels: np.ndarray) -> MicroBatches:
+        self._check_open()
+        micro_batches = self._micro_batches(samples, labels)
+        self._running.add(micro_batches)
+        return micro_batches
 
     def _micro_batches(self, samples: np.ndarray, labels: np.ndarray) -> MicroBatches:
         copied, first = None, 0
@@ -175,7 +228,9 @@ class Loader:
                     else:
                         on_device_BHWC = self._memory.copy(images_BHWC)
                     images_BCHW = on_device_BHWC.permute(0, 3, 1, 2)
-                    yield self._augmented(images_BCHW, samples[chunk]), send(labels_B, self._device)
+                    normalized_BCHW = images_BCHW if self._normalize is None else self._normalize(images_BCHW)
+                    self.indices_B = samples["index"][chunk]
+                    yield normalized_BCHW, send(labels_B, self._device)
                     # FFCV overwrites this micro-batch once the next is asked for, so the copy must be done by then.
                     if copied is not None:
                         copied.synchronize()
@@ -184,30 +239,25 @@ class Loader:
                 if copied is not None:
                     copied.synchronize()
 
-    def _augmented(self, images_BCHW: torch.Tensor, samples: np.ndarray) -> torch.Tensor:
-        keys_B = image_keys(samples["index"], samples["repeat"], seed=self._seed, epoch=int(samples["epoch"][0]))
-        augmented_BCHW = self._augmenter(images_BCHW, keys_B)
-        return augmented_BCHW if self._normalize is None else self._normalize(augmented_BCHW)
-
 
 def build_loader(
     data: DataConfig, *, split: str, augment: AugmentConfig | None = None, rank: int = 0, world_size: int = 1,
     micro_batch_size: int, global_batch_size: int | None = None, seed: int = 0, classes: tuple[str, ...] | None = None,
-    device: torch.device | str = CPU, compile: bool = False, normalize: Statistics | None = None,
+    device: torch.device | str = CPU, normalize: Statistics | None = None, statistics: Statistics = IMAGENET,
 ) -> Loader:  # fmt: skip
     """Open the images of one split for one rank; all checks of them run here, before training.
 
     Args:
         data: where the images are and how they are cropped; "demo" as a path is the data inside the package.
         split: train (shuffled, random crops, whole global batches) or val (each image once, centre crops).
-        augment: what follows the crop in training, on the device; None is nothing. Mixing is `vitkd_ds.data.mixing`'s.
+        augment: what follows the crop in training; None is nothing. Mixing is `vitkd_ds.data.mixing`'s.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
         classes: the training images' in label order, by whose names the labels of val are numbered; None takes its own.
         device: where micro-batches are put.
-        compile: torch.compile the augmentation; on a CPU it is slower so.
         normalize: None leaves the images uint8; (mean, std), each of 3 numbers for images in 0..1, gives fp32 images
             (x / 255 - mean) / std.
+        statistics: the model's (mean, std), for the colour of what RandAugment uncovers and the noise of erasing.
 
     Raises:
         ValueError: an unfit file, class count, label, batch size, rank or normalisation.
@@ -224,9 +274,12 @@ def build_loader(
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
-    images = open_images(data, split=split, seed=seed, micro_batch_size=micro_batch_size, classes=classes)
+    augment, augmenter = augment or AugmentConfig(), None
+    if split == "train" and Augmenter.has_work(augment):
+        augmenter = Augmenter(augment, seed=seed, statistics=statistics)
+    options = {"split": split, "seed": seed, "micro_batch_size": micro_batch_size}
+    images = open_images(data, classes=classes, augmenter=augmenter, **options)
     return Loader(
-        images, data, augment or AugmentConfig(), split=split, rank=rank, world_size=world_size, seed=seed,
-        micro_batch_size=micro_batch_size, global_batch_size=global_batch_size, device=device, compile=compile,
-        normalize=normalize,
+        images, data, repeats=augment.repeats, rank=rank, world_size=world_size, global_batch_size=global_batch_size,
+        device=device, normalize=normalize, **options,
     )  # fmt: skip

@@ -4,6 +4,8 @@ Written here although timm has both, because timm mixes each image with its mirr
 code (mmcls, as used by cls_KD) with a random partner. Normalisation happens elsewhere: values stay 0 to 255.
 """
 
+from typing import Any, Callable, NamedTuple, TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,13 +14,17 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.transfer import send
 
+T = TypeVar("T")
+
 MIX_STREAM = 3
 """Last part of the key of `mix_step`, so that no other use of (seed, step) draws the same numbers."""
 
 
 def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float) -> Tensor:
     """Make one-hot targets with ``label_smoothing`` of the mass spread over all classes, the labelled one included, as
-    mmcls does in its mode "original": float32 [B, K], each row summing to 1."""
+    mmcls does in its mode "original": float32 [B, K], each row summing to 1. Without classes they are [B, 0]."""
+    if not num_classes:
+        return torch.zeros(len(labels_B), 0, device=labels_B.device)
     floor = label_smoothing / num_classes
     targets_BK = torch.full((len(labels_B), num_classes), floor, dtype=torch.float32, device=labels_B.device)
     return targets_BK.scatter_(1, labels_B[:, None], 1 - label_smoothing + floor)
@@ -35,8 +41,9 @@ def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) ->
 
 def mix(
     images_BCHW: Tensor, labels_B: Tensor, *, num_classes: int, mixup_alpha: float, cutmix_alpha: float,
-    label_smoothing: float, rng: np.random.Generator, mix_mode: str = "batch",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    label_smoothing: float, rng: np.random.Generator, mix_mode: str = "batch", render: Callable[..., T] | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor | T, Tensor]:  # fmt: skip
     """Mix each image of a micro-batch with a partner, by one of Mixup and CutMix, at even odds if both are on.
 
     Mixup blends, ``lam * image + (1 - lam) * partner``; CutMix pastes a box of the partner, and lam becomes the part of
@@ -45,71 +52,117 @@ def mix(
 
     Args:
         images_BCHW: uint8 or float, 0 to 255; not altered.
-        labels_B: int64 class indices in [0, num_classes).
+        labels_B: int64 class indices in [0, num_classes); with num_classes 0 they are not looked at.
         mixup_alpha: 0 is off, as for `cutmix_alpha`.
         label_smoothing: see `smooth_targets`.
         rng: the only source of randomness.
         mix_mode: batch (one choice, lam and box for the micro-batch) or element (one for each image).
+        render: see `mix_step`.
+        out: float32 of the images' shape, which the mixed images are written to where mix_mode is batch: on a CPU fresh
+            memory costs more than mixing. None takes fresh memory.
 
     Returns:
-        images_BCHW float32 in the memory format of the input, and targets_BK float32, each row summing to 1.
+        images_BCHW float32 in the memory format of the input, and targets_BK float32, each row summing to 1,
+        or [B, 0] without classes.
     """
-    images = images_BCHW.to(torch.float32)
     targets_BK = smooth_targets(labels_B, num_classes=num_classes, label_smoothing=label_smoothing)
-    alphas = [(kind, alpha) for kind, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)) if alpha > 0]
-    if not alphas:
-        return images, targets_BK
-    if mix_mode == "element":
-        return _mix_elements(images, targets_BK, alphas, rng)
-    assert mix_mode == "batch", f"mix_mode must be batch or element, found {mix_mode!r}"
-    kind, alpha = alphas[int(rng.integers(len(alphas)))]
-    lam = float(rng.beta(alpha, alpha))
-    partner_B = send(rng.permutation(len(images)), images.device)
-    if kind == "mixup":
-        images = lam * images + (1 - lam) * images[partner_B]
-    else:
-        top, bottom, left, right = cutmix_box(*images.shape[2:], lam, rng)
-        images = images.clone() if images is images_BCHW else images
+    drawn = _draw(images_BCHW, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha, mix_mode=mix_mode, rng=rng)
+    if drawn is None:
+        return render(images_BCHW, None) if render else images_BCHW.to(torch.float32), targets_BK
+    if render or mix_mode == "element":
+        mixing = _send(drawn, images_BCHW.device)
+        return (render or blend)(images_BCHW, mixing), _blend_targets(targets_BK, mixing)
+    # The same for all images: without a weight for each pixel, which costs a CPU more than the mixing itself.
+    partner_B, lam = send(drawn.partner_B, images_BCHW.device), float(drawn.lam_B[0])
+    images = torch.empty_like(images_BCHW, dtype=torch.float32) if out is None else out
+    if drawn.is_cutmix_B[0]:
+        top, bottom, left, right = map(int, drawn.box_B4[0])
+        images.copy_(images_BCHW)
         images[:, :, top:bottom, left:right] = images_BCHW[partner_B, :, top:bottom, left:right].to(torch.float32)
-        # The edges of the image may have cut the box off, so its area is no longer the one that was drawn.
-        lam = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    else:
+        _mixup(images_BCHW, partner_B, lam, images)
     return images, lam * targets_BK + (1 - lam) * targets_BK[partner_B]
 
 
-def _mix_elements(
-    images_BCHW: Tensor, targets_BK: Tensor, alphas: list[tuple[str, float]], rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mix float32 images, which are not altered, as `mix` does, but each by its own draw."""
-    num_images, _, height, width = images_BCHW.shape
-    # All draws are made on the CPU, so that nothing waits for the device.
-    chosen_B = rng.integers(len(alphas), size=num_images)
-    alpha_B = np.array([alpha for _, alpha in alphas])[chosen_B]
-    is_cutmix_B = np.array([kind == "cutmix" for kind, _ in alphas])[chosen_B]
-    lam_B = rng.beta(alpha_B, alpha_B)
-    partner_B = send(rng.permutation(num_images), images_BCHW.device)
-    box_B4 = np.zeros((num_images, 4), np.int64)
-    for i in np.flatnonzero(is_cutmix_B):
-        box_B4[i] = top, bottom, left, right = cutmix_box(height, width, float(lam_B[i]), rng)
-        lam_B[i] = 1 - (bottom - top) * (right - left) / (height * width)
-    lam_B, box_B4, is_cutmix_B = (send(x, images_BCHW.device) for x in (lam_B, box_B4, is_cutmix_B))
-    lam_B, (top, bottom, left, right) = lam_B.float(), box_B4[:, :, None].unbind(1)
-    y, x = torch.arange(height, device=images_BCHW.device), torch.arange(width, device=images_BCHW.device)
+def _mixup(images_BCHW: Tensor, partner_B: Tensor, lam: float, out_BCHW: Tensor) -> None:
+    """Blend each image with its partner; on a CPU one by one, so that what is between stays in the cache."""
+    step = len(images_BCHW) if images_BCHW.is_cuda else 1
+    for first in range(0, len(images_BCHW), step):
+        few = slice(first, first + step)
+        partners_BCHW = images_BCHW[partner_B[few]].to(torch.float32)
+        out_BCHW[few].copy_(images_BCHW[few]).mul_(lam).add_(partners_BCHW.mul_(1 - lam))
+
+
+class Mixing(NamedTuple):
+    """How each image of a micro-batch is mixed: arrays as drawn, or tensors on the images' device."""
+
+    partner_B: Any
+    """int64, the image that it is mixed with."""
+    lam_B: Any
+    """Part that is its own; float64 as drawn, fp32 on the device."""
+    box_B4: Any
+    """int64, what CutMix pastes: top, bottom, left and right as `cutmix_box` gives them."""
+    is_cutmix_B: Any
+    """bool, CutMix or else Mixup."""
+
+
+def blend(images_BCHW: Tensor, mixing: Mixing) -> Tensor:
+    """Mix images, which are not altered, each as it was drawn: fp32. Made of operations that a compiler can fuse, with
+    each other and with what follows."""
+    height, width = images_BCHW.shape[2:]
+    top, bottom, left, right = mixing.box_B4[:, :, None].unbind(1)
+    y, x = (torch.arange(size, device=images_BCHW.device) for size in (height, width))
     inside_BHW = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
     # Weight of the image at each pixel: 0 or 1 under CutMix, so that its pixels stay exactly what they were.
-    weight_BHW = torch.where(is_cutmix_B[:, None, None], (~inside_BHW).float(), lam_B[:, None, None])
-    weight_B1HW = weight_BHW[:, None]
-    mixed_BCHW = weight_B1HW * images_BCHW + (1 - weight_B1HW) * images_BCHW[partner_B]
-    return mixed_BCHW, lam_B[:, None] * targets_BK + (1 - lam_B[:, None]) * targets_BK[partner_B]
+    weight_BHW = torch.where(mixing.is_cutmix_B[:, None, None], (~inside_BHW).float(), mixing.lam_B[:, None, None])
+    weight_B1HW, images = weight_BHW[:, None], images_BCHW.to(torch.float32)
+    return weight_B1HW * images + (1 - weight_B1HW) * images[mixing.partner_B]
 
 
-def mix_step(run: Run, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int) -> tuple[Tensor, Tensor]:
+def _blend_targets(targets_BK: Tensor, mixing: Mixing) -> Tensor:
+    lam_B1 = mixing.lam_B[:, None]
+    return lam_B1 * targets_BK + (1 - lam_B1) * targets_BK[mixing.partner_B]
+
+
+def _draw(
+    images_BCHW: Tensor, *, mixup_alpha: float, cutmix_alpha: float, mix_mode: str, rng: np.random.Generator
+) -> Mixing | None:
+    """Draw how a micro-batch is mixed, on the CPU, so that nothing waits for the device; None if nothing is on."""
+    num_images, _, height, width = images_BCHW.shape
+    alphas = [(kind, alpha) for kind, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)) if alpha > 0]
+    if not alphas:
+        return None
+    assert mix_mode in ("batch", "element"), f"mix_mode must be batch or element, found {mix_mode!r}"
+    num_draws = num_images if mix_mode == "element" else 1
+    chosen = rng.integers(len(alphas), size=num_draws)
+    is_cutmix = np.array([kind == "cutmix" for kind, _ in alphas])[chosen]
+    lam = rng.beta(*2 * [np.array([alpha for _, alpha in alphas])[chosen]])
+    partner_B, box = rng.permutation(num_images), np.zeros((num_draws, 4), np.int64)
+    for i in np.flatnonzero(is_cutmix):
+        box[i] = top, bottom, left, right = cutmix_box(height, width, float(lam[i]), rng)
+        # The edges of the image may have cut the box off, so its area is no longer the one that was drawn.
+        lam[i] = 1 - (bottom - top) * (right - left) / (height * width)
+    times = num_images // num_draws
+    return Mixing(partner_B, lam.repeat(times), box.repeat(times, axis=0), is_cutmix.repeat(times))
+
+
+def _send(drawn: Mixing, device: torch.device) -> Mixing:
+    mixing = Mixing(*(send(array, device) for array in drawn))
+    return mixing._replace(lam_B=mixing.lam_B.float())
+
+
+def mix_step(
+    run: Run, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int, render: Callable[..., T] | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor | T, Tensor]:  # fmt: skip
     """Mix a micro-batch with the settings of a run (see `mix`), and seed torch's generator for masks and drop path.
     Both are keyed by seed, step and the micro-batch's place in the step, over all ranks: there is no generator to save,
-    and the number of ranks does not matter."""
+    and the number of ranks does not matter. With `render`, its result of the images as they are and their `Mixing`,
+    None if nothing is on, takes the place of the mixed images; for `out` see `mix`."""
     rng = keyed_rng(run.seed, step, place, MIX_STREAM)
     torch.manual_seed(int(rng.integers(2**63)))
     return mix(
         images_BCHW, labels_B, num_classes=run.data.num_classes, mixup_alpha=run.augment.mixup_alpha,
         cutmix_alpha=run.augment.cutmix_alpha, mix_mode=run.augment.mix_mode,
-        label_smoothing=run.losses.ce.label_smoothing, rng=rng,
+        label_smoothing=run.losses.ce.label_smoothing, rng=rng, render=render, out=out,
     )  # fmt: skip

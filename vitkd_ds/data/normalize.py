@@ -1,12 +1,11 @@
 """Normalised images for those who train with a loop of their own; our models normalise for themselves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-Statistics = tuple[Sequence[float], Sequence[float]]
-"""Mean and standard deviation of each colour, for images in 0..1, as timm's `resolve_model_data_config` gives them."""
+from vitkd_ds.data.colours import Statistics
 
 
 def build_normalizer(statistics: Statistics, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

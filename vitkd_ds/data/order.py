@@ -46,6 +46,27 @@ def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: i
     return samples[:, apart].reshape(-1)
 
 
+def class_balanced_order(
+    labels_N: np.ndarray, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1
+) -> np.ndarray:
+    """Shuffle as many images of each class as of any other, or one more, in an epoch of the usual length: what
+    `random_order` returns. A class gives all its images before it gives one again, as another repeat of it, which is
+    cut and augmented anew; where `repeats` is more than 1, each time so many repeats follow each other."""
+    num_rows = steps_per_epoch(len(labels_N), global_batch_size=global_batch_size) * global_batch_size
+    rng, num_draws = keyed_rng(seed, epoch, ORDER_STREAM), -(-num_rows // repeats)
+    # Each class in an order of its own, and the classes in turn, beginning anywhere.
+    shuffled = rng.permutation(len(labels_N))
+    by_class = shuffled[np.argsort(labels_N[shuffled], kind="stable")]
+    _, first, counts = np.unique(labels_N[by_class], return_index=True, return_counts=True)
+    turn = np.arange(num_draws)
+    chosen = rng.permutation(len(counts))[turn % len(counts)]
+    drawn_before, place = np.divmod(turn // len(counts), counts[chosen])
+    mixed = rng.permutation(num_draws)
+    samples = _repeated(by_class[first[chosen] + place][mixed], repeats, epoch)[:num_rows]
+    samples["repeat"] += repeats * np.repeat(drawn_before[mixed], repeats)[:num_rows].astype(np.int32)
+    return samples
+
+
 def quasi_random_order(
     offsets_N: np.ndarray, *, file_bytes: int, page_bytes: int, seed: int, epoch: int, global_batch_size: int,
     repeats: int = 1,

@@ -25,6 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from vitkd_ds.config.reading import NOT_THERE
+from vitkd_ds.data.augment import pillow
+from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.beton.format import JPEG_MODE, SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops, TrainCrops
 from vitkd_ds.data.image_file import load_rgb
@@ -40,19 +43,21 @@ class TorchvisionImages:
     """A .beton or another source (`vitkd_ds.data.sources`), read by Pillow: `vitkd_ds.data.images.Images`.
 
     Its pixels are those of the FFCV backend, bit for bit, as long as Pillow's libjpeg-turbo decodes as the system's.
-    `num_workers` processes decode; they live for one pass.
+    `num_workers` processes decode; they live for one pass. `source` is what else `path` would be opened as.
     """
 
     skippable = frozenset({NOT_DECODED})
+    unread = frozenset({NOT_READ})
 
-    def __init__(self, path: str | Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int):
-        self.path, self._crops = str(path), crops
+    def __init__(self, path: str | Path, crops: TrainCrops | CentreCrops, augmenter: Augmenter | None, *,
+                 micro_batch_size: int, num_workers: int, source: Source | None = None):  # fmt: skip
+        self.path, self._crops, self._augmenter = str(path), crops, augmenter
         self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
         self._check = None
-        if Path(path).suffix == SUFFIX:
+        if source is None and Path(path).suffix == SUFFIX:
             self._source, self.fingerprint = open_beton(Path(path))
         else:
-            self._source = open_source(path)
+            self._source = source or open_source(path)
             self.fingerprint = zlib.crc32(self._source.fingerprint().encode())
             self._check = damage_check(self.path)
         self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
@@ -61,7 +66,7 @@ class TorchvisionImages:
         """Decode samples in order, a micro-batch at a time, in worker processes; they end with the iterator."""
         if len(samples) == 0:
             return
-        dataset = CroppedImages(self._source, self._crops, samples, self._check)
+        dataset = CroppedImages(self._source, self._crops, self._augmenter, samples, self._check)
         # The processes are forked, as sources hold open files, which do not travel to a new interpreter.
         how = {"num_workers": self._num_workers, "multiprocessing_context": "fork"}
         loader = DataLoader(dataset, self._micro_batch_size, **how)
@@ -81,9 +86,22 @@ class TorchvisionImages:
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode samples at once, in this process."""
-        dataset = CroppedImages(self._source, self._crops, samples, self._check)
+        dataset = CroppedImages(self._source, self._crops, self._augmenter, samples, self._check)
         images, status = zip(*(dataset[i] for i in range(len(samples))))
         return torch.stack(images).numpy(), np.array(status)
+
+    def is_there(self, index: int) -> bool:
+        """Whether another attempt may read an image, by the error of one more."""
+        try:
+            self._source.read(index)
+        except OSError as error:
+            return error.errno not in (*NOT_THERE, None)  # None is ours: the file ends before the image
+        except ValueError:
+            return False  # it was read
+        return True
+
+    def close(self) -> None:
+        """Do nothing: files are open for a pass alone, or as long as the process."""
 
     def reason(self, index: int, status: int) -> str:
         """Name an image's fault, by reading it again."""
@@ -139,10 +157,11 @@ def open_beton(path: Path) -> tuple[Source, int]:
 
 @dataclass(eq=False)
 class CroppedImages(Dataset):
-    """Samples of an order as uint8 images [size, size, 3] with a status each."""
+    """Samples of an order as augmented uint8 images [size, size, 3] with a status each."""
 
     source: Source
     crops: TrainCrops | CentreCrops
+    augmenter: Augmenter | None
     samples: np.ndarray
     check: Callable | None
 
@@ -161,7 +180,11 @@ class CroppedImages(Dataset):
         except Exception:  # Pillow's plugins raise whatever comes
             return black, NOT_DECODED
         (row,) = self.crops.rows(sample, np.array([image.height]), np.array([image.width]))
-        return torch.from_numpy(cut(image, row, self.crops.size)), DECODED
+        size = self.crops.size
+        result_HWC = cut(image, row, size)
+        if self.augmenter:
+            result_HWC = pillow.augment(result_HWC, self.augmenter.plan(sample, height=size, width=size), 0)
+        return torch.from_numpy(result_HWC), DECODED
 
 
 def cut(image: Image.Image, row: np.void, size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Copies of arrays as tensors, where a plain copy would cost time: small ones to a GPU, micro-batches on the CPU."""
 
-import sys
+import weakref
+from collections import deque
 
 import numpy as np
 import torch
@@ -41,28 +42,26 @@ class RecycledMemory:
     """Copies arrays into tensors on the CPU, in memory of earlier copies that nobody holds any more.
 
     The system gives fresh memory of this size back to the kernel and gets it again, zeroed, page by page, which costs
-    up to a tenth of the decoding. A tensor that shares memory with an array holds a reference to it, so an array that
-    only this object refers to is free. The free arrays that were used last stay; the others return to the system.
+    up to a tenth of the decoding. A tensor, and all that share its memory, hold the view that it was made from; when
+    that ends, its array is free. The free arrays that were used last stay; the others return to the system.
     """
 
     def __init__(self):
-        self._arrays: list[np.ndarray] = []
+        self._free: deque[np.ndarray] = deque(maxlen=MAX_FREE)
 
     def copy(self, values: np.ndarray) -> Tensor:
         """Copy the values into a tensor of their own."""
-        counts = _reference_counts(self._arrays)
-        free = [array for array, count in zip(self._arrays, counts) if count == _COUNT_OF_FREE]
-        held = [array for array, count in zip(self._arrays, counts) if count != _COUNT_OF_FREE]
-        fitting = [i for i, array in enumerate(free) if array.shape == values.shape and array.dtype == values.dtype]
-        array = free.pop(fitting[-1]) if fitting else np.empty_like(values)
-        self._arrays = [*free[-MAX_FREE:], *held, array]
+        array = self._take(values)
         np.copyto(array, values)
-        return torch.from_numpy(array)
+        view = array[...]
+        weakref.finalize(view, self._free.append, array).atexit = False
+        return torch.from_numpy(view)
 
-
-def _reference_counts(arrays: list[np.ndarray]) -> list[int]:
-    return [sys.getrefcount(array) for array in arrays]
-
-
-# What the interpreter counts besides the list differs between its versions, so it is measured on an array of our own.
-(_COUNT_OF_FREE,) = _reference_counts([np.empty(0)])
+    def _take(self, values: np.ndarray) -> np.ndarray:
+        """The free array of this shape and type that was used last, or a new one."""
+        for _ in range(len(self._free)):  # no iterator: whoever drops a tensor, in any thread, adds to it meanwhile
+            array = self._free.pop()
+            if array.shape == values.shape and array.dtype == values.dtype:
+                return array
+            self._free.appendleft(array)
+        return np.empty_like(values)

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, Callable
 
+from vitkd_ds.config.reading import load_json
+
 RECIPE_OWNED = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
 )  # fmt: skip
@@ -60,8 +62,8 @@ def load_ds_config(path: str, owned: dict[str, Any]) -> dict[str, Any]:
     """
     file = find_ds_config(path)
     try:
-        config = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        config = load_json(file)
+    except ValueError as error:
         raise ValueError(f"{file} must be JSON, found {error}: mend the file") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file} must hold a JSON object, found {type(config).__name__}: mend the file")
@@ -103,8 +105,8 @@ def check_student(config: dict[str, Any], *, source: str) -> None:
     """Check that DeepSpeed leaves the norm, the finite check and the clipping to `vitkd_ds.engine.optimizer`.
 
     Raises:
-        ValueError: it does not, the stage is not 2, or weights are to lie elsewhere than one after the other; the
-            message names the file, `source`.
+        ValueError: it does not, the stage is not 2, autocast is to fp16, or weights are to lie elsewhere than one after
+            the other; the message names the file, `source`.
     """
     for section, key, value, only_bf16 in (
         ("zero_optimization", "stage", 2, False),
@@ -119,6 +121,12 @@ def check_student(config: dict[str, Any], *, source: str) -> None:
                 f'{source} must have {section} "{key}": {json.dumps(value)} for the student, found '
                 f"{json.dumps(found)}: set it as ds_configs/zero2.json does"
             )
+    autocast = config.get("torch_autocast", {})
+    if autocast.get("enabled") and autocast.get("dtype") != "bfloat16":
+        raise ValueError(
+            f'{source} must have torch_autocast "dtype": "bfloat16", found {json.dumps(autocast.get("dtype"))}: fp16 '
+            "needs a loss scale that the non-finite check would fight"
+        )
     for key in ("parameter_alignment", "round_robin_gradients"):
         if config["zero_optimization"].get(key):
             raise ValueError(

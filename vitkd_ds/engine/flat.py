@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitkd_ds.engine.compile import compile_options
+
 
 class FlatModule(nn.Module):
     """A module of which the engine sees a few flat parameters instead of its own.
@@ -105,18 +107,20 @@ class FlatModule(nn.Module):
 class FlatBlock(FlatModule):
     """A frozen block with one flat parameter, so that ZeRO-3 gathers and releases one tensor a block.
 
-    Its forward may be compiled; DeepSpeed's hooks are around it and must not be. Views of gathered weights are not
-    kept, or the weights would stay gathered.
+    Its forward may be compiled, as `Run.compile` says; DeepSpeed's hooks are around it and must not be. Views of
+    gathered weights are not kept, or the weights would stay gathered.
     """
 
-    def __init__(self, block: nn.Module, *, compile: bool) -> None:
+    def __init__(self, block: nn.Module, *, compile: str) -> None:
         params = list(block.parameters())
         super().__init__(block, [{"params": params}], max_numel=sum(p.numel() for p in params))
         self.requires_grad_(False)
         if not list(block.buffers()):
             # Out of DeepSpeed's sight, which would walk through all modules of a block whenever it gathers or releases.
             self.__dict__["module"] = self._modules.pop("module").eval()
-        self._call = torch.compile(self.call) if compile else self.call
+        self._call = self.call
+        if compile != "off":
+            self._call = torch.compile(self.call, options=compile_options(compile, keeps_addresses=False))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's forward."""

@@ -9,12 +9,17 @@ from typing import Any, Callable, TypeVar
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+from torch.distributed._functional_collectives import all_gather_single_autograd, wait_tensor
 
 T = TypeVar("T")
 
 
 class FailedElsewhere(RuntimeError):
     """Another rank failed; `together` raises it on the ranks on which nothing did."""
+
+
+class RefusedElsewhere(FailedElsewhere, ValueError):
+    """Another rank refused what it was given, so no start of the same command would go further."""
 
 
 def is_running() -> bool:
@@ -43,6 +48,14 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if is_running():
         torch_dist.all_reduce(tensor)
     return tensor
+
+
+def gather(values: Tensor) -> Tensor:
+    """Join a tensor [B, ...] of each rank along its first axis, in the order of the ranks. Collective, and its backward
+    pass, in which an element gets the sum of its gradients on all ranks, too."""
+    if world_size() == 1:
+        return values
+    return wait_tensor(all_gather_single_autograd(values.contiguous(), gather_dim=0, group=torch_dist.group.WORLD))
 
 
 def all_true(flag: bool | Tensor, device: torch.device) -> bool:
@@ -92,11 +105,13 @@ def together(function: Callable[[], T]) -> T:
     """Call `function` on every rank; what it raises on one rank is raised on all. Collective.
 
     Raises:
-        FailedElsewhere: it failed on another rank only; the message quotes that rank.
+        RefusedElsewhere: other ranks only raised, and each a ValueError; the message quotes them.
+        FailedElsewhere: it failed on another rank only, in another way.
     """
     result, error = _outcome(function)
     if failed := _failures(error):
-        raise error or FailedElsewhere("; ".join(failed))
+        is_refused = all(from_all(error is None or isinstance(error, ValueError)))
+        raise error or (RefusedElsewhere if is_refused else FailedElsewhere)("; ".join(failed))
     return result
 
 

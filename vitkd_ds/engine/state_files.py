@@ -12,7 +12,6 @@ the row of the group, however many ranks there were; so another number of ranks 
 import os
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
@@ -33,6 +32,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
+from vitkd_ds.config.reading import patiently
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.flat import FlatModule
 
@@ -42,11 +42,32 @@ ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
 
 
 def load_file(path: str | Path) -> Any:
-    """Map one of DeepSpeed's files. Raises pickle.UnpicklingError for anything that is not data of ours."""
-    if not zipfile.is_zipfile(path):  # torch's older form cannot be mapped
-        raise pickle.UnpicklingError(f"{path} must be a file as torch.save writes it, found another: put it back")
-    with torch.serialization.safe_globals(ALLOWED):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """Map one of DeepSpeed's files.
+
+    Raises:
+        ValueError: it holds anything that is not data of ours.
+        Unreadable: the disk fails at once. Where it fails later, the system ends the process (SIGBUS).
+    """
+    if _first_bytes(Path(path)) != b"PK\x03\x04":  # torch's older form cannot be mapped
+        raise ValueError(f"{path} must be a file as torch.save writes it, found another: put it back")
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:  # torch's text says how to switch the protection off
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"the Python object {wanted[1]}" if wanted else "what torch's restricted unpickler refuses"
+        raise ValueError(
+            f"{path} must hold tensors and plain data alone, found {found}: making it could run code from the file, so "
+            "the checkpoint is refused; put the file back as it was, or give another --workdir"
+        ) from None
+
+
+def _first_bytes(path: Path) -> bytes:
+    def read() -> bytes:
+        with path.open("rb") as file:
+            return file.read(4)
+
+    return patiently(read, path)
 
 
 class Collector(CheckpointEngine):
@@ -127,8 +148,7 @@ def read_partition(checkpoint: Path, shapes: Sequence[dict[str, torch.Size]], si
         shapes: for each group of the optimizer name -> shape of its weights.
 
     Raises:
-        ValueError: the checkpoint holds other weights.
-        pickle.UnpicklingError: a file holds what is not data of ours.
+        ValueError: the checkpoint holds other weights, or a file what is not data of ours.
     """
     by_rank = sorted(checkpoint.glob(OPTIMIZER_FILES), key=lambda path: int(re.search(r"_pp_rank_(\d+)", path.name)[1]))
     saved = [load_file(path)[OPTIMIZER_STATE_DICT] for path in by_rank]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
+from vitkd_ds.engine.compile import compile_options
 from vitkd_ds.engine.ds_config import bucket_size, check_student, is_bf16, layout, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatModule
 from vitkd_ds.engine.internals import STUDENT, STUDENT_OPTIMIZER, check_internals
@@ -37,7 +38,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
     }
     config = load_ds_config(run.ds_config, owned)
     check_student(config, source=run.ds_config)
-    resolve_auto(config, world_size=ranks.world_size(), is_compiled=run.compile)
+    resolve_auto(config, world_size=ranks.world_size(), is_compiled=run.is_compiled)
     # `StudentEngine.step` clips, to the recipe's norm. AdamWithEMA is torch's AdamW in all but its exact class, by
     # which DeepSpeed's list of tested optimizers goes.
     forced = {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
@@ -50,6 +51,7 @@ class Outcome:
     Attributes, which wait for the device to have come so far:
         grad_norm: of the whole gradient, before clipping; nan if this update or one before it was left out.
         num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the update.
+        group_norms: of the gradient of each parameter group, before clipping; inf or nan where it was found so.
     """
 
     def __init__(self, agreed: Tensor) -> None:
@@ -85,6 +87,11 @@ class Outcome:
         """See above."""
         return self._values[2]
 
+    @property
+    def group_norms(self) -> list[float]:
+        """See above."""
+        return self._values[3:]
+
 
 class StudentEngine:
     """The ZeRO engine that trains a `Distiller`; every rank builds it and calls the same methods in the same order.
@@ -116,10 +123,12 @@ class StudentEngine:
         self.layout = layout(ds_config, ranks.world_size())
         for flat, values in zip(self._flat.flats, start):
             safe_set_full_fp32_param(flat, values.to(flat.device))
-        if run.compile:
+        if run.is_compiled:
             # With torch's own random numbers: masks and drop path are then drawn as without compilation.
-            self.engine.compile(compile_kwargs={"options": {"fallback_random": True}})
+            self.engine.compile(compile_kwargs={"options": compile_options(run.compile) | {"fallback_random": True}})
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
+        # DeepSpeed rounds the parameters alone, and a buffer beside them in fp32 would not meet their dtype.
+        self.distiller.student.to(self.dtype)
         self._max_norm = run.optim.clip_grad_norm
         self._failed = torch.zeros((), device=self.engine.device)
 
@@ -131,6 +140,7 @@ class StudentEngine:
         """Run a micro-batch's backward pass; an update's gradient is the mean over its micro-batches. Collective."""
         self.engine.backward(total)
         self._flat.release()
+        torch.compiler.cudagraph_mark_step_begin()  # a CUDA graph may now write over this micro-batch's results
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # DeepSpeed counts the micro-batches of an update there
 
@@ -192,7 +202,8 @@ class StudentEngine:
         """
         optimizer, states = self.engine.optimizer, self.engine.basic_optimizer.state
         masters = optimizer.single_partition_of_fp32_groups
-        saved = read_partition(checkpoint, self._flat.group_shapes(), [len(master) for master in masters])
+        sizes = [len(master) for master in masters]
+        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.group_shapes(), sizes))
         for master, group in zip(masters, saved.groups):
             master.data.copy_(group.pop("fp32"))
             states[master] = {key: value.to(master.device) for key, value in group.items()}

@@ -5,32 +5,83 @@ gathered block by block, each as one flat parameter, during the forward. replica
 give the same features, up to rounding, in the dtype of `ds_configs/teacher_zero3.json`.
 """
 
-from typing import Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any, Callable, Sequence
 
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
+from vitkd_ds.engine.compile import compile_options
 from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatBlock
+from vitkd_ds.engine.fp8 import quantize_blocks
 from vitkd_ds.engine.internals import SHARD_OPTIMIZER, check_internals
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import Features, tap_features
+from vitkd_ds.models.selection import KeptTokens
+from vitkd_ds.models.stream import WeightStream
 
 
 class FeatureModule(nn.Module):
-    """A module whose forward is `tap_features`, because DeepSpeed's hooks run only around a forward."""
+    """A module whose forward is `tap_features`, because DeepSpeed's hooks run only around a forward; of the patches
+    `kept_BL` alone, if they are given, where `patch_drop` is a `KeptTokens`."""
 
-    def __init__(self, model: nn.Module, blocks: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[int] | None) -> None:
         super().__init__()
         self.model = model
-        self.blocks = tuple(blocks)
+        self.blocks = blocks
 
-    def forward(self, images_BCHW: Tensor) -> Features:
+    def forward(self, images_BCHW: Tensor, kept_BL: Tensor | None = None) -> Features:
         """See `tap_features`."""
-        return tap_features(self.model, images_BCHW, self.blocks)
+        if kept_BL is None:
+            return tap_features(self.model, images_BCHW, self.blocks)
+        self.model.patch_drop.kept_BL = kept_BL
+        features = tap_features(self.model, images_BCHW, self.blocks)
+        self.model.patch_drop.kept_BL = None
+        return features
+
+
+def partition_blocks(
+    model: nn.Module, stream: WeightStream, run: Run, ds_config: dict[str, Any], dtype: torch.dtype,
+    on_block: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Give a model on the meta device its weights, each block partitioned over the ranks before the next is read.
+    Collective.
+
+    Rank 0 reads, and DeepSpeed sends what it read to the others. So a rank has a block at a time beside its part, and
+    in the end what is in no block, which the engine partitions. `on_block` is called before each block.
+
+    Raises:
+        ValueError, OSError: the file cannot be read.
+        FailedElsewhere: on another rank.
+    """
+    is_reader, first = ranks.rank() == 0, None
+    for number, block in enumerate(model.blocks):
+        on_block()
+        ranks.together(partial(stream.fill, block, f"blocks.{number}.", dtype, is_read=is_reader))
+        flat = FlatBlock(block, compile=run.compile)
+        if first is None:
+            deepspeed.zero.Init(module=flat, config_dict_or_path=deepcopy(ds_config), dtype=dtype)
+            first = flat.flats[0]
+        else:
+            first.convert_to_zero_parameters(param_list=flat.flats)
+        model.blocks[number] = flat
+    model.blocks = nn.Sequential(*model.blocks)
+    ranks.together(partial(stream.fill, model, "", dtype))
+
+
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Move the buffers, such as those of rotary embeddings: DeepSpeed moves parameters alone where some are partitioned
+    before it comes."""
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = buffer.to(device)
 
 
 class Teacher:
@@ -38,26 +89,38 @@ class Teacher:
 
     It is not an nn.Module, so it cannot become part of the student's module, optimizer, moving average or checkpoint,
     and nobody's `train()` reaches it. All ranks must build it, and call it the same number of times, with at most
-    `micro_batch_size` images. It is compiled as a whole, or block by block where weights are gathered.
+    `micro_batch_size` images. It is compiled as a whole, or block by block where weights are gathered. `on_block` is
+    called before each block that is read from a file, which may take long.
     """
 
-    def __init__(self, model: nn.Module, run: Run, *, device: torch.device, micro_batch_size: int) -> None:
-        self.normalization = normalization_of(model)
-        self._fill_up_to = micro_batch_size if run.compile else 0
+    def __init__(
+        self, model: nn.Module, run: Run, *, device: torch.device, micro_batch_size: int,
+        on_block: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        size = run.teacher.image_size
+        self.normalization = normalization_of(model, image_size=size if size != run.data.image_size else 0)
+        self._fill_up_to = micro_batch_size if run.is_compiled else 0
         file = f"ds_configs/{TEACHER_FILES[run.teacher.placement]}"
         ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
         resolve_auto(ds_config, world_size=ranks.world_size())
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
+        if run.teacher.keep_tokens:
+            model.patch_drop = KeptTokens(model.num_prefix_tokens)
         # Buffers too, such as a batch norm's: DeepSpeed rounds the parameters alone.
-        module = FeatureModule(model.requires_grad_(False), run.losses.tapped_blocks).to(self.dtype)
+        module = FeatureModule(model.requires_grad_(False), run.losses.needs.tapped("teacher")).to(self.dtype)
         if run.teacher.placement == "replica":
             self.module = module.to(device)
-            if run.compile:
-                self.module.compile()
+            if run.teacher.fp8:
+                quantize_blocks(self.module.model)
+            if run.is_compiled:
+                self.module.compile(options=compile_options(run.compile))
         else:
-            if blocks := getattr(model, "blocks", ()):  # other models than vision transformers stay as they are
-                model.blocks = nn.Sequential(*(FlatBlock(block, compile=run.compile) for block in blocks))
             ds_config["steps_per_print"] = None
+            if stream := getattr(model, "weight_stream", None):
+                partition_blocks(model, stream, run, ds_config, self.dtype, on_block)
+                move_buffers(module, device)
+            elif blocks := getattr(model, "blocks", ()):  # other models than vision transformers stay as they are
+                model.blocks = nn.Sequential(*(FlatBlock(block, compile=run.compile) for block in blocks))
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
             check_internals(self.module.optimizer, SHARD_OPTIMIZER)
             for hook in self.module.optimizer.backward_hooks:
@@ -65,10 +128,11 @@ class Teacher:
         self.module.eval()
         self._modules = tuple(module.modules())  # DeepSpeed's engine itself is always in training mode
 
+    @torch.compiler.disable  # with keep_tokens the student's compiled forward calls it
     @torch.no_grad()
-    def __call__(self, images_BCHW: Tensor, *, are_normalized: bool = False) -> Features:
+    def __call__(self, images_BCHW: Tensor, *, are_normalized: bool = False, kept_BL: Tensor | None = None) -> Features:
         """Features of images with values 0 to 255, which are normalised with the teacher's own mean and std, unless
-        they are so already, in its dtype.
+        they are so already, in its dtype; of the patches numbered `kept_BL` alone, if these are given.
 
         For a compiled teacher fewer images than a micro-batch, as an evaluation ends with, are filled up: it would be
         compiled anew for each number of images, and stay slower for the rest of the run.
@@ -79,11 +143,13 @@ class Teacher:
         if missing > 0:
             is_channels_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
             images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])
+            if kept_BL is not None:
+                kept_BL = torch.cat([kept_BL, kept_BL[:1].expand(missing, -1)])
             if is_channels_last:  # other strides would be compiled anew, too
                 images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         if not are_normalized:
             images_BCHW = self.normalization.apply(images_BCHW, self.dtype)
-        features = self.module(images_BCHW)
+        features = self.module(images_BCHW) if kept_BL is None else self.module(images_BCHW, kept_BL)
         if missing > 0:
-            features = Features(*(None if feature is None else feature[:num_images] for feature in features))
+            features = tree_map_only(Tensor, lambda feature: feature[:num_images], features)
         return features

@@ -3,7 +3,16 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkd_ds.losses.part import Features, LossPart
 from vitkd_ds.losses.precision import at_least_fp32
+
+
+class CrossEntropy(LossPart):
+    """The term `ce`."""
+
+    def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
+        """See `soft_cross_entropy`."""
+        return {"ce": soft_cross_entropy(student.logits_BK, targets_BK)}
 
 
 def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:

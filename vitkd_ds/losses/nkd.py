@@ -4,7 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitkd_ds.losses.part import Features, LossPart
 from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
+
+
+class NKD(LossPart):
+    """The term `nkd`."""
+
+    def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
+        """See `nkd_loss`."""
+        numbers = {"temperature": self.term.temperature, "gamma": self.term.gamma}
+        return {"nkd": nkd_loss(student.logits_BK, teacher.logits_BK, targets_BK, **numbers)}
 
 
 def nkd_loss(
@@ -42,12 +52,17 @@ def nkd_loss(
     log_student_t_B1 = F.log_softmax(student_BK, dim=1).gather(1, target_B1)
     target_term = -(teacher_t_B1 * log_student_t_B1).mean()
 
-    others = torch.arange(student_BK.shape[1] - 1, device=student_BK.device)[None]
-    others = others + (others >= target_B1)  # K - 1 indices that skip the target, without waiting for the device
-    log_student_others = F.log_softmax(student_BK.gather(1, others) / temperature, dim=1)
-    teacher_others = F.softmax(teacher_BK.gather(1, others) / temperature, dim=1)
+    log_student_others = F.log_softmax(other_logits(student_BK, target_B1) / temperature, dim=1)
+    teacher_others = F.softmax(other_logits(teacher_BK, target_B1) / temperature, dim=1)
     other_term = -(teacher_others * log_student_others).sum(1).mean()
     return target_term + gamma * temperature**2 * other_term
+
+
+def other_logits(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
+    """The K - 1 logits of each image that are not its target's, in their order."""
+    others = torch.arange(logits_BK.shape[1] - 1, device=logits_BK.device)[None]
+    others = others + (others >= target_B1)  # indices that skip the target, without waiting for the device
+    return logits_BK.gather(1, others)
 
 
 def _target_indices(targets: Tensor, logits_BK: Tensor) -> Tensor:

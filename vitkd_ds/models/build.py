@@ -1,12 +1,12 @@
-"""Build students and teachers, which are timm VisionTransformers, and check that both fit together.
+"""Build students and teachers with timm, after what timm would refuse late or not at all was refused here.
 
-A model is made with timm, after what timm would refuse late or not at all was refused here; `vitkd_ds.models.fit` loads
-files.
+`vitkd_ds.models.fit` loads files, and `vitkd_ds.models.pair` checks that both models fit together.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,14 @@ from torch import nn
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside, model_of
-from vitkd_ds.models.fit import OTHER_RESOLUTION, load_weights
-from vitkd_ds.models.normalization import Normalization
+from vitkd_ds.models.features import TOKEN_MODELS
+from vitkd_ds.models.fit import fit_state, load_weights
+from vitkd_ds.models.hub import check_hub, check_model_name, hub_file, size_key_of
+from vitkd_ds.models.linear_head import load_head
+from vitkd_ds.models.normalization import Normalization, ResizedNormalization
+from vitkd_ds.models.stream import WeightStream, can_stream, make_buffers
+
+logger = logging.getLogger(__name__)
 
 ModelConfig = StudentConfig | TeacherConfig
 DEMO_TEACHER = Path(__file__).parents[1] / "data" / "demo" / "teacher.safetensors"
@@ -36,20 +42,10 @@ _OWNED_ARGS = {
 """Arguments of a model that model_args may not set, and why."""
 
 
-@dataclass(frozen=True)
-class PairInfo:
-    """Widths and patch grids (rows, columns) of a student and its teacher, named as the arguments of ViTKDLoss."""
-
-    student_dim: int
-    teacher_dim: int
-    student_grid: tuple[int, int]
-    teacher_grid: tuple[int, int]
-
-
 def build_student(
-    config: StudentConfig, data: DataConfig, *, classes: tuple[str, ...] | None = None
-) -> VisionTransformer:
-    """Build the student on the CPU in fp32, initialised as `config.init` says.
+    config: StudentConfig, data: DataConfig, *, classes: tuple[str, ...] | None = None, needs_blocks: bool = True
+) -> nn.Module:
+    """Build the student on the CPU in fp32, initialised as `config.init` says; `needs_blocks` as for a teacher.
 
     The classifier starts anew if the weights are for other classes: of another number or, where the description beside
     them names theirs, other than `classes`, those of the data in label order. All else must fit exactly; weights of
@@ -58,7 +54,13 @@ def build_student(
     Raises:
         ValueError: the model, its arguments or its weights do not fit; the message names the key.
     """
-    model = _create(config, data, pretrained=config.init == "hub", drop_path_rate=config.drop_path_rate)
+    how = {"pretrained": config.init == "hub", "drop_path_rate": config.drop_path_rate, "needs_blocks": needs_blocks}
+    model = _create(config, data, **how)
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise ValueError(
+            f"student.model must be without batch norm, whose running statistics would differ on each rank, found "
+            f"{config.model}: choose a model of layer norms, such as a vit_*, deit_*, swin_* or convnext_*"
+        )
     if config.init not in ("", "hub"):
         path = Path(config.init)
         has_others = classes is not None and description_beside(path).get("classes", list(classes)) != list(classes)
@@ -68,49 +70,116 @@ def build_student(
 
 
 def build_teacher(
-    config: TeacherConfig, data: DataConfig, *, needs_tokens: bool = True, needs_logits: bool = True
-) -> nn.Module:
+    config: TeacherConfig, data: DataConfig, *, needs_blocks: bool = True, needs_logits: bool = True,
+    stream: bool = False,
+) -> nn.Module:  # fmt: skip
     """Build the teacher on the CPU in fp32 and eval mode, with the weights of `config.checkpoint` and no gradients.
 
     Args:
-        needs_tokens: a term compares tokens, so the model must be a VisionTransformer.
+        needs_blocks: a term compares tokens of blocks, so the model must be one of TOKEN_MODELS.
         needs_logits: a term compares logits, so its classifier must be for data.num_classes. Else one that is not is
-            left out, and the model has num_classes 0.
+            left out, and the model has num_classes 0. `config.head` takes the place of any classifier: the model has it
+            as `linear_head`, by which `tap_features` computes logits.
+        stream: leave the weights in their file, where it is safetensors and the model one of TOKEN_MODELS whose weights
+            they are as they are: the model is on the meta device, with a `WeightStream` as `weight_stream`.
 
     Raises:
         ValueError: as for the student.
     """
-    needs = {"needs_tokens": needs_tokens, "needs_logits": needs_logits}
-    model = _create(config, data, pretrained=config.checkpoint == "hub", **needs)
-    if config.checkpoint not in ("hub", "random"):
-        _load_file(model, config, teacher_file(config), key="teacher.checkpoint", needs_classifier=needs_logits)
+    data = replace(data, image_size=config.image_size or data.image_size)
+    needs_logits = needs_logits and not config.head
+    needs = {"needs_blocks": needs_blocks, "needs_logits": needs_logits}
+    model = _streamed_teacher(config, data, **needs) if stream else None
+    if model is None:
+        model = _create(config, data, pretrained=config.checkpoint == "hub", **needs)
+        if config.checkpoint not in ("hub", "random"):
+            _load_file(model, config, teacher_file(config), key="teacher.checkpoint", needs_classifier=needs_logits)
+    if config.head:
+        dims = {"dim": model.num_features, "num_classes": data.num_classes}
+        has_class_token = getattr(model, "cls_token", None) is not None
+        model.linear_head = load_head(Path(config.head), has_class_token=has_class_token, **dims)
+        model.num_classes = data.num_classes
     return model.requires_grad_(False).eval()
 
 
-def build_exported(description: Mapping[str, Any], weights: Path) -> VisionTransformer:
+def _streamed_teacher(
+    config: TeacherConfig, data: DataConfig, *, needs_blocks: bool, needs_logits: bool
+) -> nn.Module | None:
+    """The teacher on the meta device with its `weight_stream`; None if it cannot be streamed."""
+    path = None if config.checkpoint == "random" else teacher_file(config)
+    if config.checkpoint == "hub":
+        path = hub_file(config.model)
+    if path is None or not can_stream(path):
+        return None
+    with torch.device("meta"):
+        is_hub, needs = config.checkpoint == "hub", {"needs_blocks": needs_blocks, "needs_logits": needs_logits}
+        model = _create(config, data, pretrained=is_hub, fetch=False, **needs)
+    if not isinstance(model, TOKEN_MODELS):
+        return None
+    options = {"allow_other_grid": config.allow_other_resolution, "needs_classifier": needs_logits}
+    stream = WeightStream(path)
+    if not stream.keep(fit_state(model, stream.shapes, path, key="teacher.checkpoint", **options)):
+        logger.info(
+            "teacher.checkpoint=%s is not the model's own as it is: each rank reads it whole", config.checkpoint
+        )
+        return None
+    make_buffers(model)
+    _take_normalization(model, path)
+    model.weight_stream = stream
+    return model
+
+
+def build_exported(description: Mapping[str, Any], weights: Path) -> nn.Module:
     """Build an exported student on the CPU in fp32: `description` is what its student.json says, `weights` its file.
 
     Raises:
         ValueError: as for the student, or its classifier does not fit.
     """
-    args = description["args"]
-    data = DataConfig(train="", val="", num_classes=args["num_classes"], image_size=args["img_size"])
-    model = build_student(StudentConfig(**model_of(description)), data)
+    num_classes, image_size = description["args"]["num_classes"], description["image_size"]
+    data = DataConfig(train="", val="", num_classes=num_classes, image_size=image_size)
+    model = build_student(StudentConfig(**model_of(description)), data, needs_blocks=False)
     load_weights(model, weights, key="student", allow_other_grid=False, needs_classifier=True)
-    model.pretrained_cfg = model.pretrained_cfg | description.get("normalization", {})
+    described = description["args"].get("pretrained_cfg_overlay", {}) | description.get("normalization", {})
+    model.pretrained_cfg = model.pretrained_cfg | described
     return model
 
 
 def _load_file(model: nn.Module, config: ModelConfig, path: Path, *, key: str, **classifier: bool) -> None:
     """Load weights, and the normalisation that the description beside them states."""
     load_weights(model, path, key=key, allow_other_grid=config.allow_other_resolution, **classifier)
+    _take_normalization(model, path)
+
+
+def _take_normalization(model: nn.Module, path: Path) -> None:
+    """Give a model the normalisation that the description beside its weights states, if there is one."""
     if normalization := description_beside(path).get("normalization"):
         model.pretrained_cfg = model.pretrained_cfg | normalization
+
+
+def without_fused_attention(model: nn.Module) -> None:
+    """Let a timm model compute attention step by step, as is faster on a CPU: the backward pass of torch's fused one
+    takes half of a step there (EXPERIMENTS.md)."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
 
 
 def teacher_file(config: TeacherConfig) -> Path:
     """Path of the teacher's weights, where `config.checkpoint` is neither "hub" nor "random"."""
     return DEMO_TEACHER if config.checkpoint == "demo" else Path(config.checkpoint)
+
+
+def license_of(config: TeacherConfig) -> str | None:
+    """Licence that timm's configuration states for the weights that the model's name tells, or for those of which they
+    were distilled; None where they are others or it states none."""
+    if config.checkpoint in ("demo", "random"):
+        return None
+    if config.checkpoint != "hub" and "recipe" in (described := description_beside(teacher_file(config))):
+        teacher = described.get("teacher")  # trained here, maybe with a teacher whose licence goes on
+        return teacher.get("license") if isinstance(teacher, dict) else None
+    is_named = config.checkpoint == "hub" or "." in config.model
+    pretrained = timm.get_pretrained_cfg(config.model) if is_named else None
+    return pretrained.license if pretrained else None
 
 
 def model_args_of(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
@@ -119,107 +188,62 @@ def model_args_of(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
     return {"model": config.model, "args": args}
 
 
-def normalization_of(model: nn.Module) -> Normalization:
-    """Mean and standard deviation that the model was trained with, by its timm configuration."""
-    return Normalization(mean=tuple(model.pretrained_cfg["mean"]), std=tuple(model.pretrained_cfg["std"]))
+def normalization_of(model: nn.Module, *, image_size: int = 0) -> Normalization:
+    """Mean and standard deviation that the model was trained with, by its timm configuration; with an `image_size` its
+    images are resized to that first."""
+    statistics = {key: tuple(model.pretrained_cfg[key]) for key in ("mean", "std")}
+    return ResizedNormalization(**statistics, image_size=image_size) if image_size else Normalization(**statistics)
 
 
-def check_pair(student: nn.Module, teacher: nn.Module, *, blocks: Sequence[int]) -> PairInfo | None:
-    """Check that the teacher can teach this student by the tapped blocks; widths and patch grids may differ.
-
-    Returns:
-        None if no blocks are tapped: only logits are compared.
-
-    Raises:
-        ValueError: the numbers of classes differ, where the teacher has any, or a tapped block does not exist.
-    """
-    if teacher.num_classes and student.num_classes != teacher.num_classes:
-        raise ValueError(
-            f"student and teacher must have the same classes, found {student.num_classes} and {teacher.num_classes}: "
-            "build both with data.num_classes"
-        )
-    if not blocks:
-        return None
-    for role, depth in (("student", len(student.blocks)), ("teacher", len(teacher.blocks))):
-        if outside := [block for block in blocks if not 0 <= block < depth]:
-            raise ValueError(
-                f"losses.vitkd.blocks must be between 0 and {depth - 1}, as the {role} has {depth} blocks, "
-                f"found {outside[0]}: choose others or a deeper {role}"
-            )
-    grids = student.patch_embed.grid_size, teacher.patch_embed.grid_size
-    return PairInfo(student.embed_dim, teacher.embed_dim, *grids)
-
-
-def _check_hub(
-    config: ModelConfig, data: DataConfig, pretrained: Mapping[str, Any], *, role: str, needs_logits: bool
-) -> None:
-    """Check, before anything is fetched, that the weights that timm describes as `pretrained` fit as they are."""
-    key = {"student": "student.init", "teacher": "teacher.checkpoint"}[role]
-    source = f"{key}=hub of {config.model}"
-    if "patch_size" in config.model_args:
-        raise ValueError(
-            f"{role}.model_args must not set patch_size with {key}=hub, as timm would resize the weights, found "
-            f"{config.model_args['patch_size']}: leave it out, or give a file"
-        )
-    if role == "teacher" and needs_logits and pretrained["num_classes"] != data.num_classes:
-        raise ValueError(
-            f"{source} must have data.num_classes={data.num_classes} classes, found {pretrained['num_classes']}: its "
-            "classifier would be random, so fine-tune it on these classes first and give that run folder"
-        )
-    trained = tuple(pretrained["input_size"][-2:])
-    if trained != (data.image_size, data.image_size) and not config.allow_other_resolution:
-        raise ValueError(
-            f"{source} must be trained at data.image_size={data.image_size}, found {trained[0]} x {trained[1]} pixels: "
-            + OTHER_RESOLUTION.format(role=role)
-        )
+def statistics_of(config: StudentConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and standard deviation that `normalization_of` would find, without building the model."""
+    described = _default_model(config.model, role="student").pretrained_cfg
+    if config.init not in ("", "hub"):
+        described = described | description_beside(Path(config.init)).get("normalization", {})
+    return tuple(described["mean"]), tuple(described["std"])
 
 
 def _create(
-    config: ModelConfig, data: DataConfig, *, pretrained: bool, drop_path_rate: float = 0, needs_tokens: bool = True,
-    needs_logits: bool = True,
+    config: ModelConfig, data: DataConfig, *, pretrained: bool, drop_path_rate: float = 0, needs_blocks: bool = True,
+    needs_logits: bool = True, fetch: bool = True,
 ) -> nn.Module:  # fmt: skip
     """Create a model with timm, after refusing what timm would refuse late or not at all."""
     role = "student" if isinstance(config, StudentConfig) else "teacher"
     default = _default_model(config.model, role=role)
-    if needs_tokens and not isinstance(default, VisionTransformer):
-        others = ", or compare logits alone with --losses.vitkd.weight=0" if role == "teacher" else ""
+    if needs_blocks and not isinstance(default, TOKEN_MODELS):
         raise ValueError(
-            f"{role}.model must be a timm VisionTransformer, found {config.model}, a {type(default).__name__}: choose "
-            f"a deit_*, deit3_* or vit_* model of that class{others}"
+            f"{role}.model must be a timm VisionTransformer or Eva, found {config.model}, a {type(default).__name__}: "
+            "choose a deit_*, deit3_* or vit_* model of these classes, or leave out the terms that compare blocks, "
+            "vitkd and spectral"
         )
     if pretrained:
-        _check_hub(config, data, default.pretrained_cfg, role=role, needs_logits=needs_logits)
+        check_hub(config, data, default, role=role, needs_logits=needs_logits)
     _check_model_args(config.model_args, type(default), role=role)
     args = model_args_of(config, data)["args"]
-    if "img_size" not in _arguments_of(type(default)):
-        del args["img_size"]  # a convolutional network takes any
-    if pretrained and role == "teacher" and default.pretrained_cfg["num_classes"] != data.num_classes:
-        args["num_classes"] = 0  # its classifier is for other classes, and no term needs it
+    if not takes_image_size(type(default)):
+        del args["img_size"]
+    is_for_others = pretrained and role == "teacher" and default.pretrained_cfg["num_classes"] != data.num_classes
+    if is_for_others or getattr(config, "head", ""):
+        args["num_classes"] = 0  # its classifier is for other classes and no term needs it, or teacher.head is one
     try:
-        model = timm.create_model(config.model, pretrained=pretrained, drop_path_rate=drop_path_rate or None, **args)
+        model = timm.create_model(
+            config.model, pretrained=pretrained and fetch, drop_path_rate=drop_path_rate or None, **args
+        )
     # timm's checks are assertions, its loading errors RuntimeErrors, the network's OSErrors.
     except (AssertionError, RuntimeError, OSError, TypeError, ValueError) as error:
         advice = "fetch the weights beforehand and give the file, or fix the arguments" if pretrained else "fix them"
         raise ValueError(
             f"{role}.model={config.model} must build with {args}, timm answered {error!r}: {advice}"
         ) from error
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, TOKEN_MODELS):
         height, width = model.patch_embed.patch_size
         if data.image_size % height or data.image_size % width:
             raise ValueError(
-                f"data.image_size must be a multiple of the patches of {role}.model={config.model} ({height} x "
+                f"{size_key_of(config)} must be a multiple of the patches of {role}.model={config.model} ({height} x "
                 f"{width}), found {data.image_size}: timm would ignore the last pixels, so change one of the two"
             )
     assert type(model) is type(default), f"timm made a {type(model).__name__} with {args}"
     return model
-
-
-def check_model_name(name: str, *, role: str) -> None:
-    """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = nearest(architecture, timm.list_models())
-        raise ValueError(f"{role}.model must be a timm model, found {name!r}: {near}")
 
 
 def _default_model(name: str, *, role: str) -> nn.Module:
@@ -245,6 +269,11 @@ def _check_model_args(model_args: Mapping[str, Any], cls: type[nn.Module], *, ro
             raise ValueError(
                 f"{role}.model_args must be arguments of timm's {cls.__name__}, found {name}: {nearest(name, known)}"
             )
+
+
+def takes_image_size(cls: type[nn.Module]) -> bool:
+    """Whether a timm class is built for one image size; a convolutional network takes any."""
+    return "img_size" in _arguments_of(cls)
 
 
 def _arguments_of(cls: type[nn.Module]) -> list[str]:

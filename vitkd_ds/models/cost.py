@@ -6,8 +6,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PEAK_TFLOPS = {"NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0}
-"""Dense bf16 matrix products of a GPU by the name that its driver prints: NVIDIA's data sheets, without sparsity."""
+from vitkd_ds.models.features import TOKEN_MODELS
+from vitkd_ds.models.selection import KeptTokens
+
+PEAK_TFLOPS = {
+    "NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA GeForce RTX 4090": 165.2,
+}  # fmt: skip
+"""Dense bf16 matrix products, summed in fp32, of a GPU by the name that its driver prints: NVIDIA's data sheets,
+without sparsity."""
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -16,7 +23,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def num_tokens(model: nn.Module) -> int | None:
-    """Count the patches and prefix tokens of a timm VisionTransformer; None for a model of another kind."""
+    """Count the patches and prefix tokens of a timm VisionTransformer or Eva; None for a model of another kind."""
     if not hasattr(model, "num_prefix_tokens") or not hasattr(model, "patch_embed"):
         return None
     return model.patch_embed.num_patches + model.num_prefix_tokens
@@ -41,10 +48,31 @@ def step_gflops(costs: dict[str, dict[str, Any] | None]) -> float:
     return 3 * costs["student"]["gflops"] + (costs["teacher"]["gflops"] if costs["teacher"] else 0)
 
 
-def cost_of(model: nn.Module, image_size: int) -> dict[str, Any]:
-    """Parameters, tokens (None for a model without a grid of them) and GFLOPs of an image, of a model on meta."""
+def head_of(model: nn.Module) -> str | None:
+    """What the classifier of a timm VisionTransformer or Eva looks at; None for a model of another kind."""
+    if not isinstance(model, TOKEN_MODELS):
+        return None
+    if hasattr(model, "head_dist"):
+        return "class and distillation token"
+    return {"token": "class token", "avg": "average pooling"}.get(model.global_pool, f"{model.global_pool} pooling")
+
+
+def keep_patches(model: nn.Module, number: int) -> None:
+    """Let a model on meta see so many patches of an image."""
+    model.patch_drop = KeptTokens(model.num_prefix_tokens)
+    model.patch_drop.kept_BL = torch.zeros(1, number, dtype=torch.int64, device="meta")
+
+
+def cost_of(model: nn.Module, image_size: int, *, keep_tokens: int = 0) -> dict[str, Any]:
+    """Parameters, tokens (None for a model without a grid of them), head and GFLOPs of an image, of a model on meta,
+    which sees `keep_tokens` of its patches, or all."""
+    tokens = num_tokens(model)
+    if keep_tokens:
+        keep_patches(model, keep_tokens)
+        tokens = keep_tokens + model.num_prefix_tokens
     return {
         "parameters": num_parameters(model),
-        "tokens": num_tokens(model),
+        "tokens": tokens,
+        "head": head_of(model),
         "gflops": forward_flops(model, image_size) / 1e9,
     }

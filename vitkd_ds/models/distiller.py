@@ -5,15 +5,17 @@ projector are sharded, clipped, checkpointed and compiled with the student. The 
 (`vitkd_ds.engine.teacher`); only its features come in.
 """
 
-from typing import Any, Mapping
+from importlib import import_module
+from typing import Any, Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from vitkd_ds.config.losses import LossesConfig
-from vitkd_ds.losses import ViTKDLoss, kd_loss, nkd_loss, soft_cross_entropy
-from vitkd_ds.models.build import PairInfo
-from vitkd_ds.models.features import Features, tap_features
+from vitkd_ds.config.losses import LossesConfig, Term
+from vitkd_ds.losses.balance import Balance
+from vitkd_ds.losses.part import Features, LossPart, PairInfo, alone
+from vitkd_ds.models.features import tap_features
+from vitkd_ds.models.selection import logits_and_attention
 
 
 class Distiller(nn.Module):
@@ -22,48 +24,59 @@ class Distiller(nn.Module):
     Args:
         student: the timm model that is trained and exported.
         losses: the terms; those with weight 0 are neither computed nor given parameters.
+        keep_tokens: number of patches that the student's attention chooses for the teacher; 0 if it sees all.
         pair: widths and patch grids of student and teacher; None where no term compares tokens.
+        gather: joins a tensor of all ranks, see `LossPart`; None on one rank.
     """
 
-    def __init__(self, student: nn.Module, losses: LossesConfig, pair: PairInfo | None) -> None:
+    def __init__(
+        self, student: nn.Module, losses: LossesConfig, pair: PairInfo | None,
+        gather: Callable[[Tensor], Tensor] | None = None, *, keep_tokens: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.student = student
-        self.terms: dict[str, Any] = losses.active()
-        self.blocks = losses.tapped_blocks
-        if "vitkd" in self.terms:
-            term = losses.vitkd
-            numbers = {"alpha": term.alpha, "beta": term.beta, "mask_ratio": term.mask_ratio, "scaled": term.scaled}
-            self.vitkd = ViTKDLoss(**vars(pair), **numbers)
+        self.blocks = losses.needs.tapped("student")
+        if losses.needs.distillation_token:
+            student.set_distilled_training(True)  # in training both heads' logits; in eval their mean, as else
+        self.keep_tokens = keep_tokens
+        self._terms = tuple(losses.active())
+        for name, term in losses.active().items():
+            self.add_module(name, part_of(term)(term, pair, gather or alone))
+        if losses.balance:
+            self.balance = Balance(len(self._terms), gather or alone)
 
     def forward(
-        self, images_BCHW: Tensor, targets_BK: Tensor, teacher: Features | None, weights: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+        self, images_BCHW: Tensor, targets_BK: Tensor, teacher: Features | Callable[[Tensor], Features] | None,
+        weights: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Compute the named loss terms of one micro-batch, and their total.
 
         Args:
             images_BCHW: normalised images in the student's dtype.
-            targets_BK: soft labels, fp32.
-            teacher: the teacher's features of the same images; None if no term needs them.
+            targets_BK: soft labels, fp32; [B, 0] without labels.
+            teacher: the teacher's features of the same images; None if no term needs them. With keep_tokens, a
+                function that gives them for the numbers of the chosen patches, int64 [B, keep_tokens].
             weights: weight of each active term at this step, fp32 scalars.
 
         Returns:
-            fp32 scalars: `total`, the sum of weight x term, for backward, and each term, unweighted and detached, for
-            the log. ViTKD's term is the sum of `vitkd_mimic` and `vitkd_generate`.
+            fp32 scalars: `total` for backward, the sum of weight x term (x factor, with `losses.balance`), and each
+            term's parts, unweighted and detached, for the log. ViTKD's term is the sum of `vitkd_mimic` and
+            `vitkd_generate`.
         """
-        student = tap_features(self.student, images_BCHW, self.blocks)
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, term in self.terms.items():
-            if name == "ce":
-                parts[name] = {"ce": soft_cross_entropy(student.logits_BK, targets_BK)}
-            elif name == "kd":
-                parts[name] = {"kd": kd_loss(student.logits_BK, teacher.logits_BK, temperature=term.temperature)}
-            elif name == "nkd":
-                numbers = {"temperature": term.temperature, "gamma": term.gamma}
-                parts[name] = {"nkd": nkd_loss(student.logits_BK, teacher.logits_BK, targets_BK, **numbers)}
-            elif name == "vitkd":
-                halves = self.vitkd(student.shallow_BLPD, student.deep_BPD, teacher.shallow_BLPD, teacher.deep_BPD)
-                parts[name] = {"vitkd_mimic": halves["mimic"], "vitkd_generate": halves["generate"]}
-        total = torch.stack([weights[name] * sum(part.values()) for name, part in parts.items()]).sum()
+        if self.keep_tokens:
+            student, attention_BP = logits_and_attention(self.student, images_BCHW)
+            teacher = teacher(attention_BP.topk(self.keep_tokens).indices)
+        else:
+            student = tap_features(self.student, images_BCHW, self.blocks)
+        parts = {name: self._modules[name](student, teacher, targets_BK) for name in self._terms}
+        keys = ["total", *(key for part in parts.values() for key in part)]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"parts of terms must have names of their own, and none be total, found {sorted(keys)}")
+        values = {name: sum(part.values()) for name, part in parts.items()}
+        weighted = torch.stack([weights[name] * value for name, value in values.items()])
+        if "balance" in self._modules:
+            weighted = weighted * self.balance(torch.stack(list(values.values())))
+        total = weighted.sum()
         # Detached, because DeepSpeed hooks every output that has a gradient, and would scale a term inside the total
         # for accumulation a second time.
         return {"total": total} | {key: loss.detach() for part in parts.values() for key, loss in part.items()}
@@ -74,9 +87,15 @@ class Distiller(nn.Module):
         Norms, biases, LayerScale and the names in timm's no_weight_decay have none. ViTKD's mask token does, as in the
         official code.
         """
-        exempt = {f"student.{name}" for name in self.student.no_weight_decay()}
+        exempt = {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
         decayed, undecayed = [], []
         for name, p in self.named_parameters():
             if p.requires_grad:
                 (undecayed if p.ndim <= 1 or name in exempt else decayed).append(p)
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+
+
+def part_of(term: Term) -> type[LossPart]:
+    """The class of a term's module, which its settings name."""
+    module, _, name = term.module.partition(":")
+    return getattr(import_module(module), name)

@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import Eva, eva, vision_transformer
 from torch import Tensor, nn
 
+from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.weights import key_differences, load_state_dict_file
 
 logger = logging.getLogger(__name__)
 
 OTHER_RESOLUTION = (
-    "give weights trained at this size, change data.image_size, or interpolate the position embedding with "
+    "give weights trained at this size, change {size_key}, or interpolate the position embedding with "
     "--{role}.allow_other_resolution=true"
 )
 
@@ -26,21 +27,44 @@ def load_weights(
     """Load a local file into a timm model of the configured classes.
 
     Args:
+        key, allow_other_grid, needs_classifier, has_other_classes: see `fit_state`.
+
+    Raises:
+        ValueError: the file does not fit; the message names the keys.
+    """
+    options = {"allow_other_grid": allow_other_grid, "needs_classifier": needs_classifier}
+    state = load_state_dict_file(path)
+    model.load_state_dict(fit_state(model, state, path, key=key, has_other_classes=has_other_classes, **options))
+
+
+def fit_state(
+    model: nn.Module, state: dict[str, Tensor], path: Path, *, key: str, allow_other_grid: bool,
+    needs_classifier: bool, has_other_classes: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Fit a state dict to a timm model of the configured classes, by names and shapes alone.
+
+    Args:
+        state: tensors under timm's names; they, and the model, may be on the meta device.
+        path: where they are from, for messages.
         key: the option that errors name, such as student.init.
         allow_other_grid: interpolate a position embedding of another square patch grid.
         needs_classifier: refuse a classifier that does not fit. Else it is left out, which the log says: a student's
             starts from its random initialisation, a teacher becomes a model without classes.
         has_other_classes: the file's classifier is known to be for other classes than the model's, even if it fits.
 
+    Returns:
+        What `load_state_dict` takes: the same tensors, but for a position embedding that is interpolated and, of a
+        student, a classifier that is left out.
+
     Raises:
-        ValueError: the file does not fit; the message names the keys.
+        ValueError: they do not fit; the message names the keys.
     """
-    state, own = load_state_dict_file(path), model.state_dict()
-    if isinstance(model, VisionTransformer):
+    own = model.state_dict()
+    if isinstance(model, TOKEN_MODELS):
         state = _at_own_grid(model, state, source=f"{key}={path}", is_allowed=allow_other_grid)
-    misfit = "" if needs_classifier else _misfit_of_classifier(model, state, has_other_classes=has_other_classes)
+    misfit = "" if needs_classifier else _misfit_of_classifier(model, state, key, has_other_classes=has_other_classes)
     if misfit:
-        names = _classifier(model)
+        names = _classifier(model, state)
         state = {name: tensor for name, tensor in state.items() if name not in names}
         if key.startswith("teacher"):
             model.reset_classifier(0)
@@ -51,34 +75,34 @@ def load_weights(
             f"{key} must hold exactly the weights of the configured model, found in {path}: {differences}. "
             "Give its own file, or change model, model_args or data.num_classes to the file's"
         )
-    model.load_state_dict(state)
     if misfit:
         logger.info("%s=%s %s: the classifier is left out", key, path, misfit)
+    return state
 
 
-def _classifier(model: nn.Module) -> list[str]:
-    """The names of the classifier's weights."""
+def _classifier(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the classifier's weights, in the model or in the file, as either may be without one."""
     layers = model.pretrained_cfg["classifier"]
     layers = (layers,) if isinstance(layers, str) else layers
-    return [name for name in model.state_dict() if name.rpartition(".")[0] in layers]
+    return [name for name in {**model.state_dict(), **state} if name.rpartition(".")[0] in layers]
 
 
-def _misfit_of_classifier(model: nn.Module, state: Mapping[str, Tensor], *, has_other_classes: bool) -> str:
-    """What is wrong with the file's classifier, in words; "" if it fits, or if the model has none."""
-    own, names = model.state_dict(), _classifier(model)
+def _misfit_of_classifier(model: nn.Module, state: Mapping[str, Tensor], key: str, *, has_other_classes: bool) -> str:
+    """What is wrong with the file's classifier, in words; "" if it fits, or if neither has one."""
+    own, names = model.state_dict(), _classifier(model, state)
     found, wanted = ([tuple(some[name].shape) for name in names if name in some] for some in (state, own))
     if found == wanted:
         return "has other classes than the data" if has_other_classes and names else ""
     if not found:
         return f"has no classifier, the data {model.num_classes}"
+    if not wanted:
+        return f"has {found[0][0]} classes, the {key.partition('.')[0]} none"
     if found[0][0] != model.num_classes:
         return f"has {found[0][0]} classes, the data {model.num_classes}"
     return f"has a classifier of shapes {found}, where {wanted} would fit"
 
 
-def _at_own_grid(
-    model: VisionTransformer, state: dict[str, Tensor], *, source: str, is_allowed: bool
-) -> dict[str, Tensor]:
+def _at_own_grid(model: nn.Module, state: dict[str, Tensor], *, source: str, is_allowed: bool) -> dict[str, Tensor]:
     """The weights with timm's renames, and a position embedding for the model's own grid if that is allowed."""
     own = model.state_dict()
     patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
@@ -89,10 +113,12 @@ def _at_own_grid(
     if positions is not None and "pos_embed" in own and positions.shape[1] != own["pos_embed"].shape[1]:
         _check_grid(model, positions.shape[1], source=source, is_allowed=is_allowed)
     pre_logits = {name: tensor for name, tensor in state.items() if "pre_logits" in name}
-    return {**checkpoint_filter_fn(state, model, adapt_layer_scale=True), **pre_logits}
+    if isinstance(model, Eva):
+        return eva.checkpoint_filter_fn(state, model)
+    return {**vision_transformer.checkpoint_filter_fn(state, model, adapt_layer_scale=True), **pre_logits}
 
 
-def _check_grid(model: VisionTransformer, positions: int, *, source: str, is_allowed: bool) -> None:
+def _check_grid(model: nn.Module, positions: int, *, source: str, is_allowed: bool) -> None:
     """Refuse another number of positions, unless it is another square grid and that is allowed."""
     num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     side = math.isqrt(max(0, positions - num_prefix))
@@ -106,5 +132,6 @@ def _check_grid(model: VisionTransformer, positions: int, *, source: str, is_all
         height, width = model.patch_embed.patch_size
         raise ValueError(
             f"{source} must be trained at data.image_size ({rows} x {columns} patches), found {side} x {side} patches "
-            f"({side * height} x {side * width} pixels): {OTHER_RESOLUTION.format(role=source.partition('.')[0])}"
+            f"({side * height} x {side * width} pixels): "
+            + OTHER_RESOLUTION.format(role=source.partition(".")[0], size_key="the image size")
         )

@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -31,6 +32,22 @@ class Normalization:
         affine = _affine if torch.compiler.is_compiling() else _cached_affine
         scale_C11, shift_C11 = affine(self, images_BCHW.device)
         return torch.addcmul(shift_C11, images_BCHW.float(), scale_C11).to(dtype)
+
+
+@dataclass(frozen=True)
+class ResizedNormalization(Normalization):
+    """The same for a model that takes images of another size: they are resized first, antialiased and bicubic."""
+
+    image_size: int
+    """Height and width that the model takes, in pixels."""
+
+    def apply(self, images_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Normalization.apply`; the result is [B, C, image_size, image_size]."""
+        size = (self.image_size, self.image_size)
+        if images_BCHW.shape[-2:] != size:
+            options = {"mode": "bicubic", "antialias": True, "align_corners": False}
+            images_BCHW = F.interpolate(images_BCHW.float(), size, **options).clamp(0, 255)
+        return super().apply(images_BCHW, dtype)
 
 
 def _affine(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:

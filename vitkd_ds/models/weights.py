@@ -6,6 +6,7 @@ rule knows stays as it is, so that strict loading names it; so does DeiT III's `
 """
 
 import argparse
+import json
 import pickle
 import re
 import shlex
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema")
 """Keys under which training checkpoints keep the weights; the average is taken only if there are no others."""
@@ -64,16 +66,55 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         ValueError: no such file, an unknown suffix, damage, a pickle that needs more than the above, or no tensors.
     """
     path = Path(path).expanduser()
+    if path.name.endswith(INDEX_SUFFIX):
+        return rename(_load_parts(path))
     if not path.is_file():
         raise ValueError(f"weights must be an existing file, found none at {path}: check the path")
-    known = (".safetensors", *PICKLE_SUFFIXES)
+    known = (SUFFIX, INDEX_SUFFIX, *PICKLE_SUFFIXES)
     if path.suffix not in known:
         raise ValueError(f"weights must be a file in {', '.join(known)}, found {path.suffix!r} in {path}: convert it")
     try:
         content = _read_pickle(path) if path.suffix in PICKLE_SUFFIXES else load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} must be a whole safetensors file, found damage ({error}): fetch it again") from error
-    return timm_keys(strip_prefixes(_find_tensors(content, path)))
+        raise damaged(path, error) from error
+    return rename(_find_tensors(content, path))
+
+
+def files_of_index(path: Path) -> dict[str, Path]:
+    """Name -> file of the tensors that an index of safetensors files lists. Raises ValueError if it is none."""
+    try:
+        listed = json.loads(path.read_text())["weight_map"]
+        return {str(name): path.parent / file for name, file in listed.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} must be the index of safetensors files, JSON with a weight_map of names and files, found "
+            f"{type(error).__name__}: {error}: fetch it again"
+        ) from error
+
+
+def damaged(file: Path, error: SafetensorError) -> ValueError:
+    """The error of a safetensors file that cannot be read."""
+    return ValueError(f"{file} must be a whole safetensors file, found damage ({error}): fetch it again")
+
+
+def _load_parts(path: Path) -> dict[str, Tensor]:
+    """The tensors that an index lists, from its files."""
+    files, state = files_of_index(path), {}
+    for file in sorted(set(files.values())):
+        if not file.is_file():
+            raise ValueError(f"weights must be an existing file, found none at {file}: check the path")
+        try:
+            state |= load_file(file)
+        except SafetensorError as error:
+            raise damaged(file, error) from error
+    if missing := files.keys() - state.keys():
+        raise ValueError(f"{path} must list what its files hold, found no {min(missing)} there: fetch them again")
+    return {name: state[name] for name in files}
+
+
+def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under timm's names, without what wrappers put before them."""
+    return timm_keys(strip_prefixes(state))
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,16 +9,19 @@ from typing import Callable
 
 from vitkd_ds.config.overrides import nearest, read_run
 from vitkd_ds.config.run import Run
-from vitkd_ds.recipes import demo, imagenet, images
+from vitkd_ds.recipes import demo, foundation, imagenet, images, rivals
 
 logger = logging.getLogger(__name__)
 
 RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__: recipe
     for recipe in (
-        demo.demo, demo.demo_plain, demo.demo_teacher, imagenet.deit_tiny_from_deit3_small,
+        demo.demo, demo.demo_plain, demo.demo_teacher, demo.demo_label_free, imagenet.deit_tiny_from_deit3_small,
         imagenet.deit_small_from_deit3_base, imagenet.deit_base_from_deit3_large,
-        imagenet.deit_small_from_deit3_base_3augment, images.images,
+        imagenet.deit_small_from_deit3_base_3augment, rivals.deit_tiny_soft_kd,
+        rivals.deit_tiny_wttm_vitkd, rivals.deit_tiny_vkd_regnety160, rivals.deit_small_vkd_regnety160,
+        foundation.deit_tiny_from_dinov3_large_probe, foundation.vit_small_from_dinov3_large,
+        foundation.vit_small_from_dinov3_7b, images.images,
     )
 }  # fmt: skip
 
@@ -48,16 +51,25 @@ def _debug_size(run: Run) -> Run:
     """The same models and code for a few steps on the packaged images; a teacher to be downloaded becomes random."""
     # A 224-pixel image costs a laptop's CPU sixty times as much as the demo's of 28.
     is_small = run.data.image_size <= 28
-    is_hub = run.teacher is not None and run.teacher.checkpoint == "hub"
+    teacher = run.teacher
+    if teacher and teacher.checkpoint == "hub":
+        args = teacher.model_args | ({"depth": 2} if "_7b_" in teacher.model else {})  # whole, it is no laptop's
+        teacher = replace(teacher, checkpoint="random", model_args=args)
     return replace(
         run,
         workdir=f"{run.workdir}_debug",
-        teacher=replace(run.teacher, checkpoint="random") if is_hub else run.teacher,
-        data=replace(run.data, train="demo", val="demo", num_classes=10, max_val_images=64 if is_small else 8),
+        teacher=teacher,
+        data=replace(
+            run.data,
+            train="demo",
+            val="demo",
+            num_classes=10 if run.data.labels == "use" else 0,
+            max_val_images=64 if is_small else 8,
+        ),
         global_batch_size=48 if is_small else 8,
         micro_batch_size_per_gpu=16 if is_small else 2,
         max_steps=4 if is_small else 2,
         log_every_steps=1,
-        compile=False,  # minutes on a CPU
+        compile="off",  # minutes on a CPU
         debug=True,
     )

@@ -86,5 +86,5 @@ def _paper_run(recipe: str, student: str, teacher: str) -> Run:
         global_batch_size=1024,
         micro_batch_size_per_gpu=256,  # no more than a rank's share: on 16 GPUs the 64 of the paper
         epochs=300,
-        compile=True,
+        compile="default",
     )

@@ -9,6 +9,9 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 from tqdm import tqdm
@@ -22,7 +25,8 @@ class _Handler(logging.Handler):
         if record.levelno <= logging.INFO and not is_first_rank():
             return
         with tqdm.external_write_mode(file=sys.stderr):  # takes the bar away while the message is written
-            print(self.format(record), file=sys.stderr, flush=True)
+            with suppress(OSError):  # a full disk under the messages must not end the run
+                print(self.format(record), file=sys.stderr, flush=True)
 
 
 def is_first_rank() -> bool:
@@ -41,6 +45,19 @@ def install() -> None:
 def write_now(text: str) -> None:
     """Write a line to stderr at once, from a signal handler or from a thread while others are stuck."""
     os.write(2, f"{text}\n".encode())
+
+
+def progress_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:
+    """A line of a log in words: the step, the speed with the time that is left, and each value by its name."""
+    shown = dict(values)
+    text = f"step {step}/{total_steps}"
+    if {"images_per_s", "s_per_step"} <= shown.keys():
+        s_per_step = shown.pop("s_per_step")
+        eta = (total_steps - step) * s_per_step
+        text += f"  {shown.pop('images_per_s'):,.0f} images/s  eta {timedelta(seconds=round(eta))}"
+        if "data_wait_s" in shown:  # logs of earlier versions lack it
+            text += f"  {100 * shown.pop('data_wait_s') / s_per_step:.0f} % waiting for data"
+    return text + "".join(f"  {name} {value:.4g}" for name, value in shown.items())
 
 
 class Progress:

@@ -4,9 +4,9 @@ Each validation image is counted once at any number of ranks. A signal ends an e
 is there already, so the next start has only the evaluation to do again.
 """
 
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,14 @@ from vitkd_ds.checkpoint.files import sync_folder, write_json, write_text
 from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.data.loader import Loader
 from vitkd_ds.engine import ranks
-from vitkd_ds.models.features import Features
+from vitkd_ds.models.features import Features, tap_features
+from vitkd_ds.models.fp32 import fp32_products
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.train import signals, watchdog
+from vitkd_ds.train.agreement import Agreement
 from vitkd_ds.train.log import MetricsLog
 from vitkd_ds.train.parts import Parts
+from vitkd_ds.train.predictions import Predictions
 
 MICRO_BATCHES_PER_LOOK = 8
 """Micro-batches between stop checks; each check waits for the device and all ranks."""
@@ -36,6 +39,7 @@ def evaluate(
     teacher: Callable[[Tensor], Features] | None = None,
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
+    predictions: Predictions | None = None,
 ) -> dict[str, float] | None:
     """Evaluate a plain timm model in fp32. Collective: all ranks call it, with loaders of the same length.
 
@@ -45,6 +49,7 @@ def evaluate(
         teacher: images 0..255 -> features; None gives no agreement.
         must_stop: collective; asked every few micro-batches whether to give up.
         allow_tf32: let a GPU multiply in TF32, with 10 bits of mantissa, several times faster.
+        predictions: gets the answers for each image; None leaves them.
 
     Returns:
         Percent: `top1`, `top5` and with a teacher `teacher_top1`, `agreement` (the same most likely class); `kl`:
@@ -65,16 +70,61 @@ def evaluate(
                 student_BK = student(normalization.apply(images_BCHW, torch.float32))
             teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
             sums += _count(student_BK, teacher_BK, labels_B)
+            if predictions is not None:
+                predictions.add(student_BK, teacher_BK, labels_B)
     # Sums, not means, travel between the ranks: they may have different numbers of images that count.
     count, top1, top5, teacher_top1, agreement, kl = ranks.sum_over_ranks(sums).tolist()
-    if not count:
-        raise ValueError(
-            "an evaluation must count at least one image, found none in data.val that could be decoded: pack it again"
-        )
+    _check_count(count)
     result = {"num_images": count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
     if teacher:
         result |= {"teacher_top1": 100 * teacher_top1 / count, "agreement": 100 * agreement / count, "kl": kl / count}
     return result
+
+
+@torch.no_grad()
+def evaluate_features(
+    student: nn.Module,
+    loader: Any,
+    *,
+    normalization: Normalization,
+    teacher: Callable[[Tensor], Features],
+    must_stop: Callable[[], bool] = lambda: False,
+    allow_tf32: bool = False,
+) -> dict[str, float] | None:
+    """Compare the features of a plain timm model in fp32, with or without a classifier, with a teacher's; labels count
+    for nothing but padding. Collective, and the arguments are those of `evaluate`.
+
+    Args:
+        teacher: images 0..255 -> features with pooled_BD and final_BPD.
+
+    Returns:
+        `num_images`, and what `Agreement` gives: `cka`, and `cka_patches` where both have as many patches. None if it
+        was given up.
+
+    Raises:
+        ValueError: there was no image that counts.
+    """
+    num_images = torch.zeros((), dtype=torch.float64, device=next(student.parameters()).device)
+    agreement = Agreement()
+    student.eval()
+    with closing(loader.epoch(0)) as micro_batches:
+        for number, (images_BCHW, labels_B) in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
+            if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():
+                return None
+            with fp32_products(allow_tf32):
+                features = tap_features(student, normalization.apply(images_BCHW, torch.float32), ())
+            agreement.add(features, teacher(images_BCHW), labels_B >= 0)
+            num_images += (labels_B >= 0).sum()
+    count = ranks.sum_over_ranks(num_images).item()
+    _check_count(count)
+    return {"num_images": count} | agreement.result()
+
+
+def _check_count(count: float) -> None:
+    if not count:
+        raise ValueError(
+            "an evaluation must count at least one image, found none in data.val that could be decoded: pack it again"
+        )
 
 
 def _count(student_BK: Tensor, teacher_BK: Tensor | None, labels_B: Tensor) -> Tensor:
@@ -94,45 +144,44 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     """Evaluate the weights that would be exported now; log and note the result, and the best. Return whether no signal
     came on any rank before the end. Collective."""
     watchdog.enter("evaluation", state.step)
-    teacher = parts.teacher if parts.teacher_answers else None
     # The last evaluation is the summary's, in full fp32.
     is_on_the_way = state.step < parts.schedule.total_steps
     weights = parts.engine.student_weights()
-    result = _evaluate_weights(parts, weights, teacher=teacher, allow_tf32=is_on_the_way)
+    predictions = Predictions() if parts.run.data.num_classes else None
+    options = {"with_teacher": True, "allow_tf32": is_on_the_way, "predictions": predictions}
+    result = _evaluate_weights(parts, weights, **options)
     if result is None:
         return False
     values = {f"val_{name}": value for name, value in result.items()}
     log.log(state.step, values | skipped_images("val_images_skipped", parts, parts.val_loader))
+    if predictions is not None:
+        classes, numbers = list(parts.val_loader.classes), parts.val_loader.val_numbers()
+        log.keep_predictions(state.step, {"classes": classes} | predictions.result(numbers))
     state.result, state.result_step = result, state.step
-    if result["top1"] > state.best_top1:
-        state.best_top1, state.best_step = result["top1"], state.step
+    if (quality := result[quality_key(parts)]) > state.best_top1:
+        state.best_top1, state.best_step = quality, state.step
     return True
 
 
-@contextmanager
-def fp32_products(allow_tf32: bool) -> Iterator[None]:
-    """For a while, compute a GPU's products and convolutions of fp32 in TF32, or in full fp32."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = allow_tf32
-        yield
-    finally:
-        for backend, value in zip(backends, before):
-            backend.allow_tf32 = value
+def quality_key(parts: Parts) -> str:
+    """The value of an evaluation by which the best checkpoint is chosen: top-1, or without classes the agreement."""
+    return "top1" if parts.run.data.num_classes else "cka"
 
 
 def _evaluate_weights(
-    parts: Parts, weights: dict[str, Tensor], *, teacher: Any = None, allow_tf32: bool = False
-) -> dict[str, float] | None:
+    parts: Parts, weights: dict[str, Tensor], *, with_teacher: bool, allow_tf32: bool = False,
+    predictions: Predictions | None = None,
+) -> dict[str, float] | None:  # fmt: skip
     def must_stop() -> bool:
         return not ranks.all_true(not signals.received(), parts.device)
 
     model, normalization = parts.export_model, parts.normalization
     model.load_state_dict(weights)
-    options = {"teacher": teacher, "must_stop": must_stop, "allow_tf32": allow_tf32}
-    return evaluate(model, parts.val_loader, normalization=normalization, **options)
+    options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
+    if not parts.run.data.num_classes:
+        return evaluate_features(model, parts.val_loader, teacher=parts.teacher, **options)
+    teacher = parts.teacher if with_teacher and parts.teacher_answers else None
+    return evaluate(model, parts.val_loader, teacher=teacher, predictions=predictions, **options)
 
 
 def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
@@ -145,9 +194,11 @@ def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
 def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[str, Any] | None:
     """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
     watchdog.enter("export", state.step)
-    result = state.result
-    summary: dict[str, Any] = {"student_top1": result["top1"], "student_top5": result["top5"]}
-    summary |= {name: result.get(name) for name in ("teacher_top1", "agreement")}
+    result, quality = state.result, quality_key(parts)
+    summary: dict[str, Any] = {"cka": result.get("cka"), "cka_patches": result.get("cka_patches")}
+    if quality == "top1":
+        summary = {"student_top1": result["top1"], "student_top5": result["top5"]}
+        summary |= {name: result.get(name) for name in ("teacher_top1", "agreement")}
     summary |= {
         "images_per_s": images_per_s,
         "epochs": state.step / parts.schedule.steps_per_epoch,
@@ -156,12 +207,12 @@ def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[
         "debug": parts.run.debug,
     }
     if parts.run.optim.ema_decay:
-        raw = _evaluate_weights(parts, parts.engine.student_weights(average=False))
+        raw = _evaluate_weights(parts, parts.engine.student_weights(average=False), with_teacher=False)
         if raw is None:
             return None
-        summary["student_raw_top1"] = raw["top1"]
+        summary[f"student_raw_{quality}"] = raw[quality]
     weights = parts.engine.student_weights()
-    description = parts.student_description() | {"step": state.step, "top1": result["top1"]}
+    description = parts.student_description() | {"step": state.step, quality: result[quality]}
     workdir = Path(parts.run.workdir)
 
     def write() -> None:

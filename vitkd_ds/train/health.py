@@ -14,6 +14,11 @@ PATIENCE_PART, PATIENCE_STEPS = 0.2, (50, 1000)
 """Part of the run, and least and most steps, for which it must hold without a break: a warm-up is not typical."""
 
 
+def terms_of(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, str]:
+    """Key of each term, or part of a term, in a log line -> name of the weight that it has in the total."""
+    return {key: name for key in values for name in weights if key == name or key.startswith(f"{name}_")}
+
+
 class Health:
     """Watch the terms and the gradient norm on rank 0, and warn once of each finding."""
 
@@ -37,7 +42,7 @@ class Health:
 
     def observe_terms(self, step: int, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
         """Look at the unweighted terms in a log line, and their total, given the weight of each term."""
-        parts = {key: name for key in values for name in weights if key == name or key.startswith(f"{name}_")}
+        parts = terms_of(values, weights)
         for key, name in parts.items() if len(parts) > 1 else ():
             part, total = weights[name] * values[key], values["total"]
             if self._holds(key, part > MOST_OF_TOTAL * total, step):

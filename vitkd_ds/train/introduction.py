@@ -10,7 +10,7 @@ from vitkd_ds.checkpoint.folder import describe_run
 from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.models import build
 from vitkd_ds.models.cost import cost_of
-from vitkd_ds.train.parts import Parts, teacher_needs
+from vitkd_ds.train.parts import Parts, student_needs, teacher_needs
 
 logger = logging.getLogger(__name__)
 
@@ -35,25 +35,32 @@ def introduce(parts: Parts, resumed_step: int) -> dict[str, dict[str, Any] | Non
 
 
 def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
-    """Name, parameters, tokens and GFLOPs of an image, of student and teacher; None without a teacher."""
+    """Name, parameters, tokens, head and GFLOPs of an image, of student and teacher, and the licence of the teacher's
+    weights; None without a teacher."""
     student = replace(run.student, init="", checkpoint_activations=False)
     with torch.device("meta"):
-        models = {"student": build.build_student(student, run.data), "teacher": None}
+        models = {"student": build.build_student(student, run.data, **student_needs(run)), "teacher": None}
         if run.teacher:
             teacher = replace(run.teacher, checkpoint="random")
             models["teacher"] = build.build_teacher(teacher, run.data, **teacher_needs(run))
-    return {
-        role: model and {"model": getattr(run, role).model, **cost_of(model, run.data.image_size)}
-        for role, model in models.items()
+    costs = {
+        "student": {"model": run.student.model, **cost_of(models["student"], run.data.image_size)},
+        "teacher": None,
     }
+    if teacher := run.teacher:
+        size = teacher.image_size or run.data.image_size
+        cost = cost_of(models["teacher"], size, keep_tokens=teacher.keep_tokens)
+        costs["teacher"] = {"model": teacher.model, **cost, "license": build.license_of(teacher)}
+    return costs
 
 
 def _model_line(run: Run, role: str, cost: dict[str, Any]) -> str:
     config = getattr(run, role)
     weights = config.init or "random" if role == "student" else config.checkpoint
     args = f" {dict(config.model_args)}" if config.model_args else ""
+    head = f"{cost['head']}, " if cost["head"] else ""
     tokens = f"{cost['tokens']} tokens, " if cost["tokens"] else ""
-    return (
-        f"{role}: {cost['model']}{args}, {cost['parameters'] / 1e6:.2f} M parameters, {tokens}{cost['gflops']:.3g} "
-        f"GFLOPs an image of {run.data.image_size} pixels, weights: {weights}"
-    )
+    size = f"{cost['parameters'] / 1e6:.2f} M parameters, {head}{tokens}{cost['gflops']:.3g} GFLOPs"
+    pixels = getattr(config, "image_size", 0) or run.data.image_size
+    licensed = f" (licence: {cost['license']})" if cost.get("license") else ""
+    return f"{role}: {cost['model']}{args}, {size} an image of {pixels} pixels, weights: {weights}{licensed}"

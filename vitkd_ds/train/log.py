@@ -1,77 +1,136 @@
-"""Training logs: metrics.jsonl, TensorBoard, and the numbers of the progress line, all on rank 0."""
+"""Training logs: metrics.jsonl, TensorBoard and other trackers, and the numbers of the progress line, all on rank 0."""
 
+import io
 import json
 import logging
 import math
-from datetime import timedelta
+import os
+import socket
+import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Callable, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 import torch
 from torch import Tensor
 
-from vitkd_ds.checkpoint.files import write_text
+from vitkd_ds.checkpoint.files import write_text, write_whole
+from vitkd_ds.config.reading import read_bytes
+from vitkd_ds.config.run_folder import PREDICTIONS
 from vitkd_ds.engine import ranks
-from vitkd_ds.train.console import Progress
+from vitkd_ds.train.console import Progress, progress_line
+from vitkd_ds.train.trackers import Tracker, open_trackers
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-VAL_TOP1 = "val_top1"
+EVALUATED = "val_num_images"
 """Key that only the lines of evaluations have."""
+_IS_EVALUATION = EVALUATED.encode()
 
 
 class MetricsLog:
     """Write a line per log step and evaluation on rank 0, and nothing on the others.
 
     A resumed run first drops the lines of steps that it will run again, so each step stands in the file once: those
-    after `resumed_step`, and evaluations after `evaluated_step`, the last that counts.
+    after `resumed_step`, and evaluations after `evaluated_step`, the last that counts. Every value also goes to the
+    `trackers` that are named, which show the run's `settings`.
     """
 
-    def __init__(self, workdir: Path, *, total_steps: int, resumed_step: int, evaluated_step: int = -1) -> None:
+    def __init__(
+        self, workdir: Path, *, total_steps: int, resumed_step: int, evaluated_step: int = -1,
+        trackers: Sequence[str] = ("tensorboard",), settings: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.total_steps, self.is_main = total_steps, ranks.rank() == 0
         if not self.is_main:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
-
-        path = workdir / "metrics.jsonl"
+        self.predictions, path = workdir / PREDICTIONS, workdir / "metrics.jsonl"
         if path.exists():
             steps = {False: resumed_step, True: evaluated_step}
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= steps[VAL_TOP1 in line]]
-            write_text(path, "".join(f"{line}\n" for line in lines))
-        self.file = path.open("a", buffering=1)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+            # As bytes: a flipped bit makes a line no text, and that line alone is lost.
+            found = [line for line in read_bytes(path).split(b"\n") if line]
+            if damaged := sum(_step_of(line) == math.inf for line in found):
+                logger.warning("%s: damaged lines, which are dropped: %d", path, damaged)
+            lines = [line for line in found if _step_of(line) <= steps[_IS_EVALUATION in line]]
+            write_whole(path, lambda file: file.write(b"".join(line + b"\n" for line in lines)))
+        self.file = _Appended(path)
+        self.trackers: list[Tracker] = open_trackers(trackers, workdir, settings or {})
+        if "tensorboard" in trackers:
+            self.trackers.insert(0, _Board(workdir / "tensorboard", purge_step=resumed_step + 1))
         self.progress = Progress(total_steps, start_step=resumed_step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write a line for `step` (updates done), and show it."""
         if not self.is_main:
             return
-        try:
-            self.file.write(json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()}) + "\n")
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-        except OSError as error:  # a full disk loses lines, and must not lose the run
-            logger.warning("step %d could not be written to %s: %s", step, self.file.name, error)
-        if VAL_TOP1 in values:
-            logger.info("%s", self._line(step, values))
+        line = json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()})
+        _attempt(lambda: self.file.add(f"{line}\n".encode()))
+        for tracker in self.trackers:
+            _attempt(partial(tracker.add_values, step, values))
+        text = progress_line(step, self.total_steps, values)
+        if EVALUATED in values:
+            logger.info("%s", text)
         else:
-            self.progress.show(step, f"total {values['total']:.4g}", self._line(step, values))
+            self.progress.show(step, f"total {values['total']:.4g}", text)
+
+    def keep_predictions(self, step: int, predictions: Mapping[str, list[Any]]) -> None:
+        """Write what both models answered in the evaluation at `step`, in place of the one before."""
+        if self.is_main:
+            content = json.dumps({"step": step} | predictions, separators=(",", ":"))
+            _attempt(lambda: write_text(self.predictions, f"{content}\n"))
 
     def close(self) -> None:
         """Flush and close the files."""
-        for file in (self.file, self.board, self.progress) if self.is_main else ():
-            try:
-                file.close()
-            except OSError as error:
-                logger.warning("the last lines could not be written: %s", error)
+        for file in (self.file, *self.trackers, self.progress) if self.is_main else ():
+            _attempt(file.close)
 
-    def _line(self, step: int, values: Mapping[str, float]) -> str:
-        shown = dict(values)
-        text = f"step {step}/{self.total_steps}"
-        if "images_per_s" in shown:
-            eta = (self.total_steps - step) * shown.pop("s_per_step")
-            text += f"  {shown.pop('images_per_s'):,.0f} images/s  eta {timedelta(seconds=round(eta))}"
-        return text + "".join(f"  {name} {value:.4g}" for name, value in shown.items())
+
+class _Appended:
+    """A file that grows. Bytes that a full disk refuses wait, and follow with the first that it takes."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.waiting = path.open("ab", buffering=0), b""
+
+    def add(self, content: bytes) -> None:
+        """Write all that waits, and this. Raises OSError if some of it must wait."""
+        self.waiting += content
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[self.file.write(self.waiting) :]
+        except OSError as error:
+            found = f"found {error}: make room, {len(self.waiting)} bytes wait"
+            raise OSError(f"{self.file.name} must be written, {found}") from error
+
+    def close(self) -> None:
+        """Write what waits. Raises OSError if it is lost."""
+        with closing(self.file):
+            self.add(b"")
+
+
+class _Board(_Appended):
+    """TensorBoard's event file of this start. No SummaryWriter, whose thread ends at the first failing write."""
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        # Read in the order of their names.
+        super().__init__(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}")
+        self.add_event(file_version="brain.Event:2")
+        self.add_event(step=purge_step, session_log={"status": "START"})
+
+    def add_values(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a point for each value. Raises OSError if some of it must wait."""
+        points = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        self.add_event(step=step, summary={"value": points})
+
+    def add_event(self, **content: Any) -> None:
+        """Write a record. Raises OSError if some of it must wait."""
+        from tensorboard.compat.proto.event_pb2 import Event  # slow to import, and only rank 0 needs it
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
+        self.add(record.getvalue())
 
 
 class Meter:
@@ -95,6 +154,19 @@ class Meter:
         self.warmup_s: float | None = None
         self.timed_s, self.timed_steps = timed_s, timed_steps
         self.read_s, self.read_steps = timed_s, timed_steps
+        self.waited_s = 0.0
+
+    def waiting(self, micro_batches: Iterator[T]) -> Iterator[T]:
+        """Hand micro-batches on, and count the seconds until each is there: the host's, as a device may have work left
+        meanwhile. Closes what it iterates over."""
+        with closing(micro_batches):
+            while True:
+                started = time.perf_counter()
+                micro_batch = next(micro_batches, None)
+                self.waited_s += time.perf_counter() - started
+                if micro_batch is None:
+                    return
+                yield micro_batch
 
     def start(self) -> None:
         """Start the clock, unless it runs; to be called before each step."""
@@ -107,7 +179,7 @@ class Meter:
         self.num_summed += 1
         if self.warmup_s is None:
             now = self.clock()
-            self.warmup_s, self.started = now - self.started, now
+            self.warmup_s, self.started, self.waited_s = now - self.started, now, 0.0
         else:
             self.timed_steps += 1
 
@@ -119,17 +191,23 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Means over all ranks since the last reading, and the speed (none before the second step): images/s of all
-        ranks, and TFLOP/s and MFU of a device. Collective."""
-        means = torch.stack(list(self.sums.values())) / (self.num_summed * ranks.world_size())
-        values = dict(zip(self.sums, ranks.sum_over_ranks(means).tolist()))
+        ranks, seconds per step, those of them that a rank waited for data, and TFLOP/s and MFU of a device.
+        Collective."""
+        num_timed = self.timed_steps - self.read_steps
+        terms = torch.stack(list(self.sums.values()))
+        waited = terms.new_full((1,), self.waited_s / max(1, num_timed) * self.num_summed)
+        means = torch.cat([terms, waited]) / (self.num_summed * ranks.world_size())
+        *means, data_wait_s = ranks.sum_over_ranks(means).tolist()
+        values = dict(zip(self.sums, means))
         self.pause()
-        if self.timed_steps > self.read_steps:
-            s_per_step = (self.timed_s - self.read_s) / (self.timed_steps - self.read_steps)
+        if num_timed:
+            s_per_step = (self.timed_s - self.read_s) / num_timed
             values |= {"images_per_s": self.global_batch_size / s_per_step, "s_per_step": s_per_step}
+            values |= {"data_wait_s": data_wait_s}
             if self.peak_tflops:
                 tflops = values["images_per_s"] / ranks.world_size() * self.image_gflops / 1e3
                 values |= {"tflops": tflops, "mfu": tflops / self.peak_tflops}
-        self.sums, self.num_summed = {}, 0
+        self.sums, self.num_summed, self.waited_s = {}, 0, 0.0
         self.read_s, self.read_steps = self.timed_s, self.timed_steps
         return values
 
@@ -141,11 +219,22 @@ class Meter:
         return self.global_batch_size / self.warmup_s if self.warmup_s is not None else None
 
 
-def _step_of(line: str) -> float:
+def _attempt(function: Callable[[], None]) -> None:
+    """Warn of a failing write: a full disk must not lose the run."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # a line that was cut while it was written
+        function()
+    except OSError as error:
+        logger.warning("the log: %s", error)
+
+
+def _step_of(line: bytes) -> float:
+    """Updates done at a line; inf for one that was cut while it was written, or damaged since."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return math.inf
+    step = content.get("step") if isinstance(content, dict) else None
+    return step if type(step) is int else math.inf
 
 
 def _rounded(value: float) -> float | None:

@@ -8,21 +8,18 @@ import json
 import logging
 from collections import deque
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from vitkd_ds.checkpoint.folder import check_settings, is_finished
 from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
-from vitkd_ds.config.run import Run, check_run
-from vitkd_ds.config.run_folder import CHECKPOINTS, pointer
-from vitkd_ds.data.mixing import mix_step
+from vitkd_ds.config.check import check_run, check_without_classes
+from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.engine.processes import (
@@ -34,24 +31,22 @@ from vitkd_ds.engine.processes import (
     start_processes,
     synchronised_time,
 )
-from vitkd_ds.engine.student import Outcome
-from vitkd_ds.models.build import check_model_name
 from vitkd_ds.models.cost import PEAK_TFLOPS, step_gflops
+from vitkd_ds.models.hub import check_model_name
 from vitkd_ds.train import signals, watchdog
+from vitkd_ds.train.calibrate import calibrate
 from vitkd_ds.train.evaluate import evaluate_student, finish, skipped_images
 from vitkd_ds.train.health import Health
 from vitkd_ds.train.introduction import introduce
 from vitkd_ds.train.log import Meter, MetricsLog
+from vitkd_ds.train.nonfinite import report_nonfinite
 from vitkd_ds.train.parts import Parts, build_parts
 from vitkd_ds.train.profile import profiled
-from vitkd_ds.train.schedule import loss_weights_at, lr_at
-from vitkd_ds.train.teacher_check import check_teacher
+from vitkd_ds.train.schedule import loss_weights_at
+from vitkd_ds.train.step import Update, settle, train_step
+from vitkd_ds.train.teacher_check import check_fp8, check_teacher
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is inf or nan; raised on all ranks, and the weights have not changed."""
 
 
 def train(run: Run) -> dict[str, Any] | None:
@@ -63,10 +58,11 @@ def train(run: Run) -> dict[str, Any] | None:
 
     Raises:
         ValueError: a configuration, file or model that cannot be, or a folder in use; before any update.
-        NonFiniteError, vitkd_ds.checkpoint.save.SaveError: see there.
+        vitkd_ds.train.step.NonFiniteError, vitkd_ds.checkpoint.save.SaveError: see there.
     """
     # What this rank can see alone is refused before the ranks wait for each other.
     check_run(run)
+    check_without_classes(run)
     find_ds_config(run.ds_config)
     check_model_name(run.student.model, role="student")
     check_gpu_is_used()
@@ -81,10 +77,10 @@ def train(run: Run) -> dict[str, Any] | None:
     if not is_done:
         lock = RunLock(workdir)
         ranks.on_main(lock.acquire)
+        watchdog.leave_with(lock.release)
         try:
             is_done, start = ranks.on_main(lambda: _look(run))
-            if not ranks.all_true(not signals.received(), device):
-                logger.info("stopped by a signal before the first step: nothing changed")
+            if _is_stopped(device):
                 return None
             if not is_done:
                 watchdog.enter("load")
@@ -94,6 +90,14 @@ def train(run: Run) -> dict[str, Any] | None:
     again = "give another --workdir to train again, or more --epochs with --extend"
     logger.info("%s is finished and left alone: %s", run.workdir, again)
     return json.loads((workdir / "summary.json").read_text())
+
+
+def _is_stopped(device: torch.device) -> bool:
+    """Whether a signal came to any rank before the first step. Collective."""
+    if ranks.all_true(not signals.received(), device):
+        return False
+    logger.info("stopped by a signal before the first step: nothing changed")
+    return True
 
 
 def _look(run: Run) -> tuple[bool, Start | None]:
@@ -111,6 +115,8 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     watchdog.enter("build")
     parts = build_parts(run, device)
     schedule = parts.schedule
+    if _is_stopped(device):
+        return None
     watchdog.enter("load")
     data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
     if run.extend and start and schedule.total_steps < start.num_steps:
@@ -122,12 +128,16 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     if start is None:
         watchdog.enter("teacher check")
         check_teacher(parts)
+        check_fp8(parts)
+        calibrate(parts)
     # From here on the run leaves traces in its folder, and a signal is answered by the next step, which saves.
     saved_step = state.step if start and start.is_own else -1
     saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
+    saver.begin(start)
     costs = ranks.on_main(lambda: introduce(parts, state.step))
     steps = {"resumed_step": state.step, "evaluated_step": state.result_step, "total_steps": schedule.total_steps}
-    log = ranks.together(lambda: MetricsLog(workdir, **steps))
+    tracked = {"trackers": run.trackers, "settings": as_dict(run)}
+    log = ranks.together(lambda: MetricsLog(workdir, **steps, **tracked))
     logger.info(
         f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
@@ -135,7 +145,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     before = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
     speed = {"image_gflops": step_gflops(costs), "peak_tflops": PEAK_TFLOPS.get(device_name())}
     meter = Meter(run.global_batch_size, clock=synchronised_time, **speed, **before)
-    micro_batches = training_micro_batches(parts, state.step)
+    micro_batches = meter.waiting(training_micro_batches(parts, state.step))
     with closing(log), closing(micro_batches), profiled(run.profile, workdir) as profiler:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
         goes_on = goes_on and train_steps(parts, micro_batches, profiler, log, meter, state, saver)
@@ -167,6 +177,8 @@ def train_steps(
         # An update's outcome is read when the next is queued, so that the device never waits for this loop.
         while len(queued) > (0 if must_know or is_asked_to_stop else 1):
             update = queued.popleft()
+            if not update.outcome.is_applied:
+                report_nonfinite(parts, update)
             is_asked_to_stop |= settle(update, run)
             health.observe_step(update.step + 1, update.outcome.grad_norm)
         if is_logged:
@@ -213,74 +225,6 @@ def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tens
         with closing(parts.train_loader.epoch(epoch, start_step=step_in_epoch)) as micro_batches:
             yield from micro_batches
         epoch, step_in_epoch = epoch + 1, 0
-
-
-@dataclass(frozen=True)
-class Update:
-    """An update that is queued on the device."""
-
-    step: int
-    """Updates before it."""
-    lr: float
-    terms: dict[str, Tensor]
-    """Of this rank, mean over its micro-batches: detached fp32 scalars."""
-    outcome: Outcome
-
-
-def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> Update:
-    """Queue one optimizer update, after `step` others, of uint8 images [B, C, H, W] and labels [B]. Collective. Nothing
-    here waits for the device."""
-    run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
-    lr = lr_at(step, parts.schedule, run.optim, run.global_batch_size)
-    engine.set_lr(lr)
-    weights = {
-        name: torch.full((), weight, device=parts.device)  # torch.tensor would copy, and wait for the device
-        for name, weight in loss_weights_at(step, run, parts.schedule.total_steps).items()
-    }
-    means: dict[str, Tensor] = {}
-    for micro in range(num_micro):
-        watchdog.enter("step", step)
-        place = micro * ranks.world_size() + ranks.rank()  # keys the draws, the same at any number of ranks
-        with record_function("data"):
-            images_BCHW, targets_BK = mix_step(run, *next(micro_batches), step=step, place=place)
-            inputs_BCHW = parts.normalization.apply(images_BCHW, engine.dtype)
-        features = None
-        if parts.teacher:
-            with record_function("teacher"):
-                shown_BCHW = inputs_BCHW if parts.shares_inputs else images_BCHW
-                features = parts.teacher(shown_BCHW, are_normalized=parts.shares_inputs)
-        with record_function("forward"):
-            terms = engine(inputs_BCHW, targets_BK, features, weights)
-        with record_function("backward"):
-            engine.backward(terms["total"])
-        for name, value in terms.items():
-            means[name] = means.get(name, 0) + value.detach() / num_micro
-    watchdog.enter("step", step)
-    # A bad loss on one rank, and a signal to one rank, become known to all with the norm of the gradient.
-    is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
-    is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
-    with record_function("update"):
-        outcome = engine.step(veto=is_bad.float(), count=is_asked)
-    return Update(step, lr, means, outcome)
-
-
-def settle(update: Update, run: Run) -> bool:
-    """Wait for an update; whether any rank was asked to stop, the same on all.
-
-    Raises:
-        NonFiniteError: it was left out, as were those queued after it.
-    """
-    outcome = update.outcome
-    if outcome.is_applied:
-        return outcome.counted > 0
-    good = pointer(Path(run.workdir) / CHECKPOINTS, "latest") or "none yet"
-    where = (
-        f"stopped before update {update.step + 1}, rank {ranks.rank()}, lr {update.lr:g}, last good checkpoint {good}"
-    )
-    if not outcome.num_vetoes:
-        raise NonFiniteError(f"{where}: gradients must be finite, found inf or nan with finite losses")
-    found = ", ".join(f"{name} {value.item():g}" for name, value in update.terms.items())
-    raise NonFiniteError(f"{where}: losses must be finite on every rank, found {found} on this one")
 
 
 def step_values(parts: Parts, update: Update) -> dict[str, float]:

@@ -20,7 +20,12 @@ from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models import build
 from vitkd_ds.models.distiller import Distiller
+from vitkd_ds.models.features import describe_pooled
 from vitkd_ds.models.normalization import Normalization
+from vitkd_ds.models.pair import PairInfo, check_pair
+from vitkd_ds.models.selection import check_selection
+from vitkd_ds.train import watchdog
+from vitkd_ds.train.inputs import Inputs
 from vitkd_ds.train.schedule import BatchSplit, Schedule, check_warmup, make_schedule, split_batch
 
 logger = logging.getLogger(__name__)
@@ -32,7 +37,7 @@ class Models:
 
     student: nn.Module
     teacher: nn.Module | None
-    pair: build.PairInfo | None
+    pair: PairInfo | None
     """Widths and grids of both, for the losses; None where no term compares tokens."""
 
 
@@ -49,10 +54,10 @@ class Parts:
     """An fp32 copy of the student, into which the exported weights are loaded to be evaluated."""
     normalization: Normalization
     """The student's."""
+    inputs: Inputs
+    """Makes of a micro-batch what both models take."""
     teacher_answers: bool = False
     """Whether the teacher has logits for the classes of the data, so that its agreement can be evaluated."""
-    shares_inputs: bool = False
-    """Whether the teacher takes the student's normalised images: the same mean, std and dtype."""
     train_loader: Loader | None = None
     """None, like val_loader, in the doctor, whose steps see random images."""
     val_loader: Loader | None = None
@@ -61,6 +66,8 @@ class Parts:
         """student.json: how to rebuild the student with timm and feed it."""
         data, classes = self.run.data, list(self.train_loader.classes)
         made, normalization = build.model_args_of(self.run.student, data), asdict(self.normalization)
+        if not build.takes_image_size(type(self.export_model)):
+            del made["args"]["img_size"]
         interpolation = val_interpolation(data.interpolation)
         # What timm's own helpers, such as resolve_model_data_config, must know of the rebuilt model.
         made["args"]["pretrained_cfg_overlay"] = normalization | {
@@ -70,7 +77,7 @@ class Parts:
             "num_classes": len(classes),
             "label_names": classes,
         }
-        return made | {
+        description = made | {
             "normalization": normalization,
             "image_size": data.image_size,
             "val_crop_fraction": data.val_crop_fraction,
@@ -79,25 +86,33 @@ class Parts:
             "weights": "ema" if self.run.optim.ema_decay else "raw",
             "recipe": self.run.recipe,
         }
+        if not classes:
+            description["features"] = describe_pooled(self.export_model)
+        if teacher := self.run.teacher:
+            description["teacher"] = {"model": teacher.model, "license": build.license_of(teacher)}
+        return description
 
 
 def build_parts(run: Run, device: torch.device) -> Parts:
     """Check the data, build loaders, models and engines. Collective.
 
     Raises:
-        ValueError: whatever does not fit; the message names the key or file.
+        ValueError: whatever does not fit, on all ranks; the message names the key or file.
     """
     split = split_of(run)
-    ds_config = student_ds_config(run, **asdict(split))
-    train_loader = open_split(run, "train", split.micro_batch_size, device)
-    val_loader = open_split(run, "val", split.micro_batch_size, device, classes=train_loader.classes)
-    knows_classes = check_teacher_classes(run, train_loader.classes)
+    # What one node alone lacks must end all ranks: the others would wait for its rank in the first collective.
+    ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
+    train_loader = ranks.together(lambda: open_split(run, "train", split.micro_batch_size, device))
+    classes = train_loader.classes
+    val_loader = ranks.together(lambda: open_split(run, "val", split.micro_batch_size, device, classes=classes))
+    knows_classes = ranks.together(lambda: check_teacher_classes(run, classes))
     if run.teacher and run.teacher.checkpoint == "random":
         logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
     check_warmup(run, schedule)
-    parts = start_engines(run, ds_config, build_models(run, train_loader.classes), schedule, device)
+    models = ranks.together(lambda: build_models(run, classes))
+    parts = start_engines(run, ds_config, models, schedule, device)
     answers = parts.teacher_answers and knows_classes
     return replace(parts, teacher_answers=answers, train_loader=train_loader, val_loader=val_loader)
 
@@ -107,13 +122,35 @@ def start_engines(
 ) -> Parts:
     """Start both engines, which take the models: parts without loaders, which suffice for a step. Collective."""
     micro = ds_config["train_micro_batch_size_per_gpu"]
+    if device.type == "cpu":
+        for model in filter(None, (models.student, models.teacher)):
+            build.without_fused_attention(model)
     # Before the engine takes the student, which it rounds to bf16 and moves to the device.
     export_model = deepcopy(models.student).to(device).eval()
-    engine = StudentEngine(Distiller(models.student, run.losses, models.pair), run, ds_config)
+    keep_tokens = run.teacher.keep_tokens if run.teacher else 0
+    torch.manual_seed(run.seed + 1)  # the same losses on every rank, wherever the teacher is
+    distiller = Distiller(models.student, run.losses, models.pair, ranks.gather, keep_tokens=keep_tokens)
+    engine = StudentEngine(distiller, run, ds_config)
     answers, normalization = bool(models.teacher and models.teacher.num_classes), build.normalization_of(models.student)
-    teacher = Teacher(models.teacher, run, device=device, micro_batch_size=micro) if run.teacher else None
-    shares = teacher is not None and (teacher.normalization, teacher.dtype) == (normalization, engine.dtype)
-    return Parts(run, schedule, device, engine, teacher, export_model, normalization, answers, shares)
+    teacher = None
+    if run.teacher:
+        check_is_read_alike(models.teacher)
+        options = {"device": device, "micro_batch_size": micro, "on_block": lambda: watchdog.enter("build")}
+        teacher = Teacher(models.teacher, run, **options)
+    inputs = Inputs(run, normalization, engine.dtype, teacher, device)
+    return Parts(run, schedule, device, engine, teacher, export_model, normalization, inputs, answers)
+
+
+def check_is_read_alike(teacher: nn.Module) -> None:
+    """Raise ValueError, on all ranks, unless all have the teacher whole or all read its weights block by block: else
+    some would wait for the others in another collective. Collective."""
+    are_streamed = ranks.from_all(hasattr(teacher, "weight_stream"))
+    if len(set(are_streamed)) > 1:
+        whole = [number for number, is_streamed in enumerate(are_streamed) if not is_streamed]
+        raise ValueError(
+            f"teacher.checkpoint must be the same on all nodes, found a safetensors file on some ranks and none, or "
+            f"weights that must be changed to fit, on ranks {', '.join(map(str, whole))}: fetch it on every node"
+        )
 
 
 def split_of(run: Run) -> BatchSplit:
@@ -138,20 +175,20 @@ def open_split(
         seed=run.seed,
         classes=classes,
         device=device,
-        compile=is_train and run.compile and device.type != "cpu",  # on a CPU the compiled augmentation is slower
+        **({"statistics": build.statistics_of(run.student)} if is_train else {}),
     )
 
 
 def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> bool:
     """Whether the teacher's classes may be the images', in this order: those that a .json beside its file names, if
     there is one. Raises ValueError if they are not and a term compares logits."""
-    if run.teacher is None or run.teacher.checkpoint in ("hub", "random"):
+    if run.teacher is None or run.teacher.head or run.teacher.checkpoint in ("hub", "random"):
         return run.teacher is not None
     file = build.teacher_file(run.teacher)
     described = description_beside(file)
     if "classes" not in described:
         return True
-    if run.losses.needs_logits:
+    if run.losses.needs.logits:
         check_classes(classes, tuple(described["classes"]), source=str(file.with_suffix(".json")))
     return classes == tuple(described["classes"])
 
@@ -160,17 +197,29 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
     """Build student and teacher with their weights, for the `classes` of the data. Raises ValueError if they or their
     weights do not fit."""
     torch.manual_seed(run.seed)  # the same student on every rank
-    student = build.build_student(run.student, run.data, classes=classes)
+    student = build.build_student(run.student, run.data, classes=classes, **student_needs(run))
     teacher = build.build_teacher(run.teacher, run.data, **teacher_needs(run)) if run.teacher else None
     return fit_models(run, student, teacher)
 
 
+def student_needs(run: Run) -> dict[str, bool]:
+    """What the active terms need of the student, as arguments of `build_student`."""
+    return {"needs_blocks": bool(run.losses.needs.student_blocks)}
+
+
 def teacher_needs(run: Run) -> dict[str, bool]:
     """What the active terms need of the teacher, as arguments of `build_teacher`."""
-    return {"needs_tokens": bool(run.losses.tapped_blocks), "needs_logits": run.losses.needs_logits}
+    needs = run.losses.needs
+    stream = run.teacher.placement != "replica"
+    return {"needs_blocks": bool(needs.teacher_blocks), "needs_logits": needs.logits, "stream": stream}
 
 
 def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Models:
     """Check that the models of a run fit each other. Raises ValueError if they do not."""
-    pair = build.check_pair(student, teacher, blocks=run.losses.tapped_blocks) if teacher is not None else None
+    pair = None
+    if teacher is not None:
+        sizes = {"image_size": run.data.image_size, "teacher_image_size": run.teacher.image_size}
+        pair = check_pair(student, teacher, run.losses, **sizes)
+        if run.teacher.keep_tokens:
+            check_selection(student, teacher, run.teacher.keep_tokens)
     return Models(student, teacher, pair)

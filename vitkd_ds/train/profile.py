@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 WAIT, WARMUP = 5, 3
 """Steps before the trace: without the profiler, as they compile; and with it, as its own start is slow."""
 PARTS = ("data", "teacher", "forward", "backward", "update")
-"""Names under which `vitkd_ds.train.loop.train_step` marks its parts."""
+"""Names under which `vitkd_ds.train.step.train_step` marks its parts."""
 ROWS = 30
 """Operations in the table."""
 

@@ -1,7 +1,7 @@
 """Time limit, preemption, Ctrl-C: a signal asks the run to save and to stop, and interrupts nothing.
 
 The handler only sets a flag, so it is safe at any time: during an import, a collective or a checkpoint. The ranks agree
-on the flag with the finite check of each step (`vitkd_ds.train.loop.train_step`), so all stop after the same update
+on the flag with the finite check of each step (`vitkd_ds.train.step.train_step`), so all stop after the same update
 even if only one was signalled. While the main thread waits in a collective, Python calls no handler; so the number of
 each signal also goes into a pipe at once, which whoever asks reads, such as the watchdog's thread. This file imports no
 torch, so that it can listen before the slow imports.

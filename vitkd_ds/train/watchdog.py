@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 import traceback
-from typing import Iterable, Iterator, TypeVar
+from typing import Callable, Iterable, Iterator, TypeVar
 
-from vitkd_ds.checkpoint.lock import LockFailed
+from vitkd_ds.checkpoint.lock import LockFailed, LockLost
+from vitkd_ds.config.reading import Unreadable
 from vitkd_ds.train import console, signals
 
 T = TypeVar("T")
@@ -25,12 +26,21 @@ STOPPING_LIMIT_S = 15.0
 """Longest that a micro-batch may take after TERM, in seconds: a launcher whose other rank died sends TERM, and kills
 30 s later. The first step of a process is exempt, as it compiles."""
 
+EARLY = ("start", "build", "load", "teacher check", "calibration")
+"""Phases in which nothing is trained that a stop could lose."""
+EARLY_LIMIT_S = 10.0
+"""Longest that these may last after TERM, or after `watch`, in seconds; till then the ranks agree to stop. It comes to
+all ranks where another one refused what it was given, and then 0 leaves the launcher that one's exit code."""
+
 PEER_SIGNS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "Connection refused", "remote process")
 """Parts of the messages with which gloo and NCCL report that another rank is gone."""
+SAY_ALL = (LockFailed, LockLost, Unreadable)
+"""Errors whose sentence needs no traceback."""
 
 
 class _Place:
     phase, step, since, num_steps = "start", 0, 0.0, 0
+    leave: Callable[[], None] = staticmethod(lambda: None)
 
 
 _place = _Place()
@@ -43,6 +53,11 @@ def enter(phase: str, step: int | None = None) -> None:
     _place.phase, _place.since = phase, time.monotonic()
     if step is not None:
         _place.step = step
+
+
+def leave_with(function: Callable[[], None]) -> None:
+    """Call `function`, such as the release of a lock, before a stop in one of the phases of EARLY."""
+    _place.leave = function
 
 
 def each(values: Iterable[T], phase: str) -> Iterator[T]:
@@ -58,19 +73,25 @@ def where() -> str:
 
 
 def watch(*, limit_s: float) -> None:
-    """Start to watch this process; it is killed within 1.1 times `limit_s` after a phase began to hang."""
+    """Start to watch this process: it is killed within 1.1 times `limit_s` after a phase began to hang, and ends with 0
+    soon after TERM in one of the phases of EARLY."""
     enter("start")
     threading.Thread(target=_watch, args=(limit_s,), name="watchdog", daemon=True).start()
 
 
 def _watch(limit_s: float) -> None:
-    poll_s = min(5.0, limit_s / 10)
+    poll_s, began = min(1.0, limit_s / 10), time.monotonic()
     while True:
         # If something holds the interpreter's lock, this thread hangs too; faulthandler's own thread needs no lock.
         faulthandler.dump_traceback_later(limit_s + 2 * poll_s, exit=True)
         time.sleep(poll_s)
         waited_s = time.monotonic() - _place.since
         urged_at = signals.urged_at()
+        # Whoever waits for a rank that has gone in a collective, in C++, leaves by this thread alone.
+        if urged_at is not None and _place.phase in EARLY and time.monotonic() - max(urged_at, began) > EARLY_LIMIT_S:
+            console.write_now(f"{where()}: {signals.received()} asked to stop, and nothing is trained yet: ending it")
+            _place.leave()
+            os._exit(0)
         is_urged = urged_at is not None and _place.phase == "step" and _place.num_steps >= 2
         if waited_s > limit_s or (is_urged and time.monotonic() - max(urged_at, _place.since) > STOPPING_LIMIT_S):
             asked = f", {signals.received()} asked to stop" if signals.received() else ""
@@ -99,6 +120,6 @@ def report(error: BaseException) -> None:
         hint = "out of memory: lower --micro_batch_size_per_gpu"
     elif isinstance(error, RuntimeError) and any(sign in text for sign in PEER_SIGNS):
         hint = "another rank ended, or cannot be reached: its own last lines, or its node's log, say why"
-    if not hint.startswith("another") and not isinstance(error, LockFailed):  # a full disk needs no traceback
+    if not hint.startswith("another") and not isinstance(error, SAY_ALL):
         logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     logger.error("%s: %s. %s: %s", where(), hint, type(error).__name__, text)

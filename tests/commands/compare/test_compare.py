@@ -11,6 +11,7 @@ from scipy import stats
 from tests.commands.compare.conftest import STEPS, change, evaluated, num_parameters, rows_of, shown, table, unfinish
 from tests.conftest import metrics_of
 from vitkd_ds.commands.compare import speed
+from vitkd_ds.commands.compare.runs import read_results
 
 
 def with_speed(run, *, images_per_s):
@@ -75,6 +76,16 @@ def test_a_run_of_an_older_version_has_no_sizes(runs):
     config.pop("models", None)
     (runs / "plain0" / "config.json").write_text(json.dumps(config))
     assert table(shown(runs / "plain0"))["plain0"][4:6] == ["-", "-"]
+
+
+def test_a_run_without_the_fields_of_newer_versions_has_the_settings_of_one_with_their_defaults(runs):
+    now, then = (read_results([str(runs / "plain0")])[0] for _ in range(2))
+    for key in ("fraction", "classes", "indices"):
+        del then.config["run"]["data"][key]
+    del then.config["run"]["trackers"]
+    assert then.settings == now.settings and "data.fraction" in now.settings
+    then.config["run"]["of_another_version"] = 1
+    assert then.settings["of_another_version"] == 1
 
 
 def test_a_run_that_goes_on_is_marked_with_the_step_of_its_last_whole_evaluation(runs):

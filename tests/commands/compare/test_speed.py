@@ -66,9 +66,16 @@ def test_a_larger_student_is_another_architecture_and_one_that_is_gone_is_refuse
     assert not hasattr(seen, "models"), "nothing is measured before all is built"
 
 
+def test_a_teacher_of_its_own_image_size_is_measured_at_it_and_its_probe_is_not_asked_for(runs, seen):
+    change(runs / "taught0", run__teacher__image_size=56, run__teacher__head="/no/where.safetensors")
+    shown(runs / "taught0", speed=True)
+    assert [tuple(images.shape[-2:]) for images in seen.images.values()] == [(28, 28), (56, 56)]
+    assert list(seen.models.values())[1].patch_embed.grid_size == (14, 14)
+
+
 @pytest.mark.parametrize("text, message", [
     ("[]", "student.json must be a JSON object"), ("{}", "student.json must hold model"), ("{", "readable JSON"),
-    ('{"model": "deit_tiny_patch16_224", "args": {"num_classes": 10}}', "student.json must hold args.img_size"),
+    ('{"model": "deit_tiny_patch16_224", "args": {"num_classes": 10}}', "student.json must hold normalization.mean"),
 ])  # fmt: skip
 def test_a_damaged_description_of_a_student_is_a_sentence(runs, seen, text, message):
     (runs / "plain0" / "student.json").write_text(text)

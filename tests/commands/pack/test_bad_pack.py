@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -57,7 +58,7 @@ def test_what_is_kept_after_a_bad_file_is_said_and_skip_bad_goes_on_with_it(tmp_
 
 def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason(tmp_path, caplog):
     files = {"a.jpg": photograph(), "b.png": Image.new("RGB", (8, 8)), "c.jpg": Image.new("CMYK", (8, 8))}
-    files["d.jpg"] = photograph()[:-2] + bytes(8 * 2**20) + b"\xff\xd9"
+    files["d.jpg"] = photograph() + bytes(8 * 2**20)
     src = one_class(tmp_path, files)
     info = pack(src, tmp_path / "x.beton", passthrough=True, shuffle=True, workers=1)
     assert (info.num_images, info.passthrough) == (4, 1)
@@ -88,6 +89,39 @@ def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, monkeypa
     with pytest.raises(ValueError, match="appeared meanwhile"):
         pack(src, dst, workers=1)
     assert dst.read_text() == "precious" and not side_path(dst).exists()
+
+
+def test_a_link_to_nothing_and_a_foreign_file_with_the_side_files_name_are_refused_and_left_alone(tmp_path):
+    src, dst = write_images(tmp_path / "images", 2), tmp_path / "x.beton"
+    dst.symlink_to(tmp_path / "no")
+    with pytest.raises(ValueError, match="dst must not exist yet, found a link to nothing at '.*x.beton'"):
+        pack(src, dst, workers=1)
+    dst.unlink()
+    for text, message in (("mine", "be JSON"), ("[" * 100_000, "nested too deeply"), ("{}", "have format 2")):
+        side_path(dst).write_text(text)
+        with pytest.raises(ValueError, match=f"name of dst's side file must be one, found .*x.beton.json' .*{message}"):
+            pack(src, dst, workers=1)
+        assert side_path(dst).read_text() == text
+    side_path(dst).unlink()
+    side_path(dst).symlink_to(tmp_path / "no")
+    with pytest.raises(ValueError, match="side file must be one"):
+        pack(src, dst, workers=1)
+    assert names_in(tmp_path) == ["images", "x.beton.json"]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_a_run_left_that_died_between_naming_its_two_files_is_used_or_replaced(tmp_path, monkeypatch, restart):
+    src, dst, replace = write_images(tmp_path / "images", 2), tmp_path / "x.beton", os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: os._exit(7) if Path(new) == dst else replace(old, new))
+    process = os.fork()
+    if process == 0:
+        pack(src, dst, workers=1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
+    monkeypatch.undo()
+    assert side_path(dst).exists() and not dst.exists()
+    info = pack(src, dst, workers=1, restart=restart, quality=80 if restart else 90)
+    assert check_beton(dst) == info and names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 
 @pytest.mark.parametrize("is_cut, message", [(False, "its CRC-32 differs"), (True, "cannot be read whole")])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.data.test_image_file import GREY, PHOTO, TURNED, file_of, photograph, ycck, zeroed
 from vitkd_ds.commands.pack.encode import NO_JPEG, ORIGINAL, REFUSED, SCALED, TOO_LARGE, Encoding, encode
+from vitkd_ds.data.beton.decode import restart_interval
 from vitkd_ds.data.beton.ffcv import RGBImageField
 from vitkd_ds.data.image_file import load_rgb
 
@@ -64,7 +65,11 @@ def test_encoding_is_ffcvs_own(write_mode, max_resolution):
     field, kept = RGBImageField(write_mode, max_resolution or None, jpeg_quality=90), []
     row = np.zeros(1, field.metadata_type)
     field.encode(row, PHOTO, lambda size: (0, kept.append(np.zeros(size, np.uint8)) or kept[-1]))
-    assert stored.content == kept[0].tobytes()
+    if write_mode == "raw":
+        assert stored.content == kept[0].tobytes()
+    else:  # with tables of its own, and restart markers that divide the row
+        np.testing.assert_array_equal(load_rgb(stored.content), load_rgb(kept[0].tobytes()))
+        assert b"\xff\xdd\0\4" + restart_interval(stored.width, 16).to_bytes(2, "big") in stored.content
     assert (stored.mode, stored.height, stored.width) == tuple(row[0][["mode", "height", "width"]])
 
 
@@ -97,8 +102,25 @@ def test_plain_and_grey_jpegs_pass_through_and_others_are_encoded_for_a_reason()
         assert encode(photo, passthrough(**larger), number=0).origin == SCALED
     for as_large in ({"max_resolution": 80}, {"short_side": 60}):
         assert encode(photo, passthrough(**as_large), number=0).origin == ORIGINAL
-    too_long = photo[:-2] + bytes(8 * 2**20) + photo[-2:]
+    too_long = photo + bytes(8 * 2**20)
     assert encode(too_long, passthrough(), number=0).origin == TOO_LARGE
+
+
+def test_originals_get_restart_markers_where_they_are_asked_for_and_keep_their_pixels():
+    for options in ({}, {"progressive": True}, {"keep_rgb": True}, {"exif": TURNED}):
+        content = file_of(Image.fromarray(PHOTO), "JPEG", **options)
+        stored = encode(content, passthrough(restart_markers=True), number=0)
+        assert stored.origin == ORIGINAL and b"\xff\xdd\0\4" in stored.content and b"\xff\xc0" in stored.content
+        np.testing.assert_array_equal(load_rgb(stored.content), load_rgb(content))
+    with pytest.raises(ValueError, match="restart_markers are added to originals, found it without passthrough"):
+        jpg(restart_markers=True)
+
+
+def test_an_original_stays_as_it_is_where_markers_would_change_a_pixel_or_cannot_be_added(monkeypatch):
+    content, other = (file_of(Image.fromarray(pixels), "JPEG") for pixels in (PHOTO, PHOTO // 2))
+    for marked in (other, None):
+        monkeypatch.setattr("vitkd_ds.commands.pack.encode.with_restart_markers", lambda jpeg, marked=marked: marked)
+        assert encode(content, passthrough(restart_markers=True), number=0).content == content
 
 
 @pytest.mark.slow

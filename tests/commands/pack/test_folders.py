@@ -208,13 +208,14 @@ def start():
 def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path, start):
     src = late(tmp_path)
     processes = start(src, "0", "1", "0")
-    time.sleep(14)  # the third imports timm, and then waits for the lock for 5 s
+    assert any("once; later starts use" in line for line in processes[2].stdout), "and then it waits for the lock"
+    time.sleep(6)  # for 5 s, and then for the file
     assert all(process.poll() is None for process in processes)
     feed(src)
     said = finish_ranks(processes, timeout=60)
     dst = tmp_path / "images.beton"
     assert all(f"RESULT {dst} demo" in text for text in said) and check_beton(dst).num_images == 202
-    assert [text.count("once; later starts use") for text in said] == [1, 0, 1]
+    assert [text.count("once; later starts use") for text in said] == [1, 0, 0], "that of the third is read already"
     assert [text.count("using ") for text in said] == [0, 0, 1]
     assert names_in(tmp_path) == ["images", "images.beton", "images.beton.json"]
 
@@ -258,3 +259,15 @@ def test_a_wait_is_given_up_when_nothing_grows_and_when_a_signal_comes(photos, m
         with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
             packed(photos / "train")
     assert not (photos / "train.beton").exists()
+
+
+def test_folders_whose_labels_are_ignored_are_packed_each_with_its_own_classes(photos, tmp_path):
+    assert packed(photos / "train", photos / "val", labels="ignore", num_classes=0)
+    assert check_beton(photos / "train.beton").classes == ("ant", "bird", "cat")
+    assert check_beton(photos / "val.beton").classes == ("ant", "cat")
+    plain = pack(photos / "train", tmp_path / "plain.beton", labels="none").path
+    (photos / "val.beton").unlink()
+    refused(plain, photos / "val", num_classes=0, match="data.val must have no labels, as data.train=.*plain.beton")
+    (tmp_path / "loose").mkdir()
+    shutil.copy(next((photos / "train").rglob("*.png")), tmp_path / "loose")
+    refused(tmp_path / "loose", match="pack it first .vitkd-ds pack .*loose FILE.beton --labels none")

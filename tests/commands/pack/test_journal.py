@@ -1,9 +1,10 @@
 """Runs that are killed or meet another run: nothing half-written, no process left behind, and a way on."""
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,28 @@ from vitkd_ds.commands.pack import journal, pack
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import side_path
 
+# What the kernel sends to the holder of a lease when another process opens the file.
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+HELD = {}
+
 
 def with_late_image(tmp_path):
-    """A folder whose last image is a pipe: reading it blocks until somebody writes to it."""
+    """A folder whose last image cannot be opened before `feed`, as the system waits for our lease on it to end."""
     src = one_class(tmp_path, noise(200, 64, 64))
-    os.mkfifo(src / "only" / "zzz.png")
+    shutil.copy(src / "only" / "000.png", src / "only" / "zzz.png")
+    return hold(src)
+
+
+def hold(src):
+    """Make the last image late again."""
+    HELD[src] = os.open(src / "only" / "zzz.png", os.O_RDWR)
+    fcntl.fcntl(HELD[src], fcntl.F_SETLEASE, fcntl.F_WRLCK)
     return src
 
 
 def feed(src):
-    """Write the late image, as soon as somebody reads it."""
-    content = (src / "only" / "000.png").read_bytes()
-    threading.Thread(target=lambda: (src / "only" / "zzz.png").write_bytes(content), daemon=True).start()
+    """Let the late image be read, by those who wait for it too."""
+    os.close(HELD.pop(src))
 
 
 @pytest.fixture
@@ -97,10 +108,11 @@ def test_what_an_ended_run_left_is_checked_and_can_be_thrown_away(tmp_path, capl
     assert "are damaged and are packed again" in caplog.text
     assert content_of(info.path)[:200] == [pixels.tobytes() for pixels in noise(200, 64, 64)]
     other = tmp_path / "y.beton"
-    end(*start(src, other))
-    Path(f"{partial_path(other)}.journal").write_bytes(b"damaged\n")
-    with pytest.raises(ValueError, match="must begin with a line of JSON.*--restart to start over"):
-        pack(src, other, write_mode="raw", quality=80, workers=2)
+    end(*start(hold(src), other))
+    for line in (b"damaged", b"[" * 100_000):
+        Path(f"{partial_path(other)}.journal").write_bytes(line + b"\n")
+        with pytest.raises(ValueError, match="must begin with a line of JSON.*--restart to start over"):
+            pack(src, other, write_mode="raw", quality=80, workers=2)
     feed(src)
     assert pack(src, other, write_mode="raw", quality=80, workers=2, restart=True).quality == 80
 

@@ -97,6 +97,16 @@ def test_passthrough_keeps_the_bytes_of_jpegs_and_counts_them(tmp_path):
     assert smaller.passthrough == (np.maximum(images["height"], images["width"]) <= 64).sum() == 8
 
 
+def test_originals_with_restart_markers_count_as_originals_and_have_the_same_pixels(tmp_path):
+    src = write_images(tmp_path / "images", 4, ending="jpg")
+    info = pack(src, tmp_path / "x.beton", passthrough=True, restart_markers=True, workers=1)
+    assert info.passthrough == 4 and check_beton(info.path) == info
+    paths = sorted(src.rglob("*.jpg"), key=lambda p: (p.parent.name, p.name))
+    for content, path in zip(content_of(info.path), paths, strict=True):
+        assert b"\xff\xdd\0\4" in content
+        np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(content))), np.array(Image.open(path)))
+
+
 def test_neither_content_nor_the_one_shuffled_order_nor_each_images_kind_depends_on_the_number_of_workers(tmp_path):
     src = write_images(tmp_path / "images", 70, classes=("a", "b", "c"))
     found = {}
@@ -131,3 +141,21 @@ def test_the_command_line_takes_every_option(tmp_path):
     info = check_beton(dst)
     assert (info.shuffled, info.short_side, info.quality, info.num_images) == (True, 20, 80, 4)
     assert f"{dst}: 4 images in 2 classes" in done.stdout and side_path(dst).exists()
+
+
+def test_images_without_class_folders_are_packed_without_labels_if_that_is_asked_for(tmp_path):
+    src = tmp_path / "images"
+    (src / "deep").mkdir(parents=True)
+    for name, pixels in zip(("deep/a.png", "b.png"), noise(2, 20, 16)):
+        Image.fromarray(pixels).save(src / name)
+    (src / "deep" / "a.png").rename(src / "a.png")
+    words = [src, tmp_path / "x.beton", "--write_mode=raw"]
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and "vitkd-ds pack SRC DST --labels none" in done.stderr
+    (src / "a.png").rename(src / "deep" / "a.png")
+    done = subprocess.run([*COMMAND, *words, "--labels=none"], capture_output=True, text=True)
+    assert f"{tmp_path / 'x.beton'}: 2 images without labels, 0 of them as they were" in done.stdout, done.stderr
+    info, _, labels = read_beton(tmp_path / "x.beton")
+    assert info.classes == () and labels.tolist() == [0, 0]
+    for index, pixels in enumerate(noise(2, 20, 16)[::-1]):
+        np.testing.assert_array_equal(stored(tmp_path / "x.beton", index), pixels)

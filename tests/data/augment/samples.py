@@ -1,39 +1,66 @@
-"""Images that the augmentations are compared on, and the way to Pillow and back."""
+"""Images that the augmentations are compared on, plans for them, and the way to Pillow and back."""
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter
 from timm.data import auto_augment
 
-from vitkd_ds.data.augment.affine import FILL
+from vitkd_ds.config.run import AugmentConfig
+from vitkd_ds.data.augment.augmenter import Augmenter, Plan
+from vitkd_ds.data.augment.noise import RECTANGLE_DTYPE, noise_levels
+from vitkd_ds.data.augment.operations import operations_of
+from vitkd_ds.data.augment.policy import NO_OP, OPS, Layer
+from vitkd_ds.data.beton import decode
+from vitkd_ds.data.colours import IMAGENET
+from vitkd_ds.data.order import SAMPLE_DTYPE
 
-SIZES = ((224, 224), (28, 28), (33, 47))
-"""Heights and widths: a model's, the demo's, and one that is neither square nor even."""
+FILL = (124, 116, 104)
+"""ImageNet's mean colour, as timm rounds it."""
+SIZES = ((224, 224), (28, 28), (33, 47), (5, 3), (3, 3), (2, 9), (2, 2), (1, 1))
+"""Heights and widths: a model's, the demo's, one that is neither square nor even, and ugly ones."""
 
 
-def pixels(height, width):
-    """Noise, a smooth picture with little contrast, flat colours, half black and half white; uint8 [4, H, W, 3]."""
+def pixels(height=33, width=47, copies=1):
+    """Noise, a smooth picture with little contrast, flat colours, half black and half white; uint8 [4 * copies, H, W,
+    3]."""
     rng = np.random.default_rng(height * 1000 + width)
     noise = rng.integers(0, 256, (height, width, 3))
     x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 2, height))
     smooth = np.stack([120 + 60 * np.sin(x + 2 * y), 100 + 40 * np.cos(3 * x), 90 + 20 * x * y], -1)
     flat = np.broadcast_to([255, 7, 130], (height, width, 3))
     halves = np.where(x[..., None] < 1.5, 0, 255) * np.ones(3)
-    return torch.from_numpy(np.stack([noise, smooth, flat, halves]).astype(np.uint8))
+    return np.tile(np.stack([noise, smooth, flat, halves]).astype(np.uint8), (copies, 1, 1, 1))
 
 
-def micro_batch(height=33, width=47, copies=1):
-    """`pixels` as channels_last [4 * copies, 3, H, W]."""
-    return pixels(height, width).repeat(copies, 1, 1, 1).permute(0, 3, 1, 2)
+def samples(count, epoch=0, repeat=0):
+    """The first images of a file."""
+    rows = np.zeros(count, SAMPLE_DTYPE)
+    rows["index"], rows["epoch"], rows["repeat"] = np.arange(count), epoch, repeat
+    return rows
 
 
-def in_pillow(pixels_BHWC, function):
-    """Give each image to `function` as a Pillow image; `function` also gets its number."""
-    results = [function(Image.fromarray(image.numpy()), i) for i, image in enumerate(pixels_BHWC)]
-    return torch.from_numpy(np.stack([np.asarray(result) for result in results]))
+def plan_of(images, chosen, *, seed=5, statistics=IMAGENET, **config):
+    """Draw what becomes of the images."""
+    augmenter = Augmenter(AugmentConfig(**config), seed=seed, statistics=statistics)
+    return augmenter.plan(chosen, height=images.shape[1], width=images.shape[2])
 
 
-def by_timm(op, image, argument, is_cubic=False):
+def augmented(images, plan):
+    """A copy of the images, augmented by the compiled code."""
+    result = images.copy()
+    decode.augment(result, plan)
+    return result
+
+
+def operate(op, images, arguments, is_cubic=False):
+    """Do one operation to each image by the compiled code."""
+    size = {"height": images.shape[1], "width": images.shape[2]}
+    layer = Layer(np.full(len(images), OPS.index(op)), np.array(arguments, float), np.full(len(images), is_cubic))
+    rectangles = np.zeros(len(images), RECTANGLE_DTYPE)
+    rows = operations_of([layer], len(images), **size)
+    return augmented(images, Plan([layer], rows, rectangles, noise_levels(IMAGENET), FILL))
+
+
+def by_timm(op, image, argument, is_cubic=False, fill=FILL):
     """One operation on a Pillow image, as timm and Pillow do it."""
     if op == "GaussianBlur":
         return image.filter(ImageFilter.GaussianBlur(argument))
@@ -43,10 +70,17 @@ def by_timm(op, image, argument, is_cubic=False):
     if op in ("AutoContrast", "Equalize", "Invert"):
         arguments = []
     resample = Image.Resampling.BICUBIC if is_cubic else Image.Resampling.BILINEAR
-    return auto_augment.NAME_TO_OP[op](image, *arguments, resample=resample, fillcolor=FILL)
+    return auto_augment.NAME_TO_OP[op](image, *arguments, resample=resample, fillcolor=fill)
 
 
-def levels_apart(ours, theirs):
-    """Largest difference in levels, and the part of all bytes that differ at all."""
-    difference = (ours.int() - theirs.int()).abs()
-    return int(difference.max()), float((difference > 0).float().mean())
+def layers_by_timm(images, plan):
+    """All layers of a plan, by timm and Pillow."""
+    results = []
+    for i, pixels_HWC in enumerate(images):
+        image = Image.fromarray(pixels_HWC)
+        for layer in plan.layers:
+            if layer.op_B[i] != NO_OP:
+                settings = float(layer.argument_B[i]), bool(layer.is_cubic_B[i]), plan.fill
+                image = by_timm(OPS[layer.op_B[i]], image, *settings)
+        results.append(np.asarray(image))
+    return np.stack(results)

@@ -182,6 +182,11 @@ HALF = GOOD[: len(GOOD) // 2]
 DAMAGES = {
     "cut short": (HALF, "is a damaged JPEG"),
     "cut short, with an end": (HALF + b"\xff\xd9", "is a damaged JPEG"),
+    "without its last byte": (GOOD[:-3] + GOOD[-2:], "is a damaged JPEG"),
+    "without an end": (GOOD[:-2], ""),
+    "without an end and its last byte": (GOOD[:-3], "is a damaged JPEG"),
+    "left-over bytes": (GOOD[:-2] + bytes(20) + GOOD[-2:], "is a damaged JPEG"),
+    "bytes after the end": (GOOD + bytes(20), ""),
     "random bytes": (np.random.default_rng(0).bytes(500), "is a damaged JPEG"),
     "no tables of its own": (GOOD[: GOOD.find(b"\xff\xdb")] + GOOD[GOOD.find(b"\xff\xc0") :], "is a damaged JPEG"),
     "empty": (b"", "is a damaged JPEG"),

@@ -154,3 +154,30 @@ def test_a_side_file_that_does_not_agree_or_is_no_json_object_is_refused(copy, c
     side_path(copy).write_text(change)
     with pytest.raises(ValueError, match=message):
         check_beton(copy)
+
+
+def forged(path, key, value):
+    """The .beton with another value in the table's row of image 3, and a side file that agrees."""
+    content, tables = bytearray(path.read_bytes()), read_tables(path)
+    table, start = tables.metadata.copy(), METADATA_START
+    if key in ("sample", "size"):
+        table, start = tables.allocations.copy(), len(content) - tables.allocations.nbytes
+    table[key][3] = value
+    content[start : start + table.nbytes] = table.tobytes()
+    path.write_bytes(content)
+    side = json.loads(side_path(path).read_text()) | {"tables_crc32": read_tables(path).crc32}
+    side_path(path).write_text(json.dumps(side))
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("height", 0, "be at least 1 x 1 pixel, but image 3"), ("width", 0, "be at least 1 x 1 pixel, but image 3"),
+    ("mode", 2, "have mode 0 .* or 1 .*, but image 3"), ("mode", 1, "three bytes per pixel .*, but image 3"),
+    ("label", -1, r"labels in \[0, 2\), but that of image 3 is -1"),
+    ("label", 2, r"labels in \[0, 2\), but that of image 3 is 2"), ("offset", 40, "where both tables say, but image 3"),
+    ("sample", 5, "be listed once, but image 3"), ("size", 2**40, "lie between the tables, but image 3"),
+    ("size", 2**64 - 1, "lie between the tables, but image 3"),
+])  # fmt: skip
+def test_tables_that_say_what_cannot_be_are_refused_also_where_all_checksums_agree(copy, key, value, message):
+    forged(copy, key, value)
+    with pytest.raises(ValueError, match=f"beton' must (hold images that each |have ).*{message}"):
+        check_beton(copy)

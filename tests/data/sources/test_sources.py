@@ -191,7 +191,7 @@ def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
     (folder / "n09").mkdir()
     refused(folder, match="each class folder must have images.*n09.* or give --classes a file")
     tree(tmp_path / "hollow", "x.JPEG")
-    refused(tmp_path / "hollow", match="holds images without a class .*validation tar itself, with --labels")
+    refused(tmp_path / "hollow", match="without a class .*: pack them without labels .* --labels none.*tar itself")
 
 
 def test_links_are_followed_but_to_no_folder_twice_and_another_source_has_another_fingerprint(tmp_path):
@@ -236,3 +236,19 @@ def test_a_class_list_gives_folders_their_labels_and_may_name_classes_without_im
         refused(src, classes=str(names), match=message)
     refused(src, classes=str(src), match="--classes must be a text file or a .beton, found .*Is a directory")
     refused(src, classes=str(tmp_path / "none.beton"), match="must have its side file")
+
+
+def test_without_labels_all_images_of_a_folder_are_listed_in_the_order_of_their_paths(tmp_path, caplog):
+    src = tree(tmp_path / "x", "b.jpg", "a/deep/c.png", "a/z.jpg", ".hidden/d.jpg", "a/.e.jpg", **{"a/notes.txt": b"x"})
+    source = open_source(src, labels="none")
+    assert [os.path.relpath(name, src) for name in source.names] == ["b.jpg", "a/z.jpg", "a/deep/c.png"]
+    assert source.classes == () and source.labels.tolist() == [0, 0, 0] and source.read(2) == jpeg(1)
+    assert source.sizes.tolist() == [len(jpeg(1))] * 3 and "1 files without an image's ending" in caplog.text
+    assert source.fingerprint() != open_source(tree(tmp_path / "y", "b.jpg"), labels="none").fingerprint()
+    (src / "loop").symlink_to(src / "a")
+    refused(src, labels="none", match="each folder of images must be listed once")
+    (tmp_path / "hollow").mkdir()
+    for name in ("hollow", "x/b.jpg"):
+        refused(tmp_path / name, labels="none", match="a folder without classes must hold images .* found none in")
+    refused(src, labels="none", classes="names", match="--classes does not belong to --labels none")
+    refused(src, labels="none", split="train", match="--split does not belong to --labels none")

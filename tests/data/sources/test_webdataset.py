@@ -50,7 +50,8 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
     numbers = write_tars(tmp_path / "numbers", ["3", "0"])
     source = open_source(numbers, **listed)
     assert source.labels.tolist() == [3, 0] and source.classes[3] == "bee"
-    refused(numbers, match="every class number must occur, found none of 1 below 3: give --classes")
+    place = "'train-000000.tar/part/0000.jpg'"
+    refused(numbers, match=f"every class number must occur, found none of 1 below 3 at {place}: give --classes")
     more = write_tars(tmp_path / "more", ["3", "4"])
     refused(more, **listed, match="be one of 4, found '4' at 'train-000000.tar/part/0001.JPEG'")
     refused(names, classes=str(tmp_path / "no"), match="must be a text file or a .beton, found .*No such file")
@@ -85,3 +86,12 @@ def test_tars_are_packed_in_place_and_cut_and_compressed_ones_refused_by_name(tm
     ):  # fmt: skip
         second.write_bytes(damaged)
         refused(root, match=f"train-000001.tar' {message}")
+
+
+def test_a_class_number_of_hundreds_of_digits_is_refused_before_a_list_of_so_many_classes_is_made(tmp_path):
+    number = "9" * 400
+    root = write_tars(tmp_path / "tars", ["1", number, "0"])
+    place = r"9{40}\.\.\. \(400 signs\)'? at 'train-000000.tar/part/0001.JPEG'"
+    refused(root, match=f"must occur, found none of 2 below {place}: give --classes")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    refused(root, classes=str(tmp_path / "classes.txt"), match=f"must be one of 2, found '{place}")

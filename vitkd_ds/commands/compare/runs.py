@@ -1,17 +1,21 @@
 """Read a run folder, finished or still going: its settings, its newest evaluation, its size and its speed."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
 from vitkd_ds.checkpoint.folder import FREE_KEYS, flattened
+from vitkd_ds.config.overrides import from_dict
+from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.config.run_folder import DONE, SUMMARY, read_json
 from vitkd_ds.data.images import SPLITS
 from vitkd_ds.train.statistics import wilson_interval
 
 EVALUATED = ("val_num_images", "val_top1", "val_top5")
 """Keys that a line of metrics.jsonl has if it is of an evaluation; with a teacher it has more."""
+METRICS = "metrics.jsonl"
 SIZES = ("parameters", "gflops")
 CONFIG = {
     "run": dict, "run.seed": int, "run.teacher": dict | None, "run.data.train": str, "run.data.val": str,
@@ -33,7 +37,7 @@ class Result:
     lines: list[dict[str, Any]]
     """The whole lines of metrics.jsonl."""
     evaluation: dict[str, Any]
-    """The newest of them that is of an evaluation."""
+    """The newest of them that is of an evaluation of top-1; {} if there is none."""
     summary: dict[str, Any] | None
     """Content of summary.json; None while the run is not finished."""
 
@@ -55,7 +59,7 @@ class Result:
     @property
     def is_final(self) -> bool:
         """Whether the run is finished and the evaluation is that of its last step."""
-        return self.summary is not None and self.summary["steps"] == self.evaluation["step"]
+        return self.summary is not None and self.summary["steps"] == self.evaluation.get("step")
 
     @property
     def images_per_s(self) -> float | None:
@@ -81,7 +85,10 @@ class Result:
     def settings(self) -> dict[str, Any]:
         """Key -> value of what decides what is learned, but for the seed: settings with dotted keys, and the steps at
         which the run was extended, as its learning rate fell more than once then."""
-        own = {key: value for key, value in flattened(self.config["run"]).items() if key not in FREE_KEYS | {"seed"}}
+        run = self.config["run"]
+        with suppress(ValueError):  # of a version whose settings this one does not know: as they are
+            run = json.loads(json.dumps(as_dict(from_dict(Run, run))))  # fields that are newer than it have defaults
+        own = {key: value for key, value in flattened(run).items() if key not in FREE_KEYS | {"seed"}}
         extended = self.config.get("extended_at_steps")
         return own | ({"extended_at_steps": extended} if extended else {})
 
@@ -108,42 +115,59 @@ def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if all(isinstance(line.get(key), int | float) for key in EVALUATED)]
 
 
-def read_results(runs: Sequence[str]) -> list[Result]:
-    """Read run folders; raises ValueError for one that is no run, has no evaluation yet, or is given twice."""
+def read_results(runs: Sequence[str], *, must_be_evaluated: bool = True) -> list[Result]:
+    """Read run folders; raises ValueError for one that is no run, is given twice or, unless `must_be_evaluated` is
+    False, has no evaluation of top-1 yet."""
     places = [Path(run).resolve() for run in runs]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise ValueError(f"each run must be given once, found {runs[number]} again: leave one of the two out")
-    return [_read(Path(run), name) for run, name in zip(runs, _names(places), strict=True)]
+    results = [_read(Path(run), name) for run, name in zip(runs, _names(places), strict=True)]
+    for result in results if must_be_evaluated else ():
+        _check_is_evaluated(result)
+    return results
 
 
 def _read(folder: Path, name: str) -> Result:
-    config_file, metrics_file = folder / "config.json", folder / "metrics.jsonl"
+    config_file = folder / "config.json"
     if not config_file.is_file():
         raise ValueError(f"{folder} must be a run folder, found no {config_file}: give what train.py had as --workdir")
     config = read_json(config_file, CONFIG)
     if "models" in config:  # runs of versions before 0.4 have none
         roles = [role for role in ("student", "teacher") if config["run"].get(role)]
         read_json(config_file, {f"models.{role}.{what}": int | float for role in roles for what in SIZES})
-    lines = _whole_lines(metrics_file.read_text(errors="replace")) if metrics_file.is_file() else []
-    evaluated = evaluations(lines)
-    if not evaluated:
-        raise ValueError(f"{folder} must have evaluated its student, found none in {metrics_file}: wait for one")
-    summary = None
+    lines, summary = read_lines(folder), None
     if (folder / DONE).is_file():
         summary = read_json(folder / SUMMARY, {"steps": int, "images_per_s": int | float | None})
-    return Result(folder, name, config, lines, evaluated[-1], summary)
+    return Result(folder, name, config, lines, [{}, *evaluations(lines)][-1], summary)
 
 
-def _whole_lines(text: str) -> list[dict[str, Any]]:
+def _check_is_evaluated(result: Result) -> None:
+    folder = result.folder
+    if not result.config["run"]["data"]["num_classes"]:
+        raise ValueError(
+            f"{folder} must have been trained with classes, found data.num_classes=0, where there is no top-1: leave "
+            f"it out, and see `vitkd-ds eval {folder} --knn --probe`"
+        )
+    if not result.evaluation:
+        raise ValueError(f"{folder} must have evaluated its student, found none in {folder / METRICS}: wait for one")
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, as `whole_lines` has them; none where there is no such file."""
+    file = folder / METRICS
+    return whole_lines(file.read_text(errors="replace")) if file.is_file() else []
+
+
+def whole_lines(text: str) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without those that were damaged, or cut while they were written."""
     lines = []
     for line in text.splitlines():
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(content, dict) and isinstance(content.get("step"), int):
+        if isinstance(content, dict) and type(content.get("step")) is int:
             lines.append(content)
     return lines
 

@@ -38,7 +38,7 @@ def differences_text(results: Sequence[Result], groups: Sequence[Group]) -> str:
     if len(grouped) > 1:
         lines += [_group_line(number, group) for number, group in enumerate(groups, start=1)]
     for number, group in enumerate(groups[1:], start=2):
-        lines += [_difference_line(number, group, groups[0]), _settings_line(number, group, groups[0])]
+        lines += [_difference_line(number, group, groups[0]), settings_line(number, group, groups[0])]
     going = [result.name for result in results if not result.is_final]
     if going and len(results) > 1:
         lines.append(f"left out of groups and differences, as not evaluated at the end: {_shortened(going, MOST_KEYS)}")
@@ -76,7 +76,7 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
     return line + f"95 % interval [{low:+.2f}, {high:+.2f}], n = {len(both)} pairs, {_seeds(both)}"
 
 
-def _settings_line(number: int, group: Group, first: Group) -> str:
+def settings_line(number: int, group: Group, first: Group) -> str:
     """Name the settings in which a group differs from the first, with its own values where they are short."""
     own, others = _first(group).settings, _first(first).settings
     keys = [key for key in own | others if own.get(key) != others.get(key) or (key in own) != (key in others)]

@@ -105,13 +105,14 @@ def _teacher(result: Result, models: dict[Key, nn.Module]) -> Key | None:
     run = result.config["run"]
     if run.get("teacher") is None:
         return None
-    teacher = replace(from_dict(TeacherConfig, run["teacher"], "teacher."), checkpoint="random")
-    size, num_classes = run["data"]["image_size"], run["data"]["num_classes"]
+    teacher = from_dict(TeacherConfig, run["teacher"], "teacher.")
+    size, num_classes = teacher.image_size or run["data"]["image_size"], run["data"]["num_classes"]
+    teacher = replace(teacher, checkpoint="random", head="", image_size=0)
     data = DataConfig(train="", val="", image_size=size, num_classes=num_classes)
     made = build.model_args_of(teacher, data)
     key = _key(made["model"], made["args"], size)
     if key not in models:
-        models[key] = build.build_teacher(teacher, data, needs_tokens=False)
+        models[key] = build.build_teacher(teacher, data, needs_blocks=False)
     return key
 
 

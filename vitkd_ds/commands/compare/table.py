@@ -27,16 +27,21 @@ def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
     counts = sorted({result.num_images for result in results})
     images = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     about = f"{images} validation images" + (f"; inference on {speeds.device}" if speeds else "")
-    rows = [ACCURACY + COST] + [
-        (*_accuracy(result), *_cost(result, *both))
-        for result, both in zip(results, speeds.images_per_s if speeds else repeat((None, None)))
-    ]
+    rows = table_rows(results, speeds)
     lines = _lines(rows)
     # A table with long names is cut in two, before the student's size.
     if max(map(len, lines)) > WIDEST:
         cut = len(ACCURACY)
         lines = [*_lines([row[:cut] for row in rows]), "", *_lines([(row[0], *row[cut:]) for row in rows])]
     return "\n".join([about, "", *lines])
+
+
+def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple[Any, ...]]:
+    """Make the header, whose cells are pairs of lines, and the cells of each run."""
+    return [ACCURACY + COST] + [
+        (*_accuracy(result), *_cost(result, *both))
+        for result, both in zip(results, speeds.images_per_s if speeds else repeat((None, None)))
+    ]
 
 
 def _accuracy(result: Result) -> tuple[str, ...]:

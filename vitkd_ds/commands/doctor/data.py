@@ -41,7 +41,7 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
     those of train, where that could be opened. Collective."""
     needed(patient.split, "the settings")
     name, run, train = f"data.{split}", patient.run, patient.loaders.get("train")
-    run = replace(run, compile=False, micro_batch_size_per_gpu=min(MICRO_BATCH, run.micro_batch_size_per_gpu))
+    run = replace(run, compile="off", micro_batch_size_per_gpu=min(MICRO_BATCH, run.micro_batch_size_per_gpu))
     micro, classes = split_of(run).micro_batch_size, train.classes if train else None
     loader = ranks.together(lambda: open_split(run, split, micro, patient.device, classes=classes))
     patient.loaders[split], path = loader, Path(loader.path)
@@ -102,7 +102,8 @@ def read_bytes(path: Path, *, seed: int) -> tuple[int, float, float, list[str]]:
     start = time.perf_counter()
     is_good = are_intact(path, sample, num_threads=processes.num_cpus())
     seconds = time.perf_counter() - start
-    bad = [f"image {i} (class {info.classes[labels[i]]!r})" for i in np.sort(chosen[~is_good])]
+    name = {label: f" (class {name!r})" for label, name in enumerate(info.classes)}
+    bad = [f"image {i}{name.get(labels[i], '')}" for i in np.sort(chosen[~is_good])]
     return len(chosen), len(chosen) / seconds, sample["size"].sum() / 2**20 / seconds, bad
 
 

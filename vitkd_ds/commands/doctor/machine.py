@@ -130,7 +130,7 @@ def check_machine(patient: Patient) -> Iterator[Row]:
     yield build_locks_row()
     if patient.device.type == "cpu":
         yield openmp_row()
-    if patient.run.compile:
+    if patient.run.is_compiled:
         yield compiler_row(patient.device)
     ranks.barrier()  # so that all clocks are read at the same moment
     yield clocks_row(ranks.from_all(time.time()), patient.nodes)

@@ -8,6 +8,7 @@ random images and without torch.compile, which takes minutes. On a CPU the micro
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import repeat
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache  # timm's own requirement
@@ -22,9 +23,17 @@ from vitkd_ds.models import build
 from vitkd_ds.models.cost import num_parameters
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import Features
-from vitkd_ds.train.loop import NonFiniteError, settle, train_step
-from vitkd_ds.train.parts import Parts, check_teacher_classes, fit_models, split_of, start_engines, teacher_needs
+from vitkd_ds.train.parts import (
+    Parts,
+    check_teacher_classes,
+    fit_models,
+    split_of,
+    start_engines,
+    student_needs,
+    teacher_needs,
+)
 from vitkd_ds.train.schedule import make_schedule
+from vitkd_ds.train.step import NonFiniteError, settle, train_step
 from vitkd_ds.train.teacher_check import ADVICE, count_right, judge
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm downloads, by preference
@@ -61,7 +70,9 @@ def check_models(patient: Patient) -> Iterator[Row]:
     rows, models, have_weights = zip(*loaded)
     yield from rows
     # What does not even have an architecture fails on all ranks, but a file may be missing on one node.
-    if ranks.all_true(None not in models, patient.device):
+    # Nor can the engines start where some have the teacher's file and some a stand-in, which is no file.
+    is_alike = len(set(ranks.from_all(hasattr(models[-1], "weight_stream")))) == 1
+    if ranks.all_true(None not in models, patient.device) and is_alike:
         patient.is_teacher_trained = ranks.all_true(bool(run.teacher) and have_weights[-1], patient.device)
         fitting = fit_models(run, models[0], models[1] if run.teacher else None)
         distiller = Distiller(fitting.student, run.losses, fitting.pair)
@@ -75,7 +86,7 @@ def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
     architecture can be built."""
     config, (builder, key, random, random_text) = getattr(run, role), ROLES[role]
     stand_in, source = replace(config, **{key: random}), getattr(config, key)
-    needs = teacher_needs(run) if role == "teacher" else {}
+    needs = teacher_needs(run) if role == "teacher" else student_needs(run)
     try:
         if source == "hub":
             with torch.device("meta"):
@@ -107,7 +118,7 @@ def check_engines(patient: Patient) -> Iterator[Row]:
     micro = split.micro_batch_size if device.type == "cuda" else min(split.micro_batch_size, CPU_MICRO_BATCH)
     # One micro-batch per update, so that a few seconds show the gather, the reduction and the update.
     whole = micro * ranks.world_size()
-    run = replace(patient.run, compile=False, global_batch_size=whole, micro_batch_size_per_gpu=micro)
+    run = replace(patient.run, compile="off", global_batch_size=whole, micro_batch_size_per_gpu=micro)
     sizes = {"train_batch_size": whole, "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 1}
     schedule = make_schedule(run, steps_per_epoch=1, accumulation_steps=1)
     patient.parts = start_engines(run, patient.ds_config | sizes, models, schedule, device)
@@ -138,9 +149,9 @@ def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
     of an update as a whole and of the teacher within it. Collective."""
     data, micro, device, step_s, teacher_s = parts.run.data, parts.run.micro_batch_size_per_gpu, parts.device, [], []
     images_BCHW = torch.randint(256, (micro, 3, data.image_size, data.image_size), dtype=torch.uint8, device=device)
-    labels_B = torch.randint(data.num_classes, (micro,), device=device)
+    labels_B = torch.randint(max(1, data.num_classes), (micro,), device=device)
 
-    def teach(images_BCHW: Tensor, **options: bool) -> Features:
+    def teach(images_BCHW: Tensor, **options: Any) -> Features:
         start = synchronised_time()
         features = parts.teacher(images_BCHW, **options)
         teacher_s.append(synchronised_time() - start)
@@ -166,6 +177,6 @@ def check_top1(patient: Patient) -> Iterator[Row]:
     teacher = needed(patient.parts, "the engines").teacher
     classes = needed(patient.loaders.get("val"), "data.val").classes
     if not ranks.together(lambda: check_teacher_classes(run, classes)) or not patient.parts.teacher_answers:
-        raise Skipped("the teacher has other classes, and no term compares logits")
+        raise Skipped("the teacher has no logits of these classes, and no term compares any")
     level, found = judge(run, *count_right(run, teacher, patient.device, classes=classes))
     yield graded("teacher top-1", found, ADVICE, is_error=level == "error", is_warning=level == "warning")

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from vitkd_ds.data.beton.decode import DECODED
-from vitkd_ds.data.beton.ffcv import RGBImageField
-from vitkd_ds.data.beton.format import JPEG_MODE, PAGE_BYTES
+from vitkd_ds.data.beton.decode import DECODED, restart_interval, with_restart_markers
+from vitkd_ds.data.beton.format import JPEG_MODE, PAGE_BYTES, RAW_MODE
 from vitkd_ds.data.beton.verify import check_jpeg
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.image_file import is_plain_jpeg, opened, to_rgb
+from vitkd_ds.data.image_file import is_plain_jpeg, load_rgb, opened, to_rgb
 
 WRITE_MODES = ("jpg", "raw", "proportion")
 MAX_SIDE = 65500
@@ -29,6 +29,8 @@ REASONS = {
     REFUSED: "take more memory than the decoder of training allows",
 }
 """Why originals are not stored: ends of the sentence "7 images ..."."""
+MCU_PIXELS = 16
+"""Width of the blocks that belong together in a JPEG 4:2:0."""
 PROPORTION_STREAM = 5
 """First part of the key that decides which images of write_mode "proportion" become JPEGs."""
 
@@ -44,6 +46,8 @@ class Encoding:
     """Scaled to by Pillow's antialiased bicubic."""
     quality: int
     passthrough: bool
+    restart_markers: bool = False
+    """Whether originals get restart markers, where that changes no pixel; images that are encoded here have them."""
 
     def __post_init__(self) -> None:
         if self.write_mode not in WRITE_MODES:
@@ -57,6 +61,11 @@ class Encoding:
             raise ValueError(f"give max_resolution or short_side, found both, {both}: choose one")
         if self.passthrough and self.write_mode != "jpg":
             raise ValueError(f"passthrough stores JPEGs, found it with write_mode {self.write_mode!r}: leave one away")
+        if self.restart_markers and not self.passthrough:
+            raise ValueError(
+                "restart_markers are added to originals, found it without passthrough: leave it away, as images that "
+                "are encoded have them anyway"
+            )
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be in [1, 100], found {self.quality!r}: 90 is usual")
 
@@ -92,6 +101,7 @@ def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
         status = check_jpeg(content, height=height, width=width) if is_plain_jpeg(image) else None
         origin = _origin(content, image, encoding, status) if encoding.passthrough else ENCODED
         if origin == ORIGINAL:
+            content = _marked(content, image) if encoding.restart_markers else content
             return Encoded(content, JPEG_MODE, height, width, origin)
         pixels_HWC = to_rgb(image)
     return _encode_pixels(_scaled(pixels_HWC, encoding), encoding, number=number, origin=origin)
@@ -106,6 +116,14 @@ def _origin(content: bytes, image: Image.Image, encoding: Encoding, status: int 
     if 0 < encoding.max_resolution < max(image.size) or 0 < encoding.short_side < min(image.size):
         return SCALED
     return ORIGINAL if status == DECODED else REFUSED
+
+
+def _marked(content: bytes, image: Image.Image) -> bytes:
+    """Add restart markers to a JPEG; where that cannot be done, or would change a pixel, it stays as it is."""
+    marked = with_restart_markers(content)
+    if marked is None or len(marked) > MAX_ORIGINAL_BYTES or not np.array_equal(load_rgb(marked), to_rgb(image)):
+        return content
+    return marked
 
 
 def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
@@ -127,19 +145,29 @@ def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
 
 
 def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, origin: int) -> Encoded:
-    """Let FFCV's field scale and encode, into memory where its own writer gives it a place in a page."""
-    mode = encoding.write_mode
+    """Scale to `max_resolution` and encode, both as FFCV's own field does, but for restart markers and Huffman tables
+    of the image's own, which change no pixel."""
+    mode, longest = encoding.write_mode, max(pixels_HWC.shape[:2])
     if mode == "proportion":
         mode = "jpg" if keyed_rng(PROPORTION_STREAM, number).random() < 0.5 else "raw"
-    field = RGBImageField(mode, encoding.max_resolution or None, jpeg_quality=encoding.quality)
-    row, stored = np.zeros(1, field.metadata_type), []
+    if 0 < encoding.max_resolution < longest:
+        ratio = encoding.max_resolution / longest
+        size = [int(ratio * side) for side in pixels_HWC.shape[1::-1]]
+        pixels_HWC = cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA)
+    height, width = pixels_HWC.shape[:2]
+    content = pixels_HWC.tobytes() if mode == "raw" else _jpeg(pixels_HWC, quality=encoding.quality)
+    if len(content) > MAX_STORED_BYTES:
+        raise ValueError(
+            f"it takes {len(content)} bytes, above {MAX_STORED_BYTES}, the format's limit: scale images down"
+        )
+    return Encoded(content, RAW_MODE if mode == "raw" else JPEG_MODE, height, width, origin)
 
-    def malloc(size: int) -> tuple[int, np.ndarray]:
-        if size > MAX_STORED_BYTES:
-            raise ValueError(f"it takes {size} bytes, above {MAX_STORED_BYTES}, the format's limit: scale images down")
-        stored.append(np.empty(size, np.uint8))
-        return 0, stored[-1]
 
-    field.encode(row, pixels_HWC, malloc)
-    mode, height, width = (int(row[key][0]) for key in ("mode", "height", "width"))
-    return Encoded(stored[-1].tobytes(), mode, height, width, origin)
+def _jpeg(pixels_HWC: np.ndarray, *, quality: int) -> bytes:
+    """Encode RGB pixels as a JPEG 4:2:0 of which crops are decoded fast."""
+    interval = restart_interval(pixels_HWC.shape[1], MCU_PIXELS)
+    options = {cv2.IMWRITE_JPEG_QUALITY: quality, cv2.IMWRITE_JPEG_OPTIMIZE: 1, cv2.IMWRITE_JPEG_RST_INTERVAL: interval}
+    is_done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2BGR), sum(options.items(), ()))
+    if not is_done:
+        raise ValueError(f"{pixels_HWC.shape[0]} x {pixels_HWC.shape[1]} pixels cannot be encoded as a JPEG")
+    return jpeg.tobytes()

@@ -55,14 +55,24 @@ def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
     check_is_packed("data.val", val)
     if may_pack and any(is_class_folder(path) and not packed_path(Path(path)).exists() for path in (train, val)):
         _check_without_images(run)
+    ignores = run.data.labels == "ignore"
     if is_class_folder(train):
-        train = _packed("data.train", Path(train), num_classes=run.data.num_classes, may_pack=may_pack)
+        num_classes = len(class_names(Path(train))) if ignores else run.data.num_classes
+        train = _packed("data.train", Path(train), num_classes=num_classes, may_pack=may_pack)
     if val == run.data.train:
         val = train
+    elif is_class_folder(val) and ignores:
+        val = _packed("data.val", Path(val), num_classes=len(class_names(Path(val))), may_pack=may_pack)
     elif is_class_folder(val):
         # Opened before an hour is spent on the other file: it must be there, and says the order of the classes.
-        classes = demo_beton("train") if train == "demo" else check_beton(train).path
-        val = _packed("data.val", Path(val), classes=str(classes), may_pack=may_pack)
+        info = check_beton(demo_beton("train") if train == "demo" else train)
+        if not info.classes:
+            raise ValueError(
+                f"data.val must have no labels, as data.train={train} has none, found a folder per class: pack it "
+                f"without (vitkd-ds pack {shlex.quote(val)} FILE.beton --labels none), or ignore them with "
+                "--data.labels=ignore"
+            )
+        val = _packed("data.val", Path(val), classes=str(info.path), may_pack=may_pack)
     return replace(run, data=replace(run.data, train=train, val=val))
 
 
@@ -83,7 +93,7 @@ def _check_without_images(run: Run) -> None:
             check_is_there(getattr(config, key), f"{role}.{key}")
     if not console.is_first_rank():
         return
-    from vitkd_ds.models.build import check_model_name  # slow: timm
+    from vitkd_ds.models.hub import check_model_name  # slow: timm
 
     for role in WEIGHTS:
         if config := getattr(run, role):

@@ -1,7 +1,7 @@
 """Pack images into a .beton, atomically and resumably.
 
 `vitkd_ds.data.sources` says where they come from, `vitkd_ds.commands.pack.encode` what is stored of each (JPEG 4:2:0,
-pixels, or the JPEG it is), `vitkd_ds.commands.pack.writer` how.
+pixels, or the JPEG it is, with restart markers), `vitkd_ds.commands.pack.writer` how.
 """
 
 import logging
@@ -17,7 +17,7 @@ from vitkd_ds.commands.pack.encode import ORIGINAL, REASONS, Encoding
 from vitkd_ds.commands.pack.journal import Journal, open_journal, write_at
 from vitkd_ds.commands.pack.writer import Packing, handled_by, store_images
 from vitkd_ds.data.beton.format import METADATA_DTYPE, METADATA_START, STORED_DTYPE, SUFFIX, beton_tables, read_tables
-from vitkd_ds.data.beton.side_file import BetonInfo, side_path, side_text
+from vitkd_ds.data.beton.side_file import SIDE_KEYS, BetonInfo, read_side, side_path, side_text
 from vitkd_ds.data.beton.verify import check_images
 from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.sources import Source, open_source
@@ -33,14 +33,16 @@ SHUFFLE_STREAM = 6
 def pack(
     src: str | Path, dst: str | Path, *, labels: str = "", classes: str = "", split: str = "", write_mode: str = "jpg",
     max_resolution: int | None = None, short_side: int = 0, quality: int = 90, passthrough: bool = False,
-    shuffle: bool = False, workers: int = 0, skip_bad: bool = False, restart: bool = False,
+    restart_markers: bool = False, shuffle: bool = False, workers: int = 0, skip_bad: bool = False,
+    restart: bool = False,
 ) -> BetonInfo:  # fmt: skip
     """Write the images of `src` to the .beton `dst` and its side file. Called again after a kill, it continues.
 
     Args:
         src: class folders, ImageNet's or WebDataset's tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
         dst: a path ending in .beton that does not exist yet, in a folder that does.
-        labels: file with the labels of ImageNet's validation tar.
+        labels: file with the labels of ImageNet's validation tar; "none" packs the images of a folder, at any depth,
+            without labels.
         classes: file with a class name per line in label order, or a .beton with these classes, for class folders and
             WebDataset's tars; it may name classes without images.
         split: name of the split to read, where a Hugging Face folder has several.
@@ -51,6 +53,8 @@ def pack(
         quality: quality of the JPEGs that are encoded here, 1 to 100.
         passthrough: store RGB and grey JPEGs of up to 8 MiB that need no scaling as they are. The others are encoded;
             a warning gives their number.
+        restart_markers: with `passthrough`, write these JPEGs once more with restart markers, as one baseline scan with
+            the same pixels: they are decoded faster. EXIF and colour profile are left out.
         shuffle: store the images in a random order, the same each time, and not by class.
         workers: number of processes; 0 uses the CPUs this process may use.
         skip_bad: leave out files that do not decode, with a warning each; otherwise the first one ends the run.
@@ -63,7 +67,7 @@ def pack(
     dst = Path(dst)
     if max_resolution is None:
         max_resolution = 0 if passthrough or short_side else MAX_RESOLUTION
-    encoding = Encoding(write_mode, max_resolution, short_side, quality, passthrough)
+    encoding = Encoding(write_mode, max_resolution, short_side, quality, passthrough, restart_markers)
     _check_dst(dst, workers=workers)
     source = open_source(src, labels=labels, classes=classes, split=split)
     num_workers = workers or len(os.sched_getaffinity(0))
@@ -107,7 +111,8 @@ def _pack(
     check_images(journal.path, images, name_of=lambda row: source.names[sources[row]], num_threads=num_workers)
     info = BetonInfo(
         path=dst, num_images=len(records), classes=source.classes, bytes=journal.path.stat().st_size, shuffled=shuffle,
-        **asdict(encoding) | {"passthrough": int((records["origin"] == ORIGINAL).sum())},
+        **{key: value for key, value in asdict(encoding).items() if key in SIDE_KEYS}
+        | {"passthrough": int((records["origin"] == ORIGINAL).sum())},
         max_height=int(records["height"].max()), max_width=int(records["width"].max()),
     )  # fmt: skip
     tables = {"tables_crc32": tables_crc32, "lengths": records["size"], "crc32s": records["crc32"]}
@@ -129,8 +134,23 @@ def _check_dst(dst: Path, *, workers: int) -> None:
         raise ValueError(f"dst must end in {SUFFIX}, found {str(dst)!r}: rename it")
     if not dst.parent.is_dir():
         raise ValueError(f"the folder of dst must exist, found no folder {str(dst.parent)!r}: make it first")
-    if dst.exists():
-        raise ValueError(f"dst must not exist yet, found {str(dst)!r}: remove it, or choose another name")
+    if os.path.lexists(dst):  # a link that leads nowhere would be replaced
+        what = "" if dst.exists() else "a link to nothing at "
+        raise ValueError(f"dst must not exist yet, found {what}{str(dst)!r}: remove it, or choose another name")
+    _check_side(dst)
+
+
+def _check_side(dst: Path) -> None:
+    """Raise ValueError if what has the side file's name is none: one of ours was left by an interrupted run between
+    naming the two files, or by somebody who removed the .beton alone."""
+    side = side_path(dst)
+    if not os.path.lexists(side):
+        return
+    try:
+        read_side(dst)
+    except ValueError as error:
+        must = f"what has the name of dst's side file must be one, found {str(side)!r}"
+        raise ValueError(f"{must} ({error}): move it, or choose another name") from error
 
 
 def _write_tables(journal: Journal, records: np.ndarray, labels: np.ndarray) -> int:
@@ -148,8 +168,9 @@ def _write_tables(journal: Journal, records: np.ndarray, labels: np.ndarray) -> 
 
 def _publish(partial: Path, dst: Path, text: str) -> None:
     """Give both files their names: the side file first, so the .beton is complete the moment it appears."""
-    if dst.exists():
+    if os.path.lexists(dst):
         raise ValueError(f"dst must not exist yet, but {str(dst)!r} appeared meanwhile: who else writes it?")
+    _check_side(dst)
     write_text(side_path(dst), text)
     try:
         os.replace(partial, dst)

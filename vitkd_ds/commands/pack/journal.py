@@ -164,7 +164,7 @@ def _intact(partial: Path, records: np.ndarray, *, num_threads: int) -> tuple[np
 def _check_settings(partial: Path, notes: Path, head: bytes, settings: dict[str, Any]) -> None:
     try:
         found = dict(json.loads(head))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{str(notes)!r}, left by a run that was interrupted, must begin with a line of JSON, "
             f"found {error}: give --restart to start over"

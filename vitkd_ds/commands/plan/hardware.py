@@ -3,7 +3,7 @@
 Only data is here; a test compares every measured row with `benchmarks/RESULTS.md`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vitkd_ds.config.overrides import nearest
@@ -11,7 +11,7 @@ from vitkd_ds.models.cost import PEAK_TFLOPS
 
 
 class Rate(NamedTuple):
-    """Row of benchmarks/RESULTS.md, and the speed of one device in it."""
+    """Row of benchmarks/RESULTS.md, "" where the speed is assumed, and the speed of one device in it."""
 
     row: str
     images_per_s: float
@@ -113,6 +113,13 @@ class Hardware:
     source: str
     measured: Measured | None = None
     gpus_per_node: int = 8
+    is_borrowed: bool = False
+    """Whether `measured` is another GPU's."""
+
+    @property
+    def slower(self) -> float:
+        """Times as long as on the GPU of `measured` that arithmetic takes."""
+        return PEAK_TFLOPS[HARDWARE["h100"].device_name] / self.peak_tflops if self.is_borrowed else 1.0
 
     @property
     def peak_tflops(self) -> float:
@@ -157,20 +164,21 @@ HARDWARE = {
         pcie_gb_per_s=32,
         source="NVIDIA A100 SXM4 80 GB data sheet (without sparsity); DGX A100 guide: one 200 Gb/s port a GPU",
     ),
+    "rtx4090": Hardware(
+        "NVIDIA GeForce RTX 4090", memory_gib=23.5, nvlink_gb_per_s=32, network_gb_per_s=3.1, pcie_gb_per_s=32,
+        gpus_per_node=4,
+        source="NVIDIA Ada architecture paper; no NVLink: PCIe 4.0 x16 within a node; 25 Gb/s to others, assumed",
+    ),
 }  # fmt: skip
 
 
-def find_measured(name: str) -> Hardware:
-    """Look up a kind of GPU by its name here; ValueError if there is none or nothing was measured on it."""
+def find_hardware(name: str) -> Hardware:
+    """Look up a kind of GPU by its name here; ValueError if there is none. Where nothing was measured on it, fixed
+    times are the H100's, and what the GPU computes is assumed to reach the same part of its peak."""
     if name not in HARDWARE:
         raise ValueError(f"--hardware must be one of {', '.join(HARDWARE)}, found {name!r}: {nearest(name, HARDWARE)}")
-    if HARDWARE[name].measured is None:
-        measured = ", ".join(kind for kind, hardware in HARDWARE.items() if hardware.measured)
-        raise ValueError(
-            f"--hardware must have measured speeds ({measured}), found {name}, of which only the maker's figures are "
-            "known: run benchmarks/step.py there and add its rows to vitkd_ds/commands/plan/hardware.py"
-        )
-    return HARDWARE[name]
+    found = HARDWARE[name]
+    return found if found.measured else replace(found, measured=MEASURED_ON_H100, is_borrowed=True)
 
 
 def hardware_of(device_name: str) -> Hardware | None:

@@ -9,19 +9,24 @@ import torch
 from torch import nn
 
 from vitkd_ds.commands.plan import shapes
-from vitkd_ds.commands.plan.hardware import Hardware, Measured, Rate
+from vitkd_ds.commands.plan.hardware import Hardware, Rate
 from vitkd_ds.commands.plan.predict import BACKWARD_PART, CONTEXT_BYTES, EFFICIENCY, LATENCY_S, Inputs
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.beton.format import SUFFIX, read_beton
-from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config
-from vitkd_ds.models.build import build_student, build_teacher, check_pair
-from vitkd_ds.models.cost import num_parameters
+from vitkd_ds.data.subset import use_part
+from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config, is_bf16
+from vitkd_ds.models.build import build_student, build_teacher
+from vitkd_ds.models.cost import forward_flops, keep_patches, num_parameters
 from vitkd_ds.models.distiller import Distiller
+from vitkd_ds.models.pair import check_pair
 
 FETCHES = 8
 """Modules that DeepSpeed enters up to the first block: ours, the patch embedding and its two parts, three that do
 nothing, the block."""
 IMAGENET_IMAGES = 1_281_167
+ASSUMED_MFU = {"teacher": 0.4, "student": 0.25}
+"""Part of the peak that a model which was not measured reaches; assumed. Those that were reach 27 to 46 % as teachers
+(C1 to C3) and 10 to 36 % as students (C4 to C6), the more the larger they are."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,26 @@ def train_images(run: Run, hardware: Hardware) -> TrainImages:
     measured on them; raises ValueError for a .beton that is unfit."""
     path = Path(run.data.train)
     if path.suffix == SUFFIX and path.is_file():
-        info, stored, _ = read_beton(path)
-        return TrainImages(info.num_images, float(stored["size"].mean()), str(path), f"counted: {path}")
+        info, stored, labels = read_beton(path)
+        *_, chosen = use_part(run.data, labels, info.classes, path=str(path), split="train")
+        return TrainImages(len(chosen), float(stored["size"][chosen].mean()), str(path), f"counted: {path}")
     name, measured = "ImageNet-1k's training set", hardware.measured
     source = f"measured, row {measured.loader.row}: ImageNet's, as the loader read them"
     return TrainImages(IMAGENET_IMAGES, measured.loader_bytes_per_image, name, source)
 
 
 def inputs_of(run: Run, hardware: Hardware) -> Inputs:
-    """Look up or count every input of a prediction on measured hardware; ValueError if the models were not measured."""
+    """Look up, count or assume every input of a prediction on hardware of `find_hardware`. Raises ValueError for models
+    without blocks."""
     measured = hardware.measured
-    teacher_rate, student_rate = _rates(run, measured)
+    if not is_bf16(_ds_config(run.ds_config)):
+        raise ValueError(f"plan counts bytes of a student in bf16, found fp32 weights in {run.ds_config}: leave it out")
+    student, teacher = _models(run)
+    teacher_rate, student_rate = (rate for rate, _ in _rates(run, hardware, student, teacher))
+    size, teacher_size = run.data.image_size, run.teacher.image_size or run.data.image_size
+    pair = check_pair(student, teacher, run.losses, image_size=size, teacher_image_size=teacher_size)
     with torch.device("meta"):
-        student = build_student(replace(run.student, init=""), run.data)
-        teacher = build_teacher(replace(run.teacher, checkpoint="random"), run.data, needs_tokens=False)
-        distiller = Distiller(student, run.losses, check_pair(student, teacher, blocks=run.losses.tapped_blocks))
+        distiller = Distiller(student, run.losses, pair)
     vitkd = distiller.vitkd if run.losses.vitkd.weight else None
     checkpointed = run.student.checkpoint_activations
     loss_bytes = shapes.LOSS_BYTES_PER_PATCH * student.patch_embed.num_patches * teacher.embed_dim if vitkd else 0
@@ -69,31 +79,53 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     return Inputs(
         # Checkpointing computes the forward again, which is a third of forward and backward.
         teacher_s=teacher_rate.seconds, student_s=student_rate.seconds * (4 / 3 if checkpointed else 1),
-        loss_s=measured.loss.seconds * (teacher.embed_dim / measured.loss_dim) ** 2 if vitkd else 0.0,
+        loss_s=hardware.slower * measured.loss.seconds * (teacher.embed_dim / measured.loss_dim) ** 2 if vitkd else 0.0,
         host_s=beyond_s * now.backward / then.backward, update_s=measured.update_ms / 1e3 * now.update / then.update,
         shard_host_s=hooks_s * now.gathers / then.gathers * len(teacher.blocks) / measured.shard_blocks,
-        flops=shapes.step_flops(student, teacher, vitkd, image_size=run.data.image_size),
+        flops=shapes.step_flops(student, teacher, vitkd, image_size=size, teacher_image_size=teacher_size),
         trained_params=num_parameters(distiller), teacher_params=num_parameters(teacher),
         gathers=len(teacher.blocks) + 1, gathered_params=_gathered_params(teacher),
         activation_bytes=shapes.activation_bytes(student, checkpointed=checkpointed) + loss_bytes,
-        image_bytes=shapes.IMAGE_BYTES_PER_VALUE * 3 * run.data.image_size**2,
-        is_compiled=run.compile, has_average=run.optim.ema_decay > 0,
-        bucket_elements=int(_zero_section(run.ds_config).get("reduce_bucket_size", 500_000_000)),
+        image_bytes=shapes.IMAGE_BYTES_PER_VALUE * 3 * max(size, teacher_size) ** 2,
+        is_compiled=run.is_compiled, has_average=run.optim.ema_decay > 0,
+        bucket_elements=int(_ds_config(run.ds_config)["zero_optimization"].get("reduce_bucket_size", 500_000_000)),
     )  # fmt: skip
 
 
-def _rates(run: Run, measured: Measured) -> list[Rate]:
+def _others(run: Run) -> str:
+    """The active terms of tokens whose arithmetic and memory are not counted."""
+    return ", ".join(name for name, term in run.losses.active().items() if term.needs.tokens and name != "vitkd")
+
+
+def _models(run: Run) -> tuple[nn.Module, nn.Module]:
+    """Student and teacher of a run, on the meta device. Raises ValueError if they have no blocks to count."""
+    if not run.teacher:
+        raise ValueError(f"plan needs a teacher, found none in recipe {run.recipe}: name a recipe of a pair")
+    with torch.device("meta"):
+        student = build_student(replace(run.student, init=""), run.data)
+        teacher = build_teacher(replace(run.teacher, checkpoint="random", head=""), run.data)
+    if run.teacher.keep_tokens:
+        keep_patches(teacher, run.teacher.keep_tokens)
+    return student, teacher
+
+
+def _rates(run: Run, hardware: Hardware, student: nn.Module, teacher: nn.Module) -> list[tuple[Rate, str]]:
+    """Speeds of teacher and student, each with its source: measured where they were, as they are, at 224 pixels; else
+    of the operations that are counted, at an assumed part of the peak."""
     found = []
-    for role, config, rates in (("teacher", run.teacher, measured.teacher), ("student", run.student, measured.student)):
-        model = config.model.partition(".")[0] if config else "none"
-        if model not in rates or config.model_args or run.data.image_size != 224:
-            what = f"{model} {dict(config.model_args) if config and config.model_args else ''}".strip()
-            raise ValueError(
-                f"plan needs a {role} that was measured at 224 pixels ({', '.join(rates)}), found {what} at "
-                f"{run.data.image_size} pixels in recipe {run.recipe}: name an ImageNet recipe with --recipe, "
-                "to which --data.train=FILE.beton may give your own images"
-            )
-        found.append(rates[model])
+    for role, config, model, rates in (
+        ("teacher", run.teacher, teacher, hardware.measured.teacher),
+        ("student", run.student, student, hardware.measured.student),
+    ):
+        size, name = getattr(config, "image_size", 0) or run.data.image_size, config.model.partition(".")[0]
+        is_whole = not getattr(config, "keep_tokens", 0) and not hardware.is_borrowed
+        if name in rates and not config.model_args and size == 224 and is_whole:
+            found.append((rates[name], f"measured, row {rates[name].row}"))
+            continue
+        flops = forward_flops(model, size) * (3 if role == "student" else 1)
+        part, peak = ASSUMED_MFU[role], hardware.peak_tflops
+        source = f"assumed: {part:.0%} of {peak:g} TFLOP/s, for {flops / 1e9:,.1f} GFLOP an image, counted"
+        found.append((Rate("", part * peak * 1e12 / flops), source))
     return found
 
 
@@ -105,39 +137,43 @@ def _gathered_params(teacher: nn.Module) -> int:
     """
     most = num_parameters(teacher.blocks[0])
     for file in TEACHER_FILES.values():
-        zero = _zero_section(f"ds_configs/{file}")
+        zero = _ds_config(f"ds_configs/{file}")["zero_optimization"]
         ahead = FETCHES * zero.get("stage3_prefetch_bucket_size", 5e7)
         most = max(most, int(min(ahead, zero.get("stage3_max_live_parameters", 1e9))))
     return min(most, num_parameters(teacher))
 
 
-def _zero_section(ds_config: str) -> dict[str, Any]:
-    return json.loads(find_ds_config(ds_config).read_text()).get("zero_optimization", {})
+def _ds_config(path: str) -> dict[str, Any]:
+    return json.loads(find_ds_config(path).read_text())
 
 
 def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, str, str]]:
     """List every input: what it is, its value, and whether it was measured, counted or assumed."""
     measured, num_blocks, images = hardware.measured, inputs.gathers - 1, train_images(run, hardware)
-    teacher_rate, student_rate = _rates(run, measured)
-    step, same = f"measured, row {measured.step.row}", "(assumed the same for all pairs and micro-batches)"
+    others = _others(run)
+    (_, teacher_source), (_, student_source) = _rates(run, hardware, *_models(run))
+    borrowed = f", x {1 / hardware.slower:.2g} for the peak of this GPU (assumed)" * hardware.is_borrowed
+    step, here = f"measured, row {measured.step.row}", ", and on this GPU" * hardware.is_borrowed
+    same = f"(assumed the same for all pairs and micro-batches{here})"
     then, now = measured.host_then, measured.host_now
     rows = f"rows {', '.join(host.row for host in (*then, *now))}"
     again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
     loss, why = "none", "counted: its weight is 0"
     if inputs.loss_s:
         # ViTKD was measured at one width: the scale shows how far from it this prediction reaches.
-        scale = inputs.loss_s / measured.loss.seconds
+        scale = inputs.loss_s / measured.loss.seconds / hardware.slower
         loss, width = f"{1 / inputs.loss_s:,.0f} images/s", f"{measured.loss_dim * scale**0.5:.0f}"
         why = f"measured, row {measured.loss.row}, x {1 / scale:.2g} for width {width} (assumed: its convolutions grow "
-        why += "with the width squared)"
+        why += f"with the width squared){borrowed}"
     beside = f"{BACKWARD_PART:.0%} of student and loss", "assumed: the backward pass"
     if inputs.is_compiled:
         hands_out = "compiled as a whole, the student hands out all gradients at the end of backward"
         beside = "nothing", f"counted on a CPU: {hands_out}"
     return [
-        ("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", f"measured, row {teacher_rate.row}"),
-        ("student", f"{1 / inputs.student_s:,.0f} images/s", f"measured, row {student_rate.row}{again}"),
+        ("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", teacher_source),
+        ("student", f"{1 / inputs.student_s:,.0f} images/s", f"{student_source}{again}"),
         ("ViTKD loss", loss, why),
+        ("other losses of tokens", *(("left out", f"not counted: {others}") if others else ("none", "counted"))),
         ("fixed time a micro-batch", f"{1e3 * inputs.host_s:.1f} ms", f"{step}, less "
          f"{', '.join(part.row for part in measured.alone)} and the update, x {now.backward / then.backward:.2f}: what "
          f"flat parameters leave of it on a CPU, {rows} {same}"),
@@ -157,10 +193,10 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
          "the loss (checked on a CPU)"),
         ("images themselves", f"{inputs.image_bytes / 2**20:.1f} MiB an image", "counted: uint8, mixed in fp32, "
          "normalised twice in bf16"),
-        ("speed at other micro-batches", "as measured, an image", "assumed: a GPU is as efficient as at 256 images"),
-        ("augmentation on the GPU", "left out", "not measured"),
+        ("speed at other micro-batches", "the same an image", "assumed: a GPU is as efficient as at 256 images"),
+        ("augmentation", "left out", "not counted: RESULTS says what it takes of the loader's cores"),
         ("links", f"{hardware.nvlink_gb_per_s:g} / {hardware.network_gb_per_s:g} / {hardware.pcie_gb_per_s:g} GB/s",
-         f"NVLink, network and PCIe of a GPU: {hardware.source}"),
+         f"within a node, network and PCIe of a GPU: {hardware.source}"),
         ("of which used", f"{EFFICIENCY:.0%}, {1e6 * LATENCY_S:.0f} us to start", "assumed"),
         ("reductions run beside", *beside),
         ("context, fragmentation", f"{CONTEXT_BYTES / 2**30:.1f} GiB", "assumed"),

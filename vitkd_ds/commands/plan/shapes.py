@@ -21,12 +21,14 @@ IMAGE_BYTES_PER_VALUE = 9
 """Bytes of one value of an image: as loaded (uint8), mixed (fp32), and normalised for each of two models (bf16)."""
 
 
-def step_flops(student: nn.Module, teacher: nn.Module, loss: nn.Module | None, *, image_size: int) -> int:
+def step_flops(
+    student: nn.Module, teacher: nn.Module, loss: nn.Module | None, *, image_size: int, teacher_image_size: int
+) -> int:
     """Operations of one image in a training step: backward counts twice the forward, the teacher has only a forward,
     and what activation checkpointing computes again does not count."""
     aligners_and_convolutions = [p.numel() for p in loss.parameters() if p.ndim in (2, 4)] if loss else []
     trained = forward_flops(student, image_size) + 2 * student.patch_embed.num_patches * sum(aligners_and_convolutions)
-    return 3 * trained + forward_flops(teacher, image_size)
+    return 3 * trained + forward_flops(teacher, teacher_image_size)
 
 
 def activation_bytes(student: nn.Module, *, checkpointed: bool) -> int:

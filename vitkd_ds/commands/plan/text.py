@@ -1,9 +1,10 @@
 """The page that `vitkd-ds plan` prints: the prediction for one recipe and cluster, and every input with its source."""
 
+import math
 from dataclasses import replace
 
 from vitkd_ds.commands.plan import predict
-from vitkd_ds.commands.plan.hardware import Hardware, find_measured
+from vitkd_ds.commands.plan.hardware import Hardware, find_hardware
 from vitkd_ds.commands.plan.inputs import TrainImages, inputs_of, source_rows, train_images
 from vitkd_ds.commands.plan.predict import Inputs, Layout
 from vitkd_ds.config.run import Run
@@ -20,10 +21,10 @@ SAVES_GIB = 0.1
 
 def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str:
     """Predict a run, which need not be able to train here, on `nodes` machines with `gpus` GPUs each; raises ValueError
-    for unknown or unmeasured hardware or models, or GPUs that cannot share the global batch."""
+    for unknown hardware, models without blocks, or GPUs that cannot share the global batch."""
     if min(nodes, gpus) < 1:
         raise ValueError(f"--nodes and --gpus must be positive, found {nodes} and {gpus}: GPUs are counted per node")
-    kind = find_measured(hardware)
+    kind = find_hardware(hardware)
     inputs, layout, images = inputs_of(run, kind), _layout(run, nodes, gpus), train_images(run, kind)
     return "\n\n".join([
         f"{run.recipe} on {nodes} x {gpus} {hardware}: a prediction, not a measurement",
@@ -121,7 +122,11 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     if best:
         costs = f"{seconds['shard'] / seconds['replica'] - 1:.1%} of a step and saves {saves}"
         text = f"--teacher.placement={best}: a shard costs {costs} "
+        needed = {p: math.ceil(gib[p] / FULL) for p in ("replica", best)}
         text += f"(replica: {gib['replica']:.1f} of {hardware.memory_gib:g} GiB)"
+        text += f"\nwith this micro-batch a replica stops fitting on GPUs of less than {needed['replica']} GiB"
+        if best != "replica":
+            text += f", {best} on GPUs of less than {needed[best]}"
     if "node" in seconds:
         gain = seconds["shard"] / seconds["node"] - 1
         text += f"\nsharding within the node {'would' if gain >= WORTH else 'would not'} pay: {gain:.1%} faster than "

@@ -7,7 +7,7 @@ timm offers beyond the published recipes is left out: weighted operations, unifo
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
@@ -69,14 +69,6 @@ class Layer:
     def members(self, op: str) -> np.ndarray:
         """Find the positions in the micro-batch of the images with this operation."""
         return np.flatnonzero(self.op_B == OPS.index(op))
-
-    def arguments(self, op: str) -> np.ndarray:
-        """The arguments of the images with this operation."""
-        return self.argument_B[self.members(op)]
-
-    def only(self, chosen_B: np.ndarray) -> "Layer":
-        """The same layer with no operation for the images that are not chosen."""
-        return replace(self, op_B=np.where(chosen_B, self.op_B, NO_OP))
 
 
 PARTS = {
@@ -178,7 +170,7 @@ def draw_rectangles(keys_B: np.ndarray, *, probability: float, height: int, widt
     both lower and narrower than the image, at a place drawn uniformly; with no such try the image stays.
 
     Returns:
-        int64 [R, 5]: position of the image in the micro-batch; top, left, height and width of the rectangle in pixels.
+        int64 [B, 4]: top, left, height and width of each image's rectangle in pixels, 0 where there is none.
     """
     chosen_B = uniform(keys_B, ERASING_DRAWS) < probability
     box_B4 = np.zeros((len(keys_B), 4), np.int64)
@@ -190,5 +182,5 @@ def draw_rectangles(keys_B: np.ndarray, *, probability: float, height: int, widt
         left_B = np.floor(uniform(keys_B, first + 3) * (width - columns_B + 1))
         fits_B = (rows_B < height) & (columns_B < width) & (box_B4[:, 2:] == 0).all(1)
         box_B4[fits_B] = np.stack([top_B, left_B, rows_B, columns_B], 1)[fits_B]
-    members_R = np.flatnonzero(chosen_B & (box_B4[:, 2:] > 0).all(1))
-    return np.column_stack([members_R, box_B4[members_R]])
+    are_erased_B = chosen_B & (box_B4[:, 2:] > 0).all(1)
+    return np.where(are_erased_B[:, None], box_B4, 0)

@@ -1,11 +1,14 @@
-"""Decode, crop, resize and flip stored images into square ones, a micro-batch per call.
+"""Decode, crop, resize, flip and augment stored images into square ones, a micro-batch per call.
 
 The work is done by C++ in `csrc/`, which this file loads and hands arrays to. Python's lock is free during a call, so
-decoding runs beside the training step. Nothing is random here: where to cut comes in the rows of
-`vitkd_ds.data.crops`. Pixels are those of Pillow's `crop` and `resize`, bit for bit, on any CPU and for any number of
-threads. An image that cannot be decoded is reported and left black; it never shows another image's pixels.
+decoding runs beside the training step. Nothing is random here: where to cut comes in the rows of `vitkd_ds.data.crops`,
+and what comes after in a `vitkd_ds.data.augment.augmenter.Plan`. Pixels are those of Pillow's `crop` and `resize`, bit
+for bit, on any CPU and for any number of threads. An image that cannot be decoded is reported and left black; it never
+shows another image's pixels.
 
-Only what a crop needs is decoded, so damage outside of it is found by the CRC alone. Two things differ from Pillow:
+Only what a crop needs is decoded, so damage outside of it is found by the CRC alone. In a JPEG whose restart markers
+divide its rows, as `vitkd-ds pack` writes them, that is the segments between markers that the crop meets; in others it
+is all from the first pixel to the crop's last row. Two things differ from Pillow:
 before version 13 it resized in width first even where the height shrinks far more, which rounds differently, and it
 smooths progressive JPEGs that lack scans.
 """
@@ -18,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vitkd_ds.data.augment.augmenter import Plan
+from vitkd_ds.data.augment.noise import NUM_QUANTILES, RECTANGLE_DTYPE
+from vitkd_ds.data.augment.operations import OPERATION_DTYPE
 from vitkd_ds.data.beton.format import STORED_DTYPE
 from vitkd_ds.data.crops import CROP_DTYPE
 
@@ -50,9 +56,18 @@ def _load_library() -> ctypes.CDLL:
             f"(VITKD_DS_DECODER and the package): run `make setup`"
         )
     library = ctypes.CDLL(str(found))
+    if not hasattr(library, "vitkd_augment"):
+        raise ImportError(f"{str(found)!r} must be this version's decoder, found an older one: run `make setup`")
     number, pointer, long = ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
-    library.vitkd_decode.argtypes = [number, pointer, long, pointer, long, number, number, pointer, pointer, number]
+    library.vitkd_decode.argtypes = [
+        number, pointer, long, pointer, long, number, number, pointer, pointer, pointer, number
+    ]  # fmt: skip
+    library.vitkd_augment.argtypes = [pointer, long, number, number, pointer, number]
+    library.vitkd_read_ahead.argtypes = [number, pointer, long, pointer, long, number, pointer]
     library.vitkd_resize.argtypes = [pointer, number, number, pointer, number, number, pointer]
+    library.vitkd_restart_interval.argtypes = [number, number]
+    library.vitkd_transcode.argtypes = [ctypes.c_char_p, ctypes.c_uint64, pointer, ctypes.c_uint64]
+    library.vitkd_transcode.restype = ctypes.c_uint64
     return library
 
 
@@ -72,6 +87,35 @@ def _check(name: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int | Non
         raise ValueError(f"{wanted}, found strides {array.strides}: copy it with np.ascontiguousarray")
     if writeable and not array.flags.writeable:
         raise ValueError(f"{wanted}, which is written to, found it read-only: copy it")
+
+
+def check_plan(plan: Plan, num_images: int) -> None:
+    """Raise ValueError unless C may read the plan for so many images."""
+    _check("plan.operations", plan.operations, OPERATION_DTYPE, (num_images, len(plan.layers)), writeable=False)
+    _check("plan.rectangles", plan.rectangles, RECTANGLE_DTYPE, (num_images,), writeable=False)
+    _check("plan.levels", plan.levels, np.dtype("u1"), (3, NUM_QUANTILES), writeable=False)
+
+
+def augment(images_BHWC: np.ndarray, plan: Plan) -> None:
+    """Augment decoded images, uint8 [B, H, W, 3], in place, as `Decoder.decode` does with a plan."""
+    _check("images_BHWC", images_BHWC, np.dtype("u1"), (None, None, None, 3), writeable=True)
+    check_plan(plan, len(images_BHWC))
+    if _library.vitkd_augment(images_BHWC.ctypes.data, *images_BHWC.shape[:3], ctypes.byref(plan.as_struct()), WIDEST):
+        raise ValueError(f"the plan must be one for images of shape {images_BHWC.shape}, found another: draw it anew")
+
+
+def restart_interval(width: int, mcu_width: int) -> int:
+    """Choose how many MCUs, the blocks of a JPEG that belong together, stand between two restart markers, so that
+    crops are decoded fast: a divisor of those in a row. Both widths are in pixels."""
+    return _library.vitkd_restart_interval(width, mcu_width)
+
+
+def with_restart_markers(jpeg: bytes) -> bytes | None:
+    """Write a JPEG once more with restart markers, as one baseline scan of the same coefficients, and without what does
+    not matter for pixels, such as EXIF. None where it is damaged, or has no such form."""
+    written = np.empty(2 * len(jpeg) + 2**16, np.uint8)
+    size = _library.vitkd_transcode(jpeg, len(jpeg), written.ctypes.data, len(written))
+    return written[:size].tobytes() if size else None
 
 
 class Decoder:
@@ -108,14 +152,18 @@ class Decoder:
             self._identity = identity
             self.table["checked"] = 0
 
-    def decode(self, rows: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray, *, num_threads: int) -> None:
-        """Decode a micro-batch.
+    def decode(
+        self, rows: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray, *, num_threads: int,
+        plan: Plan | None = None,
+    ) -> None:  # fmt: skip
+        """Decode a micro-batch, and augment it if there is a plan.
 
         Args:
             rows: CROP_DTYPE [B], see `vitkd_ds.data.crops`.
             images_BHWC: uint8 [B, size, size, 3], filled with RGB pixels; black where the status is not `DECODED`.
             status_B: int32 [B], filled with `DECODED` or the reason of each image.
             num_threads: threads that share the rows, this one included; makes no difference to the result.
+            plan: of the same images.
 
         Raises:
             ValueError: an array of another dtype, shape or strides, no thread, or a closed decoder.
@@ -124,14 +172,39 @@ class Decoder:
         size = images_BHWC.shape[1] if isinstance(images_BHWC, np.ndarray) and images_BHWC.ndim == 4 else None
         _check("images_BHWC", images_BHWC, np.dtype("u1"), (len(rows), size, size, 3), writeable=True)
         _check("status_B", status_B, np.dtype("i4"), (len(rows),), writeable=True)
-        if self.fd is None:
-            raise ValueError(f"the decoder of {self._path!r} must be open, found it closed: make a new one")
+        if plan is not None:
+            check_plan(plan, len(rows))
+        self._check_open()
         arguments = (self.table.ctypes.data, len(self.table), rows.ctypes.data, len(rows), size, num_threads)
-        if _library.vitkd_decode(self.fd, *arguments, images_BHWC.ctypes.data, status_B.ctypes.data, WIDEST):
+        struct = None if plan is None else ctypes.byref(plan.as_struct())
+        if _library.vitkd_decode(self.fd, *arguments, struct, images_BHWC.ctypes.data, status_B.ctypes.data, WIDEST):
             raise ValueError(
                 f"size must be in [1, 4096] and num_threads at least 1, found images_BHWC of size {size} and "
                 f"num_threads {num_threads}: set data.image_size and data.num_workers"
             )
+
+    def _check_open(self) -> None:
+        if self.fd is None:
+            raise ValueError(f"the decoder of {self._path!r} must be open, found it closed: make a new one")
+
+    def read_ahead(self, indices: np.ndarray, *, num_threads: int) -> np.ndarray:
+        """Read images and forget them, so that the operating system has their bytes when they are decoded; return how
+        long each took, in seconds. What cannot be read is left to `decode`, which says so.
+
+        Args:
+            indices: int64 [N], rows of the table.
+            num_threads: threads that read at the same time.
+        """
+        _check("indices", indices, np.dtype("i8"), (None,), writeable=False)
+        self._check_open()
+        seconds = np.zeros(len(indices))
+        arguments = (self.table.ctypes.data, len(self.table), indices.ctypes.data, len(indices), num_threads)
+        if _library.vitkd_read_ahead(self.fd, *arguments, seconds.ctypes.data):
+            raise ValueError(
+                f"images to read must be rows of a table of {len(self.table)}, by 1 or more threads, found rows "
+                f"{indices.min(initial=0)} to {indices.max(initial=0)} and {num_threads} threads: give others"
+            )
+        return seconds
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

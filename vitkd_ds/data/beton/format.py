@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vitkd_ds.config.reading import patiently
 from vitkd_ds.data.beton.side_file import SIDE_KEYS, BetonInfo, read_side, refuse, side_path
 
 SUFFIX = ".beton"
@@ -39,10 +40,11 @@ ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8
 """A row of the table at the end of the file; one row per image."""
 STORED_DTYPE = np.dtype([
     ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("height", "<u2"), ("width", "<u2"),
-    ("mode", "u1"), ("has_crc", "u1"), ("checked", "u1"), ("pad", "u1"),
+    ("mode", "u1"), ("has_crc", "u1"), ("checked", "u1"), ("thorough", "u1"),
 ], align=True)  # fmt: skip
 """One image of a file, for our decoder: where its bytes are, height and width in pixels, and JPEG_MODE or RAW_MODE. If
-`has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1."""
+`has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1. If
+`thorough`, all of a JPEG up to the end of the crop is read, though restart markers may allow to leave some out."""
 METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 COPY_AGAIN = "copy it again, or pack it again"
 
@@ -115,8 +117,16 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
 
 
 def read_tables(path: Path) -> Tables:
-    """Read header and tables of a .beton; raises ValueError for another kind of file or fields, an empty one, or one
-    that is cut short."""
+    """Read header and tables of a .beton.
+
+    Raises:
+        ValueError: another kind of file or fields, an empty one, or one that is cut short.
+        Unreadable: the disk failed.
+    """
+    return patiently(lambda: _read_tables(path), path)
+
+
+def _read_tables(path: Path) -> Tables:
     with open(path, "rb") as file:
         head = file.read(METADATA_START)
         header = _read_header(path, head, os.fstat(file.fileno()).st_size)
@@ -144,6 +154,7 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
     Raises:
         ValueError: the file is missing, still being written, no .beton, empty, cut short, of other fields, without its
             side file, or other than that says.
+        Unreadable: the disk failed.
     """
     path = Path(path)
     _check_is_finished(path)
@@ -158,15 +169,48 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
         if values[key] != found:
             side_says = must.format(values[key])
             raise refuse(path, f"{side_says} by its side file", f"the file says {found}", "copy both files again")
+    images, labels = stored_images(path, tables), tables.metadata["label"].astype(np.int64)
+    check_labels(path, labels, num_classes=len(info.classes))
     lengths, crc32s = values["lengths"], values["crc32s"]
-    if not (len(lengths) == len(crc32s) == info.num_images and (lengths == tables.allocations["size"]).all()):
+    if not (len(lengths) == len(crc32s) == info.num_images and (lengths == images["size"]).all()):
         must = f"give the length and CRC32 of the {info.num_images} images of the .beton"
         raise refuse(side_path(path), must, "its numbers are other ones", "copy both files again")
-    images = np.zeros(info.num_images, STORED_DTYPE)
+    images["crc32"], images["has_crc"] = crc32s, 1
+    return info, images, labels
+
+
+def stored_images(path: Path, tables: Tables) -> np.ndarray:
+    """Find each image by the tables of the .beton `path`: STORED_DTYPE [num_images], without CRC32s. Raises ValueError
+    if one is of no mode or size, or does not lie between the tables."""
+    # FFCV's own writer lists the places in the order in which its processes finished.
+    places = tables.allocations[np.argsort(tables.allocations["sample"], kind="stable")]
+    images = np.zeros(len(places), STORED_DTYPE)
     for key in ("offset", "height", "width", "mode"):
         images[key] = tables.metadata[key]
-    images["size"], images["crc32"], images["has_crc"] = lengths, crc32s, 1
-    return info, images, tables.metadata["label"].astype(np.int64)
+    images["size"] = np.minimum(places["size"], np.iinfo(np.uint32).max)
+    start = METADATA_START + tables.metadata.nbytes
+    end = np.uint64(path.stat().st_size - tables.allocations.nbytes)
+    height, width, mode = (images[key].astype(np.int64) for key in ("height", "width", "mode"))
+    size, offset = images["size"].astype(np.int64), images["offset"]
+    for is_right, must in (
+        (places["sample"] == np.arange(len(places)), "be listed once"),
+        (places["offset"] == offset, "lie where both tables say"),
+        ((offset >= start) & (offset <= end) & (places["size"] <= end - offset), "lie between the tables"),
+        ((mode == JPEG_MODE) | (mode == RAW_MODE), f"have mode {JPEG_MODE} (JPEG) or {RAW_MODE} (pixels)"),
+        ((height > 0) & (width > 0), "be at least 1 x 1 pixel"),
+        ((mode == JPEG_MODE) | (size == 3 * height * width), "have three bytes per pixel where it is stored as pixels"),
+    ):
+        if not is_right.all():
+            raise refuse(path, f"hold images that each {must}", f"image {np.argmin(is_right)} does not")
+    return images
+
+
+def check_labels(path: Path, labels: np.ndarray, *, num_classes: int) -> None:
+    """Raise ValueError unless all labels of the .beton `path` are below the number of its classes, or 0 without any."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= max(1, num_classes)))
+    if len(wrong):
+        found = f"that of image {wrong[0]} is {labels[wrong[0]]}"
+        raise refuse(path, f"have labels in [0, {max(1, num_classes)})", found)
 
 
 def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vitkd_ds.config.reading import load_json
+
 SIDE_FORMAT = 2
 """Version of the side file; raised when a key changes its meaning."""
 
@@ -31,9 +33,9 @@ class BetonInfo:
     short_side: int
     """Shorter side to which larger images were scaled down, in pixels; 0 did not."""
     quality: int
-    """JPEG quality of the images that were encoded here."""
+    """JPEG quality of the images that were encoded here; 0 in a file that stock FFCV wrote (`vitkd-ds adopt`)."""
     passthrough: int
-    """Number of images whose original JPEG bytes are stored; the others were encoded."""
+    """Number of images whose original JPEG is stored, as it is or with restart markers; the others were encoded."""
     shuffled: bool
     """Whether the images lie in a random order, not by class."""
     max_height: int
@@ -69,13 +71,17 @@ def refuse(path: Path, must: str, found: str, remedy: str = "pack the images aga
 
 
 def read_side(path: Path) -> dict:
-    """Read the side file of the .beton `path`; raises ValueError unless it is whole."""
+    """Read the side file of the .beton `path`; raises ValueError unless it is whole, Unreadable where the
+    disk fails."""
     side = side_path(path)
     if not side.is_file():
-        must, remedy = f"have its side file {side.name!r} in the same folder", "copy it along, or pack the images again"
+        must, remedy = (
+            f"have its side file {side.name!r} in the same folder",
+            "copy it along, or give a file that FFCV wrote one (vitkd-ds adopt)",
+        )
         raise refuse(path, must, "there is none", remedy)
     try:
-        values = json.loads(side.read_text(encoding="utf-8"))
+        values = load_json(side)
     except ValueError as error:
         raise refuse(side, "be JSON", str(error), "copy it again, or pack the images again") from error
     found = values.get("format") if isinstance(values, dict) else values

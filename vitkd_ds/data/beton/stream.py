@@ -1,9 +1,9 @@
 """The images of a .beton as a stream of square micro-batches: FFCV's loader with our decoder.
 
 FFCV hands an operation the slice of the order that makes a micro-batch, and the order that we give it has a row per
-image (`vitkd_ds.data.order.SAMPLE_DTYPE`) in place of the bare number. Our operation cuts (`vitkd_ds.data.crops`) and
-decodes (`vitkd_ds.data.beton.decode`) in one call of compiled code, without the interpreter's lock. FFCV gives the
-thread that works ahead, the ring of pinned buffers, and CUDA's streams.
+image (`vitkd_ds.data.order.SAMPLE_DTYPE`) in place of the bare number. Our operation cuts (`vitkd_ds.data.crops`),
+decodes (`vitkd_ds.data.beton.decode`) and augments in one call of compiled code, without the interpreter's lock. FFCV
+gives the thread that works ahead, the ring of pinned buffers, and CUDA's streams.
 """
 
 import os
@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from vitkd_ds.data.beton.decode import IMAGE_FAULTS, STATUS_TEXT, Decoder
+from vitkd_ds.data.augment.augmenter import Augmenter
+from vitkd_ds.data.beton.decode import IMAGE_FAULTS, SHORT_READ, STATUS_TEXT, Decoder
 from vitkd_ds.data.beton.ffcv import AllocationQuery, Operation, TamedLoader
 from vitkd_ds.data.beton.format import beton_fingerprint, read_beton
+from vitkd_ds.data.beton.read_ahead import ReadAhead
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 
 READ_AHEAD = 8
@@ -28,9 +30,11 @@ class CropDecoder(Operation):
     """FFCV's operation that turns samples into uint8 images [micro-batch, size, size, 3], RGB, and an int32 status per
     image, one of `vitkd_ds.data.beton.decode`'s. An image with a status other than DECODED is black."""
 
-    def __init__(self, crops: TrainCrops | CentreCrops, decoder: Decoder, *, num_threads: int):
+    def __init__(
+        self, crops: TrainCrops | CentreCrops, augmenter: Augmenter | None, decoder: Decoder, *, num_threads: int
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.crops, self.decoder, self.num_threads = crops, decoder, num_threads
+        self.crops, self.augmenter, self.decoder, self.num_threads = crops, augmenter, decoder, num_threads
 
     def declare_state_and_memory(self, previous_state):
         """Ask FFCV for the two output buffers, per image."""
@@ -46,7 +50,9 @@ class CropDecoder(Operation):
         """Decode samples into the arrays given, and return these."""
         stored = self.decoder.table[samples["index"]]
         rows = self.crops.rows(samples, stored["height"], stored["width"])
-        self.decoder.decode(rows, images_BHWC, status_B, num_threads=self.num_threads)
+        size = self.crops.size
+        plan = self.augmenter.plan(samples, height=size, width=size) if self.augmenter else None
+        self.decoder.decode(rows, images_BHWC, status_B, num_threads=self.num_threads, plan=plan)
         return images_BHWC, status_B
 
 
@@ -58,9 +64,10 @@ class CropLoader(TamedLoader):
     """
 
     skippable = IMAGE_FAULTS
+    unread = frozenset({SHORT_READ})
 
-    def __init__(self, path: Path, crops: TrainCrops | CentreCrops, *, micro_batch_size: int, num_workers: int,
-                 is_quasi_random: bool):  # fmt: skip
+    def __init__(self, path: Path, crops: TrainCrops | CentreCrops, augmenter: Augmenter | None, *,
+                 micro_batch_size: int, num_workers: int, is_quasi_random: bool):  # fmt: skip
         info, table, self.labels = read_beton(path)
         if is_quasi_random and not info.shuffled:
             raise ValueError(
@@ -69,14 +76,23 @@ class CropLoader(TamedLoader):
             )
         self.path, self.classes, self._is_quasi_random = str(path), info.classes, is_quasi_random
         self.fingerprint, self.decoder = beton_fingerprint(table, self.labels), Decoder(path, table)
-        self.operation = CropDecoder(crops, self.decoder, num_threads=num_workers)
+        self.operation = CropDecoder(crops, augmenter, self.decoder, num_threads=num_workers)
         super().__init__(path, self.operation, micro_batch_size=micro_batch_size, num_workers=num_workers)
         self._page_bytes = int(self.reader.page_size)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.decoder.close()
 
     def pages(self) -> dict[str, Any]:
         """Places of the images, for `vitkd_ds.data.order.quasi_random_order`."""
         offsets_N = self.decoder.table["offset"]
         return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
+
+    def is_there(self, index: int) -> bool:
+        """Whether the file is long enough to hold an image."""
+        image = self.decoder.table[index]
+        return int(image["offset"]) + int(image["size"]) <= os.fstat(self.decoder.fd).st_size
 
     def reason(self, index: int, status: int) -> str:
         """Name an image's fault."""
@@ -92,9 +108,18 @@ class CropLoader(TamedLoader):
         """Decode samples in order, some micro-batches ahead; each is valid until the next is asked for."""
         self.decoder.check_anew_if_changed()
         source = self.results(samples)
-        return self._reading_ahead(source, samples) if self._is_quasi_random else source
+        return (
+            self._asking_for_pages(source, samples) if self._is_quasi_random else self._reading_ahead(source, samples)
+        )
 
     def _reading_ahead(self, source: Iterator, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read the images of the next micro-batches before they are due, where the disk is slow."""
+        with closing(source), ReadAhead(self.decoder, samples["index"], micro_batch_size=self.batch_size) as ahead:
+            for micro_batch in source:
+                ahead.taken()
+                yield micro_batch
+
+    def _asking_for_pages(self, source: Iterator, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ask the operating system for whole pages of the file before their images are due; it reads them meanwhile."""
         asked: set[int] = set()
         with closing(source):

@@ -7,7 +7,7 @@ message. So a file is published only after this check.
 import itertools
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -33,6 +33,16 @@ def check_images(path: Path, images: np.ndarray, *, name_of: Callable[[int], str
         images: STORED_DTYPE [number of images], with the CRC32 of what was written; not changed.
         name_of: the name in the source of the i-th row, for the message.
     """
+    for row, reason in damaged_images(path, images, num_threads=num_threads):
+        raise ValueError(
+            f"every stored image must be read back and decode, but that of {name_of(row)!r} in {str(path)!r} "
+            f"{reason}: check disk and memory; the same command packs what is damaged again"
+        )
+
+
+def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Iterator[tuple[int, str]]:
+    """Read and decode every image, from the disk where the system can; yield the row of each that does not, or whose
+    CRC32 is another, and the end of the sentence "image 7 ..."."""
     decoder = Decoder(path, images.copy())
     with closing(decoder), tqdm(total=len(images), unit="img", desc="verifying", disable=None) as progress:
         # The kernel drops its copy of the file, so that the disk is what is read.
@@ -46,13 +56,8 @@ def check_images(path: Path, images: np.ndarray, *, name_of: Callable[[int], str
             status_B = np.zeros(len(chunk), np.int32)
             squares_BHWC = np.empty((len(chunk), CHECK_SIZE, CHECK_SIZE, 3), np.uint8)
             decoder.decode(rows, squares_BHWC, status_B, num_threads=num_threads)
-            bad = np.flatnonzero(status_B != DECODED)
-            if len(bad):
-                name, reason = name_of(first + int(bad[0])), STATUS_TEXT[int(status_B[bad[0]])]
-                raise ValueError(
-                    f"every stored image must be read back and decode, but that of {name!r} in {str(path)!r} "
-                    f"{reason}: check disk and memory; the same command packs what is damaged again"
-                )
+            for row in np.flatnonzero(status_B != DECODED).tolist():
+                yield first + row, STATUS_TEXT[int(status_B[row])]
             progress.update(len(chunk))
 
 
@@ -61,6 +66,7 @@ def jpeg_status(content: bytes, *, height: int, width: int) -> int:
     Only the last pixel is made, for which all coefficients must be read, and it is there that damage shows."""
     image, row = np.zeros(1, STORED_DTYPE), np.zeros(1, CROP_DTYPE)
     image["size"], image["height"], image["width"], image["mode"] = len(content), height, width, JPEG_MODE
+    image["thorough"] = 1
     row["top"], row["left"], row["filter"] = height - 1, width - 1, BILINEAR
     for key in ("height", "width", "resized_height", "resized_width"):
         row[key] = 1
@@ -79,8 +85,9 @@ def check_jpeg(content: bytes, *, height: int, width: int) -> int:
     """Return `jpeg_status`, but raise ValueError for damage, of which Pillow takes no notice: it shows what libjpeg
     made up.
 
-    libjpeg itself notices when codes or markers are missing or do not exist. It cannot see damage that reads as other
-    valid codes: of 2,000 bits flipped in photographs of ImageNet it saw 3 %, of 2,000 runs of 512 zeros 75 %.
+    Noticed are codes and markers that are missing or do not exist, and bytes that are left over. Damage that reads as
+    other valid codes is not: of 600 bits flipped in photographs of ImageNet 16 % were seen, of 600 runs of 512 zeros
+    90 %.
     """
     status = jpeg_status(content, height=height, width=width)
     if status == BAD_JPEG:
@@ -91,16 +98,24 @@ def check_jpeg(content: bytes, *, height: int, width: int) -> int:
 def are_intact(path: Path, images: np.ndarray, *, num_threads: int) -> np.ndarray:
     """Check, without decoding, whether each image in a file of any length has its length and CRC32: bool [N]. `images`
     has the fields offset, size and crc32."""
+    lengths, crc32s = checksums(path, images, num_threads=num_threads)
+    return (lengths == images["size"]) & (crc32s == images["crc32"])
+
+
+def checksums(path: Path, images: np.ndarray, *, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """The length in bytes, less than `size` where the file ends before, and the CRC32 of each image: int64 and uint32
+    [N]. `images` has the fields offset and size."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def is_intact(image: np.void) -> bool:
+    def checksum(image: np.void) -> tuple[int, int]:
         content = os.pread(descriptor, int(image["size"]), int(image["offset"]))
-        return len(content) == image["size"] and zlib.crc32(content) == image["crc32"]
+        return len(content), zlib.crc32(content)
 
     try:
         with ThreadPoolExecutor(num_threads) as threads:
             chunks = (images[first : first + CHUNK] for first in range(0, len(images), CHUNK))
-            results = threads.map(lambda chunk: [is_intact(image) for image in chunk], chunks)
-            return np.fromiter(itertools.chain.from_iterable(results), bool, count=len(images))
+            results = threads.map(lambda chunk: [checksum(image) for image in chunk], chunks)
+            pairs = np.array([*itertools.chain.from_iterable(results)], np.int64).reshape(-1, 2)
+            return pairs[:, 0], pairs[:, 1].astype(np.uint32)
     finally:
         os.close(descriptor)

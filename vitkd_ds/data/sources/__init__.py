@@ -6,7 +6,7 @@ Nothing is unpacked: members of tars are read at their offsets, so no file name 
 from collections.abc import Callable
 from pathlib import Path
 
-from vitkd_ds.data.sources.folder import has_class_folders, has_loose_images, list_images
+from vitkd_ds.data.sources.folder import has_class_folders, has_loose_images, list_images, list_unlabelled
 from vitkd_ds.data.sources.huggingface import has_arrow, has_parquet, open_hugging_face
 from vitkd_ds.data.sources.imagenet import has_class_tars, has_flat_images, open_class_tars, open_flat_tar
 from vitkd_ds.data.sources.source import Source
@@ -22,14 +22,18 @@ KINDS: dict[str, tuple[Callable[[Path], bool], Callable[..., Source], str]] = {
 }
 """Name -> whether a path is of this kind, what opens it, and the one option that it takes, if any."""
 
-__all__ = ["KINDS", "Source", "open_source"]
+NO_LABELS = "none"
+"""Value of --labels that lists the images of a folder without classes."""
+
+__all__ = ["KINDS", "NO_LABELS", "Source", "open_source"]
 
 
 def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: str = "") -> Source:
     """Find out what `src` is, and list its images.
 
     Args:
-        labels: file with the labels of ImageNet's validation images.
+        labels: file with the labels of ImageNet's validation images; "none" lists the images of any folder without
+            labels.
         classes: file with a class name per line in label order, or a .beton, for class folders and WebDataset tars.
         split: name of the part to read, where a Hugging Face folder has several.
 
@@ -40,6 +44,10 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
     path, must = Path(src), f"src must be one of: {'; '.join(KINDS)}, found"
     if not path.exists() and not any(sign in str(src) for sign in "*?[{"):  # signs of a pattern of tars
         raise ValueError(f"{must} nothing at {str(src)!r}: check the path")
+    if labels == NO_LABELS:
+        if given := "classes" if classes else "split" if split else "":
+            raise ValueError(f"--{given} does not belong to --labels {NO_LABELS}: leave one of them away")
+        return list_unlabelled(path)
     fitting = [kind for kind, (fits, _, _) in KINDS.items() if fits(path)]
     if len(fitting) != 1:
         what = "a folder" if path.is_dir() else "a file" if path.exists() else "a pattern"
@@ -47,7 +55,8 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
         remedy = "give one of them"
         if has_loose_images(path):
             found += ", but holds images without a class"
-            remedy = "move them into a folder per class, or give ImageNet's validation tar itself, with --labels"
+            remedy = f"pack them without labels (vitkd-ds pack SRC DST --labels {NO_LABELS}), move them into a folder "
+            remedy += "per class, or give ImageNet's validation tar itself, with --labels"
         raise ValueError(f"{must} {found} at {str(src)!r}: {remedy}")
     _, opener, known = KINDS[fitting[0]]
     options = {"labels": labels, "classes": classes, "split": split}

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +51,49 @@ def list_images(src: Path, classes_file: str = "") -> Source:
     if empty:
         found = (len(empty), len(classes), classes_file, str(src), classes[min(empty)])
         logger.info("%d of the %d classes of %r have no images in %r, the first is %r", *found)
-    if others:
-        logger.warning("%d files without an image's ending are left out, the first is %r", len(others), others[0][1])
+    _warn_of_others([path for _, path in others])
+    return Source("ImageFolder", classes, np.array(labels, np.int64), paths, _sizes(paths), _reader(paths))
+
+
+def list_unlabelled(src: Path) -> Source:
+    """List the images in a folder, at any depth, without classes; hidden files and folders are left out. All labels
+    are 0, and there are no classes.
+
+    Raises:
+        ValueError: there is no image, or links lead to one folder twice.
+    """
+    files = [path for path in _walk(src, {})] if src.is_dir() else []
+    paths, others = [path for path in files if is_image(path)], [path for path in files if not is_image(path)]
+    if not paths:
+        raise ValueError(
+            f"a folder without classes must hold images ({' '.join(EXTENSIONS)}) at any depth, found none in "
+            f"{str(src)!r}: check the path"
+        )
+    _warn_of_others(others)
+    return Source("images without labels", (), np.zeros(len(paths), np.int64), paths, _sizes(paths), _reader(paths))
+
+
+def _warn_of_others(paths: Sequence[str]) -> None:
+    if paths:
+        logger.warning("%d files without an image's ending are left out, the first is %r", len(paths), paths[0])
+
+
+def _sizes(paths: Sequence[str]) -> np.ndarray:
     try:
-        sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, count=len(paths))
+        return np.fromiter(map(_size, paths), np.int64, count=len(paths))
     except OSError as error:
         raise ValueError(f"every image must be readable, found {error}: repair or remove the file") from error
-    labels = np.array(labels, np.int64)
-    return Source("ImageFolder", classes, labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
+
+
+def _size(path: str) -> int:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # a FIFO would be waited for, and /dev/zero never ends
+        raise ValueError(f"every image must be a plain file, found none at {path!r}: remove it, or what links there")
+    return found.st_size
+
+
+def _reader(paths: Sequence[str]) -> Callable[[int], bytes]:
+    return lambda i: Path(paths[i]).read_bytes()
 
 
 def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
@@ -86,16 +122,22 @@ def _files(src: Path, classes: Sequence[str]) -> Iterator[tuple[int, str]]:
     """The number of a class, and the path of a file below its folder, of each file that is not hidden, class by class
     and sorted. Raises ValueError if a link leads to a folder that was visited already, because its images would be
     listed twice, perhaps as two classes."""
-    stat = os.stat(src)
-    visited = {(stat.st_dev, stat.st_ino): str(src)}
+    top = os.stat(src)
+    visited = {(top.st_dev, top.st_ino): str(src)}
     known = set(class_names(src))  # a class that is called a/b or .. is no way into another folder
     for label, class_name in [(label, name) for label, name in enumerate(classes) if name in known]:
-        for root, folders, names in os.walk(src / class_name, followlinks=True):
-            stat = os.stat(root)
-            before = visited.setdefault((stat.st_dev, stat.st_ino), root)
-            if before != root:
-                raise ValueError(
-                    f"each folder of images must be listed once, found {before!r} again as {root!r}: remove the link"
-                )
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from ((label, os.path.join(root, name)) for name in sorted(names) if not name.startswith("."))
+        yield from ((label, path) for path in _walk(src / class_name, visited))
+
+
+def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[str]:
+    """The paths of the files below a folder, sorted, without hidden ones. `visited` has the folders seen before, by
+    device and inode; raises ValueError if a link leads to one of them."""
+    for root, folders, names in os.walk(top, followlinks=True):
+        folder = os.stat(root)
+        before = visited.setdefault((folder.st_dev, folder.st_ino), root)
+        if before != root:
+            raise ValueError(
+                f"each folder of images must be listed once, found {before!r} again as {root!r}: remove the link"
+            )
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(root, name) for name in sorted(names) if not name.startswith("."))

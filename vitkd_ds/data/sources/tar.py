@@ -1,17 +1,23 @@
 """Members of uncompressed tars, and of tars inside tars: where they lie, and their bytes. Nothing is unpacked."""
 
+import logging
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from vitkd_ds.data.sources.source import Source
 
+logger = logging.getLogger(__name__)
+
 BLOCK_BYTES = 512
 """Tar's unit; an archive ends in blocks of zeros."""
+SEARCH_BYTES = 2**20
+"""Read at a time behind the end of an archive, where another one may follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,19 @@ def first_name(path: Path) -> str:
 
 
 def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member]:
-    """The plain files of the tar `path`, or of the tar that is its member `inside`, in file order; raises ValueError if
-    it is no tar, a compressed one, or one that is cut short or damaged. Python's tarfile takes a damaged header in the
-    middle for the end, so it is checked that the end is marked as such."""
+    """The plain files of the tar `path`, or of the tar that is its member `inside`, in file order, and of all tars that
+    were written one behind the other into it. A hard link is the file that it leads to; a warning counts what else is
+    no folder.
+
+    Raises:
+        ValueError: it is no plain file, no tar, a compressed one, or one that is cut short or damaged, or a hard link
+            leads to nothing before it. Python's tarfile takes a damaged header in the middle for the end, so it is
+            checked that the end is marked as such, and that nothing but tars follows.
+    """
     place = f"{str(path)!r}" + (f", member {inside.name!r}," if inside else "")
-    start = inside.offset if inside else 0
+    if not path.is_file():  # a FIFO, say, would be waited for
+        raise ValueError(f"{place} must be a plain file to be read as a tar, found none: give another")
+    start, files, others = inside.offset if inside else 0, {}, []
     try:
         with tarfile.open(path, "r:") as outer:
             file = outer.fileobj
@@ -46,19 +60,53 @@ def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member
                 stretch = tarfile.TarInfo(inside.name)
                 stretch.offset_data, stretch.size = inside.offset, inside.size
                 file = outer.extractfile(stretch)
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.isreg() and not member.issparse():
-                        yield Member(member.name, member.offset_data + start, member.size)
-                    tar.members.clear()  # it would keep a record of every member
-                file.seek(tar.offset)
-                end = file.read(BLOCK_BYTES)
+            first = 0
+            while first is not None:
+                file.seek(first)
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    for member in tar:
+                        found = _file_of(member, files, start=start, place=place)
+                        if found:
+                            files[member.name] = found
+                            yield found
+                        elif not member.isdir():
+                            others.append(member.name)
+                        tar.members.clear()  # it would keep a record of every member
+                    first = _next_archive(file, tar.offset, place)
     except (tarfile.TarError, OSError) as error:
         remedy = "fetch it again, or decompress it"
         raise ValueError(f"{place} must be a whole, uncompressed tar, found {error}: {remedy}") from error
-    if end != bytes(BLOCK_BYTES):
+    if others:
+        logger.warning("%s: %d members are no plain files and left out, the first is %r", place, len(others), others[0])
+
+
+def _file_of(member: tarfile.TarInfo, files: dict[str, Member], *, start: int, place: str) -> Member | None:
+    """The plain file that a member of a tar is, or is a hard link to; None if it is none. `files` holds those before
+    it, by name."""
+    if member.isreg() and not member.issparse():
+        return Member(member.name, member.offset_data + start, member.size)
+    if not member.islnk():
+        return None
+    target = files.get(member.linkname)
+    if target is None:
+        found = f"{member.name!r} as a link to {member.linkname!r}"
+        raise ValueError(f"{place} must hold each file before the hard links to it, found {found}: write the tar again")
+    return Member(member.name, target.offset, target.size)
+
+
+def _next_archive(file: BinaryIO, end: int, place: str) -> int | None:
+    """Position of the first byte that is not 0 behind the end of an archive, where another one begins; None if there is
+    none. Raises ValueError if the end is not marked by a block of zeros."""
+    file.seek(end)
+    block = file.read(BLOCK_BYTES)
+    if block != bytes(BLOCK_BYTES):
         raise ValueError(f"{place} must end in tar's blocks of zeros, found others: it is cut short, fetch it again")
+    while block:
+        if rest := block.lstrip(b"\0"):
+            return end + len(block) - len(rest)
+        end += len(block)
+        block = file.read(SEARCH_BYTES)
+    return None
 
 
 def source_of(

@@ -15,6 +15,8 @@ IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 CLASS_ENDING = "cls"
 MAX_CLASS_BYTES = 1000
 """A class is a number or a name; more is another kind of file."""
+MAX_SHOWN = 40
+"""Signs of a class in a message."""
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -106,22 +108,30 @@ def _samples(tar: Path) -> Iterator[tuple[Member, str]]:
 def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[list[str], list[int]]:
     """Class names and the label of each sample, whose classes are numbers or names."""
     are_numbers = all(text.isdecimal() for text in texts)
+    numbers = {int(text) for text in set(texts)} if are_numbers else set()
     if classes_file:
         classes = list(read_classes(classes_file))
         remedy = f"give the classes of these tars, not {classes_file!r}"
     elif are_numbers:
-        classes = [str(number) for number in range(max(map(int, texts)) + 1)]
-        remedy = "give --classes a file with a name per line, which may have classes without images"
+        # A gap may be a class without images, or a tar that was not copied: only the user can know.
+        if (num_classes := max(numbers) + 1) > len(numbers):
+            row = max(range(len(texts)), key=lambda row: int(texts[row]))
+            absent = next(number for number in range(num_classes) if number not in numbers)
+            raise ValueError(
+                f"every class number must occur, found none of {absent} below {_shown(texts[row])} at {names[row]!r}: "
+                "give --classes a file with a name per line, which may have classes without images"
+            )
+        classes, remedy = [str(number) for number in range(num_classes)], ""
     else:
         classes, remedy = sorted(set(texts)), ""
     position = {name: label for label, name in enumerate(classes)}
     labels = [int(text) if are_numbers else position.get(text, len(classes)) for text in texts]
     unknown = next((row for row, label in enumerate(labels) if label >= len(classes)), None)
     if unknown is not None:
-        found = f"{texts[unknown]!r} at {names[unknown]!r}"
+        found = f"{_shown(texts[unknown])!r} at {names[unknown]!r}"
         raise ValueError(f"every class must be one of {len(classes)}, found {found}: {remedy}")
-    # A gap may be a class without images, or a tar that was not copied: only the user can know.
-    absent = set(range(len(classes))).difference(labels)
-    if absent and not classes_file:
-        raise ValueError(f"every class number must occur, found none of {min(absent)} below {max(labels)}: {remedy}")
     return classes, labels
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} signs)"

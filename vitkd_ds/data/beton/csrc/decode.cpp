@@ -6,7 +6,6 @@
 #include <cstring>
 
 #include <jpeglib.h>
-#include <jerror.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
@@ -20,13 +19,14 @@
 #include <new>
 #include <thread>
 
+#include "errors.h"
 #include "resize.h"
+#include "splice.h"
 
 namespace {
 
 constexpr int MAX_THREADS = 256;
 constexpr size_t READ_BYTES = 1 << 18;       // read at a time where not all is needed at once
-constexpr long MAX_COEFFICIENT_BYTES = 1L << 29;  // a progressive JPEG is held whole: 89 megapixels in 4:4:4
 // Chroma is interpolated between neighbours, so a column at the edge of what is decoded differs from the same column
 // inside, and libjpeg interpolates in another way where there are only two columns of chroma.
 constexpr int MARGIN = 1, MIN_COLUMNS = 32;
@@ -39,6 +39,7 @@ struct Call {
   const CropRow* rows;
   int64_t num_rows;
   int32_t size, vector_bytes;
+  const AugmentPlan* plan;
   uint8_t* images;
   int32_t* status;
   std::atomic<int64_t> next{0};
@@ -65,42 +66,19 @@ bool read_at(int fd, uint8_t* out, size_t size, uint64_t offset) {
   return true;
 }
 
-// libjpeg's error handler, which leaves by longjmp: only libjpeg's own frames and read_jpeg's lie between.
-struct ErrorManager {
-  jpeg_error_mgr base;
-  jmp_buf escape;
-  Status status;
+// What libjpeg is given: bytes, what stands before each restart marker in them, and which pixels of the whole they make.
+struct Jpeg {
+  const uint8_t* bytes;
+  size_t size;
+  int padding;
+  Box part;
 };
-
-[[noreturn]] void give_up(j_common_ptr jpeg) {
-  ErrorManager* error = reinterpret_cast<ErrorManager*>(jpeg->err);
-  const int code = error->base.msg_code;
-  error->status = code == JERR_OUT_OF_MEMORY || code == JERR_NO_BACKING_STORE ? NO_MEMORY : BAD_JPEG;
-  std::longjmp(error->escape, 1);
-}
-
-// Warnings are level -1. These mean that pixels were lost and made up; the others do no harm.
-void give_up_if_pixels_are_lost(j_common_ptr jpeg, int level) {
-  if (level >= 0) return;
-  switch (jpeg->err->msg_code) {
-    case JWRN_JPEG_EOF:
-    case JWRN_HIT_MARKER:
-    case JWRN_HUFF_BAD_CODE:
-    case JWRN_ARITH_BAD_CODE:
-    case JWRN_MUST_RESYNC:
-    case JWRN_BOGUS_PROGRESSION:
-    case JWRN_TOO_MUCH_DATA:  // our own mistake, which would else loop for ever
-      give_up(jpeg);
-  }
-}
-
-void print_nothing(j_common_ptr) {}
 
 // What one thread needs: the bytes of an image and the resizer, which are kept from row to row, and a libjpeg object,
 // which is not: it would hand the tables of one image to the next that lacks its own.
 class Worker {
  public:
-  explicit Worker(Call* call) : call_(call), resizer_(call->vector_bytes) {}
+  explicit Worker(Call* call) : call_(call), resizer_(call->vector_bytes), augmenter_(call->vector_bytes) {}
 
   void run() {
     for (int64_t i; (i = call_->next.fetch_add(1, std::memory_order_relaxed)) < call_->num_rows;) {
@@ -109,6 +87,8 @@ class Worker {
       Status status;
       try {
         status = decode(call_->rows[i], image);
+        const int size = call_->size;
+        if (status == DECODED && call_->plan && !augmenter_.apply(*call_->plan, i, image, size, size)) status = BAD_ROW;
       } catch (const std::bad_alloc&) {
         status = NO_MEMORY;
       }
@@ -121,8 +101,9 @@ class Worker {
   Status decode(const CropRow& row, uint8_t* image);
   Status check_raw(const StoredImage& stored);
   Status decode_raw(const StoredImage& stored, const CropRow& row, uint8_t* image);
+  Box needed_box(const StoredImage& stored, const CropRow& row) const;
   Status decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image);
-  Status read_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image);
+  Status read_jpeg(const Jpeg& source, bool is_strict, const Box& needed, const CropRow& row, uint8_t* image);
   void reserve(size_t size);
 
   Call* const call_;
@@ -130,7 +111,9 @@ class Worker {
   ErrorManager error_ = {};
   std::unique_ptr<uint8_t[]> bytes_;
   size_t capacity_ = 0;
+  Splice splice_;
   Resizer resizer_;
+  Augmenter augmenter_;
 };
 
 void Worker::reserve(size_t size) {
@@ -148,11 +131,12 @@ Status Worker::decode(const CropRow& row, uint8_t* image) {
   std::memcpy(&stored, &shared, offsetof(StoredImage, checked));  // others may write to `checked` meanwhile
   if (!row_is_valid(row, stored.height, stored.width, call_->size) || stored.mode > MODE_RAW) return BAD_ROW;
   if (stored.offset > call_->file_size || stored.size > call_->file_size - stored.offset) return SHORT_READ;
+  stored.thorough = shared.thorough;
   stored.checked = !stored.has_crc || __atomic_load_n(&shared.checked, __ATOMIC_RELAXED);
   const bool is_raw = stored.mode == MODE_RAW;
   if (is_raw && stored.size != uint64_t(3) * stored.height * stored.width) return BAD_SIZE;
   if (!is_raw) {
-    reserve(stored.size);
+    reserve(stored.size + ROOM_BYTES);
     if (!read_at(call_->fd, bytes_.get(), stored.size, stored.offset)) return SHORT_READ;
   }
   if (!stored.checked) {
@@ -191,13 +175,32 @@ Status Worker::decode_raw(const StoredImage& stored, const CropRow& row, uint8_t
   return DECODED;
 }
 
+// The pixels of the whole image that must be decoded for a crop.
+Box Worker::needed_box(const StoredImage& stored, const CropRow& row) const {
+  const Axis &across = resizer_.across, &down = resizer_.down;
+  const int top = std::max(0, row.top + down.begin - MARGIN);
+  const int bottom = std::min<int>(stored.height, row.top + down.end + MARGIN);
+  int left = std::max(0, row.left + across.begin - MARGIN);
+  const int right = std::min<int>(stored.width, std::max(row.left + across.end + MARGIN, left + MIN_COLUMNS));
+  left = std::max(0, std::min(left, right - MIN_COLUMNS));
+  return {top, left, bottom - top, right - left};
+}
+
 Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image) {
+  fill_room(bytes_.get() + stored.size);
+  Jpeg source = {bytes_.get(), stored.size + ROOM_BYTES, 0, {0, 0, stored.height, stored.width}};
+  const Box needed = needed_box(stored, row);
+  const Box read = stored.thorough ? Box{0, 0, needed.top + needed.height, stored.width} : needed;
+  if (splice_.cut(bytes_.get(), stored.size, stored.height, stored.width, read)) {
+    source = {splice_.bytes(), splice_.size(), PADDING_BYTES, splice_.part};
+  }
   if (setjmp(error_.escape)) {
     jpeg_destroy_decompress(&jpeg_);
     return error_.status;
   }
   try {
-    const Status status = read_jpeg(stored, row, image);
+    // What has its CRC is as it was packed, perhaps by an earlier version, which let left-over bytes pass.
+    const Status status = read_jpeg(source, stored.thorough || !stored.has_crc, needed, row, image);
     jpeg_destroy_decompress(&jpeg_);
     return status;
   } catch (const std::bad_alloc&) {
@@ -207,35 +210,34 @@ Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_
 }
 
 // May be left by longjmp: keep nothing here that has a destructor.
-Status Worker::read_jpeg(const StoredImage& stored, const CropRow& row, uint8_t* image) {
+Status Worker::read_jpeg(const Jpeg& source, bool is_strict, const Box& needed, const CropRow& row, uint8_t* image) {
   jpeg_decompress_struct* jpeg = &jpeg_;
-  jpeg->err = jpeg_std_error(&error_.base);
-  error_.base.error_exit = give_up;
-  error_.base.emit_message = give_up_if_pixels_are_lost;
-  error_.base.output_message = print_nothing;
+  const Box& part = source.part;
+  jpeg->err = listen(&error_);
+  error_.is_strict = is_strict;
   jpeg_create_decompress(jpeg);
   jpeg->mem->max_memory_to_use = MAX_COEFFICIENT_BYTES;
-  jpeg_mem_src(jpeg, bytes_.get(), stored.size);
+  jpeg_mem_src(jpeg, source.bytes, source.size);
   jpeg_read_header(jpeg, TRUE);
-  if (jpeg->image_height != stored.height || jpeg->image_width != stored.width) return BAD_SIZE;
+  if (jpeg->src->bytes_in_buffer < ROOM_BYTES) return BAD_JPEG;  // its header is cut
+  if (int64_t(jpeg->image_height) != part.height || int64_t(jpeg->image_width) != part.width) return BAD_SIZE;
   if (jpeg->num_components != 1 && jpeg->num_components != 3) return BAD_COLOURS;
   jpeg->out_color_space = JCS_RGB;
   jpeg->dct_method = JDCT_ISLOW;
   jpeg->do_fancy_upsampling = TRUE;
   jpeg->do_block_smoothing = FALSE;  // of progressive JPEGs that lack scans; would make pixels depend on the crop
+  error_.is_in_scan = true;
+  error_.padding = source.padding;
   jpeg_start_decompress(jpeg);
 
-  const Axis &across = resizer_.across, &down = resizer_.down;
-  const int first_column = row.left + across.begin, end_column = row.left + across.end;
-  const int first_row = row.top + down.begin, num_rows = down.end - down.begin;
-  int begin = std::max(0, first_column - MARGIN);
-  const int end = std::min<int>(stored.width, std::max(end_column + MARGIN, begin + MIN_COLUMNS));
-  begin = std::max(0, std::min(begin, end - MIN_COLUMNS));
-  JDIMENSION left = begin, width = end - begin;
+  const int first_row = row.top + resizer_.down.begin - part.top;
+  const int first_column = row.left + resizer_.across.begin - part.left;
+  JDIMENSION left = needed.left - part.left, width = needed.width;
   jpeg_crop_scanline(jpeg, &left, &width);
   if (first_row) jpeg_skip_scanlines(jpeg, first_row);
 
   resizer_.open(size_t(3) * jpeg->output_width, size_t(3) * (first_column - left), image);
+  const int num_rows = resizer_.down.end - resizer_.down.begin;
   for (int y = 0; y < num_rows;) {
     const int wanted = std::min(STRIP_ROWS, num_rows - y);
     JSAMPROW rows[STRIP_ROWS];
@@ -244,6 +246,8 @@ Status Worker::read_jpeg(const StoredImage& stored, const CropRow& row, uint8_t*
     resizer_.push(wanted);
     y += wanted;
   }
+  // Bytes that are left over before the end marker show only when it is read.
+  if (jpeg->output_scanline == jpeg->output_height) jpeg_finish_decompress(jpeg);
   return DECODED;
 }
 
@@ -252,13 +256,14 @@ void work(Call* call) { Worker(call).run(); }
 }  // namespace
 
 int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* rows, int64_t num_rows, int32_t size,
-                 int32_t num_threads, uint8_t* images, int32_t* status, int32_t vector_bytes) {
+                 int32_t num_threads, const AugmentPlan* plan, uint8_t* images, int32_t* status,
+                 int32_t vector_bytes) {
   struct stat file;
   if (vector_bytes == 0) vector_bytes = widest_vector();
   if (vector_bytes < 16 || vector_bytes > widest_vector()) return -1;
   if (size < 1 || size > MAX_SIZE || num_threads < 1 || num_images < 0 || num_rows < 0) return -1;
   const uint64_t file_size = fstat(fd, &file) == 0 ? uint64_t(file.st_size) : 0;
-  Call call{fd, file_size, table, num_images, rows, num_rows, size, vector_bytes, images, status};
+  Call call{fd, file_size, table, num_images, rows, num_rows, size, vector_bytes, plan, images, status};
   std::thread threads[MAX_THREADS];
   const int64_t num_helpers = std::min<int64_t>({num_threads, num_rows, MAX_THREADS}) - 1;
   try {

@@ -1,0 +1,52 @@
+"""A hook of mkdocs: what is in the site.
+
+Pages lie in it where they lie in the repository, so that the links between them hold on both, and so do the files that
+they link to, as they are. The reference is made of the docstrings of the modules below.
+"""
+
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["*.md", "docs/*.md", "slurm/*.md", "ds_configs/*.md", "benchmarks/*.md"]
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+REFERENCE = {
+    "Loading and features": ["vitkd_ds.models.features", "vitkd_ds.models.distiller"],
+    "Losses": [
+        f"vitkd_ds.losses.{name}" for name in (
+            "cross_entropy", "kd", "nkd", "dkd", "distillation_token", "wttm", "dist", "vitkd", "vkd", "spectral",
+            "feature", "relation", "balance", "part",
+        )
+    ],
+    "Data": ["vitkd_ds.data.loader", "vitkd_ds.data.mixing", "vitkd_ds.data.crops"],
+    "Settings": ["vitkd_ds.config.run", "vitkd_ds.config.losses", "vitkd_ds.config.term"],
+    "Engines": ["vitkd_ds.engine.student", "vitkd_ds.engine.teacher", "vitkd_ds.engine.flat"],
+}  # fmt: skip
+"""Heading -> modules whose public names the reference has."""
+
+
+def on_files(files: Files, config: object) -> Files:
+    """Take the pages, what they link to, and the reference."""
+    pages = sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
+    linked = {(page.parent / target).resolve() for page in pages for target in LINK.findall(page.read_text())}
+    others = sorted(path for path in linked - {*pages} if path.is_file())
+    outside = [path for path in others if not path.is_relative_to(ROOT)]
+    assert not outside, f"pages must link to files of the repository, found {outside}"
+    kept = Files([file for file in files if not file.src_uri.endswith(".md")])
+    for path in [*pages, *others]:
+        uri = path.relative_to(ROOT).as_posix()
+        kept.append(File.generated(config, uri, abs_src_path=str(path)))
+    kept.append(File.generated(config, "reference.md", content=reference()))
+    return kept
+
+
+def reference() -> str:
+    """The page of the reference: a heading and the names of its modules for each part."""
+    lines = ["# Python reference", "", "Made of the docstrings. [The surface](docs/python.md) says where to begin.", ""]
+    for heading, modules in REFERENCE.items():
+        lines += [f"## {heading}", ""]
+        for module in modules:
+            lines += [f"::: {module}", "    options: {heading_level: 3}", ""]
+    return "\n".join(lines)

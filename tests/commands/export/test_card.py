@@ -1,0 +1,78 @@
+"""The model card, against what the run itself wrote: the results of the exported step, its data, and names as text."""
+
+import json
+import re
+import shutil
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.commands.test_probe import write_student
+from tests.conftest import metrics_of
+from vitkd_ds.commands.export import export
+from vitkd_ds.commands.export.card import code
+from vitkd_ds.data.demo import CLASSES
+from vitkd_ds.train.statistics import wilson_interval
+
+
+def card_of(student, out, **options):
+    """The head of a card, and its text."""
+    export(str(student), str(out), format="hf", **options)
+    _, head, text = (out / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_run, small_beton, tmp_path, which):
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    (run / "checkpoints" / "best").write_text("step00000028")  # another one than the last
+    head, text = card_of(run, tmp_path / "out", which=which)
+    assert head["pipeline_tag"] == "image-classification" and head["library_name"] == "timm" and "license" not in head
+    step = {"last": 30, "best": 28}[which]
+    (line,) = [line for line in metrics_of(whole_run) if line["step"] == step and "val_top1" in line]
+    assert f"| step | {step} |" in text and "On 64 validation images" in text and "(n = 1)" in text
+    for name, key in (("top-1 %", "val_top1"), ("top-5 %", "val_top5"), ("top-1 % of the teacher", "val_teacher_top1"),
+                      ("agreement with the teacher, %", "val_agreement")):  # fmt: skip
+        found, low, high = re.search(
+            rf"^\| {re.escape(name)} \| (\S+) \(95 % interval over images (\S+) to (\S+)\) \|$", text, re.M
+        ).groups()
+        assert float(found) == pytest.approx(line[key], abs=0.006)
+        expected = wilson_interval(64, round(line[key] * 64 / 100))
+        assert (float(low), float(high)) == pytest.approx(expected, abs=0.006)
+    assert f"| training images | `{small_beton.name}` |" in text and str(small_beton.parent) not in text
+    assert (
+        "| recipe | `demo` |" in text and "| weights | moving average |" in text and "`deit3_small_patch16_224`" in text
+    )
+    assert f'timm.create_model("local-dir:{(tmp_path / "out").name}", pretrained=True)' in text
+    assert str(tmp_path) not in text and all(f"`{name}`" in text for name in CLASSES)
+
+
+@pytest.mark.parametrize("licence, said", [
+    ("dinov3-license", "timm states the licence `dinov3-license` for its weights"),
+    (None, "No licence is stated for it"),
+])  # fmt: skip
+def test_a_student_without_a_run_or_classes_has_a_card_of_what_is_known(tmp_path, licence, said):
+    write_student(tmp_path / "student")
+    described = json.loads((tmp_path / "student" / "student.json").read_text())
+    described |= {"teacher": {"model": "vit_large", "license": licence}, "features": {"width": 64}}
+    (tmp_path / "student" / "student.json").write_text(json.dumps(described))
+    head, text = card_of(tmp_path / "student", tmp_path / "out")
+    assert head["pipeline_tag"] == "image-feature-extraction" and head["tags"][-1] == "image-feature-extraction"
+    assert "This student was not evaluated where it comes from." in text and "A model of features" in text
+    assert f"`vit_large`. {said}." in text and "features = model(transform(image)[None])[0]" in text
+    assert "softmax" not in text and "k-NN, a linear probe or retrieval" in text
+
+
+def test_names_of_users_are_shown_as_text():
+    assert code("a|b`c`\n# d") == r"`a/b'c'\n# d`"
+
+
+def test_the_lines_of_a_card_load_the_student(tmp_path, monkeypatch, capsys):
+    write_student(tmp_path / "student", num_classes=10)
+    _, text = card_of(tmp_path / "student", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("image.jpg")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(compile(block, "card", "exec"), {})
+    assert capsys.readouterr().out.strip() in CLASSES

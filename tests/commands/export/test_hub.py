@@ -1,0 +1,160 @@
+"""The folder for the Hugging Face hub: timm loads it from the disk, and from a stand-in of the hub to which it goes."""
+
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from tests.commands.export.hub_server import TOKEN, hub_server
+from tests.commands.test_evaluate import MEAN, STD, write_export
+from tests.commands.test_probe import write_student
+from tests.conftest import run_command
+from vitkd_ds.commands.export import export
+from vitkd_ds.data.demo import CLASSES
+
+FAMILIES = {
+    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_classes": 10},
+    "vit_small_patch16_dinov3": {"img_size": 64, "depth": 1, "num_classes": 0},
+    "deit_tiny_distilled_patch16_224": {"img_size": 64, "depth": 1, "num_classes": 10},
+    "vit_base_patch16_siglip_224.webli": {
+        "img_size": 64,
+        "depth": 1,
+        "embed_dim": 48,
+        "num_heads": 2,
+        "num_classes": 10,
+    },
+}
+LOAD = """
+import sys, timm, torch
+model = timm.create_model(sys.argv[1], pretrained=True).eval()
+torch.save((model(torch.load(sys.argv[2])), model.pretrained_cfg["label_names"]), sys.argv[3])
+"""
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in of the hub, which the commands of the test talk to."""
+    with hub_server() as running:
+        # Xet is another service than the HTTP API, to which the client would hand the weights.
+        settings = {"HF_ENDPOINT": running.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        for name, value in (settings | {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf_home")}).items():
+            monkeypatch.setenv(name, value)
+        # This process has read them already.
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield running
+
+
+def write_family(folder, model_name):
+    """An exported student of another family, and the model itself."""
+    torch.manual_seed(0)
+    args = FAMILIES[model_name]
+    model, size = timm.create_model(model_name, **args).eval(), args.get("img_size", 64)
+    description = {
+        "model": model_name, "args": args, "normalization": {"mean": MEAN, "std": STD}, "image_size": size,
+        "val_crop_fraction": 0.9, "interpolation": "bilinear", "features": {"width": model.num_features},
+        "classes": [f"class {i}" for i in range(args["num_classes"])],
+    }  # fmt: skip
+    folder.mkdir()
+    save_file(
+        {name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "student.safetensors"
+    )
+    (folder / "student.json").write_text(json.dumps(description))
+    return model
+
+
+@pytest.mark.parametrize("model_name", FAMILIES)
+def test_timm_loads_the_folder_with_the_same_answers_preprocessing_and_classes(tmp_path, model_name):
+    model = write_family(tmp_path / "student", model_name)
+    assert export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf") == str(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    size = FAMILIES[model_name].get("img_size", 64)
+    images_BCHW = torch.randn(2, 3, size, size)
+    assert torch.equal(loaded(images_BCHW), model(images_BCHW))
+    found = timm.data.resolve_model_data_config(loaded)
+    assert (list(found["mean"]), list(found["std"]), list(found["input_size"])) == (MEAN, STD, [3, size, size])
+    assert (found["crop_pct"], found["interpolation"]) == (0.9, "bilinear")
+    assert loaded.pretrained_cfg["label_names"] == [f"class {i}" for i in range(FAMILIES[model_name]["num_classes"])]
+    assert "license" not in loaded.pretrained_cfg or loaded.pretrained_cfg["license"] is None
+
+
+def test_half_halves_the_weights_and_the_folder_is_not_overwritten(tmp_path):
+    write_export(tmp_path / "student")
+    export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf", half=True)
+    whole, halves = (load_file(path) for path in (tmp_path / "student" / "student.safetensors",
+                                                  tmp_path / "out" / "model.safetensors"))  # fmt: skip
+    assert all(torch.equal(halves[name], weight.half()) for name, weight in whole.items())
+    with pytest.raises(ValueError, match="out must not exist yet, so that nothing is overwritten: give another folder"):
+        export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf")
+
+
+def test_a_pushed_student_is_private_and_loads_from_the_hub_and_no_push_replaces_another(tmp_path, hub):
+    model = write_student(tmp_path / "student", num_classes=10)
+    command = ["vitkd-ds", "export", tmp_path / "student", tmp_path / "out", "--format", "hf", "--push", "me/small"]
+    printed = run_command(*command).stdout.splitlines()
+    assert printed[0] == str(tmp_path / "out") and printed[1].startswith(hub.url)
+    stored = hub.repositories["me/small"]
+    assert stored["private"]
+    assert stored["files"] == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert 'timm.create_model("hf-hub:me/small", pretrained=True)' in stored["files"]["README.md"].decode()
+    images_BCHW = torch.randn(2, 3, 28, 28)
+    torch.save(images_BCHW, tmp_path / "images.pt")
+    files = [tmp_path / "images.pt", tmp_path / "answers.pt"]
+    run_command(sys.executable, "-c", LOAD, "hf-hub:me/small", *files)
+    logits_BK, names = torch.load(tmp_path / "answers.pt")
+    assert torch.equal(logits_BK, model(images_BCHW))
+    assert names == list(CLASSES)
+    others = {
+        "me/public": ({"private": False, "files": {}}, "a private repository, .* found me/public public"),
+        "me/notes": (
+            {"private": True, "files": {"README.md": b"mine"}},
+            "empty repository, .* found README.md in me/no",
+        ),
+        "me/small": (stored, "an empty repository, so that nothing is overwritten, found .* in me/small"),
+    }
+    hub.repositories |= {name: repository for name, (repository, _) in others.items()}
+    for name, (_, message) in others.items():
+        with pytest.raises(ValueError, match=message):
+            export(str(tmp_path / "student"), str(tmp_path / "again"), format="hf", push=name)
+    assert not (tmp_path / "again").exists()
+    assert hub.repositories == {name: repository for name, (repository, _) in others.items()}
+
+
+def test_a_hub_that_refuses_is_a_sentence_and_leaves_nothing(tmp_path, hub, monkeypatch):
+    write_export(tmp_path / "student")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    refusal = "--push must name a repository that you may write, .*found 'me/small', where .*401.*: see `hf auth login`"
+    with pytest.raises(ValueError, match=refusal):
+        export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf", push="me/small")
+    assert not (tmp_path / "out").exists() and not hub.repositories
+
+
+def test_a_student_that_does_not_reach_the_hub_is_kept_and_the_message_says_how_to_go_on(tmp_path, hub):
+    write_export(tmp_path / "student")
+    hub.takes_commits = False
+    message = f"out is written, but was not uploaded to me/small: .*try again with `hf upload me/small {tmp_path}/out`"
+    with pytest.raises(ValueError, match=message):
+        export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf", push="me/small")
+    assert (tmp_path / "out" / "model.safetensors").is_file() and not hub.repositories["me/small"]["files"]
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"format": "onxx"}, "--format must be one of timm, onnx, torch_export, hf, found 'onxx': did you mean onnx"),
+    ({"val": "demo"}, "--val belongs to --format onnx and torch_export, found --format timm: leave it out"),
+    ({"format": "onnx", "push": "me/x"}, "--push needs --format hf, found --format onnx: change it, or leave"),
+    ({"format": "hf", "which": "first"}, "--which must be last or best, found first"),
+])  # fmt: skip
+def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
+    write_export(tmp_path / "student")
+    with pytest.raises(ValueError, match=message):
+        export(str(tmp_path / "student"), str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()

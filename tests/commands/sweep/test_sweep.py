@@ -1,0 +1,226 @@
+"""The sweep: real runs over seeds, the table against their files and scipy, and what it never does twice."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from scipy import stats
+
+from tests.conftest import run_command
+from vitkd_ds.commands.sweep.curves import curve_of, draw
+from vitkd_ds.commands.sweep.members import members_of
+from vitkd_ds.commands.sweep.run import run_missing
+from vitkd_ds.commands.sweep.table import markdown, rows_of
+from vitkd_ds.train.statistics import paired_p
+
+SMALL = [
+    "--max_steps=20", "--optim.warmup_epochs=0.001", "--data.max_val_images=500", "--global_batch_size=16",
+    "--micro_batch_size_per_gpu=16", "--eval_every_epochs=0.01",
+]  # fmt: skip
+SWEEP = ["vitkd-ds", "sweep", "--recipes", "demo_plain", "--grid.optim.lr=1e-3,2e-2", *SMALL]
+NAMES = ["demo_plain,optim.lr=1e-3", "demo_plain,optim.lr=2e-2"]
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def rows_in(folder):
+    return list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())["run"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, demo_cache):
+    """A sweep of two settings over two seeds, two at a time; its folder and what it said."""
+    folder = tmp_path_factory.mktemp("sweep") / "of" / "mine"
+    return folder, run_command(*SWEEP, "--seeds=2", "--jobs=2", f"--workdir={folder}", cwd=folder.parents[1])
+
+
+def test_every_setting_is_trained_with_every_seed_and_all_numbers_are_the_files(swept):
+    folder, done = swept
+    assert done.stdout.rstrip() == (folder / "sweep.md").read_text().rstrip()
+    rows = rows_in(folder)
+    assert [row["name"] for row in rows] == NAMES
+    top1 = {}
+    for name, lr in zip(NAMES, (1e-3, 2e-2)):
+        runs = [folder / name / f"seed{seed}" for seed in (0, 1)]
+        assert [(config_of(run)["seed"], config_of(run)["optim"]["lr"]) for run in runs] == [(0, lr), (1, lr)]
+        top1[name] = [summary_of(run)["student_top1"] for run in runs]
+    for row in rows:
+        values = top1[row["name"]]
+        interval = stats.t.interval(0.95, 1, loc=sum(values) / 2, scale=stats.sem(values))
+        assert float(row["top1"]) == pytest.approx(sum(values) / 2) and row["seeds"] == "2"
+        assert [float(row["low"]), float(row["high"])] == pytest.approx(interval, rel=1e-3, abs=1e-6)
+        assert float(row["seconds"]) > 0
+    assert rows[0]["difference"] == rows[0]["p"] == ""
+    differences = [b - a for a, b in zip(*top1.values())]
+    assert float(rows[1]["difference"]) == pytest.approx(sum(differences) / 2)
+    assert float(rows[1]["p"]) == pytest.approx(stats.ttest_rel(*reversed(top1.values())).pvalue, rel=1e-6)
+    assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    cpus = re.findall(r"trains on (\d+) CPUs", done.stderr)
+    assert len(cpus) == 4, "four runs were started"
+
+
+def test_what_is_finished_is_not_trained_again_and_what_is_missing_is(swept):
+    folder, _ = swept
+    before = {run: (run / "done").stat().st_mtime_ns for run in folder.glob("*/seed?")}
+    logs = {log: log.read_text() for log in folder.glob("*/*.log")}
+    listed = run_command(*SWEEP, "--seeds=3", f"--workdir={folder}", "--list").stdout.splitlines()
+    named = [f"--workdir={folder}/{name}/seed{seed}" for seed in range(3) for name in NAMES]
+    assert [line.split()[-1] for line in listed] == named and "--seed=2 " in listed[-1]
+    assert not (folder / NAMES[0] / "seed2").exists()
+    done = run_command(*SWEEP, "--seeds=3", f"--workdir={folder}")
+    assert "4 of 6 runs are finished" in done.stderr and done.stderr.count("seed 2 is finished") == 2
+    assert all((run / "done").stat().st_mtime_ns == time for run, time in before.items())
+    assert all(log.read_text() == text for log, text in logs.items())
+    rows = rows_in(folder)
+    assert [row["seeds"] for row in rows] == ["3", "3"]
+    other = run_command(*SWEEP, "--seeds=2", f"--workdir={folder}", "--optim.weight_decay=0.5", check=False)
+    assert other.returncode == 2 and "optim.weight_decay" in other.stderr, "a finished run of other settings"
+
+
+def test_a_run_that_fails_costs_the_others_nothing_and_the_exit_code_says_so(tmp_path, demo_cache):
+    base = ["vitkd-ds", "sweep", "--recipes", "demo_plain", *SMALL, f"--workdir={tmp_path}", "--seeds=1"]
+    # An infinite learning rate is refused, and this one makes the loss nan at the second update.
+    done = run_command(*base, "--grid.optim.lr=1e38,1e-3", "--optim.warmup_epochs=0", check=False)
+    assert done.returncode == 1 and "1 of 2 runs are not finished" in done.stderr
+    log = tmp_path / "demo_plain,optim.lr=1e38" / "seed0.log"
+    assert f"failed, see {log}" in done.stderr and "must be finite" in log.read_text()
+    rows = rows_in(tmp_path)
+    assert [row["name"] for row in rows] == ["demo_plain,optim.lr=1e-3"]
+
+
+def test_a_signal_is_passed_on_once_and_the_same_command_goes_on(tmp_path, demo_cache):
+    flags = [flag for flag in SMALL if "steps" not in flag] + ["--max_steps=4000", "--log_every_steps=1"]
+    command = ["vitkd-ds", "sweep", "--recipes", "demo_plain", "demo", *flags, f"--workdir={tmp_path}", "--seeds=1"]
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    log = tmp_path / "demo_plain" / "seed0" / "metrics.jsonl"
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "demo_plain seed 0 is stopped by a signal, and saved" in said
+    assert "stopped, and what was training has saved" in said and not (tmp_path / "demo").exists()
+    (saved,) = (log.parent / "checkpoints").glob("step*")
+    assert not (log.parent / "lock").exists() or "in use" not in said
+    assert int(saved.name.removeprefix("step")) < 4000
+
+
+def test_class_folders_are_packed_once_before_the_runs(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(8):
+                level = 40 * (name == "b") + number
+                Image.new("RGB", (32, 32), (level, 90, 90)).save(tmp_path / split / name / f"{number}.png")
+    data = [f"--data.train={tmp_path / 'train'}", f"--data.val={tmp_path / 'val'}", "--data.num_classes=2"]
+    size = ["--max_steps=2", "--global_batch_size=4", "--micro_batch_size_per_gpu=4", "--optim.warmup_epochs=0.01"]
+    command = ["vitkd-ds", "sweep", "--recipes", "demo_plain", *data, *size, f"--workdir={tmp_path / 'sweep'}"]
+    for seeds in (1, 2):
+        done = run_command(*command, f"--seeds={seeds}")
+        assert rows_in(tmp_path / "sweep")[0]["seeds"] == str(seeds)
+    assert "1 of 2 runs are finished" in done.stderr
+
+
+def test_each_job_has_its_own_cpus_and_one_gpu(monkeypatch):
+    from vitkd_ds.commands.sweep import run
+
+    monkeypatch.setattr(os, "listdir", lambda folder: ["nvidia0", "nvidia1", "nvidiactl", "null"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert run._gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert run._gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert run._gpus() == ["3", "GPU-5"]
+
+
+def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_path):
+    made = members_of(["demo", "demo_plain"], 2, tmp_path, {"grid.augment.mixup_alpha": "0,0.5", "optim.lr": "1e-3"})
+    assert [member.seed for member in made] == [0] * 4 + [1] * 4, "an early end has all of a seed"
+    assert [member.name for member in made[:2]] == ["demo,augment.mixup_alpha=0", "demo,augment.mixup_alpha=0.5"]
+    assert made[1].run.augment.mixup_alpha == 0.5 and made[1].run.optim.lr == 1e-3
+    assert made[5].folder == tmp_path / "demo,augment.mixup_alpha=0.5" / "seed1" and made[5].run.seed == 1
+    blocks = members_of(["demo"], 1, tmp_path, {"grid.losses.vitkd.blocks": "(0,1),(1,2)"})
+    assert [member.run.losses.vitkd.blocks for member in blocks] == [(0, 1), (1, 2)]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipes, seeds, flags, message", [
+    (["demo"], 2, {"optim.lrr": "1"}, "--optim.lrr is no option: did you mean optim.lr"),
+    (["demo"], 2, {"grid.optim.lrr": "1,2"}, "--optim.lrr is no option"),
+    (["demo"], 2, {"grid.optim.lr": "1,-2"}, "optim.lr must be positive, found -2"),
+    (["demo", "demo"], 2, {}, "a name of its own, found demo twice"),
+    (["demo"], 2, {"seed": "3"}, "--seed must not be given to a sweep"),
+    (["demo"], 1, {"recipe": "demo_plain"}, "--recipe must not be given to a sweep"),
+    (["demo"], 1, {"grid.workdir": "a,b"}, "--grid.workdir must not be given to a sweep"),
+    (["demo"], 1, {"grid.optim.lr": ""}, "--grid.optim.lr must have values"),
+    (["demo"], 0, {}, "needs a recipe and a seed"),
+    ([], 1, {}, "needs a recipe and a seed"),
+    (["demo"], 1, {"grid.optim.lr": "1", "optim.lr": "2"}, "found it and --grid.optim.lr"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(tmp_path, recipes, seeds, flags, message):
+    with pytest.raises(ValueError, match=message):
+        members_of(recipes, seeds, tmp_path, flags)
+
+
+def test_a_number_of_jobs_below_one_is_refused(tmp_path):
+    done = run_command("vitkd-ds", "sweep", "--recipes", "demo", "--jobs=0", f"--workdir={tmp_path}", check=False)
+    assert done.returncode == 2 and "--jobs must be 1 or more" in done.stderr
+
+
+class Result:
+    def __init__(self, top1, steps=(10, 20)):
+        self.top1, self.training_s = top1, 5.0
+        self.config = {"plan": {"steps_per_epoch": 10}}
+        self.lines = [{"step": s, "val_num_images": 5, "val_top1": top1 + s, "val_top5": 9.0} for s in steps]
+
+
+def test_differences_are_over_the_seeds_that_both_have_and_one_seed_has_no_interval():
+    results = {"a": {0: Result(1.0), 1: Result(2.0), 2: Result(4.0)}, "none": {}, "b": {1: Result(5.0), 2: Result(8.0)}}
+    a, b = rows_of(results)
+    assert (a.seeds, a.difference, a.p) == (3, None, None) and (b.seeds, b.difference) == (2, 3.5)
+    assert b.p == pytest.approx(stats.ttest_rel([5.0, 8.0], [2.0, 4.0]).pvalue)
+    (one,) = rows_of({"x": {0: Result(1.0)}})
+    assert (one.low, one.difference_low, one.p) == (None, None, None)
+    lines = markdown([a, b]).splitlines()
+    assert len({len(line) for line in lines}) == 1 and "+3.50" in lines[3]
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [0.3, -0.2, 0.5], [5.0, 5.1, 4.9, 5.05, 5.2], [1e-3, -1e-3, 2e-3] * 10])
+def test_p_is_scipys(values):
+    assert paired_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-7)
+    assert paired_p([2.0, 2.0]) is None and paired_p([0.0, 0.0]) is None
+
+
+def test_curves_are_means_with_bands_at_the_epochs_that_all_seeds_have():
+    by_seed = {0: Result(1.0, steps=(10, 20, 30)), 1: Result(3.0)}
+    epochs, means, lows, highs = curve_of(by_seed)
+    assert (epochs, means) == ([1.0, 2.0], [12.0, 22.0])
+    low, high = stats.t.interval(0.95, 1, loc=12, scale=stats.sem([11.0, 13.0]))
+    assert (lows[0], highs[0]) == pytest.approx((low, high), rel=1e-3)
+    (axes,) = draw({"first": by_seed, "second": {0: Result(7.0)}}).axes
+    assert [line.get_label() for line in axes.lines] == ["first", "second"]
+    assert list(axes.lines[0].get_ydata()) == means and len(axes.collections) == 2
+    assert curve_of({}) == ([], [], [], [])
+
+
+def test_nothing_is_started_where_all_is_finished():
+    class Done:
+        def is_done(self):
+            return True
+
+    assert run_missing([Done(), Done()], jobs=3) == []

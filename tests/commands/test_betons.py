@@ -1,0 +1,149 @@
+"""`adopt` and `check`: a .beton of stock FFCV trains as one of ours, and what is damaged is named by number."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.conftest import write_images
+from vitkd_ds import cli
+from vitkd_ds.commands.pack import pack
+from vitkd_ds.config.run import DataConfig
+from vitkd_ds.data.beton.ffcv import IntField, RGBImageField
+from vitkd_ds.data.beton.format import check_beton, read_beton, read_tables
+from vitkd_ds.data.beton.side_file import side_path
+from vitkd_ds.data.image_file import load_rgb
+from vitkd_ds.data.loader import build_loader
+from vitkd_ds.data.sources import open_source
+
+NUM_IMAGES = 90
+
+
+class Slow(list):
+    """Samples that take a while, so that FFCV's processes take turns."""
+
+    def __getitem__(self, i):
+        time.sleep(0.01)
+        return super().__getitem__(i)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same images packed by us as pixels, and written by stock FFCV in three processes, each a few at a time."""
+    from ffcv.writer import DatasetWriter  # after the door to FFCV, which undoes its effects on the process
+
+    root = tmp_path_factory.mktemp("files")
+    ours = pack(write_images(root / "images", NUM_IMAGES), root / "ours.beton", write_mode="raw", workers=1).path
+    source = open_source(root / "images")
+    samples = Slow((load_rgb(source.read(i)), int(label)) for i, label in enumerate(source.labels))
+    for mode in ("raw", "jpg"):
+        for _ in range(10):  # on a busy machine the first process may write all images before the second is there
+            fields = {"image": RGBImageField(mode), "label": IntField()}
+            writer = DatasetWriter(str(root / f"{mode}.beton"), fields, num_workers=3, page_size=2**23)
+            writer.from_indexed_dataset(samples, chunksize=7)
+            if is_mixed(root / f"{mode}.beton"):
+                break
+    (root / "classes.txt").write_text("a\nb\n")
+    return root, ours
+
+
+def is_mixed(path):
+    """Whether the images do not lie in the order of their numbers, as FFCV's processes took turns."""
+    return bool((np.diff(read_tables(path).allocations["sample"].astype(np.int64)) < 0).any())
+
+
+@pytest.fixture
+def stock(files, tmp_path):
+    """A copy of FFCV's files and of the list of classes."""
+    for name in ("raw.beton", "jpg.beton", "classes.txt"):
+        shutil.copy(files[0] / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def vitkd_ds(monkeypatch, capsys):
+    """Run a command in this process: its exit code, and what it said."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["vitkd-ds", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return ended.code, capsys.readouterr().err
+        return 0, capsys.readouterr().out
+
+    return run
+
+
+def test_an_adopted_file_gives_the_micro_batches_that_our_own_gives(files, stock, vitkd_ds):
+    path, before = stock / "raw.beton", (stock / "raw.beton").read_bytes()
+    code, said = vitkd_ds("adopt", path, "--classes", stock / "classes.txt")
+    assert code == 0 and f"{path}: {NUM_IMAGES} images in 2 classes" in said and path.read_bytes() == before
+    assert is_mixed(path), "or this test tests nothing"
+    batches = []
+    for train in (files[1], path):
+        data = DataConfig(train=str(train), val=str(train), image_size=24, num_classes=2)
+        batches.append([*build_loader(data, split="train", micro_batch_size=10, seed=3).epoch(0)])
+    assert len(batches[0]) == 9
+    for (images, labels), (other_images, other_labels) in zip(*batches, strict=True):
+        assert torch.equal(images, other_images) and torch.equal(labels, other_labels)
+
+
+def test_the_side_file_says_what_is_known(stock, vitkd_ds):
+    for name, options, is_shuffled in (("raw", [], False), ("jpg", ["--shuffled"], True)):
+        assert vitkd_ds("adopt", stock / f"{name}.beton", "--classes", stock / "classes.txt", *options)[0] == 0
+        info = check_beton(stock / f"{name}.beton")
+        assert (info.write_mode, info.shuffled, info.classes) == (name, is_shuffled, ("a", "b"))
+        assert (info.max_height, info.max_width, info.quality) == (90, 100, 0)
+        assert vitkd_ds("check", info.path) == (0, f"{info.path}: all {NUM_IMAGES} images are whole\n")
+    code, said = vitkd_ds("adopt", stock / "jpg.beton", "--classes", stock / "classes.txt")
+    assert code == 2 and "must have no side file yet" in said
+
+
+@pytest.mark.parametrize("names, message", [
+    ("a\n", r"labels in \[0, 1\), but that of image 45 is 1"), ("a\na\n", "name each class once"),
+    (None, "needs --classes"),
+])  # fmt: skip
+def test_unfit_classes_are_refused_and_nothing_is_written(stock, vitkd_ds, names, message):
+    (stock / "classes.txt").write_text(names or "")
+    options = ["--classes", stock / "classes.txt"] if names else []
+    code, said = vitkd_ds("adopt", stock / "raw.beton", *options)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(said)
+    assert code == 2 and not side_path(stock / "raw.beton").exists()
+
+
+def test_images_that_do_not_decode_are_refused_when_they_are_adopted_and_changed_ones_when_they_are_checked(
+    stock, vitkd_ds
+):
+    path, content = stock / "jpg.beton", bytearray((stock / "jpg.beton").read_bytes())
+    places = read_tables(path).metadata["offset"].astype(int)
+    cut = bytearray(content)
+    cut[places[5] : places[5] + 200] = bytes(200)
+    path.write_bytes(cut)
+    words = ["adopt", path, "--classes", stock / "classes.txt"]
+    code, said = vitkd_ds(*words)
+    assert code == 2 and f"all {NUM_IMAGES} images of" in said and "1 do not: image 5 is a damaged JPEG" in said
+    assert not side_path(path).exists()
+    path.write_bytes(content)
+    assert vitkd_ds(*words)[0] == 0
+    for row in range(20, 32):
+        content[places[row] + 2] ^= 1
+    path.write_bytes(content)
+    code, said = vitkd_ds("check", path)
+    assert code == 2 and "but 12 do not: image 20 has other bytes than when it was packed" in said
+    assert "image 29 " in said and "image 30 " not in said and "and 2 more: copy the file again" in said
+    assert read_beton(path)[0].num_images == NUM_IMAGES, "the tables are whole"
+
+
+def test_a_file_without_a_side_file_or_with_another_is_told_apart_from_a_damaged_one(stock, vitkd_ds):
+    code, said = vitkd_ds("check", stock / "raw.beton")
+    assert code == 2 and "must have its side file" in said and "vitkd-ds adopt" in said
+    code, said = vitkd_ds("adopt", stock / "no.beton", "--classes", stock / "classes.txt")
+    assert code == 2 and "found no file at" in said
+    side_path(stock / "raw.beton").write_text(json.dumps({"mine": 1}))
+    assert vitkd_ds("adopt", stock / "raw.beton", "--classes", stock / "classes.txt")[0] == 2
+    assert json.loads(side_path(stock / "raw.beton").read_text()) == {"mine": 1}

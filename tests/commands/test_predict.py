@@ -1,0 +1,149 @@
+"""`vitkd-ds predict` and `load_student`: by hand with timm's own transform, and to the last bit as in evaluation."""
+
+import csv
+import io
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from tests.commands.test_evaluate import write_export
+from tests.commands.test_probe import write_student
+from vitkd_ds import cli, load_student
+from vitkd_ds.commands import predict as module
+from vitkd_ds.commands.exported import open_exported
+from vitkd_ds.commands.pack import pack
+from vitkd_ds.commands.predict import predict
+from vitkd_ds.commands.probe import pooled_features
+from vitkd_ds.data.demo import CLASSES
+from vitkd_ds.data.loader import build_loader
+
+SIZES = [(40, 31), (28, 28), (29, 90), (64, 28), (33, 33)]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images of several shapes, one of them a folder deeper."""
+    (tmp_path / "photos" / "deeper").mkdir(parents=True)
+    pixels = np.random.default_rng(3)
+    for number, (height, width) in enumerate(SIZES):
+        place = tmp_path / "photos" / ("deeper" if number == 4 else "") / f"{number}.png"
+        Image.fromarray(pixels.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(place)
+    return tmp_path / "photos"
+
+
+def write_cropped(folder, crop_fraction, interpolation):
+    """An exported student that wants its images cut so, and whose weights answer differently from image to image."""
+    write_export(folder)
+    described = json.loads((folder / "student.json").read_text())
+    described |= {"val_crop_fraction": crop_fraction, "interpolation": interpolation}
+    described["args"]["pretrained_cfg_overlay"] = described["normalization"] | {
+        "input_size": [3, 28, 28], "crop_pct": crop_fraction, "interpolation": interpolation,
+    }  # fmt: skip
+    (folder / "student.json").write_text(json.dumps(described))
+
+
+def table(lines):
+    """The head and the rows of CSV."""
+    head, *rows = csv.reader(io.StringIO("\n".join(lines)))
+    return head, rows
+
+
+def paths_of(photos):
+    return [photos / f"{number}.png" for number in range(4)] + [photos / "deeper" / "4.png"]
+
+
+def by_hand(student, paths):
+    """Probabilities [N, 10] that timm and Pillow alone give, with what the loaded model says of its images."""
+    model = load_student(str(student))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.no_grad():
+        return model(torch.stack([transform(Image.open(path)) for path in paths])).softmax(1)
+
+
+@pytest.mark.parametrize("crop_fraction, interpolation", [(1.0, "bicubic"), (0.875, "bilinear")])
+def test_a_folder_gives_a_csv_of_the_likeliest_classes_as_timm_sees_them(
+    tmp_path, photos, crop_fraction, interpolation
+):
+    write_cropped(tmp_path / "student", crop_fraction, interpolation)
+    head, rows = table(predict(str(tmp_path / "student"), [str(photos)], top=3))
+    assert head == ["image", *(f"{what}_{i}" for i in (1, 2, 3) for what in ("class", "probability"))]
+    assert [row[0] for row in rows] == [str(path) for path in paths_of(photos)]
+    expected = by_hand(tmp_path / "student", paths_of(photos)).topk(3)
+    for row, parts, labels in zip(rows, *expected, strict=True):
+        assert row[1::2] == [CLASSES[label] for label in labels]
+        assert list(map(float, row[2::2])) == pytest.approx(parts.tolist(), abs=2e-4)
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_features_are_those_of_evaluation_to_the_last_bit_also_from_several_processes(
+    tmp_path, photos, monkeypatch, backend
+):
+    write_student(tmp_path / "student")
+    pack(photos, tmp_path / "x.beton", labels="none", write_mode="raw", max_resolution=0)
+    exported = open_exported(str(tmp_path / "student"))
+    data = exported.data(str(tmp_path / "x.beton"), num_classes=0, backend=backend)
+    expected, _ = pooled_features(exported.model(), build_loader(data, split="val", micro_batch_size=2))
+    monkeypatch.setattr(module, "MICRO_BATCH", 2)
+    head, rows = table(predict(str(tmp_path / "student"), [str(photos)]))
+    assert head == ["image", *(f"feature_{i}" for i in range(64))]
+    assert torch.equal(torch.tensor([list(map(float, row[1:])) for row in rows]), expected)
+
+
+def test_files_give_text_in_their_order_and_classes_or_features_as_asked(tmp_path, photos):
+    write_export(tmp_path / "student", classes=["a\nb", *CLASSES[1:]])
+    names = [str(photos / "1.png"), str(photos / "0.png")]
+    lines = "\n".join(predict(str(tmp_path / "student"), names, top=99)).splitlines()
+    assert lines[0] == names[0] and lines[11] == names[1] and len(lines) == 22
+    shares = [float(line.split()[0]) for line in lines[1:11]]
+    assert sum(shares) == pytest.approx(1, abs=1e-3) and shares == sorted(shares, reverse=True)
+    assert {line.split("  ")[2] for line in lines[1:11]} == {r"a\nb", *CLASSES[1:]}
+    head, rows = table(predict(str(tmp_path / "student"), names, features=True))
+    assert len(head) == 65 and [row[0] for row in rows] == names
+
+
+def test_what_cannot_be_decoded_is_named_and_left_out(tmp_path, photos, caplog):
+    write_export(tmp_path / "student")
+    (photos / "2.png").write_bytes(b"no image")
+    with caplog.at_level(logging.WARNING):
+        _, rows = table(predict(str(tmp_path / "student"), [str(photos)]))
+    assert [os.path.basename(row[0]) for row in rows] == ["0.png", "1.png", "3.png", "4.png"]
+    assert f"cannot be decoded: {photos}/2.png: ValueError: it is no image" in caplog.text
+    with pytest.raises(ValueError, match="2.png must be an image that can be decoded, found none: give others"):
+        [*predict(str(tmp_path / "student"), [str(photos / "2.png")])]
+
+
+@pytest.mark.parametrize("words, options, message", [
+    (["none.png"], {}, "every image must be a file or a folder, found nothing at 'none.png': check the path"),
+    (["{}/empty"], {}, "a folder without classes must hold images .* found none in '.*empty': check the path"),
+    (["{}/photos"], {"top": 0}, "--top must be 1 or more, found 0: give the number of classes to name per image"),
+])  # fmt: skip
+def test_what_cannot_be_asked_is_refused(tmp_path, photos, words, options, message):
+    write_export(tmp_path / "student")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=message):
+        [*predict(str(tmp_path / "student"), [word.format(tmp_path) for word in words], **options)]
+
+
+def test_the_command_prints_csv_and_nothing_else_also_of_names_that_are_no_text(tmp_path, photos, capfdbinary):
+    write_export(tmp_path / "student")
+    name = os.fsencode(photos) + b'/a,"\xff.png'
+    (photos / "1.png").rename(os.fsdecode(name))
+    cli.predict(str(tmp_path / "student"), str(photos), top="1")
+    head, *rows = csv.reader(io.StringIO(capfdbinary.readouterr().out.decode(errors="surrogateescape")))
+    assert head == ["image", "class_1", "probability_1"] and len(rows) == 5
+    assert os.fsdecode(name) in [row[0] for row in rows]
+
+
+def test_a_loaded_student_is_the_one_that_was_exported_in_eval_mode(tmp_path):
+    model = write_export(tmp_path / "student")
+    loaded, images_BCHW = load_student(tmp_path / "student"), torch.randn(2, 3, 28, 28)
+    assert not loaded.training and loaded.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
+    assert torch.equal(loaded(images_BCHW), model(images_BCHW))
+    with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
+        load_student(tmp_path)

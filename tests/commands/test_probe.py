@@ -1,0 +1,122 @@
+"""`vitkd-ds eval --knn --probe`: features by hand, with timm and Pillow alone, and the data that it refuses."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.commands.test_evaluate import MEAN, MODEL, STD
+from tests.conftest import run_command
+from vitkd_ds.commands.evaluate import evaluate_exported
+from vitkd_ds.commands.pack import pack
+from vitkd_ds.data.demo import CLASSES
+from vitkd_ds.data.torchvision import open_beton
+from vitkd_ds.recipes.demo import STUDENT_ARGS
+from vitkd_ds.train.probe import knn_votes, linear_probe, top1
+
+
+def write_student(folder, *, num_classes=0):
+    """An exported student with random weights, and the model itself."""
+    torch.manual_seed(0)
+    args = {"img_size": 28, "num_classes": num_classes, **STUDENT_ARGS}
+    model = timm.create_model(MODEL, **args | {"num_classes": 10}).eval()
+    if not num_classes:
+        model.reset_classifier(0)  # with the weights, else, of the one that has a classifier
+    torch.nn.init.normal_(model.patch_embed.proj.weight, std=0.3)  # features that differ from image to image
+    folder.mkdir(exist_ok=True)
+    save_file(model.state_dict(), folder / "student.safetensors")
+    described = {
+        "model": MODEL, "args": args, "normalization": {"mean": MEAN, "std": STD}, "image_size": 28,
+        "val_crop_fraction": 1.0, "interpolation": "bicubic", "classes": list(CLASSES[:num_classes]),
+    }  # fmt: skip
+    (folder / "student.json").write_text(json.dumps(described))
+    return model
+
+
+@pytest.fixture(scope="module")
+def others(small_beton, tmp_path_factory):
+    """40 images in five classes, packed with the ten classes in their order, backwards, and without labels."""
+    folder, pixels = tmp_path_factory.mktemp("others"), np.random.default_rng(7)
+    for name in CLASSES[:5]:
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            image = Image.fromarray(pixels.integers(0, 256, (28, 28, 3), dtype=np.uint8))
+            image.save(folder / "images" / name / f"{i}.png")
+    (folder / "backwards.txt").write_text("\n".join(CLASSES[::-1]))
+    for name, options in (("forwards", {"classes": str(small_beton)}), ("none", {"labels": "none"}),
+                          ("backwards", {"classes": str(folder / "backwards.txt")})):  # fmt: skip
+        pack(folder / "images", folder / f"{name}.beton", write_mode="raw", max_resolution=0, workers=1, **options)
+    return folder
+
+
+def by_hand(model, beton):
+    """The class token after the final norm, and the label, of each image of a file."""
+    source, _ = open_beton(beton)
+    images = [np.asarray(Image.open(io.BytesIO(source.read(i))).convert("RGB")) / 255 for i in range(len(source.names))]
+    with torch.no_grad():
+        inputs = torch.stack([torch.from_numpy((image - MEAN) / STD).permute(2, 0, 1).float() for image in images])
+        return model.forward_features(inputs)[:, 0], torch.tensor(source.labels)
+
+
+@pytest.mark.parametrize("num_classes", [0, 10])
+def test_a_student_is_asked_by_its_class_token_with_a_classifier_or_without(tmp_path, small_beton, others, num_classes):
+    model = write_student(tmp_path / "student", num_classes=num_classes)
+    (train, labels), (val, val_labels) = by_hand(model, small_beton), by_hand(model, others / "forwards.beton")
+    expected = linear_probe(train, labels, val, num_classes=10)
+    options = {"train": str(small_beton), "val": str(others / "forwards.beton"), "micro_batch_size": 7}
+    found = evaluate_exported(str(tmp_path / "student"), knn=True, probe=True, **options)
+    assert found == {
+        "num_train": 60, "num_images": 40, "knn_top1": top1(knn_votes(train, labels, val, num_classes=10), val_labels),
+        "probe_top1": top1(expected.logits_MK, val_labels), "probe_lr": expected.lr,
+    }  # fmt: skip
+    assert found["knn_top1"] != found["probe_top1"], "the two would not be told apart"
+    both = {"num_train", "num_images"}
+    assert evaluate_exported(str(tmp_path / "student"), knn=True, **options).keys() == both | {"knn_top1"}
+    assert evaluate_exported(str(tmp_path / "student"), probe=True, **options).keys() == both | {
+        "probe_top1", "probe_lr"
+    }  # fmt: skip
+
+
+def test_labels_are_compared_by_name_and_the_command_prints_what_it_found(tmp_path, small_beton, others):
+    write_student(tmp_path / "student")
+    values = [evaluate_exported(str(tmp_path / "student"), knn=True, train=str(small_beton), val=str(path))
+              for path in (others / "forwards.beton", others / "backwards.beton")]  # fmt: skip
+    assert values[0] == values[1]
+    words = ["--knn", "--probe", "--train", small_beton, f"--val={others / 'backwards.beton'}"]
+    printed = run_command("vitkd-ds", "eval", tmp_path / "student", *words).stdout.splitlines()
+    assert [line.split()[0] for line in printed] == ["num_train", "num_images", "knn_top1", "probe_top1", "probe_lr"]
+    assert printed[2].split()[1] == f"{values[0]['knn_top1']:.2f}" and len(printed[4].split()[1]) == 6
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"train": "", "val": "{}/none.beton"}, "--train must name labelled images, found no run beside .*student"),
+    ({"train": "{}/none.beton", "val": "demo"}, "--train must name images with labels of two or more classes"),
+    ({"train": "demo", "val": "{}/none.beton"}, "--val must name images with labels of two or more classes"),
+    ({"train": "demo", "val": "demo", "teacher": "runs/x"}, "--teacher does not belong to --knn and --probe"),
+    ({"train": "{}/images", "val": "demo"}, "train is a folder, .* found no .*images.beton': pack it now"),
+    ({"train": "demo", "val": "demo", "knn": False}, "--train belongs to --knn and --probe, found neither"),
+])  # fmt: skip
+def test_what_cannot_be_asked_is_refused(tmp_path, others, demo_cache, options, message):
+    write_student(tmp_path / "student")
+    options = {"knn": True} | {key: value.format(others) if isinstance(value, str) else value
+                               for key, value in options.items()}  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        evaluate_exported(str(tmp_path / "student"), **options)
+
+
+def test_a_student_without_a_classifier_is_compared_with_a_teacher_by_features(tmp_path, small_beton, others):
+    for name, num_classes in (("student", 0), ("teacher", 10)):
+        write_student(tmp_path / name, num_classes=num_classes)
+    for val in (small_beton, others / "none.beton"):
+        found = evaluate_exported(str(tmp_path / "student"), val=str(val), teacher=str(tmp_path / "teacher"))
+        assert found.keys() == {"num_images", "cka", "cka_patches"} and found["num_images"] in (60, 40)
+        assert found["cka"] == pytest.approx(1) and found["cka_patches"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="is evaluated by --knn and --probe, or by how it agrees with a teacher"):
+        evaluate_exported(str(tmp_path / "student"), val=str(small_beton))
+    with pytest.raises(ValueError, match="data.val must have labels, as the student has classes, found none"):
+        evaluate_exported(str(tmp_path / "teacher"), val=str(others / "none.beton"))

@@ -1,0 +1,161 @@
+"""A run that is watched from its folder: what is said of a job that works, dies and goes on, and of the end."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.conftest import (
+    ROOT,
+    everything_on,
+    finish_ranks,
+    metrics_of,
+    run_command,
+    start_ranks,
+    wait_for_steps,
+    wait_until,
+)
+from vitkd_ds.checkpoint.lock import RunLock
+from vitkd_ds.commands import watch
+from vitkd_ds.train import console
+
+CONFIG = {"plan": {"total_steps": 30}}
+
+
+class Watched:
+    """A run folder made by hand, and what `watch` says of it in a thread."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.said, self.summary = folder, [], None
+        monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.01)
+        monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
+        folder.mkdir()
+        self.write("config.json", CONFIG)
+        self.handler = logging.Handler()
+        self.handler.emit = lambda record: self.said.append(record.getMessage())
+        logging.getLogger("vitkd_ds").addHandler(self.handler)
+        logging.getLogger("vitkd_ds").setLevel(logging.INFO)
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        self.summary = watch.watch(str(self.folder))
+
+    def write(self, name, content):
+        """Write as a run does: whole."""
+        (self.folder / ".new").write_text(json.dumps(content))
+        (self.folder / ".new").replace(self.folder / name)
+
+    def log(self, *lines, anew=False):
+        if anew:
+            (self.folder / "metrics.jsonl").unlink()
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def until(self, text):
+        for _ in range(1000):
+            if any(text in line for line in [*self.said]):
+                return
+            self.thread.join(0.01)
+        pytest.fail(f"{text!r} was not said, but {self.said}")
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    made = Watched(tmp_path / "run", monkeypatch)
+    yield made
+    (made.folder / "summary.json").write_text("{}")
+    (made.folder / "done").touch()
+    made.thread.join(10)
+    logging.getLogger("vitkd_ds").removeHandler(made.handler)
+
+
+def step(number, **values):
+    return {"step": number, "total": 0.5, "images_per_s": 100.0, "s_per_step": 2.0} | values
+
+
+def test_steps_and_evaluations_are_said_as_the_run_says_them_and_its_end_ends_it(watched):
+    watched.until(f"no job works on {watched.folder}: waiting for the command that goes on")
+    lock = RunLock(watched.folder)
+    lock.acquire()
+    watched.until(f"process {os.getpid()} on ")
+    watched.log(step(10), {"step": 10, "val_num_images": 64.0, "val_top1": 12.5, "val_cka": None})
+    watched.until("step 10/30  100 images/s  eta 0:00:40  total 0.5")
+    watched.until("step 10/30  val_num_images 64  val_top1 12.5")
+    with (watched.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "tot')  # a line that is being written
+        file.flush()
+        watched.thread.join(0.1)
+        file.write('al": 0.25}\n')
+    watched.until("step 20/30  total 0.25")
+    watched.write("summary.json", {"student_top1": 50.0})
+    watched.log(step(30), {"step": 30, "val_num_images": 64.0, "val_top1": 50.0})
+    lock.release()
+    (watched.folder / "done").touch()
+    watched.thread.join(10)
+    assert watched.summary == {"student_top1": 50.0}
+    assert "step 30/30  val_num_images 64  val_top1 50" in watched.said
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_followed_and_says_each_evaluation_once(watched):
+    evaluated = {"step": 10, "val_num_images": 64.0, "val_top1": 12.5}
+    watched.log(step(10), evaluated, step(15))
+    watched.until("step 15/30")
+    watched.write("config.json", {"plan": {"total_steps": 60}})
+    watched.log(step(10), evaluated, step(12), anew=True)
+    watched.until("step 12/60")
+    watched.log(step(20), {"step": 20, "val_num_images": 64.0, "val_top1": 25.0})
+    watched.until("step 20/60  val_num_images 64  val_top1 25")
+    assert sum("val_top1 12.5" in line for line in watched.said) == 1
+
+
+@pytest.mark.parametrize("holder, silent_s, said", [
+    ({"pid": 2**22 + 7}, 0, "is gone, or cut off, without an end of"),
+    ({"machine": "another"}, 0, " works on "), ({"machine": "another"}, 90, "is gone, or cut off, without an end of"),
+])  # fmt: skip
+def test_a_job_without_a_sign_of_life_is_told_from_one_that_lives(watched, holder, silent_s, said):
+    lock = RunLock(watched.folder)
+    (watched.folder / ".lock").write_text(json.dumps(lock.me | holder))
+    seconds = (watched.folder / ".lock").stat().st_mtime - silent_s
+    os.utime(watched.folder / ".lock", (seconds, seconds))
+    (watched.folder / ".lock").replace(watched.folder / "lock")
+    watched.until(said)
+    assert not any("is gone" in line for line in watched.said) or "gone" in said
+
+
+def test_what_is_no_run_is_refused_and_a_finished_one_ends_at_once(whole_run, tmp_path):
+    done = run_command("vitkd-ds", "watch", tmp_path / "none", check=False)
+    assert done.returncode == 2 and "none must be a run folder, found no config.json in it: give" in done.stderr
+    done = run_command("vitkd-ds", "watch", whole_run)
+    assert done.stdout.startswith(f"{whole_run}: done, ") and "step 30/30  val_num_images 64" in done.stderr
+    assert json.loads(done.stdout.partition("done, ")[2]) == json.loads((whole_run / "summary.json").read_text())
+
+
+@pytest.mark.long
+def test_a_real_run_is_watched_over_a_kill_to_its_end(small_beton, tmp_path, demo_cache):
+    workdir = tmp_path / "run"
+    command = ("train.py", *everything_on(workdir, small_beton))
+    ranks = start_ranks(1, *command)
+    wait_for_steps(ranks, workdir, 6)
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "RANK": "0"}
+    words = [sys.executable, "-m", "vitkd_ds", "watch", str(workdir)]
+    with (tmp_path / "errors").open("w") as errors, (tmp_path / "said").open("w") as said:
+        watching = subprocess.Popen(words, env=environ, stdout=said, stderr=errors)
+    wait_until(lambda: " works on " in (tmp_path / "errors").read_text(), [watching])
+    ranks[0].send_signal(signal.SIGKILL)
+    ranks[0].communicate()
+    wait_until(lambda: "is gone, or cut off" in (tmp_path / "errors").read_text(), [watching])
+    finish_ranks(start_ranks(1, *command))
+    assert watching.wait(60) == 0 and f"{workdir}: done, " in (tmp_path / "said").read_text()
+    errors = (tmp_path / "errors").read_text()
+    assert errors.count("val_top1") == sum("val_top1" in line for line in metrics_of(workdir))
+
+
+def test_it_comes_without_torch():
+    code = "import sys, vitkd_ds.commands.watch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

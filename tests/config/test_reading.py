@@ -1,0 +1,122 @@
+"""Files whose disk fails: read again a few times, and never taken for damaged."""
+
+import os
+import time
+
+import pytest
+
+from tests.checkpoint.test_load import make
+from tests.data.conftest import write_beton
+from tests.faults import run_on_a_failing_disk
+from vitkd_ds.config import reading
+from vitkd_ds.config.reading import Unreadable, load_json, patiently
+
+
+def test_what_is_no_file_is_said_at_once_and_brackets_without_end_are_no_json(tmp_path):
+    started = time.monotonic()
+    for path, error in ((tmp_path / "none", FileNotFoundError), (tmp_path, IsADirectoryError)):
+        with pytest.raises(error):
+            load_json(path)
+    (tmp_path / "deep").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        load_json(tmp_path / "deep")
+    assert time.monotonic() - started < 0.5
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_and_else_an_error_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "WAITS_S", (0.01, 0.02))
+    path = tmp_path / "x"
+    path.symlink_to("/proc/self/mem")  # the kernel's EIO
+    with pytest.raises(Unreadable, match=r"x must be readable, found \[Errno 5\] .*, 3 times in 0 s: check its disk"):
+        load_json(path)
+    attempts = []
+
+    def read():
+        attempts.append(1)
+        if len(attempts) == 2:
+            path.unlink()
+            path.write_text("[1]")
+        return path.read_bytes()
+
+    assert patiently(read, path) == b"[1]" and len(attempts) == 2
+
+
+CHECKPOINTS = """
+from vitkd_ds.checkpoint.load import find, newest_whole
+from vitkd_ds.config.reading import Unreadable
+workdir = Path(sys.argv[1])
+for name in ("step00000002/manifest.json", "step00000002/a", "step00000002/zero", "checkpoints/latest"):
+    for times in (1, 2, 3):
+        fail(name, times)
+        try:
+            print(newest_whole(find("auto", workdir)).tag[-1], library.left())
+        except Unreadable as error:
+            print(type(error).__name__, library.left())
+        fail(name, 0)
+"""
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_passed_over_for_an_older_one(tmp_path):
+    make(tmp_path, 1, 2)
+    said = run_on_a_failing_disk(tmp_path, CHECKPOINTS, tmp_path).splitlines()
+    assert said == ["2 0", "2 0", "Unreadable 0"] * 4
+
+
+IMAGES = """
+import logging
+import numpy as np
+from vitkd_ds.config.reading import Unreadable
+from vitkd_ds.config.run import DataConfig
+from vitkd_ds.data.beton.format import read_beton
+from vitkd_ds.data.loader import build_loader
+path = sys.argv[1]
+for name in ("x.beton", "x.beton.json"):
+    for times in (1, 2, 3):
+        fail(name, times)
+        try:
+            print("opened", len(read_beton(path)[1]), library.left())
+        except Unreadable:
+            print("unreadable", library.left())
+for backend in ("ffcv", "torchvision"):
+    data = DataConfig(train=path, val=path, num_classes=2, image_size=16, backend=backend, num_workers=1)
+    loader = build_loader(data, split="val", micro_batch_size=4)
+    (whole, _), *_ = loader.epoch(0)
+    for times in (2, 10**6):
+        loader = build_loader(data, split="val", micro_batch_size=4)
+        fail("x.beton", times)
+        try:
+            (found, _), *_ = loader.epoch(0)
+            print(backend, (found == whole).all().item())
+        except Unreadable as error:
+            print(backend, str(error).replace(path, "x"))
+        fail("x.beton", 0)
+"""
+
+
+def test_images_and_their_tables_are_read_again_and_a_disk_that_stays_away_is_no_damage(tmp_path):
+    path = write_beton(tmp_path, 8)
+    said = run_on_a_failing_disk(tmp_path, IMAGES, path).splitlines()
+    assert said[:6] == ["opened 8 0", "opened 8 0", "unreadable 0"] * 2
+    failed = "each image of 'x' must be read, but the disk failed at 0, 1, 2, 3, 2 times again: check it, and the same"
+    assert said[6:] == [
+        line for backend in ("ffcv", "torchvision")
+        for line in (f"{backend} True", f"{backend} {failed} command goes on")
+    ]  # fmt: skip
+
+
+TRAIN = """
+sys.argv = ["train.py", *sys.argv[2:]]
+from vitkd_ds.cli import train_main
+fail("x.beton.json", 10**6)
+try:
+    train_main()
+except SystemExit as ended:
+    print("code", ended.code)
+"""
+
+
+def test_a_start_that_cannot_read_its_images_ends_with_code_1_and_a_sentence(tmp_path):
+    path = write_beton(tmp_path, 8)
+    options = (f"--data.train={path}", f"--data.val={path}", "--data.num_classes=0", f"--workdir={tmp_path}/run")
+    assert run_on_a_failing_disk(tmp_path, TRAIN, "", "--recipe=demo_plain", "--debug", *options) == "code 1\n"
+    assert not os.path.exists(tmp_path / "run")

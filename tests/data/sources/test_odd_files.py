@@ -1,0 +1,60 @@
+"""Files that sources meet outside of textbooks: links in tars, tars one behind the other, pipes and devices."""
+
+import os
+import tarfile
+
+import pytest
+
+from tests.data.sources.test_sources import WNIDS, everything, jpeg, refused, tar_bytes, tree, write_tar
+from vitkd_ds.data.sources import open_source
+
+
+def with_link(path, name, target, *, kind=tarfile.LNKTYPE):
+    """Add a link to a tar."""
+    with tarfile.open(path, "a") as tar:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        tar.addfile(info)
+    return path
+
+
+def test_a_hard_link_inside_a_tar_is_its_file_and_other_members_that_are_none_are_counted(tmp_path, caplog):
+    members = [("0.jpg", jpeg(0)), ("0.cls", b"1"), ("1.jpg", jpeg(1)), ("1.cls", b"0")]
+    path = write_tar(tmp_path / "s.tar", members)
+    with_link(with_link(path, "2.jpg", "0.jpg"), "2.cls", "1.cls")
+    assert everything(open_source(path)) == [("1", jpeg(0)), ("0", jpeg(1)), ("0", jpeg(0))] and not caplog.text
+    train = write_tar(tmp_path / "n01440764.tar", [("a.JPEG", jpeg(3))])
+    whole = write_tar(tmp_path / "t.tar", [(train.name, with_link(train, "b.JPEG", "a.JPEG").read_bytes())])
+    assert everything(open_source(whole)) == [(WNIDS[0], jpeg(3))] * 2, "also in a tar inside a tar"
+    with_link(with_link(path, "dev/null", "", kind=tarfile.CHRTYPE), "3.jpg", "0.jpg", kind=tarfile.SYMTYPE)
+    assert len(open_source(path).labels) == 3
+    assert f"{str(path)!r}: 2 members are no plain files and left out, the first is 'dev/null'" in caplog.text
+    with_link(path, "4.jpg", "x.jpg")
+    refused(path, match="hold each file before the hard links to it, found '4.jpg' as a link to 'x.jpg'")
+
+
+@pytest.mark.parametrize("zeros", [0, 512, 3 * 2**20])
+def test_tars_one_behind_the_other_in_a_file_are_all_read_and_anything_else_behind_the_end_is_refused(tmp_path, zeros):
+    parts = [tar_bytes([(f"{i}.jpg", jpeg(i)), (f"{i}.cls", b"%d" % i)]) + bytes(zeros) for i in range(3)]
+    path = tmp_path / "s.tar"
+    path.write_bytes(b"".join(parts))
+    assert everything(open_source(path)) == [(str(i), jpeg(i)) for i in range(3)]
+    path.write_bytes(parts[0] + parts[1][: len(jpeg(1))])
+    refused(path, match="s.tar' must")
+    path.write_bytes(parts[0] + b"no tar" * 200)
+    refused(path, match="s.tar' must .*: (it is cut short, )?fetch it again")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_under_an_images_or_a_tars_name_is_refused_at_once(tmp_path):
+    src = tree(tmp_path / "train", "a/x.jpg")
+    (src / "a" / "zero.jpg").symlink_to("/dev/zero")
+    refused(src, match="every image must be a plain file, found none at '.*/a/zero.jpg'")
+    refused(src, labels="none", match="every image must be a plain file, found none at '.*/a/zero.jpg'")
+    (src / "a" / "zero.jpg").unlink()
+    os.mkfifo(src / "a" / "pipe.png")
+    refused(src, match="every image must be a plain file, found none at '.*/a/pipe.png'")
+    (tmp_path / "tars").mkdir()
+    os.mkfifo(tmp_path / "tars" / "s.tar")
+    for path in (tmp_path / "tars", tmp_path / "tars" / "s.tar"):
+        refused(path, match="s.tar' must be a plain file to be read as a tar, found none")

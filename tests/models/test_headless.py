@@ -1,0 +1,27 @@
+"""Student and teacher where the data has no classes: models without a classifier, from files with one."""
+
+import dataclasses
+
+import torch
+
+from tests.models.families import FAMILIES, source_model
+from tests.models.test_build import DATA, save
+from vitkd_ds.config.run import StudentConfig, TeacherConfig
+from vitkd_ds.models.build import build_student, build_teacher
+
+
+def test_where_the_data_has_no_classes_a_classifier_is_left_out_and_all_else_is_loaded(tmp_path, caplog):
+    source, data = source_model("deit"), dataclasses.replace(DATA, num_classes=0)
+    path = save(source.state_dict(), tmp_path)
+    with caplog.at_level("INFO", "vitkd_ds"):
+        student = build_student(StudentConfig(*FAMILIES["deit"], init=str(path)), data, classes=())
+        teacher = build_teacher(TeacherConfig(*FAMILIES["deit"], checkpoint=str(path)), data, needs_logits=False)
+    for role, key, model in (("student", "init", student), ("teacher", "checkpoint", teacher)):
+        assert f"{role}.{key}={path} has 5 classes, the {role} none: the classifier is left out" in caplog.text
+        expected = {name: value for name, value in source.state_dict().items() if not name.startswith("head.")}
+        assert model.num_classes == 0 and model.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    headless = save(student.state_dict(), tmp_path)
+    caplog.clear()
+    build_student(StudentConfig(*FAMILIES["deit"], init=str(headless)), data, classes=())
+    assert "classifier" not in caplog.text

@@ -1,0 +1,170 @@
+"""Training without labels, from packing to k-NN: no label is seen, and what has none trains the same student."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import assert_same_result, metrics_of, run_several
+from vitkd_ds.checkpoint.manifest import read_manifest
+from vitkd_ds.cli import parse_run
+from vitkd_ds.commands.compare import compare
+from vitkd_ds.commands.evaluate import evaluate_exported
+from vitkd_ds.commands.pack import pack
+from vitkd_ds.config.check import check_run
+from vitkd_ds.data.loader import build_loader
+from vitkd_ds.models.features import tap_features
+from vitkd_ds.recipes import build_run
+from vitkd_ds.train.loop import train
+
+WORKING = "vitkd, vkd, spectral, feature, relation"
+
+
+def options(workdir, data, *more):
+    return [
+        "--recipe=demo_label_free", "--debug", f"--workdir={workdir}", f"--data.train={data}", f"--data.val={data}",
+        "--max_steps=21", "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=7",
+        "--checkpoint.keep_last=3", "--eval_every_epochs=1", "--augment.mixup_alpha=0.8", "--augment.cutmix_alpha=1",
+        "--optim.ema_decay=0.5", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unlabelled(small_beton, tmp_path_factory):
+    """The images of small_beton, in its order, without labels."""
+    path = tmp_path_factory.mktemp("unlabelled") / "x.beton"
+    pack(small_beton.parent / "images", path, labels="none", write_mode="raw", max_resolution=0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(small_beton, unlabelled, tmp_path_factory, demo_cache):
+    """Runs on two ranks: labels ignored; on images without labels, also from a checkpoint on."""
+    folder = tmp_path_factory.mktemp("label_free")
+    commands = [
+        options(folder / "ignored", small_beton), options(folder / "none", unlabelled, "--data.labels=use"),
+    ]  # fmt: skip
+    outcomes = run_several(2, folder / "commands", commands)
+    assert not any(outcome["refused"] for outcome in outcomes), outcomes
+    shutil.copytree(folder / "none", folder / "resumed")
+    (folder / "resumed" / "done").unlink()
+    (folder / "resumed" / "checkpoints" / "latest").write_text("step00000014")
+    (outcome,) = run_several(2, folder / "again", [options(folder / "resumed", unlabelled, "--data.labels=use")])
+    assert "step 14 of 21" in outcome["said"]
+    return folder
+
+
+def test_ignored_labels_and_none_train_the_same_student_bit_for_bit_also_from_a_checkpoint(runs):
+    assert_same_result(runs / "ignored", runs / "none")
+    assert_same_result(runs / "resumed", runs / "none")
+
+
+def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agrees_most(runs):
+    lines = [line for line in metrics_of(runs / "none") if "val_num_images" in line]
+    assert [line["step"] for line in lines] == [7, 14, 21] and all(line["val_num_images"] == 60 for line in lines)
+    assert all(0 < line[f"val_{name}"] < 1 for line in lines for name in ("cka", "cka_patches"))
+    keys = {key for line in metrics_of(runs / "none") for key in line}
+    assert not any("top1" in key for key in keys) and not keys & {"ce", "val_agreement"}
+    best = max(lines, key=lambda line: line["val_cka"])
+    assert (runs / "none" / "checkpoints" / "best").read_text() == f"step{best['step']:08}"
+    state = read_manifest(runs / "none" / "checkpoints" / "step00000021")["train_state"]
+    assert state["best_top1"] == pytest.approx(best["val_cka"], rel=1e-6) and state["best_step"] == best["step"]
+    summary = json.loads((runs / "none" / "summary.json").read_text())
+    assert summary["cka"] == pytest.approx(lines[-1]["val_cka"], rel=1e-5)
+    assert summary["cka_patches"] == pytest.approx(lines[-1]["val_cka_patches"], rel=1e-5)
+    assert 0 < summary["student_raw_cka"] != summary["cka"] and "student_top1" not in summary
+    # One process, with the teacher in fp32 and not in bf16.
+    found = evaluate_exported(str(runs / "none"))
+    assert found["cka"] == pytest.approx(summary["cka"], rel=0.03) and found["num_images"] == 60
+    with pytest.raises(ValueError, match="none must have been trained with classes, found data.num_classes=0"):
+        compare(str(runs / "none"))
+
+
+def test_the_student_is_a_timm_model_without_a_head_and_says_what_its_features_are(runs):
+    described = json.loads((runs / "none" / "student.json").read_text())
+    model = timm.create_model(described["model"], **described["args"]).eval()
+    model.load_state_dict(load_file(runs / "none" / "student.safetensors"))
+    assert described["classes"] == [] and model.num_classes == 0 and "cka" in described
+    assert described["features"] == {"pooled": "class token", "num_prefix_tokens": 1, "width": 64}
+    images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pooled = tap_features(model, images, ()).pooled_BD
+        assert torch.equal(pooled, model.forward_features(images)[:, 0]) and torch.equal(pooled, model(images))
+
+
+def test_the_features_are_asked_with_the_data_of_the_run_or_others(runs, small_beton):
+    found = evaluate_exported(str(runs / "ignored"), knn=True)
+    assert found == evaluate_exported(str(runs / "none"), knn=True, train=str(small_beton), val=str(small_beton))
+    assert found["num_train"] == found["num_images"] == 60 and 0 < found["knn_top1"] <= 100
+    with pytest.raises(ValueError, match="--train must name images with labels of two or more classes, found none"):
+        evaluate_exported(str(runs / "none"), knn=True)
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_images_without_labels_open_as_data_without_classes(unlabelled, small_beton, backend):
+    data = replace(build_run("demo").data, train=str(unlabelled), val=str(unlabelled), num_classes=0, backend=backend)
+    loader = build_loader(data, split="val", micro_batch_size=60)
+    assert loader.classes == ()
+    ((images, labels),) = loader.epoch(0)
+    assert labels.tolist() == [0] * 60
+    same = replace(data, train=str(small_beton), val=str(small_beton), labels="ignore")
+    ignoring = build_loader(same, split="val", micro_batch_size=60)
+    ((others, zeros),) = ignoring.epoch(0)
+    assert ignoring.classes == () and torch.equal(images, others) and torch.equal(labels, zeros)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"train": "labelled", "val": "labelled"}, "data.train must have data.num_classes=0 classes, found 10 .* set "
+     "--data.num_classes=10, or train without them with --data.labels=ignore"),
+    ({"val": "labelled"}, "data.val must have no classes but those of data.train, .*: pack both with --labels none, "
+     "ignore them with --data.labels=ignore"),
+    ({"train": "labelled", "num_classes": 10}, "data.val must have labels, as data.train has classes, found none in"),
+])  # fmt: skip
+def test_labels_on_one_side_alone_are_refused(unlabelled, small_beton, changes, message):
+    paths = {"labelled": str(small_beton)}
+    changes = {key: paths.get(value, value) for key, value in changes.items()}
+    files = {"train": str(unlabelled), "val": str(unlabelled)}
+    data = replace(build_run("demo").data, **files | {"num_classes": 0} | changes)
+    with pytest.raises(ValueError, match=message):
+        classes = build_loader(data, split="train", micro_batch_size=4).classes
+        build_loader(data, split="val", micro_batch_size=4, classes=classes)
+
+
+@pytest.mark.parametrize("term, what", [
+    ("ce", "labels"), ("nkd", "labels"), ("dkd", "labels"), ("kd", "logits of a classifier"),
+    ("wttm", "logits of a classifier"), ("dist", "logits of a classifier"),
+    ("distillation_token", "logits of a classifier"),
+])  # fmt: skip
+def test_terms_that_need_labels_or_a_classifier_are_refused_by_name(unlabelled, term, what):
+    flags = {"recipe": "demo_label_free", "debug": "true", f"losses.{term}.weight": "1"}
+    message = rf"losses.{term} needs {what}, but {{}} \(data.num_classes=0\): set --losses.{term}.weight=0, and give a "
+    message += f"weight to one or more of {WORKING}$"
+    with pytest.raises(ValueError, match=message.format("labels are ignored")):
+        parse_run((), dict(flags))
+    files = {"data.train": str(unlabelled), "data.val": str(unlabelled), "data.labels": "use"}
+    with pytest.raises(ValueError, match=message.format("data.train has no labels")):
+        parse_run((), flags | files)
+
+
+@pytest.mark.parametrize("term", WORKING.split(", "))
+def test_each_other_term_is_accepted_alone(term):
+    flags = {"recipe": "demo_label_free", "losses.feature.weight": "0", "losses.relation.weight": "0"}
+    run = parse_run((), flags | {f"losses.{term}.weight": "1"})
+    assert list(run.losses.active()) == [term] and run.data.num_classes == 0
+
+
+def test_a_run_of_python_is_refused_before_any_process_starts():
+    run = build_run("demo_label_free", debug=True)
+    with pytest.raises(ValueError, match="data.num_classes must be 0 where data.labels=ignore, found 10: add"):
+        check_run(replace(run, data=replace(run.data, num_classes=10)))
+    plain = build_run("demo", debug=True)
+    with pytest.raises(ValueError, match="losses.ce needs labels, but data.train has no labels"):
+        train(replace(plain, data=replace(plain.data, num_classes=0)))
+    with pytest.raises(ValueError, match="must have at least one term|have at least one term"):
+        parse_run((), {"recipe": "demo_label_free", "teacher": "none"})
+    assert parse_run((), {"recipe": "images", "data.train": "demo", "data.val": "demo", "teacher": "none",
+                          "data.image_size": "28"}).data.num_classes == 10  # fmt: skip

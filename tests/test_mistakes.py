@@ -1,0 +1,13 @@
+"""The list of deliberate mistakes fits the package as it is; `make mistakes` tries them."""
+
+from tests.conftest import ROOT
+from tests.mistakes import all_mistakes
+
+
+def test_each_old_text_stands_once_in_its_file_and_each_test_is_there():
+    for mistake in all_mistakes():
+        text = (ROOT / "vitkd_ds" / mistake.file).read_text()
+        assert text.count(mistake.old) == 1 and mistake.new != mistake.old, f"{mistake.file}: {mistake.old}"
+        for word in mistake.test.split():
+            file, _, name = word.partition("::")
+            assert name.partition("[")[0] in (ROOT / "tests" / file).read_text(), word

@@ -1,0 +1,49 @@
+"""The site: mkdocs builds it with warnings as errors, links included, and it needs no network."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("slurm/*.md"), *ROOT.glob("ds_configs/*.md")]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+def test_every_page_is_in_the_site_and_the_first_one_leads_to_each(site):
+    first = (site / "index.html").read_text()
+    for page in PAGES:
+        name = "index" if page.name == "README.md" else page.stem
+        path = (page.relative_to(ROOT).parent / f"{name}.html").as_posix()
+        assert (site / path).is_file(), path
+        assert path == "index.html" or f'href="{path}"' in first, f"{path} must be in the nav of mkdocs.yml"
+
+
+def test_files_that_pages_link_to_are_in_it_as_they_are(site):
+    for name in ("vitkd_ds/config/run.py", "ds_configs/zero2.json", "vitkd_ds/data/demo/LICENSE"):
+        assert (site / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+def test_the_reference_has_names_arguments_and_sources_of_the_docstrings(site):
+    text = re.sub(r"<[^>]+>", "", (site / "reference.html").read_text())
+    for wanted in ("nkd_loss", "ViTKDLoss", "build_loader", "AugmentConfig", "tau, which divides the logits",
+                   "arXiv 2209.02432", "softmaxes over the other K - 1 logits"):  # fmt: skip
+        assert wanted in text, wanted
+
+
+def test_nothing_is_fetched_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        fetched = re.findall(
+            r'(?:<link[^>]*rel="(?:stylesheet|preconnect)"[^>]*href|src)="(https?:[^"]*)"', page.read_text()
+        )
+        assert not fetched, page

@@ -1,0 +1,91 @@
+"""Statistics of the teacher's features: against plain means over the same images, on one rank and two, and resumed."""
+
+import json
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import finish_ranks, start_ranks
+from vitkd_ds.cli import parse_run
+from vitkd_ds.data.mixing import mix_step
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.processes import leave, start_processes
+from vitkd_ds.models.build import without_fused_attention
+from vitkd_ds.models.features import tap_features
+from vitkd_ds.train import loop
+from vitkd_ds.train.calibrate import Sums, calibrate
+from vitkd_ds.train.parts import build_models, build_parts
+
+FLAGS = {
+    "recipe": "demo", "debug": "true", "losses.nkd.weight": "0", "losses.vitkd.weight": "0",
+    "augment.mixup_alpha": "0.5", "losses.feature.weight": "1", "losses.feature.calibration_batches": "3",
+    "teacher.placement": "replica",
+    "global_batch_size": "24", "micro_batch_size_per_gpu": "12",
+}  # fmt: skip
+
+
+def expected_statistics(run, device):
+    """Mean and deviation of the bf16 teacher's features of the first images, by plain means over the whole set."""
+    parts = build_parts(run, device)
+    teacher = build_models(run).teacher.to(torch.bfloat16)
+    without_fused_attention(teacher)
+    found = {"pooled": [], "patches": []}
+    with closing(parts.train_loader.epoch(0)) as micro_batches:
+        for place in range(3):
+            images, labels = next(micro_batches)
+            images, _ = mix_step(run, images, labels, step=0, place=place * ranks.world_size() + ranks.rank())
+            with torch.no_grad():
+                features = tap_features(teacher, parts.normalization.apply(images, torch.bfloat16), ())
+            found["pooled"].append(features.pooled_BD.double())
+            found["patches"].append(features.final_BPD.double().flatten(0, 1))
+    everything = {kind: torch.tensor(sum(ranks.from_all(torch.cat(each).tolist()), [])) for kind, each in found.items()}
+    return {kind: (values.mean(0), values.std(0, correction=0)) for kind, values in everything.items()}
+
+
+def main(folder):
+    device = start_processes()
+    torch.set_num_threads(1)
+    run = parse_run((), FLAGS | {"workdir": str(folder / "run")})
+    parts = build_parts(run, device)
+    calibrate(parts)
+    targets = parts.engine.distiller.feature.targets
+    seen = {}
+    for kind, (mean, deviation) in expected_statistics(run, device).items():
+        seen[f"{kind} mean"] = (targets[kind].mean_D - mean).abs().max().item() / mean.abs().max().item()
+        scale = targets[kind].transform_DD.diagonal()
+        seen[f"{kind} scale"] = (scale * deviation - 1).abs().max().item()
+        seen[f"{kind} off the diagonal"] = (targets[kind].transform_DD - torch.diag(scale)).abs().max().item()
+    calls, own = [], loop.calibrate
+    loop.calibrate = lambda parts: (calls.append(1), own(parts))
+    loop.train(replace(run, max_steps=2))
+    loop.train(replace(run, max_steps=4, extend=True))
+    seen["calls"] = len(calls)
+    if ranks.rank() == 0:
+        (folder / "seen.json").write_text(json.dumps(seen))
+    leave()
+
+
+def test_sums_give_mean_and_covariance_of_values_far_from_0():
+    values = torch.randn(3, 20, 4, generator=torch.Generator().manual_seed(0)).double() + 1e6
+    sums = Sums(values[0])
+    for micro_batch in values:
+        sums.add(micro_batch)
+    mean, covariance = sums.mean_and_covariance()
+    torch.testing.assert_close(mean, values.flatten(0, 1).mean(0))
+    torch.testing.assert_close(covariance, values.flatten(0, 1).T.cov(correction=0), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_statistics_are_those_of_the_first_images_of_all_ranks_and_are_taken_once(tmp_path, demo_cache, world_size):
+    finish_ranks(start_ranks(world_size, "-m", __name__, tmp_path))
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen.pop("calls") == 1, "a run that goes on has them from its checkpoint"
+    assert all(value < 1e-4 for value in seen.values()), seen
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,45 @@
+"""RUN/nonfinite: what it says of an update that was left out, and that its command repeats that update."""
+
+import json
+import math
+import shlex
+
+from tests.conftest import metrics_of, run_command
+
+
+def only_file(workdir):
+    (file,) = (workdir / "nonfinite").glob("step*.json")
+    return json.loads(file.read_text())
+
+
+def test_a_run_of_too_high_a_rate_leaves_what_is_known_and_its_command_repeats_it_bit_for_bit(tmp_path, demo_cache):
+    workdir = tmp_path / "run"
+    options = ["--recipe=demo_plain", "--debug", f"--workdir={workdir}", "--checkpoint.every_steps=1"]
+    options += ["--optim.lr=1e30", "--optim.clip_grad_norm=0", "--trackers=mlflow"]
+    done = run_command("python", "train.py", *options, check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    found = only_file(workdir)
+    step = found["step"]
+    assert f"stopped before update {step}," in done.stderr and found["checkpoint"] == f"step{step - 1:08d}"
+    assert not math.isfinite(float(found["terms"][0]["total"]))
+    assert str(workdir / "nonfinite" / f"step{step:08d}.json") in done.stderr
+    assert (workdir / "mlflow").is_dir() and not (workdir / "tensorboard").exists()
+
+    done = run_command(*shlex.split(found["replay"]), check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    replayed = workdir / "nonfinite" / f"replay{step:08d}"
+    again = only_file(replayed)
+    same = found.keys() - {"checkpoint", "replay"}
+    assert {key: again[key] for key in same} == {key: found[key] for key in same}
+    assert not [line for line in metrics_of(replayed) if line["step"] < step], "it went on from the last checkpoint"
+    assert not (replayed / "mlflow").exists()
+
+
+def test_every_ranks_terms_and_images_are_told_with_the_norms_that_were_found(observed):
+    seen = observed[2]["nonfinite file"]
+    assert (seen["step"], seen["epoch"], seen["checkpoint"]) == (3, 0, "step00000002")
+    assert [terms["ce"] == "nan" for terms in seen["terms"]] == [False, True]
+    assert seen["gradient_norms"] == {"with_weight_decay": "nan", "without_weight_decay": "nan"}
+    assert seen["labels of its images"] == seen["labels that were seen"]
+    assert len(set(map(tuple, seen["images"]["ranks"]))) == 2
+    assert seen["replay"].startswith("torchrun --nproc_per_node 2 train.py --recipe=")

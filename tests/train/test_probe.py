@@ -1,0 +1,131 @@
+"""k-NN and the linear probe against slow twins: loops over images, and torch's own SGD and schedule in fp64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vitkd_ds.train import probe
+from vitkd_ds.train.probe import fit_linear, knn_votes, linear_probe, top1
+
+K, D = 4, 6
+
+
+def clusters(count, seed, *, noise=1.0, shared=0.0):
+    """Features in K overlapping clusters far from 0, with channels of different sizes, and their labels; `shared` noise
+    is the same in all channels, so that the way from one mean to another does not tell the clusters apart."""
+    centres = torch.randn(K, D, generator=torch.Generator().manual_seed(9))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, K, (count,), generator=generator)
+    features = centres[labels] + noise * torch.randn(count, D, generator=generator)
+    features = features + shared * torch.randn(count, 1, generator=generator)
+    return 0.3 + features * torch.tensor([1.0, 30, 0.1, 1, 1, 5]), labels
+
+
+def cosine(a, b):
+    dot, norms = sum(x * y for x, y in zip(a, b)), math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+    return dot / norms
+
+
+@pytest.mark.parametrize("k, temperature", [(20, 0.07), (3, 0.5)])
+def test_neighbours_vote_as_in_the_loop(monkeypatch, k, temperature):
+    monkeypatch.setattr(probe, "ROWS", 8)
+    (train, labels), (val, _) = clusters(50, 0), clusters(19, 1)
+    found = knn_votes(train, labels, val, num_classes=K + 1, k=k, temperature=temperature)
+    for number, image in enumerate(val.tolist()):
+        order = sorted(((cosine(image, other), label) for other, label in zip(train.tolist(), labels.tolist())))[::-1]
+        votes = [0.0] * (K + 1)
+        for similarity, label in order[:k]:
+            votes[label] += math.exp(similarity / temperature)
+        assert found[number].tolist() == pytest.approx(votes, rel=1e-3)
+
+
+def test_the_defaults_of_knn_are_dinos_and_too_few_images_are_refused():
+    (train, labels), (val, _) = clusters(50, 0), clusters(19, 1)
+    explicit = knn_votes(train, labels, val, num_classes=K, k=20, temperature=0.07)
+    assert torch.equal(knn_votes(train, labels, val, num_classes=K), explicit)
+    with pytest.raises(ValueError, match="k-NN needs at least 20 training images, found 19: give more with --train"):
+        knn_votes(val, labels[:19], val, num_classes=K)
+
+
+def slow_fit(features, labels, *, lr, seed, epochs):
+    """torch's SGD with momentum and cosine schedule, by autograd, in fp64."""
+    layer = torch.nn.Linear(D, K).double()
+    torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9)
+    batches = -(-len(features) // 256)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(features), generator=generator)
+        for first in range(0, len(features), 256):
+            rows = order[first : first + 256]
+            loss = F.cross_entropy(layer(features[rows].double()), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return layer.weight.detach(), layer.bias.detach()
+
+
+@pytest.mark.parametrize("count, lr, seed, epochs", [(300, 0.1, 0, 3), (100, 0.01, 5, 20)])
+def test_a_classifier_is_fitted_as_torchs_sgd_does(count, lr, seed, epochs):
+    features, labels = clusters(count, 0)
+    features = features / features.std(0)
+    found = fit_linear(features, labels, num_classes=K, lr=lr, seed=seed, epochs=epochs)
+    for own, slow in zip(found, slow_fit(features, labels, lr=lr, seed=seed, epochs=epochs), strict=True):
+        torch.testing.assert_close(own.double(), slow, rtol=1e-3, atol=1e-4)
+
+
+def slow_probe(train, labels, val, seed):
+    """Choose the rate on the first tenth of the order that the seed draws, standardised without it; train on all."""
+
+    def answers(own, their_labels, others, lr):
+        mean, std = own.mean(0), own.std(0, correction=0)
+        weight, bias = slow_fit((own - mean) / std, their_labels, lr=lr, seed=seed, epochs=20)
+        return ((others - mean) / std) @ weight.T + bias
+
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    held, kept = order[: len(train) // 10], order[len(train) // 10 :]
+    right = []
+    for lr in probe.RATES:
+        right.append((answers(train[kept], labels[kept], train[held], lr).argmax(1) == labels[held]).sum().item())
+    lr = probe.RATES[right.index(max(right))]
+    return answers(train, labels, val, lr), lr, right
+
+
+def test_the_probe_is_the_slow_one_and_its_rate_is_chosen_on_images_it_is_not_fitted_to(monkeypatch):
+    monkeypatch.setattr(probe, "RATES", (1e-5, 0.003, 0.1, 10.0))
+    (train, labels), (val, _) = clusters(290, 2, shared=3.0), clusters(40, 3, shared=3.0)
+    logits, lr, right = slow_probe(train.double(), labels, val.double(), seed=2)
+    assert right[0] < max(right) and lr not in (probe.RATES[0], probe.RATES[-1]), right
+    found = linear_probe(train, labels, val, num_classes=K, seed=2)
+    assert found.lr == lr
+    torch.testing.assert_close(found.logits_MK.double(), logits, rtol=1e-2, atol=1e-3)
+    for seed in (3, 4, 5):  # by chance one rate or another might be chosen
+        expected = slow_probe(train.double(), labels, val.double(), seed=seed)[1]
+        assert linear_probe(train, labels, val, num_classes=K, seed=seed).lr == expected
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others():
+    (train, labels), (val, _) = clusters(300, 2), clusters(40, 3)
+    first, again, other = (linear_probe(train, labels, val, num_classes=K, seed=seed) for seed in (4, 4, 5))
+    assert torch.equal(first.logits_MK, again.logits_MK) and first.lr == again.lr
+    assert not torch.equal(first.logits_MK, other.logits_MK)
+    default = linear_probe(train, labels, val, num_classes=K)
+    assert torch.equal(default.logits_MK, linear_probe(train, labels, val, num_classes=K, seed=0).logits_MK)
+
+
+def test_a_channel_that_never_varies_changes_nothing_and_few_images_are_refused():
+    (train, labels), (val, _) = clusters(120, 2), clusters(40, 3)
+    wider = [torch.cat([features, torch.full((len(features), 1), 7.0)], 1) for features in (train, val)]
+    both = [linear_probe(one, labels, other, num_classes=K) for one, other in ((train, val), wider)]
+    torch.testing.assert_close(both[0].logits_MK, both[1].logits_MK, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="a probe needs at least 10 training images, found 9"):
+        linear_probe(train[:9], labels[:9], val, num_classes=K)
+
+
+def test_top1_counts_in_percent():
+    scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert top1(scores, torch.tensor([1, 0, 0, 0])) == 75

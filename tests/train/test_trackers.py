@@ -1,0 +1,175 @@
+"""Trackers besides TensorBoard, with the real packages and no network: what lies in the run folder afterwards."""
+
+import json
+import socket
+import struct
+import sys
+from dataclasses import asdict
+
+import pytest
+
+from tests.conftest import metrics_of, run_command
+from tests.train.test_log import points_of, warnings_of
+from vitkd_ds.commands.parse import parse_run
+from vitkd_ds.train.log import MetricsLog
+from vitkd_ds.train.trackers import wandb_mode
+
+SETTINGS = {"seed": 7, "optim": {"lr": 0.5}}
+FOREIGN = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+
+
+@pytest.fixture(autouse=True)
+def no_login(monkeypatch, tmp_path):
+    for name in FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def write_log(workdir, trackers, *lines, resumed_step=0):
+    workdir.mkdir(exist_ok=True)
+    log = MetricsLog(workdir, total_steps=9, resumed_step=resumed_step, trackers=trackers, settings=SETTINGS)
+    for step, values in lines:
+        log.log(step, values)
+    log.close()
+
+
+def wandb_records(file):
+    """The records in wandb's file: a log in LevelDB's format, of blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def rows_of_wandb(workdir):
+    """For each start: the id of the run, its settings, and the rows of its history."""
+    for file in sorted(workdir.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns):
+        records = list(wandb_records(file))
+        run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+        settings = {item.key: json.loads(item.value_json) for item in run.config.update}
+        rows = [
+            {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            for record in records if record.WhichOneof("record_type") == "history"
+        ]  # fmt: skip
+        rows = [{key: value for key, value in row.items() if key[0] != "_"} for row in rows]
+        yield run.run_id, {key: settings[key] for key in SETTINGS}, rows
+
+
+def test_wandb_has_every_value_offline_and_a_resumed_run_has_the_id_of_its_first_start(tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'vitkd_ds[wandb]'")
+    workdir = tmp_path / "run"
+    write_log(workdir, ["wandb"], (1, {"total": 1.5}), (2, {"total": 1.25, "lr": 0.1}), (3, {"total": 9.0}))
+    write_log(workdir, ["wandb"], (3, {"total": 1.0}), (3, {"val_num_images": 8, "val_top1": 50.0}), resumed_step=2)
+    (first, settings, rows), (second, _, later) = rows_of_wandb(workdir)
+    assert first == second == json.loads((workdir / "trackers.json").read_text())["wandb"]
+    assert settings == SETTINGS
+    assert rows == [{"step": 1, "total": 1.5}, {"step": 2, "total": 1.25, "lr": 0.1}, {"step": 3, "total": 9.0}]
+    assert later == [{"step": 3, "total": 1.0}, {"step": 3, "val_num_images": 8, "val_top1": 50.0}]
+    assert not (workdir / "tensorboard").exists(), "which was not asked for"
+
+
+def test_wandb_is_online_only_with_a_login_and_a_server_that_answers(tmp_path, monkeypatch):
+    assert wandb_mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    assert wandb_mode() == "offline"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert wandb_mode() == "online"
+        monkeypatch.delenv("WANDB_API_KEY")
+        assert wandb_mode() == "offline"
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password key\n")
+        assert wandb_mode() == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert wandb_mode() is None
+
+
+def mlflow_client(workdir):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=(workdir / "mlflow").as_uri())
+
+
+def test_mlflow_has_every_value_in_the_run_folder_and_a_resumed_run_continues_its_run(tmp_path):
+    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
+    workdir = tmp_path / "run"
+    write_log(workdir, ["mlflow"], (1, {"total": 1.5, "kl": float("nan")}), (2, {"total": 1.25, "lr": 0.1}))
+    write_log(workdir, ["mlflow"], (3, {"total": 1.0}), resumed_step=2)
+    client = mlflow_client(workdir)
+    (run,) = client.search_runs([client.get_experiment_by_name("vitkd_ds").experiment_id])
+    assert run.info.run_id == json.loads((workdir / "trackers.json").read_text())["mlflow"]
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    assert run.data.params == {"seed": "7", "optim.lr": "0.5"}
+    history = {name: client.get_metric_history(run.info.run_id, name) for name in ("total", "lr")}
+    found = {name: [(point.step, point.value) for point in points] for name, points in history.items()}
+    assert found == {"total": [(1, 1.5), (2, 1.25), (3, 1.0)], "lr": [(2, 0.1)]}
+
+
+def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp_path, caplog, monkeypatch):
+    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    workdir = tmp_path / "run"
+    write_log(workdir, ["mlflow", "tensorboard"], *((step, {"total": 1.0}) for step in (1, 2, 3)))
+    (told,) = [text for text in warnings_of(caplog) if "run goes on" in text]
+    assert told.startswith("mlflow fails and gets no more values until the next start")
+    assert [line["step"] for line in metrics_of(workdir)] == [1, 2, 3]
+    assert points_of(workdir) == {"total": [1, 2, 3]}
+    assert not (workdir / "trackers.json").exists(), "so the next start begins one"
+
+
+def test_a_tracker_that_begins_to_fail_is_warned_of_once(tmp_path, caplog):
+    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    log = MetricsLog(workdir, total_steps=9, resumed_step=0, trackers=["mlflow"], settings=SETTINGS)
+    log.log(1, {"total": 1.0})
+    (workdir / "mlflow").rename(workdir / "gone")
+    for step in (2, 3):
+        log.log(step, {"total": 1.0})
+    log.close()
+    assert [text.split()[0] for text in warnings_of(caplog) if "run goes on" in text] == ["mlflow"]
+    assert [line["step"] for line in metrics_of(workdir)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["trackio", "wandb,wandb", "none"])
+def test_an_unknown_tracker_and_one_named_twice_are_refused(text):
+    with pytest.raises(ValueError, match="trackers must be names of tensorboard, wandb, mlflow, each once"):
+        parse_run((), {"trackers": text})
+
+
+def test_trackers_are_read_from_text_and_from_a_stored_run(tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'vitkd_ds[wandb]'")
+    run = parse_run((), {"trackers": "tensorboard, wandb"})
+    assert run.trackers == ("tensorboard", "wandb")
+    (tmp_path / "config.json").write_text(json.dumps(asdict(run)))
+    assert parse_run((), {"recipe": str(tmp_path)}).trackers == run.trackers
+    assert parse_run((), {"trackers": ""}).trackers == ()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_absent_is_refused_with_its_extra_before_anything_heavy_loads(tmp_path, name):
+    (tmp_path / name).mkdir()  # a folder of results, as wandb makes it, is no package
+    code = f"""
+import sys
+from importlib.machinery import PathFinder
+class Without:
+    def find_spec(self, full, path=None, target=None):
+        return PathFinder.find_spec(full, [{str(tmp_path)!r}]) if full == {name!r} else None
+sys.meta_path.insert(0, Without())
+from vitkd_ds.commands.parse import parse_run
+try:
+    parse_run((), {{"trackers": {name!r}}})
+except ValueError as error:
+    print(error, "torch" in sys.modules)
+"""
+    done = run_command(sys.executable, "-c", code)
+    assert done.stdout.startswith(f"trackers: {name} must be installed, found none: pip install 'vitkd_ds[{name}]'")
+    assert done.stdout.strip().endswith("False")

@@ -1,0 +1,6 @@
+"""`python -m vitkd_ds`: the command vitkd-ds, of this very Python."""
+
+from vitkd_ds.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Commands on .betons that exist: `adopt` and `check`. torch and the decoder are imported only when they run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+MOST_NAMED = 10
+"""Damaged images that `check` names."""
+
+
+def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
+    """Give a .beton that stock FFCV wrote its side file, after each of its images was read and decoded.
+
+    Usage: adopt FILE.beton --classes LIST [--shuffled], where FILE has the fields image (RGBImageField) and label
+    (IntField), and LIST is a text file with a class name per line in label order, or another .beton. --shuffled says
+    that its images lie in a random order, for data.order=quasi_random. FILE itself is not changed.
+    """
+    from vitkd_ds.checkpoint.files import sync_folder, write_text
+    from vitkd_ds.data.beton.format import check_labels, read_tables, stored_images
+    from vitkd_ds.data.beton.side_file import BetonInfo, side_path, side_text
+    from vitkd_ds.data.beton.verify import checksums
+    from vitkd_ds.data.sources.class_list import read_classes
+
+    path = Path(file)
+    if not classes:
+        raise ValueError("adopt needs --classes, found none: give a file with a class name per line in label order")
+    if not path.is_file():
+        raise ValueError(f"FILE must be a .beton, found no file at {file!r}: check the path")
+    if os.path.lexists(side_path(path)):
+        raise ValueError(f"FILE must have no side file yet, found {str(side_path(path))!r}: `check` examines it")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(
+            f"the side file goes beside FILE, found no permission to write in {str(path.parent)!r}: get it"
+        )
+    names, tables = read_classes(classes), read_tables(path)
+    images, labels = stored_images(path, tables), tables.metadata["label"]
+    check_labels(path, labels, num_classes=len(names))
+    # FFCV keeps no checksum, so what is read now counts as whole if it decodes.
+    num_threads = len(os.sched_getaffinity(0))
+    _, images["crc32"] = checksums(path, images, num_threads=num_threads)
+    images["has_crc"] = 1
+    _check(path, images, num_threads=num_threads)
+    modes = {(True, False): "jpg", (False, True): "raw"}
+    info = BetonInfo(
+        path=path, num_images=len(images), classes=names, bytes=path.stat().st_size, shuffled=shuffled,
+        write_mode=modes.get((0 in images["mode"], 1 in images["mode"]), "proportion"), max_resolution=0, short_side=0,
+        quality=0, passthrough=0, max_height=int(images["height"].max()), max_width=int(images["width"].max()),
+    )  # fmt: skip
+    checks = {"tables_crc32": tables.crc32, "lengths": images["size"], "crc32s": images["crc32"]}
+    write_text(side_path(path), side_text(info, **checks))
+    sync_folder(path.parent)
+    print(f"{path}: {len(images)} images in {len(names)} classes, described by {side_path(path)}")
+
+
+def check(file: str) -> None:
+    """Read and decode every image of a .beton and compare its CRC32, as after a copy; exit code 2 if one is damaged.
+
+    Usage: check FILE.beton, which has its side file beside it.
+    """
+    from vitkd_ds.data.beton.format import read_beton
+
+    info, images, _ = read_beton(file)
+    _check(info.path, images, num_threads=len(os.sched_getaffinity(0)))
+    print(f"{info.path}: all {info.num_images} images are whole")
+
+
+def _check(path: Path, images: Any, *, num_threads: int) -> None:
+    """Raise ValueError if some images are damaged; it names the first, and their number."""
+    from vitkd_ds.data.beton.verify import damaged_images
+
+    found = [f"image {row} {reason}" for row, reason in damaged_images(path, images, num_threads=num_threads)]
+    if found:
+        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        raise ValueError(
+            f"all {len(images)} images of {str(path)!r} must be read and decode, but {len(found)} do not: "
+            f"{'; '.join(found[:MOST_NAMED])}{more}: copy the file again, or pack it again"
+        )

@@ -1,0 +1,54 @@
+"""Hand a student on: as a plain timm state dict, as a graph without Python, or as a folder for the Hugging Face hub."""
+
+from pathlib import Path
+
+from vitkd_ds.checkpoint.export import check_is_new, export_student, find_source, new_folder
+from vitkd_ds.commands.exported import open_exported
+from vitkd_ds.config.overrides import nearest
+
+GRAPHS = ("onnx", "torch_export")
+FORMATS = ("timm", *GRAPHS, "hf")
+
+
+def export(
+    source: str, destination: str, *, format: str = "timm", which: str = "last", half: bool = False, val: str = "",
+    push: str = "",
+) -> str:  # fmt: skip
+    """Write the student of a run, checkpoint or export into the new folder `destination`; return what to say of it.
+
+    Args:
+        format: timm (`vitkd_ds.checkpoint.export`), onnx or torch_export (`graphs`), or hf (`hub`).
+        which: checkpoint of a run folder, last or best.
+        half: store fp16.
+        val: images on which a graph is compared with torch; "" is the run's own validation images.
+        push: repository of the hub, USER/NAME, which is made, private, if it is not there; "" is none.
+
+    Raises:
+        ValueError: there is nothing to export, `destination` exists, options do not fit, a graph does not compute what
+            torch does, or the hub refuses.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, found {format!r}: {nearest(format, FORMATS)}")
+    if val and format not in GRAPHS:
+        raise ValueError(f"--val belongs to --format onnx and torch_export, found --format {format}: leave it out")
+    if push and format != "hf":
+        raise ValueError(f"--push needs --format hf, found --format {format}: change it, or leave --push out")
+    if format == "timm":
+        return str(export_student(source, destination, which=which, half=half))
+    exported, target = open_exported(str(find_source(source, which))), Path(destination)
+    check_is_new(target)  # before the minutes that a graph, or the hub, may take
+    # Each is imported only when it is asked for, so that none needs the other's packages.
+    if format in GRAPHS:
+        from vitkd_ds.commands.export.graphs import check_packages, write_graph
+
+        check_packages(format)
+        with new_folder(target) as folder:
+            said = write_graph(exported, folder, format=format, half=half, val=val)
+        return f"{target}: {said}"
+    from vitkd_ds.commands.export.hub import check_repository, push_folder, write_hub_folder
+
+    if push:
+        check_repository(push)
+    with new_folder(target) as folder:
+        write_hub_folder(exported, folder, half=half, name=target.resolve().name, repository=push)
+    return f"{target}\n{push_folder(target, push)}" if push else str(target)

@@ -1,0 +1,149 @@
+"""A student as a graph that runs without timm and this package: by torch.onnx or torch.export.
+
+A graph takes normalised images in micro-batches of any size and gives logits, or pooled features where the student has
+no classes. It carries the student's description, its preprocessing above all. A graph that was written is read again
+and compared with the student on real images before it gets its name.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitkd_ds.commands.exported import Answers, Exported
+from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.config.run_folder import DESCRIPTION, STUDENT
+from vitkd_ds.data.loader import build_loader
+from vitkd_ds.models import build
+
+NUM_IMAGES, SMALLER_BATCHES = 16, (1, 3)
+"""Images on which a graph is compared with torch: all at once, and in smaller micro-batches."""
+BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
+"""Largest difference that a graph may have to torch in fp32, as a part of the largest answer. Measured: at most
+1.4e-6 and 1.7e-3 (benchmarks/RESULTS.md); deeper models and other CPUs round otherwise."""
+ONE_FILE_BYTES = 2**30
+"""Weights up to this size lie in the .onnx itself, whose format ends at 2 GiB; larger ones in a file beside it."""
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
+
+
+def check_packages(format: str) -> None:
+    """Raise ValueError unless the packages of a format are there."""
+    for name in PACKAGES[format]:
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise ValueError(f"--format {format} needs {name}, found {error}: pip install 'vitkd_ds[onnx]'") from None
+
+
+def write_graph(exported: Exported, folder: Path, *, format: str, half: bool, val: str) -> str:
+    """Write model.onnx or model.pt2 into a folder; return how far it is from torch.
+
+    Args:
+        format: onnx or torch_export.
+        half: weights and images are fp16.
+        val: images to compare on; "" is the run's own.
+
+    Raises:
+        ValueError: there are no images, torch cannot export the model, or the graph computes something else.
+    """
+    images_BCHW = validation_images(exported, val)
+    model = build.build_exported(exported.description, exported.folder / STUDENT)
+    dtype = torch.float16 if half else torch.float32
+    images_BCHW = build.normalization_of(model).apply(images_BCHW, torch.float32)
+    answers = Answers(model, features=not exported.classes).eval()
+    with torch.no_grad():
+        expected_BK = answers(images_BCHW)
+    # Two images, as torch.export takes a micro-batch of one for one of always one.
+    example = images_BCHW[:1].repeat(2, 1, 1, 1).to(dtype)
+    write = {"onnx": _write_onnx, "torch_export": _write_program}[format]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own parts among themselves
+            shapes = ({0: torch.export.Dim("batch")},)
+            program = torch.export.export(answers.to(dtype), (example,), dynamic_shapes=shapes)
+            run = write(program, folder, description_of(exported, dtype))
+    # Of many kinds: whatever the parts of torch's exporters raise on a model that they do not know.
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{exported.description['model']} must be a model that torch exports as {format}, found "
+            f"{type(error).__name__}: {line}: take --format timm or hf"
+        ) from error
+    return _compare(run, images_BCHW.to(dtype), expected_BK, dtype)
+
+
+def validation_images(exported: Exported, val: str) -> Tensor:
+    """The first images [B, 3, H, W] of the run's validation data, or of `val`, 0 to 255, cut as in evaluation. Labels
+    do not matter."""
+    run, backend = exported.run, "ffcv"
+    if not val and run is None:
+        raise ValueError(
+            f"a graph is compared with torch on real images, found no run beside {exported.folder} that has some: give "
+            "--val, a .beton, a packed folder of classes, or demo"
+        )
+    if not val:
+        val, backend = run.data.val, run.data.backend
+    path = val if backend == "torchvision" else find_packed("val", val)
+    options = {"labels": "ignore", "max_val_images": NUM_IMAGES, "on_bad": "skip", "backend": backend}
+    loader = build_loader(exported.data(path, num_classes=0, **options), split="val", micro_batch_size=NUM_IMAGES)
+    with closing(loader.epoch(0)) as micro_batches:
+        images_BCHW, labels_B = next(micro_batches)
+    if not (labels_B >= 0).any():
+        raise ValueError(f"{val} must begin with images that can be decoded, found none: give others with --val")
+    return images_BCHW[labels_B >= 0]
+
+
+def description_of(exported: Exported, dtype: torch.dtype) -> dict[str, object]:
+    """What a graph says of itself: student.json, and what goes in and comes out."""
+    description, size = exported.description, exported.description["image_size"]
+    mean, std = (description["normalization"][name] for name in ("mean", "std"))
+    resized, output = int(size / description["val_crop_fraction"]), "logits" if exported.classes else "features"
+    return description | {
+        "input": f"images, {str(dtype).removeprefix('torch.')} [batch, 3, {size}, {size}]: RGB in 0..1, minus {mean}, "
+        f"divided by {std}; before, the shorter side resized to {resized} pixels ({description['interpolation']}, "
+        "antialiased), then the central square",
+        "output": f"{output}, [batch, {len(exported.classes) or description['features']['width']}]",
+    }
+
+
+def _write_program(program: torch.export.ExportedProgram, folder: Path, description: dict[str, object]) -> Callable:
+    path = folder / "model.pt2"
+    torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})
+    return torch.export.load(path).module()
+
+
+def _write_onnx(program: torch.export.ExportedProgram, folder: Path, description: dict[str, object]) -> Callable:
+    import onnxruntime
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells of every operation that it does not fold
+    path, output = folder / "model.onnx", str(description["output"]).partition(",")[0]
+    graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=[output])
+    for key, value in description.items():
+        graph.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    num_bytes = sum(weight.nbytes for weight in program.state_dict.values())
+    graph.save(path, external_data=num_bytes > ONE_FILE_BYTES)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images_BCHW: torch.from_numpy(session.run(None, {"images": images_BCHW.numpy()})[0])
+
+
+def _compare(run: Callable, images_BCHW: Tensor, expected_BK: Tensor, dtype: torch.dtype) -> str:
+    """Compare a graph with what torch computed in fp32. Raises ValueError beyond the bound."""
+    sizes = sorted({size for size in SMALLER_BATCHES if size < len(images_BCHW)} | {len(images_BCHW)})
+    with torch.no_grad():
+        found = [(run(images_BCHW[:size]).float() - expected_BK[:size]).abs().max() for size in sizes]
+    difference, largest = torch.stack(found).max().item(), expected_BK.abs().max().item()
+    said = (
+        f"largest difference to torch in fp32 {difference:.2g}, where the largest answer is {largest:.3g}, on "
+        f"{len(images_BCHW)} images in micro-batches of {', '.join(map(str, sizes))}"
+    )
+    if not difference <= BOUNDS[dtype] * largest:  # also where it is not a number
+        raise ValueError(
+            f"the graph must compute what torch does within {BOUNDS[dtype]:g} of the largest answer, found {said}: "
+            "leave --half out, or take --format timm or hf"
+        )
+    return said

@@ -1,0 +1,111 @@
+"""Say of image files what a student sees, without labels and without packing."""
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitkd_ds.commands.exported import Answers, Exported, first_device, open_exported
+from vitkd_ds.commands.show import one_line
+from vitkd_ds.data.images import crops_of
+from vitkd_ds.data.order import SAMPLE_DTYPE
+from vitkd_ds.data.sources import NO_LABELS, Source, open_source
+from vitkd_ds.data.torchvision import DECODED, TorchvisionImages
+from vitkd_ds.models import build
+from vitkd_ds.models.fp32 import fp32_products
+
+logger = logging.getLogger(__name__)
+
+MICRO_BATCH = 64
+"""Images per forward; more than these are decoded by other processes."""
+
+
+def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool = False) -> Iterator[str]:
+    """Yield lines of text: the file and its likeliest classes with probabilities; or where an image is a folder, or
+    features are asked for, CSV with a head and a line per image.
+
+    An image that cannot be read or decoded is named in a warning and has no line.
+
+    Args:
+        student: a run folder, a checkpoint or an exported student; one without classes gives its pooled features.
+        images: files, and folders with images at any depth.
+        top: classes per image.
+        features: give the pooled features of a student with classes.
+
+    Raises:
+        ValueError: there is no such student or image, `top` is not positive, or no image can be decoded.
+    """
+    exported = open_exported(student)
+    if top < 1:
+        raise ValueError(f"--top must be 1 or more, found {top}: give the number of classes to name per image")
+    features, top = features or not exported.classes, min(top, len(exported.classes))
+    source, num_lines = _source_of(images), 0
+    as_csv = features or any(os.path.isdir(path) for path in images)
+    for name, answer in _answers(exported, source, features=features):
+        if features:
+            cells = [f"{value:.9g}" for value in answer.tolist()]
+            head = [f"feature_{i}" for i in range(len(cells))]
+        else:
+            likeliest = answer.softmax(0).topk(top)
+            found = [(exported.classes[i], f"{part:.4f}") for part, i in zip(*map(Tensor.tolist, likeliest))]
+            cells = [cell for pair in found for cell in pair]
+            head = [f"{what}_{i}" for i in range(1, top + 1) for what in ("class", "probability")]
+        if as_csv and not num_lines:
+            yield _csv_line(["image", *head])
+        yield _csv_line([name, *cells]) if as_csv else _text(name, found)
+        num_lines += 1
+    if not num_lines:
+        raise ValueError(f"{images[0]} must be an image that can be decoded, found none: give others")
+
+
+def _source_of(images: Sequence[str]) -> Source:
+    """The files, and those in the folders, in the order given."""
+    paths: list[str] = []
+    for image in images:
+        if os.path.isdir(image):
+            paths += open_source(image, labels=NO_LABELS).names
+        elif os.path.isfile(image):
+            paths.append(image)
+        else:
+            raise ValueError(f"every image must be a file or a folder, found nothing at {image!r}: check the path")
+    labels, sizes = np.zeros(len(paths), np.int64), np.array([os.path.getsize(path) for path in paths])
+    return Source("image files", (), labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
+
+
+@torch.no_grad()
+def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[tuple[str, Tensor]]:
+    """The name of each image that can be decoded, and what the student answers, in fp32 on the CPU."""
+    crops = crops_of(exported.data("", num_classes=0), split="val", seed=0)
+    options = {"micro_batch_size": MICRO_BATCH, "num_workers": len(os.sched_getaffinity(0)), "source": source}
+    images = TorchvisionImages("the images", crops, None, **options)
+    samples = np.zeros(len(source.names), SAMPLE_DTYPE)
+    samples["index"] = np.arange(len(samples))
+    micro_batches = images.decoded(samples) if len(samples) > MICRO_BATCH else [images.decode(samples)]
+    model = exported.model()
+    answers, normalization, first = Answers(model, features=features).eval(), build.normalization_of(model), 0
+    for images_BHWC, status_B in micro_batches:
+        for i in np.flatnonzero(status_B != DECODED):
+            logger.warning("an image has no answer, as it %s", images.reason(first + int(i), int(status_B[i])))
+        is_there = torch.from_numpy(status_B == DECODED)
+        images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(first_device())
+        with fp32_products(allow_tf32=False):
+            found = answers(normalization.apply(images_BCHW, torch.float32)).float().cpu()
+        names = source.names[first : first + len(status_B)]
+        yield from ((name, answer) for name, answer, there in zip(names, found, is_there) if there)
+        first += len(status_B)
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def _text(name: str, found: Sequence[tuple[str, str]]) -> str:
+    return "\n".join([one_line(name), *(f"  {part}  {one_line(class_name)}" for class_name, part in found)])

@@ -1,0 +1,89 @@
+"""Ask what the pooled features of an exported student are worth on labelled images: k-NN and a linear probe."""
+
+from contextlib import closing
+
+import torch
+from torch import Tensor, nn
+
+from vitkd_ds.commands.exported import Exported, first_device, open_exported
+from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.data.beton.format import check_beton
+from vitkd_ds.data.demo import demo_beton
+from vitkd_ds.data.loader import Loader, build_loader
+from vitkd_ds.models import build
+from vitkd_ds.models.features import tap_features
+from vitkd_ds.models.fp32 import fp32_products
+from vitkd_ds.train.probe import knn_votes, linear_probe, top1
+
+
+def probe_exported(
+    student: str, *, knn: bool, probe: bool, train: str = "", val: str = "", micro_batch_size: int = 64, seed: int = 0
+) -> dict[str, float]:
+    """Classify validation images by the pooled features of a student, with or without a classifier of its own.
+
+    Args:
+        student: a run folder, a checkpoint or an exported student.
+        knn, probe: which of the two.
+        train, val: labelled .betons, packed class folders, or "demo"; "" is the run's own.
+        micro_batch_size: images per forward.
+        seed: of the probe's held-out images and order.
+
+    Returns:
+        `num_train` and `num_images`, and in percent `knn_top1` and `probe_top1`; `probe_lr`.
+
+    Raises:
+        ValueError: files that do not fit, or without labels.
+    """
+    exported = open_exported(student)
+    paths = {"train": train, "val": val}
+    for split, path in paths.items():
+        if not path and exported.run is None:
+            raise ValueError(f"--{split} must name labelled images, found no run beside {exported.folder}: give it")
+        paths[split] = _labelled(split, path or getattr(exported.run.data, split))
+    loaders = _loaders(exported, **paths, micro_batch_size=micro_batch_size)
+    model = exported.model()
+    (train_ND, labels_N), (val_MD, labels_M) = (pooled_features(model, loader) for loader in loaders)
+    sizes = {"num_classes": len(loaders[0].classes)}
+    result = {"num_train": len(train_ND), "num_images": len(val_MD)}
+    if knn:
+        result["knn_top1"] = top1(knn_votes(train_ND, labels_N, val_MD, **sizes), labels_M)
+    if probe:
+        found = linear_probe(train_ND, labels_N, val_MD, **sizes, seed=seed)
+        result |= {"probe_top1": top1(found.logits_MK, labels_M), "probe_lr": found.lr}
+    return result
+
+
+def _labelled(split: str, path: str) -> str:
+    """The .beton that --train or --val means. Raises ValueError if it has no labels."""
+    found = str(demo_beton(split)) if path == "demo" else find_packed(split, path)
+    if len(check_beton(found).classes) < 2:
+        raise ValueError(
+            f"--{split} must name images with labels of two or more classes, found none in {found!r}: give others, as "
+            "k-NN and the probe cannot do without"
+        )
+    return found
+
+
+def _loaders(exported: Exported, *, train: str, val: str, micro_batch_size: int) -> tuple[Loader, Loader]:
+    """Both splits as they are cut in validation, each image once; the labels of val are numbered as those of train."""
+    classes = check_beton(train).classes
+    options = {"split": "val", "micro_batch_size": micro_batch_size, "classes": classes, "device": first_device()}
+    sizes = {"num_classes": len(classes), "train": train}
+    return tuple(build_loader(exported.data(path, **sizes), **options) for path in (train, val))
+
+
+@torch.no_grad()
+def pooled_features(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
+    """Pooled features [N, D] in fp32 and labels [N] of the images of a validation loader that could be decoded, in
+    their order."""
+    normalization, features, labels = build.normalization_of(model), [], []
+    model.eval()
+    with closing(loader.epoch(0)) as micro_batches:
+        for images_BCHW, labels_B in micro_batches:
+            with fp32_products(allow_tf32=False):
+                found = tap_features(model, normalization.apply(images_BCHW, torch.float32), ())
+            features.append(found.pooled_BD[labels_B >= 0])
+            labels.append(labels_B[labels_B >= 0])
+    if not sum(map(len, labels)):
+        raise ValueError(f"{loader.path} must hold images that can be decoded, found none: give others")
+    return torch.cat(features), torch.cat(labels)

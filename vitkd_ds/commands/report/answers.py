@@ -1,0 +1,104 @@
+"""What student and teacher answered for each validation image: read from the run folder, counted by class."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitkd_ds.config.run_folder import PREDICTIONS, read_json
+
+MOST_CLASSES = 25
+"""Rows of a confusion matrix; of more classes it shows those that are most often taken for each other."""
+OUTCOMES = {
+    "teacher": "only the teacher is right", "student": "only the student is right",
+    "neither": "neither is right",
+}  # fmt: skip
+"""How student and teacher may disagree."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of an evaluation: arrays with an element an image, int64, and probabilities in 0..1."""
+
+    step: int
+    classes: list[str]
+    image: np.ndarray
+    """Number in its file."""
+    label: np.ndarray
+    student: np.ndarray
+    student_probability: np.ndarray
+    teacher: np.ndarray | None
+    teacher_probability: np.ndarray | None
+
+    def right(self, role: str = "student") -> np.ndarray:
+        """Whether the student, or the teacher, answers an image right."""
+        return getattr(self, role) == self.label
+
+    def by_class(self, is_so: np.ndarray) -> np.ndarray:
+        """Count the images of each class for which something is so."""
+        return np.bincount(self.label[is_so], minlength=len(self.classes))
+
+    def disagreements(self) -> dict[str, np.ndarray]:
+        """Outcome -> rows of the images for which the two models name different classes."""
+        differ, student, teacher = self.student != self.teacher, self.right(), self.right("teacher")
+        found = (differ & teacher, differ & student, differ & ~student & ~teacher)
+        return {outcome: is_so.nonzero()[0] for outcome, is_so in zip(OUTCOMES, found)}
+
+    def confusion(self) -> tuple[list[int], np.ndarray]:
+        """Labels, all or those that are most often taken for each other, and how often the student answers an image of
+        one with another: [labels, labels + 1], where the last column is of all other classes."""
+        count = len(self.classes)
+        shown = sorted(_most_confused(self.label, self.student)) if count > MOST_CLASSES else [*range(count)]
+        place = np.full(count, len(shown))
+        place[shown] = np.arange(len(shown))
+        counts = np.zeros((len(shown) + 1, len(shown) + 1), np.int64)
+        np.add.at(counts, (place[self.label], place[self.student]), 1)
+        return shown, counts[:-1]
+
+
+def _most_confused(labels: np.ndarray, answers: np.ndarray) -> list[int]:
+    """MOST_CLASSES labels: those of the pairs with the most wrong answers, either way, pair after pair; then others."""
+    wrong = labels != answers
+    pairs = np.sort(np.stack([labels[wrong], answers[wrong]], axis=1), axis=1)
+    pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+    chosen: dict[int, None] = {}
+    for pair in pairs[np.argsort(-counts, kind="stable")].tolist():
+        chosen |= dict.fromkeys(pair)
+    return [*(chosen | dict.fromkeys(range(MOST_CLASSES)))][:MOST_CLASSES]
+
+
+def read_answers(folder: Path) -> Answers | None:
+    """Read what a run stored at its newest evaluation; None if there is no such file, as in a run without classes.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = folder / PREDICTIONS
+    if not file.is_file():
+        return None
+    lists = ("image", "label", "student", "student_probability")
+    found = read_json(file, {"step": int, "classes": list} | dict.fromkeys(lists, list))
+    roles = ("student", "teacher") if "teacher" in found else ("student",)
+    try:
+        numbers = {key: np.asarray(found[key], np.int64) for key in ("image", "label", *roles)}
+        parts = {f"{role}_probability": np.asarray(found[f"{role}_probability"], float) for role in roles}
+        _check(file, found["classes"], numbers, parts)
+    except (KeyError, TypeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{file} must hold what a run writes there, found {error!r}: remove the file") from None
+    absent = {key: None for key in ("teacher", "teacher_probability") if key not in numbers | parts}
+    return Answers(found["step"], list(map(str, found["classes"])), **numbers, **parts, **absent)
+
+
+def _check(file: Path, classes: list[str], numbers: dict[str, np.ndarray], parts: dict[str, np.ndarray]) -> None:
+    lengths = {array.shape for array in (*numbers.values(), *parts.values())}
+    if len(lengths) != 1 or lengths == {(0,)} or len(next(iter(lengths))) != 1:
+        raise ValueError(f"lists of the shapes {sorted(lengths)}")
+    for key in numbers.keys() - {"image"}:
+        if numbers[key].min() < 0 or numbers[key].max() >= len(classes):
+            raise ValueError(f"{key} outside the {len(classes)} classes")
+
+
+def are_comparable(own: Answers, other: Answers) -> bool:
+    """Whether two runs answered for the same images with the same classes."""
+    same = own.classes == other.classes and len(own.image) == len(other.image)
+    return same and bool((own.image == other.image).all() and (own.label == other.label).all())

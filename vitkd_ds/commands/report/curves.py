@@ -1,0 +1,171 @@
+"""The curves of runs: which charts there are, their points, healthy ranges, and what happened on the way."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.config.overrides import from_dict
+from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import CHECKPOINTS, pointer, tags
+from vitkd_ds.train.health import MOST_OF_TOTAL, terms_of
+from vitkd_ds.train.schedule import loss_weights_at
+
+MOST_POINTS = 1000
+"""Points of a curve. Of more the lowest and the highest of each stretch are kept, so that all points were logged."""
+MOST_MEANS = 100
+"""Stretches of a long curve whose means are drawn over its points."""
+EVALUATED = "val_num_images"
+"""Key that only the lines of evaluations have."""
+CHARTS = {
+    "val_top1": ("Validation top-1", "%"), "val_agreement": ("Agreement with the teacher", "%"),
+    "val_kl": ("KL(teacher || student)", "nats"), "val_cka": ("CKA with the teacher", ""),
+    "val_cka_patches": ("CKA of patch tokens", ""), "total": ("Total loss", ""),
+}  # fmt: skip
+"""Value -> title and unit of the charts before those of the terms."""
+MORE_CHARTS = {
+    "grad_norm": ("Gradient norm before clipping", ""), "lr": ("Learning rate", ""),
+    "images_per_s": ("Training speed", "images/s"), "data_wait_s": ("Waiting for data, of a step", "s"),
+    "mfu": ("Model FLOPs utilisation (MFU)", ""),
+    "memory_gib": ("Peak memory of rank 0", "GiB"), "images_skipped": ("Images skipped since the start", ""),
+    "val_images_skipped": ("Validation images skipped", ""),
+}  # fmt: skip
+"""The same of those after them."""
+NO_TERMS = {"step", "epoch", "s_per_step", "tflops", *CHARTS, *MORE_CHARTS}
+"""Values of a line of training that are no term of the loss."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve."""
+
+    run: int
+    """Number of its run on the page."""
+    name: str
+    steps: list[int]
+    values: list[float]
+    mean_steps: list[float]
+    means: list[float]
+    """Of a long curve, which may be noisy, the mean of each stretch of steps and values; else empty."""
+    dash: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of one value over the steps."""
+
+    key: str
+    title: str
+    unit: str
+    series: list[Series] = field(default_factory=list)
+    note: str = ""
+    zone: tuple[float | None, float | None] | None = None
+    """Healthy range; None is open."""
+    is_log: bool = False
+
+
+def charts_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The charts that have at least one point, as the page's script takes them."""
+    terms = dict.fromkeys(key for result in results for line in result.lines if EVALUATED not in line
+                          for key in line if key not in NO_TERMS)  # fmt: skip
+    titles = CHARTS | {term: (f"Loss term {term}, unweighted", "") for term in terms} | MORE_CHARTS
+    charts = []
+    for key, (title, unit) in titles.items():
+        series = [one for number, result in enumerate(results) if (one := _series(number, result, key))]
+        extra: dict[str, Any] = {}
+        if key == "val_top1":
+            teachers = (_series(i, result, "val_teacher_top1", dash=True) for i, result in enumerate(results))
+            series += [one for one in teachers if one]
+            extra = {"note": "dashed: the teacher"} if any(one.dash for one in series) else {}
+        if key == "grad_norm":
+            extra = _clipping(results[0]) | {"is_log": True}
+        charts += [Chart(key, title, unit, series, **extra)] if series else []
+    shares = _shares(results[0])
+    place = next((i for i, chart in enumerate(charts) if chart.key == "grad_norm"), len(charts))
+    return [asdict(chart) for chart in (*charts[:place], *([shares] if shares else []), *charts[place:])]
+
+
+def _series(number: int, result: Result, key: str, *, dash: bool = False) -> Series | None:
+    points = [(line["step"], line[key]) for line in result.lines if isinstance(line.get(key), int | float)]
+    if not points:
+        return None
+    return _drawn(number, f"{result.name} (teacher)" if dash else result.name, points, dash=dash)
+
+
+def _drawn(number: int, name: str, points: Sequence[tuple[int, float]], *, dash: bool = False) -> Series:
+    steps, values = map(list, zip(*thinned(points)))
+    means = means_of(points) if len(points) > 2 * MOST_MEANS else []
+    return Series(number, name, steps, values, *([mean[i] for mean in means] for i in range(2)), dash=dash)
+
+
+def means_of(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """The mean step and value of each of MOST_MEANS stretches of equally many points."""
+    ends = [i * len(points) // MOST_MEANS for i in range(MOST_MEANS + 1)]
+    stretches = (points[first:end] for first, end in zip(ends, ends[1:]))
+    return [tuple(float(f"{fmean(each):.6g}") for each in zip(*stretch)) for stretch in stretches]
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """Of more than MOST_POINTS points, in the order of their steps, keep the lowest and the highest of each of as many
+    stretches as that leaves, and the last."""
+    if len(points) <= MOST_POINTS:
+        return points
+    stretches, kept = (MOST_POINTS - 1) // 2, {len(points) - 1}
+    for i in range(stretches):
+        stretch = range(i * len(points) // stretches, (i + 1) * len(points) // stretches)
+        kept |= {min(stretch, key=lambda n: points[n][1]), max(stretch, key=lambda n: points[n][1])}
+    return [points[n] for n in sorted(kept)]
+
+
+def _clipping(result: Result) -> dict[str, Any]:
+    most = result.config["run"].get("optim", {}).get("clip_grad_norm")
+    if not isinstance(most, int | float) or not most:
+        return {}
+    return {"zone": (None, float(most)), "note": f"shaded: not clipped, at most {most:g} (optim.clip_grad_norm)"}
+
+
+def _shares(result: Result) -> Chart | None:
+    """The part of each weighted term in the total of the first run; None with one term, or where its settings are those
+    of another version."""
+    try:
+        run = from_dict(Run, result.config["run"])
+    except ValueError:
+        return None
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in (line for line in result.lines if isinstance(line.get("total"), float) and line["total"] > 0):
+        weights = loss_weights_at(line["step"] - 1, run, result.config["plan"]["total_steps"])
+        for key, name in terms_of(line, weights).items():
+            if isinstance(line[key], int | float):
+                points.setdefault(key, []).append((line["step"], 100 * weights[name] * line[key] / line["total"]))
+    if len(points) < 2:
+        return None
+    series = [_drawn(0, key, found) for key, found in points.items()]
+    note = f"of {result.name}; shaded: no term above {100 * MOST_OF_TOTAL:.0f} %, beyond which the others hardly count"
+    return Chart("shares", "Weighted terms, part of the total", "%", series, note, (0.0, 100 * MOST_OF_TOTAL))
+
+
+def marks_of(result: Result) -> list[dict[str, Any]]:
+    """What happened at which step of a run: restarts, kept checkpoints, images that were skipped."""
+    starts = [start for start in result.config.get("starts") or [] if isinstance(start, dict)]
+    # The first start is a restart where an earlier version began the run, and noted none.
+    starts = [start for start in starts if isinstance(start.get("step"), int)]
+    steps = [(start["step"], start.get("time", "")) for number, start in enumerate(starts) if number or start["step"]]
+    if not starts and result.config.get("resumed_step"):  # a version that noted the last start alone
+        steps = [(result.config["resumed_step"], "")]
+    marks = [
+        {"step": step, "kind": "restart", "text": f"went on at step {step} {time}".strip()} for step, time in steps
+    ]
+    folder = result.folder / CHECKPOINTS
+    best = pointer(folder, "best")
+    for tag in reversed(tags(folder)):
+        step = int(tag.removeprefix("step"))
+        marks.append({"step": step, "kind": "checkpoint", "text": f"checkpoint {tag}{', the best' * (tag == best)}"})
+    before = 0
+    for line in result.lines:
+        count = line.get("images_skipped")
+        if isinstance(count, int | float):
+            if count > before:
+                marks.append({"step": line["step"], "kind": "skipped", "text": f"{count:g} images skipped so far"})
+            before = count
+    return marks

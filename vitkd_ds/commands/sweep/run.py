@@ -1,0 +1,114 @@
+"""Train what a sweep lacks, one or several runs at a time."""
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Iterator, Sequence
+
+from vitkd_ds.commands.sweep.members import Member
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+
+
+@dataclass
+class Job:
+    """A run that is training."""
+
+    member: Member
+    slot: int
+    process: subprocess.Popen
+    log: IO[str]
+
+
+class Stopped(Exception):
+    """A signal ended the sweep; what was training has saved, if it could."""
+
+
+def run_missing(members: Sequence[Member], *, jobs: int) -> list[Member]:
+    """Train every run that is not finished, `jobs` at a time; return those that failed or were stopped by a signal
+    of their own; their logs say why.
+
+    Each of the jobs has its share of this process's CPUs, and one GPU where there are any. INT, TERM and USR1 are
+    passed on to the runs that are training, which save and end, and nothing more is started.
+
+    Raises:
+        ValueError: a finished run has other settings.
+        Stopped: a signal came.
+    """
+    missing = deque(member for member in members if not member.is_done())
+    failed, training = [], list[Job]()
+    logger.info("%d of %d runs are finished", len(members) - len(missing), len(members))
+    with _passing_signals_to(training) as received:
+        while training or (missing and not received):
+            while missing and len(training) < jobs and not received:
+                slot = min(set(range(jobs)) - {job.slot for job in training})
+                training.append(_start(missing.popleft(), slot, jobs))
+            time.sleep(POLL_S)
+            for job in [job for job in training if job.process.poll() is not None]:
+                training.remove(job)
+                if not _is_finished(job):
+                    failed.append(job.member)
+    if received:
+        raise Stopped
+    return failed
+
+
+def _is_finished(job: Job) -> bool:
+    """Whether a job that has ended is finished; says what became of it."""
+    job.log.close()
+    who = f"{job.member.name} seed {job.member.seed}"
+    if job.process.returncode:
+        logger.warning("%s failed, see %s", who, job.log.name)
+        return False
+    is_done = job.member.is_done()
+    logger.info("%s is %s", who, "finished" if is_done else "stopped by a signal, and saved")
+    return is_done
+
+
+@contextmanager
+def _passing_signals_to(training: list[Job]) -> Iterator[list[int]]:
+    """Pass signals on to all jobs in the list; what has been received is in the list that this gives."""
+    received: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        for job in training:
+            job.process.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(member: Member, slot: int, jobs: int) -> Job:
+    member.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = open(f"{member.folder}.log", "a")  # beside the folder, which is the run's own
+    environ, cpus = dict(os.environ), sorted(os.sched_getaffinity(0))
+    own = set(cpus[slot::jobs]) or {cpus[slot % len(cpus)]}
+    if devices := _gpus():
+        environ["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    # In a session of its own, so that Ctrl-C reaches it once: by us.
+    options = {"stdout": log, "stderr": subprocess.STDOUT, "env": environ, "start_new_session": True}
+    process = subprocess.Popen(member.command(), **options)
+    os.sched_setaffinity(process.pid, own)
+    logger.info("%s seed %d trains on %d CPUs, its log is %s", member.name, member.seed, len(own), log.name)
+    return Job(member, slot, process, log)
+
+
+def _gpus() -> list[str]:
+    """The numbers of the GPUs that this process may use."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device for device in visible.split(",") if device]
+    found = sorted(int(name[6:]) for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit())
+    return [str(number) for number in found]

@@ -1,0 +1,93 @@
+"""The table of a sweep: mean, interval, paired difference to the first, and time, as Markdown and as CSV."""
+
+import csv
+import io
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Mapping, Sequence
+
+from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.train.statistics import paired_p, t_interval
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the finished runs of one name say, in percent, points and seconds; None where there are too few seeds."""
+
+    name: str
+    seeds: int
+    top1: float
+    low: float | None
+    high: float | None
+    """95 % interval of the mean top-1 (Student's t over the seeds)."""
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    """To the first name, mean over the seeds that both have, and its 95 % interval over the pairs."""
+    p: float | None
+    """Of the paired t-test: how often chance alone would give a difference as large."""
+    seconds: float | None
+    """Training time of a run, mean."""
+
+
+def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
+    """A row for each name, of its results by seed; differences are to the first name that has any."""
+    rows, first = [], next((by_seed for by_seed in results.values() if by_seed), {})
+    for name, by_seed in results.items():
+        if not by_seed:
+            continue
+        top1 = [result.top1 for result in by_seed.values()]
+        low, high = t_interval(top1) if len(top1) > 1 else (None, None)
+        both = [] if by_seed is first else sorted(by_seed.keys() & first.keys())
+        differences = [by_seed[seed].top1 - first[seed].top1 for seed in both]
+        enough = len(differences) > 1
+        bounds = t_interval(differences) if enough else (None, None)
+        seconds = [result.training_s for result in by_seed.values() if result.training_s is not None]
+        rows.append(
+            Row(
+                name,
+                len(top1),
+                statistics.mean(top1),
+                low,
+                high,
+                statistics.mean(differences) if both else None,
+                *bounds,
+                paired_p(differences) if enough else None,
+                statistics.mean(seconds) if seconds else None,
+            )  # fmt: skip
+        )
+    return rows
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Make a Markdown table that is aligned to be read as text too."""
+    header = ("runs", "n", "top-1 %", "95 % interval", "difference", "95 % interval", "p", "time")
+    cells = [
+        (
+            row.name, str(row.seeds), f"{row.top1:.2f}", _interval(row.low, row.high, ""),
+            "" if row.difference is None else f"{row.difference:+.2f}",
+            _interval(row.difference_low, row.difference_high, "+"), "" if row.p is None else f"{row.p:.2g}",
+            "" if row.seconds is None else f"{row.seconds:.0f} s",
+        )
+        for row in rows
+    ]  # fmt: skip
+    widths = [max(2, *(len(line[i]) for line in (header, *cells))) for i in range(len(header))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
+        for line in (header, rule, *cells)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Make CSV in full precision; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, rows))
+    return text.getvalue()
+
+
+def _interval(low: float | None, high: float | None, sign: str) -> str:
+    return "" if low is None else f"[{low:{sign}.2f}, {high:{sign}.2f}]"

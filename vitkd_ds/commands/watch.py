@@ -1,0 +1,100 @@
+"""Watch a run from its folder, wherever it trains: its progress, its evaluations, its stops, its end. Reads only, and
+without torch."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from vitkd_ds.checkpoint.lock import STALE_S, holder_of
+from vitkd_ds.commands.compare.runs import whole_lines
+from vitkd_ds.config.run_folder import DONE, SUMMARY, read_json
+from vitkd_ds.train.console import Progress, progress_line
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+EVALUATED = "val_num_images"
+"""Key that only the lines of evaluations have."""
+
+
+def watch(run: str) -> dict[str, Any]:
+    """Show the progress of a run as its own terminal does, until it is finished; return its summary.
+
+    A run whose job ended, or gives no sign of life, is said to wait, and is watched on: the same command may go on.
+
+    Raises:
+        ValueError: a folder that is no run.
+    """
+    folder, log = Path(run), _Growing(Path(run) / "metrics.jsonl")
+    total_steps = _total_steps(folder)
+    progress, evaluated, state = Progress(total_steps, start_step=0), -1, ""
+    try:
+        while True:
+            is_done = (folder / DONE).exists()  # before the log, of which then nothing is missed
+            lines, is_anew = log.read()
+            if is_anew and _total_steps(folder) != total_steps:  # it was extended
+                progress.close()
+                total_steps = _total_steps(folder)
+                progress = Progress(total_steps, start_step=0)
+            for line in (line for line in lines if EVALUATED in line and line["step"] > evaluated):
+                logger.info("%s", progress_line(line["step"], total_steps, _values(line)))
+                evaluated = line["step"]
+            if steps := [line for line in lines if isinstance(line.get("total"), int | float)]:
+                last = steps[-1]
+                text = progress_line(last["step"], total_steps, _values(last))
+                progress.show(last["step"], f"total {last['total']:.4g}", text)
+            if is_done:
+                return read_json(folder / SUMMARY, {})
+            if (now := _state(folder)) != state:
+                logger.info("%s", now)
+                state = now
+            time.sleep(LOOK_EVERY_S)
+    finally:
+        progress.close()
+
+
+class _Growing:
+    """A log that grows, and is replaced where a run goes on from a checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._inode, self._offset = path, 0, 0
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """The whole lines since the last reading, and whether the file is another one. Opening it makes a network file
+        system ask its server."""
+        try:
+            with self._path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                is_anew = inode != self._inode
+                file.seek(0 if is_anew else self._offset)
+                content = file.read()
+                content = content[: content.rfind(b"\n") + 1]
+                self._inode, self._offset = inode, (0 if is_anew else self._offset) + len(content)
+        except FileNotFoundError:
+            return [], False
+        return whole_lines(content.decode(errors="replace")), is_anew
+
+
+def _total_steps(folder: Path) -> int:
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} must be a run folder, found no config.json in it: give what train.py had as --workdir"
+        )
+    return read_json(folder / "config.json", {"plan.total_steps": int})["plan"]["total_steps"]
+
+
+def _values(line: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
+
+
+def _state(folder: Path) -> str:
+    """Who works on the run, or that nobody does."""
+    holder = holder_of(folder)
+    if holder is None:
+        return f"no job works on {folder}: waiting for the command that goes on with it"
+    name, silent_s, lives = holder
+    if lives is False or (lives is None and silent_s > STALE_S):
+        return f"{name} is gone, or cut off, without an end of {folder}: waiting for the command that goes on with it"
+    return f"{name} works on {folder}"

@@ -1,0 +1,60 @@
+"""Read files whose disk may fail for a moment, as network file systems do. Nothing here imports torch.
+
+A file that cannot be read is not one that cannot be understood: of its content nothing is known, so it must not be
+passed over as damaged, and another start may succeed.
+"""
+
+import errno
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+WAITS_S = (1.0, 2.0, 4.0)
+"""Seconds before each further attempt to read."""
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors that say what the path is, and which no further attempt changes."""
+
+
+class Unreadable(OSError):
+    """The disk, or the right to read, failed again and again; the same command may succeed later."""
+
+
+def patiently(read: Callable[[], T], path: str | Path) -> T:
+    """Call `read`, which reads `path`, and a few times more if it fails.
+
+    Raises:
+        OSError: there is no such file, or it is a folder; at once.
+        Unreadable: it failed each time.
+    """
+    for wait_s in (*WAITS_S, None):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno in NOT_THERE or isinstance(error, Unreadable):
+                raise
+            if wait_s is None:
+                raise Unreadable(
+                    f"{path} must be readable, found {error}, {len(WAITS_S) + 1} times in {sum(WAITS_S):.0f} s: check "
+                    "its disk, and the right to read it; then the same command goes on"
+                ) from error
+            logger.warning("%s cannot be read, %s: another attempt in %g s", path, error, wait_s)
+            time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def read_bytes(file: Path) -> bytes:
+    """Read a whole file; raises as `patiently` does."""
+    return patiently(file.read_bytes, file)
+
+
+def load_json(file: Path) -> Any:
+    """Read a JSON file; raises as `patiently` does, and ValueError if it holds none."""
+    try:
+        return json.loads(read_bytes(file).decode())
+    except RecursionError:
+        raise ValueError("brackets that are nested too deeply") from None

@@ -1,0 +1,77 @@
+"""Drawn layers as rows for the compiled code, with the arguments that it computes with."""
+
+import math
+
+import numpy as np
+
+from vitkd_ds.data.augment.policy import Layer
+from vitkd_ds.data.crops import BICUBIC, BILINEAR
+
+OPERATION_DTYPE = np.dtype([("op", "<i4"), ("filter", "<i4"), ("arguments", "<f8", 6)])
+"""One operation on one image: its number in OPS, the filter of a geometric one, and what it computes with. Geometric
+operations: the six numbers of Pillow's affine transformation. GaussianBlur: `box_weights`. Others: the layer's
+argument. The C struct of `csrc/augment.h` has the same fields."""
+BLUR_PASSES = 3
+
+
+def operations_of(layers: list[Layer], num_images: int, *, height: int, width: int) -> np.ndarray:
+    """Make the rows of a micro-batch's layers, for images of this size: OPERATION_DTYPE [num_images, layers]."""
+    rows = np.zeros((num_images, len(layers)), OPERATION_DTYPE)
+    for number, layer in enumerate(layers):
+        its = rows[:, number]
+        its["op"], its["filter"] = layer.op_B, np.where(layer.is_cubic_B, BICUBIC, BILINEAR)
+        its["arguments"][:, 0] = layer.argument_B
+        for op, make in (("Rotate", _rotation), ("ShearX", _shear_x), ("ShearY", _shear_y),
+                         ("TranslateXRel", _translation_x), ("TranslateYRel", _translation_y)):  # fmt: skip
+            for i in layer.members(op).tolist():
+                its["arguments"][i] = make(float(layer.argument_B[i]), height, width)
+        blurred = layer.members("GaussianBlur")
+        its["arguments"][blurred, :3] = box_weights(layer.argument_B[blurred])
+    return rows
+
+
+def _rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
+    """Pillow's matrix of a counter-clockwise rotation around the centre, rounded as there."""
+    radians = -math.radians(degrees % 360.0)
+    cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
+    x, y = width / 2, height / 2
+    return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
+
+
+def _shear_x(factor: float, height: int, width: int) -> tuple[float, ...]:
+    return 1, factor, 0, 0, 1, 0
+
+
+def _shear_y(factor: float, height: int, width: int) -> tuple[float, ...]:
+    return 1, 0, 0, factor, 1, 0
+
+
+def _translation_x(part: float, height: int, width: int) -> tuple[float, ...]:
+    return 1, 0, part * width, 0, 1, 0
+
+
+def _translation_y(part: float, height: int, width: int) -> tuple[float, ...]:
+    return 1, 0, 0, 0, 1, part * height
+
+
+def box_weights(radii_N: np.ndarray) -> np.ndarray:
+    """Compute the weights of a box blur, three of which are Pillow's Gaussian one: those of the centre, of both pixels
+    next to it, and of both pixels two away, whole numbers of 24-bit fixed point [N, 3].
+
+    A box of fractional radius has whole weights inside and smaller ones on the pixel at either end. Its radius is the
+    one whose threefold use has the Gaussian's variance (Gwosdek et al., "Theoretical foundations of Gaussian
+    convolution by extended box filtering"), in float32 as in Pillow.
+
+    Args:
+        radii_N: the Gaussian's standard deviation in pixels, 0 to 2, with which a box reaches two pixels at most.
+    """
+    one = np.float32(1)
+    variance_N = (radii_N.astype(np.float32) ** 2 / np.float32(BLUR_PASSES)).astype(np.float32)
+    length_N = np.sqrt(12.0 * variance_N.astype(np.float64) + 1.0).astype(np.float32)
+    whole_N = np.floor((length_N.astype(np.float64) - 1.0) / 2.0).astype(np.float32)
+    part_N = (2 * whole_N + one) * (whole_N * (whole_N + one) - 3 * variance_N)
+    part_N = part_N / (6 * (variance_N - (whole_N + one) * (whole_N + one)))
+    inside_N = (np.float32(1 << 24) / ((whole_N + part_N) * 2 + one)).astype(np.int64)
+    end_N = ((1 << 24) - (2 * whole_N.astype(np.int64) + 1) * inside_N) // 2
+    is_wide_N = whole_N >= 1
+    return np.stack([inside_N, np.where(is_wide_N, inside_N, end_N), np.where(is_wide_N, end_N, 0)], 1)

@@ -1,0 +1,36 @@
+"""The same augmentation by timm's own operations on Pillow images, for the torchvision backend; slower, same bits."""
+
+import numpy as np
+from PIL import Image, ImageFilter
+from timm.data.auto_augment import NAME_TO_OP
+
+from vitkd_ds.data.augment.augmenter import Plan
+from vitkd_ds.data.augment.noise import erase
+from vitkd_ds.data.augment.policy import NO_OP, OPS
+
+WHOLE = ("Posterize", "Solarize", "SolarizeAdd")
+"""Operations whose argument timm makes a whole number."""
+WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
+
+
+def augment(image_HWC: np.ndarray, plan: Plan, number: int) -> np.ndarray:
+    """Do to an image what the plan has at this place: uint8 [H, W, 3] to the same."""
+    image = Image.fromarray(image_HWC)
+    for layer in plan.layers:
+        if layer.op_B[number] != NO_OP:
+            name, argument = OPS[layer.op_B[number]], float(layer.argument_B[number])
+            image = _operate(name, image, argument, is_cubic=bool(layer.is_cubic_B[number]), fill=plan.fill)
+    result_HWC = np.array(image)
+    if plan.rectangles["height"][number]:
+        erase(result_HWC, plan.rectangles[number], plan.levels)
+    return result_HWC
+
+
+def _operate(name: str, image: Image.Image, argument: float, *, is_cubic: bool, fill: tuple) -> Image.Image:
+    if name == "GaussianBlur":
+        return image.filter(ImageFilter.GaussianBlur(argument))
+    if name == "Posterize" and argument <= 0:
+        return Image.new("RGB", image.size)  # Pillow 13 stops there, up to 12 it made this
+    arguments = [] if name in WITHOUT_ARGUMENT else [int(argument) if name in WHOLE else argument]
+    resample = Image.Resampling.BICUBIC if is_cubic else Image.Resampling.BILINEAR
+    return NAME_TO_OP[name](image, *arguments, resample=resample, fillcolor=fill)

@@ -1,0 +1,54 @@
+// The handlers that libjpeg calls.
+#include "errors.h"
+
+#include <jerror.h>
+
+namespace {
+
+ErrorManager* manager(j_common_ptr jpeg) { return reinterpret_cast<ErrorManager*>(jpeg->err); }
+
+[[noreturn]] void give_up(j_common_ptr jpeg) {
+  const int code = jpeg->err->msg_code;
+  manager(jpeg)->status = code == JERR_OUT_OF_MEMORY || code == JERR_NO_BACKING_STORE ? NO_MEMORY : BAD_JPEG;
+  std::longjmp(manager(jpeg)->escape, 1);
+}
+
+// Warnings are level -1, of which some do no harm; traces, of which the restart markers are one, are level 0 and above.
+void give_up_if_pixels_are_lost(j_common_ptr jpeg, int) {
+  ErrorManager* error = manager(jpeg);
+  switch (jpeg->err->msg_code) {
+    case JWRN_JPEG_EOF:
+    case JWRN_HIT_MARKER:
+    case JWRN_HUFF_BAD_CODE:
+    case JWRN_ARITH_BAD_CODE:
+    case JWRN_MUST_RESYNC:
+    case JWRN_BOGUS_PROGRESSION:
+    case JWRN_TOO_MUCH_DATA:  // our own mistake, which would else loop for ever
+      give_up(jpeg);
+    case JWRN_EXTRANEOUS_DATA:  // with the number of bytes between the last code that was read and a marker
+      if (error->is_in_scan && jpeg->err->msg_parm.i[0] != error->padding && (error->padding || error->is_strict)) {
+        give_up(jpeg);
+      }
+      error->saw_padding = true;
+      break;
+    case JTRC_RST:
+      if (error->padding && !error->saw_padding) give_up(jpeg);
+      error->saw_padding = false;
+      break;
+  }
+}
+
+void print_nothing(j_common_ptr) {}
+
+}  // namespace
+
+jpeg_error_mgr* listen(ErrorManager* error) {
+  jpeg_std_error(&error->base);
+  error->base.error_exit = give_up;
+  error->base.emit_message = give_up_if_pixels_are_lost;
+  error->base.output_message = print_nothing;
+  error->is_in_scan = error->saw_padding = false;
+  error->is_strict = true;
+  error->padding = 0;
+  return &error->base;
+}

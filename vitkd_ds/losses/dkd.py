@@ -1,0 +1,67 @@
+"""Decoupled distillation: the label against the rest, and the rest by itself."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitkd_ds.losses.nkd import other_logits
+from vitkd_ds.losses.part import Features, LossPart
+from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
+
+
+class DKD(LossPart):
+    """The term `dkd`. Labels may be smoothed, but not mixed: the largest entry of a target is its label."""
+
+    def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
+        """See `dkd_loss`."""
+        numbers = {"alpha": self.term.alpha, "beta": self.term.beta, "temperature": self.term.temperature}
+        return {"dkd": dkd_loss(student.logits_BK, teacher.logits_BK, targets_BK.argmax(1), **numbers)}
+
+
+def dkd_loss(
+    student_logits_BK: Tensor, teacher_logits_BK: Tensor, labels_B: Tensor, *, alpha: float = 1.0, beta: float = 0.5,
+    temperature: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Compute T^2 (alpha KL(b_T || b_S) + beta KL(n_T || n_S)), mean over images.
+
+    Of the softmaxes at temperature T of student and teacher, b is the pair (probability of the label, of all others),
+    and n the softmax over the other K - 1 classes.
+
+    Args:
+        student_logits_BK: student logits; they get the gradient.
+        teacher_logits_BK: teacher logits; they are detached.
+        labels_B: integer class indices. Of mixed labels there is no such loss; NKD has one.
+        alpha: weight of the label against the rest.
+        beta: weight of the rest by itself.
+        temperature: T, which divides all logits.
+
+    Returns:
+        fp32 scalar, mean over images.
+
+    Raises:
+        ValueError: the logits' shapes differ, or labels_B are no class indices [B].
+
+    **Source**: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022 (arXiv 2203.08679), in the code of logit
+    standardisation, `DKD.py`.
+
+    **Differs**: the label's logit is taken out of the second part, in place of 1,000 subtracted from it; logarithms of
+    probabilities are computed of logits; at least fp32.
+    """
+    check_same_logits(student_logits_BK, teacher_logits_BK)
+    if labels_B.shape != student_logits_BK.shape[:1] or labels_B.is_floating_point():
+        raise ValueError(
+            f"labels must be integer class indices [{len(student_logits_BK)}], found {labels_B.dtype} of shape "
+            f"{tuple(labels_B.shape)}: this loss has no form for mixed labels"
+        )
+    label_B1 = labels_B.long()[:, None]
+    pairs, others = [], []
+    for logits_BK in (student_logits_BK, teacher_logits_BK.detach()):
+        scaled_BK = at_least_fp32(logits_BK) / temperature
+        rest = other_logits(scaled_BK, label_B1)
+        pair_B2 = torch.stack([scaled_BK.gather(1, label_B1)[:, 0], torch.logsumexp(rest, dim=1)], dim=1)
+        pairs.append(F.log_softmax(pair_B2, dim=1))
+        others.append(F.log_softmax(rest, dim=1))
+    on_label, on_others = (
+        F.kl_div(student, teacher, reduction="batchmean", log_target=True) for student, teacher in (pairs, others)
+    )
+    return temperature**2 * (alpha * on_label + beta * on_others)

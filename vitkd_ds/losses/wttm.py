@@ -1,0 +1,46 @@
+"""Transformed teacher matching: the temperature on the teacher's side alone, as a power of its probabilities."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitkd_ds.losses.part import Features, LossPart
+from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
+
+
+class WTTM(LossPart):
+    """The term `wttm`."""
+
+    def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
+        """See `wttm_loss`."""
+        numbers = {"gamma": self.term.gamma, "weighted": self.term.weighted}
+        return {"wttm": wttm_loss(student.logits_BK, teacher.logits_BK, **numbers)}
+
+
+def wttm_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, gamma: float, weighted: bool = True) -> Tensor:
+    """Compute U KL(q || softmax(student)), mean over images: q_k = p_k^gamma / U, U = sum_k p_k^gamma, where p is the
+    teacher's softmax.
+
+    Args:
+        student_logits_BK: student logits; they get the gradient, and have no temperature.
+        teacher_logits_BK: teacher logits; they are detached.
+        gamma: power of the teacher's probabilities, 1 / temperature; below 1 is softer.
+        weighted: weigh each image by U, which is larger where the teacher is less sure; without it this is TTM.
+
+    Returns:
+        fp32 scalar, mean over images; to be added to the cross-entropy.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    **Source**: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024; its code,
+    `wttm.py` and `ttm.py`.
+
+    **Differs**: powers and U are computed of log-probabilities, so that extreme logits stay finite; at least fp32.
+    """
+    check_same_logits(student_logits_BK, teacher_logits_BK)
+    scaled_BK = gamma * F.log_softmax(at_least_fp32(teacher_logits_BK.detach()), dim=1)
+    log_sum_B1 = torch.logsumexp(scaled_BK, dim=1, keepdim=True)
+    log_student_BK = F.log_softmax(at_least_fp32(student_logits_BK), dim=1)
+    divergence_B = F.kl_div(log_student_BK, scaled_BK - log_sum_B1, reduction="none", log_target=True).sum(1)
+    return (log_sum_B1[:, 0].exp() * divergence_B if weighted else divergence_B).mean()

@@ -1,0 +1,77 @@
+"""timm's pretrained weights: the names that timm knows, whether weights fit, and their file in the local cache."""
+
+from pathlib import Path
+
+import timm
+from huggingface_hub import hf_hub_download  # timm's own requirement
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from torch import nn
+
+from vitkd_ds.config.overrides import nearest
+from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
+from vitkd_ds.models.features import TOKEN_MODELS
+from vitkd_ds.models.fit import OTHER_RESOLUTION
+
+HUB_FILE = "model.safetensors"
+
+
+def check_model_name(name: str, *, role: str) -> None:
+    """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = nearest(architecture, timm.list_models())
+        raise ValueError(f"{role}.model must be a timm model, found {name!r}: {near}")
+
+
+def hub_file(name: str) -> Path | None:
+    """Path of timm's pretrained weights of a model in the local cache, to which they are fetched if need be; None if
+    the hub has them in another format than safetensors. Raises ValueError if they cannot be had."""
+    check_model_name(name, role="teacher")
+    pretrained = timm.get_pretrained_cfg(name)
+    if not pretrained or not pretrained.hf_hub_id:
+        return None
+    try:
+        return Path(hf_hub_download(pretrained.hf_hub_id, HUB_FILE))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise ValueError(
+            f"teacher.checkpoint=hub of {name} must be in this node's cache or fetched, found {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]} Fetch it where there is a network, after `hf auth login` where its "
+            "licence must be accepted, with the HF_HOME that the nodes share, or give the file"
+        ) from error
+
+
+def check_hub(
+    config: StudentConfig | TeacherConfig, data: DataConfig, default: nn.Module, *, role: str, needs_logits: bool
+) -> None:
+    """Check, before anything is fetched, that the weights that timm describes for the `default` model fit as they
+    are."""
+    pretrained = default.pretrained_cfg
+    key = {"student": "student.init", "teacher": "teacher.checkpoint"}[role]
+    source = f"{key}=hub of {config.model}"
+    if "patch_size" in config.model_args:
+        raise ValueError(
+            f"{role}.model_args must not set patch_size with {key}=hub, as timm would resize the weights, found "
+            f"{config.model_args['patch_size']}: leave it out, or give a file"
+        )
+    if role == "teacher" and needs_logits and pretrained["num_classes"] != data.num_classes:
+        raise ValueError(
+            f"{source} must have data.num_classes={data.num_classes} classes, found {pretrained['num_classes']}: its "
+            "classifier would be random, so fine-tune it on these classes first and give that run folder, or give a "
+            "linear probe with --teacher.head"
+        )
+    trained = tuple(pretrained["input_size"][-2:])
+    # Rotary embeddings alone are computed for any grid, and trained with many.
+    is_rotary = isinstance(default, TOKEN_MODELS) and default.pos_embed is None
+    if trained != (data.image_size, data.image_size) and not config.allow_other_resolution and not is_rotary:
+        size_key = size_key_of(config)
+        raise ValueError(
+            f"{source} must be trained at {size_key}={data.image_size}, found {trained[0]} x {trained[1]} pixels: "
+            + OTHER_RESOLUTION.format(role=role, size_key=size_key)
+        )
+
+
+def size_key_of(config: StudentConfig | TeacherConfig) -> str:
+    """The option that says what images a model sees."""
+    return "teacher.image_size" if getattr(config, "image_size", 0) else "data.image_size"

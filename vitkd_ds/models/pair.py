@@ -1,0 +1,78 @@
+"""Check that a teacher can teach a student, and say in what shapes the losses meet them."""
+
+import math
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vitkd_ds.config.losses import LossesConfig
+from vitkd_ds.losses.part import PairInfo
+from vitkd_ds.models.features import TOKEN_MODELS, patch_tokens
+
+
+def check_pair(
+    student: nn.Module, teacher: nn.Module, losses: LossesConfig, *, image_size: int, teacher_image_size: int = 0
+) -> PairInfo | None:
+    """Check that the teacher can teach this student by the active terms; widths and patch grids may differ.
+
+    Args:
+        image_size: pixels of the student's images.
+        teacher_image_size: those of the teacher's; 0 is the same.
+
+    Returns:
+        None if only logits are compared.
+
+    Raises:
+        ValueError: the numbers of classes differ, where the teacher has any, or a tapped block or the distillation
+            token does not exist.
+    """
+    if teacher.num_classes and student.num_classes != teacher.num_classes:
+        raise ValueError(
+            f"student and teacher must have the same classes, found {student.num_classes} and {teacher.num_classes}: "
+            "build both with data.num_classes"
+        )
+    if losses.needs.distillation_token and not hasattr(student, "set_distilled_training"):
+        raise ValueError(
+            f"losses.distillation_token needs a student with a distillation token, found a {type(student).__name__}: "
+            "take a deit_*_distilled_* model, or set --losses.distillation_token.weight=0"
+        )
+    if losses.needs.tapped("teacher") is None:
+        return None
+    for name, term in losses.active().items():
+        for role, model in (("student", student), ("teacher", teacher)):
+            blocks, depth = getattr(term.needs, f"{role}_blocks"), len(getattr(model, "blocks", ()))
+            if outside := [block for block in blocks if not 0 <= block < depth]:
+                raise ValueError(
+                    f"blocks of losses.{name} must be between 0 and {depth - 1}, as the {role} has {depth} blocks, "
+                    f"found {outside[0]}: choose others or a deeper {role}"
+                )
+    student_dim, student_grid = _shape(student, image_size)
+    teacher_dim, teacher_grid = _shape(teacher, teacher_image_size or image_size)
+    return PairInfo(student_dim, teacher_dim, student_grid, teacher_grid)
+
+
+def _shape(model: nn.Module, image_size: int) -> tuple[int, tuple[int, int]]:
+    """Width, and rows and columns, of a model's final tokens or map. Raises ValueError if they are no square."""
+    if isinstance(model, TOKEN_MODELS):
+        return model.embed_dim, model.patch_embed.grid_size
+    # Of any other kind only a forward pass tells; on fake tensors it computes nothing.
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            dtype = next(model.parameters()).dtype
+            features = model.forward_features(torch.empty(1, 3, image_size, image_size, dtype=dtype))
+            tokens_BPD = patch_tokens(model, features)
+            num_tokens, dim = tokens_BPD.shape[1:]
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{_no_tokens(model)} found {type(error).__name__}: {str(error)[:100]}") from None
+    side = math.isqrt(num_tokens)
+    if side * side != num_tokens:
+        raise ValueError(f"{_no_tokens(model)} found {num_tokens} tokens")
+    return dim, (side, side)
+
+
+def _no_tokens(model: nn.Module) -> str:
+    return (
+        f"a {type(model).__name__} must give a square of tokens or a map, or only terms of logits can use it (kd, nkd, "
+        "wttm, dist, dkd),"
+    )

@@ -1,0 +1,117 @@
+"""Weights that are read block by block, so that a model larger than a machine's memory is never whole.
+
+The model is built on torch's meta device, where it takes no memory. What its file holds is checked by the file's header
+alone; `vitkd_ds.engine.teacher` then reads a block, partitions it over the ranks, and reads the next.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models._manipulate import reinit_non_persistent_buffers
+from torch import Tensor, nn
+
+from vitkd_ds.models.weights import INDEX_SUFFIX, SUFFIX, damaged, files_of_index, rename
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def can_stream(path: Path) -> bool:
+    """Whether a file's tensors can be read one by one: safetensors, or the index of several such files."""
+    return path.name.endswith((SUFFIX, INDEX_SUFFIX))
+
+
+class WeightStream:
+    """Tensors in safetensors files, under a model's names.
+
+    Args:
+        path: a .safetensors file, or a .safetensors.index.json, whose files lie beside it.
+
+    Attributes:
+        shapes: each tensor as an empty one on the meta device, by its name in the model.
+
+    Raises:
+        ValueError: a file is missing, damaged, or holds anything but floating-point tensors; the message names it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        files = files_of_index(path) if path.name.endswith(INDEX_SUFFIX) else {None: path}
+        found: dict[str, Tensor] = {}
+        self._places: dict[str, tuple[Path, str]] = {}
+        for file in sorted(set(files.values())):
+            wanted = [name for name, each in files.items() if each == file and name is not None]
+            for name, tensor in _header(file, wanted).items():
+                found[name], self._places[name] = tensor, (file, name)
+        self.shapes = rename(found)
+        names = {id(tensor): name for name, tensor in found.items()}
+        self._places = {name: self._places[names[id(tensor)]] for name, tensor in self.shapes.items()}
+
+    def keep(self, state: dict[str, Tensor]) -> bool:
+        """Take over the names of `state`, which has tensors of `shapes`; False, and nothing is changed, if another one
+        is among them, so that the weights are not the file's as they are."""
+        names = {id(tensor): name for name, tensor in self.shapes.items()}
+        if any(id(tensor) not in names for tensor in state.values()):
+            return False
+        self._places = {name: self._places[names[id(tensor)]] for name, tensor in state.items()}
+        self.shapes = dict(state)
+        return True
+
+    def fill(self, module: nn.Module, prefix: str, dtype: torch.dtype, *, is_read: bool = True) -> None:
+        """Give a module on the meta device its weights, named by `prefix` and their names in it, in `dtype` on the CPU;
+        its parameters with any values where they are not read, because another rank sends them.
+
+        Raises:
+            ValueError, OSError: a file cannot be read.
+        """
+        for path, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if not tensor.is_meta:
+                continue
+            owner, _, leaf = path.rpartition(".")
+            owner = module.get_submodule(owner)
+            must_read = is_read or leaf in owner._buffers  # buffers are sent by nobody
+            value = self._read(prefix + path).to(dtype) if must_read else torch.empty(tensor.shape, dtype=dtype)
+            if leaf in owner._buffers:
+                owner._buffers[leaf] = value
+            else:
+                owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+    def _read(self, name: str) -> Tensor:
+        file, stored = self._places[name]
+        try:
+            with safe_open(file, framework="pt") as opened:  # anew each time, so that what was read can leave memory
+                return opened.get_tensor(stored)
+        except SafetensorError as error:
+            raise damaged(file, error) from error
+
+
+def make_buffers(model: nn.Module) -> None:
+    """Compute the buffers that no file holds, such as rotary embeddings, of a model on the meta device."""
+    persistent = model.state_dict().keys()
+    for path, buffer in list(model.named_buffers()):
+        if path not in persistent:
+            owner, _, leaf = path.rpartition(".")
+            model.get_submodule(owner)._buffers[leaf] = torch.empty_like(buffer, device="cpu")
+    reinit_non_persistent_buffers(model)
+
+
+def _header(file: Path, wanted: list[str]) -> dict[str, Tensor]:
+    """The tensors of a file, or those wanted, empty on the meta device."""
+    if not file.is_file():
+        raise ValueError(f"weights must be an existing file, found none at {file}: check the path")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = wanted or list(opened.keys())
+            if missing := [name for name in names if name not in set(opened.keys())]:
+                raise ValueError(
+                    f"{file} must hold {missing[0]}, as its index says, found no such tensor: fetch it again"
+                )
+            slices = {name: opened.get_slice(name) for name in names}
+            wrong = [f"{name} {each.get_dtype()}" for name, each in slices.items() if each.get_dtype() not in _DTYPES]
+            if wrong:
+                raise ValueError(f"{file} must hold tensors of {', '.join(_DTYPES)}, found {wrong[0]}: convert it")
+            return {
+                name: torch.empty(each.get_shape(), dtype=_DTYPES[each.get_dtype()], device="meta")
+                for name, each in slices.items()
+            }
+    except SafetensorError as error:
+        raise damaged(file, error) from error

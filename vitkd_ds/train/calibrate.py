@@ -1,0 +1,79 @@
+"""Statistics of the teacher's features that loss terms need before the first update."""
+
+import logging
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from vitkd_ds.engine import ranks
+from vitkd_ds.train import watchdog
+from vitkd_ds.train.parts import Parts
+
+logger = logging.getLogger(__name__)
+
+
+def calibrate(parts: Parts) -> None:
+    """Show the teacher the first training micro-batches, and give each term that asks for it mean and covariance of its
+    features, over all ranks. They become buffers of the term, so a checkpoint has them. Collective."""
+    waiting = {name: module for name, module in parts.engine.distiller.named_children() if module_batches(module)}
+    if not waiting:
+        return
+    schedule = parts.schedule
+    num_batches = max(module_batches(module) for module in waiting.values())
+    num_batches = min(num_batches, schedule.steps_per_epoch * schedule.accumulation_steps)
+    sums: dict[tuple[str, str], Sums] = {}
+    with closing(parts.train_loader.epoch(0)) as micro_batches, torch.no_grad():
+        for place in range(num_batches):
+            watchdog.enter("calibration", place)
+            key = place * ranks.world_size() + ranks.rank()
+            images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
+            _, teacher_BCHW, _ = parts.inputs(images_BCHW, labels_B, step=0, place=key)
+            features = parts.teacher(teacher_BCHW, are_normalized=True)
+            for name, module in waiting.items():
+                if place < module_batches(module):
+                    for path, values in module.features_to_calibrate(features).items():
+                        if (name, path) not in sums:
+                            sums[name, path] = Sums(values)
+                        sums[name, path].add(values)
+    for (name, path), each in sums.items():
+        fix(waiting[name].get_submodule(path), each, where=f"losses.{name}, {path}")
+    counts = ", ".join(f"losses.{name}" for name in waiting)
+    logger.info("statistics of the teacher's features for %s: %d micro-batches of each rank", counts, num_batches)
+
+
+def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
+    """Give a target its statistics. Collective."""
+    mean_D, covariance_DD = sums.mean_and_covariance()
+    target.fix(mean_D, covariance_DD)
+    if not (covariance_DD.diagonal() > 0).any():
+        logger.warning("%s: the teacher's feature is the same for all images: are its weights trained?", where)
+
+
+def module_batches(module: torch.nn.Module) -> int:
+    """Micro-batches of which a term wants statistics; 0 is none."""
+    return getattr(module, "num_calibrating", 0)
+
+
+class Sums:
+    """Count, sum and sum of products of features [..., D], in fp64, less the mean of the first micro-batch: else the
+    variance of a channel far from 0 would be lost in rounding. To be made and used by all ranks together."""
+
+    def __init__(self, like: Tensor) -> None:
+        dim, options = like.shape[-1], {"dtype": torch.float64, "device": like.device}
+        self.shift_D = ranks.sum_over_ranks(like.flatten(0, -2).double().mean(0)) / ranks.world_size()
+        self.count = torch.zeros((), **options)
+        self.sum_D, self.products_DD = torch.zeros(dim, **options), torch.zeros(dim, dim, **options)
+
+    def add(self, values: Tensor) -> None:
+        """Add the features of one micro-batch."""
+        values_ND = values.flatten(0, -2).double() - self.shift_D
+        self.count += len(values_ND)
+        self.sum_D += values_ND.sum(0)
+        self.products_DD += values_ND.T @ values_ND
+
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        """Of the features of all ranks. Collective."""
+        count, sum_D, products_DD = map(ranks.sum_over_ranks, (self.count, self.sum_D, self.products_DD))
+        mean_D = sum_D / count
+        return mean_D + self.shift_D, products_DD / count - torch.outer(mean_D, mean_D)

@@ -1,0 +1,100 @@
+"""One optimizer update: queued on the device as a whole, and settled when its outcome is read."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Iterator
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import CHECKPOINTS, pointer
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.student import Outcome
+from vitkd_ds.engine.teacher import Teacher
+from vitkd_ds.models.features import Features
+from vitkd_ds.train import signals, watchdog
+from vitkd_ds.train.parts import Parts
+from vitkd_ds.train.schedule import loss_weights_at, lr_at
+
+ADVICE = "the same command would end here again: lower --optim.lr, in another --workdir"
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is inf or nan; raised on all ranks, and the weights have not changed. Another start would
+    repeat it, as every draw is keyed by the step."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update that is queued on the device."""
+
+    step: int
+    """Updates before it."""
+    lr: float
+    terms: dict[str, Tensor]
+    """Of this rank, mean over its micro-batches: detached fp32 scalars."""
+    outcome: Outcome
+
+
+def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> Update:
+    """Queue one optimizer update, after `step` others, of uint8 images [B, C, H, W] and labels [B]. Collective. Nothing
+    here waits for the device."""
+    run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
+    lr = lr_at(step, parts.schedule, run.optim, run.global_batch_size)
+    engine.set_lr(lr)
+    weights = {
+        name: torch.full((), weight, device=parts.device)  # torch.tensor would copy, and wait for the device
+        for name, weight in loss_weights_at(step, run, parts.schedule.total_steps).items()
+    }
+    means: dict[str, Tensor] = {}
+    for micro in range(num_micro):
+        watchdog.enter("step", step)
+        place = micro * ranks.world_size() + ranks.rank()  # keys the draws, the same at any number of ranks
+        with record_function("data"):
+            student_BCHW, teacher_BCHW, targets_BK = parts.inputs(*next(micro_batches), step=step, place=place)
+        features = None
+        if parts.teacher:
+            teach = partial(teach_named, parts.teacher, teacher_BCHW)
+            features = teach if run.teacher.keep_tokens else teach()
+        with record_function("forward"):
+            terms = engine(student_BCHW, targets_BK, features, weights)
+        with record_function("backward"):
+            engine.backward(terms["total"])
+        for name, value in terms.items():
+            means[name] = means.get(name, 0) + value.detach() / num_micro
+    watchdog.enter("step", step)
+    # A bad loss on one rank, and a signal to one rank, become known to all with the norm of the gradient.
+    is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
+    is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
+    with record_function("update"):
+        outcome = engine.step(veto=is_bad.float(), count=is_asked)
+    return Update(step, lr, means, outcome)
+
+
+@torch.compiler.disable
+def teach_named(teacher: Teacher, images_BCHW: Tensor, kept_BL: Tensor | None = None) -> Features:
+    """The teacher's features of normalised images, as a range of their own in a profile."""
+    with record_function("teacher"):
+        return teacher(images_BCHW, are_normalized=True, kept_BL=kept_BL)
+
+
+def settle(update: Update, run: Run) -> bool:
+    """Wait for an update; whether any rank was asked to stop, the same on all.
+
+    Raises:
+        NonFiniteError: it was left out, as were those queued after it.
+    """
+    outcome = update.outcome
+    if outcome.is_applied:
+        return outcome.counted > 0
+    good = pointer(Path(run.workdir) / CHECKPOINTS, "latest") or "none yet"
+    where = (
+        f"stopped before update {update.step + 1}, rank {ranks.rank()}, lr {update.lr:g}, last good checkpoint {good}"
+    )
+    if not outcome.num_vetoes:
+        raise NonFiniteError(f"{where}: gradients must be finite, found inf or nan with finite losses: {ADVICE}")
+    found = ", ".join(f"{name} {value.item():g}" for name, value in update.terms.items())
+    raise NonFiniteError(f"{where}: losses must be finite on every rank, found {found} on this one: {ADVICE}")

@@ -1,0 +1,187 @@
+"""Services that show the values of runs beside each other, for rank 0: Weights & Biases and MLflow.
+
+Each is a `Tracker`, as TensorBoard's writer in `vitkd_ds.train.log` is, and an extra of this package. What one of them
+raises is warned of once, and ends this tracker until the next start and never the run. trackio is left out, because it
+needs Pillow below 13, whose resizing is not our decoder's.
+"""
+
+import logging
+import math
+import netrc
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Callable, Protocol
+from urllib.parse import urlsplit
+
+from vitkd_ds.checkpoint.files import write_json
+from vitkd_ds.config.reading import load_json
+
+logger = logging.getLogger(__name__)
+
+IDS = "trackers.json"
+"""File of the run folder: tracker -> the id of the run there, which a resumed run continues."""
+PROJECT = "vitkd_ds"
+REACH_S, START_S, CLOSE_S = 3, 30, 60
+"""Longest that a run waits for a service: to see whether it can be reached, at the start, and at the end."""
+MLFLOW_MOST, MLFLOW_LENGTH = 100, 500
+"""Settings in a call of MLflow's, and characters of a value, that every server takes."""
+
+
+class Tracker(Protocol):
+    """What takes the values of a run."""
+
+    def add_values(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the values after `step` updates."""
+
+    def close(self) -> None:
+        """Send or write what waits."""
+
+
+def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, Any]) -> list[Tracker]:
+    """Open those of `names` that stand here, for a run of these `settings` (nested dicts, as in config.json)."""
+    kinds = {"wandb": _Wandb, "mlflow": _MLflow}
+    return [_Forgiving(name, lambda kind=kinds[name]: kind(workdir, settings)) for name in names if name in kinds]
+
+
+class _Forgiving:
+    """A tracker that warns once where another would raise, and does nothing from then on."""
+
+    def __init__(self, name: str, build: Callable[[], Tracker]) -> None:
+        self._name, self._tracker = name, None
+        self._tracker = self._attempt(build)
+
+    def add_values(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        if self._tracker:
+            self._attempt(lambda: self._tracker.add_values(step, values))
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        if self._tracker:
+            self._attempt(self._tracker.close)
+
+    def _attempt(self, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except Exception as error:  # any kind: these packages raise their own, and those of what they are built on
+            self._tracker = None
+            logger.warning(
+                "%s fails and gets no more values until the next start, the run goes on and metrics.jsonl has them "
+                "all: %s: %s", self._name, type(error).__name__, error,
+            )  # fmt: skip
+
+
+class _Wandb:
+    """Weights & Biases. Offline, each start writes a folder of its own in RUN/wandb, all with the id of the one run."""
+
+    def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb  # slow, and only rank 0 needs it
+
+        options = wandb.Settings(silent=True, console="off", init_timeout=START_S, finish_timeout=CLOSE_S)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT), name=workdir.name, dir=str(workdir), mode=wandb_mode(),
+            id=_id_of(workdir, "wandb", lambda: secrets.token_hex(4)), resume="allow", config=dict(settings),
+            settings=options,
+        )  # fmt: skip
+        # As an axis of its own: of wandb's own steps none may be lower than one before, as in a run that goes on.
+        self._run.define_metric("*", step_metric="step")
+        logger.info("wandb: run %s, %s", self._run.id, self._run.url or f"offline in {workdir / 'wandb'}")
+
+    def add_values(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._run.finish()
+
+
+def wandb_mode() -> str | None:
+    """None, for WANDB_MODE, where that is set; else online, or offline where there is no login, for which wandb would
+    ask on a terminal, or where the server cannot be reached."""
+    if os.environ.get("WANDB_MODE"):
+        return None
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    has_login = bool(os.environ.get("WANDB_API_KEY"))
+    with suppress(OSError, netrc.NetrcParseError):
+        has_login = has_login or netrc.netrc(os.environ.get("NETRC")).authenticators(server.hostname) is not None
+    if not has_login:
+        return "offline"
+    try:
+        port = server.port or (443 if server.scheme == "https" else 80)
+        socket.create_connection((server.hostname, port), timeout=REACH_S).close()
+    except OSError:
+        return "offline"
+    return "online"
+
+
+class _MLflow:
+    """MLflow: the server that MLFLOW_TRACKING_URI names, or else files in RUN/mlflow."""
+
+    def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
+        # Its own are minutes for a server that does not answer, in which the run would stand.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(START_S))
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            # Files are the one store that takes no database, and MLflow wants to be told that they are wanted.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            uri = (workdir / "mlflow").absolute().as_uri()
+        from mlflow import MlflowClient  # slow, and only rank 0 needs it
+
+        self._client = MlflowClient(tracking_uri=uri)
+        self._id = _id_of(workdir, "mlflow", lambda: self._begin(workdir.name, settings))
+        self._client.update_run(self._id, status="RUNNING")
+        logger.info("mlflow: run %s", self._id)
+
+    def _begin(self, name: str, settings: Mapping[str, Any]) -> str:
+        from mlflow.entities import Param
+
+        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self._client.get_experiment_by_name(project)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(project)
+        run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
+        params = [Param(key, str(value)[:MLFLOW_LENGTH]) for key, value in _flat(settings)]
+        for first in range(0, len(params), MLFLOW_MOST):
+            self._client.log_batch(run_id, params=params[first : first + MLFLOW_MOST])
+        return run_id
+
+    def add_values(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        from mlflow.entities import Metric
+
+        now_ms = int(1000 * time.time())
+        points = [Metric(name, value, now_ms, step) for name, value in values.items() if math.isfinite(value)]
+        self._client.log_batch(self._id, metrics=points)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._client.set_terminated(self._id)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _id_of(workdir: Path, name: str, begin: Callable[[], str]) -> str:
+    """The id of this run in a tracker: that of an earlier start, or that of the one that `begin` makes."""
+    ids = {}
+    with suppress(OSError, ValueError):  # lost or damaged: a new one is begun
+        found = load_json(workdir / IDS)
+        ids = {key: value for key, value in found.items() if isinstance(value, str)} if type(found) is dict else {}
+    if name not in ids:
+        ids[name] = begin()
+        write_json(workdir / IDS, ids)
+    return ids[name]
