@@ -1,4 +1,4 @@
-"""Disks that fail: a library that is loaded before libc, and lets reads of a file fail with EIO a number of times."""
+"""Disks that fail: a library that is loaded before libc, and lets calls on a file fail with EIO."""
 
 import os
 import subprocess
@@ -16,30 +16,44 @@ SOURCE = r"""
 #include <unistd.h>
 
 static char name[4096];
-static int times;
+static int spared, times, reads_only;
 
-void fail(const char* part_of_path, int count) { strcpy(name, part_of_path); times = count; }
+static void arm(const char* part_of_path, int nth, int count, int reads) {
+  strcpy(name, part_of_path);
+  spared = nth;
+  times = count;
+  reads_only = reads;
+}
+void fail(const char* part_of_path, int count) { arm(part_of_path, 0, count, 1); }
+void fail_any(const char* part_of_path, int nth, int count) { arm(part_of_path, nth, count, 0); }
 int left(void) { return times; }
 
-static int fails(int fd) {
-  char link[64], path[4096];
-  if (times <= 0) return 0;
-  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-  ssize_t length = readlink(link, path, sizeof path - 1);
-  if (length < 0) return 0;
-  path[length] = 0;
-  if (!strstr(path, name)) return 0;
+static int fails_at(const char* path) {
+  if (times <= 0 || !strstr(path, name) || spared-- > 0) return 0;
   times--;
   errno = EIO;
   return 1;
 }
-#define WRAP(function, ...) \
-  static ssize_t (*real)(int, void*, size_t, ...); \
-  if (!real) real = dlsym(RTLD_NEXT, #function); \
-  return fails(fd) ? -1 : real(fd, __VA_ARGS__);
-ssize_t read(int fd, void* out, size_t n) { WRAP(read, out, n) }
-ssize_t pread(int fd, void* out, size_t n, off_t at) { WRAP(pread, out, n, at) }
-ssize_t pread64(int fd, void* out, size_t n, off_t at) { WRAP(pread64, out, n, at) }
+static int fails(int fd, int is_read) {
+  char link[64], path[4096];
+  if (times <= 0 || (reads_only && !is_read)) return 0;
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link, path, sizeof path - 1);
+  if (length < 0) return 0;
+  path[length] = 0;
+  return fails_at(path);
+}
+#define WRAP(type, function, fails, ...) \
+  static type (*real)(); \
+  if (!real) real = (type(*)())dlsym(RTLD_NEXT, #function); \
+  return fails ? -1 : real(__VA_ARGS__);
+ssize_t read(int fd, void* out, size_t n) { WRAP(ssize_t, read, fails(fd, 1), fd, out, n) }
+ssize_t pread(int fd, void* out, size_t n, off_t at) { WRAP(ssize_t, pread, fails(fd, 1), fd, out, n, at) }
+ssize_t pread64(int fd, void* out, size_t n, off_t at) { WRAP(ssize_t, pread64, fails(fd, 1), fd, out, n, at) }
+ssize_t write(int fd, const void* data, size_t n) { WRAP(ssize_t, write, fails(fd, 0), fd, data, n) }
+int fsync(int fd) { WRAP(int, fsync, fails(fd, 0), fd) }
+int rename(const char* old, const char* new) { WRAP(int, rename, !reads_only && fails_at(new), old, new) }
+int mkdir(const char* path, mode_t mode) { WRAP(int, mkdir, !reads_only && fails_at(path), path, mode) }
 """
 HEAD = """
 import ctypes, os, sys
@@ -48,12 +62,14 @@ from vitkd_ds.config import reading
 reading.WAITS_S = (0.01, 0.02)
 library = ctypes.CDLL(os.environ["LD_PRELOAD"])
 fail = lambda name, times: library.fail(name.encode(), times)
+fail_any = lambda name, nth, times: library.fail_any(name.encode(), nth, times)
 """
 
 
 def run_on_a_failing_disk(tmp_path, code, *words):
-    """Run Python code that may call `fail(NAME, TIMES)`: the next TIMES reads of a file whose path holds NAME fail.
-    Returns what it printed. Nothing waits long between two attempts."""
+    """Run Python code that may call `fail(NAME, TIMES)`: the next TIMES reads of a file whose path holds NAME fail; or
+    `fail_any(NAME, N, TIMES)`: of its reads, writes, fsyncs, renames and mkdirs N pass and TIMES fail. Returns what it
+    printed. Nothing waits long between two attempts."""
     library = tmp_path / "fail.so"
     if not library.exists():
         (tmp_path / "fail.c").write_text(SOURCE)
