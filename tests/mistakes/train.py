@@ -115,7 +115,7 @@ MISTAKES = {
         ("global_batch_size=run.global_batch_size if is_train else None", "global_batch_size=None", OPENED),
         ("classes=classes,\n        device", "device",
          "train/test_parts.py::test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order"),
-        ("        statistics=build.statistics_of(run.student),\n", "",
+        ('{"statistics": build.statistics_of(run.student)} if is_train', "{} if is_train",
          "train/test_parts.py::test_what_randaugment_uncovers_has_the_mean_colour_of_the_runs_student"),
         ('"ema" if self.run.optim.ema_decay else "raw"', '"raw"', EXPORTED),
         ('"crop_pct": data.val_crop_fraction', '"crop_pct": 0.875', EXPORTED),

@@ -29,7 +29,8 @@ class OrthogonalProjector(nn.Module):
         super().__init__()
         self.is_wide = teacher_dim < student_dim
         tall = torch.empty(max(student_dim, teacher_dim), min(student_dim, teacher_dim))
-        self.reflections = nn.Parameter(torch.geqrf(nn.init.normal_(tall))[0])
+        # torch has no geqrf on meta, where only the shape counts.
+        self.reflections = nn.Parameter(tall if tall.is_meta else torch.geqrf(nn.init.normal_(tall))[0])
 
     def weight(self) -> Tensor:
         """The weight [Dt, Ds], at least fp32; to be called outside autocast."""

@@ -1,11 +1,14 @@
-"""What a model costs: parameters, tokens, and floating-point operations of one image."""
+"""What a model costs: parameters, tokens, and floating-point operations of one image; and what a loss term costs."""
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitkd_ds.config.term import Needs, Term
+from vitkd_ds.losses.part import Features, LossPart, PairInfo
+from vitkd_ds.models.distiller import part_of
 from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.selection import KeptTokens
 
@@ -76,3 +79,51 @@ def cost_of(model: nn.Module, image_size: int, *, keep_tokens: int = 0) -> dict[
         "head": head_of(model),
         "gflops": forward_flops(model, image_size) / 1e9,
     }
+
+
+def term_cost(term: Term, pair: PairInfo, *, num_classes: int) -> tuple[int, int]:
+    """Operations of the forward and backward of a term of tokens, and bytes that it keeps in between, of one more image
+    in a micro-batch: the teacher's bf16 features that it compares, and what autograd keeps.
+
+    It is run on the CPU, on zeros. Operations are as in `forward_flops`, and the student's features are counted with
+    the student.
+    """
+    part = part_of(term)(term, pair)
+    for parameter in part.parameters():  # and no buffer, some of which stay in fp32
+        parameter.data = parameter.bfloat16()
+    one, two = (
+        _run_term(part, *(_features(pair, term.needs, role, number, num_classes) for role in ("student", "teacher")))
+        for number in (1, 2)
+    )
+    return two[0] - one[0], two[1] - one[1]
+
+
+def _run_term(part: LossPart, student: Features, teacher: Features) -> tuple[int, int]:
+    kept: dict[int, Tensor] = {}  # by memory, which several tensors share; alive, so that no other takes its place
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = part(student, teacher, torch.zeros(student.logits_BK.shape))
+        sum(losses.values()).backward()
+    for tensor in _tensors(teacher):
+        keep(tensor)
+    known = {tensor.untyped_storage().data_ptr() for tensor in _tensors(student)}
+    size = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known)
+    return counter.get_total_flops(), size
+
+
+def _features(pair: PairInfo, needs: Needs, role: str, num_images: int, num_classes: int) -> Features:
+    """Features in bf16, of which the student's have a gradient."""
+    dim, (rows, columns) = getattr(pair, f"{role}_dim"), getattr(pair, f"{role}_grid")
+    like = {"dtype": torch.bfloat16, "requires_grad": role == "student"}
+    logits_BK, pooled_BD = (torch.zeros(num_images, size, **like) for size in (num_classes, dim))
+    tokens = {number: torch.zeros(num_images, rows * columns, dim, **like) for number in needs.tapped(role)}
+    return Features(logits_BK, pooled_BD, torch.zeros(num_images, rows * columns, dim, **like), tokens)
+
+
+def _tensors(features: Features) -> list[Tensor]:
+    return [features.pooled_BD, features.final_BPD, *features.blocks.values()]

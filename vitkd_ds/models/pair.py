@@ -59,8 +59,9 @@ def _shape(model: nn.Module, image_size: int) -> tuple[int, tuple[int, int]]:
     # Of any other kind only a forward pass tells; on fake tensors it computes nothing.
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            dtype = next(model.parameters()).dtype
-            features = model.forward_features(torch.empty(1, 3, image_size, image_size, dtype=dtype))
+            weight = next(model.parameters())
+            image = torch.empty(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
+            features = model.forward_features(image)
             tokens_BPD = patch_tokens(model, features)
             num_tokens, dim = tokens_BPD.shape[1:]
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:

@@ -101,6 +101,32 @@ def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_the
     )
 
 
+def test_other_terms_of_tokens_are_charged_for_as_they_are_counted():
+    run = build_run("deit_small_from_deit3_base")
+    more = replace(run, losses=replace(run.losses, feature=replace(run.losses.feature, weight=1)))
+    before, after = (inputs_of(each, H100) for each in (run, more))
+    flops = (6 * 384 * 768 + 6 * 768**2 + 2 * 768**2) * 197
+    assert after.flops - before.flops == flops
+    assert after.others_s == pytest.approx(flops / (0.25 * 989.4e12))
+    assert after.loss_s == before.loss_s + after.others_s
+    assert after.activation_bytes > before.activation_bytes + 2 * 197 * 768
+    assert before.others_s == 0 and re.search("other losses of tokens +none +counted", plan_text(run, nodes=1, gpus=8))
+    text = plan_text(more, nodes=1, gpus=8)
+    assert re.search(
+        r"other losses of tokens +5\.2 us an image +assumed: 25% .* for 1\.28 GFLOP of feature, counted", text
+    )
+    assert re.search("ViTKD loss +26,500 images/s", text), "the measured one is as it was"
+
+
+def test_a_teacher_without_blocks_is_gathered_module_by_module():
+    run = build_run("deit_small_vkd_regnety160")
+    inputs = inputs_of(run, H100)
+    teacher = timm.create_model("regnety_160")
+    own = [module for module in teacher.modules() if [*module.parameters(recurse=False)]]
+    assert inputs.gathers == len(own) + 1 and inputs.teacher_params == sum(p.numel() for p in teacher.parameters())
+    assert inputs.gathered_params == 3e7, "DeepSpeed's limit, as shipped"
+
+
 def test_without_vitkd_there_is_no_loss_to_pay_for():
     run = build_run("deit_tiny_from_deit3_small")
     without = replace(run, losses=replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0.0)))

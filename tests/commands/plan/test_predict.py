@@ -14,7 +14,8 @@ from vitkd_ds.commands.plan.text import plan_text
 from vitkd_ds.recipes import build_run
 
 INPUTS = predict.Inputs(
-    teacher_s=1e-4, student_s=3e-4, loss_s=0.0, host_s=0.010, update_s=0.004, shard_host_s=0.002, flops=1e9,
+    teacher_s=1e-4, student_s=3e-4, loss_s=0.0, others_s=0.0, host_s=0.010, update_s=0.004, shard_host_s=0.002,
+    flops=1e9,
     trained_params=10**8, teacher_params=2 * 10**8, gathers=10, gathered_params=5 * 10**7, activation_bytes=1e6,
     image_bytes=2e5, is_compiled=False, has_average=False, bucket_elements=5 * 10**7,
 )  # fmt: skip
@@ -134,9 +135,10 @@ def test_a_gpu_that_was_not_measured_is_counted_by_its_peak_and_a_teacher_of_7_b
     replica, offload = (
         float(re.search(rf"^  {p} +[\d.,]+ ms +([\d.]+) GiB", text, re.M)[1]) for p in ("replica", "offload")
     )
-    needed = [math.ceil(gib / 0.9) for gib in (replica, offload)]
     assert replica - offload > 12 and "--teacher.placement=offload" in text
-    assert f"stops fitting on GPUs of less than {needed[0]} GiB, offload on GPUs of less than {needed[1]}\n" in text
+    needed = re.search(r"stops fitting on GPUs of less than (\d+) GiB, offload on GPUs of less than (\d+)\n", text)
+    for gib, whole in zip((replica, offload), needed.groups()):
+        assert math.ceil((gib - 0.05) / 0.9) <= int(whole) <= math.ceil((gib + 0.05) / 0.9)
 
 
 def test_fields_of_the_run_can_be_set(capsys):

@@ -37,6 +37,8 @@ class Inputs:
     """Seconds per image, as for student_s and loss_s."""
     student_s: float
     loss_s: float
+    others_s: float
+    """Part of loss_s that is of terms of tokens other than ViTKD."""
     host_s: float
     """Fixed seconds per micro-batch."""
     update_s: float
