@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from tests.commands.test_evaluate import MEAN, MODEL, STD
 from tests.conftest import run_command
 from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.pack import pack
+from vitkd_ds.config.run import as_dict
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.data.torchvision import open_beton
+from vitkd_ds.recipes import build_run
 from vitkd_ds.recipes.demo import STUDENT_ARGS
 from vitkd_ds.train.probe import knn_votes, linear_probe, top1
 
@@ -91,6 +94,27 @@ def test_labels_are_compared_by_name_and_the_command_prints_what_it_found(tmp_pa
     printed = run_command("vitkd-ds", "eval", tmp_path / "student", *words).stdout.splitlines()
     assert [line.split()[0] for line in printed] == ["num_train", "num_images", "knn_top1", "probe_top1", "probe_lr"]
     assert printed[2].split()[1] == f"{values[0]['knn_top1']:.2f}" and len(printed[4].split()[1]) == 6
+
+
+def test_of_a_run_on_some_classes_the_images_of_these_count_and_their_numbers(tmp_path, small_beton, others):
+    kept = [CLASSES[place] for place in (4, 2, 7, 1)]
+    (tmp_path / "kept.txt").write_text("\n".join(kept))
+    run = build_run("demo_plain")
+    data = {"train": str(small_beton), "val": str(others / "forwards.beton"), "classes": str(tmp_path / "kept.txt")}
+    run = replace(run, data=replace(run.data, num_classes=4, **data))
+    model = write_student(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"run": as_dict(run)}))
+    splits = []
+    for path in (small_beton, others / "forwards.beton"):
+        features, labels = by_hand(model, path)
+        chosen = [(i, kept.index(CLASSES[label])) for i, label in enumerate(labels) if CLASSES[label] in kept]
+        splits += [features[[i for i, _ in chosen]], torch.tensor([label for _, label in chosen])]
+    found = evaluate_exported(str(tmp_path / "run"), knn=True, probe=True)
+    assert (found["num_train"], found["num_images"]) == (24, 24)
+    assert found["knn_top1"] == top1(knn_votes(*splits[:3], num_classes=4), splits[3])
+    assert found["probe_top1"] == top1(linear_probe(*splits[:3], num_classes=4).logits_MK, splits[3])
+    every = evaluate_exported(str(tmp_path / "run"), knn=True, train=str(small_beton))
+    assert (every["num_train"], every["num_images"]) == (60, 40), "of images that are named here all count"
 
 
 @pytest.mark.parametrize("options, message", [

@@ -10,6 +10,7 @@ from vitkd_ds.commands.pack.folders import find_packed
 from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.loader import Loader, build_loader
+from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.models.fp32 import fp32_products
@@ -24,7 +25,8 @@ def probe_exported(
     Args:
         student: a run folder, a checkpoint or an exported student.
         knn, probe: which of the two.
-        train, val: labelled .betons, packed class folders, or "demo"; "" is the run's own.
+        train, val: labelled .betons, packed class folders, or "demo"; "" is the run's own, of which the classes of its
+            data.classes count.
         micro_batch_size: images per forward.
         seed: of the probe's held-out images and order.
 
@@ -35,12 +37,13 @@ def probe_exported(
         ValueError: files that do not fit, or without labels.
     """
     exported = open_exported(student)
+    kept = exported.run.data.classes if exported.run and not train else ""
     paths = {"train": train, "val": val}
     for split, path in paths.items():
         if not path and exported.run is None:
             raise ValueError(f"--{split} must name labelled images, found no run beside {exported.folder}: give it")
         paths[split] = _labelled(split, path or getattr(exported.run.data, split))
-    loaders = _loaders(exported, **paths, micro_batch_size=micro_batch_size)
+    loaders = _loaders(exported, **paths, kept=kept, micro_batch_size=micro_batch_size)
     model = exported.model()
     (train_ND, labels_N), (val_MD, labels_M) = (pooled_features(model, loader) for loader in loaders)
     sizes = {"num_classes": len(loaders[0].classes)}
@@ -64,12 +67,13 @@ def _labelled(split: str, path: str) -> str:
     return found
 
 
-def _loaders(exported: Exported, *, train: str, val: str, micro_batch_size: int) -> tuple[Loader, Loader]:
-    """Both splits as they are cut in validation, each image once; the labels of val are numbered as those of train."""
-    classes = check_beton(train).classes
+def _loaders(exported: Exported, *, train: str, val: str, kept: str, micro_batch_size: int) -> tuple[Loader, Loader]:
+    """Both splits as they are cut in validation, each image once; the labels of val are numbered as those of train.
+    `kept` is a file of the only classes that are used, or ""."""
+    classes = read_classes(kept) if kept else check_beton(train).classes
     options = {"split": "val", "micro_batch_size": micro_batch_size, "classes": classes, "device": first_device()}
-    sizes = {"num_classes": len(classes), "train": train}
-    return tuple(build_loader(exported.data(path, **sizes), **options) for path in (train, val))
+    settings = {"num_classes": len(classes), "train": train, "classes": kept}
+    return tuple(build_loader(exported.data(path, **settings), **options) for path in (train, val))
 
 
 @torch.no_grad()
