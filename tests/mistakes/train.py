@@ -10,6 +10,7 @@ SHARED = f"{SCHEDULE}ranks_share_a_global_batch_in_the_largest_micro_batches_tha
 COUNTS = f"{EVALUATE}counts_are_the_slow_ones"
 GIVEN_UP = f"{EVALUATE}it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_there_is_none"
 METER = f"{LOG}the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_speed"
+METER_OF_RANKS = f"{LOG}over_ranks_terms_and_waits_are_means_and_the_speed_is_that_of_all"
 AGREEMENT = (
     "train/test_agreement.py::test_it_is_the_slow_one_of_all_images_that_count_and_patches_are_compared_one_by_one"
 )
@@ -59,6 +60,8 @@ MISTAKES = {
     "train/log.py": [
         ("purge_step=resumed_step + 1", "purge_step=0", f"{LOG}points_of_steps_that_run_again_are_purged"),
         ("(self.num_summed * ranks.world_size())", "ranks.world_size()", METER),
+        ("(self.num_summed * ranks.world_size())", "self.num_summed", METER_OF_RANKS),
+        ('values["images_per_s"] / ranks.world_size()', 'values["images_per_s"]', METER_OF_RANKS),
         ("    except OSError as error:\n        logger.warning(\"the log",
          "    except ZeroDivisionError as error:\n        logger.warning(\"the log",
          f"{LOG}a_disk_that_is_full_for_a_moment_costs_nothing_of_the_log"),

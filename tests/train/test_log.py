@@ -126,6 +126,12 @@ def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_spee
     assert meter.images_per_s == 8 * 3 / 13
 
 
+def test_over_ranks_terms_and_waits_are_means_and_the_speed_is_that_of_all(observed):
+    # 8 images in a second of the mean of two timed updates, half of which on each of two GPUs of 2 TFLOP/s.
+    speed = {"images_per_s": 8.0, "s_per_step": 1.0, "data_wait_s": 0.25, "tflops": 2.0, "mfu": 1.0}
+    assert observed[2]["meter"] == [{"term": 8.0} | speed] * 2
+
+
 def test_where_the_devices_peak_is_known_the_speed_is_also_that_of_its_arithmetic():
     now = iter([0.0, 50.0, 60.0])
     meter = Meter(8, clock=lambda: next(now), image_gflops=500.0, peak_tflops=2.0)
