@@ -14,7 +14,17 @@ PACKAGES = f"{DOCTOR}packages_out_of_range_missing_or_different_are_errors"
 SLOW_LINK = f"{DOCTOR}the_node_with_the_slow_link_is_named"
 SEEDS = "commands/compare/test_seeds.py"
 
+OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
+
 MISTAKES = {
+    "commands/plan/inputs.py": [
+        ("loss_s=loss_s + others_s", "loss_s=loss_s", OTHERS),
+        ("        + others_flops,", "        + 0,", OTHERS),
+        ("+ loss_bytes + others_bytes", "+ loss_bytes", OTHERS),
+        ("for term in _others(run).values()", "for term in list(_others(run).values())[:0]", OTHERS),
+        ('[*getattr(teacher, "blocks", has_own)]', '[*getattr(teacher, "blocks", [teacher])]',
+         "commands/plan/test_inputs.py::test_a_teacher_without_blocks_is_gathered_module_by_module"),
+    ],
     "commands/plan/predict.py": [
         ('"gradients": layout.accumulation * 2 * part', '"gradients": 2 * part', EACH),
         ("2 * part * 4 * trained_params", "part * 4 * trained_params", TWO),

@@ -14,6 +14,8 @@ BUILD = "models/test_build.py::"
 WEIGHTS = "models/test_weights.py::"
 PROBED = "models/test_foundation.py::test_a_probe_gives_a_headless_teacher_logits"
 
+TERM_COST = "commands/plan/test_shapes.py::test_a_term_is_charged_for_its_products_and_for_what_autograd_keeps[feature]"
+
 MISTAKES = {
     "models/distiller.py": [
         ("weights[name] * value for name, value", "value for name, value", NUMBERS),
@@ -90,6 +92,9 @@ MISTAKES = {
          "models/test_cost.py::test_a_training_step_is_three_forwards_of_the_student_and_one_of_the_teacher"),
         ("keep_patches(model, keep_tokens)\n", "pass\n",
          "models/test_variants.py::test_half_of_the_patches_halve_the_teachers_cost"),
+        ("return two[0] - one[0], two[1] - one[1]", "return one", TERM_COST),
+        ("for tensor in _tensors(teacher):\n        keep(tensor)", "", TERM_COST),
+        ("if place not in known)", ")", TERM_COST),
     ],
     "models/fit.py": [
         ("if not is_allowed:", "if False:", f"{BUILD}test_a_file_of_another_resolution_is_refused_unless_allowed"),

@@ -81,32 +81,37 @@ def test_the_bytes_kept_by_the_loss_are_those_that_autograd_keeps_and_the_teache
 PAIR = PairInfo(student_dim=64, teacher_dim=96, student_grid=(4, 4), teacher_grid=(4, 4))
 ADAPTERS = 6 * 17 * 64 * 96
 """Operations of a linear layer to the teacher's width for 16 tokens and one pooled vector, forward and backward."""
+PRODUCTS = {
+    "feature": ADAPTERS + 6 * 17 * 96 * 96 + 2 * 17 * 96 * 96,
+    "relation": ADAPTERS + 6 * 16 * 16 * 96 + 2 * 16 * 16 * 96 + 6 * 96 * 4096,
+    "vkd": 6 * 64 * 96,
+    "spectral": 0,
+}
 
 
-@pytest.mark.parametrize(("name", "flops"), [
-    ("feature", ADAPTERS + 6 * 17 * 96 * 96 + 2 * 17 * 96 * 96),
-    ("relation", ADAPTERS + 6 * 16 * 16 * 96 + 2 * 16 * 16 * 96 + 6 * 96 * 4096),
-    ("vkd", 6 * 64 * 96),
-    ("spectral", 0),
-])  # fmt: skip
-def test_a_term_is_charged_for_its_products_and_for_what_autograd_keeps(name, flops):
+def features_of(number, dim, blocks, *, is_student):
+    shapes_of_all = [(5,), (dim,), (16, dim), *[(16, dim) for _ in blocks]]
+    made = [torch.randn(number, *shape).bfloat16().requires_grad_(is_student) for shape in shapes_of_all]
+    return Features(*made[:3], dict(zip(blocks, made[3:])))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_term_is_charged_for_its_products_and_for_what_autograd_keeps(name):
     term = TERMS[name](weight=1.0)
     counted, kept = term_cost(term, PAIR, num_classes=5)
-    assert counted == flops
+    assert counted == PRODUCTS[name]
     part = part_of(term)(term, PAIR)
     for parameter in part.parameters():
         parameter.data = parameter.bfloat16()
 
-    def of(number):
-        def features(dim, blocks, is_student):
-            shapes_ = [(5,), (dim,), *[(16, dim)] * (1 + len(blocks))]
-            made = [torch.randn(number, *shape).bfloat16().requires_grad_(is_student) for shape in shapes_]
-            return Features(*made[:3], dict(zip(blocks, made[3:])))
+    def kept_of(number):
+        student = features_of(number, 64, term.needs.student_blocks, is_student=True)
+        teacher = features_of(number, 96, term.needs.teacher_blocks, is_student=False)
+        of_student, of_teacher = (
+            [each.pooled_BD, each.final_BPD, *each.blocks.values()] for each in (student, teacher)
+        )
+        targets_BK = torch.zeros(number, 5)
+        kept = kept_bytes(lambda *_: part(student, teacher, targets_BK), *of_student, *of_teacher, parameters=())
+        return kept + sum(tensor.nbytes for tensor in of_teacher)
 
-        student, teacher = features(64, term.needs.student_blocks, True), features(96, term.needs.teacher_blocks, False)
-        teacher_memory = [teacher.pooled_BD, teacher.final_BPD, *teacher.blocks.values()]
-        inputs = [student.pooled_BD, student.final_BPD, *student.blocks.values(), *teacher_memory]
-        bytes_ = kept_bytes(lambda *_: part(student, teacher, torch.zeros(number, 5)), *inputs, parameters=())
-        return bytes_ + sum(tensor.nbytes for tensor in teacher_memory)
-
-    assert kept == of(4) - of(3) > 0
+    assert kept == kept_of(4) - kept_of(3) > 0
