@@ -17,6 +17,7 @@ from tests.checkpoint import test_failing_saves
 from tests.engine import observe_terms, tiny
 from tests.engine.observe_terms import equal, save
 from tests.engine.twin import DeepSpeedsOwn
+from tests.train import test_log
 from vitkd_ds.cli import parse_run
 from vitkd_ds.data.images import open_images
 from vitkd_ds.engine import processes, ranks
@@ -25,7 +26,6 @@ from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.train import inputs, loop
-from vitkd_ds.train.log import Meter
 from vitkd_ds.train.step import NonFiniteError
 
 STEPS = 5
@@ -240,18 +240,6 @@ def observe_agreement(seen):
     })  # fmt: skip
 
 
-def observe_meter(seen):
-    """What the log says of a term that is 1, 2 and 6 on rank 0, and 10 more on rank 1, at a second an update; rank 1
-    waits half of it for data."""
-    now = iter([0.0, 1.0, 3.0])
-    meter = Meter(8, clock=lambda: next(now), image_gflops=500.0, peak_tflops=2.0)
-    for value in (1.0, 2.0, 6.0):
-        meter.start()
-        meter.add({"term": torch.tensor(value + 10 * ranks.rank())})
-    meter.waited_s = 1.0 * ranks.rank()
-    seen["meter"] = ranks.from_all(meter.read())
-
-
 def observe_nonfinite_loss(seen, workdir):
     """Rank 1's labels become nan at the third update: what each rank was stopped with."""
     flags = {"recipe": "demo_plain", "debug": "true", "workdir": str(workdir), "checkpoint.every_steps": "2"}
@@ -292,7 +280,7 @@ def main():
     observe_teacher(seen)
     if ranks.world_size() == 2:
         observe_agreement(seen)
-        observe_meter(seen)
+        test_log.observe(seen)
         observe_average(seen, folder)
         seen["gathered ahead"] = [gathered_ahead(prefetch=3, live=live) for live in (1000, 2)]
         test_failing_saves.observe(seen, folder / "saves")

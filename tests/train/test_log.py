@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.checkpoint.test_failing_saves import limit_file_size
 from tests.conftest import metrics_of
+from vitkd_ds.engine import ranks
 from vitkd_ds.train.console import progress_line
 from vitkd_ds.train.log import Meter, MetricsLog
 
@@ -124,6 +125,18 @@ def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_spee
     meter.pause()
     assert meter.read() == {"total": 4.0, "images_per_s": 8 / 3, "s_per_step": 3.0, "data_wait_s": 0.0}
     assert meter.images_per_s == 8 * 3 / 13
+
+
+def observe(seen):
+    """What the log says of a term that is 1, 2 and 6 on rank 0, and 10 more on rank 1, at a second an update; rank 1
+    waits half of it for data. For tests/engine/observe.py."""
+    now = iter([0.0, 1.0, 3.0])
+    meter = Meter(8, clock=lambda: next(now), image_gflops=500.0, peak_tflops=2.0)
+    for value in (1.0, 2.0, 6.0):
+        meter.start()
+        meter.add({"term": torch.tensor(value + 10 * ranks.rank())})
+    meter.waited_s = 1.0 * ranks.rank()
+    seen["meter"] = ranks.from_all(meter.read())
 
 
 def test_over_ranks_terms_and_waits_are_means_and_the_speed_is_that_of_all(observed):
