@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.commands.pack.test_journal import end, feed, with_late_image
 from tests.commands.pack.test_pack import content_of, names_in
@@ -24,6 +25,7 @@ from vitkd_ds.data.beton.format import check_beton, partial_path, read_beton
 from vitkd_ds.data.beton.side_file import side_path
 from vitkd_ds.data.demo import CLASSES, demo_beton
 from vitkd_ds.data.loader import build_loader
+from vitkd_ds.data.torchvision import open_beton
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import signals
 
@@ -65,7 +67,7 @@ def test_both_folders_are_packed_beside_themselves_once_with_the_classes_of_trai
     files = [photos / "train.beton", photos / "val.beton"]
     assert found == replace(run, data=replace(run.data, train=str(files[0]), val=str(files[1])))
     twins = [pack(photos / "train", tmp_path / "t.beton").path]
-    twins.append(pack(photos / "val", tmp_path / "v.beton", classes=str(twins[0])).path)
+    twins.append(pack(photos / "val", tmp_path / "v.beton", classes=str(twins[0]), passthrough=True).path)
     for file, twin in zip(files, twins, strict=True):
         assert content_of(file) == content_of(twin) and replace(check_beton(file), path=twin) == check_beton(twin)
         assert read_beton(file)[2].tolist() == read_beton(twin)[2].tolist()
@@ -84,6 +86,16 @@ def test_both_folders_are_packed_beside_themselves_once_with_the_classes_of_trai
     assert [file.stat().st_mtime_ns for file in files] == times and names_in(photos) == content
     shutil.move(photos, tmp_path / "elsewhere")
     assert packed(tmp_path / "elsewhere" / "train")[0] == str(tmp_path / "elsewhere" / "train.beton")
+
+
+def test_photos_of_validation_are_kept_as_they_are_and_those_that_train_are_encoded_anew(photos):
+    for split in ("train", "val"):
+        with Image.open(photos / split / "ant" / "000.png") as image:
+            image.resize((600, 600)).save(photos / split / "ant" / "000.jpg", quality=30)
+    jpeg = (photos / "val" / "ant" / "000.jpg").read_bytes()
+    train, val = (open_beton(path)[0] for path in packed(photos / "train", photos / "val"))
+    assert val.read(0) == jpeg and check_beton(photos / "val.beton").passthrough == 1
+    assert check_beton(photos / "train.beton").passthrough == 0 and len(train.read(0)) != len(jpeg)
 
 
 def test_only_class_folders_of_the_ffcv_backend_are_packed_and_torch_is_not_needed_to_know_it(photos, monkeypatch):
@@ -114,7 +126,7 @@ def test_a_folder_of_validation_takes_the_classes_of_whatever_training_is(tmp_pa
     os.rename(photos / "val" / "cat", photos / "val" / "cats")
     (photos / "val.beton").unlink()
     refused(train, photos / "val", match=r"data.val is packed as `vitkd-ds pack .*/val .*/val.beton --classes .*/own."
-            r"beton` does it, which found: each class folder .*cats' \(did you mean cat")  # fmt: skip
+            r"beton --passthrough` does it, which found: each class folder .*cats' \(did you mean cat")  # fmt: skip
     refused("no.beton", photos / "val", match="'no.beton' must be a .beton file, but does not exist")
 
 

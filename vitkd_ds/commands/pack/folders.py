@@ -106,7 +106,7 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", 
     if not may_pack and not dst.exists():
         raise ValueError(
             f"{key} is a folder, which `train` packs at its first use, found no {str(dst)!r}: pack it now "
-            f"({_command(folder, dst, classes)})"
+            f"({_command(key, folder, dst, classes)})"
         )
     if not console.is_first_rank():
         _wait_for(folder, dst)
@@ -127,13 +127,19 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", 
     return str(dst)
 
 
-def _command(folder: Path, dst: Path, classes: str) -> str:
+def _is_lossless(key: str) -> bool:
+    """Whether images are packed as they are, where that can be: those that are evaluated, not those that train."""
+    return key.endswith("val")
+
+
+def _command(key: str, folder: Path, dst: Path, classes: str) -> str:
     """The command that packs a folder as a run does."""
-    return shlex.join(["vitkd-ds", "pack", str(folder), str(dst)] + (["--classes", classes] if classes else []))
+    options = (["--classes", classes] if classes else []) + (["--passthrough"] if _is_lossless(key) else [])
+    return shlex.join(["vitkd-ds", "pack", str(folder), str(dst), *options])
 
 
 def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
-    """Pack a folder with the defaults of `pack`; return whether it was done here, and not by another process."""
+    """Pack a folder as `_command` does; return whether it was done here, and not by another process."""
     from vitkd_ds.commands.pack.images import pack
     from vitkd_ds.commands.pack.journal import PackedElsewhere
     from vitkd_ds.commands.pack.writer import handled_by
@@ -143,14 +149,14 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     try:
         # A run notes signals and goes on until its next step, but there is none yet: here each of them interrupts.
         with handled_by(signal.default_int_handler, *signals.ASKING):
-            pack(folder, dst, classes=classes)
+            pack(folder, dst, classes=classes, passthrough=_is_lossless(key))
     except PackedElsewhere:
         return False
     except ValueError as error:
         if dst.exists():  # another process was faster
             return False
         raise ValueError(
-            f"{key} is packed as `{_command(folder, dst, classes)}` does it, which found: {error}"
+            f"{key} is packed as `{_command(key, folder, dst, classes)}` does it, which found: {error}"
         ) from error
     except OSError as error:
         raise ValueError(
@@ -163,7 +169,7 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
 
 def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
     """Raise ValueError unless a .beton was packed from the folder as it is now."""
-    again = f"{shlex.join(['rm', str(dst), str(side_path(dst))])} && {_command(folder, dst, classes)}"
+    again = f"{shlex.join(['rm', str(dst), str(side_path(dst))])} && {_command(key, folder, dst, classes)}"
     remedy = f"give --{key}={dst} to use the file as it is, or pack it again: {again}"
     packed_from = read_side(dst).get(SOURCE_KEY)
     if packed_from is None:
