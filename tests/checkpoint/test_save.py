@@ -45,11 +45,25 @@ def test_a_job_that_lost_its_lock_publishes_nothing(tmp_path, passed):
             raise LockLost("taken")
 
     saver = Saver(tmp_path, CheckpointConfig(max_failures=1), {}, check=check)
-    with pytest.raises((LockLost, SaveError), match="taken"):
+    with pytest.raises(LockLost, match="taken"):
         saver.save(ENGINE, state_at(4))
-    assert seen[0] == [] and len(seen) == passed + 1
+    assert seen[0] == [] and len(seen) == 1 + 2 * passed
     assert not passed or "manifest.json" in seen[1], "the last look comes when all is written"
     assert not any(tmp_path.rglob("step*")) and not any(tmp_path.rglob("latest"))
+
+
+def test_a_lock_that_cannot_be_read_for_a_moment_costs_a_checkpoint_and_not_the_run(tmp_path, caplog):
+    looks = iter([OSError("stale"), None, None, None])
+
+    def check():
+        if error := next(looks):
+            raise error
+
+    saver = Saver(tmp_path, CheckpointConfig(max_failures=2), {}, check=check)
+    saver.save(ENGINE, state_at(4))
+    assert "SAVING FAILED at step 4: rank 0: OSError('stale')" in caplog.text and not any(tmp_path.rglob("step*"))
+    saver.save(ENGINE, state_at(5))
+    assert (saver.folder / "latest").read_text() == "step00000005" and saver.num_failures == 0
 
 
 def test_a_failure_at_the_last_chance_ends_the_run_and_others_do_only_in_a_row(tmp_path, caplog):

@@ -42,7 +42,11 @@ MISTAKES = {
         ("    sync_folder(folder)\n", "", ORDER),
     ],
     "checkpoint/save.py": [
-        ("        ranks.on_main(self.check)\n", "", CHECKED),
+        ("self._checked() or self._write(", "self._write(", CHECKED),
+        ("        self._checked()  # a lock", "        pass  # a lock", CHECKED),
+        ("            except OSError as error:\n                return [f",
+         "            except KeyError as error:\n                return [f",
+         "checkpoint/test_save.py::test_a_lock_that_cannot_be_read_for_a_moment_costs_a_checkpoint_and_not_the_run"),
         ("        self.check()  # again", "        pass  # again", CHECKED),
         ("        self.check()  # again",
          "        part.rename(self.folder / tag_of(state.step)); self.check()  # again", CHECKED),

@@ -55,14 +55,15 @@ class Saver:
 
         Raises:
             SaveError: too many failures in a row, or one at the last chance.
+            LockLost, and what else `check` raises but OSError: the run must end, and nothing is published.
         """
-        ranks.on_main(self.check)
         part = ranks.from_main(self.folder / f".{tag_of(state.step)}.{uuid.uuid4().hex}.part")
-        failures = self._write(engine, state, part)
+        failures = self._checked() or self._write(engine, state, part)
         if not failures:
             self.num_failures, self.saved_step = 0, state.step
             return
         ranks.on_main(lambda: shutil.rmtree(part, ignore_errors=True))
+        self._checked()  # a lock that was lost while this was written is no failure among others
         self.num_failures += 1
         try:
             latest = ranks.on_main(lambda: pointer(self.folder, "latest")) or "none"
@@ -95,6 +96,18 @@ class Saver:
 
         if self.saved_step == state.step and (failures := _failures_on_main(renew)):
             _warn(f"THE EVALUATION OF step {state.step} IS NOT IN ITS CHECKPOINT: {'; '.join(failures)}")
+
+    def _checked(self) -> list[str]:
+        """What kept `check` from looking, the same on every rank; raises on all what else it raises."""
+
+        def look() -> list[str]:
+            try:
+                self.check()
+            except OSError as error:
+                return [f"rank 0: {error!r}"]
+            return []
+
+        return ranks.on_main(look)
 
     def _write(self, engine: Any, state: TrainState, part: Path) -> list[str]:
         """Write and publish; return what went wrong, the same on every rank. No rank waits for one that failed."""
