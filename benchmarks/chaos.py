@@ -4,9 +4,10 @@ was left alone: every bit of the exported weights, and each step in metrics.json
     python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--json FILE]
 
 The run is the demo at debug size with all that must be resumed switched on. A third of the kills come during the start,
-imports included, a third during the training, and a third wait for a checkpoint that is being written. There is
-no launcher: once the ranks have met, the others must notice by themselves, and what they took is reported. A rank that
-waits for one that died before they met is killed, as a launcher would do.
+imports included, a third during the training, and a third wait for a checkpoint that is being written. Of five, three
+are SIGKILL, one is SIGSTOP and SIGKILL up to three seconds later, and one is SIGTERM, which asks to save and end. There
+is no launcher: once the ranks have met, the others must notice by themselves, and what they took is reported. A rank
+that waits for one that died before they met is killed, as a launcher would do.
 """
 
 import argparse
@@ -22,7 +23,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from vitkd_ds.train.log import OF_THE_MACHINE  # noqa: E402
+
 STEPS_PER_KILL = 16
+HOW = ("killed", "killed", "killed", "suspended, then killed", "asked to end")
+SUSPENDED_S = 3.0
 OPTIONS = [
     "--recipe=demo", "--debug", "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=3",
     "--optim.lr=0.002", "--optim.ema_decay=0.9", "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8",
@@ -102,13 +108,14 @@ def unpublished(workdir):
 
 
 def kill_one(processes, workdir, start_s, step_s, draw):
-    """Wait for the moment, kill a random rank; returns what it was doing, None if the run had ended before."""
+    """Wait for the moment, kill a random rank; returns what it was doing and how it was killed, twice None if the run
+    had ended before."""
     victim, kind = draw.choice(processes), draw.choice(("starting", "training", "saving"))
     moment_s = time.monotonic() + draw.uniform(0, start_s)
     is_begun, left_behind, before = kind == "starting", unpublished(workdir), log_file(workdir)
     while True:
         if any(process.poll() is not None for process in processes):
-            return None
+            return None, None
         # A start rewrites the log without the steps that it repeats.
         if not is_begun and log_file(workdir) != before and last_step(workdir) > latest_step(workdir):
             is_begun, moment_s = True, time.monotonic() + draw.uniform(0, STEPS_PER_KILL * step_s)
@@ -119,8 +126,12 @@ def kill_one(processes, workdir, start_s, step_s, draw):
         time.sleep(0.0005 if is_begun and kind == "saving" else 0.02)
     time.sleep(draw.uniform(0, 0.01))
     is_saving = unpublished(workdir) - left_behind
-    victim.send_signal(signal.SIGKILL)
-    return "starting" if kind == "starting" else "saving" if is_saving else "training"
+    how = draw.choice(HOW)
+    if how == "suspended, then killed":
+        victim.send_signal(signal.SIGSTOP)
+        time.sleep(draw.uniform(0, SUSPENDED_S))
+    victim.send_signal(signal.SIGTERM if how == "asked to end" else signal.SIGKILL)
+    return "starting" if kind == "starting" else "saving" if is_saving else "training", how
 
 
 def chaos(args, folder):
@@ -132,24 +143,27 @@ def chaos(args, folder):
     times = [line["s_per_step"] for line in lines_of(folder / "calm") if "s_per_step" in line]
     step_s = sum(times) / len(times)
     start_s = calm_s - steps * step_s
-    workdir, seen, ended_s, repeated, resumes = folder / "chaos", [], [], 0, 0
+    workdir, seen, hows, ended_s, repeated, resumes = folder / "chaos", [], [], [], 0, 0
     while not (workdir / "done").exists():
         resumes += latest_step(workdir) > 0
         processes = start(args.ranks, workdir, steps, log)
-        phase = kill_one(processes, workdir, start_s, step_s, draw) if len(seen) < args.kills else None
+        is_enough = len(seen) >= args.kills
+        phase, how = (None, None) if is_enough else kill_one(processes, workdir, start_s, step_s, draw)
         is_early = phase == "starting"
         seconds, codes = wait(processes, 5 if is_early else 900, is_launcher=is_early)
         if phase:
             seen.append(phase)
-            ended_s += [seconds] if not is_early else []
+            hows.append(how)
+            ended_s += [seconds] if not is_early and how != "asked to end" else []
             repeated += max(0, last_step(workdir) - latest_step(workdir))
-            print(f"kill {len(seen)} while {phase}: others ended after {seconds:.1f} s, at step {last_step(workdir)}, "
-                  f"whole checkpoint {latest_step(workdir)}", flush=True)  # fmt: skip
+            found = f"at step {last_step(workdir)}, whole checkpoint {latest_step(workdir)}"
+            print(f"kill {len(seen)} while {phase}, {how}: others ended after {seconds:.1f} s, {found}", flush=True)
         assert phase or not any(codes), f"an undisturbed start failed, see {folder}/log"
     trained = [line for line in lines_of(workdir) if "total" in line]
     students = [(run / "student.safetensors").read_bytes() for run in (workdir, folder / "calm")]
     return {
         "kills": len(seen), "while": {phase: seen.count(phase) for phase in sorted(set(seen))}, "resumes": resumes,
+        "how": {how: hows.count(how) for how in sorted(set(hows))},
         "steps": steps, "steps_repeated": repeated,
         "steps_lost": steps - len({line["step"] for line in trained}), "steps_twice": len(trained) - steps,
         "weights_equal": students[0] == students[1],
@@ -161,8 +175,7 @@ def chaos(args, folder):
 
 def numerics(workdir):
     """Everything in metrics.jsonl that does not depend on the machine's mood."""
-    times = ("images_per_s", "s_per_step", "memory_gib")
-    return [{key: value for key, value in line.items() if key not in times} for line in lines_of(workdir)]
+    return [{key: value for key, value in line.items() if key not in OF_THE_MACHINE} for line in lines_of(workdir)]
 
 
 def main():

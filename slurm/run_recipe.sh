@@ -10,9 +10,10 @@ if [ -n "${SWEEP:-}" ]; then # the options of this task's run: its line of the l
   list_runs() {
     step "${once[@]}" "${python[@]}" -c 'from vitkd_ds.cli import main; main()' sweep "$@" --list >"$list"
     code=$?
-    [ "$code" -le 128 ]
+    [ "$code" -le 128 ] || [ -n "$stop" ]
   }
   retry list_runs "$@"
+  [ "$code" -le 128 ] || give_up "the sweep's runs could not be listed (exit code $code); the reason stands above"
   run=$(sed -n "$((${SLURM_ARRAY_TASK_ID:?start this with sbatch --array=0-N} + 1))p" "$list")
   count=$(grep -c . "$list")
   rm -f "$list"
@@ -83,7 +84,7 @@ description=$(mktemp)
 describe() {
   step "${once[@]}" "${python[@]}" slurm/describe_run.py "${options[@]}" >"$description"
   code=$?
-  [ "$code" -le 128 ]
+  [ "$code" -le 128 ] || [ -n "$stop" ]
 }
 retry describe
 field() { sed -n "s/^$1=//p" "$description"; }

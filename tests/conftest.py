@@ -127,8 +127,9 @@ def metrics_of(workdir):
 
 
 def numerics_of(workdir):
-    times = {"images_per_s", "s_per_step", "data_wait_s", "memory_gib"}
-    return [{key: value for key, value in line.items() if key not in times} for line in metrics_of(workdir)]
+    from vitkd_ds.train.log import OF_THE_MACHINE
+
+    return [{key: value for key, value in line.items() if key not in OF_THE_MACHINE} for line in metrics_of(workdir)]
 
 
 def assert_same_result(workdir, other):

@@ -184,7 +184,7 @@ def test_a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goe
     begin(tmp_path, "auto")
     named = find(str(folder / "step00000002"), tmp_path)
     assert named == Start(folder, "step00000002", is_own=True, is_named=True)
-    Saver(tmp_path, CheckpointConfig(), {}).begin(named)
+    Saver(tmp_path, CheckpointConfig(), {}).begin(replace(named, manifest={"train_state": {"best_step": 0}}))
     begin(tmp_path, folder / "step00000002")
     # A requeue before the first save, and one after it, when the named one is gone; by a relative path, too.
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.checkpoint.load import TrainState, find, newest_whole
 from vitkd_ds.checkpoint.lock import LockLost
 from vitkd_ds.checkpoint.save import SaveError, Saver
 from vitkd_ds.config.run import CheckpointConfig
@@ -88,6 +88,23 @@ def test_best_is_the_step_of_the_best_evaluation(tmp_path):
         best = saver.folder / "best"
         assert (best.read_text() if best.exists() else None) == named
         assert (saver.folder / "latest").read_text() == f"step{step:08d}"
+
+
+@pytest.mark.parametrize("resume", ["named", "older, as the newest is damaged", "newest"])
+def test_a_run_that_turns_back_has_the_best_of_before(tmp_path, resume):
+    saver = Saver(tmp_path, CheckpointConfig(keep_last=9), {})
+    for step, best_step in ((4, 0), (5, 5), (6, 5), (7, 7)):
+        saver.save(ENGINE, state_at(step, best_step=best_step))
+    best = saver.folder / "best"
+    if resume == "older, as the newest is damaged":
+        (saver.folder / "step00000007" / "state.pt").unlink()
+    start = newest_whole(find(str(saver.folder / "step00000006") if resume == "named" else "auto", tmp_path))
+    Saver(tmp_path, CheckpointConfig(), {}).begin(start)
+    assert best.read_text() == ("step00000007" if resume == "newest" else "step00000005")
+    assert (saver.folder / "latest").read_text() == ("step00000006" if resume == "named" else "step00000007")
+    if resume == "named":
+        saver.begin(newest_whole(find(str(saver.folder / "step00000004"), tmp_path)))
+        assert not best.exists(), "nothing was evaluated by then"
 
 
 def test_an_evaluation_follows_into_its_own_checkpoint(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """Files whose disk fails: read again a few times, and never taken for damaged."""
 
+import json
 import os
 import time
 
@@ -60,6 +61,43 @@ def test_a_checkpoint_that_cannot_be_read_is_not_passed_over_for_an_older_one(tm
     make(tmp_path, 1, 2)
     said = run_on_a_failing_disk(tmp_path, CHECKPOINTS, tmp_path).splitlines()
     assert said == ["2 0", "2 0", "Unreadable 0"] * 4
+
+
+WEIGHTS = """
+import timm
+from vitkd_ds.config.reading import Unreadable
+from vitkd_ds.config.run import DataConfig, TeacherConfig
+from vitkd_ds.models import build, hub
+from vitkd_ds.models.weights import files_of_index
+index = Path(sys.argv[1])
+for times in (2, 3):
+    fail(index.name, times)
+    try:
+        print(len(files_of_index(index)))
+    except Unreadable as error:
+        print("Unreadable", library.left())
+def unreadable(*args, **named):
+    raise OSError(116, "Stale file handle")
+default = build._default_model("deit3_small_patch16_224", role="teacher")
+build._default_model = lambda *_, **__: default
+DATA = DataConfig("", "", image_size=224, num_classes=1000)
+hub.hf_hub_download = timm.create_model = unreadable
+for read in (lambda: hub.hub_file("deit3_small_patch16_224"),
+             lambda: build._create(TeacherConfig("deit3_small_patch16_224"), DATA, pretrained=True)):
+    try:
+        read()
+    except Unreadable as error:
+        print(error)
+"""
+
+
+def test_weights_that_cannot_be_read_are_not_refused(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    said = run_on_a_failing_disk(tmp_path, WEIGHTS, index).splitlines()
+    assert said[:2] == ["2", "Unreadable 0"]
+    assert "the cached weights of deit3_small_patch16_224 must be readable, found [Errno 116] Stale" in said[2]
+    assert "the weights of deit3_small_patch16_224 must be readable" in said[3] and len(said) == 4
 
 
 IMAGES = """

@@ -14,6 +14,7 @@ PACKAGES = f"{DOCTOR}packages_out_of_range_missing_or_different_are_errors"
 SLOW_LINK = f"{DOCTOR}the_node_with_the_slow_link_is_named"
 SEEDS = "commands/compare/test_seeds.py"
 
+COPIED = f"{PREDICT}the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes"
 OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
 
 MISTAKES = {
@@ -25,13 +26,17 @@ MISTAKES = {
         ('[*getattr(teacher, "blocks", has_own)]', '[*getattr(teacher, "blocks", [teacher])]',
          "commands/plan/test_inputs.py::test_a_teacher_without_blocks_is_gathered_module_by_module"),
     ],
+    "commands/plan/text.py": [
+        ("hours = schedule.total_steps * total", "hours = run.epochs * steps * total", COPIED),
+        ("if copied := predict.copied_bytes(", "if copied := 0 * predict.copied_bytes(", COPIED),
+    ],
     "commands/plan/predict.py": [
         ('"gradients": layout.accumulation * 2 * part', '"gradients": 2 * part', EACH),
         ("2 * part * 4 * trained_params", "part * 4 * trained_params", TWO),
         ("(within - 1) / within * 2 * teacher_params", "2 * teacher_params", NODES),
         ("min(hardware.nvlink_gb_per_s, between)", "between", TWO),
         ("hardware.network_gb_per_s * gpus_per_node if", "hardware.network_gb_per_s if", NODES),
-        ("2 * inputs.teacher_params / layout.ranks /", "2 * inputs.teacher_params /", EACH),
+        ("2 * teacher_params / layout.ranks if", "2 * teacher_params if", EACH),
         ('nodes = 1 if layout.placement == "node" else layout.nodes', "nodes = layout.nodes", NODES),
         ("backward = 0 if inputs.is_compiled else", "backward = 0 if False else", TWO),
         ("max(gradients - backward, gradients / buckets)", "gradients - backward", TWO),

@@ -20,7 +20,7 @@ MISTAKES = {
     "models/distiller.py": [
         ("weights[name] * value for name, value", "value for name, value", NUMBERS),
         ("weights[name] * value for name, value", "weights['ce'] * value for name, value", NUMBERS),
-        ("weighted * self.balance(", "weighted + 0 * self.balance(", BALANCED),
+        ("weighted * factors_T", "weighted", BALANCED),
         ("self.balance(torch.stack(list(values.values())))", "self.balance(weighted)", BALANCED),
         ("gather or alone))", "alone))",
          f"{DISTILLER}test_dist_of_all_ranks_gathers_both_models_logits_and_that_of_the_micro_batch_none"),

@@ -101,9 +101,11 @@ MISTAKES = {
     ],
     "train/health.py": [
         ("grad_norm > most", "grad_norm < most", CLIPPING),
+        ("values.get(FACTOR + name, 1.0)", "1.0",
+         f"{HEALTH}a_balanced_term_is_judged_by_what_its_factor_leaves_of_it"),
         ("step - since >= self._patience", "step - since >= 0", CLIPPING),
         ("and finding not in self._said", "", CLIPPING),
-        ("weights[name] * values[key], values", "values[key], values", MOST),
+        ("weights[name] * values.get(FACTOR", "values.get(FACTOR", MOST),
         ("self._since.pop(finding, None)", "pass", f"{HEALTH}the_only_term_may_be_all_of_it_and_a_break_starts_anew"),
     ],
     "train/inputs.py": [

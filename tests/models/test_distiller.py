@@ -192,6 +192,7 @@ def test_balanced_terms_have_the_factors_of_the_step_and_those_of_the_next_are_l
     weights = {"ce": torch.tensor(0.5), "nkd": torch.tensor(3.0)}
     found = distiller(images, targets, features, weights)
     factors = 2 * torch.tensor([0.0, 1.0]).softmax(0)
+    assert [found["balance_ce"].item(), found["balance_nkd"].item()] == pytest.approx(factors.tolist())
     expected = factors[0] * 0.5 * found["ce"] + factors[1] * 3 * found["nkd"]
     assert found["total"].item() == pytest.approx(expected.item(), rel=1e-5)
     twin = Balance(2)

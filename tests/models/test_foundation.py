@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import run_several
+from tests.conftest import numerics_of, run_several
 from tests.engine.test_stream import ARGS, DATA, config, save, source
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models.build import build_exported, build_student, build_teacher, license_of, normalization_of
@@ -152,6 +152,23 @@ def test_teachers_of_other_families_make_a_step(tmp_path, demo_cache, model, siz
     (outcome,) = run_several(1, tmp_path / "commands", [command])
     assert f"teacher: {model}" in outcome["said"] and f"an image of {size} pixels" in outcome["said"]
     assert outcome["summary"]["steps"] == 1
+
+
+def test_a_teacher_whose_buffers_are_made_of_its_weights_is_read_whole_and_makes_a_step(tmp_path, demo_cache):
+    name, args = "vit_small_patch16_rope_mixed_224", {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 7}
+    teacher = timm.create_model(name, img_size=28, num_classes=10, **args)
+    save_file({key: value.contiguous() for key, value in teacher.state_dict().items()}, tmp_path / "own.safetensors")
+    command = [
+        "--recipe=demo", "--debug", "--max_steps=1", "--optim.warmup_epochs=0", "--log_every_steps=1",
+        f"--teacher.model={name}", f"--teacher.model_args={json.dumps(args)}", "--data.max_val_images=48",
+        f"--teacher.checkpoint={tmp_path / 'own.safetensors'}", "--losses.vitkd.weight=0",
+    ]  # fmt: skip
+    placements = ("shard", "replica")
+    commands = [[*command, f"--teacher.placement={each}", f"--workdir={tmp_path / each}"] for each in placements]
+    outcomes = run_several(2, tmp_path / "commands", commands)
+    assert "has buffers that its weights make: each rank reads it whole" in outcomes[0]["said"]
+    shard, replica = (numerics_of(tmp_path / each) for each in placements)
+    assert shard == replica and shard[0]["nkd"] > 0
 
 
 @pytest.mark.parametrize("model, labels", [

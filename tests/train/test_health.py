@@ -29,6 +29,15 @@ def terms(mimic, other=1.0):
     return {"total": 2 * other + 2 * mimic, "ce": other, "nkd": other, "vitkd_mimic": mimic, "lr": 99.0}
 
 
+def test_a_balanced_term_is_judged_by_what_its_factor_leaves_of_it(caplog):
+    def balanced(factor):
+        return {"total": 2 + 2 * factor * 10, "ce": 1.0, "nkd": 1.0, "vitkd_mimic": 10.0, "balance_vitkd": factor}
+
+    assert not said_of(caplog, 500, parts=lambda step: balanced(0.1))
+    (said,) = said_of(caplog, 500, parts=lambda step: balanced(2.0))
+    assert said.startswith("vitkd_mimic is 40 of the total of 42, ")
+
+
 def test_clipping_is_told_once_when_it_has_acted_on_every_step_for_long(caplog):
     (said,) = said_of(caplog, 500, norms=lambda step: 7.0)
     assert "every gradient of the last 200 steps was clipped (norm 7 now, optim.clip_grad_norm 5)" in said

@@ -93,8 +93,10 @@ class RunLock:
             _create(claim, mine)
         except FileExistsError:
             time.sleep(self.heartbeat_s)  # another job is taking over; if it died here, its claim must not stay
-            if claim.exists() and time.time() - claim.stat().st_mtime > self.stale_s:
-                claim.unlink(missing_ok=True)
+            os.utime(mine)  # now by the clock of the file system, which may be another one than this machine's
+            with suppress(FileNotFoundError):
+                if mine.stat().st_mtime - claim.stat().st_mtime > self.stale_s:
+                    claim.unlink()
             return False
         try:
             if _read(self.path).get("token") != holder["token"]:

@@ -78,10 +78,21 @@ class Saver:
         _warn(f"{text}Training goes on; failure {self.num_failures}, at {self.config.max_failures} in a row it stops.")
 
     def begin(self, start: Start | None) -> None:
-        """Let the run go on from `start` alone: if that is a named checkpoint of its own, point `latest` to it, as the
-        next start takes what `latest` names. Collective. Raises OSError where that cannot be written."""
-        if start and start.is_own and start.is_named:
-            ranks.on_main(lambda: self._write_pointer("latest", start.tag))
+        """Let the run go on from `start` alone: if that is a checkpoint of its own, point `best` to the best one up to
+        there, and `latest` to it if it is named, as the next start takes what `latest` names. Collective. Raises OSError
+        where that cannot be written."""
+
+        def point() -> None:
+            best = tag_of(start.manifest["train_state"]["best_step"])
+            if (self.folder / best).is_dir():
+                self._write_pointer("best", best)
+            else:
+                (self.folder / "best").unlink(missing_ok=True)
+            if start.is_named:
+                self._write_pointer("latest", start.tag)
+
+        if start and start.is_own:
+            ranks.on_main(point)
 
     def note(self, state: TrainState) -> None:
         """Put the result of an evaluation into the checkpoint of this step, and point `best` to it if it is the best.

@@ -27,7 +27,7 @@ def check_run(run: Run) -> None:
     require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
     _check_teacher(run)
     for term in active.values():
-        term.check_augment(run.augment)
+        term.check_run(run)
     if run.data.labels == "ignore":
         check_without_classes(run)
 

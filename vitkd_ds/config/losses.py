@@ -14,6 +14,8 @@ from vitkd_ds.config.term import Needs, Term
 
 TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks: len(blocks) == 2)
 
+FACTOR = "balance_"
+"""What the name of a term's learned factor begins with in the log."""
 ENTRY_POINTS = "vitkd_ds.losses"
 """Group of the entry points by which another installed package adds terms: name = module:dataclass."""
 
@@ -124,11 +126,11 @@ class DKDTerm(Term, place="losses.dkd"):
     temperature: Annotated[float, POSITIVE] = 1.0
     """Divisor of all logits; higher is softer."""
 
-    def check_augment(self, augment: Any) -> None:
+    def check_run(self, run: Any) -> None:
         """Refuse mixed labels."""
-        if mixing := next((key for key in ("mixup_alpha", "cutmix_alpha") if getattr(augment, key)), None):
+        if mixing := next((key for key in ("mixup_alpha", "cutmix_alpha") if getattr(run.augment, key)), None):
             raise ValueError(
-                f"losses.dkd needs one label an image, found augment.{mixing}={getattr(augment, mixing):g}: set "
+                f"losses.dkd needs one label an image, found augment.{mixing}={getattr(run.augment, mixing):g}: set "
                 f"--augment.{mixing}=0, or take nkd, which is defined for mixed labels"
             )
 
@@ -194,7 +196,7 @@ class FeatureTerm(Term, place="losses.feature"):
 
 @dataclass(frozen=True)
 class RelationTerm(Term, place="losses.relation"):
-    """Cosines among tokens and with earlier images, `vitkd_ds.losses.relation`; for models of one patch grid."""
+    """Cosines among tokens and with the last images, `vitkd_ds.losses.relation`; for models of one patch grid."""
 
     module = "vitkd_ds.losses.relation:Relation"
     needs = Needs(tokens=True)
@@ -202,7 +204,12 @@ class RelationTerm(Term, place="losses.relation"):
     temperature: Annotated[float, POSITIVE] = 0.07
     """Divisor of the cosines before the softmax."""
     queue: Annotated[int, POSITIVE] = 4096
-    """Earlier images, of all ranks, that an image is compared with."""
+    """The last images, of all ranks, that an image is compared with, itself among them; at least the global batch."""
+
+    def check_run(self, run: Any) -> None:
+        """Refuse a queue in which some ranks' images have no place."""
+        least = f"be at least global_batch_size={run.global_batch_size}, so that the images of all ranks have a place"
+        require(self.queue >= run.global_batch_size, "losses.relation.queue", self.queue, least)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAME
 """Errors that say what the path is, and which no further attempt changes."""
 
 
+OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
+"""Errors of a disk that is away, perhaps for a moment, whatever the file is."""
+
+
 class Unreadable(OSError):
     """The disk, or the right to read, failed again and again; the same command may succeed later."""
 
@@ -45,6 +49,14 @@ def patiently(read: Callable[[], T], path: str | Path) -> T:
             logger.warning("%s cannot be read, %s: another attempt in %g s", path, error, wait_s)
             time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
+
+
+def raise_if_of_the_disk(error: BaseException, what: str) -> None:
+    """Raise Unreadable if a disk made `error` while `what` was read: another start may succeed."""
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        raise Unreadable(
+            f"{what} must be readable, found {error}: check the disk; then the same command goes on"
+        ) from error
 
 
 def read_bytes(file: Path) -> bytes:

@@ -60,5 +60,5 @@ class Term(Part, place="losses"):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the weight: constant, or linear / cosine from the weight down to 0 at the last step."""
 
-    def check_augment(self, augment: Any) -> None:
-        """Raise ValueError if it cannot be computed of images that are augmented so (`AugmentConfig`)."""
+    def check_run(self, run: Any) -> None:
+        """Raise ValueError if it cannot be computed in this run, a `Run`."""

@@ -21,7 +21,11 @@ def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
 
 
 class CopyStream:
-    """Copies arrays in pinned memory to a GPU beside what it computes, on a stream of their own."""
+    """Copies arrays in pinned memory to a GPU beside what it computes, on a stream of their own.
+
+    Mixing and normalising stay on the main stream: as nothing in a step waits, their few calls are queued long before
+    the device comes to them, and beside a shard's gathers kernels of a second stream would compete for its memory.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)

@@ -50,6 +50,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def broadcast(tensor: Tensor) -> Tensor:
+    """Give every rank the `tensor` of rank 0, in place. Collective."""
+    if is_running():
+        torch_dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def gather(values: Tensor) -> Tensor:
     """Join a tensor [B, ...] of each rank along its first axis, in the order of the ranks. Collective, and its backward
     pass, in which an element gets the sum of its gradients on all ranks, too."""

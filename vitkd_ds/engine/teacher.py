@@ -20,7 +20,7 @@ from vitkd_ds.engine.compile import compile_options
 from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.engine.fp8 import quantize_blocks
-from vitkd_ds.engine.internals import SHARD_OPTIMIZER, check_internals
+from vitkd_ds.engine.internals import SHARD_OPTIMIZER, SHARD_PARAMETER, check_internals
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.models.selection import KeptTokens
@@ -68,6 +68,7 @@ def partition_blocks(
         if first is None:
             deepspeed.zero.Init(module=flat, config_dict_or_path=deepcopy(ds_config), dtype=dtype)
             first = flat.flats[0]
+            check_internals(first, SHARD_PARAMETER)
         else:
             first.convert_to_zero_parameters(param_list=flat.flats)
         model.blocks[number] = flat

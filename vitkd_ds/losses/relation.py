@@ -1,4 +1,4 @@
-"""Relations instead of values: how a token resembles the others of its image, and an image those before it."""
+"""Relations instead of values: how a token resembles those of its image, and an image those of a queue."""
 
 from typing import Any
 
@@ -13,9 +13,10 @@ from vitkd_ds.losses.precision import at_least_fp32
 class Relation(LossPart):
     """The term `relation`: `relation_local` of the final patch tokens, and `relation_global` of the pooled features.
 
-    The queue holds the teacher's pooled features of the last images of all ranks, the same on every rank, so that a
-    checkpoint has one. Until it is full, only what has come counts. The student's features are mapped to the teacher's
-    width by a linear layer each.
+    The queue holds the teacher's pooled features of the last images of all ranks, those of this micro-batch among them,
+    the same on every rank, so that a checkpoint has one. So an image is compared with itself too, as in the source: of
+    a sharp teacher that one entry is nearly all. Until the queue is full, only what has come counts. The student's
+    features are mapped to the teacher's width by a linear layer each.
     """
 
     _keep_in_fp32_modules_strict = ["queue_QD"]  # read by DeepSpeed, which rounds other buffers to bf16
@@ -86,7 +87,7 @@ def global_relation_loss(
     Args:
         student_BD: pooled features; they get the gradient.
         teacher_BD: the teacher's; they are detached.
-        queue_QD: the teacher's normalised features of other images.
+        queue_QD: the teacher's normalised features of the images of a queue.
         is_filled_Q: which rows of the queue count; None is all.
         temperature: divisor of the cosines.
 

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitkd_ds.config.overrides import nearest
+from vitkd_ds.config.reading import raise_if_of_the_disk
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside, model_of
 from vitkd_ds.models.features import TOKEN_MODELS
@@ -123,7 +124,11 @@ def _streamed_teacher(
             "teacher.checkpoint=%s is not the model's own as it is: each rank reads it whole", config.checkpoint
         )
         return None
-    make_buffers(model)
+    try:
+        make_buffers(model)
+    except NotImplementedError:  # some are computed of weights, which are not there yet: mixed rotary embeddings
+        logger.info("%s has buffers that its weights make: each rank reads it whole", config.model)
+        return None
     _take_normalization(model, path)
     model.weight_stream = stream
     return model
@@ -231,6 +236,7 @@ def _create(
         )
     # timm's checks are assertions, its loading errors RuntimeErrors, the network's OSErrors.
     except (AssertionError, RuntimeError, OSError, TypeError, ValueError) as error:
+        raise_if_of_the_disk(error, f"the weights of {config.model}")
         advice = "fetch the weights beforehand and give the file, or fix the arguments" if pretrained else "fix them"
         raise ValueError(
             f"{role}.model={config.model} must build with {args}, timm answered {error!r}: {advice}"

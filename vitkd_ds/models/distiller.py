@@ -11,7 +11,7 @@ from typing import Any, Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from vitkd_ds.config.losses import LossesConfig, Term
+from vitkd_ds.config.losses import FACTOR, LossesConfig, Term
 from vitkd_ds.losses.balance import Balance
 from vitkd_ds.losses.part import Features, LossPart, PairInfo, alone
 from vitkd_ds.models.features import tap_features
@@ -61,7 +61,7 @@ class Distiller(nn.Module):
         Returns:
             fp32 scalars: `total` for backward, the sum of weight x term (x factor, with `losses.balance`), and each
             term's parts, unweighted and detached, for the log. ViTKD's term is the sum of `vitkd_mimic` and
-            `vitkd_generate`.
+            `vitkd_generate`. With `losses.balance` also each term's factor, as balance_TERM.
         """
         if self.keep_tokens:
             student, attention_BP = logits_and_attention(self.student, images_BCHW)
@@ -74,12 +74,17 @@ class Distiller(nn.Module):
             raise ValueError(f"parts of terms must have names of their own, and none be total, found {sorted(keys)}")
         values = {name: sum(part.values()) for name, part in parts.items()}
         weighted = torch.stack([weights[name] * value for name, value in values.items()])
+        factors: dict[str, Tensor] = {}
         if "balance" in self._modules:
-            weighted = weighted * self.balance(torch.stack(list(values.values())))
+            factors_T = self.balance(torch.stack(list(values.values())))
+            weighted = weighted * factors_T
+            factors = {FACTOR + name: factor for name, factor in zip(values, factors_T.unbind())}
         total = weighted.sum()
         # Detached, because DeepSpeed hooks every output that has a gradient, and would scale a term inside the total
         # for accumulation a second time.
-        return {"total": total} | {key: loss.detach() for part in parts.values() for key, loss in part.items()}
+        return (
+            {"total": total} | {key: loss.detach() for part in parts.values() for key, loss in part.items()} | factors
+        )
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Split the parameters for AdamW into two groups, with weight decay and without.

@@ -8,6 +8,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from torch import nn
 
 from vitkd_ds.config.overrides import nearest
+from vitkd_ds.config.reading import raise_if_of_the_disk
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.fit import OTHER_RESOLUTION
@@ -25,7 +26,8 @@ def check_model_name(name: str, *, role: str) -> None:
 
 def hub_file(name: str) -> Path | None:
     """Path of timm's pretrained weights of a model in the local cache, to which they are fetched if need be; None if
-    the hub has them in another format than safetensors. Raises ValueError if they cannot be had."""
+    the hub has them in another format than safetensors. Raises ValueError if they cannot be had, and Unreadable where
+    the disk fails."""
     check_model_name(name, role="teacher")
     pretrained = timm.get_pretrained_cfg(name)
     if not pretrained or not pretrained.hf_hub_id:
@@ -35,6 +37,7 @@ def hub_file(name: str) -> Path | None:
     except (OSError, ValueError, HfHubHTTPError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
+        raise_if_of_the_disk(error, f"the cached weights of {name}")
         raise ValueError(
             f"teacher.checkpoint=hub of {name} must be in this node's cache or fetched, found {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]} Fetch it where there is a network, after `hf auth login` where its "

@@ -6,7 +6,6 @@ rule knows stays as it is, so that strict loading names it; so does DeiT III's `
 """
 
 import argparse
-import json
 import pickle
 import re
 import shlex
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from vitkd_ds.config.reading import Unreadable, load_json
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
@@ -81,10 +82,13 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def files_of_index(path: Path) -> dict[str, Path]:
-    """Name -> file of the tensors that an index of safetensors files lists. Raises ValueError if it is none."""
+    """Name -> file of the tensors that an index of safetensors files lists. Raises ValueError if it is none, and
+    Unreadable where the disk fails."""
     try:
-        listed = json.loads(path.read_text())["weight_map"]
+        listed = load_json(path)["weight_map"]
         return {str(name): path.parent / file for name, file in listed.items()}
+    except Unreadable:
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} must be the index of safetensors files, JSON with a weight_map of names and files, found "

@@ -43,9 +43,11 @@ def calibrate(parts: Parts) -> None:
 
 
 def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
-    """Give a target its statistics. Collective."""
+    """Give a target its statistics. Collective, and rank 0's are everybody's: the signs of eigenvectors are free."""
     mean_D, covariance_DD = sums.mean_and_covariance()
     target.fix(mean_D, covariance_DD)
+    for buffer in target.buffers():
+        ranks.broadcast(buffer)
     if not (covariance_DD.diagonal() > 0).any():
         logger.warning("%s: the teacher's feature is the same for all images: are its weights trained?", where)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 
+from vitkd_ds.config.losses import FACTOR
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
 
@@ -17,6 +18,15 @@ PATIENCE_PART, PATIENCE_STEPS = 0.2, (50, 1000)
 def terms_of(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, str]:
     """Key of each term, or part of a term, in a log line -> name of the weight that it has in the total."""
     return {key: name for key in values for name in weights if key == name or key.startswith(f"{name}_")}
+
+
+def parts_of_total(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """What each term, or part of a term, in a log line adds to the total: weight x value, x the factor if the terms are
+    balanced."""
+    return {
+        key: weights[name] * values.get(FACTOR + name, 1.0) * values[key]
+        for key, name in terms_of(values, weights).items()
+    }
 
 
 class Health:
@@ -42,9 +52,9 @@ class Health:
 
     def observe_terms(self, step: int, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
         """Look at the unweighted terms in a log line, and their total, given the weight of each term."""
-        parts = terms_of(values, weights)
-        for key, name in parts.items() if len(parts) > 1 else ():
-            part, total = weights[name] * values[key], values["total"]
+        parts = parts_of_total(values, weights)
+        for key, part in parts.items() if len(parts) > 1 else ():
+            name, total = terms_of(values, weights)[key], values["total"]
             if self._holds(key, part > MOST_OF_TOTAL * total, step):
                 option = {"vitkd_mimic": "losses.vitkd.alpha", "vitkd_generate": "losses.vitkd.beta"}
                 logger.warning(

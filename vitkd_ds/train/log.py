@@ -133,6 +133,10 @@ class _Board(_Appended):
         self.add(record.getvalue())
 
 
+OF_THE_MACHINE = ("images_per_s", "s_per_step", "data_wait_s", "memory_gib", "tflops", "mfu")
+"""What of a line in metrics.jsonl tells of the machine, and not of what was learned."""
+
+
 class Meter:
     """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
 

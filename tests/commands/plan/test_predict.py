@@ -38,6 +38,18 @@ def test_one_gpu_by_hand():
     assert time["gathers"] == pytest.approx(10.43e-3, rel=1e-3)
 
 
+def test_the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes(capsys):
+    layout = predict.Layout(nodes=1, gpus_per_node=2, micro_batch=10, accumulation=3, placement="offload")
+    assert predict.copied_bytes(layout, teacher_params=INPUTS.teacher_params) == 3 * 2e8
+    assert predict.copied_bytes(replace(layout, placement="shard"), teacher_params=INPUTS.teacher_params) == 0
+    own = {"micro_batch_size_per_gpu": "128", "teacher.placement": "offload", "max_steps": "100"}
+    cli.plan(recipe="deit_base_from_deit3_large", nodes="1", gpus="8", **own)
+    text = capsys.readouterr().out
+    assert re.search(r"gathers .*of the teacher's weights: 533 MB a GPU, .*, with 76 MB from the CPU's memory", text)
+    step_ms, hours = (float(re.search(rf"^  {what} +([\d.e-]+)", text, re.M)[1]) for what in ("step", "100 steps"))
+    assert hours == pytest.approx(100 * step_ms / 3.6e6, rel=0.05)
+
+
 def test_two_gpus_of_a_node_by_hand_and_a_compiled_student_hides_nothing():
     layout = predict.Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
     assert predict.bytes_per_step(layout, **PARAMS) == {"gradients": 4e8, "weights": 1e8, "gathers": 0}

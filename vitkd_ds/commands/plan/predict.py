@@ -100,6 +100,11 @@ def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) 
     }
 
 
+def copied_bytes(layout: Layout, *, teacher_params: int) -> float:
+    """Bytes that each rank copies from the CPU's memory in a step: its part of an offloaded teacher."""
+    return layout.accumulation * 2 * teacher_params / layout.ranks if layout.placement == "offload" else 0
+
+
 def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, float]:
     """Predict the seconds of each part of one step; of the three last, only what arithmetic does not hide."""
     k, m, is_alone = layout.accumulation, layout.micro_batch, layout.ranks == 1
@@ -114,8 +119,9 @@ def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, 
     nodes = 1 if layout.placement == "node" else layout.nodes
     teacher_link = link_bytes_per_s(hardware, nodes=nodes, gpus_per_node=layout.gpus_per_node)
     gathers = sent["gathers"] / k / teacher_link + (inputs.gathers * LATENCY_S if sent["gathers"] else 0)
-    if layout.placement == "offload":
-        gathers += 2 * inputs.teacher_params / layout.ranks / (EFFICIENCY * hardware.pcie_gb_per_s * 1e9)
+    gathers += (
+        copied_bytes(layout, teacher_params=inputs.teacher_params) / k / (EFFICIENCY * hardware.pcie_gb_per_s * 1e9)
+    )
     gathers_left = max(gathers - m * inputs.teacher_s, gathers / inputs.gathers)
     return {
         "teacher": k * m * inputs.teacher_s, "student": k * m * inputs.student_s, "loss": k * m * inputs.loss_s,

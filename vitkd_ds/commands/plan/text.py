@@ -9,7 +9,7 @@ from vitkd_ds.commands.plan.inputs import TrainImages, inputs_of, source_rows, t
 from vitkd_ds.commands.plan.predict import Inputs, Layout
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.order import steps_per_epoch
-from vitkd_ds.train.schedule import split_batch
+from vitkd_ds.train.schedule import make_schedule, split_batch
 
 FULL = 0.9
 """Part of a GPU's memory that a layout may fill."""
@@ -46,16 +46,22 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     what = {"gradients": "their reduction", "weights": "their gather", "gathers": "of the teacher's weights"}
     left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB a GPU, what arithmetic does not hide" for part in sent}
+    if copied := predict.copied_bytes(layout, teacher_params=inputs.teacher_params):
+        left["gathers"] += f", with {copied / 1e6:,.0f} MB from the CPU's memory"
     steps = steps_per_epoch(images.num_images, global_batch_size=run.global_batch_size)
-    hours = run.epochs * steps * total / 3600
+    schedule = make_schedule(run, steps_per_epoch=steps, accumulation_steps=layout.accumulation)
+    hours = schedule.total_steps * total / 3600
+    length = f"{run.epochs:g} epochs"
+    if run.max_steps and schedule.total_steps == run.max_steps:
+        length = f"{run.max_steps:,} steps"
     tflops = speed / layout.ranks * inputs.flops / 1e12
     return _section("speed", [
         ("images/s", f"{speed:,.0f}", f"{speed / layout.ranks:,.0f} a GPU"),
         ("step", f"{1e3 * total:.1f} ms", f"{layout.micro_batch} images x {layout.accumulation} a GPU"),
         *((f"  {part}", f"{1e3 * part_s:.1f} ms", left.get(part, "")) for part, part_s in seconds.items()),
         ("TFLOP/s a GPU", f"{tflops:.0f}", f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
-        (f"{run.epochs:g} epochs", f"{hours:.1f} h" if hours >= 1 else f"{hours:.2g} h", f"{steps:,} steps of "
-         f"{run.global_batch_size} images; without evaluations and checkpoints"),
+        (length, f"{hours:.1f} h" if hours >= 1 else f"{hours:.2g} h", f"{steps:,} steps of "
+         f"{run.global_batch_size} images an epoch; without evaluations and checkpoints"),
     ])  # fmt: skip
 
 

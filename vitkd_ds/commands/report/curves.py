@@ -9,7 +9,7 @@ from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CHECKPOINTS, pointer, tags
-from vitkd_ds.train.health import MOST_OF_TOTAL, terms_of
+from vitkd_ds.train.health import MOST_OF_TOTAL, parts_of_total
 from vitkd_ds.train.schedule import loss_weights_at
 
 MOST_POINTS = 1000
@@ -135,9 +135,9 @@ def _shares(result: Result) -> Chart | None:
     points: dict[str, list[tuple[int, float]]] = {}
     for line in (line for line in result.lines if isinstance(line.get("total"), float) and line["total"] > 0):
         weights = loss_weights_at(line["step"] - 1, run, result.config["plan"]["total_steps"])
-        for key, name in terms_of(line, weights).items():
-            if isinstance(line[key], int | float):
-                points.setdefault(key, []).append((line["step"], 100 * weights[name] * line[key] / line["total"]))
+        numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
+        for key, part in parts_of_total(numbers, weights).items():
+            points.setdefault(key, []).append((line["step"], 100 * part / line["total"]))
     if len(points) < 2:
         return None
     series = [_drawn(0, key, found) for key, found in points.items()]
