@@ -79,8 +79,8 @@ class Saver:
 
     def begin(self, start: Start | None) -> None:
         """Let the run go on from `start` alone: if that is a checkpoint of its own, point `best` to the best one up to
-        there, and `latest` to it if it is named, as the next start takes what `latest` names. Collective. Raises OSError
-        where that cannot be written."""
+        there, and `latest` to it if it is named, as the next start takes what `latest` names. Collective. Raises
+        OSError where that cannot be written."""
 
         def point() -> None:
             best = tag_of(start.manifest["train_state"]["best_step"])
