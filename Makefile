@@ -37,7 +37,7 @@ test-all: setup
 	sh .ci/test_programs
 	$(BIN)/python -m pytest -m "not long"
 
-# A cut network, a dead slurmstepd and a run watched over a kill, with their own waits: about ten minutes.
+# A cut network, dead daemons of Slurm, kills, and `make gpu` at toy size, with their own waits: about twenty minutes.
 test-long: setup
 	sh .ci/test_programs
 	$(BIN)/python -m pytest -m long

@@ -65,7 +65,7 @@ def test_two_hosts_send_what_the_plan_predicts(tmp_path):
     assert "| 1000 | 2 |" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_what_make_gpu_runs_is_rehearsed_at_toy_size(tmp_path):
     gpu = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--debug", "--out", tmp_path]

@@ -75,7 +75,9 @@ exec sleep 600
     cluster.until_state(job, "FAILED", timeout_s=limit_s + 30)
 
 
-@pytest.mark.parametrize("lost", ["a rank", "the slurmd of a node", "a node"])
+@pytest.mark.parametrize("lost", [
+    "a rank", pytest.param("the slurmd of a node", marks=pytest.mark.long), "a node",
+])  # fmt: skip
 def test_a_loss_requeues_the_job_which_resumes_to_the_same_weights(cluster, whole, workdir, lost):
     job = started(cluster, workdir)
     if lost == "a rank":
