@@ -34,7 +34,7 @@ def mix64(x_N: np.ndarray) -> np.ndarray:
 
 def image_keys(indices_N: np.ndarray, repeats_N: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Make the key of each image in an epoch, uint64 [N], from its number in its file and from how often this epoch
-    showed it before (repeated augmentation), below 2**16."""
+    showed it before (repeated augmentation, class-balanced order), modulo 2**16: after so many, draws come again."""
     epoch_key = keyed_rng(seed, epoch, IMAGE_STREAM).integers(2**64, size=1, dtype=np.uint64)
     shown_N = indices_N.astype(np.uint64) | (repeats_N.astype(np.uint64) << np.uint64(48))
     return mix64(mix64(shown_N) ^ epoch_key)
