@@ -18,8 +18,6 @@ WAITS_S = (1.0, 2.0, 4.0)
 """Seconds before each further attempt to read."""
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors that say what the path is, and which no further attempt changes."""
-
-
 OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
 """Errors of a disk that is away, perhaps for a moment, whatever the file is."""
 
