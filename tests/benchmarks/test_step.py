@@ -98,7 +98,7 @@ def test_every_variant_is_timed(tmp_path):
     assert all(line in text for line in ("teacher / forward / backward / update / host", "tiny     4 offload"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_pair_is_timed_at_every_micro_batch_with_static_sizes(tmp_path):
     """--debug refuses a graph for any size, and the engines and teachers are traced as the plain loop is."""
     rows, text = rows_of_command("--micro_batches", "2", "4", rows=tmp_path / "rows.json")
