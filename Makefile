@@ -37,7 +37,7 @@ test-all: setup
 	sh .ci/test_programs
 	$(BIN)/python -m pytest -m "not long"
 
-# A cut network, dead daemons of Slurm, kills, every recipe at its full depth, `make gpu` at toy size: about half an hour.
+# A cut network, dead daemons of Slurm, kills, every recipe at its full depth, `make gpu` at toy size: minutes each.
 test-long: setup
 	sh .ci/test_programs
 	$(BIN)/python -m pytest -m long
