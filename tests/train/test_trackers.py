@@ -2,8 +2,10 @@
 
 import json
 import socket
+import sqlite3
 import struct
 import sys
+from contextlib import closing
 from dataclasses import asdict
 
 import pytest
@@ -15,7 +17,8 @@ from vitkd_ds.train.log import MetricsLog
 from vitkd_ds.train.trackers import wandb_mode
 
 SETTINGS = {"seed": 7, "optim": {"lr": 0.5}}
-FOREIGN = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+FOREIGN = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME",
+           "TRACKIO_DIR", "TRACKIO_PROJECT", "TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID")
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +116,27 @@ def test_mlflow_has_every_value_in_the_run_folder_and_a_resumed_run_continues_it
     assert found == {"total": [(1, 1.5), (2, 1.25), (3, 1.0)], "lr": [(2, 0.1)]}
 
 
+def test_trackio_has_every_value_in_the_run_folder_and_a_resumed_run_continues_its_run(tmp_path):
+    pytest.importorskip("trackio", reason="trackio is not installed: docs/training.md says how")
+    workdir = tmp_path / "run"
+    starts = [([(1, {"total": 1.5}), (2, {"total": 1.25, "lr": 0.1})], 0), ([(3, {"total": 1.0})], 2)]
+    code = f"""
+from pathlib import Path
+from tests.train.test_trackers import write_log
+for lines, step in {starts}:
+    write_log(Path({str(workdir)!r}), ["trackio"], *lines, resumed_step=step)
+"""
+    done = run_command(sys.executable, "-c", code)  # a process, as where it writes is set for the rest of one
+    assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(workdir / "trackio" / "vitkd_ds.db")) as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+        ((name, settings),) = database.execute("select run_name, config from configs").fetchall()
+    assert {row[0] for row in rows} == {name} == {json.loads((workdir / "trackers.json").read_text())["trackio"]}
+    assert name.startswith("run-")
+    assert [(step, json.loads(values)) for _, step, values in rows] == [line for lines, _ in starts for line in lines]
+    assert {key: json.loads(settings)[key] for key in SETTINGS} == SETTINGS
+
+
 def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp_path, caplog, monkeypatch):
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
@@ -139,9 +163,9 @@ def test_a_tracker_that_begins_to_fail_is_warned_of_once(tmp_path, caplog):
     assert [line["step"] for line in metrics_of(workdir)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("text", ["trackio", "wandb,wandb", "none"])
+@pytest.mark.parametrize("text", ["aim", "wandb,wandb", "none"])
 def test_an_unknown_tracker_and_one_named_twice_are_refused(text):
-    with pytest.raises(ValueError, match="trackers must be names of tensorboard, wandb, mlflow, each once"):
+    with pytest.raises(ValueError, match="trackers must be names of tensorboard, wandb, mlflow, trackio, each once"):
         parse_run((), {"trackers": text})
 
 
@@ -154,7 +178,7 @@ def test_trackers_are_read_from_text_and_from_a_stored_run(tmp_path):
     assert parse_run((), {"trackers": ""}).trackers == ()
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_a_tracker_that_is_absent_is_refused_with_its_extra_before_anything_heavy_loads(tmp_path, name):
     (tmp_path / name).mkdir()  # a folder of results, as wandb makes it, is no package
     code = f"""

@@ -9,8 +9,13 @@ from vitkd_ds.config.rules import require
 from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
 
-EXTRAS = ("wandb", "mlflow")
-"""Trackers that are packages of their own, under these names, and extras of this one."""
+EXTRAS = {
+    "wandb": "pip install 'vitkd_ds[wandb]'",
+    "mlflow": "pip install 'vitkd_ds[mlflow]'",
+    # It asks for an older Pillow, whose resizing is not our decoder's, and works with ours.
+    "trackio": "pip install 'vitkd_ds[trackio]' && pip install --no-deps trackio",
+}
+"""Trackers that are packages of their own, under these names, and how to install them."""
 
 
 def check_run(run: Run) -> None:
@@ -62,12 +67,11 @@ def check_without_classes(run: Run) -> None:
 
 def _check_trackers(run: Run) -> None:
     """Refuse a tracker that is not installed. A folder of its name in the current one, which is no package, is not."""
-    for name in EXTRAS:
+    for name, command in EXTRAS.items():
         found = find_spec(name) if name in run.trackers else None
         if name in run.trackers and (found is None or found.origin is None):
             raise ValueError(
-                f"trackers: {name} must be installed, found none: pip install 'vitkd_ds[{name}]', or leave {name} out "
-                "of --trackers"
+                f"trackers: {name} must be installed, found none: {command}, or leave {name} out of --trackers"
             )
 
 

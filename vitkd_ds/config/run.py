@@ -16,7 +16,7 @@ Interpolation = Literal["bilinear", "bicubic", "random"]
 SCALES = Rule("be two numbers, 0 < low <= high <= 1", lambda pair: 0 < pair[0] <= pair[1] <= 1)
 CLASSES = Rule("be 0 (those of data.train), or 2 or more", lambda number: number == 0 or number >= 2)
 RATIOS = Rule("be two positive numbers, low <= high", lambda pair: 0 < pair[0] <= pair[1])
-TRACKERS = ("tensorboard", "wandb", "mlflow")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 NAMES_OF_TRACKERS = Rule(
     f"be names of {', '.join(TRACKERS)}, each once, with commas between",
     lambda names: set(names) <= set(TRACKERS) and len(set(names)) == len(names),
@@ -250,8 +250,8 @@ class Run(Part, place=""):
     deterministic: bool = False
     """Use only algorithms that give the same bits each time; on a GPU it costs speed. What has none is an error."""
     trackers: Annotated[tuple[str, ...], NAMES_OF_TRACKERS] = ("tensorboard",)
-    """Where the values of metrics.jsonl go besides: tensorboard, wandb, mlflow, with commas between; empty is nowhere.
-    Without a network or a login they stay in the run folder. A run that goes on continues the same tracked run."""
+    """Where the values of metrics.jsonl go besides: tensorboard, wandb, mlflow, trackio, with commas between; empty is
+    nowhere. Without a network or a login they stay in the run folder. A run that goes on continues the tracked run."""
     profile: Annotated[int, at_least(0, "off")] = 0
     """Updates that torch's profiler traces, after the first eight of a start, into RUN/profile; 0 is off."""
     debug: bool = False

@@ -1,8 +1,7 @@
-"""Services that show the values of runs beside each other, for rank 0: Weights & Biases and MLflow.
+"""Services that show the values of runs beside each other, for rank 0: Weights & Biases, MLflow and trackio.
 
 Each is a `Tracker`, as TensorBoard's writer in `vitkd_ds.train.log` is, and an extra of this package. What one of them
-raises is warned of once, and ends this tracker until the next start and never the run. trackio is left out, because it
-needs Pillow below 13, whose resizing is not our decoder's.
+raises is warned of once, and ends this tracker until the next start and never the run.
 """
 
 import logging
@@ -44,7 +43,7 @@ class Tracker(Protocol):
 
 def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, Any]) -> list[Tracker]:
     """Open those of `names` that stand here, for a run of these `settings` (nested dicts, as in config.json)."""
-    kinds = {"wandb": _Wandb, "mlflow": _MLflow}
+    kinds = {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
     return [_Forgiving(name, lambda kind=kinds[name]: kind(workdir, settings)) for name in names if name in kinds]
 
 
@@ -164,6 +163,30 @@ class _MLflow:
     def close(self) -> None:
         """See `Tracker`."""
         self._client.set_terminated(self._id)
+
+
+class _Trackio:
+    """trackio: what TRACKIO_SERVER_URL or TRACKIO_SPACE_ID names, or else a database in TRACKIO_DIR or RUN/trackio."""
+
+    def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str((workdir / "trackio").absolute()))  # read when it is imported
+        import trackio  # slow, and only rank 0 needs it
+
+        # It finds a run by its name, and two run folders may have the same.
+        name = _id_of(workdir, "trackio", lambda: f"{workdir.name}-{secrets.token_hex(4)}")
+        self._run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=name, config=dict(settings), resume="allow",
+            embed=False, auto_log_gpu=False, auto_log_cpu=False,
+        )  # fmt: skip
+        logger.info("trackio: run %s", name)
+
+    def add_values(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._run.finish()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
