@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,44 @@ def check_loader(folder: Path) -> str:
     return f"{sum(len(labels) for _, labels in kept)} images on {device} are the CPU's"
 
 
+def check_offload(folder: Path) -> str:
+    """The features of an offloaded teacher are a replica's, and its forward takes two blocks of memory more."""
+    import timm
+    import torch
+
+    from tests.engine import tiny
+    from vitkd_ds.engine.processes import start_processes
+    from vitkd_ds.engine.teacher import Teacher
+
+    device = start_processes()
+    on_gpu = device.type == "cuda"
+    images = torch.randint(0, 256, (512 if on_gpu else 2, 3, 64, 64), dtype=torch.uint8, device=device)
+    size = {"img_size": 64, "embed_dim": 1024 if on_gpu else 64, "depth": 12, "num_heads": 16, "num_classes": 10}
+    run = replace(tiny.RUN, data=replace(tiny.RUN.data, image_size=64), compile="off")
+    peaks, found = {}, {}
+    for placement in ("replica", "offload"):
+        torch.manual_seed(0)
+        model = timm.create_model("deit3_large_patch16_224", **size)
+        block_bytes = 2 * sum(p.numel() for p in model.blocks[0].parameters())
+        own = replace(run, teacher=tiny.TeacherConfig("deit3_large_patch16_224", "random", placement=placement))
+        teacher = Teacher(model, own, device=device, micro_batch_size=len(images))
+        for _ in range(3):
+            if on_gpu:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() if on_gpu else 0
+            found[placement] = teacher(images).logits_BK
+            peaks[placement] = (torch.cuda.max_memory_allocated() if on_gpu else 0) - before
+    assert torch.equal(*found.values()), "features differ"
+    more = peaks["offload"] - peaks["replica"]
+    rest = 2 * sum(p.numel() for name, p in model.named_parameters() if "blocks" not in name)
+    assert more <= 2 * block_bytes + rest + 2**20, f"{more} bytes more than a replica's, a block has {block_bytes}"
+    return f"on {device}: {more / block_bytes:.2f} blocks of memory more than a replica's forward"
+
+
 CHECKS: dict[str, Callable[[Path], str]] = {
     "loader": check_loader, "step": check_step, "graphs": check_graphs, "resume": check_resume,
-    "veto": check_veto,
+    "veto": check_veto, "offload": check_offload,
 }  # fmt: skip
 
 

@@ -97,6 +97,17 @@ def test_each_of_two_ranks_holds_half_of_the_teacher_after_a_forward_and_one_ran
     assert observed[1]["shard live"] == observed[1]["all"]
 
 
+def test_a_host_that_is_ahead_has_two_offloaded_blocks_on_the_device_and_of_a_shard_as_many_more_as_have_room(observed):
+    for ranks, room, expected in (
+        (1, "offload, 100", [1, 2, 2, 2, 2, 2]), (2, "offload, 100", [1, 2, 2, 2, 2, 2]),
+        (2, "shard, 0.9", [1, 2, 2, 2, 2, 2]), (2, "shard, 1", [1, 2, 3, 3, 3, 3]),
+        (1, "shard, 0.9", [1] * 6),  # which is kept, and never waited for
+    ):  # fmt: skip
+        found = observed[ranks][f"pace of {room} more"]
+        assert found["in flight"] == expected, (ranks, room)
+        assert found["freed"] == [True] * (6 if len(set(expected)) > 1 else 0), "what is waited for must be free"
+
+
 @pytest.mark.parametrize("placement", ["shard", "offload", "replica"])
 def test_the_teacher_is_frozen_and_stays_in_eval_mode_whatever_is_called(each, placement):
     assert each[f"{placement} equal"] == [True] * 5, "features differ from the plain bf16 model's"

@@ -14,6 +14,10 @@ COMPILED = (
     f"{CONFIG}test_communication_overlaps_nothing_where_the_student_is_compiled_as_a_whole_"
     "and_auto_elsewhere_is_refused"
 )
+PACE = (
+    "engine/test_engines.py::"
+    "test_a_host_that_is_ahead_has_two_offloaded_blocks_on_the_device_and_of_a_shard_as_many_more_as_have_room"
+)
 LAYOUT = f"{CONFIG}test_the_layout_in_a_manifest_differs_with_stage_precision_and_ranks"
 
 MISTAKES = {
@@ -78,6 +82,13 @@ MISTAKES = {
         ('autocast.get("enabled") and', "False and", UNFIT),
         ("500_000_000", "200_000_000", f"{CONFIG}test_a_bucket_is_deepspeeds_unless_the_file_gives_one"),
     ],
+    "engine/pace.py": [
+        ("return 2 + (", "return 3 + (", PACE),
+        ('if placement == "shard" else 0', 'if placement != "none" else 0', PACE),
+        ("self._left.popleft().synchronize()", "self._left.popleft()", PACE),
+        ("block.register_forward_hook(self._leave)", "block.register_forward_pre_hook(self._leave)", PACE),
+    ],
+    "engine/teacher.py": [("runs_ahead() and not keeps_whole(run)", "runs_ahead()", PACE)],
     "engine/state_files.py": [
         ("weights_only=True", "weights_only=False",
          "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"),

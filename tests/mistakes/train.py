@@ -16,6 +16,9 @@ AGREEMENT = (
 )
 CLIPPING = f"{HEALTH}clipping_is_told_once_when_it_has_acted_on_every_step_for_long"
 MOST = f"{HEALTH}a_term_that_is_most_of_the_total_by_its_weight_is_named_with_its_option"
+TRACKIO = (
+    "train/test_trackers.py::test_trackio_has_every_value_in_the_run_folder_and_a_resumed_run_continues_its_run"
+)
 INPUTS = "train/test_inputs.py::test_fused_they_are_the_mixed_images_normalised_for_each_model_and_the_same_targets"
 OPENED = "train/test_parts.py::test_a_split_is_opened_with_the_settings_of_the_run"
 EXPORTED = "train/test_parts.py::test_the_export_says_how_to_feed_the_student"
@@ -28,6 +31,10 @@ SUMS = "train/test_calibrate.py::test_sums_give_mean_and_covariance_of_values_fa
 CALIBRATED = "train/test_calibrate.py::test_statistics_are_those_of_the_first_images_of_all_ranks_and_are_taken_once[1]"
 
 MISTAKES = {
+    "train/trackers.py": [
+        ('config=dict(settings), resume="allow"', 'config=dict(settings), resume="never"', TRACKIO),
+        ("{workdir.name}-{secrets", "{workdir}-{secrets", TRACKIO),
+    ],
     "train/schedule.py": [
         ("optim.lr * global_batch_size / optim.lr_batch_size", "optim.lr", RATE),
         ("start + (1 - start) * step", "start + step", RATE),

@@ -17,8 +17,17 @@ from vitkd_ds.train.log import MetricsLog
 from vitkd_ds.train.trackers import wandb_mode
 
 SETTINGS = {"seed": 7, "optim": {"lr": 0.5}}
-FOREIGN = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME",
-           "TRACKIO_DIR", "TRACKIO_PROJECT", "TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID")
+FOREIGN = (
+    "WANDB_MODE",
+    "WANDB_API_KEY",
+    "WANDB_BASE_URL",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "TRACKIO_DIR",
+    "TRACKIO_PROJECT",
+    "TRACKIO_SERVER_URL",
+    "TRACKIO_SPACE_ID",
+)
 
 
 @pytest.fixture(autouse=True)

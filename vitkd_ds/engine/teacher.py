@@ -21,6 +21,7 @@ from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, re
 from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.engine.fp8 import quantize_blocks
 from vitkd_ds.engine.internals import SHARD_OPTIMIZER, SHARD_PARAMETER, check_internals
+from vitkd_ds.engine.pace import Pace, runs_ahead
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.models.selection import KeptTokens
@@ -76,6 +77,11 @@ def partition_blocks(
     ranks.together(partial(stream.fill, model, "", dtype))
 
 
+def keeps_whole(run: Run) -> bool:
+    """Whether a rank keeps all of a partitioned teacher that it has gathered once."""
+    return ranks.world_size() == 1 and run.teacher.placement == "shard"
+
+
 def move_buffers(module: nn.Module, device: torch.device) -> None:
     """Move the buffers, such as those of rotary embeddings: DeepSpeed moves parameters alone where some are partitioned
     before it comes."""
@@ -126,6 +132,8 @@ class Teacher:
             check_internals(self.module.optimizer, SHARD_OPTIMIZER)
             for hook in self.module.optimizer.backward_hooks:
                 hook.remove()  # there is no backward pass, and they cost a forward as much as all the rest of ZeRO
+            if runs_ahead() and not keeps_whole(run):
+                self._pace = Pace(getattr(model, "blocks", ()), placement=run.teacher.placement)
         self.module.eval()
         self._modules = tuple(module.modules())  # DeepSpeed's engine itself is always in training mode
 

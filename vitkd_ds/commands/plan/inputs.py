@@ -16,6 +16,7 @@ from vitkd_ds.config.term import Term
 from vitkd_ds.data.beton.format import SUFFIX, read_beton
 from vitkd_ds.data.subset import use_part
 from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config, is_bf16
+from vitkd_ds.engine.pace import most_gathered
 from vitkd_ds.models.build import build_student, build_teacher
 from vitkd_ds.models.cost import forward_flops, keep_patches, num_parameters, term_cost
 from vitkd_ds.models.distiller import Distiller
@@ -91,7 +92,8 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         flops=shapes.step_flops(student, teacher, vitkd, image_size=size, teacher_image_size=teacher_size)
         + others_flops,
         trained_params=num_parameters(distiller), teacher_params=num_parameters(teacher),
-        gathers=len(gathered) + 1, gathered_params=_gathered_params(teacher, gathered),
+        gathers=len(gathered) + 1, gathered_params=_gathered_params(teacher, gathered, "shard"),
+        offloaded_params=_gathered_params(teacher, gathered, "offload"),
         activation_bytes=shapes.activation_bytes(student, checkpointed=checkpointed) + loss_bytes + others_bytes,
         image_bytes=shapes.IMAGE_BYTES_PER_VALUE * 3 * max(size, teacher_size) ** 2,
         is_compiled=run.is_compiled, has_average=run.optim.ema_decay > 0,
@@ -144,18 +146,18 @@ def _gathered_modules(teacher: nn.Module) -> list[nn.Module]:
     return [*getattr(teacher, "blocks", has_own)]
 
 
-def _gathered_params(teacher: nn.Module, gathered: list[nn.Module]) -> int:
-    """Most parameters of a sharded teacher on one GPU at a time, with DeepSpeed's files as shipped or edited.
+def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: str) -> int:
+    """Most parameters of a partitioned teacher on one GPU at a time, with DeepSpeed's file as shipped or edited.
 
-    Each module that DeepSpeed enters gathers another prefetch bucket ahead, whatever is there already, up to its limit
+    The host runs ahead by as many blocks as `engine.pace` lets it, or by all modules of a teacher without blocks. And
+    each module that DeepSpeed enters gathers another prefetch bucket ahead, whatever is there already, up to its limit
     on live parameters; when the first block starts, FETCHES modules have.
     """
-    most = max(num_parameters(module) for module in gathered)
-    for file in TEACHER_FILES.values():
-        zero = _ds_config(f"ds_configs/{file}")["zero_optimization"]
-        ahead = FETCHES * zero.get("stage3_prefetch_bucket_size", 5e7)
-        most = max(most, int(min(ahead, zero.get("stage3_max_live_parameters", 1e9))))
-    return min(most, num_parameters(teacher))
+    whole, largest = num_parameters(teacher), max(num_parameters(module) for module in gathered)
+    most = largest * most_gathered(placement, 2 * largest) if hasattr(teacher, "blocks") else whole
+    zero = _ds_config(f"ds_configs/{TEACHER_FILES[placement]}")["zero_optimization"]
+    ahead = FETCHES * zero.get("stage3_prefetch_bucket_size", 5e7)
+    return min(whole, max(most, int(min(ahead, zero.get("stage3_max_live_parameters", 1e9)))))
 
 
 def _ds_config(path: str) -> dict[str, Any]:
@@ -191,8 +193,8 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
         ("trained parameters", f"{inputs.trained_params:,}", f"counted ({find_ds_config(run.ds_config).name}: fp32 "
          "gradients, bf16 weights on the wire)"),
         ("teacher's parameters", f"{inputs.teacher_params:,}", "counted"),
-        ("of a shard gathered at a time", f"{inputs.gathered_params:,}", "counted: DeepSpeed gathers ahead (see "
-         "EXPERIMENTS.md)"),
+        ("of a shard gathered at a time", f"{inputs.gathered_params:,}", "counted, at most: DeepSpeed gathers "
+         f"ahead (see EXPERIMENTS.md), and so does the host; offloaded {inputs.offloaded_params:,}"),
         ("arithmetic", f"{inputs.flops / 1e9:.1f} GFLOP an image", "counted, matrix products and attention"),
         ("kept for backward", f"{inputs.activation_bytes / 2**20:.1f} MiB an image", "counted, "
          f"{shapes.BLOCK_BYTES_PER_TOKEN} bytes a token and unit of width in a block, {shapes.LOSS_BYTES_PER_PATCH} in "

@@ -52,7 +52,9 @@ class Inputs:
     gathers: int
     """Collectives in one forward of a sharded teacher: one per block and one for the rest."""
     gathered_params: int
-    """Most parameters of a sharded teacher on one GPU at a time: in use, and gathered ahead by DeepSpeed."""
+    """Most parameters of a sharded teacher on one GPU at a time: in use, and gathered ahead."""
+    offloaded_params: int
+    """The same of an offloaded one."""
     activation_bytes: float
     """Bytes that student and losses keep for backward, per image of a micro-batch."""
     image_bytes: float
@@ -149,7 +151,7 @@ def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
             (16 + 4 * inputs.has_average) * trained / layout.ranks,
         # A bf16 buffer, another to fill while the first is sent, and one in fp32 that is sent.
         "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
-        "teacher": {"replica": whole, "offload": gathered}.get(layout.placement, shard),
+        "teacher": {"replica": whole, "offload": 2 * inputs.offloaded_params}.get(layout.placement, shard),
         "images": layout.micro_batch * inputs.image_bytes,
         "activations": layout.micro_batch * inputs.activation_bytes,
         "context and fragmentation": CONTEXT_BYTES,

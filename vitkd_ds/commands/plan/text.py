@@ -122,8 +122,7 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     elif layout.ranks == 1:
         saves = "no memory on one GPU, which holds all of it"
     else:
-        saves = "no memory, as DeepSpeed gathers so much of this teacher ahead: "
-        saves += '"stage3_max_live_parameters" in ds_configs/teacher_zero3.json would limit it'
+        saves = "next to no memory, as so much of this teacher may be gathered ahead"
     text = "nothing fits: lower --micro_batch_size_per_gpu, or set --student.checkpoint_activations=true"
     if best:
         costs = f"{seconds['shard'] / seconds['replica'] - 1:.1%} of a step and saves {saves}"
