@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import timm
@@ -17,8 +18,11 @@ from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.check import check_run
 from vitkd_ds.data.loader import build_loader
+from vitkd_ds.losses.feature import Feature
+from vitkd_ds.losses.part import PairInfo
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.recipes import build_run
+from vitkd_ds.train.evaluate import evaluate_features
 from vitkd_ds.train.loop import train
 
 WORKING = "vitkd, vkd, spectral, feature, relation"
@@ -82,6 +86,22 @@ def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agre
     assert found["cka"] == pytest.approx(summary["cka"], rel=0.03) and found["num_images"] == 60
     with pytest.raises(ValueError, match="none must have been trained with classes, found data.num_classes=0"):
         compare(str(runs / "none"))
+
+
+def test_the_cosines_are_those_of_the_trained_adapters(runs, monkeypatch):
+    summary = json.loads((runs / "none" / "summary.json").read_text())
+    lines = [line for line in metrics_of(runs / "none") if "val_cosine" in line]
+    module = torch.load(runs / "none" / "checkpoints" / "step00000021" / "mp_rank_00_model_states.pt")["module"]
+    feature = Feature(build_run("demo_label_free").losses.feature, PairInfo(64, 128, (7, 7), (7, 7))).eval()
+    # The last weights in bf16, where the run has their average, which follows them closely.
+    feature.load_state_dict({name[8:]: each for name, each in module.items() if name.startswith("feature.")})
+    asked = partial(evaluate_features, feature=feature)
+    monkeypatch.setattr("vitkd_ds.commands.evaluate.evaluate_features", asked)
+    found = evaluate_exported(str(runs / "none"))
+    for name in ("cosine", "cosine_patches"):
+        assert found[name] == pytest.approx(summary[name], rel=0.1) and 0.01 < found[name] < 1
+        assert [line["step"] for line in lines] == [7, 14, 21] and lines[0][f"val_{name}"] < summary[name]
+        assert summary[name] == pytest.approx(lines[-1][f"val_{name}"], rel=1e-5)
 
 
 def test_the_student_is_a_timm_model_without_a_head_and_says_what_its_features_are(runs):

@@ -125,6 +125,9 @@ MISTAKES = {
     ],
     "losses/feature.py": [
         ("SMOOTH = 0.1", "SMOOTH = 0.2", FEATURE),
+        ("cosine_BP.mean(1)", "cosine_BP[:, 0]",
+         "train/test_agreement.py::"
+         "test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student"),
         ('mode="bicubic"', 'mode="bilinear"', f"{PARTS}test_the_smaller_grid_is_interpolated_to_the_larger_one"),
         ("Target(term.target, pair", "Target('standardize', pair", FEATURE),
         ("self.term.calibration_batches if", "32 if", RELATIONS),

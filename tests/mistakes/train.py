@@ -14,6 +14,10 @@ METER_OF_RANKS = f"{LOG}over_ranks_terms_and_waits_are_means_and_the_speed_is_th
 AGREEMENT = (
     "train/test_agreement.py::test_it_is_the_slow_one_of_all_images_that_count_and_patches_are_compared_one_by_one"
 )
+COSINE = (
+    "train/test_agreement.py::"
+    "test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student"
+)
 CLIPPING = f"{HEALTH}clipping_is_told_once_when_it_has_acted_on_every_step_for_long"
 MOST = f"{HEALTH}a_term_that_is_most_of_the_total_by_its_weight_is_named_with_its_option"
 TRACKIO = (
@@ -96,6 +100,7 @@ MISTAKES = {
     ],
     "train/agreement.py": [
         ("(cross.square().sum() / norms)", "(cross.abs().sum() / norms)", AGREEMENT),
+        ("cosine_B[real]", "cosine_B", COSINE),
         ("real = is_real_B.nonzero().flatten()", "real = torch.arange(len(is_real_B))", AGREEMENT),
         ("(student.final_BPD, teacher.final_BPD)", "(student.final_BPD, student.final_BPD)", AGREEMENT),
     ],

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from tests.conftest import finish_ranks, start_ranks
+from vitkd_ds.config.losses import FeatureTerm
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import leave, start_processes
-from vitkd_ds.losses.part import Features
+from vitkd_ds.losses.feature import Feature
+from vitkd_ds.losses.part import Features, PairInfo
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.recipes.demo import STUDENT_ARGS, TEACHER_ARGS
@@ -56,6 +58,33 @@ def test_it_is_the_slow_one_of_all_images_that_count_and_patches_are_compared_on
         student, teacher = (torch.cat([rows(batch[i], batch[2]) for batch in batches]) for i in (0, 1))
         assert found[name] == pytest.approx(slow_cka(student, teacher), rel=1e-6) and 0.05 < found[name] < 0.99
     assert found.keys() == {"cka", "cka_patches"}
+
+
+def feature_term():
+    torch.manual_seed(0)
+    return Feature(FeatureTerm(target="layer_norm"), PairInfo(3, 6, (2, 2), (2, 2))).eval()
+
+
+def test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student():
+    feature, batches = feature_term(), micro_batches()
+    agreement, found = Agreement(feature), {"cosine": [], "cosine_patches": []}
+    for batch in batches:
+        with torch.no_grad():
+            agreement.add(*batch)
+    for student, teacher, is_real_B in batches:
+        for image in is_real_B.nonzero().flatten().tolist():
+            for name, kind, own, target in (
+                ("cosine", "pooled", student.pooled_BD[image][None], teacher.pooled_BD[image][None]),
+                ("cosine_patches", "patches", student.final_BPD[image], teacher.final_BPD[image]),
+            ):
+                own, target = feature.adapters[kind](own).double(), target.double()
+                target = (target - target.mean(-1, keepdim=True)) / target.std(-1, correction=0, keepdim=True)
+                own, target = own / own.norm(dim=-1, keepdim=True), target / target.norm(dim=-1, keepdim=True)
+                found[name].append((own * target).sum(-1).mean().item())
+    result = agreement.result()
+    for name, values in found.items():
+        assert len(values) == 8 and result[name] == pytest.approx(sum(values) / 8, rel=1e-4), name
+    assert abs(result["cosine"] - result["cosine_patches"]) > 1e-3
 
 
 def test_other_grids_leave_the_patches_out_and_constant_features_agree_with_nothing():
@@ -116,9 +145,10 @@ def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(mo
 def main(folder):
     """Each rank takes its turn of the micro-batches of which the last has other rows that count than the others'."""
     start_processes()
-    agreement, batches = Agreement(), micro_batches()[:2] * ranks.world_size()
-    for batch in batches[ranks.rank() :: ranks.world_size()]:
-        agreement.add(*batch)
+    agreement, batches = Agreement(feature_term()), micro_batches()[:2] * ranks.world_size()
+    with torch.no_grad():
+        for batch in batches[ranks.rank() :: ranks.world_size()]:
+            agreement.add(*batch)
     (folder / f"{ranks.rank()}.json").write_text(json.dumps(agreement.result()))
     leave()
 
@@ -126,9 +156,11 @@ def main(folder):
 def test_two_ranks_find_what_one_would(tmp_path):
     finish_ranks(start_ranks(2, "-m", __name__, tmp_path))
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    agreement = Agreement()
-    for batch in micro_batches()[:2] * 2:
-        agreement.add(*batch)
+    agreement = Agreement(feature_term())
+    with torch.no_grad():
+        for batch in micro_batches()[:2] * 2:
+            agreement.add(*batch)
+    assert found[0].keys() == {"cka", "cka_patches", "cosine", "cosine_patches"}
     assert found[0] == found[1] == pytest.approx(agreement.result(), rel=1e-9)
 
 

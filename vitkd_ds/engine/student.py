@@ -170,6 +170,10 @@ class StudentEngine:
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
         """The student's fp32 weights, or their average if the run keeps one, whole, on every rank's CPU. Collective."""
+        return self.weights_of("student", average=average)
+
+    def weights_of(self, name: str, *, average: bool = True) -> dict[str, Tensor]:
+        """The same of any module of the distiller, such as a term's. Collective."""
         optimizer = self.engine.basic_optimizer
         swapped = []  # DeepSpeed joins the fp32 weights alone, so the average takes their place for the moment
         for group in optimizer.param_groups if average and optimizer.ema_decay else []:
@@ -183,10 +187,10 @@ class StudentEngine:
             for part, original in swapped:
                 part.data.copy_(original)
         # What is not trained: buffers, and weights that the model itself has frozen.
-        others = {name: value.float().cpu() for name, value in self.distiller.student.state_dict().items()}
+        module, prefix = self.distiller.get_submodule(name), f"{name}."
+        others = {key: value.float().cpu() for key, value in module.state_dict().items()}
         weights = self._flat.views(flats)
-        prefix = "student."
-        return {name.removeprefix(prefix): p for name, p in weights.items() if name.startswith(prefix)} | others
+        return {key.removeprefix(prefix): p for key, p in weights.items() if key.startswith(prefix)} | others
 
     def state_files(self) -> dict[str, Any]:
         """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective. These are

@@ -39,12 +39,24 @@ class Feature(LossPart):
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
         """See `cosine_distance` and `patch_distance`."""
+        pooled, patches = self._compared(student, teacher)
+        return {"feature_class": cosine_distance(*pooled), "feature_patches": patch_distance(*patches)}
+
+    def cosines(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """How alike what is compared is, in fp32 [B]: `cosine` of the pooled features, and `cosine_patches`, the mean
+        over an image's patch tokens."""
+        pooled, patches = (map(at_least_fp32, pair) for pair in self._compared(student, teacher))
+        cosine_BP = F.cosine_similarity(*patches, dim=-1)
+        return {"cosine": F.cosine_similarity(*pooled, dim=-1), "cosine_patches": cosine_BP.mean(1)}
+
+    def _compared(self, student: Features, teacher: Features) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Student's and teacher's pooled features [B, Dt], and their patch tokens on one grid [B, P, Dt]."""
         pooled_BD = self.adapters["pooled"](student.pooled_BD)
         patches_BPD = self.adapters["patches"](student.final_BPD)
         target_BD = self.targets["pooled"](teacher.pooled_BD.detach())
         target_BPD = self.targets["patches"](teacher.final_BPD.detach())
         on_grids = at_larger_grid(patches_BPD, target_BPD, self.pair.student_grid, self.pair.teacher_grid)
-        return {"feature_class": cosine_distance(pooled_BD, target_BD), "feature_patches": patch_distance(*on_grids)}
+        return (pooled_BD, target_BD), on_grids
 
     @property
     def num_calibrating(self) -> int:

@@ -1,8 +1,10 @@
-"""How far a student without a classifier agrees with its teacher: linear CKA of their features."""
+"""How far a student without a classifier agrees with its teacher: linear CKA and cosine of their features."""
 
 import torch
 from torch import Tensor
 
+from vitkd_ds.engine import ranks
+from vitkd_ds.losses.feature import Feature
 from vitkd_ds.models.features import Features
 from vitkd_ds.train.calibrate import Sums
 
@@ -11,13 +13,19 @@ IMAGES = 32
 
 
 class Agreement:
-    """Linear CKA of student and teacher, of pooled features and of patch tokens, over all images of all ranks.
+    """Linear CKA of student and teacher, of pooled features and of patch tokens, over all images of all ranks, and
+    their mean cosine where there are adapters between the two widths.
 
     Only sums of products travel between the ranks, in fp64, so the result is that of all features at once. All ranks
     must make it, and `add` the same number of times.
+
+    Args:
+        feature: the term `feature`, with its trained adapters and in eval mode; None gives no cosine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, feature: Feature | None = None) -> None:
+        self._feature, self._cosines = feature, {}
+        self._num_images = torch.zeros((), dtype=torch.float64)
         self._sums: dict[str, Sums] = {}
         self._student_dim = 0
 
@@ -34,6 +42,10 @@ class Agreement:
             pairs["cka_patches"] = (student.final_BPD, teacher.final_BPD)
         self._student_dim = student.pooled_BD.shape[1]
         real = is_real_B.nonzero().flatten()
+        if self._feature is not None:
+            self._num_images = self._num_images.to(is_real_B.device) + len(real)
+            for name, cosine_B in self._feature.cosines(student, teacher).items():
+                self._cosines[name] = self._cosines.get(name, 0) + cosine_B[real].double().sum()
         for name, pair in pairs.items():
             if name not in self._sums:
                 self._sums[name] = Sums(_joined(pair, slice(IMAGES)))
@@ -42,9 +54,14 @@ class Agreement:
 
     def result(self) -> dict[str, float]:
         """`cka` of the pooled features and, where student and teacher have as many patches, `cka_patches` of the patch
-        tokens: 0 to 1, where 1 is the same features up to a rotation and a scale. Collective."""
+        tokens: 0 to 1, where 1 is the same features up to a rotation and a scale. With adapters also `cosine` and
+        `cosine_patches`, see `Feature.cosines`, mean over images. Collective."""
         means_and_covariances = {name: sums.mean_and_covariance() for name, sums in self._sums.items()}
-        return {name: cka(covariance, self._student_dim) for name, (_, covariance) in means_and_covariances.items()}
+        found = {name: cka(covariance, self._student_dim) for name, (_, covariance) in means_and_covariances.items()}
+        if self._cosines:
+            *sums, count = ranks.sum_over_ranks(torch.stack([*self._cosines.values(), self._num_images])).tolist()
+            found |= {name: value / count for name, value in zip(self._cosines, sums)}
+        return found
 
 
 def _joined(pair: tuple[Tensor, Tensor], rows: slice | Tensor) -> Tensor:

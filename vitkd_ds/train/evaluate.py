@@ -90,22 +90,24 @@ def evaluate_features(
     teacher: Callable[[Tensor], Features],
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
+    feature: nn.Module | None = None,
 ) -> dict[str, float] | None:
     """Compare the features of a plain timm model in fp32, with or without a classifier, with a teacher's; labels count
     for nothing but padding. Collective, and the arguments are those of `evaluate`.
 
     Args:
         teacher: images 0..255 -> features with pooled_BD and final_BPD.
+        feature: see `Agreement`.
 
     Returns:
-        `num_images`, and what `Agreement` gives: `cka`, and `cka_patches` where both have as many patches. None if it
-        was given up.
+        `num_images`, and what `Agreement` gives: `cka`, `cka_patches` where both have as many patches, and cosines with
+        `feature`. None if it was given up.
 
     Raises:
         ValueError: there was no image that counts.
     """
     num_images = torch.zeros((), dtype=torch.float64, device=next(student.parameters()).device)
-    agreement = Agreement()
+    agreement = Agreement(feature)
     student.eval()
     with closing(loader.epoch(0)) as micro_batches:
         for number, (images_BCHW, labels_B) in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
@@ -146,10 +148,9 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     watchdog.enter("evaluation", state.step)
     # The last evaluation is the summary's, in full fp32.
     is_on_the_way = state.step < parts.schedule.total_steps
-    weights = parts.engine.student_weights()
     predictions = Predictions() if parts.run.data.num_classes else None
     options = {"with_teacher": True, "allow_tf32": is_on_the_way, "predictions": predictions}
-    result = _evaluate_weights(parts, weights, **options)
+    result = _evaluate_weights(parts, **options)
     if result is None:
         return False
     values = {f"val_{name}": value for name, value in result.items()}
@@ -169,17 +170,19 @@ def quality_key(parts: Parts) -> str:
 
 
 def _evaluate_weights(
-    parts: Parts, weights: dict[str, Tensor], *, with_teacher: bool, allow_tf32: bool = False,
+    parts: Parts, *, with_teacher: bool, average: bool = True, allow_tf32: bool = False,
     predictions: Predictions | None = None,
 ) -> dict[str, float] | None:  # fmt: skip
     def must_stop() -> bool:
         return not ranks.all_true(not signals.received(), parts.device)
 
     model, normalization = parts.export_model, parts.normalization
-    model.load_state_dict(weights)
+    model.load_state_dict(parts.engine.student_weights(average=average))
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     if not parts.run.data.num_classes:
-        return evaluate_features(model, parts.val_loader, teacher=parts.teacher, **options)
+        if parts.feature is not None:
+            parts.feature.load_state_dict(parts.engine.weights_of("feature", average=average))
+        return evaluate_features(model, parts.val_loader, teacher=parts.teacher, feature=parts.feature, **options)
     teacher = parts.teacher if with_teacher and parts.teacher_answers else None
     return evaluate(model, parts.val_loader, teacher=teacher, predictions=predictions, **options)
 
@@ -196,6 +199,7 @@ def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[
     watchdog.enter("export", state.step)
     result, quality = state.result, quality_key(parts)
     summary: dict[str, Any] = {"cka": result.get("cka"), "cka_patches": result.get("cka_patches")}
+    summary |= {name: value for name, value in result.items() if name.startswith("cosine")}
     if quality == "top1":
         summary = {"student_top1": result["top1"], "student_top5": result["top5"]}
         summary |= {name: result.get(name) for name in ("teacher_top1", "agreement")}
@@ -207,7 +211,7 @@ def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[
         "debug": parts.run.debug,
     }
     if parts.run.optim.ema_decay:
-        raw = _evaluate_weights(parts, parts.engine.student_weights(average=False), with_teacher=False)
+        raw = _evaluate_weights(parts, average=False, with_teacher=False)
         if raw is None:
             return None
         summary[f"student_raw_{quality}"] = raw[quality]

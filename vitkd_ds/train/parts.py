@@ -58,6 +58,9 @@ class Parts:
     """Makes of a micro-batch what both models take."""
     teacher_answers: bool = False
     """Whether the teacher has logits for the classes of the data, so that its agreement can be evaluated."""
+    feature: nn.Module | None = None
+    """An fp32 copy of the term `feature` likewise, for the cosine of an evaluation without labels; None where it is
+    off."""
     train_loader: Loader | None = None
     """None, like val_loader, in the doctor, whose steps see random images."""
     val_loader: Loader | None = None
@@ -130,6 +133,7 @@ def start_engines(
     keep_tokens = run.teacher.keep_tokens if run.teacher else 0
     torch.manual_seed(run.seed + 1)  # the same losses on every rank, wherever the teacher is
     distiller = Distiller(models.student, run.losses, models.pair, ranks.gather, keep_tokens=keep_tokens)
+    feature = deepcopy(distiller.feature).to(device).eval() if run.losses.feature.weight else None
     engine = StudentEngine(distiller, run, ds_config)
     answers, normalization = bool(models.teacher and models.teacher.num_classes), build.normalization_of(models.student)
     teacher = None
@@ -138,7 +142,7 @@ def start_engines(
         options = {"device": device, "micro_batch_size": micro, "on_block": lambda: watchdog.enter("build")}
         teacher = Teacher(models.teacher, run, **options)
     inputs = Inputs(run, normalization, engine.dtype, teacher, device)
-    return Parts(run, schedule, device, engine, teacher, export_model, normalization, inputs, answers)
+    return Parts(run, schedule, device, engine, teacher, export_model, normalization, inputs, answers, feature)
 
 
 def check_is_read_alike(teacher: nn.Module) -> None:
