@@ -67,7 +67,7 @@ def feature_term():
 
 def test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student():
     feature, batches = feature_term(), micro_batches()
-    agreement, found = Agreement(feature), {"cosine": [], "cosine_patches": []}
+    agreement, found = Agreement(feature.cosines), {"cosine": [], "cosine_patches": []}
     for batch in batches:
         with torch.no_grad():
             agreement.add(*batch)
@@ -145,7 +145,7 @@ def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(mo
 def main(folder):
     """Each rank takes its turn of the micro-batches of which the last has other rows that count than the others'."""
     start_processes()
-    agreement, batches = Agreement(feature_term()), micro_batches()[:2] * ranks.world_size()
+    agreement, batches = Agreement(feature_term().cosines), micro_batches()[:2] * ranks.world_size()
     with torch.no_grad():
         for batch in batches[ranks.rank() :: ranks.world_size()]:
             agreement.add(*batch)
@@ -156,7 +156,7 @@ def main(folder):
 def test_two_ranks_find_what_one_would(tmp_path):
     finish_ranks(start_ranks(2, "-m", __name__, tmp_path))
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    agreement = Agreement(feature_term())
+    agreement = Agreement(feature_term().cosines)
     with torch.no_grad():
         for batch in micro_batches()[:2] * 2:
             agreement.add(*batch)

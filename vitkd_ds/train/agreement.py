@@ -1,12 +1,15 @@
 """How far a student without a classifier agrees with its teacher: linear CKA and cosine of their features."""
 
+from typing import Callable
+
 import torch
 from torch import Tensor
 
 from vitkd_ds.engine import ranks
-from vitkd_ds.losses.feature import Feature
 from vitkd_ds.models.features import Features
 from vitkd_ds.train.calibrate import Sums
+
+Cosines = Callable[[Features, Features], dict[str, Tensor]]
 
 IMAGES = 32
 """Images of which the tokens are held in fp64 at a time."""
@@ -20,11 +23,11 @@ class Agreement:
     must make it, and `add` the same number of times.
 
     Args:
-        feature: the term `feature`, with its trained adapters and in eval mode; None gives no cosine.
+        cosines: of a micro-batch, as `vitkd_ds.losses.feature.Feature.cosines` gives them; None is none.
     """
 
-    def __init__(self, feature: Feature | None = None) -> None:
-        self._feature, self._cosines = feature, {}
+    def __init__(self, cosines: Cosines | None = None) -> None:
+        self._cosines_of, self._cosines = cosines, {}
         self._num_images = torch.zeros((), dtype=torch.float64)
         self._sums: dict[str, Sums] = {}
         self._student_dim = 0
@@ -42,9 +45,9 @@ class Agreement:
             pairs["cka_patches"] = (student.final_BPD, teacher.final_BPD)
         self._student_dim = student.pooled_BD.shape[1]
         real = is_real_B.nonzero().flatten()
-        if self._feature is not None:
+        if self._cosines_of:
             self._num_images = self._num_images.to(is_real_B.device) + len(real)
-            for name, cosine_B in self._feature.cosines(student, teacher).items():
+            for name, cosine_B in self._cosines_of(student, teacher).items():
                 self._cosines[name] = self._cosines.get(name, 0) + cosine_B[real].double().sum()
         for name, pair in pairs.items():
             if name not in self._sums:
@@ -55,7 +58,7 @@ class Agreement:
     def result(self) -> dict[str, float]:
         """`cka` of the pooled features and, where student and teacher have as many patches, `cka_patches` of the patch
         tokens: 0 to 1, where 1 is the same features up to a rotation and a scale. With adapters also `cosine` and
-        `cosine_patches`, see `Feature.cosines`, mean over images. Collective."""
+        `cosine_patches`, mean over images. Collective."""
         means_and_covariances = {name: sums.mean_and_covariance() for name, sums in self._sums.items()}
         found = {name: cka(covariance, self._student_dim) for name, (_, covariance) in means_and_covariances.items()}
         if self._cosines:

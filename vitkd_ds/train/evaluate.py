@@ -21,7 +21,7 @@ from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.models.fp32 import fp32_products
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.train import signals, watchdog
-from vitkd_ds.train.agreement import Agreement
+from vitkd_ds.train.agreement import Agreement, Cosines
 from vitkd_ds.train.log import MetricsLog
 from vitkd_ds.train.parts import Parts
 from vitkd_ds.train.predictions import Predictions
@@ -90,24 +90,24 @@ def evaluate_features(
     teacher: Callable[[Tensor], Features],
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
-    feature: nn.Module | None = None,
+    cosines: Cosines | None = None,
 ) -> dict[str, float] | None:
     """Compare the features of a plain timm model in fp32, with or without a classifier, with a teacher's; labels count
     for nothing but padding. Collective, and the arguments are those of `evaluate`.
 
     Args:
         teacher: images 0..255 -> features with pooled_BD and final_BPD.
-        feature: see `Agreement`.
+        cosines: see `Agreement`.
 
     Returns:
-        `num_images`, and what `Agreement` gives: `cka`, `cka_patches` where both have as many patches, and cosines with
-        `feature`. None if it was given up.
+        `num_images`, and what `Agreement` gives: `cka`, `cka_patches` where both have as many patches, and what
+        `cosines` names. None if it was given up.
 
     Raises:
         ValueError: there was no image that counts.
     """
     num_images = torch.zeros((), dtype=torch.float64, device=next(student.parameters()).device)
-    agreement = Agreement(feature)
+    agreement = Agreement(cosines)
     student.eval()
     with closing(loader.epoch(0)) as micro_batches:
         for number, (images_BCHW, labels_B) in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
@@ -180,9 +180,11 @@ def _evaluate_weights(
     model.load_state_dict(parts.engine.student_weights(average=average))
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     if not parts.run.data.num_classes:
+        cosines = None
         if parts.feature is not None:
             parts.feature.load_state_dict(parts.engine.weights_of("feature", average=average))
-        return evaluate_features(model, parts.val_loader, teacher=parts.teacher, feature=parts.feature, **options)
+            cosines = parts.feature.cosines
+        return evaluate_features(model, parts.val_loader, teacher=parts.teacher, cosines=cosines, **options)
     teacher = parts.teacher if with_teacher and parts.teacher_answers else None
     return evaluate(model, parts.val_loader, teacher=teacher, predictions=predictions, **options)
 
