@@ -122,7 +122,8 @@ def _write_onnx(program: torch.export.ExportedProgram, folder: Path, description
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells of every operation that it does not fold
     path, output = folder / "model.onnx", str(description["output"]).partition(",")[0]
-    graph = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"], output_names=[output])
+    names = {"input_names": ["images"], "output_names": [output], "dynamic_shapes": ({0: "batch"},)}
+    graph = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     for key, value in description.items():
         graph.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     num_bytes = sum(weight.nbytes for weight in program.state_dict.values())
