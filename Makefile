@@ -15,7 +15,7 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet torch
 	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
 	@# By itself, as it asks for an older Pillow: vitkd_ds/config/check.py.
-	$(BIN)/python -m pip install --quiet --no-deps trackio
+	$(BIN)/python -m pip install --quiet --no-deps 'trackio>=0.43,<0.44'
 	touch $@
 
 # The two runs are made anew, in a folder of their own. PATH: deepspeed starts the python that it finds there.

@@ -12,7 +12,8 @@ from setuptools import Extension, find_packages, setup
 
 # For machines that cannot build FFCV or the decoder: data.backend=torchvision works, packing does not.
 WITHOUT_FFCV = bool(os.environ.get("VITKD_DS_WITHOUT_FFCV"))
-TRACKIO = ["brotli>=1", "gradio-client>=2", "httpx>=0.24", "orjson>=3", "python-multipart", "starlette", "uvicorn"]
+TRACKIO = ["brotli>=1", "gradio-client>=2", "httpx>=0.24", "huggingface-hub>=1.10", "orjson>=3", "python-multipart",
+           "starlette", "uvicorn[standard]>=0.30"]
 INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
 
 setup(
@@ -59,7 +60,7 @@ setup(
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],  # export --format onnx
         "imagenet": ["scipy>=1.11"],  # pack: the labels in ImageNet's devkit
         "plot": ["matplotlib>=3.9"],  # compare --plot
-        # --trackers trackio: what it needs itself but Pillow below 13, after which pip install --no-deps trackio.
+        # --trackers trackio: what it needs but Pillow below 13; then trackio by itself (vitkd_ds/config/check.py).
         "trackio": TRACKIO,
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # make site
         "test": ["datasets>=4", "hypothesis>=6", "matplotlib>=3.9", "mkdocs-material>=9.5",

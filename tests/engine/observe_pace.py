@@ -1,7 +1,7 @@
 """How many blocks a host gathers ahead of a device that does nothing before it is waited for; see `observed`."""
 
 from tests.engine import tiny
-from vitkd_ds.engine import pace
+from vitkd_ds.engine import ds_config, pace
 
 
 class LazyDevice:
@@ -22,7 +22,7 @@ class LazyDevice:
 
 
 class LazyEvent:
-    """The end of the so-manieth block."""
+    """The end of what was queued as number so and so."""
 
     def __init__(self, device, number):
         self._device, self._number = device, number
@@ -32,15 +32,15 @@ class LazyEvent:
 
 
 def observe(seen):
-    """For each block that is entered in two forwards the blocks that are gathered and not computed, itself among them;
+    """For each block that is entered in two forwards the blocks that were entered and not computed, itself among them;
     and whether blocks were freed before their ends were recorded."""
     images_BCHW, _ = tiny.make_batch(8)
     block_bytes = 2 * sum(p.numel() for p in tiny.make_models()[1].blocks[0].parameters())
-    before = pace.get_accelerator, pace.AHEAD_BYTES
+    before = pace.get_accelerator, ds_config.AHEAD_BYTES
     try:
         for placement, room in (("offload", 100), ("shard", 0.9), ("shard", 1)):
             device, in_flight, were_freed = LazyDevice(), [], []
-            pace.get_accelerator, pace.AHEAD_BYTES = lambda device=device: device, int(room * block_bytes)
+            pace.get_accelerator, ds_config.AHEAD_BYTES = lambda device=device: device, int(room * block_bytes)
             teacher = tiny.make_teacher(placement)
             recorded = device.record_event
 
@@ -58,4 +58,4 @@ def observe(seen):
                 teacher(images_BCHW)
             seen[f"pace of {placement}, {room} more"] = {"in flight": in_flight, "freed": were_freed}
     finally:
-        pace.get_accelerator, pace.AHEAD_BYTES = before
+        pace.get_accelerator, ds_config.AHEAD_BYTES = before

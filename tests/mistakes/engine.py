@@ -68,6 +68,8 @@ MISTAKES = {
         ("*SLURM_NAMES, \"MASTER_ADDR\"", "\"MASTER_ADDR\"", f"{PROCESSES}test_a_rank_without_a_world_is_refused"),
     ],
     "engine/ds_config.py": [
+        ("return 2 + (", "return 3 + (", PACE),
+        ('if placement == "shard" else 0', 'if placement != "none" else 0', PACE),
         ("not is_alone and not is_compiled", "not is_alone",
          COMPILED),
         ("not is_alone and not is_compiled", "not is_compiled", f"{CONFIG}test_auto_follows_the_number_of_ranks"),
@@ -83,8 +85,6 @@ MISTAKES = {
         ("500_000_000", "200_000_000", f"{CONFIG}test_a_bucket_is_deepspeeds_unless_the_file_gives_one"),
     ],
     "engine/pace.py": [
-        ("return 2 + (", "return 3 + (", PACE),
-        ('if placement == "shard" else 0', 'if placement != "none" else 0', PACE),
         ("self._left.popleft().synchronize()", "self._left.popleft()", PACE),
         ("block.register_forward_hook(self._leave)", "block.register_forward_pre_hook(self._leave)", PACE),
     ],

@@ -36,7 +36,7 @@ CALIBRATED = "train/test_calibrate.py::test_statistics_are_those_of_the_first_im
 
 MISTAKES = {
     "train/trackers.py": [
-        ('config=dict(settings), resume="allow"', 'config=dict(settings), resume="never"', TRACKIO),
+        ('{"resume": "allow"', '{"resume": "never"', TRACKIO),
         ("{workdir.name}-{secrets", "{workdir}-{secrets", TRACKIO),
     ],
     "train/schedule.py": [

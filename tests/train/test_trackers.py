@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import struct
 import sys
+import time
 from contextlib import closing
 from dataclasses import asdict
 
@@ -14,7 +15,7 @@ from tests.conftest import metrics_of, run_command
 from tests.train.test_log import points_of, warnings_of
 from vitkd_ds.commands.parse import parse_run
 from vitkd_ds.train.log import MetricsLog
-from vitkd_ds.train.trackers import wandb_mode
+from vitkd_ds.train.trackers import wandb_mode, within
 
 SETTINGS = {"seed": 7, "optim": {"lr": 0.5}}
 FOREIGN = (
@@ -137,6 +138,7 @@ for lines, step in {starts}:
 """
     done = run_command(sys.executable, "-c", code)  # a process, as where it writes is set for the rest of one
     assert done.returncode == 0, done.stderr
+    assert "rackio" not in done.stdout, "it prints an advice that does not fit"
     with closing(sqlite3.connect(workdir / "trackio" / "vitkd_ds.db")) as database:
         rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
         ((name, settings),) = database.execute("select run_name, config from configs").fetchall()
@@ -144,6 +146,14 @@ for lines, step in {starts}:
     assert name.startswith("run-")
     assert [(step, json.loads(values)) for _, step, values in rows] == [line for lines, _ in starts for line in lines]
     assert {key: json.loads(settings)[key] for key in SETTINGS} == SETTINGS
+
+
+def test_a_service_is_waited_for_as_long_as_said_and_what_it_raises_is_raised():
+    assert within(60, lambda: 7) == 7
+    with pytest.raises(KeyError, match="own"):
+        within(60, lambda: {}["own"])
+    with pytest.raises(TimeoutError, match="no answer within 0.1 s"):
+        within(0.1, lambda: time.sleep(30))
 
 
 def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp_path, caplog, monkeypatch):

@@ -13,7 +13,7 @@ EXTRAS = {
     "wandb": "pip install 'vitkd_ds[wandb]'",
     "mlflow": "pip install 'vitkd_ds[mlflow]'",
     # It asks for an older Pillow, whose resizing is not our decoder's, and works with ours.
-    "trackio": "pip install 'vitkd_ds[trackio]' && pip install --no-deps trackio",
+    "trackio": "pip install 'vitkd_ds[trackio]' && pip install --no-deps 'trackio>=0.43,<0.44'",
 }
 """Trackers that are packages of their own, under these names, and how to install them."""
 

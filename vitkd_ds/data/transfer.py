@@ -23,9 +23,10 @@ def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
 class CopyStream:
     """Copies arrays in pinned memory to a GPU beside what it computes, on a stream of their own.
 
-    Mixing and normalising stay on the main stream: as nothing in a step waits, their few calls are queued long before
-    the device comes to them, and beside a shard's gathers kernels of a second stream would compete for its memory. By
-    their bytes they are 0.1 ms of the 30 ms that an H100 takes for 256 images.
+    Mixing and normalising stay on the main stream: the host is ahead of the device, so their few calls are queued
+    before it comes to them, and beside a shard's gathers kernels of a second stream would compete for its memory. By
+    arithmetic there is little to hide: 256 images of 224 pixels are 0.3 GB of reads and writes, 0.1 ms of an H100's
+    memory, beside some 30 ms for the step of the smallest pair.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -38,6 +38,16 @@ TEACHER_FILES = {
 }
 
 
+AHEAD_BYTES = 400 * 2**20
+"""What a shard may have gathered besides two blocks: 16 more of a DeiT III-Large, one more of a 7 B model."""
+
+
+def most_blocks(placement: str, block_bytes: int) -> int:
+    """Blocks of so many bytes of a partitioned teacher that are on a GPU at a time: the one that is computed and the
+    one on its way; of a shard as many more as AHEAD_BYTES have room for."""
+    return 2 + (AHEAD_BYTES // block_bytes if placement == "shard" else 0)
+
+
 def find_ds_config(path: str) -> Path:
     """The file itself, or for a path such as ds_configs/zero2.json the copy that ships with the package.
 

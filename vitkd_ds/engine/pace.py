@@ -2,8 +2,9 @@
 
 DeepSpeed gathers a block when the host enters it and frees it when the host leaves it, but on a GPU its memory can be
 used again only once the block is computed: a host that is ten blocks ahead has ten of them gathered, and one that
-copies an offloaded teacher faster than it computes has all. So after each block the host waits for an earlier one to
-be computed. The GPU still has the block that was just left to work on, beside which the next one is copied.
+copies an offloaded teacher faster than the GPU computes has all. So after each block the host waits for an earlier
+one to be computed. The GPU still has the block that was just left to work on, beside which the next one is copied. A
+teacher without `blocks` is left as it is.
 """
 
 from collections import deque
@@ -13,8 +14,7 @@ from typing import Any
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-AHEAD_BYTES = 400 * 2**20
-"""What a shard may have gathered besides two blocks: 16 more of a DeiT III-Large, one more of a 7 B model."""
+from vitkd_ds.engine.ds_config import most_blocks
 
 
 def runs_ahead() -> bool:
@@ -22,21 +22,16 @@ def runs_ahead() -> bool:
     return not get_accelerator().is_synchronized_device()
 
 
-def most_gathered(placement: str, block_bytes: int) -> int:
-    """Blocks of so many bytes that are on a GPU at a time: of an offloaded teacher the one that is computed and the one
-    on its way, of a shard as many more as AHEAD_BYTES have room for."""
-    return 2 + (AHEAD_BYTES // block_bytes if placement == "shard" else 0)
-
-
 class Pace:
-    """Keeps the blocks of a shard or an offloaded teacher that are gathered and not computed yet to `most_gathered`.
+    """Keeps the blocks of a shard or an offloaded teacher that the host has entered and the GPU has not computed yet to
+    `most_blocks`. What DeepSpeed gathers ahead of the host, by `stage3_prefetch_bucket_size`, comes on top.
 
     It must be made after DeepSpeed's engine: only hooks that are registered later see a block that was freed.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, placement: str) -> None:
         sizes = [sum(p.ds_numel * p.element_size() for p in block.parameters()) for block in blocks]
-        self._most = most_gathered(placement, max(sizes, default=1))
+        self._most = most_blocks(placement, max(sizes, default=1))
         self._left: deque[Any] = deque()
         for block in blocks:
             block.register_forward_hook(self._leave)

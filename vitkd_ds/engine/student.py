@@ -170,10 +170,11 @@ class StudentEngine:
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
         """The student's fp32 weights, or their average if the run keeps one, whole, on every rank's CPU. Collective."""
-        return self.weights_of("student", average=average)
+        return self.weights_of("student", average=average)["student"]
 
-    def weights_of(self, name: str, *, average: bool = True) -> dict[str, Tensor]:
-        """The same of any module of the distiller, such as a term's. Collective."""
+    def weights_of(self, *modules: str, average: bool = True) -> dict[str, dict[str, Tensor]]:
+        """The fp32 weights of modules of the distiller, such as a term's, by the module's name, or their averages if
+        the run keeps them, whole, on every rank's CPU. Collective."""
         optimizer = self.engine.basic_optimizer
         swapped = []  # DeepSpeed joins the fp32 weights alone, so the average takes their place for the moment
         for group in optimizer.param_groups if average and optimizer.ema_decay else []:
@@ -186,11 +187,13 @@ class StudentEngine:
         finally:
             for part, original in swapped:
                 part.data.copy_(original)
-        # What is not trained: buffers, and weights that the model itself has frozen.
-        module, prefix = self.distiller.get_submodule(name), f"{name}."
-        others = {key: value.float().cpu() for key, value in module.state_dict().items()}
-        weights = self._flat.views(flats)
-        return {key.removeprefix(prefix): p for key, p in weights.items() if key.startswith(prefix)} | others
+        weights, found = self._flat.views(flats), {}
+        for module in modules:
+            # What is not trained: buffers, and weights that the model itself has frozen.
+            state, prefix = self.distiller.get_submodule(module).state_dict(), f"{module}."
+            found[module] = {key.removeprefix(prefix): p for key, p in weights.items() if key.startswith(prefix)}
+            found[module] |= {key: value.float().cpu() for key, value in state.items()}
+        return found
 
     def state_files(self) -> dict[str, Any]:
         """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective. These are

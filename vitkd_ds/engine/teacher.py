@@ -133,7 +133,7 @@ class Teacher:
             for hook in self.module.optimizer.backward_hooks:
                 hook.remove()  # there is no backward pass, and they cost a forward as much as all the rest of ZeRO
             if runs_ahead() and not keeps_whole(run):
-                self._pace = Pace(getattr(model, "blocks", ()), placement=run.teacher.placement)
+                Pace(getattr(model, "blocks", ()), placement=run.teacher.placement)
         self.module.eval()
         self._modules = tuple(module.modules())  # DeepSpeed's engine itself is always in training mode
 

@@ -5,6 +5,7 @@ is there already, so the next start has only the evaluation to do again.
 """
 
 from contextlib import closing
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Callable
 
@@ -177,13 +178,16 @@ def _evaluate_weights(
         return not ranks.all_true(not signals.received(), parts.device)
 
     model, normalization = parts.export_model, parts.normalization
-    model.load_state_dict(parts.engine.student_weights(average=average))
+    # The adapters are of use for the weights that are exported alone.
+    modules = ["student", "feature"] if parts.feature is not None and average else ["student"]
+    weights = parts.engine.weights_of(*modules, average=average)
+    model.load_state_dict(weights["student"])
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     if not parts.run.data.num_classes:
         cosines = None
-        if parts.feature is not None:
-            parts.feature.load_state_dict(parts.engine.weights_of("feature", average=average))
-            cosines = parts.feature.cosines
+        if "feature" in weights:
+            parts.feature.load_state_dict(weights["feature"])
+            cosines = deepcopy(parts.feature).to(parts.device).cosines
         return evaluate_features(model, parts.val_loader, teacher=parts.teacher, cosines=cosines, **options)
     teacher = parts.teacher if with_teacher and parts.teacher_answers else None
     return evaluate(model, parts.val_loader, teacher=teacher, predictions=predictions, **options)

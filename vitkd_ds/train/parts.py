@@ -59,8 +59,8 @@ class Parts:
     teacher_answers: bool = False
     """Whether the teacher has logits for the classes of the data, so that its agreement can be evaluated."""
     feature: nn.Module | None = None
-    """An fp32 copy of the term `feature` likewise, for the cosine of an evaluation without labels; None where it is
-    off."""
+    """A copy of the term `feature` in fp32 on the CPU, into which its weights are loaded for the cosine of an
+    evaluation without labels; None where there is none."""
     train_loader: Loader | None = None
     """None, like val_loader, in the doctor, whose steps see random images."""
     val_loader: Loader | None = None
@@ -133,7 +133,8 @@ def start_engines(
     keep_tokens = run.teacher.keep_tokens if run.teacher else 0
     torch.manual_seed(run.seed + 1)  # the same losses on every rank, wherever the teacher is
     distiller = Distiller(models.student, run.losses, models.pair, ranks.gather, keep_tokens=keep_tokens)
-    feature = deepcopy(distiller.feature).to(device).eval() if run.losses.feature.weight else None
+    has_cosine = run.losses.feature.weight and not run.data.num_classes
+    feature = deepcopy(distiller.feature).eval() if has_cosine else None
     engine = StudentEngine(distiller, run, ds_config)
     answers, normalization = bool(models.teacher and models.teacher.num_classes), build.normalization_of(models.student)
     teacher = None

@@ -4,15 +4,18 @@ Each is a `Tracker`, as TensorBoard's writer in `vitkd_ds.train.log` is, and an 
 raises is warned of once, and ends this tracker until the next start and never the run.
 """
 
+import io
 import logging
 import math
 import netrc
 import os
+import queue
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Callable, Protocol
 from urllib.parse import urlsplit
@@ -166,19 +169,24 @@ class _MLflow:
 
 
 class _Trackio:
-    """trackio: what TRACKIO_SERVER_URL or TRACKIO_SPACE_ID names, or else a database in TRACKIO_DIR or RUN/trackio."""
+    """trackio: what TRACKIO_SERVER_URL or TRACKIO_SPACE_ID names, or else a database in TRACKIO_DIR or RUN/trackio, for
+    all runs of a process in that of the first. What it cannot write it warns of itself, and goes on."""
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("TRACKIO_DIR", str((workdir / "trackio").absolute()))  # read when it is imported
+        # On a network's file system it would write fragments instead, among which a start does not find its run.
+        os.environ.setdefault("TRACKIO_STORAGE_MODE", "sqlite")
         import trackio  # slow, and only rank 0 needs it
 
         # It finds a run by its name, and two run folders may have the same.
         name = _id_of(workdir, "trackio", lambda: f"{workdir.name}-{secrets.token_hex(4)}")
-        self._run = trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=name, config=dict(settings), resume="allow",
-            embed=False, auto_log_gpu=False, auto_log_cpu=False,
-        )  # fmt: skip
-        logger.info("trackio: run %s", name)
+        options = {"resume": "allow", "private": True, "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        # With a login it asks the hub for the user's name, and would wait for an answer without end.
+        self._run = within(
+            START_S, lambda: _silently(trackio.init, project=project, name=name, config=dict(settings), **options)
+        )
+        logger.info("trackio: run %s, TRACKIO_DIR=%s", name, os.environ["TRACKIO_DIR"])
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -186,7 +194,33 @@ class _Trackio:
 
     def close(self) -> None:
         """See `Tracker`."""
-        self._run.finish()
+        _silently(self._run.finish)
+
+
+def _silently(function: Callable[..., Any], **options: Any) -> Any:
+    """Call a function without what it prints."""
+    with redirect_stdout(io.StringIO()):
+        return function(**options)
+
+
+def within(seconds: float, function: Callable[[], Any]) -> Any:
+    """What a function returns or raises; raises TimeoutError, and leaves it to itself, if it takes longer."""
+    ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            ended.put((function(), None))
+        except Exception as error:  # for the other thread
+            ended.put((None, error))
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        result, error = ended.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error:
+        raise error
+    return result
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,8 +15,7 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.config.term import Term
 from vitkd_ds.data.beton.format import SUFFIX, read_beton
 from vitkd_ds.data.subset import use_part
-from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config, is_bf16
-from vitkd_ds.engine.pace import most_gathered
+from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config, is_bf16, most_blocks
 from vitkd_ds.models.build import build_student, build_teacher
 from vitkd_ds.models.cost import forward_flops, keep_patches, num_parameters, term_cost
 from vitkd_ds.models.distiller import Distiller
@@ -149,15 +148,17 @@ def _gathered_modules(teacher: nn.Module) -> list[nn.Module]:
 def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: str) -> int:
     """Most parameters of a partitioned teacher on one GPU at a time, with DeepSpeed's file as shipped or edited.
 
-    The host runs ahead by as many blocks as `engine.pace` lets it, or by all modules of a teacher without blocks. And
-    each module that DeepSpeed enters gathers another prefetch bucket ahead, whatever is there already, up to its limit
-    on live parameters; when the first block starts, FETCHES modules have.
+    The GPU is behind the host by as many blocks as `engine.pace` lets it, or by all of a teacher without blocks.
+    Where the host is, each module that DeepSpeed enters gathers another prefetch bucket ahead, whatever is there
+    already, up to its limit on live parameters and a block more; when the first block starts, FETCHES modules have.
     """
     whole, largest = num_parameters(teacher), max(num_parameters(module) for module in gathered)
-    most = largest * most_gathered(placement, 2 * largest) if hasattr(teacher, "blocks") else whole
+    if not hasattr(teacher, "blocks"):
+        return whole
     zero = _ds_config(f"ds_configs/{TEACHER_FILES[placement]}")["zero_optimization"]
     ahead = FETCHES * zero.get("stage3_prefetch_bucket_size", 5e7)
-    return min(whole, max(most, int(min(ahead, zero.get("stage3_max_live_parameters", 1e9)))))
+    ahead = min(ahead, zero.get("stage3_max_live_parameters", 1e9) + largest)
+    return min(whole, (most_blocks(placement, 2 * largest) - 1) * largest + max(largest, int(ahead)))
 
 
 def _ds_config(path: str) -> dict[str, Any]:
@@ -193,8 +194,9 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
         ("trained parameters", f"{inputs.trained_params:,}", f"counted ({find_ds_config(run.ds_config).name}: fp32 "
          "gradients, bf16 weights on the wire)"),
         ("teacher's parameters", f"{inputs.teacher_params:,}", "counted"),
-        ("of a shard gathered at a time", f"{inputs.gathered_params:,}", "counted, at most: DeepSpeed gathers "
-         f"ahead (see EXPERIMENTS.md), and so does the host; offloaded {inputs.offloaded_params:,}"),
+        ("of a shard gathered at a time", f"{inputs.gathered_params:,}", "counted, at most: the host runs ahead, and "
+         "DeepSpeed gathers ahead of it (see EXPERIMENTS.md)"),
+        ("of an offloaded one", f"{inputs.offloaded_params:,}", "counted, at most"),
         ("arithmetic", f"{inputs.flops / 1e9:.1f} GFLOP an image", "counted, matrix products and attention"),
         ("kept for backward", f"{inputs.activation_bytes / 2**20:.1f} MiB an image", "counted, "
          f"{shapes.BLOCK_BYTES_PER_TOKEN} bytes a token and unit of width in a block, {shapes.LOSS_BYTES_PER_PATCH} in "

@@ -54,7 +54,7 @@ class Inputs:
     gathered_params: int
     """Most parameters of a sharded teacher on one GPU at a time: in use, and gathered ahead."""
     offloaded_params: int
-    """The same of an offloaded one."""
+    """Most parameters of an offloaded teacher on one GPU at a time."""
     activation_bytes: float
     """Bytes that student and losses keep for backward, per image of a micro-batch."""
     image_bytes: float
@@ -143,6 +143,8 @@ def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
     """Predict the device memory of one rank, bytes by purpose."""
     trained, whole, gathered = inputs.trained_params, 2 * inputs.teacher_params, 2 * inputs.gathered_params
     within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
+    # Two blocks, and on their way to the other ranks this one's parts of them.
+    offloaded = 2 * inputs.offloaded_params * (1 + (1 / layout.ranks if layout.ranks > 1 else 0))
     shard = whole / within + (0 if layout.ranks == 1 else gathered)  # one rank keeps what it gathers as its own part
     overlaps = layout.ranks > 1 and not inputs.is_compiled
     return {
@@ -151,7 +153,7 @@ def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
             (16 + 4 * inputs.has_average) * trained / layout.ranks,
         # A bf16 buffer, another to fill while the first is sent, and one in fp32 that is sent.
         "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
-        "teacher": {"replica": whole, "offload": 2 * inputs.offloaded_params}.get(layout.placement, shard),
+        "teacher": {"replica": whole, "offload": offloaded}.get(layout.placement, shard),
         "images": layout.micro_batch * inputs.image_bytes,
         "activations": layout.micro_batch * inputs.activation_bytes,
         "context and fragmentation": CONTEXT_BYTES,

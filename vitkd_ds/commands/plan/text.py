@@ -122,7 +122,9 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     elif layout.ranks == 1:
         saves = "no memory on one GPU, which holds all of it"
     else:
-        saves = "next to no memory, as so much of this teacher may be gathered ahead"
+        more = gib["shard"] - gib["replica"]
+        saves = f"no memory (it takes {more:.1f} GiB more), " if more >= SAVES_GIB else "next to no memory, "
+        saves += "as so much of this teacher may be gathered ahead"
     text = "nothing fits: lower --micro_batch_size_per_gpu, or set --student.checkpoint_activations=true"
     if best:
         costs = f"{seconds['shard'] / seconds['replica'] - 1:.1%} of a step and saves {saves}"
