@@ -24,6 +24,7 @@ from vitkd_ds.models.features import tap_features
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.evaluate import evaluate_features
 from vitkd_ds.train.loop import train
+from vitkd_ds.train.parts import open_knn
 
 WORKING = "vitkd, vkd, spectral, feature, relation"
 
@@ -46,18 +47,31 @@ def unlabelled(small_beton, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(small_beton, unlabelled, tmp_path_factory, demo_cache):
-    """Runs on two ranks: labels ignored; on images without labels, also from a checkpoint on."""
+def labelled(small_beton, tmp_path_factory):
+    """Labelled images, to be asked by k-NN: those of small_beton but one, so that two ranks have unequal parts."""
+    folder = tmp_path_factory.mktemp("labelled")
+    shutil.copytree(small_beton.parent / "images", folder / "images")
+    sorted(folder.glob("images/*/*"))[7].unlink()
+    pack(folder / "images", folder / "x.beton", write_mode="raw", max_resolution=0)
+    return folder / "x.beton"
+
+
+@pytest.fixture(scope="module")
+def runs(small_beton, unlabelled, labelled, tmp_path_factory, demo_cache):
+    """Runs on two ranks: labels ignored; on images without labels, also from a checkpoint on. k-NN has labels."""
     folder = tmp_path_factory.mktemp("label_free")
+    asked = (f"--data.knn_train={labelled}", f"--data.knn_val={labelled}")
     commands = [
-        options(folder / "ignored", small_beton), options(folder / "none", unlabelled, "--data.labels=use"),
-    ]  # fmt: skip
+        options(folder / "ignored", small_beton, *asked),
+        options(folder / "none", unlabelled, "--data.labels=use", *asked),
+    ]
     outcomes = run_several(2, folder / "commands", commands)
     assert not any(outcome["refused"] for outcome in outcomes), outcomes
     shutil.copytree(folder / "none", folder / "resumed")
     (folder / "resumed" / "done").unlink()
     (folder / "resumed" / "checkpoints" / "latest").write_text("step00000014")
-    (outcome,) = run_several(2, folder / "again", [options(folder / "resumed", unlabelled, "--data.labels=use")])
+    again = options(folder / "resumed", unlabelled, "--data.labels=use", *asked)
+    (outcome,) = run_several(2, folder / "again", [again])
     assert "step 14 of 21" in outcome["said"]
     return folder
 
@@ -72,7 +86,7 @@ def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agre
     assert [line["step"] for line in lines] == [7, 14, 21] and all(line["val_num_images"] == 60 for line in lines)
     assert all(0 < line[f"val_{name}"] < 1 for line in lines for name in ("cka", "cka_patches"))
     keys = {key for line in metrics_of(runs / "none") for key in line}
-    assert not any("top1" in key for key in keys) and not keys & {"ce", "val_agreement"}
+    assert {key for key in keys if "top1" in key} == {"val_knn_top1"} and not keys & {"ce", "val_agreement"}
     best = max(lines, key=lambda line: line["val_cka"])
     assert (runs / "none" / "checkpoints" / "best").read_text() == f"step{best['step']:08}"
     state = read_manifest(runs / "none" / "checkpoints" / "step00000021")["train_state"]
@@ -86,6 +100,42 @@ def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agre
     assert found["cka"] == pytest.approx(summary["cka"], rel=0.03) and found["num_images"] == 60
     with pytest.raises(ValueError, match="none must have been trained with classes, found data.num_classes=0"):
         compare(str(runs / "none"))
+
+
+def test_k_nn_in_the_run_is_that_of_eval_for_the_images_of_all_ranks(runs, labelled):
+    lines = [line for line in metrics_of(runs / "none") if "val_knn_top1" in line]
+    summary = json.loads((runs / "none" / "summary.json").read_text())
+    found = evaluate_exported(str(runs / "none"), knn=True, train=str(labelled), val=str(labelled))
+    assert found["num_train"] == found["num_images"] == 59
+    assert summary["knn_top1"] == pytest.approx(found["knn_top1"], abs=1e-6) and 10 < found["knn_top1"] < 100
+    assert [line["step"] for line in lines] == [7, 14, 21]
+    assert lines[-1]["val_knn_top1"] == pytest.approx(found["knn_top1"], rel=1e-5)
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({"knn_train": "demo"}, "data.knn_train and data.knn_val go together, found data.knn_train alone"),
+    ({"knn_train": "demo", "knn_val": "demo", "labels": "use", "num_classes": "10"}, "is for runs without labels"),
+])  # fmt: skip
+def test_k_nn_has_both_splits_and_no_classes_beside_it(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_run((), {"recipe": "demo_label_free"} | {f"data.{key}": value for key, value in flags.items()})
+
+
+@pytest.mark.parametrize("train, val, message", [
+    ("unlabelled", "labelled", "data.knn_train must be images with labels of two or more classes, found none in"),
+    ("labelled", "unlabelled", "data.knn_val must be images with labels of two or more classes, found none in"),
+])  # fmt: skip
+def test_k_nn_is_not_asked_of_images_without_labels(unlabelled, labelled, demo_cache, train, val, message):
+    paths = {"labelled": str(labelled), "unlabelled": str(unlabelled)}
+    run = build_run("demo_label_free")
+    run = replace(run, data=replace(run.data, knn_train=paths[train], knn_val=paths[val]))
+    with pytest.raises(ValueError, match=message):
+        open_knn(run, (), 4, torch.device("cpu"))
+    run = replace(run, data=replace(run.data, knn_train=paths["labelled"], knn_val="demo"))
+    neighbours, asked = open_knn(run, (), 4, torch.device("cpu"))
+    assert neighbours.classes == asked.classes and (len(neighbours), len(asked)) == (15, 500)
+    with pytest.raises(ValueError, match="found 10 classes in data.train: leave it and data.knn_val out"):
+        open_knn(run, neighbours.classes, 4, torch.device("cpu"))
 
 
 def test_the_cosines_are_those_of_the_trained_adapters(runs, monkeypatch):

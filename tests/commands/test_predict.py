@@ -19,9 +19,10 @@ from vitkd_ds.commands import predict as module
 from vitkd_ds.commands.exported import open_exported
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.commands.predict import predict
-from vitkd_ds.commands.probe import pooled_features
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.data.loader import build_loader
+from vitkd_ds.models.build import normalization_of
+from vitkd_ds.train.evaluate import pooled_features
 
 SIZES = [(40, 31), (28, 28), (29, 90), (64, 28), (33, 33)]
 
@@ -88,7 +89,8 @@ def test_features_are_those_of_evaluation_to_the_last_bit_also_from_several_proc
     pack(photos, tmp_path / "x.beton", labels="none", write_mode="raw", max_resolution=0)
     exported = open_exported(str(tmp_path / "student"))
     data = exported.data(str(tmp_path / "x.beton"), num_classes=0, backend=backend)
-    expected, _ = pooled_features(exported.model(), build_loader(data, split="val", micro_batch_size=2))
+    model, loader = exported.model(), build_loader(data, split="val", micro_batch_size=2)
+    expected, _ = pooled_features(model, loader, normalization=normalization_of(model))
     monkeypatch.setattr(module, "MICRO_BATCH", 2)
     head, rows = table(predict(str(tmp_path / "student"), [str(photos)]))
     assert head == ["image", *(f"feature_{i}" for i in range(64))]

@@ -18,6 +18,7 @@ COSINE = (
     "train/test_agreement.py::"
     "test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student"
 )
+KNN = "test_label_free.py::test_k_nn_in_the_run_is_that_of_eval_for_the_images_of_all_ranks"
 CLIPPING = f"{HEALTH}clipping_is_told_once_when_it_has_acted_on_every_step_for_long"
 MOST = f"{HEALTH}a_term_that_is_most_of_the_total_by_its_weight_is_named_with_its_option"
 TRACKIO = (
@@ -94,9 +95,9 @@ MISTAKES = {
          f"{EVALUATE}images_are_normalised_and_the_student_is_in_eval_mode"),
         ("device=device)\n    student.eval()", "device=device)",
          f"{EVALUATE}images_are_normalised_and_the_student_is_in_eval_mode"),
-        ("MICRO_BATCHES_PER_LOOK == 0 and must_stop():\n                return None\n            # Around",
-         "MICRO_BATCHES_PER_LOOK == 0 and False:\n                return None\n            # Around",
-         GIVEN_UP),
+        ("MICRO_BATCHES_PER_LOOK == 0 and must_stop():", "MICRO_BATCHES_PER_LOOK == 0 and False:", GIVEN_UP),
+        ("& (labels_M >= 0), labels_M >= 0]", ", labels_M >= -1]", KNN),
+        ("ranks.gather(train_ND), ranks.gather(labels_N)", "train_ND, labels_N", KNN),
     ],
     "train/agreement.py": [
         ("(cross.square().sum() / norms)", "(cross.abs().sum() / norms)", AGREEMENT),

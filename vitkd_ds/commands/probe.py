@@ -1,8 +1,5 @@
 """Ask what the pooled features of an exported student are worth on labelled images: k-NN and a linear probe."""
 
-from contextlib import closing
-
-import torch
 from torch import Tensor, nn
 
 from vitkd_ds.commands.exported import Exported, first_device, open_exported
@@ -12,8 +9,7 @@ from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.loader import Loader, build_loader
 from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.models import build
-from vitkd_ds.models.features import tap_features
-from vitkd_ds.models.fp32 import fp32_products
+from vitkd_ds.train.evaluate import pooled_features
 from vitkd_ds.train.probe import knn_votes, linear_probe, top1
 
 
@@ -45,7 +41,7 @@ def probe_exported(
         paths[split] = _labelled(split, path or getattr(exported.run.data, split))
     loaders = _loaders(exported, **paths, kept=kept, micro_batch_size=micro_batch_size)
     model = exported.model()
-    (train_ND, labels_N), (val_MD, labels_M) = (pooled_features(model, loader) for loader in loaders)
+    (train_ND, labels_N), (val_MD, labels_M) = (_features_of(model, loader) for loader in loaders)
     sizes = {"num_classes": len(loaders[0].classes)}
     result = {"num_train": len(train_ND), "num_images": len(val_MD)}
     if knn:
@@ -76,18 +72,9 @@ def _loaders(exported: Exported, *, train: str, val: str, kept: str, micro_batch
     return tuple(build_loader(exported.data(path, **settings), **options) for path in (train, val))
 
 
-@torch.no_grad()
-def pooled_features(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
-    """Pooled features [N, D] in fp32 and labels [N] of the images of a validation loader that could be decoded, in
-    their order."""
-    normalization, features, labels = build.normalization_of(model), [], []
-    model.eval()
-    with closing(loader.epoch(0)) as micro_batches:
-        for images_BCHW, labels_B in micro_batches:
-            with fp32_products(allow_tf32=False):
-                found = tap_features(model, normalization.apply(images_BCHW, torch.float32), ())
-            features.append(found.pooled_BD[labels_B >= 0])
-            labels.append(labels_B[labels_B >= 0])
-    if not sum(map(len, labels)):
+def _features_of(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
+    """Pooled features and labels of the images that could be decoded."""
+    features_ND, labels_N = pooled_features(model, loader, normalization=build.normalization_of(model))
+    if not (labels_N >= 0).any():
         raise ValueError(f"{loader.path} must hold images that can be decoded, found none: give others")
-    return torch.cat(features), torch.cat(labels)
+    return features_ND[labels_N >= 0], labels_N[labels_N >= 0]

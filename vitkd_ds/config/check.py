@@ -35,6 +35,19 @@ def check_run(run: Run) -> None:
         term.check_run(run)
     if run.data.labels == "ignore":
         check_without_classes(run)
+    _check_knn(run)
+
+
+def _check_knn(run: Run) -> None:
+    """Refuse one split alone, and k-NN where there are classes and so a top-1."""
+    given = [f"data.{name}" for name in ("knn_train", "knn_val") if getattr(run.data, name)]
+    if len(given) == 1:
+        raise ValueError(f"data.knn_train and data.knn_val go together, found {given[0]} alone: give both or none")
+    if given and run.data.num_classes:
+        raise ValueError(
+            f"data.knn_train is for runs without labels, found data.num_classes={run.data.num_classes}: leave it and "
+            "data.knn_val out"
+        )
 
 
 def check_without_classes(run: Run) -> None:

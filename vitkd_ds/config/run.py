@@ -118,6 +118,11 @@ class DataConfig(Part, place="data"):
     line, or another .beton; "" is all."""
     indices: str = ""
     """File with the numbers, from 0 on, of the training images that are used, one per line; "" is all."""
+    knn_train: str = ""
+    """In a run without labels, labelled images that k-NN has as neighbours in each evaluation: a .beton, or "demo"; ""
+    is no k-NN. It costs their forward pass each time, and their features, in fp32, in the memory of each rank."""
+    knn_val: str = ""
+    """Labelled images that k-NN is asked for, of the classes of data.knn_train."""
     on_bad: Literal["stop", "skip"] = "stop"
     """What an image that cannot be decoded does. stop: it ends the run, which names it. skip: the next image of the
     file takes its place, and the log counts it."""

@@ -65,6 +65,8 @@ def _debug_size(run: Run) -> Run:
             val="demo",
             num_classes=10 if run.data.labels == "use" else 0,
             max_val_images=64 if is_small else 8,
+            knn_train="",  # thousands of images
+            knn_val="",
         ),
         global_batch_size=48 if is_small else 8,
         micro_batch_size_per_gpu=16 if is_small else 2,

@@ -1,34 +1,28 @@
-"""Evaluate a student exactly: on the way, and at the end with the summary and the export.
+"""Evaluate a model exactly: each validation image is counted once at any number of ranks."""
 
-Each validation image is counted once at any number of ranks. A signal ends an evaluation: the checkpoint of that step
-is there already, so the next start has only the evaluation to do again.
-"""
-
+from collections.abc import Iterator
 from contextlib import closing
-from copy import deepcopy
-from pathlib import Path
 from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitkd_ds.checkpoint.export import write_student
-from vitkd_ds.checkpoint.files import sync_folder, write_json, write_text
-from vitkd_ds.checkpoint.load import TrainState
-from vitkd_ds.data.loader import Loader
 from vitkd_ds.engine import ranks
 from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.models.fp32 import fp32_products
 from vitkd_ds.models.normalization import Normalization
-from vitkd_ds.train import signals, watchdog
+from vitkd_ds.train import watchdog
 from vitkd_ds.train.agreement import Agreement, Cosines
-from vitkd_ds.train.log import MetricsLog
-from vitkd_ds.train.parts import Parts
 from vitkd_ds.train.predictions import Predictions
+from vitkd_ds.train.probe import knn_votes
 
 MICRO_BATCHES_PER_LOOK = 8
 """Micro-batches between stop checks; each check waits for the device and all ranks."""
+
+
+class GivenUp(Exception):
+    """An evaluation was asked to stop."""
 
 
 @torch.no_grad()
@@ -62,10 +56,8 @@ def evaluate(
     device = next(student.parameters()).device
     sums: Tensor = torch.zeros(6, dtype=torch.float64, device=device)
     student.eval()
-    with closing(loader.epoch(0)) as micro_batches:
-        for number, (images_BCHW, labels_B) in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
-            if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():
-                return None
+    try:
+        for images_BCHW, labels_B in _looked_at(loader, must_stop):
             # Around the student alone: for a compiled teacher another precision would be another graph.
             with fp32_products(allow_tf32):
                 student_BK = student(normalization.apply(images_BCHW, torch.float32))
@@ -73,6 +65,8 @@ def evaluate(
             sums += _count(student_BK, teacher_BK, labels_B)
             if predictions is not None:
                 predictions.add(student_BK, teacher_BK, labels_B)
+    except GivenUp:
+        return None
     # Sums, not means, travel between the ranks: they may have different numbers of images that count.
     count, top1, top5, teacher_top1, agreement, kl = ranks.sum_over_ranks(sums).tolist()
     _check_count(count)
@@ -110,17 +104,74 @@ def evaluate_features(
     num_images = torch.zeros((), dtype=torch.float64, device=next(student.parameters()).device)
     agreement = Agreement(cosines)
     student.eval()
-    with closing(loader.epoch(0)) as micro_batches:
-        for number, (images_BCHW, labels_B) in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
-            if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():
-                return None
+    try:
+        for images_BCHW, labels_B in _looked_at(loader, must_stop):
             with fp32_products(allow_tf32):
                 features = tap_features(student, normalization.apply(images_BCHW, torch.float32), ())
             agreement.add(features, teacher(images_BCHW), labels_B >= 0)
             num_images += (labels_B >= 0).sum()
+    except GivenUp:
+        return None
     count = ranks.sum_over_ranks(num_images).item()
     _check_count(count)
     return {"num_images": count} | agreement.result()
+
+
+@torch.no_grad()
+def evaluate_knn(
+    student: nn.Module,
+    loaders: tuple[Any, Any],
+    *,
+    normalization: Normalization,
+    must_stop: Callable[[], bool] = lambda: False,
+    allow_tf32: bool = False,
+) -> dict[str, float] | None:
+    """Classify labelled images by k-NN on the pooled features of a plain timm model in fp32. Collective, and the
+    arguments are those of `evaluate`.
+
+    Args:
+        loaders: of the neighbours, whose features every rank gets, and of the images that are asked for.
+
+    Returns:
+        `knn_top1`, percent. None if it was given up.
+    """
+    options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
+    try:
+        (train_ND, labels_N), (val_MD, labels_M) = (pooled_features(student, each, **options) for each in loaders)
+    except GivenUp:
+        return None
+    train_ND, labels_N = ranks.gather(train_ND), ranks.gather(labels_N)  # as many of each rank, padding among them
+    train_ND, labels_N = train_ND[labels_N >= 0], labels_N[labels_N >= 0]
+    votes_MK = knn_votes(train_ND, labels_N, val_MD, num_classes=len(loaders[0].classes))
+    hits = torch.stack([(votes_MK.argmax(1) == labels_M) & (labels_M >= 0), labels_M >= 0]).double().sum(1)
+    num_hits, count = ranks.sum_over_ranks(hits).tolist()
+    _check_count(count)
+    return {"knn_top1": 100 * num_hits / count}
+
+
+@torch.no_grad()
+def pooled_features(
+    model: nn.Module, loader: Any, *, normalization: Normalization, must_stop: Callable[[], bool] = lambda: False,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Pooled features [N, D] in fp32 and labels [N] of this rank's images of a validation loader, in their order, with
+    padding rows, of label -1. Raises GivenUp if `must_stop` says so."""
+    features, labels = [], []
+    model.eval()
+    for images_BCHW, labels_B in _looked_at(loader, must_stop):
+        with fp32_products(allow_tf32):
+            features.append(tap_features(model, normalization.apply(images_BCHW, torch.float32), ()).pooled_BD)
+        labels.append(labels_B)
+    return torch.cat(features), torch.cat(labels)
+
+
+def _looked_at(loader: Any, must_stop: Callable[[], bool]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The micro-batches of a loader. Raises GivenUp between two if `must_stop`, which is asked every few, says so."""
+    with closing(loader.epoch(0)) as micro_batches:
+        for number, micro_batch in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
+            if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():
+                raise GivenUp
+            yield micro_batch
 
 
 def _check_count(count: float) -> None:
@@ -141,96 +192,3 @@ def _count(student_BK: Tensor, teacher_BK: Tensor | None, labels_B: Tensor) -> T
         kl_B = F.kl_div(student_BK.log_softmax(1), teacher_BK.log_softmax(1), reduction="none", log_target=True).sum(1)
         columns[3:] = [teacher_best_B == labels_B, teacher_best_B == best[:, 0], kl_B]
     return (torch.stack([column.double() for column in columns]) * is_real_B).sum(1)
-
-
-def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
-    """Evaluate the weights that would be exported now; log and note the result, and the best. Return whether no signal
-    came on any rank before the end. Collective."""
-    watchdog.enter("evaluation", state.step)
-    # The last evaluation is the summary's, in full fp32.
-    is_on_the_way = state.step < parts.schedule.total_steps
-    predictions = Predictions() if parts.run.data.num_classes else None
-    options = {"with_teacher": True, "allow_tf32": is_on_the_way, "predictions": predictions}
-    result = _evaluate_weights(parts, **options)
-    if result is None:
-        return False
-    values = {f"val_{name}": value for name, value in result.items()}
-    log.log(state.step, values | skipped_images("val_images_skipped", parts, parts.val_loader))
-    if predictions is not None:
-        classes, numbers = list(parts.val_loader.classes), parts.val_loader.val_numbers()
-        log.keep_predictions(state.step, {"classes": classes} | predictions.result(numbers))
-    state.result, state.result_step = result, state.step
-    if (quality := result[quality_key(parts)]) > state.best_top1:
-        state.best_top1, state.best_step = quality, state.step
-    return True
-
-
-def quality_key(parts: Parts) -> str:
-    """The value of an evaluation by which the best checkpoint is chosen: top-1, or without classes the agreement."""
-    return "top1" if parts.run.data.num_classes else "cka"
-
-
-def _evaluate_weights(
-    parts: Parts, *, with_teacher: bool, average: bool = True, allow_tf32: bool = False,
-    predictions: Predictions | None = None,
-) -> dict[str, float] | None:  # fmt: skip
-    def must_stop() -> bool:
-        return not ranks.all_true(not signals.received(), parts.device)
-
-    model, normalization = parts.export_model, parts.normalization
-    # The adapters are of use for the weights that are exported alone.
-    modules = ["student", "feature"] if parts.feature is not None and average else ["student"]
-    weights = parts.engine.weights_of(*modules, average=average)
-    model.load_state_dict(weights["student"])
-    options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
-    if not parts.run.data.num_classes:
-        cosines = None
-        if "feature" in weights:
-            parts.feature.load_state_dict(weights["feature"])
-            cosines = deepcopy(parts.feature).to(parts.device).cosines
-        return evaluate_features(model, parts.val_loader, teacher=parts.teacher, cosines=cosines, **options)
-    teacher = parts.teacher if with_teacher and parts.teacher_answers else None
-    return evaluate(model, parts.val_loader, teacher=teacher, predictions=predictions, **options)
-
-
-def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
-    """Number of images of a loader that all ranks skipped so far, for the log; {} where none may be. Collective."""
-    if parts.run.data.on_bad != "skip":
-        return {}
-    return {name: ranks.sum_over_ranks(torch.tensor(loader.num_skipped, device=parts.device)).item()}
-
-
-def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[str, Any] | None:
-    """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
-    watchdog.enter("export", state.step)
-    result, quality = state.result, quality_key(parts)
-    summary: dict[str, Any] = {"cka": result.get("cka"), "cka_patches": result.get("cka_patches")}
-    summary |= {name: value for name, value in result.items() if name.startswith("cosine")}
-    if quality == "top1":
-        summary = {"student_top1": result["top1"], "student_top5": result["top5"]}
-        summary |= {name: result.get(name) for name in ("teacher_top1", "agreement")}
-    summary |= {
-        "images_per_s": images_per_s,
-        "epochs": state.step / parts.schedule.steps_per_epoch,
-        "steps": state.step,
-        "world_size": ranks.world_size(),
-        "debug": parts.run.debug,
-    }
-    if parts.run.optim.ema_decay:
-        raw = _evaluate_weights(parts, average=False, with_teacher=False)
-        if raw is None:
-            return None
-        summary[f"student_raw_{quality}"] = raw[quality]
-    weights = parts.engine.student_weights()
-    description = parts.student_description() | {"step": state.step, quality: result[quality]}
-    workdir = Path(parts.run.workdir)
-
-    def write() -> None:
-        write_student(workdir, weights, description)
-        write_json(workdir / "summary.json", summary)
-        sync_folder(workdir)  # a finished run is never started again, so all of it must be there before `done` is
-        write_text(workdir / "done", "")
-        sync_folder(workdir)
-
-    ranks.on_main(write)
-    return summary

@@ -35,13 +35,13 @@ from vitkd_ds.models.cost import PEAK_TFLOPS, step_gflops
 from vitkd_ds.models.hub import check_model_name
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.calibrate import calibrate
-from vitkd_ds.train.evaluate import evaluate_student, finish, skipped_images
 from vitkd_ds.train.health import Health
 from vitkd_ds.train.introduction import introduce
 from vitkd_ds.train.log import Meter, MetricsLog
 from vitkd_ds.train.nonfinite import report_nonfinite
 from vitkd_ds.train.parts import Parts, build_parts
 from vitkd_ds.train.profile import profiled
+from vitkd_ds.train.results import evaluate_student, finish, skipped_images
 from vitkd_ds.train.schedule import loss_weights_at
 from vitkd_ds.train.step import Update, settle, train_step
 from vitkd_ds.train.teacher_check import check_fp8, check_teacher

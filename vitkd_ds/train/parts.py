@@ -11,7 +11,9 @@ from torch import nn
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.crops import val_interpolation
+from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.data.loader import Loader, build_loader
 from vitkd_ds.engine import ranks
@@ -26,6 +28,7 @@ from vitkd_ds.models.pair import PairInfo, check_pair
 from vitkd_ds.models.selection import check_selection
 from vitkd_ds.train import watchdog
 from vitkd_ds.train.inputs import Inputs
+from vitkd_ds.train.probe import NEIGHBOURS
 from vitkd_ds.train.schedule import BatchSplit, Schedule, check_warmup, make_schedule, split_batch
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,8 @@ class Parts:
     feature: nn.Module | None = None
     """A copy of the term `feature` in fp32 on the CPU, into which its weights are loaded for the cosine of an
     evaluation without labels; None where there is none."""
+    knn_loaders: tuple[Loader, Loader] | None = None
+    """The labelled images that k-NN has as neighbours and those that it is asked for, cut as in validation."""
     train_loader: Loader | None = None
     """None, like val_loader, in the doctor, whose steps see random images."""
     val_loader: Loader | None = None
@@ -108,6 +113,7 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     train_loader = ranks.together(lambda: open_split(run, "train", split.micro_batch_size, device))
     classes = train_loader.classes
     val_loader = ranks.together(lambda: open_split(run, "val", split.micro_batch_size, device, classes=classes))
+    knn_loaders = ranks.together(lambda: open_knn(run, classes, split.micro_batch_size, device))
     knows_classes = ranks.together(lambda: check_teacher_classes(run, classes))
     if run.teacher and run.teacher.checkpoint == "random":
         logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
@@ -117,7 +123,8 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     models = ranks.together(lambda: build_models(run, classes))
     parts = start_engines(run, ds_config, models, schedule, device)
     answers = parts.teacher_answers and knows_classes
-    return replace(parts, teacher_answers=answers, train_loader=train_loader, val_loader=val_loader)
+    loaders = {"train_loader": train_loader, "val_loader": val_loader, "knn_loaders": knn_loaders}
+    return replace(parts, teacher_answers=answers, **loaders)
 
 
 def start_engines(
@@ -182,6 +189,36 @@ def open_split(
         device=device,
         **({"statistics": build.statistics_of(run.student)} if is_train else {}),
     )
+
+
+def open_knn(
+    run: Run, classes: tuple[str, ...], micro_batch_size: int, device: torch.device
+) -> tuple[Loader, Loader] | None:
+    """This rank's loaders of data.knn_train and data.knn_val; None where there are none. `classes` are the run's.
+
+    Raises:
+        ValueError: the run has classes, or these images have no labels, other classes, or fewer than k-NN takes.
+    """
+    if not run.data.knn_train:
+        return None
+    if classes:
+        raise ValueError(
+            f"data.knn_train is for runs without labels, found {len(classes)} classes in data.train: leave it and "
+            "data.knn_val out"
+        )
+    loaders, known = [], ()
+    for split in ("train", "val"):
+        key, path = f"knn_{split}", getattr(run.data, f"knn_{split}")
+        path = str(demo_beton(split)) if path == "demo" else path
+        if len(found := check_beton(path).classes) < 2:
+            raise ValueError(f"data.{key} must be images with labels of two or more classes, found none in {path}")
+        known = known or found
+        shared = {"val": path, "labels": "use", "num_classes": len(known), "classes": "", "max_val_images": 0}
+        own = replace(run, data=replace(run.data, **shared))
+        loaders.append(open_split(own, "val", micro_batch_size, device, classes=known))
+    if len(loaders[0].val_numbers()) < NEIGHBOURS:
+        raise ValueError(f"data.knn_train must have {NEIGHBOURS} images or more: give another")
+    return tuple(loaders)
 
 
 def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> bool:

@@ -22,7 +22,8 @@ CHARTS = {
     "val_top1": ("Validation top-1", "%"), "val_agreement": ("Agreement with the teacher", "%"),
     "val_kl": ("KL(teacher || student)", "nats"), "val_cka": ("CKA with the teacher", ""),
     "val_cka_patches": ("CKA of patch tokens", ""), "val_cosine": ("Cosine with the target", ""),
-    "val_cosine_patches": ("Cosine of patch tokens", ""), "total": ("Total loss", ""),
+    "val_cosine_patches": ("Cosine of patch tokens", ""), "val_knn_top1": ("k-NN top-1", "%"),
+    "total": ("Total loss", ""),
 }  # fmt: skip
 """Value -> title and unit of the charts before those of the terms."""
 MORE_CHARTS = {

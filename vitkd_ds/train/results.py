@@ -1,0 +1,119 @@
+"""The results of a run: its student is evaluated on the way, and at the end with the summary and the export.
+
+A signal ends an evaluation: the checkpoint of that step is there already, so the next start has only the evaluation to
+do again.
+"""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitkd_ds.checkpoint.export import write_student
+from vitkd_ds.checkpoint.files import sync_folder, write_json, write_text
+from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.data.loader import Loader
+from vitkd_ds.engine import ranks
+from vitkd_ds.train import signals, watchdog
+from vitkd_ds.train.evaluate import evaluate, evaluate_features, evaluate_knn
+from vitkd_ds.train.log import MetricsLog
+from vitkd_ds.train.parts import Parts
+from vitkd_ds.train.predictions import Predictions
+
+
+def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
+    """Evaluate the weights that would be exported now; log and note the result, and the best. Return whether no signal
+    came on any rank before the end. Collective."""
+    watchdog.enter("evaluation", state.step)
+    # The last evaluation is the summary's, in full fp32.
+    is_on_the_way = state.step < parts.schedule.total_steps
+    predictions = Predictions() if parts.run.data.num_classes else None
+    options = {"with_teacher": True, "allow_tf32": is_on_the_way, "predictions": predictions}
+    result = _evaluate_weights(parts, **options)
+    if result is None:
+        return False
+    values = {f"val_{name}": value for name, value in result.items()}
+    log.log(state.step, values | skipped_images("val_images_skipped", parts, parts.val_loader))
+    if predictions is not None:
+        classes, numbers = list(parts.val_loader.classes), parts.val_loader.val_numbers()
+        log.keep_predictions(state.step, {"classes": classes} | predictions.result(numbers))
+    state.result, state.result_step = result, state.step
+    if (quality := result[quality_key(parts)]) > state.best_top1:
+        state.best_top1, state.best_step = quality, state.step
+    return True
+
+
+def quality_key(parts: Parts) -> str:
+    """The value of an evaluation by which the best checkpoint is chosen: top-1, or without classes the agreement."""
+    return "top1" if parts.run.data.num_classes else "cka"
+
+
+def _evaluate_weights(
+    parts: Parts, *, with_teacher: bool, average: bool = True, allow_tf32: bool = False,
+    predictions: Predictions | None = None,
+) -> dict[str, float] | None:  # fmt: skip
+    def must_stop() -> bool:
+        return not ranks.all_true(not signals.received(), parts.device)
+
+    model, normalization = parts.export_model, parts.normalization
+    # The adapters are of use for the weights that are exported alone.
+    modules = ["student", "feature"] if parts.feature is not None and average else ["student"]
+    weights = parts.engine.weights_of(*modules, average=average)
+    model.load_state_dict(weights["student"])
+    options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
+    if not parts.run.data.num_classes:
+        cosines = None
+        if "feature" in weights:
+            parts.feature.load_state_dict(weights["feature"])
+            cosines = deepcopy(parts.feature).to(parts.device).cosines
+        result = evaluate_features(model, parts.val_loader, teacher=parts.teacher, cosines=cosines, **options)
+        if result is None or parts.knn_loaders is None or not average:
+            return result
+        neighbours = evaluate_knn(model, parts.knn_loaders, **options)
+        return neighbours and result | neighbours
+    teacher = parts.teacher if with_teacher and parts.teacher_answers else None
+    return evaluate(model, parts.val_loader, teacher=teacher, predictions=predictions, **options)
+
+
+def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
+    """Number of images of a loader that all ranks skipped so far, for the log; {} where none may be. Collective."""
+    if parts.run.data.on_bad != "skip":
+        return {}
+    return {name: ranks.sum_over_ranks(torch.tensor(loader.num_skipped, device=parts.device)).item()}
+
+
+def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[str, Any] | None:
+    """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
+    watchdog.enter("export", state.step)
+    result, quality = state.result, quality_key(parts)
+    summary: dict[str, Any] = {"cka": result.get("cka"), "cka_patches": result.get("cka_patches")}
+    summary |= {name: value for name, value in result.items() if name.startswith(("cosine", "knn"))}
+    if quality == "top1":
+        summary = {"student_top1": result["top1"], "student_top5": result["top5"]}
+        summary |= {name: result.get(name) for name in ("teacher_top1", "agreement")}
+    summary |= {
+        "images_per_s": images_per_s,
+        "epochs": state.step / parts.schedule.steps_per_epoch,
+        "steps": state.step,
+        "world_size": ranks.world_size(),
+        "debug": parts.run.debug,
+    }
+    if parts.run.optim.ema_decay:
+        raw = _evaluate_weights(parts, average=False, with_teacher=False)
+        if raw is None:
+            return None
+        summary[f"student_raw_{quality}"] = raw[quality]
+    weights = parts.engine.student_weights()
+    description = parts.student_description() | {"step": state.step, quality: result[quality]}
+    workdir = Path(parts.run.workdir)
+
+    def write() -> None:
+        write_student(workdir, weights, description)
+        write_json(workdir / "summary.json", summary)
+        sync_folder(workdir)  # a finished run is never started again, so all of it must be there before `done` is
+        write_text(workdir / "done", "")
+        sync_folder(workdir)
+
+    ranks.on_main(write)
+    return summary
