@@ -107,7 +107,7 @@ def test_all_that_may_change_is_a_setting_of_a_run(run):
 def test_what_is_learned_is_not_free():
     free = {
         "student": {"checkpoint_activations"}, "teacher": {"placement"},
-        "data": {"train", "val", "num_workers", "backend", "on_bad"},
+        "data": {"train", "val", "knn_train", "knn_val", "num_workers", "backend", "on_bad"},
         "checkpoint": {"every_steps", "keep_last", "max_failures"},
         "": {"workdir", "resume", "extend", "eval_every_epochs", "log_every_steps", "compile", "deterministic",
              "profile", "ds_config", "timeout_minutes", "micro_batch_size_per_gpu", "trackers"},

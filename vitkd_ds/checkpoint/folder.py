@@ -20,9 +20,10 @@ from vitkd_ds.data.images import SPLITS, fingerprint_of
 FREE_KEYS = frozenset(
     {
         "workdir", "resume", "extend", "eval_every_epochs", "log_every_steps", "checkpoint.every_steps",
-        "checkpoint.keep_last", "checkpoint.max_failures", "data.train", "data.val", "data.num_workers",
-        "data.backend", "data.on_bad", "teacher.placement", "compile", "deterministic", "profile", "trackers",
-        "ds_config", "timeout_minutes", "micro_batch_size_per_gpu", "student.checkpoint_activations",
+        "checkpoint.keep_last", "checkpoint.max_failures", "data.train", "data.val", "data.knn_train",
+        "data.knn_val", "data.num_workers", "data.backend", "data.on_bad", "teacher.placement", "compile",
+        "deterministic", "profile", "trackers", "ds_config", "timeout_minutes", "micro_batch_size_per_gpu",
+        "student.checkpoint_activations",
     }
 )  # fmt: skip
 """Settings that may differ between a run and its continuation: what is learned changes by rounding at most. The size of
