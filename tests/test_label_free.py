@@ -1,6 +1,7 @@
 """Training without labels, from packing to k-NN: no label is seen, and what has none trains the same student."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,9 @@ from tests.conftest import assert_same_result, metrics_of, run_several
 from vitkd_ds.checkpoint.manifest import read_manifest
 from vitkd_ds.cli import parse_run
 from vitkd_ds.commands.compare import compare
+from vitkd_ds.commands.doctor import attempted
+from vitkd_ds.commands.doctor.data import check_knn
+from vitkd_ds.commands.doctor.rows import Patient
 from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.check import check_run
@@ -26,6 +30,7 @@ from vitkd_ds.train.evaluate import evaluate_features
 from vitkd_ds.train.loop import train
 from vitkd_ds.train.parts import open_knn
 
+CPU = torch.device("cpu")
 WORKING = "vitkd, vkd, spectral, feature, relation"
 
 
@@ -52,6 +57,18 @@ def labelled(small_beton, tmp_path_factory):
     folder = tmp_path_factory.mktemp("labelled")
     shutil.copytree(small_beton.parent / "images", folder / "images")
     sorted(folder.glob("images/*/*"))[7].unlink()
+    pack(folder / "images", folder / "x.beton", write_mode="raw", max_resolution=0)
+    return folder / "x.beton"
+
+
+@pytest.fixture(scope="module")
+def few(small_beton, tmp_path_factory):
+    """Ten images of two of its classes."""
+    folder = tmp_path_factory.mktemp("few")
+    for place in sorted((small_beton.parent / "images").iterdir())[:2]:
+        (folder / "images" / place.name).mkdir(parents=True)
+        for file in sorted(place.iterdir())[:5]:
+            shutil.copy(file, folder / "images" / place.name)
     pack(folder / "images", folder / "x.beton", write_mode="raw", max_resolution=0)
     return folder / "x.beton"
 
@@ -122,20 +139,32 @@ def test_k_nn_has_both_splits_and_no_classes_beside_it(flags, message):
 
 
 @pytest.mark.parametrize("train, val, message", [
-    ("unlabelled", "labelled", "data.knn_train must be images with labels of two or more classes, found none in"),
-    ("labelled", "unlabelled", "data.knn_val must be images with labels of two or more classes, found none in"),
+    ("unlabelled", "labelled", "data.knn_train must have labels of two or more classes.* found 60 images of 0 classes"),
+    ("labelled", "unlabelled", "data.knn_val must have .* those of data.knn_train.* found 60 images of 0 classes"),
+    ("few", "few", "data.knn_train must have labels .* and 20 images or more, found 10 images of 2 classes"),
+    ("labelled", "few", "data.knn_val must have .* those of data.knn_train.* found 10 images of 2 classes"),
+    ("labelled", "gone", "data.knn_val must be a .beton or demo, found no file gone: pack the images first"),
 ])  # fmt: skip
-def test_k_nn_is_not_asked_of_images_without_labels(unlabelled, labelled, demo_cache, train, val, message):
-    paths = {"labelled": str(labelled), "unlabelled": str(unlabelled)}
+def test_k_nn_is_asked_of_enough_images_with_labels(unlabelled, labelled, few, demo_cache, train, val, message):
+    paths = {"labelled": labelled, "unlabelled": unlabelled, "few": few, "gone": "gone"}
     run = build_run("demo_label_free")
-    run = replace(run, data=replace(run.data, knn_train=paths[train], knn_val=paths[val]))
+    run = replace(run, data=replace(run.data, knn_train=str(paths[train]), knn_val=str(paths[val])))
     with pytest.raises(ValueError, match=message):
-        open_knn(run, (), 4, torch.device("cpu"))
-    run = replace(run, data=replace(run.data, knn_train=paths["labelled"], knn_val="demo"))
-    neighbours, asked = open_knn(run, (), 4, torch.device("cpu"))
+        open_knn(run, 4, CPU)
+    (row,) = attempted("data.knn", check_knn, Patient(run, CPU, ["here"]))
+    assert row.level == "error" and re.search(message, row.found)
+
+
+def test_the_doctor_looks_at_the_images_of_k_nn(labelled, demo_cache):
+    run = build_run("demo_label_free")
+    assert list(check_knn(Patient(run, CPU, ["here"]))) == []
+    run = replace(run, data=replace(run.data, knn_train=str(labelled), knn_val="demo"))
+    neighbours, asked = open_knn(run, 4, CPU)
     assert neighbours.classes == asked.classes and (len(neighbours), len(asked)) == (15, 500)
-    with pytest.raises(ValueError, match="found 10 classes in data.train: leave it and data.knn_val out"):
-        open_knn(run, neighbours.classes, 4, torch.device("cpu"))
+    rows = list(check_knn(Patient(run, CPU, ["here"])))
+    assert [(row.level, row.name, row.found.partition(",")[0]) for row in rows] == [
+        ("ok", "data.knn_train", "59 images in 10 classes"), ("ok", "data.knn_val", "2"),
+    ]  # fmt: skip
 
 
 def test_the_cosines_are_those_of_the_trained_adapters(runs, monkeypatch):

@@ -45,7 +45,9 @@ def test_the_defaults_of_knn_are_dinos_and_too_few_images_are_refused():
     (train, labels), (val, _) = clusters(50, 0), clusters(19, 1)
     explicit = knn_votes(train, labels, val, num_classes=K, k=20, temperature=0.07)
     assert torch.equal(knn_votes(train, labels, val, num_classes=K), explicit)
-    with pytest.raises(ValueError, match="k-NN needs at least 20 training images, found 19: give more"):
+    with pytest.raises(
+        ValueError, match="k-NN needs at least 20 training images that .*, found 19: give more with --train"
+    ):
         knn_votes(val, labels[:19], val, num_classes=K)
 
 

@@ -156,6 +156,17 @@ def test_a_service_is_waited_for_as_long_as_said_and_what_it_raises_is_raised():
         within(0.1, lambda: time.sleep(30))
 
 
+def test_trackio_that_does_not_answer_takes_nothing_from_the_run(tmp_path, monkeypatch, capsys):
+    trackio = pytest.importorskip("trackio", reason="trackio is not installed: docs/training.md says how")
+    monkeypatch.setattr(trackio, "init", lambda **_: (print("* hidden"), time.sleep(5)))
+    monkeypatch.setattr("vitkd_ds.train.trackers.START_S", 0.2)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    write_log(tmp_path / "run", ["trackio"], (1, {"total": 1.5}))
+    print("seen")
+    assert capsys.readouterr().out == "seen\n"
+    assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1]
+
+
 def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp_path, caplog, monkeypatch):
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import replace
 
-from vitkd_ds.config.check import check_run, check_without_classes
+from vitkd_ds.config.check import check_knn, check_run, check_without_classes
 from vitkd_ds.config.help import field_help
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import convert
@@ -33,6 +33,7 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     if not run.data.num_classes:
         run = replace(run, data=replace(run.data, num_classes=count_classes(run.data)))
         check_without_classes(run)
+        check_knn(run)
     if run.augment.rand_augment:
         parse_rand_augment(run.augment.rand_augment)
     return run

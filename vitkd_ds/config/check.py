@@ -35,10 +35,10 @@ def check_run(run: Run) -> None:
         term.check_run(run)
     if run.data.labels == "ignore":
         check_without_classes(run)
-    _check_knn(run)
+    check_knn(run)
 
 
-def _check_knn(run: Run) -> None:
+def check_knn(run: Run) -> None:
     """Refuse one split alone, and k-NN where there are classes and so a top-1."""
     given = [f"data.{name}" for name in ("knn_train", "knn_val") if getattr(run.data, name)]
     if len(given) == 1:

@@ -120,7 +120,8 @@ class DataConfig(Part, place="data"):
     """File with the numbers, from 0 on, of the training images that are used, one per line; "" is all."""
     knn_train: str = ""
     """In a run without labels, labelled images that k-NN has as neighbours in each evaluation: a .beton, or "demo"; ""
-    is no k-NN. It costs their forward pass each time, and their features, in fp32, in the memory of each rank."""
+    is no k-NN. It costs their forward pass each time, and in the memory of each rank twice their features in fp32 and
+    1 KiB an image."""
     knn_val: str = ""
     """Labelled images that k-NN is asked for, of the classes of data.knn_train."""
     on_bad: Literal["stop", "skip"] = "stop"

@@ -145,7 +145,7 @@ def evaluate_knn(
     votes_MK = knn_votes(train_ND, labels_N, val_MD, num_classes=len(loaders[0].classes))
     hits = torch.stack([(votes_MK.argmax(1) == labels_M) & (labels_M >= 0), labels_M >= 0]).double().sum(1)
     num_hits, count = ranks.sum_over_ranks(hits).tolist()
-    _check_count(count)
+    _check_count(count, "data.knn_val")
     return {"knn_top1": 100 * num_hits / count}
 
 
@@ -174,10 +174,10 @@ def _looked_at(loader: Any, must_stop: Callable[[], bool]) -> Iterator[tuple[Ten
             yield micro_batch
 
 
-def _check_count(count: float) -> None:
+def _check_count(count: float, key: str = "data.val") -> None:
     if not count:
         raise ValueError(
-            "an evaluation must count at least one image, found none in data.val that could be decoded: pack it again"
+            f"an evaluation must count at least one image, found none in {key} that could be decoded: pack it again"
         )
 
 

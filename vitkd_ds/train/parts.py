@@ -4,6 +4,7 @@ and settings. `vitkd-ds doctor` calls the same functions, one by one."""
 import logging
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     train_loader = ranks.together(lambda: open_split(run, "train", split.micro_batch_size, device))
     classes = train_loader.classes
     val_loader = ranks.together(lambda: open_split(run, "val", split.micro_batch_size, device, classes=classes))
-    knn_loaders = ranks.together(lambda: open_knn(run, classes, split.micro_batch_size, device))
+    knn_loaders = ranks.together(lambda: open_knn(run, split.micro_batch_size, device))
     knows_classes = ranks.together(lambda: check_teacher_classes(run, classes))
     if run.teacher and run.teacher.checkpoint == "random":
         logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
@@ -191,33 +192,30 @@ def open_split(
     )
 
 
-def open_knn(
-    run: Run, classes: tuple[str, ...], micro_batch_size: int, device: torch.device
-) -> tuple[Loader, Loader] | None:
-    """This rank's loaders of data.knn_train and data.knn_val; None where there are none. `classes` are the run's.
+def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loader, Loader] | None:
+    """This rank's loaders of data.knn_train and data.knn_val; None where there are none.
 
     Raises:
-        ValueError: the run has classes, or these images have no labels, other classes, or fewer than k-NN takes.
+        ValueError: these images have no labels, other classes than each other, or are fewer than k-NN takes.
     """
     if not run.data.knn_train:
         return None
-    if classes:
-        raise ValueError(
-            f"data.knn_train is for runs without labels, found {len(classes)} classes in data.train: leave it and "
-            "data.knn_val out"
-        )
     loaders, known = [], ()
-    for split in ("train", "val"):
-        key, path = f"knn_{split}", getattr(run.data, f"knn_{split}")
+    for split, least in (("train", NEIGHBOURS), ("val", 1)):
+        key, path = f"data.knn_{split}", getattr(run.data, f"knn_{split}")
         path = str(demo_beton(split)) if path == "demo" else path
-        if len(found := check_beton(path).classes) < 2:
-            raise ValueError(f"data.{key} must be images with labels of two or more classes, found none in {path}")
-        known = known or found
+        if not Path(path).is_file():
+            raise ValueError(f"{key} must be a .beton or demo, found no file {path}: pack the images first")
+        images = check_beton(path)
+        known = known or images.classes
+        if len(images.classes) < 2 or images.num_images < least or set(images.classes) != set(known):
+            raise ValueError(
+                f"{key} must have labels of two or more classes, those of data.knn_train, and {least} images or more, "
+                f"found {images.num_images} images of {len(images.classes)} classes in {path}: give another file"
+            )
         shared = {"val": path, "labels": "use", "num_classes": len(known), "classes": "", "max_val_images": 0}
         own = replace(run, data=replace(run.data, **shared))
         loaders.append(open_split(own, "val", micro_batch_size, device, classes=known))
-    if len(loaders[0].val_numbers()) < NEIGHBOURS:
-        raise ValueError(f"data.knn_train must have {NEIGHBOURS} images or more: give another")
     return tuple(loaders)
 
 

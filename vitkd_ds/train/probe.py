@@ -55,7 +55,10 @@ def knn_votes(
     **Source**: DINO, facebookresearch/dino `eval_knn.py`.
     """
     if len(train_ND) < k:
-        raise ValueError(f"k-NN needs at least {k} training images, found {len(train_ND)}: give more")
+        raise ValueError(
+            f"k-NN needs at least {k} training images that can be decoded, found {len(train_ND)}: give more with "
+            "--train, or in a run with --data.knn_train"
+        )
     train_ND, votes = F.normalize(train_ND.float(), dim=1), []
     for rows_MD in F.normalize(val_MD.float(), dim=1).split(ROWS):
         cosines, nearest = (rows_MD @ train_ND.T).topk(k, dim=1)

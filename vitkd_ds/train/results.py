@@ -34,7 +34,8 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     if result is None:
         return False
     values = {f"val_{name}": value for name, value in result.items()}
-    log.log(state.step, values | skipped_images("val_images_skipped", parts, parts.val_loader))
+    loaders = [parts.val_loader, *(parts.knn_loaders or ())]
+    log.log(state.step, values | skipped_images("val_images_skipped", parts, *loaders))
     if predictions is not None:
         classes, numbers = list(parts.val_loader.classes), parts.val_loader.val_numbers()
         log.keep_predictions(state.step, {"classes": classes} | predictions.result(numbers))
@@ -76,11 +77,12 @@ def _evaluate_weights(
     return evaluate(model, parts.val_loader, teacher=teacher, predictions=predictions, **options)
 
 
-def skipped_images(name: str, parts: Parts, loader: Loader) -> dict[str, float]:
-    """Number of images of a loader that all ranks skipped so far, for the log; {} where none may be. Collective."""
+def skipped_images(name: str, parts: Parts, *loaders: Loader) -> dict[str, float]:
+    """Number of images of loaders that all ranks skipped so far, for the log; {} where none may be. Collective."""
     if parts.run.data.on_bad != "skip":
         return {}
-    return {name: ranks.sum_over_ranks(torch.tensor(loader.num_skipped, device=parts.device)).item()}
+    num_skipped = torch.tensor(sum(loader.num_skipped for loader in loaders), device=parts.device)
+    return {name: ranks.sum_over_ranks(num_skipped).item()}
 
 
 def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[str, Any] | None:

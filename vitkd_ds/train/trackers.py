@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Protocol
 from urllib.parse import urlsplit
@@ -183,9 +184,8 @@ class _Trackio:
         options = {"resume": "allow", "private": True, "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         # With a login it asks the hub for the user's name, and would wait for an answer without end.
-        self._run = within(
-            START_S, lambda: _silently(trackio.init, project=project, name=name, config=dict(settings), **options)
-        )
+        start = partial(trackio.init, project=project, name=name, config=dict(settings), **options)
+        self._run = _silently(lambda: within(START_S, start))
         logger.info("trackio: run %s, TRACKIO_DIR=%s", name, os.environ["TRACKIO_DIR"])
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
@@ -197,10 +197,10 @@ class _Trackio:
         _silently(self._run.finish)
 
 
-def _silently(function: Callable[..., Any], **options: Any) -> Any:
+def _silently(function: Callable[[], Any]) -> Any:
     """Call a function without what it prints."""
     with redirect_stdout(io.StringIO()):
-        return function(**options)
+        return function()
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:

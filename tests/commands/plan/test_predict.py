@@ -104,7 +104,7 @@ def test_memory_by_hand():
     alone = predict.memory_bytes(replace(INPUTS, has_average=True), replace(layout, gpus_per_node=1))
     assert list(alone.values())[:4] == [4e8, 20e8, 3e8, 4e8]
     assert predict.memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8
-    assert predict.memory_bytes(INPUTS, replace(layout, placement="offload"))["teacher"] == 6e7 + 6e7 / 4
+    assert predict.memory_bytes(INPUTS, replace(layout, placement="offload"))["teacher"] == 6e7 + 3e7 / 4
 
 
 def test_it_stops_scaling_where_doubling_brings_too_little():

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
-from vitkd_ds.commands.doctor.data import check_images
+from vitkd_ds.commands.doctor.data import check_images, check_knn
 from vitkd_ds.commands.doctor.folder import check_folder
 from vitkd_ds.commands.doctor.machine import check_devices, check_machine, check_versions
 from vitkd_ds.commands.doctor.models import check_engines, check_models, check_settings, check_top1
@@ -40,6 +40,7 @@ CHECKS: dict[str, Check] = {
     "versions": check_versions, "device": check_devices, "network": check_network, "machine": check_machine,
     "settings": check_settings, "models": check_models, "run folder": check_folder, "engines": check_engines,
     "data.train": partial(check_images, split="train"), "data.val": partial(check_images, split="val"),
+    "data.knn": check_knn,
     "teacher top-1": check_top1,
 }  # fmt: skip
 """In the order in which they run: each may use what those before it found out."""

@@ -21,7 +21,7 @@ from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.verify import are_intact
 from vitkd_ds.data.loader import Loader
 from vitkd_ds.engine import processes, ranks
-from vitkd_ds.train.parts import open_split, split_of
+from vitkd_ds.train.parts import open_knn, open_split, split_of
 from vitkd_ds.train.schedule import check_warmup, make_schedule
 
 MICRO_BATCH = 64
@@ -64,6 +64,17 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
         if row.level == "error":  # wrong bytes may not decode at all
             return
     yield decoding_row(name, loader, patient)
+
+
+def check_knn(patient: Patient) -> Iterator[Row]:
+    """Open the labelled images that k-NN is asked in a run without labels, if there are any. Collective."""
+    run, micro = patient.run, min(MICRO_BATCH, patient.run.micro_batch_size_per_gpu)
+    loaders = ranks.together(lambda: open_knn(run, micro, patient.device)) or ()
+    for name, loader in zip(("data.knn_train", "data.knn_val"), loaders):
+        if found := unequal(ranks.from_all(loader.fingerprint), patient.nodes):
+            found = f"{loader.path!r} must be the same images on all nodes, found fingerprint {found}"
+            yield error(name, found, "copy the file and its .json to the node again")
+        yield ok(name, f"{len(loader.val_numbers()):,} images in {len(loader.classes)} classes, {loader.path}")
 
 
 def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:

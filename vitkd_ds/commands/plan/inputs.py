@@ -156,7 +156,8 @@ def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: s
     if not hasattr(teacher, "blocks"):
         return whole
     zero = _ds_config(f"ds_configs/{TEACHER_FILES[placement]}")["zero_optimization"]
-    ahead = FETCHES * zero.get("stage3_prefetch_bucket_size", 5e7)
+    bucket = zero.get("stage3_prefetch_bucket_size", 5e7)
+    ahead = FETCHES * (bucket + largest) if bucket else 0  # whole blocks, until a bucket is full
     ahead = min(ahead, zero.get("stage3_max_live_parameters", 1e9) + largest)
     return min(whole, (most_blocks(placement, 2 * largest) - 1) * largest + max(largest, int(ahead)))
 

@@ -143,8 +143,8 @@ def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
     """Predict the device memory of one rank, bytes by purpose."""
     trained, whole, gathered = inputs.trained_params, 2 * inputs.teacher_params, 2 * inputs.gathered_params
     within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
-    # Two blocks, and on their way to the other ranks this one's parts of them.
-    offloaded = 2 * inputs.offloaded_params * (1 + (1 / layout.ranks if layout.ranks > 1 else 0))
+    # Two blocks, and on its way to the other ranks this one's part of the second.
+    offloaded = 2 * inputs.offloaded_params + (inputs.offloaded_params / layout.ranks if layout.ranks > 1 else 0)
     shard = whole / within + (0 if layout.ranks == 1 else gathered)  # one rank keeps what it gathers as its own part
     overlaps = layout.ranks > 1 and not inputs.is_compiled
     return {
