@@ -19,16 +19,9 @@ from vitkd_ds.train.trackers import wandb_mode, within
 
 SETTINGS = {"seed": 7, "optim": {"lr": 0.5}}
 FOREIGN = (
-    "WANDB_MODE",
-    "WANDB_API_KEY",
-    "WANDB_BASE_URL",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_EXPERIMENT_NAME",
-    "TRACKIO_DIR",
-    "TRACKIO_PROJECT",
-    "TRACKIO_SERVER_URL",
-    "TRACKIO_SPACE_ID",
-)
+    "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TRACKIO_DIR",
+    "TRACKIO_PROJECT", "TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_STORAGE_MODE",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

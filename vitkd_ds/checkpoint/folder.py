@@ -28,8 +28,8 @@ FREE_KEYS = frozenset(
 )  # fmt: skip
 """Settings that may differ between a run and its continuation: what is learned changes by rounding at most. The size of
 a micro-batch and the number of ranks also change the draws of mixing and masks, what `dist` correlates within a
-micro-batch, and how often `balance` learns. The data may have moved; whether it is
-the same data is compared by `TrainState`, but for what k-NN is asked, which nothing is learned from."""
+micro-batch, and how often `balance` learns. The data may have moved; whether it is the same data is compared by
+`TrainState`, but for what k-NN is asked, which nothing is learned from."""
 LENGTH = ("epochs", "max_steps")
 """Settings that a run may have more of than the one that it extends."""
 

@@ -40,8 +40,7 @@ CHECKS: dict[str, Check] = {
     "versions": check_versions, "device": check_devices, "network": check_network, "machine": check_machine,
     "settings": check_settings, "models": check_models, "run folder": check_folder, "engines": check_engines,
     "data.train": partial(check_images, split="train"), "data.val": partial(check_images, split="val"),
-    "data.knn": check_knn,
-    "teacher top-1": check_top1,
+    "data.knn": check_knn, "teacher top-1": check_top1,
 }  # fmt: skip
 """In the order in which they run: each may use what those before it found out."""
 ADVICE = {

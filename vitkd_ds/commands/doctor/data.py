@@ -74,7 +74,8 @@ def check_knn(patient: Patient) -> Iterator[Row]:
         if found := unequal(ranks.from_all(loader.fingerprint), patient.nodes):
             found = f"{loader.path!r} must be the same images on all nodes, found fingerprint {found}"
             yield error(name, found, "copy the file and its .json to the node again")
-        yield ok(name, f"{len(loader.val_numbers()):,} images in {len(loader.classes)} classes, {loader.path}")
+        else:
+            yield ok(name, f"{len(loader.val_numbers()):,} images in {len(loader.classes)} classes, {loader.path}")
 
 
 def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:
