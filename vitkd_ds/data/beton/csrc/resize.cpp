@@ -7,11 +7,11 @@
 #include <cmath>
 #include <cstring>
 
+#include "blend.h"
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the transposition below is written for little-endian machines"
 #endif
-
-#define INLINE static inline __attribute__((always_inline))
 
 struct Strip {  // of 64 rows, and where they go
   const uint8_t* in;
@@ -30,17 +30,8 @@ struct Column {  // rows that lie below each other, and where the row they make 
 
 namespace {
 
-constexpr int WEIGHT_BITS = 22;
 constexpr int BLOCK = 64;              // bytes that rows are rounded up to: the widest vector
 constexpr int PIXEL = 3 * STRIP_ROWS;  // bytes of a turned pixel
-
-// A vector of BYTES bytes, which the compiler makes one register of where the CPU has such.
-template <int BYTES>
-struct Vector {
-  typedef uint32_t Lanes __attribute__((vector_size(BYTES)));
-  typedef int32_t Sums __attribute__((vector_size(BYTES)));
-  typedef uint64_t Words __attribute__((vector_size(BYTES)));
-};
 
 size_t whole_blocks(size_t bytes) { return (bytes + BLOCK - 1) / BLOCK * BLOCK; }
 
@@ -52,29 +43,12 @@ double filter_value(double x, int filter) {
   return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
 }
 
-// out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for BYTES bytes i.
-//
-// Bytes stay in their 32-bit lane: the four of a lane go into four sums, by shift and mask, and come back the same way.
-// Any compiler makes good code of that, which cannot be said of widening and narrowing.
 template <int BYTES>
-INLINE void blend(uint8_t* out, const uint8_t* in, size_t stride, const int32_t* weights, int count) {
-  using Lanes = typename Vector<BYTES>::Lanes;
-  using Sums = typename Vector<BYTES>::Sums;
-  const Sums half = Sums{} + (1 << (WEIGHT_BITS - 1)), black = {}, white = black + 255;
-  Sums sums[4] = {half, half, half, half};
-  for (int k = 0; k < count; k++, in += stride) {
-    Lanes lanes;
-    std::memcpy(&lanes, in, BYTES);
-    for (int i = 0; i < 4; i++) sums[i] += weights[k] * Sums((lanes >> (8 * i)) & 255);
-  }
-  Lanes done = {};
-  for (int i = 0; i < 4; i++) {
-    Sums value = sums[i] >> WEIGHT_BITS;
-    value = value < black ? black : value;
-    value = value > white ? white : value;
-    done |= Lanes(value) << (8 * i);
-  }
-  std::memcpy(out, &done, BYTES);
+INLINE void blend(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if constexpr (BYTES > 16) return blend_pairs<BYTES>(out, in, stride, weights);
+#endif
+  blend_anywhere<BYTES>(out, in, stride, weights);
 }
 
 // Swap rows and columns of the matrices of 8 x 8 bytes that 8 rows of words make.
@@ -138,34 +112,34 @@ INLINE void resize_across(const Strip& s, const Axis& axis) {
   for (int x = 0; x < s.size; x++) {
     uint8_t* pixel = s.resized + size_t(s.flip ? s.size - 1 - x : x) * PIXEL;
     const uint8_t* pixels = s.turned + size_t(axis.first[x]) * PIXEL;
-    const int32_t* weights = &axis.weights[size_t(x) * axis.max_count];
-    for (int i = 0; i < PIXEL; i += BYTES) blend<BYTES>(pixel + i, pixels + i, PIXEL, weights, axis.count[x]);
+    const Weights weights = axis.weights_of(x);
+    for (int i = 0; i < PIXEL; i += BYTES) blend<BYTES>(pixel + i, pixels + i, PIXEL, weights);
   }
   turn_back<BYTES>(s.out, s.resized, s.out_stride, 3 * size_t(s.size));
 }
 
 // Make one row out of several.
 template <int BYTES>
-INLINE void resize_down(const Column& c, const int32_t* weights, int count) {
+INLINE void resize_down(const Column& c, const Weights& weights) {
   size_t x = 0;
-  for (; x + BYTES <= c.num_bytes; x += BYTES) blend<BYTES>(c.out + x, c.in + x, c.stride, weights, count);
+  for (; x + BYTES <= c.num_bytes; x += BYTES) blend<BYTES>(c.out + x, c.in + x, c.stride, weights);
   if (x == c.num_bytes) return;
   uint8_t rest[BYTES];
-  blend<BYTES>(rest, c.in + x, c.stride, weights, count);
+  blend<BYTES>(rest, c.in + x, c.stride, weights);
   std::memcpy(c.out + x, rest, c.num_bytes - x);
 }
 
 // The same source for each width of vectors; 16 bytes are to be had everywhere.
 void across_16(const Strip& s, const Axis& axis) { resize_across<16>(s, axis); }
-void down_16(const Column& c, const int32_t* weights, int count) { resize_down<16>(c, weights, count); }
+void down_16(const Column& c, const Weights& weights) { resize_down<16>(c, weights); }
 #if defined(__x86_64__) && defined(__GNUC__)
 __attribute__((target("avx2"))) void across_32(const Strip& s, const Axis& axis) { resize_across<32>(s, axis); }
-__attribute__((target("avx2"))) void down_32(const Column& c, const int32_t* weights, int count) {
-  resize_down<32>(c, weights, count);
+__attribute__((target("avx2"))) void down_32(const Column& c, const Weights& weights) {
+  resize_down<32>(c, weights);
 }
-__attribute__((target("avx512f"))) void across_64(const Strip& s, const Axis& axis) { resize_across<64>(s, axis); }
-__attribute__((target("avx512f"))) void down_64(const Column& c, const int32_t* weights, int count) {
-  resize_down<64>(c, weights, count);
+__attribute__((target("avx512bw,avx512vnni"))) void across_64(const Strip& s, const Axis& axis) { resize_across<64>(s, axis); }
+__attribute__((target("avx512bw,avx512vnni"))) void down_64(const Column& c, const Weights& weights) {
+  resize_down<64>(c, weights);
 }
 #endif
 
@@ -177,7 +151,7 @@ void grow(std::vector<uint8_t>* buffer, size_t size) {
 
 int widest_vector() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx512f")) return 64;
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) return 64;
   if (__builtin_cpu_supports("avx2")) return 32;
 #endif
   return 16;
@@ -190,14 +164,20 @@ Resizer::Resizer(int vector_bytes) : across_kernel_(across_16), down_kernel_(dow
 #endif
 }
 
+Weights Axis::weights_of(int pixel) const {
+  return {&weights[size_t(pixel) * places], &pairs[size_t(pixel) * places], count[pixel]};
+}
+
 // Pillow's precompute_coeffs and normalize_coeffs_8bpc, for the pixels of the window alone.
 void Axis::plan(int length, int resized, int window, int size, int filter) {
   const double scale = double(length) / resized, shrink = scale < 1.0 ? 1.0 : scale;
   const double support = (filter == BICUBIC ? 2.0 : 1.0) * shrink, per_pixel = 1.0 / shrink;
-  max_count = int(std::min(std::ceil(support) * 2 + 1, double(length)));
+  const int max_count = int(std::min(std::ceil(support) * 2 + 1, double(length)));
+  places = max_count + max_count % 2;
   first.resize(size);
   count.resize(size);
-  weights.resize(size_t(size) * max_count);
+  weights.resize(size_t(size) * places);
+  pairs.resize(size_t(size) * places);
   std::vector<double> exact(max_count);
   for (int i = 0; i < size; i++) {
     const double centre = (window + i + 0.5) * scale;
@@ -208,10 +188,13 @@ void Axis::plan(int length, int resized, int window, int size, int filter) {
       exact[k] = filter_value((k + first[i] - centre + 0.5) * per_pixel, filter);
       sum += exact[k];
     }
+    int32_t *whole = &weights[size_t(i) * places], *pair = &pairs[size_t(i) * places];
     for (int k = 0; k < count[i]; k++) {
       const double weight = (sum != 0.0 ? exact[k] / sum : exact[k]) * (1 << WEIGHT_BITS);
-      weights[size_t(i) * max_count + k] = int32_t(weight < 0 ? weight - 0.5 : weight + 0.5);
+      whole[k] = int32_t(weight < 0 ? weight - 0.5 : weight + 0.5);
     }
+    if (count[i] % 2) whole[count[i]] = 0;
+    for (int k = 0; k < count[i]; k += 2) make_pair(whole[k], whole[k + 1], pair + k);
   }
   begin = first[0];
   end = first[size - 1] + count[size - 1];
@@ -238,7 +221,7 @@ void Resizer::open(size_t stride, size_t skip, uint8_t* image) {
   grow(&strip_, STRIP_ROWS * stride + BLOCK);
   grow(&turned_, STRIP_ROWS * whole_blocks(in_bytes));
   grow(&resized_, STRIP_ROWS * whole_blocks(out_bytes));
-  grow(&kept_, kept_stride_ * (down.max_count + STRIP_ROWS));
+  grow(&kept_, kept_stride_ * (down.places + STRIP_ROWS));
   if (down_first_) {
     grow(&lowered_, STRIP_ROWS * kept_stride_);
     grow(&done_, STRIP_ROWS * whole_blocks(out_bytes));
@@ -273,8 +256,7 @@ void Resizer::make_row() {
   const int place = next_ % STRIP_ROWS;
   const uint8_t* const in = kept_.data() + (down.first[next_] - first_kept_) * kept_stride_;
   uint8_t* const out = down_first_ ? lowered_.data() + place * kept_stride_ : image_ + next_ * out_bytes;
-  const int32_t* const weights = &down.weights[size_t(next_) * down.max_count];
-  down_kernel_({out, in, kept_stride_, kept_bytes_}, weights, down.count[next_]);
+  down_kernel_({out, in, kept_stride_, kept_bytes_}, down.weights_of(next_));
   next_++;
   if (!down_first_ || (place + 1 < STRIP_ROWS && next_ < size_)) return;
   resize_width(lowered_.data(), kept_stride_, done_.data());

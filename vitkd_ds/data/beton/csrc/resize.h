@@ -14,13 +14,17 @@
 
 constexpr int STRIP_ROWS = 64;  // rows that are resized together
 
+struct Weights;
+
 // One direction of a resize: which pixels of the box, with which weights, make each pixel of the window.
 struct Axis {
   int begin = 0, end = 0;             // the pixels of the box that the window needs
-  int max_count = 0;                  // most pixels that make one
+  int places = 0;                     // for the weights of one: at least as many as pixels make it, an even number
   std::vector<int32_t> first, count;  // per pixel of the window; first is counted from `begin`
-  std::vector<int32_t> weights;       // [window, max_count], 2**22 is one
+  std::vector<int32_t> weights;       // [window, places], 2**22 is one
+  std::vector<int32_t> pairs;         // [window, places], the same for wide vectors, see blend.h
 
+  Weights weights_of(int pixel) const;
   void plan(int length, int resized, int window, int size, int filter);
 };
 
@@ -50,7 +54,7 @@ class Resizer {
   void make_row();
 
   void (*across_kernel_)(const Strip&, const Axis&);
-  void (*down_kernel_)(const Column&, const int32_t* weights, int count);
+  void (*down_kernel_)(const Column&, const Weights& weights);
   bool flip_ = false, down_first_ = false;
   int size_ = 0;
   int num_kept_ = 0, first_kept_ = 0;  // rows in kept_, and the number of the first of them

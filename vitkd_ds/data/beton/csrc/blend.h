@@ -1,0 +1,105 @@
+// Weighted sums of rows of bytes, exact to the last bit in any width of vectors: the arithmetic of resize.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define INLINE static inline __attribute__((always_inline))
+
+constexpr int WEIGHT_BITS = 22;  // 2**22 is one
+// A weight as two numbers of 16 bits, low + high * 2**15, so that a product of such numbers and bytes is a sum of two.
+constexpr int LOW_BITS = 15;
+
+// The weights of the pixels that make one, and the same for wide vectors: of each two neighbours the low parts, the first
+// in the lower half, and the high parts. Behind the last of an odd number stands 0.
+struct Weights {
+  const int32_t *whole, *pairs;
+  int count;
+};
+
+INLINE void make_pair(int32_t first, int32_t second, int32_t* pair) {
+  const auto packed = [](int32_t a, int32_t b) { return int32_t(uint32_t(a & 0xFFFF) | uint32_t(b) << 16); };
+  constexpr int32_t mask = (1 << LOW_BITS) - 1;
+  pair[0] = packed(first & mask, second & mask);
+  pair[1] = packed(first >> LOW_BITS, second >> LOW_BITS);
+}
+
+// A vector of BYTES bytes, which the compiler makes one register of where the CPU has such.
+template <int BYTES>
+struct Vector {
+  typedef uint32_t Lanes __attribute__((vector_size(BYTES)));
+  typedef int32_t Sums __attribute__((vector_size(BYTES)));
+  typedef uint64_t Words __attribute__((vector_size(BYTES)));
+};
+
+// out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for BYTES bytes i.
+//
+// Bytes stay in their 32-bit lane: the four of a lane go into four sums, by shift and mask, and come back the same way.
+// Any compiler makes good code of that, which cannot be said of widening and narrowing.
+template <int BYTES>
+INLINE void blend_anywhere(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
+  using Lanes = typename Vector<BYTES>::Lanes;
+  using Sums = typename Vector<BYTES>::Sums;
+  const Sums half = Sums{} + (1 << (WEIGHT_BITS - 1)), black = {}, white = black + 255;
+  Sums sums[4] = {half, half, half, half};
+  for (int k = 0; k < weights.count; k++, in += stride) {
+    Lanes lanes;
+    std::memcpy(&lanes, in, BYTES);
+    for (int i = 0; i < 4; i++) sums[i] += weights.whole[k] * Sums((lanes >> (8 * i)) & 255);
+  }
+  Lanes done = {};
+  for (int i = 0; i < 4; i++) {
+    Sums value = sums[i] >> WEIGHT_BITS;
+    value = value < black ? black : value;
+    value = value > white ? white : value;
+    done |= Lanes(value) << (8 * i);
+  }
+  std::memcpy(out, &done, BYTES);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+// Instructions of AVX2 and AVX-512 as functions for both: an intrinsic could not be inlined into a template, which has
+// no target of its own.
+#define INSTRUCTION(name, text)                          \
+  template <typename V>                                  \
+  INLINE V name(V a, V b) {                              \
+    V c;                                                 \
+    __asm__(text " %2, %1, %0" : "=v"(c) : "v"(a), "v"(b)); \
+    return c;                                            \
+  }
+INSTRUCTION(mix_low_bytes, "vpunpcklbw")  // a0 b0 a1 b1 ... of each 16 bytes
+INSTRUCTION(mix_high_bytes, "vpunpckhbw")
+INSTRUCTION(sums_of_products, "vpmaddwd")  // of two neighbours of 16 bits
+INSTRUCTION(narrow_to_16, "vpackssdw")     // clips; undoes the order of the two that mix
+INSTRUCTION(narrow_to_8, "vpackuswb")
+#undef INSTRUCTION
+
+INLINE void add_products(Vector<32>::Sums& sum, Vector<32>::Sums a, Vector<32>::Sums b) { sum += sums_of_products(a, b); }
+INLINE void add_products(Vector<64>::Sums& sum, Vector<64>::Sums a, Vector<64>::Sums b) {
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+
+// The same for wide vectors, two rows at a time.
+template <int BYTES>
+INLINE void blend_pairs(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
+  using Sums = typename Vector<BYTES>::Sums;
+  const Sums none = {}, half = none + (1 << (WEIGHT_BITS - 1));
+  Sums low[4] = {half, half, half, half}, high[4] = {};
+  for (int k = 0; k < weights.count; k += 2, in += 2 * stride) {
+    const Sums low_pair = none + weights.pairs[k], high_pair = none + weights.pairs[k + 1];
+    Sums first, second;
+    std::memcpy(&first, in, BYTES);
+    std::memcpy(&second, k + 1 < weights.count ? in + stride : in, BYTES);
+    const Sums mixed[2] = {mix_low_bytes(first, second), mix_high_bytes(first, second)};
+    for (int i = 0; i < 4; i++) {
+      const Sums bytes = i % 2 ? mix_high_bytes(mixed[i / 2], none) : mix_low_bytes(mixed[i / 2], none);
+      add_products(low[i], bytes, low_pair);
+      add_products(high[i], bytes, high_pair);
+    }
+  }
+  for (int i = 0; i < 4; i++) low[i] = (low[i] + (high[i] << LOW_BITS)) >> WEIGHT_BITS;
+  const Sums done = narrow_to_8(narrow_to_16(low[0], low[1]), narrow_to_16(low[2], low[3]));
+  std::memcpy(out, &done, BYTES);
+}
+#endif
