@@ -4,6 +4,7 @@ Written here although timm has both, because timm mixes each image with its mirr
 code (mmcls, as used by cls_KD) with a random partner. Normalisation happens elsewhere: values stay 0 to 255.
 """
 
+from collections.abc import Iterable
 from typing import Any, Callable, NamedTuple, TypeVar
 
 import numpy as np
@@ -78,19 +79,25 @@ def mix(
     if drawn.is_cutmix_B[0]:
         top, bottom, left, right = map(int, drawn.box_B4[0])
         images.copy_(images_BCHW)
-        images[:, :, top:bottom, left:right] = images_BCHW[partner_B, :, top:bottom, left:right].to(torch.float32)
+        own_BCHW, pasted_BCHW = (whole[:, :, top:bottom, left:right] for whole in (images, images_BCHW))
+        for place, partner in _pairs(partner_B):
+            own_BCHW[place] = pasted_BCHW[partner]
     else:
         _mixup(images_BCHW, partner_B, lam, images)
     return images, lam * targets_BK + (1 - lam) * targets_BK[partner_B]
 
 
+def _pairs(partner_B: Tensor) -> Iterable[tuple[Any, Any]]:
+    """Indices of images and of their partners: all at once on a GPU; on a CPU one by one, so that what is between stays
+    in the cache, and a partner is a view and no copy byte by byte."""
+    return [(slice(None), partner_B)] if partner_B.is_cuda else enumerate(partner_B.tolist())
+
+
 def _mixup(images_BCHW: Tensor, partner_B: Tensor, lam: float, out_BCHW: Tensor) -> None:
-    """Blend each image with its partner; on a CPU one by one, so that what is between stays in the cache."""
-    step = len(images_BCHW) if images_BCHW.is_cuda else 1
-    for first in range(0, len(images_BCHW), step):
-        few = slice(first, first + step)
-        partners_BCHW = images_BCHW[partner_B[few]].to(torch.float32)
-        out_BCHW[few].copy_(images_BCHW[few]).mul_(lam).add_(partners_BCHW.mul_(1 - lam))
+    """Blend each image with its partner."""
+    for place, partner in _pairs(partner_B):
+        partners = images_BCHW[partner].to(torch.float32, copy=True)
+        out_BCHW[place].copy_(images_BCHW[place]).mul_(lam).add_(partners.mul_(1 - lam))
 
 
 class Mixing(NamedTuple):
