@@ -1,13 +1,16 @@
 """Kills a rank of a training run at random moments, starts it again each time, and compares the end with a run that
 was left alone: every bit of the exported weights, and each step in metrics.jsonl once.
 
-    python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--json FILE]
+    python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--slurm] [--json FILE]
 
 The run is the demo at debug size with all that must be resumed switched on. A third of the kills come during the start,
 imports included, a third during the training, and a third wait for a checkpoint that is being written. Of five, three
 are SIGKILL, one is SIGSTOP and SIGKILL up to three seconds later, and one is SIGTERM, which asks to save and end. There
 is no launcher: once the ranks have met, the others must notice by themselves, and what they took is reported. A rank
 that waits for one that died before they met is killed, as a launcher would do.
+
+With --slurm the run is a job of a Slurm on this machine (as root, `sh .ci/test_programs` installs it), and what dies
+may also be srun, a step daemon, the job script or a node: `benchmarks/chaos_slurm.py`.
 """
 
 import argparse
@@ -32,7 +35,7 @@ SUSPENDED_S = 3.0
 OPTIONS = [
     "--recipe=demo", "--debug", "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=3",
     "--optim.lr=0.002", "--optim.ema_decay=0.9", "--student.drop_path_rate=0.2", "--augment.mixup_alpha=0.8",
-    "--augment.cutmix_alpha=1", "--losses.nkd.schedule=cosine", "--timeout_minutes=2",
+    "--augment.cutmix_alpha=1", "--losses.nkd.schedule=cosine", "--timeout_minutes=2", "--eval_every_epochs=0.02",
 ]  # fmt: skip
 
 
@@ -107,15 +110,15 @@ def unpublished(workdir):
     return found
 
 
-def kill_one(processes, workdir, start_s, step_s, draw):
-    """Wait for the moment, kill a random rank; returns what it was doing and how it was killed, twice None if the run
-    had ended before."""
-    victim, kind = draw.choice(processes), draw.choice(("starting", "training", "saving"))
-    moment_s = time.monotonic() + draw.uniform(0, start_s)
-    is_begun, left_behind, before = kind == "starting", unpublished(workdir), log_file(workdir)
+def wait_for_moment(workdir, start_s, step_s, draw, is_over, *, is_new=True):
+    """Wait for a random moment of a start, which if it is not new has trained for a while; returns what the run does
+    then, None if it was over before."""
+    kind = draw.choice(("starting", "training", "saving") if is_new else ("training", "saving"))
+    moment_s = time.monotonic() + draw.uniform(0, start_s if is_new else STEPS_PER_KILL * step_s)
+    is_begun, left_behind, before = not is_new or kind == "starting", unpublished(workdir), log_file(workdir)
     while True:
-        if any(process.poll() is not None for process in processes):
-            return None, None
+        if is_over():
+            return None
         # A start rewrites the log without the steps that it repeats.
         if not is_begun and log_file(workdir) != before and last_step(workdir) > latest_step(workdir):
             is_begun, moment_s = True, time.monotonic() + draw.uniform(0, STEPS_PER_KILL * step_s)
@@ -125,30 +128,41 @@ def kill_one(processes, workdir, start_s, step_s, draw):
             break
         time.sleep(0.0005 if is_begun and kind == "saving" else 0.02)
     time.sleep(draw.uniform(0, 0.01))
-    is_saving = unpublished(workdir) - left_behind
+    return "starting" if kind == "starting" else "saving" if unpublished(workdir) - left_behind else "training"
+
+
+def kill_one(pid, draw):
+    """Kill a process in one of several ways; returns how."""
     how = draw.choice(HOW)
     if how == "suspended, then killed":
-        victim.send_signal(signal.SIGSTOP)
+        os.kill(pid, signal.SIGSTOP)
         time.sleep(draw.uniform(0, SUSPENDED_S))
-    victim.send_signal(signal.SIGTERM if how == "asked to end" else signal.SIGKILL)
-    return "starting" if kind == "starting" else "saving" if is_saving else "training", how
+    os.kill(pid, signal.SIGTERM if how == "asked to end" else signal.SIGKILL)
+    return how
+
+
+def calm_run(args, folder, steps):
+    """Run without kills; returns seconds of all of it, of its start and of a step."""
+    with (folder / "calm.log").open("w") as log:
+        calm_s, codes = wait(start(args.ranks, folder / "calm", steps, log), 3600)
+    assert not any(codes), f"the calm run failed, see {folder}/calm.log"
+    times = [line["s_per_step"] for line in lines_of(folder / "calm") if "s_per_step" in line]
+    step_s = sum(times) / len(times)
+    return calm_s, calm_s - steps * step_s, step_s
 
 
 def chaos(args, folder):
     """The run that is killed, after the one that is left alone."""
     draw, steps = random.Random(args.seed), STEPS_PER_KILL * args.kills
+    calm_s, start_s, step_s = calm_run(args, folder, steps)
     log = (folder / "log").open("w")
-    calm_s, codes = wait(start(args.ranks, folder / "calm", steps, log), 3600)
-    assert not any(codes), f"the calm run failed, see {folder}/log"
-    times = [line["s_per_step"] for line in lines_of(folder / "calm") if "s_per_step" in line]
-    step_s = sum(times) / len(times)
-    start_s = calm_s - steps * step_s
     workdir, seen, hows, ended_s, repeated, resumes = folder / "chaos", [], [], [], 0, 0
     while not (workdir / "done").exists():
         resumes += latest_step(workdir) > 0
         processes = start(args.ranks, workdir, steps, log)
-        is_enough = len(seen) >= args.kills
-        phase, how = (None, None) if is_enough else kill_one(processes, workdir, start_s, step_s, draw)
+        is_over = lambda: any(process.poll() is not None for process in processes)  # noqa: B023, E731
+        phase = None if len(seen) >= args.kills else wait_for_moment(workdir, start_s, step_s, draw, is_over)
+        how = kill_one(draw.choice(processes).pid, draw) if phase else None
         is_early = phase == "starting"
         seconds, codes = wait(processes, 5 if is_early else 900, is_launcher=is_early)
         if phase:
@@ -159,17 +173,26 @@ def chaos(args, folder):
             found = f"at step {last_step(workdir)}, whole checkpoint {latest_step(workdir)}"
             print(f"kill {len(seen)} while {phase}, {how}: others ended after {seconds:.1f} s, {found}", flush=True)
         assert phase or not any(codes), f"an undisturbed start failed, see {folder}/log"
-    trained = [line for line in lines_of(workdir) if "total" in line]
-    students = [(run / "student.safetensors").read_bytes() for run in (workdir, folder / "calm")]
     return {
-        "kills": len(seen), "while": {phase: seen.count(phase) for phase in sorted(set(seen))}, "resumes": resumes,
-        "how": {how: hows.count(how) for how in sorted(set(hows))},
-        "steps": steps, "steps_repeated": repeated,
-        "steps_lost": steps - len({line["step"] for line in trained}), "steps_twice": len(trained) - steps,
-        "weights_equal": students[0] == students[1],
-        "losses_equal": numerics(workdir) == numerics(folder / "calm"),
+        "kills": len(seen), "while": count(seen), "resumes": resumes, "how": count(hows), "steps_repeated": repeated,
         "others_ended_s": {"mean": sum(ended_s) / max(1, len(ended_s)), "max": max(ended_s, default=0)},
         "ranks": args.ranks, "seed": args.seed, "calm_run_s": calm_s,
+    } | compare(workdir, folder / "calm", steps)  # fmt: skip
+
+
+def count(words):
+    """How often each is there."""
+    return {word: words.count(word) for word in sorted(set(words))}
+
+
+def compare(workdir, calm, steps):
+    """What a finished run lost against the calm one."""
+    trained = [line for line in lines_of(workdir) if "total" in line]
+    students = [(run / "student.safetensors").read_bytes() for run in (workdir, calm)]
+    return {
+        "steps": steps,
+        "steps_lost": steps - len({line["step"] for line in trained}), "steps_twice": len(trained) - steps,
+        "weights_equal": students[0] == students[1], "losses_equal": numerics(workdir) == numerics(calm),
     }  # fmt: skip
 
 
@@ -184,11 +207,17 @@ def main():
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slurm", action="store_true", help="kill parts of a Slurm job, too")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos."))
     print(f"in {folder}", flush=True)
-    numbers = chaos(args, folder)
+    if args.slurm:
+        from benchmarks import chaos_slurm
+
+        numbers = chaos_slurm.chaos(args, folder)
+    else:
+        numbers = chaos(args, folder)
     print(json.dumps(numbers, indent=2))
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=2) + "\n")

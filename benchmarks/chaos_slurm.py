@@ -1,0 +1,173 @@
+"""`benchmarks/chaos.py --slurm`: parts of a job die at random moments, on a real Slurm of two nodes on this machine.
+
+The job is the shipped script with a rank on each node. What dies is a rank, srun, the daemon of the ranks' step, the
+job script or a node with all that runs on it, or a node's link is cut for some seconds. Nothing is done for the run but
+what its user would do: a node that died comes back, and where Slurm has ended the job, the same command is given again.
+How long each loss is unnoticed, until the job is no longer running, is reported, and so are the phases in which ranks
+say that another one has gone.
+"""
+
+import random
+import re
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+from benchmarks import network
+from benchmarks.chaos import OPTIONS, calm_run, compare, count, kill_one, last_step, latest_step, wait_for_moment
+from benchmarks.network import INTERFACE, Network
+from tests.slurm import cluster as slurm
+from tests.slurm.cluster import Cluster
+
+WHAT = ("a rank", "a rank", "srun", "step daemon", "job script", "node", "link")
+STEPS_PER_LOSS = 60
+ALONE_STEPS = 60  # after so many more, a run has gone on without what it lost
+CUT_S = 5.0  # at most, which is less than Slurm waits for a node
+ALLOCATION = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=4", "--signal=B:USR1@120"]
+UNNOTICED_S = 400.0  # the time limit is over by then
+ALIVE = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+
+
+class Job:
+    """The run as a job, submitted again where Slurm has ended it."""
+
+    def __init__(self, cluster: Cluster, workdir, steps: int) -> None:
+        self.cluster, self.workdir, self.ids = cluster, workdir, []
+        self.command = ["--export=ALL,MAX_FAILURES=1000000", *ALLOCATION, "slurm/vitkd_tiny.sh", *OPTIONS,
+                        f"--max_steps={steps}", f"--workdir={workdir}"]  # fmt: skip
+
+    def start(self) -> tuple[str, str]:
+        """Which start of the job runs, and the state of it; of one that is over the state alone changes."""
+        told = self.cluster.job(self.ids[-1])
+        return f"{self.ids[-1]}.{told['Restarts']}", told["JobState"]
+
+    def until_running(self) -> str | None:
+        """Wait until a start runs; returns which, None if the run is finished."""
+        while not (self.workdir / "done").exists():
+            which, state = self.start() if self.ids else ("", "ABSENT")
+            if state == "RUNNING":
+                return which
+            if state not in ALIVE:
+                self.ids.append(self.cluster.submit(*self.command))
+            time.sleep(0.3)
+        return None
+
+    def is_over(self, which: str) -> bool:
+        return self.start() != (which, "RUNNING")
+
+    def processes(self, what: str) -> list[int]:
+        """The processes of one kind that live now."""
+        found = self.cluster.processes()
+        words = {
+            "a rank": rf"^\S*python\S* -u train\.py .*{self.workdir}",
+            "srun": rf"^srun .*{self.workdir}",
+            "step daemon": rf"^slurmstepd: \[{self.ids[-1]}\.\d",
+            "job script": r"^/bin/bash \S*slurm_script ",
+        }
+        # The job script has subshells of its name, and srun a child of its own: the first is what is meant.
+        alive = sorted(pid for pid, command in found.items() if re.search(words[what], command))
+        return alive[:1] if what in ("srun", "job script") else alive
+
+    def log(self) -> str:
+        return "".join(map(self.cluster.log, self.ids))
+
+
+class Loss(NamedTuple):
+    """What was taken away, how, and what came of it."""
+
+    what: str
+    how: str
+    phase: str
+    noticed_s: float | None  # until the start was over; None if it went on
+    num_repeated: int  # steps that the next start makes again
+
+
+def take_away(job: Job, which: str, draw: random.Random) -> tuple[str, str, str] | None:
+    """Take something away; returns what, how, and its node. Returns None if the start was over before."""
+    what, node = draw.choice(WHAT), draw.choice(sorted(job.cluster.nodes))
+    if what == "link":
+        job.cluster.network.cut(node)
+        time.sleep(draw.uniform(0, CUT_S))
+        job.cluster.network.heal(node)
+        return what, "cut for a while", node
+    if what == "node":
+        job.cluster.kill_node(node, is_power_lost=True)
+        return what, "killed", node
+    while not (alive := job.processes(what)):
+        if job.is_over(which):
+            return None
+        time.sleep(0.05)
+    return what, kill_one(draw.choice(alive), draw), node
+
+
+def until_noticed(job: Job, which: str, lost: str) -> float | None:
+    """Wait until the start is over; returns the seconds, None if it goes on."""
+    began, step = time.monotonic(), last_step(job.workdir)
+    while not job.is_over(which):
+        if last_step(job.workdir) > step + ALONE_STEPS:
+            return None
+        assert time.monotonic() - began < UNNOTICED_S, f"start {which} does not end, nor go on, without the {lost}"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def lose_all(job: Job, num_losses: int, draw: random.Random, *, start_s: float, step_s: float) -> Iterator[Loss]:
+    """Take one thing after another away until the run is finished."""
+    number, before = 0, None
+    while which := job.until_running():
+        is_over = partial(job.is_over, which)
+        if number == num_losses:
+            while not is_over():
+                time.sleep(0.5)
+            continue
+        phase = wait_for_moment(job.workdir, start_s, step_s, draw, is_over, is_new=which != before)
+        taken, before = take_away(job, which, draw) if phase else None, which
+        if taken is None:
+            continue
+        what, how, node = taken
+        noticed_s, steps = until_noticed(job, which, what), (last_step(job.workdir), latest_step(job.workdir))
+        if what == "node":
+            job.cluster.start_node(node)
+        became = "the run went on" if noticed_s is None else f"the start ended after {noticed_s:.1f} s"
+        number += 1
+        print(
+            f"loss {number} while {phase}, {what}, {how}: {became}, step and checkpoint {steps}, start {which}",
+            flush=True,
+        )
+        yield Loss(what, how, phase, noticed_s, 0 if noticed_s is None else max(0, steps[0] - steps[1]))
+
+
+def chaos(args, folder) -> dict:
+    """The run whose job loses its parts, after the one that is left alone."""
+    reason = slurm.why_not() or network.why_not()
+    assert not reason, f"--slurm must have a Slurm that can run here: {reason}"
+    assert args.ranks == 2, f"--ranks must be 2 with --slurm, one on each node, found {args.ranks}"
+    draw, steps, workdir = random.Random(args.seed), STEPS_PER_LOSS * args.kills, folder / "chaos"
+    calm_s, start_s, step_s = calm_run(args, folder, steps)
+    with Network(num_nodes=2) as links:
+        cluster = Cluster(folder / "slurm", 2, links)
+        cluster.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
+        try:
+            cluster.start()
+            job = Job(cluster, workdir, steps)
+            # A job's start describes the run before it trains it.
+            losses = list(lose_all(job, args.kills, draw, start_s=2 * start_s, step_s=step_s))
+            told, num_starts = re.findall(r"phase ([a-z ]+), after", job.log()), job.log().count("start: run folder")
+        finally:
+            cluster.stop()
+    noticed_s = {what: [loss.noticed_s for loss in losses if loss.what == what] for what in sorted(set(WHAT))}
+    return {
+        "kills": len(losses), "what": count([f"{loss.what}, {loss.how}" for loss in losses]),
+        "went_on": count([f"{loss.what}, {loss.how}" for loss in losses if loss.noticed_s is None]),
+        "while": count([loss.phase for loss in losses]), "phases_of_the_others": count(told),
+        "noticed_s": {what: summary(seconds) for what, seconds in noticed_s.items()},
+        "submitted": len(job.ids), "starts": num_starts, "steps_repeated": sum(loss.num_repeated for loss in losses),
+        "seed": args.seed, "calm_run_s": calm_s,
+    } | compare(workdir, folder / "calm", steps)  # fmt: skip
+
+
+def summary(seconds: list) -> dict[str, float]:
+    """Mean and most of those that are there."""
+    there = [each for each in seconds if each is not None]
+    return {"mean": sum(there) / len(there), "max": max(there)} if there else {}
