@@ -11,8 +11,8 @@ constexpr int WEIGHT_BITS = 22;  // 2**22 is one
 // A weight as two numbers of 16 bits, low + high * 2**15, so that a product of such numbers and bytes is a sum of two.
 constexpr int LOW_BITS = 15;
 
-// The weights of the pixels that make one, and the same for wide vectors: of each two neighbours the low parts, the first
-// in the lower half, and the high parts. Behind the last of an odd number stands 0.
+// The weights of the pixels that make one, and the same for wide vectors: of each two neighbours the low parts, the
+// first in the lower half, and the high parts. Behind the last of an odd number stands 0.
 struct Weights {
   const int32_t *whole, *pairs;
   int count;
@@ -60,46 +60,53 @@ INLINE void blend_anywhere(uint8_t* out, const uint8_t* in, size_t stride, const
 
 #if defined(__x86_64__) && defined(__GNUC__)
 // Instructions of AVX2 and AVX-512 as functions for both: an intrinsic could not be inlined into a template, which has
-// no target of its own.
-#define INSTRUCTION(name, text)                          \
-  template <typename V>                                  \
-  INLINE V name(V a, V b) {                              \
-    V c;                                                 \
-    __asm__(text " %2, %1, %0" : "=v"(c) : "v"(a), "v"(b)); \
-    return c;                                            \
+// no target of its own. Operands go by reference, as compilers disagree on how such vectors are passed.
+#define INSTRUCTION(name, text)                                \
+  template <typename V>                                        \
+  INLINE void name(V& c, const V& a, const V& b) {             \
+    __asm__(text " %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));    \
   }
 INSTRUCTION(mix_low_bytes, "vpunpcklbw")  // a0 b0 a1 b1 ... of each 16 bytes
 INSTRUCTION(mix_high_bytes, "vpunpckhbw")
-INSTRUCTION(sums_of_products, "vpmaddwd")  // of two neighbours of 16 bits
-INSTRUCTION(narrow_to_16, "vpackssdw")     // clips; undoes the order of the two that mix
+INSTRUCTION(sum_products, "vpmaddwd")   // of two neighbours of 16 bits
+INSTRUCTION(narrow_to_16, "vpackssdw")  // clips; undoes the order of the two that mix
 INSTRUCTION(narrow_to_8, "vpackuswb")
 #undef INSTRUCTION
 
-INLINE void add_products(Vector<32>::Sums& sum, Vector<32>::Sums a, Vector<32>::Sums b) { sum += sums_of_products(a, b); }
-INLINE void add_products(Vector<64>::Sums& sum, Vector<64>::Sums a, Vector<64>::Sums b) {
+INLINE void add_products(Vector<32>::Lanes& sum, const Vector<32>::Lanes& a, const Vector<32>::Lanes& b) {
+  Vector<32>::Lanes products;
+  sum_products(products, a, b);
+  sum += products;
+}
+INLINE void add_products(Vector<64>::Lanes& sum, const Vector<64>::Lanes& a, const Vector<64>::Lanes& b) {
   __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 
-// The same for wide vectors, two rows at a time.
+// The same for wide vectors, two rows at a time. The sums of the low parts alone may need more than 32 bits, of which the
+// lower 32 are all that counts.
 template <int BYTES>
 INLINE void blend_pairs(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
+  using Lanes = typename Vector<BYTES>::Lanes;
   using Sums = typename Vector<BYTES>::Sums;
-  const Sums none = {}, half = none + (1 << (WEIGHT_BITS - 1));
-  Sums low[4] = {half, half, half, half}, high[4] = {};
+  const Lanes none = {}, half = none + (1 << (WEIGHT_BITS - 1));
+  Lanes low[4] = {half, half, half, half}, high[4] = {}, mixed[2], bytes;
   for (int k = 0; k < weights.count; k += 2, in += 2 * stride) {
-    const Sums low_pair = none + weights.pairs[k], high_pair = none + weights.pairs[k + 1];
-    Sums first, second;
+    const Lanes low_pair = none + uint32_t(weights.pairs[k]), high_pair = none + uint32_t(weights.pairs[k + 1]);
+    Lanes first, second;
     std::memcpy(&first, in, BYTES);
     std::memcpy(&second, k + 1 < weights.count ? in + stride : in, BYTES);
-    const Sums mixed[2] = {mix_low_bytes(first, second), mix_high_bytes(first, second)};
+    mix_low_bytes(mixed[0], first, second);
+    mix_high_bytes(mixed[1], first, second);
     for (int i = 0; i < 4; i++) {
-      const Sums bytes = i % 2 ? mix_high_bytes(mixed[i / 2], none) : mix_low_bytes(mixed[i / 2], none);
+      i % 2 ? mix_high_bytes(bytes, mixed[i / 2], none) : mix_low_bytes(bytes, mixed[i / 2], none);
       add_products(low[i], bytes, low_pair);
       add_products(high[i], bytes, high_pair);
     }
   }
-  for (int i = 0; i < 4; i++) low[i] = (low[i] + (high[i] << LOW_BITS)) >> WEIGHT_BITS;
-  const Sums done = narrow_to_8(narrow_to_16(low[0], low[1]), narrow_to_16(low[2], low[3]));
-  std::memcpy(out, &done, BYTES);
+  for (int i = 0; i < 4; i++) low[i] = Lanes(Sums(low[i] + (high[i] << LOW_BITS)) >> WEIGHT_BITS);
+  narrow_to_16(mixed[0], low[0], low[1]);
+  narrow_to_16(mixed[1], low[2], low[3]);
+  narrow_to_8(bytes, mixed[0], mixed[1]);
+  std::memcpy(out, &bytes, BYTES);
 }
 #endif

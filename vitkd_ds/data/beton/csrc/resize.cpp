@@ -137,7 +137,9 @@ __attribute__((target("avx2"))) void across_32(const Strip& s, const Axis& axis)
 __attribute__((target("avx2"))) void down_32(const Column& c, const Weights& weights) {
   resize_down<32>(c, weights);
 }
-__attribute__((target("avx512bw,avx512vnni"))) void across_64(const Strip& s, const Axis& axis) { resize_across<64>(s, axis); }
+__attribute__((target("avx512bw,avx512vnni"))) void across_64(const Strip& s, const Axis& axis) {
+  resize_across<64>(s, axis);
+}
 __attribute__((target("avx512bw,avx512vnni"))) void down_64(const Column& c, const Weights& weights) {
   resize_down<64>(c, weights);
 }
