@@ -21,8 +21,8 @@ from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
 WHAT = ("a rank", "a rank", "srun", "step daemon", "job script", "node", "link")
-STEPS_PER_LOSS = 60
-ALONE_STEPS = 60  # after so many more, a run has gone on without what it lost
+STEPS_PER_LOSS = 20
+ALONE_STEPS = 30  # after so many more, a run has gone on without what it lost
 CUT_S = 5.0  # at most, which is less than Slurm waits for a node
 ALLOCATION = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=4", "--signal=B:USR1@120"]
 UNNOTICED_S = 400.0  # the time limit is over by then
