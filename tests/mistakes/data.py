@@ -156,6 +156,10 @@ MISTAKES = {
         ("np.sqrt(1 - lam)", "1 - lam", f"{MIXING}test_the_boxes_have_the_area_that_was_drawn"),
         ('num_images if mix_mode == "element" else 1', "num_images", TIMM),
         ("(1 - weight_B1HW) * images[mixing.partner_B]", "(1 - weight_B1HW) * images.flip(0)", ELEMENT),
+        ("enumerate(partner_B.tolist())", "enumerate(range(len(partner_B)))", PARTNERS),
+        ("own_BCHW[place] = pasted_BCHW[partner]", "own_BCHW[partner] = pasted_BCHW[place]", PARTNERS),
+        (".to(torch.float32, copy=True)", ".to(torch.float32)",
+         f"{MIXING}test_targets_sum_to_one_the_input_is_not_altered_and_its_memory_format_is_kept"),
     ],
     "data/augment/augmenter.py": [
         ("sample_keys(samples, seed=self._seed)", "sample_keys(samples, seed=0)", OTHERS),
