@@ -6,14 +6,29 @@ import sys
 
 import pytest
 
+from benchmarks import network
 from tests.conftest import ROOT
+from tests.slurm import cluster
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_two_kills_lose_nothing(tmp_path, demo_cache):
-    command = [sys.executable, "benchmarks/chaos.py", "--kills", "2", "--json", tmp_path / "found.json"]
+def two_kills(tmp_path, *options):
+    command = [sys.executable, "benchmarks/chaos.py", "--kills", "2", *options, "--json", tmp_path / "found.json"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=580)
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["kills"] == 2 and sum(found["how"].values()) == 2 and found["resumes"] >= 1
     assert found["steps_lost"] == found["steps_twice"] == 0 and found["weights_equal"] and found["losses_equal"]
+    return found
+
+
+def test_two_kills_lose_nothing(tmp_path, demo_cache):
+    found = two_kills(tmp_path)
+    assert found["kills"] == 2 and sum(found["how"].values()) == 2 and found["resumes"] >= 1
+
+
+@pytest.mark.slurm
+def test_two_losses_of_a_job_lose_nothing(tmp_path, demo_cache):
+    if reason := cluster.why_not() or network.why_not():
+        pytest.skip(reason)
+    found = two_kills(tmp_path, "--slurm")
+    assert 1 <= found["kills"] == sum(found["what"].values()) and found["starts"] >= found["submitted"] >= 1
