@@ -1,17 +1,21 @@
 """`benchmarks/chaos.py --slurm`: parts of a job die at random moments, on a real Slurm of two nodes on this machine.
 
 The job is the shipped script with a rank on each node. What dies is a rank, srun, the daemon of the ranks' step, the
-job script or a node with all that runs on it, or a node's link is cut for some seconds. Nothing is done for the run but
-what its user would do: a node that died comes back, and where Slurm has ended the job, the same command is given again.
+job script or a node with all that runs on it; or for some seconds a node's link is cut, or the disk of the run folder
+full. Nothing is done for the run but what its user would do: a node that died comes back, and where Slurm has ended the
+job, the same command is given again.
 How long each loss is unnoticed, until the job is no longer running, is reported, and so are the phases in which ranks
 say that another one has gone.
 """
 
 import random
 import re
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import network
@@ -20,10 +24,11 @@ from benchmarks.network import INTERFACE, Network
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
-WHAT = ("a rank", "a rank", "srun", "step daemon", "job script", "node", "link")
+WHAT = ("a rank", "a rank", "srun", "step daemon", "job script", "node", "link", "disk")
 STEPS_PER_LOSS = 20
 ALONE_STEPS = 30  # after so many more, a run has gone on without what it lost
 CUT_S = 5.0  # at most, which is less than Slurm waits for a node
+DISK_MIB = 200
 ALLOCATION = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=4", "--signal=B:USR1@120"]
 UNNOTICED_S = 400.0  # the time limit is over by then
 ALIVE = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
@@ -91,6 +96,9 @@ def take_away(job: Job, which: str, draw: random.Random) -> tuple[str, str, str]
         time.sleep(draw.uniform(0, CUT_S))
         job.cluster.network.heal(node)
         return what, "cut for a while", node
+    if what == "disk":
+        fill(job.workdir.parent / "filler", draw.uniform(0, CUT_S))
+        return what, "full for a while", node
     if what == "node":
         job.cluster.kill_node(node, is_power_lost=True)
         return what, "killed", node
@@ -99,6 +107,29 @@ def take_away(job: Job, which: str, draw: random.Random) -> tuple[str, str, str]
             return None
         time.sleep(0.05)
     return what, kill_one(draw.choice(alive), draw), node
+
+
+def fill(path: Path, seconds: float) -> None:
+    """Leave no room on the disk of `path` for some seconds."""
+    until = time.monotonic() + seconds
+    with path.open("wb", buffering=0) as file:
+        while time.monotonic() < until:  # what is removed meanwhile makes room again
+            try:
+                file.write(bytes(2**16))
+            except OSError:
+                time.sleep(0.01)
+    path.unlink()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of its own for the run folder."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def until_noticed(job: Job, which: str, lost: str) -> float | None:
@@ -143,19 +174,20 @@ def chaos(args, folder) -> dict:
     reason = slurm.why_not() or network.why_not()
     assert not reason, f"--slurm must have a Slurm that can run here: {reason}"
     assert args.ranks == 2, f"--ranks must be 2 with --slurm, one on each node, found {args.ranks}"
-    draw, steps, workdir = random.Random(args.seed), STEPS_PER_LOSS * args.kills, folder / "chaos"
+    draw, steps = random.Random(args.seed), STEPS_PER_LOSS * args.kills
     calm_s, start_s, step_s = calm_run(args, folder, steps)
-    with Network(num_nodes=2) as links:
+    with small_disk(folder / "disk") as disk, Network(num_nodes=2) as links:
         cluster = Cluster(folder / "slurm", 2, links)
         cluster.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
         try:
             cluster.start()
-            job = Job(cluster, workdir, steps)
+            job = Job(cluster, disk / "chaos", steps)
             # A job's start describes the run before it trains it.
             losses = list(lose_all(job, args.kills, draw, start_s=2 * start_s, step_s=step_s))
             told, num_starts = re.findall(r"phase ([a-z ]+), after", job.log()), job.log().count("start: run folder")
         finally:
             cluster.stop()
+        compared = compare(job.workdir, folder / "calm", steps)
     noticed_s = {what: [loss.noticed_s for loss in losses if loss.what == what] for what in sorted(set(WHAT))}
     return {
         "kills": len(losses), "what": count([f"{loss.what}, {loss.how}" for loss in losses]),
@@ -164,7 +196,7 @@ def chaos(args, folder) -> dict:
         "noticed_s": {what: summary(seconds) for what, seconds in noticed_s.items()},
         "submitted": len(job.ids), "starts": num_starts, "steps_repeated": sum(loss.num_repeated for loss in losses),
         "seed": args.seed, "calm_run_s": calm_s,
-    } | compare(workdir, folder / "calm", steps)  # fmt: skip
+    } | compared  # fmt: skip
 
 
 def summary(seconds: list) -> dict[str, float]:
