@@ -232,7 +232,11 @@ def observe_agreement(seen):
         except Exception as error_here:
             return f"{type(error_here).__name__}: {error_here}"
 
+    ran = []
+    ranks.on_main(lambda: ran.append(ranks.rank()))
     seen["agreement"] = ranks.from_all({
+        "ran": ran, "flags": [ranks.all_true(ranks.rank() == number, torch.device("cpu")) for number in (0, 1)],
+        "true": ranks.all_true(True, torch.device("cpu")),
         "main": [told(ranks.on_main, number, KeyError("x")) for number in (0, 1)],
         "all": [ranks.together(ranks.rank), ranks.on_main(lambda: ranks.rank() + 5), ranks.failures(ranks.rank)],
         "together": [told(ranks.together, 1, error) for error in (ValueError("no file"), OSError("gone"))],

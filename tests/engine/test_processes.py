@@ -102,7 +102,8 @@ def test_what_fails_on_one_rank_is_known_on_all(observed):
     for rank, told in enumerate(observed[2]["agreement"]):
         assert told["all"] == [rank, 5, []] and told["together"] == together[rank]
         assert told["failures"] == ["rank 1: OSError: disk full"]
-        assert told["main"] == ["KeyError: 'x'", 0], "on rank 1 nothing runs"
+        assert told["main"] == ["KeyError: 'x'", 0] and told["ran"] == [0][rank:], "on rank 1 nothing runs"
+        assert told["flags"] == [False, False] and told["true"]
 
 
 def test_without_a_process_group_there_is_one_rank():

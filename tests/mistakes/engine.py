@@ -18,9 +18,38 @@ PACE = (
     "engine/test_engines.py::"
     "test_a_host_that_is_ahead_has_two_offloaded_blocks_on_the_device_and_of_a_shard_as_many_more_as_have_room"
 )
+AGREE = f"{PROCESSES}test_what_fails_on_one_rank_is_known_on_all"
+ENGINES = "engine/test_engines.py::"
+GATHERED = f"{ENGINES}test_terms_that_gather_make_two_ranks_train_as_one"
+FLAT, GROUPS, VIEWS, BLOCK = (f"engine/test_flat.py::test_{name}" for name in (
+    "a_shared_weight_is_one_and_takes_the_gradients_of_both_places",
+    "groups_keep_their_settings_and_a_long_one_is_cut_between_weights",
+    "views_stay_until_they_are_released_and_those_of_a_call_do_not",
+    "a_block_is_frozen_in_eval_mode_and_one_parameter",
+))  # fmt: skip
 LAYOUT = f"{CONFIG}test_the_layout_in_a_manifest_differs_with_stage_precision_and_ranks"
 
 MISTAKES = {
+    "engine/ranks.py": [
+        ("broadcast_object_list(box, src=0)", "broadcast_object_list(box, src=1)", AGREE),
+        ("error is None or isinstance(error, ValueError)", "isinstance(error, ValueError)", AGREE),
+        ("raise error or (RefusedElsewhere if is_refused else FailedElsewhere)", "raise (RefusedElsewhere)", AGREE),
+        ("_outcome(function) if rank() == 0 else None", "_outcome(function)", AGREE),
+        ("torch_dist.all_gather_object(values, value)", "pass", AGREE),
+        ("gather_dim=0", "gather_dim=-1", GATHERED),
+        ("values.contiguous(), gather_dim=0", "values.detach(), gather_dim=0", GATHERED),
+        ("op=torch_dist.ReduceOp.MIN", "op=torch_dist.ReduceOp.MAX", AGREE),
+    ],
+    "engine/flat.py": [
+        ('group | {"params": flats}', '{"params": flats}', GROUPS),
+        ("remove_duplicate=False", "remove_duplicate=True", FLAT),
+        ("> max_numel:", ">= max_numel + 10**9:", GROUPS),
+        ("        self._put(self.views(flats))\n        result", "        result", VIEWS),
+        ("        self.release()\n        return result", "        return result", VIEWS),
+        ("        self.requires_grad_(False)\n", "", BLOCK),
+        ("self._modules.pop(\"module\").eval()", "self._modules.pop(\"module\")", BLOCK),
+        ("{names[p]: p.shape for p in params}", "{names[p]: p.shape for p in reversed(params)}", FLAT),
+    ],
     "engine/optimizer.py": [
         ("2, dtype=torch.float64", "2, dtype=torch.float32", f"{OPTIMIZER}test_squares_are_summed_in_fp64"),
         ("min=1.0) if max_norm", "min=0.0) if max_norm",

@@ -21,9 +21,7 @@ COSINE = (
 KNN = "test_label_free.py::test_k_nn_in_the_run_is_that_of_eval_for_the_images_of_all_ranks"
 CLIPPING = f"{HEALTH}clipping_is_told_once_when_it_has_acted_on_every_step_for_long"
 MOST = f"{HEALTH}a_term_that_is_most_of_the_total_by_its_weight_is_named_with_its_option"
-TRACKIO = (
-    "train/test_trackers.py::test_trackio_has_every_value_in_the_run_folder_and_a_resumed_run_continues_its_run"
-)
+TRACKIO = "train/test_trackers.py::test_trackio_has_every_value_in_the_run_folder_and_a_resumed_run_continues_its_run"
 INPUTS = "train/test_inputs.py::test_fused_they_are_the_mixed_images_normalised_for_each_model_and_the_same_targets"
 OPENED = "train/test_parts.py::test_a_split_is_opened_with_the_settings_of_the_run"
 EXPORTED = "train/test_parts.py::test_the_export_says_how_to_feed_the_student"
@@ -35,7 +33,27 @@ CTRL_C = "train/test_signals.py::test_ctrl_c_asks_once_and_interrupts_the_second
 SUMS = "train/test_calibrate.py::test_sums_give_mean_and_covariance_of_values_far_from_0"
 CALIBRATED = "train/test_calibrate.py::test_statistics_are_those_of_the_first_images_of_all_ranks_and_are_taken_once[1]"
 
+WATCHDOG = "train/test_watchdog.py::test_"
+HANGS = f"{WATCHDOG}a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not"
+EARLY = f"{WATCHDOG}a_rank_that_waits_before_the_first_step_ends_with_0_soon_after_term"
+URGED = f"{WATCHDOG}a_step_that_hangs_after_term_ends_soon_and_what_may_take_long_does_not"
+TOLD = f"{WATCHDOG}a_rank_that_hangs_or_raises_ends_all_and_each_says_where_it_was"
+
 MISTAKES = {
+    "train/watchdog.py": [
+        ("        enter(phase)\n", "", HANGS),
+        ("limit_s + 2 * poll_s", "60", HANGS),
+        ("frame.f_back", "None", HANGS),
+        ("            _place.leave()\n", "", EARLY),
+        ("_place.phase in EARLY and", "", URGED),
+        ("            os._exit(0)\n", "            os._exit(1)\n", EARLY),
+        ("_place.num_steps >= 2", "True", URGED),
+        ('and _place.phase == "step" and', "and", URGED),
+        ("max(urged_at, _place.since)", "_place.since", URGED),
+        ("    if step is not None:\n        _place.step = step", "    _place.step = step", TOLD),
+        ("isinstance(error, MemoryError) or", "", TOLD),
+        ("any(sign in text for sign in PEER_SIGNS)", "False", TOLD),
+    ],
     "train/trackers.py": [
         ('{"resume": "allow"', '{"resume": "never"', TRACKIO),
         ("{workdir.name}-{secrets", "{workdir}-{secrets", TRACKIO),

@@ -24,7 +24,7 @@ ASKED = """
 import os, signal, sys, time
 from vitkd_ds.train import signals, watchdog
 signals.listen()
-watchdog.STOPPING_LIMIT_S = 2
+watchdog.STOPPING_LIMIT_S, watchdog.EARLY_LIMIT_S = 2, 1.5
 watchdog.watch(limit_s=20)
 watchdog.enter("{before}", 2)
 watchdog.enter("step", 3)
@@ -70,7 +70,7 @@ finally:
 WARM, COLD = {"before": "step"}, {"before": "save"}  # only another step is counted
 PROGRAMS = {
     "sleeping": HANGING.format(hang="time.sleep(60)"),
-    "in the package": HANGING.format(hang="next(watchdog.each(map(time.sleep, [60]), 'data'))"),
+    "in the package": HANGING.format(hang="next(watchdog.each((time.sleep(60) for _ in '1'), 'data'))"),
     "holding the interpreter's lock": HANGING.format(hang="__import__('ctypes').PyDLL(None).sleep(15)"),
     "in a step": ASKED.format(phase="step", name="SIGTERM", **WARM),
     "in a save": ASKED.format(phase="save", name="SIGTERM", **WARM),

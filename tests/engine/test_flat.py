@@ -1,0 +1,67 @@
+"""A flat module beside its own, without an engine: places, order, and what stays behind."""
+
+import copy
+
+import torch
+from torch import nn
+
+from vitkd_ds.engine.flat import FlatBlock, FlatModule
+
+
+class Tied(nn.Module):
+    """Two layers that share a weight, one that is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.frozen = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        return self.frozen(self.second(self.first(x).relu()))
+
+
+def flat_and_plain(max_numel=1000):
+    plain = Tied()
+    module = copy.deepcopy(plain)
+    weights, biases = [module.first.weight], [module.first.bias, module.second.bias]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    return FlatModule(module, groups, max_numel=max_numel), plain
+
+
+def test_a_shared_weight_is_one_and_takes_the_gradients_of_both_places():
+    flat, plain = flat_and_plain()
+    x = torch.randn(2, 3)
+    for model in (flat, plain):
+        model(x).square().sum().backward()
+    assert torch.equal(flat(x), plain(x))
+    weight, biases = flat.flats
+    assert torch.equal(weight.grad, plain.first.weight.grad.flatten())
+    assert torch.equal(biases.grad, torch.cat([plain.first.bias.grad, plain.second.bias.grad]))
+    assert plain.frozen.weight.grad is None and not flat.module.frozen.weight.requires_grad
+
+
+def test_groups_keep_their_settings_and_a_long_one_is_cut_between_weights():
+    for max_numel, lengths in ((1000, [9, 6]), (5, [9, 3, 3])):
+        flat, _ = flat_and_plain(max_numel)
+        assert [p.numel() for p in flat.flats] == lengths
+        assert [group["weight_decay"] for group in flat.parameter_groups()] == [0.1, 0.0]
+        assert [list(shapes) for shapes in flat.group_shapes()] == [["first.weight"], ["first.bias", "second.bias"]]
+
+
+def test_views_stay_until_they_are_released_and_those_of_a_call_do_not():
+    flat, plain = flat_and_plain()
+    x = torch.randn(2, 3)
+    flat(x)
+    assert flat.module.first.weight is flat.module.second.weight is not None
+    flat.release()
+    assert flat.module.first.weight is None and flat.module.second.weight is None
+    assert torch.equal(flat.call(flat.flats, x), plain(x)) and flat.module.first.weight is None
+
+
+def test_a_block_is_frozen_in_eval_mode_and_one_parameter():
+    block = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    flat = FlatBlock(copy.deepcopy(block), compile="off").train()
+    (only,) = flat.parameters()
+    assert only.numel() == 12 and not only.requires_grad
+    assert torch.equal(flat(x := torch.randn(2, 3)), block[0](x)) and not list(flat.children())
