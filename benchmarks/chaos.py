@@ -10,7 +10,7 @@ is no launcher: once the ranks have met, the others must notice by themselves, a
 that waits for one that died before they met is killed, as a launcher would do.
 
 With --slurm the run is a job of a Slurm on this machine (as root, `sh .ci/test_programs` installs it), and what dies
-may also be srun, a step daemon, the job script or a node: `benchmarks/chaos_slurm.py`.
+may also be srun, a slurmstepd, the job script or a node; links are cut and disks full: `benchmarks/chaos_slurm.py`.
 """
 
 import argparse
@@ -210,6 +210,7 @@ def main():
     parser.add_argument("--slurm", action="store_true", help="kill parts of a Slurm job, too")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))  # so that what was started is ended
     folder = Path(tempfile.mkdtemp(prefix="chaos."))
     print(f"in {folder}", flush=True)
     if args.slurm:

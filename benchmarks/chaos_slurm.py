@@ -1,11 +1,11 @@
 """`benchmarks/chaos.py --slurm`: parts of a job die at random moments, on a real Slurm of two nodes on this machine.
 
-The job is the shipped script with a rank on each node. What dies is a rank, srun, the daemon of the ranks' step, the
-job script or a node with all that runs on it; or for some seconds a node's link is cut, or the disk of the run folder
-full. Nothing is done for the run but what its user would do: a node that died comes back, and where Slurm has ended the
-job, the same command is given again.
-How long each loss is unnoticed, until the job is no longer running, is reported, and so are the phases in which ranks
-say that another one has gone.
+The job is the shipped script with a rank on each node. What dies is a rank, srun, the ranks' slurmstepd on a node,
+the job script or a node with all that runs on it; or for some seconds a node's link is cut, or the disk of the run
+folder full. Nothing is done for the run but what its user would do: a node that died comes back, and where Slurm has
+ended the job, the same command is given again. Reported are the seconds from each fault until the job is no longer
+running, except after a request to end, and the phases in which ranks say that another one has gone. Needs root, and
+pytest, as the Slurm is that of the tests.
 """
 
 import random
@@ -24,42 +24,53 @@ from benchmarks.network import INTERFACE, Network
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
-WHAT = ("a rank", "a rank", "srun", "step daemon", "job script", "node", "link", "disk")
-STEPS_PER_LOSS = 20
+WHAT = ("a rank", "a rank", "srun", "slurmstepd", "job script", "node", "link", "disk")
+STEPS_PER_FAULT = 20
 ALONE_STEPS = 30  # after so many more, a run has gone on without what it lost
 CUT_S = 5.0  # at most, which is less than Slurm waits for a node
 DISK_MIB = 200
 ALLOCATION = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=4", "--signal=B:USR1@120"]
 UNNOTICED_S = 400.0  # the time limit is over by then
-ALIVE = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+UNSTARTED_S = 600.0
+FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 
 class Job:
     """The run as a job, submitted again where Slurm has ended it."""
 
-    def __init__(self, cluster: Cluster, workdir, steps: int) -> None:
-        self.cluster, self.workdir, self.ids = cluster, workdir, []
+    def __init__(self, cluster: Cluster, workdir: Path, steps: int) -> None:
+        self.cluster, self.workdir, self.ids, self.asked_at = cluster, workdir, [], 0.0
         self.command = ["--export=ALL,MAX_FAILURES=1000000", *ALLOCATION, "slurm/vitkd_tiny.sh", *OPTIONS,
                         f"--max_steps={steps}", f"--workdir={workdir}"]  # fmt: skip
 
-    def start(self) -> tuple[str, str]:
+    def current(self) -> tuple[str, str]:
         """Which start of the job runs, and the state of it; of one that is over the state alone changes."""
         told = self.cluster.job(self.ids[-1])
         return f"{self.ids[-1]}.{told['Restarts']}", told["JobState"]
 
     def until_running(self) -> str | None:
-        """Wait until a start runs; returns which, None if the run is finished."""
+        """Wait until a start runs, and submit the job again where it is over; returns which, None if the run is
+        finished."""
+        deadline = time.monotonic() + UNSTARTED_S
         while not (self.workdir / "done").exists():
-            which, state = self.start() if self.ids else ("", "ABSENT")
+            which, state = self.current() if self.ids else ("", "")
             if state == "RUNNING":
                 return which
-            if state not in ALIVE:
+            if state in ("", *FINAL):
                 self.ids.append(self.cluster.submit(*self.command))
+            assert time.monotonic() < deadline, f"start {which} is {state} for ever: {self.log()[-3000:]}"
             time.sleep(0.3)
         return None
 
     def is_over(self, which: str) -> bool:
-        return self.start() != (which, "RUNNING")
+        """Whether that start no longer runs."""
+        return self.current() != (which, "RUNNING")
+
+    def was_over(self, which: str) -> bool:
+        """The same half a second ago at most: to ask Slurm takes longer than a checkpoint."""
+        if time.monotonic() > self.asked_at + 0.5:
+            self.asked_at, self.answer = time.monotonic(), self.is_over(which)
+        return self.answer
 
     def processes(self, what: str) -> list[int]:
         """The processes of one kind that live now."""
@@ -67,7 +78,7 @@ class Job:
         words = {
             "a rank": rf"^\S*python\S* -u train\.py .*{self.workdir}",
             "srun": rf"^srun .*{self.workdir}",
-            "step daemon": rf"^slurmstepd: \[{self.ids[-1]}\.\d",
+            "slurmstepd": rf"^slurmstepd: \[{self.ids[-1]}\.\d",
             "job script": r"^/bin/bash \S*slurm_script ",
         }
         # The job script has subshells of its name, and srun a child of its own: the first is what is meant.
@@ -75,10 +86,11 @@ class Job:
         return alive[:1] if what in ("srun", "job script") else alive
 
     def log(self) -> str:
+        """What all of its starts said."""
         return "".join(map(self.cluster.log, self.ids))
 
 
-class Loss(NamedTuple):
+class Fault(NamedTuple):
     """What was taken away, how, and what came of it."""
 
     what: str
@@ -88,37 +100,44 @@ class Loss(NamedTuple):
     num_repeated: int  # steps that the next start makes again
 
 
-def take_away(job: Job, which: str, draw: random.Random) -> tuple[str, str, str] | None:
-    """Take something away; returns what, how, and its node. Returns None if the start was over before."""
-    what, node = draw.choice(WHAT), draw.choice(sorted(job.cluster.nodes))
+def take_away(job: Job, which: str, draw: random.Random) -> tuple[str, str, str, float] | None:
+    """Take something away; returns what, how, its node, and when. Returns None if the start was over before."""
+    what, node, began = draw.choice(WHAT), draw.choice(sorted(job.cluster.nodes)), time.monotonic()
     if what == "link":
         job.cluster.network.cut(node)
         time.sleep(draw.uniform(0, CUT_S))
         job.cluster.network.heal(node)
-        return what, "cut for a while", node
+        return what, "cut for a while", node, began
     if what == "disk":
         fill(job.workdir.parent / "filler", draw.uniform(0, CUT_S))
-        return what, "full for a while", node
+        return what, "full for a while", node, began
     if what == "node":
         job.cluster.kill_node(node, is_power_lost=True)
-        return what, "killed", node
+        return what, "killed", node, began
     while not (alive := job.processes(what)):
         if job.is_over(which):
             return None
         time.sleep(0.05)
-    return what, kill_one(draw.choice(alive), draw), node
+    began = time.monotonic()
+    try:
+        return what, kill_one(draw.choice(alive), draw), node, began
+    except ProcessLookupError:  # it ended meanwhile
+        return None
 
 
 def fill(path: Path, seconds: float) -> None:
-    """Leave no room on the disk of `path` for some seconds."""
-    until = time.monotonic() + seconds
-    with path.open("wb", buffering=0) as file:
-        while time.monotonic() < until:  # what is removed meanwhile makes room again
-            try:
-                file.write(bytes(2**16))
-            except OSError:
-                time.sleep(0.01)
-    path.unlink()
+    """Leave no room on the disk of `path`, and keep that up for some seconds."""
+    until = None
+    try:
+        with path.open("wb", buffering=0) as file:
+            while until is None or time.monotonic() < until:  # what is removed meanwhile makes room again
+                try:
+                    file.write(bytes(2**16))
+                except OSError:
+                    until = until or time.monotonic() + seconds
+                    time.sleep(0.01)
+    finally:
+        path.unlink()
 
 
 @contextmanager
@@ -129,52 +148,56 @@ def small_disk(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder])
 
 
-def until_noticed(job: Job, which: str, lost: str) -> float | None:
-    """Wait until the start is over; returns the seconds, None if it goes on."""
-    began, step = time.monotonic(), last_step(job.workdir)
+def until_noticed(job: Job, which: str, lost: str, began: float) -> float | None:
+    """Wait until the start is over; returns the seconds since `began`, None if it goes on, or to the end."""
+    step = last_step(job.workdir)
     while not job.is_over(which):
         if last_step(job.workdir) > step + ALONE_STEPS:
             return None
-        assert time.monotonic() - began < UNNOTICED_S, f"start {which} does not end, nor go on, without the {lost}"
+        assert time.monotonic() - began < UNNOTICED_S, (
+            f"start {which} does not end, nor go on, after the fault of {lost}"
+        )
         time.sleep(0.1)
-    return time.monotonic() - began
+    return None if (job.workdir / "done").exists() else time.monotonic() - began
 
 
-def lose_all(job: Job, num_losses: int, draw: random.Random, *, start_s: float, step_s: float) -> Iterator[Loss]:
+def make_faults(job: Job, num_faults: int, draw: random.Random, *, start_s: float, step_s: float) -> Iterator[Fault]:
     """Take one thing after another away until the run is finished."""
     number, before = 0, None
     while which := job.until_running():
-        is_over = partial(job.is_over, which)
-        if number == num_losses:
-            while not is_over():
+        if number == num_faults:
+            while not job.is_over(which):
                 time.sleep(0.5)
             continue
-        phase = wait_for_moment(job.workdir, start_s, step_s, draw, is_over, is_new=which != before)
+        was_over = partial(job.was_over, which)
+        phase = wait_for_moment(job.workdir, start_s, step_s, draw, was_over, is_new=which != before)
         taken, before = take_away(job, which, draw) if phase else None, which
         if taken is None:
             continue
-        what, how, node = taken
-        noticed_s, steps = until_noticed(job, which, what), (last_step(job.workdir), latest_step(job.workdir))
+        what, how, node, began = taken
+        noticed_s, steps = until_noticed(job, which, what, began), (last_step(job.workdir), latest_step(job.workdir))
         if what == "node":
             job.cluster.start_node(node)
         became = "the run went on" if noticed_s is None else f"the start ended after {noticed_s:.1f} s"
         number += 1
         print(
-            f"loss {number} while {phase}, {what}, {how}: {became}, step and checkpoint {steps}, start {which}",
+            f"fault {number} while {phase}, {what}, {how}: {became}, step and checkpoint {steps}, start {which}",
             flush=True,
         )
-        yield Loss(what, how, phase, noticed_s, 0 if noticed_s is None else max(0, steps[0] - steps[1]))
+        yield Fault(what, how, phase, noticed_s, 0 if noticed_s is None else max(0, steps[0] - steps[1]))
 
 
 def chaos(args, folder) -> dict:
     """The run whose job loses its parts, after the one that is left alone."""
     reason = slurm.why_not() or network.why_not()
-    assert not reason, f"--slurm must have a Slurm that can run here: {reason}"
-    assert args.ranks == 2, f"--ranks must be 2 with --slurm, one on each node, found {args.ranks}"
-    draw, steps = random.Random(args.seed), STEPS_PER_LOSS * args.kills
+    if reason:
+        raise SystemExit(f"--slurm must have a Slurm that can run here: {reason}")
+    if args.ranks != 2:
+        raise SystemExit(f"--ranks must be 2 with --slurm, one on each node, found {args.ranks}")
+    draw, steps = random.Random(args.seed), STEPS_PER_FAULT * args.kills
     calm_s, start_s, step_s = calm_run(args, folder, steps)
     with small_disk(folder / "disk") as disk, Network(num_nodes=2) as links:
         cluster = Cluster(folder / "slurm", 2, links)
@@ -183,18 +206,19 @@ def chaos(args, folder) -> dict:
             cluster.start()
             job = Job(cluster, disk / "chaos", steps)
             # A job's start describes the run before it trains it.
-            losses = list(lose_all(job, args.kills, draw, start_s=2 * start_s, step_s=step_s))
+            faults = list(make_faults(job, args.kills, draw, start_s=2 * start_s, step_s=step_s))
             told, num_starts = re.findall(r"phase ([a-z ]+), after", job.log()), job.log().count("start: run folder")
         finally:
             cluster.stop()
         compared = compare(job.workdir, folder / "calm", steps)
-    noticed_s = {what: [loss.noticed_s for loss in losses if loss.what == what] for what in sorted(set(WHAT))}
+    unasked = [fault for fault in faults if fault.how != "asked to end"]
+    noticed_s = {what: [fault.noticed_s for fault in unasked if fault.what == what] for what in sorted(set(WHAT))}
     return {
-        "kills": len(losses), "what": count([f"{loss.what}, {loss.how}" for loss in losses]),
-        "went_on": count([f"{loss.what}, {loss.how}" for loss in losses if loss.noticed_s is None]),
-        "while": count([loss.phase for loss in losses]), "phases_of_the_others": count(told),
+        "kills": len(faults), "what": count([f"{fault.what}, {fault.how}" for fault in faults]),
+        "went_on": count([f"{fault.what}, {fault.how}" for fault in faults if fault.noticed_s is None]),
+        "while": count([fault.phase for fault in faults]), "phases_of_the_others": count(told),
         "noticed_s": {what: summary(seconds) for what, seconds in noticed_s.items()},
-        "submitted": len(job.ids), "starts": num_starts, "steps_repeated": sum(loss.num_repeated for loss in losses),
+        "submitted": len(job.ids), "starts": num_starts, "steps_repeated": sum(fault.num_repeated for fault in faults),
         "seed": args.seed, "calm_run_s": calm_s,
     } | compared  # fmt: skip
 

@@ -15,7 +15,12 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 def two_kills(tmp_path, *options):
     command = [sys.executable, "benchmarks/chaos.py", "--kills", "2", *options, "--json", tmp_path / "found.json"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=580)
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        assert process.wait(500) == 0
+    finally:
+        process.terminate()  # it ends what it has started
+        process.wait(90)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["steps_lost"] == found["steps_twice"] == 0 and found["weights_equal"] and found["losses_equal"]
     return found
@@ -27,8 +32,8 @@ def test_two_kills_lose_nothing(tmp_path, demo_cache):
 
 
 @pytest.mark.slurm
-def test_two_losses_of_a_job_lose_nothing(tmp_path, demo_cache):
+def test_faults_of_a_job_lose_nothing(tmp_path, demo_cache):
     if reason := cluster.why_not() or network.why_not():
         pytest.skip(reason)
     found = two_kills(tmp_path, "--slurm")
-    assert 1 <= found["kills"] == sum(found["what"].values()) and found["starts"] >= found["submitted"] >= 1
+    assert 1 <= found["kills"] <= 2 and found["submitted"] >= 1

@@ -119,7 +119,8 @@ class Cluster:
 
     def stop(self) -> None:
         """End every process whose environment or command names this cluster's folder, or that sees a disk of it."""
-        self.call("scancel", "--user=root", check=False)
+        with suppress(subprocess.TimeoutExpired):
+            self.call("scancel", "--user=root", check=False)
         with suppress(AssertionError):
             self.until(lambda: not self.processes("train.py"), "no rank runs", 10)
         for _ in range(50):

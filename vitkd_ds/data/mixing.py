@@ -88,15 +88,15 @@ def mix(
 
 
 def _pairs(partner_B: Tensor) -> Iterable[tuple[Any, Any]]:
-    """Indices of images and of their partners: all at once on a GPU; on a CPU one by one, so that what is between stays
-    in the cache, and a partner is a view and no copy byte by byte."""
+    """Indices of images and of their partners: all at once on a GPU; on a CPU one by one, so that temporaries stay in
+    the cache and a partner is a view, where indexing with a tensor would copy it byte by byte."""
     return [(slice(None), partner_B)] if partner_B.is_cuda else enumerate(partner_B.tolist())
 
 
 def _mixup(images_BCHW: Tensor, partner_B: Tensor, lam: float, out_BCHW: Tensor) -> None:
     """Blend each image with its partner."""
     for place, partner in _pairs(partner_B):
-        partners = images_BCHW[partner].to(torch.float32, copy=True)
+        partners = images_BCHW[partner].to(torch.float32, copy=True)  # a view of fp32 images must not be altered
         out_BCHW[place].copy_(images_BCHW[place]).mul_(lam).add_(partners.mul_(1 - lam))
 
 

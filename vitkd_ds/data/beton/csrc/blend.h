@@ -8,16 +8,17 @@
 #define INLINE static inline __attribute__((always_inline))
 
 constexpr int WEIGHT_BITS = 22;  // 2**22 is one
-// A weight as two numbers of 16 bits, low + high * 2**15, so that a product of such numbers and bytes is a sum of two.
+// A weight is also low + high * 2**15, of which each part fits into the signed 16 bits that blend_pairs multiplies by.
 constexpr int LOW_BITS = 15;
 
-// The weights of the pixels that make one, and the same for wide vectors: of each two neighbours the low parts, the
-// first in the lower half, and the high parts. Behind the last of an odd number stands 0.
+// The weights of the input pixels of one output pixel; behind an odd number of them stands 0. `pairs` holds the same
+// for blend_pairs, two numbers for two neighbours, see make_pair.
 struct Weights {
   const int32_t *whole, *pairs;
   int count;
 };
 
+// The low parts of two weights, the first in the lower half, and their high parts.
 INLINE void make_pair(int32_t first, int32_t second, int32_t* pair) {
   const auto packed = [](int32_t a, int32_t b) { return int32_t(uint32_t(a & 0xFFFF) | uint32_t(b) << 16); };
   constexpr int32_t mask = (1 << LOW_BITS) - 1;
@@ -58,7 +59,9 @@ INLINE void blend_anywhere(uint8_t* out, const uint8_t* in, size_t stride, const
   std::memcpy(out, &done, BYTES);
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// clang takes an operand of an instruction for one of the enclosing function's target, which is not known here.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_BLEND_PAIRS
 // Instructions of AVX2 and AVX-512 as functions for both: an intrinsic could not be inlined into a template, which has
 // no target of its own. Operands go by reference, as compilers disagree on how such vectors are passed.
 #define INSTRUCTION(name, text)                                \
@@ -82,8 +85,8 @@ INLINE void add_products(Vector<64>::Lanes& sum, const Vector<64>::Lanes& a, con
   __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 
-// The same for wide vectors, two rows at a time. The sums of the low parts alone may need more than 32 bits, of which the
-// lower 32 are all that counts.
+// The same for wide vectors, two rows at a time. The sums of the low parts alone may need more than 32 bits, of which
+// the lower 32 are all that counts.
 template <int BYTES>
 INLINE void blend_pairs(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
   using Lanes = typename Vector<BYTES>::Lanes;

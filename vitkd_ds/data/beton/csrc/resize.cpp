@@ -45,7 +45,7 @@ double filter_value(double x, int filter) {
 
 template <int BYTES>
 INLINE void blend(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef HAS_BLEND_PAIRS
   if constexpr (BYTES > 16) return blend_pairs<BYTES>(out, in, stride, weights);
 #endif
   blend_anywhere<BYTES>(out, in, stride, weights);
