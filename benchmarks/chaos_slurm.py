@@ -2,36 +2,78 @@
 
 The job is the shipped script with a rank on each node. What dies is a rank, srun, the ranks' slurmstepd on a node,
 the job script or a node with all that runs on it; or for some seconds a node's link is cut, or the disk of the run
-folder full. Nothing is done for the run but what its user would do: a node that died comes back, and where Slurm has
-ended the job, the same command is given again. Reported are the seconds from each fault until the job is no longer
-running, except after a request to end, and the phases in which ranks say that another one has gone. Needs root, and
-pytest, as the Slurm is that of the tests.
+folder is full or fails. The last faults come at the end of the run, while it evaluates and exports. Nothing is done for
+the run but what its user would do: a node that died comes back, and where Slurm has ended the job, the same command is
+given again. Reported are the seconds from each fault until the job is no longer running, except after a request to end,
+and the phases in which ranks say that another one has gone. Needs root, and pytest, as the Slurm is that of the tests.
 """
 
 import random
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import network
-from benchmarks.chaos import OPTIONS, calm_run, compare, count, kill_one, last_step, latest_step, wait_for_moment
+from benchmarks.chaos import (
+    OPTIONS,
+    calm_run,
+    compare,
+    count,
+    kill_one,
+    last_step,
+    latest_step,
+    log_file,
+    wait_for_moment,
+)
 from benchmarks.network import INTERFACE, Network
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
-WHAT = ("a rank", "a rank", "srun", "slurmstepd", "job script", "node", "link", "disk")
+WHAT = ("a rank", "a rank", "srun", "slurmstepd", "job script", "node", "link", "disk", "disk")
 STEPS_PER_FAULT = 20
 ALONE_STEPS = 30  # after so many more, a run has gone on without what it lost
 CUT_S = 5.0  # at most, which is less than Slurm waits for a node
 DISK_MIB = 200
+NUM_ENDINGS, ENDING_S = 5, 0.5  # faults at the end of a run, and in what time after its last step
 ALLOCATION = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=4", "--signal=B:USR1@120"]
 UNNOTICED_S = 400.0  # the time limit is over by then
 UNSTARTED_S = 600.0
+# Loaded into all processes of the job before libc: while a file FAILING is there, calls on files beside it fail.
+FAILING_DISK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int fails(int fd) {
+  char link[64], path[4096];
+  const char* mark = getenv("FAILING");
+  if (!mark || access(mark, F_OK)) return 0;
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link, path, sizeof path - 1);
+  if (length < 0 || strncmp(path, mark, strrchr(mark, '/') - mark)) return 0;
+  errno = EIO;
+  return 1;
+}
+#define WRAP(type, function, arguments, ...) \
+  type function arguments { \
+    static type (*real) arguments; \
+    if (!real) real = (type(*) arguments)dlsym(RTLD_NEXT, #function); \
+    return fails(fd) ? -1 : real(__VA_ARGS__); \
+  }
+WRAP(ssize_t, read, (int fd, void* out, size_t n), fd, out, n)
+WRAP(ssize_t, write, (int fd, const void* data, size_t n), fd, data, n)
+WRAP(int, fsync, (int fd), fd)
+"""
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 
@@ -39,8 +81,12 @@ class Job:
     """The run as a job, submitted again where Slurm has ended it."""
 
     def __init__(self, cluster: Cluster, workdir: Path, steps: int) -> None:
-        self.cluster, self.workdir, self.ids, self.asked_at = cluster, workdir, [], 0.0
-        self.command = ["--export=ALL,MAX_FAILURES=1000000", *ALLOCATION, "slurm/vitkd_tiny.sh", *OPTIONS,
+        self.cluster, self.workdir, self.steps, self.ids, self.asked_at = cluster, workdir, steps, [], 0.0
+        self.mark, library = workdir.parent / "failing", workdir.parent.parent / "failing.so"
+        compiler = ["cc", "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", library, "-ldl"]
+        subprocess.run(compiler, input=FAILING_DISK, text=True, check=True)
+        exported = f"--export=ALL,MAX_FAILURES=1000000,LD_PRELOAD={library},FAILING={self.mark}"
+        self.command = [exported, *ALLOCATION, "slurm/vitkd_tiny.sh", *OPTIONS,
                         f"--max_steps={steps}", f"--workdir={workdir}"]  # fmt: skip
 
     def current(self) -> tuple[str, str]:
@@ -100,17 +146,22 @@ class Fault(NamedTuple):
     num_repeated: int  # steps that the next start makes again
 
 
-def take_away(job: Job, which: str, draw: random.Random) -> tuple[str, str, str, float] | None:
+def take_away(job: Job, which: str, draw: random.Random, among: Sequence[str]) -> tuple[str, str, str, float] | None:
     """Take something away; returns what, how, its node, and when. Returns None if the start was over before."""
-    what, node, began = draw.choice(WHAT), draw.choice(sorted(job.cluster.nodes)), time.monotonic()
+    what, node, began = draw.choice(among), draw.choice(sorted(job.cluster.nodes)), time.monotonic()
     if what == "link":
         job.cluster.network.cut(node)
         time.sleep(draw.uniform(0, CUT_S))
         job.cluster.network.heal(node)
         return what, "cut for a while", node, began
-    if what == "disk":
+    if what == "disk" and draw.random() < 0.5:
         fill(job.workdir.parent / "filler", draw.uniform(0, CUT_S))
         return what, "full for a while", node, began
+    if what == "disk":
+        job.mark.touch()
+        time.sleep(draw.uniform(0, CUT_S))
+        job.mark.unlink()
+        return what, "failing for a while", node, began
     if what == "node":
         job.cluster.kill_node(node, is_power_lost=True)
         return what, "killed", node, began
@@ -164,17 +215,34 @@ def until_noticed(job: Job, which: str, lost: str, began: float) -> float | None
     return None if (job.workdir / "done").exists() else time.monotonic() - began
 
 
+def wait_for_end(job: Job, draw: random.Random, was_over: Callable[[], bool], *, is_new: bool) -> str | None:
+    """Wait for a random moment after the last step; returns "ending", None if the start was over before."""
+    before = log_file(job.workdir) if is_new else None
+    while last_step(job.workdir) < job.steps or log_file(job.workdir) == before:
+        if was_over():
+            return None
+        time.sleep(0.02)
+    time.sleep(draw.uniform(0, ENDING_S))
+    return "ending"
+
+
 def make_faults(job: Job, num_faults: int, draw: random.Random, *, start_s: float, step_s: float) -> Iterator[Fault]:
     """Take one thing after another away until the run is finished."""
     number, before = 0, None
     while which := job.until_running():
-        if number == num_faults:
+        was_over, is_new = partial(job.was_over, which), which != before
+        if number < num_faults:
+            phase = wait_for_moment(job.workdir, start_s, step_s, draw, was_over, is_new=is_new)
+        else:
+            phase = wait_for_end(job, draw, was_over, is_new=is_new)
+        if number >= num_faults + NUM_ENDINGS:
+            phase = None
             while not job.is_over(which):
                 time.sleep(0.5)
-            continue
-        was_over = partial(job.was_over, which)
-        phase = wait_for_moment(job.workdir, start_s, step_s, draw, was_over, is_new=which != before)
-        taken, before = take_away(job, which, draw) if phase else None, which
+        taken, before = (
+            take_away(job, which, draw, ("a rank",) if phase == "ending" else WHAT) if phase else None,
+            which,
+        )
         if taken is None:
             continue
         what, how, node, began = taken
