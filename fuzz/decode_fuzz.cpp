@@ -30,6 +30,7 @@
 #include <jpeglib.h>
 
 #include "../vitkd_ds/data/beton/csrc/decode.h"
+#include "../vitkd_ds/data/beton/csrc/splice.h"
 
 namespace {
 
@@ -260,7 +261,12 @@ Bytes decoded_whole(const Bytes& file, const StoredImage& entry) {
 Bytes expected(int fd, const StoredImage& entry, const CropRow& row, int32_t size, int32_t vector_bytes) {
   Bytes content(entry.size), image(size_t(size) * size * 3);
   if (pread(fd, content.data(), content.size(), off_t(entry.offset)) != ssize_t(content.size())) fail("a short read");
-  if (entry.mode == MODE_JPG) content = decoded_whole(content, entry);
+  if (entry.mode == MODE_JPG) {
+    // libjpeg makes something else of codes that no encoder writes where its buffer ends soon.
+    content.resize(entry.size + ROOM_BYTES);
+    fill_room(content.data() + entry.size);
+    content = decoded_whole(content, entry);
+  }
   const int32_t status = vitkd_resize(content.data(), entry.height, entry.width, &row, size, vector_bytes, image.data());
   if (status != DECODED) fail("a row that decodes and cannot be resized");
   return image;
