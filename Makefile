@@ -31,13 +31,16 @@ demo: setup
 	@$(BIN)/vitkd-ds report runs/make_demo/distilled runs/make_demo/plain
 
 # The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
+# On two workers, each with one thread; PYTEST_WORKERS=0 runs all tests in one process.
+PYTEST_WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+
 test: setup
-	sh .ci/test_programs
-	$(BIN)/python -m pytest -m "not slow and not long"
+	$(PYTEST) -m "not slow and not long"
 
 test-all: setup
 	sh .ci/test_programs
-	$(BIN)/python -m pytest -m "not long"
+	$(PYTEST) -m "not long" --hypothesis-profile many
 
 # A cut network, dead daemons of Slurm, kills, every recipe at its full depth, `make gpu` at toy size: minutes each.
 test-long: setup

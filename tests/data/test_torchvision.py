@@ -86,6 +86,7 @@ def test_what_it_cannot_do_is_refused(packed):
         another(config("/nowhere", backend="torchvision"))
 
 
+@pytest.mark.cold
 def test_neither_ffcv_nor_the_compiled_decoder_is_needed(packed):
     program = f"""
 import sys

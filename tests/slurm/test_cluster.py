@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT, free_port
 from tests.slurm.conftest import TWO_BY_TWO, submit, until_completed
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_the_demo_trains_on_two_nodes_of_two_ranks(cluster, tmp_path):
@@ -31,7 +31,6 @@ def test_a_refused_job_ends_at_once_and_its_log_lies_in_logs_of_the_checkout(clu
     assert "did you mean workdir" in (tmp_path / "logs" / f"vitkd_tiny-{job}.log").read_text()
 
 
-@pytest.mark.slow
 def test_data_that_one_node_lacks_are_refused_by_all_and_the_job_is_not_requeued(cluster, tmp_path, small_beton):
     copies = [cluster.disk("node1") / f"x.beton{suffix}" for suffix in ("", ".json")]
     for copy, suffix in zip(copies, ("", ".json")):
@@ -46,7 +45,6 @@ def test_data_that_one_node_lacks_are_refused_by_all_and_the_job_is_not_requeued
         copy.unlink()  # the next test looks at what is on this disk
 
 
-@pytest.mark.slow
 def test_the_doctor_examines_both_nodes_before_the_run(cluster, tmp_path):
     job = submit(cluster, tmp_path / "run", DOCTOR="1")
     until_completed(cluster, job, tmp_path / "run")
@@ -54,7 +52,6 @@ def test_the_doctor_examines_both_nodes_before_the_run(cluster, tmp_path):
     assert "4 ranks on 2 nodes" in before and "error" not in before and "finished: " in after, before
 
 
-@pytest.mark.slow
 def test_each_node_trains_from_a_copy_on_its_own_disk(cluster, small_beton, tmp_path):
     options = ["--recipe=demo", "--debug", "--max_steps=1", f"--data.train={small_beton}", f"--workdir={tmp_path}/run"]
     job = cluster.submit(*TWO_BY_TWO, f"--export=ALL,STAGE_DIR={cluster.scratch}", "slurm/vitkd_base.sh", *options)
@@ -83,7 +80,6 @@ srun --ntasks=2 --ntasks-per-node=1 bash -c 'exec deepspeed --hostfile="$1" --no
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ranks_on_two_nodes_find_each_other_under(launcher, cluster, tmp_path):
     workdir, script = tmp_path / "a run", tmp_path / "job.sh"

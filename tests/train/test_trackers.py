@@ -119,6 +119,7 @@ def test_mlflow_has_every_value_in_the_run_folder_and_a_resumed_run_continues_it
     assert found == {"total": [(1, 1.5), (2, 1.25), (3, 1.0)], "lr": [(2, 0.1)]}
 
 
+@pytest.mark.cold
 def test_trackio_has_every_value_in_the_run_folder_and_a_resumed_run_continues_its_run(tmp_path):
     pytest.importorskip("trackio", reason="trackio is not installed: docs/training.md says how")
     workdir = tmp_path / "run"
@@ -201,6 +202,7 @@ def test_trackers_are_read_from_text_and_from_a_stored_run(tmp_path):
     assert parse_run((), {"trackers": ""}).trackers == ()
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_a_tracker_that_is_absent_is_refused_with_its_extra_before_anything_heavy_loads(tmp_path, name):
     (tmp_path / name).mkdir()  # a folder of results, as wandb makes it, is no package

@@ -98,6 +98,7 @@ def test_photos_of_validation_are_kept_as_they_are_and_those_that_train_are_enco
     assert check_beton(photos / "train.beton").passthrough == 0 and len(train.read(0)) != len(jpeg)
 
 
+@pytest.mark.cold
 def test_only_class_folders_of_the_ffcv_backend_are_packed_and_torch_is_not_needed_to_know_it(photos, monkeypatch):
     monkeypatch.chdir(photos)
     shutil.copytree(photos / "val", photos / "demo")

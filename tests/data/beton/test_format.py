@@ -54,6 +54,7 @@ def test_our_view_of_the_header_and_the_tables_is_ffcvs(beton):
     assert (tables.allocations["offset"] // reader.page_size == last // reader.page_size).all()
 
 
+@pytest.mark.cold
 def test_images_and_labels_are_found_without_ffcv_and_tables_are_written_as_they_are_read(beton):
     (_, images, labels), content = read_beton(beton), beton.read_bytes()
     assert labels.dtype == np.int64 and labels.tolist() == [0] * 11 + [1] * 11

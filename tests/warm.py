@@ -1,0 +1,248 @@
+"""Fork the tests' Python processes from this one, where the slow packages are already imported.
+
+A rank spends six seconds on imports. `subprocess.Popen` can call a function in the forked child just before it
+executes a program. Here that function runs the Python program itself and never returns, so pid, pipes, session,
+working directory and exit code are those of an ordinary child. The child resets what a new interpreter would not have:
+the package's and the tests' modules, signal handlers, open files, exit handlers, random generators. The marker `cold`
+starts a test's programs as usual, and so do environment variables that only a new interpreter reads.
+"""
+
+import atexit
+import faulthandler
+import gc
+import importlib
+import logging
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import Any, NamedTuple, NoReturn
+
+SLOW_PACKAGES = (
+    "numpy", "torch", "torchvision", "timm", "PIL.Image", "safetensors.torch", "deepspeed", "ffcv", "torch._inductor",
+    "torch.distributed._functional_collectives", "torch.utils.flop_counter", "torch.utils.tensorboard", "tqdm", "fire",
+    "hypothesis",  # pytest imports it at its end, when it would not find its references among frozen objects
+)  # fmt: skip
+OWN_PACKAGES = ("tests", "vitkd_ds", "benchmarks", "conftest")
+READ_AT_START = ("LD_", "PYTHON", "HF_", "NUMBA_", "MKL_", "KMP_")
+"""Prefixes of variables that a running interpreter no longer reads."""
+RESET_BY_CHILD = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+DEFAULT_FILTERS = [
+    ("default", None, DeprecationWarning, "__main__", 0),
+    *(("ignore", None, category, None, 0) for category in (DeprecationWarning, PendingDeprecationWarning)),
+    *(("ignore", None, category, None, 0) for category in (ImportWarning, ResourceWarning)),
+]
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGHUP")
+
+is_on = True
+"""Whether children are forked warm; the marker `cold` turns it off for a test."""
+
+
+class Program(NamedTuple):
+    """A Python program on a command line."""
+
+    kind: str
+    """-m, -c or file."""
+    what: str
+    """Module, code or path."""
+    argv: list[str]
+
+
+def install() -> None:
+    """Fork children of this process and of its children warm from now on."""
+    execute = subprocess.Popen.__init__
+
+    def start(self: subprocess.Popen, args: Any, *rest: Any, **options: Any) -> None:
+        program = None if rest or isinstance(args, (str, bytes)) else warm_program(list(map(str, args)), options)
+        if program is not None:
+            preload()
+            environ = dict(options.get("env") or os.environ)
+            options["preexec_fn"] = lambda: _run(program, environ)
+        execute(self, args, *rest, **options)
+
+    subprocess.Popen.__init__ = start
+
+
+def warm_program(words: Sequence[str], options: Mapping[str, Any]) -> Program | None:
+    """Return the Python program that a call of Popen would start, or None if it must start cold."""
+    own_ways = ("preexec_fn", "shell", "executable", "pass_fds", "user", "group")
+    environ = options.get("env") or os.environ
+    if not is_on or any(options.get(name) for name in own_ways) or _at_start(environ) != _at_start(os.environ):
+        return None
+    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+        return None
+    return parse(words, environ.get("PATH", os.defpath))
+
+
+def parse(words: Sequence[str], path: str) -> Program | None:
+    """Return the program of this interpreter that a command line names, or None."""
+    first, *rest = words
+    first = shutil.which(first, path=path) or first
+    if not _is_this_python(first):
+        return Program("file", first, [first, *rest]) if _is_script(first) else None
+    if rest[:1] == ["-u"]:
+        rest = rest[1:]
+    if rest[:1] in (["-m"], ["-c"]) and len(rest) > 1:
+        return Program(rest[0], rest[1], ["-c" if rest[0] == "-c" else rest[1], *rest[2:]])
+    return Program("file", rest[0], list(rest)) if rest and rest[0].endswith(".py") else None
+
+
+def preload() -> None:
+    """Import the slow packages, once; what they print and log goes to the real streams, which children inherit."""
+    if "ffcv" in sys.modules and gc.get_freeze_count():
+        return
+    with warnings.catch_warnings(), redirect_stdout(sys.__stdout__), redirect_stderr(sys.__stderr__):
+        warnings.simplefilter("ignore")
+        for name in SLOW_PACKAGES:
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page it marks
+
+
+def _at_start(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(READ_AT_START) and name not in RESET_BY_CHILD
+    }
+
+
+def _is_this_python(path: str) -> bool:
+    return os.path.dirname(path) == os.path.dirname(sys.executable) and os.path.basename(path).startswith("python")
+
+
+def _is_script(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            start = file.readline(256)
+    except OSError:
+        return False
+    return start.startswith(b"#!") and _is_this_python(os.fsdecode(start[2:]).strip())
+
+
+def _run(program: Program, environ: Mapping[str, str]) -> NoReturn:
+    """Run a program in a forked child and leave as an interpreter would."""
+    code = 1
+    try:
+        _reset(environ)
+        _set_path(program, environ)
+        code = _exit_code_of(program)
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError:
+            code = 120  # as at the end of an interpreter
+        os._exit(code & 255)
+
+
+def _reset(environ: Mapping[str, str]) -> None:
+    _close_files()
+    for name in SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen has set both to their defaults
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    faulthandler.disable()
+    atexit._clear()
+    weakref.finalize._registry.clear()
+    weakref.finalize._registered_with_atexit = False
+    os.environ.clear()
+    os.environ.update(environ)
+    tempfile.tempdir = None
+    sys.stdin = open(0, closefd=False)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=False)
+    warnings.filters[:] = DEFAULT_FILTERS
+    warnings._filters_mutated()
+    _reset_logging()
+    _reset_multiprocessing()
+    _reset_torch(environ)
+
+
+def _close_files() -> None:
+    """Close the inherited files, such as the pipe on which Popen waits, but keep their numbers taken.
+
+    Objects of this process that are collected later close their numbers, which must not be those of a new file by then.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):
+        if 2 < int(name) != nothing:
+            with suppress(OSError):  # the number with which the folder was listed is closed by now
+                os.fstat(int(name))
+                os.dup2(nothing, int(name), inheritable=False)
+
+
+def _reset_logging() -> None:
+    logging.root.handlers[:] = []
+    logging.root.setLevel(logging.WARNING)
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in OWN_PACKAGES]:
+        del logging.root.manager.loggerDict[name]
+    for name in [name for name in sys.modules if name.partition(".")[0] in OWN_PACKAGES]:
+        del sys.modules[name]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "AssertionRewritingHook"]
+
+
+def _reset_multiprocessing() -> None:
+    from multiprocessing import process, resource_tracker, util
+
+    process._children.clear()
+    util._finalizer_registry.clear()
+    resource_tracker._resource_tracker._fd = None
+    resource_tracker._resource_tracker._pid = None
+
+
+def _reset_torch(environ: Mapping[str, str]) -> None:
+    import numpy
+    import torch
+
+    torch.set_num_threads(int(environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    torch.set_grad_enabled(True)
+    torch.seed()
+    numpy.random.seed()
+
+
+def _set_path(program: Program, environ: Mapping[str, str]) -> None:
+    first = {"-m": os.getcwd(), "-c": "", "file": os.path.dirname(os.path.realpath(program.what))}[program.kind]
+    own = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    prefixes = (sys.prefix, sys.base_prefix)
+    installed = [path for path in sys.path if path.startswith(prefixes) and path not in (first, *own)]
+    sys.path[:] = [first, *own, *installed]
+    sys.path_importer_cache.clear()
+    sys.argv[:] = program.argv
+    sys.dont_write_bytecode = bool(environ.get("PYTHONDONTWRITEBYTECODE"))
+
+
+def _exit_code_of(program: Program) -> int:
+    try:
+        if program.kind == "-m":
+            runpy.run_module(program.what, run_name="__main__", alter_sys=True)
+        elif program.kind == "file":
+            runpy.run_path(program.what, run_name="__main__")
+        else:
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(program.what, "<string>", "exec"), vars(sys.modules["__main__"]))
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return int(ended.code or 0)
+        print(ended.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            sys.stderr.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1
+    return 0
