@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tests import warm
@@ -21,6 +22,13 @@ from tests import warm
 ROOT = Path(__file__).parents[1]
 
 warm.install()
+
+for name, number in {"few": 20, "many": 300}.items():
+    # The same examples each time: a test uses its folder again for each, and a failure can be repeated.
+    settings.register_profile(
+        name, max_examples=number, database=None, deadline=None, derandomize=True, suppress_health_check=HealthCheck
+    )
+settings.load_profile("few")
 
 # A shell that runs the tests in the background lets SIGINT be ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.checkpoint.test_load import make
@@ -21,10 +21,6 @@ from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.log import MetricsLog
 
-MANY = settings(
-    max_examples=150, database=None, deadline=1000, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-"""The same examples each time: the folder of a test is used again by each, and a failure in CI can be repeated."""
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**30)
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
     st.text(max_size=8), inner, max_size=3), max_leaves=8)  # fmt: skip
@@ -83,7 +79,6 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("any")
 
 
-@MANY
 @example(content=DEEP)
 @example(content=DIGITS)
 @given(content=damaged(json.dumps(CONFIG).encode()) | with_another_value(CONFIG).map(
@@ -106,7 +101,6 @@ ANSWERS = {"step": 1, "classes": ["a", "b"], "image": [0, 7], "label": [0, 1], "
            "student_probability": [0.5, 1.0], "teacher": [0, 0], "teacher_probability": [0.5, 0.9]}  # fmt: skip
 
 
-@MANY
 @example(content=DEEP)
 @example(content=DIGITS)
 @given(content=damaged(json.dumps(ANSWERS).encode()) | with_another_value(ANSWERS).map(
@@ -118,7 +112,6 @@ def test_the_answers_of_an_evaluation(place, content):
         assert found.confusion()[1].sum() == len(found.label)
 
 
-@MANY
 @example(content=DEEP)
 @given(content=damaged(b'{"model": "deit_tiny_patch16_224", "args": {}, "classes": ["a"]}'))
 def test_the_description_beside_weights(place, content):
@@ -143,7 +136,6 @@ def checkpoint(tmp_path_factory):
     return path, tree
 
 
-@settings(MANY, max_examples=300)
 @given(data=st.data())
 def test_a_manifest(checkpoint, data):
     path, tree = checkpoint
@@ -168,7 +160,6 @@ def packed(tmp_path_factory):
     return path, side, path.read_bytes(), side.read_bytes()
 
 
-@settings(MANY, max_examples=300)
 @given(data=st.data())
 def test_a_side_file(packed, data):
     path, side, beton, content = packed
@@ -179,7 +170,6 @@ def test_a_side_file(packed, data):
     must_name(path, read_beton, path)
 
 
-@settings(MANY, max_examples=300)
 @given(data=st.data())
 def test_a_beton(packed, data):
     path, side, beton, content = packed
@@ -188,7 +178,6 @@ def test_a_beton(packed, data):
     must_name(path, read_beton, path)
 
 
-@MANY
 @example(content=DEEP)
 @given(content=damaged(json.dumps(lock.RunLock(Path("x")).me).encode()))
 def test_a_lock(place, content):
@@ -197,14 +186,12 @@ def test_a_lock(place, content):
     assert name and lives in (True, False, None)
 
 
-@MANY
 @given(content=damaged(b"step00000001\n"))
 def test_a_pointer(place, content):
     (place / "latest").write_bytes(content)
     assert newest(place) == ""
 
 
-@MANY
 @example(content=DEEP)
 @given(content=damaged(b'{"step": 1, "total": 1.0}\n{"step": 2, "total": 1.0}\n'))
 def test_metrics_jsonl(place, content):
@@ -218,7 +205,6 @@ KEYS = ["optim.lr", "seed", "compile", "debug", "data.crop_scale", "student.mode
         "augment.rand_augment", "workdir", "epochs", "teacher.placement", "ds_config"]  # fmt: skip
 
 
-@settings(MANY, max_examples=400)
 @example(key="student.model_args", text=DEEP.decode())
 @example(key="student.model_args", text='{"a": ' * 50_000)
 @example(key="seed", text=DIGITS.decode())

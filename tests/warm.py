@@ -28,7 +28,8 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any, NamedTuple, NoReturn
 
 SLOW_PACKAGES = (
-    "numpy", "torch", "torchvision", "timm", "PIL.Image", "safetensors.torch", "deepspeed", "ffcv", "torch._inductor",
+    "numpy", "torch", "torchvision", "timm", "PIL.Image", "safetensors.torch", "deepspeed", "ffcv",
+    "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports them at a start
     "torch.distributed._functional_collectives", "torch.utils.flop_counter", "torch.utils.tensorboard", "tqdm", "fire",
     "hypothesis",  # pytest imports it at its end, when it would not find its references among frozen objects
 )  # fmt: skip

@@ -12,6 +12,8 @@ from benchmarks import gpu
 from benchmarks.network import why_not
 from tests.conftest import ROOT, run_command
 
+pytestmark = pytest.mark.slow
+
 
 def run_loader(folder, names):
     path = folder / "rows.json"
@@ -39,7 +41,6 @@ def test_the_loader_benchmark_runs_and_writes_its_rows(tmp_path):
     assert "| turbojpeg-crop-limit |" in text and "ours-jpg500 after a cold start" in text
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("torchvision"), reason="torchvision and timm are the opponents")
 def test_all_loaders_run_each_full_recipe(tmp_path):
     names = [f"ours-{name}-{recipe}" for name in ("jpg500", "raw") for recipe in ("randaugment-erasing", "3augment")]
@@ -53,7 +54,6 @@ def test_an_unknown_row_is_refused_with_the_names_there_are():
     assert done.returncode and "ours-jpg500" in done.stderr and "found ours-png" in done.stderr
 
 
-@pytest.mark.slow
 def test_two_hosts_send_what_the_plan_predicts(tmp_path):
     if reason := why_not("tc", "taskset"):
         pytest.skip(f"SCALING NOT TESTED: {reason}")

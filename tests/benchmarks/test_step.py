@@ -17,6 +17,8 @@ from benchmarks.step_variants import VARIANTS, build_pair, make_micro_batch, run
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from vitkd_ds.recipes import build_run
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"pair", "variant", "micro_batch", "images_per_s", "ratio", "peak_gib", "tflops", "mfu"}
 
 
@@ -107,7 +109,6 @@ def test_every_pair_is_timed_at_every_micro_batch_with_static_sizes(tmp_path):
     assert text.count("pair   mb  variant") == 1
 
 
-@pytest.mark.slow
 def test_on_two_ranks_the_engines_alone_are_timed(tmp_path):
     rows = tmp_path / "rows.json"
     finish_ranks(start_ranks(2, "benchmarks/step.py", "--debug", "--pairs", "tiny", "--json", rows))

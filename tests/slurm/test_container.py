@@ -6,7 +6,11 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
 
 DOCKERFILE = (ROOT / "slurm" / "Dockerfile").read_text()
 DEFINITION = (ROOT / "slurm" / "vitkd_ds.def").read_text()

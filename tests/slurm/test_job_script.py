@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.slurm.stubs import run_script
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = sorted((ROOT / "slurm").glob("vitkd_*.sh"))
 PACK = ROOT / "slurm" / "pack_imagenet.sh"
 DEMO = ["--recipe", "demo", "--debug"]
@@ -133,7 +135,6 @@ def test_a_signal_asks_the_ranks_to_save_and_leaves_nothing_behind(tmp_path):
     assert time.monotonic() - start < 9, "the wait for the next USR1 has ended too"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("limit, is_ended", [
     ("00:01:00", True), ("1-00:00:00", False),
 ])  # fmt: skip

@@ -8,6 +8,8 @@ from tests.slurm.conftest import until_completed
 from tests.slurm.stubs import run_script
 from vitkd_ds.data.beton.side_file import read_side
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def packs(tmp_path):
@@ -72,7 +74,6 @@ def test_restart_is_for_the_first_start_only(packs):
 
 
 @pytest.mark.slurm
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_folder_of_photographs_is_packed_over_a_stop_by_usr1(cluster, tmp_path):
     numbers = np.random.default_rng(0)

@@ -8,6 +8,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.slurm.stubs import run_script
 
+pytestmark = pytest.mark.slow
+
 DEMO = ["--recipe=demo", "--debug"]
 
 

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -253,16 +254,21 @@ def _create(
 
 
 def _default_model(name: str, *, role: str) -> nn.Module:
-    """Create the named model without model_args on the meta device, where it costs no memory."""
+    """Return the named model without model_args on the meta device, where it costs no memory. Not to be changed."""
     check_model_name(name, role=role)
     try:
-        with torch.device("meta"):
-            model = timm.create_model(name)
+        return _on_meta(name)
     except RuntimeError as error:
         architecture = name.partition(".")[0]
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or architecture
         raise ValueError(f"{role}.model must name weights that timm knows, found {name!r}: choose of {tags}") from error
-    return model
+
+
+@cache
+def _on_meta(name: str) -> nn.Module:
+    """Create a model once: timm goes through its initialisation on meta too, half a second for a ViT-Large."""
+    with torch.device("meta"):
+        return timm.create_model(name)
 
 
 def _check_model_args(model_args: Mapping[str, Any], cls: type[nn.Module], *, role: str) -> None:

@@ -13,6 +13,8 @@ from tests.commands.report.conftest import STEPS, STOPPED
 from tests.conftest import metrics_of
 from vitkd_ds.commands.report import report
 
+pytestmark = pytest.mark.slow
+
 
 def logged(run, key):
     """Step -> value."""
