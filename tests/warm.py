@@ -60,7 +60,7 @@ class Program(NamedTuple):
 
 def install() -> None:
     """Fork children of this process and of its children warm from now on."""
-    execute = subprocess.Popen.__init__
+    execute = getattr(subprocess.Popen.__init__, "cold", subprocess.Popen.__init__)  # set in a worker of pytest-xdist
 
     def start(self: subprocess.Popen, args: Any, *rest: Any, **options: Any) -> None:
         program = None if rest or isinstance(args, (str, bytes)) else warm_program(list(map(str, args)), options)
@@ -70,6 +70,7 @@ def install() -> None:
             options["preexec_fn"] = lambda: _run(program, environ)
         execute(self, args, *rest, **options)
 
+    start.cold = execute
     subprocess.Popen.__init__ = start
 
 
