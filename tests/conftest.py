@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ["tests.guard"]
 
 # A shell that runs the tests in the background lets SIGINT be ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
