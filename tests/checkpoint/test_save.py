@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -125,8 +126,8 @@ def save_on_ranks(tmp_path, *, failing=None, check=None):
     """Save on three ranks, each with a file of its own, and note a result; `failing` ranks cannot write theirs."""
 
     def on_rank(rank):
-        content = lambda: None if rank == failing else rank  # noqa: E731  (torch.save pickles no lambda)
-        files = {f"state{rank}.pt": {"x": content if rank == failing else torch.arange(3 + rank)}}
+        unfit = threading.Lock()  # which torch.save cannot pickle
+        files = {f"state{rank}.pt": {"x": unfit if rank == failing else torch.arange(3 + rank)}}
         engine = SimpleNamespace(layout={}, student_weights=ENGINE.student_weights, state_files=lambda: files)
         saver = Saver(tmp_path, CheckpointConfig(max_failures=2), {}, check=check or (lambda: None))
         saver.save(engine, state_at(4))
@@ -159,7 +160,8 @@ def test_a_lock_that_rank_0_lost_ends_all_ranks(tmp_path):
         raise LockLost("taken")
 
     def on_rank(rank):
+        saver = Saver(tmp_path, CheckpointConfig(), {}, check=check if rank == 0 else lambda: None)
         with pytest.raises(LockLost, match="taken"):
-            Saver(tmp_path, CheckpointConfig(), {}, check=check if rank == 0 else lambda: None).save(ENGINE, state_at(4))
+            saver.save(ENGINE, state_at(4))
 
     on_ranks(2, on_rank)
