@@ -62,7 +62,7 @@ np.savez(folder / f"{name}.npz", images=images, status=status)
 
 
 @pytest.mark.parametrize("height, reason", [(1000, BAD_JPEG), (2000, NO_MEMORY)])
-def test_a_progressive_jpeg_that_needs_more_memory_than_is_allowed_is_reported(height, reason, decode_rows):  # noqa: F811
+def test_a_progressive_jpeg_that_needs_more_memory_than_allowed_is_reported(height, reason, decode_rows):  # noqa: F811
     # Its coefficients, two bytes for each of three channels, would take 390 MB and 780 MB: allowed are 537 MB.
     small = jpeg(photo(16, 16), progressive=True, subsampling=0)
     start = small.index(b"\xff\xc2") + 5
