@@ -20,6 +20,7 @@ from PIL import Image
 from tests import warm
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ["tests.guard"]
 
 warm.install()
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.threaded import on_ranks
 from vitkd_ds.checkpoint import save
 from vitkd_ds.checkpoint.files import write_whole
 from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
@@ -229,3 +230,43 @@ def test_the_newest_the_best_and_latest_are_kept_and_no_leftovers(tmp_path):
     save._delete_old(folder, 2)
     kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
     assert [name[-1] for name in kept] == ["1", "3", "4", "9"], "9 is of a time line that was left"
+
+
+def views(tmp_path, *steps):
+    """The same run folder as three ranks see it: a network file system may show them different files for a while."""
+    for rank in range(3):
+        make(tmp_path / str(rank), *steps)
+    return [tmp_path / str(rank) for rank in range(3)]
+
+
+def test_ranks_that_see_other_files_take_the_same_checkpoint(tmp_path, caplog):
+    workdirs = views(tmp_path, 1, 2, 3)
+    for workdir in workdirs:
+        TORN(workdir / "checkpoints" / "step00000003")
+    shutil.rmtree(workdirs[1] / "checkpoints" / "step00000002")
+    (workdirs[2] / "checkpoints" / "step00000001" / MANIFEST).unlink()
+    (workdirs[2] / "checkpoints" / "step00000000").mkdir()
+    found = on_ranks(3, lambda rank: newest_whole(find("auto", workdirs[rank])))
+    assert [start.tag for start in found] == ["step00000001"] * 3
+    assert all(start.manifest == found[0].manifest for start in found)
+    assert caplog.text.count("is damaged and passed over") == 2, "only rank 0 says so"
+
+
+@pytest.mark.parametrize("damaged", range(2))
+def test_damage_that_one_rank_finds_in_its_part_is_known_on_all(tmp_path, damaged):
+    # Two files have parts for two ranks; the third checks none.
+    workdirs = views(tmp_path, 1, 2)
+    for name in ("a", STATE):
+        change(name, lambda content: content[:-1] + b"?")(workdirs[damaged] / "checkpoints" / "step00000002")
+    found = on_ranks(3, lambda rank: newest_whole(find("auto", workdirs[rank])))
+    assert [start.tag for start in found] == ["step00000001"] * 3
+
+
+def test_other_images_on_one_rank_are_refused_on_all_before_anything_is_loaded(tmp_path):
+    start = Start(tmp_path, "step00000004", True, False, {"train_state": asdict(TrainState(7, 5, step=4))})
+
+    def on_rank(rank):
+        with pytest.raises(ValueError, match="found 6: give the same data.train"):
+            restore(None, start, steps_per_epoch=7, data=5 + (rank == 1))
+
+    on_ranks(2, on_rank)

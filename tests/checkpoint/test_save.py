@@ -2,15 +2,18 @@
 
 import json
 import re
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.threaded import on_ranks
 from vitkd_ds.checkpoint.load import TrainState, find, newest_whole
 from vitkd_ds.checkpoint.lock import LockLost
 from vitkd_ds.checkpoint.save import SaveError, Saver
 from vitkd_ds.config.run import CheckpointConfig
+from vitkd_ds.engine import ranks
 
 ENGINE = SimpleNamespace(
     layout={"world_size": 1}, student_weights=lambda: {"w": torch.ones(2)},
@@ -117,3 +120,48 @@ def test_an_evaluation_follows_into_its_own_checkpoint(tmp_path, caplog):
     assert (saver.folder / "best").read_text() == "step00000004"
     saver.note(state_at(5, result={"top1": 60.0}))
     assert not caplog.text, "of another step nothing is written"
+
+
+def save_on_ranks(tmp_path, *, failing=None, check=None):
+    """Save on three ranks, each with a file of its own, and note a result; `failing` ranks cannot write theirs."""
+
+    def on_rank(rank):
+        unfit = threading.Lock()  # which torch.save cannot pickle
+        files = {f"state{rank}.pt": {"x": unfit if rank == failing else torch.arange(3 + rank)}}
+        engine = SimpleNamespace(layout={}, student_weights=ENGINE.student_weights, state_files=lambda: files)
+        saver = Saver(tmp_path, CheckpointConfig(max_failures=2), {}, check=check or (lambda: None))
+        saver.save(engine, state_at(4))
+        saver.note(state_at(4, result_step=4, best_step=4, best_top1=5.0))
+        return saver.num_failures, saver.saved_step
+
+    return on_ranks(3, on_rank)
+
+
+def test_a_checkpoint_has_the_files_of_all_ranks_in_one_folder(tmp_path):
+    checked = []
+    assert save_on_ranks(tmp_path, check=lambda: checked.append(ranks.rank())) == [(0, 4)] * 3
+    assert {*checked} == {0}, "the lock is rank 0's"
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step00000004", "latest", "best"}
+    start = newest_whole(find("auto", tmp_path))
+    assert {f"state{rank}.pt" for rank in range(3)} < start.manifest["files"].keys()
+    assert start.manifest["train_state"]["best_top1"] == 5.0
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_rank_that_cannot_write_fails_the_save_on_all_and_leaves_nothing(tmp_path, failing, caplog):
+    assert save_on_ranks(tmp_path, failing=failing) == [(1, -1)] * 3
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert caplog.text.count(f"SAVING FAILED at step 4: rank {failing}: ") == 1
+
+
+def test_a_lock_that_rank_0_lost_ends_all_ranks(tmp_path):
+    def check():
+        raise LockLost("taken")
+
+    def on_rank(rank):
+        saver = Saver(tmp_path, CheckpointConfig(), {}, check=check if rank == 0 else lambda: None)
+        with pytest.raises(LockLost, match="taken"):
+            saver.save(ENGINE, state_at(4))
+
+    on_ranks(2, on_rank)

@@ -149,3 +149,19 @@ def test_a_loaded_student_is_the_one_that_was_exported_in_eval_mode(tmp_path):
     assert torch.equal(loaded(images_BCHW), model(images_BCHW))
     with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_no_prediction_builds_a_graph(tmp_path, photos, features, monkeypatch):
+    write_export(tmp_path / "student")
+    graphs, build_model = [], module.Exported.model
+
+    def watched(exported):
+        model = build_model(exported)
+        model.patch_embed.register_forward_hook(lambda own, images, output: graphs.append(output.requires_grad))
+        assert next(model.parameters()).requires_grad
+        return model
+
+    monkeypatch.setattr(module.Exported, "model", watched)
+    assert len([*predict(str(tmp_path / "student"), [str(photos)], features=features)]) == 6
+    assert graphs == [False]

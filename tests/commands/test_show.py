@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.data.conftest import write_images
+from vitkd_ds import cli
 from vitkd_ds.cli import parse_run
 from vitkd_ds.commands import show as show_module
 from vitkd_ds.commands.pack import pack
@@ -86,3 +87,27 @@ def test_images_without_labels_are_shown_without_captions(tmp_path):
     assert _caption(torch.zeros(0), ()) == [""]
     pixels = np.asarray(Image.open(show(run, tmp_path / "x.png")).convert("L"))
     assert pixels[140:164].min() == 255 and pixels[:140].min() < 200
+
+
+LARGER = {"teacher.model": "deit3_small_patch16_224.fb_in22k_ft_in1k", "teacher.checkpoint": "hub"}
+
+
+@pytest.mark.parametrize("flags, has_teacher", [
+    ({}, False), ({"augment.mixup_alpha": "0.5"}, False), (LARGER, True), (LARGER | {"losses.nkd.weight": "1"}, True),
+])  # fmt: skip
+def test_a_teacher_is_left_out_unless_the_command_speaks_of_one_or_of_losses(
+    tmp_path, monkeypatch, flags, has_teacher
+):
+    shown = Mock(return_value=tmp_path / "x.png")
+    monkeypatch.setattr(show_module, "show", shown)
+    cli.show(str(two_classes(tmp_path)), str(tmp_path / "x.png"), **SHOWN | flags)
+    run = shown.call_args.args[0]
+    assert (run.teacher is not None) == has_teacher and run.data.val == run.data.train
+    assert not has_teacher or run.teacher.model == LARGER["teacher.model"]
+
+
+SHOWN = {"data.image_size": "32", "epochs": "1"}
+
+
+def two_classes(tmp_path):
+    return pack(write_images(tmp_path / "images", 40), tmp_path / "x.beton", workers=1).path

@@ -211,3 +211,16 @@ def test_features_that_never_vary_lose_their_mean_and_stay_finite(kind):
     target = Target(kind, 4)
     target.fix(torch.full((4,), 3.0, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64))
     torch.testing.assert_close(target(torch.full((2, 4), 3.5)), torch.full((2, 4), 0.5))
+
+
+@pytest.mark.parametrize("values", [
+    [1.0] * 5, [0.0] * 5, [0.0, 0.0, 0.0, 0.0, 3.0], [1e-30, 1.0, 2.0, 1e6, 1e6], [0.1, 0.1, 0.1 + 1e-16, 0.1, 0.1],
+    [7.0], [0.0] * 8,
+])  # fmt: skip
+def test_variances_become_equal_by_a_rotation_also_where_some_or_all_are_equal_or_zero(values):
+    values_D = torch.tensor(values, dtype=torch.float64)
+    rotation_DD = equal_variances(values_D)
+    eye = torch.eye(len(values), dtype=torch.float64)
+    torch.testing.assert_close(rotation_DD @ rotation_DD.T, eye, rtol=0, atol=1e-9)
+    found = (rotation_DD @ values_D.diag() @ rotation_DD.T).diagonal()
+    torch.testing.assert_close(found, values_D.mean().expand_as(found), rtol=1e-6, atol=1e-12)

@@ -1,18 +1,12 @@
 """Linear CKA against its definition by Gram matrices of all images at once, with padding rows that must not count."""
 
-import json
-import sys
-from pathlib import Path
-
 import pytest
 import timm
 import torch
 from torch import nn
 
-from tests.conftest import finish_ranks, start_ranks
+from tests.threaded import on_ranks
 from vitkd_ds.config.losses import FeatureTerm
-from vitkd_ds.engine import ranks
-from vitkd_ds.engine.processes import leave, start_processes
 from vitkd_ds.losses.feature import Feature
 from vitkd_ds.losses.part import Features, PairInfo
 from vitkd_ds.models.features import tap_features
@@ -142,27 +136,18 @@ def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(mo
         evaluate_features(student, data, **options)
 
 
-def main(folder):
+def agreement_of(feature, rank, world_size):
     """Each rank takes its turn of the micro-batches of which the last has other rows that count than the others'."""
-    start_processes()
-    agreement, batches = Agreement(feature_term().cosines), micro_batches()[:2] * ranks.world_size()
+    agreement, batches = Agreement(feature.cosines), micro_batches()[:2] * 2
     with torch.no_grad():
-        for batch in batches[ranks.rank() :: ranks.world_size()]:
+        for batch in batches[rank::world_size]:
             agreement.add(*batch)
-    (folder / f"{ranks.rank()}.json").write_text(json.dumps(agreement.result()))
-    leave()
+    return agreement.result()
 
 
-def test_two_ranks_find_what_one_would(tmp_path):
-    finish_ranks(start_ranks(2, "-m", __name__, tmp_path))
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    agreement = Agreement(feature_term().cosines)
-    with torch.no_grad():
-        for batch in micro_batches()[:2] * 2:
-            agreement.add(*batch)
-    assert found[0].keys() == {"cka", "cka_patches", "cosine", "cosine_patches"}
-    assert found[0] == found[1] == pytest.approx(agreement.result(), rel=1e-9)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def test_two_ranks_find_what_one_would():
+    feature = feature_term()
+    expected = agreement_of(feature, 0, 1)
+    assert expected.keys() == {"cka", "cka_patches", "cosine", "cosine_patches"}
+    for found in on_ranks(2, lambda rank: agreement_of(feature, rank, 2)):
+        assert found == pytest.approx(expected, rel=1e-9)

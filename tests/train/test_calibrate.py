@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import finish_ranks, start_ranks
+from tests.threaded import on_ranks
 from vitkd_ds.cli import parse_run
 from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.engine import ranks
@@ -17,7 +18,7 @@ from vitkd_ds.engine.processes import leave, start_processes
 from vitkd_ds.models.build import without_fused_attention
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.train import loop
-from vitkd_ds.train.calibrate import Sums, calibrate
+from vitkd_ds.train.calibrate import Sums, calibrate, fix
 from vitkd_ds.train.parts import build_models, build_parts
 
 FLAGS = {
@@ -77,6 +78,36 @@ def test_sums_give_mean_and_covariance_of_values_far_from_0():
     mean, covariance = sums.mean_and_covariance()
     torch.testing.assert_close(mean, values.flatten(0, 1).mean(0))
     torch.testing.assert_close(covariance, values.flatten(0, 1).T.cov(correction=0), rtol=1e-6, atol=1e-9)
+
+
+class Kept(torch.nn.Module):
+    """A target that keeps what it is given, and a sign of its own, as eigenvectors have."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = sign
+        self.register_buffer("mean_D", torch.zeros(2))
+        self.register_buffer("covariance_DD", torch.zeros(2, 2))
+
+    def fix(self, mean_D, covariance_DD):
+        self.mean_D.copy_(self.sign * mean_D)
+        self.covariance_DD.copy_(covariance_DD)
+
+
+def test_unequal_shares_give_the_statistics_of_all_and_every_rank_has_those_of_rank_0():
+    values = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 9.0]) + 100
+    shares = values[:2], values[2:5], values[5:]
+
+    def on_rank(rank):
+        sums, target = Sums(shares[rank]), Kept(sign=(-1) ** rank)
+        sums.add(shares[rank])
+        fix(target, sums, where="here")
+        return sums.shift_D, target.mean_D, target.covariance_DD
+
+    for shift_D, mean_D, covariance_DD in on_ranks(3, on_rank):
+        torch.testing.assert_close(shift_D, torch.stack([share.double().mean(0) for share in shares]).mean(0))
+        torch.testing.assert_close(mean_D, values.mean(0))
+        torch.testing.assert_close(covariance_DD, values.T.cov(correction=0), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

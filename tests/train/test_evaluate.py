@@ -2,13 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
-from vitkd_ds.models.features import Features
+from tests.threaded import on_ranks
+from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.models.normalization import Normalization
-from vitkd_ds.train.evaluate import evaluate
+from vitkd_ds.recipes.demo import STUDENT_ARGS, TEACHER_ARGS
+from vitkd_ds.train.evaluate import evaluate, evaluate_features, evaluate_knn, pooled_features
+from vitkd_ds.train.predictions import Predictions
 
 PLAIN = Normalization(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 
@@ -18,6 +23,14 @@ def linear(seed, num_classes=7):
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))
     nn.init.normal_(model[1].weight, std=1e-2, generator=torch.Generator().manual_seed(seed))
     return model
+
+
+def vit_of(args, seed):
+    """A small vision transformer for images of 28 pixels."""
+    torch.manual_seed(seed)
+    model = timm.create_model("deit_tiny_patch16_224", img_size=28, num_classes=0, **args | {"init_values": None})
+    nn.init.normal_(model.patch_embed.proj.weight, std=0.3)
+    return model.eval()
 
 
 class Batches:
@@ -77,3 +90,60 @@ def test_images_are_normalised_and_the_student_is_in_eval_mode():
     evaluate(model.train(), data, normalization=normalization)
     images, modes = zip(*model.seen)
     assert torch.equal(torch.cat(images), normalization.apply(data.images, torch.float32)) and not any(modes)
+
+
+class Share(Batches):
+    """Every third row of more images, from a rank's number on, filled up with padding."""
+
+    classes = ("a", "b", "c")
+
+    def __init__(self, rank, world_size, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (61, 3, 28, 28), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(0, 3, (61,), generator=generator)
+        missing = -len(images) % world_size
+        padding = torch.full((missing,), -1)
+        self.images = torch.cat([images, images[:missing]])[rank::world_size]
+        self.labels = torch.cat([labels, padding])[rank::world_size]
+        self.numbers = np.arange(100, 100 + len(images))
+
+
+def evaluated(models, rank, world_size):
+    """All that evaluations find on a rank's share."""
+    student, teacher, classifier = models
+
+    def taught(images_BCHW):
+        return tap_features(teacher, images_BCHW.float() / 255, ())._replace(logits_BK=images_BCHW[:, :, 3, 3].float())
+
+    share, predictions = Share(rank, world_size), Predictions()
+    found = evaluate(classifier, share, normalization=PLAIN, teacher=taught, predictions=predictions)
+    found |= evaluate_features(student, share, normalization=PLAIN, teacher=taught)
+    found |= evaluate_knn(student, (Share(rank, world_size, seed=5), share), normalization=PLAIN)
+    answers = predictions.result(share.numbers)
+    return found, {name: answers[name] for name in ("image", "label", "student", "teacher")}
+
+
+def test_three_ranks_with_unequal_shares_find_what_one_finds():
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 3, bias=False))
+    nn.init.normal_(classifier[1].weight, std=0.01, generator=torch.Generator().manual_seed(1))
+    models = vit_of(STUDENT_ARGS, 0), vit_of(TEACHER_ARGS, 1), classifier
+    expected, answers = evaluated(models, 0, 1)
+    assert expected["num_images"] == 61 == len(answers["image"])
+    for found, same in on_ranks(3, lambda rank: evaluated(models, rank, 3)):
+        assert found == pytest.approx(expected, rel=1e-5) and same == answers
+
+
+@pytest.mark.parametrize("function", [evaluate, evaluate_features, pooled_features])
+def test_no_evaluation_builds_a_graph(function):
+    student, graphs = vit_of(STUDENT_ARGS, 0), []
+    student.register_forward_hook(lambda module, images, output: graphs.append(output.requires_grad))
+    student.patch_embed.register_forward_hook(lambda module, images, output: graphs.append(output.requires_grad))
+
+    def taught(images_BCHW):
+        graphs.append(torch.is_grad_enabled())
+        return tap_features(student, images_BCHW.float(), ())
+
+    options = {} if function is pooled_features else {"teacher": taught}
+    assert next(student.parameters()).requires_grad
+    function(student, Share(0, 1), normalization=PLAIN, **options)
+    assert len(graphs) > 10 and not any(graphs)

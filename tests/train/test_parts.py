@@ -14,12 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.data.conftest import write_images
+from tests.threaded import on_ranks
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import TeacherConfig
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops
 from vitkd_ds.data.images import check_classes
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.order import SAMPLE_DTYPE
+from vitkd_ds.engine import ranks
 from vitkd_ds.models.build import build_student
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.recipes import build_run
@@ -179,3 +181,35 @@ def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(inte
     left, top = row["window_left"], row["window_top"]
     expected_HWC = np.asarray(resized.crop((left, top, left + 28, top + 28))) / 255 * 2 - 1
     assert np.abs(transformed.permute(1, 2, 0).numpy() - expected_HWC).max() < 1e-5
+
+
+def run_of(**changes):
+    """The demo with some settings of its parts replaced."""
+    run = replace(build_run("demo"), global_batch_size=48)
+    return replace(run, **{name: replace(getattr(run, name), **values) for name, values in changes.items()})
+
+
+@pytest.mark.parametrize("changes, found", [
+    ({"data": {"train": "none.beton"}}, "none.beton"),
+    ({"data": {"val": "none.beton"}}, "none.beton"),
+    ({"data": {"knn_train": "none.beton", "knn_val": "none.beton"}}, "data.knn_train must be a .beton or demo"),
+    ({"teacher": {"checkpoint": "none.safetensors"}}, "none.safetensors"),
+    ({"student": {"model": "deit_tiny_patch", "model_args": {}}}, "deit_tiny_patch"),
+])  # fmt: skip
+def test_what_one_rank_lacks_ends_all_ranks_before_the_engines_start(demo_cache, changes, found):
+    def on_rank(rank):
+        with pytest.raises(ValueError) as raised:
+            parts.build_parts(run_of(**changes if rank else {}), torch.device("cpu"))
+        return type(raised.value), str(raised.value)
+
+    (kind, text), (_, other_text) = on_ranks(2, on_rank)
+    assert kind is ranks.RefusedElsewhere and "rank 1: " in text and found in text and found in other_text
+
+
+def test_a_teacher_that_one_rank_alone_has_whole_is_refused_on_all():
+    def on_rank(rank):
+        teacher = SimpleNamespace(weight_stream=None) if rank == 0 else SimpleNamespace()
+        with pytest.raises(ValueError, match="must be the same on all nodes, .* on ranks 1, 2: fetch it"):
+            parts.check_is_read_alike(teacher)
+
+    on_ranks(3, on_rank)

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
+import torch
+
+from tests.checkpoint.test_failing_saves import limit_file_size
 from tests.conftest import ROOT, run_command
-from vitkd_ds.train.profile import PARTS, WAIT, WARMUP
+from vitkd_ds.train.profile import PARTS, WAIT, WARMUP, profiled
 
 FLAGS = (
     "--recipe=demo", "--debug", "--global_batch_size=8", "--micro_batch_size_per_gpu=4", "--log_every_steps=1",
@@ -40,3 +44,19 @@ def test_a_trace_holds_the_parts_of_as_many_steps_as_were_asked_for(tmp_path):
 def test_torch_is_told_to_be_deterministic():
     done = subprocess.run([sys.executable, "-c", DETERMINISTIC], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split()[-4:] == ["True", "False", "True", "False"]
+
+
+@pytest.mark.parametrize("trouble", ["a file in place of the folder", "a full disk", "no trace"])
+def test_a_trace_that_cannot_be_written_is_a_warning_and_the_run_goes_on(tmp_path, caplog, trouble):
+    if trouble == "a file in place of the folder":
+        (tmp_path / "profile").touch()
+    if trouble == "no trace":
+        (tmp_path / "profile" / "trace.json.gz").mkdir(parents=True)
+    with profiled(1, tmp_path) as profiler:
+        for step in range(WAIT + WARMUP + 1):
+            torch.ones(2).sum()
+            is_full = trouble == "a full disk" and step == WAIT + WARMUP
+            limit_file_size(100 if is_full else -1)
+            profiler.step()
+            limit_file_size(-1)
+    assert caplog.text.count(f"the trace could not be written to {tmp_path / 'profile'}: ") == 1

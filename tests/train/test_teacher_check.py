@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 
 from tests.conftest import run_several
+from tests.threaded import on_ranks
 from vitkd_ds.data.demo import CLASSES
+from vitkd_ds.data.loader import build_loader
+from vitkd_ds.engine import ranks
 from vitkd_ds.models.build import DEMO_TEACHER
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import teacher_check
@@ -114,3 +118,51 @@ def test_what_is_counted_is_what_the_teacher_has_right_of_spread_images(demo_cac
 
     counts = teacher_check.count_right(run, right_on_even, torch.device("cpu"), classes=tuple(CLASSES))
     assert counts == (512, sum(i * 2000 // 512 // 200 % 2 == 0 for i in range(512))) and max(seen) == 16
+
+
+RIGHT = {0: 3, 1: 0, 2: 5}
+"""Images of each rank that its teacher below has right in each micro-batch."""
+
+
+def counted_on_three_ranks(monkeypatch, *, late=None, failing=None, most=60):
+    """What each rank counts of the packaged images; a rank may be late from its second micro-batch on, or fail."""
+    run = replace(build_run("demo"), global_batch_size=48)
+    run = replace(run, data=replace(run.data, max_val_images=most, num_workers=1))
+    ticks = {rank: iter([0.0, 1.0, *[99.0 if rank == late else 2.0] * 9]) for rank in RIGHT}
+    monkeypatch.setattr(teacher_check, "time", SimpleNamespace(monotonic=lambda: next(ticks[ranks.rank()])))
+
+    def on_rank(rank):
+        loader = build_loader(run.data, split="val", rank=rank, world_size=3, micro_batch_size=16)
+        labels = iter([labels_B for _, labels_B in loader.epoch(0)])
+
+        def teacher(images_BCHW):
+            if rank == failing:
+                raise ValueError("no such weights")
+            wrong_B = (next(labels) + 1) % 10
+            wrong_B[: RIGHT[rank]] = (wrong_B[: RIGHT[rank]] - 1) % 10
+            return SimpleNamespace(logits_BK=torch.nn.functional.one_hot(wrong_B, 10).float())
+
+        return teacher_check.count_right(run, teacher, torch.device("cpu"), classes=CLASSES)
+
+    return on_ranks(3, on_rank)
+
+
+def test_unequal_shares_are_counted_together_and_one_late_rank_stops_all(demo_cache, monkeypatch):
+    # 20 images per rank: micro-batches of 16 and 4, of whose 4 the last rank has all.
+    assert counted_on_three_ranks(monkeypatch) == [(60, 3 + 3 + 0 + 0 + 5 + 4)] * 3
+    assert counted_on_three_ranks(monkeypatch, late=1) == [(60, 15)] * 3, "the second was its last"
+    assert counted_on_three_ranks(monkeypatch, late=2, most=150)[0][0] == 3 * 32
+    assert counted_on_three_ranks(monkeypatch, most=59)[0][0] == 59, "padding counts for nothing"
+
+
+def test_a_file_that_one_rank_lacks_is_known_on_all_before_the_teacher_is_shown_images(demo_cache, tmp_path):
+    def on_rank(rank):
+        val = "demo" if rank else str(tmp_path / "none.beton")
+        run = replace(build_run("demo"), global_batch_size=48)
+        run = replace(run, data=replace(run.data, val=val, num_workers=1))
+        with pytest.raises(ValueError) as raised:
+            teacher_check.count_right(run, lambda images: None, torch.device("cpu"), classes=CLASSES)
+        return type(raised.value), str(raised.value)
+
+    of_main, of_other = on_ranks(2, on_rank)
+    assert of_other[0] is ranks.RefusedElsewhere and of_main[1] in of_other[1] and "none.beton" in of_main[1]

@@ -175,7 +175,7 @@ def equal_variances(values_D: Tensor) -> Tensor:
     for _ in range(dim - 1):
         offset_D = current_DD.diagonal() - mean.cpu()
         low, high = int(offset_D.argmin()), int(offset_D.argmax())
-        if offset_D[high] - offset_D[low] < 1e-12 * mean.abs():
+        if offset_D[high] - offset_D[low] <= 1e-12 * mean.abs():  # both are 0 for constant features
             break
         # The angle at which axis `low` gets the mean: a solution of a t^2 + 2 b t + c = 0 in its tangent.
         a, b, c = offset_D[high], current_DD[low, high], offset_D[low]

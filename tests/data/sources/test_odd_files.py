@@ -5,7 +5,18 @@ import tarfile
 
 import pytest
 
-from tests.data.sources.test_sources import WNIDS, everything, jpeg, refused, tar_bytes, tree, write_tar
+from tests.data.sources.test_sources import (
+    TEXT,
+    WNIDS,
+    everything,
+    jpeg,
+    refused,
+    tar_bytes,
+    tree,
+    write_tar,
+    write_train,
+    write_val,
+)
 from vitkd_ds.data.sources import open_source
 
 
@@ -58,3 +69,49 @@ def test_a_pipe_or_a_device_under_an_images_or_a_tars_name_is_refused_at_once(tm
     os.mkfifo(tmp_path / "tars" / "s.tar")
     for path in (tmp_path / "tars", tmp_path / "tars" / "s.tar"):
         refused(path, match="s.tar' must be a plain file to be read as a tar, found none")
+
+
+def test_an_empty_tar_holds_nothing_and_costs_its_neighbours_nothing(tmp_path):
+    empty = write_tar(tmp_path / "empty.tar", [])
+    refused(empty, match="src must be one of: .*found a file that is none of them")
+    (tmp_path / "bytes.tar").write_bytes(b"")
+    refused(tmp_path / "bytes.tar", match="src must be one of: .*found a file that is none of them")
+    (tmp_path / "tars").mkdir()
+    empty.rename(tmp_path / "tars" / "0.tar")
+    refused(tmp_path / "tars", match="WebDataset tars must hold images .* found none")
+    write_tar(tmp_path / "tars" / "1.tar", [("0.jpg", jpeg(0)), ("0.cls", b"1"), ("1.jpg", jpeg(1)), ("1.cls", b"0")])
+    assert everything(open_source(tmp_path / "tars")) == [("1", jpeg(0)), ("0", jpeg(1))]
+    (tmp_path / "bytes.tar").rename(tmp_path / "tars" / "2.tar")
+    refused(tmp_path / "tars", match="2.tar' must be a whole, uncompressed tar")
+
+
+def test_a_link_to_nothing_under_an_images_or_a_tars_name_is_refused_by_name(tmp_path):
+    src = tree(tmp_path / "train", "a/x.jpg", "b/x.jpg")
+    (src / "b" / "gone.jpg").symlink_to("nothing")
+    for options in ({}, {"labels": "none"}):
+        refused(src, **options, match="every image must be readable, found .*b/gone.jpg.*: repair or remove the file")
+    (src / "b" / "gone.jpg").unlink()
+    (src / "b" / "gone.txt").symlink_to("nothing")
+    assert len(open_source(src).labels) == 2
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars" / "0.tar", [("0.jpg", jpeg(0)), ("0.cls", b"0")])
+    (tmp_path / "tars" / "1.tar").symlink_to("nothing")
+    refused(tmp_path / "tars", match="1.tar' must be a plain file to be read as a tar, found none")
+    refused(tmp_path / "tars" / "1.tar", match="found nothing at")
+
+
+def test_imagenets_own_tars_are_never_taken_for_samples_wherever_they_lie(tmp_path):
+    (tmp_path / "in").mkdir()
+    val = write_val(tmp_path / "in" / "ILSVRC2012_img_val.tar")
+    refused(val, match="holds no labels: give --labels")
+    refused(tmp_path / "in", match="src must be one of: .*found a folder that is none of them")
+    renamed = val.rename(tmp_path / "in" / "other.tar")
+    refused(renamed, match="holds no labels: give --labels")
+    (tmp_path / "labels").write_text(TEXT)
+    assert open_source(renamed, labels=str(tmp_path / "labels")).kind == "ImageNet val"
+    train = write_train(tmp_path / "in" / "train.tar")
+    assert open_source(train).kind == "ImageNet train"
+    write_tar(tmp_path / "in" / f"{WNIDS[0]}.tar", [("a.JPEG", jpeg(1))])
+    for path in (renamed, train):
+        path.unlink()
+    assert open_source(tmp_path / "in").kind == "ImageNet train"

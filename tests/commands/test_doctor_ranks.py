@@ -1,0 +1,66 @@
+"""`vitkd-ds doctor` on ranks that differ in packages, clocks, files and disks: what all of them must be told."""
+
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+
+from tests.commands.test_doctor import assert_found, two_disks  # noqa: F401
+from tests.data.conftest import write_beton
+from tests.threaded import on_ranks
+from vitkd_ds.commands.doctor import data, machine, rows
+from vitkd_ds.engine import ranks
+from vitkd_ds.recipes import build_run
+from vitkd_ds.train.schedule import split_batch
+
+NODES = ["node0", "node1"]
+
+
+def patient_of(**changes):
+    run = replace(build_run("demo"), global_batch_size=48, micro_batch_size_per_gpu=8)
+    run = replace(run, data=replace(run.data, num_workers=1, **changes))
+    split = split_batch(48, world_size=2, limit=8)
+    return rows.Patient(run, torch.device("cpu"), NODES, split=split, images_per_s=1e9 * ranks.rank())
+
+
+def rows_on_ranks(check):
+    """The rows of a check, of each rank, by name."""
+    return on_ranks(2, lambda rank: {row.name: row for row in check(rank)})
+
+
+def test_another_package_or_clock_on_one_rank_is_found_on_all(monkeypatch):
+    monkeypatch.setattr(machine.platform, "python_version", lambda: f"3.1{ranks.rank()}.0")
+    for found in rows_on_ranks(lambda rank: machine.check_versions(patient_of())):
+        assert found["versions"].level == "error"
+        assert_found(found["versions"].found, "python must be the same on all ranks, found 3.10.0 on node0 and 3.11.0")
+    monkeypatch.setattr(machine, "time", SimpleNamespace(time=lambda: 1e9 + 7 * ranks.rank()))
+    for found in rows_on_ranks(lambda rank: machine.check_machine(patient_of())):
+        assert_found(found["clocks"].found, "node1 is 7.0 s ahead of that of node0")
+
+
+def test_another_file_on_one_rank_is_found_on_all(tmp_path):
+    paths = []
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        paths.append(str(write_beton(tmp_path / str(rank), 60 + 2 * rank, write_mode="raw")))
+
+    def check(rank):
+        own = {"train": paths[rank], "val": paths[rank], "num_classes": 2, "image_size": 16}
+        return data.check_images(patient_of(**own), "val")
+
+    found = on_ranks(2, lambda rank: [row for row in check(rank) if row.level == "error"])
+    assert all("must be the same images on all nodes, found fingerprint" in of_rank[0].found for of_rank in found)
+
+
+def test_bytes_that_changed_on_one_nodes_disk_are_an_error_on_all(two_disks, small_beton):  # noqa: F811
+    def check(rank):
+        own = {"train": str(two_disks / str(rank) / "val.beton"), "val": str(small_beton)}
+        return data.check_images(patient_of(**own), "train")
+
+    for found in rows_on_ranks(check):
+        assert_found(found["data.train bytes"].found, "found 1 of 120 read on node1 that have not: image 7")
+    shutil.copy(two_disks / "0" / "val.beton", two_disks / "1" / "val.beton")
+    for found in rows_on_ranks(check):
+        assert found["data.train bytes"].level == "ok"
+        assert_found(found["data.train decoding"].found, "while a GPU trains 1,000,000,000")

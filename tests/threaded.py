@@ -1,0 +1,47 @@
+"""Several ranks as threads of the test process: real collectives of torch without the seconds that processes cost.
+
+Ranks share all module state but torch.distributed's, so this is for code that keeps none. Engines need processes.
+"""
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
+
+import torch
+import torch.distributed as torch_dist
+from torch.testing._internal.distributed import multi_threaded_pg
+
+HANGING_S = 20
+"""Seconds after which a rank that has not returned waits for a collective that no other rank calls."""
+
+
+def on_ranks(world_size, function):
+    """Call `function` with each rank's number on a thread of its own; return the results, or raise an error of one."""
+    store = torch_dist.HashStore()
+    multi_threaded_pg._install_threaded_pg()
+    torch._C._distributed_c10d._set_thread_isolation_mode(True)
+
+    def on_rank(rank):
+        options = {"rank": rank, "world_size": world_size, "store": store, "timeout": timedelta(seconds=HANGING_S)}
+        torch_dist.init_process_group("threaded", **options)
+        try:
+            return function(rank)
+        except BaseException as error:
+            multi_threaded_pg.ProcessLocalGroup.exception_handle(error)
+            raise
+        finally:
+            torch_dist.destroy_process_group()
+
+    try:
+        with ThreadPoolExecutor(world_size) as pool:
+            futures = [pool.submit(on_rank, rank) for rank in range(world_size)]
+            if wait(futures, timeout=HANGING_S).not_done:
+                multi_threaded_pg.ProcessLocalGroup.exception_handle(TimeoutError())  # ends those that wait
+            errors = [error for future in futures if (error := future.exception())]
+            if errors:
+                # The others only say, by SystemExit, that they waited for the rank that failed.
+                raise min(errors, key=lambda error: isinstance(error, SystemExit))
+            return [future.result() for future in futures]
+    finally:
+        multi_threaded_pg.ProcessLocalGroup.reset()
+        multi_threaded_pg._uninstall_threaded_pg()
+        torch._C._distributed_c10d._set_thread_isolation_mode(False)

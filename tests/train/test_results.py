@@ -1,0 +1,45 @@
+"""Results of a run over ranks that differ: images skipped, and a signal that only one of them got."""
+
+from types import SimpleNamespace
+
+import torch
+
+from tests.threaded import on_ranks
+from tests.train.test_evaluate import PLAIN, Batches, linear
+from vitkd_ds.engine import ranks
+from vitkd_ds.recipes import build_run
+from vitkd_ds.train import loop, results
+
+CPU = torch.device("cpu")
+
+
+def test_skipped_images_are_those_of_all_loaders_of_all_ranks():
+    run = SimpleNamespace(data=SimpleNamespace(on_bad="skip"))
+    parts = SimpleNamespace(run=run, device=CPU)
+
+    def on_rank(rank):
+        loaders = [SimpleNamespace(num_skipped=number) for number in (rank, 10 * rank, 1)]
+        return results.skipped_images("skipped", parts, *loaders)
+
+    assert on_ranks(3, on_rank) == [{"skipped": (0 + 1 + 2) * 11 + 3}] * 3
+    run.data.on_bad = "error"
+    assert results.skipped_images("skipped", parts) == {}
+
+
+def test_a_signal_that_one_rank_got_ends_an_evaluation_and_a_start_on_all(monkeypatch):
+    monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
+    run = build_run("demo")
+
+    def on_rank(rank):
+        model = linear(1)
+        engine = SimpleNamespace(weights_of=lambda *modules, average: {"student": model.state_dict()})
+        parts = SimpleNamespace(
+            run=run, device=CPU, engine=engine, export_model=linear(2), normalization=PLAIN, feature=None,
+            val_loader=Batches(), teacher=None, teacher_answers=False,
+        )  # fmt: skip
+        return results._evaluate_weights(parts, with_teacher=True) is None, loop._is_stopped(CPU)
+
+    monkeypatch.setattr("vitkd_ds.train.signals.received", lambda: ranks.rank() == 1)
+    assert on_ranks(2, on_rank) == [(True, True)] * 2
+    monkeypatch.setattr("vitkd_ds.train.signals.received", lambda: False)
+    assert on_ranks(2, on_rank) == [(False, False)] * 2
