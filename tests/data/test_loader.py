@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
+from tests.conftest import wait_until
 from tests.data.conftest import write_beton
 from vitkd_ds.config.run import AugmentConfig, DataConfig
 from vitkd_ds.data.augment.augmenter import Augmenter
@@ -141,7 +142,8 @@ def test_it_says_which_images_a_micro_batch_has_and_closes_with_its_block(beton,
             assert loader._images.labels[found].tolist()[: int((labels >= 0).sum())] == labels[labels >= 0].tolist()
         running, threads = loader.epoch(0), threading.active_count()
         next(running)
-    assert next(running, None) is None and threading.active_count() <= threads
+    assert next(running, None) is None
+    wait_until(lambda: threading.active_count() <= threads, [])
     loader.close()
     training.close()
     for closed in (loader, training):

