@@ -33,7 +33,7 @@ demo: setup
 # The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
 # On two workers, each with one thread; PYTEST_WORKERS=0 runs all tests in one process.
 PYTEST_WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
 test: setup
 	$(PYTEST) -m "not slow and not long"

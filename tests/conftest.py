@@ -20,7 +20,7 @@ from PIL import Image
 from tests import warm
 
 ROOT = Path(__file__).parents[1]
-pytest_plugins = ["tests.guard", "tests.tiers"]
+pytest_plugins = ["tests.guard", "tests.tiers", "tests.workers"]
 
 warm.install()
 
@@ -33,23 +33,6 @@ settings.load_profile("few")
 
 # A shell that runs the tests in the background lets SIGINT be ignored, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-BUILT_ONCE = {
-    "observed": "ranks",
-    "whole_run": "ranks",
-    "cluster": "slurm",
-    "trained": "trained",
-    "reported": "reported",
-}
-"""Fixtures of a session that start processes, and the group of tests that shares one worker and so one of each."""
-
-
-def pytest_collection_modifyitems(items):
-    """Keep the tests of a file, and those of a costly fixture, on one worker of pytest-xdist."""
-    for item in items:
-        groups = [BUILT_ONCE[name] for name in item.fixturenames if name in BUILT_ONCE]
-        item.add_marker(pytest.mark.xdist_group(min(groups, default=item.path.name)))
 
 
 @pytest.fixture(autouse=True)

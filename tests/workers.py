@@ -1,0 +1,35 @@
+"""A pytest plugin: which tests share a worker of pytest-xdist, so that costly fixtures are built once.
+
+Tests of a file stay together, and so do files that ask for the same fixture of a session. pytest-xdist has groups of its
+own, which its release 3.8 no longer passes on under pytest 9.2.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+COSTLY = re.compile(r"\b(observed|whole_run)\b")
+"""Session fixtures of tests/conftest.py that start processes."""
+FOLDERS = ("tests/commands/compare", "tests/commands/report", "tests/slurm")
+"""Folders whose tests share a costly fixture."""
+
+
+def group_of(file: str) -> str:
+    """Return the name of the group of a test file, given by its path from the project's root."""
+    for folder in FOLDERS:
+        if file.startswith(folder):
+            return folder
+    return "ranks" if COSTLY.search((Path(__file__).parents[1] / file).read_text()) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Send whole groups to workers instead of whole files."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Groups(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    return Groups(config, log)
