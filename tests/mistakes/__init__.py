@@ -1,13 +1,27 @@
 """Deliberate mistakes in the package, as data: `make mistakes` puts in one at a time, and a test must fail.
 
-Each module here lists those of a room in `MISTAKES`: a file of the package -> (old text, which stands once in the file;
-new text; the test under tests/ that must fail). A fourth element says why a mistake is known to survive.
+Each module here lists mistakes in `MISTAKES`: a file of the package, the qualified name of a function or class in it
+("" for the module), and "old => new" with the test under tests/ that must fail. Old and new are patterns of
+`change.py`. In place of the test, a pair also gives the reason why a mistake is known to survive.
 """
 
 from importlib import import_module
 from typing import NamedTuple
 
-ROOMS = ("losses", "models", "data", "engine", "checkpoint", "train", "config", "commands")
+from tests.mistakes.change import ARROW
+
+LISTS = (
+    "losses",
+    "models",
+    "data",
+    "augment",
+    "engine",
+    "checkpoint",
+    "train",
+    "evaluation",
+    "config",
+    "commands",
+)
 
 
 class Mistake(NamedTuple):
@@ -15,6 +29,8 @@ class Mistake(NamedTuple):
 
     file: str
     """Below vitkd_ds/."""
+    where: str
+    """Qualified name of the function or class; "" for the module."""
     old: str
     new: str
     test: str
@@ -24,9 +40,13 @@ class Mistake(NamedTuple):
 
 
 def all_mistakes() -> list[Mistake]:
-    """Every mistake of every room."""
+    """Every mistake of every list."""
     found = []
-    for room in ROOMS:
-        for file, rows in import_module(f"tests.mistakes.{room}").MISTAKES.items():
-            found += [Mistake(file, *row) for row in rows]
+    for name in LISTS:
+        for file, places in import_module(f"tests.mistakes.{name}").MISTAKES.items():
+            for where, changes in places.items():
+                for change, test in changes.items():
+                    old, _, new = change.partition(ARROW)
+                    said = (test,) if isinstance(test, str) else test
+                    found.append(Mistake(file, where, old, new.strip(), *said))
     return found

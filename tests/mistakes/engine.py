@@ -1,6 +1,8 @@
 """Mistakes in vitkd_ds/engine."""
 
-OPTIMIZER, PROCESSES, CONFIG = "engine/test_optimizer.py::", "engine/test_processes.py::", "engine/test_ds_config.py::"
+OPTIMIZER = "engine/test_optimizer.py::"
+PROCESSES = "engine/test_processes.py::"
+CONFIG = "engine/test_ds_config.py::"
 PLAIN = "train/test_plain_torch.py"
 CLIPPED = f"{OPTIMIZER}test_it_is_torchs_clipping"
 NAN = f"{OPTIMIZER}test_a_gradient_whose_norm_is_not_finite_becomes_nan_everywhere"
@@ -21,109 +23,189 @@ PACE = (
 AGREE = f"{PROCESSES}test_what_fails_on_one_rank_is_known_on_all"
 ENGINES = "engine/test_engines.py::"
 GATHERED = f"{ENGINES}test_terms_that_gather_make_two_ranks_train_as_one"
-FLAT, GROUPS, VIEWS, BLOCK = (f"engine/test_flat.py::test_{name}" for name in (
-    "a_shared_weight_is_one_and_takes_the_gradients_of_both_places",
-    "groups_keep_their_settings_and_a_long_one_is_cut_between_weights",
-    "views_stay_until_they_are_released_and_those_of_a_call_do_not",
-    "a_block_is_frozen_in_eval_mode_and_one_parameter",
-))  # fmt: skip
+FLAT = "engine/test_flat.py::test_a_shared_weight_is_one_and_takes_the_gradients_of_both_places"
+GROUPS = "engine/test_flat.py::test_groups_keep_their_settings_and_a_long_one_is_cut_between_weights"
+VIEWS = "engine/test_flat.py::test_views_stay_until_they_are_released_and_those_of_a_call_do_not"
+BLOCK = "engine/test_flat.py::test_a_block_is_frozen_in_eval_mode_and_one_parameter"
 LAYOUT = f"{CONFIG}test_the_layout_in_a_manifest_differs_with_stage_precision_and_ranks"
 
 MISTAKES = {
-    "engine/ranks.py": [
-        ("broadcast_object_list(box, src=0)", "broadcast_object_list(box, src=1)", AGREE),
-        ("error is None or isinstance(error, ValueError)", "isinstance(error, ValueError)", AGREE),
-        ("raise error or (RefusedElsewhere if is_refused else FailedElsewhere)", "raise (RefusedElsewhere)", AGREE),
-        ("_outcome(function) if rank() == 0 else None", "_outcome(function)", AGREE),
-        ("torch_dist.all_gather_object(values, value)", "pass", AGREE),
-        ("gather_dim=0", "gather_dim=-1", GATHERED),
-        ("values.contiguous(), gather_dim=0", "values.detach(), gather_dim=0", GATHERED),
-        ("op=torch_dist.ReduceOp.MIN", "op=torch_dist.ReduceOp.MAX", AGREE),
-    ],
-    "engine/flat.py": [
-        ('group | {"params": flats}', '{"params": flats}', GROUPS),
-        ("remove_duplicate=False", "remove_duplicate=True", FLAT),
-        ("> max_numel:", ">= max_numel + 10**9:", GROUPS),
-        ("        self._put(self.views(flats))\n        result", "        result", VIEWS),
-        ("        self.release()\n        return result", "        return result", VIEWS),
-        ("        self.requires_grad_(False)\n", "", BLOCK),
-        ("self._modules.pop(\"module\").eval()", "self._modules.pop(\"module\")", BLOCK),
-        ("{names[p]: p.shape for p in params}", "{names[p]: p.shape for p in reversed(params)}", FLAT),
-    ],
-    "engine/optimizer.py": [
-        ("2, dtype=torch.float64", "2, dtype=torch.float32", f"{OPTIMIZER}test_squares_are_summed_in_fp64"),
-        ("min=1.0) if max_norm", "min=0.0) if max_norm",
-         f"{OPTIMIZER}test_where_nothing_is_clipped_every_bit_stays_and_the_norm_is_known"),
-        ("scale = 1.0 / clip", "scale = 1.0 + 0 * clip", CLIPPED),
-        (" & (sums[-2] == 0)", "",
-         f"{OPTIMIZER}test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan"),
-        ("torch.where((norm < torch.inf)", "torch.where((norm <= torch.inf)", NAN),
-        ("veto, count]))", "count, veto]))",
-         f"{OPTIMIZER}test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan"),
-        ("1 + 0 * norm", "torch.ones(())", NAN),
-        ("part = 1 - self.ema_decay", "part = self.ema_decay", AVERAGE),
-        ("(p, p.detach().clone())", "(p, p.detach())", AVERAGE),
-        ("self.ema_decay and \"ema\" not in self.state[p]", '"ema" not in self.state[p]', AVERAGE),
-        ("part = part * (1 - self.leave_out)", "pass", LEFT_OUT),
-        ("            return None\n", "            pass\n", LEFT_OUT),
-    ],
-    "engine/student.py": [
-        ('"betas": optim.betas, ', "", PLAIN),
-        ('"eps": optim.eps, ', "", PLAIN),
-        ('group["lr"] = lr', "pass", PLAIN),
-        ("ema_decay=optim.ema_decay, **adamw", "ema_decay=0.0, **adamw", PLAIN),
-        ("self._max_norm = run.optim.clip_grad_norm", "self._max_norm = 0.0", PLAIN),
-        ("parameter_groups(run.optim.weight_decay)", "parameter_groups(0.05)", PLAIN),
-        ('"gradient_accumulation_steps": accumulation_steps', '"gradient_accumulation_steps": 1', PLAIN),
-        ("part.data.copy_(original)", "pass", PLAIN),
-        ("group in optimizer.param_groups if average and", "group in optimizer.param_groups if not average and", PLAIN),
-    ],
-    "engine/processes.py": [
-        ("int(environ[\"SLURM_NTASKS\"]) > 1", "int(environ[\"SLURM_NTASKS\"]) > 0",
-         f"{PROCESSES}test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own"),
-        ("20000 + int", "20000 * int", SLURM),
-        ('"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"',
-         '"RANK": "SLURM_LOCALID", "LOCAL_RANK": "SLURM_PROCID"',
-         SLURM),
-        ("local_rank >= num_devices", "local_rank > num_devices",
-         f"{PROCESSES}test_local_rank_is_the_number_of_the_ranks_device"),
-        ("allowed // local_world_size(environ)", "allowed", CPUS),
-        ("max(1, allowed //", "max(0, allowed //", CPUS),
-        ("for _ in range(int(times or 1))", "for _ in range(1)",
-         f"{PROCESSES}test_the_ranks_of_this_node_come_from_whichever_launcher_says_so"),
-        ('get_accelerator().device_name() == "cpu" and environ', "environ",
-         f"{PROCESSES}test_a_gpu_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for",
-         "on a machine without a GPU the accelerator is always the CPU"),
-        ("*SLURM_NAMES, \"MASTER_ADDR\"", "\"MASTER_ADDR\"", f"{PROCESSES}test_a_rank_without_a_world_is_refused"),
-    ],
-    "engine/ds_config.py": [
-        ("return 2 + (", "return 3 + (", PACE),
-        ('if placement == "shard" else 0', 'if placement != "none" else 0', PACE),
-        ("not is_alone and not is_compiled", "not is_alone",
-         COMPILED),
-        ("not is_alone and not is_compiled", "not is_compiled", f"{CONFIG}test_auto_follows_the_number_of_ranks"),
-        ("2**62 if is_alone else 0", "0 if is_alone else 2**62", f"{CONFIG}test_auto_follows_the_number_of_ranks"),
-        ('not in ("auto", owned[key])', 'not in ("auto", config[key])', REFUSED),
-        ("if key in config and key not in owned:", "if False:", REFUSED),
-        ("return config | owned", "return owned | config",
-         f"{CONFIG}test_auto_becomes_the_recipes_number_which_may_stand_there_too_and_the_rest_stays"),
-        ('"world_size": world_size,', '"world_size": 1,', LAYOUT),
-        ('"bf16": is_bf16(config)', '"bf16": True', LAYOUT),
-        ("or not only_bf16)", "or only_bf16)", UNFIT),
-        ('autocast.get("enabled") and', "False and", UNFIT),
-        ("500_000_000", "200_000_000", f"{CONFIG}test_a_bucket_is_deepspeeds_unless_the_file_gives_one"),
-    ],
-    "engine/pace.py": [
-        ("self._left.popleft().synchronize()", "self._left.popleft()", PACE),
-        ("block.register_forward_hook(self._leave)", "block.register_forward_pre_hook(self._leave)", PACE),
-    ],
-    "engine/teacher.py": [("runs_ahead() and not keeps_whole(run)", "runs_ahead()", PACE)],
-    "engine/state_files.py": [
-        ("weights_only=True", "weights_only=False",
-         "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"),
-        ('!= b"PK\\x03\\x04"', '== b"never"',
-         "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"),
-        ("ALLOWED = [LossScaler", "ALLOWED = [print, LossScaler",
-         "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"),
-    ],
-}  # fmt: skip
+    "engine/ranks.py": {
+        "from_main": {
+            "src=0 => src=1": AGREE,
+        },
+        "together": {
+            "error is None or isinstance(error, ValueError) => isinstance(error, ValueError)": AGREE,
+            "error or (RefusedElsewhere if is_refused else FailedElsewhere)('; '.join(failed))"
+            " => RefusedElsewhere('; '.join(failed))": AGREE,
+        },
+        "on_main": {
+            "_outcome(function) if rank() == 0 else None => _outcome(function)": AGREE,
+        },
+        "from_all": {
+            "torch_dist.all_gather_object(values, value) => pass": AGREE,
+        },
+        "gather": {
+            "gather_dim=0 => gather_dim=-1": GATHERED,
+            "values.contiguous => values.detach": GATHERED,
+        },
+        "all_true": {
+            "torch_dist.ReduceOp.MIN => torch_dist.ReduceOp.MAX": AGREE,
+        },
+    },
+    "engine/flat.py": {
+        "FlatModule.__init__": {
+            "group | {'params': flats} => {'params': flats}": GROUPS,
+            "remove_duplicate=False => remove_duplicate=True": FLAT,
+            "{names[p]: p.shape for p in params} => {names[p]: p.shape for p in reversed(params)}": FLAT,
+        },
+        "_cut": {
+            "sum((q.numel() for q in run)) + p.numel() > max_numel"
+            " => sum((q.numel() for q in run)) + p.numel() >= max_numel + 10 ** 9": GROUPS,
+        },
+        "FlatModule.call": {
+            "self._put(self.views(flats)) =>": VIEWS,
+            "self.release() =>": VIEWS,
+        },
+        "FlatBlock.__init__": {
+            "self.requires_grad_(False) =>": BLOCK,
+            "self._modules.pop('module').eval() => self._modules.pop('module')": BLOCK,
+        },
+    },
+    "engine/optimizer.py": {
+        "clip_gradients": {
+            "torch.float64 => torch.float32": f"{OPTIMIZER}test_squares_are_summed_in_fp64",
+            "min=1.0 => min=0.0": f"{OPTIMIZER}test_where_nothing_is_clipped_every_bit_stays_and_the_norm_is_known",
+            "1.0 / clip => 1.0 + 0 * clip": CLIPPED,
+            "(norm < torch.inf) & (sums[-2] == 0) => norm < torch.inf": (
+                f"{OPTIMIZER}test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan"
+            ),
+            "norm < torch.inf => norm <= torch.inf": NAN,
+            "[*(square.float() for square in squares), veto, count]"
+            " => [*(square.float() for square in squares), count, veto]": (
+                f"{OPTIMIZER}test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_nan"
+            ),
+            "1 + 0 * norm => torch.ones(())": NAN,
+        },
+        "AdamWithEMA.step": {
+            "1 - self.ema_decay => self.ema_decay": AVERAGE,
+            "p.detach().clone => p.detach": AVERAGE,
+            "self.ema_decay and 'ema' not in self.state[p] => 'ema' not in self.state[p]": AVERAGE,
+            "part = part * (1 - self.leave_out) => pass": LEFT_OUT,
+            "return None => pass": LEFT_OUT,
+        },
+    },
+    "engine/student.py": {
+        "StudentEngine.__init__": {
+            "{**..., 'betas': optim.betas, **...} => {**..., **...}": PLAIN,
+            "{**..., 'eps': optim.eps, **...} => {**..., **...}": PLAIN,
+            "optim.ema_decay => 0.0": PLAIN,
+            "run.optim.clip_grad_norm => 0.0": PLAIN,
+            "run.optim.weight_decay => 0.05": PLAIN,
+        },
+        "StudentEngine.set_lr": {
+            "group['lr'] = lr => pass": PLAIN,
+        },
+        "student_ds_config": {
+            "{**..., ...: accumulation_steps, **...} => {**..., ...: 1, **...}": PLAIN,
+        },
+        "StudentEngine.weights_of": {
+            "part.data.copy_(original) => pass": PLAIN,
+            "average and optimizer.ema_decay => not average and optimizer.ema_decay": PLAIN,
+        },
+    },
+    "engine/processes.py": {
+        "set_rank_variables": {
+            "int(environ['SLURM_NTASKS']) > 1 => int(environ['SLURM_NTASKS']) > 0": (
+                f"{PROCESSES}test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own"
+            ),
+            "20000 + int(environ['SLURM_JOB_ID']) % 12000 => 20000 * int(environ['SLURM_JOB_ID']) % 12000": SLURM,
+            "(*SLURM_NAMES, 'MASTER_ADDR', 'MASTER_PORT') => ('MASTER_ADDR', 'MASTER_PORT')": (
+                f"{PROCESSES}test_a_rank_without_a_world_is_refused"
+            ),
+        },
+        "": {
+            "{'RANK': 'SLURM_PROCID', 'LOCAL_RANK': 'SLURM_LOCALID', **...}"
+            " => {'RANK': 'SLURM_LOCALID', 'LOCAL_RANK': 'SLURM_PROCID', **...}": SLURM,
+        },
+        "choose_device": {
+            "local_rank >= num_devices => local_rank > num_devices": (
+                f"{PROCESSES}test_local_rank_is_the_number_of_the_ranks_device"
+            ),
+        },
+        "num_cpus": {
+            "allowed // local_world_size(environ) => allowed": CPUS,
+            "max(1, allowed // local_world_size(environ)) => max(0, allowed // local_world_size(environ))": CPUS,
+        },
+        "local_world_size": {
+            "int(times or 1) => 1": f"{PROCESSES}test_the_ranks_of_this_node_come_from_whichever_launcher_says_so",
+        },
+        "check_gpu_is_used": {
+            "signs and get_accelerator().device_name() == 'cpu' and ... => signs and ...": (
+                (
+                    f"{PROCESSES}test_a_gpu_that_torch_cannot_use_is_refused_unless_the_cpu_is_asked_for",
+                    "on a machine without a GPU the accelerator is always the CPU",
+                )
+            ),
+        },
+    },
+    "engine/ds_config.py": {
+        "most_blocks": {
+            "2 => 3": PACE,
+            "placement == 'shard' => placement != 'none'": PACE,
+        },
+        "": {
+            "not is_alone and (not is_compiled) => not is_alone": COMPILED,
+            "not is_alone and (not is_compiled) => not is_compiled": f"{CONFIG}test_auto_follows_the_number_of_ranks",
+            "2 ** 62 if is_alone else 0 => 0 if is_alone else 2 ** 62": (
+                f"{CONFIG}test_auto_follows_the_number_of_ranks"
+            ),
+        },
+        "load_ds_config": {
+            "('auto', owned[key]) => ('auto', config[key])": REFUSED,
+            "key in config and key not in owned => False": REFUSED,
+            "config | owned => owned | config": (
+                f"{CONFIG}test_auto_becomes_the_recipes_number_which_may_stand_there_too_and_the_rest_stays"
+            ),
+        },
+        "layout": {
+            "{'world_size': world_size, **...} => {'world_size': 1, **...}": LAYOUT,
+            "is_bf16(config) => True": LAYOUT,
+        },
+        "check_student": {
+            "not only_bf16 => only_bf16": UNFIT,
+            "autocast.get('enabled') => False": UNFIT,
+        },
+        "bucket_size": {
+            "500000000 => 200000000": f"{CONFIG}test_a_bucket_is_deepspeeds_unless_the_file_gives_one",
+        },
+    },
+    "engine/pace.py": {
+        "Pace._leave": {
+            "self._left.popleft().synchronize => self._left.popleft": PACE,
+        },
+        "Pace.__init__": {
+            "block.register_forward_hook => block.register_forward_pre_hook": PACE,
+        },
+    },
+    "engine/teacher.py": {
+        "Teacher.__init__": {
+            "runs_ahead() and (not keeps_whole(run)) => runs_ahead()": PACE,
+        },
+    },
+    "engine/state_files.py": {
+        "load_file": {
+            "weights_only=True => weights_only=False": (
+                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"
+            ),
+            "_first_bytes(Path(path)) != b'PK\\x03\\x04' => _first_bytes(Path(path)) == b'never'": (
+                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"
+            ),
+        },
+        "": {
+            "[LossScaler, ZeroStageEnum, fragment_address] => [print, LossScaler, ZeroStageEnum, fragment_address]": (
+                "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"
+            ),
+        },
+    },
+}
