@@ -1,7 +1,7 @@
 """A pytest plugin: which tests share a worker of pytest-xdist, so that costly fixtures are built once.
 
-Tests of a file stay together, and so do files that ask for the same fixture of a session. pytest-xdist has groups of its
-own, which its release 3.8 no longer passes on under pytest 9.2.
+Tests of a file stay together, and so do files that ask for the same fixture of a session. The groups of pytest-xdist
+3.8 itself have no effect under pytest 9.2.
 """
 
 import re
