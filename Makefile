@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all test-long mistakes gpu site wheels fuzz
+.PHONY: setup demo test test-all test-long mistakes mutants gpu site wheels fuzz
 
 setup: .venv/.ready
 
@@ -50,6 +50,13 @@ test-long: setup
 # Deliberate mistakes, one at a time in a copy of the tree: a test must fail on each. MISTAKES: words that choose some.
 mistakes: setup
 	$(BIN)/python -m tests.mistakes $(MISTAKES)
+
+# N random mutants of the package, drawn with SEED. FILES: words that choose some files, such as data/ or lock.
+N ?= 100
+SEED ?= 0
+
+mutants: setup
+	$(BIN)/python -m tests.mutants --num $(N) --seed $(SEED) -- $(FILES)
 
 # On a machine with a GPU: does it compute what a CPU does, and how fast? 25 minutes at most; rows in gpu/rows.json.
 gpu: setup
