@@ -16,22 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import warm
+
 ROOT = Path(__file__).parents[2]
-SLOW_PACKAGES = (
-    "numpy",
-    "torch",
-    "torchvision",
-    "timm",
-    "PIL.Image",
-    "safetensors.torch",
-    "deepspeed",
-    "ffcv",
-    "pytest",
-    "pytest_timeout",
-    "torch._inductor",
-    "torch.distributed._functional_collectives",
-    "torch.utils.flop_counter",
-)
 GRACE_S = 10
 """Seconds after the time limit until the process is killed if the test itself does not end."""
 LEAST_LIMIT_S = 20
@@ -54,9 +41,10 @@ class Outcome(NamedTuple):
 
 
 def prepare() -> None:
-    """Import the slow packages."""
-    for name in SLOW_PACKAGES:
+    """Import the slow packages and pytest's."""
+    for name in ("pytest", "pytest_timeout"):
         __import__(name)
+    warm.preload()
 
 
 def limit_of(seconds: float) -> float:
@@ -67,7 +55,7 @@ def limit_of(seconds: float) -> float:
 def marker_expression(target: str) -> str:
     """Markers that a target of the Makefile passes to pytest."""
     recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    found = re.search(r'pytest .*-m "?([^"\n]+)"?', recipe[1]) if recipe else None
+    found = re.search(r'\$\(PYTEST\) -m "([^"\n]+)"', recipe[1]) if recipe else None
     if not found:
         raise ValueError(f"Makefile has no pytest -m for the target {target}")
     return found[1]
