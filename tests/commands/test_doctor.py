@@ -278,6 +278,7 @@ def test_spinning_threads_are_warned_of():
     assert [machine.openmp_row(environ).level for environ in ({}, {"OMP_WAIT_POLICY": "ACTIVE"})] == ["warning"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.cold
 def test_a_compiler_that_is_missing_is_an_error(tmp_path):
     assert machine.compiler_row(torch.device("cpu")).level == "ok"

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,15 +130,17 @@ def main(words: list[str]) -> int:
     all_tried = []
     with tempfile.TemporaryDirectory() as top:
         Path(top).chmod(0o755)  # some tests start processes of other users
-        with multiprocessing.get_context("fork").Pool(jobs, start_worker, [Path(top)]) as pool:
-            for tried_of_test in pool.imap_unordered(try_test, by_test(chosen)):
+        fork = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(jobs, fork, start_worker, [Path(top)]) as pool:
+            for future in as_completed([pool.submit(try_test, mistakes) for mistakes in by_test(chosen)]):
+                tried_of_test = future.result()
                 all_tried += tried_of_test
                 for tried in tried_of_test:
                     if tried.verdict != "caught" or tried.mistake.reason:
                         show(tried)
                 num_caught = sum(tried.verdict == "caught" for tried in all_tried)
                 print(f"{len(all_tried)} of {len(chosen)}, {num_caught} caught", file=sys.stderr, flush=True)
-            fast = pool.apply(fast_ones, [{mistake.test for mistake in chosen}])
+            fast = pool.submit(fast_ones, {mistake.test for mistake in chosen}).result()
     print(summary(all_tried, fast, seconds=time.monotonic() - start))
     return int(not all(is_as_expected(tried) for tried in all_tried))
 

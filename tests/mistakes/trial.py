@@ -137,16 +137,8 @@ def _run_in_child(words: list[str], copy: Path, output: Path, environ: dict[str,
         import pytest_timeout
 
         fixed = ["-o", "addopts=", "-q", "-p", "no:cacheprovider"]
-        # The tests may have markers of xdist. They run in this process all the same.
-        try:
-            import xdist.plugin
-
-            plugins = [pytest_timeout, xdist.plugin]
-            fixed += ["-n", "0"]
-        except ImportError:
-            plugins = [pytest_timeout]
         fixed += ["--rootdir", str(copy), "--basetemp", str(copy.parent / "tmp")]
-        code = int(pytest.main([*words, *fixed], plugins=plugins))
+        code = int(pytest.main([*words, *fixed], plugins=[pytest_timeout]))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from tests.mistakes.trial import (
@@ -128,9 +129,10 @@ def with_workers(function: Callable, works: Sequence, *, must_record: bool, done
     with tempfile.TemporaryDirectory() as top:
         Path(top).chmod(0o755)  # some tests start processes of other users
         context = multiprocessing.get_context("fork")
-        with context.Pool(jobs, _start, [Path(top), must_record]) as pool:
-            for number, result in enumerate(pool.imap_unordered(function, works), start=1):
-                done(result)
+        with ProcessPoolExecutor(jobs, context, _start, [Path(top), must_record]) as pool:
+            futures = [pool.submit(function, work) for work in works]
+            for number, future in enumerate(as_completed(futures), start=1):
+                done(future.result())
                 print(f"{function.__name__}: {number} of {len(works)}", file=sys.stderr, flush=True)
 
 

@@ -80,6 +80,7 @@ def test_the_predictions_in_the_table_are_what_plan_says():
     assert f"(predicted {speeds[-1]})" in line and f"(predicted {memory[-1]})" in line
 
 
+@pytest.mark.slow
 def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_their_own_size():
     run = build_run("deit_small_from_deit3_base")
     losses = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0), nkd=replace(run.losses.nkd, weight=0))
@@ -171,6 +172,7 @@ def test_compiling_decides_whether_reductions_are_hidden():
     assert re.search("reductions run beside +67% of student and loss", eager)
 
 
+@pytest.mark.slow
 def test_a_shard_is_gathered_whole_where_deepspeeds_file_does_not_limit_it(tmp_path, monkeypatch):
     run = build_run("deit_base_from_deit3_large")
     teacher, block = 304_374_760, 12_598_272

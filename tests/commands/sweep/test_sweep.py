@@ -48,6 +48,7 @@ def swept(tmp_path_factory, demo_cache):
     return folder, run_command(*SWEEP, "--seeds=2", "--jobs=2", f"--workdir={folder}", cwd=folder.parents[1])
 
 
+@pytest.mark.slow
 def test_every_setting_is_trained_with_every_seed_and_all_numbers_are_the_files(swept):
     folder, done = swept
     assert done.stdout.rstrip() == (folder / "sweep.md").read_text().rstrip()
@@ -73,6 +74,7 @@ def test_every_setting_is_trained_with_every_seed_and_all_numbers_are_the_files(
     assert len(cpus) == 4, "four runs were started"
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_trained_again_and_what_is_missing_is(swept):
     folder, _ = swept
     before = {run: (run / "done").stat().st_mtime_ns for run in folder.glob("*/seed?")}
