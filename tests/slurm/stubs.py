@@ -53,7 +53,8 @@ if [ "$2" = slurm/describe_run.py ]; then
   echo "$STUB_DESCRIPTION" && exit
 fi
 PYTHON_HERE -c 'import json, os, sys
-names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_GPUS_PER_TASK", "MASTER_ADDR", "MASTER_PORT", "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK", "RANK")
+names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_GPUS_PER_TASK", "MASTER_ADDR",
+         "MASTER_PORT", "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK", "RANK")
 print(json.dumps({"python": sys.argv[2:], "environ": {n: os.environ.get(n) for n in names}}))' "$@" >>"$STUB_NOTES"
 case "$*" in *doctor*) exit "$STUB_DOCTOR" ;; esac
 if [ "$4" = pack ]; then
@@ -113,13 +114,14 @@ def run_script(
     described = {"workdir": workdir, "resume": "auto", "data.train": "demo", "data.val": "demo"}
     given = (str(word).removeprefix("--").partition("=") for word in options)
     described |= {key: text for key, _, text in given if text}
+    restarts = environ.get("SLURM_RESTART_COUNT", "0")
     env = os.environ | {
         "PATH": f"{binaries}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "3", "PYTHON": str(binaries / "python-stub"),
         "STUB_NOTES": str(notes), "STUB_STATE": state, "STUB_CODE": str(code), "STUB_CHECKPOINT": checkpoint,
         "STUB_WORKDIR": str(workdir), "STUB_DONE": "1" if done else "", "STUB_DOCTOR": str(doctor), "STUB_REFUSES": "",
         "STUB_LIMIT": "UNLIMITED", "STUB_DEAF": "",
-        "STUB_SIGNAL": signal, "STUB_BEGAN": environ.get("SLURM_RESTART_COUNT", "0"), "STUB_RESTARTS": environ.get("SLURM_RESTART_COUNT", "0"),
+        "STUB_SIGNAL": signal, "STUB_BEGAN": restarts, "STUB_RESTARTS": restarts,
         "STUB_ARRAY": "", "STUB_SILENT_AT_FIRST": "",
         "STUB_DESCRIPTION": "" if asks else "\n".join(f"{key}={text}" for key, text in described.items()),
     } | environ  # fmt: skip

@@ -8,6 +8,7 @@ import json
 import logging
 from collections import deque
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -71,7 +72,9 @@ def train(run: Run) -> dict[str, Any] | None:
     if run.deterministic:
         make_deterministic()
     device = start_processes(run.timeout_minutes)
-    workdir = Path(run.workdir)
+    # Resolved once: a link on its path that is changed later must not lead into another run's folder.
+    given, workdir = run.workdir, Path(run.workdir).resolve()
+    run = replace(run, workdir=str(workdir))
     # Before the lock, so that a refused run touches nothing; and again with it, as another job may have had the folder.
     is_done, _ = ranks.on_main(lambda: _look(run))
     if not is_done:
@@ -79,16 +82,18 @@ def train(run: Run) -> dict[str, Any] | None:
         ranks.on_main(lock.acquire)
         watchdog.leave_with(lock.release)
         try:
+            token = ranks.from_main(lock.me["token"])
+            ranks.together(lambda: lock.check_is_seen(token))
             is_done, start = ranks.on_main(lambda: _look(run))
             if _is_stopped(device):
                 return None
             if not is_done:
                 watchdog.enter("load")
-                return train_from(newest_whole(start), run, device, lock)
+                return train_from(newest_whole(start), run, device, lock, given)
         finally:
             lock.release()
     again = "give another --workdir to train again, or more --epochs with --extend"
-    logger.info("%s is finished and left alone: %s", run.workdir, again)
+    logger.info("%s is finished and left alone: %s", given, again)
     return json.loads((workdir / "summary.json").read_text())
 
 
@@ -109,8 +114,13 @@ def _look(run: Run) -> tuple[bool, Start | None]:
     return False, start
 
 
-def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLock) -> dict[str, Any] | None:
-    """Train from a whole checkpoint, or anew, to the end or to a signal. Collective; see `train`."""
+def train_from(
+    start: Start | None, run: Run, device: torch.device, lock: RunLock, given: str
+) -> dict[str, Any] | None:  # fmt: skip
+    """Train from a whole checkpoint, or anew, to the end or to a signal. Collective; see `train`.
+
+    `given` is the run folder as the command named it, which config.json stores.
+    """
     workdir = Path(run.workdir)
     watchdog.enter("build")
     parts = build_parts(run, device)
@@ -134,9 +144,9 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     saved_step = state.step if start and start.is_own else -1
     saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
     saver.begin(start)
-    costs = ranks.on_main(lambda: introduce(parts, state.step))
+    costs = ranks.on_main(lambda: introduce(parts, state.step, workdir=given))
     steps = {"resumed_step": state.step, "evaluated_step": state.result_step, "total_steps": schedule.total_steps}
-    tracked = {"trackers": run.trackers, "settings": as_dict(run)}
+    tracked = {"trackers": run.trackers, "settings": as_dict(run) | {"workdir": given}}
     log = ranks.together(lambda: MetricsLog(workdir, **steps, **tracked))
     logger.info(
         f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "
