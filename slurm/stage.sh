@@ -10,6 +10,18 @@ fail() {
   exit 1
 }
 
+# make_private FOLDER: mode 700 and ours. Anybody may have made a link or a folder of this name on a shared disk before.
+make_private() {
+  local parent
+  parent=$(dirname "$1")
+  mkdir -p "$parent" || fail "$parent cannot be made"
+  [ -z "$(find "$parent/" -maxdepth 0 -perm -0002 ! -perm -1000)" ] ||
+    fail "others could replace folders in $parent: give it the sticky bit (chmod +t), or set STAGE_DIR to another"
+  mkdir -m 700 "$1" 2>/dev/null || true
+  { [ "$(stat -c '%F %u' "$1")" = "directory $(id -u)" ] && chmod 700 "$1"; } ||
+    fail "$1 must be a folder of this user, found $(stat -c '%F of %U' "$1"): remove it, or set STAGE_DIR to another"
+}
+
 # is_whole FILE COPY: the receipt beside the copy names size and time of this FILE, and the copy has that size and the
 # receipt's checksum.
 is_whole() {
@@ -40,7 +52,7 @@ copy() {
 while [ $# -gt 0 ]; do
   file=$1 copy=$2
   shift 2
-  mkdir -p "$(dirname "$copy")" || fail "$(dirname "$copy") cannot be made"
+  make_private "$(dirname "$copy")"
   { exec 9>>"$copy.lock"; } || fail "$copy.lock cannot be written"
   flock -w 3600 9 || fail "another job has held $copy.lock for an hour"
   trap 'rm -f "$copy.part"' EXIT

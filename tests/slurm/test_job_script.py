@@ -55,7 +55,7 @@ def test_one_srun_starts_the_ranks_with_what_they_need(tmp_path):
     assert flags[1:] == [["--kill-on-bad-exit=1", "--wait=60", "--label"]]
     environ = ended.of("python")[-1]["environ"]
     assert environ["MASTER_ADDR"] == "10.0.0.1" and environ["MASTER_PORT"] == str(20000 + 7 * 16 + 2)
-    assert environ["TORCH_EXTENSIONS_DIR"] == f"/tmp/vitkd_ds-{os.getuid()}/extensions-7-2", "node-local, of this start"
+    assert environ["TORCH_EXTENSIONS_DIR"] == f"/tmp/vitkd_ds-{os.getuid()}-extensions-7-2", "node-local, of this start"
     assert environ["OMP_NUM_THREADS"] == environ["SRUN_CPUS_PER_TASK"] == "3"
     assert environ["RANK"] is None, "a launcher's rank from where sbatch was typed is not taken"
 

@@ -90,8 +90,8 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
             f"{config} must say what run the checkpoints beside it are of, found {error!r}: put it back, or give "
             "another --workdir"
         ) from None
-    before, now = (flattened(json.loads(json.dumps(as_dict(some)))) for some in (stored, run))
-    free = FREE_KEYS | set(LENGTH if run.extend else ())
+    before, now = learned_settings(stored), learned_settings(run)
+    free = LENGTH if run.extend else ()
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
@@ -122,6 +122,12 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
         if stored[split] != fingerprint_of(run.data, split):
             now = "other images there now" if path == old_path else f"{path} now, which are not the same images"
             raise ValueError(f"{trained}, found {now}: give another --workdir")
+
+
+def learned_settings(run: Run) -> dict[str, Any]:
+    """Dotted key -> value, as JSON gives it back, of the settings that change what is learned."""
+    flat = flattened(json.loads(json.dumps(as_dict(run))))
+    return {key: value for key, value in flat.items() if key not in FREE_KEYS}
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Mapping, MutableMapping, NoReturn
@@ -23,6 +24,7 @@ import torch.distributed as torch_dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from torch._inductor import config as inductor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.internals import OPS, check_internals
@@ -131,9 +133,35 @@ def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
     return max(1, allowed // local_world_size(environ))
 
 
+def check_code_folders(environ: Mapping[str, str] = os.environ) -> None:
+    """Make the folders private that hold code to load: DeepSpeed's extensions if TORCH_EXTENSIONS_DIR names a folder,
+    and inductor's cache, which by default has a predictable name in the temporary folder.
+
+    Raises:
+        ValueError: a folder belongs to somebody else, others can write to it, or a link stands in its place.
+    """
+    folders = [environ.get("TORCH_EXTENSIONS_DIR"), environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()]
+    for folder in filter(None, folders):
+        try:
+            with suppress(FileExistsError):
+                Path(folder).mkdir(mode=0o700, parents=True)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            found = os.fstat(descriptor)
+            os.close(descriptor)
+        except OSError as error:
+            raise ValueError(f"{folder} must be a folder for compiled code, found {error}. Remove it.") from error
+        if found.st_uid not in (0, os.getuid()) or found.st_mode & 0o002:
+            owner = f"owner {found.st_uid}, mode {found.st_mode & 0o777:o}"
+            raise ValueError(
+                f"{folder} holds code that a run loads, and others can write to it ({owner}). Set TORCH_EXTENSIONS_DIR "
+                "and TORCHINDUCTOR_CACHE_DIR to folders of your own."
+            )
+
+
 def start_processes(timeout_minutes: float = 10) -> torch.device:
     """Join the process group, whose collectives wait at most for the timeout; return this rank's device. Collective."""
     set_rank_variables()
+    check_code_folders()
     # What DeepSpeed says at each start and no user can act on. Our AdamW is torch's, but its list of tested optimizers
     # goes by the exact class.
     deepspeed_logger.setLevel(logging.WARNING)

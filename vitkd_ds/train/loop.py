@@ -15,7 +15,7 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor
 
-from vitkd_ds.checkpoint.folder import check_settings, is_finished
+from vitkd_ds.checkpoint.folder import LENGTH, check_settings, is_finished
 from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
@@ -37,6 +37,7 @@ from vitkd_ds.models.hub import check_model_name
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.calibrate import calibrate
 from vitkd_ds.train.health import Health
+from vitkd_ds.train.identity import check_identity, identity_of
 from vitkd_ds.train.introduction import introduce
 from vitkd_ds.train.log import Meter, MetricsLog
 from vitkd_ds.train.nonfinite import report_nonfinite
@@ -134,6 +135,8 @@ def train_from(
             f"--extend needs more than the {start.num_steps} steps of {start.path}, found {schedule.total_steps}: "
             "raise --epochs or --max_steps"
         )
+    identity = identity_of(parts)
+    ranks.on_main(lambda: check_identity(start, identity, free=LENGTH if run.extend else ()))
     state = restore(parts.engine, start, **data)
     if start is None:
         watchdog.enter("teacher check")
@@ -142,7 +145,8 @@ def train_from(
         calibrate(parts)
     # From here on the run leaves traces in its folder, and a signal is answered by the next step, which saves.
     saved_step = state.step if start and start.is_own else -1
-    saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
+    about = {"check": lock.check, "identity": identity, "saved_step": saved_step}
+    saver = Saver(workdir, run.checkpoint, parts.student_description(), **about)
     saver.begin(start)
     costs = ranks.on_main(lambda: introduce(parts, state.step, workdir=given))
     steps = {"resumed_step": state.step, "evaluated_step": state.result_step, "total_steps": schedule.total_steps}
