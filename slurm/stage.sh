@@ -1,7 +1,8 @@
 #!/bin/bash
 # `stage.sh FILE COPY [FILE COPY ...]`, once per node: each COPY, on the node's own disk, becomes the FILE of the shared
 # file system, with its side file FILE.json. Prints "CHECKSUM COPY" for each; run_recipe.sh compares the nodes'. A copy
-# that is there is used again if size, time and checksum are still right. Any failure ends with a reason and code 1.
+# that is there is used again if size, times (ctime too, which nobody can set) and checksum are still
+# right. Any failure ends with a reason and code 1.
 set -euo pipefail
 spare_bytes=$((2 ** 30)) # left to others on the disk
 
@@ -28,7 +29,7 @@ is_whole() {
   local stamp sum
   [ -f "$2" ] && [ -f "$2.receipt" ] || return 1
   read -r sum stamp <"$2.receipt" || return 1
-  [ "$stamp" = "$(stat -Lc '%s %.Y' "$1")" ] && [ "$(stat -c %s "$2")" = "${stamp% *}" ] &&
+  [ "$stamp" = "$(stat -Lc '%s %.Y %.Z' "$1")" ] && [ "$(stat -c %s "$2")" = "${stamp%% *}" ] &&
     [ "$(sha256sum <"$2")" = "$sum  -" ]
 }
 
@@ -46,7 +47,7 @@ copy() {
     fail "$copy.part must be $file, found another size or checksum"
   fi
   mv "$copy.part" "$copy"
-  echo "${read%% *} $(stat -Lc '%s %.Y' "$file")" >"$copy.receipt"
+  echo "${read%% *} $(stat -Lc '%s %.Y %.Z' "$file")" >"$copy.receipt"
 }
 
 while [ $# -gt 0 ]; do

@@ -6,6 +6,7 @@ deepspeed take seconds.
 """
 
 import inspect
+import io
 import json
 import os
 import sys
@@ -52,6 +53,8 @@ def _run(*first: str) -> None:
         words = [*words[1:], "--help"]  # `--help train` asks what `train --help` asks
     name, *words = words or ["--help"]
     console.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes, and is printed as it is
     if name == "train":
         signals.listen()  # before the slow imports
     try:

@@ -21,7 +21,7 @@ from vitkd_ds.train.trackers import wandb_mode, within
 SETTINGS = {"seed": 7, "optim": {"lr": 0.5}}
 FOREIGN = (
     "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TRACKIO_DIR",
-    "TRACKIO_PROJECT", "TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_STORAGE_MODE",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT", "TRACKIO_PROJECT", "TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_STORAGE_MODE",
 )  # fmt: skip
 
 
@@ -177,8 +177,8 @@ def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp
 @pytest.mark.parametrize("call", ["start", "values"])
 def test_a_server_that_trickles_its_answer_takes_no_more_time_than_the_limit(tmp_path, caplog, monkeypatch, call):
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
-    monkeypatch.setattr("vitkd_ds.train.trackers.START_S", 1.5 if call == "start" else 30)
-    monkeypatch.setattr("vitkd_ds.train.trackers.SEND_S", 3)
+    monkeypatch.setattr("vitkd_ds.train.trackers.START_S", 2 if call == "start" else 30)
+    monkeypatch.setattr("vitkd_ds.train.trackers.SEND_S", 4)
 
     def trickle():
         with suppress(OSError), server.accept()[0] as connection:
@@ -207,7 +207,7 @@ def test_a_server_that_trickles_its_answer_takes_no_more_time_than_the_limit(tmp
         ended.set()
         thread.join()
     (told,) = [text for text in warnings_of(caplog) if "run goes on" in text]
-    assert "TimeoutError: no answer within 3 s" in told and accepted.is_set()
+    assert "TimeoutError: no answer within 4 s" in told and accepted.is_set()
 
 
 def test_a_warning_shows_no_password_of_an_address(tmp_path, caplog, monkeypatch):

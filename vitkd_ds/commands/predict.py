@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitkd_ds.commands.cells import safe_cell
 from vitkd_ds.commands.exported import Answers, Exported, first_device, open_exported
 from vitkd_ds.commands.show import one_line
 from vitkd_ds.data.images import crops_of
@@ -103,7 +104,7 @@ def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[
 
 def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
+    csv.writer(line, lineterminator="").writerow(map(safe_cell, cells))
     return line.getvalue()
 
 

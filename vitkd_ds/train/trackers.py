@@ -31,7 +31,7 @@ IDS = "trackers.json"
 """File of the run folder: tracker -> the id of the run there, which a resumed run continues."""
 PROJECT = "vitkd_ds"
 REACH_S, START_S, SEND_S, CLOSE_S = 3, 30, 30, 60
-"""Longest that a run waits for a service: to see whether it can be reached, at the start, for values, and at the end."""
+"""Longest that a run waits for a service: until it can be reached, at the start, for values, and at the end."""
 MLFLOW_MOST, MLFLOW_LENGTH = 100, 500
 """Settings in a call of MLflow's, and characters of a value, that every server takes."""
 
