@@ -181,7 +181,7 @@ def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vi
     monkeypatch.setattr(cli.fire, "Fire", lambda *args, name, **options: calls.append(name))
     vitkd_ds("train", "--print_config")
     vitkd_ds("recipes")
-    assert calls == ["install", "listen", "train", "install", "recipes"], "the streams are open before the pipe of signals"
+    assert calls == ["install", "listen", "train", "install", "recipes"], "streams are open before a pipe is"
 
 
 def test_help_is_had_anywhere_and_the_launchers_local_rank_is_no_option(vitkd_ds):

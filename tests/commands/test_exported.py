@@ -35,6 +35,7 @@ def test_a_student_of_a_run_that_saves_all_the_time_is_loaded_and_exported(tmp_p
     def save():
         step = 1
         while not ended.is_set():
+            ended.wait(0.01)
             step += 1
             publish(workdir, export, step)
 

@@ -104,8 +104,8 @@ def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[
 
 def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(map(safe_cell, cells))
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))  # so that both are quoted in a cell
+    return line.getvalue().removesuffix("\r\n")
 
 
 def _text(name: str, found: Sequence[tuple[str, str]]) -> str:

@@ -23,6 +23,7 @@ from vitkd_ds.models.hub import check_hub, check_model_name, hub_file, size_key_
 from vitkd_ds.models.linear_head import load_head
 from vitkd_ds.models.normalization import Normalization, ResizedNormalization
 from vitkd_ds.models.stream import WeightStream, can_stream, make_buffers
+from vitkd_ds.models.weights import load_state_dict_file
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +131,10 @@ def build_exported(description: Mapping[str, Any], weights: Path) -> nn.Module:
     described = preprocessing_of(description, weights)
     num_classes, image_size = description["args"]["num_classes"], description["image_size"]
     data = DataConfig(train="", val="", num_classes=num_classes, image_size=image_size)
+    state = load_state_dict_file(weights)  # first, as a run that goes on may delete the file soon
     model = build_student(StudentConfig(**model_of(description)), data, needs_blocks=False)
-    load_weights(model, weights, key="student", allow_other_grid=False, needs_classifier=True)
+    options = {"key": "student", "allow_other_grid": False, "needs_classifier": True}
+    model.load_state_dict(fit_state(model, state, weights, **options))
     model.pretrained_cfg = model.pretrained_cfg | described
     return model
 
