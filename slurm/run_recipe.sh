@@ -40,6 +40,7 @@ export TORCH_EXTENSIONS_DIR=/tmp/vitkd_ds-$UID-extensions-$SLURM_JOB_ID-$restart
 # name does not resolve.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+[ "$SLURM_NNODES" != 1 ] || address=127.0.0.1 # which nobody outside the node can reach
 export MASTER_ADDR=${MASTER_ADDR:-${address:-$first_node}}
 
 # free_port PORT: the first one from PORT on that nobody on this node listens on. 20000 to 31999 lies below the ports

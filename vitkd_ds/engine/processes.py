@@ -31,6 +31,7 @@ from vitkd_ds.engine.internals import OPS, check_internals
 
 DRIVER = Path("/proc/driver/nvidia/version")
 """What NVIDIA's kernel driver says of itself, where there is one."""
+LOOPBACK = ("127.0.0.1", "localhost")
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
 
@@ -179,8 +180,28 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
         choose_device(accelerator.device_count())
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     # A little more than the timeout, so that the watchdog, whose message is better, comes first.
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=1.2 * timeout_minutes))
+    timeout = timedelta(minutes=1.2 * timeout_minutes)
+    is_alone = os.environ["MASTER_ADDR"] in LOOPBACK and "TORCHELASTIC_RUN_ID" not in os.environ  # torchrun's own store
+    if is_alone and not ranks.is_running():
+        _meet_on_loopback(timeout)
+    deepspeed.init_distributed(verbose=False, timeout=timeout)
     return torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
+
+
+def _meet_on_loopback(timeout: timedelta) -> None:
+    """Start the process group of ranks that share a node. They listen on its loopback only, as gloo, NCCL and torch's
+    store ask nobody for a password; torch by default listens on every network. Collective."""
+    if "lo" in {name for _, name in socket.if_nameindex()}:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    options = {"world_size": size, "is_master": rank == 0, "timeout": timeout}
+    if rank == 0:
+        listener = socket.create_server((LOOPBACK[0], port))
+        options["master_listen_fd"] = listener.detach()  # the store's from here on
+    store = torch_dist.TCPStore(LOOPBACK[0], port, **options)
+    backend = get_accelerator().communication_backend_name()
+    torch_dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def make_deterministic() -> None:
