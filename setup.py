@@ -60,7 +60,7 @@ setup(
         "safetensors>=0.4",
         "setuptools",  # ffcv imports distutils, which Python 3.12 took out
         "tensorboard>=2.16",
-        "timm>=1.0.25,<2",
+        "timm>=1.0.26,<2",  # before, checkpoint_path was unpickled
         "torch>=2.13",
         "tqdm",
     ],

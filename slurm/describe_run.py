@@ -29,6 +29,7 @@ def describe(*words: str, **flags: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="surrogateescape")  # a path may be any bytes
     try:
         fire.Fire(describe, name="train.py")
     except ValueError as error:

@@ -22,10 +22,31 @@ say() { printf '[%s job %s] %s\n' "$(date '+%F %T')" "$SLURM_JOB_ID" "$*" >&3; }
 give_up() { say "error: $*" && exit 1; }
 
 : "${SLURM_JOB_ID:?start this with sbatch, from the checkout}"
-restart=${SLURM_RESTART_COUNT:-0}
+
+# retry COMMAND...: until it succeeds, for about a minute.
+retry() {
+  local wait_s
+  for wait_s in 1 2 4 8 16 32; do
+    "$@" && return
+    sleep "$wait_s"
+  done
+  "$@"
+}
+
+# ---- Who this job is. sbatch inherits every SLURM_* variable of the job that it is called in, and Slurm replaces only
+# those that this job has too. So Slurm is asked, and the ranks, whose container may lack scontrol, get its answer.
+# record: a line about this job and no other task of its array; fails if Slurm is silent. said KEY: its value there.
+record() { scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "; }
+said() { sed -n "s/^\(.* \)\?$1=\([^ ]*\).*/\2/p"; }
+told=$(retry record) || give_up "Slurm does not say what job $SLURM_JOB_ID is. Submit it again."
+restart=$(said Restarts <<<"$told") array=$(said ArrayJobId <<<"$told") task=$(said ArrayTaskId <<<"$told")
 # To scontrol a task of an array is ARRAY_TASK: the number of one of the tasks is also that of the whole array.
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${array:+${array}_$task}
 job=${job:-$SLURM_JOB_ID}
+export SLURM_ARRAY_JOB_ID=$array SLURM_ARRAY_TASK_ID=$task SLURM_RESTART_COUNT=$restart
+[ -n "$array" ] || unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
+case $told in *gres/gpu* | *gres:gpu*) ;; *) unset SLURM_JOB_GPUS SLURM_STEP_GPUS SLURM_GPUS_PER_TASK ;; esac
+export VITKD_DS_START=$SLURM_JOB_ID.$restart # a later start of this job may take the run folder from an earlier one
 
 # introduce COMMAND...: the first lines of a start.
 introduce() {
@@ -87,10 +108,9 @@ ask_to_stop() {
 # would not do, which a preemption sets.
 is_limit_near() {
   local told start limit days=0 h m s
-  told=$(scontrol show job "$job" 2>/dev/null) || return 1
-  start=$(sed -n 's/.* StartTime=\([0-9][0-9T:-]*\) .*/\1/p' <<<"$told")
-  limit=$(sed -n 's/.* TimeLimit=\([0-9][0-9:-]*\) .*/\1/p' <<<"$told")
-  [ -n "$start" ] && [ -n "$limit" ] && start=$(date -d "$start" +%s) || return 1
+  told=$(record 2>/dev/null) || return 1
+  start=$(said StartTime <<<"$told") limit=$(said TimeLimit <<<"$told")
+  case $start:$limit in [0-9]*:[0-9]*) start=$(date -d "$start" +%s) || return 1 ;; *) return 1 ;; esac
   case $limit in *-*) days=${limit%%-*} limit=${limit#*-} ;; esac
   IFS=: read -r h m s <<<"$limit"
   [ $((start + ((10#$days * 24 + 10#$h) * 60 + 10#$m) * 60 + 10#$s - $(date +%s))) -le "$spare_s" ]
@@ -112,24 +132,12 @@ step() {
 
 # ---- Another start. `progress`, of the script that sources this, says what is saved.
 
-# retry COMMAND...: until it succeeds, for about a minute.
-retry() {
-  local wait_s
-  for wait_s in 1 2 4 8 16 32; do
-    "$@" && return
-    sleep "$wait_s"
-  done
-  "$@"
-}
 # job_state: what Slurm says of this start; fails if it says nothing. After a cut network this script may live on beside
 # the next start, with which it must not meddle.
 job_state() {
   local told
-  told=$(scontrol show job "$job") && [ -n "$told" ] || return 1
-  case $told in
-  *" Restarts=$restart "*) sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' <<<"$told" ;;
-  *) echo REQUEUED ;;
-  esac
+  told=$(record) || return 1
+  if [ "$(said Restarts <<<"$told")" = "$restart" ]; then said JobState <<<"$told"; else echo REQUEUED; fi
 }
 # Asked anew each time: a job that is cancelled meanwhile must stay so.
 requeue_if_running() {

@@ -33,13 +33,14 @@ every_rank=(srun --kill-on-bad-exit=1 --wait=60 --label "${pyxis[@]}")
 # ---- Environment of the ranks.
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # A rank killed while an op is compiled leaves a lock, on which every later start waits for ever. So the folder is on the
-# node, and of this start alone, whatever the login shell has set.
-export TORCH_EXTENSIONS_DIR=/tmp/vitkd_ds-$UID/extensions-$SLURM_JOB_ID-$restart
+# node, and of this start alone, whatever the login shell has set. The ranks make it private, or refuse to start.
+export TORCH_EXTENSIONS_DIR=/tmp/vitkd_ds-$UID-extensions-$SLURM_JOB_ID-$restart
 
 # Rank 0 runs on the first node, as this script does. NodeAddr is what Slurm itself reaches a node by, also where its
 # name does not resolve.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+[ "$SLURM_NNODES" != 1 ] || address=127.0.0.1 # which nobody outside the node can reach
 export MASTER_ADDR=${MASTER_ADDR:-${address:-$first_node}}
 
 # free_port PORT: the first one from PORT on that nobody on this node listens on. 20000 to 31999 lies below the ports
@@ -60,7 +61,7 @@ stage_everywhere() {
   local pairs=() staged=() sums copy
   local -A copies=() # one file may be both train and val
   while [ $# -gt 0 ]; do
-    copy=$STAGE_DIR/vitkd_ds-$(id -u)/$(printf %s "$2" | cksum | cut -d ' ' -f 1)/$(basename "$2")
+    copy=$STAGE_DIR/vitkd_ds-$(id -u)-$(printf %s "$2" | cksum | cut -d ' ' -f 1)/$(basename "$2")
     staged+=("--$1=$copy")
     [ -n "${copies[$copy]:-}" ] || pairs+=("$2" "$copy")
     copies[$copy]=1

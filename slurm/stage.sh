@@ -1,7 +1,8 @@
 #!/bin/bash
 # `stage.sh FILE COPY [FILE COPY ...]`, once per node: each COPY, on the node's own disk, becomes the FILE of the shared
 # file system, with its side file FILE.json. Prints "CHECKSUM COPY" for each; run_recipe.sh compares the nodes'. A copy
-# that is there is used again if size, time and checksum are still right. Any failure ends with a reason and code 1.
+# that is there is used again if size, times (ctime too, which nobody can set) and checksum are still
+# right. Any failure ends with a reason and code 1.
 set -euo pipefail
 spare_bytes=$((2 ** 30)) # left to others on the disk
 
@@ -10,13 +11,25 @@ fail() {
   exit 1
 }
 
+# make_private FOLDER: mode 700 and ours. Anybody may have made a link or a folder of this name on a shared disk before.
+make_private() {
+  local parent
+  parent=$(dirname "$1")
+  mkdir -p "$parent" || fail "$parent cannot be made"
+  [ -z "$(find "$parent/" -maxdepth 0 -perm -0002 ! -perm -1000)" ] ||
+    fail "others could replace folders in $parent: give it the sticky bit (chmod +t), or set STAGE_DIR to another"
+  mkdir -m 700 "$1" 2>/dev/null || true
+  { [ "$(stat -c '%F %u' "$1")" = "directory $(id -u)" ] && chmod 700 "$1"; } ||
+    fail "$1 must be a folder of this user, found $(stat -c '%F of %U' "$1"): remove it, or set STAGE_DIR to another"
+}
+
 # is_whole FILE COPY: the receipt beside the copy names size and time of this FILE, and the copy has that size and the
 # receipt's checksum.
 is_whole() {
   local stamp sum
   [ -f "$2" ] && [ -f "$2.receipt" ] || return 1
   read -r sum stamp <"$2.receipt" || return 1
-  [ "$stamp" = "$(stat -Lc '%s %.Y' "$1")" ] && [ "$(stat -c %s "$2")" = "${stamp% *}" ] &&
+  [ "$stamp" = "$(stat -Lc '%s %.Y %.Z' "$1")" ] && [ "$(stat -c %s "$2")" = "${stamp%% *}" ] &&
     [ "$(sha256sum <"$2")" = "$sum  -" ]
 }
 
@@ -34,13 +47,13 @@ copy() {
     fail "$copy.part must be $file, found another size or checksum"
   fi
   mv "$copy.part" "$copy"
-  echo "${read%% *} $(stat -Lc '%s %.Y' "$file")" >"$copy.receipt"
+  echo "${read%% *} $(stat -Lc '%s %.Y %.Z' "$file")" >"$copy.receipt"
 }
 
 while [ $# -gt 0 ]; do
   file=$1 copy=$2
   shift 2
-  mkdir -p "$(dirname "$copy")" || fail "$(dirname "$copy") cannot be made"
+  make_private "$(dirname "$copy")"
   { exec 9>>"$copy.lock"; } || fail "$copy.lock cannot be written"
   flock -w 3600 9 || fail "another job has held $copy.lock for an hour"
   trap 'rm -f "$copy.part"' EXIT

@@ -181,7 +181,7 @@ def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vi
     monkeypatch.setattr(cli.fire, "Fire", lambda *args, name, **options: calls.append(name))
     vitkd_ds("train", "--print_config")
     vitkd_ds("recipes")
-    assert calls == ["listen", "install", "train", "install", "recipes"]
+    assert calls == ["install", "listen", "train", "install", "recipes"], "streams are open before a pipe is"
 
 
 def test_help_is_had_anywhere_and_the_launchers_local_rank_is_no_option(vitkd_ds):
@@ -243,3 +243,13 @@ def test_a_run_is_reproduced_bit_for_bit_from_its_folder(tmp_path, demo_cache):
     run_command(*train, "--recipe", first / "config.json", "--workdir", again)
     assert numerics_of(again) == numerics_of(first) and len(numerics_of(first)) > 1
     assert (again / "student.safetensors").read_bytes() == (first / "student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("workdir", ["{}/file", "{}/file/run", "/dev/null/run", "{}/" + 257 * "x", "{}/loop/run"])
+def test_a_run_folder_that_nobody_could_make_is_refused_so_that_no_job_comes_back_for_it(tmp_path, workdir):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for words in ({}, {"resume": "none"}):
+        with pytest.raises(ValueError, match="--workdir must be a folder that can be made, found .*: .* Pass another"):
+            parse_run((), {"workdir": workdir.format(tmp_path)} | words)
+    assert parse_run((), {"workdir": f"{tmp_path}/new/run"})

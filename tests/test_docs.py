@@ -2,10 +2,12 @@
 
 import inspect
 import json
+import pickle
 import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import timm
@@ -186,3 +188,30 @@ def test_the_readme_is_short_and_its_tree_is_the_house():
             assert (ROOT / room / name).exists() or (ROOT / name).exists(), (room, name)
     folders = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "vitkd_ds").rglob("*.py")}
     assert folders - {"vitkd_ds/"} <= rooms.keys(), "a folder of the package that the tree does not name"
+
+
+class Marked:
+    """Its unpickling makes a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("hostile", [
+    {"checkpoint_path": "evil.pth"}, {"pretrained": True, "pretrained_cfg": {"file": "evil.pth", "num_classes": 3}},
+], ids=["checkpoint", "pretrained"])  # fmt: skip
+def test_the_readmes_loader_runs_no_code_of_a_student(tmp_path, monkeypatch, hostile):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "make_demo" / "distilled"
+    folder.mkdir(parents=True)
+    args = {"depth": 1, "embed_dim": 12, "num_heads": 1, "num_classes": 3, "img_size": 32}
+    model = timm.create_model("deit_tiny_patch16_224", **args)
+    save_file(model.state_dict(), folder / "student.safetensors")
+    made = {"model": "deit_tiny_patch16_224", "args": args | hostile}
+    (folder / "student.json").write_text(json.dumps(made))
+    Path("evil.pth").write_bytes(pickle.dumps(Marked()))
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", TEXT["README.md"], re.S) if "load_file" in block]
+    loaded = {}
+    exec(code, loaded)
+    assert not Path("ran").exists()
+    assert torch.equal(loaded["model"].head.weight, model.head.weight)

@@ -6,6 +6,7 @@ deepspeed take seconds.
 """
 
 import inspect
+import io
 import json
 import os
 import sys
@@ -51,9 +52,11 @@ def _run(*first: str) -> None:
     if words[:1] == ["--help"]:
         words = [*words[1:], "--help"]  # `--help train` asks what `train --help` asks
     name, *words = words or ["--help"]
+    console.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes, and is printed as it is
     if name == "train":
         signals.listen()  # before the slow imports
-    console.install()
     try:
         if name == "--help":
             print("\n\n".join(f"{name}: {inspect.getdoc(each)}" for name, each in COMMANDS.items()))
@@ -84,6 +87,7 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
         if console.is_first_rank():
             print(json.dumps(as_dict(run), indent=2))
         return
+    console.secure("stdout")
     run = _with_packed_folders(run)
     from vitkd_ds.engine.processes import leave
     from vitkd_ds.train.loop import train as train_run

@@ -158,9 +158,10 @@ def test_config_json_says_what_was_run_by_what(tmp_path, run):
     costs, images = {"student": {"parameters": 7}, "teacher": None}, {"train": 5, "val": 6}
     before = {"plan": {"total_steps": 4}, "extended_at_steps": [2]}
     (tmp_path / "made" / "config.json").write_text(json.dumps(before))
-    folder.describe_run(run, schedule, device="cpu", resumed_step=4, models=costs, images=images)
+    folder.describe_run(run, schedule, device="cpu", resumed_step=4, models=costs, images=images, workdir="made")
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
+    assert config["run"]["workdir"] == "made", "as the command named it, so that a stored run may move"
     assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
     assert config["extended_at_steps"] == [2, 4]
     assert not (tmp_path / "made" / "done").exists()
@@ -180,7 +181,7 @@ def test_config_json_keeps_the_steps_at_which_a_run_was_made_longer(
     if before:
         (tmp_path / "config.json").write_text(json.dumps(before))
     schedule = make_dataclass("Steps", [("total_steps", int)])(9)
-    about = {"device": "cpu", "resumed_step": resumed_step, "models": {}, "images": {}}
+    about = {"device": "cpu", "resumed_step": resumed_step, "models": {}, "images": {}, "workdir": "made"}
     folder.describe_run(replace(run, extend=extend), schedule, **about)
     assert json.loads((tmp_path / "config.json").read_text())["extended_at_steps"] == expected
 

@@ -4,8 +4,10 @@ import os
 
 import pytest
 
+from tests.conftest import finish_ranks, start_ranks
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import (
+    check_code_folders,
     check_gpu_is_used,
     choose_device,
     local_world_size,
@@ -116,3 +118,42 @@ def test_without_a_process_group_there_is_one_rank():
     for agree in (ranks.together, ranks.on_main):
         with pytest.raises(ValueError, match="no"):
             agree(fail)
+
+
+def test_folders_of_compiled_code_are_private_or_refused(tmp_path):
+    for name in ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        both = {"TORCH_EXTENSIONS_DIR": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "good")}
+        folder = tmp_path / name / "new"
+        check_code_folders(both | {name: str(folder)})
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(0o777)
+        with pytest.raises(ValueError, match=f"new holds code .* and others .*owner {os.getuid()}, mode"):
+            check_code_folders(both | {name: str(folder)})
+        (tmp_path / f"link {name}").symlink_to(tmp_path)
+        with pytest.raises(ValueError, match="must be a folder for compiled code, found .* Remove it"):
+            check_code_folders(both | {name: str(tmp_path / f"link {name}")})
+    if os.getuid() == 0:
+        os.chown(tmp_path / "good", 65534, 65534)
+        with pytest.raises(ValueError, match="owner 65534"):
+            check_code_folders(both)
+
+
+LISTENING = """
+import os
+from vitkd_ds.engine import processes, ranks
+processes.start_processes(1)
+assert ranks.from_all(ranks.rank()) == [0, 1]
+links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+own = {os.readlink(link)[8:-1] for link in links if os.path.lexists(link) and os.readlink(link).startswith("socket:[")}
+for family in ("tcp", "tcp6"):
+    for words in map(str.split, open(f"/proc/net/{family}").readlines()[1:]):
+        if words[3] == "0A" and words[9] in own:
+            print("listens", words[1])
+processes.leave()
+"""
+
+
+def test_ranks_of_one_node_listen_on_its_loopback_alone():
+    for said in finish_ranks(start_ranks(2, "-c", LISTENING)):
+        listens = [line.split()[1] for line in said.splitlines() if line.startswith("listens")]
+        assert listens and all(address.startswith("0100007F:") for address in listens), said

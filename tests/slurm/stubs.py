@@ -19,18 +19,21 @@ with open(os.environ["STUB_NOTES"], "a") as notes:
 os.execvp(words[0], words)
 """
 
-# Says nothing of the job as often as the file `silent` says, as when slurmctld is away.
+# Says nothing of the job as often as the file `silent` says, as when slurmctld is away, after its first answer.
 SCONTROL = """#!/bin/sh
 case "$1 $2" in
 "show hostnames") echo n1; echo n2; exit ;;
 "show node") echo "NodeName=$3 NodeAddr=10.0.0.1 Port=6818"; exit ;;
 esac
 left=$(cat "$STUB_NOTES.silent")
+[ -e "$STUB_NOTES.asked" ] || [ -n "$STUB_SILENT_AT_FIRST" ] || left=0
 [ "$left" = 0 ] || { echo $((left - 1)) >"$STUB_NOTES.silent"; exit 1; }
+restarts=$STUB_RESTARTS
+[ -e "$STUB_NOTES.asked" ] || { touch "$STUB_NOTES.asked"; restarts=$STUB_BEGAN; }
 case "$1 $2" in
-"show job") echo "JobId=$3 JobState=$STUB_STATE Reason=None Restarts=$STUB_RESTARTS BatchFlag=1"
-    echo "   RunTime=00:00:05 TimeLimit=$STUB_LIMIT TimeMin=N/A"
-    echo "   StartTime=$(date -d '-10 sec' +%FT%T) EndTime=Unknown Deadline=N/A" ;;
+"show job") echo "JobId=$SLURM_JOB_ID $STUB_ARRAY JobState=$STUB_STATE Reason=None Restarts=$restarts BatchFlag=1" \\
+    "RunTime=00:00:05 TimeLimit=$STUB_LIMIT TimeMin=N/A" \\
+    "StartTime=$(date -d '-10 sec' +%FT%T) EndTime=Unknown Deadline=N/A" ;;
 requeue*) echo '{"requeue": "'$2'"}' >>"$STUB_NOTES"; [ -z "$STUB_REFUSES" ] ;;
 esac
 """
@@ -50,7 +53,8 @@ if [ "$2" = slurm/describe_run.py ]; then
   echo "$STUB_DESCRIPTION" && exit
 fi
 PYTHON_HERE -c 'import json, os, sys
-names = ("MASTER_ADDR", "MASTER_PORT", "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK", "RANK")
+names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_GPUS_PER_TASK", "MASTER_ADDR",
+         "MASTER_PORT", "TORCH_EXTENSIONS_DIR", "OMP_NUM_THREADS", "SRUN_CPUS_PER_TASK", "RANK")
 print(json.dumps({"python": sys.argv[2:], "environ": {n: os.environ.get(n) for n in names}}))' "$@" >>"$STUB_NOTES"
 case "$*" in *doctor*) exit "$STUB_DOCTOR" ;; esac
 if [ "$4" = pack ]; then
@@ -104,18 +108,21 @@ def run_script(
         (binaries / name).write_text(text.replace("PYTHON_HERE", sys.executable))
         (binaries / name).chmod(0o755)
     notes.with_suffix(".silent").write_text(f"{silent}")
+    notes.with_suffix(".asked").unlink(missing_ok=True)
     notes.with_suffix(".unstarted").write_text(f"{unstarted}")
     notes.write_text("")
     described = {"workdir": workdir, "resume": "auto", "data.train": "demo", "data.val": "demo"}
     given = (str(word).removeprefix("--").partition("=") for word in options)
     described |= {key: text for key, _, text in given if text}
+    restarts = environ.get("SLURM_RESTART_COUNT", "0")
     env = os.environ | {
         "PATH": f"{binaries}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
         "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "3", "PYTHON": str(binaries / "python-stub"),
         "STUB_NOTES": str(notes), "STUB_STATE": state, "STUB_CODE": str(code), "STUB_CHECKPOINT": checkpoint,
         "STUB_WORKDIR": str(workdir), "STUB_DONE": "1" if done else "", "STUB_DOCTOR": str(doctor), "STUB_REFUSES": "",
         "STUB_LIMIT": "UNLIMITED", "STUB_DEAF": "",
-        "STUB_SIGNAL": signal, "STUB_RESTARTS": environ.get("SLURM_RESTART_COUNT", "0"),
+        "STUB_SIGNAL": signal, "STUB_BEGAN": restarts, "STUB_RESTARTS": restarts,
+        "STUB_ARRAY": "", "STUB_SILENT_AT_FIRST": "",
         "STUB_DESCRIPTION": "" if asks else "\n".join(f"{key}={text}" for key, text in described.items()),
     } | environ  # fmt: skip
     env = {name: text for name, text in env.items() if text or name.startswith("STUB")}

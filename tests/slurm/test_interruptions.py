@@ -6,7 +6,17 @@ import signal
 
 import pytest
 
-from tests.slurm.conftest import SLURMD_TIMEOUT_S, saved_step, started, submit, until_completed, until_same, until_step
+from tests.slurm.conftest import (
+    OPTIONS,
+    SLURMD_TIMEOUT_S,
+    TWO_BY_TWO,
+    saved_step,
+    started,
+    submit,
+    until_completed,
+    until_same,
+    until_step,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -115,3 +125,19 @@ def test_a_cancelled_job_saves_and_stays_cancelled_and_another_number_of_ranks_t
     until_completed(cluster, again, workdir)
     assert f"step {step} of 60, 2 ranks" in cluster.log(again)
     assert cluster.job(job)["JobState"] == "CANCELLED" and start_of(cluster, job) == 1
+
+
+def test_a_job_that_a_task_of_an_array_submits_comes_back_itself_and_leaves_the_task_alone(cluster, whole, workdir):
+    inner = f"slurm/vitkd_tiny.sh {' '.join(OPTIONS)} --workdir={workdir}"
+    flags = f"--parsable --output={cluster.folder}/job-%j.log {' '.join(TWO_BY_TWO)}"
+    words = ["--array=3-3", "--cpus-per-task=1", "--wrap", f"sbatch {flags} {inner}; sleep 600"]
+    task = cluster.submit(*words, "--export=ALL,SLURM_RESTART_COUNT=1")
+    cluster.until(lambda: cluster.log(task).strip().isdigit(), "the inner job", 60)
+    job = cluster.log(task).strip()
+    until_step(cluster, job, workdir, 13)
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    cluster.until_logged(job, "requeue: the next start continues from checkpoint")
+    until_same(cluster, job, workdir, whole)
+    assert start_of(cluster, job) == 2
+    assert cluster.job(task)["JobState"] == "RUNNING" and cluster.job(task)["Restarts"] == "0"
+    cluster.call("scancel", task)

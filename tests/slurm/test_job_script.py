@@ -57,7 +57,7 @@ def test_one_srun_starts_the_ranks_with_what_they_need(tmp_path):
     assert flags[1:] == [["--kill-on-bad-exit=1", "--wait=60", "--label"]]
     environ = ended.of("python")[-1]["environ"]
     assert environ["MASTER_ADDR"] == "10.0.0.1" and environ["MASTER_PORT"] == str(20000 + 7 * 16 + 2)
-    assert environ["TORCH_EXTENSIONS_DIR"] == f"/tmp/vitkd_ds-{os.getuid()}/extensions-7-2", "node-local, of this start"
+    assert environ["TORCH_EXTENSIONS_DIR"] == f"/tmp/vitkd_ds-{os.getuid()}-extensions-7-2", "node-local, of this start"
     assert environ["OMP_NUM_THREADS"] == environ["SRUN_CPUS_PER_TASK"] == "3"
     assert environ["RANK"] is None, "a launcher's rank from where sbatch was typed is not taken"
 
@@ -117,6 +117,24 @@ def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
     assert [end.is_requeued for end in ends] == [True, True, False] and ends[-1].code == 1
     other_job = run_script(tmp_path, *DEMO, code=1, MAX_FAILURES="2", SLURM_JOB_ID="8")
     assert other_job.is_requeued, "each job counts its own"
+
+
+def test_what_sbatch_inherits_from_another_job_is_not_taken_for_its_own(tmp_path):
+    inherited = {"SLURM_ARRAY_JOB_ID": "3", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "1"}
+    truth = {"STUB_BEGAN": "0", "STUB_RESTARTS": "0"}
+    ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", **inherited, **truth, SLURM_GPUS_PER_TASK="1")
+    assert ended.of("requeue") == [{"requeue": "7"}], "this job comes back, and no other one is requeued"
+    environ = ended.of("python")[-1]["environ"]
+    assert [environ[name] for name in (*inherited, "SLURM_GPUS_PER_TASK")] == [None, None, "0", None]
+    task = run_script(tmp_path, *DEMO, checkpoint="step00000008", STUB_ARRAY="ArrayJobId=5 ArrayTaskId=2", **inherited)
+    assert task.of("requeue") == [{"requeue": "5_2"}]
+    assert task.of("python")[-1]["environ"]["SLURM_ARRAY_TASK_ID"] == "2"
+
+
+def test_a_job_of_which_slurm_says_nothing_does_not_start(tmp_path):
+    ended = run_script(tmp_path, *DEMO, done=True, silent=7, STUB_SILENT_AT_FIRST="1")
+    assert ended.code == 1 and ended.train is None and "Slurm does not say what job 7 is" in ended.log
+    assert run_script(tmp_path, *DEMO, done=True, silent=6, STUB_SILENT_AT_FIRST="1").train
 
 
 def test_stops_that_save_nothing_are_followed_by_ten_starts_and_are_counted_anew_after_a_checkpoint(tmp_path):

@@ -1,5 +1,6 @@
 """slurm/stage.sh: a copy is whole or not there, and a node that cannot make one says why."""
 
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,6 +62,29 @@ def test_a_damaged_copy_and_one_of_an_older_file_are_made_anew(beton, tmp_path):
         assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == beton.read_bytes()
     beton.write_bytes(content[::-1])
     assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == content[::-1]
+
+
+def test_nothing_is_written_through_another_users_link_or_folder(beton, tmp_path):
+    shared, theirs = tmp_path / "scratch", tmp_path / "theirs"
+    for folder in (shared, theirs):
+        folder.mkdir()
+    shared.chmod(0o1777)
+    (shared / "link").symlink_to(theirs)
+    (shared / "dangling").symlink_to(theirs / "new")
+    (shared / "file").touch()
+    for name in ("link", "dangling", "file"):
+        done = stage(beton, shared / name / "x.beton", check=False)
+        assert done.returncode == 1 and "must be a folder of this user, found" in done.stderr, done.stderr
+    (shared / "open").mkdir()
+    if os.geteuid() == 0:
+        os.chown(shared / "open", 65534, 65534)
+        done = stage(beton, shared / "open" / "x.beton", check=False)
+        assert done.returncode == 1 and "found directory of nobody" in done.stderr, done.stderr
+    assert not any(theirs.iterdir()) and not any((shared / "open").iterdir())
+    stage(beton, shared / "own" / "x.beton")
+    assert (shared / "own").stat().st_mode & 0o777 == 0o700
+    shared.chmod(0o777)
+    assert "give it the sticky bit" in stage(beton, shared / "other" / "x.beton", check=False).stderr
 
 
 def test_jobs_that_start_together_on_a_node_make_one_copy(beton, tmp_path):

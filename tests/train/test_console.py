@@ -95,3 +95,29 @@ def test_a_full_disk_under_the_messages_does_not_end_the_run(tmp_path):
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=messages, text=True, cwd=ROOT
         )
     assert done.stdout == "went on\n" and (tmp_path / "messages").read_text() == ""
+
+
+STREAMS = """
+import os, signal, sys
+from vitkd_ds.train import console, signals
+console.install()
+signals.listen()
+with open(sys.argv[1], "w") as file:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    print("a line of a library", file=sys.stderr, flush=True)
+    progress = console.Progress(2, start_step=0)
+    progress.show(2, "", "step 2/2")
+    os.system("echo a line of a child >&2")
+    console.write_now("now")
+print("went on after", signals.received())
+"""
+
+
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "0<&- 2>&-", "2> >(exec head -c 0)", "2>/dev/null"])
+def test_printing_never_ends_a_run_and_lands_in_no_other_file(tmp_path, stderr):
+    """The stream is full, closed from the start, a broken pipe, or whole."""
+    command = f'exec "$0" -c "$1" "$2" {stderr}'
+    words = ["bash", "-c", command, sys.executable, STREAMS, tmp_path / "checkpoint"]
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "went on after SIGUSR1\n")
+    assert (tmp_path / "checkpoint").read_text() == ""

@@ -183,3 +183,12 @@ def test_the_time_spent_waiting_for_data_is_that_of_the_timed_steps_and_stands_o
     assert "4 images/s  eta 0:00:12  25 % waiting for data" in line and "data_wait_s" not in line
     micro_batches.close()
     assert closed == [True]
+
+
+def test_a_tensorboard_folder_that_cannot_be_made_is_warned_of_and_the_log_goes_on(tmp_path, caplog):
+    (tmp_path / "tensorboard").touch()
+    log = MetricsLog(tmp_path, total_steps=9, resumed_step=0)
+    log.log(1, {"total": 1.0})
+    log.close()
+    assert any("the log: " in text and "tensorboard" in text for text in warnings_of(caplog))
+    assert [line["step"] for line in metrics_of(tmp_path)] == [1]

@@ -1,5 +1,6 @@
 """Signals that ask a process to stop, and Ctrl-C again."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,8 +23,8 @@ time.sleep(60)
 
 
 @contextmanager
-def listening():
-    process = subprocess.Popen([sys.executable, "-c", LISTEN], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+def listening(*before):
+    process = subprocess.Popen([*before, sys.executable, "-c", LISTEN], cwd=ROOT, text=True, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline() == "listening\n"
         yield process
@@ -40,9 +41,33 @@ def test_ctrl_c_asks_once_and_interrupts_the_second_time():
         assert process.wait(timeout=20) == -signal.SIGINT
 
 
-@pytest.mark.parametrize("name, is_urgent", [("SIGUSR1", False), ("SIGTERM", True)])
+@pytest.mark.parametrize("name, is_urgent", [("SIGUSR1", False), ("SIGTERM", True), ("SIGHUP", True)])
 def test_slurms_warning_leaves_its_time_and_term_is_urgent_and_neither_interrupts(name, is_urgent):
     with listening() as process:
         for _ in range(2):
             process.send_signal(getattr(signal, name))
         assert process.stdout.readline() == f"{name} {is_urgent}\n" and process.poll() is None
+
+
+def test_nohup_keeps_a_run_from_hearing_of_its_terminal():
+    with listening("nohup") as process:
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == "SIGUSR1 False\n"
+
+
+def test_the_end_of_a_launcher_above_asks_the_ranks_to_stop(tmp_path):
+    """As of `deepspeed`, whose first process dies of TERM and leaves the second and the ranks."""
+    inner = tmp_path / "deepspeed.launcher.launch"
+    inner.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LISTEN!r}])")
+    outer = tmp_path / "deepspeed"
+    outer.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-u', {str(inner)!r}])")
+    options = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, outer, "train.py"], **options)
+    try:
+        assert process.stdout.readline() == "listening\n"
+        process.terminate()
+        assert process.stdout.readline() == "the launcher's end True\n"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

@@ -5,8 +5,9 @@ import socket
 import sqlite3
 import struct
 import sys
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 
 import pytest
@@ -20,7 +21,7 @@ from vitkd_ds.train.trackers import wandb_mode, within
 SETTINGS = {"seed": 7, "optim": {"lr": 0.5}}
 FOREIGN = (
     "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "TRACKIO_DIR",
-    "TRACKIO_PROJECT", "TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_STORAGE_MODE",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT", "TRACKIO_PROJECT", "TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_STORAGE_MODE",
 )  # fmt: skip
 
 
@@ -171,6 +172,51 @@ def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp
     assert [line["step"] for line in metrics_of(workdir)] == [1, 2, 3]
     assert points_of(workdir) == {"total": [1, 2, 3]}
     assert not (workdir / "trackers.json").exists(), "so the next start begins one"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("call", ["start", "values"])
+def test_a_server_that_trickles_its_answer_takes_no_more_time_than_the_limit(tmp_path, caplog, monkeypatch, call):
+    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
+    monkeypatch.setattr("vitkd_ds.train.trackers.START_S", 2 if call == "start" else 30)
+    monkeypatch.setattr("vitkd_ds.train.trackers.SEND_S", 4)
+
+    def trickle():
+        with suppress(OSError), server.accept()[0] as connection:
+            accepted.set()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not ended.wait(0.05):
+                connection.sendall(b"x")
+
+    accepted, ended = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20)
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        workdir = tmp_path / "run"
+        workdir.mkdir()
+        secret = f"http://user:secret@127.0.0.1:{server.getsockname()[1]}"
+        if call == "start":
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
+        log = MetricsLog(workdir, total_steps=9, resumed_step=0, trackers=["mlflow"], settings=SETTINGS)
+        if call == "values":
+            from mlflow import MlflowClient
+
+            log.trackers[0]._tracker._client = MlflowClient(tracking_uri=secret)
+        log.log(1, {"total": 1.0})
+        log.close()
+        ended.set()
+        thread.join()
+    (told,) = [text for text in warnings_of(caplog) if "run goes on" in text]
+    assert "TimeoutError: no answer within 4 s" in told and accepted.is_set()
+
+
+def test_a_warning_shows_no_password_of_an_address(tmp_path, caplog, monkeypatch):
+    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://user:se@cret@127.0.0.1:1/x?api_key=hidden&n=1")
+    write_log(tmp_path / "run", ["mlflow"], (1, {"total": 1.0}))
+    (told,) = [text for text in warnings_of(caplog) if "run goes on" in text]
+    assert "nothing://***@127.0.0.1:1/x?api_key=***&n=1" in told and "cret" not in told and "hidden" not in told
 
 
 def test_a_tracker_that_begins_to_fail_is_warned_of_once(tmp_path, caplog):

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from vitkd_ds.checkpoint.files import write_json, write_whole
-from vitkd_ds.config.run_folder import CHECKPOINTS, DESCRIPTION, STUDENT, find_student, newest, pointer
+from vitkd_ds.config.run_folder import CHECKPOINTS, DESCRIPTION, STUDENT, find_student, newest, pointer, read_student
+from vitkd_ds.models.weights import load_tensors
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
@@ -70,13 +70,17 @@ def export_student(source: str, destination: str, *, which: str = "last", half: 
     Raises:
         ValueError: there is nothing to export, or `destination` exists.
     """
-    folder, target = find_source(source, which), Path(destination)
+    target = Path(destination)
+
+    def read(folder: Path) -> tuple[dict[str, Tensor], Any]:
+        return read_weights(folder, half=half), json.loads((folder / DESCRIPTION).read_text())
+
+    student = read_student(lambda: find_source(source, which), read)
     with new_folder(target) as temporary:
-        weights = read_weights(folder, half=half)
-        write_student(temporary, weights, json.loads((folder / DESCRIPTION).read_text()))
+        write_student(temporary, *student)
     return target
 
 
 def read_weights(folder: Path, *, half: bool) -> dict[str, Tensor]:
     """Weights of an exported student under timm's names; with `half` in fp16."""
-    return {name: weight.half() if half else weight for name, weight in load_file(folder / STUDENT).items()}
+    return {name: weight.half() if half else weight for name, weight in load_tensors(folder / STUDENT).items()}

@@ -64,8 +64,8 @@ def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any
 
 
 def write_text(path: Path, text: str) -> dict[str, Any]:
-    """Write a text file whole, as UTF-8; see `write_whole`."""
-    return write_whole(path, lambda file: file.write(text.encode()))
+    """Write a text file whole, as UTF-8, with bytes of names that are none as \\udcXX; see `write_whole`."""
+    return write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, content: Any) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
             f"{config} must say what run the checkpoints beside it are of, found {error!r}: put it back, or give "
             "another --workdir"
         ) from None
-    before, now = (flattened(json.loads(json.dumps(as_dict(some)))) for some in (stored, run))
-    free = FREE_KEYS | set(LENGTH if run.extend else ())
+    before, now = learned_settings(stored), learned_settings(run)
+    free = LENGTH if run.extend else ()
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
@@ -124,6 +124,12 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
             raise ValueError(f"{trained}, found {now}: give another --workdir")
 
 
+def learned_settings(run: Run) -> dict[str, Any]:
+    """Dotted key -> value, as JSON gives it back, of the settings that change what is learned."""
+    flat = flattened(json.loads(json.dumps(as_dict(run))))
+    return {key: value for key, value in flat.items() if key not in FREE_KEYS}
+
+
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value; arguments of a model stay one value."""
     flat: dict[str, Any] = {}
@@ -134,32 +140,32 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe_run(
-    run: Run, schedule: Any, *, device: str, resumed_step: int, models: dict[str, Any], images: dict[str, int]
-) -> None:
+    run: Run, schedule: Any, *, device: str, resumed_step: int, models: dict[str, Any], images: dict[str, int],
+    workdir: str,
+) -> None:  # fmt: skip
     """Write config.json, which makes a finished run that is extended an unfinished one.
 
     A continued run has the same settings, but may have moved and been updated. `models` says what student and teacher
-    cost; `images` has the fingerprint of each split.
+    cost; `images` has the fingerprint of each split; `workdir` is the run folder as the command named it.
     """
     # Slow: torch, without which `vitkd-ds compare` reads a folder.
     from vitkd_ds.engine import ranks
     from vitkd_ds.engine.processes import device_name
 
-    workdir = Path(run.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder = Path(run.workdir)
     versions = {"vitkd_ds": vitkd_ds.__version__}
     for name in ("torch", "deepspeed", "timm", "ffcv", "numpy"):
         with suppress(PackageNotFoundError):  # the torchvision backend does without FFCV
             versions[name] = version(name)
-    (workdir / DONE).unlink(missing_ok=True)
+    (folder / DONE).unlink(missing_ok=True)
     extended = _extended_at(run, schedule.total_steps, resumed_step=resumed_step)
     # "plan" is the schedule's name in the run folders of all versions.
-    content = {"run": as_dict(run), "plan": asdict(schedule), "resumed_step": resumed_step}
+    content = {"run": as_dict(run) | {"workdir": workdir}, "plan": asdict(schedule), "resumed_step": resumed_step}
     now = {"step": resumed_step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), "ranks": ranks.world_size()}
-    starts = [*_starts_before(workdir, resumed_step), now | {"device": device_name()}]
+    starts = [*_starts_before(folder, resumed_step), now | {"device": device_name()}]
     content |= {"extended_at_steps": extended, "starts": starts}
     content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv, "git_commit": git_commit()}
-    write_json(workdir / "config.json", content | {"versions": versions, "models": models, "images": images})
+    write_json(folder / "config.json", content | {"versions": versions, "models": models, "images": images})
 
 
 def _extended_at(run: Run, total_steps: int, *, resumed_step: int) -> list[int]:

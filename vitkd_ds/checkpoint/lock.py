@@ -1,31 +1,33 @@
 """Allow one job per run folder, across the nodes that share it.
 
-The file `lock` says who holds the folder, and its modification time is the holder's heartbeat. flock would not do: on
-some network file systems it silently holds on one node only. This relies on link() and rename() being atomic. Rank 0
-alone locks. It also calls `check` before it publishes anything, so that a job that was suspended and replaced stops. A
-lock that somebody deletes or damages is written again by its holder's next heartbeat; a deleted folder is not.
+The file `lock` says who holds the folder, and its modification time is the holder's heartbeat. Only silence proves that
+a holder is dead: its process number may be hidden, or belong to another container or a copy of this machine. A number
+that is not found shortens the wait. flock would not do: on some network file systems it silently holds on one node
+only. This relies on link() and rename() being atomic. Rank 0 alone locks. It calls `check` before it publishes
+anything, so that a job that was suspended and replaced stops. The next heartbeat restores a lock that somebody deleted
+or damaged. A deleted or replaced folder ends the run.
 """
 
 import json
 import logging
 import os
 import re
-import socket
 import threading
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vitkd_ds.checkpoint.holder import UNKNOWN, describe_this_process, is_former_self, is_found, name_of
+
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 5.0
+HEARTBEAT_S = 2.0
+MISSED_BEATS = 3
+"""Heartbeats that a holder misses until it is considered dead, if its process is not found on this machine."""
 STALE_S = 60.0
-"""Seconds without a heartbeat after which a holder on another host is considered dead; longer than a network file
+"""Seconds without a heartbeat after which any other holder is considered dead; longer than a network file
 system caches attributes."""
-UNKNOWN = dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
-"""The holder by a lock that is damaged, or was left empty by a crash of its node: nobody, unless its time changes."""
 
 
 class LockLost(RuntimeError):
@@ -41,7 +43,7 @@ class RunLock:
 
     def __init__(self, workdir: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
         self.path, self.heartbeat_s, self.stale_s = workdir / "lock", heartbeat_s, stale_s
-        self.me = _describe_this_process()
+        self.me, self.place = describe_this_process(), None
         self.released, self.writing = threading.Event(), threading.Lock()
 
     def acquire(self) -> None:
@@ -56,6 +58,7 @@ class RunLock:
         self.made_folder = bool(made)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self.place = _place_of(folder)
             try:
                 mine.write_text(json.dumps(self.me))
                 while not self._try(mine):
@@ -83,7 +86,7 @@ class RunLock:
             return False
         if self._is_alive(holder):
             raise ValueError(
-                f"{self.path.parent} must be used by one job at a time, found it in use by {_name(holder)}: wait for "
+                f"{self.path.parent} must be used by one job at a time, found it in use by {name_of(holder)}: wait for "
                 f"it, or give another --workdir (if that job is dead, its lock is taken over {self.stale_s:.0f} s "
                 "after its last sign of life)"
             )
@@ -101,17 +104,32 @@ class RunLock:
         try:
             if _read(self.path).get("token") != holder["token"]:
                 return False  # replaced or given back since we looked
-            logger.warning("took over the lock of %s, which is gone", _name(holder))
+            logger.warning("took over the lock of %s, which is gone", name_of(holder))
             mine.replace(self.path)
             return True
         finally:
             claim.unlink(missing_ok=True)
 
+    def check_is_seen(self, token: str) -> None:
+        """Raise ValueError unless this rank finds the lock of rank 0, whose token this is, in its run folder."""
+        waited_until = time.monotonic() + self.stale_s  # a network file system may show a new file late
+        while _read(self.path).get("token") != token:
+            if time.monotonic() > waited_until:
+                raise ValueError(
+                    f"{self.path} must be the lock that rank 0 wrote, found another or none on {self.me['host']}. Use "
+                    "a --workdir on a disk that all nodes share."
+                )
+            time.sleep(min(1.0, self.heartbeat_s))
+
     def _is_alive(self, holder: dict[str, Any]) -> bool:
-        if (known := _known_to_live(holder, self.me)) is not None:
-            return known
-        seen, waited_until = _heartbeat(self.path), time.monotonic() + self.stale_s
-        logger.info("waiting for a sign of life of %s", _name(holder))
+        if is_former_self(holder, self.me):
+            return False
+        is_there = is_found(holder, self.me)
+        if is_there:
+            return True
+        wait_s = self.stale_s if is_there is None else min(self.stale_s, MISSED_BEATS * self.heartbeat_s)
+        seen, waited_until = _heartbeat(self.path), time.monotonic() + wait_s
+        logger.info("waiting for a sign of life of %s", name_of(holder))
         while time.monotonic() < waited_until:
             time.sleep(min(1.0, self.heartbeat_s))
             if _heartbeat(self.path) != seen:
@@ -131,19 +149,21 @@ class RunLock:
                 pass  # the file system is away for a moment; if it stays away, saving reports it
 
     def check(self) -> None:
-        """Write the lock again if it was deleted or damaged. Raise LockLost if another job has considered this one dead
-        and taken it, or the run folder is gone."""
-        found = _read(self.path)
-        if not found and not self.path.parent.is_dir():
+        """Restore the lock if it was deleted or damaged. Raise LockLost if another job has considered this one dead and
+        taken it, or if the run folder is gone or another one."""
+        place = _place_of(self.path.parent)
+        if place is None or (self.place and place != self.place):
+            found = "another folder there" if place else "it gone"
             raise LockLost(
-                f"{self.path.parent} must stay while a run goes on in it, found it gone: exiting, and not making it "
-                "again; put it back, and the same command goes on"
+                f"{self.path.parent} must stay while a run goes on in it, found {found}. This run ends. Put the folder "
+                "back, and rerun the same command to resume."
             )
+        found = _read(self.path)
         if not found or found is UNKNOWN:
             with self.writing:
                 found = {} if self.released.is_set() else self._write_again(is_there=bool(found))
         if found and found["token"] != self.me["token"]:
-            raise LockLost(f"{_name(found)} considered this job dead and took {self.path}: exiting")
+            raise LockLost(f"{name_of(found)} considered this job dead and took {self.path}: exiting")
 
     def _write_again(self, *, is_there: bool) -> dict[str, Any]:
         """Write the lock, over a damaged one that is there, but not over that of a job that was faster; return who
@@ -177,50 +197,21 @@ class RunLock:
 
 
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
-    """Who holds a run folder, seconds since the last heartbeat, and whether the holder lives (None: only a heartbeat
-    can tell); None if nobody holds it. Reads only."""
+    """Who holds a run folder, seconds since the last heartbeat, and whether its process is found (None: only a
+    heartbeat can tell); None if nobody holds it. Reads only."""
     found, heartbeat = _read(workdir / "lock"), _heartbeat(workdir / "lock")
     if not found or not heartbeat:
         return None
-    return _name(found), time.time() - heartbeat[1] / 1e9, _known_to_live(found, _describe_this_process())
+    return name_of(found), time.time() - heartbeat[1] / 1e9, is_found(found, describe_this_process())
 
 
-def _known_to_live(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
-    """Whether a holder lives; None if only its heartbeat can tell."""
-    if holder["job"] and holder["job"] == me["job"] and holder["restart"] != me["restart"]:
-        return False  # this is its requeue
-    if holder["machine"] == me["machine"]:
-        return _start_time(holder["pid"]) == holder["start_time"]
-    return None
-
-
-def _describe_this_process() -> dict[str, Any]:
-    """Write down who holds the lock. `machine` is the scope of process numbers: this boot of this kernel, in this
-    container; unique if unknown."""
+def _place_of(folder: Path) -> tuple[int, int] | None:
+    """Device and inode of a folder, None if it is gone."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        machine = uuid.uuid4().hex
-    return {
-        "token": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "machine": machine,
-        "pid": os.getpid(),
-        "start_time": _start_time(os.getpid()),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
-        "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-
-
-def _start_time(pid: int) -> str:
-    """Start time of a process in kernel ticks, which tells it from a later one of that number; "" if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if stat[0] in "ZX" else stat[19]
+        found = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _create(path: Path, source: Path) -> None:
@@ -262,10 +253,3 @@ def _heartbeat(path: Path) -> tuple[int, int] | None:
             return found.st_ino, found.st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-def _name(holder: dict[str, Any]) -> str:
-    if holder is UNKNOWN:
-        return "a job that its damaged lock does not name"
-    job = f"Slurm job {holder['job']}, " if holder["job"] else ""
-    return f"{job}process {holder['pid']} on {holder['host']} since {holder['since']}"

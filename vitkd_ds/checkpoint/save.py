@@ -8,7 +8,7 @@ to copy the state and agree with the other ranks' threads, and the demo's checkp
 import logging
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
@@ -42,6 +42,8 @@ class Saver:
     """For student.json."""
     check: Callable[[], None] = lambda: None
     """Called on rank 0 before a checkpoint is written and before it is published; what it raises ends the run."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """For the manifest: what run the checkpoint is of."""
     saved_step: int = -1
     """Step of the last checkpoint in this folder, which may be the one that the run was started from."""
     num_failures: int = 0
@@ -102,7 +104,7 @@ class Saver:
             self.check()
             folder = self.folder / tag_of(state.step)
             manifest = read_manifest(folder)
-            write_manifest(folder, manifest["files"], {"train_state": asdict(state), "layout": manifest["layout"]})
+            write_manifest(folder, manifest["files"], manifest | {"train_state": asdict(state)})
             self._point(state)
 
         if self.saved_step == state.step and (failures := _failures_on_main(renew)):
@@ -135,7 +137,7 @@ class Saver:
         if failures := _failures_on_main(lambda: part.mkdir(parents=True)) or ranks.failures(write):
             return failures
         every = {name: entry for entries in ranks.from_all(files) for name, entry in entries.items()}
-        content = {"train_state": asdict(state), "layout": engine.layout}
+        content = {"train_state": asdict(state), "layout": engine.layout, "identity": self.identity}
         return _failures_on_main(lambda: self._publish(part, state, every, content))
 
     def _publish(self, part: Path, state: TrainState, files: dict[str, Any], content: dict[str, Any]) -> None:

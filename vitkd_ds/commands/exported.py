@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitkd_ds.config.overrides import read_run
 from vitkd_ds.config.run import DataConfig, Run
-from vitkd_ds.config.run_folder import DESCRIPTION, EXPORTED, STUDENT, find_student, read_json
+from vitkd_ds.config.run_folder import DESCRIPTION, EXPORTED, STUDENT, find_student, read_json, read_student
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
 
@@ -18,6 +18,8 @@ from vitkd_ds.models.features import tap_features
 class Exported:
     """An exported student."""
 
+    source: str
+    """Run folder, checkpoint or export that it was opened as."""
     folder: Path
     """Where its two files lie."""
     description: dict[str, Any]
@@ -34,7 +36,11 @@ class Exported:
 
     def model(self) -> nn.Module:
         """Build it in fp32 on this machine's first device."""
-        return build.build_exported(self.description, self.folder / STUDENT).to(first_device())
+
+        def build_from(folder: Path) -> nn.Module:
+            return build.build_exported(self.description, folder / STUDENT)
+
+        return read_student(lambda: find_student(self.source), build_from).to(first_device())
 
     def data(self, val: str, *, num_classes: int, **changes: Any) -> DataConfig:
         """Validation images, cut as the student was evaluated."""
@@ -44,18 +50,22 @@ class Exported:
 
 def open_exported(student: str) -> Exported:
     """Find the exported student that a run folder, checkpoint or export means; raises ValueError if there is none."""
-    folder = find_student(student)
-    description = read_json(folder / DESCRIPTION, EXPORTED)
+    folder, description = read_student(
+        lambda: find_student(student), lambda folder: (folder, read_json(folder / DESCRIPTION, EXPORTED))
+    )
     # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
     beside = [place for place in (folder, folder.parent.parent) if (place / "config.json").is_file()]
-    return Exported(folder, description, read_run(beside[0]) if beside else None, next(iter(beside), None))
+    return Exported(student, folder, description, read_run(beside[0]) if beside else None, next(iter(beside), None))
 
 
 def load_student(student: str | Path) -> nn.Module:
     """Build the student of a run folder, a checkpoint or an export on the CPU, in fp32 and eval mode: a timm model,
     whose `pretrained_cfg` has its preprocessing and class names. Raises ValueError if there is none."""
-    exported = open_exported(str(student))
-    return build.build_exported(exported.description, exported.folder / STUDENT).eval()
+
+    def build_from(folder: Path) -> nn.Module:
+        return build.build_exported(read_json(folder / DESCRIPTION, EXPORTED), folder / STUDENT).eval()
+
+    return read_student(lambda: find_student(student), build_from)
 
 
 class Answers(nn.Module):

@@ -1,6 +1,5 @@
 """The commands that hand a student on, as the command line calls them. The slow imports wait until they are called."""
 
-import sys
 from typing import Any
 
 
@@ -31,6 +30,5 @@ def predict(student: str, *images: str, **options: Any) -> None:
     """
     from vitkd_ds.commands.predict import predict as predict_images
 
-    sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes, and is printed as it is
     for line in predict_images(student, images, **options):
         print(line)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitkd_ds.commands.cells import safe_cell
 from vitkd_ds.commands.exported import Answers, Exported, first_device, open_exported
 from vitkd_ds.commands.show import one_line
 from vitkd_ds.data.images import crops_of
@@ -103,8 +104,8 @@ def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[
 
 def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))  # so that both are quoted in a cell
+    return line.getvalue().removesuffix("\r\n")
 
 
 def _text(name: str, found: Sequence[tuple[str, str]]) -> str:

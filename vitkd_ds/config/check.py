@@ -1,6 +1,8 @@
 """What must hold between the fields of a run, checked before any model, file or device is touched. Nothing here imports
 torch."""
 
+import errno
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +22,7 @@ EXTRAS = {
 
 def check_run(run: Run) -> None:
     """Check what spans several fields; raises ValueError before any model, file or device is touched."""
+    _check_workdir(run)
     is_begun = bool(newest(Path(run.workdir) / CHECKPOINTS))  # what it was started from may be gone by now
     if run.resume not in ("auto", "none") and not is_begun and not Path(run.resume).is_dir():
         raise ValueError(f"--resume must be auto, none, or the folder of a run or checkpoint, found {run.resume!r}")
@@ -36,6 +39,17 @@ def check_run(run: Run) -> None:
     if run.data.labels == "ignore":
         check_without_classes(run)
     check_knn(run)
+
+
+def _check_workdir(run: Run) -> None:
+    """Refuse a run folder that no start could make: at or below a file, or of a name that is too long."""
+    try:
+        os.stat(Path(run.workdir) / CHECKPOINTS / ("x" * 99))  # about as long as the paths in a checkpoint
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise ValueError(
+                f"--workdir must be a folder that can be made, found {error.strerror}: {run.workdir!r}. Pass another."
+            ) from error
 
 
 def check_knn(run: Run) -> None:

@@ -4,10 +4,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 from vitkd_ds.config.reading import Unreadable, load_json, patiently, read_bytes
 
+T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
 DONE, SUMMARY = "done", "summary.json"
 PREDICTIONS = "predictions.json"
@@ -72,6 +73,21 @@ def find_student(source: str | Path) -> Path:
         if not (folder / name).is_file():
             raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {folder / name}")
     return folder
+
+
+def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
+    """Call `use` with the folder of a student that `find` finds. A run may delete that checkpoint meanwhile; then the
+    newer one that `find` finds is used. Raises what `find` and `use` raise."""
+    for is_last in (*[False] * 19, True):
+        folder = None
+        try:
+            folder = find()
+            return use(folder)
+        except (OSError, ValueError):
+            is_there = folder is not None and all((folder / name).is_file() for name in (STUDENT, DESCRIPTION))
+            if is_there or is_last:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def find_weights(source: str, key: str) -> Path:

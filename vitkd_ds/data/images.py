@@ -42,6 +42,8 @@ class Images(Protocol):
     """Statuses that are the disk's fault."""
     fingerprint: int
     """Changes when images have other numbers, labels or places, or others of them are used."""
+    content: int
+    """Changes with the bytes of the images, as far as the file lists their checksums."""
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode, crop and augment samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is

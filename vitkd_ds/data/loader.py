@@ -36,6 +36,7 @@ class Loader:
         num_batches: micro-batches per rank and epoch.
         num_skipped: images of this rank so far that could not be decoded, where data.on_bad is skip.
         fingerprint: a number that changes when images, their numbers in the file, or which of them are used, do.
+        content: a number that changes with the bytes of the images, too, as far as a file lists their checksums.
         indices_B: numbers in the file of the images of the micro-batch that was given last, int64; where data.on_bad is
             skip, that of an image whose place another took stays.
 
@@ -45,7 +46,8 @@ class Loader:
     def __init__(self, images: Images, data: DataConfig, *, split: str, repeats: int, rank: int, world_size: int,
                  micro_batch_size: int, global_batch_size: int, seed: int, device: torch.device,
                  normalize: Statistics | None):  # fmt: skip
-        self.path, self.classes, self.fingerprint = images.path, images.classes, images.fingerprint
+        self.path, self.classes = images.path, images.classes
+        self.fingerprint, self.content = images.fingerprint, images.content
         self._images, self._data, self._seed, self._device = images, data, seed, device
         self._rank, self._sizes = rank, {"world_size": world_size, "micro_batch_size": micro_batch_size}
         self._is_train, self._repeats, self._global_batch_size = split == "train", repeats, global_batch_size

@@ -55,10 +55,10 @@ class TorchvisionImages:
         self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
         self._check = None
         if source is None and Path(path).suffix == SUFFIX:
-            self._source, self.fingerprint = open_beton(Path(path))
+            self._source, (self.fingerprint, self.content) = open_beton(Path(path))
         else:
             self._source = source or open_source(path)
-            self.fingerprint = zlib.crc32(self._source.fingerprint().encode())
+            self.fingerprint = self.content = zlib.crc32(self._source.fingerprint().encode())
             self._check = damage_check(self.path)
         self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
 
@@ -133,9 +133,9 @@ def damage_check(path: str) -> Callable | None:
     return check_jpeg
 
 
-def open_beton(path: Path) -> tuple[Source, int]:
+def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
     """Open a .beton as a source: its JPEGs as they are, and stored pixels with a header that makes them a PPM. Returns
-    its `beton_fingerprint` too, and raises what `read_beton` raises."""
+    its `beton_fingerprint` and a checksum of its images too, and raises what `read_beton` raises."""
     info, stored, labels = read_beton(path)
     descriptors: dict[int, int] = {}  # by process: the workers are forked or spawned
 
@@ -152,7 +152,8 @@ def open_beton(path: Path) -> tuple[Source, int]:
         return content if is_jpeg else b"P6 %d %d 255\n" % (image["width"], image["height"]) + content
 
     names, sizes = [f"image {i}" for i in range(info.num_images)], stored["size"].astype(np.int64)
-    return Source(".beton", info.classes, labels, names, sizes, read), beton_fingerprint(stored, labels)
+    content = zlib.crc32(stored["crc32"].tobytes())
+    return Source(".beton", info.classes, labels, names, sizes, read), (beton_fingerprint(stored, labels), content)
 
 
 @dataclass(eq=False)

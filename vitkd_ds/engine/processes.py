@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Mapping, MutableMapping, NoReturn
@@ -23,12 +24,14 @@ import torch.distributed as torch_dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from torch._inductor import config as inductor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.internals import OPS, check_internals
 
 DRIVER = Path("/proc/driver/nvidia/version")
 """What NVIDIA's kernel driver says of itself, where there is one."""
+LOOPBACK = ("127.0.0.1", "localhost")
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
 
@@ -131,9 +134,35 @@ def num_cpus(environ: Mapping[str, str] = os.environ) -> int:
     return max(1, allowed // local_world_size(environ))
 
 
+def check_code_folders(environ: Mapping[str, str] = os.environ) -> None:
+    """Make the folders private that hold code to load: DeepSpeed's extensions if TORCH_EXTENSIONS_DIR names a folder,
+    and inductor's cache, which by default has a predictable name in the temporary folder.
+
+    Raises:
+        ValueError: a folder belongs to somebody else, others can write to it, or a link stands in its place.
+    """
+    folders = [environ.get("TORCH_EXTENSIONS_DIR"), environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()]
+    for folder in filter(None, folders):
+        try:
+            with suppress(FileExistsError):
+                Path(folder).mkdir(mode=0o700, parents=True)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            found = os.fstat(descriptor)
+            os.close(descriptor)
+        except OSError as error:
+            raise ValueError(f"{folder} must be a folder for compiled code, found {error}. Remove it.") from error
+        if found.st_uid not in (0, os.getuid()) or found.st_mode & 0o002:
+            owner = f"owner {found.st_uid}, mode {found.st_mode & 0o777:o}"
+            raise ValueError(
+                f"{folder} holds code that a run loads, and others can write to it ({owner}). Set TORCH_EXTENSIONS_DIR "
+                "and TORCHINDUCTOR_CACHE_DIR to folders of your own."
+            )
+
+
 def start_processes(timeout_minutes: float = 10) -> torch.device:
     """Join the process group, whose collectives wait at most for the timeout; return this rank's device. Collective."""
     set_rank_variables()
+    check_code_folders()
     # What DeepSpeed says at each start and no user can act on. Our AdamW is torch's, but its list of tested optimizers
     # goes by the exact class.
     deepspeed_logger.setLevel(logging.WARNING)
@@ -151,8 +180,28 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
         choose_device(accelerator.device_count())
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     # A little more than the timeout, so that the watchdog, whose message is better, comes first.
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(minutes=1.2 * timeout_minutes))
+    timeout = timedelta(minutes=1.2 * timeout_minutes)
+    is_alone = os.environ["MASTER_ADDR"] in LOOPBACK and "TORCHELASTIC_RUN_ID" not in os.environ  # torchrun's own store
+    if is_alone and not ranks.is_running():
+        _meet_on_loopback(timeout)
+    deepspeed.init_distributed(verbose=False, timeout=timeout)
     return torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
+
+
+def _meet_on_loopback(timeout: timedelta) -> None:
+    """Start the process group of ranks that share a node. They listen on its loopback only, as gloo, NCCL and torch's
+    store ask nobody for a password; torch by default listens on every network. Collective."""
+    if "lo" in {name for _, name in socket.if_nameindex()}:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    options = {"world_size": size, "is_master": rank == 0, "timeout": timeout}
+    if rank == 0:
+        listener = socket.create_server((LOOPBACK[0], port))
+        options["master_listen_fd"] = listener.detach()  # the store's from here on
+    store = torch_dist.TCPStore(LOOPBACK[0], port, **options)
+    backend = get_accelerator().communication_backend_name()
+    torch_dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def make_deterministic() -> None:

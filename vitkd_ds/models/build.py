@@ -3,7 +3,6 @@
 `vitkd_ds.models.fit` loads files, and `vitkd_ds.models.pair` checks that both models fit together.
 """
 
-import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,35 +12,24 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.reading import raise_if_of_the_disk
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside, model_of
+from vitkd_ds.models.arguments import check_model_args, preprocessing_of, takes_image_size
 from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.fit import fit_state, load_weights
 from vitkd_ds.models.hub import check_hub, check_model_name, hub_file, size_key_of
 from vitkd_ds.models.linear_head import load_head
 from vitkd_ds.models.normalization import Normalization, ResizedNormalization
 from vitkd_ds.models.stream import WeightStream, can_stream, make_buffers
+from vitkd_ds.models.weights import load_state_dict_file
 
 logger = logging.getLogger(__name__)
 
 ModelConfig = StudentConfig | TeacherConfig
 DEMO_TEACHER = Path(__file__).parents[1] / "data" / "demo" / "teacher.safetensors"
-
-_OWNED_ARGS = {
-    "num_classes": "is data.num_classes",
-    "img_size": "is data.image_size",
-    "drop_path_rate": "is student.drop_path_rate",
-    "in_chans": "is 3, as images are RGB",
-    "patch_drop_rate": "must stay 0, as student and teacher tokens would not match",
-    "device": "is chosen by the launcher",
-    "dtype": "is chosen in ds_configs",
-}
-"""Arguments of a model that model_args may not set, and why."""
 
 
 def build_student(
@@ -141,11 +129,13 @@ def build_exported(description: Mapping[str, Any], weights: Path) -> nn.Module:
     Raises:
         ValueError: as for the student, or its classifier does not fit.
     """
+    described = preprocessing_of(description, weights)
     num_classes, image_size = description["args"]["num_classes"], description["image_size"]
     data = DataConfig(train="", val="", num_classes=num_classes, image_size=image_size)
+    state = load_state_dict_file(weights)  # first, as a run that goes on may delete the file soon
     model = build_student(StudentConfig(**model_of(description)), data, needs_blocks=False)
-    load_weights(model, weights, key="student", allow_other_grid=False, needs_classifier=True)
-    described = description["args"].get("pretrained_cfg_overlay", {}) | description.get("normalization", {})
+    options = {"key": "student", "allow_other_grid": False, "needs_classifier": True}
+    model.load_state_dict(fit_state(model, state, weights, **options))
     model.pretrained_cfg = model.pretrained_cfg | described
     return model
 
@@ -159,7 +149,7 @@ def _load_file(model: nn.Module, config: ModelConfig, path: Path, *, key: str, *
 def _take_normalization(model: nn.Module, path: Path) -> None:
     """Give a model the normalisation that the description beside its weights states, if there is one."""
     if normalization := description_beside(path).get("normalization"):
-        model.pretrained_cfg = model.pretrained_cfg | normalization
+        model.pretrained_cfg = model.pretrained_cfg | {key: normalization[key] for key in ("mean", "std")}
 
 
 def without_fused_attention(model: nn.Module) -> None:
@@ -224,7 +214,7 @@ def _create(
         )
     if pretrained:
         check_hub(config, data, default, role=role, needs_logits=needs_logits)
-    _check_model_args(config.model_args, type(default), role=role)
+    check_model_args(config.model_args, type(default), role=role)
     args = model_args_of(config, data)["args"]
     if not takes_image_size(type(default)):
         del args["img_size"]
@@ -269,26 +259,3 @@ def _on_meta(name: str) -> nn.Module:
     """Create a model once: timm goes through its initialisation on meta too, half a second for a ViT-Large."""
     with torch.device("meta"):
         return timm.create_model(name)
-
-
-def _check_model_args(model_args: Mapping[str, Any], cls: type[nn.Module], *, role: str) -> None:
-    """Refuse arguments that a model of this class does not take, and those that are set elsewhere."""
-    known = _arguments_of(cls)
-    for name, value in model_args.items():
-        if name in _OWNED_ARGS:
-            raise ValueError(f"{role}.model_args must not set {name}, found {value!r}: it {_OWNED_ARGS[name]}")
-        if name not in known and "kwargs" not in known:
-            raise ValueError(
-                f"{role}.model_args must be arguments of timm's {cls.__name__}, found {name}: {nearest(name, known)}"
-            )
-
-
-def takes_image_size(cls: type[nn.Module]) -> bool:
-    """Whether a timm class is built for one image size; a convolutional network takes any."""
-    return "img_size" in _arguments_of(cls)
-
-
-def _arguments_of(cls: type[nn.Module]) -> list[str]:
-    """Names of the arguments that a timm class takes; "kwargs" among them stands for others."""
-    named = VisionTransformer if issubclass(cls, VisionTransformer) else cls  # subclasses hand theirs on
-    return [name for name in inspect.signature(named.__init__).parameters if name != "self"]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models._manipulate import reinit_non_persistent_buffers
 from torch import Tensor, nn
 
-from vitkd_ds.models.weights import INDEX_SUFFIX, SUFFIX, damaged, files_of_index, rename
+from vitkd_ds.models.weights import INDEX_SUFFIX, SUFFIX, as_utf8, damaged, files_of_index, rename
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -78,7 +78,8 @@ class WeightStream:
     def _read(self, name: str) -> Tensor:
         file, stored = self._places[name]
         try:
-            with safe_open(file, framework="pt") as opened:  # anew each time, so that what was read can leave memory
+            # Opened anew each time, so that what was read can leave memory.
+            with as_utf8(file) as name, safe_open(name, framework="pt") as opened:
                 return opened.get_tensor(stored)
         except SafetensorError as error:
             raise damaged(file, error) from error
@@ -99,7 +100,7 @@ def _header(file: Path, wanted: list[str]) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"weights must be an existing file, found none at {file}: check the path")
     try:
-        with safe_open(file, framework="pt") as opened:
+        with as_utf8(file) as name, safe_open(name, framework="pt") as opened:
             names = wanted or list(opened.keys())
             if missing := [name for name in names if name not in set(opened.keys())]:
                 raise ValueError(

@@ -9,7 +9,8 @@ import argparse
 import pickle
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,23 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     if path.suffix not in known:
         raise ValueError(f"weights must be a file in {', '.join(known)}, found {path.suffix!r} in {path}: convert it")
     try:
-        content = _read_pickle(path) if path.suffix in PICKLE_SUFFIXES else load_file(path)
+        content = _read_pickle(path) if path.suffix in PICKLE_SUFFIXES else load_tensors(path)
     except SafetensorError as error:
         raise damaged(path, error) from error
     return rename(_find_tensors(content, path))
+
+
+@contextmanager
+def as_utf8(path: Path) -> Iterator[str]:
+    """Yield a path of an existing file for safetensors, which takes UTF-8 only."""
+    with path.open("rb") as file:
+        yield str(path) if str(path).isprintable() else f"/proc/self/fd/{file.fileno()}"
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; raises SafetensorError if it is damaged."""
+    with as_utf8(path) as name:
+        return load_file(name)
 
 
 def files_of_index(path: Path) -> dict[str, Path]:
@@ -108,7 +122,7 @@ def _load_parts(path: Path) -> dict[str, Tensor]:
         if not file.is_file():
             raise ValueError(f"weights must be an existing file, found none at {file}: check the path")
         try:
-            state |= load_file(file)
+            state |= load_tensors(file)
         except SafetensorError as error:
             raise damaged(file, error) from error
     if missing := files.keys() - state.keys():

@@ -25,8 +25,28 @@ class _Handler(logging.Handler):
         if record.levelno <= logging.INFO and not is_first_rank():
             return
         with tqdm.external_write_mode(file=sys.stderr):  # takes the bar away while the message is written
-            with suppress(OSError):  # a full disk under the messages must not end the run
-                print(self.format(record), file=sys.stderr, flush=True)
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+class _Unfailing:
+    """A text stream that drops the text that it cannot write, as on a full disk or a closed terminal."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write the text if possible; return its length."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush if possible."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def is_first_rank() -> bool:
@@ -34,8 +54,25 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
+def secure(name: str = "stderr") -> None:
+    """Make printing to sys.stderr (or sys.stdout) never raise. Call it before any other file is opened.
+
+    A standard stream that was closed at the start becomes /dev/null. Otherwise the next opened file would get its
+    number, and a library's message would land in a checkpoint.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+    stream = getattr(sys, name) or open(("stdout", "stderr").index(name) + 1, "w", closefd=False)
+    if not isinstance(stream, _Unfailing):
+        setattr(sys, name, _Unfailing(stream))
+
+
 def install() -> None:
     """Print the messages of all modules of this package on stderr, as plain text."""
+    secure()
     logger = logging.getLogger("vitkd_ds")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
@@ -44,7 +81,8 @@ def install() -> None:
 
 def write_now(text: str) -> None:
     """Write a line to stderr at once, from a signal handler or from a thread while others are stuck."""
-    os.write(2, f"{text}\n".encode())
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:

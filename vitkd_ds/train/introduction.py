@@ -15,7 +15,7 @@ from vitkd_ds.train.parts import Parts, student_needs, teacher_needs
 logger = logging.getLogger(__name__)
 
 
-def introduce(parts: Parts, resumed_step: int) -> dict[str, dict[str, Any] | None]:
+def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dict[str, Any] | None]:
     """Log what is trained, write config.json, and return the costs of both models. For rank 0 alone."""
     run, schedule, models = parts.run, parts.schedule, model_costs(parts.run)
     for role, cost in models.items():
@@ -30,7 +30,8 @@ def introduce(parts: Parts, resumed_step: int) -> dict[str, dict[str, Any] | Non
     if schedule.warmup_steps >= steps:
         logger.warning("the learning rate never falls: the warm-up takes all %d steps of this debug run", steps)
     images = {"train": parts.train_loader.fingerprint, "val": parts.val_loader.fingerprint}
-    describe_run(run, schedule, device=parts.device.type, resumed_step=resumed_step, models=models, images=images)
+    described = {"models": models, "images": images, "workdir": workdir}
+    describe_run(run, schedule, device=parts.device.type, resumed_step=resumed_step, **described)
     return models
 
 

@@ -57,7 +57,8 @@ class MetricsLog:
         self.file = _Appended(path)
         self.trackers: list[Tracker] = open_trackers(trackers, workdir, settings or {})
         if "tensorboard" in trackers:
-            self.trackers.insert(0, _Board(workdir / "tensorboard", purge_step=resumed_step + 1))
+            board = partial(_Board, workdir / "tensorboard", purge_step=resumed_step + 1)
+            _attempt(lambda: self.trackers.insert(0, board()))
         self.progress = Progress(total_steps, start_step=resumed_step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

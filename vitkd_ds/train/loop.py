@@ -8,13 +8,14 @@ import json
 import logging
 from collections import deque
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator
 
 import torch
 from torch import Tensor
 
-from vitkd_ds.checkpoint.folder import check_settings, is_finished
+from vitkd_ds.checkpoint.folder import LENGTH, check_settings, is_finished
 from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
@@ -36,6 +37,7 @@ from vitkd_ds.models.hub import check_model_name
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.calibrate import calibrate
 from vitkd_ds.train.health import Health
+from vitkd_ds.train.identity import check_identity, identity_of
 from vitkd_ds.train.introduction import introduce
 from vitkd_ds.train.log import Meter, MetricsLog
 from vitkd_ds.train.nonfinite import report_nonfinite
@@ -71,7 +73,9 @@ def train(run: Run) -> dict[str, Any] | None:
     if run.deterministic:
         make_deterministic()
     device = start_processes(run.timeout_minutes)
-    workdir = Path(run.workdir)
+    # Resolved once: a link on its path that is changed later must not lead into another run's folder.
+    given, workdir = run.workdir, Path(run.workdir).resolve()
+    run = replace(run, workdir=str(workdir))
     # Before the lock, so that a refused run touches nothing; and again with it, as another job may have had the folder.
     is_done, _ = ranks.on_main(lambda: _look(run))
     if not is_done:
@@ -79,16 +83,18 @@ def train(run: Run) -> dict[str, Any] | None:
         ranks.on_main(lock.acquire)
         watchdog.leave_with(lock.release)
         try:
+            token = ranks.from_main(lock.me["token"])
+            ranks.together(lambda: lock.check_is_seen(token))
             is_done, start = ranks.on_main(lambda: _look(run))
             if _is_stopped(device):
                 return None
             if not is_done:
                 watchdog.enter("load")
-                return train_from(newest_whole(start), run, device, lock)
+                return train_from(newest_whole(start), run, device, lock, given)
         finally:
             lock.release()
     again = "give another --workdir to train again, or more --epochs with --extend"
-    logger.info("%s is finished and left alone: %s", run.workdir, again)
+    logger.info("%s is finished and left alone: %s", given, again)
     return json.loads((workdir / "summary.json").read_text())
 
 
@@ -109,8 +115,13 @@ def _look(run: Run) -> tuple[bool, Start | None]:
     return False, start
 
 
-def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLock) -> dict[str, Any] | None:
-    """Train from a whole checkpoint, or anew, to the end or to a signal. Collective; see `train`."""
+def train_from(
+    start: Start | None, run: Run, device: torch.device, lock: RunLock, given: str
+) -> dict[str, Any] | None:  # fmt: skip
+    """Train from a whole checkpoint, or anew, to the end or to a signal. Collective; see `train`.
+
+    `given` is the run folder as the command named it, which config.json stores.
+    """
     workdir = Path(run.workdir)
     watchdog.enter("build")
     parts = build_parts(run, device)
@@ -124,6 +135,8 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
             f"--extend needs more than the {start.num_steps} steps of {start.path}, found {schedule.total_steps}: "
             "raise --epochs or --max_steps"
         )
+    identity = identity_of(parts)
+    ranks.on_main(lambda: check_identity(start, identity, free=LENGTH if run.extend else ()))
     state = restore(parts.engine, start, **data)
     if start is None:
         watchdog.enter("teacher check")
@@ -132,11 +145,12 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         calibrate(parts)
     # From here on the run leaves traces in its folder, and a signal is answered by the next step, which saves.
     saved_step = state.step if start and start.is_own else -1
-    saver = Saver(workdir, run.checkpoint, parts.student_description(), check=lock.check, saved_step=saved_step)
+    about = {"check": lock.check, "identity": identity, "saved_step": saved_step}
+    saver = Saver(workdir, run.checkpoint, parts.student_description(), **about)
     saver.begin(start)
-    costs = ranks.on_main(lambda: introduce(parts, state.step))
+    costs = ranks.on_main(lambda: introduce(parts, state.step, workdir=given))
     steps = {"resumed_step": state.step, "evaluated_step": state.result_step, "total_steps": schedule.total_steps}
-    tracked = {"trackers": run.trackers, "settings": as_dict(run)}
+    tracked = {"trackers": run.trackers, "settings": as_dict(run) | {"workdir": given}}
     log = ranks.together(lambda: MetricsLog(workdir, **steps, **tracked))
     logger.info(
         f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "

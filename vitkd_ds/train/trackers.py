@@ -1,7 +1,7 @@
 """Services that show the values of runs beside each other, for rank 0: Weights & Biases, MLflow and trackio.
 
 Each is a `Tracker`, as TensorBoard's writer in `vitkd_ds.train.log` is, and an extra of this package. What one of them
-raises is warned of once, and ends this tracker until the next start and never the run.
+raises is warned of once, and ends this tracker until the next start and never the run. So does an answer that is late.
 """
 
 import io
@@ -10,6 +10,7 @@ import math
 import netrc
 import os
 import queue
+import re
 import secrets
 import socket
 import threading
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 IDS = "trackers.json"
 """File of the run folder: tracker -> the id of the run there, which a resumed run continues."""
 PROJECT = "vitkd_ds"
-REACH_S, START_S, CLOSE_S = 3, 30, 60
-"""Longest that a run waits for a service: to see whether it can be reached, at the start, and at the end."""
+REACH_S, START_S, SEND_S, CLOSE_S = 3, 30, 30, 60
+"""Longest that a run waits for a service: until it can be reached, at the start, for values, and at the end."""
 MLFLOW_MOST, MLFLOW_LENGTH = 100, 500
 """Settings in a call of MLflow's, and characters of a value, that every server takes."""
 
@@ -56,27 +57,34 @@ class _Forgiving:
 
     def __init__(self, name: str, build: Callable[[], Tracker]) -> None:
         self._name, self._tracker = name, None
-        self._tracker = self._attempt(build)
+        self._tracker = self._attempt(build, 2 * START_S)
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
         if self._tracker:
-            self._attempt(lambda: self._tracker.add_values(step, values))
+            self._attempt(lambda: self._tracker.add_values(step, values), SEND_S)
 
     def close(self) -> None:
         """See `Tracker`."""
         if self._tracker:
-            self._attempt(self._tracker.close)
+            self._attempt(self._tracker.close, 2 * CLOSE_S)
 
-    def _attempt(self, function: Callable[[], Any]) -> Any:
+    def _attempt(self, function: Callable[[], Any], limit_s: float) -> Any:
         try:
-            return function()
+            # The packages have limits of their own, but a server that sends a byte now and then outlasts those.
+            return within(limit_s, function)
         except Exception as error:  # any kind: these packages raise their own, and those of what they are built on
             self._tracker = None
             logger.warning(
                 "%s fails and gets no more values until the next start, the run goes on and metrics.jsonl has them "
-                "all: %s: %s", self._name, type(error).__name__, error,
+                "all: %s: %s", self._name, type(error).__name__, without_secrets(str(error)),
             )  # fmt: skip
+
+
+def without_secrets(text: str) -> str:
+    """Return the text with the passwords and keys masked that its addresses hold."""
+    text = re.sub(r"://\S*@", "://***@", text)
+    return re.sub(r"([?&][\w-]*(?:token|key|password)=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 class _Wandb:

@@ -5,6 +5,7 @@ import io
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Sequence
 
+from vitkd_ds.commands.cells import safe_cell
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.compare.seeds import WIDEST, Group
 
@@ -93,7 +94,7 @@ def csv_text(results: Sequence[Result], groups: Sequence[Group], speeds: "Speeds
         writer = csv.DictWriter(text, list(row), lineterminator="\n")
         if not number:
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerow({key: safe_cell(value) for key, value in row.items()})
     return text.getvalue().rstrip("\n")
 
 

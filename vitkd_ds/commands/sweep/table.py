@@ -6,6 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Mapping, Sequence
 
+from vitkd_ds.commands.cells import safe_cell
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.train.statistics import paired_p, t_interval
 
@@ -85,7 +86,7 @@ def csv_text(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, rows))
+    writer.writerows({key: safe_cell(value) for key, value in asdict(row).items()} for row in rows)
     return text.getvalue()
 
 

@@ -141,7 +141,8 @@ class Decoder:
         stats = [os.fstat(self.fd)]
         if os.path.exists(self._path):  # a file may be removed while it is open
             stats.append(os.stat(self._path))
-        return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+        # A time of modification can be set, the ctime cannot.
+        return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
 
     def check_anew_if_changed(self) -> None:
         """Compare the CRC of every image again if the file was written to or replaced since the last look: one that was

@@ -7,6 +7,7 @@ gives the thread that works ahead, the ring of pinned buffers, and CUDA's stream
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -75,7 +76,8 @@ class CropLoader(TamedLoader):
                 f"order of its classes: pack it again, or use data.order=random"
             )
         self.path, self.classes, self._is_quasi_random = str(path), info.classes, is_quasi_random
-        self.fingerprint, self.decoder = beton_fingerprint(table, self.labels), Decoder(path, table)
+        self.fingerprint, self.content = beton_fingerprint(table, self.labels), zlib.crc32(table["crc32"].tobytes())
+        self.decoder = Decoder(path, table)
         self.operation = CropDecoder(crops, augmenter, self.decoder, num_threads=num_workers)
         super().__init__(path, self.operation, micro_batch_size=micro_batch_size, num_workers=num_workers)
         self._page_bytes = int(self.reader.page_size)

@@ -1,0 +1,80 @@
+"""Who holds a run folder: only silence, or Slurm's own word, makes a holder dead, and only the locked folder counts."""
+
+import os
+import threading
+
+import pytest
+
+from tests.checkpoint.test_lock import acquired, locked_by
+from vitkd_ds.checkpoint import holder
+from vitkd_ds.checkpoint.holder import describe_this_process, is_former_self, is_found, start_time
+from vitkd_ds.checkpoint.lock import LockLost, RunLock
+
+
+@pytest.mark.parametrize("hidden", [
+    {"pid": 2**22 + 1}, {"pid": 2**40}, {"start_time": "1"},
+], ids=["a cloned machine, or another /proc", "no number", "a number that is another process's"])  # fmt: skip
+def test_a_heart_that_beats_counts_more_than_a_process_that_is_not_found(tmp_path, hidden):
+    path = locked_by(tmp_path, **hidden)
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: [os.utime(path) for _ in iter(lambda: stop.wait(0.1), True)])
+    thread.start()
+    try:
+        with pytest.raises(ValueError, match="must be used by one job at a time"):
+            acquired(tmp_path, heartbeat_s=0.4)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_process_that_proc_hides_is_waited_for_as_one_of_another_machine(tmp_path, monkeypatch):
+    def hidden(pid, signal):
+        raise PermissionError  # what the kernel says of another user's process, with hidepid=2 too
+
+    here, shown = describe_this_process(), start_time(os.getpid())
+    monkeypatch.setattr(holder, "start_time", lambda pid: "")
+    assert is_found(here | {"pid": 2**22 + 1}, here) is False
+    monkeypatch.setattr(os, "kill", hidden)
+    assert is_found(here, here) is None and shown
+
+
+def test_process_numbers_are_not_compared_where_proc_is_another_containers(monkeypatch):
+    assert describe_this_process()["machine"] == describe_this_process()["machine"]
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as after `unshare --pid --fork` without a /proc of its own
+    assert describe_this_process()["machine"] != describe_this_process()["machine"]
+
+
+def test_only_a_later_start_that_slurm_has_confirmed_takes_over_from_its_former_self(monkeypatch):
+    def start(verified, job="12"):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "7")  # inherited
+        monkeypatch.setenv("VITKD_DS_START", verified)
+        return describe_this_process()
+
+    first, second, other = start("12.0"), start("12.1"), start("13.1")
+    assert is_former_self(first, second) and not is_former_self(second, first)
+    assert not any(is_former_self(first, me) for me in (other, start(""), first))
+    assert not is_former_self(start("", job=""), start("", job=""))
+
+
+def test_a_link_to_the_run_folder_that_is_repointed_leaves_the_other_run_alone(tmp_path):
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "run"
+    link.symlink_to("mine")
+    lock = acquired(link, heartbeat_s=0.05)
+    link.unlink()
+    link.symlink_to("other")
+    with pytest.raises(LockLost, match="must stay while a run goes on in it, found another folder there"):
+        lock.check()
+    lock.released.set()
+    assert not any((tmp_path / "other").iterdir())
+
+
+def test_a_rank_that_sees_another_run_folder_is_refused(tmp_path):
+    lock = acquired(tmp_path / "run", stale_s=0.1)
+    lock.check_is_seen(lock.me["token"])
+    elsewhere = RunLock(tmp_path / "elsewhere", heartbeat_s=0.05, stale_s=0.1)
+    with pytest.raises(ValueError, match="must be the lock that rank 0 wrote, found another or none on .* disk that"):
+        elsewhere.check_is_seen(lock.me["token"])
+    lock.release()

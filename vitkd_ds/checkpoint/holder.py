@@ -1,0 +1,74 @@
+"""The holder of a run folder's lock: the entry that describes a process, and whether that process exists."""
+
+import os
+import socket
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+UNKNOWN = dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
+"""The holder by a lock that is damaged, or was left empty by a crash of its node: nobody, unless its time changes."""
+
+
+def is_former_self(holder: dict[str, Any], me: dict[str, Any]) -> bool:
+    """Whether a holder is an earlier start of this Slurm job, which ended before the job came back."""
+    starts = [each["restart"] for each in (holder, me) if each["job"] and each["job"] == me["job"]]
+    return len(starts) == 2 and all(map(str.isdecimal, starts)) and int(starts[0]) < int(starts[1])
+
+
+def is_found(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
+    """Whether a holder's process exists on this machine; None if that cannot be seen from here."""
+    if holder["machine"] != me["machine"]:
+        return None
+    if started := start_time(holder["pid"]):
+        return started == holder["start_time"]
+    try:
+        os.kill(holder["pid"], 0)  # also reaches a process that /proc hides from other users
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return None
+
+
+def describe_this_process() -> dict[str, Any]:
+    """Return this process's entry for the lock. `machine` is the scope of process numbers: this boot of this kernel, in
+    this container; unique if it is unknown or /proc shows another scope."""
+    machine = uuid.uuid4().hex
+    with suppress(OSError):
+        if os.readlink("/proc/self") == str(os.getpid()):
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    job = os.environ.get("SLURM_JOB_ID", "")
+    # slurm/job.sh asked Slurm for the number of this start; SLURM_RESTART_COUNT may be inherited from another job.
+    verified, _, restart = os.environ.get("VITKD_DS_START", "").partition(".")
+    return {
+        "token": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "machine": machine,
+        "pid": os.getpid(),
+        "start_time": start_time(os.getpid()),
+        "job": job,
+        "restart": restart if verified == job else "",
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def start_time(pid: int) -> str:
+    """Start time of a process in kernel ticks, which tells it from a later one of that number; "ended" for a zombie, ""
+    if it is not found."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "ended" if stat[0] in "ZX" else stat[19]
+
+
+def name_of(holder: dict[str, Any]) -> str:
+    """Name a holder in messages."""
+    if holder is UNKNOWN:
+        return "a job that its damaged lock does not name"
+    job = f"Slurm job {holder['job']}, " if holder["job"] else ""
+    return f"{job}process {holder['pid']} on {holder['host']} since {holder['since']}"
