@@ -170,11 +170,27 @@ MISTAKES = {
             ),
         },
         "describe_run": {
-            "(workdir / DONE).unlink(missing_ok=True) => pass": f"{FOLDER}config_json_says_what_was_run_by_what",
+            "(folder / DONE).unlink(missing_ok=True) => pass": f"{FOLDER}config_json_says_what_was_run_by_what",
         },
         "_extended_at": {
             "before['plan']['total_steps'] < total_steps => before['plan']['total_steps'] <= total_steps": (
                 f"{FOLDER}config_json_keeps_the_steps_at_which_a_run_was_made_longer"
+            ),
+        },
+    },
+    "checkpoint/holder.py": {
+        "start_time": {
+            "stat[0] in 'ZX' => stat[0] in 'X'": f"{LOCK}a_zombie_is_dead",
+        },
+        "is_found": {
+            "started == holder['start_time'] => True": (
+                f"{LOCK}a_dead_process_of_this_machine_is_replaced_after_three_missed_heartbeats"
+            ),
+            "holder['machine'] != me['machine'] => False": BEATS,
+        },
+        "is_former_self": {
+            "int(starts[0]) < int(starts[1]) => False": (
+                f"{LOCK}the_requeue_of_a_job_does_not_wait_for_its_former_self"
             ),
         },
     },
@@ -192,9 +208,6 @@ MISTAKES = {
         "_create": {
             "os.link(source, path) => path.write_text(source.read_text())": f"{LOCK}of_many_jobs_one_takes_over",
         },
-        "_start_time": {
-            "stat[0] in 'ZX' => stat[0] in 'X'": f"{LOCK}a_zombie_is_dead",
-        },
         "RunLock._try": {
             "claim.unlink() => pass": f"{LOCK}a_claim_that_a_dead_job_left_does_not_stay",
             "_read(self.path).get('token') != holder['token'] => False": (
@@ -207,15 +220,6 @@ MISTAKES = {
         },
         "RunLock._is_alive": {
             "_heartbeat(self.path) != seen => False": BEATS,
-        },
-        "_known_to_live": {
-            "_start_time(holder['pid']) == holder['start_time'] => bool(_start_time(holder['pid']))": (
-                f"{LOCK}a_dead_process_of_this_machine_is_replaced_at_once"
-            ),
-            "holder['machine'] == me['machine'] => True": BEATS,
-            "holder['restart'] != me['restart'] => False": (
-                f"{LOCK}the_requeue_of_a_job_does_not_wait_for_its_former_self"
-            ),
         },
         "RunLock.release": {
             "_read(self.path).get('token') == self.me['token'] => True": (

@@ -195,7 +195,7 @@ MISTAKES = {
             ),
         },
         "_take_normalization": {
-            "model.pretrained_cfg = model.pretrained_cfg | normalization => pass": (
+            "model.pretrained_cfg = model.pretrained_cfg | ... => pass": (
                 f"{BUILD}test_the_normalisation_is_that_of_the_description_beside_the_weights"
             ),
         },

@@ -181,8 +181,8 @@ MISTAKES = {
             "number == signal.SIGINT and number in _handled => number == signal.SIGINT": CTRL_C,
         },
         "": {
-            "(signal.SIGUSR1, signal.SIGTERM, signal.SIGINT) => (signal.SIGUSR1, signal.SIGTERM)": CTRL_C,
-            "('SIGTERM', 'SIGINT') => ('SIGTERM', 'SIGUSR1')": CTRL_C,
+            "(signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP) => (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)": CTRL_C,
+            "('SIGTERM', 'SIGINT', 'SIGHUP', LAUNCHER) => ('SIGTERM', 'SIGUSR1', 'SIGHUP', LAUNCHER)": CTRL_C,
         },
         "listen": {
             "signal.set_wakeup_fd(writing, warn_on_full_buffer=False) => pass": (
