@@ -181,7 +181,8 @@ MISTAKES = {
             "number == signal.SIGINT and number in _handled => number == signal.SIGINT": CTRL_C,
         },
         "": {
-            "(signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP) => (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)": CTRL_C,
+            "(signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)"
+            " => (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)": CTRL_C,
             "('SIGTERM', 'SIGINT', 'SIGHUP', LAUNCHER) => ('SIGTERM', 'SIGUSR1', 'SIGHUP', LAUNCHER)": CTRL_C,
         },
         "listen": {
