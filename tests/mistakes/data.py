@@ -15,7 +15,7 @@ SAME_BITS = (
 COPIES = (
     "data/test_loader.py::test_micro_batches_are_uint8_copies_in_memory_that_is_used_again_when_nothing_of_them_is_held"
 )
-ONCE = "data/test_loader.py::test_validation_sees_each_image_exactly_once_at_any_number_of_ranks"
+ONCE = "data/test_loader.py::test_validation_sees_each_image_exactly_once_at_any_number_of_ranks_in_both_backends"
 VAL_CUTS = "data/test_loader.py::test_validation_cuts_by_its_settings_as_torchvision_does"
 AUGMENTED = "data/test_loader.py::test_augmentation_follows_the_image_and_not_its_micro_batch"
 SETTINGS = "data/test_images.py::test_the_settings_of_the_crops_reach_them"
