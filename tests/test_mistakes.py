@@ -24,7 +24,7 @@ class Queue:
         if self.n >= 3:
             raise ValueError(f"the queue has {self.n} items: é")
         a, b = item, self.n  # a comment
-        self.items.append(item, at=b, flag=True)
+        self.items.append(item, 7, at=b, flag=True)
         self.items.flush()
         return {"first": a, "last": b}
 '''
@@ -57,8 +57,8 @@ def test_each_mistake_matches_once_and_changes_the_tree_and_its_test_is_there():
         ("Queue.put", "self.items.flush()", "", "        self.items.flush()", "        "),
         ("Queue.put", "self.items.flush()", "pass", "self.items.flush()", "pass"),
         ("Queue.put", "flag=True", "flag=False", "flag=True", "flag=False"),
-        ("Queue.put", "flag=True", "", "item, at=b, flag=True", "item, at=b, "),
-        ("Queue.put", "...(item, at=b, **...)", "...(at=b, **...)", "item, at=b", "at=b"),
+        ("Queue.put", "flag=True", "", "item, 7, at=b, flag=True", "item, 7, at=b, "),
+        ("Queue.put", "...(item, 7, **...)", "...(7, **...)", "item, 7, at=b", "7, at=b"),
         (
             "Queue.put",
             "{'first': a, **...}",
@@ -89,10 +89,10 @@ def test_a_change_must_match_exactly_once_in_its_function(where, old, times):
 
 def test_a_change_matches_whatever_the_layout_comments_and_messages_are():
     other = CODE.replace(
-        "self.items.append(item, at=b, flag=True)", "self.items.append(\n  item,  # first\n  at=(b), flag=True)"
+        "self.items.append(item, 7, at=b, flag=True)", "self.items.append(\n  item,  # first\n  7, at=(b), flag=True)"
     )
     other = other.replace("the queue has", "there are already").replace('"""Put it in."""', '"""Add an item."""')
     new = "self.items.append(..., **..., flag=False)"
     found = changed(other, "Queue.put", "self.items.append(..., **..., flag=True)", new)
-    assert "self.items.append(item, at=b, flag=False)" in found and "already" in found
+    assert "self.items.append(item, 7, at=b, flag=False)" in found and "already" in found
     assert "return" in changed(other, "Queue.put", "if ...:\n    raise ...", "if self.n > 3:\n    raise ...")

@@ -77,7 +77,8 @@ def _draw_in_room(
         file, number = by_operator[generator.choices(operators, weights)[0]].pop()
         changed = mutated(texts[file], number)
         if is_valid(changed, texts[file]):
-            kept.setdefault((file, changed), described(texts[file], file, number))
+            same = (file, ast.dump(ast.parse(changed)))
+            kept.setdefault(same, described(texts[file], file, number))
     return [*kept.values()]
 
 
