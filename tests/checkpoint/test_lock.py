@@ -13,8 +13,8 @@ import pytest
 
 from tests.checkpoint.test_failing_saves import limit_file_size
 from tests.conftest import ROOT, finish_ranks, start_ranks, wait_until
-from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.checkpoint.holder import start_time
+from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.checkpoint.lock import LockFailed, LockLost, RunLock
 from vitkd_ds.checkpoint.save import Saver
 from vitkd_ds.config.run import CheckpointConfig

@@ -28,6 +28,8 @@ MISSED_BEATS = 3
 STALE_S = 60.0
 """Seconds without a heartbeat after which any other holder is considered dead; longer than a network file
 system caches attributes."""
+
+
 class LockLost(RuntimeError):
     """Another job has this run folder, or it is gone."""
 
