@@ -1,13 +1,16 @@
 """Kills a rank of a training run at random moments, starts it again each time, and compares the end with a run that
 was left alone: every bit of the exported weights, and each step in metrics.jsonl once.
 
-    python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--slurm] [--json FILE]
+    python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--slurm] [--fault NAME] [--json FILE]
 
 The run is the demo at debug size with all that must be resumed switched on. A third of the kills come during the start,
 imports included, a third during the training, and a third wait for a checkpoint that is being written. Of five, three
 are SIGKILL, one is SIGSTOP and SIGKILL up to three seconds later, and one is SIGTERM, which asks to save and end. There
 is no launcher: once the ranks have met, the others must notice by themselves, and what they took is reported. A rank
 that waits for one that died before they met is killed, as a launcher would do.
+
+Every second start also has a fault in what a run relies on (`benchmarks/chaos_trust.py`): streams, links, environment,
+a stale teacher, namespaces. --fault takes one of them alone.
 
 With --slurm the run is a job of a Slurm on this machine (as root, `sh .ci/test_programs` installs it), and what dies
 may also be srun, a slurmstepd, the job script or a node; links are cut and disks full: `benchmarks/chaos_slurm.py`.
@@ -27,6 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.chaos_trust import FAULTS, FOREIGN, Trust, close_stderr  # noqa: E402
 from vitkd_ds.train.log import OF_THE_MACHINE  # noqa: E402
 
 STEPS_PER_KILL = 16
@@ -39,8 +43,8 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def start(ranks, workdir, steps, log):
-    """Start the ranks, pinned to one CPU each."""
+def start(ranks, workdir, steps, log, *options, fault=None):
+    """Start the ranks, pinned to one CPU each; a fault is one of the stream or the environment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -50,9 +54,11 @@ def start(ranks, workdir, steps, log):
         env = os.environ | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+            **(FOREIGN if fault == "environment" else {}),
         }  # fmt: skip
-        command = [sys.executable, "train.py", *OPTIONS, f"--max_steps={steps}", f"--workdir={workdir}"]
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        command = [sys.executable, "train.py", *OPTIONS, f"--max_steps={steps}", f"--workdir={workdir}", *options]
+        before = close_stderr if fault == "closed stream" else None
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, preexec_fn=before)
         os.sched_setaffinity(process.pid, {cpus[rank % len(cpus)]})
         processes.append(process)
     return processes
@@ -141,10 +147,10 @@ def kill_one(pid, draw):
     return how
 
 
-def calm_run(args, folder, steps):
+def calm_run(args, folder, steps, *options):
     """Run without kills; returns seconds of all of it, of its start and of a step."""
     with (folder / "calm.log").open("w") as log:
-        calm_s, codes = wait(start(args.ranks, folder / "calm", steps, log), 3600)
+        calm_s, codes = wait(start(args.ranks, folder / "calm", steps, log, *options), 3600)
     assert not any(codes), f"the calm run failed, see {folder}/calm.log"
     times = [line["s_per_step"] for line in lines_of(folder / "calm") if "s_per_step" in line]
     step_s = sum(times) / len(times)
@@ -154,27 +160,47 @@ def calm_run(args, folder, steps):
 def chaos(args, folder):
     """The run that is killed, after the one that is left alone."""
     draw, steps = random.Random(args.seed), STEPS_PER_KILL * args.kills
-    calm_s, start_s, step_s = calm_run(args, folder, steps)
+    trust = Trust(folder)
+    options = [f"--teacher.checkpoint={trust.teacher}"]
+    calm_s, start_s, step_s = calm_run(args, folder, steps, *options)
+    trust.copy_other(folder / "calm")
     log = (folder / "log").open("w")
-    workdir, seen, hows, ended_s, repeated, resumes = folder / "chaos", [], [], [], 0, 0
+    workdir, repeated, resumes = folder / "chaos", 0, 0
+    seen, hows, faults, ended_s = [], [], [], []
     while not (workdir / "done").exists():
         resumes += latest_step(workdir) > 0
-        processes = start(args.ranks, workdir, steps, log)
+        fault = args.fault or draw.choice((*FAULTS, *[None] * len(FAULTS)))
+        fault = fault if len(seen) < args.kills else None
+        if fault == "stale teacher" and latest_step(workdir):
+            with trust.changed_teacher():
+                codes = wait(start(args.ranks, workdir, steps, log, *options), 300)[1]
+            assert codes == [2] * args.ranks, f"another teacher must be refused, found the exit codes {codes}"
+        with trust.stream(fault, log) as stream:
+            processes = start(args.ranks, trust.place(fault), steps, stream, *options, fault=fault)
         is_over = lambda: any(process.poll() is not None for process in processes)  # noqa: B023, E731
         phase = None if len(seen) >= args.kills else wait_for_moment(workdir, start_s, step_s, draw, is_over)
+        if phase:
+            trust.strike(fault, lambda: (workdir / "lock").exists() and not is_over())  # noqa: B023
+        trust.check()
         how = kill_one(draw.choice(processes).pid, draw) if phase else None
         is_early = phase == "starting"
         seconds, codes = wait(processes, 5 if is_early else 900, is_launcher=is_early)
+        trust.check()
+        is_asked = how == "asked to end" and phase in ("training", "saving")
+        assert not is_asked or not any(codes), f"a start that was asked to end failed: {fault}"
         if phase:
             seen.append(phase)
             hows.append(how)
+            faults.append(fault or "none")
             ended_s += [seconds] if not is_early and how != "asked to end" else []
             repeated += max(0, last_step(workdir) - latest_step(workdir))
             found = f"at step {last_step(workdir)}, whole checkpoint {latest_step(workdir)}"
-            print(f"kill {len(seen)} while {phase}, {how}: others ended after {seconds:.1f} s, {found}", flush=True)
+            what = f"{how}, {fault or 'no fault'}"
+            print(f"kill {len(seen)} while {phase}, {what}: others ended after {seconds:.1f} s, {found}", flush=True)
         assert phase or not any(codes), f"an undisturbed start failed, see {folder}/log"
     return {
-        "kills": len(seen), "while": count(seen), "resumes": resumes, "how": count(hows), "steps_repeated": repeated,
+        "kills": len(seen), "while": count(seen), "resumes": resumes, "how": count(hows), "faults": count(faults),
+        "steps_repeated": repeated,
         "others_ended_s": {"mean": sum(ended_s) / max(1, len(ended_s)), "max": max(ended_s, default=0)},
         "ranks": args.ranks, "seed": args.seed, "calm_run_s": calm_s,
     } | compare(workdir, folder / "calm", steps)  # fmt: skip
@@ -208,6 +234,7 @@ def main():
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slurm", action="store_true", help="kill parts of a Slurm job, too")
+    parser.add_argument("--fault", choices=FAULTS, help="at every start, this one")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))  # so that what was started is ended

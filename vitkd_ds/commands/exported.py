@@ -1,6 +1,7 @@
 """Open an exported student: the model and its answers, what is known of it, and the run that it is of."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,14 @@ class Exported:
         """Names of its classes in label order; () without a classifier."""
         return tuple(self.description["classes"])
 
+    def build(self) -> nn.Module:
+        """Build it in fp32 on the CPU."""
+        find = partial(find_student, self.source)
+        return read_student(find, lambda folder: build.build_exported(self.description, folder / STUDENT))
+
     def model(self) -> nn.Module:
         """Build it in fp32 on this machine's first device."""
-
-        def build_from(folder: Path) -> nn.Module:
-            return build.build_exported(self.description, folder / STUDENT)
-
-        return read_student(lambda: find_student(self.source), build_from).to(first_device())
+        return self.build().to(first_device())
 
     def data(self, val: str, *, num_classes: int, **changes: Any) -> DataConfig:
         """Validation images, cut as the student was evaluated."""
@@ -50,9 +52,8 @@ class Exported:
 
 def open_exported(student: str) -> Exported:
     """Find the exported student that a run folder, checkpoint or export means; raises ValueError if there is none."""
-    folder, description = read_student(
-        lambda: find_student(student), lambda folder: (folder, read_json(folder / DESCRIPTION, EXPORTED))
-    )
+    find = partial(find_student, student)
+    folder, description = read_student(find, lambda folder: (folder, read_json(folder / DESCRIPTION, EXPORTED)))
     # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
     beside = [place for place in (folder, folder.parent.parent) if (place / "config.json").is_file()]
     return Exported(student, folder, description, read_run(beside[0]) if beside else None, next(iter(beside), None))
@@ -61,11 +62,7 @@ def open_exported(student: str) -> Exported:
 def load_student(student: str | Path) -> nn.Module:
     """Build the student of a run folder, a checkpoint or an export on the CPU, in fp32 and eval mode: a timm model,
     whose `pretrained_cfg` has its preprocessing and class names. Raises ValueError if there is none."""
-
-    def build_from(folder: Path) -> nn.Module:
-        return build.build_exported(read_json(folder / DESCRIPTION, EXPORTED), folder / STUDENT).eval()
-
-    return read_student(lambda: find_student(student), build_from)
+    return open_exported(str(student)).build().eval()
 
 
 class Answers(nn.Module):

@@ -7,6 +7,7 @@ count, as files may move, and neither do times of change, which anybody can set.
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,30 +51,24 @@ def identity_of(parts: Parts) -> dict[str, Any]:
 
 def weights_of(run: Run) -> dict[str, str]:
     """Return a hash of each file of weights that a run names."""
-    files = {"student.init": Path(run.student.init), "teacher.checkpoint": Path(), "teacher.head": Path()}
-    if run.student.init == "hub":
-        files["student.init"] = hub_file(run.student.model) or Path()
-    if teacher := run.teacher:
+    student, teacher = run.student, run.teacher
+    files = {"student.init": hub_file(student.model) if student.init == "hub" else Path(student.init)}
+    if teacher:
         files["teacher.head"] = Path(teacher.head)
-        if teacher.checkpoint == "hub":
-            files["teacher.checkpoint"] = hub_file(teacher.model) or Path()
-        elif teacher.checkpoint != "random":
-            files["teacher.checkpoint"] = build.teacher_file(teacher)
-    return {key: _hash(file.expanduser()) for key, file in files.items() if file != Path()}
+        is_hub = teacher.checkpoint == "hub"
+        files["teacher.checkpoint"] = hub_file(teacher.model) if is_hub else build.teacher_file(teacher)
+    nowhere = (None, Path(), Path("random"))
+    return {key: _hash(file.expanduser()) for key, file in files.items() if file not in nowhere}
 
 
 def _hash(file: Path) -> str:
     described = description_beside(file)
     found = hashlib.blake2b(json.dumps([described.get(key) for key in OF_DESCRIPTION]).encode(), digest_size=16)
     parts = sorted({*files_of_index(file).values()}) if file.name.endswith(INDEX_SUFFIX) else []
-
-    def add(part: Path) -> None:
-        with part.open("rb") as opened:
-            while chunk := opened.read(_CHUNK):
-                found.update(chunk)
-
     for part in (file, *parts):
-        patiently(lambda part=part: add(part), part)
+        with patiently(partial(part.open, "rb"), part) as opened:
+            while chunk := patiently(partial(opened.read, _CHUNK), part):
+                found.update(chunk)
     return found.hexdigest()
 
 
