@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import types
 import warnings
 import weakref
@@ -138,6 +139,8 @@ def _run(program: Program, environ: Mapping[str, str]) -> NoReturn:
         code = _exit_code_of(program)
         threading._shutdown()
         atexit._run_exitfuncs()
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
     finally:
         try:
             sys.stdout.flush()
@@ -161,14 +164,26 @@ def _reset(environ: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environ)
     tempfile.tempdir = None
-    sys.stdin = open(0, closefd=False)
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=False)
+    _open_streams()
     warnings.filters[:] = DEFAULT_FILTERS
     warnings._filters_mutated()
     _reset_logging()
     _reset_multiprocessing()
     _reset_torch(environ)
+
+
+def _open_streams() -> None:
+    """Open stdin, stdout and stderr as a new interpreter does, also for log handlers that the slow packages made."""
+    sys.stdin = open(0, closefd=False)
+    for name, number, buffering in (("stdout", 1, 1 if os.isatty(1) else -1), ("stderr", 2, 1)):
+        before = getattr(sys, f"__{name}__")
+        errors = "backslashreplace" if name == "stderr" else "strict"
+        stream = open(number, "w", buffering=buffering, errors=errors, closefd=False)
+        for handler in filter(None, [reference() for reference in logging._handlerList]):
+            if vars(handler).get("stream") is before:
+                handler.stream = stream
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _close_files() -> None:
