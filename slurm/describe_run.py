@@ -9,6 +9,7 @@ import fire
 from fire.decorators import SetParseFn
 
 from vitkd_ds.cli import parse_run
+from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.reading import Unreadable
 
 UNREADABLE = 164
@@ -19,6 +20,7 @@ UNREADABLE = 164
 def describe(*words: str, **flags: str) -> None:
     """Print one KEY=VALUE line each."""
     run = parse_run(words, flags)
+    check_workdir(run)
     for key, value in {
         "workdir": run.workdir,
         "resume": run.resume,

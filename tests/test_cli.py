@@ -246,10 +246,14 @@ def test_a_run_is_reproduced_bit_for_bit_from_its_folder(tmp_path, demo_cache):
 
 
 @pytest.mark.parametrize("workdir", ["{}/file", "{}/file/run", "/dev/null/run", "{}/" + 257 * "x", "{}/loop/run"])
-def test_a_run_folder_that_nobody_could_make_is_refused_so_that_no_job_comes_back_for_it(tmp_path, workdir):
+def test_a_run_folder_that_nobody_could_make_is_refused_so_that_no_job_comes_back_for_it(
+    vitkd_ds, tmp_path, workdir, capsys
+):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    for words in ({}, {"resume": "none"}):
-        with pytest.raises(ValueError, match="--workdir must be a folder that can be made, found .*: .* Pass another"):
-            parse_run((), {"workdir": workdir.format(tmp_path)} | words)
-    assert parse_run((), {"workdir": f"{tmp_path}/new/run"})
+    for resume in ("auto", "none", str(tmp_path)):
+        words = ["train", f"--workdir={workdir.format(tmp_path)}", f"--resume={resume}"]
+        with pytest.raises(SystemExit) as ended:
+            vitkd_ds(*words)
+        assert ended.value.code == cli.REFUSED
+        assert "error: --workdir must be a folder that can be made, found " in capsys.readouterr().err

@@ -22,6 +22,7 @@ from vitkd_ds.commands.betons import adopt, check
 from vitkd_ds.commands.command import command
 from vitkd_ds.commands.pack.folders import pack_folders
 from vitkd_ds.commands.parse import parse_run, train_help
+from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.reading import Unreadable
 from vitkd_ds.config.run import Run, as_dict
@@ -87,6 +88,7 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
         if console.is_first_rank():
             print(json.dumps(as_dict(run), indent=2))
         return
+    check_workdir(run)
     console.secure("stdout")
     run = _with_packed_folders(run)
     from vitkd_ds.engine.processes import leave

@@ -248,10 +248,11 @@ def test_a_global_batch_that_falls_apart_into_tiny_micro_batches_is_a_warning(wh
 
 def test_the_lock_of_a_job_that_is_gone_does_not_stop_its_requeue(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("VITKD_DS_START", "12.0")
     lock = RunLock(tmp_path)
     lock.acquire()
     assert next(folder.lock_rows(tmp_path)).level == "error", "it is this process's, which lives"
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("VITKD_DS_START", "12.1")
     (row,) = folder.lock_rows(tmp_path)
     assert row.level == "warning" and "which is gone" in row.found and "Slurm job 12" in row.found
     lock.release()

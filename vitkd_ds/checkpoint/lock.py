@@ -202,7 +202,8 @@ def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
     found, heartbeat = _read(workdir / "lock"), _heartbeat(workdir / "lock")
     if not found or not heartbeat:
         return None
-    return name_of(found), time.time() - heartbeat[1] / 1e9, is_found(found, describe_this_process())
+    me = describe_this_process()
+    return name_of(found), time.time() - heartbeat[1] / 1e9, not is_former_self(found, me) and is_found(found, me)
 
 
 def _place_of(folder: Path) -> tuple[int, int] | None:

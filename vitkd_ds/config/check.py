@@ -22,7 +22,6 @@ EXTRAS = {
 
 def check_run(run: Run) -> None:
     """Check what spans several fields; raises ValueError before any model, file or device is touched."""
-    _check_workdir(run)
     is_begun = bool(newest(Path(run.workdir) / CHECKPOINTS))  # what it was started from may be gone by now
     if run.resume not in ("auto", "none") and not is_begun and not Path(run.resume).is_dir():
         raise ValueError(f"--resume must be auto, none, or the folder of a run or checkpoint, found {run.resume!r}")
@@ -41,7 +40,7 @@ def check_run(run: Run) -> None:
     check_knn(run)
 
 
-def _check_workdir(run: Run) -> None:
+def check_workdir(run: Run) -> None:
     """Refuse a run folder that no start could make: at or below a file, or of a name that is too long."""
     try:
         os.stat(Path(run.workdir) / CHECKPOINTS / ("x" * 99))  # about as long as the paths in a checkpoint

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from vitkd_ds.config.reading import Unreadable, load_json, patiently, read_bytes
+from vitkd_ds.config.reading import NOT_THERE, Unreadable, load_json, patiently, read_bytes
 
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
@@ -32,8 +32,10 @@ def tags(folder: Path) -> list[str]:
     """Published checkpoints in a checkpoints folder, newest first."""
     try:
         names = patiently(lambda: os.listdir(folder), folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return []
+        raise
     return sorted((name for name in names if TAG.fullmatch(name)), reverse=True)
 
 
@@ -41,8 +43,10 @@ def pointer(folder: Path, name: str) -> str:
     """The checkpoint that `latest` or `best` names, "" if there is none."""
     try:
         text = read_bytes(folder / name).decode(errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return ""
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return ""
+        raise
     return text if TAG.fullmatch(text) else ""
 
 
