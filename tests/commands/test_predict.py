@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -132,11 +133,15 @@ def test_what_cannot_be_asked_is_refused(tmp_path, photos, words, options, messa
         [*predict(str(tmp_path / "student"), [word.format(tmp_path) for word in words], **options)]
 
 
-def test_the_command_prints_csv_and_nothing_else_also_of_names_that_are_no_text(tmp_path, photos, capfdbinary):
+def test_the_command_prints_csv_and_nothing_else_also_of_names_that_are_no_text(
+    tmp_path, photos, capfdbinary, monkeypatch
+):
     write_export(tmp_path / "student")
     name = os.fsencode(photos) + b'/a,"\xff.png'
     (photos / "1.png").rename(os.fsdecode(name))
-    cli.predict(str(tmp_path / "student"), str(photos), top="1")
+    words = ["vitkd-ds", "predict", str(tmp_path / "student"), str(photos), "--top=1"]
+    monkeypatch.setattr(sys, "argv", words)
+    cli.main()
     head, *rows = csv.reader(io.StringIO(capfdbinary.readouterr().out.decode(errors="surrogateescape")))
     assert head == ["image", "class_1", "probability_1"] and len(rows) == 5
     assert os.fsdecode(name) in [row[0] for row in rows]

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from vitkd_ds.config.run import DataConfig, TeacherConfig
 from vitkd_ds.models.build import build_exported, build_teacher
@@ -36,5 +38,6 @@ def test_the_fields_of_a_models_configuration_are_arguments():
 def test_a_description_that_names_files_is_refused(tmp_path, change):
     description = {"model": TINY, "args": {"num_classes": 5}, "image_size": 32,
                    "normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}} | change  # fmt: skip
+    save_file({"weight": torch.zeros(1)}, tmp_path / "student.safetensors")
     with pytest.raises(ValueError, match="found (checkpoint_path|file|hf_hub_id)"):
         build_exported(description, tmp_path / "student.safetensors")
