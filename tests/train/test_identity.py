@@ -31,7 +31,7 @@ def test_settings_and_inputs_must_be_those_of_the_checkpoint(tmp_path):
     check_identity(start_of(tmp_path, now), now)
     longer = now | {"settings": {"seed": 0, "epochs": 2}}
     check_identity(start_of(tmp_path, now), longer, free=LENGTH)
-    newer = now | {"inputs": now["inputs"] | {"of a later version": 1}}
+    newer = {name: values | {"of a later version": 1} for name, values in now.items()}
     check_identity(start_of(tmp_path, now), newer)
     others = [longer, now | {"settings": {"epochs": 1}}, now | {"inputs": {"data.val": [1, 3]}},
               now | {"inputs": {"teacher.checkpoint": "b"}}]  # fmt: skip

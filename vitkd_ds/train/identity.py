@@ -79,9 +79,9 @@ def check_identity(start: Start | None, identity: dict[str, Any], *, free: tuple
         if not start.config.exists():
             raise ValueError(f"{start.config} is missing, which says what run {start.path} is of. Restore it.")
         return
-    settings = {**before["settings"], **identity["settings"]}
-    changed = [key for key in settings if before["settings"].get(key) != identity["settings"].get(key)]
-    changed = [key for key in changed if key not in free]
+    # Settings that only this start has are a later version's: their defaults are what the earlier one did.
+    settings = identity["settings"]
+    changed = [key for key, value in before["settings"].items() if settings.get(key) != value and key not in free]
     changed += [key for key, now in identity["inputs"].items() if before["inputs"].get(key, now) != now]
     if changed:
         raise ValueError(
