@@ -134,6 +134,7 @@ def main(folder):
     leave()
 
 
+@pytest.mark.slow
 def test_a_step_distils_from_the_teacher_that_saw_the_chosen_patches(demo_cache, tmp_path):
     finish_ranks(start_ranks(2, "-m", __name__, tmp_path), timeout=500)
     for rank in range(2):

@@ -77,6 +77,7 @@ def test_the_images_asked_for_are_read_and_timed_and_others_are_refused(beton, t
     assert (decoder.read_ahead(np.array([3]), num_threads=1) >= 0).all(), "the decoder tells what cannot be read"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cc"), reason="compiles a library that delays reads")
 def test_an_epoch_on_a_slow_disk_takes_less_than_its_reads_one_after_the_other(tmp_path):
     path = write_beton(tmp_path, 120)
