@@ -32,6 +32,7 @@ SUMMARY_KEYS = {
 STATE_FILE = "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit_and_a_damaged_checkpoint_is_passed_over(whole_run, small_beton, tmp_path):
     processes = start_ranks(2, "train.py", *everything_on(tmp_path / "killed", small_beton))
     wait_for_steps(processes, tmp_path / "killed", 20)

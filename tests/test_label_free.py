@@ -93,6 +93,7 @@ def runs(small_beton, unlabelled, labelled, tmp_path_factory, demo_cache):
     return folder
 
 
+@pytest.mark.slow
 def test_ignored_labels_and_none_train_the_same_student_bit_for_bit_also_from_a_checkpoint(runs):
     assert_same_result(runs / "ignored", runs / "none")
     assert_same_result(runs / "resumed", runs / "none")

@@ -1,11 +1,18 @@
 """A pytest plugin that says how many tests the markers left out, also when pytest-xdist runs the others on workers."""
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 TARGET_OF = {"long": "make test-long", "slow": "make test-all"}
 """Marker of a costly test -> the target that runs it."""
+
+
+def costly(cases: Iterable[Any]) -> list[Any]:
+    """Return the cases of `parametrize` for `make test-all` alone; a tuple has the values of several arguments."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases]
 
 
 class LeftOut:

@@ -200,6 +200,9 @@ def _close_files() -> None:
 
 
 def _reset_logging() -> None:
+    from tqdm import tqdm
+
+    tqdm._instances.clear()  # open bars of this process
     logging.root.handlers[:] = []
     logging.root.setLevel(logging.WARNING)
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in OWN_PACKAGES]:

@@ -55,6 +55,7 @@ def test_a_dead_process_of_this_machine_is_replaced_after_three_missed_heartbeat
     assert f"took over the lock of process {dead.pid} on " in caplog.text
 
 
+@pytest.mark.slow
 def test_a_zombie_is_dead(tmp_path):
     process = subprocess.Popen(["sleep", "60"])
     locked_by(tmp_path, pid=process.pid, start_time=start_time(process.pid))
@@ -212,6 +213,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.slow
 def test_of_many_jobs_one_takes_over(tmp_path):
     command, pipes = [sys.executable, "-c", RACE, tmp_path], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     for _ in range(5):

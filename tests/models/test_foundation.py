@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import numerics_of, run_several
 from tests.engine.test_stream import ARGS, DATA, config, save, source
+from tests.tiers import costly
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.models.build import build_exported, build_student, build_teacher, license_of, normalization_of
 from vitkd_ds.models.features import tap_features
@@ -138,9 +139,11 @@ def test_an_eva_pair_trains_resumes_bit_for_bit_evaluates_and_exports(tmp_path, 
     assert {"student_top1", "teacher_top1", "agreement"} <= summary.keys()
 
 
-@pytest.mark.parametrize("model, size", [
-    ("swin_tiny_patch4_window7_224", 64), ("convnext_atto", 32), ("regnety_002", 32), ("cait_xxs24_224", 32),
-])  # fmt: skip
+OTHER_TEACHERS = [("swin_tiny_patch4_window7_224", 64), ("cait_xxs24_224", 32)]
+OTHER_STUDENTS = [("swin_tiny_patch4_window7_224", "use"), ("convnext_atto", "ignore")]
+
+
+@pytest.mark.parametrize("model, size", [("convnext_atto", 32), ("regnety_002", 32), *costly(OTHER_TEACHERS)])
 def test_teachers_of_other_families_make_a_step(tmp_path, demo_cache, model, size):
     command = [
         "--recipe=demo", "--debug", "--max_steps=1", "--optim.warmup_epochs=0", f"--workdir={tmp_path / 'run'}",
@@ -171,9 +174,7 @@ def test_a_teacher_whose_buffers_are_made_of_its_weights_is_read_whole_and_makes
     assert shard == replica and shard[0]["nkd"] > 0
 
 
-@pytest.mark.parametrize("model, labels", [
-    ("convnext_atto", "use"), ("convnext_atto", "ignore"), ("swin_tiny_patch4_window7_224", "use"),
-])  # fmt: skip
+@pytest.mark.parametrize("model, labels", [("convnext_atto", "use"), *costly(OTHER_STUDENTS)])
 def test_students_of_other_families_train_and_are_rebuilt_by_timm(tmp_path, demo_cache, model, labels):
     terms = {"use": "--losses.nkd.weight=1", "ignore": "--losses.ce.weight=0"}
     small = {"depths": [1, 1, 1, 1]}

@@ -12,6 +12,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from tqdm import tqdm
 
 from tests.conftest import ROOT
 from vitkd_ds.train import console
@@ -95,6 +96,18 @@ def test_a_full_disk_under_the_messages_does_not_end_the_run(tmp_path):
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=messages, text=True, cwd=ROOT
         )
     assert done.stdout == "went on\n" and (tmp_path / "messages").read_text() == ""
+
+
+def test_a_message_beside_a_bar_on_a_broken_pipe_is_dropped(monkeypatch):
+    reader, writer = os.pipe()
+    with open(writer, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        bar = tqdm(total=2, file=stream)
+        os.close(reader)
+        console._Handler().handle(logging.makeLogRecord({"levelno": logging.WARNING, "msg": "lost"}))
+        tqdm._instances.remove(bar)
+        with suppress(BrokenPipeError):
+            stream.close()
 
 
 STREAMS = """

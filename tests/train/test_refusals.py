@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import finish_ranks, start_ranks, wait_until
+from tests.tiers import costly
 from vitkd_ds.config.run_folder import STUDENT
 
 TRAIN = "import os; os.chdir(os.environ['RANK']); from vitkd_ds.cli import train_main; train_main()"
@@ -31,7 +32,7 @@ def start(nodes, *options):
     return start_ranks(2, "-c", TRAIN, *command, cwd=nodes)
 
 
-@pytest.mark.parametrize("kind", ["images", pytest.param("weights", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["images", *costly(["weights"])])
 def test_what_one_node_lacks_is_refused_by_all_ranks(nodes, demo_cache, kind):
     options = []
     if kind == "images":

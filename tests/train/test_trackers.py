@@ -13,6 +13,7 @@ from dataclasses import asdict
 import pytest
 
 from tests.conftest import metrics_of, run_command
+from tests.tiers import costly
 from tests.train.test_log import points_of, warnings_of
 from vitkd_ds.commands.parse import parse_run
 from vitkd_ds.train.log import MetricsLog
@@ -121,6 +122,7 @@ def test_mlflow_has_every_value_in_the_run_folder_and_a_resumed_run_continues_it
 
 
 @pytest.mark.cold
+@pytest.mark.slow
 def test_trackio_has_every_value_in_the_run_folder_and_a_resumed_run_continues_its_run(tmp_path):
     pytest.importorskip("trackio", reason="trackio is not installed: docs/training.md says how")
     workdir = tmp_path / "run"
@@ -175,7 +177,7 @@ def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("call", ["start", "values"])
+@pytest.mark.parametrize("call", ["values", *costly(["start"])])
 def test_a_server_that_trickles_its_answer_takes_no_more_time_than_the_limit(tmp_path, caplog, monkeypatch, call):
     pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
     monkeypatch.setattr("vitkd_ds.train.trackers.START_S", 2 if call == "start" else 30)

@@ -24,8 +24,8 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno <= logging.INFO and not is_first_rank():
             return
-        with tqdm.external_write_mode(file=sys.stderr):  # takes the bar away while the message is written
-            with suppress(OSError):  # sys.stderr may be another stream than `secure` left there
+        with suppress(OSError):  # sys.stderr may be another stream than `secure` left there
+            with tqdm.external_write_mode(file=sys.stderr):  # takes the bar away while the message is written
                 print(self.format(record), file=sys.stderr, flush=True)
 
 

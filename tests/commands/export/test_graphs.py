@@ -3,6 +3,7 @@ timm; and graphs that compute something else."""
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 
 from tests.commands.test_evaluate import write_export
 from tests.commands.test_probe import write_student
+from tests.tiers import costly
 from vitkd_ds.commands.export import export, graphs
 from vitkd_ds.config.run import as_dict
 from vitkd_ds.recipes import build_run
@@ -65,9 +67,11 @@ def preprocessed(described, images):
     return torch.stack([transform(image) for image in images])
 
 
-@pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("num_classes", [10, 0])
-@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+KINDS = [("onnx", 10, False), ("torch_export", 0, True)]
+OTHER_KINDS = sorted(set(product(("onnx", "torch_export"), (0, 10), (False, True))) - set(KINDS))
+
+
+@pytest.mark.parametrize("format, num_classes, half", [*KINDS, *costly(OTHER_KINDS)])
 def test_a_graph_computes_what_timm_does_for_any_number_of_images_and_says_how_to_feed_it(
     tmp_path, small_beton, format, num_classes, half
 ):

@@ -19,6 +19,7 @@ from tests.commands.pack.test_journal import end, feed, with_late_image
 from tests.commands.pack.test_pack import content_of, names_in
 from tests.conftest import ROOT, finish_ranks, run_command, wait_until
 from tests.data.conftest import write_images
+from tests.tiers import costly
 from vitkd_ds.commands.pack import folders, pack
 from vitkd_ds.commands.pack.folders import pack_folders
 from vitkd_ds.data.beton.format import check_beton, partial_path, read_beton
@@ -218,6 +219,7 @@ def start():
         process.communicate()
 
 
+@pytest.mark.slow
 def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path, start):
     src = late(tmp_path)
     processes = start(src, "0", "1", "0")
@@ -233,7 +235,7 @@ def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path, start)
     assert names_in(tmp_path) == ["images", "images.beton", "images.beton.json"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *costly([signal.SIGKILL, signal.SIGINT, signal.SIGUSR1])])
 def test_a_run_that_is_ended_while_it_packs_goes_on_with_it(tmp_path, caplog, start, number):
     src = late(tmp_path)
     (process,) = start(src, "0")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class
 from tests.conftest import wait_until
+from tests.tiers import costly
 from vitkd_ds.commands.pack import journal, pack
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import side_path
@@ -73,7 +74,7 @@ def end(process, workers, number=signal.SIGKILL):
     return said
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *costly([signal.SIGTERM, signal.SIGINT])])
 def test_a_run_that_is_ended_continues_where_it_was(tmp_path, caplog, start, number):
     src, dst = with_late_image(tmp_path), tmp_path / "x.beton"
     process, workers = start(src, dst)
