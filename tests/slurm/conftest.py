@@ -1,4 +1,4 @@
-"""A run that has all that must survive an interruption, on two nodes of two ranks, and how it is compared."""
+"""A run that has all that must survive an interruption, on two nodes of one rank, and how it is compared."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from tests.slurm.cluster import Cluster, running_cluster
 
 SLURMD_TIMEOUT_S = 15
 """The test cluster's; Slurm's default is 300."""
+TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1"]
 TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2"]
 OPTIONS = [
     "--recipe=demo", "--debug", "--max_steps=60", "--global_batch_size=8", "--micro_batch_size_per_gpu=1",
@@ -21,7 +22,7 @@ def submit(cluster: Cluster, workdir: Path, *options: str, flags: tuple = (), **
     """Submit the run with the shipped script; returns the job's id."""
     exports = ",".join(["--export=ALL", *(f"{name}={text}" for name, text in environ.items())])
     command = ["slurm/vitkd_tiny.sh", *OPTIONS, f"--workdir={workdir}", *options]
-    return cluster.submit(*TWO_BY_TWO, exports, *flags, *command)
+    return cluster.submit(*TWO_NODES, exports, *flags, *command)
 
 
 def started(cluster: Cluster, workdir: Path, *options: str, flags: tuple = ()) -> str:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.conftest import ROOT, free_port
-from tests.slurm.conftest import TWO_BY_TWO, submit, until_completed
+from tests.slurm.conftest import TWO_BY_TWO, TWO_NODES, submit, until_completed
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -36,7 +36,7 @@ def test_data_that_one_node_lacks_are_refused_by_all_and_the_job_is_not_requeued
     for copy, suffix in zip(copies, ("", ".json")):
         shutil.copy(f"{small_beton}{suffix}", copy)
     options = ["--recipe=demo_plain", "--debug", f"--data.train={cluster.scratch}/x.beton", f"--workdir={tmp_path}/run"]
-    job = cluster.submit(*TWO_BY_TWO, "slurm/vitkd_tiny.sh", *options)
+    job = cluster.submit(*TWO_NODES, "slurm/vitkd_tiny.sh", *options)
     cluster.until_state(job, "COMPLETED", "FAILED", timeout_s=180)
     assert cluster.job(job)["ExitCode"] == "2:0" and cluster.job(job)["Restarts"] == "0"
     assert "refused (exit code 2)" in cluster.log(job) and "x.beton' must be a .beton file" in cluster.log(job)
@@ -49,12 +49,12 @@ def test_the_doctor_examines_both_nodes_before_the_run(cluster, tmp_path):
     job = submit(cluster, tmp_path / "run", DOCTOR="1")
     until_completed(cluster, job, tmp_path / "run")
     before, _, after = cluster.log(job).partition("start: run folder")
-    assert "4 ranks on 2 nodes" in before and "error" not in before and "finished: " in after, before
+    assert "2 ranks on 2 nodes" in before and "error" not in before and "finished: " in after, before
 
 
 def test_each_node_trains_from_a_copy_on_its_own_disk(cluster, small_beton, tmp_path):
     options = ["--recipe=demo", "--debug", "--max_steps=1", f"--data.train={small_beton}", f"--workdir={tmp_path}/run"]
-    job = cluster.submit(*TWO_BY_TWO, f"--export=ALL,STAGE_DIR={cluster.scratch}", "slurm/vitkd_base.sh", *options)
+    job = cluster.submit(*TWO_NODES, f"--export=ALL,STAGE_DIR={cluster.scratch}", "slurm/vitkd_base.sh", *options)
     until_completed(cluster, job)
     assert "staged on every node: --data.train=" in cluster.log(job), cluster.log(job)[-6000:]
     for node in cluster.nodes:

@@ -32,7 +32,6 @@ class Balance(nn.Module):
         self.gather = gather
         self.register_buffer("w_T", torch.zeros(num_terms))
 
-    @torch.no_grad()
     def forward(self, values_T: Tensor) -> Tensor:
         """Make the factors of this micro-batch, and learn of its values, means over the ranks, those of the next.
 

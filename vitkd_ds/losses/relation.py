@@ -42,7 +42,6 @@ class Relation(LossPart):
         image = global_relation_loss(*pooled, self.queue_QD, is_filled_Q, temperature=temperature)
         return {"relation_local": local, "relation_global": image}
 
-    @torch.no_grad()
     def _remember(self, teacher_BD: Tensor) -> None:
         """Put features of all ranks into the queue in place of its oldest."""
         size = len(self.queue_QD)

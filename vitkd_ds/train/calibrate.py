@@ -23,7 +23,7 @@ def calibrate(parts: Parts) -> None:
     num_batches = max(module_batches(module) for module in waiting.values())
     num_batches = min(num_batches, schedule.steps_per_epoch * schedule.accumulation_steps)
     sums: dict[tuple[str, str], Sums] = {}
-    with closing(parts.train_loader.epoch(0)) as micro_batches, torch.no_grad():
+    with closing(parts.train_loader.epoch(0)) as micro_batches:
         for place in range(num_batches):
             watchdog.enter("calibration", place)
             key = place * ranks.world_size() + ranks.rank()

@@ -117,7 +117,6 @@ def evaluate_features(
     return {"num_images": count} | agreement.result()
 
 
-@torch.no_grad()
 def evaluate_knn(
     student: nn.Module,
     loaders: tuple[Any, Any],
