@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.beton.test_scans import scan_ends
 from tests.data.test_image_file import GREY, PHOTO, TURNED, file_of, photograph, ycck, zeroed
 from vitkd_ds.commands.pack.encode import NO_JPEG, ORIGINAL, REFUSED, SCALED, TOO_LARGE, Encoding, encode
 from vitkd_ds.data.beton.decode import restart_interval
@@ -43,6 +44,11 @@ def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(o
     encode(good, encoding, number=0)
     with pytest.raises(ValueError, match="damaged JPEG"):
         encode(content, encoding, number=0)
+    if "progressive" in options:
+        lacking = good[: scan_ends(good)[2]] + b"\xff\xd9"
+        assert load_rgb(lacking).shape == (192, 256, 3)
+        with pytest.raises(ValueError, match="lacks some of its scans"):
+            encode(lacking, encoding, number=0)
 
 
 def test_sizes_at_the_limits():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vitkd_ds.data.beton.decode import BAD_JPEG, DECODED, STATUS_TEXT, Decoder
+from vitkd_ds.data.beton.decode import BAD_JPEG, DECODED, MISSING_SCANS, STATUS_TEXT, Decoder
 from vitkd_ds.data.beton.format import JPEG_MODE, STORED_DTYPE
 from vitkd_ds.data.crops import BILINEAR, CROP_DTYPE
 
@@ -85,13 +85,15 @@ def check_jpeg(content: bytes, *, height: int, width: int) -> int:
     """Return `jpeg_status`, but raise ValueError for damage, of which Pillow takes no notice: it shows what libjpeg
     made up.
 
-    Noticed are codes and markers that are missing or do not exist, and bytes that are left over. Damage that reads as
-    other valid codes is not: of 600 bits flipped in photographs of ImageNet 16 % were seen, of 600 runs of 512 zeros
-    90 %.
+    Noticed are scans, codes and markers that are missing, codes and markers that do not exist, and bytes that are left
+    over. Damage that reads as other valid codes is not: of 600 bits flipped in photographs of ImageNet 16 % were seen,
+    of 600 runs of 512 zeros 90 %.
     """
     status = jpeg_status(content, height=height, width=width)
     if status == BAD_JPEG:
         raise ValueError("it is a damaged JPEG, whose lost pixels are made up, or of a kind that libjpeg does not know")
+    if status == MISSING_SCANS:
+        raise ValueError("it is a JPEG that lacks some of its scans, and so parts of its pixels; fetch it again")
     return status
 
 
