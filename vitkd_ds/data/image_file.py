@@ -20,6 +20,7 @@ PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 JPEG_FORMATS, JPEG_MODES = ("JPEG", "MPO"), ("L", "RGB")
 """Pillow's names of JPEGs (MPO has further pictures behind the first), and its modes of those with one and three
 components; it opens none of more than 8 bits."""
+END_MARKER = b"\xff\xd9"
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -27,16 +28,23 @@ def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
     """Decode one image file into uint8 [height, width, 3].
 
     Args:
-        check: what looks for damage inside a plain JPEG (`vitkd_ds.data.beton.verify.check_jpeg`); None does not.
+        check: what looks for damage inside a plain JPEG (`vitkd_ds.data.beton.verify.check_jpeg`); None does not, and
+            rejects JPEGs without an end marker.
 
     Raises:
         Exception: of Pillow's many kinds, when the file is damaged or no image; ValueError for pixels whose range is
             not defined; DecompressionBombError above Pillow's limit of 179 million pixels; what `check` raises.
     """
     with opened(content) as image:
-        if check is not None and is_plain_jpeg(image):
-            check(content, height=image.height, width=image.width)
-        return to_rgb(image)
+        is_checked = check is not None and is_plain_jpeg(image)
+        if not is_checked or not check(content, height=image.height, width=image.width):
+            return to_rgb(image)
+    return load_rgb(ended(content))
+
+
+def ended(content: bytes) -> bytes:
+    """Append the end marker, which Pillow insists on, to a JPEG that is known to lack nothing else."""
+    return content if content.endswith(END_MARKER) else content + END_MARKER
 
 
 @contextmanager

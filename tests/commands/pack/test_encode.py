@@ -1,6 +1,7 @@
 """What packing stores of one image file: of every kind, size and damage."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(o
         assert load_rgb(lacking).shape == (192, 256, 3)
         with pytest.raises(ValueError, match="lacks some of its scans"):
             encode(lacking, encoding, number=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+@pytest.mark.parametrize("encoding", [
+    passthrough(), passthrough(restart_markers=True), jpg(), jpg(max_resolution=200), jpg(short_side=99),
+    jpg(write_mode="raw"),
+], ids=str)  # fmt: skip
+def test_a_jpeg_that_lacks_only_its_end_marker_is_stored_with_the_pixels_of_the_whole_one(options, encoding):
+    good = photograph(**options)
+    whole = encode(good, encoding, number=0)
+    for end in (-1, -2):
+        stored = encode(good[:end], encoding, number=0)
+        is_as_it_was = encoding.passthrough and not encoding.restart_markers
+        assert stored == (replace(whole, content=good[:end]) if is_as_it_was else whole)
+    with pytest.raises((ValueError, OSError)):
+        encode(good[:-9], encoding, number=0)
 
 
 def test_sizes_at_the_limits():

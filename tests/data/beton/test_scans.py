@@ -1,4 +1,4 @@
-"""JPEGs of several scans: which of them lack some, against a parser of the scans' headers and against Pillow's pixels."""
+"""JPEGs of several scans: which of them lack some, against a parser of the scans' headers and Pillow's pixels."""
 
 import io
 

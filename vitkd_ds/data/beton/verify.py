@@ -81,9 +81,9 @@ def jpeg_status(content: bytes, *, height: int, width: int) -> int:
     return int(status_B[0])
 
 
-def check_jpeg(content: bytes, *, height: int, width: int) -> int:
-    """Return `jpeg_status`, but raise ValueError for damage, of which Pillow takes no notice: it shows what libjpeg
-    made up.
+def check_jpeg(content: bytes, *, height: int, width: int) -> bool:
+    """Raise ValueError for damage inside a JPEG, of which Pillow takes no notice: it shows what libjpeg made up. Return
+    whether the decoder that training uses reads the JPEG, of which nothing but the end marker may be missing then.
 
     Noticed are scans, codes and markers that are missing, codes and markers that do not exist, and bytes that are left
     over. Damage that reads as other valid codes is not: of 600 bits flipped in photographs of ImageNet 16 % were seen,
@@ -94,7 +94,7 @@ def check_jpeg(content: bytes, *, height: int, width: int) -> int:
         raise ValueError("it is a damaged JPEG, whose lost pixels are made up, or of a kind that libjpeg does not know")
     if status == MISSING_SCANS:
         raise ValueError("it is a JPEG that lacks some of its scans, and so parts of its pixels; fetch it again")
-    return status
+    return status == DECODED
 
 
 def are_intact(path: Path, images: np.ndarray, *, num_threads: int) -> np.ndarray:
