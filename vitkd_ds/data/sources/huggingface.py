@@ -5,6 +5,7 @@ Read through the `datasets` library (`pip install 'vitkd_ds[hf]'`), which turns 
 code of a data set runs.
 """
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from vitkd_ds.data.sources.source import Source
+
+logger = logging.getLogger(__name__)
 
 ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
 """Files at the top of what save_to_disk writes, of one split or several."""
@@ -45,6 +48,7 @@ def open_hugging_face(src: Path, split: str) -> Source:
         raise ValueError(f"{str(src)!r} must hold images, found no row: give another split")
     classes = tuple(dataset.features[label_key].names)
     images = dataset.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
+    folder = src.resolve()
     labels = np.array(dataset.select_columns([label_key]).with_format("numpy")[:][label_key], np.int64)
     unlabelled = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(unlabelled):
@@ -54,11 +58,14 @@ def open_hugging_face(src: Path, split: str) -> Source:
         )
 
     def read(index: int) -> bytes:
-        value = images[index][image_key] or {"bytes": b""}  # a row without an image: no image either
-        return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
+        value = images[index][image_key] or {}
+        if (content := value.get("bytes")) is None:
+            path = value.get("path")  # without one either, there is no image
+            content = _file_inside(folder, path, row=index).read_bytes() if path else b""
+        return content
 
     prefix = f"{src.name}/{split}" if split else src.name
-    names, sizes = _names_and_sizes(images, image_key, prefix)
+    names, sizes = _names_and_sizes(images, image_key, prefix, folder)
     return Source("Hugging Face", classes, labels, names, sizes, read)
 
 
@@ -111,17 +118,36 @@ def _only_column(src: Path, dataset: Any, kind: type, what: str) -> str:
     return found[0]
 
 
-def _names_and_sizes(images: Any, key: str, prefix: str) -> tuple[list[str], np.ndarray]:
-    """A name with row number and original file name, and the size in bytes, of each image; no image is decoded."""
+def _names_and_sizes(images: Any, key: str, prefix: str, folder: Path) -> tuple[list[str], np.ndarray]:
+    """A name with row number and original file name, and the size in bytes, of each image; no image is decoded. Raises
+    ValueError if a row without bytes names anything but a plain file in the folder; a warning counts those without
+    either."""
     import pyarrow.compute
 
-    names, sizes = [], []
+    names, sizes, hollow = [], [], []
     for batch in images.with_format("arrow").iter(batch_size=10_000):
         for chunk in batch[key].chunks if hasattr(batch[key], "chunks") else [batch[key]]:
             content, paths = (chunk.field(name) for name in ("bytes", "path"))
             for path, length in zip(paths.to_pylist(), pyarrow.compute.binary_length(content).to_pylist()):
                 if length is None:
-                    length = os.stat(path).st_size if path and os.path.isfile(path) else 0
+                    hollow += [] if path else [len(names)]
+                    length = _file_inside(folder, path, row=len(names)).stat().st_size if path else 0
                 names.append(f"{prefix}[{len(names)}]" + (f" {path}" if path else ""))
                 sizes.append(length)
+    if hollow:
+        what = "have neither bytes nor a path and count as damaged images"
+        logger.warning("%d rows of %r %s, the first is row %d", len(hollow), prefix, what, hollow[0])
     return names, np.array(sizes, np.int64)
+
+
+def _file_inside(folder: Path, path: str, *, row: int) -> Path:
+    """Find the plain file in a data set's folder that a row names. Raises ValueError for anything else: a downloaded
+    table must not choose which files of this machine are read, and a pipe or device may never end."""
+    if "\0" not in path:
+        file = Path(os.path.realpath(folder / path))
+        if file.is_relative_to(folder) and os.path.isfile(file):
+            return file
+    raise ValueError(
+        f"row {row} of {str(folder)!r} has no bytes and names {path!r}, which is no plain file in that folder: copy "
+        "the images into the folder, or save the data set with save_to_disk, which stores their bytes"
+    )
