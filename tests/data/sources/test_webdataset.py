@@ -72,6 +72,18 @@ def test_tars_without_whole_samples_are_refused(tmp_path, members, message):
     refused(write_tar(tmp_path / "s.tar", members), match=message)
 
 
+def test_samples_with_other_image_endings_are_counted_and_the_first_is_named(tmp_path, caplog):
+    root = write_tars(tmp_path / "tars", ["0", "1", "0"])
+    open_source(root)
+    assert not caplog.text
+    endings = ("image.jpg", "bmp", "tif", "gif", "ppm", "avif", "jpe")
+    members = [(f"a/{i}.{name}", b"0") for i, ending in enumerate(endings) for name in ("cls", ending)]
+    write_tar(root / "a.tar", [*members, ("b.cls", b"1"), ("c.json", b"{}"), ("._d.bmp", b"x")])
+    assert len(open_source(root).labels) == 3
+    counted = f"9 of the 12 samples of {str(root)!r} have no image (jpg jpeg png webp) and are left out, the first is"
+    assert f"{counted} 'a.tar/a/0.image.jpg'" in caplog.text and len(caplog.records) == 1
+
+
 def test_tars_are_packed_in_place_and_cut_and_compressed_ones_refused_by_name(tmp_path):
     root = write_tars(tmp_path / "tars", [str(i % 3) for i in range(40)])
     info = pack(root / "train-{000000..000013}.tar", tmp_path / "x.beton", passthrough=True, workers=2)

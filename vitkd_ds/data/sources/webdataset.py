@@ -1,6 +1,7 @@
 """WebDataset: tars whose members of one key (KEY.jpg, KEY.cls) make a sample; read with Python's tarfile."""
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.data.sources.imagenet import CLASS_TAR, VAL_NAME, has_class_tars, has_flat_images
 from vitkd_ds.data.sources.source import Source
 from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
+
+logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 CLASS_ENDING = "cls"
@@ -31,13 +34,16 @@ def has_samples(src: Path) -> bool:
 
 
 def open_samples(src: Path, classes_file: str) -> Source:
-    """List the samples of all tars in their order; raises ValueError if a tar is damaged, or a sample lacks its class
-    or has two images."""
-    tars = _tars(src)
-    samples = [(number, image, text) for number, tar in enumerate(tars) for image, text in _samples(tar)]
+    """List the samples of all tars in their order; a warning counts those without an image. Raises ValueError if a tar
+    is damaged, or a sample lacks its class or has two images."""
+    tars, without = _tars(src), []
+    samples = [(number, image, text) for number, tar in enumerate(tars) for image, text in _samples(tar, without)]
+    endings = " ".join(IMAGE_ENDINGS)
     if not samples:
-        endings = " ".join(IMAGE_ENDINGS)
         raise ValueError(f"WebDataset tars must hold images ({endings}), found none in {str(src)!r}: give others")
+    if without:
+        found = (len(without), len(without) + len(samples), str(src), endings, without[0])
+        logger.warning("%d of the %d samples of %r have no image (%s) and are left out, the first is %r", *found)
     members, texts = [sample[:2] for sample in samples], [text for _, _, text in samples]
     names = [f"{tars[number].name}/{image.name}" for number, image in members]
     classes, labels = _classes(texts, names, classes_file)
@@ -73,10 +79,11 @@ def _expanded(pattern: str) -> list[str]:
     return [text for choice in choices for text in _expanded(before + choice + after)]
 
 
-def _samples(tar: Path) -> Iterator[tuple[Member, str]]:
-    """Image and class text of each sample of a tar, in file order."""
+def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
+    """Image and class text of each sample of a tar, in file order; `without` gets the name of each without one."""
     images: dict[str, Member] = {}
     classes: dict[str, Member] = {}
+    others: dict[str, str] = {}
     for member in list_members(tar):
         folder, base = os.path.split(member.name)
         key, _, ending = base.partition(".")
@@ -89,6 +96,10 @@ def _samples(tar: Path) -> Iterator[tuple[Member, str]]:
                     f"{member.name!r}: write the tar again"
                 )
             kept[key] = member
+        elif not base.startswith("."):
+            others.setdefault(key, member.name)
+    names = {key: member.name for key, member in classes.items()} | others
+    without += [f"{tar.name}/{name}" for key, name in names.items() if key not in images]
     # A class may stand before or after its image, so classes are read when all members are known.
     with open(tar, "rb") as file:
         for key, image in images.items():
