@@ -79,6 +79,24 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     refused(tmp_path / "hub", match="one of the splits of .*, test, train, found ''")
 
 
+@pytest.mark.parametrize("names, message", [
+    (["train-00000-of-00003", "train-00002-of-00003"], "lacks 1 of the 3 parts .* the first is number 00001"),
+    (["train-00001-of-00003-0a1b"], "lacks 2 of the 3 parts .* the first is number 00000: fetch them"),
+    (["train-00000-of-00002", "train-00001-of-00003"], "mixes parts of two exports, .*-of-00002.* and .*-of-00003"),
+    (["train", "train-00000-of-00001"], "mixes parts of two exports, 'train-.*' and 'train.parquet'"),
+    (["train-00000-of-00001-0a", "train-00000-of-00001-1b"], "2 files of 1 parts, such as 'train-00000-of-00001-0a.p"),
+    (["train-00000-of-00001", "train-00005-of-00001"], "2 files of 1 parts, such as 'train-00005-of-00001.parquet'"),
+])  # fmt: skip
+def test_parquet_files_of_which_a_part_is_missing_or_foreign_are_refused(tmp_path, names, message):
+    (tmp_path / "hub").mkdir()
+    for first, name in enumerate(names):
+        dataset_of(2, first=first).to_parquet(tmp_path / "hub" / f"{name}.parquet")
+    refused(tmp_path / "hub", match=message)
+    dataset_of(1).to_parquet(tmp_path / "hub" / "test-00000-of-00001-2c.parquet")
+    assert everything(open_source(tmp_path / "hub", split="test")) == expected(1)
+    refused(tmp_path / "hub", split="train", match=message)
+
+
 def test_selected_rows_keep_their_labels_and_files_beside_the_data_set_are_read(tmp_path):
     dataset_of(9).select([8, 1, 5]).save_to_disk(tmp_path / "rows")
     assert everything(open_source(tmp_path / "rows")) == [(NAMES[i % 3], jpeg(i)) for i in (8, 1, 5)]

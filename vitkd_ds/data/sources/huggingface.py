@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
 """Files at the top of what save_to_disk writes, of one split or several."""
-PART_NAME = re.compile(r"(.+?)(-\d{5}-of-\d{5}.*)?\.parquet$")
+PART_NAME = re.compile(r"(.+?)(-(\d{5})-of-(\d{5}).*)?\.parquet$")
 """The hub's train-00000-of-00294.parquet."""
 
 
@@ -99,6 +99,7 @@ def _parquet(datasets: Any, src: Path, split: str) -> Any:
     for path in _parquet_files(src):
         files.setdefault(PART_NAME.match(path.name)[1], []).append(str(path))
     chosen = files[_choose(src, sorted(files), split)]
+    _check_parts(src, [Path(file).name for file in chosen])
     try:
         return datasets.load_dataset("parquet", data_files=chosen, split="train")  # its name for the only part
     except Exception as error:  # the library and Arrow raise whatever comes
@@ -106,6 +107,31 @@ def _parquet(datasets: Any, src: Path, split: str) -> Any:
             f"{chosen[0]!r} and its {len(chosen) - 1} sisters must be parquet files of images, found "
             f"{type(error).__name__} {error.__cause__ or error}: fetch them again"
         ) from error
+
+
+def _check_parts(src: Path, names: list[str]) -> None:
+    """Raise ValueError unless the files of a split are all parts of one export, each once, or one file without a
+    number."""
+    parts = [PART_NAME.match(name).group(3, 4) for name in names]
+    total = parts[0][1]
+    other = next((name for name, part in zip(names, parts) if part[1] != total), None)
+    if other:
+        raise ValueError(f"{str(src)!r} mixes parts of two exports, {names[0]!r} and {other!r}: remove those of one")
+    if total is None:
+        return
+    numbers = [int(number) for number, _ in parts]
+    absent = sorted(set(range(int(total))).difference(numbers))
+    if absent:
+        raise ValueError(
+            f"{str(src)!r} lacks {len(absent)} of the {int(total)} parts that {names[0]!r} belongs to, the first is "
+            f"number {absent[0]:05d}: fetch them, or rename the files to parts of {len(names)}"
+        )
+    if len(numbers) > int(total):
+        extra = next(name for name, number in zip(names, numbers) if numbers.count(number) > 1 or number >= int(total))
+        raise ValueError(
+            f"{str(src)!r} has {len(numbers)} files of {int(total)} parts, such as {extra!r}: remove those of another "
+            "export"
+        )
 
 
 def _only_column(src: Path, dataset: Any, kind: type, what: str) -> str:
