@@ -1,6 +1,7 @@
 """WebDataset tars as sources of images: patterns, classes as numbers and as names, errors by tar and key."""
 
 import gzip
+import re
 
 import pytest
 
@@ -70,6 +71,29 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
 ])  # fmt: skip
 def test_tars_without_whole_samples_are_refused(tmp_path, members, message):
     refused(write_tar(tmp_path / "s.tar", members), match=message)
+
+
+@pytest.mark.parametrize("odd", ["-1", "3.0", "+2", "1e3", "nan"])
+def test_a_number_that_is_no_class_number_does_not_turn_the_others_into_names(tmp_path, odd):
+    root = write_tars(tmp_path / "tars", [str(i) for i in range(12)] + [odd])
+    place = "'train-000004.tar/part/0012.jpg'"
+    refused(root, match=f"1 of 13 classes are numbers below 0 or .*, the first is {re.escape(odd)} at {place}")
+    all_odd = write_tars(tmp_path / "odd", ["0.0", "10.0", "2.0"])
+    refused(all_odd, match="3 of 3 classes are numbers .*, the first is 0.0 at 'train-000000.tar/part/0000.jpg'")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([*map(str, range(12)), odd]))
+    assert open_source(root, classes=str(names)).labels.tolist() == list(range(13))
+
+
+def test_numbers_among_names_are_names_as_a_warning_says(tmp_path, caplog):
+    root = write_tars(tmp_path / "tars", ["10", "2", "a", "10", "b"])
+    source = open_source(root)
+    assert source.classes == ("10", "2", "a", "b") and source.labels.tolist() == [0, 1, 2, 0, 3]
+    place = "'train-000000.tar/part/0002.png'"
+    assert f"2 of 5 classes are no numbers, so all are names; the first is 'a' at {place}" in caplog.text
+    caplog.clear()
+    assert open_source(write_tars(tmp_path / "names", ["a", "1b", "c"])).classes == ("1b", "a", "c")
+    assert not caplog.text
 
 
 def test_samples_with_other_image_endings_are_counted_and_the_first_is_named(tmp_path, caplog):

@@ -119,6 +119,8 @@ def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
 def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[list[str], list[int]]:
     """Class names and the label of each sample, whose classes are numbers or names."""
     are_numbers = all(text.isdecimal() for text in texts)
+    if not (are_numbers or classes_file):
+        _check_are_names(texts, names)
     numbers = {int(text) for text in set(texts)} if are_numbers else set()
     if classes_file:
         classes = list(read_classes(classes_file))
@@ -142,6 +144,31 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
         found = f"{_shown(texts[unknown])!r} at {names[unknown]!r}"
         raise ValueError(f"every class must be one of {len(classes)}, found {found}: {remedy}")
     return classes, labels
+
+
+def _check_are_names(texts: list[str], names: list[str]) -> None:
+    """Raise ValueError for numbers that are no class numbers, such as -1 and 3.0: taken as names, all classes would be
+    sorted as text. A warning says that there are both numbers and names."""
+    others = [row for row, text in enumerate(texts) if not text.isdecimal()]
+    are_mixed, first = len(others) < len(texts), others[0]
+    odd = [row for row in others if _is_number(texts[row])]
+    if odd and (are_mixed or len(odd) == len(texts)):
+        first = odd[0]
+        raise ValueError(
+            f"{len(odd)} of {len(texts)} classes are numbers below 0 or with a point, the first is {_shown(texts[first])} "
+            f"at {names[first]!r}: write whole numbers from 0, or give --classes a file with all of these names"
+        )
+    if are_mixed:
+        found = (len(others), len(texts), _shown(texts[first]), names[first])
+        logger.warning("%d of %d classes are no numbers, so all are names; the first is %r at %r", *found)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(text: str) -> str:
