@@ -20,8 +20,8 @@ from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
 from vitkd_ds.data.classes import check_is_packed, is_class_folder, packed_path
 from vitkd_ds.data.demo import demo_beton
-from vitkd_ds.data.sources import open_source
-from vitkd_ds.data.sources.folder import class_names
+from vitkd_ds.data.sources import Source, open_source
+from vitkd_ds.data.sources.folder import class_names, earlier_fingerprint
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.train import console, signals
 
@@ -180,10 +180,12 @@ def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
     why = ""
     try:
         # With the classes of the file itself, whether it got them from a list or from the folder.
-        found = open_source(folder, classes=str(dst)).fingerprint(without=f"{folder}/")
+        source = open_source(folder, classes=str(dst))
+        fingerprints = (of(source, without=f"{folder}/") for of in (Source.fingerprint, earlier_fingerprint))
+        is_same = packed_from in fingerprints
     except ValueError as error:
-        found, why = "", f" ({error})"
-    if found != packed_from:
+        is_same, why = False, f" ({error})"
+    if not is_same:
         raise ValueError(f"{str(folder)!r} has changed since {str(dst)!r} was packed from it{why}: {remedy}")
 
 

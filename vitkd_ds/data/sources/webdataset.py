@@ -155,7 +155,7 @@ def _check_are_names(texts: list[str], names: list[str]) -> None:
     if odd and (are_mixed or len(odd) == len(texts)):
         first = odd[0]
         raise ValueError(
-            f"{len(odd)} of {len(texts)} classes are numbers below 0 or with a point, the first is {_shown(texts[first])} "
+            f"{len(odd)} of {len(texts)} classes are no whole numbers from 0, the first is {_shown(texts[first])} "
             f"at {names[first]!r}: write whole numbers from 0, or give --classes a file with all of these names"
         )
     if are_mixed:
