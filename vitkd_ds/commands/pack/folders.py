@@ -18,7 +18,7 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import check_is_there
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
-from vitkd_ds.data.classes import check_is_packed, is_class_folder, packed_path
+from vitkd_ds.data.classes import check_is_not_one, check_is_packed, is_class_folder, packed_path
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.sources import Source, open_source
 from vitkd_ds.data.sources.folder import class_names, earlier_fingerprint
@@ -114,6 +114,7 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", 
     if not dst.exists():
         found = len(class_names(folder))
         if not classes and found != num_classes:  # refused now, as it would be when all is packed
+            check_is_not_one(key, str(folder), found)
             raise ValueError(
                 f"{key} must have data.num_classes={num_classes} class folders, found {found} in {str(folder)!r}: set "
                 f"--data.num_classes={found}, or give the folder in which the class folders lie"
