@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitkd_ds.data import libtiff
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Endings that make a file in a folder an image, in upper or lower case; torchvision's list."""
 PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
@@ -70,7 +72,21 @@ def is_plain_jpeg(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Read the pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises."""
+    """Read the pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises; of a TIFF also
+    ValueError for what libtiff calls an error and Pillow shows all the same."""
+    if image.format != "TIFF":
+        return _to_rgb(image)
+    with libtiff.messages() as messages:
+        try:
+            pixels_HWC = _to_rgb(image)
+        except OSError as error:
+            raise OSError("; ".join([str(error), *messages[:1]])) from error
+    if messages:
+        raise ValueError(f"it is a damaged TIFF: {messages[0]}")
+    return pixels_HWC
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in SIXTEEN_BIT_MODES:
         return _from_16_bit(np.array(image))
     if image.mode == "F":
