@@ -52,6 +52,17 @@ def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(o
             encode(lacking, encoding, number=0)
 
 
+@pytest.mark.parametrize("encoding", [passthrough(), jpg()], ids=str)
+def test_a_lossless_jpeg_is_not_called_damaged(encoding):
+    frame = b"\xff\xc3" + bytes([0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0])
+    codes = b"\xff\xc4" + bytes([0, 20, 0, 1, *[0] * 15, 0])  # "0" means no difference to the pixel before
+    scan = b"\xff\xda" + bytes([0, 8, 1, 1, 0, 1, 0, 0]) + bytes(8)
+    content = b"\xff\xd8" + frame + codes + scan + b"\xff\xd9"
+    assert (load_rgb(content) == np.full((8, 8, 3), 128)).all(), "Pillow's libjpeg knows the kind"
+    with pytest.raises(ValueError, match="it is a JPEG of a kind that libjpeg does not read, such as lossless"):
+        encode(content, encoding, number=0)
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
 @pytest.mark.parametrize("encoding", [
     passthrough(), passthrough(restart_markers=True), jpg(), jpg(max_resolution=200), jpg(short_side=99),
