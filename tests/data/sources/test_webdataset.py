@@ -41,6 +41,17 @@ def test_folders_tars_and_patterns_give_their_tars(tmp_path):
     refused(root / "{train,}-00000[012].tar", match="must be tars that exist, found none at '.*/-00000")
 
 
+@pytest.mark.timeout(20)
+def test_a_range_of_millions_ends_at_the_first_tar_that_is_missing_and_no_tar_is_named_twice(tmp_path):
+    root = write_tars(tmp_path / "tars", ["0", "1"], per_tar=1)
+    missing = "train-000002.tar' of '.*train-{000000..99999999}.tar': check the name"
+    refused(root / "train-{000000..99999999}.tar", match=missing)
+    refused(root / "train-{000000..99999999}{,.gz}.tar", match="found none at '.*/train-000000.gz.tar'")
+    twice = r"must name each tar once, found '.*/train-000000.tar' by '.*' and '.*': change it"
+    for pattern in ("train-{000000,000000}.tar", "train-[0{0..99999999}]*.tar", "{train,tra*}-000000.tar"):
+        refused(root / pattern, match=twice)
+
+
 def test_names_and_a_class_list_give_the_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n\nant\nbee\n", encoding="utf-8")
     listed = {"classes": str(tmp_path / "classes.txt")}

@@ -56,27 +56,36 @@ def _tars(src: Path) -> list[Path]:
         return [src]
     if src.is_dir():
         return sorted(src.glob("*.tar"))
-    tars = []
+    tars: dict[Path, str] = {}
     for pattern in _expanded(str(src)):
-        found = sorted(glob.glob(pattern))
+        found = [Path(name) for name in sorted(glob.glob(pattern))]
         if not found:
             raise ValueError(f"src must be tars that exist, found none at {pattern!r} of {str(src)!r}: check the name")
-        tars += map(Path, found)
-    return tars
+        for tar in found:
+            if tar in tars:
+                raise ValueError(
+                    f"{str(src)!r} must name each tar once, found {str(tar)!r} by {tars[tar]!r} and "
+                    f"{pattern!r}: change it"
+                )
+            tars[tar] = pattern
+    return list(tars)
 
 
-def _expanded(pattern: str) -> list[str]:
-    """Expand braces as the shell does: {a,b} and {000..146}."""
+def _expanded(pattern: str) -> Iterator[str]:
+    """Expand braces as the shell does: {a,b} and {000..146}. One at a time, as the first that names no tar is an error,
+    and a range may have millions."""
     found = BRACES.search(pattern)
     if not found:
-        return [pattern]
+        yield pattern
+        return
     first, _, last = found[1].partition("..")
     if first.isdecimal() and last.isdecimal():
-        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        choices = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     else:
         choices = found[1].split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
-    return [text for choice in choices for text in _expanded(before + choice + after)]
+    for choice in choices:
+        yield from _expanded(before + choice + after)
 
 
 def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
