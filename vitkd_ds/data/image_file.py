@@ -39,7 +39,8 @@ def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
     """
     with opened(content) as image:
         is_checked = check is not None and is_plain_jpeg(image)
-        if not is_checked or not check(content, height=image.height, width=image.width):
+        is_whole = is_checked and check(content, height=image.height, width=image.width)
+        if not is_whole or content.endswith(END_MARKER):
             return to_rgb(image)
     return load_rgb(ended(content))
 
