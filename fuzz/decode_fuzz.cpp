@@ -215,9 +215,9 @@ CropRow make_row(const StoredImage (&table)[2], int32_t size, Dice& dice) {
   return row;
 }
 
-void check(const std::vector<int32_t>& status, const Bytes& images, size_t image_bytes, size_t (&counts)[8]) {
+void check(const std::vector<int32_t>& status, const Bytes& images, size_t image_bytes, size_t (&counts)[10]) {
   for (size_t i = 0; i < status.size(); i++) {
-    if (status[i] < DECODED || status[i] > NO_MEMORY) fail("a status that does not exist");
+    if (status[i] < DECODED || status[i] > UNKNOWN_KIND) fail("a status that does not exist");
     counts[status[i]]++;
     const auto begin = images.begin() + i * image_bytes;
     const bool is_black = std::all_of(begin, begin + image_bytes, [](uint8_t value) { return value == 0; });
@@ -278,7 +278,7 @@ int32_t draw_width(Dice& dice) {
 }
 
 // Two images, one of them perhaps whole, so that what one leaves behind could show in the other.
-void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[8]) {
+void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[10]) {
   Dice dice(seed, number);
   StoredImage table[2];
   if (ftruncate(fd, 0)) fail("no space");
@@ -352,7 +352,7 @@ int main(int argc, char** argv) {
   std::signal(SIGABRT, print_case);
   std::printf("%zu files, seed %llu\n", corpus.size(), static_cast<unsigned long long>(seed));
   const int fd = memfd_create("decode_fuzz", MFD_CLOEXEC);
-  size_t counts[8] = {};
+  size_t counts[10] = {};
   const auto start = Clock::now();
   uint64_t done = 0;
   for (; done < count && seconds_since(start) < seconds; done++, number++) {
@@ -362,9 +362,9 @@ int main(int argc, char** argv) {
     if (took > slowest) slowest = took, slowest_number = number;
   }
   const char* names[] = {"decoded",  "bad JPEG",    "bad size", "short read",
-                         "bad CRC", "bad colours", "bad row",  "no memory"};
+                         "bad CRC", "bad colours", "bad row",  "no memory",  "missing scans", "unknown kind"};
   const auto as_printed = [](uint64_t value) { return static_cast<unsigned long long>(value); };
   std::printf("%llu cases, no finding; slowest %.2f s (case %llu); images:", as_printed(done), slowest,
               as_printed(slowest_number));
-  for (int i = 0; i < 8; i++) std::printf(" %s %zu%s", names[i], counts[i], i < 7 ? "," : "\n");
+  for (int i = 0; i < 10; i++) std::printf(" %s %zu%s", names[i], counts[i], i < 9 ? "," : "\n");
 }

@@ -7,8 +7,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.data.beton.test_decode import photo
+from tests.data.beton.test_scans import scan_ends
 from tests.data.conftest import write_images
+from tests.data.test_image_file import file_of
 from vitkd_ds import cli
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.config.run import DataConfig
@@ -147,3 +151,20 @@ def test_a_file_without_a_side_file_or_with_another_is_told_apart_from_a_damaged
     side_path(stock / "raw.beton").write_text(json.dumps({"mine": 1}))
     assert vitkd_ds("adopt", stock / "raw.beton", "--classes", stock / "classes.txt")[0] == 2
     assert json.loads(side_path(stock / "raw.beton").read_text()) == {"mine": 1}
+
+
+def test_a_file_with_a_jpeg_that_lacks_scans_is_not_adopted(tmp_path, vitkd_ds):
+    jpeg = file_of(Image.fromarray(photo(40, 50)), "JPEG", progressive=True)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "0.jpg").write_bytes(jpeg)
+    path = pack(tmp_path / "images", tmp_path / "x.beton", passthrough=True, workers=1).path
+    lacking = jpeg[: scan_ends(jpeg)[0]] + b"\xff\xd9"
+    _, (image,), _ = read_beton(path)
+    with open(path, "r+b") as file:
+        file.seek(int(image["offset"]))
+        file.write(lacking.ljust(len(jpeg), b"\0"))
+    side_path(path).unlink()
+    (tmp_path / "classes.txt").write_text("a\n")
+    code, said = vitkd_ds("adopt", path, "--classes", tmp_path / "classes.txt")
+    assert code == 2 and "image 0 is a JPEG that lacks some of its scans" in said
+    assert not side_path(path).exists()

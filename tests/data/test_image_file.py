@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import PAGE_BYTES
 from vitkd_ds.data.demo import ARCHIVE
 from vitkd_ds.data.image_file import load_rgb
@@ -103,3 +104,23 @@ def test_an_image_of_400_million_pixels_is_refused_and_half_of_pillows_limit_is_
         load_rgb(png)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PHOTO[:, :, 0].size - 1)  # Pillow warns from here, errors from twice
     assert np.array_equal(load_rgb(file_of(Image.fromarray(PHOTO), "PNG")), PHOTO)
+
+
+@pytest.mark.parametrize("compression, message", [
+    ("tiff_lzw", "OSError: decoder error -2; "), ("tiff_adobe_deflate", "OSError: decoder error -2; Decoding error "),
+    ("jpeg", "ValueError: it is a damaged TIFF: Invalid JPEG file structure: two SOI markers"),
+])  # fmt: skip
+def test_libtiffs_messages_are_in_our_errors_and_not_on_stderr(compression, message, tmp_path, capfd):
+    content = file_of(Image.fromarray(PHOTO), "TIFF", compression=compression)
+    expected = load_rgb(content)
+    damaged = content[:300] + b"\xff\xd8" + content[302:]
+    for _ in range(2):
+        with pytest.raises((OSError, ValueError)) as found:
+            load_rgb(damaged)
+        assert f"{found.typename}: {found.value}".startswith(message)
+        np.testing.assert_array_equal(load_rgb(content), expected)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "0.tif").write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"a/0.tif' does not .*{message[-9:]}"):
+        pack(tmp_path / "images", tmp_path / "x.beton", workers=1)
+    assert "tif" not in capfd.readouterr().err

@@ -62,11 +62,16 @@ def test_classes_are_numbered_by_their_list_in_both_splits_and_counted(three, tm
     assert build_loader(data, split="val", micro_batch_size=1).num_batches == 10, "validation may lack classes"
 
 
-def test_an_index_file_gives_the_training_images(three, tmp_path):
+def test_an_index_file_gives_the_training_images(three, tmp_path, caplog):
     file = tmp_path / "indices.txt"
     file.write_text("3\n29\n\n11\n3\n")
     data = config(three, indices=str(file))
-    assert sorted(seen(data)[0]) == [3, 11, 29] and len(seen(data, split="val")[0]) == 30
+    assert sorted(seen(data)[0]) == [3, 11, 29]
+    assert f"1 numbers stand twice or more in {str(file)!r} and count once, the first is 3" in caplog.text
+    caplog.clear()
+    file.write_text("3 29 11")
+    assert sorted(seen(data)[0]) == [3, 11, 29] and not caplog.text
+    assert len(seen(data, split="val")[0]) == 30
     states = []
     for text in ("3 29 11", "3 29 12"):
         file.write_text(text)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.data.conftest import write_beton, write_images
+from tests.data.sources.test_sources import tree
 from tests.data.test_bad_images import overwrite
 from tests.data.test_image_file import photograph, zeroed
 from tests.data.test_loader import another, config, epoch_of, same
@@ -104,3 +105,13 @@ for path in ({str(packed[0])!r}, {str(packed[1]["jpg"])!r}, "demo"):
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.stdout.split("\n")[:3] == ["torch.Size([4, 3, 16, 16])"] * 3, run.stderr
     assert run.stderr.count("goes unnoticed: the decoder that finds it was not built") == 1  # for the folder alone
+
+
+def test_a_jpeg_that_lacks_only_its_end_marker_has_the_pixels_of_the_whole_one_in_both_backends(tmp_path):
+    for name, end in (("whole", None), ("endless", -2)):
+        files = {f"{'ab'[i]}/0.jpg": photograph(i, progressive=bool(i))[:end] for i in range(2)}
+        tree(tmp_path / name, **files)
+    path = pack(tmp_path / "endless", tmp_path / "x.beton", passthrough=True, workers=1).path
+    ways = [(name, "torchvision") for name in ("whole", "endless", path.name)] + [(path.name, "ffcv")]
+    found = [epoch_of(another(config(tmp_path / name, backend=backend), split="val")) for name, backend in ways]
+    assert all(same(found[0], other) for other in found[1:])

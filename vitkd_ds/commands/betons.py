@@ -38,7 +38,7 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
     # FFCV keeps no checksum, so what is read now counts as whole if it decodes.
     num_threads = len(os.sched_getaffinity(0))
     _, images["crc32"] = checksums(path, images, num_threads=num_threads)
-    images["has_crc"] = 1
+    images["has_crc"] = images["thorough"] = 1
     _check(path, images, num_threads=num_threads)
     modes = {(True, False): "jpg", (False, True): "raw"}
     info = BetonInfo(

@@ -35,13 +35,28 @@ def check_is_packed(key: str, path: str) -> None:
         )
 
 
+def check_is_not_one(key: str, path: str, num_classes: int) -> None:
+    """Raise ValueError, which names the option `key`, for a single class: data.num_classes cannot be 1."""
+    if num_classes == 1:
+        raise ValueError(
+            f"{key} must have two or more classes, found one in {path!r}: give images of more, or train without labels "
+            "(--data.labels=ignore --data.num_classes=0)"
+        )
+
+
 def count_classes(data: DataConfig) -> int:
     """Count the classes of what data.train names: a .beton, "demo", or a folder per class, where that of its .beton
     counts if there is one, as it may have been packed with a list of classes. Where labels are ignored there are none.
 
     Raises:
-        ValueError: the file or folder is unfit, or of a kind that does not tell quickly.
+        ValueError: the file or folder is unfit, of a kind that does not tell quickly, or has a single class.
     """
+    found = _count_classes(data)
+    check_is_not_one("data.train", data.classes or data.train, found)
+    return found
+
+
+def _count_classes(data: DataConfig) -> int:
     if data.backend == "ffcv":
         check_is_packed("data.train", data.train)
     if data.labels == "ignore":

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitkd_ds.data import libtiff
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Endings that make a file in a folder an image, in upper or lower case; torchvision's list."""
 PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
@@ -20,6 +22,7 @@ PILLOW_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 JPEG_FORMATS, JPEG_MODES = ("JPEG", "MPO"), ("L", "RGB")
 """Pillow's names of JPEGs (MPO has further pictures behind the first), and its modes of those with one and three
 components; it opens none of more than 8 bits."""
+END_MARKER = b"\xff\xd9"
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -27,16 +30,24 @@ def load_rgb(content: bytes, check: Callable | None = None) -> np.ndarray:
     """Decode one image file into uint8 [height, width, 3].
 
     Args:
-        check: what looks for damage inside a plain JPEG (`vitkd_ds.data.beton.verify.check_jpeg`); None does not.
+        check: what looks for damage inside a plain JPEG (`vitkd_ds.data.beton.verify.check_jpeg`); None does not, and
+            rejects JPEGs without an end marker.
 
     Raises:
         Exception: of Pillow's many kinds, when the file is damaged or no image; ValueError for pixels whose range is
             not defined; DecompressionBombError above Pillow's limit of 179 million pixels; what `check` raises.
     """
     with opened(content) as image:
-        if check is not None and is_plain_jpeg(image):
-            check(content, height=image.height, width=image.width)
-        return to_rgb(image)
+        is_checked = check is not None and is_plain_jpeg(image)
+        is_whole = is_checked and check(content, height=image.height, width=image.width)
+        if not is_whole or content.endswith(END_MARKER):
+            return to_rgb(image)
+    return load_rgb(ended(content))
+
+
+def ended(content: bytes) -> bytes:
+    """Append the end marker, which Pillow insists on, to a JPEG that is known to lack nothing else."""
+    return content if content.endswith(END_MARKER) else content + END_MARKER
 
 
 @contextmanager
@@ -62,7 +73,21 @@ def is_plain_jpeg(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Read the pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises."""
+    """Read the pixels of an opened image: uint8 [height, width, 3]. Raises what `load_rgb` raises; of a TIFF also
+    ValueError for what libtiff calls an error and Pillow shows all the same."""
+    if image.format != "TIFF":
+        return _to_rgb(image)
+    with libtiff.messages() as messages:
+        try:
+            pixels_HWC = _to_rgb(image)
+        except OSError as error:
+            raise OSError("; ".join([str(error), *messages[:1]])) from error
+    if messages:
+        raise ValueError(f"it is a damaged TIFF: {messages[0]}")
+    return pixels_HWC
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in SIXTEEN_BIT_MODES:
         return _from_16_bit(np.array(image))
     if image.mode == "F":

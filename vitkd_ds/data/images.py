@@ -14,6 +14,7 @@ from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig
 from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.beton.format import SUFFIX, beton_fingerprint, read_beton
+from vitkd_ds.data.classes import check_is_not_one
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.sources import open_source
@@ -182,6 +183,7 @@ def _listed(names: list[str]) -> str:
 def _check_num_classes(images: Images, num_classes: int, key: str) -> None:
     found = len(images.classes)
     if found != num_classes:
+        check_is_not_one(key, images.path, found)
         remedy = f"set --data.num_classes={found}, or give other images"
         if not num_classes:
             remedy = f"set --data.num_classes={found}, or train without them with --data.labels=ignore"

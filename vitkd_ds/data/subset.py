@@ -1,5 +1,6 @@
 """Which images of a split are used: data.classes, data.indices and data.fraction, in this order."""
 
+import logging
 import zlib
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import DataConfig
 from vitkd_ds.data.draws import keyed_rng
 from vitkd_ds.data.sources.class_list import read_classes
+
+logger = logging.getLogger(__name__)
 
 FRACTION_STREAM = 7
 """Key of the one order of a class's images of which data.fraction takes the beginning."""
@@ -84,4 +87,10 @@ def _read_indices(file: str, num_images: int) -> np.ndarray:
     wrong = indices[(indices < 0) | (indices >= num_images)]
     if len(wrong):
         raise ValueError(f"data.indices must hold numbers below {num_images}, found {wrong[0]} in {file!r}: correct it")
-    return indices
+    chosen, counts = np.unique(indices, return_counts=True)
+    twice = chosen[counts > 1]
+    if len(twice):
+        logger.warning(
+            "%d numbers stand twice or more in %r and count once, the first is %d", len(twice), file, twice[0]
+        )
+    return chosen

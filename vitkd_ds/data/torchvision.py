@@ -30,7 +30,7 @@ from vitkd_ds.data.augment import pillow
 from vitkd_ds.data.augment.augmenter import Augmenter
 from vitkd_ds.data.beton.format import JPEG_MODE, SUFFIX, beton_fingerprint, read_beton
 from vitkd_ds.data.crops import BICUBIC, BILINEAR, CentreCrops, TrainCrops
-from vitkd_ds.data.image_file import load_rgb
+from vitkd_ds.data.image_file import ended, load_rgb
 from vitkd_ds.data.sources import Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,8 @@ def damage_check(path: str) -> Callable | None:
     try:
         from vitkd_ds.data.beton.verify import check_jpeg
     except ImportError:
-        logger.warning("damage inside the JPEGs of %r goes unnoticed: the decoder that finds it was not built", path)
+        why = "the decoder that finds it was not built"
+        logger.warning("damage inside the JPEGs of %r goes unnoticed: %s; a missing end marker is an error", path, why)
         return None
     return check_jpeg
 
@@ -149,7 +150,7 @@ def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
         if zlib.crc32(content) != image["crc32"]:
             raise ValueError("it has other bytes than when it was packed (its CRC-32 differs)")
         is_jpeg = image["mode"] == JPEG_MODE
-        return content if is_jpeg else b"P6 %d %d 255\n" % (image["width"], image["height"]) + content
+        return ended(content) if is_jpeg else b"P6 %d %d 255\n" % (image["width"], image["height"]) + content
 
     names, sizes = [f"image {i}" for i in range(info.num_images)], stored["size"].astype(np.int64)
     content = zlib.crc32(stored["crc32"].tobytes())

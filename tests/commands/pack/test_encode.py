@@ -1,11 +1,13 @@
 """What packing stores of one image file: of every kind, size and damage."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.beton.test_scans import scan_ends
 from tests.data.test_image_file import GREY, PHOTO, TURNED, file_of, photograph, ycck, zeroed
 from vitkd_ds.commands.pack.encode import NO_JPEG, ORIGINAL, REFUSED, SCALED, TOO_LARGE, Encoding, encode
 from vitkd_ds.data.beton.decode import restart_interval
@@ -43,6 +45,38 @@ def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(o
     encode(good, encoding, number=0)
     with pytest.raises(ValueError, match="damaged JPEG"):
         encode(content, encoding, number=0)
+    if "progressive" in options:
+        lacking = good[: scan_ends(good)[2]] + b"\xff\xd9"
+        assert load_rgb(lacking).shape == (192, 256, 3)
+        with pytest.raises(ValueError, match="lacks some of its scans"):
+            encode(lacking, encoding, number=0)
+
+
+@pytest.mark.parametrize("encoding", [passthrough(), jpg()], ids=str)
+def test_a_lossless_jpeg_is_not_called_damaged(encoding):
+    frame = b"\xff\xc3" + bytes([0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0])
+    codes = b"\xff\xc4" + bytes([0, 20, 0, 1, *[0] * 15, 0])  # "0" means no difference to the pixel before
+    scan = b"\xff\xda" + bytes([0, 8, 1, 1, 0, 1, 0, 0]) + bytes(8)
+    content = b"\xff\xd8" + frame + codes + scan + b"\xff\xd9"
+    assert (load_rgb(content) == np.full((8, 8, 3), 128)).all(), "Pillow's libjpeg knows the kind"
+    with pytest.raises(ValueError, match="it is a JPEG of a kind that libjpeg does not read, such as lossless"):
+        encode(content, encoding, number=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+@pytest.mark.parametrize("encoding", [
+    passthrough(), passthrough(restart_markers=True), jpg(), jpg(max_resolution=200), jpg(short_side=99),
+    jpg(write_mode="raw"),
+], ids=str)  # fmt: skip
+def test_a_jpeg_that_lacks_only_its_end_marker_is_stored_with_the_pixels_of_the_whole_one(options, encoding):
+    good = photograph(**options)
+    whole = encode(good, encoding, number=0)
+    for end in (-1, -2):
+        stored = encode(good[:end], encoding, number=0)
+        is_as_it_was = encoding.passthrough and not encoding.restart_markers
+        assert stored == (replace(whole, content=good[:end]) if is_as_it_was else whole)
+    with pytest.raises((ValueError, OSError)):
+        encode(good[:-9], encoding, number=0)
 
 
 def test_sizes_at_the_limits():

@@ -5,13 +5,17 @@ import os
 import shutil
 import signal
 import subprocess
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class
 from tests.conftest import wait_until
 from tests.tiers import costly
+from tests.data.conftest import write_images
+from vitkd_ds.commands.pack import images as pack_module
 from vitkd_ds.commands.pack import journal, pack
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import side_path
@@ -116,6 +120,34 @@ def test_what_an_ended_run_left_is_checked_and_can_be_thrown_away(tmp_path, capl
             pack(src, other, write_mode="raw", quality=80, workers=2)
     feed(src)
     assert pack(src, other, write_mode="raw", quality=80, workers=2, restart=True).quality == 80
+
+
+FORGED = {
+    "number": [4, 2**64 - 1], "offset": [2**40, 2**63, 2**64 - 1, 0], "size": [0, 2**32 - 1], "height": [65535],
+    "mode": [2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field, value", [(field, value) for field in FORGED for value in FORGED[field]])
+def test_a_forged_journal_ends_in_an_error_or_in_the_right_images(tmp_path, monkeypatch, field, value):
+    src, dst = write_images(tmp_path / "images", 4), tmp_path / "x.beton"
+    monkeypatch.setattr(pack_module, "check_images", lambda *args, **options: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        pack(src, dst, workers=1)
+    monkeypatch.undo()
+    notes = Path(f"{partial_path(dst)}.journal")
+    head, _, block = notes.read_bytes().partition(b"\n")
+    records = np.frombuffer(block[8:], journal.RECORD_DTYPE).copy()
+    records[field][2] = value
+    sum_of_records = zlib.crc32(records.tobytes()).to_bytes(4, "little")
+    notes.write_bytes(head + b"\n" + block[:4] + sum_of_records + records.tobytes())
+    try:
+        info = pack(src, dst, workers=1)
+    except ValueError as error:
+        assert "x.beton.partial" in str(error)
+        info = pack(src, dst, workers=1, restart=True)
+    assert content_of(info.path) == content_of(pack(src, tmp_path / "y.beton", workers=1).path)
+    assert dst.stat().st_size < 2**30
 
 
 def test_two_runs_do_not_write_one_file(tmp_path, monkeypatch, start):

@@ -1,16 +1,19 @@
 """Hugging Face data sets on disk as sources: the original bytes from Arrow and parquet, splits, clear errors."""
 
+import os
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
-from tests.data.sources.test_sources import everything, jpeg, refused
+from tests.data.sources.test_sources import everything, jpeg, refused, tree
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.sources import open_source
 
 datasets = pytest.importorskip("datasets")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 NAMES = ["tench", "goldfish", "shark"]
 
@@ -23,10 +26,16 @@ def cache(tmp_path, monkeypatch):
 
 
 def rows_of(images, labels, names=NAMES):
-    """Rows with images, given as bytes and path, and their classes."""
+    """Rows with images, given as bytes and path or as None, and their classes."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    rows = {"image": [{"bytes": content, "path": path} for content, path in images], "label": labels}
+    rows = {"image": [pair and dict(zip(("bytes", "path"), pair)) for pair in images], "label": labels}
     return datasets.Dataset.from_dict(rows, features=features)
+
+
+def write_table(folder, rows):
+    """Write a table as it is, where the library would look into files that rows name."""
+    folder.mkdir()
+    parquet.write_table(rows.data.table.cast(rows.features.arrow_schema), folder / "train.parquet")
 
 
 def dataset_of(count, *, first=0):
@@ -70,12 +79,77 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     refused(tmp_path / "hub", match="one of the splits of .*, test, train, found ''")
 
 
+@pytest.mark.parametrize("names, message", [
+    (["train-00000-of-00003", "train-00002-of-00003"], "lacks 1 of the 3 parts .* the first is number 00001"),
+    (["train-00001-of-00003-0a1b"], "lacks 2 of the 3 parts .* the first is number 00000: fetch them"),
+    (["train-00000-of-00002", "train-00001-of-00003"], "mixes parts of two exports, .*-of-00002.* and .*-of-00003"),
+    (["train", "train-00000-of-00001"], "mixes parts of two exports, 'train-.*' and 'train.parquet'"),
+    (["train-00000-of-00001-0a", "train-00000-of-00001-1b"], "2 files of 1 parts, such as 'train-00000-of-00001-0a.p"),
+    (["train-00000-of-00001", "train-00005-of-00001"], "2 files of 1 parts, such as 'train-00005-of-00001.parquet'"),
+])  # fmt: skip
+def test_parquet_files_of_which_a_part_is_missing_or_foreign_are_refused(tmp_path, names, message):
+    (tmp_path / "hub").mkdir()
+    for first, name in enumerate(names):
+        dataset_of(2, first=first).to_parquet(tmp_path / "hub" / f"{name}.parquet")
+    refused(tmp_path / "hub", match=message)
+    dataset_of(1).to_parquet(tmp_path / "hub" / "test-00000-of-00001-2c.parquet")
+    assert everything(open_source(tmp_path / "hub", split="test")) == expected(1)
+    refused(tmp_path / "hub", split="train", match=message)
+
+
 def test_selected_rows_keep_their_labels_and_files_beside_the_data_set_are_read(tmp_path):
     dataset_of(9).select([8, 1, 5]).save_to_disk(tmp_path / "rows")
     assert everything(open_source(tmp_path / "rows")) == [(NAMES[i % 3], jpeg(i)) for i in (8, 1, 5)]
-    (tmp_path / "a.jpg").write_bytes(jpeg(3))
-    rows_of([(None, str(tmp_path / "a.jpg"))], [0], names=["x"]).save_to_disk(tmp_path / "paths")
-    assert everything(open_source(tmp_path / "paths")) == [("x", jpeg(3))]
+    rows = rows_of([(None, "a.jpg"), (None, str(tmp_path / "paths" / "b.jpg"))], [0, 0], names=["x"])
+    write_table(tmp_path / "paths", rows)
+    tree(tmp_path / "paths", **{"a.jpg": jpeg(3), "c.jpg": jpeg(4)})
+    (tmp_path / "paths" / "b.jpg").symlink_to("c.jpg")
+    assert everything(open_source(tmp_path / "paths")) == [("x", jpeg(3)), ("x", jpeg(4))]
+
+
+@pytest.mark.timeout(20)
+def test_a_row_names_no_file_outside_of_the_data_set_and_no_pipe_or_device(tmp_path):
+    folder = tmp_path / "paths"
+    private = tree(tmp_path / "else", "private") / "private"
+    for path in (str(private), "../else/private", "link.jpg", "up/private", "/dev/zero", "pipe", "no.jpg"):
+        write_table(folder, rows_of([(jpeg(0), None), (None, path)], [0, 0]))
+        os.mkfifo(folder / "pipe")
+        (folder / "link.jpg").symlink_to(private)
+        (folder / "up").symlink_to(private.parent)
+        refused(folder, match="row 1 of '.*paths' has no bytes and names .*, which is no plain file in that folder")
+        shutil.rmtree(folder)
+    write_table(folder, rows_of([(None, "a.jpg")], [0]))
+    source = open_source(tree(folder, "a.jpg"))
+    (folder / "a.jpg").unlink()
+    (folder / "a.jpg").symlink_to(private)
+    with pytest.raises(ValueError, match="row 0 of .* names 'a.jpg'"):
+        source.read(0)
+
+
+def test_save_to_disk_stores_the_bytes_of_files_anywhere_as_the_error_says(tmp_path):
+    path = tree(tmp_path, "a.jpg") / "a.jpg"
+    rows = rows_of([(None, str(path))], [0], names=["x"])
+    write_table(tmp_path / "paths", rows)
+    refused(tmp_path / "paths", match="or save the data set with save_to_disk, which stores their bytes")
+    rows.save_to_disk(tmp_path / "bytes")
+    path.unlink()
+    assert everything(open_source(tmp_path / "bytes")) == [("x", jpeg(1))]
+
+
+def test_rows_with_neither_bytes_nor_path_are_counted_and_named(tmp_path, caplog):
+    rows = rows_of([(jpeg(0), None), None, (jpeg(2), "2.jpg"), (None, "")], [0, 1, 2, 0])
+    write_table(tmp_path / "rows", rows)
+    source = open_source(tmp_path / "rows")
+    counted = "2 rows of 'rows' have neither bytes nor a path and count as damaged images, the first is row 1"
+    assert counted in caplog.text
+    assert everything(source)[1:] == [(NAMES[1], b""), (NAMES[2], jpeg(2)), (NAMES[0], b"")]
+    with pytest.raises(ValueError, match=r"every image must decode, but 'rows\[1\]' does not .*it is empty"):
+        pack(tmp_path / "rows", tmp_path / "x.beton", workers=1)
+    assert pack(tmp_path / "rows", tmp_path / "x.beton", workers=1, skip_bad=True, restart=True).num_images == 2
+    caplog.clear()
+    dataset_of(2).save_to_disk(tmp_path / "whole")
+    open_source(tmp_path / "whole")
+    assert not caplog.text
 
 
 def test_unfit_data_sets_are_refused(tmp_path, monkeypatch):

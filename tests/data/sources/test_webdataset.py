@@ -1,6 +1,7 @@
 """WebDataset tars as sources of images: patterns, classes as numbers and as names, errors by tar and key."""
 
 import gzip
+import re
 
 import pytest
 
@@ -40,6 +41,17 @@ def test_folders_tars_and_patterns_give_their_tars(tmp_path):
     refused(root / "{train,}-00000[012].tar", match="must be tars that exist, found none at '.*/-00000")
 
 
+@pytest.mark.timeout(20)
+def test_a_range_of_millions_ends_at_the_first_tar_that_is_missing_and_no_tar_is_named_twice(tmp_path):
+    root = write_tars(tmp_path / "tars", ["0", "1"], per_tar=1)
+    missing = "train-000002.tar' of '.*train-{000000..99999999}.tar': check the name"
+    refused(root / "train-{000000..99999999}.tar", match=missing)
+    refused(root / "train-{000000..99999999}{,.gz}.tar", match="found none at '.*/train-000000.gz.tar'")
+    twice = r"must name each tar once, found '.*/train-000000.tar' by '.*' and '.*': change it"
+    for pattern in ("train-{000000,000000}.tar", "train-[0{0..99999999}]*.tar", "{train,tra*}-000000.tar"):
+        refused(root / pattern, match=twice)
+
+
 def test_names_and_a_class_list_give_the_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n\nant\nbee\n", encoding="utf-8")
     listed = {"classes": str(tmp_path / "classes.txt")}
@@ -70,6 +82,44 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
 ])  # fmt: skip
 def test_tars_without_whole_samples_are_refused(tmp_path, members, message):
     refused(write_tar(tmp_path / "s.tar", members), match=message)
+
+
+@pytest.mark.parametrize("odd", ["-1", "3.0", "+2", "1e3", "nan"])
+def test_a_number_that_is_no_class_number_does_not_turn_the_others_into_names(tmp_path, odd):
+    root = write_tars(tmp_path / "tars", [str(i) for i in range(12)] + [odd])
+    place = "'train-000004.tar/part/0012.jpg'"
+    refused(root, match=f"1 of 13 classes are no whole numbers from 0, the first is {re.escape(odd)} at {place}")
+    all_odd = write_tars(tmp_path / "odd", ["0.0", "10.0", "2.0"])
+    refused(
+        all_odd,
+        match="3 of 3 classes are no whole numbers from 0, the first is 0.0 at 'train-000000.tar/part/0000.jpg'",
+    )
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([*map(str, range(12)), odd]))
+    assert open_source(root, classes=str(names)).labels.tolist() == list(range(13))
+
+
+def test_numbers_among_names_are_names_as_a_warning_says(tmp_path, caplog):
+    root = write_tars(tmp_path / "tars", ["10", "2", "a", "10", "b"])
+    source = open_source(root)
+    assert source.classes == ("10", "2", "a", "b") and source.labels.tolist() == [0, 1, 2, 0, 3]
+    place = "'train-000000.tar/part/0002.png'"
+    assert f"2 of 5 classes are no numbers, so all are names; the first is 'a' at {place}" in caplog.text
+    caplog.clear()
+    assert open_source(write_tars(tmp_path / "names", ["a", "1b", "c"])).classes == ("1b", "a", "c")
+    assert not caplog.text
+
+
+def test_samples_with_other_image_endings_are_counted_and_the_first_is_named(tmp_path, caplog):
+    root = write_tars(tmp_path / "tars", ["0", "1", "0"])
+    open_source(root)
+    assert not caplog.text
+    endings = ("image.jpg", "bmp", "tif", "gif", "ppm", "avif", "jpe")
+    members = [(f"a/{i}.{name}", b"0") for i, ending in enumerate(endings) for name in ("cls", ending)]
+    write_tar(root / "a.tar", [*members, ("b.cls", b"1"), ("c.json", b"{}"), ("._d.bmp", b"x")])
+    assert len(open_source(root).labels) == 3
+    counted = f"9 of the 12 samples of {str(root)!r} have no image (jpg jpeg png webp) and are left out, the first is"
+    assert f"{counted} 'a.tar/a/0.image.jpg'" in caplog.text and len(caplog.records) == 1
 
 
 def test_tars_are_packed_in_place_and_cut_and_compressed_ones_refused_by_name(tmp_path):

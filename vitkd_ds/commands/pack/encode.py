@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vitkd_ds.data.beton.decode import DECODED, restart_interval, with_restart_markers
+from vitkd_ds.data.beton.decode import restart_interval, with_restart_markers
 from vitkd_ds.data.beton.format import JPEG_MODE, PAGE_BYTES, RAW_MODE
 from vitkd_ds.data.beton.verify import check_jpeg
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.image_file import is_plain_jpeg, load_rgb, opened, to_rgb
+from vitkd_ds.data.image_file import ended, is_plain_jpeg, load_rgb, opened, to_rgb
 
 WRITE_MODES = ("jpg", "raw", "proportion")
 MAX_SIDE = 65500
@@ -98,30 +98,31 @@ def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
     """
     with opened(content) as image:
         width, height = image.size
-        status = check_jpeg(content, height=height, width=width) if is_plain_jpeg(image) else None
-        origin = _origin(content, image, encoding, status) if encoding.passthrough else ENCODED
+        is_read = check_jpeg(content, height=height, width=width) if is_plain_jpeg(image) else None
+        origin = _origin(content, image, encoding, is_read) if encoding.passthrough else ENCODED
         if origin == ORIGINAL:
-            content = _marked(content, image) if encoding.restart_markers else content
+            content = _marked(content) if encoding.restart_markers else content
             return Encoded(content, JPEG_MODE, height, width, origin)
-        pixels_HWC = to_rgb(image)
+        pixels_HWC = load_rgb(ended(content)) if is_read else to_rgb(image)
     return _encode_pixels(_scaled(pixels_HWC, encoding), encoding, number=number, origin=origin)
 
 
-def _origin(content: bytes, image: Image.Image, encoding: Encoding, status: int | None) -> int:
+def _origin(content: bytes, image: Image.Image, encoding: Encoding, is_read: bool | None) -> int:
     """ORIGINAL, or why the content cannot be stored as it is."""
-    if image.format != "JPEG" or status is None:
+    if image.format != "JPEG" or is_read is None:
         return NO_JPEG
     if len(content) > MAX_ORIGINAL_BYTES:
         return TOO_LARGE
     if 0 < encoding.max_resolution < max(image.size) or 0 < encoding.short_side < min(image.size):
         return SCALED
-    return ORIGINAL if status == DECODED else REFUSED
+    return ORIGINAL if is_read else REFUSED
 
 
-def _marked(content: bytes, image: Image.Image) -> bytes:
+def _marked(content: bytes) -> bytes:
     """Add restart markers to a JPEG; where that cannot be done, or would change a pixel, it stays as it is."""
-    marked = with_restart_markers(content)
-    if marked is None or len(marked) > MAX_ORIGINAL_BYTES or not np.array_equal(load_rgb(marked), to_rgb(image)):
+    whole = ended(content)
+    marked = with_restart_markers(whole)
+    if marked is None or len(marked) > MAX_ORIGINAL_BYTES or not np.array_equal(load_rgb(marked), load_rgb(whole)):
         return content
     return marked
 

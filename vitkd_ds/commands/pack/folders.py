@@ -18,10 +18,10 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import check_is_there
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import SOURCE_KEY, read_side, side_path
-from vitkd_ds.data.classes import check_is_packed, is_class_folder, packed_path
+from vitkd_ds.data.classes import check_is_not_one, check_is_packed, is_class_folder, packed_path
 from vitkd_ds.data.demo import demo_beton
-from vitkd_ds.data.sources import open_source
-from vitkd_ds.data.sources.folder import class_names
+from vitkd_ds.data.sources import Source, open_source
+from vitkd_ds.data.sources.folder import class_names, earlier_fingerprint
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.train import console, signals
 
@@ -114,6 +114,7 @@ def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", 
     if not dst.exists():
         found = len(class_names(folder))
         if not classes and found != num_classes:  # refused now, as it would be when all is packed
+            check_is_not_one(key, str(folder), found)
             raise ValueError(
                 f"{key} must have data.num_classes={num_classes} class folders, found {found} in {str(folder)!r}: set "
                 f"--data.num_classes={found}, or give the folder in which the class folders lie"
@@ -180,10 +181,12 @@ def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
     why = ""
     try:
         # With the classes of the file itself, whether it got them from a list or from the folder.
-        found = open_source(folder, classes=str(dst)).fingerprint(without=f"{folder}/")
+        source = open_source(folder, classes=str(dst))
+        fingerprints = (of(source, without=f"{folder}/") for of in (Source.fingerprint, earlier_fingerprint))
+        is_same = packed_from in fingerprints
     except ValueError as error:
-        found, why = "", f" ({error})"
-    if found != packed_from:
+        is_same, why = False, f" ({error})"
+    if not is_same:
         raise ValueError(f"{str(folder)!r} has changed since {str(dst)!r} was packed from it{why}: {remedy}")
 
 

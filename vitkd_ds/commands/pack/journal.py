@@ -33,6 +33,8 @@ RECORD_DTYPE = np.dtype([
 """A stored image: its number in the order of storing, where its bytes are, and what they are."""
 BLOCK_DTYPE = np.dtype([("count", "<u4"), ("crc32", "<u4")])
 """What stands before the records of a block: how many there are, and the CRC32 of their bytes."""
+MAX_OFFSET = 2**62
+"""Bytes; with a size added it is still a position that the system takes."""
 LOCK_PATIENCE_S = 5.0
 """How long to wait for a lock: the workers of a run that was killed just now may still hold it."""
 
@@ -106,12 +108,13 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
     """Start the unfinished file of `dst`, or continue one; an error inside keeps what is on the disk, if anything is.
 
     Args:
-        settings: what decides the contents; a file that was begun with others is not continued.
+        settings: what decides the contents, `num_images` among it; a file that was begun with others is not continued.
         restart: throw away what is there.
         num_threads: threads that check the images that are there.
 
     Raises:
-        ValueError: another process packs into this file (PackedElsewhere), or it was begun with other settings.
+        ValueError: another process packs into this file (PackedElsewhere), or it was begun with other settings,
+            or the journal lists images that cannot be.
     """
     partial = partial_path(dst)
     notes = partial.with_name(f"{partial.name}.journal")
@@ -123,6 +126,7 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
         if end_of_line:
             _check_settings(partial, notes, head, settings)
             records, whole_bytes = _whole_blocks(blocks)
+            _check_records(notes, records, num_images=settings["num_images"])
             os.ftruncate(descriptor, len(head) + 1 + whole_bytes)
             records, end = _intact(partial, records, num_threads=num_threads)
         else:  # new, or killed while the first line was written
@@ -151,14 +155,27 @@ def open_journal(dst: Path, settings: dict[str, Any], *, restart: bool, num_thre
 def _intact(partial: Path, records: np.ndarray, *, num_threads: int) -> tuple[np.ndarray, int]:
     """Which of the images are on the disk as they were written, and where all that were written end."""
     partial.touch()
-    end = int((records["offset"] + records["size"]).max(initial=0))
-    os.truncate(partial, min(end, partial.stat().st_size))
-    intact = are_intact(partial, records, num_threads=num_threads)
+    ends = records["offset"] + records["size"]
+    end = min(int(ends.max(initial=0)), partial.stat().st_size)
+    os.truncate(partial, end)
+    intact = ends <= end
+    intact[intact] = are_intact(partial, records[intact], num_threads=num_threads)
     _, first = np.unique(records["number"][intact], return_index=True)  # packed again after damage: here twice
     logger.warning("continuing %r, which holds %d images", str(partial), len(first))
     if not intact.all():
         logger.warning("%d images in it are damaged and are packed again", (~intact).sum())
     return records[intact][first], end
+
+
+def _check_records(notes: Path, records: np.ndarray, *, num_images: int) -> None:
+    """Raise ValueError for an image that is none of the source's, or lies where no file ends."""
+    wrong = records[(records["number"] >= num_images) | (records["offset"] >= MAX_OFFSET)]
+    if len(wrong):
+        number, offset = wrong[0]["number"], wrong[0]["offset"]
+        raise ValueError(
+            f"{str(notes)!r}, left by a run that was interrupted, must list images below {num_images}, found number "
+            f"{number} at byte {offset}: give --restart to start over"
+        )
 
 
 def _check_settings(partial: Path, notes: Path, head: bytes, settings: dict[str, Any]) -> None:

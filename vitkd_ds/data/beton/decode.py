@@ -30,6 +30,7 @@ from vitkd_ds.data.crops import CROP_DTYPE
 logger = logging.getLogger(__name__)
 
 DECODED, BAD_JPEG, BAD_SIZE, SHORT_READ, BAD_CRC, BAD_COLOURS, BAD_ROW, NO_MEMORY = range(8)
+MISSING_SCANS, UNKNOWN_KIND = 8, 9
 """Status of an image; the pixels of a `DECODED` one may be used. The same numbers as in `csrc/decode.h`."""
 STATUS_TEXT = {
     BAD_JPEG: "is a damaged JPEG",
@@ -39,9 +40,11 @@ STATUS_TEXT = {
     BAD_COLOURS: "is a JPEG that is neither RGB nor grey",
     BAD_ROW: "was asked for by a row that is out of range",
     NO_MEMORY: "needs more memory than there is",
+    MISSING_SCANS: "is a JPEG that lacks some of its scans",
+    UNKNOWN_KIND: "is a JPEG of a kind that libjpeg does not read, such as lossless or of 12 bits",
 }
 """Ends of the sentence "image 7 ..."."""
-IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS})
+IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS, MISSING_SCANS, UNKNOWN_KIND})
 """What is wrong with the image; the others say that the disk, the memory or the caller failed."""
 
 

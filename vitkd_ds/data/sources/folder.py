@@ -4,6 +4,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 def has_class_folders(src: Path) -> bool:
     """Whether some folder in `src` holds an image; looks no further than the first one."""
-    return src.is_dir() and any(is_image(path) for _, path in _files(src, class_names(src)))
+    if not src.is_dir():
+        return False
+    visited = {_identity(src): str(src)}
+    folders = (src / name for name in class_names(src))
+    return any(is_image(name) for folder in folders for _, names, _ in _walk(folder, visited) for name in names)
 
 
 def has_loose_images(src: Path) -> bool:
@@ -27,8 +32,8 @@ def has_loose_images(src: Path) -> bool:
 
 
 def list_images(src: Path, classes_file: str = "") -> Source:
-    """List the images below each class folder of `src`, in the order of the classes; hidden files and folders are left
-    out.
+    """List the images below each class folder of `src`, in the order of torchvision's ImageFolder. Hidden files and
+    folders, which torchvision reads, are left out, and a warning counts them.
 
     Args:
         classes_file: file that `read_classes` reads, which gives the classes their order and may name some without a
@@ -37,10 +42,15 @@ def list_images(src: Path, classes_file: str = "") -> Source:
     Raises:
         ValueError: a class folder has no image, or is none of those named, or links lead to one folder twice.
     """
-    classes, images, others = _classes(src, classes_file), [], []
-    for label, path in _files(src, classes):
-        (images if is_image(path) else others).append((label, path))
-    labels, paths = [label for label, _ in images], [path for _, path in images]
+    classes = _classes(src, classes_file)
+    known = set(class_names(src))  # a class that is called a/b or .. is no way into another folder
+    hidden = sorted(entry.path for entry in os.scandir(src) if entry.is_dir() and entry.name.startswith("."))
+    labels, paths, others = [], [], []
+    visited = {_identity(src): str(src)}
+    for label, name in enumerate(classes):
+        found = _images(src / name, visited, others, hidden) if name in known else []
+        paths += found
+        labels += [label] * len(found)
     empty = set(range(len(classes))).difference(labels)
     if empty and not classes_file:
         raise ValueError(
@@ -51,31 +61,46 @@ def list_images(src: Path, classes_file: str = "") -> Source:
     if empty:
         found = (len(empty), len(classes), classes_file, str(src), classes[min(empty)])
         logger.info("%d of the %d classes of %r have no images in %r, the first is %r", *found)
-    _warn_of_others([path for _, path in others])
+    _warn_of_others(others, hidden)
     return Source("ImageFolder", classes, np.array(labels, np.int64), paths, _sizes(paths), _reader(paths))
 
 
 def list_unlabelled(src: Path) -> Source:
-    """List the images in a folder, at any depth, without classes; hidden files and folders are left out. All labels
-    are 0, and there are no classes.
+    """List the images in a folder, at any depth, without classes; a warning counts hidden files and folders, which are
+    left out. All labels are 0, and there are no classes.
 
     Raises:
         ValueError: there is no image, or links lead to one folder twice.
     """
-    files = [path for path in _walk(src, {})] if src.is_dir() else []
-    paths, others = [path for path in files if is_image(path)], [path for path in files if not is_image(path)]
+    others, hidden = [], []
+    paths = _images(src, {}, others, hidden) if src.is_dir() else []
     if not paths:
         raise ValueError(
             f"a folder without classes must hold images ({' '.join(EXTENSIONS)}) at any depth, found none in "
             f"{str(src)!r}: check the path"
         )
-    _warn_of_others(others)
+    _warn_of_others(others, hidden)
     return Source("images without labels", (), np.zeros(len(paths), np.int64), paths, _sizes(paths), _reader(paths))
 
 
-def _warn_of_others(paths: Sequence[str]) -> None:
+def earlier_fingerprint(source: Source, *, without: str) -> str:
+    """The fingerprint of class folders as earlier versions computed it. They visited `s1/deep` before `s1-b`, because
+    they sorted the folders inside each folder, where torchvision sorts whole paths."""
+
+    def place(number: int) -> tuple:
+        *folders, name = source.names[number].split(os.sep)
+        return source.labels[number], [*((1, folder) for folder in folders), (0, name)]
+
+    order = sorted(range(len(source.names)), key=place)
+    names = [source.names[number] for number in order]
+    return replace(source, names=names, sizes=source.sizes[order]).fingerprint(without=without)
+
+
+def _warn_of_others(paths: Sequence[str], hidden: Sequence[str]) -> None:
     if paths:
         logger.warning("%d files without an image's ending are left out, the first is %r", len(paths), paths[0])
+    if hidden:
+        logger.warning("%d hidden files and folders are left out, the first is %r", len(hidden), hidden[0])
 
 
 def _sizes(paths: Sequence[str]) -> np.ndarray:
@@ -118,26 +143,32 @@ def class_names(src: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(src) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _files(src: Path, classes: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """The number of a class, and the path of a file below its folder, of each file that is not hidden, class by class
-    and sorted. Raises ValueError if a link leads to a folder that was visited already, because its images would be
-    listed twice, perhaps as two classes."""
-    top = os.stat(src)
-    visited = {(top.st_dev, top.st_ino): str(src)}
-    known = set(class_names(src))  # a class that is called a/b or .. is no way into another folder
-    for label, class_name in [(label, name) for label, name in enumerate(classes) if name in known]:
-        yield from ((label, path) for path in _walk(src / class_name, visited))
+def _identity(folder: str | Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
-def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[str]:
-    """The paths of the files below a folder, sorted, without hidden ones. `visited` has the folders seen before, by
-    device and inode; raises ValueError if a link leads to one of them."""
+def _images(top: Path, visited: dict[tuple[int, int], str], others: list[str], hidden: list[str]) -> list[str]:
+    """The paths of the images in and below a folder, in torchvision's order: by the path of their folder as text, then
+    by name. `others` gets the paths of other files, and `hidden` those of hidden files and folders."""
+    images = []
+    for root, names, left_out in sorted(_walk(top, visited)):
+        for name in sorted(names):
+            (images if is_image(name) else others).append(os.path.join(root, name))
+        hidden += [os.path.join(root, name) for name in sorted(left_out)]
+    return images
+
+
+def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Path, names of files, and names of hidden files and folders, of a folder and of those below it that are not
+    hidden. `visited` has the folders seen before, by device and inode; raises ValueError if a link leads to one of
+    them, because its images would be listed twice, perhaps as two classes."""
     for root, folders, names in os.walk(top, followlinks=True):
-        folder = os.stat(root)
-        before = visited.setdefault((folder.st_dev, folder.st_ino), root)
+        before = visited.setdefault(_identity(root), root)
         if before != root:
             raise ValueError(
                 f"each folder of images must be listed once, found {before!r} again as {root!r}: remove the link"
             )
+        hidden = [name for name in (*folders, *names) if name.startswith(".")]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(root, name) for name in sorted(names) if not name.startswith("."))
+        yield root, [name for name in names if not name.startswith(".")], hidden

@@ -5,6 +5,7 @@ Read through the `datasets` library (`pip install 'vitkd_ds[hf]'`), which turns 
 code of a data set runs.
 """
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 
 from vitkd_ds.data.sources.source import Source
 
+logger = logging.getLogger(__name__)
+
 ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
 """Files at the top of what save_to_disk writes, of one split or several."""
-PART_NAME = re.compile(r"(.+?)(-\d{5}-of-\d{5}.*)?\.parquet$")
+PART_NAME = re.compile(r"(.+?)(-(\d{5})-of-(\d{5}).*)?\.parquet$")
 """The hub's train-00000-of-00294.parquet."""
 
 
@@ -45,6 +48,7 @@ def open_hugging_face(src: Path, split: str) -> Source:
         raise ValueError(f"{str(src)!r} must hold images, found no row: give another split")
     classes = tuple(dataset.features[label_key].names)
     images = dataset.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
+    folder = src.resolve()
     labels = np.array(dataset.select_columns([label_key]).with_format("numpy")[:][label_key], np.int64)
     unlabelled = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(unlabelled):
@@ -54,11 +58,14 @@ def open_hugging_face(src: Path, split: str) -> Source:
         )
 
     def read(index: int) -> bytes:
-        value = images[index][image_key] or {"bytes": b""}  # a row without an image: no image either
-        return Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
+        value = images[index][image_key] or {}
+        if (content := value.get("bytes")) is None:
+            path = value.get("path")  # without one either, there is no image
+            content = _file_inside(folder, path, row=index).read_bytes() if path else b""
+        return content
 
     prefix = f"{src.name}/{split}" if split else src.name
-    names, sizes = _names_and_sizes(images, image_key, prefix)
+    names, sizes = _names_and_sizes(images, image_key, prefix, folder)
     return Source("Hugging Face", classes, labels, names, sizes, read)
 
 
@@ -92,6 +99,7 @@ def _parquet(datasets: Any, src: Path, split: str) -> Any:
     for path in _parquet_files(src):
         files.setdefault(PART_NAME.match(path.name)[1], []).append(str(path))
     chosen = files[_choose(src, sorted(files), split)]
+    _check_parts(src, [Path(file).name for file in chosen])
     try:
         return datasets.load_dataset("parquet", data_files=chosen, split="train")  # its name for the only part
     except Exception as error:  # the library and Arrow raise whatever comes
@@ -99,6 +107,31 @@ def _parquet(datasets: Any, src: Path, split: str) -> Any:
             f"{chosen[0]!r} and its {len(chosen) - 1} sisters must be parquet files of images, found "
             f"{type(error).__name__} {error.__cause__ or error}: fetch them again"
         ) from error
+
+
+def _check_parts(src: Path, names: list[str]) -> None:
+    """Raise ValueError unless the files of a split are all parts of one export, each once, or one file without a
+    number."""
+    parts = [PART_NAME.match(name).group(3, 4) for name in names]
+    total = parts[0][1]
+    other = next((name for name, part in zip(names, parts) if part[1] != total), None)
+    if other:
+        raise ValueError(f"{str(src)!r} mixes parts of two exports, {names[0]!r} and {other!r}: remove those of one")
+    if total is None:
+        return
+    numbers = [int(number) for number, _ in parts]
+    absent = sorted(set(range(int(total))).difference(numbers))
+    if absent:
+        raise ValueError(
+            f"{str(src)!r} lacks {len(absent)} of the {int(total)} parts that {names[0]!r} belongs to, the first is "
+            f"number {absent[0]:05d}: fetch them, or rename the files to parts of {len(names)}"
+        )
+    if len(numbers) > int(total):
+        extra = next(name for name, number in zip(names, numbers) if numbers.count(number) > 1 or number >= int(total))
+        raise ValueError(
+            f"{str(src)!r} has {len(numbers)} files of {int(total)} parts, such as {extra!r}: remove those of another "
+            "export"
+        )
 
 
 def _only_column(src: Path, dataset: Any, kind: type, what: str) -> str:
@@ -111,17 +144,36 @@ def _only_column(src: Path, dataset: Any, kind: type, what: str) -> str:
     return found[0]
 
 
-def _names_and_sizes(images: Any, key: str, prefix: str) -> tuple[list[str], np.ndarray]:
-    """A name with row number and original file name, and the size in bytes, of each image; no image is decoded."""
+def _names_and_sizes(images: Any, key: str, prefix: str, folder: Path) -> tuple[list[str], np.ndarray]:
+    """A name with row number and original file name, and the size in bytes, of each image; no image is decoded. Raises
+    ValueError if a row without bytes names anything but a plain file in the folder; a warning counts those without
+    either."""
     import pyarrow.compute
 
-    names, sizes = [], []
+    names, sizes, hollow = [], [], []
     for batch in images.with_format("arrow").iter(batch_size=10_000):
         for chunk in batch[key].chunks if hasattr(batch[key], "chunks") else [batch[key]]:
             content, paths = (chunk.field(name) for name in ("bytes", "path"))
             for path, length in zip(paths.to_pylist(), pyarrow.compute.binary_length(content).to_pylist()):
                 if length is None:
-                    length = os.stat(path).st_size if path and os.path.isfile(path) else 0
+                    hollow += [] if path else [len(names)]
+                    length = _file_inside(folder, path, row=len(names)).stat().st_size if path else 0
                 names.append(f"{prefix}[{len(names)}]" + (f" {path}" if path else ""))
                 sizes.append(length)
+    if hollow:
+        what = "have neither bytes nor a path and count as damaged images"
+        logger.warning("%d rows of %r %s, the first is row %d", len(hollow), prefix, what, hollow[0])
     return names, np.array(sizes, np.int64)
+
+
+def _file_inside(folder: Path, path: str, *, row: int) -> Path:
+    """Find the plain file in a data set's folder that a row names. Raises ValueError for anything else: a downloaded
+    table must not choose which files of this machine are read, and a pipe or device may never end."""
+    if "\0" not in path:
+        file = Path(os.path.realpath(folder / path))
+        if file.is_relative_to(folder) and os.path.isfile(file):
+            return file
+    raise ValueError(
+        f"row {row} of {str(folder)!r} has no bytes and names {path!r}, which is no plain file in that folder: copy "
+        "the images into the folder, or save the data set with save_to_disk, which stores their bytes"
+    )

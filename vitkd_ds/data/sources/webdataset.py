@@ -1,6 +1,7 @@
 """WebDataset: tars whose members of one key (KEY.jpg, KEY.cls) make a sample; read with Python's tarfile."""
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.data.sources.imagenet import CLASS_TAR, VAL_NAME, has_class_tars, has_flat_images
 from vitkd_ds.data.sources.source import Source
 from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
+
+logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 CLASS_ENDING = "cls"
@@ -31,13 +34,16 @@ def has_samples(src: Path) -> bool:
 
 
 def open_samples(src: Path, classes_file: str) -> Source:
-    """List the samples of all tars in their order; raises ValueError if a tar is damaged, or a sample lacks its class
-    or has two images."""
-    tars = _tars(src)
-    samples = [(number, image, text) for number, tar in enumerate(tars) for image, text in _samples(tar)]
+    """List the samples of all tars in their order; a warning counts those without an image. Raises ValueError if a tar
+    is damaged, or a sample lacks its class or has two images."""
+    tars, without = _tars(src), []
+    samples = [(number, image, text) for number, tar in enumerate(tars) for image, text in _samples(tar, without)]
+    endings = " ".join(IMAGE_ENDINGS)
     if not samples:
-        endings = " ".join(IMAGE_ENDINGS)
         raise ValueError(f"WebDataset tars must hold images ({endings}), found none in {str(src)!r}: give others")
+    if without:
+        found = (len(without), len(without) + len(samples), str(src), endings, without[0])
+        logger.warning("%d of the %d samples of %r have no image (%s) and are left out, the first is %r", *found)
     members, texts = [sample[:2] for sample in samples], [text for _, _, text in samples]
     names = [f"{tars[number].name}/{image.name}" for number, image in members]
     classes, labels = _classes(texts, names, classes_file)
@@ -50,33 +56,43 @@ def _tars(src: Path) -> list[Path]:
         return [src]
     if src.is_dir():
         return sorted(src.glob("*.tar"))
-    tars = []
+    tars: dict[Path, str] = {}
     for pattern in _expanded(str(src)):
-        found = sorted(glob.glob(pattern))
+        found = [Path(name) for name in sorted(glob.glob(pattern))]
         if not found:
             raise ValueError(f"src must be tars that exist, found none at {pattern!r} of {str(src)!r}: check the name")
-        tars += map(Path, found)
-    return tars
+        for tar in found:
+            if tar in tars:
+                raise ValueError(
+                    f"{str(src)!r} must name each tar once, found {str(tar)!r} by {tars[tar]!r} and "
+                    f"{pattern!r}: change it"
+                )
+            tars[tar] = pattern
+    return list(tars)
 
 
-def _expanded(pattern: str) -> list[str]:
-    """Expand braces as the shell does: {a,b} and {000..146}."""
+def _expanded(pattern: str) -> Iterator[str]:
+    """Expand braces as the shell does: {a,b} and {000..146}. One at a time, as the first that names no tar is an error,
+    and a range may have millions."""
     found = BRACES.search(pattern)
     if not found:
-        return [pattern]
+        yield pattern
+        return
     first, _, last = found[1].partition("..")
     if first.isdecimal() and last.isdecimal():
-        choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        choices = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     else:
         choices = found[1].split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
-    return [text for choice in choices for text in _expanded(before + choice + after)]
+    for choice in choices:
+        yield from _expanded(before + choice + after)
 
 
-def _samples(tar: Path) -> Iterator[tuple[Member, str]]:
-    """Image and class text of each sample of a tar, in file order."""
+def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
+    """Image and class text of each sample of a tar, in file order; `without` gets the name of each without one."""
     images: dict[str, Member] = {}
     classes: dict[str, Member] = {}
+    others: dict[str, str] = {}
     for member in list_members(tar):
         folder, base = os.path.split(member.name)
         key, _, ending = base.partition(".")
@@ -89,6 +105,10 @@ def _samples(tar: Path) -> Iterator[tuple[Member, str]]:
                     f"{member.name!r}: write the tar again"
                 )
             kept[key] = member
+        elif not base.startswith("."):
+            others.setdefault(key, member.name)
+    names = {key: member.name for key, member in classes.items()} | others
+    without += [f"{tar.name}/{name}" for key, name in names.items() if key not in images]
     # A class may stand before or after its image, so classes are read when all members are known.
     with open(tar, "rb") as file:
         for key, image in images.items():
@@ -108,6 +128,8 @@ def _samples(tar: Path) -> Iterator[tuple[Member, str]]:
 def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[list[str], list[int]]:
     """Class names and the label of each sample, whose classes are numbers or names."""
     are_numbers = all(text.isdecimal() for text in texts)
+    if not (are_numbers or classes_file):
+        _check_are_names(texts, names)
     numbers = {int(text) for text in set(texts)} if are_numbers else set()
     if classes_file:
         classes = list(read_classes(classes_file))
@@ -131,6 +153,31 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
         found = f"{_shown(texts[unknown])!r} at {names[unknown]!r}"
         raise ValueError(f"every class must be one of {len(classes)}, found {found}: {remedy}")
     return classes, labels
+
+
+def _check_are_names(texts: list[str], names: list[str]) -> None:
+    """Raise ValueError for numbers that are no class numbers, such as -1 and 3.0: taken as names, all classes would be
+    sorted as text. A warning says that there are both numbers and names."""
+    others = [row for row, text in enumerate(texts) if not text.isdecimal()]
+    are_mixed, first = len(others) < len(texts), others[0]
+    odd = [row for row in others if _is_number(texts[row])]
+    if odd and (are_mixed or len(odd) == len(texts)):
+        first = odd[0]
+        raise ValueError(
+            f"{len(odd)} of {len(texts)} classes are no whole numbers from 0, the first is {_shown(texts[first])} "
+            f"at {names[first]!r}: write whole numbers from 0, or give --classes a file with all of these names"
+        )
+    if are_mixed:
+        found = (len(others), len(texts), _shown(texts[first]), names[first])
+        logger.warning("%d of %d classes are no numbers, so all are names; the first is %r at %r", *found)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(text: str) -> str:

@@ -66,6 +66,17 @@ bool read_at(int fd, uint8_t* out, size_t size, uint64_t offset) {
   return true;
 }
 
+// Whether a JPEG of several scans lacks some: a component without any, or coefficients that are not sent to their last bit.
+// libjpeg takes them for zeros without a warning.
+bool lacks_scans(const jpeg_decompress_struct& jpeg) {
+  for (int i = 0; i < jpeg.num_components; i++) {
+    if (!jpeg.comp_info[i].quant_table) return true;  // set by the component's first scan
+    const int* bits_left = jpeg.progressive_mode ? jpeg.coef_bits[i] : nullptr;
+    if (bits_left && std::any_of(bits_left, bits_left + DCTSIZE2, [](int bits) { return bits != 0; })) return true;
+  }
+  return false;
+}
+
 // What libjpeg is given: bytes, what stands before each restart marker in them, and which pixels of the whole they make.
 struct Jpeg {
   const uint8_t* bytes;
@@ -199,7 +210,8 @@ Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_
     return error_.status;
   }
   try {
-    // What has its CRC is as it was packed, perhaps by an earlier version, which let left-over bytes pass.
+    // What has its CRC is as it was packed, perhaps by an earlier version, which let left-over bytes and missing
+    // scans pass.
     const Status status = read_jpeg(source, stored.thorough || !stored.has_crc, needed, row, image);
     jpeg_destroy_decompress(&jpeg_);
     return status;
@@ -229,6 +241,7 @@ Status Worker::read_jpeg(const Jpeg& source, bool is_strict, const Box& needed, 
   error_.is_in_scan = true;
   error_.padding = source.padding;
   jpeg_start_decompress(jpeg);
+  if (is_strict && jpeg_has_multiple_scans(jpeg) && lacks_scans(*jpeg)) return MISSING_SCANS;
 
   const int first_row = row.top + resizer_.down.begin - part.top;
   const int first_column = row.left + resizer_.across.begin - part.left;

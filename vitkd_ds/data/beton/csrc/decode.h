@@ -17,6 +17,8 @@ enum Status : int32_t {
   BAD_COLOURS = 5,
   BAD_ROW = 6,
   NO_MEMORY = 7,
+  MISSING_SCANS = 8,
+  UNKNOWN_KIND = 9,
 };
 
 enum Mode : uint8_t { MODE_JPG = 0, MODE_RAW = 1 };       // FFCV's IMAGE_MODES

@@ -7,9 +7,23 @@ namespace {
 
 ErrorManager* manager(j_common_ptr jpeg) { return reinterpret_cast<ErrorManager*>(jpeg->err); }
 
+Status status_of(int code) {
+  switch (code) {
+    case JERR_OUT_OF_MEMORY:
+    case JERR_NO_BACKING_STORE:
+      return NO_MEMORY;
+    case JERR_SOF_UNSUPPORTED:
+    case JERR_BAD_PRECISION:
+    case JERR_ARITH_NOTIMPL:
+    case JERR_NOTIMPL:  // libjpeg-turbo 3 decodes lossless JPEGs, but no parts of them
+      return UNKNOWN_KIND;
+    default:
+      return BAD_JPEG;
+  }
+}
+
 [[noreturn]] void give_up(j_common_ptr jpeg) {
-  const int code = jpeg->err->msg_code;
-  manager(jpeg)->status = code == JERR_OUT_OF_MEMORY || code == JERR_NO_BACKING_STORE ? NO_MEMORY : BAD_JPEG;
+  manager(jpeg)->status = status_of(jpeg->err->msg_code);
   std::longjmp(manager(jpeg)->escape, 1);
 }
 

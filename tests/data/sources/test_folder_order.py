@@ -1,0 +1,76 @@
+"""Class folders are read in torchvision's order, and what was packed in the order of earlier versions stays valid."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder
+
+from tests.data.sources.test_sources import jpeg, refused, tree
+from vitkd_ds.commands.pack import pack
+from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.data.sources import open_source
+from vitkd_ds.data.sources.folder import is_image
+
+NESTED = ("s1/x.jpg", "s1-b/x.jpg", "s1/deep/x.jpg", "a.jpg", "s1/deep-er/y.jpg", "s1 c/x.jpg", "S/z.PNG", "s1/é/x.jpg")
+
+
+def random_names(rng):
+    """Paths of images, up to five folders deep, of names around the separator in the order of characters."""
+    pieces = ["a", "a-", "a.b", "b", "b ", "b+c", "A", "é", "0", "a,"]
+    for number in range(40):
+        folders = rng.choice(pieces, rng.integers(1, 6)).tolist()
+        yield os.path.join(*folders, f"{rng.choice(pieces)}{number}.jpg")
+
+
+def order_of_earlier_versions(folder):
+    """Paths of images class by class, and in each the files of a folder before the folders in it."""
+    for class_name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        for root, folders, names in os.walk(folder / class_name):
+            folders.sort()
+            yield from (os.path.join(root, name) for name in sorted(names) if is_image(name))
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_images_have_torchvisions_labels_and_order(tmp_path, seed):
+    names = [f"{top}/{name}" for top in ("b", "a", "a-b") for name in NESTED]
+    names = names if seed is None else [*random_names(np.random.default_rng(seed))]
+    source = open_source(tree(tmp_path / "train", *names))
+    theirs = ImageFolder(tmp_path / "train")
+    assert (list(source.names), source.labels.tolist()) == tuple(map(list, zip(*theirs.samples)))
+    assert source.classes == tuple(theirs.classes)
+    assert list(source.names) != [*order_of_earlier_versions(tmp_path / "train")]
+
+
+def test_what_an_earlier_version_packed_from_nested_folders_is_used_until_they_change(tmp_path):
+    src = tree(tmp_path / "train", **{f"{top}/{name}": jpeg(i) for top in "ab" for i, name in enumerate(NESTED)})
+    path = pack(src, tmp_path / "train.beton", workers=1).path
+    side = tmp_path / "train.beton.json"
+    source, earlier = open_source(src), [*order_of_earlier_versions(src)]
+    sizes = np.array([os.path.getsize(name) for name in earlier])
+    fingerprint = replace(source, names=earlier, sizes=sizes).fingerprint(without=f"{src}/")
+    values = json.loads(side.read_text())
+    assert values["source"] == source.fingerprint(without=f"{src}/") != fingerprint
+    assert find_packed("data.train", str(src)) == str(path)
+    side.write_text(json.dumps(values | {"source": fingerprint}))
+    assert find_packed("data.train", str(src)) == str(path)
+    (src / "a" / "s1" / "x.jpg").write_bytes(jpeg(9))
+    with pytest.raises(ValueError, match="has changed since .* was packed from it"):
+        find_packed("data.train", str(src))
+
+
+def test_hidden_files_and_folders_which_torchvision_reads_are_counted(tmp_path, caplog):
+    src = tree(tmp_path / "train", "a/x.jpg", "b/y.jpg")
+    expected = list(open_source(src).names)
+    assert not caplog.text
+    tree(src, ".hidden/x.jpg", "a/.x.jpg", "a/.deep/y.jpg", "a/.deep/z.jpg", "b/c/.DS_Store")
+    assert ImageFolder(src).classes == [".hidden", "a", "b"]
+    for options in ({}, {"labels": "none"}):
+        caplog.clear()
+        assert list(open_source(src, **options).names) == expected
+        assert f"4 hidden files and folders are left out, the first is {str(src / '.hidden')!r}" in caplog.text
+    caplog.clear()
+    tree(tmp_path / "only", ".a/x.jpg")
+    refused(tmp_path / "only", match="found a folder that is none of them")
