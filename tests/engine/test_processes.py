@@ -15,11 +15,12 @@ from vitkd_ds.engine.processes import (
     set_rank_variables,
 )
 
-SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
+SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
+SLURM |= {"SLURM_NTASKS": "1"}  # the job's, under `srun --preserve-env`
 
 
 def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own():
-    script, one_task = {"SLURM_NTASKS_PER_NODE": "4"}, {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"}
+    script, one_task = {"SLURM_NTASKS_PER_NODE": "4"}, {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
     for environ in ({}, SLURM | script, SLURM | one_task | {"SLURM_STEP_NODELIST": "n1"}):
         set_rank_variables(environ)
         assert environ["MASTER_ADDR"] == "127.0.0.1"
