@@ -18,6 +18,17 @@ def test_a_file_is_replaced_at_once_and_described(tmp_path):
     assert entry == {"bytes": 5, "blake2b": hashlib.blake2b("new\u00e9".encode(), digest_size=32).hexdigest()}
 
 
+def test_what_stands_at_the_temporary_name_is_removed_and_a_link_there_is_not_followed(tmp_path):
+    path, other = tmp_path / "latest", tmp_path / "other"
+    other.write_text("mine")
+    temporary = tmp_path / ".latest.tmp"
+    temporary.write_text("left by a kill")
+    write_text(path, "1")
+    temporary.symlink_to(other)
+    write_text(path, "2")
+    assert other.read_text() == "mine" and not path.is_symlink() and path.read_text() == "2"
+
+
 def test_bytes_are_on_the_disk_before_the_name_appears(tmp_path, disk_calls):
     write_text(tmp_path / "latest", "new\u00e9")
     assert disk_calls == [("fsync", ".latest.tmp", 5), ("replace", "latest")]

@@ -40,6 +40,10 @@ def test_a_process_that_proc_hides_is_waited_for_as_one_of_another_machine(tmp_p
 
 def test_process_numbers_are_not_compared_where_proc_is_another_containers(monkeypatch):
     assert describe_this_process()["machine"] == describe_this_process()["machine"]
+    read, here = os.readlink, describe_this_process()["machine"]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "readlink", lambda path: "pid:[1]" if path == "/proc/self/ns/pid" else read(path))
+        assert describe_this_process()["machine"] != here, "another container on the same boot"
     monkeypatch.setattr(os, "getpid", lambda: 1)  # as after `unshare --pid --fork` without a /proc of its own
     assert describe_this_process()["machine"] != describe_this_process()["machine"]
 
@@ -51,9 +55,9 @@ def test_only_a_later_start_that_slurm_has_confirmed_takes_over_from_its_former_
         monkeypatch.setenv("VITKD_DS_START", verified)
         return describe_this_process()
 
-    first, second, other = start("12.0"), start("12.1"), start("13.1")
+    first, second, inherited, other = start("12.0"), start("12.1"), start("13.1"), start("13.1", job="13")
     assert is_former_self(first, second) and not is_former_self(second, first)
-    assert not any(is_former_self(first, me) for me in (other, start(""), first))
+    assert not any(is_former_self(first, me) for me in (inherited, other, start(""), first))
     assert not is_former_self(start("", job=""), start("", job=""))
 
 

@@ -14,6 +14,7 @@ from tests.commands.test_evaluate import write_export
 from vitkd_ds import cli, load_student
 from vitkd_ds.checkpoint.export import export_student
 from vitkd_ds.checkpoint.files import write_text
+from vitkd_ds.commands.export import export as export_as
 from vitkd_ds.config.run_folder import read_student
 
 
@@ -26,7 +27,7 @@ def publish(workdir, export, step):
     shutil.rmtree(folder / f"step{step - 1:08d}", ignore_errors=True)
 
 
-def test_a_student_of_a_run_that_saves_all_the_time_is_loaded_and_exported(tmp_path):
+def test_a_student_of_a_run_that_saves_all_the_time_is_loaded_and_exported(tmp_path, small_beton):
     workdir, export, ended = tmp_path / "run", tmp_path / "export", threading.Event()
     (workdir / "checkpoints").mkdir(parents=True)
     write_export(export)
@@ -45,6 +46,8 @@ def test_a_student_of_a_run_that_saves_all_the_time_is_loaded_and_exported(tmp_p
         for number in range(10):
             assert load_student(workdir).num_classes == 10
             export_student(str(workdir), str(tmp_path / f"copy{number}"))
+        export_as(str(workdir), str(tmp_path / "hf"), format="hf")
+        export_as(str(workdir), str(tmp_path / "graph"), format="torch_export", val=str(small_beton))
     finally:
         ended.set()
         thread.join()

@@ -1,10 +1,11 @@
 """What a rank learns of itself from the variables of its launcher, and of others that fail."""
 
 import os
+import tempfile
 
 import pytest
 
-from tests.conftest import finish_ranks, start_ranks
+from tests.conftest import finish_ranks, free_port, start_ranks
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import (
     check_code_folders,
@@ -13,13 +14,15 @@ from vitkd_ds.engine.processes import (
     local_world_size,
     num_cpus,
     set_rank_variables,
+    start_processes,
 )
 
-SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
+SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
+SLURM |= {"SLURM_NTASKS": "1"}  # the job's, under `srun --preserve-env`
 
 
 def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own():
-    script, one_task = {"SLURM_NTASKS_PER_NODE": "4"}, {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"}
+    script, one_task = {"SLURM_NTASKS_PER_NODE": "4"}, {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
     for environ in ({}, SLURM | script, SLURM | one_task | {"SLURM_STEP_NODELIST": "n1"}):
         set_rank_variables(environ)
         assert environ["MASTER_ADDR"] == "127.0.0.1"
@@ -118,6 +121,21 @@ def test_without_a_process_group_there_is_one_rank():
     for agree in (ranks.together, ranks.on_main):
         with pytest.raises(ValueError, match="no"):
             agree(fail)
+
+
+def test_no_rank_starts_with_a_folder_of_compiled_code_that_is_not_private(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    check_code_folders({})
+    (cache,) = tmp_path.iterdir()
+    assert cache.stat().st_mode & 0o777 == 0o700, "inductor's by default"
+    cache.rmdir()
+    cache.symlink_to(tmp_path)
+    for name, text in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with pytest.raises(ValueError, match="must be a folder for compiled code, found .* Remove it"):
+        start_processes(0.01)
 
 
 def test_folders_of_compiled_code_are_private_or_refused(tmp_path):

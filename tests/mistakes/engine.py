@@ -116,7 +116,7 @@ MISTAKES = {
     },
     "engine/processes.py": {
         "set_rank_variables": {
-            "int(environ['SLURM_NTASKS']) > 1 => int(environ['SLURM_NTASKS']) > 0": (
+            "int(environ['SLURM_STEP_NUM_TASKS']) > 1 => int(environ['SLURM_STEP_NUM_TASKS']) > 0": (
                 f"{PROCESSES}test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own"
             ),
             "20000 + int(environ['SLURM_JOB_ID']) % 12000 => 20000 * int(environ['SLURM_JOB_ID']) % 12000": SLURM,

@@ -62,6 +62,10 @@ def test_a_damaged_copy_and_one_of_an_older_file_are_made_anew(beton, tmp_path):
         assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == beton.read_bytes()
     beton.write_bytes(content[::-1])
     assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == content[::-1]
+    times = beton.stat().st_atime_ns, beton.stat().st_mtime_ns
+    beton.write_bytes(content)
+    os.utime(beton, ns=times)
+    assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == content, "its ctime is another"
 
 
 def test_nothing_is_written_through_another_users_link_or_folder(beton, tmp_path):

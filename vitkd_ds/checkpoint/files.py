@@ -51,7 +51,8 @@ def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # left by a kill, or a link that somebody put there
+        with temporary.open("xb") as file:  # x: a link that appears meanwhile is not followed
             hashing = HashingFile(file)
             fill(hashing)
             entry = hashing.finish()

@@ -32,7 +32,8 @@ from vitkd_ds.engine.internals import OPS, check_internals
 DRIVER = Path("/proc/driver/nvidia/version")
 """What NVIDIA's kernel driver says of itself, where there is one."""
 LOOPBACK = ("127.0.0.1", "localhost")
-SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
+"""Variables that srun sets for each task. SLURM_NTASKS may be the job's or another job's (`srun --preserve-env`)."""
 
 
 def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -45,7 +46,7 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
         ValueError: some are set and others cannot be known.
     """
     # SLURM_STEP_ID is what srun sets for its tasks; the batch script itself has SLURM_PROCID too.
-    if "RANK" not in environ and "SLURM_STEP_ID" in environ and int(environ["SLURM_NTASKS"]) > 1:
+    if "RANK" not in environ and "SLURM_STEP_ID" in environ and int(environ["SLURM_STEP_NUM_TASKS"]) > 1:
         environ.update({name: environ[slurm] for name, slurm in SLURM_NAMES.items()})
         environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 12000))
         if "MASTER_ADDR" not in environ:

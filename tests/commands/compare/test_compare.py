@@ -58,6 +58,11 @@ def test_each_number_is_that_of_the_runs_files(runs):
     assert rows["plain0"]["teacher_parameters"] == rows["plain0"]["teacher_gflops"] == ""
 
 
+def test_a_run_folder_named_as_a_formula_is_text_in_the_csv(runs):
+    run = (runs / "plain0").rename(runs / "=plain")
+    assert [*rows_of(shown(run, csv=True))] == ["'=plain"]
+
+
 def test_the_training_time_is_that_of_all_starts_and_no_copy_changes_it(runs):
     plain = runs / "plain0"
     time = rows_of(shown(plain, csv=True))["plain0"]["training_time_s"]

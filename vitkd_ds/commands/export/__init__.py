@@ -1,10 +1,14 @@
 """Hand a student on: as a plain timm state dict, as a graph without Python, or as a folder for the Hugging Face hub."""
 
+from functools import partial
 from pathlib import Path
 
-from vitkd_ds.checkpoint.export import check_is_new, export_student, find_source, new_folder
-from vitkd_ds.commands.exported import open_exported
+from torch import Tensor, nn
+
+from vitkd_ds.checkpoint.export import check_is_new, export_student, find_source, new_folder, read_weights
+from vitkd_ds.commands.exported import Exported, open_exported
 from vitkd_ds.config.overrides import nearest
+from vitkd_ds.config.run_folder import read_student
 
 GRAPHS = ("onnx", "torch_export")
 FORMATS = ("timm", *GRAPHS, "hf")
@@ -35,7 +39,8 @@ def export(
         raise ValueError(f"--push needs --format hf, found --format {format}: change it, or leave --push out")
     if format == "timm":
         return str(export_student(source, destination, which=which, half=half))
-    exported, target = open_exported(str(find_source(source, which))), Path(destination)
+    find, target = partial(find_source, source, which), Path(destination)
+    exported, model, weights = read_student(find, partial(_read, half=half))
     check_is_new(target)  # before the minutes that a graph, or the hub, may take
     # Each is imported only when it is asked for, so that none needs the other's packages.
     if format in GRAPHS:
@@ -43,12 +48,18 @@ def export(
 
         check_packages(format)
         with new_folder(target) as folder:
-            said = write_graph(exported, folder, format=format, half=half, val=val)
+            said = write_graph(exported, model, folder, format=format, half=half, val=val)
         return f"{target}: {said}"
     from vitkd_ds.commands.export.hub import check_repository, push_folder, write_hub_folder
 
     if push:
         check_repository(push)
     with new_folder(target) as folder:
-        write_hub_folder(exported, folder, half=half, name=target.resolve().name, repository=push)
+        write_hub_folder(exported, model, weights, folder, name=target.resolve().name, repository=push)
     return f"{target}\n{push_folder(target, push)}" if push else str(target)
+
+
+def _read(folder: Path, *, half: bool) -> tuple[Exported, nn.Module, dict[str, Tensor]]:
+    """Read all of an exported student at once, as a run may delete its checkpoint soon."""
+    exported = open_exported(str(folder))
+    return exported, exported.build(), read_weights(folder, half=half)

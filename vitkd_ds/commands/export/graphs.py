@@ -13,11 +13,11 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitkd_ds.commands.exported import Answers, Exported
 from vitkd_ds.commands.pack.folders import find_packed
-from vitkd_ds.config.run_folder import DESCRIPTION, STUDENT
+from vitkd_ds.config.run_folder import DESCRIPTION
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 
@@ -40,8 +40,8 @@ def check_packages(format: str) -> None:
             raise ValueError(f"--format {format} needs {name}, found {error}: pip install 'vitkd_ds[onnx]'") from None
 
 
-def write_graph(exported: Exported, folder: Path, *, format: str, half: bool, val: str) -> str:
-    """Write model.onnx or model.pt2 into a folder; return how far it is from torch.
+def write_graph(exported: Exported, model: nn.Module, folder: Path, *, format: str, half: bool, val: str) -> str:
+    """Write a student's model as model.onnx or model.pt2 into a folder; return how far it is from torch.
 
     Args:
         format: onnx or torch_export.
@@ -52,7 +52,6 @@ def write_graph(exported: Exported, folder: Path, *, format: str, half: bool, va
         ValueError: there are no images, torch cannot export the model, or the graph computes something else.
     """
     images_BCHW = validation_images(exported, val)
-    model = build.build_exported(exported.description, exported.folder / STUDENT)
     dtype = torch.float16 if half else torch.float32
     images_BCHW = build.normalization_of(model).apply(images_BCHW, torch.float32)
     answers = Answers(model, features=not exported.classes).eval()

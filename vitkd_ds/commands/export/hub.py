@@ -1,43 +1,44 @@
 """A student as a folder that timm loads, from the disk or from the Hugging Face hub, and its way to the hub."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi  # timm's own requirement
 from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
 
-from vitkd_ds.checkpoint.export import read_weights
 from vitkd_ds.checkpoint.files import write_json, write_text, write_whole
 from vitkd_ds.commands.export.card import model_card
 from vitkd_ds.commands.exported import Exported
-from vitkd_ds.config.run_folder import NOT_OF_THE_MODEL, STUDENT
-from vitkd_ds.models import build
+from vitkd_ds.config.run_folder import NOT_OF_THE_MODEL
 from vitkd_ds.models.hub import HUB_FILE
 
 OF_TIMM = ("first_conv", "classifier", "fixed_input_size", "pool_size")
 """What timm's configuration of the model says of its architecture; the rest is about weights that these are not."""
 
 
-def write_hub_folder(exported: Exported, folder: Path, *, half: bool, name: str, repository: str) -> None:
+def write_hub_folder(
+    exported: Exported, model: nn.Module, weights: Mapping[str, Tensor], folder: Path, *, name: str, repository: str
+) -> None:  # fmt: skip
     """Write config.json, model.safetensors and README.md, a model card, into a folder.
 
     Args:
-        half: store fp16.
+        model: the student.
+        weights: its tensors, as they are stored.
         name: of the folder, by which the card calls it where there is no repository.
         repository: of the hub, USER/NAME, to which it will be uploaded; "" is none.
     """
     source = f"hf-hub:{repository}" if repository else f"local-dir:{name}"
-    weights = {key: weight.contiguous() for key, weight in read_weights(exported.folder, half=half).items()}
-    content = safetensors_bytes(weights, metadata={"format": "pt"})
+    content = safetensors_bytes({key: weight.contiguous() for key, weight in weights.items()}, {"format": "pt"})
     write_whole(folder / HUB_FILE, lambda file: file.write(content))
-    write_json(folder / "config.json", hub_config(exported))
+    write_json(folder / "config.json", hub_config(exported, model))
     write_text(folder / "README.md", model_card(exported, name=repository or name, source=source))
 
 
-def hub_config(exported: Exported) -> dict[str, Any]:
+def hub_config(exported: Exported, model: nn.Module) -> dict[str, Any]:
     """timm's description of a model: what `timm.create_model("hf-hub:..."` and `"local-dir:..."` read."""
     description = exported.description
-    model = build.build_exported(description, exported.folder / STUDENT)
     own = {key: model.pretrained_cfg[key] for key in OF_TIMM if key in model.pretrained_cfg}
     size, classes = description["image_size"], description["classes"]
     args = {key: value for key, value in description["args"].items() if key != NOT_OF_THE_MODEL[-1]}
