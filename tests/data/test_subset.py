@@ -1,5 +1,8 @@
 """Parts of a split: data.fraction, data.classes, data.indices; and as many images of each class as of any other."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -44,6 +47,17 @@ def test_a_fraction_is_of_each_class_the_same_at_each_seed_and_inside_a_larger_o
         parts.append(found)
         assert sorted(seen(config(three, fraction=fraction), epoch=1)[0]) == sorted(found)
     assert len(seen(config(three, fraction=0.3), split="val")[0]) == 30
+
+
+def test_a_fraction_of_two_decimals_takes_the_exact_number_of_images_rounded_up():
+    sizes = np.array([600, 100, 50, 7])
+    labels = np.repeat(np.arange(4), sizes)
+    for percent in range(1, 100):
+        expected = [math.ceil(Fraction(percent, 100) * size) for size in sizes.tolist()]
+        chosen = choose(config("x", fraction=percent / 100), labels, split="train")
+        assert np.bincount(labels[chosen]).tolist() == expected, percent
+    chosen = choose(config("x", fraction=1e-5), labels, split="train")
+    assert np.bincount(labels[chosen]).tolist() == [1, 1, 1, 1]
 
 
 def test_classes_are_numbered_by_their_list_in_both_splits_and_counted(three, tmp_path):

@@ -139,7 +139,7 @@ MISTAKES = {
             ),
         },
         "_part_of_each_class": {
-            "np.ceil => np.floor": FRACTION,
+            "math.ceil => math.floor": FRACTION,
         },
         "choose": {
             "split == 'train' => True": FRACTION,

@@ -116,7 +116,7 @@ MISTAKES = {
             ),
         },
         "t_interval": {
-            "T_95[len(values) - 2] => T_95[len(values) - 1]": (
+            "stdtrit(len(values) - 1, 0.975) => stdtrit(len(values), 0.975)": (
                 "train/test_statistics.py::test_the_interval_of_a_mean_is_students"
             ),
             "statistics.stdev => statistics.pstdev": (

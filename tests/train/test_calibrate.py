@@ -15,6 +15,7 @@ from vitkd_ds.cli import parse_run
 from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import leave, start_processes
+from vitkd_ds.losses.feature import Target
 from vitkd_ds.models.build import without_fused_attention
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.train import loop
@@ -108,6 +109,22 @@ def test_unequal_shares_give_the_statistics_of_all_and_every_rank_has_those_of_r
         torch.testing.assert_close(shift_D, torch.stack([share.double().mean(0) for share in shares]).mean(0))
         torch.testing.assert_close(mean_D, values.mean(0))
         torch.testing.assert_close(covariance_DD, values.T.cov(correction=0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, count, warns", [("phi_s", 7, True), ("phi_s", 8, False), ("standardize", 7, False)])
+def test_phi_s_of_fewer_images_than_channels_is_warned_of(caplog, kind, count, warns):
+    values = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+    shares = values[: count // 2], values[count // 2 :]
+
+    def on_rank(rank):
+        sums = Sums(shares[rank])
+        sums.add(shares[rank])
+        fix(Target(kind, 8), sums, where="losses.feature, targets.pooled")
+
+    on_ranks(2, on_rank)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    expected = "losses.feature, targets.pooled: 7 samples are fewer than the 8 channels of the teacher"
+    assert bool(said) is warns and all(message.startswith(expected) for message in said)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -1,7 +1,9 @@
 """Learning rate, loss weights, steps and micro-batches against hand-computed values."""
 
+import itertools
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
@@ -42,6 +44,16 @@ def test_epochs_become_steps_and_never_none():
     short = replace(run, epochs=0.001, eval_every_epochs=0.001)
     assert make_schedule(short, steps_per_epoch=50, accumulation_steps=1) == Schedule(50, 1, 1, 1, 50, 1)
     assert make_schedule(build_run("demo", debug=True), steps_per_epoch=50, accumulation_steps=1).total_steps == 4
+
+
+def test_evaluations_are_at_the_exact_part_of_an_epoch_rounded_up():
+    run = build_run("demo")
+    for percent, steps in itertools.product(range(1, 301), (50, 100, 600, 1251)):
+        given = replace(run, eval_every_epochs=percent / 100)
+        found = make_schedule(given, steps_per_epoch=steps, accumulation_steps=1).eval_every_steps
+        assert found == math.ceil(Fraction(percent, 100) * steps), (percent, steps)
+    never = replace(run, eval_every_epochs=0)
+    assert make_schedule(never, steps_per_epoch=50, accumulation_steps=1).eval_every_steps == 0
 
 
 @pytest.mark.parametrize("optim, warmup", [

@@ -1,7 +1,9 @@
 """Which images of a split are used: data.classes, data.indices and data.fraction, in this order."""
 
 import logging
+import math
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +77,10 @@ def _part_of_each_class(chosen: np.ndarray, labels: np.ndarray, fraction: float)
     order = order[np.argsort(labels[order], kind="stable")]
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     place = np.arange(len(order)) - np.repeat(first, counts)
-    return np.sort(chosen[order[place < np.repeat(np.ceil(fraction * counts), counts)]])
+    # The decimal as it was written: in binary, 0.07 of 600 is a little more than 42, and would round up to 43.
+    exact = Fraction(str(fraction))
+    used = [math.ceil(exact * count) for count in counts.tolist()]
+    return np.sort(chosen[order[place < np.repeat(used, counts)]])
 
 
 def _read_indices(file: str, num_images: int) -> np.ndarray:

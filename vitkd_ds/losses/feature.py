@@ -81,6 +81,8 @@ class Target(nn.Module):
         if kind in STATISTICS:
             self.register_buffer("mean_D", torch.zeros(dim))
             self.register_buffer("transform_DD", torch.eye(dim))
+        self.least_samples = dim if kind == "phi_s" else 0
+        """Fewest samples, of pooled features images, whose covariance can have full rank; 0 where none is needed."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Transform the last axis of [..., D]."""

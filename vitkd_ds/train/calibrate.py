@@ -48,6 +48,15 @@ def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
     target.fix(mean_D, covariance_DD)
     for buffer in target.buffers():
         ranks.broadcast(buffer)
+    num_samples = int(sums.count)  # of all ranks by now
+    if num_samples < getattr(target, "least_samples", 0):
+        logger.warning(
+            "%s: %d samples are fewer than the %d channels of the teacher, so some directions of their covariance are "
+            "unknown. Raise calibration_batches.",
+            where,
+            num_samples,
+            len(mean_D),
+        )
     if not (covariance_DD.diagonal() > 0).any():
         logger.warning("%s: the teacher's feature is the same for all images: are its weights trained?", where)
 
@@ -75,7 +84,7 @@ class Sums:
         self.products_DD += values_ND.T @ values_ND
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Of the features of all ranks. Collective."""
+        """Of the features of all ranks, which the sums then are of, too. Collective, and to be called once."""
         count, sum_D, products_DD = map(ranks.sum_over_ranks, (self.count, self.sum_D, self.products_DD))
         mean_D = sum_D / count
         return mean_D + self.shift_D, products_DD / count - torch.outer(mean_D, mean_D)

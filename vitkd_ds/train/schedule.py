@@ -5,6 +5,7 @@ All are pure functions of the step, so there is nothing to save or resume.
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from vitkd_ds.config.run import OptimConfig, Run
 
@@ -68,7 +69,8 @@ def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) ->
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         warmup_steps=min(total, round(warmup)),
-        eval_every_steps=math.ceil(run.eval_every_epochs * steps_per_epoch),
+        # The decimal as it was written: in binary, 0.07 of 600 steps is a little more than 42.
+        eval_every_steps=math.ceil(Fraction(str(run.eval_every_epochs)) * steps_per_epoch),
         save_every_steps=run.checkpoint.every_steps or steps_per_epoch,
         accumulation_steps=accumulation_steps,
     )

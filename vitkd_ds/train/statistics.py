@@ -4,14 +4,13 @@ import math
 import statistics
 from typing import Sequence
 
+from scipy.special import stdtr, stdtrit
+
 NORMAL_95 = 1.96
 """Two-sided 95 % quantile of the normal distribution."""
-T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
-)  # fmt: skip
-"""Two-sided 95 % quantiles of Student's t for 2 to 30 values, which have 1 to 29 degrees of freedom. Beyond them the
-normal one is taken, which is 4 % smaller at 31 values and less at more."""
+ROUNDING = 2e-5
+"""Widest range of equal values, in points. metrics.jsonl has seven digits, so a percentage is right to 5e-6 points, and
+a difference of two to 1e-5."""
 
 
 def wilson_interval(num_images: int, num_right: int) -> tuple[float, float]:
@@ -24,7 +23,7 @@ def wilson_interval(num_images: int, num_right: int) -> tuple[float, float]:
 
 
 def paired_interval(num_images: int, num_gained: int, num_lost: int) -> tuple[float, float]:
-    """The 95 % interval, in points, of the difference of two models' top-1 on the same images.
+    """The 95 % interval, in points, of the difference of two models' top-1 on the same images; within ±100.
 
     Args:
         num_gained, num_lost: images that only the first, and only the second, answers right.
@@ -35,26 +34,34 @@ def paired_interval(num_images: int, num_gained: int, num_lost: int) -> tuple[fl
     gained, lost, total = num_gained + 0.5, num_lost + 0.5, num_images + 2
     mean = (gained - lost) / total
     half = NORMAL_95 * math.sqrt((gained + lost) / total - mean * mean) / math.sqrt(total)
-    return 100 * (mean - half), 100 * (mean + half)
+    return 100 * max(-1.0, mean - half), 100 * min(1.0, mean + half)
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of two or more independent values."""
-    quantile = T_95[len(values) - 2] if len(values) - 2 < len(T_95) else NORMAL_95
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean of two or more independent percentages. None where all are equal: n is too
+    small to show how they scatter."""
+    if _are_equal(values):
+        return None
+    quantile = float(stdtrit(len(values) - 1, 0.975))
     mean, half = statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean + half
 
 
+def t_interval_of_differences(differences: Sequence[float]) -> tuple[float, float] | None:
+    """`t_interval` of the mean difference of two percentages, in points; within ±100."""
+    found = t_interval(differences)
+    return (max(-100.0, found[0]), min(100.0, found[1])) if found else None
+
+
 def paired_p(differences: Sequence[float]) -> float | None:
-    """The two-sided p of Student's paired t-test: how often the mean of two or more differences would be as far from 0,
-    were they normal around 0. With t = sqrt(nu) tan(angle) the density is a power of the cosine, which Simpson's rule
-    integrates to more digits than are shown. None where all are equal, as steps of a count of images may be."""
-    spread, degrees = statistics.stdev(differences), len(differences) - 1
-    if not spread:
+    """The two-sided p of Student's paired t-test: the probability of a mean of two or more differences as far from 0,
+    if they were normal around 0. None where all are equal, as for `t_interval`."""
+    if _are_equal(differences):
         return None
-    t = statistics.mean(differences) / (spread / math.sqrt(len(differences)))
-    angle, steps = math.atan(abs(t) / math.sqrt(degrees)), 2000
-    powers = [math.cos(angle * i / steps) ** (degrees - 1) for i in range(steps + 1)]
-    integral = angle / steps / 3 * (powers[0] + powers[-1] + 4 * sum(powers[1:-1:2]) + 2 * sum(powers[2:-1:2]))
-    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
-    return max(0.0, 1 - 2 * scale * integral)
+    t = statistics.mean(differences) / (statistics.stdev(differences) / math.sqrt(len(differences)))
+    return float(2 * stdtr(len(differences) - 1, -abs(t)))
+
+
+def _are_equal(values: Sequence[float]) -> bool:
+    """Whether values differ by no more than rounding, as the same number of images at each seed does."""
+    return max(values) - min(values) <= ROUNDING

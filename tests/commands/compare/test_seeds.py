@@ -59,6 +59,20 @@ def test_one_seed_gives_no_interval_and_no_common_seed_no_difference(runs):
     assert len(shown(runs / "plain0").split("\n\n")) == 2, "nothing can be compared"
 
 
+def test_equal_differences_give_no_interval_and_those_of_two_seeds_stay_within_100_points(runs):
+    for name, top1 in {"plain0": 50.2, "plain1": 60.6, "taught0": 51.4, "taught1": 61.8}.items():
+        rewrite_top1(runs / name, top1)
+    folders = [runs / name for name in ("plain0", "plain1", "taught0", "taught1")]
+    expected = "group 2 - group 1: top-1 +1.20 points, all equal: n too small for an interval, n = 2 pairs, seeds 0, 1"
+    assert below(*folders)[2] == expected
+    rewrite_top1(runs / "plain1", 50.2)
+    lines = below(*folders)
+    assert lines[0].endswith("mean top-1 50.20 %, std 0.00, n = 2, all equal: n too small for an interval")
+    assert "top-1 +6.40 points, 95 % interval [-59.67, +72.47], n = 2" in lines[2]
+    rewrite_top1(runs / "plain1", 10.2)
+    assert "top-1 +26.40 points, 95 % interval [-100.00, +100.00], n = 2" in below(*folders)[2]
+
+
 def test_each_group_is_compared_with_the_first(runs):
     change(runs / "plain2", run__seed=0, run__optim__lr=0.5)
     for name, top1 in (("plain0", 50.0), ("taught0", 60.0), ("plain2", 75.0)):
@@ -126,6 +140,19 @@ def test_runs_on_other_images_are_groups_of_their_own_without_a_difference_where
     assert "left out, as a run before has the same settings, images and seed: plain2" in text, "by path"
     change(other, run__data__val="elsewhere")
     assert below(plain, other)[3] == "group 2 differs in: the images of data.val"
+
+
+def test_other_parts_of_the_same_validation_images_are_other_images(runs):
+    plain, part = runs / "plain0", runs / "plain1"
+    change(part, run__seed=0, run__data__max_val_images=32)
+    lines = metrics_of(part)
+    lines[-1]["val_num_images"] = 32
+    (part / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert below(plain, part)[2] == "group 2 - group 1: no difference, as the validation images are others"
+    change(part, run__data__max_val_images=64)
+    lines[-1]["val_num_images"] = 64
+    (part / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "no difference" not in shown(plain, part)
 
 
 def test_what_is_no_final_result_of_a_seed_of_its_own_is_left_out_of_the_groups(runs):

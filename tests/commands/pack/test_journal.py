@@ -13,8 +13,8 @@ import pytest
 
 from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, one_class
 from tests.conftest import wait_until
-from tests.tiers import costly
 from tests.data.conftest import write_images
+from tests.tiers import costly
 from vitkd_ds.commands.pack import images as pack_module
 from vitkd_ds.commands.pack import journal, pack
 from vitkd_ds.data.beton.format import check_beton, partial_path

@@ -15,11 +15,11 @@ from PIL import Image
 from scipy import stats
 
 from tests.conftest import run_command
+from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.sweep.curves import curve_of, draw
 from vitkd_ds.commands.sweep.members import members_of
 from vitkd_ds.commands.sweep.run import run_missing
 from vitkd_ds.commands.sweep.table import markdown, rows_of
-from vitkd_ds.train.statistics import paired_p
 
 SMALL = [
     "--max_steps=20", "--optim.warmup_epochs=0.001", "--data.max_val_images=500", "--global_batch_size=16",
@@ -184,40 +184,72 @@ def test_a_number_of_jobs_below_one_is_refused(tmp_path):
     assert done.returncode == 2 and "--jobs must be 1 or more" in done.stderr
 
 
-class Result:
-    def __init__(self, top1, steps=(10, 20)):
-        self.top1, self.training_s = top1, 5.0
-        self.config = {"plan": {"steps_per_epoch": 10}}
-        self.lines = [{"step": s, "val_num_images": 5, "val_top1": top1 + s, "val_top5": 9.0} for s in steps]
+def result_of(top1, steps=(10, 20), *, num_images=500, fingerprint=7):
+    """A finished run whose last evaluation has this top-1, and each one before a point less a step."""
+    lines = [
+        {"step": step, "val_num_images": num_images, "val_top1": top1 + step - steps[-1], "val_top5": 99.0}
+        for step in steps
+    ]
+    config = {"run": {"global_batch_size": 8}, "plan": {"steps_per_epoch": 10}}
+    config["images"] = {"train": 1, "val": fingerprint}
+    summary = {"steps": steps[-1], "images_per_s": 32.0}
+    return Result(Path("run"), "run", config, lines, lines[-1], summary)
+
+
+def results_of(top1, **options):
+    return {seed: result_of(value, **options) for seed, value in top1.items()}
 
 
 def test_differences_are_over_the_seeds_that_both_have_and_one_seed_has_no_interval():
-    results = {"a": {0: Result(1.0), 1: Result(2.0), 2: Result(4.0)}, "none": {}, "b": {1: Result(5.0), 2: Result(8.0)}}
+    a, b = {0: 1.0, 1: 2.0, 2: 4.0}, {1: 5.0, 2: 8.0}
+    results = {"a": results_of(a), "none": {}, "b": results_of(b)}
     a, b = rows_of(results)
     assert (a.seeds, a.difference, a.p) == (3, None, None) and (b.seeds, b.difference) == (2, 3.5)
     assert b.p == pytest.approx(stats.ttest_rel([5.0, 8.0], [2.0, 4.0]).pvalue)
-    (one,) = rows_of({"x": {0: Result(1.0)}})
+    (one,) = rows_of({"x": results_of({0: 1.0})})
     assert (one.low, one.difference_low, one.p) == (None, None, None)
     lines = markdown([a, b]).splitlines()
     assert len({len(line) for line in lines}) == 1 and "+3.50" in lines[3]
 
 
-@pytest.mark.parametrize("values", [[1.0, 2.0], [0.3, -0.2, 0.5], [5.0, 5.1, 4.9, 5.05, 5.2], [1e-3, -1e-3, 2e-3] * 10])
-def test_p_is_scipys(values):
-    assert paired_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-7)
-    assert paired_p([2.0, 2.0]) is None and paired_p([0.0, 0.0]) is None
+def test_equal_differences_are_too_few_to_test_and_no_certainty():
+    first, second, third = {0: 50.2, 1: 60.6, 2: 70.4}, {0: 51.4, 1: 61.8, 2: 71.6}, {0: 51.4, 1: 61.8, 2: 71.8}
+    rows = rows_of({"a": results_of(first), "b": results_of(second), "c": results_of(third)})
+    assert rows[1].difference == pytest.approx(1.2)
+    assert (rows[1].difference_low, rows[1].difference_high, rows[1].p) == (None, None, None)
+    assert rows[2].p == pytest.approx(stats.ttest_rel([*third.values()], [*first.values()]).pvalue)
+    cells = [[cell.strip() for cell in line.split("|")[5:8]] for line in markdown(rows).splitlines()[2:]]
+    assert cells[:2] == [["", "", ""], ["+1.20", "n too small", "n too small"]]
+    assert cells[2][1].startswith("[+")
+    (row,) = rows_of({"a": results_of({0: 50.0, 1: 50.0})})
+    assert (row.top1, row.low, row.high) == (50, None, None)
+
+
+@pytest.mark.parametrize("others", [{"fingerprint": 8}, {"num_images": 100}])
+def test_runs_on_other_validation_images_are_not_paired(others):
+    first, second = {0: 50.0, 1: 52.0}, {0: 51.0, 1: 55.0}
+    for alike, given in ((True, {}), (False, others)):
+        rows = rows_of({"a": results_of(first), "b": results_of(second, **given)})
+        assert [row.top1 for row in rows] == [51, 53] and rows[1].low < 53 < rows[1].high
+        assert (rows[1].difference, rows[1].has_same_images) == ((2, True) if alike else (None, False))
+        assert (rows[1].p is None) is not alike
+        assert ("other images" in markdown(rows)) is not alike
+    mixed = {0: result_of(51.0), 1: result_of(55.0, **others)}
+    assert rows_of({"a": results_of(first), "b": mixed})[1].difference is None
 
 
 def test_curves_are_means_with_bands_at_the_epochs_that_all_seeds_have():
-    by_seed = {0: Result(1.0, steps=(10, 20, 30)), 1: Result(3.0)}
+    by_seed = {0: result_of(31.0, steps=(10, 20, 30)), 1: result_of(23.0)}
     epochs, means, lows, highs = curve_of(by_seed)
     assert (epochs, means) == ([1.0, 2.0], [12.0, 22.0])
     low, high = stats.t.interval(0.95, 1, loc=12, scale=stats.sem([11.0, 13.0]))
     assert (lows[0], highs[0]) == pytest.approx((low, high), rel=1e-3)
-    (axes,) = draw({"first": by_seed, "second": {0: Result(7.0)}}).axes
+    (axes,) = draw({"first": by_seed, "second": {0: result_of(7.0)}}).axes
     assert [line.get_label() for line in axes.lines] == ["first", "second"]
     assert list(axes.lines[0].get_ydata()) == means and len(axes.collections) == 2
     assert curve_of({}) == ([], [], [], [])
+    equal = {0: result_of(20.0), 1: result_of(20.0)}
+    assert curve_of(equal) == ([1.0, 2.0], [10, 20], [10, 20], [10, 20])
 
 
 def test_nothing_is_started_where_all_is_finished():

@@ -94,13 +94,17 @@ class Result:
 
     def other_images(self, other: "Result") -> list[str]:
         """The options, data.train or data.val, whose images are others than another run's: by their fingerprints, or by
-        their paths where a run is of a version that stored none."""
+        their paths where a run is of a version that stored none. Of the same validation images, data.max_val_images
+        evaluates a number that is spread evenly, so equal numbers are the same images."""
         found = []
         for split in SPLITS:
             both = [(run.config.get("images") or {}).get(split) for run in (self, other)]
             if None in both:
                 both = [run.config["run"]["data"][split] for run in (self, other)]
             found += [f"data.{split}"] if both[0] != both[1] else []
+        counts = {run.num_images for run in (self, other) if run.evaluation}
+        if len(counts) > 1 and "data.val" not in found:
+            found.append("data.val")
         return found
 
     def size(self, role: str, what: str) -> float | None:

@@ -5,7 +5,7 @@ import statistics
 from typing import Any, Mapping, Sequence
 
 from vitkd_ds.commands.compare.runs import Result
-from vitkd_ds.train.statistics import t_interval
+from vitkd_ds.train.statistics import t_interval, t_interval_of_differences
 
 MOST_KEYS, MOST_SEEDS = 6, 12
 """Most settings, and most seeds, that a line names."""
@@ -13,6 +13,8 @@ LONGEST_VALUE = 20
 """Longest value of a setting that a line shows, in characters."""
 WIDEST = 120
 """Characters of a line."""
+EQUAL = "all equal: n too small for an interval"
+"""In place of an interval that would have no width."""
 
 Group = dict[int, Result]
 """Seed -> run, of runs whose settings and images are equal."""
@@ -55,9 +57,9 @@ def _group_line(number: int, group: Group) -> str:
     line = f"group {number}: {_shortened([result.name for result in group.values()], 1)}, {_seeds(group)}"
     if len(top1) == 1:
         return line
-    low, high = t_interval(top1)
     line += f": mean top-1 {statistics.mean(top1):.2f} %, std {statistics.stdev(top1):.2f}, n = {len(top1)}, "
-    return line + f"95 % interval [{low:.2f}, {high:.2f}]"
+    interval = t_interval(top1)
+    return line + (f"95 % interval [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else EQUAL)
 
 
 def _difference_line(number: int, group: Group, first: Group) -> str:
@@ -72,8 +74,9 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
     line += f"top-1 {statistics.mean(differences):+.2f} points, "
     if len(both) == 1:
         return line + f"{_seeds(both)}, one seed: no interval"
-    low, high = t_interval(differences)
-    return line + f"95 % interval [{low:+.2f}, {high:+.2f}], n = {len(both)} pairs, {_seeds(both)}"
+    interval = t_interval_of_differences(differences)
+    line += f"95 % interval [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else EQUAL
+    return line + f", n = {len(both)} pairs, {_seeds(both)}"
 
 
 def settings_line(number: int, group: Group, first: Group) -> str:

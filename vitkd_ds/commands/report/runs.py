@@ -43,9 +43,10 @@ def _head(top: str, below: str) -> Html:
 
 def _over_seeds(groups: Sequence[Group]) -> list[Html]:
     rows = rows_of({_name(number, group): group for number, group in enumerate(groups, start=1)})
-    cells = [_cells(row, is_same=_have_same_images(group, groups[0])) for row, group in zip(rows, groups)]
+    cells = [_cells(row) for row in rows]
     lines = [settings_line(number, group, groups[0]) for number, group in enumerate(groups[1:], start=2)]
-    lines += ["Intervals are Student's: over seeds, for differences over pairs of the same seed. One seed has none."]
+    lines += ["Intervals are Student's: over seeds, for differences over pairs of the same seed."]
+    lines += ["One seed has none, nor have values that are equal at all seeds."]
     title, notes = element("h3", "Over seeds"), [element("p", line, class_="note") for line in lines]
     return [title, table(GROUPS, cells, id="groups-table"), *notes]
 
@@ -56,12 +57,7 @@ def _name(number: int, group: Group) -> str:
     return f"group {number}: {', '.join(names[:MOST_NAMED])}{more}"
 
 
-def _have_same_images(group: Group, first: Group) -> bool:
-    one, other = next(iter(group.values())), next(iter(first.values()))
-    return "data.val" not in one.other_images(other)
-
-
-def _cells(row: Row, *, is_same: bool) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     """The cells of a group; without a difference where its validation images are not the first group's."""
     shown = [
         row.name,
@@ -69,7 +65,7 @@ def _cells(row: Row, *, is_same: bool) -> tuple[str, ...]:
         f"{row.top1:.2f}",
         "-" if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]",
     ]
-    if row.difference is None or not is_same:
+    if row.difference is None:
         return (*shown, "-", "-", "-")
     # A row's difference is that of its group to the first.
     interval = "-"

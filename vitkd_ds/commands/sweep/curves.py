@@ -42,7 +42,7 @@ def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
 
 
 def curve_of(by_seed: Mapping[int, Result]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Epochs, mean top-1, and the ends of its interval, which are the mean itself where there is one seed."""
+    """Epochs, mean top-1, and the ends of its interval, which are the mean itself where n is too small for one."""
     tables = [
         {
             line["step"] / result.config["plan"]["steps_per_epoch"]: line["val_top1"]
@@ -52,5 +52,7 @@ def curve_of(by_seed: Mapping[int, Result]) -> tuple[list[float], list[float], l
     ]
     epochs = sorted(set.intersection(*map(set, tables))) if tables else []
     values = [[table[epoch] for table in tables] for epoch in epochs]
-    bounds = [t_interval(each) if len(each) > 1 else (each[0], each[0]) for each in values]
-    return epochs, [statistics.mean(each) for each in values], [low for low, _ in bounds], [high for _, high in bounds]
+    means = [statistics.mean(each) for each in values]
+    intervals = [t_interval(each) if len(each) > 1 else None for each in values]
+    bounds = [interval or (mean, mean) for interval, mean in zip(intervals, means)]
+    return epochs, means, [low for low, _ in bounds], [high for _, high in bounds]

@@ -8,12 +8,16 @@ from typing import Mapping, Sequence
 
 from vitkd_ds.commands.cells import safe_cell
 from vitkd_ds.commands.compare.runs import Result
-from vitkd_ds.train.statistics import paired_p, t_interval
+from vitkd_ds.train.statistics import paired_p, t_interval, t_interval_of_differences
+
+TOO_SMALL = "n too small"
+"""In place of an interval or a p of a single seed, or of values that are equal at all seeds."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the finished runs of one name say, in percent, points and seconds; None where there are too few seeds."""
+    """Results of the finished runs of one name, in percent, points and seconds; None where there are too few seeds, or
+    where the values of all seeds are equal."""
 
     name: str
     seeds: int
@@ -24,11 +28,14 @@ class Row:
     difference: float | None
     difference_low: float | None
     difference_high: float | None
-    """To the first name, mean over the seeds that both have, and its 95 % interval over the pairs."""
+    """To the first name, mean over the seeds that both have, and its 95 % interval over the pairs. None where a pair
+    was evaluated on different images."""
     p: float | None
     """Of the paired t-test: how often chance alone would give a difference as large."""
     seconds: float | None
     """Training time of a run, mean."""
+    has_same_images: bool = True
+    """Whether every pair was evaluated on the same images."""
 
 
 def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
@@ -38,11 +45,12 @@ def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
         if not by_seed:
             continue
         top1 = [result.top1 for result in by_seed.values()]
-        low, high = t_interval(top1) if len(top1) > 1 else (None, None)
+        low, high = (t_interval(top1) if len(top1) > 1 else None) or (None, None)
         both = [] if by_seed is first else sorted(by_seed.keys() & first.keys())
-        differences = [by_seed[seed].top1 - first[seed].top1 for seed in both]
+        has_same_images = not any("data.val" in by_seed[seed].other_images(first[seed]) for seed in both)
+        differences = [by_seed[seed].top1 - first[seed].top1 for seed in both] if has_same_images else []
         enough = len(differences) > 1
-        bounds = t_interval(differences) if enough else (None, None)
+        bounds = (t_interval_of_differences(differences) if enough else None) or (None, None)
         seconds = [result.training_s for result in by_seed.values() if result.training_s is not None]
         rows.append(
             Row(
@@ -51,11 +59,12 @@ def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
                 statistics.mean(top1),
                 low,
                 high,
-                statistics.mean(differences) if both else None,
+                statistics.mean(differences) if differences else None,
                 *bounds,
                 paired_p(differences) if enough else None,
                 statistics.mean(seconds) if seconds else None,
-            )  # fmt: skip
+                has_same_images,
+            )
         )
     return rows
 
@@ -65,13 +74,15 @@ def markdown(rows: Sequence[Row]) -> str:
     header = ("runs", "n", "top-1 %", "95 % interval", "difference", "95 % interval", "p", "time")
     cells = [
         (
-            row.name, str(row.seeds), f"{row.top1:.2f}", _interval(row.low, row.high, ""),
-            "" if row.difference is None else f"{row.difference:+.2f}",
-            _interval(row.difference_low, row.difference_high, "+"), "" if row.p is None else f"{row.p:.2g}",
+            row.name,
+            str(row.seeds),
+            f"{row.top1:.2f}",
+            _interval(row.low, row.high, ""),
+            *_difference(row),
             "" if row.seconds is None else f"{row.seconds:.0f} s",
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     widths = [max(2, *(len(line[i]) for line in (header, *cells))) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [
@@ -90,5 +101,13 @@ def csv_text(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
+def _difference(row: Row) -> tuple[str, str, str]:
+    """Format the difference to the first name, its interval and its p."""
+    if row.difference is None:
+        return "" if row.has_same_images else "other images", "", ""
+    p = TOO_SMALL if row.p is None else f"{row.p:.2g}"
+    return f"{row.difference:+.2f}", _interval(row.difference_low, row.difference_high, "+"), p
+
+
 def _interval(low: float | None, high: float | None, sign: str) -> str:
-    return "" if low is None else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
+    return TOO_SMALL if low is None else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
