@@ -48,6 +48,7 @@ def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
         low, high = (t_interval(top1) if len(top1) > 1 else None) or (None, None)
         both = [] if by_seed is first else sorted(by_seed.keys() & first.keys())
         has_same_images = not any("data.val" in by_seed[seed].other_images(first[seed]) for seed in both)
+        # Runs on other images have no difference in pairs, whatever their seed.
         differences = [by_seed[seed].top1 - first[seed].top1 for seed in both] if has_same_images else []
         enough = len(differences) > 1
         bounds = (t_interval_of_differences(differences) if enough else None) or (None, None)
