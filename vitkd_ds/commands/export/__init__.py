@@ -61,5 +61,5 @@ def export(
 
 def _read(folder: Path, *, half: bool) -> tuple[Exported, nn.Module, dict[str, Tensor]]:
     """Read all of an exported student at once, as a run may delete its checkpoint soon."""
-    exported = open_exported(str(folder))
-    return exported, exported.build(), read_weights(folder, half=half)
+    exported, weights = open_exported(str(folder)), read_weights(folder, half=half)
+    return exported, exported.build(), weights  # which reads its file before it builds
