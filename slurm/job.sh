@@ -46,6 +46,8 @@ job=${job:-$SLURM_JOB_ID}
 export SLURM_ARRAY_JOB_ID=$array SLURM_ARRAY_TASK_ID=$task SLURM_RESTART_COUNT=$restart
 [ -n "$array" ] || unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
 case $told in *gres/gpu* | *gres:gpu*) ;; *) unset SLURM_JOB_GPUS SLURM_STEP_GPUS SLURM_GPUS_PER_TASK ;; esac
+# Called by a rank of another job, sbatch also inherits where those ranks meet and which CPUs that one has.
+[ -z "${VITKD_DS_START:-}" ] || unset MASTER_ADDR MASTER_PORT SLURM_CPU_BIND SLURM_DISTRIBUTION
 export VITKD_DS_START=$SLURM_JOB_ID.$restart # a later start of this job may take the run folder from an earlier one
 
 # introduce COMMAND...: the first lines of a start.

@@ -16,8 +16,9 @@ make_private() {
   local parent
   parent=$(dirname "$1")
   mkdir -p "$parent" || fail "$parent cannot be made"
-  [ -z "$(find "$parent/" -maxdepth 0 -perm -0002 ! -perm -1000)" ] ||
-    fail "others could replace folders in $parent: give it the sticky bit (chmod +t), or set STAGE_DIR to another"
+  # The owner of a folder may rename what is in it, whatever the sticky bit says.
+  [ -z "$(find "$parent/" -maxdepth 0 -perm -0002 \( ! -perm -1000 -o ! -uid 0 ! -uid "$(id -u)" \))" ] ||
+    fail "others could replace folders in $parent: make it root's or yours, with the sticky bit (chmod +t), or set STAGE_DIR to another"
   mkdir -m 700 "$1" 2>/dev/null || true
   { [ "$(stat -c '%F %u' "$1")" = "directory $(id -u)" ] && chmod 700 "$1"; } ||
     fail "$1 must be a folder of this user, found $(stat -c '%F of %U' "$1"): remove it, or set STAGE_DIR to another"

@@ -36,7 +36,10 @@ def test_slurms_variables_become_ranks_and_under_srun_alone_the_first_nodes_addr
     set_rank_variables(environ)
     assert (environ["RANK"], environ["LOCAL_RANK"], environ["WORLD_SIZE"]) == ("3", "1", "4")
     assert environ["MASTER_PORT"] == "20001" and environ["MASTER_ADDR"] == "n1"
-    environ = SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
+    environ = SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1"}
+    set_rank_variables(environ)
+    assert environ["MASTER_ADDR"] == "127.0.0.1", "on one node"
+    environ = SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[1-2]"}
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="under srun MASTER_ADDR must be set where scontrol cannot tell"):
         set_rank_variables(dict(environ))
@@ -147,6 +150,12 @@ def test_folders_of_compiled_code_are_private_or_refused(tmp_path):
         folder.chmod(0o777)
         with pytest.raises(ValueError, match=f"new holds code .* and others .*owner {os.getuid()}, mode"):
             check_code_folders(both | {name: str(folder)})
+        folder.chmod(0o700)
+        folder.parent.chmod(0o777)
+        with pytest.raises(ValueError, match="new holds code .* or replace it"):
+            check_code_folders(both | {name: str(folder)})
+        folder.parent.chmod(0o1777)
+        check_code_folders(both | {name: str(folder)})
         (tmp_path / f"link {name}").symlink_to(tmp_path)
         with pytest.raises(ValueError, match="must be a folder for compiled code, found .* Remove it"):
             check_code_folders(both | {name: str(tmp_path / f"link {name}")})

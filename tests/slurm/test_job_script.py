@@ -122,11 +122,13 @@ def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
 def test_what_sbatch_inherits_from_another_job_is_not_taken_for_its_own(tmp_path):
     inherited = {"SLURM_ARRAY_JOB_ID": "3", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "1"}
     truth = {"STUB_BEGAN": "0", "STUB_RESTARTS": "0"}
+    truth |= {"VITKD_DS_START": "3.0", "MASTER_ADDR": "10.9.9.9", "MASTER_PORT": "1"}
     ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", **inherited, **truth, SLURM_GPUS_PER_TASK="1")
     assert ended.of("requeue") == [{"requeue": "7"}], "this job comes back, and no other one is requeued"
     environ = ended.of("python")[-1]["environ"]
     assert [environ[name] for name in (*inherited, "SLURM_GPUS_PER_TASK")] == [None, None, "0", None]
     task = run_script(tmp_path, *DEMO, checkpoint="step00000008", STUB_ARRAY="ArrayJobId=5 ArrayTaskId=2", **inherited)
+    assert environ["MASTER_ADDR"] == "10.0.0.1" and environ["MASTER_PORT"] == str(20000 + 7 * 16)
     assert task.of("requeue") == [{"requeue": "5_2"}]
     assert task.of("python")[-1]["environ"]["SLURM_ARRAY_TASK_ID"] == "2"
 

@@ -84,11 +84,14 @@ def test_nothing_is_written_through_another_users_link_or_folder(beton, tmp_path
         os.chown(shared / "open", 65534, 65534)
         done = stage(beton, shared / "open" / "x.beton", check=False)
         assert done.returncode == 1 and "found directory of nobody" in done.stderr, done.stderr
+        os.chown(shared, 65534, 65534)
+        assert "make it root's or yours" in stage(beton, shared / "own" / "x.beton", check=False).stderr
+        os.chown(shared, 0, 0)
     assert not any(theirs.iterdir()) and not any((shared / "open").iterdir())
     stage(beton, shared / "own" / "x.beton")
     assert (shared / "own").stat().st_mode & 0o777 == 0o700
     shared.chmod(0o777)
-    assert "give it the sticky bit" in stage(beton, shared / "other" / "x.beton", check=False).stderr
+    assert "with the sticky bit" in stage(beton, shared / "other" / "x.beton", check=False).stderr
 
 
 def test_jobs_that_start_together_on_a_node_make_one_copy(beton, tmp_path):

@@ -1,11 +1,15 @@
 """Results of a run over ranks that differ: images skipped, and a signal that only one of them got."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from tests.threaded import on_ranks
 from tests.train.test_evaluate import PLAIN, Batches, linear
+from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.checkpoint.lock import LockLost
 from vitkd_ds.engine import ranks
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import loop, results
@@ -43,3 +47,18 @@ def test_a_signal_that_one_rank_got_ends_an_evaluation_and_a_start_on_all(monkey
     assert on_ranks(2, on_rank) == [(True, True)] * 2
     monkeypatch.setattr("vitkd_ds.train.signals.received", lambda: False)
     assert on_ranks(2, on_rank) == [(False, False)] * 2
+
+
+def test_a_job_that_lost_its_run_folder_writes_no_result_into_it(tmp_path):
+    def lose():
+        raise LockLost("another job has it")
+
+    run = build_run("demo")
+    parts = SimpleNamespace(
+        run=replace(run, workdir=str(tmp_path)), student_description=dict, teacher_answers=False,
+        schedule=SimpleNamespace(steps_per_epoch=1), engine=SimpleNamespace(student_weights=dict),
+    )  # fmt: skip
+    state = TrainState(1, 0, step=1, result={"top1": 1.0, "top5": 2.0})
+    with pytest.raises(LockLost, match="another job has it"):
+        results.finish(parts, state, None, check=lose)
+    assert not any(tmp_path.iterdir())

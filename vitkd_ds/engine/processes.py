@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -49,7 +50,9 @@ def set_rank_variables(environ: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" not in environ and "SLURM_STEP_ID" in environ and int(environ["SLURM_STEP_NUM_TASKS"]) > 1:
         environ.update({name: environ[slurm] for name, slurm in SLURM_NAMES.items()})
         environ.setdefault("MASTER_PORT", str(20000 + int(environ["SLURM_JOB_ID"]) % 12000))
-        if "MASTER_ADDR" not in environ:
+        if environ.get("SLURM_STEP_NUM_NODES") == "1":
+            environ.setdefault("MASTER_ADDR", LOOPBACK[0])  # which nobody outside the node can reach
+        elif "MASTER_ADDR" not in environ:
             environ["MASTER_ADDR"] = _first_slurm_node(environ["SLURM_STEP_NODELIST"])
     if "RANK" not in environ:
         environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
@@ -150,13 +153,16 @@ def check_code_folders(environ: Mapping[str, str] = os.environ) -> None:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             found = os.fstat(descriptor)
             os.close(descriptor)
+            above = os.stat(os.path.join(folder, ".."))
         except OSError as error:
             raise ValueError(f"{folder} must be a folder for compiled code, found {error}. Remove it.") from error
-        if found.st_uid not in (0, os.getuid()) or found.st_mode & 0o002:
+        # Who may write the folder above could put another in its place, if that has no sticky bit.
+        is_replaceable = above.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH
+        if found.st_uid not in (0, os.getuid()) or found.st_mode & stat.S_IWOTH or is_replaceable:
             owner = f"owner {found.st_uid}, mode {found.st_mode & 0o777:o}"
             raise ValueError(
-                f"{folder} holds code that a run loads, and others can write to it ({owner}). Set TORCH_EXTENSIONS_DIR "
-                "and TORCHINDUCTOR_CACHE_DIR to folders of your own."
+                f"{folder} holds code that a run loads, and others can write to it or replace it ({owner}). Set "
+                "TORCH_EXTENSIONS_DIR and TORCHINDUCTOR_CACHE_DIR to folders of your own."
             )
 
 

@@ -165,7 +165,7 @@ def train_from(
         goes_on = goes_on and train_steps(parts, micro_batches, profiler, log, meter, state, saver)
         if goes_on and state.result_step != state.step:  # --max_steps was below the step of the checkpoint
             goes_on = evaluate_student(parts, log, state)
-        summary = finish(parts, state, meter.images_per_s) if goes_on else None
+        summary = finish(parts, state, meter.images_per_s, check=lock.check) if goes_on else None
         stopped = f"stopped and saved at step {state.step}; the same command goes on"
         logger.info("%s: %s", run.recipe, f"done, {json.dumps(summary)}" if summary else stopped)
     return summary

@@ -6,7 +6,7 @@ do again.
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -85,7 +85,9 @@ def skipped_images(name: str, parts: Parts, *loaders: Loader) -> dict[str, float
     return {name: ranks.sum_over_ranks(num_skipped).item()}
 
 
-def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[str, Any] | None:
+def finish(
+    parts: Parts, state: TrainState, images_per_s: float | None, *, check: Callable[[], None]
+) -> dict[str, Any] | None:  # fmt: skip
     """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
     watchdog.enter("export", state.step)
     result, quality = state.result, quality_key(parts)
@@ -111,6 +113,7 @@ def finish(parts: Parts, state: TrainState, images_per_s: float | None) -> dict[
     workdir = Path(parts.run.workdir)
 
     def write() -> None:
+        check()
         write_student(workdir, weights, description)
         write_json(workdir / "summary.json", summary)
         sync_folder(workdir)  # a finished run is never started again, so all of it must be there before `done` is
