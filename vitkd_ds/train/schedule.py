@@ -99,7 +99,10 @@ def check_warmup(run: Run, schedule: Schedule) -> None:
 
 
 def lr_at(step: int, schedule: Schedule, optim: OptimConfig, global_batch_size: int) -> float:
-    """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr."""
+    """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr.
+
+    **Differs** from the paper's code, cls_KD, whose cosine falls once an epoch: here it falls at every update.
+    """
     peak = optim.lr * global_batch_size / optim.lr_batch_size
     if step < schedule.warmup_steps:
         start = optim.warmup_start_factor
