@@ -20,8 +20,8 @@ class Relation(LossPart):
 
     **Source**: lightly-train's distillation v3, `distillationv3.py`.
 
-    **Differs**: one queue for all ranks, where the source has one per GPU; rows of the queue that are still empty do not
-    count, where the source compares with their zeros; models must have one patch grid, where the source resizes the
+    **Differs**: one queue for all ranks, where the source has one per GPU; rows of the queue that are still empty do
+    not count, where the source compares with their zeros; models must have one patch grid, where the source resizes the
     student's projected tokens to the teacher's; the layers' biases start at 0.
     """
 
