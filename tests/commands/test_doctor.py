@@ -84,7 +84,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cac
     workdir, teacher = two_disks / "file" / "run", two_disks / "teacher.safetensors"
     (two_disks / "file").touch()
     teacher.write_bytes(DEMO_TEACHER.read_bytes()[:1000])
-    flags = ["--workdir", workdir, "--teacher.checkpoint", teacher, "--data.val", "val.beton", "--max_steps=9"]
+    flags = ["--workdir", workdir, "--teacher.checkpoint", teacher, "--data.val", "val.beton", "--epochs=2.001"]
     outputs = finish_ranks(doctor(2, *flags, cwd=two_disks), codes=[1, 1])
     assert_found(
         outputs[0], "error teacher", f"{teacher} must be a whole safetensors file",

@@ -153,6 +153,9 @@ def test_the_boxes_have_the_area_that_was_drawn():
     sizes = [cutmix_box(100, 80, 0.75, keyed_rng(seed)) for seed in range(100)]
     areas = [(bottom - top) * (right - left) for top, bottom, left, right in sizes]
     assert max(areas) == 0.25 * 100 * 80, "but where the image's edge cut them"
+    whole = [cutmix_box(101, 77, lam, keyed_rng(seed)) for seed, lam in enumerate(np.linspace(0.3, 0.99, 300))]
+    whole = [box for box in whole if box[0] > 0 and box[1] < 101 and box[2] > 0 and box[3] < 77]
+    assert len(whole) > 30 and all((box[1] - box[0]) % 2 == (box[3] - box[2]) % 2 == 0 for box in whole)
 
 
 @pytest.mark.parametrize("mode", ["batch", "element"])

@@ -189,3 +189,15 @@ def test_losses_of_extreme_logits_are_finite_under_bf16_autocast():
 def test_inputs_that_cannot_be_are_refused_with_what_was_found(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("gamma, is_larger_where_sure", [(0.5, False), (2.0, True)])
+def test_wttm_weighs_an_unsure_teacher_more_below_gamma_1_and_a_sure_one_above(gamma, is_larger_where_sure):
+    student, weights = torch.randn(1, 5, generator=torch.Generator().manual_seed(0)), []
+    for logits in ([[4.0, 0, 0, 0, 0]], [[0.5, 0, 0, 0, 0]]):
+        teacher = torch.tensor(logits)
+        values = [wttm_loss(student, teacher, gamma=gamma, weighted=is_weighted) for is_weighted in (True, False)]
+        weights.append((values[0] / values[1]).item())
+    sure, unsure = weights
+    assert (sure > unsure) is is_larger_where_sure
+    assert all((weight <= 1) is is_larger_where_sure for weight in weights)

@@ -63,12 +63,14 @@ MISTAKES = {
                 f"{SCHEDULE}without_a_warm_up_the_first_step_has_the_peak"
             ),
         },
+        "asked_warmup": {
+            "optim.warmup_fraction * total_steps => optim.warmup_fraction * steps_per_epoch": ODD,
+        },
         "make_schedule": {
-            "min(total, round(warmup)) => round(warmup)": ODD,
-            "min(total, run.max_steps) => run.max_steps": ODD,
+            "min(total, round(asked_warmup(...))) => round(asked_warmup(run, total, steps_per_epoch))": ODD,
+            "min(whole, run.max_steps) => run.max_steps": ODD,
             "math.ceil => math.floor": ODD,
             "round(run.epochs * steps_per_epoch) => math.floor(run.epochs * steps_per_epoch)": ODD,
-            "optim.warmup_fraction * total => optim.warmup_fraction * steps_per_epoch": ODD,
             "run.checkpoint.every_steps or steps_per_epoch => steps_per_epoch": ODD,
             "accumulation_steps=accumulation_steps => accumulation_steps=1": STEPS,
         },
@@ -171,7 +173,7 @@ MISTAKES = {
         },
         "build_parts": {
             "check_warmup(run, schedule) =>": (
-                "train/test_parts.py::test_a_run_that_max_steps_cuts_within_its_warm_up_is_refused"
+                "train/test_parts.py::test_a_run_that_ends_within_its_warm_up_is_refused"
             ),
         },
     },

@@ -52,3 +52,12 @@ def test_a_warm_up_that_takes_the_whole_run_is_warned_of(tmp_path, demo_cache):
     command = ["--recipe=demo_plain", "--debug", "--max_steps=2", f"--workdir={tmp_path / 'run'}"]
     (outcome,) = run_several(1, tmp_path / "commands", [command])
     assert "the learning rate never falls: the warm-up takes all 2 steps of this debug run" in outcome["said"]
+
+
+def test_a_run_of_a_few_steps_of_the_demo_trains_and_says_once_that_its_warm_up_is_shorter(tmp_path, demo_cache):
+    command = ["--recipe=demo_plain", "--max_steps=5", f"--workdir={tmp_path / 'run'}", "--data.max_val_images=64"]
+    (outcome,) = run_several(1, tmp_path / "commands", [command])
+    assert outcome["said"].count("the warm-up is shortened from 250 to 1 steps") == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "lr" in line] == [5]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["plan"]["warmup_steps"] == 1

@@ -73,9 +73,24 @@ def test_without_a_warm_up_the_first_step_has_the_peak():
     assert [lr_at(step, schedule, OPTIM, 1024) for step in (0, 100)] == pytest.approx([1e-3, 1e-5])
 
 
+@pytest.mark.parametrize("max_steps, warmup", [
+    (1, 0), (2, 1), (5, 1), (24, 2), (60, 6), (100, 10), (101, 100), (300, 100), (1000, 100), (2000, 100),
+])  # fmt: skip
+def test_a_warm_up_that_max_steps_would_fill_takes_the_same_part_of_the_run_as_of_the_whole(max_steps, warmup):
+    run = replace(build_run("demo"), max_steps=max_steps)  # 20 epochs, two of warm-up
+    schedule = make_schedule(run, steps_per_epoch=50, accumulation_steps=1)
+    assert (schedule.total_steps, schedule.warmup_steps) == (min(max_steps, 1000), warmup)
+    check_warmup(run, schedule)
+    tested = make_schedule(replace(run, debug=True), steps_per_epoch=50, accumulation_steps=1)
+    assert tested.warmup_steps == min(100, max_steps), "a debug run keeps it"
+    optim = replace(run.optim, warmup_epochs=0, warmup_fraction=0.95)
+    part = make_schedule(replace(run, optim=optim), steps_per_epoch=50, accumulation_steps=1)
+    assert part.warmup_steps == min(part.total_steps - 1, round(0.95 * part.total_steps))
+
+
 @pytest.mark.parametrize("changes, optim, found", [
-    ({"max_steps": 60}, {}, r"found 60 of 60 steps \(optim.warmup_epochs=2, 50 steps an epoch, max_steps=60\): lower "
-     "--optim.warmup_epochs, or raise --max_steps"),
+    ({"epochs": 1}, {}, r"found 50 of 50 steps \(optim.warmup_epochs=2, 50 steps an epoch, epochs=1\): lower "
+     "--optim.warmup_epochs, or raise --epochs"),
     ({"epochs": 0.14, "max_steps": 20}, {"warmup_epochs": 0, "warmup_fraction": 0.95},
      r"found 7 of 7 steps \(optim.warmup_fraction=0.95, 50 steps an epoch, epochs=0.14\): .* or raise --epochs"),
 ])  # fmt: skip

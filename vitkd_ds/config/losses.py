@@ -93,7 +93,7 @@ class WTTMTerm(Term, place="losses.wttm"):
     gamma: Annotated[float, POSITIVE] = 0.8
     """Power of the teacher's probabilities, 1 / temperature; the paper's DeiT value is published nowhere."""
     weighted: bool = True
-    """Weigh each image by how unsure the teacher is; false is TTM."""
+    """Weigh each image by how unsure the teacher is, or with gamma above 1 by how sure it is; false is TTM."""
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,8 @@ class Run(Part, place=""):
     epochs: Annotated[float, POSITIVE]
     """Times that the training images are seen; a fraction stops within one."""
     max_steps: Annotated[int, at_least(0, "all epochs")] = 0
-    """Optimizer updates after which the run and its schedules end; 0 runs all epochs."""
+    """Optimizer updates after which the run and its schedules end; 0 runs all epochs. A warm-up that would fill them is
+    shortened in proportion."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed's configuration of the student engine."""

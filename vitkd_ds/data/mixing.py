@@ -33,7 +33,8 @@ def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float
 
 def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draw a box of area ``1 - lam`` of the image around a random centre, cut off at the image's edges: top, bottom,
-    left and right in pixels; bottom and right are the first row and column outside."""
+    left and right in pixels; bottom and right are the first row and column outside. Its sides, before the cut, are even
+    numbers of pixels, rounded down, as in mmcls."""
     side = np.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
     y, x = int(rng.integers(height)), int(rng.integers(width))

@@ -17,6 +17,12 @@ class Relation(LossPart):
     the same on every rank, so that a checkpoint has one. So an image is compared with itself too, as in the source: of
     a sharp teacher that one entry is nearly all. Until the queue is full, only what has come counts. The student's
     features are mapped to the teacher's width by a linear layer each.
+
+    **Source**: lightly-train's distillation v3, `distillationv3.py`.
+
+    **Differs**: one queue for all ranks, where the source has one per GPU; rows of the queue that are still empty do
+    not count, where the source compares with their zeros; models must have one patch grid, where the source resizes the
+    student's projected tokens to the teacher's; the layers' biases start at 0.
     """
 
     _keep_in_fp32_modules_strict = ["queue_QD"]  # read by DeepSpeed, which rounds other buffers to bf16

@@ -75,7 +75,7 @@ def vkd_loss(projected_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     **Source**: Miles, Elezi and Deng, "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024;
     its code, `engine.py`.
 
-    **Differs**: patch tokens alone are pooled, without the class token; at least fp32.
+    **Differs**: in nothing but the precision, which is at least fp32. The code also pools patch tokens only.
     """
     target_BD = at_least_fp32(teacher_BD.detach())
     return F.smooth_l1_loss(at_least_fp32(projected_BD), F.layer_norm(target_BD, target_BD.shape[1:]))

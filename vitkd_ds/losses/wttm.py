@@ -24,8 +24,9 @@ def wttm_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, gamma: fl
     Args:
         student_logits_BK: student logits; they get the gradient, and have no temperature.
         teacher_logits_BK: teacher logits; they are detached.
-        gamma: power of the teacher's probabilities, 1 / temperature; below 1 is softer.
-        weighted: weigh each image by U, which is larger where the teacher is less sure; without it this is TTM.
+        gamma: power of the teacher's probabilities, 1 / temperature; below 1 is softer, above 1 sharper.
+        weighted: weigh each image by U; without it this is TTM. With gamma below 1, U is at least 1 and larger where
+            the teacher is less sure. Above 1 it is the reverse: U is at most 1 and larger where the teacher is surer.
 
     Returns:
         fp32 scalar, mean over images; to be added to the cross-entropy.

@@ -3,7 +3,8 @@
 AdamW 1e-3 at a global batch of 1,024, betas 0.9 / 0.999, weight decay 0.05; 20 epochs of warm-up from a thousandth,
 cosine to 1e-5, 300 epochs; gradient clipping 5; random resized crop and flip, RandAugment, RandomErasing, Mixup 0.8 or
 CutMix 1.0 per micro-batch, label smoothing 0.1; ViTKD (alpha 3e-5, beta 3e-6, lambda 0.5) and NKD (temperature 1,
-gamma 1) on top of the full cross-entropy. Source: arXiv 2209.02432 and its code; `deit_base` adds drop path 0.1 and
+gamma 1) on top of the full cross-entropy. The cosine falls at every update, in the official code once an epoch. Source:
+arXiv 2209.02432 and its code; `deit_base` adds drop path 0.1 and
 an average with momentum 4e-5.
 """
 

@@ -11,6 +11,7 @@ from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.models import build
 from vitkd_ds.models.cost import cost_of
 from vitkd_ds.train.parts import Parts, student_needs, teacher_needs
+from vitkd_ds.train.schedule import asked_warmup
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,12 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
         f"{run.global_batch_size}, reached after {schedule.warmup_steps} of {steps} steps and "
         f"{'falling' if run.optim.min_lr <= peak else 'rising'} to {run.optim.min_lr:g}"
     )
+    asked = round(asked_warmup(run, steps, schedule.steps_per_epoch))
+    if schedule.warmup_steps < min(asked, steps):
+        logger.info(
+            f"the warm-up is shortened from {asked} to {schedule.warmup_steps} steps, in proportion to the run, which "
+            f"max_steps={run.max_steps} ends within it"
+        )
     if schedule.warmup_steps >= steps:
         logger.warning("the learning rate never falls: the warm-up takes all %d steps of this debug run", steps)
     images = {"train": parts.train_loader.fingerprint, "val": parts.val_loader.fingerprint}

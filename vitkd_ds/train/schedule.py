@@ -61,19 +61,28 @@ class Schedule:
 
 def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) -> Schedule:
     """Turn the run's epochs into steps; at least one step each for the whole run, an evaluation, a checkpoint."""
-    total = max(1, round(run.epochs * steps_per_epoch))
-    total = min(total, run.max_steps) if run.max_steps else total
-    optim = run.optim
-    warmup = optim.warmup_fraction * total if optim.warmup_fraction else optim.warmup_epochs * steps_per_epoch
+    whole = max(1, round(run.epochs * steps_per_epoch))
+    total = min(whole, run.max_steps) if run.max_steps else whole
+    warmup = min(total, round(asked_warmup(run, total, steps_per_epoch)))
+    of_whole = asked_warmup(run, whole, steps_per_epoch)
+    if warmup == total < whole and of_whole < whole and not run.debug:
+        # max_steps ends the run within its warm-up, which then takes the same part of the run as of the whole one.
+        warmup = min(total - 1, max(1, round(of_whole * total / whole)))
     return Schedule(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        warmup_steps=min(total, round(warmup)),
+        warmup_steps=warmup,
         # The decimal as it was written: in binary, 0.07 of 600 steps is a little more than 42.
         eval_every_steps=math.ceil(Fraction(str(run.eval_every_epochs)) * steps_per_epoch),
         save_every_steps=run.checkpoint.every_steps or steps_per_epoch,
         accumulation_steps=accumulation_steps,
     )
+
+
+def asked_warmup(run: Run, total_steps: int, steps_per_epoch: int) -> float:
+    """Return the steps of warm-up that the settings ask for in a run of this length."""
+    optim = run.optim
+    return optim.warmup_fraction * total_steps if optim.warmup_fraction else optim.warmup_epochs * steps_per_epoch
 
 
 def check_warmup(run: Run, schedule: Schedule) -> None:
@@ -82,17 +91,18 @@ def check_warmup(run: Run, schedule: Schedule) -> None:
     if schedule.warmup_steps < total or run.debug:
         return
     key = "warmup_fraction" if optim.warmup_fraction else "warmup_epochs"
-    is_cut = run.max_steps and total == run.max_steps
-    length = f"max_steps={run.max_steps}" if is_cut else f"epochs={run.epochs:g}"
     raise ValueError(
         f"the warm-up must be shorter than the run, or the learning rate never falls, found {total} of {total} steps "
-        f"(optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps an epoch, {length}): lower "
-        f"--optim.{key}, or raise --{length.partition('=')[0]}"
+        f"(optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps an epoch, epochs={run.epochs:g}): "
+        f"lower --optim.{key}, or raise --epochs"
     )
 
 
 def lr_at(step: int, schedule: Schedule, optim: OptimConfig, global_batch_size: int) -> float:
-    """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr."""
+    """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr.
+
+    **Differs** from the paper's code, cls_KD, whose cosine falls once an epoch: here it falls at every update.
+    """
     peak = optim.lr * global_batch_size / optim.lr_batch_size
     if step < schedule.warmup_steps:
         start = optim.warmup_start_factor

@@ -46,6 +46,7 @@ def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
             continue
         top1 = [result.top1 for result in by_seed.values()]
         low, high = (t_interval(top1) if len(top1) > 1 else None) or (None, None)
+        # A difference of two runs counts only where both answered for the same images.
         both = [] if by_seed is first else sorted(by_seed.keys() & first.keys())
         has_same_images = not any("data.val" in by_seed[seed].other_images(first[seed]) for seed in both)
         # Runs on other images have no difference in pairs, whatever their seed.
