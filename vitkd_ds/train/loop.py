@@ -159,7 +159,7 @@ def train_from(
     before = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
     speed = {"image_gflops": step_gflops(costs), "peak_tflops": PEAK_TFLOPS.get(device_name())}
     meter = Meter(run.global_batch_size, clock=synchronised_time, **speed, **before)
-    micro_batches = meter.waiting(training_micro_batches(parts, state.step))
+    micro_batches = training_micro_batches(parts, state.step)
     with closing(log), closing(micro_batches), profiled(run.profile, workdir) as profiler:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
         goes_on = goes_on and train_steps(parts, micro_batches, profiler, log, meter, state, saver)
@@ -182,7 +182,7 @@ def train_steps(
     while state.step < schedule.total_steps:
         meter.start()
         queued.append(train_step(parts, micro_batches, state.step))
-        meter.add(queued[-1].terms)
+        meter.add(queued[-1].terms, waited_s=queued[-1].waited_s)
         if profiler:
             profiler.step()
         state.step += 1
