@@ -1,6 +1,5 @@
 """metrics.jsonl after a crash, and the meter's means and speed."""
 
-
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitkd_ds.checkpoint.files import write_text, write_whole
 from vitkd_ds.config.reading import read_bytes
-from vitkd_ds.config.run_folder import PREDICTIONS
+from vitkd_ds.config.run_folder import METRICS, PREDICTIONS
 from vitkd_ds.engine import ranks
 from vitkd_ds.train.console import Progress, progress_line
 from vitkd_ds.train.trackers import Tracker, open_trackers
@@ -44,7 +44,7 @@ class MetricsLog:
         self.total_steps, self.is_main = total_steps, ranks.rank() == 0
         if not self.is_main:
             return
-        self.predictions, path = workdir / PREDICTIONS, workdir / "metrics.jsonl"
+        self.predictions, path = workdir / PREDICTIONS, workdir / METRICS
         if path.exists():
             steps = {False: resumed_step, True: evaluated_step}
             # As bytes: a flipped bit makes a line no text, and that line alone is lost.

@@ -21,6 +21,7 @@ from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
 from vitkd_ds.config.check import check_run, check_without_classes
 from vitkd_ds.config.run import Run, as_dict
+from vitkd_ds.config.run_folder import SUMMARY
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.engine.processes import (
@@ -95,7 +96,7 @@ def train(run: Run) -> dict[str, Any] | None:
             lock.release()
     again = "give another --workdir to train again, or more --epochs with --extend"
     logger.info("%s is finished and left alone: %s", given, again)
-    return json.loads((workdir / "summary.json").read_text())
+    return json.loads((workdir / SUMMARY).read_text())
 
 
 def _is_stopped(device: torch.device) -> bool:
