@@ -152,6 +152,13 @@ def test_deepspeed_files_leave_to_the_recipe_what_it_owns():
         assert is_safe, f"{name} would replace torch's linear for the whole process"
 
 
+def test_files_of_a_run_folder_are_named_once():
+    owner, hub = PACKAGE["config/run_folder.py"], PACKAGE["commands/export/hub.py"]  # the Hub has a config.json too
+    named = {"config.json", "metrics.jsonl", "summary.json", "predictions.json", "student.json", "student.safetensors"}
+    none_of(f"{name}:{node.lineno}: {node.value}" for name in {*PACKAGE.values()} - {owner, hub}
+            for node in ast.walk(TREE[name]) if isinstance(node, ast.Constant) and node.value in named)  # fmt: skip
+
+
 def test_there_is_no_drawer_and_nothing_to_do_without_an_owner():
     none_of(name for name in PACKAGE.values() if re.search(r"/(utils|common|helpers)\b", name))
     none_of(name for name, text in TEXT.items() if re.search(r"TOD[O](?!\(#\d)", text))

@@ -55,7 +55,7 @@ MISTAKES = {
     },
     "train/schedule.py": {
         "lr_at": {
-            "optim.lr * global_batch_size / optim.lr_batch_size => optim.lr": RATE,
+            "peak_lr(run) => run.optim.lr": RATE,
             "(1 - start) * step => step": RATE,
             "peak - optim.min_lr => peak": RATE,
             "schedule.total_steps - 1 => schedule.total_steps": RATE,
@@ -93,8 +93,7 @@ MISTAKES = {
             "engine.set_lr(lr) => pass": PLAIN,
             "loss_weights_at(step, run, parts.schedule.total_steps)"
             " => loss_weights_at(0, run, parts.schedule.total_steps)": PLAIN,
-            "lr_at(step, parts.schedule, run.optim, run.global_batch_size)"
-            " => lr_at(step + 1, parts.schedule, run.optim, run.global_batch_size)": PLAIN,
+            "lr_at(step, parts.schedule, run) => lr_at(step + 1, parts.schedule, run)": PLAIN,
             "step=step => step=0": PLAIN,
             "value.detach() / num_micro => value.detach()": PLAIN,
             "micro * ranks.world_size() + ranks.rank() => ranks.rank()": PLAIN,
@@ -185,7 +184,7 @@ MISTAKES = {
         "": {
             "(signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)"
             " => (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)": CTRL_C,
-            "('SIGTERM', 'SIGINT', 'SIGHUP', LAUNCHER) => ('SIGTERM', 'SIGUSR1', 'SIGHUP', LAUNCHER)": CTRL_C,
+            "number != signal.SIGUSR1 => number != signal.SIGINT": CTRL_C,
         },
         "listen": {
             "signal.set_wakeup_fd(writing, warn_on_full_buffer=False) => pass": (

@@ -1,6 +1,7 @@
 """Updates of a whole run, settings and schedules included, against plain torch written out by hand."""
 
 import math
+import time
 from contextlib import closing
 
 import pytest
@@ -17,6 +18,7 @@ from vitkd_ds.train.parts import build_models, build_parts
 from vitkd_ds.train.step import settle, train_step
 
 STEPS, MICRO, BATCH = 5, 4, 8
+LATE_S = 0.02
 FLAGS = {
     "recipe": "demo", "debug": "true", "seed": "3", "max_steps": f"{STEPS}", "ds_config": FP32_RUN.ds_config,
     "global_batch_size": f"{BATCH}", "micro_batch_size_per_gpu": f"{MICRO}", "teacher.placement": "replica",
@@ -70,6 +72,12 @@ def train_plainly(run, normalization, micro_batches):
     return seen
 
 
+def late(micro_batches):
+    for micro_batch in micro_batches:
+        time.sleep(LATE_S)
+        yield micro_batch
+
+
 def main():
     device = start_processes()
     torch.set_num_threads(1)
@@ -77,10 +85,11 @@ def main():
     parts = build_parts(run, device)
     with closing(parts.train_loader.epoch(0)) as source:
         micro_batches = [(images.clone(), labels.clone()) for (images, labels), _ in zip(source, range(2 * STEPS))]
-    expected, left = train_plainly(run, parts.normalization, micro_batches), iter(micro_batches)
+    expected, left = train_plainly(run, parts.normalization, micro_batches), late(micro_batches)
     start, norms = build_models(run).student.state_dict(), []
     for step, (means, norm, *all_weights) in enumerate(expected):
         update = train_step(parts, left, step)
+        assert update.waited_s >= 2 * LATE_S, "of both micro-batches"
         assert not settle(update, run)
         for name, mean in means.items():
             assert update.terms[name].item() == pytest.approx(mean, rel=1e-4), (step, name)

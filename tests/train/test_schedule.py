@@ -23,12 +23,16 @@ SCHEDULE = Schedule(10, 101, warmup_steps=20, eval_every_steps=10, save_every_st
 OPTIM = OptimConfig(lr=1e-3, lr_batch_size=1024, min_lr=1e-5, warmup_start_factor=1e-3)
 
 
+def run_of(global_batch_size):
+    return replace(build_run("demo"), optim=OPTIM, global_batch_size=global_batch_size)
+
+
 @pytest.mark.parametrize("step, batch, expected", [
     (0, 1024, 1e-6), (10, 1024, 1e-3 * (0.001 + 0.999 * 0.5)), (20, 1024, 1e-3), (20, 512, 5e-4),
     (60, 1024, 1e-5 + (1e-3 - 1e-5) / 2), (100, 1024, 1e-5),
 ])  # fmt: skip
 def test_the_rate_warms_up_to_a_peak_that_scales_with_the_batch_and_falls_to_the_minimum(step, batch, expected):
-    assert lr_at(step, SCHEDULE, OPTIM, batch) == pytest.approx(expected)
+    assert lr_at(step, SCHEDULE, run_of(batch)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("schedule, values", [
@@ -70,7 +74,7 @@ def test_odd_lengths_become_steps(optim, warmup):
 
 def test_without_a_warm_up_the_first_step_has_the_peak():
     schedule = replace(SCHEDULE, warmup_steps=0)
-    assert [lr_at(step, schedule, OPTIM, 1024) for step in (0, 100)] == pytest.approx([1e-3, 1e-5])
+    assert [lr_at(step, schedule, run_of(1024)) for step in (0, 100)] == pytest.approx([1e-3, 1e-5])
 
 
 @pytest.mark.parametrize("max_steps, warmup", [

@@ -14,7 +14,7 @@ import vitkd_ds
 from vitkd_ds.checkpoint.files import write_json
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run, as_dict
-from vitkd_ds.config.run_folder import CHECKPOINTS, DONE, SUMMARY, is_begun, newest, read_json
+from vitkd_ds.config.run_folder import CHECKPOINTS, CONFIG, DONE, SUMMARY, is_begun, newest, read_json
 from vitkd_ds.data.images import SPLITS, fingerprint_of
 
 FREE_KEYS = frozenset(
@@ -46,7 +46,7 @@ def is_finished(run: Run) -> bool:
     workdir = Path(run.workdir)
     if run.resume == "none" or not (workdir / DONE).exists():
         return False
-    config = workdir / "config.json"
+    config = workdir / CONFIG
     if not config.exists():
         raise ValueError(
             f"{workdir} is finished by its file {DONE}, and must say in config.json what was trained, found none: put "
@@ -66,7 +66,7 @@ def check_begun(run: Run) -> None:
     """Check the settings of a run that its folder holds already, so far as this needs no images. Raises ValueError as
     `check_settings` does."""
     workdir = Path(run.workdir)
-    check_settings(run, workdir / "config.json" if run.resume != "none" and is_begun(workdir) else None)
+    check_settings(run, workdir / CONFIG if run.resume != "none" and is_begun(workdir) else None)
 
 
 def check_settings(run: Run, config: Path | None) -> Run | None:
@@ -165,14 +165,14 @@ def describe_run(
     starts = [*_starts_before(folder, resumed_step), now | {"device": device_name()}]
     content |= {"extended_at_steps": extended, "starts": starts}
     content |= {"world_size": ranks.world_size(), "device": device, "command": sys.argv, "git_commit": git_commit()}
-    write_json(folder / "config.json", content | {"versions": versions, "models": models, "images": images})
+    write_json(folder / CONFIG, content | {"versions": versions, "models": models, "images": images})
 
 
 def _extended_at(run: Run, total_steps: int, *, resumed_step: int) -> list[int]:
     """The steps at which the run was made longer, this start included. A new run, at step 0, has none."""
     if not resumed_step:
         return []
-    config = Path(run.workdir) / "config.json"
+    config = Path(run.workdir) / CONFIG
     if not config.exists():  # it begins at another run's checkpoint
         return [resumed_step] if run.extend else []
     before = read_json(config, {"plan.total_steps": int, "extended_at_steps": list | None})
@@ -182,7 +182,7 @@ def _extended_at(run: Run, total_steps: int, *, resumed_step: int) -> list[int]:
 
 def _starts_before(workdir: Path, resumed_step: int) -> list[dict[str, Any]]:
     """The starts of the run so far; none where it begins at step 0, or was begun by a version that noted none."""
-    config = workdir / "config.json"
+    config = workdir / CONFIG
     if not resumed_step or not config.exists():
         return []
     return read_json(config, {"starts": list | None}).get("starts") or []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitkd_ds.checkpoint.manifest import check_files, read_manifest
-from vitkd_ds.config.run_folder import CHECKPOINTS, TAG, newest, pointer, read_json, tags
+from vitkd_ds.config.run_folder import CHECKPOINTS, CONFIG, TAG, newest, pointer, read_json, tags
 from vitkd_ds.engine import ranks
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Start:
     @property
     def config(self) -> Path:
         """config.json of the run that made the checkpoint."""
-        return self.folder.parent / "config.json"
+        return self.folder.parent / CONFIG
 
 
 def find(resume: str, workdir: Path) -> Start | None:
@@ -103,7 +103,7 @@ def find(resume: str, workdir: Path) -> Start | None:
 
 def _has_begun_with(path: Path, workdir: Path) -> bool:
     """Whether the last start of a run had this path as --resume, by config.json, which is written once it has begun."""
-    config = workdir / "config.json"
+    config = workdir / CONFIG
     if not config.exists():
         return False
     before = read_json(config, {"run.resume": str})["run"]["resume"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitkd_ds.config.overrides import read_run
 from vitkd_ds.config.run import DataConfig, Run
-from vitkd_ds.config.run_folder import DESCRIPTION, EXPORTED, STUDENT, find_student, read_json, read_student
+from vitkd_ds.config.run_folder import CONFIG, DESCRIPTION, EXPORTED, STUDENT, find_student, read_json, read_student
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
 
@@ -55,7 +55,7 @@ def open_exported(student: str) -> Exported:
     find = partial(find_student, student)
     folder, description = read_student(find, lambda folder: (folder, read_json(folder / DESCRIPTION, EXPORTED)))
     # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
-    beside = [place for place in (folder, folder.parent.parent) if (place / "config.json").is_file()]
+    beside = [place for place in (folder, folder.parent.parent) if (place / CONFIG).is_file()]
     return Exported(student, folder, description, read_run(beside[0]) if beside else None, next(iter(beside), None))
 
 

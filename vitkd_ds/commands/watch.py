@@ -9,7 +9,7 @@ from typing import Any
 
 from vitkd_ds.checkpoint.lock import STALE_S, holder_of
 from vitkd_ds.commands.compare.runs import whole_lines
-from vitkd_ds.config.run_folder import DONE, SUMMARY, read_json
+from vitkd_ds.config.run_folder import CONFIG, DONE, METRICS, SUMMARY, read_json
 from vitkd_ds.train.console import Progress, progress_line
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def watch(run: str) -> dict[str, Any]:
     Raises:
         ValueError: a folder that is no run.
     """
-    folder, log = Path(run), _Growing(Path(run) / "metrics.jsonl")
+    folder, log = Path(run), _Growing(Path(run) / METRICS)
     total_steps = _total_steps(folder)
     progress, evaluated, state = Progress(total_steps, start_step=0), -1, ""
     try:
@@ -78,11 +78,11 @@ class _Growing:
 
 
 def _total_steps(folder: Path) -> int:
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise ValueError(
             f"{folder} must be a run folder, found no config.json in it: give what train.py had as --workdir"
         )
-    return read_json(folder / "config.json", {"plan.total_steps": int})["plan"]["total_steps"]
+    return read_json(folder / CONFIG, {"plan.total_steps": int})["plan"]["total_steps"]
 
 
 def _values(line: dict[str, Any]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from vitkd_ds.config.losses import terms_of_a_teacher
 from vitkd_ds.config.overrides import apply_overrides, read_run
 from vitkd_ds.config.run import Run, TeacherConfig
 from vitkd_ds.config.run_folder import (
+    CONFIG,
     DONE,
     TAG,
     description_beside,
@@ -121,7 +122,7 @@ def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
     of: that one may have trained on, or become finished, since."""
     workdir, path, (key, words) = Path(run.workdir), Path(given).expanduser(), WEIGHTS[role]
     moves = given not in words and is_student(path) and not TAG.fullmatch(path.name)
-    if not moves or run.resume == "none" or not is_begun(workdir) or not (workdir / "config.json").is_file():
+    if not moves or run.resume == "none" or not is_begun(workdir) or not (workdir / CONFIG).is_file():
         return run
     config, before = getattr(run, role), getattr(read_run(workdir), role)
     old, new = getattr(before, key) if before else "", getattr(config, key)

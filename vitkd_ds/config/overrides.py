@@ -13,6 +13,7 @@ from typing import Any, Iterable, Literal, Mapping, TypeVar, get_args, get_origi
 
 from vitkd_ds.config.reading import Unreadable, load_json
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import CONFIG
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def convert(text: str, declared: Any, key: str) -> Any:
 def read_run(path: Path) -> Run:
     """The run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed; raises
     ValueError, which names the file, if there is none or it holds no run of this version."""
-    file = path / "config.json" if path.is_dir() else path
+    file = path / CONFIG if path.is_dir() else path
     try:
         stored = load_json(file)
         return from_dict(Run, stored["run"] if isinstance(stored, dict) and "run" in stored else stored)

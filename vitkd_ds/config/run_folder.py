@@ -10,7 +10,12 @@ from vitkd_ds.config.reading import NOT_THERE, Unreadable, load_json, patiently,
 
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
-DONE, SUMMARY = "done", "summary.json"
+CONFIG = "config.json"
+"""The run's settings, schedule and starts."""
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+DONE = "done"
+"""An empty file of a finished run."""
 PREDICTIONS = "predictions.json"
 """What both models answered in the newest evaluation, for each validation image."""
 STUDENT, DESCRIPTION = "student.safetensors", "student.json"

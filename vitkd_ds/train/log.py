@@ -10,19 +10,18 @@ import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from vitkd_ds.checkpoint.files import write_text, write_whole
 from vitkd_ds.config.reading import read_bytes
-from vitkd_ds.config.run_folder import PREDICTIONS
+from vitkd_ds.config.run_folder import METRICS, PREDICTIONS
 from vitkd_ds.engine import ranks
 from vitkd_ds.train.console import Progress, progress_line
 from vitkd_ds.train.trackers import Tracker, open_trackers
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 EVALUATED = "val_num_images"
@@ -45,7 +44,7 @@ class MetricsLog:
         self.total_steps, self.is_main = total_steps, ranks.rank() == 0
         if not self.is_main:
             return
-        self.predictions, path = workdir / PREDICTIONS, workdir / "metrics.jsonl"
+        self.predictions, path = workdir / PREDICTIONS, workdir / METRICS
         if path.exists():
             steps = {False: resumed_step, True: evaluated_step}
             # As bytes: a flipped bit makes a line no text, and that line alone is lost.
@@ -161,25 +160,14 @@ class Meter:
         self.read_s, self.read_steps = timed_s, timed_steps
         self.waited_s = 0.0
 
-    def waiting(self, micro_batches: Iterator[T]) -> Iterator[T]:
-        """Hand micro-batches on, and count the seconds until each is there: the host's, as a device may have work left
-        meanwhile. Closes what it iterates over."""
-        with closing(micro_batches):
-            while True:
-                started = time.perf_counter()
-                micro_batch = next(micro_batches, None)
-                self.waited_s += time.perf_counter() - started
-                if micro_batch is None:
-                    return
-                yield micro_batch
-
     def start(self) -> None:
         """Start the clock, unless it runs; to be called before each step."""
         if self.started is None:
             self.started = self.clock()
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Count one step and its terms."""
+    def add(self, terms: Mapping[str, Tensor], *, waited_s: float = 0.0) -> None:
+        """Count one step, its terms, and the seconds that the host waited for its micro-batches."""
+        self.waited_s += waited_s
         self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
         self.num_summed += 1
         if self.warmup_s is None:

@@ -21,6 +21,7 @@ from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
 from vitkd_ds.config.check import check_run, check_without_classes
 from vitkd_ds.config.run import Run, as_dict
+from vitkd_ds.config.run_folder import SUMMARY
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.engine.processes import (
@@ -95,7 +96,7 @@ def train(run: Run) -> dict[str, Any] | None:
             lock.release()
     again = "give another --workdir to train again, or more --epochs with --extend"
     logger.info("%s is finished and left alone: %s", given, again)
-    return json.loads((workdir / "summary.json").read_text())
+    return json.loads((workdir / SUMMARY).read_text())
 
 
 def _is_stopped(device: torch.device) -> bool:
@@ -159,7 +160,7 @@ def train_from(
     before = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
     speed = {"image_gflops": step_gflops(costs), "peak_tflops": PEAK_TFLOPS.get(device_name())}
     meter = Meter(run.global_batch_size, clock=synchronised_time, **speed, **before)
-    micro_batches = meter.waiting(training_micro_batches(parts, state.step))
+    micro_batches = training_micro_batches(parts, state.step)
     with closing(log), closing(micro_batches), profiled(run.profile, workdir) as profiler:
         goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
         goes_on = goes_on and train_steps(parts, micro_batches, profiler, log, meter, state, saver)
@@ -182,7 +183,7 @@ def train_steps(
     while state.step < schedule.total_steps:
         meter.start()
         queued.append(train_step(parts, micro_batches, state.step))
-        meter.add(queued[-1].terms)
+        meter.add(queued[-1].terms, waited_s=queued[-1].waited_s)
         if profiler:
             profiler.step()
         state.step += 1

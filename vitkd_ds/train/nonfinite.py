@@ -12,7 +12,7 @@ from typing import Any
 
 from vitkd_ds.checkpoint.files import write_text
 from vitkd_ds.config.run import Run
-from vitkd_ds.config.run_folder import CHECKPOINTS, newest
+from vitkd_ds.config.run_folder import CHECKPOINTS, CONFIG, newest
 from vitkd_ds.engine import ranks
 from vitkd_ds.train.parts import Parts
 from vitkd_ds.train.schedule import loss_weights_at
@@ -60,7 +60,7 @@ def replay_command(run: Run, step: int) -> str:
     workdir, tag = Path(run.workdir), newest(Path(run.workdir) / CHECKPOINTS)
     launcher = ["torchrun", "--nproc_per_node", f"{ranks.world_size()}"] if ranks.world_size() > 1 else ["python"]
     start = str(workdir / CHECKPOINTS / tag) if tag else "none"
-    options = {"recipe": workdir / "config.json", "resume": start, "log_every_steps": 1, "trackers": ""}
+    options = {"recipe": workdir / CONFIG, "resume": start, "log_every_steps": 1, "trackers": ""}
     options |= {"workdir": workdir / FOLDER / f"replay{step:08d}"}
     return shlex.join([*launcher, "train.py", *(f"--{key}={value}" for key, value in options.items())])
 

@@ -13,6 +13,7 @@ import torch
 from vitkd_ds.checkpoint.export import write_student
 from vitkd_ds.checkpoint.files import sync_folder, write_json, write_text
 from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.config.run_folder import DONE, SUMMARY
 from vitkd_ds.data.loader import Loader
 from vitkd_ds.engine import ranks
 from vitkd_ds.train import signals, watchdog
@@ -115,9 +116,9 @@ def finish(
     def write() -> None:
         check()
         write_student(workdir, weights, description)
-        write_json(workdir / "summary.json", summary)
+        write_json(workdir / SUMMARY, summary)
         sync_folder(workdir)  # a finished run is never started again, so all of it must be there before `done` is
-        write_text(workdir / "done", "")
+        write_text(workdir / DONE, "")
         sync_folder(workdir)
 
     ranks.on_main(write)

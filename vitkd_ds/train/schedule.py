@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vitkd_ds.config.run import OptimConfig, Run
+from vitkd_ds.config.run import Run, peak_lr
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ def check_warmup(run: Run, schedule: Schedule) -> None:
     )
 
 
-def lr_at(step: int, schedule: Schedule, optim: OptimConfig, global_batch_size: int) -> float:
+def lr_at(step: int, schedule: Schedule, run: Run) -> float:
     """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr.
 
     **Differs** from the paper's code, cls_KD, whose cosine falls once an epoch: here it falls at every update.
     """
-    peak = optim.lr * global_batch_size / optim.lr_batch_size
+    optim, peak = run.optim, peak_lr(run)
     if step < schedule.warmup_steps:
         start = optim.warmup_start_factor
         return peak * (start + (1 - start) * step / schedule.warmup_steps)

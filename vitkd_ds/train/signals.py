@@ -19,7 +19,7 @@ ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Slurm's warning before the time limit, preemption and `scancel`, Ctrl-C, a terminal that is closed."""
 
 LAUNCHER = "the launcher's end"
-URGING = ("SIGTERM", "SIGINT", "SIGHUP", LAUNCHER)
+URGING = (*(number.name for number in ASKING if number != signal.SIGUSR1), LAUNCHER)
 """Signals after which a launcher waits half a minute and kills; USR1 leaves the time that the job script asked for."""
 LAUNCHERS = ("deepspeed", "ds", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
 """Programs and modules of Python that start ranks and, if they are killed, leave them without a signal."""

@@ -1,5 +1,6 @@
 """One optimizer update: queued on the device as a whole, and settled when its outcome is read."""
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,24 +38,30 @@ class Update:
     terms: dict[str, Tensor]
     """Of this rank, mean over its micro-batches: detached fp32 scalars."""
     outcome: Outcome
+    waited_s: float
+    """Seconds that this rank's host waited for its micro-batches; a device may have had work meanwhile."""
 
 
 def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> Update:
     """Queue one optimizer update, after `step` others, of uint8 images [B, C, H, W] and labels [B]. Collective. Nothing
     here waits for the device."""
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
-    lr = lr_at(step, parts.schedule, run.optim, run.global_batch_size)
+    lr = lr_at(step, parts.schedule, run)
     engine.set_lr(lr)
     weights = {
         name: torch.full((), weight, device=parts.device)  # torch.tensor would copy, and wait for the device
         for name, weight in loss_weights_at(step, run, parts.schedule.total_steps).items()
     }
     means: dict[str, Tensor] = {}
+    waited_s = 0.0
     for micro in range(num_micro):
         watchdog.enter("step", step)
         place = micro * ranks.world_size() + ranks.rank()  # keys the draws, the same at any number of ranks
         with record_function("data"):
-            student_BCHW, teacher_BCHW, targets_BK = parts.inputs(*next(micro_batches), step=step, place=place)
+            started = time.perf_counter()
+            images_BCHW, labels_B = next(micro_batches)
+            waited_s += time.perf_counter() - started
+            student_BCHW, teacher_BCHW, targets_BK = parts.inputs(images_BCHW, labels_B, step=step, place=place)
         features = None
         if parts.teacher:
             teach = partial(teach_named, parts.teacher, teacher_BCHW)
@@ -71,7 +78,7 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
     is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
     with record_function("update"):
         outcome = engine.step(veto=is_bad.float(), count=is_asked)
-    return Update(step, lr, means, outcome)
+    return Update(step, lr, means, outcome, waited_s)
 
 
 @torch.compiler.disable

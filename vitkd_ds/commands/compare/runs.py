@@ -9,15 +9,14 @@ from typing import Any, Sequence
 from vitkd_ds.checkpoint.folder import FREE_KEYS, flattened
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run, as_dict
-from vitkd_ds.config.run_folder import DONE, SUMMARY, read_json
+from vitkd_ds.config.run_folder import CONFIG, DONE, METRICS, SUMMARY, read_json
 from vitkd_ds.data.images import SPLITS
 from vitkd_ds.train.statistics import wilson_interval
 
 EVALUATED = ("val_num_images", "val_top1", "val_top5")
 """Keys that a line of metrics.jsonl has if it is of an evaluation; with a teacher it has more."""
-METRICS = "metrics.jsonl"
 SIZES = ("parameters", "gflops")
-CONFIG = {
+NEEDED = {
     "run": dict, "run.seed": int, "run.teacher": dict | None, "run.data.train": str, "run.data.val": str,
     "run.data.image_size": int, "run.data.num_classes": int, "run.global_batch_size": int,
     "plan.steps_per_epoch": int, "world_size": int, "images": dict | None,
@@ -133,10 +132,10 @@ def read_results(runs: Sequence[str], *, must_be_evaluated: bool = True) -> list
 
 
 def _read(folder: Path, name: str) -> Result:
-    config_file = folder / "config.json"
+    config_file = folder / CONFIG
     if not config_file.is_file():
         raise ValueError(f"{folder} must be a run folder, found no {config_file}: give what train.py had as --workdir")
-    config = read_json(config_file, CONFIG)
+    config = read_json(config_file, NEEDED)
     if "models" in config:  # runs of versions before 0.4 have none
         roles = [role for role in ("student", "teacher") if config["run"].get(role)]
         read_json(config_file, {f"models.{role}.{what}": int | float for role in roles for what in SIZES})

@@ -10,6 +10,7 @@ from vitkd_ds.commands.compare.runs import read_lines
 from vitkd_ds.commands.exported import Exported
 from vitkd_ds.commands.show import one_line
 from vitkd_ds.config.reading import load_json
+from vitkd_ds.config.run_folder import CONFIG
 from vitkd_ds.train.statistics import wilson_interval
 
 MOST_CLASSES = 50
@@ -36,7 +37,7 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
         "pipeline_tag": "image-classification" if classes else "image-feature-extraction",
         "tags": ["timm", "vitkd_ds", "image-classification" if classes else "image-feature-extraction"],
     }
-    config = load_json(exported.run_folder / "config.json") if exported.run_folder else {}
+    config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
     parts = [
         _introduction(exported, config, name),
         _results(exported),

@@ -10,6 +10,7 @@ from vitkd_ds.checkpoint.folder import flattened
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.report.html import Html, element, joined, section, table
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.config.run_folder import METRICS
 from vitkd_ds.recipes import RECIPES, build_run
 
 OF_THE_FOLDER = {"recipe", "workdir", "resume", "extend", "debug"}
@@ -35,7 +36,7 @@ def head(result: Result, others: Sequence[Result], sections: dict[str, str]) -> 
 def _age(result: Result) -> str:
     """When an unfinished run last wrote to its log."""
     try:
-        seconds = max(0.0, time.time() - (result.folder / "metrics.jsonl").stat().st_mtime)
+        seconds = max(0.0, time.time() - (result.folder / METRICS).stat().st_mtime)
     except OSError:
         return ""
     text = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -10,6 +10,7 @@ from typing import Mapping, Sequence
 from vitkd_ds.checkpoint.folder import is_finished
 from vitkd_ds.commands.parse import parse_run
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import CONFIG
 
 GRID = "grid."
 """What an option of the grid begins with."""
@@ -100,7 +101,7 @@ def _checked_grid(recipes: Sequence[str], seeds: int, flags: Mapping[str, str]) 
 def _name(recipe: str) -> str:
     """A recipe's name; of a path that of its file without .json, or of the run folder."""
     path = Path(recipe).resolve() if "/" in recipe or recipe.startswith(".") else Path(recipe)
-    path = path.parent if path.name == "config.json" else path
+    path = path.parent if path.name == CONFIG else path
     return path.name.removesuffix(".json")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Iterator, Sequence
 
 from vitkd_ds.commands.sweep.members import Member
+from vitkd_ds.train.signals import ASKING
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ def _passing_signals_to(training: list[Job]) -> Iterator[list[int]]:
         for job in training:
             job.process.send_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    # A terminal that is closed ends the sweep alone: its runs are in sessions of their own, and train on.
+    numbers = [number for number in ASKING if number != signal.SIGHUP]
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield received
