@@ -140,8 +140,8 @@ def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
 
 
 def test_a_warm_up_that_the_run_ends_in_is_an_error_once_its_steps_are_known():
-    run = replace(build_run("demo"), max_steps=200)
-    assert not list(data.schedule_rows(run, 99))
+    run = replace(build_run("demo"), epochs=2.004)
+    assert not list(data.schedule_rows(run, 1000))
     (row,) = data.schedule_rows(run, 100)
     assert row.level == "error" and "found 200 of 200 steps (optim.warmup_epochs=2, 100 steps an epoch" in row.found
 
