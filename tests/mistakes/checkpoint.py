@@ -3,6 +3,7 @@
 FILES = "checkpoint/test_files.py::test_"
 LOAD = "checkpoint/test_load.py::test_"
 LOCK = "checkpoint/test_lock.py::test_"
+HOLDER = "checkpoint/test_holder.py::test_"
 FOLDER = "checkpoint/test_folder.py::test_"
 SAVE = "checkpoint/test_save.py::test_"
 ON_DISK = f"{FILES}bytes_are_on_the_disk_before_the_name_appears"
@@ -190,7 +191,7 @@ MISTAKES = {
         },
         "is_former_self": {
             "int(starts[0]) < int(starts[1]) => False": (
-                f"{LOCK}the_requeue_of_a_job_does_not_wait_for_its_former_self"
+                f"{HOLDER}only_a_later_start_that_slurm_has_confirmed_takes_over_from_its_former_self"
             ),
         },
     },
