@@ -4,10 +4,11 @@ was left alone: every bit of the exported weights, and each step in metrics.json
     python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--slurm] [--fault NAME] [--json FILE]
 
 The run is the demo at debug size with all that must be resumed switched on. A third of the kills come during the start,
-imports included, a third during the training, and a third wait for a checkpoint that is being written. Of five, three
-are SIGKILL, one is SIGSTOP and SIGKILL up to three seconds later, and one is SIGTERM, which asks to save and end. There
-is no launcher: once the ranks have met, the others must notice by themselves, and what they took is reported. A rank
-that waits for one that died before they met is killed, as a launcher would do.
+imports included, a third during the training, and a third wait for a checkpoint that is being written. Of six, three
+are SIGKILL, one is SIGSTOP and SIGKILL up to three seconds later, one is SIGTERM, which asks to save and end, and one
+is the kernel's for want of memory (as root, where memory cgroups can be made; else SIGKILL). There is no launcher: once
+the ranks have met, the others must notice by themselves, and what they took is reported. A rank that waits for one that
+died before they met is killed, as a launcher would do.
 
 Every second start also has a fault in what a run relies on (`benchmarks/chaos_trust.py`): streams, links, environment,
 a stale teacher, namespaces. --fault takes one of them alone.
@@ -30,11 +31,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks.chaos_trust import FAULTS, FOREIGN, Trust, close_stderr  # noqa: E402
+from benchmarks.chaos_trust import FAULTS, FOREIGN, Trust, close_stderr, end_memory  # noqa: E402
 from vitkd_ds.train.log import OF_THE_MACHINE  # noqa: E402
 
 STEPS_PER_KILL = 16
-HOW = ("killed", "killed", "killed", "suspended, then killed", "asked to end")
+HOW = ("killed", "killed", "killed", "suspended, then killed", "asked to end", "out of memory")
 SUSPENDED_S = 3.0
 OPTIONS = [
     "--recipe=demo", "--debug", "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=3",
@@ -140,11 +141,13 @@ def wait_for_moment(workdir, start_s, step_s, draw, is_over, *, is_new=True):
 def kill_one(pid, draw):
     """Kill a process in one of several ways; returns how."""
     how = draw.choice(HOW)
+    if how == "out of memory" and end_memory(pid):
+        return how
     if how == "suspended, then killed":
         os.kill(pid, signal.SIGSTOP)
         time.sleep(draw.uniform(0, SUSPENDED_S))
     os.kill(pid, signal.SIGTERM if how == "asked to end" else signal.SIGKILL)
-    return how
+    return how.replace("out of memory", "killed")
 
 
 def calm_run(args, folder, steps, *options):
