@@ -11,6 +11,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["*.md", "docs/*.md", "slurm/*.md", "ds_configs/*.md", "benchmarks/*.md"]
+OURS = ["site/iframe-worker.js", "site/tables.css"]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 REFERENCE = {
     "Loading and features": ["vitkd_ds.models.features", "vitkd_ds.models.distiller"],
@@ -38,6 +39,8 @@ def on_files(files: Files, config: object) -> Files:
     for path in [*pages, *others]:
         uri = path.relative_to(ROOT).as_posix()
         kept.append(File.generated(config, uri, abs_src_path=str(path)))
+    for name in OURS:
+        kept.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     kept.append(File.generated(config, "reference.md", content=reference()))
     return kept
 
