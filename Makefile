@@ -13,7 +13,8 @@ setup: .venv/.ready
 	@# torch first: deepspeed's and ffcv's setup.py look at it; no build isolation, so that they look at this one.
 	@# DS_IGNORE_CUDA_DETECTION: beside a GPU deepspeed would ask for the CUDA toolkit, which nothing here needs.
 	$(BIN)/python -m pip install --quiet torch
-	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/python -m pip install --quiet --no-build-isolation \
+	    --config-settings editable_mode=compat --editable ".[test]"
 	@# By itself, as it asks for an older Pillow: vitkd_ds/config/check.py.
 	$(BIN)/python -m pip install --quiet --no-deps 'trackio>=0.43,<0.44'
 	touch $@
