@@ -1,6 +1,7 @@
 """What all kinds of sources have in common: a list of images with labels, and a way to get the bytes of each."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitkd_ds.data.image_file import EXTENSIONS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Source:
             digest.update(name.removeprefix(without).encode("utf-8", "surrogateescape") + b"\0")
         digest.update(np.asarray(self.sizes, "<i8").tobytes() + np.asarray(self.labels, "<i8").tobytes())
         return digest.hexdigest()
+
+
+def warn_of_left_out(what: str, names: Sequence[str]) -> None:
+    """Log how many files a source leaves out, and the first one's name, if there are any."""
+    if names:
+        logger.warning("%d %s are left out, the first is %r", len(names), what, names[0])
 
 
 def is_image(name: str) -> bool:
