@@ -120,7 +120,7 @@ def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path]).returncode:
         pytest.skip("needs to mount a small file system")
     run = replace(build_run("demo"), workdir=str(tmp_path / "run"))
-    patient = rows.Patient(run, CPU, ["here"], num_trained=100_000)
+    patient = rows.Patient(run, CPU, ["here"], num_trained=100_000, state_bytes=800_000)
     try:
         found = {row.name: row for row in folder.check_folder(patient)}
     finally:

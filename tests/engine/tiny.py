@@ -64,6 +64,12 @@ def set_drop_path(student, probability):
         block.drop_path1.drop_prob = block.drop_path2.drop_prob = probability
 
 
+def parameter_groups(distiller, weight_decay):
+    """Groups for torch's AdamW."""
+    decayed, undecayed = distiller.split_by_decay()
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+
+
 def all_weights(engine):
     """The fp32 weights of student and losses of a `StudentEngine`, by name. Collective."""
     flat = engine.engine.module
@@ -151,7 +157,7 @@ def train_plainly(*, steps, autocast=False):
     """The same updates in plain torch on the whole batch: no engine, no ranks, no micro-batches."""
     distiller, teacher = make_distiller()
     optim = RUN.optim
-    groups = distiller.parameter_groups(optim.weight_decay)
+    groups = parameter_groups(distiller, optim.weight_decay)
     adamw = torch.optim.AdamW(groups, lr=1e-3, betas=optim.betas, eps=optim.eps)
     totals, norms = [], []
     for step in range(steps):

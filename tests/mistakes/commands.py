@@ -59,8 +59,8 @@ MISTAKES = {
         },
         "memory_bytes": {
             "8 if overlaps else 6 => 8": MEMORY,
-            "(16 + 4 * inputs.has_average) * trained / layout.ranks => (16 + 4 * inputs.has_average) * trained": MEMORY,
-            "4 * inputs.has_average => 0": MEMORY,
+            "(8 * trained + inputs.state_bytes) / layout.ranks => 8 * trained + inputs.state_bytes": MEMORY,
+            "8 * trained + inputs.state_bytes => 16 * trained": MEMORY,
             "min(inputs.bucket_elements, trained) => inputs.bucket_elements": MEMORY,
         },
         "scaling": {

@@ -38,12 +38,10 @@ MISTAKES = {
                 "models/test_variants.py::test_each_head_has_its_own_term_and_the_mean_of_both_answers_in_eval"
             ),
         },
-        "Distiller.parameter_groups": {
+        "Distiller.split_by_decay": {
             "p.ndim <= 1 or name in exempt => name in exempt": GROUPS,
             "p.ndim <= 1 or name in exempt => p.ndim <= 1": GROUPS,
             "f'student.{name}' => name": GROUPS,
-            "{'params': undecayed, 'weight_decay': 0.0} => {'params': undecayed, 'weight_decay': weight_decay}": GROUPS,
-            "{'params': decayed, 'weight_decay': weight_decay} => {'params': decayed, 'weight_decay': 0.05}": GROUPS,
             "p.requires_grad => True": GROUPS,
         },
     },

@@ -162,8 +162,10 @@ class AugmentConfig(Part, place="augment"):
 
 @dataclass(frozen=True)
 class OptimConfig(Part, place="optim"):
-    """AdamW, warm-up and cosine, clipping, EMA."""
+    """Optimizer, warm-up and cosine, clipping, EMA."""
 
+    name: Literal["adamw"] = "adamw"
+    """Optimizer that updates the weights."""
     lr: Annotated[float, POSITIVE] = 1e-3
     """Peak learning rate at lr_batch_size; the run's is lr * global_batch_size / lr_batch_size."""
     lr_batch_size: Annotated[int, POSITIVE] = 1024

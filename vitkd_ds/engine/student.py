@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
+from vitkd_ds.engine.clip import clip_gradients
 from vitkd_ds.engine.compile import compile_options
 from vitkd_ds.engine.ds_config import bucket_size, check_student, is_bf16, layout, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatModule
 from vitkd_ds.engine.internals import STUDENT, STUDENT_OPTIMIZER, check_internals
-from vitkd_ds.engine.optimizer import AdamWithEMA, clip_gradients
+from vitkd_ds.engine.optimizers.base import optimizer_class
 from vitkd_ds.engine.state_files import Collector, read_partition, with_names
 
 
@@ -39,8 +40,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
     config = load_ds_config(run.ds_config, owned)
     check_student(config, source=run.ds_config)
     resolve_auto(config, world_size=ranks.world_size(), is_compiled=run.is_compiled)
-    # `StudentEngine.step` clips, to the recipe's norm. AdamWithEMA is torch's AdamW in all but its exact class, by
-    # which DeepSpeed's list of tested optimizers goes.
+    # `StudentEngine.step` clips, to the recipe's norm. DeepSpeed's list of tested optimizers goes by the exact class.
     forced = {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
     return {"steps_per_print": None} | config | forced
 
@@ -102,18 +102,20 @@ class StudentEngine:
 
     Attributes:
         distiller: the module; its weights are in the flat parameters.
+        group_names: names of the parameter groups, in the order of `Outcome.group_norms`.
         layout: how the state is cut over the ranks; see `vitkd_ds.engine.ds_config.layout`.
         dtype: what the student computes in.
     """
 
     def __init__(self, module: nn.Module, run: Run, ds_config: dict[str, Any]) -> None:
         self.distiller = module
-        groups = module.parameter_groups(run.optim.weight_decay)
+        chosen = optimizer_class(run.optim.name)
+        groups = chosen.groups(module, run.optim)
+        self.group_names = tuple(group.name for group in groups)
         self._flat = FlatModule(module, groups, max_numel=bucket_size(ds_config))
         start = [flat.detach().clone() for flat in self._flat.flats]
-        optim, is_fused = run.optim, get_accelerator().device_name() == "cuda"
-        adamw = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "fused": is_fused}
-        optimizer = AdamWithEMA(self._flat.parameter_groups(), ema_decay=optim.ema_decay, **adamw)
+        is_fused = get_accelerator().device_name() == "cuda"
+        optimizer = chosen(self._flat.parameter_groups(), run.optim, is_fused=is_fused)
         self.engine, *_ = deepspeed.initialize(model=self._flat, optimizer=optimizer, config=ds_config)
         check_internals(self.engine, STUDENT)
         check_internals(self.engine.optimizer, STUDENT_OPTIMIZER)
@@ -210,7 +212,7 @@ class StudentEngine:
         optimizer, states = self.engine.optimizer, self.engine.basic_optimizer.state
         masters = optimizer.single_partition_of_fp32_groups
         sizes = [len(master) for master in masters]
-        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.group_shapes(), sizes))
+        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.places(), sizes))
         for master, group in zip(masters, saved.groups):
             master.data.copy_(group.pop("fp32"))
             states[master] = {key: value.to(master.device) for key, value in group.items()}

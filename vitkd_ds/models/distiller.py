@@ -6,7 +6,7 @@ projector are sharded, clipped, checkpointed and compiled with the student. The 
 """
 
 from importlib import import_module
-from typing import Any, Callable, Mapping
+from typing import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,8 @@ class Distiller(nn.Module):
             {"total": total} | {key: loss.detach() for part in parts.values() for key, loss in part.items()} | factors
         )
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Split the parameters for AdamW into two groups, with weight decay and without.
+    def split_by_decay(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Split the trainable parameters into those with weight decay and those without.
 
         Norms, biases, LayerScale and the names in timm's no_weight_decay have none. ViTKD's mask token does, as in the
         official code.
@@ -97,7 +97,7 @@ class Distiller(nn.Module):
         for name, p in self.named_parameters():
             if p.requires_grad:
                 (undecayed if p.ndim <= 1 or name in exempt else decayed).append(p)
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+        return decayed, undecayed
 
 
 def part_of(term: Term) -> type[LossPart]:

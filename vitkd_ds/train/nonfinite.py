@@ -21,8 +21,6 @@ from vitkd_ds.train.step import Update
 logger = logging.getLogger(__name__)
 
 FOLDER = "nonfinite"
-GROUPS = ("with_weight_decay", "without_weight_decay")
-"""The parameter groups, in the order of `Distiller.parameter_groups`."""
 
 
 def report_nonfinite(parts: Parts, update: Update) -> None:
@@ -39,7 +37,7 @@ def report_nonfinite(parts: Parts, update: Update) -> None:
         "lr": update.lr,
         "loss_weights": loss_weights_at(update.step, run, schedule.total_steps),
         "terms": [_readable(found) for found in terms],
-        "gradient_norms": _readable(dict(zip(GROUPS, update.outcome.group_norms, strict=True))),
+        "gradient_norms": _readable(dict(zip(parts.engine.group_names, update.outcome.group_norms, strict=True))),
         "images": {"file": str(run.data.train), "ranks": [share.tolist() for share in numbers]},
         "checkpoint": newest(Path(run.workdir) / CHECKPOINTS),
         "replay": replay_command(run, update.step + 1),

@@ -17,7 +17,7 @@ INPUTS = predict.Inputs(
     teacher_s=1e-4, student_s=3e-4, loss_s=0.0, others_s=0.0, host_s=0.010, update_s=0.004, shard_host_s=0.002,
     flops=1e9,
     trained_params=10**8, teacher_params=2 * 10**8, gathers=10, gathered_params=5 * 10**7, offloaded_params=3 * 10**7,
-    activation_bytes=1e6, image_bytes=2e5, is_compiled=False, has_average=False, bucket_elements=5 * 10**7,
+    activation_bytes=1e6, image_bytes=2e5, is_compiled=False, state_bytes=8 * 10**8, bucket_elements=5 * 10**7,
 )  # fmt: skip
 PARAMS = {"trained_params": INPUTS.trained_params, "teacher_params": INPUTS.teacher_params}
 CARD = replace(HARDWARE["h100"], nvlink_gb_per_s=100, network_gb_per_s=10, pcie_gb_per_s=50)
@@ -101,7 +101,7 @@ def test_memory_by_hand():
     )
     small = predict.memory_bytes(replace(INPUTS, trained_params=10**6), layout)
     assert small["gradient buckets"] == 8e6, "which need hold no more than there is"
-    alone = predict.memory_bytes(replace(INPUTS, has_average=True), replace(layout, gpus_per_node=1))
+    alone = predict.memory_bytes(replace(INPUTS, state_bytes=12 * 10**8), replace(layout, gpus_per_node=1))
     assert list(alone.values())[:4] == [4e8, 20e8, 3e8, 4e8]
     assert predict.memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8
     assert predict.memory_bytes(INPUTS, replace(layout, placement="offload"))["teacher"] == 6e7 + 3e7 / 4

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, graded, judged, needed, ok, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
+from vitkd_ds.engine.optimizers.base import state_bytes
 from vitkd_ds.engine.processes import peak_memory_gib, synchronised_time
 from vitkd_ds.engine.student import student_ds_config
 from vitkd_ds.models import build
@@ -77,6 +78,7 @@ def check_models(patient: Patient) -> Iterator[Row]:
         fitting = fit_models(run, models[0], models[1] if run.teacher else None)
         distiller = Distiller(fitting.student, run.losses, fitting.pair)
         patient.num_trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
+        patient.state_bytes = state_bytes(distiller, run.optim)
         patient.models = fitting
 
 

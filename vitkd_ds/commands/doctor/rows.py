@@ -35,6 +35,8 @@ class Patient:
     """Whether the teacher has its own weights; random ones stand in for those that are not at hand."""
     num_trained: int | None = None
     """Parameters of the student and the losses."""
+    state_bytes: int = 0
+    """Optimizer state and moving average of these."""
     parts: Parts | None = None
     images_per_s: float = 0.0
     """Images that one rank trains per second, uncompiled; 0 where there is no GPU."""

@@ -16,6 +16,7 @@ from vitkd_ds.config.term import Term
 from vitkd_ds.data.beton.format import SUFFIX, read_beton
 from vitkd_ds.data.subset import use_part
 from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config, is_bf16, most_blocks
+from vitkd_ds.engine.optimizers.base import state_bytes
 from vitkd_ds.models.build import build_student, build_teacher
 from vitkd_ds.models.cost import forward_flops, keep_patches, num_parameters, term_cost
 from vitkd_ds.models.distiller import Distiller
@@ -95,7 +96,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         offloaded_params=_gathered_params(teacher, gathered, "offload"),
         activation_bytes=shapes.activation_bytes(student, checkpointed=checkpointed) + loss_bytes + others_bytes,
         image_bytes=shapes.IMAGE_BYTES_PER_VALUE * 3 * max(size, teacher_size) ** 2,
-        is_compiled=run.is_compiled, has_average=run.optim.ema_decay > 0,
+        is_compiled=run.is_compiled, state_bytes=state_bytes(distiller, run.optim),
         bucket_elements=int(_ds_config(run.ds_config)["zero_optimization"].get("reduce_bucket_size", 500_000_000)),
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ class Inputs:
     host_s: float
     """Fixed seconds per micro-batch."""
     update_s: float
-    """Fixed seconds per step: norm, clipping, AdamW."""
+    """Fixed seconds per step: norm, clipping, optimizer."""
     shard_host_s: float
     """Seconds per micro-batch that the hooks of a sharded or offloaded teacher add."""
     flops: float
@@ -61,7 +61,8 @@ class Inputs:
     """Bytes of an image of a micro-batch itself, in every form that lives at the same time."""
     is_compiled: bool
     """Whether the student is compiled as a whole; then all its gradients come when the backward pass is over."""
-    has_average: bool
+    state_bytes: int
+    """Optimizer state and moving average of all ranks."""
     bucket_elements: int
     """DeepSpeed's reduce_bucket_size."""
 
@@ -149,8 +150,7 @@ def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
     overlaps = layout.ranks > 1 and not inputs.is_compiled
     return {
         "student, bf16 weights and gradients": 4 * trained,
-        f"fp32 weights, gradient, AdamW's moments{', average' * inputs.has_average}":
-            (16 + 4 * inputs.has_average) * trained / layout.ranks,
+        "fp32 weights, gradient, optimizer state": (8 * trained + inputs.state_bytes) / layout.ranks,
         # A bf16 buffer, another to fill while the first is sent, and one in fp32 that is sent.
         "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
         "teacher": {"replica": whole, "offload": offloaded}.get(layout.placement, shard),
