@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Mapping
 
 from vitkd_ds.config.losses import terms_of_a_teacher
-from vitkd_ds.config.overrides import apply_overrides, read_run
-from vitkd_ds.config.run import Run, TeacherConfig
+from vitkd_ds.config.overrides import apply_overrides
+from vitkd_ds.config.run import Run, TeacherConfig, read_run
 from vitkd_ds.config.run_folder import (
     CONFIG,
     DONE,
