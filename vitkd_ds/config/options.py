@@ -6,8 +6,8 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Mapping
 
-from vitkd_ds.config.overrides import apply_overrides, read_run
-from vitkd_ds.config.run import Run, TeacherConfig
+from vitkd_ds.config.overrides import apply_overrides
+from vitkd_ds.config.run import Run, TeacherConfig, read_run
 from vitkd_ds.config.run_folder import (
     CONFIG,
     DONE,

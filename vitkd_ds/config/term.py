@@ -1,9 +1,12 @@
 """Declarations shared by all loss terms: weight and schedule, inputs, cost, watched metrics."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from vitkd_ds.config.rules import Part, at_least
+from annotated_types import Ge
+from pydantic.dataclasses import dataclass
+
+from vitkd_ds.config.part import Number, Part
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Term(Part, place="losses"):
     is_watched = False
     """Whether evaluations without labels also compute the `metrics` of its `LossPart`; no field."""
 
-    weight: Annotated[float, at_least(0, "off")] = 0.0
+    weight: Annotated[Number, Ge(0)] = 0.0
     """Factor of the term in the total; 0 is off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the weight: constant, or linear / cosine from the weight down to 0 at the last step."""
