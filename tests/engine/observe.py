@@ -19,6 +19,7 @@ from tests.engine.observe_terms import equal, save
 from tests.engine.twin import DeepSpeedsOwn
 from tests.train import test_log
 from vitkd_ds.cli import parse_run
+from vitkd_ds.config.term import Needs
 from vitkd_ds.data.images import open_images
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.flat import FlatBlock
@@ -159,7 +160,8 @@ def gathered_ahead(*, prefetch, live):
         "leaf_module": {"classes": ["vitkd_ds.engine.flat.FlatBlock"]},
     }  # fmt: skip
     config = {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_optimization": zero}
-    engine, *_ = deepspeed.initialize(model=FeatureModule(model, (0, 1)), config=config | {"steps_per_print": None})
+    module = FeatureModule(model, Needs(teacher_blocks=(0, 1)))
+    engine, *_ = deepspeed.initialize(model=module, config=config | {"steps_per_print": None})
     gathered = []
 
     def count(*_):

@@ -271,7 +271,7 @@ def _add_terms_of_others() -> None:
         TERMS[point.name] = term
 
 
-NAMES_TAKEN = ("student", "balance", "forward", "parts", "training", *dir(Losses))
+NAMES_TAKEN = ("student", "balance", "blocks", "forward", "maps", "parts", "training", *dir(Losses))
 """Names of a `Distiller` and of `Losses` that no term may have."""
 BAD_ENTRY_POINTS: list[str] = []
 """What is wrong with terms of other packages."""

@@ -1,6 +1,6 @@
 """Declarations shared by all loss terms: weight and schedule, inputs, cost, watched metrics."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 from vitkd_ds.config.rules import Part, at_least
@@ -17,28 +17,32 @@ class Needs:
     student_blocks: tuple[int, ...] = ()
     """Blocks whose patch tokens it compares, counted from 0."""
     teacher_blocks: tuple[int, ...] = ()
+    student_attention: tuple[int, ...] = ()
+    """Blocks whose attention maps it compares, counted from 0, or from the last: -1."""
+    teacher_attention: tuple[int, ...] = ()
     second_head: bool = False
     """Logits of the student's second head, which a distilled student has on its distillation token."""
     labels: bool = False
     """Labels of the images, besides all of the above."""
 
     def __or__(self, other: "Needs") -> "Needs":
-        return Needs(
-            self.logits or other.logits, self.tokens or other.tokens,
-            tuple(sorted({*self.student_blocks, *other.student_blocks})),
-            tuple(sorted({*self.teacher_blocks, *other.teacher_blocks})),
-            self.second_head or other.second_head, self.labels or other.labels,
-        )  # fmt: skip
+        joined = {}
+        for field in fields(self):
+            own = getattr(self, field.name)
+            others = getattr(other, field.name)
+            is_blocks = isinstance(own, tuple)
+            joined[field.name] = tuple(sorted({*own, *others})) if is_blocks else own or others
+        return Needs(**joined)
 
     @property
     def teacher(self) -> bool:
         """Whether it compares anything of a teacher."""
         return replace(self, labels=False) != Needs()
 
-    @property
-    def blocks(self) -> bool:
-        """Whether it compares chosen blocks of either model."""
-        return bool(self.student_blocks or self.teacher_blocks)
+    def blocks(self, *roles: str) -> bool:
+        """Return whether it compares chosen blocks of student or teacher, or of one of them."""
+        kinds = ("blocks", "attention")
+        return any(getattr(self, f"{role}_{kind}") for role in roles or ("student", "teacher") for kind in kinds)
 
     @property
     def classes(self) -> bool:
@@ -47,7 +51,7 @@ class Needs:
 
     def tapped(self, role: str) -> tuple[int, ...] | None:
         """The blocks of student or teacher that `tap_features` must tap; None where logits suffice."""
-        return getattr(self, f"{role}_blocks") if self.tokens or self.blocks else None
+        return getattr(self, f"{role}_blocks") if self.tokens or self.blocks() else None
 
 
 class MeasuredCost(NamedTuple):
@@ -95,4 +99,4 @@ def terms_of_logits(losses: Any) -> list[str]:
 
 def terms_of_blocks(losses: Any) -> list[str]:
     """Return the names of the terms that compare blocks of vision transformers."""
-    return [name for name, term in losses.terms().items() if term.needs.blocks]
+    return [name for name, term in losses.terms().items() if term.needs.blocks()]
