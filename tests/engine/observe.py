@@ -25,6 +25,7 @@ from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
+from vitkd_ds.models.attention import AttentionMaps
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.train import inputs, loop
 from vitkd_ds.train.step import NonFiniteError
@@ -115,7 +116,8 @@ def observe_teacher(seen):
     images_BCHW, targets_BK = tiny.make_batch(8)
     plain = tiny.make_models()[1].bfloat16()
     with torch.no_grad():
-        expected = tap_features(plain, tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16))
+        images = tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16)
+        expected = tap_features(plain, images, maps=AttentionMaps(plain, (0, -1)))
     engine, _ = tiny.make_engine(tiny.RUN)
     images = tiny.NORMALIZATION.apply(images_BCHW, engine.dtype)
     for placement in ("shard", "offload", "replica"):

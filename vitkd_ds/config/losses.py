@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from vitkd_ds.config import entry_points
 from vitkd_ds.config.rules import POSITIVE, Rule, at_least, require, within
-from vitkd_ds.config.term import MeasuredCost, Needs, Term
+from vitkd_ds.config.term import MeasuredCost, Needs, PairedBlocksTerm, Term
 
 TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks: len(blocks) == 2)
 
@@ -159,27 +159,15 @@ class VkDTerm(Term, place="losses.vkd"):
 
 
 @dataclass(frozen=True)
-class SpectralTerm(Term, place="losses.spectral"):
+class SpectralTerm(PairedBlocksTerm, place="losses.spectral"):
     """Spectra of token maps, `vitkd_ds.losses.spectral_loss`; for models of one patch grid."""
 
     module = "vitkd_ds.losses.spectral:Spectral"
-
-    student_blocks: tuple[int, ...] = (0, 1)
-    """Blocks of the student, counted from 0."""
-    teacher_blocks: tuple[int, ...] = (0, 1)
-    """Blocks of the teacher that they are compared with, one by one."""
 
     @property
     def needs(self) -> Needs:
         """What it compares."""
         return Needs(tokens=True, student_blocks=self.student_blocks, teacher_blocks=self.teacher_blocks)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            len(self.student_blocks) == len(self.teacher_blocks) > 0, "losses.spectral.teacher_blocks",
-            self.teacher_blocks, f"name as many blocks as student_blocks={self.student_blocks}, one or more",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -213,6 +201,23 @@ class RelationTerm(Term, place="losses.relation"):
         """Refuse a queue in which some ranks' images have no place."""
         least = f"be at least global_batch_size={run.global_batch_size}, so that the images of all ranks have a place"
         require(self.queue >= run.global_batch_size, "losses.relation.queue", self.queue, least)
+
+
+@dataclass(frozen=True)
+class AttentionTerm(PairedBlocksTerm, place="losses.attention"):
+    """Attention maps of chosen blocks, `vitkd_ds.losses.attention_loss`; for vision transformers of one patch grid."""
+
+    module = "vitkd_ds.losses.attention:Attention"
+
+    student_blocks: tuple[int, ...] = (-1,)
+    """Blocks of the student, counted from 0, or from the last: -1."""
+    teacher_blocks: tuple[int, ...] = (-1,)
+    """Blocks of the teacher that they are compared with, one by one."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it compares."""
+        return Needs(tokens=True, student_attention=self.student_blocks, teacher_attention=self.teacher_blocks)
 
 
 @dataclass(frozen=True)
@@ -278,7 +283,7 @@ BAD_ENTRY_POINTS: list[str] = []
 TERMS: dict[str, type[Term]] = {
     "ce": CrossEntropyTerm, "kd": KDTerm, "nkd": NKDTerm, "vitkd": ViTKDTerm, "wttm": WTTMTerm, "dist": DISTTerm,
     "dkd": DKDTerm, "distillation_token": DistillationTokenTerm, "vkd": VkDTerm, "spectral": SpectralTerm,
-    "feature": FeatureTerm, "relation": RelationTerm,
+    "feature": FeatureTerm, "relation": RelationTerm, "attention": AttentionTerm,
 }  # fmt: skip
 """Every term by its name, in the order in which the log shows them."""
 _add_terms_of_others()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from vitkd_ds.config.rules import Part, at_least
+from vitkd_ds.config.rules import Part, at_least, require
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,11 @@ class Needs:
 
     def blocks(self, *roles: str) -> bool:
         """Return whether it compares chosen blocks of student or teacher, or of one of them."""
-        kinds = ("blocks", "attention")
-        return any(getattr(self, f"{role}_{kind}") for role in roles or ("student", "teacher") for kind in kinds)
+        chosen = {
+            "student": self.student_blocks + self.student_attention,
+            "teacher": self.teacher_blocks + self.teacher_attention,
+        }
+        return any(chosen[role] for role in roles or chosen)
 
     @property
     def classes(self) -> bool:
@@ -85,6 +88,25 @@ class Term(Part, place="losses"):
 
     def check_run(self, run: Any) -> None:
         """Raise ValueError if it cannot be computed in this run, a `Run`."""
+
+
+@dataclass(frozen=True)
+class PairedBlocksTerm(Term, place="losses"):
+    """Fields of a term that compares blocks of the student with blocks of the teacher, one by one."""
+
+    student_blocks: tuple[int, ...] = (0, 1)
+    """Blocks of the student, counted from 0."""
+    teacher_blocks: tuple[int, ...] = (0, 1)
+    """Blocks of the teacher that they are compared with, one by one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.student_blocks) == len(self.teacher_blocks) > 0,
+            f"{self._place}.teacher_blocks",
+            self.teacher_blocks,
+            f"name as many blocks as student_blocks={self.student_blocks}, one or more",
+        )
 
 
 def terms_of_a_teacher(losses: Any) -> list[str]:
