@@ -8,7 +8,6 @@ from tests.losses.golden import DTYPES, TOLERANCE, assert_close, case
 from tests.reference import losses as reference
 from vitkd_ds.config.losses import AttentionTerm, RelationTerm, SpectralTerm
 from vitkd_ds.losses import (
-    attention_loss,
     dist_loss,
     dkd_loss,
     global_relation_loss,
@@ -18,7 +17,7 @@ from vitkd_ds.losses import (
     vkd_loss,
     wttm_loss,
 )
-from vitkd_ds.losses.attention import Attention
+from vitkd_ds.losses.attention import Attention, attention_loss
 from vitkd_ds.losses.feature import Target, phi_s
 from vitkd_ds.losses.part import Features, PairInfo
 from vitkd_ds.losses.precision import standardized

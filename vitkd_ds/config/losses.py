@@ -205,7 +205,7 @@ class RelationTerm(Term, place="losses.relation"):
 
 @dataclass(frozen=True)
 class AttentionTerm(PairedBlocksTerm, place="losses.attention"):
-    """Attention maps of chosen blocks, `vitkd_ds.losses.attention_loss`; for vision transformers of one patch grid."""
+    """Attention maps of chosen blocks, `vitkd_ds.losses.attention`; for vision transformers of one patch grid."""
 
     module = "vitkd_ds.losses.attention:Attention"
 

@@ -5,7 +5,6 @@ model. Beside it stands its `LossPart`, which hands it the features and settings
 to add one.
 """
 
-from vitkd_ds.losses.attention import attention_loss
 from vitkd_ds.losses.cross_entropy import soft_cross_entropy
 from vitkd_ds.losses.dist import dist_loss
 from vitkd_ds.losses.dkd import dkd_loss
@@ -18,6 +17,6 @@ from vitkd_ds.losses.vkd import vkd_loss
 from vitkd_ds.losses.wttm import wttm_loss
 
 __all__ = [
-    "ViTKDLoss", "attention_loss", "dist_loss", "dkd_loss", "global_relation_loss", "kd_loss", "local_relation_loss",
-    "nkd_loss", "soft_cross_entropy", "spectral_loss", "vkd_loss", "wttm_loss",
+    "ViTKDLoss", "dist_loss", "dkd_loss", "global_relation_loss", "kd_loss", "local_relation_loss", "nkd_loss",
+    "soft_cross_entropy", "spectral_loss", "vkd_loss", "wttm_loss",
 ]  # fmt: skip
