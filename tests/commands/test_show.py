@@ -17,7 +17,7 @@ from vitkd_ds.commands import show as show_module
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.commands.show import COLUMNS, ROWS, _caption, show
 from vitkd_ds.data.loader import build_loader
-from vitkd_ds.data.mixing import mix_step
+from vitkd_ds.train.mixing import mix_step
 
 SMALL = {"data.train": "demo", "data.num_classes": "10", "data.image_size": "32"}
 

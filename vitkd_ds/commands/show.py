@@ -16,8 +16,8 @@ from vitkd_ds.commands.fonts import find_font
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.images import open_images
 from vitkd_ds.data.loader import build_loader
-from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.models import build
+from vitkd_ds.train.mixing import mix_step
 
 ROWS, COLUMNS = 4, 8
 CAPTION_LINES, LINE_PIXELS, BASELINE_PIXELS = 2, 12, 9

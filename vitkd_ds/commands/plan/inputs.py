@@ -122,7 +122,7 @@ def _models(run: Run) -> tuple[nn.Module, nn.Module]:
         raise ValueError(f"plan needs a teacher, found none in recipe {run.recipe}: name a recipe of a pair")
     with torch.device("meta"):
         student = build_student(replace(run.student, init=""), run.data)
-        needs_blocks = bool(run.losses.needs.teacher_blocks)
+        needs_blocks = run.losses.needs.blocks("teacher")
         teacher = build_teacher(replace(run.teacher, checkpoint="random", head=""), run.data, needs_blocks=needs_blocks)
     if run.teacher.keep_tokens:
         keep_patches(teacher, run.teacher.keep_tokens)
