@@ -225,6 +225,37 @@ def test_images_that_are_gone_or_others_are_a_sentence(runs):
     assert "The images cannot be shown: " in text and "gone.beton" in text and "<img" not in text
 
 
+class Texts(HTMLParser):
+    """All text of a page, and the content of its scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.scripts = "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.scripts += [""] if tag == "script" else []
+
+    def handle_data(self, text):
+        self.text += text
+        if self.scripts:
+            self.scripts[-1] += text
+
+
+def test_text_never_becomes_markup(runs):
+    hostile = """</script><script>1</script><img src=x onerror=1>&amp;'\""""
+    run = (runs / "taught").rename(runs / "a <b> & c")
+    found = answers(run) | {"classes": [f"{hostile}{label}" for label in range(10)]}
+    (run / "predictions.json").write_text(json.dumps(found))
+    change(run, command=[hostile], versions={hostile: hostile}, run__recipe=hostile, models__teacher__license=hostile)
+    text = written(run, runs / "plain")
+    page = Texts(text)
+    assert len(page.scripts) == 2 and "<img src=x" not in text and page.text.count("a <b> & c") > 4
+    for words in (f"{hostile}3", f"{hostile} {hostile}"):
+        assert words in page.text
+    assert [one["name"] for one in json.loads(page.scripts[0])["runs"]] == ["a <b> & c", "plain"]
+
+
 @pytest.mark.parametrize("content", [
     "[]", "{", '{"step": 1}', '{"step": 1, "classes": ["a"], "image": [0], "label": [1], "student": [0], '
     '"student_probability": [0.5]}', '{"step": 1, "classes": ["a"], "image": [0, 1], "label": [0], "student": [0], '
