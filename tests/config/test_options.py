@@ -9,10 +9,10 @@ import pytest
 
 from tests.config.test_run_folder import make_student
 from vitkd_ds.config.check import check_run
-from vitkd_ds.config.losses import terms_of_a_teacher
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import apply_overrides
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.config.term import terms_of_a_teacher
 from vitkd_ds.recipes import build_run
 
 DEMO, PLAIN = build_run("demo"), build_run("demo_plain")

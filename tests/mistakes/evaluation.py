@@ -53,7 +53,7 @@ MISTAKES = {
             "cross.square => cross.abs": AGREEMENT,
         },
         "Agreement.add": {
-            "cosine_B[real] => cosine_B": COSINE,
+            "value_B[real] => value_B": COSINE,
             "is_real_B.nonzero().flatten() => torch.arange(len(is_real_B))": AGREEMENT,
             "(student.final_BPD, teacher.final_BPD) => (student.final_BPD, student.final_BPD)": AGREEMENT,
         },

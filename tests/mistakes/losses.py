@@ -210,7 +210,7 @@ MISTAKES = {
         "": {
             "SMOOTH = 0.1 => SMOOTH = 0.2": FEATURE,
         },
-        "Feature.cosines": {
+        "Feature.metrics": {
             "cosine_BP.mean(1) => cosine_BP[:, 0]": (
                 "train/test_agreement.py::"
                 "test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student"

@@ -48,7 +48,7 @@ def show(run: Run, dst: Path) -> Path:
     options = {"augment": run.augment, "statistics": build.statistics_of(run.student)}
     loader = build_loader(run.data, split="train", micro_batch_size=size, seed=run.seed, **options)
     # Smoothing gives every class a little of every label, which says nothing about the image, and draws nothing.
-    unsmoothed = replace(run, losses=replace(run.losses, ce=replace(run.losses.ce, label_smoothing=0.0)))
+    unsmoothed = replace(run, losses=run.losses.without_label_smoothing())
     with closing(loader.epoch(0)) as micro_batches:
         images_BCHW, targets_BK = mix_step(unsmoothed, *next(micro_batches), step=0, place=0)
     pixels_BHWC = images_BCHW.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

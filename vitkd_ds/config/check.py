@@ -6,10 +6,11 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from vitkd_ds.config.losses import BAD_ENTRY_POINTS, terms_of_a_teacher
+from vitkd_ds.config.losses import BAD_ENTRY_POINTS
 from vitkd_ds.config.rules import require
 from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
+from vitkd_ds.config.term import terms_of_a_teacher, terms_of_logits
 
 EXTRAS = {
     "wandb": "pip install 'vitkd_ds[wandb]'",
@@ -124,7 +125,7 @@ def _check_teacher(run: Run) -> None:
         raise ValueError(
             f"teacher.keep_tokens must be 0 with losses that compare tokens, some of which the teacher would lack, "
             f"found {run.teacher.keep_tokens} and losses.{', losses.'.join(comparing)}: set --teacher.keep_tokens=0, "
-            "or train with kd, nkd, wttm, dist or dkd alone"
+            f"or train with {', '.join(terms_of_logits(run.losses))} alone"
         )
     if run.teacher.checkpoint == "random" and not run.debug:
         raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")

@@ -4,20 +4,18 @@ adds a term here, or in a package of their own by an entry point, and nothing in
 Nothing here imports torch: a term names its module, and says what it compares as a function of its settings.
 """
 
-from dataclasses import dataclass, field, make_dataclass
-from importlib.metadata import entry_points
+from dataclasses import dataclass, field, make_dataclass, replace
 from keyword import iskeyword
 from typing import Annotated, Any, Literal
 
+from vitkd_ds.config import entry_points
 from vitkd_ds.config.rules import POSITIVE, Rule, at_least, require, within
-from vitkd_ds.config.term import Needs, Term
+from vitkd_ds.config.term import MeasuredCost, Needs, Term
 
 TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks: len(blocks) == 2)
 
 FACTOR = "balance_"
 """What the name of a term's learned factor begins with in the log."""
-ENTRY_POINTS = "vitkd_ds.losses"
-"""Group of the entry points by which another installed package adds terms: name = module:dataclass."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,10 @@ class ViTKDTerm(Term, place="losses.vitkd"):
     """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
 
     module = "vitkd_ds.losses.vitkd:ViTKD"
+    # 6 bytes for the teacher's three features, and 16, as measured, for backward: the masked tokens and the first
+    # convolution's output in bf16, three differences in fp32.
+    cost = MeasuredCost("ViTKD", bytes_per_patch=22)
+    lowered_by = {"vitkd_mimic": "alpha", "vitkd_generate": "beta"}
 
     alpha: Annotated[float, at_least(0)] = 3e-5
     """Factor of the mimicked shallow blocks, whose squared differences are summed over tokens and channels."""
@@ -140,7 +142,7 @@ class DistillationTokenTerm(Term, place="losses.distillation_token"):
     """DeiT's distillation token: the student's second head learns from the teacher, the first from the other terms."""
 
     module = "vitkd_ds.losses.distillation_token:DistillationToken"
-    needs = Needs(logits=True, distillation_token=True)
+    needs = Needs(logits=True, second_head=True)
 
     kind: Literal["hard", "soft"] = "hard"
     """What it learns: the teacher's most likely class, or its probabilities."""
@@ -186,6 +188,7 @@ class FeatureTerm(Term, place="losses.feature"):
 
     module = "vitkd_ds.losses.feature:Feature"
     needs = Needs(tokens=True)
+    is_watched = True
 
     target: Literal["raw", "layer_norm", "standardize", "phi_s"] = "standardize"
     """What the teacher's features are turned into: nothing, LayerNorm, or a transform by their statistics, which gives
@@ -219,6 +222,15 @@ class Losses:
     balance: bool = field(default=False, kw_only=True)
     """Learn a factor of each term beside its weight, of the terms' sizes alone (DTO-KD's cheap form), of mean 1."""
 
+    @property
+    def label_smoothing(self) -> float:
+        """Part of each target that is spread evenly over all classes."""
+        return self.ce.label_smoothing
+
+    def without_label_smoothing(self) -> "Losses":
+        """Return a copy whose targets are the labels as they are."""
+        return replace(self, ce=replace(self.ce, label_smoothing=0.0))
+
     def terms(self) -> dict[str, Any]:
         """All terms by name."""
         return {name: getattr(self, name) for name in TERMS}
@@ -236,17 +248,12 @@ class Losses:
         return needs
 
 
-def terms_of_a_teacher(losses: Losses) -> list[str]:
-    """The names of the terms that compare something of a teacher, with a weight or without."""
-    return [name for name, term in losses.terms().items() if term.needs.teacher]
-
-
 def _add_terms_of_others() -> None:
     """Add the terms of other installed packages to TERMS; what cannot be added is refused by `check_run`, as a command
     says it then in a sentence."""
     # In the order of their names: parameters follow it, and every node and every later start must cut them alike.
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
-        where = f"{point.name} = {point.value} in the entry points {ENTRY_POINTS}"
+    for point in entry_points.installed("losses"):
+        where = entry_points.described(point)
         if point.name in (*TERMS, *NAMES_TAKEN) or not point.name.isidentifier() or iskeyword(point.name):
             BAD_ENTRY_POINTS.append(f"a term of another package must have a name of its own, found {where}: rename it")
             continue
@@ -264,7 +271,7 @@ def _add_terms_of_others() -> None:
         TERMS[point.name] = term
 
 
-NAMES_TAKEN = ("student", "balance", "forward", "training", *dir(Losses))
+NAMES_TAKEN = ("student", "balance", "forward", "parts", "training", *dir(Losses))
 """Names of a `Distiller` and of `Losses` that no term may have."""
 BAD_ENTRY_POINTS: list[str] = []
 """What is wrong with terms of other packages."""

@@ -6,7 +6,6 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Mapping
 
-from vitkd_ds.config.losses import terms_of_a_teacher
 from vitkd_ds.config.overrides import apply_overrides, read_run
 from vitkd_ds.config.run import Run, TeacherConfig
 from vitkd_ds.config.run_folder import (
@@ -20,6 +19,7 @@ from vitkd_ds.config.run_folder import (
     model_of,
     run_of,
 )
+from vitkd_ds.config.term import terms_of_a_teacher
 
 logger = logging.getLogger(__name__)
 

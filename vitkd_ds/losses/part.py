@@ -60,6 +60,11 @@ class LossPart(nn.Module):
         super().__init__()
         self.term, self.pair, self.gather = term, pair, gather
 
+    def metrics(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """Return evaluation metrics of a micro-batch by name, fp32 [B]: those of a term that `is_watched`. Their mean
+        over all images is logged."""
+        return {}
+
 
 def check_same_grid(pair: PairInfo, term: str) -> None:
     """Raise ValueError, which names the term, unless student and teacher have the same patch grid."""

@@ -36,7 +36,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.blocks = losses.needs.tapped("student")
-        if losses.needs.distillation_token:
+        if losses.needs.second_head:
             student.set_distilled_training(True)  # in training both heads' logits; in eval their mean, as else
         self.keep_tokens = keep_tokens
         self._terms = tuple(losses.active())
@@ -44,6 +44,11 @@ class Distiller(nn.Module):
             self.add_module(name, part_of(term)(term, pair, gather or alone))
         if losses.balance:
             self.balance = Balance(len(self._terms), gather or alone)
+
+    @property
+    def parts(self) -> dict[str, LossPart]:
+        """The active terms' modules, by name."""
+        return {name: self._modules[name] for name in self._terms}
 
     def forward(
         self, images_BCHW: Tensor, targets_BK: Tensor, teacher: Features | Callable[[Tensor], Features] | None,
@@ -68,7 +73,7 @@ class Distiller(nn.Module):
             teacher = teacher(attention_BP.topk(self.keep_tokens).indices)
         else:
             student = tap_features(self.student, images_BCHW, self.blocks)
-        parts = {name: self._modules[name](student, teacher, targets_BK) for name in self._terms}
+        parts = {name: part(student, teacher, targets_BK) for name, part in self.parts.items()}
         keys = ["total", *(key for part in parts.values() for key in part)]
         if len(set(keys)) < len(keys):
             raise ValueError(f"parts of terms must have names of their own, and none be total, found {sorted(keys)}")

@@ -59,17 +59,16 @@ def _evaluate_weights(
         return not ranks.all_true(not signals.received(), parts.device)
 
     model, normalization = parts.export_model, parts.normalization
-    # The adapters are of use for the weights that are exported alone.
-    modules = ["student", "feature"] if parts.feature is not None and average else ["student"]
-    weights = parts.engine.weights_of(*modules, average=average)
+    # The terms' parameters suit the exported weights only.
+    watched = parts.watched if average else {}
+    weights = parts.engine.weights_of("student", *watched, average=average)
     model.load_state_dict(weights["student"])
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     if not parts.run.data.num_classes:
-        cosines = None
-        if "feature" in weights:
-            parts.feature.load_state_dict(weights["feature"])
-            cosines = deepcopy(parts.feature).to(parts.device).cosines
-        result = evaluate_features(model, parts.val_loader, teacher=parts.teacher, cosines=cosines, **options)
+        for name, part in watched.items():
+            part.load_state_dict(weights[name])
+        watch = [deepcopy(part).to(parts.device).metrics for part in watched.values()]
+        result = evaluate_features(model, parts.val_loader, teacher=parts.teacher, watch=watch, **options)
         if result is None or parts.knn_loaders is None or not average:
             return result
         neighbours = evaluate_knn(model, parts.knn_loaders, **options)

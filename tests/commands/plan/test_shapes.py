@@ -75,7 +75,7 @@ def test_the_bytes_kept_by_the_loss_are_those_that_autograd_keeps_and_the_teache
     teacher = [torch.randn(*shape, 384).bfloat16() for shape in ((1, 2, 196), (1, 196))]
     kept = kept_bytes(loss, *student, *teacher, parameters=loss.parameters())
     kept += sum(feature.nbytes for feature in teacher)
-    assert kept == pytest.approx(shapes.LOSS_BYTES_PER_PATCH * 196 * 384, rel=0.02)
+    assert kept == pytest.approx(TERMS["vitkd"].cost.bytes_per_patch * 196 * 384, rel=0.02)
 
 
 PAIR = PairInfo(student_dim=64, teacher_dim=96, student_grid=(4, 4), teacher_grid=(4, 4))

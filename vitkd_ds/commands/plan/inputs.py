@@ -11,6 +11,7 @@ from torch import nn
 from vitkd_ds.commands.plan import shapes
 from vitkd_ds.commands.plan.hardware import Hardware, Rate
 from vitkd_ds.commands.plan.predict import BACKWARD_PART, CONTEXT_BYTES, EFFICIENCY, LATENCY_S, Inputs
+from vitkd_ds.config.losses import TERMS
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.term import Term
 from vitkd_ds.data.beton.format import SUFFIX, read_beton
@@ -25,6 +26,8 @@ FETCHES = 8
 """Modules that DeepSpeed enters up to the first block: ours, the patch embedding and its two parts, three that do
 nothing, the block."""
 IMAGENET_IMAGES = 1_281_167
+MEASURED_COST = next(term.cost for term in TERMS.values() if term.cost)
+"""Cost of the one term that was measured."""
 ASSUMED_MFU = {"teacher": 0.4, "student": 0.25, "loss": 0.25}
 """Part of the peak that a model which was not measured reaches; assumed. Those that were reach 27 to 46 % as teachers
 (C1 to C3) and 10 to 36 % as students (C4 to C6), the more the larger they are. No loss but ViTKD was."""
@@ -68,10 +71,12 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     pair = check_pair(student, teacher, run.losses, image_size=size, teacher_image_size=teacher_size)
     with torch.device("meta"):
         distiller = Distiller(student, run.losses, pair)
-    vitkd = distiller.vitkd if run.losses.vitkd.weight else None
     checkpointed = run.student.checkpoint_activations
-    loss_bytes = shapes.LOSS_BYTES_PER_PATCH * student.patch_embed.num_patches * pair.teacher_dim if vitkd else 0
-    loss_s = hardware.slower * measured.loss.seconds * (pair.teacher_dim / measured.loss_dim) ** 2 if vitkd else 0.0
+    loss, loss_bytes, loss_s = None, 0, 0.0
+    for name, term in _measured(run).items():
+        loss = distiller.parts[name]
+        loss_bytes = term.cost.bytes_per_patch * student.patch_embed.num_patches * pair.teacher_dim
+        loss_s = hardware.slower * measured.loss.seconds * (pair.teacher_dim / measured.loss_dim) ** 2
     costs = [term_cost(term, pair, num_classes=run.data.num_classes) for term in _others(run).values()]
     others_flops, others_bytes = (sum(each) for each in zip((0, 0), *costs))
     others_s = others_flops / (ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e12)
@@ -88,7 +93,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         loss_s=loss_s + others_s, others_s=others_s,
         host_s=beyond_s * now.backward / then.backward, update_s=measured.update_ms / 1e3 * now.update / then.update,
         shard_host_s=hooks_s * now.gathers / then.gathers * len(gathered) / measured.shard_blocks,
-        flops=shapes.step_flops(student, teacher, vitkd, image_size=size, teacher_image_size=teacher_size)
+        flops=shapes.step_flops(student, teacher, loss, image_size=size, teacher_image_size=teacher_size)
         + others_flops,
         trained_params=num_parameters(distiller), teacher_params=num_parameters(teacher),
         gathers=len(gathered) + 1, gathered_params=_gathered_params(teacher, gathered, "shard"),
@@ -100,9 +105,14 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     )  # fmt: skip
 
 
+def _measured(run: Run) -> dict[str, Term]:
+    """The active term that was measured, if it is active."""
+    return {name: term for name, term in run.losses.active().items() if term.cost}
+
+
 def _others(run: Run) -> dict[str, Term]:
     """The active terms of tokens that were not measured. Those of logits alone are too small to count."""
-    return {name: term for name, term in run.losses.active().items() if term.needs.tokens and name != "vitkd"}
+    return {name: term for name, term in run.losses.active().items() if term.needs.tokens and not term.cost}
 
 
 def _models(run: Run) -> tuple[nn.Module, nn.Module]:
@@ -200,8 +210,9 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
         ("of an offloaded one", f"{inputs.offloaded_params:,}", "counted, at most"),
         ("arithmetic", f"{inputs.flops / 1e9:.1f} GFLOP an image", "counted, matrix products and attention"),
         ("kept for backward", f"{inputs.activation_bytes / 2**20:.1f} MiB an image", "counted, "
-         f"{shapes.BLOCK_BYTES_PER_TOKEN} bytes a token and unit of width in a block, {shapes.LOSS_BYTES_PER_PATCH} in "
-         "ViTKD (checked on a CPU), and what autograd keeps of an image in the other losses"),
+         f"{shapes.BLOCK_BYTES_PER_TOKEN} bytes a token and unit of width in a block, "
+         f"{MEASURED_COST.bytes_per_patch} in {MEASURED_COST.title} (checked on a CPU), and what autograd keeps "
+         "of an image in the other losses"),
         ("images themselves", f"{inputs.image_bytes / 2**20:.1f} MiB an image", "counted: uint8, mixed in fp32, "
          "normalised twice in bf16"),
         ("speed at other micro-batches", "the same an image", "assumed: a GPU is as efficient as at 256 images"),
@@ -221,16 +232,16 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
 
 def _loss_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, str, str]]:
     measured = hardware.measured
-    vitkd = others = "none", "counted: its weight is 0"
-    if vitkd_s := inputs.loss_s - inputs.others_s:
-        # ViTKD was measured at one width: the scale shows how far from it this prediction reaches.
-        scale = vitkd_s / measured.loss.seconds / hardware.slower
+    known = others = "none", "counted: its weight is 0"
+    if known_s := inputs.loss_s - inputs.others_s:
+        # The loss was measured at one width: the scale shows how far from it this prediction reaches.
+        scale = known_s / measured.loss.seconds / hardware.slower
         source = f"measured, row {measured.loss.row}, x {1 / scale:.2g} for width {measured.loss_dim * scale**0.5:.0f} "
         source += "(assumed: its convolutions grow with the width squared)"
         borrowed = f", x {1 / hardware.slower:.2g} for the peak of this GPU (assumed)" * hardware.is_borrowed
-        vitkd = f"{1 / vitkd_s:,.0f} images/s", source + borrowed
+        known = f"{1 / known_s:,.0f} images/s", source + borrowed
     if names := ", ".join(_others(run)):
         part, gflops = ASSUMED_MFU["loss"], inputs.others_s * ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e3
         source = f"assumed: {part:.0%} of {hardware.peak_tflops:g} TFLOP/s, for {gflops:.2f} GFLOP of {names}, counted"
         others = f"{1e6 * inputs.others_s:.1f} us an image", f"{source}; what is no matrix product is not"
-    return [("ViTKD loss", *vitkd), ("other losses of tokens", *others)]
+    return [(f"{MEASURED_COST.title} loss", *known), ("other losses of tokens", *others)]
