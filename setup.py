@@ -49,6 +49,7 @@ setup(
     package_data={
         "vitkd_ds.ds_configs": ["*.json"],
         "vitkd_ds.data": ["demo/*"],
+        "vitkd_ds.commands.export": ["card.md"],
         "vitkd_ds.commands.report": ["page.css", "page.html", "page.js"],
     },
     install_requires=[

@@ -17,9 +17,8 @@ from tests.commands.test_evaluate import write_export
 from tests.commands.test_probe import write_student
 from vitkd_ds import cli, load_student
 from vitkd_ds.commands import predict as module
-from vitkd_ds.commands.exported import open_exported
 from vitkd_ds.commands.pack import pack
-from vitkd_ds.commands.predict import predict
+from vitkd_ds.commands.predict import open_exported, predict
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models.build import normalization_of

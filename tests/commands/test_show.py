@@ -1,6 +1,7 @@
 """The grid of augmented, mixed images that `vitkd-ds show` writes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -8,14 +9,14 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from tests.data.conftest import write_images
 from vitkd_ds import cli
 from vitkd_ds.cli import parse_run
 from vitkd_ds.commands import show as show_module
 from vitkd_ds.commands.pack import pack
-from vitkd_ds.commands.show import COLUMNS, ROWS, _caption, show
+from vitkd_ds.commands.show import COLUMNS, NO_CHARACTER, ROWS, _caption, _grid, find_font, show
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.mixing import mix_step
 
@@ -109,3 +110,46 @@ SHOWN = {"data.image_size": "32", "epochs": "1"}
 
 def two_classes(tmp_path):
     return pack(write_images(tmp_path / "images", 40), tmp_path / "x.beton", workers=1).path
+
+
+def caption_pixels(*names):
+    """The pixels below each image of a grid with these captions."""
+    captions = [[name] for name in names] + [["x"]] * (ROWS * COLUMNS - len(names))
+    pixels = np.asarray(_grid(np.zeros((ROWS * COLUMNS, 128, 128, 3), np.uint8), captions).convert("L"))
+    return [pixels[128:152, 128 * i : 128 * (i + 1)] for i in range(len(names))]
+
+
+@pytest.mark.parametrize("names", [("猫", "犬"), ("я", "ю"), ("猫", "ñandú")])
+def test_names_in_another_script_look_different_and_are_no_boxes(names, caplog):
+    codes = " ".join(f"{ord(character):x}" for character in "".join(names))
+    if not (shutil.which("fc-list") and subprocess.run(["fc-list", f":charset={codes}"], capture_output=True).stdout):
+        pytest.skip(f"no font with {names}: .ci/test_programs installs one")
+    first, second = caption_pixels(*names)
+    assert first.min() < 100 and second.min() < 100 and not caplog.text
+    assert not np.array_equal(first, second)
+    for name, pixels in zip(names, (first, second), strict=True):
+        assert pixels[12:].min() > 100, "it ends above the next row of images"
+        assert not np.array_equal(pixels, caption_pixels(name + NO_CHARACTER)[0])
+        assert not np.array_equal(pixels, caption_pixels(NO_CHARACTER * len(name))[0])
+
+
+def test_pillows_font_is_used_without_asking_anybody_where_it_has_all(monkeypatch):
+    monkeypatch.setattr(show_module.subprocess, "run", None)
+    for texts in (["0.12 plain name", "…", ""], []):
+        assert find_font(texts).getname() == ImageFont.load_default().getname()
+
+
+@pytest.mark.parametrize("listed", ["{}/broken.ttf", "nonsense", "", None])
+def test_where_no_font_has_them_boxes_stand_and_a_warning_names_characters_and_remedy(
+    tmp_path, monkeypatch, caplog, listed
+):
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    if listed is not None:
+        program = tmp_path / "fc-list"
+        program.write_text(f"#!/bin/sh\nprintf '%s|' \"$@\" > {tmp_path}/asked\necho '{listed.format(tmp_path)}'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}" if listed is not None else str(tmp_path / "nowhere"))
+    assert find_font(["b猫a", "猫犬"]).getname() == ImageFont.load_default().getname()
+    assert "no font has 犬 猫: boxes stand in their place. Install fontconfig and a font" in caplog.text
+    assert listed is None or ":charset=61 62 72ac 732b|" in (tmp_path / "asked").read_text()
+    assert np.array_equal(caption_pixels("猫")[0], caption_pixels(NO_CHARACTER)[0])

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from vitkd_ds.commands.exported import first_device, open_exported
 from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.commands.predict import first_device, open_exported
 from vitkd_ds.commands.probe import probe_exported
 from vitkd_ds.config.options import WEIGHTS
 from vitkd_ds.config.run import DataConfig, Run, TeacherConfig
@@ -21,9 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_exported(
-    student: str, *, val: str = "", teacher: str = "", teacher_checkpoint: str = "", micro_batch_size: int = 64,
-    knn: bool = False, probe: bool = False, train: str = "",
-) -> dict[str, float]:  # fmt: skip
+    student: str,
+    *,
+    val: str = "",
+    teacher: str = "",
+    teacher_checkpoint: str = "",
+    micro_batch_size: int = 64,
+    knn: bool = False,
+    probe: bool = False,
+    train: str = "",
+) -> dict[str, float]:
     """Evaluate an exported student in fp32 on this machine's first device, as `vitkd_ds.train.evaluate` does: by
     `evaluate`, or without a classifier by `evaluate_features`.
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from vitkd_ds.commands.exported import Exported, first_device, open_exported
 from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.commands.predict import Exported, first_device, open_exported
 from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.loader import Loader, build_loader

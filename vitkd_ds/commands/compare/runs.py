@@ -17,10 +17,18 @@ EVALUATED = ("val_num_images", "val_top1", "val_top5")
 """Keys that a line of metrics.jsonl has if it is of an evaluation; with a teacher it has more."""
 SIZES = ("parameters", "gflops")
 NEEDED = {
-    "run": dict, "run.seed": int, "run.teacher": dict | None, "run.data.train": str, "run.data.val": str,
-    "run.data.image_size": int, "run.data.num_classes": int, "run.global_batch_size": int,
-    "plan.steps_per_epoch": int, "world_size": int, "images": dict | None,
-}  # fmt: skip
+    "run": dict,
+    "run.seed": int,
+    "run.teacher": dict | None,
+    "run.data.train": str,
+    "run.data.val": str,
+    "run.data.image_size": int,
+    "run.data.num_classes": int,
+    "run.global_batch_size": int,
+    "plan.steps_per_epoch": int,
+    "world_size": int,
+    "images": dict | None,
+}
 """Keys of config.json that a comparison needs, with their types."""
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from vitkd_ds.checkpoint import load, lock
 from vitkd_ds.checkpoint.folder import check_settings, is_finished
-from vitkd_ds.commands.doctor.rows import Patient, Row, error, graded, ok, size_text, warning
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, ok, size_text, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CHECKPOINTS
 from vitkd_ds.engine import ranks
 
 ENGINE_BYTES = 2 + 4 + 4 + 4
 """Per trained parameter in a checkpoint: bf16 weight, fp32 weight, AdamW's two moments in fp32."""
-EMA_BYTES = EXPORT_BYTES = 4
+EMA_BYTES = 4
+EXPORT_BYTES = 4
 """Per trained parameter in the moving average, and in the exported student beside it; the losses' parameters are
 counted there too, which is a little too much."""
 SPARE_CHECKPOINTS = 2
@@ -86,8 +87,11 @@ def space_row(run: Run, num_trained: int) -> Row:
     one = num_trained * (ENGINE_BYTES + EMA_BYTES * bool(run.optim.ema_decay) + EXPORT_BYTES)
     count = run.checkpoint.keep_last + SPARE_CHECKPOINTS
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
-    needed, free = max(0, count * one - held), shutil.disk_usage(folder).free
+    needed = max(0, count * one - held)
+    free = shutil.disk_usage(folder).free
     found = f"{count} checkpoints of {size_text(one)}, {size_text(held)} of them written: {size_text(needed)} needed, "
     found += f"{size_text(free)} free in {folder}"
     advice = "clear the disk, lower --checkpoint.keep_last, or give another --workdir; quotas are not seen here"
-    return graded("space", found, advice, is_error=free < needed, is_warning=free < COMFORT * needed)
+    if free < needed:
+        return error("space", found, advice)
+    return judged(free >= COMFORT * needed, "space", found, "which leaves little room for anything else", advice)

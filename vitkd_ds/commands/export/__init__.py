@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vitkd_ds.checkpoint.export import check_is_new, export_student, find_source, new_folder, read_weights
-from vitkd_ds.commands.exported import Exported, open_exported
+from vitkd_ds.commands.predict import Exported, open_exported
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run_folder import read_student
 
@@ -15,9 +15,15 @@ FORMATS = ("timm", *GRAPHS, "hf")
 
 
 def export(
-    source: str, destination: str, *, format: str = "timm", which: str = "last", half: bool = False, val: str = "",
+    source: str,
+    destination: str,
+    *,
+    format: str = "timm",
+    which: str = "last",
+    half: bool = False,
+    val: str = "",
     push: str = "",
-) -> str:  # fmt: skip
+) -> str:
     """Write the student of a run, checkpoint or export into the new folder `destination`; return what to say of it.
 
     Args:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitkd_ds.commands.exported import Answers, Exported
 from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.commands.predict import Answers, Exported
 from vitkd_ds.config.run_folder import DESCRIPTION
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build

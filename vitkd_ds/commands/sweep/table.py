@@ -6,8 +6,8 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Mapping, Sequence
 
-from vitkd_ds.commands.cells import safe_cell
 from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.commands.compare.table import safe_cell
 from vitkd_ds.train.statistics import paired_p, t_interval, t_interval_of_differences
 
 TOO_SMALL = "n too small"
