@@ -28,8 +28,11 @@ def test_the_grid_shows_different_images_for_each_recipe(tmp_path, recipe):
     path = show(parse_run((), SMALL | {"recipe": recipe}), tmp_path / "grid.png")
     pixels = np.asarray(Image.open(path).convert("L"))
     height, width = pixels.shape[0] // ROWS, pixels.shape[1] // COLUMNS
-    cells = {pixels[y * height : (y + 1) * height, x * width : (x + 1) * width].tobytes()
-             for y in range(ROWS) for x in range(COLUMNS)}  # fmt: skip
+    cells = {
+        pixels[y * height : (y + 1) * height, x * width : (x + 1) * width].tobytes()
+        for y in range(ROWS)
+        for x in range(COLUMNS)
+    }
     assert width == 128 and height > 128 and len(cells) == ROWS * COLUMNS
     below = pixels[height - 20 : height]
     assert below.min() < 50 < 250 < below.max()  # a caption, black on white
@@ -64,8 +67,14 @@ def captions_of(run, tmp_path, monkeypatch):
 def test_captions_are_classes_and_their_shares_in_the_image_whatever_the_label_smoothing(tmp_path, monkeypatch, mixing):
     names, smoothing = ("ant", "bird", "cat"), 0.3
     path = pack(write_images(tmp_path / "images", 40, classes=names), tmp_path / "x.beton", workers=1).path
-    flags = {"data.train": str(path), "data.num_classes": "3", "data.image_size": "32", "augment.mixup_alpha": "0",
-             "augment.cutmix_alpha": "0", "losses.ce.label_smoothing": str(smoothing)} | mixing  # fmt: skip
+    flags = {
+        "data.train": str(path),
+        "data.num_classes": "3",
+        "data.image_size": "32",
+        "augment.mixup_alpha": "0",
+        "augment.cutmix_alpha": "0",
+        "losses.ce.label_smoothing": str(smoothing),
+    } | mixing
     run = parse_run((), flags)
     loader = build_loader(run.data, split="train", augment=run.augment, micro_batch_size=32, seed=run.seed)
     images, labels = next(loader.epoch(0))
@@ -93,9 +102,15 @@ def test_images_without_labels_are_shown_without_captions(tmp_path):
 LARGER = {"teacher.model": "deit3_small_patch16_224.fb_in22k_ft_in1k", "teacher.checkpoint": "hub"}
 
 
-@pytest.mark.parametrize("flags, has_teacher", [
-    ({}, False), ({"augment.mixup_alpha": "0.5"}, False), (LARGER, True), (LARGER | {"losses.nkd.weight": "1"}, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, has_teacher",
+    [
+        ({}, False),
+        ({"augment.mixup_alpha": "0.5"}, False),
+        (LARGER, True),
+        (LARGER | {"losses.nkd.weight": "1"}, True),
+    ],
+)
 def test_a_teacher_is_left_out_unless_the_command_speaks_of_one_or_of_losses(tmp_path, monkeypatch, flags, has_teacher):
     shown = Mock(return_value=tmp_path / "x.png")
     monkeypatch.setattr(show_module, "show", shown)

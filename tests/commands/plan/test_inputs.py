@@ -90,9 +90,9 @@ def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_the
     losses = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0), nkd=replace(run.losses.nkd, weight=0))
     losses = replace(losses, feature=replace(losses.feature, weight=1))
     large = replace(run, losses=losses, teacher=replace(run.teacher, model="vit_7b_patch16_dinov3.lvd1689m"))
-    inputs, larger = (inputs_of(each, H100) for each in (
-        large, replace(large, teacher=replace(large.teacher, image_size=448))
-    ))  # fmt: skip
+    inputs, larger = (
+        inputs_of(each, H100) for each in (large, replace(large, teacher=replace(large.teacher, image_size=448)))
+    )
     # Two operations for each parameter and each of 201 tokens, and a little for attention.
     assert inputs.teacher_s == pytest.approx(2 * 6.716e9 * 201 / (0.4 * 989.4e12), rel=0.03)
     assert larger.teacher_s == pytest.approx(inputs.teacher_s * 789 / 201, rel=0.05)

@@ -14,11 +14,25 @@ from vitkd_ds.commands.plan.text import plan_text
 from vitkd_ds.recipes import build_run
 
 INPUTS = predict.Inputs(
-    teacher_s=1e-4, student_s=3e-4, loss_s=0.0, others_s=0.0, host_s=0.010, update_s=0.004, shard_host_s=0.002,
+    teacher_s=1e-4,
+    student_s=3e-4,
+    loss_s=0.0,
+    others_s=0.0,
+    host_s=0.010,
+    update_s=0.004,
+    shard_host_s=0.002,
     flops=1e9,
-    trained_params=10**8, teacher_params=2 * 10**8, gathers=10, gathered_params=5 * 10**7, offloaded_params=3 * 10**7,
-    activation_bytes=1e6, image_bytes=2e5, is_compiled=False, has_average=False, bucket_elements=5 * 10**7,
-)  # fmt: skip
+    trained_params=10**8,
+    teacher_params=2 * 10**8,
+    gathers=10,
+    gathered_params=5 * 10**7,
+    offloaded_params=3 * 10**7,
+    activation_bytes=1e6,
+    image_bytes=2e5,
+    is_compiled=False,
+    has_average=False,
+    bucket_elements=5 * 10**7,
+)
 PARAMS = {"trained_params": INPUTS.trained_params, "teacher_params": INPUTS.teacher_params}
 CARD = replace(HARDWARE["h100"], nvlink_gb_per_s=100, network_gb_per_s=10, pcie_gb_per_s=50)
 """70 % of 100, 10 and 50 GB/s; 30 us to start a collective."""
@@ -144,14 +158,18 @@ def test_fields_of_the_run_can_be_set(capsys):
     assert "64 images x 16 a GPU" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({"hardware": "h10"}, "--hardware must be one of h100, h200, a100, rtx4090, found 'h10'"),
-    ({"nodes": "0"}, "--nodes and --gpus must be positive"),
-    ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, found 1024 and 24"),
-    ({"recipe": "demo_plain"}, "plan needs a teacher, found none in recipe demo_plain"),
-    ({"node": "3"}, "--node is no option"), ({"gpus": "many"}, "--gpus must be a whole number"),
-    ({"recipe": None}, "plan needs --recipe"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"hardware": "h10"}, "--hardware must be one of h100, h200, a100, rtx4090, found 'h10'"),
+        ({"nodes": "0"}, "--nodes and --gpus must be positive"),
+        ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, found 1024 and 24"),
+        ({"recipe": "demo_plain"}, "plan needs a teacher, found none in recipe demo_plain"),
+        ({"node": "3"}, "--node is no option"),
+        ({"gpus": "many"}, "--gpus must be a whole number"),
+        ({"recipe": None}, "plan needs --recipe"),
+    ],
+)
 def test_what_cannot_be_predicted_is_refused(flags, message):
     flags = {"recipe": "deit_base_from_deit3_large"} | flags
     with pytest.raises(ValueError, match=message):
@@ -159,12 +177,22 @@ def test_what_cannot_be_predicted_is_refused(flags, message):
 
 
 def test_cards_are_known_by_their_drivers_names_and_others_are_not_taken_for_them():
-    known = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-80GB": "a100",
-             "NVIDIA GeForce RTX 4090": "rtx4090"}  # fmt: skip
+    known = {
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H200": "h200",
+        "NVIDIA A100-SXM4-80GB": "a100",
+        "NVIDIA GeForce RTX 4090": "rtx4090",
+    }
     others = (
-        "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e",
-        "NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-40GB", "cpu",
-    )  # fmt: skip
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+        "NVIDIA H200 NVL",
+        "NVIDIA GH200 480GB",
+        "NVIDIA GH200 144G HBM3e",
+        "NVIDIA A100 80GB PCIe",
+        "NVIDIA A100-SXM4-40GB",
+        "cpu",
+    )
     for device in (*known, *others):
         assert hardware_of(device) is HARDWARE.get(known.get(device)), device
 

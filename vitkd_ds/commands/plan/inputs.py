@@ -65,8 +65,10 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     if not is_bf16(_ds_config(run.ds_config)):
         raise ValueError(f"plan counts bytes of a student in bf16, found fp32 weights in {run.ds_config}: leave it out")
     student, teacher = _models(run)
-    teacher_rate, student_rate = (rate for rate, _ in _rates(run, hardware, student, teacher))
     size, teacher_size = run.data.image_size, run.teacher.image_size or run.data.image_size
+    teachers = {} if run.teacher.keep_tokens else known.TEACHERS
+    teacher_rate, teacher_source = _rate("teacher", run.teacher, teacher, teacher_size, teachers, hardware)
+    student_rate, student_source = _rate("student", run.student, student, size, known.STUDENTS, hardware)
     pair = check_pair(student, teacher, run.losses, image_size=size, teacher_image_size=teacher_size)
     with torch.device("meta"):
         distiller = Distiller(student, run.losses, pair)
@@ -109,6 +111,8 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         is_compiled=run.is_compiled,
         has_average=run.optim.ema_decay > 0,
         bucket_elements=int(zero.get("reduce_bucket_size", 500_000_000)),
+        teacher_source=teacher_source,
+        student_source=student_source,
     )
 
 
@@ -135,20 +139,11 @@ def _models(run: Run) -> tuple[nn.Module, nn.Module]:
     return student, teacher
 
 
-def _rates(run: Run, hardware: Hardware, student: nn.Module, teacher: nn.Module) -> list[tuple[Rate, str]]:
-    """Speeds of teacher and student, each with its source: measured where they were, as they are, at 224 pixels; else
-    of the operations that are counted, at an assumed part of the peak."""
-    is_whole = not run.teacher.keep_tokens and hardware.is_measured
-    teacher_size = run.teacher.image_size or run.data.image_size
-    return [
-        _rate("teacher", run.teacher, teacher, teacher_size, known.TEACHERS if is_whole else {}, hardware),
-        _rate("student", run.student, student, run.data.image_size, known.STUDENTS, hardware),
-    ]
-
-
 def _rate(
     role: str, config: Any, model: nn.Module, size: int, rates: dict[str, Rate], hardware: Hardware
 ) -> tuple[Rate, str]:
+    """Speed of a model with its source: measured where it was, as it is, at 224 pixels; else of the operations that are
+    counted, at an assumed part of the peak."""
     name = config.model.partition(".")[0]
     if name in rates and not config.model_args and size == 224 and hardware.is_measured:
         return rates[name], f"measured, row {rates[name].row}"
@@ -186,10 +181,8 @@ def _ds_config(path: str) -> dict[str, Any]:
     return json.loads(find_ds_config(path).read_text())
 
 
-def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, str, str]]:
+def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImages) -> list[tuple[str, str, str]]:
     """List every input: what it is, its value, and whether it was measured, counted or assumed."""
-    images = train_images(run)
-    (_, teacher_source), (_, student_source) = _rates(run, hardware, *_models(run))
     again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
     here = "" if hardware.is_measured else ", and on this GPU"
     hosts = f"rows {known.HOST_ROWS} (assumed the same for all pairs{here})"
@@ -204,8 +197,8 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str,
     # Compiled as a whole, the student hands out all gradients at the end of backward.
     beside = "nothing" if inputs.is_compiled else f"{BACKWARD_PART:.0%} of student and loss"
     return [
-        ("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", teacher_source),
-        ("student", f"{1 / inputs.student_s:,.0f} images/s", student_source + again),
+        ("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", inputs.teacher_source),
+        ("student", f"{1 / inputs.student_s:,.0f} images/s", inputs.student_source + again),
         *_loss_rows(run, inputs, hardware),
         ("fixed time a micro-batch", f"{1e3 * inputs.host_s:.1f} ms", host),
         ("fixed time a step", f"{1e3 * inputs.update_s:.1f} ms", update),

@@ -62,6 +62,9 @@ class Inputs:
     has_average: bool
     bucket_elements: int
     """DeepSpeed's reduce_bucket_size."""
+    teacher_source: str = ""
+    """Where teacher_s comes from: a measured row, or an assumed part of the peak."""
+    student_source: str = ""
 
 
 @dataclass(frozen=True)

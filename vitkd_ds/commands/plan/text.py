@@ -28,7 +28,7 @@ def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str
         _memory(inputs, layout, kind),
         _per_node(inputs, layout, kind, images),
         _placement(inputs, layout, kind),
-        _section("inputs", source_rows(run, inputs, kind)),
+        _section("inputs", source_rows(run, inputs, kind, images)),
     ]
     return "\n\n".join(sections)
 
