@@ -102,7 +102,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cac
         f"{teacher} must be a whole safetensors file",
         "error run folder",
         f"{workdir} must be writable, found Not a directory",
-        "rank 1 on node1: image",
+        "rank 1 on node1: each image of 'val.beton' must decode, but image",
         "has other bytes than when it was packed",
         "losses finite",
         "ok data.train decoding",
