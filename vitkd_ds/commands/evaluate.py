@@ -50,12 +50,13 @@ def evaluate_exported(
     if knn or probe:
         if teacher or teacher_checkpoint:
             raise ValueError("--teacher does not belong to --knn and --probe, which ask the student: leave it out")
-        sources = {"train": train, "val": val}
-        return probe_exported(student, knn=knn, probe=probe, **sources, micro_batch_size=micro_batch_size)
+        return probe_exported(student, knn=knn, probe=probe, train=train, val=val, micro_batch_size=micro_batch_size)
     if train:
         raise ValueError("--train belongs to --knn and --probe, found neither: add one of them, or leave it out")
     exported = open_exported(student)
-    run, classes, device = exported.run, exported.classes, first_device()
+    run = exported.run
+    classes = exported.classes
+    device = first_device()
     kept = run.data.classes if run and not val else ""  # of the run's own images, which may have more
     val = val or (run.data.val if run else "")
     if not val:

@@ -72,7 +72,8 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
 
 def train_help(flags: dict[str, str], about: str) -> str:
     """Describe train, by `about`, and every field of a run, or only the group or field that --help names."""
-    recipe, topic = flags.get("recipe", "demo"), flags["help"]
+    recipe = flags.get("recipe", "demo")
+    topic = flags["help"]
     topic = "" if topic == "True" else topic  # what fire makes of a flag without a value
     fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
     about = "" if topic else f"{about}\n\n"

@@ -88,7 +88,8 @@ class Answers(nn.Module):
 
     def __init__(self, model: nn.Module, *, features: bool) -> None:
         super().__init__()
-        self.model, self.features = model, features
+        self.model = model
+        self.features = features
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute them in the model's dtype."""
@@ -120,8 +121,10 @@ def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool
     exported = open_exported(student)
     if top < 1:
         raise ValueError(f"--top must be 1 or more, found {top}: give the number of classes to name per image")
-    features, top = features or not exported.classes, min(top, len(exported.classes))
-    source, num_lines = _source_of(images), 0
+    features = features or not exported.classes
+    top = min(top, len(exported.classes))
+    source = _source_of(images)
+    num_lines = 0
     as_csv = features or any(os.path.isdir(path) for path in images)
     for name, answer in _answers(exported, source, features=features):
         if features:
@@ -150,7 +153,8 @@ def _source_of(images: Sequence[str]) -> Source:
             paths.append(image)
         else:
             raise ValueError(f"every image must be a file or a folder, found nothing at {image!r}: check the path")
-    labels, sizes = np.zeros(len(paths), np.int64), np.array([os.path.getsize(path) for path in paths])
+    labels = np.zeros(len(paths), np.int64)
+    sizes = np.array([os.path.getsize(path) for path in paths])
     return Source("image files", (), labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
 
 
@@ -158,13 +162,17 @@ def _source_of(images: Sequence[str]) -> Source:
 def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[tuple[str, Tensor]]:
     """The name of each image that can be decoded, and what the student answers, in fp32 on the CPU."""
     crops = crops_of(exported.data("", num_classes=0), split="val", seed=0)
-    options = {"micro_batch_size": MICRO_BATCH, "num_workers": len(os.sched_getaffinity(0)), "source": source}
-    images = TorchvisionImages("the images", crops, None, **options)
+    num_workers = len(os.sched_getaffinity(0))
+    images = TorchvisionImages(
+        "the images", crops, None, micro_batch_size=MICRO_BATCH, num_workers=num_workers, source=source
+    )
     samples = np.zeros(len(source.names), SAMPLE_DTYPE)
     samples["index"] = np.arange(len(samples))
     micro_batches = images.decoded(samples) if len(samples) > MICRO_BATCH else [images.decode(samples)]
     model = exported.model()
-    answers, normalization, first = Answers(model, features=features).eval(), build.normalization_of(model), 0
+    answers = Answers(model, features=features).eval()
+    normalization = build.normalization_of(model)
+    first = 0
     for images_BHWC, status_B in micro_batches:
         for i in np.flatnonzero(status_B != DECODED):
             logger.warning("an image has no answer, as it %s", images.reason(first + int(i), int(status_B[i])))

@@ -54,8 +54,10 @@ def show(run: Run, dst: Path) -> Path:
         raise ValueError(f"DST must lie in a folder that exists, found none at {str(dst.parent)!r}: make it")
     images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
     size = min(ROWS * COLUMNS, len(images.chosen))
-    options = {"augment": run.augment, "statistics": build.statistics_of(run.student)}
-    loader = build_loader(run.data, split="train", micro_batch_size=size, seed=run.seed, **options)
+    statistics = build.statistics_of(run.student)
+    loader = build_loader(
+        run.data, split="train", micro_batch_size=size, seed=run.seed, augment=run.augment, statistics=statistics
+    )
     # Smoothing gives every class a little of every label, which says nothing about the image, and draws nothing.
     unsmoothed = replace(run, losses=run.losses.without_label_smoothing())
     with closing(loader.epoch(0)) as micro_batches:
@@ -108,7 +110,8 @@ def _fitting(text: str, fits: Callable[[str], bool]) -> str:
 def find_font(texts: Iterable[str]) -> ImageFont.FreeTypeFont:
     """Find a font with all characters of the texts: Pillow's own, or one that fontconfig knows. Where there is none,
     a warning names what Pillow's font, which is returned, draws as boxes."""
-    characters, default = sorted(set().union(*texts)), ImageFont.load_default(FONT_PIXELS)
+    characters = sorted(set().union(*texts))
+    default = ImageFont.load_default(FONT_PIXELS)
     missing = _missing_from(default, characters)
     if not missing:
         return default

@@ -147,7 +147,8 @@ def _read(folder: Path, name: str) -> Result:
     if "models" in config:  # runs of versions before 0.4 have none
         roles = [role for role in ("student", "teacher") if config["run"].get(role)]
         read_json(config_file, {f"models.{role}.{what}": int | float for role in roles for what in SIZES})
-    lines, summary = read_lines(folder), None
+    lines = read_lines(folder)
+    summary = None
     if (folder / DONE).is_file():
         summary = read_json(folder / SUMMARY, {"steps": int, "images_per_s": int | float | None})
     return Result(folder, name, config, lines, [{}, *evaluations(lines)][-1], summary)

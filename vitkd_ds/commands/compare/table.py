@@ -67,7 +67,8 @@ def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple
 
 
 def _accuracy(result: Result) -> tuple[str, ...]:
-    found, (low, high) = result.evaluation, result.top1_interval
+    found = result.evaluation
+    low, high = result.top1_interval
     return (
         result.name,
         f"{result.top1:.2f} [{low:.2f}, {high:.2f}]",
@@ -104,7 +105,8 @@ def _number(value: float | None, form: str) -> str:
 
 def _lines(rows: Sequence[Sequence[Any]]) -> list[str]:
     """Two lines of the header, whose cells are pairs, and one of each further row: names to the left, numbers right."""
-    (top, bottom), cells = zip(*rows[0]), rows[1:]
+    top, bottom = zip(*rows[0])
+    cells = rows[1:]
     rows = [top, bottom, *cells]
     widths = [max(len(row[i]) for row in rows) for i in range(len(top))]
     return [
@@ -129,7 +131,8 @@ def csv_text(results: Sequence[Result], groups: Sequence[Group], speeds: "Speeds
 def _record(
     result: Result, groups: Sequence[Group], student_images_per_s: float | None, teacher_images_per_s: float | None
 ) -> dict[str, Any]:
-    found, (low, high) = result.evaluation, result.top1_interval
+    found = result.evaluation
+    low, high = result.top1_interval
     group = next((number for number, group in enumerate(groups, start=1) if result in group.values()), None)
     # A name ends in its unit, as who reads CSV sees no other header.
     return {

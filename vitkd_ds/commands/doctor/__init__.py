@@ -117,7 +117,8 @@ def examine(run: Run) -> bool:
     for name, check in CHECKS.items():
         examination.run(name, check)
     if ranks.rank() == 0:
-        num_nodes, num_ranks = len(set(examination.patient.nodes)), ranks.world_size()
+        num_nodes = len(set(examination.patient.nodes))
+        num_ranks = ranks.world_size()
         examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}" + f" on {num_nodes} nodes" * (num_nodes > 1))
     ranks.barrier()  # no rank leaves before the table is out, see HEAD_START_S
     return all(row.level != "error" for row in examination.rows)

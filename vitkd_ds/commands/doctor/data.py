@@ -23,7 +23,8 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
     """Open a split as training does, and read a sample of it on all ranks at once. The classes of val must be among
     those of train, where that could be opened. Collective."""
     needed(patient.split, "the settings")
-    name, train = f"data.{split}", patient.loaders.get("train")
+    name = f"data.{split}"
+    train = patient.loaders.get("train")
     micro = min(MICRO_BATCH, patient.run.micro_batch_size_per_gpu)
     run = replace(patient.run, compile="off", micro_batch_size_per_gpu=micro)
     micro = split_of(run).micro_batch_size
@@ -38,7 +39,8 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
 
 def check_knn(patient: Patient) -> Iterator[Row]:
     """Open the labelled images that k-NN is asked in a run without labels, if there are any. Collective."""
-    run, micro = patient.run, min(MICRO_BATCH, patient.run.micro_batch_size_per_gpu)
+    run = patient.run
+    micro = min(MICRO_BATCH, patient.run.micro_batch_size_per_gpu)
     loaders = ranks.together(lambda: open_knn(run, micro, patient.device)) or ()
     for name, loader in zip(("data.knn_train", "data.knn_val"), loaders):
         yield same_row(name, loader, patient)
@@ -65,7 +67,8 @@ def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
     """Read images as training does: disk, page cache, checksum and decoder. Collective; the same row on all ranks."""
 
     def read() -> tuple[int, float, int]:
-        count, start = 0, time.perf_counter()
+        count = 0
+        start = time.perf_counter()
         with closing(loader.epoch(0)) as micro_batches:
             for images_BCHW, _ in micro_batches:
                 count += len(images_BCHW)

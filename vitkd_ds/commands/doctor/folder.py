@@ -26,7 +26,8 @@ COMFORT = 1.5
 
 def check_folder(patient: Patient) -> Iterator[Row]:
     """Look at the run folder from rank 0, and write to it from all ranks. Collective; leaves nothing behind."""
-    workdir, is_main = Path(patient.run.workdir), ranks.rank() == 0
+    workdir = Path(patient.run.workdir)
+    is_main = ranks.rank() == 0
     if is_main:
         yield run_row(patient.run)
         yield from lock_rows(workdir)
@@ -83,7 +84,8 @@ def lock_rows(workdir: Path) -> Iterator[Row]:
 
 def space_row(run: Run, num_trained: int) -> Row:
     """Space for the checkpoints that are kept at a time, with so many parameters of the student and the losses."""
-    workdir, folder = Path(run.workdir), existing(Path(run.workdir))
+    workdir = Path(run.workdir)
+    folder = existing(Path(run.workdir))
     one = num_trained * (ENGINE_BYTES + EMA_BYTES * bool(run.optim.ema_decay) + EXPORT_BYTES)
     count = run.checkpoint.keep_last + SPARE_CHECKPOINTS
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())

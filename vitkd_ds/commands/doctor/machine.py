@@ -113,7 +113,8 @@ def check_machine(patient: Patient) -> Iterator[Row]:
     """Shared memory, locks of builds, and the compiler."""
     free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     advice = "mount a tmpfs there, start the container with --shm-size=8g, or remove old files there"
-    found, problem = f"/dev/shm has {size_text(free)} free", f"expected at least {LEAST_SHM_GIB:g} GiB"
+    found = f"/dev/shm has {size_text(free)} free"
+    problem = f"expected at least {LEAST_SHM_GIB:g} GiB"
     yield judged(free >= LEAST_SHM_GIB * 2**30, "shared memory", found, problem, advice)
     yield build_locks_row()
     if patient.run.is_compiled:

@@ -71,7 +71,8 @@ def check_models(patient: Patient) -> Iterator[Row]:
 def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
     """Build the student or the teacher without the network; a row, the model, and whether it was given weights. The
     model is None if not even its architecture can be built."""
-    config, (key, random) = getattr(run, role), KEYS[role]
+    config = getattr(run, role)
+    key, random = KEYS[role]
     source = getattr(config, key)
     try:
         if source == "hub":
@@ -115,7 +116,9 @@ def _cached_file(role: str, run: Run) -> str:
 
 def check_engines(patient: Patient) -> Iterator[Row]:
     """Start both engines as training has them, and make a few updates. Collective."""
-    split, models, device = needed(patient.split, "the settings"), needed(patient.models, "the models"), patient.device
+    split = needed(patient.split, "the settings")
+    models = needed(patient.models, "the models")
+    device = patient.device
     micro = split.micro_batch_size if device.type == "cuda" else min(split.micro_batch_size, CPU_MICRO_BATCH)
     # One micro-batch per update, so that a few seconds show the gather, the reduction and the update.
     whole = micro * ranks.world_size()
@@ -147,8 +150,11 @@ def check_engines(patient: Patient) -> Iterator[Row]:
 def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, float]:
     """Make a few updates with training's own step, on random images; the terms of the last one, and the least seconds
     of an update as a whole and of the teacher within it. Collective."""
-    data, micro, device = parts.run.data, parts.run.micro_batch_size_per_gpu, parts.device
-    step_s, teacher_s = [], []
+    data = parts.run.data
+    micro = parts.run.micro_batch_size_per_gpu
+    device = parts.device
+    step_s = []
+    teacher_s = []
     images_BCHW = torch.randint(256, (micro, 3, data.image_size, data.image_size), dtype=torch.uint8, device=device)
     labels_B = torch.randint(max(1, data.num_classes), (micro,), device=device)
 

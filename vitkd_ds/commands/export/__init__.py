@@ -45,7 +45,8 @@ def export(
         raise ValueError(f"--push needs --format hf, found --format {format}: change it, or leave --push out")
     if format == "timm":
         return str(export_student(source, destination, which=which, half=half))
-    find, target = partial(find_source, source, which), Path(destination)
+    find = partial(find_source, source, which)
+    target = Path(destination)
     exported, model, weights = read_student(find, partial(_read, half=half))
     check_is_new(target)  # before the minutes that a graph, or the hub, may take
     # Each is imported only when it is asked for, so that none needs the other's packages.
@@ -67,5 +68,6 @@ def export(
 
 def _read(folder: Path, *, half: bool) -> tuple[Exported, nn.Module, dict[str, Tensor]]:
     """Read all of an exported student at once, as a run may delete its checkpoint soon."""
-    exported, weights = open_exported(str(folder)), read_weights(folder, half=half)
+    exported = open_exported(str(folder))
+    weights = read_weights(folder, half=half)
     return exported, exported.build(), weights  # which reads its file before it builds

@@ -46,7 +46,8 @@ def hub_config(exported: Exported, model: nn.Module) -> dict[str, Any]:
     """timm's description of a model: what `timm.create_model("hf-hub:..."` and `"local-dir:..."` read."""
     description = exported.description
     own = {key: model.pretrained_cfg[key] for key in OF_TIMM if key in model.pretrained_cfg}
-    size, classes = description["image_size"], description["classes"]
+    size = description["image_size"]
+    classes = description["classes"]
     args = {key: value for key, value in description["args"].items() if key != NOT_OF_THE_MODEL[-1]}
     return {
         "architecture": description["model"].partition(".")[0],  # without the tag of the weights that it may name

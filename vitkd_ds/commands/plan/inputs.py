@@ -65,14 +65,17 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     if not is_bf16(_ds_config(run.ds_config)):
         raise ValueError(f"plan counts bytes of a student in bf16, found fp32 weights in {run.ds_config}: leave it out")
     student, teacher = _models(run)
-    size, teacher_size = run.data.image_size, run.teacher.image_size or run.data.image_size
+    size = run.data.image_size
+    teacher_size = run.teacher.image_size or run.data.image_size
     teachers = {} if run.teacher.keep_tokens else known.TEACHERS
     teacher_rate, teacher_source = _rate("teacher", run.teacher, teacher, teacher_size, teachers, hardware)
     student_rate, student_source = _rate("student", run.student, student, size, known.STUDENTS, hardware)
     pair = check_pair(student, teacher, run.losses, image_size=size, teacher_image_size=teacher_size)
     with torch.device("meta"):
         distiller = Distiller(student, run.losses, pair)
-    loss, loss_bytes, loss_s = None, 0, 0.0
+    loss = None
+    loss_bytes = 0
+    loss_s = 0.0
     for name, term in _measured(run).items():
         loss = distiller.parts[name]
         loss_bytes = term.cost.bytes_per_patch * student.patch_embed.num_patches * pair.teacher_dim
@@ -148,7 +151,8 @@ def _rate(
     if name in rates and not config.model_args and size == 224 and hardware.is_measured:
         return rates[name], f"measured, row {rates[name].row}"
     flops = forward_flops(model, size) * (3 if role == "student" else 1)
-    part, peak = ASSUMED_MFU[role], hardware.peak_tflops
+    part = ASSUMED_MFU[role]
+    peak = hardware.peak_tflops
     source = f"assumed: {part:.0%} of {peak:g} TFLOP/s, for {flops / 1e9:,.1f} GFLOP an image, counted"
     return Rate("", part * peak * 1e12 / flops), source
 
@@ -167,7 +171,8 @@ def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: s
     Where the host is, each module that DeepSpeed enters gathers another prefetch bucket ahead, whatever is there
     already, up to its limit on live parameters and a block more; when the first block starts, FETCHES modules have.
     """
-    whole, largest = num_parameters(teacher), max(num_parameters(module) for module in gathered)
+    whole = num_parameters(teacher)
+    largest = max(num_parameters(module) for module in gathered)
     if not hasattr(teacher, "blocks"):
         return whole
     zero = _ds_config(f"ds_configs/{TEACHER_FILES[placement]}")["zero_optimization"]
@@ -226,7 +231,8 @@ def _loss_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, 
         source = f"measured, row {known.LOSS.row}, scaled by the width squared and the peak of this GPU (assumed)"
         measured = f"{1 / measured_s:,.0f} images/s", source
     if names := ", ".join(_others(run)):
-        part, gflops = ASSUMED_MFU["loss"], inputs.others_s * ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e3
+        part = ASSUMED_MFU["loss"]
+        gflops = inputs.others_s * ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e3
         source = f"assumed: {part:.0%} of {hardware.peak_tflops:g} TFLOP/s, for {gflops:.2f} GFLOP of {names}, counted"
         others = f"{1e6 * inputs.others_s:.1f} us an image", source
     return [(f"{MEASURED_COST.title} loss", *measured), ("other losses of tokens", *others)]

@@ -143,7 +143,8 @@ def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:
 
 def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
     """Predict the device memory of one rank, bytes by purpose."""
-    trained, whole = inputs.trained_params, 2 * inputs.teacher_params
+    trained = inputs.trained_params
+    whole = 2 * inputs.teacher_params
     is_alone = layout.ranks == 1
     teacher = {
         "replica": whole,

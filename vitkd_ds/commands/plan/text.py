@@ -21,7 +21,9 @@ def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str
     if min(nodes, gpus) < 1:
         raise ValueError(f"--nodes and --gpus must be positive, found {nodes} and {gpus}: GPUs are counted per node")
     kind = find_hardware(hardware)
-    inputs, layout, images = inputs_of(run, kind), _layout(run, nodes, gpus), train_images(run)
+    inputs = inputs_of(run, kind)
+    layout = _layout(run, nodes, gpus)
+    images = train_images(run)
     sections = [
         f"{run.recipe} on {nodes} x {gpus} {hardware}: a prediction, not a measurement",
         _speed(run, inputs, layout, kind, images),
@@ -40,7 +42,8 @@ def _layout(run: Run, nodes: int, gpus: int) -> Layout:
 
 def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainImages) -> str:
     seconds = predict.step_parts(inputs, layout, hardware)
-    total, speed = sum(seconds.values()), predict.images_per_s(inputs, layout, hardware)
+    total = sum(seconds.values())
+    speed = predict.images_per_s(inputs, layout, hardware)
     sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     what = {"gradients": "their reduction", "weights": "their gather", "gathers": "of the teacher's weights"}
     left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB a GPU, what arithmetic does not hide" for part in sent}
@@ -86,7 +89,9 @@ def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainI
 
 
 def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
-    seconds, gib, rows = {}, {}, []
+    seconds = {}
+    gib = {}
+    rows = []
     for placement in ("replica", "shard", "offload"):
         other = replace(layout, placement=placement)
         seconds[placement] = sum(predict.step_parts(inputs, other, hardware).values())

@@ -37,7 +37,9 @@ class Answers:
 
     def disagreements(self) -> dict[str, np.ndarray]:
         """Outcome -> rows of the images for which the two models name different classes."""
-        differ, student, teacher = self.student != self.teacher, self.right(), self.right("teacher")
+        differ = self.student != self.teacher
+        student = self.right()
+        teacher = self.right("teacher")
         found = (differ & teacher, differ & student, differ & ~student & ~teacher)
         return {outcome: is_so.nonzero()[0] for outcome, is_so in zip(OUTCOMES, found)}
 

@@ -126,7 +126,8 @@ def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     stretches as that leaves, and the last."""
     if len(points) <= MOST_POINTS:
         return points
-    stretches, kept = (MOST_POINTS - 1) // 2, {len(points) - 1}
+    stretches = (MOST_POINTS - 1) // 2
+    kept = {len(points) - 1}
     for i in range(stretches):
         stretch = range(i * len(points) // stretches, (i + 1) * len(points) // stretches)
         kept |= {min(stretch, key=lambda n: points[n][1]), max(stretch, key=lambda n: points[n][1])}

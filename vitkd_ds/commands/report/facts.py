@@ -51,7 +51,8 @@ def _age(result: Result) -> str:
 
 
 def _tiles(result: Result) -> list[tuple[str, str]]:
-    found, tiles = result.evaluation, []
+    found = result.evaluation
+    tiles = []
     if found:
         low, high = result.top1_interval
         about = f"student top-1 on {result.num_images:,} images, 95 % interval [{low:.2f}, {high:.2f}], "
@@ -73,7 +74,8 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
 
 def _facts(config: dict[str, Any]) -> list[tuple[str, Any]]:
     """Models, data, hardware and versions, each with its name."""
-    run, models = config["run"], config.get("models") or {}
+    run = config["run"]
+    models = config.get("models") or {}
     facts = [("recipe", run.get("recipe", ""))]
     facts += [(role, _model(run[role], models[role])) for role in ("student", "teacher") if models.get(role)]
     if models.get("teacher"):
@@ -105,7 +107,8 @@ def _model(settings: dict[str, Any], cost: dict[str, Any]) -> str:
 
 def _differences(run: dict[str, Any]) -> list[tuple[str, str, str]] | str:
     """Key, recipe's value and own value of each setting that is not the recipe's; text where that cannot be read."""
-    own, name = flattened(run), str(run.get("recipe"))
+    own = flattened(run)
+    name = str(run.get("recipe"))
     try:
         recipe = build_run(name, debug=bool(run.get("debug")) and name in RECIPES)  # a stored run has its own size
     except (OSError, ValueError) as error:

@@ -30,7 +30,8 @@ def page(results: Sequence[Result]) -> str:
     Raises:
         ValueError: a damaged file in a run folder.
     """
-    result, others = results[0], list(results[1:])
+    result = results[0]
+    others = list(results[1:])
     answers = [read_answers(some.folder) for some in results]
     own = answers[0]
     compared = _other(results, answers)
