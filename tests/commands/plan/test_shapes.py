@@ -17,10 +17,15 @@ def on_meta(name, **args):
         return timm.create_model(name, **args)
 
 
-@pytest.mark.parametrize("name, gmacs", [
-    ("deit_tiny_patch16_224", 1.26), ("deit_small_patch16_224", 4.61), ("deit_base_patch16_224", 17.58),
-    ("deit3_large_patch16_224", 61.60),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, gmacs",
+    [
+        ("deit_tiny_patch16_224", 1.26),
+        ("deit_small_patch16_224", 4.61),
+        ("deit_base_patch16_224", 17.58),
+        ("deit3_large_patch16_224", 61.60),
+    ],
+)
 def test_operations_are_those_of_timms_tables(name, gmacs):
     assert forward_flops(on_meta(name), 224) / 2e9 == pytest.approx(gmacs, rel=0.01)
 
