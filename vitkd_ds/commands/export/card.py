@@ -9,23 +9,13 @@ from typing import Any
 from vitkd_ds.commands.compare.runs import read_lines
 from vitkd_ds.commands.exported import Exported
 from vitkd_ds.commands.show import one_line
+from vitkd_ds.config.metrics import EVALUATED, PREFIX, VAL_METRICS, Metric
 from vitkd_ds.config.reading import load_json
 from vitkd_ds.config.run_folder import CONFIG
 from vitkd_ds.train.statistics import wilson_interval
 
 MOST_CLASSES = 50
 """Class names on a card; config.json has all."""
-SAID = {
-    "val_top1": "top-1 %", "val_top5": "top-5 %", "val_teacher_top1": "top-1 % of the teacher",
-    "val_agreement": "agreement with the teacher, %", "val_kl": "KL divergence of the student from the teacher, nats",
-    "val_cka": "linear CKA with the teacher's pooled features", "val_cka_patches": "linear CKA with its patch tokens",
-    "val_knn_top1": "top-1 % by k-NN on the pooled features, on labelled images of its own",
-    "val_cosine": "cosine of the pooled features with the teacher's, transformed as in training, through adapters that "
-    "are not exported",
-    "val_cosine_patches": "the same cosine of the patch tokens",
-}  # fmt: skip
-"""Value of an evaluation -> what the card calls it."""
-PERCENT = ("val_top1", "val_top5", "val_teacher_top1", "val_agreement")
 
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
@@ -71,19 +61,21 @@ def _results(exported: Exported) -> str:
     """The evaluation of the step that is exported, if there is one."""
     step, lines = exported.description.get("step"), []
     if exported.run_folder:
-        lines = [line for line in read_lines(exported.run_folder) if line["step"] == step and "val_num_images" in line]
+        lines = [line for line in read_lines(exported.run_folder) if line["step"] == step and EVALUATED in line]
     if not lines:
         return "## Results\n\nThis student was not evaluated where it comes from."
-    found, num_images = lines[-1], int(lines[-1]["val_num_images"])
-    rows = [f"| {SAID[key]} | {_value(key, found[key], num_images)} |" for key in SAID if found.get(key) is not None]
+    found, num_images = lines[-1], int(lines[-1][EVALUATED])
+    said = {PREFIX + name: metric for name, metric in VAL_METRICS.items() if metric.said}
+    known = {key: metric for key, metric in said.items() if found.get(key) is not None}
+    rows = [f"| {metric.said} | {_value(metric, found[key], num_images)} |" for key, metric in known.items()]
     intro = (
         f"On {num_images:,} validation images, which it was not trained on unless the data overlap; one run (n = 1)."
     )
     return "\n".join(["## Results", "", intro, "", "| | value |", "|---|---|", *rows])
 
 
-def _value(key: str, value: float, num_images: int) -> str:
-    if key not in PERCENT:
+def _value(metric: Metric, value: float, num_images: int) -> str:
+    if not metric.has_interval:
         return f"{value:.4f}"
     low, high = wilson_interval(num_images, round(value * num_images / 100))
     return f"{value:.2f} (95 % interval over images {low:.2f} to {high:.2f})"
