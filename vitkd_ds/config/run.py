@@ -9,6 +9,7 @@ stage, precision, buckets) belongs to ``ds_configs/*.json``.
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, Mapping
 
+from vitkd_ds.config import entry_points
 from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.rules import POSITIVE, Part, Rule, at_least, within
 
@@ -16,7 +17,8 @@ Interpolation = Literal["bilinear", "bicubic", "random"]
 SCALES = Rule("be two numbers, 0 < low <= high <= 1", lambda pair: 0 < pair[0] <= pair[1] <= 1)
 CLASSES = Rule("be 0 (those of data.train), or 2 or more", lambda number: number == 0 or number >= 2)
 RATIOS = Rule("be two positive numbers, low <= high", lambda pair: 0 < pair[0] <= pair[1])
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", *(point.name for point in entry_points.installed("trackers")))
+"""Trackers here, and those of other installed packages."""
 NAMES_OF_TRACKERS = Rule(
     f"be names of {', '.join(TRACKERS)}, each once, with commas between",
     lambda names: set(names) <= set(TRACKERS) and len(set(names)) == len(names),

@@ -23,6 +23,7 @@ from typing import Any, Callable, Protocol
 from urllib.parse import urlsplit
 
 from vitkd_ds.checkpoint.files import write_json
+from vitkd_ds.config import entry_points
 from vitkd_ds.config.reading import load_json
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,13 @@ class Tracker(Protocol):
 
 
 def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """Open those of `names` that stand here, for a run of these `settings` (nested dicts, as in config.json)."""
-    kinds = {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
+    """Open those of `names` that stand here, or in another package, for a run of these `settings` (nested dicts, as in
+    config.json)."""
+    kinds: dict[str, Callable[..., Tracker]] = {
+        point.name: lambda *args, point=point: entry_points.load(point)(*args)
+        for point in entry_points.installed("trackers")
+    }
+    kinds |= {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
     return [_Forgiving(name, lambda kind=kinds[name]: kind(workdir, settings)) for name in names if name in kinds]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,15 @@ class Source:
             digest.update(name.removeprefix(without).encode("utf-8", "surrogateescape") + b"\0")
         digest.update(np.asarray(self.sizes, "<i8").tobytes() + np.asarray(self.labels, "<i8").tobytes())
         return digest.hexdigest()
+
+
+class SourceKind(NamedTuple):
+    """A kind of source from another package, which an entry point of the group `vitkd_ds.sources` names."""
+
+    fits: Callable[[str], bool]
+    """Whether a source is of this kind, by its name as the command line has it, such as s3://bucket/images."""
+    open: Callable[[str], Source]
+    """List the images of such a source. Raises ValueError if it is unfit."""
 
 
 def is_image(name: str) -> bool:
