@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vitkd_ds.config.losses import BAD_ENTRY_POINTS
-from vitkd_ds.config.part import require
 from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
 from vitkd_ds.config.term import terms_of_a_teacher, terms_of_logits
