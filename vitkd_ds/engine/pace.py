@@ -27,16 +27,25 @@ class Pace:
     `most_blocks`. What DeepSpeed gathers ahead of the host, by `stage3_prefetch_bucket_size`, comes on top.
 
     It must be made after DeepSpeed's engine: only hooks that are registered later see a block that was freed.
+
+    Args:
+        left: end and size of each block that the host has left and the GPU may not have computed yet. Teachers that run
+            one after another share it, so that the bound holds for all of them together.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], *, placement: str) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], left: deque[tuple[Any, int]], *, placement: str) -> None:
         sizes = [sum(p.ds_numel * p.element_size() for p in block.parameters()) for block in blocks]
-        self._most = most_blocks(placement, max(sizes, default=1))
-        self._left: deque[Any] = deque()
+        self._largest = max(sizes, default=1)
+        self._most_bytes = self._largest * most_blocks(placement, self._largest)
+        self._left = left
         for block in blocks:
             block.register_forward_hook(self._leave)
 
+    def wait(self) -> None:
+        """Wait until another block of this teacher has room; to be called before its forward pass, too."""
+        while self._left and sum(size for _, size in self._left) + self._largest > self._most_bytes:
+            self._left.popleft()[0].synchronize()
+
     def _leave(self, *_: Any) -> None:
-        self._left.append(get_accelerator().current_stream().record_event())
-        if len(self._left) == self._most:
-            self._left.popleft().synchronize()
+        self._left.append((get_accelerator().current_stream().record_event(), self._largest))
+        self.wait()

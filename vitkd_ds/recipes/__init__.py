@@ -51,14 +51,15 @@ def _debug_size(run: Run) -> Run:
     """The same models and code for a few steps on the packaged images; a teacher to be downloaded becomes random."""
     # A 224-pixel image costs a laptop's CPU sixty times as much as the demo's of 28.
     is_small = run.data.image_size <= 28
-    teacher = run.teacher
-    if teacher and teacher.checkpoint == "hub":
-        args = teacher.model_args | ({"depth": 2} if "_7b_" in teacher.model else {})  # whole, it is no laptop's
-        teacher = replace(teacher, checkpoint="random", model_args=args)
+    teachers = dict(run.teachers)
+    for name, teacher in run.teachers.items():
+        if teacher.checkpoint == "hub":
+            args = teacher.model_args | ({"depth": 2} if "_7b_" in teacher.model else {})  # whole, it is no laptop's
+            teachers[name] = replace(teacher, checkpoint="random", model_args=args)
     return replace(
         run,
         workdir=f"{run.workdir}_debug",
-        teacher=teacher,
+        teachers=teachers,
         data=replace(
             run.data,
             train="demo",

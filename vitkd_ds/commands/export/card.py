@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from vitkd_ds.commands.compare.runs import read_lines
 from vitkd_ds.commands.predict import Exported
 from vitkd_ds.commands.show import one_line
+from vitkd_ds.config import teachers
 from vitkd_ds.config.metrics import EVALUATED, PREFIX, VAL_METRICS, Metric
 from vitkd_ds.config.reading import load_json
 from vitkd_ds.config.run import Run
@@ -48,7 +49,7 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
             (metric.said, _value(metric, value, num_images)) for metric, value in found.items() if value is not None
         ],
         training=_training(exported, config.get("versions") or {}),
-        teacher=exported.description.get("teacher"),
+        teachers=[*teachers.read(exported.description).values()],
     )
 
 
