@@ -29,7 +29,7 @@ def test_every_recipe_is_a_valid_run_with_the_same_augmentation_in_its_debug_siz
 def test_the_debug_size_is_a_few_steps_on_the_packaged_images(recipe, sizes):
     run = build_run(recipe, debug=True)
     found = (run.global_batch_size, run.micro_batch_size_per_gpu, run.max_steps, run.data.max_val_images)
-    assert (*found, run.teacher.checkpoint) == sizes
+    assert (*found, run.teachers["teacher"].checkpoint) == sizes
     assert run.debug and run.compile == "off" and run.log_every_steps == 1
     assert (run.data.train, run.data.val, run.data.num_classes) == ("demo", "demo", 10)
 
@@ -37,7 +37,10 @@ def test_the_debug_size_is_a_few_steps_on_the_packaged_images(recipe, sizes):
 def test_a_recipe_without_labels_has_none_in_its_debug_size():
     run = build_run("demo_label_free", debug=True)
     assert (run.data.train, run.data.num_classes, run.data.labels) == ("demo", 0, "ignore")
-    assert run.losses.active().keys() == {"feature", "relation"} and run.teacher == build_run("demo").teacher
+    assert (
+        run.losses.active().keys() == {"feature", "relation"}
+        and run.teachers["teacher"] == build_run("demo").teachers["teacher"]
+    )
 
 
 def test_the_paper_recipes_are_the_papers():
@@ -59,13 +62,16 @@ def test_the_rivals_recipes_are_the_published_ones():
     soft, wttm, vkd = (build_run(f"deit_tiny_{name}") for name in ("soft_kd", "wttm_vitkd", "vkd_regnety160"))
     weights = {name: term.weight for name, term in soft.losses.active().items()}
     assert weights == {"ce": 0.1, "kd": 0.9} and soft.losses.kd.temperature == 1 and soft.student.drop_path_rate == 0
-    assert soft.teacher.model.startswith("cait_s24_224") and soft.global_batch_size == 2048
+    assert soft.teachers["teacher"].model.startswith("cait_s24_224") and soft.global_batch_size == 2048
     assert (soft.augment.mixup_alpha, soft.augment.cutmix_alpha, soft.augment.repeats) == (0, 0, 3)
     assert (soft.optim.lr, soft.optim.lr_batch_size, soft.optim.warmup_epochs, soft.optim.clip_grad_norm) == (
         5e-4, 512, 5, 0,
     )  # fmt: skip
     assert {name: term.weight for name, term in wttm.losses.active().items()} == {"ce": 1, "wttm": 1.6, "vitkd": 1}
-    assert wttm.teacher == build_run("deit_tiny_from_deit3_small").teacher and wttm.losses.wttm.weighted
+    assert (
+        wttm.teachers["teacher"] == build_run("deit_tiny_from_deit3_small").teachers["teacher"]
+        and wttm.losses.wttm.weighted
+    )
     assert {name: term.weight for name, term in vkd.losses.active().items()} == {"ce": 1, "kd": 1, "vkd": 1}
     optim, augment = vkd.optim, vkd.augment
     assert (optim.lr, optim.lr_batch_size, vkd.global_batch_size, optim.clip_grad_norm) == (5e-4, 512, 512, 0)
