@@ -5,6 +5,7 @@ HOLDS = "config/test_rules.py::test_a_rule_holds_for_what_its_words_say"
 NEEDS = "config/test_losses.py::test_what_the_active_terms_compare_is_joined_and_the_others_do_not_count"
 RUN_FOLDER = "config/test_run_folder.py::test_"
 REFUSED = "test_cli.py::test_what_cannot_be_is_refused_with_key_and_value"
+TEACHERS = "config/test_teachers.py::test_"
 
 MISTAKES = {
     "config/rules.py": {
@@ -88,14 +89,28 @@ MISTAKES = {
             "getattr(self, f'{role}_blocks') => self.student_blocks": NEEDS,
         },
     },
+    "config/teachers.py": {
+        "teacher_of": {
+            "term.teacher == USUAL and len(names) == 1 => len(names) == 1": (
+                f"{TEACHERS}what_does_not_fit_is_said_with_the_teachers_name"
+            ),
+        },
+        "stored": {
+            "values.keys() <= {USUAL} => len(values) <= 1": (
+                f"{TEACHERS}the_usual_teacher_alone_is_stored_as_by_earlier_versions"
+            ),
+        },
+    },
     "config/check.py": {
+        "_check_teachers": {
+            "not run.teachers => False": REFUSED,
+        },
         "_check_teacher": {
-            "needing and (not run.teacher) => False": REFUSED,
-            "run.teacher.fp8 and run.teacher.placement != 'replica' => False": REFUSED,
-            "run.teacher.keep_tokens and comparing => False": (
+            "teacher.fp8 and teacher.placement != 'replica' => False": REFUSED,
+            "teacher.keep_tokens and comparing => False": (
                 "models/test_selection.py::test_terms_of_tokens_are_refused"
             ),
-            "run.teacher.checkpoint == 'random' and (not run.debug) => False": REFUSED,
+            "teacher.checkpoint == 'random' and (not run.debug) => False": REFUSED,
         },
         "_check_rate": {
             "optim.warmup_epochs >= run.epochs => optim.warmup_epochs > run.epochs": REFUSED,
