@@ -73,7 +73,7 @@ def test_a_folder_gives_weights_model_and_arguments(tmp_path, role, key):
     assert getattr(apply_options(DEMO, options), role) == expected
     more = apply_options(DEMO, options | {f"{role}.model_args": '{"depth": 2, "qk_norm": true}'}).models[role]
     assert more == replace(expected, model_args={"depth": 2, "qk_norm": True})
-    with pytest.raises(ValueError, match=f"--{role}.model=vit_tiny_patch16_224 is not the model of {role}.{key}=.*, which is vit_s"):
+    with pytest.raises(ValueError, match=f"{role}.model=vit_tiny_patch16_224 is not the model of .*, which is vit_s"):
         apply_options(DEMO, options | {f"{role}.model": "vit_tiny_patch16_224"})
     with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
         apply_options(DEMO, {f"{role}.{key}": str(tmp_path)})

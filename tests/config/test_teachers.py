@@ -53,7 +53,7 @@ def test_where_a_teacher_is_placed_may_change_whatever_its_name():
     (OTHER | {"losses.nkd.teacher": "dino"},
      "losses.nkd.teacher=dino is no teacher of this run, whose teachers are teacher, other."),
     ({"losses.nkd.teacher": "dino"}, "losses.nkd.teacher=dino is no teacher of this run, whose teachers are teacher."),
-    (OTHER | {"losses.nkd.teacher": "teacher"}, "no such term with a weight and teacher=other: give one a weight"),
+    (OTHER | {"losses.nkd.teacher": "teacher"}, "the teacher other has no use.* and teacher=other. Give one"),
     (OTHER | {"teachers.other.fp8": "true"}, "--teachers.other.placement=replica"),
     (OTHER | {"teachers.other.keep_tokens": "4"}, "teachers.other.keep_tokens must be 0 with losses that compare"),
     (OTHER | {"teachers.other.checkpoint": "random"}, "teachers.other.model must name a timm model"),

@@ -9,8 +9,8 @@ import timm
 import torch
 
 from tests.conftest import metrics_of, run_several
-from vitkd_ds.recipes import build_run
 from vitkd_ds.models.cost import step_gflops
+from vitkd_ds.recipes import build_run
 from vitkd_ds.train.introduction import describe_run, model_costs
 
 

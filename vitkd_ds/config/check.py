@@ -10,7 +10,7 @@ from pathlib import Path
 from vitkd_ds.config.losses import BAD_ENTRY_POINTS
 from vitkd_ds.config.run import Run, TeacherConfig, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
-from vitkd_ds.config.teachers import role_of, teacher_of
+from vitkd_ds.config.teachers import called, role_of, teacher_of
 from vitkd_ds.config.term import terms_of_a_teacher, terms_of_logits
 
 EXTRAS = {
@@ -35,13 +35,10 @@ def check_run(run: Run) -> None:
         raise ValueError(BAD_ENTRY_POINTS[0])
     _check_is_complete(run)
     _check_rate(run)
-    active = run.losses.active()
-    if not active:
-        raise ValueError(
-            "losses must have at least one term, got none with a weight above 0. Set --losses.ce.weight=1."
-        )
+    if not run.losses.active():
+        raise ValueError("losses must have at least one term, got none. Give one a weight: --losses.ce.weight=1.")
     _check_teachers(run)
-    for term in active.values():
+    for term in run.losses.active().values():
         term.check_run(run)
 
 
@@ -52,7 +49,7 @@ def check_workdir(run: Run) -> None:
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise ValueError(
-                f"--workdir must be a folder that can be made, found {error.strerror}: {run.workdir!r}. Pass another."
+                f"--workdir must be a folder that can be made, got {run.workdir!r}: {error.strerror}. Pass another."
             ) from error
 
 
@@ -120,9 +117,8 @@ def _check_teachers(run: Run) -> None:
         if not term.needs.teacher:
             continue
         if not run.teachers:
-            raise ValueError(
-                f"losses.{key} needs a teacher, and recipe {run.recipe} has none: set --losses.{key}.weight=0"
-            )
+            off = f"--losses.{key}.weight=0"
+            raise ValueError(f"losses.{key} needs a teacher, and recipe {run.recipe} has none. Set {off}.")
         if teacher_of(term, run.teachers) not in run.teachers:
             raise ValueError(
                 f"losses.{key}.teacher={term.teacher} is no teacher of this run, whose teachers are {names}. Set "
@@ -135,8 +131,8 @@ def _check_teachers(run: Run) -> None:
         if not losses.active():
             which = f" and teacher={name}" if len(run.teachers) > 1 else ""
             raise ValueError(
-                f"a teacher must be used by one of {', '.join(terms_of_a_teacher(run.losses))}, found no such term "
-                f"with a weight{which}: give one a weight, or take a recipe without a teacher"
+                f"{called(name)} has no use, as no term of {', '.join(terms_of_a_teacher(run.losses))} has a weight"
+                f"{which}. Give one a weight{which}, or train with --teacher none."
             )
         _check_teacher(role_of(name), teacher, run)
 
@@ -145,8 +141,8 @@ def _check_teacher(role: str, teacher: TeacherConfig, run: Run) -> None:
     """Reject ways to run a teacher that clash with each other or with the losses."""
     if teacher.fp8 and teacher.placement != "replica":
         raise ValueError(
-            f"{role}.fp8 needs a teacher that is whole on each rank, found {role}.placement={teacher.placement}: "
-            f"add --{role}.placement=replica"
+            f"{role}.fp8 needs a teacher that is whole on each rank, got {role}.placement={teacher.placement}. "
+            f"Add --{role}.placement=replica."
         )
     # The student's attention chooses the patches, from a forward pass that gives its logits only.
     active = run.losses.active().items()
@@ -158,51 +154,47 @@ def _check_teacher(role: str, teacher: TeacherConfig, run: Run) -> None:
             f"or train with {', '.join(terms_of_logits(run.losses))} alone"
         )
     if teacher.checkpoint == "random" and not run.debug:
-        raise ValueError(f"{role}.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")
+        raise ValueError(f"{role}.checkpoint=random is for --debug runs only. Give a file or hub, or add --debug.")
 
 
 def _check_is_complete(run: Run) -> None:
-    """Refuse a recipe that leaves models or data to the options, where these do not name them."""
+    """Reject a recipe that leaves models or data to the options, where these do not name them."""
+    no_model = f"must name a timm model, and recipe {run.recipe} names none. Give"
     if not run.student.model:
-        raise ValueError(
-            f"student.model must name a timm model, and recipe {run.recipe} names none: give --student.model, or a run "
-            "folder with --student.init"
-        )
+        raise ValueError(f"student.model {no_model} --student.model, or a run folder with --student.init.")
     for name, teacher in run.teachers.items():
         role = role_of(name)
         if not teacher.model:
             raise ValueError(
-                f"{role}.model must name a timm model, and recipe {run.recipe} names none: give --{role}.model, or a "
-                f"run folder with --{role}.checkpoint, or train with --teacher none"
+                f"{role}.model {no_model} --{role}.model, or a run folder with --{role}.checkpoint, or train with "
+                "--teacher none."
             )
     for split in ("train", "val"):
         if not getattr(run.data, split):
             raise ValueError(
-                f"data.{split} must name images, and recipe {run.recipe} names none: give a .beton, or a folder that "
-                f"holds a folder per class, with --data.{split}"
+                f"data.{split} must name images, and recipe {run.recipe} names none. Give a .beton, or a folder that "
+                f"holds a folder per class, with --data.{split}."
             )
 
 
 def _check_rate(run: Run) -> None:
-    """Refuse a learning rate that has no epoch in which to fall, or falls to more than its peak. A debug run may: it is
+    """Reject a learning rate that has no epoch in which to fall, or falls to more than its peak. A debug run may: it is
     short, and its batch small."""
     optim = run.optim
     if optim.warmup_epochs and optim.warmup_fraction:
         raise ValueError(
-            f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, found {optim.warmup_epochs:g} and "
-            f"{optim.warmup_fraction:g}: set the other one to 0"
+            f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, got {optim.warmup_epochs:g} and "
+            f"{optim.warmup_fraction:g}. Set the other one to 0."
         )
-    if run.debug:
-        return
-    if optim.warmup_epochs >= run.epochs:
+    if optim.warmup_epochs >= run.epochs and not run.debug:
         raise ValueError(
-            f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, found "
-            f"{optim.warmup_epochs:g} of {run.epochs:g}: lower --optim.warmup_epochs, or set it to 0 and give "
-            "--optim.warmup_fraction=0.05"
+            f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, got "
+            f"{optim.warmup_epochs:g} of {run.epochs:g}. Lower --optim.warmup_epochs, or set it to 0 and give "
+            "--optim.warmup_fraction=0.05."
         )
-    if optim.min_lr > peak_lr(run):
+    if optim.min_lr > peak_lr(run) and not run.debug:
         raise ValueError(
             f"optim.min_lr must be at most the peak learning rate, which is {optim.lr:g} for {optim.lr_batch_size} "
-            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, found {optim.min_lr:g}: lower "
-            "--optim.min_lr, or raise --optim.lr"
+            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, got {optim.min_lr:g}. Lower "
+            "--optim.min_lr, or raise --optim.lr."
         )

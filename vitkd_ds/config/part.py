@@ -118,8 +118,8 @@ def explain(error: ValidationError, cls: Any) -> str:
     names = [name for name in first["loc"] if isinstance(name, str)]  # without the index in a tuple
     key = shortened(".".join(filter(None, (cls._place, *names))))
     owner, field = locate(cls, names)
-    if first["type"] == "value_error":  # of a check with a message of its own
-        return str(first["ctx"]["error"])
+    if first["type"] in ("value_error", "assertion_error"):  # of a check with a message of its own
+        return f"{key}: {first['ctx']['error']}" if field else str(first["ctx"]["error"])
     if first["type"] == "missing" and first["loc"][-1] == names[-1]:
         return f"{key} is missing. Set it in the recipe or with --{key}."
     if first["type"] == "unexpected_keyword_argument":
