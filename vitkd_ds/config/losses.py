@@ -4,15 +4,18 @@ adds a term here, or in a package of their own by an entry point, and nothing in
 Nothing here imports torch: a term names its module, and says what it compares as a function of its settings.
 """
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import field
 from importlib.metadata import entry_points
 from keyword import iskeyword
 from typing import Annotated, Any, Literal
 
-from vitkd_ds.config.rules import POSITIVE, Rule, at_least, require, within
+from annotated_types import Ge, Gt, Interval
+from pydantic.dataclasses import dataclass
+
+from vitkd_ds.config.part import Number, Part, Rule, require
 from vitkd_ds.config.term import Needs, Term
 
-TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks: len(blocks) == 2)
+TWO_BLOCKS = Rule(lambda blocks: len(blocks) == 2, "two blocks with a comma, as the loss has two aligners")
 
 FACTOR = "balance_"
 """What the name of a term's learned factor begins with in the log."""
@@ -27,8 +30,8 @@ class CrossEntropyTerm(Term, place="losses.ce"):
     module = "vitkd_ds.losses.cross_entropy:CrossEntropy"
     needs = Needs(labels=True)
 
-    weight: Annotated[float, at_least(0, "off")] = 1.0
-    label_smoothing: Annotated[float, within("[0, 1)")] = 0.0
+    weight: Annotated[Number, Ge(0)] = 1.0
+    label_smoothing: Annotated[Number, Interval(ge=0, lt=1)] = 0.0
     """Part of the target that is spread evenly over all classes; 0 is none."""
 
 
@@ -39,7 +42,7 @@ class KDTerm(Term, place="losses.kd"):
     module = "vitkd_ds.losses.kd:KD"
     needs = Needs(logits=True)
 
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of both models' logits before the softmax; higher is softer."""
     standardize: bool = False
     """Give each image's logits mean 0 and standard deviation 1 first."""
@@ -52,9 +55,9 @@ class NKDTerm(Term, place="losses.nkd"):
     module = "vitkd_ds.losses.nkd:NKD"
     needs = Needs(logits=True, labels=True)
 
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of both models' logits in the part on non-target classes; higher is softer."""
-    gamma: Annotated[float, at_least(0)] = 1.0
+    gamma: Annotated[Number, Ge(0)] = 1.0
     """Factor of the part on non-target classes; the paper's is 1."""
 
 
@@ -64,15 +67,15 @@ class ViTKDTerm(Term, place="losses.vitkd"):
 
     module = "vitkd_ds.losses.vitkd:ViTKD"
 
-    alpha: Annotated[float, at_least(0)] = 3e-5
+    alpha: Annotated[Number, Ge(0)] = 3e-5
     """Factor of the mimicked shallow blocks, whose squared differences are summed over tokens and channels."""
-    beta: Annotated[float, at_least(0)] = 3e-6
+    beta: Annotated[Number, Ge(0)] = 3e-6
     """Factor of the regenerated last block, summed likewise."""
     scaled: bool = False
     """Multiply alpha and beta by 196 x 384 / (student's tokens x teacher's width), so that the paper's values, which
     weigh sums over 196 tokens of width 384, suit a pair of any size. Without it they weigh plain sums, as in the
     paper, whose wider teachers weigh more."""
-    mask_ratio: Annotated[float, within("(0, 1)")] = 0.5
+    mask_ratio: Annotated[Number, Interval(gt=0, lt=1)] = 0.5
     """Part of the student's tokens of the last block that is masked before it is regenerated."""
     blocks: Annotated[tuple[int, ...], TWO_BLOCKS] = (0, 1)
     """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
@@ -90,7 +93,7 @@ class WTTMTerm(Term, place="losses.wttm"):
     module = "vitkd_ds.losses.wttm:WTTM"
     needs = Needs(logits=True)
 
-    gamma: Annotated[float, POSITIVE] = 0.8
+    gamma: Annotated[Number, Gt(0)] = 0.8
     """Power of the teacher's probabilities, 1 / temperature; the paper's DeiT value is published nowhere."""
     weighted: bool = True
     """Weigh each image by how unsure the teacher is, or with gamma above 1 by how sure it is; false is TTM."""
@@ -103,9 +106,9 @@ class DISTTerm(Term, place="losses.dist"):
     module = "vitkd_ds.losses.dist:DIST"
     needs = Needs(logits=True)
 
-    beta: Annotated[float, at_least(0)] = 1.0
+    beta: Annotated[Number, Ge(0)] = 1.0
     """Factor of the correlations over the classes of an image."""
-    gamma: Annotated[float, at_least(0)] = 1.0
+    gamma: Annotated[Number, Ge(0)] = 1.0
     """Factor of the correlations over the images of a class."""
     scope: Literal["micro_batch", "all_ranks"] = "micro_batch"
     """Images of which a class is correlated: the rank's micro-batch, or those of all ranks, which are gathered. Those
@@ -119,11 +122,11 @@ class DKDTerm(Term, place="losses.dkd"):
     module = "vitkd_ds.losses.dkd:DKD"
     needs = Needs(logits=True, labels=True)
 
-    alpha: Annotated[float, at_least(0)] = 1.0
+    alpha: Annotated[Number, Ge(0)] = 1.0
     """Factor of the label against the rest."""
-    beta: Annotated[float, at_least(0)] = 0.5
+    beta: Annotated[Number, Ge(0)] = 0.5
     """Factor of the rest by itself."""
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of all logits; higher is softer."""
 
     def check_run(self, run: Any) -> None:
@@ -144,7 +147,7 @@ class DistillationTokenTerm(Term, place="losses.distillation_token"):
 
     kind: Literal["hard", "soft"] = "hard"
     """What it learns: the teacher's most likely class, or its probabilities."""
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of both logits in the soft kind; higher is softer."""
 
 
@@ -173,7 +176,6 @@ class SpectralTerm(Term, place="losses.spectral"):
         return Needs(tokens=True, student_blocks=self.student_blocks, teacher_blocks=self.teacher_blocks)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require(
             len(self.student_blocks) == len(self.teacher_blocks) > 0, "losses.spectral.teacher_blocks",
             self.teacher_blocks, f"name as many blocks as student_blocks={self.student_blocks}, one or more",
@@ -190,7 +192,7 @@ class FeatureTerm(Term, place="losses.feature"):
     target: Literal["raw", "layer_norm", "standardize", "phi_s"] = "standardize"
     """What the teacher's features are turned into: nothing, LayerNorm, or a transform by their statistics, which gives
     every channel mean 0 and variance 1, or all channels equal variances by a rotation and one scale."""
-    calibration_batches: Annotated[int, POSITIVE] = 32
+    calibration_batches: Annotated[int, Gt(0)] = 32
     """Micro-batches of each rank that the statistics are taken of, before the first update; the checkpoint has them."""
 
 
@@ -201,9 +203,9 @@ class RelationTerm(Term, place="losses.relation"):
     module = "vitkd_ds.losses.relation:Relation"
     needs = Needs(tokens=True)
 
-    temperature: Annotated[float, POSITIVE] = 0.07
+    temperature: Annotated[Number, Gt(0)] = 0.07
     """Divisor of the cosines before the softmax."""
-    queue: Annotated[int, POSITIVE] = 4096
+    queue: Annotated[int, Gt(0)] = 4096
     """The last images, of all ranks, that an image is compared with, itself among them; at least the global batch."""
 
     def check_run(self, run: Any) -> None:
@@ -213,7 +215,7 @@ class RelationTerm(Term, place="losses.relation"):
 
 
 @dataclass(frozen=True)
-class Losses:
+class Losses(Part, place="losses"):
     """Which terms make the total: any set, each with a weight (0 is off) and a schedule. Its other fields are TERMS."""
 
     balance: bool = field(default=False, kw_only=True)
@@ -276,8 +278,8 @@ TERMS: dict[str, type[Term]] = {
 """Every term by its name, in the order in which the log shows them."""
 _add_terms_of_others()
 
-LossesConfig = make_dataclass(
-    "LossesConfig", [(name, term, field(default=term())) for name, term in TERMS.items()], bases=(Losses,), frozen=True
+_FIELDS = {"__annotations__": TERMS, "__module__": __name__, "__doc__": Losses.__doc__}
+LossesConfig = dataclass(frozen=True)(
+    type(Losses)("LossesConfig", (Losses,), _FIELDS | {name: term() for name, term in TERMS.items()})
 )
 """See `Losses`: the dataclass with a field for each of TERMS."""
-LossesConfig.__module__, LossesConfig.__doc__ = __name__, Losses.__doc__

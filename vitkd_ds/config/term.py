@@ -1,9 +1,12 @@
 """What all loss terms share: a weight and its course, and what they compare of student and teacher."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from vitkd_ds.config.rules import Part, at_least
+from annotated_types import Ge
+from pydantic.dataclasses import dataclass
+
+from vitkd_ds.config.part import Number, Part
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Term(Part, place="losses"):
     needs = Needs()
     """What it compares; a property where settings decide; no field."""
 
-    weight: Annotated[float, at_least(0, "off")] = 0.0
+    weight: Annotated[Number, Ge(0)] = 0.0
     """Factor of the term in the total; 0 is off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the weight: constant, or linear / cosine from the weight down to 0 at the last step."""
