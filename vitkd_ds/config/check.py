@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vitkd_ds.config.losses import BAD_ENTRY_POINTS, terms_of_a_teacher
-from vitkd_ds.config.rules import require
 from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
 
@@ -30,14 +29,11 @@ def check_run(run: Run) -> None:
         raise ValueError(BAD_ENTRY_POINTS[0])
     _check_is_complete(run)
     _check_rate(run)
-    active = run.losses.active()
-    require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
+    if not run.losses.active():
+        raise ValueError("losses must have at least one term, got none. Give one a weight: --losses.ce.weight=1.")
     _check_teacher(run)
-    for term in active.values():
+    for term in run.losses.active().values():
         term.check_run(run)
-    if run.data.labels == "ignore":
-        check_without_classes(run)
-    check_knn(run)
 
 
 def check_workdir(run: Run) -> None:
@@ -47,48 +43,54 @@ def check_workdir(run: Run) -> None:
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise ValueError(
-                f"--workdir must be a folder that can be made, found {error.strerror}: {run.workdir!r}. Pass another."
+                f"--workdir must be a folder that can be made, got {run.workdir!r}: {error.strerror}. Pass another."
             ) from error
 
 
-def check_knn(run: Run) -> None:
-    """Refuse one split alone, and k-NN where there are classes and so a top-1."""
-    given = [f"data.{name}" for name in ("knn_train", "knn_val") if getattr(run.data, name)]
-    if len(given) == 1:
-        raise ValueError(f"data.knn_train and data.knn_val go together, found {given[0]} alone: give both or none")
-    if given and run.data.num_classes:
-        raise ValueError(
-            f"data.knn_train is for runs without labels, found data.num_classes={run.data.num_classes}: leave it and "
-            "data.knn_val out"
-        )
+def check_classes(run: Run) -> None:
+    """Check what depends on the classes of the data, once they are counted: data.num_classes is 0 if there are none.
 
-
-def check_without_classes(run: Run) -> None:
-    """Refuse terms that need labels or a classifier, where data.num_classes is 0, which here means none.
-
-    `check_run` calls it where labels are ignored; else that there are none shows when those of data.train are counted.
+    Raises:
+        ValueError: k-NN for half of its splits, or for a run that has a top-1; terms or a head that need classes where
+            there are none.
     """
-    if run.data.num_classes and run.data.labels == "ignore":
+    data = run.data
+    given = [f"data.{name}" for name in ("knn_train", "knn_val") if getattr(data, name)]
+    if len(given) == 1:
+        raise ValueError(f"data.knn_train and data.knn_val go together, got {given[0]} only. Give both or none.")
+    if given and data.num_classes:
         raise ValueError(
-            f"data.num_classes must be 0 where data.labels=ignore, found {run.data.num_classes}: add "
-            "--data.num_classes=0, or leave --data.labels out"
+            f"data.knn_train is for runs without labels, got data.num_classes={data.num_classes}. Omit it and "
+            "data.knn_val."
         )
-    if run.data.num_classes:
-        return
-    active, fitting = run.losses.active(), [name for name, term in run.losses.terms().items() if not term.needs.classes]
-    refused = [name for name, term in active.items() if term.needs.classes]
-    why = "labels are ignored" if run.data.labels == "ignore" else "data.train has no labels"
-    if refused:
-        what = "labels" if active[refused[0]].needs.labels else "logits of a classifier"
-        off = " ".join(f"--losses.{name}.weight=0" for name in refused)
+    if data.num_classes and data.labels == "ignore":
         raise ValueError(
-            f"losses.{refused[0]} needs {what}, but {why} (data.num_classes=0): set {off}, and give a weight to one or "
-            f"more of {', '.join(fitting)}"
+            f"data.num_classes must be 0 where data.labels=ignore, got {data.num_classes}. Add --data.num_classes=0, "
+            "or omit --data.labels."
+        )
+    if not data.num_classes:
+        _check_without_classes(run)
+
+
+def _check_without_classes(run: Run) -> None:
+    """Reject terms that need labels or a classifier, and a run without a teacher."""
+    why = "labels are ignored" if run.data.labels == "ignore" else "data.train has no labels"
+    terms = run.losses.terms().items()
+    needing = {name: term for name, term in run.losses.active().items() if term.needs.classes}
+    if needing:
+        first, term = next(iter(needing.items()))
+        off = " ".join(f"--losses.{name}.weight=0" for name in needing)
+        raise ValueError(
+            f"losses.{first} needs {'labels' if term.needs.labels else 'logits of a classifier'}, but {why} "
+            f"(data.num_classes=0). Set {off}, and give a weight to one or more of "
+            f"{', '.join(name for name, term in terms if not term.needs.classes)}."
         )
     if run.teacher and run.teacher.head:
-        raise ValueError(f"teacher.head gives logits of classes, but {why} (data.num_classes=0): leave it out")
+        raise ValueError(f"teacher.head gives logits of classes, but {why} (data.num_classes=0). Omit it.")
     if run.teacher is None:
-        raise ValueError(f"a run must have a teacher where {why} (data.num_classes=0), found none: name one")
+        raise ValueError(
+            f"no teacher given, but {why} (data.num_classes=0). Pass --teacher.model NAME or --teacher.checkpoint RUN."
+        )
 
 
 def _check_trackers(run: Run) -> None:
@@ -102,22 +104,22 @@ def _check_trackers(run: Run) -> None:
 
 
 def _check_teacher(run: Run) -> None:
-    """Refuse terms without the teacher that they need, a teacher that none needs, and ways to run it that clash."""
-    active = run.losses.active()
+    """Reject terms without the teacher that they need, a teacher that none needs, and ways to run it that clash."""
+    teacher, active = run.teacher, run.losses.active()
     needing = next((f"losses.{name}" for name, term in active.items() if term.needs.teacher), None)
-    if needing and not run.teacher:
-        raise ValueError(f"{needing} needs a teacher, and recipe {run.recipe} has none: set --{needing}.weight=0")
-    if not run.teacher:
+    if needing and not teacher:
+        raise ValueError(f"{needing} needs a teacher, and recipe {run.recipe} has none. Set --{needing}.weight=0.")
+    if not teacher:
         return
     if not needing:
         raise ValueError(
-            f"a teacher must be used by one of {', '.join(terms_of_a_teacher(run.losses))}, found no such term with a "
-            "weight: give one a weight, or take a recipe without a teacher"
+            f"the teacher has no use, as no term of {', '.join(terms_of_a_teacher(run.losses))} has a weight. Give one "
+            "a weight, or train with --teacher none."
         )
-    if run.teacher.fp8 and run.teacher.placement != "replica":
+    if teacher.fp8 and teacher.placement != "replica":
         raise ValueError(
-            f"teacher.fp8 needs a teacher that is whole on each rank, found teacher.placement={run.teacher.placement}: "
-            "add --teacher.placement=replica"
+            f"teacher.fp8 needs a teacher that is whole on each rank, got teacher.placement={teacher.placement}. Add "
+            "--teacher.placement=replica."
         )
     comparing = [name for name, term in active.items() if term.needs.tapped("teacher") is not None]
     if run.teacher.keep_tokens and comparing:
@@ -126,50 +128,46 @@ def _check_teacher(run: Run) -> None:
             f"found {run.teacher.keep_tokens} and losses.{', losses.'.join(comparing)}: set --teacher.keep_tokens=0, "
             "or train with kd, nkd, wttm, dist or dkd alone"
         )
-    if run.teacher.checkpoint == "random" and not run.debug:
-        raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")
+    if teacher.checkpoint == "random" and not run.debug:
+        raise ValueError("teacher.checkpoint=random is for --debug runs only. Give a file or hub, or add --debug.")
 
 
 def _check_is_complete(run: Run) -> None:
-    """Refuse a recipe that leaves models or data to the options, where these do not name them."""
+    """Reject a recipe that leaves models or data to the options, where these do not name them."""
+    no_model = f"must name a timm model, and recipe {run.recipe} names none. Give"
     if not run.student.model:
-        raise ValueError(
-            f"student.model must name a timm model, and recipe {run.recipe} names none: give --student.model, or a run "
-            "folder with --student.init"
-        )
+        raise ValueError(f"student.model {no_model} --student.model, or a run folder with --student.init.")
     if run.teacher and not run.teacher.model:
         raise ValueError(
-            f"teacher.model must name a timm model, and recipe {run.recipe} names none: give --teacher.model, or a run "
-            "folder with --teacher.checkpoint, or train with --teacher none"
+            f"teacher.model {no_model} --teacher.model, or a run folder with --teacher.checkpoint, or train with "
+            "--teacher none."
         )
     for split in ("train", "val"):
         if not getattr(run.data, split):
             raise ValueError(
-                f"data.{split} must name images, and recipe {run.recipe} names none: give a .beton, or a folder that "
-                f"holds a folder per class, with --data.{split}"
+                f"data.{split} must name images, and recipe {run.recipe} names none. Give a .beton, or a folder that "
+                f"holds a folder per class, with --data.{split}."
             )
 
 
 def _check_rate(run: Run) -> None:
-    """Refuse a learning rate that has no epoch in which to fall, or falls to more than its peak. A debug run may: it is
+    """Reject a learning rate that has no epoch in which to fall, or falls to more than its peak. A debug run may: it is
     short, and its batch small."""
     optim = run.optim
     if optim.warmup_epochs and optim.warmup_fraction:
         raise ValueError(
-            f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, found {optim.warmup_epochs:g} and "
-            f"{optim.warmup_fraction:g}: set the other one to 0"
+            f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, got {optim.warmup_epochs:g} and "
+            f"{optim.warmup_fraction:g}. Set the other one to 0."
         )
-    if run.debug:
-        return
-    if optim.warmup_epochs >= run.epochs:
+    if optim.warmup_epochs >= run.epochs and not run.debug:
         raise ValueError(
-            f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, found "
-            f"{optim.warmup_epochs:g} of {run.epochs:g}: lower --optim.warmup_epochs, or set it to 0 and give "
-            "--optim.warmup_fraction=0.05"
+            f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, got "
+            f"{optim.warmup_epochs:g} of {run.epochs:g}. Lower --optim.warmup_epochs, or set it to 0 and give "
+            "--optim.warmup_fraction=0.05."
         )
-    if optim.min_lr > peak_lr(run):
+    if optim.min_lr > peak_lr(run) and not run.debug:
         raise ValueError(
             f"optim.min_lr must be at most the peak learning rate, which is {optim.lr:g} for {optim.lr_batch_size} "
-            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, found {optim.min_lr:g}: lower "
-            "--optim.min_lr, or raise --optim.lr"
+            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, got {optim.min_lr:g}. Lower "
+            "--optim.min_lr, or raise --optim.lr."
         )

@@ -105,7 +105,7 @@ def _teacher(result: Result, models: dict[Key, nn.Module]) -> Key | None:
     run = result.config["run"]
     if run.get("teacher") is None:
         return None
-    teacher = from_dict(TeacherConfig, run["teacher"], "teacher.")
+    teacher = from_dict(TeacherConfig, run["teacher"])
     size, num_classes = teacher.image_size or run["data"]["image_size"], run["data"]["num_classes"]
     teacher = replace(teacher, checkpoint="random", head="", image_size=0)
     data = DataConfig(train="", val="", image_size=size, num_classes=num_classes)

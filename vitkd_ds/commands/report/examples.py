@@ -66,7 +66,7 @@ def read_pixels(result: Result, own: Answers, numbers: np.ndarray) -> np.ndarray
     from vitkd_ds.data.images import open_images
     from vitkd_ds.data.order import SAMPLE_DTYPE
 
-    data = replace(from_dict(DataConfig, result.config["run"]["data"], "data."), num_workers=1)
+    data = replace(from_dict(DataConfig, result.config["run"]["data"]), num_workers=1)
     images = open_images(data, split="val", seed=0, micro_batch_size=len(numbers), classes=tuple(own.classes))
     stored = (result.config.get("images") or {}).get("val")
     if stored != images.fingerprint:
