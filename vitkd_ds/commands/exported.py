@@ -8,8 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitkd_ds.config.run import DataConfig, Run, read_run
-from vitkd_ds.config.run_folder import CONFIG, DESCRIPTION, EXPORTED, STUDENT, find_student, read_json, read_student
+from vitkd_ds.config.run import DataConfig, Run
+from vitkd_ds.config.run_folder import (
+    CONFIG,
+    DESCRIPTION,
+    EXPORTED,
+    STUDENT,
+    find_student,
+    read_json,
+    read_run,
+    read_student,
+)
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
 

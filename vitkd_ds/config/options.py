@@ -9,7 +9,7 @@ from typing import Mapping
 from vitkd_ds.config import run_folder
 from vitkd_ds.config.losses import terms_of_a_teacher
 from vitkd_ds.config.overrides import apply_overrides
-from vitkd_ds.config.run import Run, TeacherConfig, read_run
+from vitkd_ds.config.run import Run, TeacherConfig
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
     is_begun = run_folder.is_begun(workdir) and (workdir / run_folder.CONFIG).is_file()
     if not moves or run.resume == "none" or not is_begun:
         return run
-    config, before = getattr(run, role), getattr(read_run(workdir), role)
+    config, before = getattr(run, role), getattr(run_folder.read_run(workdir), role)
     old, new = getattr(before, key) if before else "", getattr(config, key)
     if old in words or old == new or run_folder.run_of(Path(old)) != run_folder.run_of(Path(new)):
         return run

@@ -7,7 +7,6 @@ stage, precision, buckets) belongs to ``ds_configs/*.json``.
 """
 
 from dataclasses import asdict, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, Mapping
 
 from annotated_types import Ge, Gt, Interval
@@ -15,10 +14,7 @@ from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from vitkd_ds.config.losses import LossesConfig
-from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.part import Number, Part, Rule
-from vitkd_ds.config.reading import Unreadable, load_json
-from vitkd_ds.config.run_folder import CONFIG
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 Modes = Literal["off", "default", "max-autotune", "reduce-overhead"]
@@ -294,22 +290,3 @@ def peak_lr(run: Run) -> float:
 def as_dict(run: Run) -> dict[str, Any]:
     """The run as nested plain dicts and tuples, for config.json."""
     return asdict(run)
-
-
-def read_run(path: Path) -> Run:
-    """Read the run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed.
-
-    Raises:
-        ValueError: there is no such file, or no run of this version in it; the message names the file.
-        Unreadable: the disk failed.
-    """
-    file = path / CONFIG if path.is_dir() else path
-    try:
-        stored = load_json(file)
-        return from_dict(Run, stored["run"] if isinstance(stored, dict) and "run" in stored else stored)
-    except Unreadable:
-        raise
-    except OSError as error:
-        raise ValueError(f"no run at {file}: {error.strerror}. Check the path.") from None
-    except ValueError as error:
-        raise ValueError(f"{file} holds no run of this version: {error}") from None

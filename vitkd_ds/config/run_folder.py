@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
+from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.reading import NOT_THERE, Unreadable, load_json, patiently
+from vitkd_ds.config.run import Run
 
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
@@ -189,3 +191,22 @@ def model_of(description: dict[str, Any]) -> dict[str, Any]:
         return {}
     args = {key: value for key, value in description["args"].items() if key not in NOT_OF_THE_MODEL}
     return {"model": description["model"], "model_args": args}
+
+
+def read_run(path: Path) -> Run:
+    """Read the run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed.
+
+    Raises:
+        ValueError: there is no such file, or no run of this version in it; the message names the file.
+        Unreadable: the disk failed.
+    """
+    file = path / CONFIG if path.is_dir() else path
+    try:
+        stored = load_json(file)
+        return from_dict(Run, stored["run"] if isinstance(stored, dict) and "run" in stored else stored)
+    except Unreadable:
+        raise
+    except OSError as error:
+        raise ValueError(f"no run at {file}: {error.strerror}. Check the path.") from None
+    except ValueError as error:
+        raise ValueError(f"{file} holds no run of this version: {error}") from None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Callable
 
 from vitkd_ds.config.overrides import nearest
-from vitkd_ds.config.run import Run, read_run
+from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import read_run
 from vitkd_ds.recipes import demo, foundation, imagenet, images, rivals
 
 logger = logging.getLogger(__name__)
