@@ -63,7 +63,8 @@ def test_a_missing_part_is_listed_with_its_own_defaults():
 
 @pytest.mark.parametrize("topic, keys", [
     ("checkpoint", {"checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.max_failures"}),
-    ("losses.kd", {"losses.kd.weight", "losses.kd.schedule", "losses.kd.temperature", "losses.kd.standardize"}),
+    ("losses.kd", {"losses.kd.weight", "losses.kd.schedule", "losses.kd.teacher", "losses.kd.temperature",
+                   "losses.kd.standardize"}),
     ("optim.lr", {"optim.lr"}),
     ("seed", {"seed"}),
 ])  # fmt: skip

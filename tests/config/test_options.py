@@ -52,7 +52,7 @@ def test_a_changed_model_does_not_inherit_arguments_and_says_so(caplog, role):
     assert f"{role}.model=vit_tiny_patch16_224 takes the place of recipe demo's {before.model}" in caplog.text
     caplog.clear()
     given = {f"{role}.model": "vit_tiny_patch16_224", f"{role}.model_args": '{"depth": 3}'}
-    assert getattr(apply_options(DEMO, given), role).model_args == {"depth": 3}
+    assert apply_options(DEMO, given).models[role].model_args == {"depth": 3}
     assert apply_options(DEMO, {f"{role}.model": before.model}).models[role] == before
     assert not caplog.text
 
@@ -70,7 +70,7 @@ def test_a_folder_gives_weights_model_and_arguments(tmp_path, role, key):
         assert run.models[role] == expected
         assert apply_options(run, {}) == run, "a stored run stays as it is"
     options = {f"{role}.{key}": str(tmp_path / "run"), f"{role}.model": "vit_small_patch16_224"}
-    assert getattr(apply_options(DEMO, options), role) == expected
+    assert apply_options(DEMO, options).models[role] == expected
     more = apply_options(DEMO, options | {f"{role}.model_args": '{"depth": 2, "qk_norm": true}'}).models[role]
     assert more == replace(expected, model_args={"depth": 2, "qk_norm": True})
     with pytest.raises(ValueError, match=f"{role}.model=vit_tiny_patch16_224 is not the model of .*, which is vit_s"):

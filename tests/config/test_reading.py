@@ -81,7 +81,7 @@ build._default_model = lambda *_, **__: default
 DATA = DataConfig("", "", image_size=224, num_classes=1000)
 hub.hf_hub_download = timm.create_model = unreadable
 for read in (lambda: hub.hub_file("deit3_small_patch16_224"),
-             lambda: build._create(TeacherConfig("deit3_small_patch16_224"), DATA, pretrained=True)):
+             lambda: build._create(TeacherConfig("deit3_small_patch16_224"), DATA, role="teacher", pretrained=True)):
     try:
         read()
     except Unreadable as error:

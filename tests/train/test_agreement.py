@@ -129,7 +129,7 @@ def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(mo
     assert found["cka"] == pytest.approx(slow_cka(*tokens), rel=1e-4)
     assert found["cka_patches"] == pytest.approx(slow_cka(*(each[:, 1:].flatten(0, 1) for each in patches)), rel=1e-4)
     monkeypatch.setattr("vitkd_ds.train.evaluate.MICRO_BATCHES_PER_LOOK", 2)
-    options = {"normalization": PLAIN, "teacher": taught}
+    options = {"normalization": PLAIN, "teachers": {"teacher": taught}}
     assert evaluate_features(student, data, **options, must_stop=lambda: True) is None
     data.labels[:] = -1
     with pytest.raises(ValueError, match="must count at least one image, found none in data.val"):

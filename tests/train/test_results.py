@@ -38,7 +38,7 @@ def test_a_signal_that_one_rank_got_ends_an_evaluation_and_a_start_on_all(monkey
         model = linear(1)
         engine = SimpleNamespace(weights_of=lambda *modules, average: {"student": model.state_dict()})
         parts = SimpleNamespace(
-            run=run, device=CPU, engine=engine, export_model=linear(2), normalization=PLAIN, feature=None,
+            run=run, device=CPU, engine=engine, export_model=linear(2), normalization=PLAIN, watched={},
             val_loader=Batches(), teachers={}, answering=(),
         )  # fmt: skip
         return results._evaluate_weights(parts, with_teachers=True) is None, loop._is_stopped(CPU)

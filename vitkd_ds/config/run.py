@@ -6,7 +6,7 @@ Nothing here imports torch, so a bad configuration is refused before anything he
 stage, precision, buckets) belongs to ``ds_configs/*.json``.
 """
 
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, field
 from typing import Annotated, Any, Literal, Mapping
 
 from annotated_types import Ge, Gt, Interval
@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from vitkd_ds.config import entry_points
 from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.part import Number, Part, Rule
-from vitkd_ds.config.teachers import role_of, settings_from_file, settings_to_store
+from vitkd_ds.config.teachers import HasModels, settings_from_file, settings_to_store
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 Modes = Literal["off", "default", "max-autotune", "reduce-overhead"]
@@ -222,7 +222,7 @@ class CheckpointConfig(Part, place="checkpoint"):
 
 
 @dataclass(frozen=True)
-class Run(Part, place=""):
+class Run(HasModels, Part, place=""):
     """Everything that defines a run."""
 
     recipe: str
@@ -232,8 +232,7 @@ class Run(Part, place=""):
     """Run folder. A folder that holds an unfinished run of the same settings is continued."""
     student: StudentConfig
     teachers: dict[str, TeacherConfig]
-    """Teachers by name; without any it is plain training, and no loss term may need one. Files and options call the
-    only one of a recipe `teacher`."""
+    """Teachers by name; without any it is plain training, and no loss term may need one then."""
     data: DataConfig
     augment: AugmentConfig
     losses: LossesConfig
@@ -287,27 +286,7 @@ class Run(Part, place=""):
         """Whether torch.compile runs the models."""
         return self.compile != "off"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_file(cls, values: Any) -> Any:
-        """Read the settings of a file; those of Python are as declared."""
-        return settings_from_file(values) if isinstance(values, dict) else values
-
-    @property
-    def models(self) -> dict[str, StudentConfig | TeacherConfig]:
-        """Settings of all models by their place in the run: student, then teacher or teachers.NAME."""
-        return {"student": self.student} | {role_of(name): config for name, config in self.teachers.items()}
-
-    def with_model(self, role: str, config: StudentConfig | TeacherConfig) -> "Run":
-        """Return a copy with other settings of the model at a place."""
-        if role == "student":
-            return replace(self, student=config)
-        changed = {name: config for name in self.teachers if role_of(name) == role}
-        return replace(self, teachers=self.teachers | changed)
-
-    def losses_of(self, teacher: str) -> LossesConfig:
-        """Return the losses with only those terms active that compare this teacher."""
-        return self.losses.of_teacher(teacher, self.teachers)
+    _from_file = model_validator(mode="before")(classmethod(settings_from_file))
 
 
 def peak_lr(run: Run) -> float:

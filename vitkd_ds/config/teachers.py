@@ -5,11 +5,14 @@ teacher is stored and shown as by versions that knew only one. Nothing outside t
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 MANY = "teachers"
 USUAL = "teacher"
+ANY = "NAME"
+"""Stands in options for the name of a part that a run does not have yet."""
 
 
 def role_of(name: str) -> str:
@@ -30,7 +33,8 @@ def path_of(key: str) -> list[str]:
 
 def shortened(key: str) -> str:
     """Return a setting's key with the usual teacher's place in its short form."""
-    return key.removeprefix(f"{MANY}.") if f"{key}.".startswith(f"{MANY}.{USUAL}.") else key
+    path = key.split(".")
+    return ".".join([USUAL, *path[2:]]) if path[0] == MANY and path[1:2] in ([USUAL], [ANY]) else key
 
 
 def of_any(key: str) -> str:
@@ -67,13 +71,38 @@ def settings_to_store(run: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def settings_from_file(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's nested settings from those of a file, of any version."""
-    if USUAL not in tree or MANY in tree:
-        return dict(tree)
+def settings_from_file(_: type, tree: Any) -> Any:
+    """Return nested settings of this version from those of a file; a validator of Run, which leaves all else as it is."""
+    if not isinstance(tree, dict) or USUAL not in tree or MANY in tree:
+        return tree
     return {MANY if key == USUAL else key: read(tree) if key == USUAL else value for key, value in tree.items()}
 
 
 def teacher_of(term: Any, names: Collection[str]) -> str:
     """Return the name of the teacher that a term compares; if it chooses none, that of a run's only one."""
     return next(iter(names)) if term.teacher == USUAL and len(names) == 1 else term.teacher
+
+
+class HasModels:
+    """Methods of a run on its models: a student and any number of teachers."""
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """Settings of all models by their place in the run: student, then teacher or teachers.NAME."""
+        return {"student": self.student} | {role_of(name): config for name, config in self.teachers.items()}
+
+    def with_model(self, role: str, config: Any) -> Any:
+        """Return a copy with other settings of the model at a place."""
+        if role == "student":
+            return replace(self, student=config)
+        changed = {name: config for name in self.teachers if role_of(name) == role}
+        return replace(self, teachers=self.teachers | changed)
+
+    def losses_of(self, teacher: str) -> Any:
+        """Return the losses with only those terms active that compare this teacher."""
+        off = {
+            key: replace(term, weight=0.0)
+            for key, term in self.losses.active().items()
+            if not term.needs.teacher or teacher_of(term, self.teachers) != teacher
+        }
+        return replace(self.losses, **off)

@@ -32,6 +32,7 @@ def calibrate(parts: Parts) -> None:
             key = place * ranks.world_size() + ranks.rank()
             images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
             _, teachers_BCHW, _ = parts.inputs(images_BCHW, labels_B, step=0, place=key)
+            # Once for all terms that compare the same teacher.
             features = {
                 teacher: parts.teachers[teacher](teachers_BCHW[teacher], are_normalized=True)
                 for teacher in dict.fromkeys(teacher_by_term.values())
