@@ -25,4 +25,7 @@ def test_a_summary_has_what_the_kind_of_student_always_has_and_what_was_found_be
     found = {"num_images": 7, "cka": 0.5, "cosine": 0.25, "knn_top1": 60.0, "own": 1.0}
     features = {"cka": 0.5, "cka_patches": None, "cosine": 0.25, "knn_top1": 60.0}
     assert summary_of(found, "features") == features
-    assert [digits_of(name) for name in ("top1", "kl", "probe_lr", "own")] == [2, 4, 4, 2]
+    assert [digits_of(name) for name in ("top1", "kl", "kl/dino", "probe_lr", "own")] == [2, 4, 4, 4, 2]
+    assert summary_of(found | {"cka/dino": 0.75, "kl/dino": 1.0, "own/dino": 2.0}, "features") == features | {
+        "cka/dino": 0.75
+    }

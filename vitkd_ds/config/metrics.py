@@ -139,17 +139,23 @@ VAL_METRICS = {
 
 
 def digits_of(name: str) -> int:
-    """Return the decimals of a number that a command prints; 2 where it is no declared metric."""
-    return VAL_METRICS[name].digits if name in VAL_METRICS else 2
+    """Return the decimals of a number that a command prints, of METRIC or METRIC/TEACHER; 2 of no declared metric."""
+    metric = VAL_METRICS.get(name.partition("/")[0])
+    return metric.digits if metric else 2
 
 
 def summary_of(result: dict[str, float], kind: Literal["classes", "features"]) -> dict[str, float | None]:
-    """Return an evaluation's numbers as summary.json has them, for a student of a kind."""
-    return {
+    """Return an evaluation's numbers as summary.json has them, for a student of a kind; further teachers come last."""
+    summary = {
         metric.summary: result.get(name)
         for name, metric in VAL_METRICS.items()
         if metric.summarized_for == kind or (metric.summary and not metric.summarized_for and name in result)
     }
+    for name, value in result.items():
+        metric, _, teacher = name.partition("/")
+        if teacher and metric in VAL_METRICS and VAL_METRICS[metric].summary:
+            summary[f"{VAL_METRICS[metric].summary}/{teacher}"] = value
+    return summary
 
 
 def deciding(kind: Literal["classes", "features"]) -> str:

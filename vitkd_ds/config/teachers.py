@@ -72,7 +72,7 @@ def settings_to_store(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_from_file(_: type, tree: Any) -> Any:
-    """Return nested settings of this version from those of a file; a validator of Run, which leaves all else as it is."""
+    """Return settings of this version from those of a file; a validator of Run, which leaves all else as it is."""
     if not isinstance(tree, dict) or USUAL not in tree or MANY in tree:
         return tree
     return {MANY if key == USUAL else key: read(tree) if key == USUAL else value for key, value in tree.items()}
