@@ -116,7 +116,7 @@ def main(folder):
             }  # fmt: skip
     model = build_teacher(config("dinov3", folder / "dinov3.safetensors"), DATA, stream=ranks.rank() == 0)
     try:
-        check_is_read_alike(model)
+        check_is_read_alike(model, "teacher")
     except ValueError as error:
         found["unlike"] = str(error)
     (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(found))

@@ -192,7 +192,12 @@ def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(inte
 def demo_with(**changes):
     """The demo with some settings of its parts replaced."""
     run = replace(build_run("demo"), global_batch_size=48)
-    return replace(run, **{name: replace(getattr(run, name), **values) for name, values in changes.items()})
+    for name, values in changes.items():
+        if name in run.models:
+            run = run.with_model(name, replace(run.models[name], **values))
+        else:
+            run = replace(run, **{name: replace(getattr(run, name), **values)})
+    return run
 
 
 @pytest.mark.parametrize("changes, found", [
@@ -216,6 +221,6 @@ def test_a_teacher_that_one_rank_alone_has_whole_is_refused_on_all():
     def on_rank(rank):
         teacher = SimpleNamespace(weight_stream=None) if rank == 0 else SimpleNamespace()
         with pytest.raises(ValueError, match="must be the same on all nodes, .* on ranks 1, 2: fetch it"):
-            parts.check_is_read_alike(teacher)
+            parts.check_is_read_alike(teacher, "teacher")
 
     on_ranks(3, on_rank)
