@@ -322,5 +322,7 @@ def read_run(path: Path) -> Run:
         return from_dict(Run, stored["run"] if isinstance(stored, dict) and "run" in stored else stored)
     except Unreadable:
         raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"no run at {file}: {error.strerror}. Check the path.") from None
+    except ValueError as error:
         raise ValueError(f"{file} holds no run of this version: {error}") from None
