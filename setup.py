@@ -49,12 +49,14 @@ setup(
     package_data={
         "vitkd_ds.ds_configs": ["*.json"],
         "vitkd_ds.data": ["demo/*"],
-        "vitkd_ds.commands.report": ["page.css", "page.js"],
+        "vitkd_ds.commands.export": ["card.md"],
+        "vitkd_ds.commands.report": ["page.css", "page.html", "page.js"],
     },
     install_requires=[
         "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases
         *([] if WITHOUT_FFCV else ["ffcv==1.0.2"]),
         "fire>=0.7",
+        "jinja2>=3",
         "numpy>=2.2",
         "pillow>=13",  # resizes in the order of our decoder from here on
         "safetensors>=0.4",

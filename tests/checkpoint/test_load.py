@@ -101,16 +101,6 @@ def test_a_newer_one_of_a_time_line_that_was_left_is_not_taken_for_a_damaged_one
     assert find("auto", tmp_path).tag == "step00000003" and newest_whole(find("auto", tmp_path)).tag == "step00000002"
 
 
-@pytest.mark.parametrize("now, message", [
-    ({"steps_per_epoch": 8, "data": 5}, "was made with 7 steps per epoch, found 8: give the same data.train and glo"),
-    ({"steps_per_epoch": 7, "data": 6}, "was made with training images of fingerprint 5, found 6: give the same data"),
-])  # fmt: skip
-def test_other_images_or_steps_an_epoch_are_refused_before_anything_is_loaded(tmp_path, now, message):
-    start = Start(tmp_path, "step00000004", True, False, {"train_state": asdict(TrainState(7, 5, step=4))})
-    with pytest.raises(ValueError, match=f"step00000004 {message}"):
-        restore(None, start, **now)
-
-
 @pytest.mark.parametrize("is_own, best", [(True, (50.0, 2)), (False, (-1.0, 0))])
 def test_the_best_of_another_run_is_not_this_runs(tmp_path, is_own, best):
     state, loaded = TrainState(7, 5, step=4, best_top1=50.0, best_step=2), []
@@ -260,13 +250,3 @@ def test_damage_that_one_rank_finds_in_its_part_is_known_on_all(tmp_path, damage
         change(name, lambda content: content[:-1] + b"?")(workdirs[damaged] / "checkpoints" / "step00000002")
     found = on_ranks(3, lambda rank: newest_whole(find("auto", workdirs[rank])))
     assert [start.tag for start in found] == ["step00000001"] * 3
-
-
-def test_other_images_on_one_rank_are_refused_on_all_before_anything_is_loaded(tmp_path):
-    start = Start(tmp_path, "step00000004", True, False, {"train_state": asdict(TrainState(7, 5, step=4))})
-
-    def on_rank(rank):
-        with pytest.raises(ValueError, match="found 6: give the same data.train"):
-            restore(None, start, steps_per_epoch=7, data=5 + (rank == 1))
-
-    on_ranks(2, on_rank)

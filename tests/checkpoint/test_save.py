@@ -50,7 +50,7 @@ def test_a_job_that_lost_its_lock_publishes_nothing(tmp_path, passed):
     saver = Saver(tmp_path, CheckpointConfig(max_failures=1), {}, check=check)
     with pytest.raises(LockLost, match="taken"):
         saver.save(ENGINE, state_at(4))
-    assert seen[0] == [] and len(seen) == 1 + 2 * passed
+    assert seen[0] == [] and len(seen) == 1 + passed
     assert not passed or "manifest.json" in seen[1], "the last look comes when all is written"
     assert not any(tmp_path.rglob("step*")) and not any(tmp_path.rglob("latest"))
 
@@ -64,7 +64,7 @@ def test_a_lock_that_cannot_be_read_for_a_moment_costs_a_checkpoint_and_not_the_
 
     saver = Saver(tmp_path, CheckpointConfig(max_failures=2), {}, check=check)
     saver.save(ENGINE, state_at(4))
-    assert "SAVING FAILED at step 4: rank 0: OSError('stale')" in caplog.text and not any(tmp_path.rglob("step*"))
+    assert "SAVING FAILED at step 4: rank 0: OSError: stale" in caplog.text and not any(tmp_path.rglob("step*"))
     saver.save(ENGINE, state_at(5))
     assert (saver.folder / "latest").read_text() == "step00000005" and saver.num_failures == 0
 

@@ -19,11 +19,13 @@ from tests.engine.observe_terms import equal, save
 from tests.engine.twin import DeepSpeedsOwn
 from tests.train import test_log
 from vitkd_ds.cli import parse_run
+from vitkd_ds.config.term import Needs
 from vitkd_ds.data.images import open_images
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
+from vitkd_ds.models.attention import AttentionMaps
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.train import inputs, loop
 from vitkd_ds.train.step import NonFiniteError
@@ -114,7 +116,8 @@ def observe_teacher(seen):
     images_BCHW, targets_BK = tiny.make_batch(8)
     plain = tiny.make_models()[1].bfloat16()
     with torch.no_grad():
-        expected = tap_features(plain, tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16))
+        images = tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16)
+        expected = tap_features(plain, images, maps=AttentionMaps(plain, (0, -1)))
     engine, _ = tiny.make_engine(tiny.RUN)
     images = tiny.NORMALIZATION.apply(images_BCHW, engine.dtype)
     for placement in ("shard", "offload", "replica"):
@@ -159,7 +162,8 @@ def gathered_ahead(*, prefetch, live):
         "leaf_module": {"classes": ["vitkd_ds.engine.flat.FlatBlock"]},
     }  # fmt: skip
     config = {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_optimization": zero}
-    engine, *_ = deepspeed.initialize(model=FeatureModule(model, (0, 1)), config=config | {"steps_per_print": None})
+    module = FeatureModule(model, Needs(teacher_blocks=(0, 1)))
+    engine, *_ = deepspeed.initialize(model=module, config=config | {"steps_per_print": None})
     gathered = []
 
     def count(*_):

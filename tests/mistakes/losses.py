@@ -2,6 +2,7 @@
 
 LOSSES = "losses/test_losses.py::"
 METHODS = "losses/test_methods.py::"
+ATTENTION = f"{METHODS}test_attention_is_its_twin_in_value_and_gradient_whatever_prefix_tokens_take"
 PARTS = "losses/test_parts.py::"
 TWINS = f"{LOSSES}test_losses_of_logits_are_their_twins"
 METHOD_TWINS = f"{METHODS}test_losses_are_their_twins"
@@ -189,6 +190,17 @@ MISTAKES = {
         "spectral_loss": {
             "norm='ortho' => norm=None": f"{METHODS}test_spectral_is_its_twin",
             "(1, 2) => (1, 3)": f"{METHODS}test_spectral_is_its_twin",
+        },
+    },
+    "losses/attention.py": {
+        "Attention.forward": {
+            "teacher.maps[other] => teacher.maps[own]": (
+                f"{METHODS}test_attention_compares_its_pairs_of_blocks_and_wants_one_grid"
+            ),
+        },
+        "attention_loss": {
+            "map_BPP / map_BPP.sum(dim=2, keepdim=True) => map_BPP": ATTENTION,
+            "other_BPP.log() - own_BPP.log() => own_BPP.log() - other_BPP.log()": ATTENTION,
         },
     },
     "losses/relation.py": {

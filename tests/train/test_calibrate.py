@@ -12,7 +12,6 @@ import torch
 from tests.conftest import finish_ranks, start_ranks
 from tests.threaded import on_ranks
 from vitkd_ds.cli import parse_run
-from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import leave, start_processes
 from vitkd_ds.losses.feature import Target
@@ -20,6 +19,7 @@ from vitkd_ds.models.build import without_fused_attention
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.train import loop
 from vitkd_ds.train.calibrate import Sums, calibrate, fix
+from vitkd_ds.train.mixing import mix_step
 from vitkd_ds.train.parts import build_models, build_parts
 
 FLAGS = {

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from vitkd_ds.config import entry_points
 from vitkd_ds.config.part import Number, Part, Says, require
-from vitkd_ds.config.term import MeasuredCost, Needs, Term
+from vitkd_ds.config.term import MeasuredCost, Needs, PairedBlocksTerm, Term
 
 FACTOR = "balance_"
 """What the name of a term's learned factor begins with in the log."""
@@ -160,26 +160,15 @@ class VkDTerm(Term, place="losses.vkd"):
 
 
 @dataclass(frozen=True)
-class SpectralTerm(Term, place="losses.spectral"):
+class SpectralTerm(PairedBlocksTerm, place="losses.spectral"):
     """Spectra of token maps, `vitkd_ds.losses.spectral_loss`; for models of one patch grid."""
 
     module = "vitkd_ds.losses.spectral:Spectral"
-
-    student_blocks: tuple[int, ...] = (0, 1)
-    """Blocks of the student, counted from 0."""
-    teacher_blocks: tuple[int, ...] = (0, 1)
-    """Blocks of the teacher that they are compared with, one by one."""
 
     @property
     def needs(self) -> Needs:
         """What it compares."""
         return Needs(tokens=True, student_blocks=self.student_blocks, teacher_blocks=self.teacher_blocks)
-
-    def __post_init__(self) -> None:
-        require(
-            len(self.student_blocks) == len(self.teacher_blocks) > 0, "losses.spectral.teacher_blocks",
-            self.teacher_blocks, f"name as many blocks as student_blocks={self.student_blocks}, one or more",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -213,6 +202,23 @@ class RelationTerm(Term, place="losses.relation"):
         """Refuse a queue in which some ranks' images have no place."""
         least = f"be at least global_batch_size={run.global_batch_size}, so that the images of all ranks have a place"
         require(self.queue >= run.global_batch_size, "losses.relation.queue", self.queue, least)
+
+
+@dataclass(frozen=True)
+class AttentionTerm(PairedBlocksTerm, place="losses.attention"):
+    """Attention maps of chosen blocks, `vitkd_ds.losses.attention`; for vision transformers of one patch grid."""
+
+    module = "vitkd_ds.losses.attention:Attention"
+
+    student_blocks: tuple[int, ...] = (-1,)
+    """Blocks of the student, counted from 0, or from the last: -1."""
+    teacher_blocks: tuple[int, ...] = (-1,)
+    """Blocks of the teacher that they are compared with, one by one."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it compares."""
+        return Needs(tokens=True, student_attention=self.student_blocks, teacher_attention=self.teacher_blocks)
 
 
 @dataclass(frozen=True)
@@ -271,14 +277,14 @@ def _add_terms_of_others() -> None:
         TERMS[point.name] = term
 
 
-NAMES_TAKEN = ("student", "balance", "forward", "parts", "training", *dir(Losses))
+NAMES_TAKEN = ("student", "balance", "blocks", "forward", "maps", "parts", "training", *dir(Losses))
 """Names of a `Distiller` and of `Losses` that no term may have."""
 BAD_ENTRY_POINTS: list[str] = []
 """What is wrong with terms of other packages."""
 TERMS: dict[str, type[Term]] = {
     "ce": CrossEntropyTerm, "kd": KDTerm, "nkd": NKDTerm, "vitkd": ViTKDTerm, "wttm": WTTMTerm, "dist": DISTTerm,
     "dkd": DKDTerm, "distillation_token": DistillationTokenTerm, "vkd": VkDTerm, "spectral": SpectralTerm,
-    "feature": FeatureTerm, "relation": RelationTerm,
+    "feature": FeatureTerm, "relation": RelationTerm, "attention": AttentionTerm,
 }  # fmt: skip
 """Every term by its name, in the order in which the log shows them."""
 _add_terms_of_others()

@@ -1,12 +1,12 @@
 """Declarations shared by all loss terms: weight and schedule, inputs, cost, watched metrics."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 
-from vitkd_ds.config.part import Number, Part
+from vitkd_ds.config.part import Number, Part, require
 
 
 @dataclass(frozen=True)
@@ -20,28 +20,35 @@ class Needs:
     student_blocks: tuple[int, ...] = ()
     """Blocks whose patch tokens it compares, counted from 0."""
     teacher_blocks: tuple[int, ...] = ()
+    student_attention: tuple[int, ...] = ()
+    """Blocks whose attention maps it compares, counted from 0, or from the last: -1."""
+    teacher_attention: tuple[int, ...] = ()
     second_head: bool = False
     """Logits of the student's second head, which a distilled student has on its distillation token."""
     labels: bool = False
     """Labels of the images, besides all of the above."""
 
     def __or__(self, other: "Needs") -> "Needs":
-        return Needs(
-            self.logits or other.logits, self.tokens or other.tokens,
-            tuple(sorted({*self.student_blocks, *other.student_blocks})),
-            tuple(sorted({*self.teacher_blocks, *other.teacher_blocks})),
-            self.second_head or other.second_head, self.labels or other.labels,
-        )  # fmt: skip
+        joined = {}
+        for field in fields(self):
+            own = getattr(self, field.name)
+            others = getattr(other, field.name)
+            is_blocks = isinstance(own, tuple)
+            joined[field.name] = tuple(sorted({*own, *others})) if is_blocks else own or others
+        return Needs(**joined)
 
     @property
     def teacher(self) -> bool:
         """Whether it compares anything of a teacher."""
         return replace(self, labels=False) != Needs()
 
-    @property
-    def blocks(self) -> bool:
-        """Whether it compares chosen blocks of either model."""
-        return bool(self.student_blocks or self.teacher_blocks)
+    def blocks(self, *roles: str) -> bool:
+        """Return whether it compares chosen blocks of student or teacher, or of one of them."""
+        chosen = {
+            "student": self.student_blocks + self.student_attention,
+            "teacher": self.teacher_blocks + self.teacher_attention,
+        }
+        return any(chosen[role] for role in roles or chosen)
 
     @property
     def classes(self) -> bool:
@@ -50,7 +57,7 @@ class Needs:
 
     def tapped(self, role: str) -> tuple[int, ...] | None:
         """The blocks of student or teacher that `tap_features` must tap; None where logits suffice."""
-        return getattr(self, f"{role}_blocks") if self.tokens or self.blocks else None
+        return getattr(self, f"{role}_blocks") if self.tokens or self.blocks() else None
 
 
 class MeasuredCost(NamedTuple):
@@ -86,6 +93,24 @@ class Term(Part, place="losses"):
         """Raise ValueError if it cannot be computed in this run, a `Run`."""
 
 
+@dataclass(frozen=True)
+class PairedBlocksTerm(Term, place="losses"):
+    """Fields of a term that compares blocks of the student with blocks of the teacher, one by one."""
+
+    student_blocks: tuple[int, ...] = (0, 1)
+    """Blocks of the student, counted from 0."""
+    teacher_blocks: tuple[int, ...] = (0, 1)
+    """Blocks of the teacher that they are compared with, one by one."""
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.student_blocks) == len(self.teacher_blocks) > 0,
+            f"{self._place}.teacher_blocks",
+            self.teacher_blocks,
+            f"name as many blocks as student_blocks={self.student_blocks}, one or more",
+        )
+
+
 def terms_of_a_teacher(losses: Any) -> list[str]:
     """Return the names of the terms that compare something of a teacher, with a weight or without."""
     return [name for name, term in losses.terms().items() if term.needs.teacher]
@@ -98,4 +123,4 @@ def terms_of_logits(losses: Any) -> list[str]:
 
 def terms_of_blocks(losses: Any) -> list[str]:
     """Return the names of the terms that compare blocks of vision transformers."""
-    return [name for name, term in losses.terms().items() if term.needs.blocks]
+    return [name for name, term in losses.terms().items() if term.needs.blocks()]

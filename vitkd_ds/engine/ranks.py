@@ -89,17 +89,6 @@ def from_all(value: Any) -> list[Any]:
     return values
 
 
-def exchange(sent: Tensor, received: Tensor, peer: int) -> None:
-    """Send a tensor to rank `peer` and receive one from it; `peer` calls it too, and no other rank.
-
-    NCCL uses the communicator of all ranks, which an earlier collective must have made; a communicator for each pair
-    would cost memory and a second each.
-    """
-    operations = [torch_dist.P2POp(torch_dist.isend, sent, peer), torch_dist.P2POp(torch_dist.irecv, received, peer)]
-    for work in torch_dist.batch_isend_irecv(operations):
-        work.wait()
-
-
 def on_main(function: Callable[[], T]) -> T:
     """Call `function` on rank 0; return its result, or raise its exception, on every rank. Collective."""
     result, error = from_main(_outcome(function) if rank() == 0 else None)

@@ -7,7 +7,7 @@ give the same features, up to rounding, in the dtype of `ds_configs/teacher_zero
 
 from copy import deepcopy
 from functools import partial
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 import deepspeed
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.term import Needs
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.compile import compile_options
 from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
@@ -22,6 +23,7 @@ from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.engine.fp8 import quantize_blocks
 from vitkd_ds.engine.internals import SHARD_OPTIMIZER, SHARD_PARAMETER, check_internals
 from vitkd_ds.engine.pace import Pace, runs_ahead
+from vitkd_ds.models.attention import AttentionMaps
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.models.selection import KeptTokens
@@ -32,17 +34,19 @@ class FeatureModule(nn.Module):
     """A module whose forward is `tap_features`, because DeepSpeed's hooks run only around a forward; of the patches
     `kept_BL` alone, if they are given, where `patch_drop` is a `KeptTokens`."""
 
-    def __init__(self, model: nn.Module, blocks: Sequence[int] | None) -> None:
+    def __init__(self, model: nn.Module, needs: Needs) -> None:
         super().__init__()
         self.model = model
-        self.blocks = blocks
+        self.blocks = needs.tapped("teacher")
+        attention = needs.teacher_attention
+        self.maps = AttentionMaps(model, attention) if attention else None
 
     def forward(self, images_BCHW: Tensor, kept_BL: Tensor | None = None) -> Features:
         """See `tap_features`."""
         if kept_BL is None:
-            return tap_features(self.model, images_BCHW, self.blocks)
+            return tap_features(self.model, images_BCHW, self.blocks, maps=self.maps)
         self.model.patch_drop.kept_BL = kept_BL
-        features = tap_features(self.model, images_BCHW, self.blocks)
+        features = tap_features(self.model, images_BCHW, self.blocks, maps=self.maps)
         self.model.patch_drop.kept_BL = None
         return features
 
@@ -114,7 +118,7 @@ class Teacher:
         if run.teacher.keep_tokens:
             model.patch_drop = KeptTokens(model.num_prefix_tokens)
         # Buffers too, such as a batch norm's: DeepSpeed rounds the parameters alone.
-        module = FeatureModule(model.requires_grad_(False), run.losses.needs.tapped("teacher")).to(self.dtype)
+        module = FeatureModule(model.requires_grad_(False), run.losses.needs).to(self.dtype)
         if run.teacher.placement == "replica":
             self.module = module.to(device)
             if run.teacher.fp8:

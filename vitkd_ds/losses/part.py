@@ -24,6 +24,9 @@ class Features(NamedTuple):
     """Patch tokens [B, P, D] of the residual stream after each tapped block, without a norm, by the block's number."""
     distillation_BK: Tensor | None = None
     """Logits of the head on the distillation token."""
+    maps: dict[int, Tensor] | None = None
+    """Attention of patches to patches [B, P, P] in each tapped block, mean over heads, at least fp32, by the block's
+    number. Rows sum to less than 1 where prefix tokens have the rest."""
 
 
 @dataclass(frozen=True)

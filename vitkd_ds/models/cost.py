@@ -122,8 +122,13 @@ def _features(pair: PairInfo, needs: Needs, role: str, num_images: int, num_clas
     like = {"dtype": torch.bfloat16, "requires_grad": role == "student"}
     logits_BK, pooled_BD = (torch.zeros(num_images, size, **like) for size in (num_classes, dim))
     tokens = {number: torch.zeros(num_images, rows * columns, dim, **like) for number in needs.tapped(role)}
-    return Features(logits_BK, pooled_BD, torch.zeros(num_images, rows * columns, dim, **like), tokens)
+    final_BPD = torch.zeros(num_images, rows * columns, dim, **like)
+    shape = (num_images, rows * columns, rows * columns)
+    attention = {
+        number: torch.zeros(shape, requires_grad=role == "student") for number in getattr(needs, f"{role}_attention")
+    }
+    return Features(logits_BK, pooled_BD, final_BPD, tokens, maps=attention)
 
 
 def _tensors(features: Features) -> list[Tensor]:
-    return [features.pooled_BD, features.final_BPD, *features.blocks.values()]
+    return [features.pooled_BD, features.final_BPD, *features.blocks.values(), *features.maps.values()]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitkd_ds.config.losses import FACTOR, LossesConfig, Term
 from vitkd_ds.losses.balance import Balance
 from vitkd_ds.losses.part import Features, LossPart, PairInfo, alone
+from vitkd_ds.models.attention import AttentionMaps
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.models.selection import logits_and_attention
 
@@ -36,6 +37,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.blocks = losses.needs.tapped("student")
+        attention = losses.needs.student_attention
+        self.maps = AttentionMaps(student, attention) if attention else None
         if losses.needs.second_head:
             student.set_distilled_training(True)  # in training both heads' logits; in eval their mean, as else
         self.keep_tokens = keep_tokens
@@ -72,7 +75,7 @@ class Distiller(nn.Module):
             student, attention_BP = logits_and_attention(self.student, images_BCHW)
             teacher = teacher(attention_BP.topk(self.keep_tokens).indices)
         else:
-            student = tap_features(self.student, images_BCHW, self.blocks)
+            student = tap_features(self.student, images_BCHW, self.blocks, maps=self.maps)
         parts = {name: part(student, teacher, targets_BK) for name, part in self.parts.items()}
         keys = ["total", *(key for part in parts.values() for key in part)]
         if len(set(keys)) < len(keys):

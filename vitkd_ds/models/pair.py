@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.term import terms_of_logits
 from vitkd_ds.losses.part import PairInfo
+from vitkd_ds.models.attention import check_attention
 from vitkd_ds.models.features import TOKEN_MODELS, patch_tokens
 
 
@@ -43,12 +44,16 @@ def check_pair(
         return None
     for name, term in losses.active().items():
         for role, model in (("student", student), ("teacher", teacher)):
-            blocks, depth = getattr(term.needs, f"{role}_blocks"), len(getattr(model, "blocks", ()))
+            depth = len(getattr(model, "blocks", ()))
+            attention = getattr(term.needs, f"{role}_attention")
+            from_the_last = [block + depth if block < 0 else block for block in attention]
+            blocks = [*getattr(term.needs, f"{role}_blocks"), *from_the_last]
             if outside := [block for block in blocks if not 0 <= block < depth]:
                 raise ValueError(
                     f"blocks of losses.{name} must be between 0 and {depth - 1}, as the {role} has {depth} blocks, "
                     f"found {outside[0]}: choose others or a deeper {role}"
                 )
+            check_attention(model, attention, role=role, term=name)
     others = f"only terms of logits can use it ({', '.join(terms_of_logits(losses))})"
     student_dim, student_grid = _shape(student, image_size, others)
     teacher_dim, teacher_grid = _shape(teacher, teacher_image_size or image_size, others)

@@ -28,7 +28,8 @@ def report_nonfinite(parts: Parts, update: Update) -> None:
     terms = ranks.from_all({name: value.item() for name, value in update.terms.items()})
     if ranks.rank():
         return
-    run, schedule = parts.run, parts.schedule
+    run = parts.run
+    schedule = parts.schedule
     epoch, step_in_epoch = divmod(update.step, schedule.steps_per_epoch)
     numbers = parts.train_loader.train_numbers(epoch, step_in_epoch)
     content = {
@@ -55,7 +56,8 @@ def report_nonfinite(parts: Parts, update: Update) -> None:
 def replay_command(run: Run, step: int) -> str:
     """The command that trains from the last checkpoint to update `step`, where it must end as the run did, into a
     folder of its own and with the settings of the run: another number of steps would be another schedule."""
-    workdir, tag = Path(run.workdir), newest(Path(run.workdir) / CHECKPOINTS)
+    workdir = Path(run.workdir)
+    tag = newest(Path(run.workdir) / CHECKPOINTS)
     launcher = ["torchrun", "--nproc_per_node", f"{ranks.world_size()}"] if ranks.world_size() > 1 else ["python"]
     start = str(workdir / CHECKPOINTS / tag) if tag else "none"
     options = {"recipe": workdir / CONFIG, "resume": start, "log_every_steps": 1, "trackers": ""}

@@ -243,14 +243,14 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
 
 def student_needs(run: Run) -> dict[str, bool]:
     """What the active terms need of the student, as arguments of `build_student`."""
-    return {"needs_blocks": bool(run.losses.needs.student_blocks)}
+    return {"needs_blocks": run.losses.needs.blocks("student")}
 
 
 def teacher_needs(run: Run) -> dict[str, bool]:
     """What the active terms need of the teacher, as arguments of `build_teacher`."""
     needs = run.losses.needs
     stream = run.teacher.placement != "replica"
-    return {"needs_blocks": bool(needs.teacher_blocks), "needs_logits": needs.logits, "stream": stream}
+    return {"needs_blocks": needs.blocks("teacher"), "needs_logits": needs.logits, "stream": stream}
 
 
 def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Models:

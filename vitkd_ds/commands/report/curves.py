@@ -19,20 +19,27 @@ MOST_MEANS = 100
 EVALUATED = "val_num_images"
 """Key that only the lines of evaluations have."""
 CHARTS = {
-    "val_top1": ("Validation top-1", "%"), "val_agreement": ("Agreement with the teacher", "%"),
-    "val_kl": ("KL(teacher || student)", "nats"), "val_cka": ("CKA with the teacher", ""),
-    "val_cka_patches": ("CKA of patch tokens", ""), "val_cosine": ("Cosine with the target", ""),
-    "val_cosine_patches": ("Cosine of patch tokens", ""), "val_knn_top1": ("k-NN top-1", "%"),
+    "val_top1": ("Validation top-1", "%"),
+    "val_agreement": ("Agreement with the teacher", "%"),
+    "val_kl": ("KL(teacher || student)", "nats"),
+    "val_cka": ("CKA with the teacher", ""),
+    "val_cka_patches": ("CKA of patch tokens", ""),
+    "val_cosine": ("Cosine with the target", ""),
+    "val_cosine_patches": ("Cosine of patch tokens", ""),
+    "val_knn_top1": ("k-NN top-1", "%"),
     "total": ("Total loss", ""),
-}  # fmt: skip
+}
 """Value -> title and unit of the charts before those of the terms."""
 MORE_CHARTS = {
-    "grad_norm": ("Gradient norm before clipping", ""), "lr": ("Learning rate", ""),
-    "images_per_s": ("Training speed", "images/s"), "data_wait_s": ("Waiting for data, of a step", "s"),
+    "grad_norm": ("Gradient norm before clipping", ""),
+    "lr": ("Learning rate", ""),
+    "images_per_s": ("Training speed", "images/s"),
+    "data_wait_s": ("Waiting for data, of a step", "s"),
     "mfu": ("Model FLOPs utilisation (MFU)", ""),
-    "memory_gib": ("Peak memory of rank 0", "GiB"), "images_skipped": ("Images skipped since the start", ""),
+    "memory_gib": ("Peak memory of rank 0", "GiB"),
+    "images_skipped": ("Images skipped since the start", ""),
     "val_images_skipped": ("Validation images skipped", ""),
-}  # fmt: skip
+}
 """The same of those after them."""
 NO_TERMS = {"step", "epoch", "s_per_step", "tflops", *CHARTS, *MORE_CHARTS}
 """Values of a line of training that are no term of the loss."""
@@ -69,8 +76,14 @@ class Chart:
 
 def charts_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """The charts that have at least one point, as the page's script takes them."""
-    terms = dict.fromkeys(key for result in results for line in result.lines if EVALUATED not in line
-                          for key in line if key not in NO_TERMS)  # fmt: skip
+    terms = dict.fromkeys(
+        key
+        for result in results
+        for line in result.lines
+        if EVALUATED not in line
+        for key in line
+        if key not in NO_TERMS
+    )
     titles = CHARTS | {term: (f"Loss term {term}, unweighted", "") for term in terms} | MORE_CHARTS
     charts = []
     for key, (title, unit) in titles.items():
@@ -113,7 +126,8 @@ def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     stretches as that leaves, and the last."""
     if len(points) <= MOST_POINTS:
         return points
-    stretches, kept = (MOST_POINTS - 1) // 2, {len(points) - 1}
+    stretches = (MOST_POINTS - 1) // 2
+    kept = {len(points) - 1}
     for i in range(stretches):
         stretch = range(i * len(points) // stretches, (i + 1) * len(points) // stretches)
         kept |= {min(stretch, key=lambda n: points[n][1]), max(stretch, key=lambda n: points[n][1])}
