@@ -178,9 +178,10 @@ def evaluate(student: str, **options: Any) -> None:
     data and teacher. --knn and --probe classify val by the features of train: 20 neighbours, and a linear probe.
     """
     from vitkd_ds.commands.evaluate import evaluate_exported
+    from vitkd_ds.config.metrics import digits_of
 
     for name, value in evaluate_exported(student, **options).items():
-        print(f"{name:12} {value:.{4 if name in ('kl', 'cka', 'cka_patches', 'probe_lr') else 2}f}")
+        print(f"{name:12} {value:.{digits_of(name)}f}")
 
 
 @command("RUN [RUN ...]", csv=bool, plot=str, speed=bool)

@@ -9,14 +9,13 @@ from typing import Any
 
 from vitkd_ds.checkpoint.lock import STALE_S, holder_of
 from vitkd_ds.commands.compare.runs import whole_lines
+from vitkd_ds.config.metrics import EVALUATED
 from vitkd_ds.config.run_folder import CONFIG, DONE, METRICS, SUMMARY, read_json
 from vitkd_ds.train.console import Progress, progress_line
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
-EVALUATED = "val_num_images"
-"""Key that only the lines of evaluations have."""
 
 
 def watch(run: str) -> dict[str, Any]:

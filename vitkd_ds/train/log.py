@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vitkd_ds.checkpoint.files import write_text, write_whole
+from vitkd_ds.config.metrics import EVALUATED
 from vitkd_ds.config.reading import read_bytes
 from vitkd_ds.config.run_folder import METRICS, PREDICTIONS
 from vitkd_ds.engine import ranks
@@ -24,8 +25,6 @@ from vitkd_ds.train.trackers import Tracker, open_trackers
 
 logger = logging.getLogger(__name__)
 
-EVALUATED = "val_num_images"
-"""Key that only the lines of evaluations have."""
 _IS_EVALUATION = EVALUATED.encode()
 
 

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any, Sequence
 
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.compare.seeds import WIDEST, Group
+from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, deciding
 
 if TYPE_CHECKING:
     from vitkd_ds.commands.compare.speed import Speeds  # imports torch
 
-ACCURACY = (
-    ("", "run"),
-    ("student top-1 %", "[95 % interval]"),
-    ("top-5", "%"),
-    ("teacher", "top-1 %"),
-    ("agree-", "ment %"),
-)
+COLUMNS = {name: metric for name, metric in VAL_METRICS.items() if metric.column}
+ACCURACY = (("", "run"), *(metric.column for metric in COLUMNS.values()))
 COST = (
     ("params", "M"),
     ("", "GFLOPs"),
@@ -67,15 +63,11 @@ def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple
 
 
 def _accuracy(result: Result) -> tuple[str, ...]:
-    found = result.evaluation
     low, high = result.top1_interval
-    return (
-        result.name,
-        f"{result.top1:.2f} [{low:.2f}, {high:.2f}]",
-        f"{found['val_top5']:.2f}",
-        _number(found.get("val_teacher_top1"), ".2f"),
-        _number(found.get("val_agreement"), ".2f"),
-    )
+    found = result.evaluation
+    numbers = {name: _number(found.get(PREFIX + name), f".{metric.digits}f") for name, metric in COLUMNS.items()}
+    numbers[deciding("classes")] += f" [{low:.2f}, {high:.2f}]"
+    return (result.name, *numbers.values())
 
 
 def _cost(result: Result, student_images_per_s: float | None, teacher_images_per_s: float | None) -> tuple[str, ...]:
@@ -133,6 +125,7 @@ def _record(
 ) -> dict[str, Any]:
     found = result.evaluation
     low, high = result.top1_interval
+    numbers = {metric.csv: found.get(PREFIX + name) for name, metric in VAL_METRICS.items() if metric.csv}
     group = next((number for number, group in enumerate(groups, start=1) if result in group.values()), None)
     # A name ends in its unit, as who reads CSV sees no other header.
     return {
@@ -146,9 +139,7 @@ def _record(
         "student_top1_percent": result.top1,
         "student_top1_low_percent": low,
         "student_top1_high_percent": high,
-        "student_top5_percent": found["val_top5"],
-        "teacher_top1_percent": found.get("val_teacher_top1"),
-        "agreement_percent": found.get("val_agreement"),
+        **numbers,
         "student_parameters": result.size("student", "parameters"),
         "student_gflops": result.size("student", "gflops"),
         "teacher_parameters": result.size("teacher", "parameters"),

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from vitkd_ds.commands.compare.runs import read_lines
 from vitkd_ds.commands.predict import Exported
 from vitkd_ds.commands.show import one_line
+from vitkd_ds.config.metrics import EVALUATED, PREFIX, VAL_METRICS, Metric
 from vitkd_ds.config.reading import load_json
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CONFIG
@@ -17,21 +18,6 @@ from vitkd_ds.train.statistics import wilson_interval
 
 MOST_CLASSES = 50
 """Class names on a card; config.json has all."""
-SAID = {
-    "val_top1": "top-1 %",
-    "val_top5": "top-5 %",
-    "val_teacher_top1": "top-1 % of the teacher",
-    "val_agreement": "agreement with the teacher, %",
-    "val_kl": "KL divergence of the student from the teacher, nats",
-    "val_cka": "linear CKA with the teacher's pooled features",
-    "val_cka_patches": "linear CKA with its patch tokens",
-    "val_knn_top1": "top-1 % by k-NN on the pooled features, on labelled images of its own",
-    "val_cosine": "cosine of the pooled features with the teacher's, transformed as in training, through adapters that "
-    "are not exported",
-    "val_cosine_patches": "the same cosine of the patch tokens",
-}
-"""Value of an evaluation -> what the card calls it."""
-PERCENT = ("val_top1", "val_top5", "val_teacher_top1", "val_agreement")
 
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
@@ -47,8 +33,9 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
     environment.filters["code"] = code
     config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
     evaluation = _evaluation(exported)
-    num_images = int(evaluation.get("val_num_images", 0))
-    found = {key: evaluation[key] for key in SAID if evaluation.get(key) is not None}
+    num_images = int(evaluation.get(EVALUATED, 0))
+    found = {name: evaluation[PREFIX + name] for name in VAL_METRICS if evaluation.get(PREFIX + name) is not None}
+    said = {VAL_METRICS[name]: value for name, value in found.items() if VAL_METRICS[name].said}
     return environment.get_template("card.md").render(
         name=one_line(name),
         source=json.dumps(source),
@@ -58,7 +45,7 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
         most_classes=MOST_CLASSES,
         cost=(config.get("models") or {}).get("student"),
         num_images=num_images,
-        results=[(SAID[key], _value(key, value, num_images)) for key, value in found.items()],
+        results=[(metric.said, _value(metric, value, num_images)) for metric, value in said.items()],
         training=_training(exported, config.get("versions") or {}),
         teacher=exported.description.get("teacher"),
     )
@@ -74,12 +61,12 @@ def _evaluation(exported: Exported) -> dict[str, Any]:
     if not exported.run_folder:
         return {}
     step = exported.description.get("step")
-    lines = [line for line in read_lines(exported.run_folder) if line["step"] == step and "val_num_images" in line]
+    lines = [line for line in read_lines(exported.run_folder) if line["step"] == step and EVALUATED in line]
     return lines[-1] if lines else {}
 
 
-def _value(key: str, value: float, num_images: int) -> str:
-    if key not in PERCENT:
+def _value(metric: Metric, value: float, num_images: int) -> str:
+    if not metric.has_interval:
         return f"{value:.4f}"
     low, high = wilson_interval(num_images, round(value * num_images / 100))
     return f"{value:.2f} (95 % interval over images {low:.2f} to {high:.2f})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from vitkd_ds.checkpoint.folder import flattened
 from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.config.metrics import PREFIX, VAL_METRICS
 from vitkd_ds.config.run import as_dict
 from vitkd_ds.config.run_folder import METRICS
 from vitkd_ds.recipes import RECIPES, build_run
@@ -57,12 +58,14 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
         low, high = result.top1_interval
         about = f"student top-1 on {result.num_images:,} images, 95 % interval [{low:.2f}, {high:.2f}], "
         tiles.append((f"{result.top1:.2f} %", f"{about}step {found['step']:,}"))
-    for key, what in (("val_teacher_top1", "teacher top-1"), ("val_agreement", "both models name the same class")):
-        if isinstance(found.get(key), int | float):
-            tiles.append((f"{found[key]:.2f} %", what))
-    features = [line for line in result.lines if isinstance(line.get("val_cka"), int | float)]
-    if features:
-        tiles.append((f"{features[-1]['val_cka']:.4f}", f"CKA with the teacher, step {features[-1]['step']:,}"))
+    for name, metric in VAL_METRICS.items():
+        lines = [line for line in result.lines if isinstance(line.get(PREFIX + name), int | float)]
+        # What is not of the same evaluation as the student's top-1 says when it is of.
+        last = found if metric.summarized_for == "classes" else [{}, *lines][-1]
+        if metric.tile and isinstance(last.get(PREFIX + name), int | float):
+            about = "" if last is found else f", step {last['step']:,}"
+            number = f"{last[PREFIX + name]:.{metric.digits}f} {metric.unit}".rstrip()
+            tiles.append((number, metric.tile + about))
     if parameters := result.size("student", "parameters"):
         teacher = result.size("teacher", "parameters")
         part = f", the teacher has {teacher / parameters:.1f} times as many" if teacher else ""
