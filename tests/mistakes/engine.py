@@ -135,7 +135,7 @@ MISTAKES = {
         },
         "StudentEngine.weights_of": {
             "part.data.copy_(original) => pass": PLAIN,
-            "average and optimizer.ema_decay => not average and optimizer.ema_decay": PLAIN,
+            "self._optimizer.state.items() if average else () => () if average else self._optimizer.state.items()": PLAIN,
         },
     },
     "engine/processes.py": {

@@ -53,7 +53,9 @@ def _debug_size(run: Run) -> Run:
     is_small = run.data.image_size <= 28
     teacher = run.teacher
     if teacher and teacher.checkpoint == "hub":
-        args = teacher.model_args | ({"depth": 2} if "_7b_" in teacher.model else {})  # whole, it is no laptop's
+        args = dict(teacher.model_args)
+        if "_7b_" in teacher.model:
+            args["depth"] = 2  # whole, it is no laptop's
         teacher = replace(teacher, checkpoint="random", model_args=args)
     return replace(
         run,
