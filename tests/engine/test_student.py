@@ -14,7 +14,7 @@ def test_buffers_and_frozen_weights_are_exported_in_fp32_as_trained_weights_are(
     student.weight.requires_grad_(False)
     trained = {"student.bias": torch.full((3,), 0.1)}
     engine = SimpleNamespace(
-        engine=SimpleNamespace(basic_optimizer=SimpleNamespace(param_groups=[], ema_decay=0)),
+        _optimizer=SimpleNamespace(state={}),
         distiller=nn.ModuleDict({"student": student}),
         _flat=SimpleNamespace(flats=[], views=lambda flats: trained),
     )

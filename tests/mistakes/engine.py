@@ -135,7 +135,7 @@ MISTAKES = {
         },
         "StudentEngine.weights_of": {
             "part.data.copy_(original) => pass": PLAIN,
-            "average and optimizer.ema_decay => not average and optimizer.ema_decay": PLAIN,
+            "... if average else () => ... if not average else ()": PLAIN,
         },
     },
     "engine/processes.py": {

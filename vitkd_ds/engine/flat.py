@@ -62,7 +62,7 @@ class FlatModule(nn.Module):
         super().__init__()
         self.module = module
         self.shapes: list[dict[str, torch.Size]] = []
-        self._groups = groups
+        self._groups = tuple(groups)
         self._flats_of: list[list[nn.Parameter]] = []
         names = {p: name for name, p in module.named_parameters()}
         for group in groups:
@@ -93,7 +93,7 @@ class FlatModule(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return torch's parameter groups with flat parameters in place of the module's, and for whole weights the
         `shapes` of those in this rank's partition, which follow each other from its start."""
-        found = []
+        found: list[dict[str, Any]] = []
         shapes = iter(self.shapes)
         for group, flats in zip(self._groups, self._flats_of):
             found.append({"params": flats, "weight_decay": group.weight_decay})
@@ -151,7 +151,8 @@ class FlatModule(nn.Module):
 
     def _put(self, weights: dict[str, Tensor]) -> None:
         for owner, leaf, name in self._places:
-            owner._parameters[leaf] = weights.get(name)  # register_parameter would refuse a view
+            places: dict[str, Any] = owner._parameters
+            places[leaf] = weights.get(name)  # register_parameter would refuse a view
 
 
 class FlatBlock(FlatModule):
@@ -167,7 +168,8 @@ class FlatBlock(FlatModule):
         self.requires_grad_(False)
         if not list(block.buffers()):
             # Out of DeepSpeed's sight, which would walk through all modules of a block whenever it gathers or releases.
-            self.__dict__["module"] = self._modules.pop("module").eval()
+            self.__dict__["module"] = block.eval()
+            del self._modules["module"]
         self._call = self.call
         if compile != "off":
             self._call = torch.compile(self.call, options=compile_options(compile, keeps_addresses=False))

@@ -12,7 +12,8 @@ def quantize_blocks(model: nn.Module) -> None:
         ValueError: torchao is not installed, the model has no blocks, or torchao refuses the device that it is on.
     """
     try:
-        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
+        from torchao.quantization.quant_api import quantize_
     except ImportError as error:
         raise ValueError(
             f"teacher.fp8 needs torchao, found {error}: pip install 'vitkd_ds[fp8]', or leave teacher.fp8 off"

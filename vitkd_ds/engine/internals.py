@@ -5,7 +5,7 @@ from typing import Any
 
 import deepspeed
 
-STUDENT = ("basic_optimizer", "checkpoint_engine", "_copy_recovery_script")
+STUDENT = ("checkpoint_engine", "_copy_recovery_script")
 STUDENT_OPTIMIZER = ("averaged_gradients", "single_partition_of_fp32_groups", "update_lp_params")
 SHARD_OPTIMIZER = ("backward_hooks",)
 SHARD_PARAMETER = ("convert_to_zero_parameters", "ds_tensor")

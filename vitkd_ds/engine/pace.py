@@ -22,6 +22,11 @@ def runs_ahead() -> bool:
     return not get_accelerator().is_synchronized_device()
 
 
+def _gathered_bytes(p: Any) -> int:
+    """Bytes of a parameter of DeepSpeed's stage 3 when it is gathered."""
+    return p.ds_numel * p.element_size()
+
+
 class Pace:
     """Keeps the blocks of a shard or an offloaded teacher that the host has entered and the GPU has not computed yet to
     `most_blocks`. What DeepSpeed gathers ahead of the host, by `stage3_prefetch_bucket_size`, comes on top.
@@ -30,7 +35,7 @@ class Pace:
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, placement: str) -> None:
-        sizes = [sum(p.ds_numel * p.element_size() for p in block.parameters()) for block in blocks]
+        sizes = [sum(_gathered_bytes(p) for p in block.parameters()) for block in blocks]
         self._most = most_blocks(placement, max(sizes, default=1))
         self._left: deque[Any] = deque()
         for block in blocks:

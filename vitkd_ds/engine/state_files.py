@@ -36,8 +36,9 @@ from vitkd_ds.config.reading import patiently
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.flat import FlatModule, Place
 
-MODEL_FILES, OPTIMIZER_FILES = "*_model_states.pt", "*_optim_states.pt"
-ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
+MODEL_FILES = "*_model_states.pt"
+OPTIMIZER_FILES = "*_optim_states.pt"
+ALLOWED: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
 """All classes in DeepSpeed's files of ZeRO stages 1 and 2; making one of them has no effect."""
 
 
@@ -153,8 +154,8 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
     Raises:
         ValueError: the checkpoint holds other weights, or a file what is not data of ours.
     """
-    by_rank = sorted(checkpoint.glob(OPTIMIZER_FILES), key=lambda path: int(re.search(r"_pp_rank_(\d+)", path.name)[1]))
-    saved = [load_file(path)[OPTIMIZER_STATE_DICT] for path in by_rank]
+    by_rank = {int(re.findall(r"_pp_rank_(\d+)", path.name)[0]): path for path in checkpoint.glob(OPTIMIZER_FILES)}
+    saved = [load_file(by_rank[rank])[OPTIMIZER_STATE_DICT] for rank in sorted(by_rank)]
     (model_file,) = checkpoint.glob(MODEL_FILES)
     model = load_file(model_file)
     found = [dict(group) for group in model[PARAM_SHAPES]]

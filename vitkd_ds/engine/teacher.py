@@ -52,9 +52,13 @@ class FeatureModule(nn.Module):
 
 
 def partition_blocks(
-    model: nn.Module, stream: WeightStream, run: Run, ds_config: dict[str, Any], dtype: torch.dtype,
+    model: nn.Module,
+    stream: WeightStream,
+    run: Run,
+    ds_config: dict[str, Any],
+    dtype: torch.dtype,
     on_block: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
+) -> None:
     """Give a model on the meta device its weights, each block partitioned over the ranks before the next is read.
     Collective.
 
@@ -65,7 +69,8 @@ def partition_blocks(
         ValueError, OSError: the file cannot be read.
         FailedElsewhere: on another rank.
     """
-    is_reader, first = ranks.rank() == 0, None
+    is_reader = ranks.rank() == 0
+    first = None
     for number, block in enumerate(model.blocks):
         on_block()
         ranks.together(partial(stream.fill, block, f"blocks.{number}.", dtype, is_read=is_reader))
@@ -105,9 +110,14 @@ class Teacher:
     """
 
     def __init__(
-        self, model: nn.Module, run: Run, *, device: torch.device, micro_batch_size: int,
+        self,
+        model: nn.Module,
+        run: Run,
+        *,
+        device: torch.device,
+        micro_batch_size: int,
         on_block: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         size = run.teacher.image_size
         self.normalization = normalization_of(model, image_size=size if size != run.data.image_size else 0)
         self._fill_up_to = micro_batch_size if run.is_compiled else 0
@@ -152,7 +162,8 @@ class Teacher:
         """
         if any(module.training for module in self._modules):
             self.module.eval()  # somebody called train() on a module inside: dropout and drop path would be on
-        num_images, missing = len(images_BCHW), self._fill_up_to - len(images_BCHW)
+        num_images = len(images_BCHW)
+        missing = self._fill_up_to - num_images
         if missing > 0:
             is_channels_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
             images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])

@@ -23,13 +23,16 @@ class Optimizer(torch.optim.Optimizer):
     one. A decay of 0 keeps none.
 
     Attributes:
-        is_asynchronous: an update reads `found_inf` on the device and needs no check on the host.
         leave_out: fp32 scalar on the device, set before `step`; 1 skips the update of weights, state and average.
     """
 
     ema_decay: float
-    is_asynchronous: bool
     leave_out: Tensor | None = None
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether an update reads `found_inf` on the device, as torch's fused kernels do, so that nothing waits."""
+        return self.param_groups[0]["fused"]
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
