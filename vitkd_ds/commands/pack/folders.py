@@ -142,7 +142,7 @@ def _command(key: str, folder: Path, dst: Path, classes: str) -> str:
 def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     """Pack a folder as `_command` does; return whether it was done here, and not by another process."""
     from vitkd_ds.commands.pack.images import pack
-    from vitkd_ds.commands.pack.journal import PackedElsewhere
+    from vitkd_ds.commands.pack.parts import PackedElsewhere
     from vitkd_ds.commands.pack.writer import handled_by
 
     if signals.received():
@@ -213,9 +213,8 @@ def _wait_for(folder: Path, dst: Path) -> None:
 
 
 def _growth(partial: Path) -> tuple[int, int] | None:
-    """Size in bytes and time of the last write; None while there is no file."""
+    """Return the bytes packed so far, and when a part was last added or moved; None while there is nothing."""
     try:
-        stat = partial.stat()
+        return (partial / "images").stat().st_size, partial.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-    return stat.st_size, stat.st_mtime_ns

@@ -7,7 +7,7 @@ message. So a file is published only after this check.
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -23,21 +23,6 @@ CHECK_SIZE = 8
 """Side, in pixels, of the squares that decoded images are resized to: the smallest work behind a full decode."""
 CHUNK = 256
 """Images per call of the decoder."""
-
-
-def check_images(path: Path, images: np.ndarray, *, name_of: Callable[[int], str], num_threads: int) -> None:
-    """Read back and decode every image; raises ValueError if one is not what was written, or cannot be decoded.
-
-    Args:
-        path: a .beton, complete or not, whose images are on the disk.
-        images: STORED_DTYPE [number of images], with the CRC32 of what was written; not changed.
-        name_of: the name in the source of the i-th row, for the message.
-    """
-    for row, reason in damaged_images(path, images, num_threads=num_threads):
-        raise ValueError(
-            f"every stored image must be read back and decode, but that of {name_of(row)!r} in {str(path)!r} "
-            f"{reason}: check disk and memory; the same command packs what is damaged again"
-        )
 
 
 def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Iterator[tuple[int, str]]:
