@@ -185,19 +185,22 @@ def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
         fingerprints = (of(source, without=f"{folder}/") for of in (Source.fingerprint, earlier_fingerprint))
         is_same = packed_from in fingerprints
     except ValueError as error:
-        is_same, why = False, f" ({error})"
+        is_same = False
+        why = f" ({error})"
     if not is_same:
         raise ValueError(f"{str(folder)!r} has changed since {str(dst)!r} was packed from it{why}: {remedy}")
 
 
 def _wait_for(folder: Path, dst: Path) -> None:
     """Wait until another process has packed `dst`; raise ValueError when its partial file has not grown for long."""
-    partial, growth = partial_path(dst), None
+    partial = partial_path(dst)
+    growth = None
     grown_at = said_at = time.monotonic()
     while not (dst.exists() and side_path(dst).exists()):
         now = time.monotonic()
         if (found := _growth(partial)) != growth:
-            growth, grown_at = found, now
+            growth = found
+            grown_at = now
         if now - grown_at > PATIENCE_S:
             raise ValueError(
                 f"{str(dst)!r} must be packed from {str(folder)!r} by another process, found that "

@@ -32,11 +32,23 @@ SHUFFLE_STREAM = 6
 
 
 def pack(
-    src: str | Path, dst: str | Path, *, labels: str = "", classes: str = "", split: str = "", write_mode: str = "jpg",
-    max_resolution: int | None = None, short_side: int = 0, quality: int = 90, passthrough: bool = False,
-    restart_markers: bool = False, shuffle: bool = False, workers: int = 0, skip_bad: bool = False,
+    src: str | Path,
+    dst: str | Path,
+    *,
+    labels: str = "",
+    classes: str = "",
+    split: str = "",
+    write_mode: str = "jpg",
+    max_resolution: int | None = None,
+    short_side: int = 0,
+    quality: int = 90,
+    passthrough: bool = False,
+    restart_markers: bool = False,
+    shuffle: bool = False,
+    workers: int = 0,
+    skip_bad: bool = False,
     restart: bool = False,
-) -> BetonInfo:  # fmt: skip
+) -> BetonInfo:
     """Write the images of `src` to the .beton `dst` and its side file. Called again after a kill, it continues.
 
     Args:
@@ -91,7 +103,9 @@ def pack(
 
 def _finish(packing: Packing, dst: Path, *, shuffled: bool, num_threads: int, fingerprint: str) -> BetonInfo:
     """Write the tables around the images, check all of them, and give both files their names."""
-    unfinished, source, encoding = packing.unfinished, packing.source, packing.encoding
+    unfinished = packing.unfinished
+    source = packing.source
+    encoding = packing.encoding
     records = unfinished.records
     bad = {int(packing.order[place]): reason for place, reason in unfinished.bad.items()}
     if not len(records):

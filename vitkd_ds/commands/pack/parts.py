@@ -37,16 +37,10 @@ LOCK = "lock"
 PART = 64
 """Images of a part."""
 RECORD_DTYPE = np.dtype(
-    [
-        ("number", "<u8"),
-        ("offset", "<u8"),
-        ("size", "<u4"),
-        ("crc32", "<u4"),
-        ("height", "<u2"),
-        ("width", "<u2"),
-        ("mode", "u1"),
-        ("origin", "u1"),
-    ]
+    {
+        "names": "number offset size crc32 height width mode origin".split(),
+        "formats": "<u8 <u8 <u4 <u4 <u2 <u2 u1 u1".split(),
+    }
 )
 """A stored image: its number in the order of storing, where its bytes are, and what they are."""
 SYNC_S = 2.0
@@ -145,7 +139,8 @@ class Unfinished:
 
     def finished_parts(self, *, num_threads: int) -> dict[int, Part]:
         """Read the parts that an earlier run finished; those with damaged images are forgotten."""
-        parts, layout = {}, Layout(self._first_byte)
+        parts = {}
+        layout = Layout(self._first_byte)
         to_check: dict[Path, list[np.ndarray]] = {}
         for number in range(self.num_parts):
             part = self._read(number)

@@ -143,7 +143,8 @@ def _begin(packing: Packing, parent: int) -> None:
 
 def _store_part(number: int) -> list:
     """In a worker: encode and store the images of a part, and return its rows (`Unfinished.finish_part`)."""
-    unfinished, rows = _packing.unfinished, []
+    unfinished = _packing.unfinished
+    rows = []
     with open(unfinished.content_path(number), "wb") as file:
         for place in unfinished.places(number):
             image = _load(_packing, int(_packing.order[place]))

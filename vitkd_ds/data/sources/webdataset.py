@@ -36,7 +36,8 @@ def has_samples(src: Path) -> bool:
 def open_samples(src: Path, classes_file: str) -> Source:
     """List the samples of all tars in their order; a warning counts those without an image. Raises ValueError if a tar
     is damaged, or a sample lacks its class or has two images."""
-    tars, without = _tars(src), []
+    tars = _tars(src)
+    without = []
     samples = [(number, image, text) for number, tar in enumerate(tars) for image, text in _samples(tar, without)]
     endings = " ".join(IMAGE_ENDINGS)
     if not samples:
@@ -44,7 +45,8 @@ def open_samples(src: Path, classes_file: str) -> Source:
     if without:
         found = (len(without), len(without) + len(samples), str(src), endings, without[0])
         logger.warning("%d of the %d samples of %r have no image (%s) and are left out, the first is %r", *found)
-    members, texts = [sample[:2] for sample in samples], [text for _, _, text in samples]
+    members = [sample[:2] for sample in samples]
+    texts = [text for _, _, text in samples]
     names = [f"{tars[number].name}/{image.name}" for number, image in members]
     classes, labels = _classes(texts, names, classes_file)
     return source_of("WebDataset", classes, labels, names, tars, members)
@@ -96,7 +98,8 @@ def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
     for member in list_members(tar):
         folder, base = os.path.split(member.name)
         key, _, ending = base.partition(".")
-        key, ending = os.path.join(folder, key), ending.lower()
+        key = os.path.join(folder, key)
+        ending = ending.lower()
         if not base.startswith(".") and ending in (*IMAGE_ENDINGS, CLASS_ENDING):
             kept = classes if ending == CLASS_ENDING else images
             if key in kept:
@@ -143,9 +146,11 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
                 f"every class number must occur, found none of {absent} below {_shown(texts[row])} at {names[row]!r}: "
                 "give --classes a file with a name per line, which may have classes without images"
             )
-        classes, remedy = [str(number) for number in range(num_classes)], ""
+        classes = [str(number) for number in range(num_classes)]
+        remedy = ""
     else:
-        classes, remedy = sorted(set(texts)), ""
+        classes = sorted(set(texts))
+        remedy = ""
     position = {name: label for label, name in enumerate(classes)}
     labels = [int(text) if are_numbers else position.get(text, len(classes)) for text in texts]
     unknown = next((row for row, label in enumerate(labels) if label >= len(classes)), None)
@@ -159,7 +164,8 @@ def _check_are_names(texts: list[str], names: list[str]) -> None:
     """Raise ValueError for numbers that are no class numbers, such as -1 and 3.0: taken as names, all classes would be
     sorted as text. A warning says that there are both numbers and names."""
     others = [row for row, text in enumerate(texts) if not text.isdecimal()]
-    are_mixed, first = len(others) < len(texts), others[0]
+    are_mixed = len(others) < len(texts)
+    first = others[0]
     odd = [row for row in others if _is_number(texts[row])]
     if odd and (are_mixed or len(odd) == len(texts)):
         first = odd[0]
