@@ -36,7 +36,7 @@ EXPORTED = {
 def tags(folder: Path) -> list[str]:
     """Published checkpoints in a checkpoints folder, newest first."""
     try:
-        names = patiently(lambda: os.listdir(folder), folder)
+        names = patiently(os.listdir)(folder)
     except OSError as error:
         if error.errno in NOT_THERE:
             return []

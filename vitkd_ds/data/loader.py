@@ -43,22 +43,44 @@ class Loader:
     As a context manager it closes at the end of the block.
     """
 
-    def __init__(self, images: Images, data: DataConfig, *, split: str, repeats: int, rank: int, world_size: int,
-                 micro_batch_size: int, global_batch_size: int, seed: int, device: torch.device,
-                 normalize: Statistics | None):  # fmt: skip
-        self.path, self.classes = images.path, images.classes
-        self.fingerprint, self.content = images.fingerprint, images.content
-        self._images, self._data, self._seed, self._device = images, data, seed, device
-        self._rank, self._sizes = rank, {"world_size": world_size, "micro_batch_size": micro_batch_size}
-        self._is_train, self._repeats, self._global_batch_size = split == "train", repeats, global_batch_size
-        self.num_skipped, self.indices_B = 0, np.zeros(0, np.int64)
+    def __init__(
+        self,
+        images: Images,
+        data: DataConfig,
+        *,
+        split: str,
+        repeats: int,
+        rank: int,
+        world_size: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        seed: int,
+        device: torch.device,
+        normalize: Statistics | None,
+    ):
+        self.path = images.path
+        self.classes = images.classes
+        self.fingerprint = images.fingerprint
+        self.content = images.content
+        self._images = images
+        self._data = data
+        self._seed = seed
+        self._device = device
+        self._rank = rank
+        self._sizes = {"world_size": world_size, "micro_batch_size": micro_batch_size}
+        self._is_train = split == "train"
+        self._repeats = repeats
+        self._global_batch_size = global_batch_size
+        self.num_skipped = 0
+        self.indices_B = np.zeros(0, np.int64)
         self._running: WeakSet[MicroBatches] = WeakSet()
         self._is_closed = False
         self._normalize = build_normalizer(normalize, device) if normalize is not None else None
         # FFCV pins its ring where there is a GPU.
         self._copies = CopyStream(device) if device.type == "cuda" else None
         self._memory = RecycledMemory()
-        self._state, self._iterator = {"epoch": 0, "images": 0}, None
+        self._state = {"epoch": 0, "images": 0}
+        self._iterator = None
         order.check_rank(rank, world_size)
         num_images = len(images.chosen)
         if self._is_train:
@@ -159,9 +181,13 @@ class Loader:
         if not self._is_train:
             raise ValueError("only a training loader has a state, found split val: iterate over epoch(0)")
         return {
-            "seed": self._seed, "num_images": len(self._images.chosen), "global_batch_size": self._global_batch_size,
-            "repeats": self._repeats, "order": self._data.order, "fingerprint": self.fingerprint,
-        }  # fmt: skip
+            "seed": self._seed,
+            "num_images": len(self._images.chosen),
+            "global_batch_size": self._global_batch_size,
+            "repeats": self._repeats,
+            "order": self._data.order,
+            "fingerprint": self.fingerprint,
+        }
 
     def _take_share(self, samples: np.ndarray) -> np.ndarray:
         return order.rank_slice(samples, rank=self._rank, **self._sizes)
@@ -173,7 +199,8 @@ class Loader:
 
     def _train_order(self, epoch: int) -> np.ndarray:
         key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._global_batch_size}
-        key, chosen = key | {"repeats": self._repeats}, self._images.chosen
+        key = key | {"repeats": self._repeats}
+        chosen = self._images.chosen
         if self._data.order == "random":
             samples = order.random_order(len(chosen), **key)
         elif self._data.order == "class_balanced":
@@ -215,16 +242,22 @@ class Loader:
         return micro_batches
 
     def _micro_batches(self, samples: np.ndarray, labels: np.ndarray) -> MicroBatches:
-        copied, first = None, 0
+        copied = None
+        first = 0
         with closing(self._images.decoded(samples)) as source:
             try:
                 for images_BHWC, status_B in source:
                     chunk = slice(first, first + len(images_BHWC))
                     labels_B = labels[chunk].astype(np.int64)
                     self.num_skipped += handle_bad_images(
-                        self._images, samples[chunk], images_BHWC, labels_B, status_B,
-                        on_bad=self._data.on_bad, is_train=self._is_train,
-                    )  # fmt: skip
+                        self._images,
+                        samples[chunk],
+                        images_BHWC,
+                        labels_B,
+                        status_B,
+                        on_bad=self._data.on_bad,
+                        is_train=self._is_train,
+                    )
                     if self._copies:
                         on_device_BHWC, copied = self._copies.copy(images_BHWC)
                     else:
@@ -243,10 +276,20 @@ class Loader:
 
 
 def build_loader(
-    data: DataConfig, *, split: str, augment: AugmentConfig | None = None, rank: int = 0, world_size: int = 1,
-    micro_batch_size: int, global_batch_size: int | None = None, seed: int = 0, classes: tuple[str, ...] | None = None,
-    device: torch.device | str = CPU, normalize: Statistics | None = None, statistics: Statistics = IMAGENET,
-) -> Loader:  # fmt: skip
+    data: DataConfig,
+    *,
+    split: str,
+    augment: AugmentConfig | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batch_size: int,
+    global_batch_size: int | None = None,
+    seed: int = 0,
+    classes: tuple[str, ...] | None = None,
+    device: torch.device | str = CPU,
+    normalize: Statistics | None = None,
+    statistics: Statistics = IMAGENET,
+) -> Loader:
     """Open the images of one split for one rank; all checks of them run here, before training.
 
     Args:
@@ -276,12 +319,20 @@ def build_loader(
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
-    augment, augmenter = augment or AugmentConfig(), None
+    augment = augment or AugmentConfig()
+    augmenter = None
     if split == "train" and Augmenter.has_work(augment):
         augmenter = Augmenter(augment, seed=seed, statistics=statistics)
     options = {"split": split, "seed": seed, "micro_batch_size": micro_batch_size}
     images = open_images(data, classes=classes, augmenter=augmenter, **options)
     return Loader(
-        images, data, repeats=augment.repeats, rank=rank, world_size=world_size, global_batch_size=global_batch_size,
-        device=device, normalize=normalize, **options,
-    )  # fmt: skip
+        images,
+        data,
+        repeats=augment.repeats,
+        rank=rank,
+        world_size=world_size,
+        global_batch_size=global_batch_size,
+        device=device,
+        normalize=normalize,
+        **options,
+    )

@@ -63,12 +63,10 @@ def load_file(path: str | Path) -> Any:
         ) from None
 
 
+@patiently
 def _first_bytes(path: Path) -> bytes:
-    def read() -> bytes:
-        with path.open("rb") as file:
-            return file.read(4)
-
-    return patiently(read, path)
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 class Collector(CheckpointEngine):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.commands.pack.test_journal import end, feed, with_late_image
 from tests.commands.pack.test_pack import content_of, names_in
+from tests.commands.pack.test_parts import end, feed, finished, with_late_image
 from tests.conftest import ROOT, finish_ranks, run_command, wait_until
 from tests.data.conftest import write_images
 from tests.tiers import costly
@@ -167,7 +167,7 @@ def test_a_folder_that_changed_is_refused_until_the_file_is_removed(photos, chan
 def test_a_file_that_was_packed_by_hand_counts_and_one_that_does_not_say_from_what_is_refused(photos):
     (photos / "names").write_text("cat\ndog\nant\n")
     (photos / "val" / "ant" / "bad.png").write_bytes(b"no image")
-    refused(photos / "train", photos / "val", match="data.val is packed as `.*`.*every image must decode.*--skip_bad")
+    refused(photos / "train", photos / "val", match="data.val is packed as `.*`.*bad.png' does not decode.*--skip_bad")
     pack(photos / "val", photos / "val.beton", classes=str(photos / "names"), skip_bad=True, shuffle=True, restart=True)
     assert packed(photos / "train", photos / "val") == (f"{photos}/train.beton", f"{photos}/val.beton")
     side = side_path(photos / "val.beton")
@@ -205,12 +205,12 @@ def start():
     processes = []
 
     def start_all(src, *ranks):
-        notes = Path(f"{partial_path(src.with_name(src.name + '.beton'))}.journal")
+        dst = src.with_name(f"{src.name}.beton")
         for rank in ranks:
             words = [sys.executable, "-u", "-c", PROGRAM, str(src), "demo", "2"]
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             processes.append(subprocess.Popen(words, env=os.environ | {"RANK": rank}, cwd=ROOT, **streams))
-            wait_until(lambda: notes.exists() and notes.stat().st_size > 2000, processes)
+            wait_until(lambda: len(finished(dst)) >= 3, processes)
         return processes
 
     yield start_all
@@ -255,10 +255,11 @@ def test_a_wait_is_given_up_when_nothing_grows_and_when_a_signal_comes(photos, m
     for name, seconds in (("POLL_S", 0.05), ("SAY_S", 0.4), ("PATIENCE_S", 0.6)):
         monkeypatch.setattr(folders, name, seconds)
     partial, begun = partial_path(photos / "train.beton"), time.monotonic()
+    partial.mkdir()
 
     def grow():
         for i in range(12):
-            partial.write_bytes(bytes(1000 * i))
+            (partial / "images").write_bytes(bytes(1000 * i))
             time.sleep(0.2)
 
     thread = threading.Thread(target=grow)

@@ -7,6 +7,7 @@ pixels, or the JPEG it is, with restart markers), `vitkd_ds.commands.pack.writer
 import logging
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,13 +15,13 @@ import numpy as np
 
 from vitkd_ds.checkpoint.files import sync_folder, write_text
 from vitkd_ds.commands.pack.encode import ORIGINAL, REASONS, Encoding
-from vitkd_ds.commands.pack.journal import Journal, open_journal, write_at
+from vitkd_ds.commands.pack.parts import PART, Unfinished, open_unfinished, write_at
 from vitkd_ds.commands.pack.writer import Packing, handled_by, store_images
 from vitkd_ds.data.beton.format import METADATA_DTYPE, METADATA_START, STORED_DTYPE, SUFFIX, beton_tables, read_tables
-from vitkd_ds.data.beton.side_file import SIDE_KEYS, BetonInfo, read_side, side_path, side_text
-from vitkd_ds.data.beton.verify import check_images
+from vitkd_ds.data.beton.side_file import BetonInfo, read_side, side_path, side_text
+from vitkd_ds.data.beton.verify import damaged_images
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.sources import Source, open_source
+from vitkd_ds.data.sources import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,23 @@ SHUFFLE_STREAM = 6
 
 
 def pack(
-    src: str | Path, dst: str | Path, *, labels: str = "", classes: str = "", split: str = "", write_mode: str = "jpg",
-    max_resolution: int | None = None, short_side: int = 0, quality: int = 90, passthrough: bool = False,
-    restart_markers: bool = False, shuffle: bool = False, workers: int = 0, skip_bad: bool = False,
+    src: str | Path,
+    dst: str | Path,
+    *,
+    labels: str = "",
+    classes: str = "",
+    split: str = "",
+    write_mode: str = "jpg",
+    max_resolution: int | None = None,
+    short_side: int = 0,
+    quality: int = 90,
+    passthrough: bool = False,
+    restart_markers: bool = False,
+    shuffle: bool = False,
+    workers: int = 0,
+    skip_bad: bool = False,
     restart: bool = False,
-) -> BetonInfo:  # fmt: skip
+) -> BetonInfo:
     """Write the images of `src` to the .beton `dst` and its side file. Called again after a kill, it continues.
 
     Args:
@@ -73,51 +86,56 @@ def pack(
     num_workers = workers or len(os.sched_getaffinity(0))
     settings = {"source": source.kind, "num_images": len(source.labels), "fingerprint": source.fingerprint()}
     settings |= asdict(encoding) | {"shuffle": shuffle}
-    unfinished = open_journal(dst, settings, restart=restart, num_threads=num_workers)
-    # Slurm and others end processes with SIGTERM, which acts as Ctrl-C here: what is stored is kept.
-    with handled_by(signal.default_int_handler, signal.SIGTERM), unfinished as journal:
-        _check_dst(dst, workers=workers)  # a run that held the lock until now may have finished it
-        return _pack(
-            source, dst, encoding, journal, shuffle=shuffle, num_workers=num_workers, skip_bad=skip_bad,
-            fingerprint=source.fingerprint(without=f"{Path(src)}/"),
-        )  # fmt: skip
-
-
-def _pack(
-    source: Source, dst: Path, encoding: Encoding, journal: Journal, *, shuffle: bool, num_workers: int,
-    skip_bad: bool, fingerprint: str,
-) -> BetonInfo:  # fmt: skip
-    num_images = len(source.labels)
-    order = keyed_rng(SHUFFLE_STREAM).permutation(num_images) if shuffle else np.arange(num_images)
-    pending = np.setdiff1d(np.arange(num_images), journal.records["number"])
     # The tables stand before the images, so their place is kept for as many rows as there can be.
-    first_byte = METADATA_START + num_images * METADATA_DTYPE.itemsize
-    packing = Packing(source, encoding, order, pending, skip_bad)
-    bad = store_images(packing, journal, first_byte=first_byte, num_workers=num_workers)
-    records = journal.records
+    first_byte = METADATA_START + len(source.labels) * METADATA_DTYPE.itemsize
+    folder = open_unfinished(dst, settings, first_byte=first_byte, restart=restart)
+    # Slurm and others end processes with SIGTERM, which acts as Ctrl-C here: what is stored is kept.
+    with handled_by(signal.default_int_handler, signal.SIGTERM), folder as unfinished:
+        _check_dst(dst, workers=workers)  # a run that held the lock until now may have finished it
+        order = np.arange(len(source.labels))
+        if shuffle:
+            order = keyed_rng(SHUFFLE_STREAM).permutation(len(source.labels))
+        packing = Packing(source, encoding, order, unfinished, skip_bad)
+        store_images(packing, num_workers=num_workers)
+        fingerprint = source.fingerprint(without=f"{Path(src)}/")
+        return _finish(packing, dst, shuffled=shuffle, num_threads=num_workers, fingerprint=fingerprint)
+
+
+def _finish(packing: Packing, dst: Path, *, shuffled: bool, num_threads: int, fingerprint: str) -> BetonInfo:
+    """Write the tables around the images, check all of them, and give both files their names."""
+    unfinished = packing.unfinished
+    source = packing.source
+    encoding = packing.encoding
+    records = unfinished.records
+    bad = {int(packing.order[place]): reason for place, reason in unfinished.bad.items()}
     if not len(records):
+        index, reason = next(iter(bad.items()))
         raise ValueError(
-            f"at least one image must decode, found none in {num_images} files, the first is "
-            f"{source.names[bad[0][0]]!r} ({bad[0][1]}): give images"
+            f"at least one image must decode, found none in {len(bad)} files, the first is {source.names[index]!r} "
+            f"({reason}): give images"
         )
-    assert len(records) + len(bad) == num_images, f"{len(records)} stored, {len(bad)} bad, of {num_images}"
-    sources = order[records["number"].astype(np.int64)]
-    tables_crc32 = _write_tables(journal, records, source.labels[sources])
-    # FFCV trains on damaged files without a message, so every image is read back before the file gets its name.
-    images = np.zeros(len(records), STORED_DTYPE)
-    for key in ("offset", "size", "crc32", "height", "width", "mode"):
-        images[key] = records[key]
-    images["has_crc"] = 1
-    check_images(journal.path, images, name_of=lambda row: source.names[sources[row]], num_threads=num_workers)
+    sources = packing.order[records["number"].astype(np.int64)]
+    tables_crc32 = _write_tables(unfinished, records, source.labels[sources])
+    _check_images(unfinished, records, name_of=lambda row: source.names[sources[row]], num_threads=num_threads)
     info = BetonInfo(
-        path=dst, num_images=len(records), classes=source.classes, bytes=journal.path.stat().st_size, shuffled=shuffle,
-        **{key: value for key, value in asdict(encoding).items() if key in SIDE_KEYS}
-        | {"passthrough": int((records["origin"] == ORIGINAL).sum())},
-        max_height=int(records["height"].max()), max_width=int(records["width"].max()),
-    )  # fmt: skip
-    tables = {"tables_crc32": tables_crc32, "lengths": records["size"], "crc32s": records["crc32"]}
-    _publish(journal.path, dst, side_text(info, source=fingerprint, **tables))
-    for index, reason in sorted(bad):
+        path=dst,
+        num_images=len(records),
+        classes=source.classes,
+        bytes=unfinished.images.stat().st_size,
+        write_mode=encoding.write_mode,
+        max_resolution=encoding.max_resolution,
+        short_side=encoding.short_side,
+        quality=encoding.quality,
+        passthrough=int((records["origin"] == ORIGINAL).sum()),
+        shuffled=shuffled,
+        max_height=int(records["height"].max()),
+        max_width=int(records["width"].max()),
+    )
+    text = side_text(
+        info, source=fingerprint, tables_crc32=tables_crc32, lengths=records["size"], crc32s=records["crc32"]
+    )
+    _publish(unfinished.images, dst, text)
+    for index, reason in sorted(bad.items()):
         logger.warning("left out %r, which does not decode: %s", source.names[index], reason)
     for origin, reason in REASONS.items():
         found = sources[records["origin"] == origin]
@@ -125,6 +143,23 @@ def _pack(
             first = source.names[found.min()]
             logger.warning("%d images %s and are encoded instead, the first is %r", len(found), reason, first)
     return info
+
+
+def _check_images(
+    unfinished: Unfinished, records: np.ndarray, *, name_of: Callable[[int], str], num_threads: int
+) -> None:
+    """Read back and decode every image, as FFCV trains on damaged files without a message; raises ValueError for one
+    that is not what was written, and has its part packed again."""
+    images = np.zeros(len(records), STORED_DTYPE)
+    for key in ("offset", "size", "crc32", "height", "width", "mode"):
+        images[key] = records[key]
+    images["has_crc"] = 1
+    for row, reason in damaged_images(unfinished.images, images, num_threads=num_threads):
+        unfinished.forget(int(records["number"][row]) // PART)
+        raise ValueError(
+            f"the image stored for {name_of(row)!r} in {str(unfinished.images)!r} {reason}. Check disk and memory, and "
+            "rerun the same command, which packs the damaged part again."
+        )
 
 
 def _check_dst(dst: Path, *, workers: int) -> None:
@@ -153,16 +188,18 @@ def _check_side(dst: Path) -> None:
         raise ValueError(f"{must} ({error}): move it, or choose another name") from error
 
 
-def _write_tables(journal: Journal, records: np.ndarray, labels: np.ndarray) -> int:
+def _write_tables(unfinished: Unfinished, records: np.ndarray, labels: np.ndarray) -> int:
     """Make the file with the images a whole .beton, and return the CRC32 of its tables, read back."""
     head, tail, end = beton_tables(records, labels)
-    os.ftruncate(journal.data, end)
-    write_at(journal.data, head, 0)
-    write_at(journal.data, tail, end)
-    os.fsync(journal.data)
-    tables = read_tables(journal.path)
+    os.ftruncate(unfinished.descriptor, end)
+    write_at(unfinished.descriptor, head, 0)
+    write_at(unfinished.descriptor, tail, end)
+    os.fsync(unfinished.descriptor)
+    tables = read_tables(unfinished.images)
     if tables.metadata.tobytes() != head[METADATA_START:] or tables.allocations.tobytes() != tail:
-        raise RuntimeError(f"{str(journal.path)!r} must hold the tables written to it, found others: check the disk")
+        raise RuntimeError(
+            f"{str(unfinished.images)!r} must hold the tables written to it, found others: check the disk"
+        )
     return tables.crc32
 
 

@@ -41,7 +41,8 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
         ValueError: nothing is there, no kind fits or several do, an option does not belong to the kind, or the
             contents are unfit.
     """
-    path, must = Path(src), f"src must be one of: {'; '.join(KINDS)}, found"
+    path = Path(src)
+    must = f"src must be one of: {'; '.join(KINDS)}, found"
     if not path.exists() and not any(sign in str(src) for sign in "*?[{"):  # signs of a pattern of tars
         raise ValueError(f"{must} nothing at {str(src)!r}: check the path")
     if labels == NO_LABELS:
