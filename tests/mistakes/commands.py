@@ -10,6 +10,7 @@ MEMORY = f"{PREDICT}memory_by_hand"
 MERGED = f"{DOCTOR}bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone"
 SEEDS = "commands/compare/test_seeds.py"
 REPORT = "commands/report/test_report.py::test_"
+SLOW_COUNT = f"{REPORT}classes_are_counted_as_a_slow_count_does"
 COPIED = f"{PREDICT}the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes"
 OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
 
@@ -132,7 +133,7 @@ MISTAKES = {
     },
     "commands/report/classes.py": {
         "_rows": {
-            "own.student == own.teacher => own.student == own.label": f"{REPORT}classes_are_counted_as_a_slow_count_does",
+            "own.student == own.teacher => own.student == own.label": SLOW_COUNT,
         },
         "_difference": {
             "100 * (gained - lost) / len(right) => 100 * (lost - gained) / len(right)": (
