@@ -9,6 +9,8 @@ EACH = f"{PREDICT}each_micro_batch_sends_its_gradients_and_ranks_share_the_way_f
 MEMORY = f"{PREDICT}memory_by_hand"
 MERGED = f"{DOCTOR}bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone"
 SEEDS = "commands/compare/test_seeds.py"
+REPORT = "commands/report/test_report.py::test_"
+SLOW_COUNT = f"{REPORT}classes_are_counted_as_a_slow_count_does"
 COPIED = f"{PREDICT}the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes"
 OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
 
@@ -121,6 +123,21 @@ MISTAKES = {
             "is_finished(run) => False": f"{DOCTOR}a_finished_folder_and_one_of_other_settings_are_seen",
             "check_settings(run, start.config if start else None) =>": (
                 f"{DOCTOR}a_finished_folder_and_one_of_other_settings_are_seen"
+            ),
+        },
+    },
+    "commands/report/page.py": {
+        "_environment": {
+            "autoescape=True => autoescape=False": f"{REPORT}text_never_becomes_markup",
+        },
+    },
+    "commands/report/classes.py": {
+        "_rows": {
+            "own.student == own.teacher => own.student == own.label": SLOW_COUNT,
+        },
+        "_difference": {
+            "100 * (gained - lost) / len(right) => 100 * (lost - gained) / len(right)": (
+                f"{REPORT}the_classes_that_gained_and_lost_most_are_those_against_the_other_run"
             ),
         },
     },
