@@ -17,7 +17,8 @@ from vitkd_ds.engine.processes import leave, start_processes
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import loop
 
-FLAGS = {"recipe": "demo_plain", "debug": "true", "max_steps": "1", "global_batch_size": "8", "data.max_val_images": "8"}
+FLAGS = {"recipe": "demo_plain", "debug": "true", "max_steps": "1", "global_batch_size": "8"}
+FLAGS |= {"data.max_val_images": "8"}
 
 
 @pytest.fixture
