@@ -24,6 +24,7 @@ class Example(Part, place="a.b"):
     rest: Annotated[Number, Interval(gt=0, le=0.5)] = 0.5
     mode: Literal["x", "y"] = "x"
     pair: tuple[Number, Number] = (0, 1)
+    free: Number = -1
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def test_words_and_limits_come_from_the_annotation():
     assert {name: what(each) for name, each in Example.__pydantic_fields__.items()} == {
         "name": "text", "rate": "a number above 0", "steps": "a whole number, 2 or more", "part": "a number in [0, 1)",
         "rest": "a number in (0, 0.5]", "mode": "one of x, y", "pair": "numbers with commas, such as 0.08,1",
+        "free": "a number",
     }  # fmt: skip
 
 

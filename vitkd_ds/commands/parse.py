@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from vitkd_ds.config.check import check_knn, check_run, check_without_classes
+from vitkd_ds.config.check import check_classes, check_run
 from vitkd_ds.config.help import field_help
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import convert, nearest
@@ -59,12 +59,21 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     recipe or value, with the nearest valid name."""
     check_words(words, "")
     debug = convert(flags.pop("debug", "false"), bool, "debug")
-    run = apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
+    return checked(apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags))
+
+
+def checked(run: Run) -> Run:
+    """Check a run before anything heavy loads, and count the classes of its data where it does not say them.
+
+    Every run that is trained comes from here, once: those of a command line by `parse_run`, those of Python directly.
+
+    Raises:
+        ValueError: its settings or data do not fit together.
+    """
     check_run(run)
     if not run.data.num_classes:
         run = replace(run, data=replace(run.data, num_classes=count_classes(run.data)))
-        check_without_classes(run)
-        check_knn(run)
+    check_classes(run)
     if run.augment.rand_augment:
         parse_rand_augment(run.augment.rand_augment)
     return run

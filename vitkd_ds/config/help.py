@@ -1,4 +1,4 @@
-"""Text of `train.py --help`: every setting of a run with its kind, its default and the string below it in the source."""
+"""Text of `train.py --help`: every setting of a run with its kind, default and docstring."""
 
 import inspect
 import json

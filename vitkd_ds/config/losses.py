@@ -12,8 +12,10 @@ from annotated_types import Ge, Gt, Interval
 from pydantic.dataclasses import dataclass
 
 from vitkd_ds.config import entry_points
-from vitkd_ds.config.part import Number, Part, Says, require
+from vitkd_ds.config.part import Number, Part, Rule, require
 from vitkd_ds.config.term import MeasuredCost, Needs, PairedBlocksTerm, Term
+
+TWO_BLOCKS = Rule(lambda blocks: len(blocks) == 2, "two blocks with a comma, as the loss has two aligners")
 
 FACTOR = "balance_"
 """What the name of a term's learned factor begins with in the log."""
@@ -77,7 +79,7 @@ class ViTKDTerm(Term, place="losses.vitkd"):
     paper, whose wider teachers weigh more."""
     mask_ratio: Annotated[Number, Interval(gt=0, lt=1)] = 0.5
     """Part of the student's tokens of the last block that is masked before it is regenerated."""
-    blocks: Annotated[tuple[int, int], Says("two blocks with a comma, as the loss has two aligners")] = (0, 1)
+    blocks: Annotated[tuple[int, ...], TWO_BLOCKS] = (0, 1)
     """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
 
     @property

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from vitkd_ds.config.part import KINDS, declared, explain, holds_many, part_in, require, what
+from vitkd_ds.config.part import KINDS, explain, holds_many, locate, part_in, require, what
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
     tree = asdict(run)
     for key, text in overrides.items():
         path = key.split(".")
-        field = declared(type(run), path)
+        field = locate(type(run), path)[1]
         if field is None:
             valid = [setting.key for setting in settings_of(type(run), run)]
             raise ValueError(f"--{key} is no option: {nearest(key, valid)}")

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 from typing import Annotated, Any, Callable, Literal, Sequence, get_args, get_origin
 
+from annotated_types import Predicate
 from pydantic import ConfigDict, ValidationError, WrapValidator
 from pydantic.fields import FieldInfo
 
@@ -22,8 +23,11 @@ KINDS = {
 """Words for the values of a type; any other type takes text as it is."""
 
 
-class Says(str):
-    """In an annotation: the words for what its field must be, where type and limits do not say it."""
+@dataclasses.dataclass(frozen=True)
+class Rule(Predicate):
+    """A condition on a value with the words for it: "two numbers", not "must be two numbers"."""
+
+    must: str
 
 
 def _number(value: Any, convert: Callable[[Any], float]) -> float:
@@ -48,7 +52,7 @@ class Checked(type):
 
 
 class Part(metaclass=Checked):
-    """A part of a run, for classes with pydantic's `dataclass(frozen=True)`; `place` is its key there, such as optim."""
+    """A part of a run, made a dataclass by pydantic; `place` is its key in the run, such as optim."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     _place = ""
@@ -69,34 +73,35 @@ def holds_many(field: FieldInfo) -> bool:
     return get_origin(field.annotation) in (dict, collections.abc.Mapping)
 
 
-def declared(cls: Any, path: Sequence[str]) -> FieldInfo | None:
-    """Return the declaration of the setting at a path of names, None if a part or nothing is there."""
-    field = cls.__pydantic_fields__.get(path[0])
-    part = part_in(field) if field else None
-    rest = path[2:] if part and holds_many(field) else path[1:]
-    if part:
-        return declared(part, rest) if rest else None
-    return None if rest else field
+def locate(cls: Any, path: Sequence[str]) -> tuple[Any, FieldInfo | None]:
+    """Return the class in which a path of names ends, and its field there: None if it has none, or a part."""
+    names = [*path]
+    while names:
+        field = cls.__pydantic_fields__.get(names.pop(0))
+        part = part_in(field) if field else None
+        if part is None:
+            return cls, None if names else field
+        cls = part
+        if holds_many(field):
+            names = names[1:]
+    return cls, None
 
 
 def what(field: FieldInfo) -> str:
     """Say in words what a setting must be."""
-    limits = {}
-    for item in field.metadata:
-        if isinstance(item, Says):
-            return item
-        limits |= {name: getattr(item, name) for name in ("gt", "ge", "lt", "le") if getattr(item, name, None) is not None}
+    if rules := [item.must for item in field.metadata if isinstance(item, Rule)]:
+        return rules[0]
     if get_origin(field.annotation) is Literal:
         return f"one of {', '.join(get_args(field.annotation))}"
     kind = KINDS.get(get_origin(field.annotation) or field.annotation, "text")
-    if limits.keys() == {"gt"}:
-        return f"{kind} above {limits['gt']}"
-    if limits.keys() == {"ge"}:
-        return f"{kind}, {limits['ge']} or more"
-    if not limits:
-        return kind
-    (left, low), (right, high) = limits.items()
-    return f"{kind} in {'[' if left == 'ge' else '('}{low}, {high}{']' if right == 'le' else ')'}"
+    found = [(name, getattr(item, name, None)) for item in field.metadata for name in ("gt", "ge", "lt", "le")]
+    limits = {name: limit for name, limit in found if limit is not None}
+    if len(limits) < 2:
+        words = {"gt": " above {}", "ge": ", {} or more", "lt": " below {}", "le": ", {} or less"}
+        return kind + "".join(words[name].format(limit) for name, limit in limits.items())
+    low = f"[{limits['ge']}" if "ge" in limits else f"({limits['gt']}"
+    high = f"{limits['le']}]" if "le" in limits else f"{limits['lt']})"
+    return f"{kind} in {low}, {high}"
 
 
 def require(holds: bool, key: str, found: Any, must: str) -> None:
@@ -110,21 +115,13 @@ def explain(error: ValidationError, cls: Any) -> str:
     first = error.errors(include_url=False)[0]
     names = [name for name in first["loc"] if isinstance(name, str)]  # without the index in a tuple
     key = ".".join(filter(None, (cls._place, *names)))
+    owner, field = locate(cls, names)
     if first["type"] == "value_error":  # of a check with a message of its own
         return str(first["ctx"]["error"])
     if first["type"] == "missing" and first["loc"][-1] == names[-1]:
         return f"{key} is missing. Set it in the recipe or with --{key}."
     if first["type"] == "unexpected_keyword_argument":
-        (close,) = difflib.get_close_matches(names[-1], _names_at(cls, names[:-1]), n=1, cutoff=0)
+        (close,) = difflib.get_close_matches(names[-1], owner.__pydantic_fields__, n=1, cutoff=0)
         return f"{key} is no setting of this version. Remove it, or use the nearest, {close}."
-    field = declared(cls, names) if names else None
     must = what(field) if field else "a JSON object"
     return f"{key or 'a run'} must be {must}, got {repr(first['input'])[:80]}. Change it in the recipe or with --{key}."
-
-
-def _names_at(cls: Any, path: Sequence[str]) -> list[str]:
-    """Return the names of the fields of the part at a path."""
-    if not path:
-        return [*cls.__pydantic_fields__]
-    field = cls.__pydantic_fields__[path[0]]
-    return _names_at(part_in(field), path[2:] if holds_many(field) else path[1:])

@@ -10,18 +10,27 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Mapping
 
-from annotated_types import Ge, Gt, Interval, MinLen, Predicate
+from annotated_types import Ge, Gt, Interval
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.overrides import from_dict
-from vitkd_ds.config.part import Number, Part, Says
+from vitkd_ds.config.part import Number, Part, Rule
 from vitkd_ds.config.reading import Unreadable, load_json
 from vitkd_ds.config.run_folder import CONFIG
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
+Modes = Literal["off", "default", "max-autotune", "reduce-overhead"]
+CLASSES = Rule(lambda number: number == 0 or number >= 2, "0 (those of data.train), or 2 or more")
+SCALES = Rule(lambda pair: 0 < pair[0] <= pair[1] <= 1, "two numbers with a comma, 0 < low <= high <= 1")
+RATIOS = Rule(lambda pair: 0 < pair[0] <= pair[1], "two positive numbers with a comma, low <= high")
+FRACTIONS = Rule(lambda pair: all(0 <= value < 1 for value in pair), "two numbers in [0, 1) with a comma")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+NAMES_OF_TRACKERS = Rule(
+    lambda names: set(names) <= set(TRACKERS) and len(set(names)) == len(names),
+    f"names of {', '.join(TRACKERS)}, each once, with commas between",
+)
 
 
 def _mode(value: Any) -> Any:
@@ -61,7 +70,7 @@ class TeacherConfig(Part, place="teacher"):
     blocks, as vitkd and spectral do."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of timm.create_model, such as {"embed_dim": 128}."""
-    checkpoint: Annotated[str, MinLen(1), Says("a file, a folder, hub, demo or random")] = "hub"
+    checkpoint: Annotated[str, Rule(bool, "a file, a folder, hub, demo or random")] = "hub"
     """Weights: a local file, or a run folder, checkpoint or export, which also says the model; "hub" for timm's
     pretrained weights, "demo" for the teacher inside the package, or "random" for a random initialisation, which only a
     debug run may have and summary.json marks."""
@@ -95,24 +104,14 @@ class DataConfig(Part, place="data"):
     """The same for the validation images, which may lack classes of the training images."""
     image_size: Annotated[int, Interval(ge=1, le=4096)]
     """Height and width of the square that both models see, in pixels."""
-    num_classes: Annotated[
-        int, Predicate(lambda number: number == 0 or number >= 2), Says("0 (those of data.train), or 2 or more")
-    ]
+    num_classes: Annotated[int, CLASSES]
     """Number of classes of the data; 0 takes that of data.train, which has none if it was packed without labels."""
     labels: Literal["use", "ignore"] = "use"
     """Labels of the images. use: as they are stored. ignore: no label is looked at, so there are no classes, and the
     student has no classifier, as with images that have no labels."""
-    crop_scale: Annotated[
-        tuple[Number, Number],
-        Predicate(lambda pair: 0 < pair[0] <= pair[1] <= 1),
-        Says("two numbers with a comma, 0 < low <= high <= 1"),
-    ] = (0.08, 1.0)
+    crop_scale: Annotated[tuple[Number, Number], SCALES] = (0.08, 1.0)
     """Area of the training crop relative to the image, smallest and largest."""
-    crop_ratio: Annotated[
-        tuple[Number, Number],
-        Predicate(lambda pair: 0 < pair[0] <= pair[1]),
-        Says("two positive numbers with a comma, low <= high"),
-    ] = (3 / 4, 4 / 3)
+    crop_ratio: Annotated[tuple[Number, Number], RATIOS] = (3 / 4, 4 / 3)
     """Width / height of the training crop, smallest and largest."""
     flip_probability: Annotated[Number, Interval(ge=0, le=1)] = 0.5
     """Probability that a training image is mirrored left to right; 0 is off."""
@@ -198,11 +197,7 @@ class OptimConfig(Part, place="optim"):
     weight_decay: Annotated[Number, Ge(0)] = 0.05
     """Decoupled decay of AdamW, multiplied by the learning rate of the step; 0 is off. Norms, biases, LayerScale,
     class, distillation and register tokens and position embeddings do not decay."""
-    betas: Annotated[
-        tuple[Number, Number],
-        Predicate(lambda pair: all(0 <= value < 1 for value in pair)),
-        Says("two numbers in [0, 1) with a comma"),
-    ] = (0.9, 0.999)
+    betas: Annotated[tuple[Number, Number], FRACTIONS] = (0.9, 0.999)
     """Part of AdamW's two moving averages (of the gradient, of its square) that is kept at each step."""
     eps: Annotated[Number, Gt(0)] = 1e-8
     """Added to the root of AdamW's second average, so that nothing is divided by 0."""
@@ -273,19 +268,13 @@ class Run(Part, place=""):
     those of the longer run from the next step on. A stored run that --recipe takes has false."""
     seed: Annotated[int, Ge(0)] = 0
     """Key of every random draw: initial weights, order, crops, augmentation, mixing, masks."""
-    compile: Annotated[
-        Literal["off", "default", "max-autotune", "reduce-overhead"], BeforeValidator(_mode)
-    ] = "off"
+    compile: Annotated[Modes, BeforeValidator(_mode)] = "off"
     """How torch.compile runs the student with its losses, and the teacher. max-autotune tries kernels at the start, for
     minutes; reduce-overhead records CUDA graphs, of the student and of a replica teacher. true is default, false
     off."""
     deterministic: bool = False
     """Use only algorithms that give the same bits each time; on a GPU it costs speed. What has none is an error."""
-    trackers: Annotated[
-        tuple[str, ...],
-        Predicate(lambda names: set(names) <= set(TRACKERS) and len(set(names)) == len(names)),
-        Says(f"names of {', '.join(TRACKERS)}, each once, with commas between"),
-    ] = ("tensorboard",)
+    trackers: Annotated[tuple[str, ...], NAMES_OF_TRACKERS] = ("tensorboard",)
     """Where the values of metrics.jsonl go besides: tensorboard, wandb, mlflow, trackio, with commas between; empty is
     nowhere. Without a network or a login they stay in the run folder. A run that goes on continues the tracked run."""
     profile: Annotated[int, Ge(0)] = 0

@@ -19,7 +19,6 @@ from vitkd_ds.checkpoint.folder import LENGTH, check_settings, is_finished
 from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
-from vitkd_ds.config.check import check_run, check_without_classes
 from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.config.run_folder import SUMMARY
 from vitkd_ds.engine import ranks
@@ -55,6 +54,9 @@ logger = logging.getLogger(__name__)
 def train(run: Run) -> dict[str, Any] | None:
     """Train, evaluate, export, in a run folder that is this job's alone. All ranks must call it.
 
+    Args:
+        run: as `vitkd_ds.commands.parse.checked` returns it.
+
     Returns:
         The summary that is also written to summary.json, on every rank; None if a signal stopped the run before its
         end: the same command goes on from there.
@@ -64,8 +66,6 @@ def train(run: Run) -> dict[str, Any] | None:
         vitkd_ds.train.step.NonFiniteError, vitkd_ds.checkpoint.save.SaveError: see there.
     """
     # What this rank can see alone is refused before the ranks wait for each other.
-    check_run(run)
-    check_without_classes(run)
     find_ds_config(run.ds_config)
     check_model_name(run.student.model, role="student")
     check_gpu_is_used()
