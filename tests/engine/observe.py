@@ -19,13 +19,11 @@ from tests.engine.observe_terms import equal, save
 from tests.engine.twin import DeepSpeedsOwn
 from tests.train import test_log
 from vitkd_ds.cli import parse_run
-from vitkd_ds.config.term import Needs
 from vitkd_ds.data.images import open_images
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.engine.student import StudentEngine
 from vitkd_ds.engine.teacher import FeatureModule
-from vitkd_ds.models.attention import AttentionMaps
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.train import inputs, loop
 from vitkd_ds.train.step import NonFiniteError
@@ -114,10 +112,9 @@ def observe_teacher(seen):
     """Placements against the plain model in bf16, and what a rank holds of them."""
     linear_before = F.linear
     images_BCHW, targets_BK = tiny.make_batch(8)
-    plain = tiny.make_models()[1].bfloat16()
+    plain, images = tiny.make_models()[1].bfloat16(), tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16)
     with torch.no_grad():
-        images = tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16)
-        expected = tap_features(plain, images, maps=AttentionMaps(plain, (0, -1)))
+        expected = tap_features(plain, images, maps=tiny.AttentionMaps(plain, (0, -1)))
     engine, _ = tiny.make_engine(tiny.RUN)
     images = tiny.NORMALIZATION.apply(images_BCHW, engine.dtype)
     for placement in ("shard", "offload", "replica"):
@@ -162,8 +159,8 @@ def gathered_ahead(*, prefetch, live):
         "leaf_module": {"classes": ["vitkd_ds.engine.flat.FlatBlock"]},
     }  # fmt: skip
     config = {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_optimization": zero}
-    module = FeatureModule(model, Needs(teacher_blocks=(0, 1)))
-    engine, *_ = deepspeed.initialize(model=module, config=config | {"steps_per_print": None})
+    config |= {"steps_per_print": None}
+    engine, *_ = deepspeed.initialize(model=FeatureModule(model, tiny.LOSSES.needs), config=config)
     gathered = []
 
     def count(*_):

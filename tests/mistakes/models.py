@@ -118,11 +118,9 @@ MISTAKES = {
             "F.linear(tokens_BND, attention.qkv.weight, bias) => attention.qkv(tokens_BND)": (
                 f"{MAPS}[eva02_small_patch14_224]"
             ),
+            "_rotated(attention, query_BAND, rope) => query_BAND": f"{MAPS}[eva02_base_patch14_224]",
         },
         "_rotated": {
-            "apply_rot_embed_cat(queries_BAND[:, :, prefix:], ...) => queries_BAND[:, :, prefix:]": (
-                f"{MAPS}[eva02_base_patch14_224]"
-            ),
             "half=attention.rotate_half => half=not attention.rotate_half": f"{MAPS}[vit_small_patch16_dinov3]",
         },
         "AttentionMaps._record": {

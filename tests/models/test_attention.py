@@ -24,10 +24,9 @@ EVAS = [
 
 
 def model_of(name):
-    if name in NAMES:
-        return build(name, depth=3)[0]
+    small = SMALL | {"embed_dim": 48, "depth": 3}
+    model = build(name, depth=3)[0] if name in NAMES else timm.create_model(name, **small)
     torch.manual_seed(0)
-    model = timm.create_model(name, **SMALL | {"embed_dim": 48, "depth": 3})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # biases of 0 and scales of 1e-5 would hide a wrong one
     return model.eval()

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vitkd_ds.config.losses import BAD_ENTRY_POINTS
-from vitkd_ds.config.part import require
 from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
 from vitkd_ds.config.term import terms_of_a_teacher, terms_of_logits
@@ -33,7 +32,9 @@ def check_run(run: Run) -> None:
     _check_rate(run)
     active = run.losses.active()
     if not active:
-        raise ValueError("losses must have at least one term, got none with a weight above 0. Set --losses.ce.weight=1.")
+        raise ValueError(
+            "losses must have at least one term, got none with a weight above 0. Set --losses.ce.weight=1."
+        )
     _check_teacher(run)
     for term in active.values():
         term.check_run(run)

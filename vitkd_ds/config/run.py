@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Interval
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
+from vitkd_ds.config import entry_points
 from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.part import Number, Part, Rule
@@ -26,7 +27,8 @@ CLASSES = Rule(lambda number: number == 0 or number >= 2, "0 (those of data.trai
 SCALES = Rule(lambda pair: 0 < pair[0] <= pair[1] <= 1, "two numbers with a comma, 0 < low <= high <= 1")
 RATIOS = Rule(lambda pair: 0 < pair[0] <= pair[1], "two positive numbers with a comma, low <= high")
 FRACTIONS = Rule(lambda pair: all(0 <= value < 1 for value in pair), "two numbers in [0, 1) with a comma")
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", *(point.name for point in entry_points.installed("trackers")))
+"""Trackers here, and those of other installed packages."""
 NAMES_OF_TRACKERS = Rule(
     lambda names: set(names) <= set(TRACKERS) and len(set(names)) == len(names),
     f"names of {', '.join(TRACKERS)}, each once, with commas between",

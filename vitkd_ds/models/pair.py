@@ -42,6 +42,7 @@ def check_pair(
         )
     if losses.needs.tapped("teacher") is None:
         return None
+    # Numbers of blocks count from the last where they are negative, which attention alone may have.
     for name, term in losses.active().items():
         for role, model in (("student", student), ("teacher", teacher)):
             depth = len(getattr(model, "blocks", ()))

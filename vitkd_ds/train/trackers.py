@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from vitkd_ds.checkpoint.files import write_json
 from vitkd_ds.checkpoint.folder import flattened
+from vitkd_ds.config import entry_points
 from vitkd_ds.config.reading import load_json
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,13 @@ class Tracker(Protocol):
 
 
 def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """Open those of `names` that stand here, for a run of these `settings` (nested dicts, as in config.json)."""
-    kinds = {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
+    """Open those of `names` that stand here, or in another package, for a run of these `settings` (nested dicts, as in
+    config.json)."""
+    kinds: dict[str, Callable[..., Tracker]] = {
+        point.name: lambda *args, point=point: entry_points.load(point)(*args)
+        for point in entry_points.installed("trackers")
+    }
+    kinds |= {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
     return [_Forgiving(name, partial(kinds[name], workdir, settings)) for name in names if name in kinds]
 
 
