@@ -20,7 +20,6 @@ from vitkd_ds.engine.clip import clip_gradients
 from vitkd_ds.engine.compile import compile_options
 from vitkd_ds.engine.ds_config import bucket_size, check_student, is_bf16, layout, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatModule
-from vitkd_ds.engine.internals import STUDENT, STUDENT_OPTIMIZER, check_internals
 from vitkd_ds.engine.optimizers.base import optimizer_class
 from vitkd_ds.engine.state_files import Collector, read_partition, with_names
 from vitkd_ds.models.distiller import Distiller
@@ -116,10 +115,8 @@ class StudentEngine:
         self._flat = FlatModule(module, groups, max_numel=bucket_size(ds_config))
         start = [flat.detach().clone() for flat in self._flat.flats]
         is_fused = get_accelerator().device_name() == "cuda"
-        self._optimizer = chosen(self._flat.parameter_groups(), run.optim, is_fused=is_fused)
+        self._optimizer = chosen(self._flat.parameter_groups, run.optim, is_fused=is_fused)
         self.engine: Any = deepspeed.initialize(model=self._flat, optimizer=self._optimizer, config=ds_config)[0]
-        check_internals(self.engine, STUDENT)
-        check_internals(self.engine.optimizer, STUDENT_OPTIMIZER)
         self._collector = Collector()
         self.engine.checkpoint_engine = self._collector
         # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
@@ -214,7 +211,7 @@ class StudentEngine:
         """
         masters = self.engine.optimizer.single_partition_of_fp32_groups
         sizes = [len(master) for master in masters]
-        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.places(), sizes))
+        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.places, sizes))
         for master, group in zip(masters, saved.groups):
             master.data.copy_(group.pop("fp32"))
             self._optimizer.state[master] = {key: value.to(master.device) for key, value in group.items()}
