@@ -77,7 +77,7 @@ MISTAKES = {
         },
         "FlatBlock.__init__": {
             "self.requires_grad_(False) =>": BLOCK,
-            "self._modules.pop('module').eval() => self._modules.pop('module')": BLOCK,
+            "block.eval() => block": BLOCK,
         },
     },
     "engine/clip.py": {
