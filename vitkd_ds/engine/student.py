@@ -46,13 +46,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
 
 
 class Outcome:
-    """What all ranks agreed on at an update, on its way from the device.
-
-    Attributes, which wait for the device to have come so far:
-        grad_norm: of the whole gradient, before clipping; nan if this update or one before it was left out.
-        num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the update.
-        group_norms: of the gradient of each parameter group, before clipping; inf or nan where it was found so.
-    """
+    """All-reduced result of one update, copied to the host asynchronously; reading a value waits for the copy."""
 
     def __init__(self, agreed: Tensor) -> None:
         self._event = None
@@ -67,30 +61,19 @@ class Outcome:
             self._event.synchronize()  # waits for this update alone, and not for what was queued since
         return self._agreed.tolist()
 
+    grad_norm = property(lambda self: self._values[0])
+    """Norm of the whole gradient before clipping; nan if this update or one before it was skipped."""
+    num_vetoes = property(lambda self: self._values[1])
+    """Sum over the ranks of the `veto` of the update."""
+    counted = property(lambda self: self._values[2])
+    """Sum over the ranks of the `count` of the update."""
+    group_norms = property(lambda self: self._values[3:])
+    """Norm of each parameter group's gradient before clipping; inf or nan where it was found so."""
+
     @property
     def is_applied(self) -> bool:
         """Whether the weights were updated; if not, no later update changes them."""
         return not math.isnan(self.grad_norm)
-
-    @property
-    def grad_norm(self) -> float:
-        """See above."""
-        return self._values[0]
-
-    @property
-    def num_vetoes(self) -> float:
-        """See above."""
-        return self._values[1]
-
-    @property
-    def counted(self) -> float:
-        """See above."""
-        return self._values[2]
-
-    @property
-    def group_norms(self) -> list[float]:
-        """See above."""
-        return self._values[3:]
 
 
 class StudentEngine:

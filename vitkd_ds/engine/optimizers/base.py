@@ -5,7 +5,6 @@ that is optimizer state is therefore fp32, sharded by ZeRO, and part of the chec
 could not hold it: a step of 4e-5 of the difference is below its resolution.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -41,7 +40,7 @@ class Optimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         """Make one update, then one of the average."""
         part: Tensor | float = 1 - self.ema_decay
         if self.leave_out is not None and self.is_asynchronous:
