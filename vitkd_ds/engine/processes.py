@@ -28,7 +28,6 @@ from torch._inductor import config as inductor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.internals import OPS, check_internals
 
 DRIVER = Path("/proc/driver/nvidia/version")
 """What NVIDIA's kernel driver says of itself, where there is one."""
@@ -179,7 +178,6 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce at the first start. That takes a minute, and a killed build
         # leaves a lock on which every later start waits for ever. gloo computes the same sums.
-        check_internals(deepspeed.ops, OPS)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_cpus())

@@ -74,7 +74,7 @@ def all_true(flag: bool | Tensor, device: torch.device) -> bool:
     return bool(agreed)
 
 
-def from_main(value: Any) -> Any:
+def from_main(value: T) -> T:
     """Rank 0's `value` (picklable), on every rank. Collective."""
     box = [value]
     if is_running():
@@ -82,7 +82,7 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
-def from_all(value: Any) -> list[Any]:
+def from_all(value: T) -> list[T]:
     """Every rank's `value` (picklable), in order of rank, on every rank. Collective."""
     values = [value] * world_size()
     if is_running():
@@ -92,10 +92,10 @@ def from_all(value: Any) -> list[Any]:
 
 def on_main(function: Callable[[], T]) -> T:
     """Call `function` on rank 0; return its result, or raise its exception, on every rank. Collective."""
-    result, error = from_main(_outcome(function) if rank() == 0 else None)
+    result, error = from_main(_outcome(function) if rank() == 0 else (None, None))
     if error is not None:
         raise error
-    return result
+    return cast(T, result)
 
 
 def together(function: Callable[[], T]) -> T:

@@ -99,19 +99,18 @@ class Collector(CheckpointEngine):
 def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
     """Replace the flat parameters in this rank's collected files by the weights that they hold."""
     named = {}
-    groups = flat.places()
     for file, content in files.items():
         if "module" in content:
             module = content["module"]
             weights = flat.views([module[f"flat{i}"] for i in range(len(flat.flats))])
             others = {k.removeprefix("module."): v for k, v in module.items() if k.startswith("module.")}
-            shapes = [{name: place.shape for name, place in places.items()} for places in groups]
+            shapes = [{name: place.shape for name, place in places.items()} for places in flat.places]
             content = content | {"module": weights | others, PARAM_SHAPES: shapes}
         if OPTIMIZER_STATE_DICT in content:
             state = content[OPTIMIZER_STATE_DICT]
             sizes = [len(p) + pad for p, pad in zip(state[SINGLE_PARTITION_OF_FP32_GROUPS], state[GROUP_PADDINGS])]
-            mappings = [_fragments(places, size) for places, size in zip(groups, sizes)]
-            paddings = [[0] * len(places) for places in groups]
+            mappings = [_fragments(places, size) for places, size in zip(flat.places, sizes)]
+            paddings = [[0] * len(places) for places in flat.places]
             state = state | {PARAM_SLICE_MAPPINGS: mappings, PARAM_ALIGNMENT_PADDINGS: paddings}
             content = content | {OPTIMIZER_STATE_DICT: state}
         named[file] = content

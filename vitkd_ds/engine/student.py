@@ -20,7 +20,6 @@ from vitkd_ds.engine.clip import clip_gradients
 from vitkd_ds.engine.compile import compile_options
 from vitkd_ds.engine.ds_config import bucket_size, check_student, is_bf16, layout, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatModule
-from vitkd_ds.engine.internals import STUDENT, STUDENT_OPTIMIZER, check_internals
 from vitkd_ds.engine.optimizers.base import optimizer_class
 from vitkd_ds.engine.state_files import Collector, read_partition, with_names
 from vitkd_ds.models.distiller import Distiller
@@ -47,13 +46,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
 
 
 class Outcome:
-    """What all ranks agreed on at an update, on its way from the device.
-
-    Attributes, which wait for the device to have come so far:
-        grad_norm: of the whole gradient, before clipping; nan if this update or one before it was left out.
-        num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the update.
-        group_norms: of the gradient of each parameter group, before clipping; inf or nan where it was found so.
-    """
+    """All-reduced result of one update, copied to the host asynchronously; reading a value waits for the copy."""
 
     def __init__(self, agreed: Tensor) -> None:
         self._event = None
@@ -68,30 +61,19 @@ class Outcome:
             self._event.synchronize()  # waits for this update alone, and not for what was queued since
         return self._agreed.tolist()
 
+    grad_norm = property(lambda self: self._values[0])
+    """Norm of the whole gradient before clipping; nan if this update or one before it was skipped."""
+    num_vetoes = property(lambda self: self._values[1])
+    """Sum over the ranks of the `veto` of the update."""
+    counted = property(lambda self: self._values[2])
+    """Sum over the ranks of the `count` of the update."""
+    group_norms = property(lambda self: self._values[3:])
+    """Norm of each parameter group's gradient before clipping; inf or nan where it was found so."""
+
     @property
     def is_applied(self) -> bool:
         """Whether the weights were updated; if not, no later update changes them."""
         return not math.isnan(self.grad_norm)
-
-    @property
-    def grad_norm(self) -> float:
-        """See above."""
-        return self._values[0]
-
-    @property
-    def num_vetoes(self) -> float:
-        """See above."""
-        return self._values[1]
-
-    @property
-    def counted(self) -> float:
-        """See above."""
-        return self._values[2]
-
-    @property
-    def group_norms(self) -> list[float]:
-        """See above."""
-        return self._values[3:]
 
 
 class StudentEngine:
@@ -116,10 +98,8 @@ class StudentEngine:
         self._flat = FlatModule(module, groups, max_numel=bucket_size(ds_config))
         start = [flat.detach().clone() for flat in self._flat.flats]
         is_fused = get_accelerator().device_name() == "cuda"
-        self._optimizer = chosen(self._flat.parameter_groups(), run.optim, is_fused=is_fused)
+        self._optimizer = chosen(self._flat.parameter_groups, run.optim, is_fused=is_fused)
         self.engine: Any = deepspeed.initialize(model=self._flat, optimizer=self._optimizer, config=ds_config)[0]
-        check_internals(self.engine, STUDENT)
-        check_internals(self.engine.optimizer, STUDENT_OPTIMIZER)
         self._collector = Collector()
         self.engine.checkpoint_engine = self._collector
         # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
@@ -214,7 +194,7 @@ class StudentEngine:
         """
         masters = self.engine.optimizer.single_partition_of_fp32_groups
         sizes = [len(master) for master in masters]
-        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.places(), sizes))
+        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.places, sizes))
         for master, group in zip(masters, saved.groups):
             master.data.copy_(group.pop("fp32"))
             self._optimizer.state[master] = {key: value.to(master.device) for key, value in group.items()}
