@@ -127,7 +127,7 @@ MISTAKES = {
         },
     },
     "commands/report/page.py": {
-        "_environment": {
+        "_template": {
             "autoescape=True => autoescape=False": f"{REPORT}text_never_becomes_markup",
         },
     },
