@@ -193,13 +193,6 @@ def test_a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goe
         find(str(folder / "step00000005"), tmp_path)
 
 
-def test_where_latest_names_an_absent_checkpoint_the_newest_whole_one_is_taken(tmp_path):
-    folder = make(tmp_path, 1, 2, 3).parent
-    TORN(folder / "step00000002")
-    shutil.rmtree(folder / "step00000003")
-    assert newest_whole(find("auto", tmp_path)).tag == "step00000001"
-
-
 def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp_path):
     other = make(tmp_path / "other", 2).parent
     own = tmp_path / "own"
