@@ -221,20 +221,6 @@ def test_a_warning_shows_no_password_of_an_address(tmp_path, caplog, monkeypatch
     assert "nothing://***@127.0.0.1:1/x?api_key=***&n=1" in told and "cret" not in told and "hidden" not in told
 
 
-def test_a_tracker_that_begins_to_fail_is_warned_of_once(tmp_path, caplog):
-    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    log = MetricsLog(workdir, total_steps=9, resumed_step=0, trackers=["mlflow"], settings=SETTINGS)
-    log.log(1, {"total": 1.0})
-    (workdir / "mlflow").rename(workdir / "gone")
-    for step in (2, 3):
-        log.log(step, {"total": 1.0})
-    log.close()
-    assert [text.split()[0] for text in warnings_of(caplog) if "is disabled until" in text] == ["mlflow"]
-    assert [line["step"] for line in metrics_of(workdir)] == [1, 2, 3]
-
-
 @pytest.mark.parametrize("text", ["aim", "wandb,wandb", "none"])
 def test_an_unknown_tracker_and_one_named_twice_are_refused(text):
     with pytest.raises(ValueError, match="trackers must be names of tensorboard, wandb, mlflow, trackio, each once"):

@@ -103,17 +103,12 @@ def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
     weights; None without a teacher."""
     student = replace(run.student, init="", checkpoint_activations=False)
     with torch.device("meta"):
-        models = {"student": build.build_student(student, run.data, **student_needs(run)), "teacher": None}
-        if run.teacher:
-            teacher = replace(run.teacher, checkpoint="random")
-            models["teacher"] = build.build_teacher(teacher, run.data, **teacher_needs(run))
-    costs = {
-        "student": {"model": run.student.model, **cost_of(models["student"], run.data.image_size)},
-        "teacher": None,
-    }
+        model = build.build_student(student, run.data, **student_needs(run))
+    costs = {"student": {"model": student.model, **cost_of(model, run.data.image_size)}, "teacher": None}
     if teacher := run.teacher:
-        size = teacher.image_size or run.data.image_size
-        cost = cost_of(models["teacher"], size, keep_tokens=teacher.keep_tokens)
+        with torch.device("meta"):
+            model = build.build_teacher(replace(teacher, checkpoint="random"), run.data, **teacher_needs(run))
+        cost = cost_of(model, teacher.image_size or run.data.image_size, keep_tokens=teacher.keep_tokens)
         costs["teacher"] = {"model": teacher.model, **cost, "license": build.license_of(teacher)}
     return costs
 

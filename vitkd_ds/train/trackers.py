@@ -9,13 +9,13 @@ import logging
 import math
 import netrc
 import os
-import queue
 import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -229,32 +229,27 @@ def _silently(function: Callable[[], Any]) -> Any:
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
-    """What a function returns or raises; raises TimeoutError, and leaves it to itself, if it takes longer."""
-    ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    """Return or raise what a function does; if it takes longer, raise TimeoutError and leave it to its thread."""
+    future: Future[Any] = Future()
 
     def call() -> None:
         try:
-            ended.put((function(), None))
+            future.set_result(function())
         except Exception as error:  # for the other thread
-            ended.put((None, error))
+            future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
-    try:
-        result, error = ended.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error:
-        raise error
-    return result
+    if not wait([future], timeout=seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return future.result()
 
 
 def _id_of(workdir: Path, name: str, begin: Callable[[], str]) -> str:
     """The id of this run in a tracker: that of an earlier start, or that of the one that `begin` makes."""
     ids = {}
-    with suppress(OSError, ValueError):  # lost or damaged: a new one is begun
-        found = load_json(workdir / IDS)
-        ids = {key: value for key, value in found.items() if isinstance(value, str)} if type(found) is dict else {}
-    if name not in ids:
+    with suppress(OSError, ValueError, TypeError):  # lost or damaged: a new one is begun
+        ids |= load_json(workdir / IDS)
+    if not isinstance(ids.get(name), str):
         ids[name] = begin()
         write_json(workdir / IDS, ids)
     return ids[name]
