@@ -8,7 +8,7 @@ give the same features, up to rounding, in the dtype of `ds_configs/teacher_zero
 from collections import deque
 from copy import deepcopy
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import deepspeed
 import torch
