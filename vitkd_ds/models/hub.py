@@ -1,6 +1,7 @@
 """timm's pretrained weights: the names that timm knows, whether weights fit, and their file in the local cache."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_download  # timm's own requirement
@@ -50,7 +51,7 @@ def check_hub(
 ) -> None:
     """Check, before anything is fetched, that the weights that timm describes for the `default` model fit as they
     are."""
-    pretrained = default.pretrained_cfg
+    pretrained: Any = default.pretrained_cfg
     key = {"student": "student.init", "teacher": "teacher.checkpoint"}[role]
     source = f"{key}=hub of {config.model}"
     if "patch_size" in config.model_args:
