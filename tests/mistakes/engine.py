@@ -31,6 +31,7 @@ BLOCK = "engine/test_flat.py::test_a_block_is_frozen_in_eval_mode_and_one_parame
 WHOLE = "engine/test_flat.py::test_whole_weights_are_dealt_out_and_each_rank_has_a_part_of_the_same_even_length"
 STATE = f"{OPTIMIZERS}test_the_state_that_an_optimizer_declares_is_the_state_that_it_makes"
 DECAY = f"{OPTIMIZERS}test_weights_decay_by_the_setting_and_what_the_distiller_exempts_does_not"
+READ = "engine/test_state_files.py::test_a_rank_finds_its_part_by_the_names_of_the_weights"
 LAYOUT = f"{CONFIG}test_the_layout_in_a_manifest_differs_with_stage_precision_and_ranks"
 
 MISTAKES = {
@@ -212,6 +213,12 @@ MISTAKES = {
         },
     },
     "engine/state_files.py": {
+        "_cut": {
+            "max(0, ranks.rank() * size - places[name].start) => 0": READ,
+        },
+        "_fragments": {
+            "min(start + place.shape.numel(), size) => size": READ,
+        },
         "load_file": {
             "weights_only=True => weights_only=False": (
                 "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"

@@ -17,7 +17,7 @@ from vitkd_ds.models.distiller import Distiller
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of the class `Choice` of each file, before one of torch's optimizers, whose `step` it extends.
+    """Base class of every `Choice`. It stands before one of torch's optimizers and extends the `step` of that.
 
     The average `ema` = decay * ema + (1 - decay) * parameter follows each update, from the parameters before the first
     one. A decay of 0 keeps none.
@@ -59,7 +59,7 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def optimizer_class(name: str) -> Any:
-    """Return the class of `--optim.name`, which is made of parameter groups, `OptimConfig` and `is_fused`."""
+    """Return the class of `--optim.name`. Its arguments are torch's parameter groups, `OptimConfig` and `is_fused`."""
     return import_module(f"vitkd_ds.engine.optimizers.{name}").Choice
 
 
