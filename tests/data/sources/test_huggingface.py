@@ -143,7 +143,7 @@ def test_rows_with_neither_bytes_nor_path_are_counted_and_named(tmp_path, caplog
     counted = "2 rows of 'rows' have neither bytes nor a path and count as damaged images, the first is row 1"
     assert counted in caplog.text
     assert everything(source)[1:] == [(NAMES[1], b""), (NAMES[2], jpeg(2)), (NAMES[0], b"")]
-    with pytest.raises(ValueError, match=r"every image must decode, but 'rows\[1\]' does not .*it is empty"):
+    with pytest.raises(ValueError, match=r"'rows\[1\]' does not decode .*it is empty"):
         pack(tmp_path / "rows", tmp_path / "x.beton", workers=1)
     assert pack(tmp_path / "rows", tmp_path / "x.beton", workers=1, skip_bad=True, restart=True).num_images == 2
     caplog.clear()

@@ -19,7 +19,7 @@ from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, listed, n
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.verify import are_intact
-from vitkd_ds.data.loader import Loader
+from vitkd_ds.data.epochs import Loader
 from vitkd_ds.engine import processes, ranks
 from vitkd_ds.train.parts import open_knn, open_split, split_of
 from vitkd_ds.train.schedule import check_warmup, make_schedule

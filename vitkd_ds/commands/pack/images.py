@@ -114,6 +114,7 @@ def _finish(packing: Packing, dst: Path, *, shuffled: bool, num_threads: int, fi
             f"at least one image must decode, found none in {len(bad)} files, the first is {source.names[index]!r} "
             f"({reason}): give images"
         )
+    # Where skip_bad left images out, rows of the file are no longer numbers in the order of storing.
     sources = packing.order[records["number"].astype(np.int64)]
     tables_crc32 = _write_tables(unfinished, records, source.labels[sources])
     _check_images(unfinished, records, name_of=lambda row: source.names[sources[row]], num_threads=num_threads)
@@ -148,17 +149,20 @@ def _finish(packing: Packing, dst: Path, *, shuffled: bool, num_threads: int, fi
 def _check_images(
     unfinished: Unfinished, records: np.ndarray, *, name_of: Callable[[int], str], num_threads: int
 ) -> None:
-    """Read back and decode every image, as FFCV trains on damaged files without a message; raises ValueError for one
-    that is not what was written, and has its part packed again."""
+    """Read back and decode every image, as FFCV trains on damaged files without a message; raises ValueError if some
+    are not what was written, and has their parts packed again."""
     images = np.zeros(len(records), STORED_DTYPE)
     for key in ("offset", "size", "crc32", "height", "width", "mode"):
         images[key] = records[key]
     images["has_crc"] = 1
-    for row, reason in damaged_images(unfinished.images, images, num_threads=num_threads):
+    damaged = [*damaged_images(unfinished.images, images, num_threads=num_threads)]
+    for row, _ in damaged:
         unfinished.forget(int(records["number"][row]) // PART)
+    if damaged:
+        row, reason = damaged[0]
         raise ValueError(
-            f"the image stored for {name_of(row)!r} in {str(unfinished.images)!r} {reason}. Check disk and memory, and "
-            "rerun the same command, which packs the damaged part again."
+            f"{len(damaged)} images in {str(unfinished.images)!r} are damaged: that of {name_of(row)!r} {reason}. "
+            "Check disk and memory, and rerun the same command, which packs the damaged parts again."
         )
 
 

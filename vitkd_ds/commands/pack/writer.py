@@ -49,17 +49,17 @@ def store_images(packing: Packing, *, num_workers: int) -> None:
         RuntimeError: a worker was killed, or a file cannot be read, or the disk is full.
     """
     unfinished = packing.unfinished
-    parts = unfinished.finished_parts(num_threads=num_workers)
-    if not packing.skip_bad:  # the file may have been repaired since
-        parts = {number: part for number, part in parts.items() if not part.bad}
-    pending = [number for number in range(unfinished.num_parts) if number not in parts]
+    parts = {number: unfinished.read_part(number) for number in range(unfinished.num_parts)}
+    # Without skip_bad, an earlier run's bad images are tried again: they may have been repaired since.
+    done = {number: part for number, part in parts.items() if part and (packing.skip_bad or not part.bad)}
+    pending = [number for number in range(unfinished.num_parts) if number not in done]
     try:
         with (
             tqdm(total=len(packing.order), unit="img", desc="packing", disable=None) as bar,
             closing(_encoded(packing, pending, num_workers)) as encoded,
         ):
             for number in range(unfinished.num_parts):
-                part = parts.get(number) or Part(number, next(encoded))
+                part = done.get(number) or Part(number, next(encoded))
                 for place, reason in part.bad.items():
                     if not packing.skip_bad:
                         raise _does_not_decode(packing, place, reason)
