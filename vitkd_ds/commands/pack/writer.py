@@ -145,6 +145,7 @@ def _store_part(number: int) -> list:
     """In a worker: encode and store the images of a part, and return its rows (`Unfinished.finish_part`)."""
     unfinished = _packing.unfinished
     rows = []
+    unfinished.forget(number)  # an earlier list is of other bytes
     with open(unfinished.content_path(number), "wb") as file:
         for place in unfinished.places(number):
             image = _load(_packing, int(_packing.order[place]))
