@@ -197,14 +197,21 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("dst, options, message", [
-    ("x.bin", {}, "must end in .beton"), ("no/x.beton", {}, "folder of dst must exist"),
-    ("old.beton", {}, "must not exist yet"), ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
-    ("x.beton", {"quality": 0}, "quality must be"), ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
-    ("x.beton", {"short_side": -1}, "short_side must be"), ("x.beton", {"workers": -1}, "workers must be"),
-    ("x.beton", {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
-    ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "dst, options, message",
+    [
+        ("x.bin", {}, "must end in .beton"),
+        ("no/x.beton", {}, "folder of dst must exist"),
+        ("old.beton", {}, "must not exist yet"),
+        ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
+        ("x.beton", {"quality": 0}, "quality must be"),
+        ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
+        ("x.beton", {"short_side": -1}, "short_side must be"),
+        ("x.beton", {"workers": -1}, "workers must be"),
+        ("x.beton", {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
+        ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
+    ],
+)
 def test_unfit_arguments_are_refused_and_nothing_is_overwritten(tmp_path, dst, options, message):
     (tmp_path / "old.beton").write_text("precious")
     with pytest.raises(ValueError, match=message):

@@ -79,14 +79,23 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     refused(tmp_path / "hub", match="one of the splits of .*, test, train, found ''")
 
 
-@pytest.mark.parametrize("names, message", [
-    (["train-00000-of-00003", "train-00002-of-00003"], "lacks 1 of the 3 parts .* the first is number 00001"),
-    (["train-00001-of-00003-0a1b"], "lacks 2 of the 3 parts .* the first is number 00000: fetch them"),
-    (["train-00000-of-00002", "train-00001-of-00003"], "mixes parts of two exports, .*-of-00002.* and .*-of-00003"),
-    (["train", "train-00000-of-00001"], "mixes parts of two exports, 'train-.*' and 'train.parquet'"),
-    (["train-00000-of-00001-0a", "train-00000-of-00001-1b"], "2 files of 1 parts, such as 'train-00000-of-00001-0a.p"),
-    (["train-00000-of-00001", "train-00005-of-00001"], "2 files of 1 parts, such as 'train-00005-of-00001.parquet'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["train-00000-of-00003", "train-00002-of-00003"], "lacks 1 of the 3 parts .* the first is number 00001"),
+        (["train-00001-of-00003-0a1b"], "lacks 2 of the 3 parts .* the first is number 00000: fetch them"),
+        (["train-00000-of-00002", "train-00001-of-00003"], "mixes parts of two exports, .*-of-00002.* and .*-of-00003"),
+        (["train", "train-00000-of-00001"], "mixes parts of two exports, 'train-.*' and 'train.parquet'"),
+        (
+            ["train-00000-of-00001-0a", "train-00000-of-00001-1b"],
+            "2 files of 1 parts, such as 'train-00000-of-00001-0a.p",
+        ),
+        (
+            ["train-00000-of-00001", "train-00005-of-00001"],
+            "2 files of 1 parts, such as 'train-00005-of-00001.parquet'",
+        ),
+    ],
+)
 def test_parquet_files_of_which_a_part_is_missing_or_foreign_are_refused(tmp_path, names, message):
     (tmp_path / "hub").mkdir()
     for first, name in enumerate(names):
