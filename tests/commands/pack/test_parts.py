@@ -170,13 +170,14 @@ def test_other_settings_and_damaged_ones_are_rejected_and_what_is_there_can_be_t
     assert names_in(dst.parent) == ["images", "x.beton", "x.beton.json"]
 
 
-def test_what_an_earlier_version_left_is_rejected_and_can_be_thrown_away(tmp_path):
+def test_what_an_earlier_version_left_is_rejected_with_the_command_that_removes_it(tmp_path):
     src, dst = one_class(tmp_path, noise(3, 8, 8)), tmp_path / "x.beton"
     for name in (partial_path(dst), Path(f"{partial_path(dst)}.journal")):
         name.write_bytes(b"{}")
-    with pytest.raises(ValueError, match="of an earlier version and cannot be continued. Pass --restart"):
+    with pytest.raises(ValueError, match="of an earlier version and cannot be continued. Remove it: rm ") as refusal:
         pack(src, dst)
-    assert pack(src, dst, restart=True).num_images == 3
+    subprocess.run(["bash", "-c", str(refusal.value).partition("Remove it: ")[2]], check=True)
+    assert pack(src, dst).num_images == 3
     assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 

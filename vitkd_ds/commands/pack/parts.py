@@ -195,7 +195,10 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, first_byte: int, res
     """
     folder = partial_path(dst)
     if folder.is_file():
-        _remove_older(folder, restart=restart)
+        raise ValueError(
+            f"{str(folder)!r} was left by an interrupted pack of an earlier version and cannot be continued. Remove it: "
+            f"{shlex.join(['rm', str(folder), f'{folder}.journal'])}"
+        )
     lock = _locked(folder, dst)
     try:
         if restart or not (folder / SETTINGS).exists():
@@ -238,17 +241,6 @@ def _keep_or_remove(folder: Path, *, is_finished: bool) -> None:
 
 def _count_parts(folder: Path) -> int:
     return len(list(folder.glob("[0-9]*.json")))
-
-
-def _remove_older(partial: Path, *, restart: bool) -> None:
-    """Remove the unfinished file of a version before 0.10, or raise ValueError if that was not asked for."""
-    if not restart:
-        raise ValueError(
-            f"{str(partial)!r} was left by an interrupted pack of an earlier version and cannot be continued. Pass "
-            "--restart to start over."
-        )
-    partial.unlink()
-    partial.with_name(f"{partial.name}.journal").unlink(missing_ok=True)
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
