@@ -196,8 +196,8 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, first_byte: int, res
     folder = partial_path(dst)
     if folder.is_file():
         raise ValueError(
-            f"{str(folder)!r} was left by an interrupted pack of an earlier version and cannot be continued. Remove it: "
-            f"{shlex.join(['rm', str(folder), f'{folder}.journal'])}"
+            f"{str(folder)!r} was left by an interrupted pack of an earlier version and cannot be continued. Remove "
+            f"it: {shlex.join(['rm', str(folder), f'{folder}.journal'])}"
         )
     lock = _locked(folder, dst)
     try:
