@@ -23,7 +23,7 @@ import numpy as np
 
 from vitkd_ds.checkpoint.files import write_text
 from vitkd_ds.config.reading import load_json
-from vitkd_ds.data.beton.format import PAGE_BYTES, partial_path
+from vitkd_ds.data.beton.format import METADATA_DTYPE, METADATA_START, PAGE_BYTES, partial_path
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +100,14 @@ class Unfinished:
         bad: number in the order of storing -> reason, of each image of the moved parts that does not decode.
     """
 
-    def __init__(self, folder: Path, *, num_images: int, first_byte: int):
+    def __init__(self, folder: Path, *, num_images: int):
         self.images = folder / IMAGES
         self.num_parts = -(-num_images // PART)
         self.bad: dict[int, str] = {}
         self._folder = folder
         self._num_images = num_images
-        self._layout = Layout(first_byte)
+        # The tables stand before the images, so their place is kept for as many rows as there can be.
+        self._layout = Layout(METADATA_START + num_images * METADATA_DTYPE.itemsize)
         self._records = [np.zeros(0, RECORD_DTYPE)]
         self._moved: list[Path] = []
         self._synced_at = time.monotonic()
@@ -181,12 +182,11 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
 
 
 @contextmanager
-def open_unfinished(dst: Path, settings: dict[str, Any], *, first_byte: int, restart: bool) -> Iterator[Unfinished]:
+def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> Iterator[Unfinished]:
     """Start the unfinished file of `dst`, or continue one. An error inside keeps the finished parts, if there are any.
 
     Args:
         settings: everything that decides the contents, `num_images` among it. A file begun with others is rejected.
-        first_byte: position from which images are stored.
         restart: discard what is there.
 
     Raises:
@@ -200,6 +200,7 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, first_byte: int, res
             f"it: {shlex.join(['rm', str(folder), f'{folder}.journal'])}"
         )
     lock = _locked(folder, dst)
+    # Parts without settings, as a kill can leave them, are of nobody knows what.
     try:
         if restart or not (folder / SETTINGS).exists():
             for path in folder.iterdir():
@@ -209,7 +210,7 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, first_byte: int, res
         else:
             _check_settings(folder, settings)
             logger.warning("continuing %r, which holds %d finished parts", str(folder), _count_parts(folder))
-        unfinished = Unfinished(folder, num_images=settings["num_images"], first_byte=first_byte)
+        unfinished = Unfinished(folder, num_images=settings["num_images"])
         is_finished = False
         try:
             yield unfinished

@@ -39,9 +39,10 @@ class Packing:
     """Number in the order of storing -> number in the source."""
     unfinished: Unfinished
     skip_bad: bool
+    num_workers: int
 
 
-def store_images(packing: Packing, *, num_workers: int) -> None:
+def store_images(packing: Packing) -> None:
     """Bring all images into the unfinished file; with `skip_bad`, those that do not decode are left out.
 
     Raises:
@@ -56,7 +57,7 @@ def store_images(packing: Packing, *, num_workers: int) -> None:
     try:
         with (
             tqdm(total=len(packing.order), unit="img", desc="packing", disable=None) as bar,
-            closing(_encoded(packing, pending, num_workers)) as encoded,
+            closing(_encoded(packing, pending)) as encoded,
         ):
             for number in range(unfinished.num_parts):
                 part = done.get(number) or Part(number, next(encoded))
@@ -78,7 +79,7 @@ def _does_not_decode(packing: Packing, place: int, reason: str) -> ValueError:
     )
 
 
-def _encoded(packing: Packing, pending: list[int], num_workers: int) -> Iterator[list]:
+def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
     """Have workers store the pending parts; yield what each part holds, in order."""
     if not pending:
         return
@@ -86,7 +87,7 @@ def _encoded(packing: Packing, pending: list[int], num_workers: int) -> Iterator
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(0)  # its thread pool does not survive a fork
     pool = ProcessPoolExecutor(
-        min(num_workers, len(pending)), get_context("fork"), initializer=_begin, initargs=(packing, os.getpid())
+        min(packing.num_workers, len(pending)), get_context("fork"), initializer=_begin, initargs=(packing, os.getpid())
     )
     workers = set()
     try:
