@@ -63,8 +63,7 @@ def pack(
             with `passthrough` or `short_side`.
         short_side: shorter side in pixels, larger images are scaled down; 0 does not. Not with `max_resolution`.
         quality: quality of the JPEGs that are encoded here, 1 to 100.
-        passthrough: store RGB and grey JPEGs of up to 8 MiB that need no scaling as they are. The others are encoded;
-            a warning gives their number.
+        passthrough: store RGB and grey JPEGs of up to 8 MiB that need no scaling as they are; a warning counts others.
         restart_markers: with `passthrough`, write these JPEGs once more with restart markers, as one baseline scan with
             the same pixels: they are decoded faster. EXIF and colour profile are left out.
         shuffle: store the images in a random order, the same each time, and not by class.
