@@ -29,7 +29,7 @@ def build_loader(
     normalize: Statistics | None = None,
     statistics: Statistics = IMAGENET,
 ) -> Loader:
-    """Open the images of one split for one rank; all checks of them run here, before training.
+    """Open the images of one split for one rank; all checks of them run here, before training, and raise ValueError.
 
     Args:
         data: where the images are and how they are cropped; "demo" as a path is the data inside the package.
@@ -42,9 +42,6 @@ def build_loader(
         normalize: None leaves the images uint8; (mean, std), each of 3 numbers for images in 0..1, gives fp32 images
             (x / 255 - mean) / std.
         statistics: the model's (mean, std), for the colour of what RandAugment uncovers and the noise of erasing.
-
-    Raises:
-        ValueError: an unfit file, class count, label, batch size, rank or normalisation.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
@@ -60,9 +57,8 @@ def build_loader(
         raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
     # What is wrong with the images themselves is found when they are opened.
     augment = augment or AugmentConfig()
-    augmenter = None
-    if split == "train" and Augmenter.has_work(augment):
-        augmenter = Augmenter(augment, seed=seed, statistics=statistics)
+    has_work = split == "train" and Augmenter.has_work(augment)
+    augmenter = Augmenter(augment, seed=seed, statistics=statistics) if has_work else None
     options = {"split": split, "seed": seed, "micro_batch_size": micro_batch_size}
     images = open_images(data, classes=classes, augmenter=augmenter, **options)
     return Loader(

@@ -158,7 +158,8 @@ def _store_part(number: int) -> list:
             file.write(image.content)
             crc32 = zlib.crc32(image.content)
             rows.append([len(image.content), crc32, image.height, image.width, image.mode, image.origin])
-    unfinished.finish_part(number, rows)
+    if not all(isinstance(row, str) for row in rows):  # a part without images is nothing to keep
+        unfinished.finish_part(number, rows)
     return rows
 
 
