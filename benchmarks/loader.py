@@ -103,7 +103,7 @@ def closeness(name: str, setting: Setting) -> dict[str, str]:
 
 def scale(name: str, setting: Setting) -> dict[str, str]:
     """Open a long file with our loader or stock FFCV, take 20 micro-batches, start another epoch."""
-    ours = ("vitkd_ds.data.beton.stream", "vitkd_ds.data.loader", "vitkd_ds.data.mixing", "vitkd_ds.recipes")
+    ours = ("vitkd_ds.data.beton.stream", "vitkd_ds.data.loader", "vitkd_ds.train.mixing", "vitkd_ds.recipes")
     opener, modules = (open_ours, ours) if name == "ours" else (open_ffcv, ("ffcv",))
     for module in modules:  # imports are not the constructor's
         importlib.import_module(module)

@@ -44,8 +44,8 @@ def open_ours(setting: Setting, name: str, *, split: str = "train", backend: str
     """Our `build_loader`; with a recipe that mixes, its augmentation and mixing too."""
     from vitkd_ds.data.draws import keyed_rng
     from vitkd_ds.data.loader import build_loader
-    from vitkd_ds.data.mixing import mix
     from vitkd_ds.recipes import build_run
+    from vitkd_ds.train.mixing import mix
 
     data, run = our_data(setting, name, backend=backend), build_run(recipe)
     loader = build_loader(data, split=split, augment=run.augment, micro_batch_size=setting.micro_batch_size, seed=0)

@@ -122,7 +122,8 @@ class PlainLoop:
             self.teacher = self.teacher.bfloat16()
             self.tap, self.call = torch.compile(tap_features), torch.compile(self.distiller)
         fused = True if compile and device.type == "cuda" else None
-        groups = self.distiller.parameter_groups(optim.weight_decay)
+        decayed, undecayed = self.distiller.split_by_decay()
+        groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, fused=fused)
 
     @torch.no_grad()

@@ -11,16 +11,17 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["*.md", "docs/*.md", "slurm/*.md", "ds_configs/*.md", "benchmarks/*.md"]
+OURS = ["site/iframe-worker.js", "site/tables.css"]
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 REFERENCE = {
     "Loading and features": ["vitkd_ds.models.features", "vitkd_ds.models.distiller"],
     "Losses": [
         f"vitkd_ds.losses.{name}" for name in (
             "cross_entropy", "kd", "nkd", "dkd", "distillation_token", "wttm", "dist", "vitkd", "vkd", "spectral",
-            "feature", "relation", "balance", "part",
+            "attention", "feature", "relation", "balance", "part",
         )
     ],
-    "Data": ["vitkd_ds.data.loader", "vitkd_ds.data.epochs", "vitkd_ds.data.mixing", "vitkd_ds.data.crops"],
+    "Data": ["vitkd_ds.data.loader", "vitkd_ds.data.epochs", "vitkd_ds.train.mixing", "vitkd_ds.data.crops"],
     "Settings": ["vitkd_ds.config.run", "vitkd_ds.config.losses", "vitkd_ds.config.term"],
     "Engines": ["vitkd_ds.engine.student", "vitkd_ds.engine.teacher", "vitkd_ds.engine.flat"],
 }  # fmt: skip
@@ -38,6 +39,8 @@ def on_files(files: Files, config: object) -> Files:
     for path in [*pages, *others]:
         uri = path.relative_to(ROOT).as_posix()
         kept.append(File.generated(config, uri, abs_src_path=str(path)))
+    for name in OURS:
+        kept.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     kept.append(File.generated(config, "reference.md", content=reference()))
     return kept
 

@@ -14,11 +14,11 @@ from vitkd_ds.checkpoint import folder, lock, manifest
 from vitkd_ds.commands.compare.runs import read_results
 from vitkd_ds.commands.report.answers import read_answers
 from vitkd_ds.config.options import apply_options
-from vitkd_ds.config.overrides import read_run
-from vitkd_ds.config.run import as_dict
+from vitkd_ds.config.run import as_dict, read_run
 from vitkd_ds.config.run_folder import description_beside, model_of, newest, read_json
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.recipes import build_run
+from vitkd_ds.train import introduction
 from vitkd_ds.train.log import MetricsLog
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**30)
@@ -91,7 +91,7 @@ def test_config_json(place, content):
     must_name(file, folder.check_settings, run, file)
     must_name(file, read_run, place)
     must_name(file, read_run, file)
-    must_name(file, lambda: folder._extended_at(run, 10, resumed_step=3))
+    must_name(file, lambda: introduction._history(run, 10, 3))
     must_name(file, lambda: read_json(file, {"run.resume": str}))
     (place / "metrics.jsonl").write_text('{"step": 1, "val_num_images": 9, "val_top1": 1.0, "val_top5": 1.0}\n')
     must_name(file, read_results, [str(place)])

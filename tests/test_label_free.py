@@ -20,14 +20,13 @@ from vitkd_ds.commands.doctor.data import check_knn
 from vitkd_ds.commands.doctor.rows import Patient
 from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.pack import pack
-from vitkd_ds.config.check import check_run
+from vitkd_ds.commands.parse import checked
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.losses.feature import Feature
 from vitkd_ds.losses.part import PairInfo
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.evaluate import evaluate_features
-from vitkd_ds.train.loop import train
 from vitkd_ds.train.parts import open_knn
 
 CPU = torch.device("cpu")
@@ -131,7 +130,7 @@ def test_k_nn_in_the_run_is_that_of_eval_for_the_images_of_all_ranks(runs, label
 
 
 @pytest.mark.parametrize("flags, message", [
-    ({"knn_train": "demo"}, "data.knn_train and data.knn_val go together, found data.knn_train alone"),
+    ({"knn_train": "demo"}, "data.knn_train and data.knn_val go together, got data.knn_train only"),
     ({"knn_train": "demo", "knn_val": "demo", "labels": "use", "num_classes": "10"}, "is for runs without labels"),
 ])  # fmt: skip
 def test_k_nn_has_both_splits_and_no_classes_beside_it(flags, message):
@@ -175,7 +174,7 @@ def test_the_cosines_are_those_of_the_trained_adapters(runs, monkeypatch):
     feature = Feature(build_run("demo_label_free").losses.feature, PairInfo(64, 128, (7, 7), (7, 7))).eval()
     # The last weights in bf16, where the run has their average, which follows them closely.
     feature.load_state_dict({name[8:]: each for name, each in module.items() if name.startswith("feature.")})
-    asked = partial(evaluate_features, cosines=feature.cosines)
+    asked = partial(evaluate_features, watch=[feature.metrics])
     monkeypatch.setattr("vitkd_ds.commands.evaluate.evaluate_features", asked)
     found = evaluate_exported(str(runs / "none"))
     for name in ("cosine", "cosine_patches"):
@@ -241,8 +240,8 @@ def test_labels_on_one_side_alone_are_refused(unlabelled, small_beton, changes, 
 ])  # fmt: skip
 def test_terms_that_need_labels_or_a_classifier_are_refused_by_name(unlabelled, term, what):
     flags = {"recipe": "demo_label_free", "debug": "true", f"losses.{term}.weight": "1"}
-    message = rf"losses.{term} needs {what}, but {{}} \(data.num_classes=0\): set --losses.{term}.weight=0, and give a "
-    message += f"weight to one or more of {WORKING}$"
+    message = rf"losses.{term} needs {what}, but {{}} \(data.num_classes=0\). Set --losses.{term}.weight=0, and give a "
+    message += rf"weight to one or more of {WORKING}\.$"
     with pytest.raises(ValueError, match=message.format("labels are ignored")):
         parse_run((), dict(flags))
     files = {"data.train": str(unlabelled), "data.val": str(unlabelled), "data.labels": "use"}
@@ -257,14 +256,13 @@ def test_each_other_term_is_accepted_alone(term):
     assert list(run.losses.active()) == [term] and run.data.num_classes == 0
 
 
-def test_a_run_of_python_is_refused_before_any_process_starts():
+def test_a_run_of_python_is_checked_and_its_classes_are_counted_before_any_process_starts():
     run = build_run("demo_label_free", debug=True)
-    with pytest.raises(ValueError, match="data.num_classes must be 0 where data.labels=ignore, found 10: add"):
-        check_run(replace(run, data=replace(run.data, num_classes=10)))
+    with pytest.raises(ValueError, match="data.num_classes must be 0 where data.labels=ignore, got 10. Add"):
+        checked(replace(run, data=replace(run.data, num_classes=10)))
     plain = build_run("demo", debug=True)
-    with pytest.raises(ValueError, match="losses.ce needs labels, but data.train has no labels"):
-        train(replace(plain, data=replace(plain.data, num_classes=0)))
-    with pytest.raises(ValueError, match="must have at least one term|have at least one term"):
+    assert checked(replace(plain, data=replace(plain.data, num_classes=0))) == plain
+    with pytest.raises(ValueError, match="losses must have at least one term, got none"):
         parse_run((), {"recipe": "demo_label_free", "teacher": "none"})
     assert parse_run((), {"recipe": "images", "data.train": "demo", "data.val": "demo", "teacher": "none",
                           "data.image_size": "28"}).data.num_classes == 10  # fmt: skip

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.commands.report.conftest import browser  # noqa: F401, the fixture
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -49,3 +51,23 @@ def test_nothing_is_fetched_from_elsewhere(site):
             r'(?:<link[^>]*rel="(?:stylesheet|preconnect)"[^>]*href|src)="(https?:[^"]*)"', page.read_text()
         )
         assert not fetched, page
+
+
+def test_the_search_works_from_the_disk(site, browser):  # noqa: F811
+    browser.get((site / "docs" / "data.html").as_uri())
+    field = browser.find_element("css selector", "[data-md-component=search-query]")
+    browser.execute_script("arguments[0].focus()", field)
+    field.send_keys("offload")
+    found = ".md-search-result__item a[href*='teachers.html'], .md-search-result__item a[href*='training.html']"
+    WebDriverWait(browser, 30).until(lambda driver: driver.find_elements("css selector", found))
+
+
+def test_tables_fit_a_page_of_1280_pixels(site, browser):  # noqa: F811
+    browser.set_window_size(1280, 900)
+    browser.get((site / "benchmarks" / "RESULTS.html").as_uri())
+    wide = """return [...document.querySelectorAll(".md-typeset__scrollwrap")]
+        .filter(wrap => wrap.scrollWidth > wrap.clientWidth).map(wrap => wrap.innerText.slice(0, 80))"""
+    WebDriverWait(browser, 30).until(
+        lambda driver: driver.find_elements("css selector", ".md-typeset__scrollwrap"),
+    )
+    assert browser.execute_script(wide) == []

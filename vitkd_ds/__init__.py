@@ -15,7 +15,7 @@ _HOMES = {
     "ViTKDLoss": "vitkd_ds.losses",
     "build_loader": "vitkd_ds.data.loader",
     "kd_loss": "vitkd_ds.losses",
-    "load_student": "vitkd_ds.commands.exported",
+    "load_student": "vitkd_ds.commands.predict",
     "nkd_loss": "vitkd_ds.losses",
     "tap_features": "vitkd_ds.models.features",
 }

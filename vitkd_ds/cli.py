@@ -17,11 +17,9 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
-from vitkd_ds.commands import hand_on
-from vitkd_ds.commands.command import command
 from vitkd_ds.commands.pack.adopt import adopt, check
 from vitkd_ds.commands.pack.folders import pack_folders
-from vitkd_ds.commands.parse import parse_run, train_help
+from vitkd_ds.commands.parse import command, parse_run, train_help
 from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.reading import Unreadable
@@ -180,9 +178,10 @@ def evaluate(student: str, **options: Any) -> None:
     data and teacher. --knn and --probe classify val by the features of train: 20 neighbours, and a linear probe.
     """
     from vitkd_ds.commands.evaluate import evaluate_exported
+    from vitkd_ds.config.metrics import digits_of
 
     for name, value in evaluate_exported(student, **options).items():
-        print(f"{name:12} {value:.{4 if name in ('kl', 'cka', 'cka_patches', 'probe_lr') else 2}f}")
+        print(f"{name:12} {value:.{digits_of(name)}f}")
 
 
 @command("RUN [RUN ...]", csv=bool, plot=str, speed=bool)
@@ -246,8 +245,37 @@ def sweep_seeds(
     print(commands(runs) if list else sweep(runs, jobs=jobs))
 
 
-export = command("RUN DST", format=str, which=str, half=bool, val=str, push=str)(hand_on.export)
-predict = command("STUDENT IMAGE [IMAGE ...]", top=int, features=bool)(hand_on.predict)
+@command("RUN DST", format=str, which=str, half=bool, val=str, push=str)
+def export(source: str, destination: str, **options: Any) -> None:
+    """Copy a student out of a run, or write it as a graph or for the Hugging Face hub.
+
+    Usage: export RUN DST [--format timm|onnx|torch_export|hf] [--which last|best] [--half] [--val PATH]
+    [--push USER/NAME], where RUN is a run folder, one of its checkpoints or an export, and DST a new folder. timm, the
+    default, writes student.safetensors (a plain timm state dict) and student.json; onnx model.onnx and torch_export
+    model.pt2, each with its preprocessing inside and compared with torch on 16 images of --val, which a run knows; hf a
+    folder for timm.create_model("local-dir:DST", pretrained=True) with a model card, which --push uploads to a new
+    private repository. --half stores fp16. Options come after the folders, as --half would take the next word for its
+    value.
+    """
+    from vitkd_ds.commands.export import export as export_student
+
+    print(export_student(source, destination, **options))
+
+
+@command("STUDENT IMAGE [IMAGE ...]", top=int, features=bool)
+def predict(student: str, *images: str, **options: Any) -> None:
+    """Say of images what a student sees: its likeliest classes with probabilities, or features where it has no classes.
+
+    Usage: predict STUDENT IMAGE [IMAGE ...] [--top 5] [--features], where STUDENT is a run folder, a checkpoint or an
+    exported student, and IMAGE a file, or a folder with images at any depth. Images are cut and normalised as in
+    evaluation. With a folder, and for features, the output is CSV, with a line per image. --features asks a student
+    with classes for its pooled features. Options come after the images, as --features would take the next word for its
+    value.
+    """
+    from vitkd_ds.commands.predict import predict as predict_images
+
+    for line in predict_images(student, images, **options):
+        print(line)
 
 
 @command(takes_run=True, nodes=int, gpus=int, hardware=str)

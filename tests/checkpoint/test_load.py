@@ -33,22 +33,18 @@ def make(folder, *steps, latest=None):
     return path
 
 
-def test_a_whole_checkpoint_is_whole_for_any_number_of_checkers(tmp_path):
+def test_each_of_several_checkers_finds_what_is_damaged_in_its_part(tmp_path):
     path = make(tmp_path, 1)
     manifest = read_manifest(path)
     assert torch.equal(load_file(path / STATE)["x"], torch.arange(5000))
-    for num_parts in (1, 2, 3):
-        assert not any(check_files(path, manifest, part=part, num_parts=num_parts) for part in range(num_parts))
-
-
-@pytest.mark.parametrize("name", ["a", STATE])
-def test_each_of_several_checkers_finds_what_is_damaged_in_its_part(tmp_path, name):
-    path = make(tmp_path, 1)
-    manifest = read_manifest(path)
-    (path / name).write_bytes((path / name).read_bytes()[:-1] + b"?")
-    for num_parts in (1, 2, 3):
-        found = [check_files(path, manifest, part=part, num_parts=num_parts) for part in range(num_parts)]
-        assert [text for text in found if text] == [f"{name} has changed: its checksum differs"]
+    for damaged in ([], ["a"], ["a", STATE]):
+        for name in damaged[-1:]:
+            change(name, lambda content: content[:-1] + b"?")(path)
+        for num_parts in (1, 2, 3):
+            found = [check_files(path, manifest, part=part, num_parts=num_parts) for part in range(num_parts)]
+            # A checker names the first bad file of its part, the largest.
+            expected = damaged if num_parts > 1 else damaged[-1:]
+            assert sorted(filter(None, found)) == [f"{name} has changed: its checksum differs" for name in expected]
 
 
 def change(name, function):
@@ -99,16 +95,6 @@ def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, damage, 
 def test_a_newer_one_of_a_time_line_that_was_left_is_not_taken_for_a_damaged_one(tmp_path):
     TORN(make(tmp_path, 1, 2, 9, 3))
     assert find("auto", tmp_path).tag == "step00000003" and newest_whole(find("auto", tmp_path)).tag == "step00000002"
-
-
-@pytest.mark.parametrize("now, message", [
-    ({"steps_per_epoch": 8, "data": 5}, "was made with 7 steps per epoch, found 8: give the same data.train and glo"),
-    ({"steps_per_epoch": 7, "data": 6}, "was made with training images of fingerprint 5, found 6: give the same data"),
-])  # fmt: skip
-def test_other_images_or_steps_an_epoch_are_refused_before_anything_is_loaded(tmp_path, now, message):
-    start = Start(tmp_path, "step00000004", True, False, {"train_state": asdict(TrainState(7, 5, step=4))})
-    with pytest.raises(ValueError, match=f"step00000004 {message}"):
-        restore(None, start, **now)
 
 
 @pytest.mark.parametrize("is_own, best", [(True, (50.0, 2)), (False, (-1.0, 0))])
@@ -203,13 +189,6 @@ def test_a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goe
         find(str(folder / "step00000005"), tmp_path)
 
 
-def test_where_latest_names_an_absent_checkpoint_the_newest_whole_one_is_taken(tmp_path):
-    folder = make(tmp_path, 1, 2, 3).parent
-    TORN(folder / "step00000002")
-    shutil.rmtree(folder / "step00000003")
-    assert newest_whole(find("auto", tmp_path)).tag == "step00000001"
-
-
 def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp_path):
     other = make(tmp_path / "other", 2).parent
     own = tmp_path / "own"
@@ -260,13 +239,3 @@ def test_damage_that_one_rank_finds_in_its_part_is_known_on_all(tmp_path, damage
         change(name, lambda content: content[:-1] + b"?")(workdirs[damaged] / "checkpoints" / "step00000002")
     found = on_ranks(3, lambda rank: newest_whole(find("auto", workdirs[rank])))
     assert [start.tag for start in found] == ["step00000001"] * 3
-
-
-def test_other_images_on_one_rank_are_refused_on_all_before_anything_is_loaded(tmp_path):
-    start = Start(tmp_path, "step00000004", True, False, {"train_state": asdict(TrainState(7, 5, step=4))})
-
-    def on_rank(rank):
-        with pytest.raises(ValueError, match="found 6: give the same data.train"):
-            restore(None, start, steps_per_epoch=7, data=5 + (rank == 1))
-
-    on_ranks(2, on_rank)

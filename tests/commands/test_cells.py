@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from vitkd_ds.commands.cells import safe_cell
+from vitkd_ds.commands.compare.table import safe_cell
 from vitkd_ds.commands.predict import _csv_line
 from vitkd_ds.commands.sweep.table import Row, csv_text
 

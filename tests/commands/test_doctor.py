@@ -6,8 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +15,7 @@ from tests.checkpoint.test_folder import finish
 from tests.conftest import ROOT, finish_ranks, run_command, start_ranks
 from tests.data.conftest import write_images
 from vitkd_ds.checkpoint.lock import RunLock
-from vitkd_ds.commands.doctor import data, folder, machine, models, network, rows
+from vitkd_ds.commands.doctor import data, folder, machine, models, rows
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.models.build import DEMO_TEACHER
@@ -48,14 +46,15 @@ def assert_found(output, *texts):
 
 @pytest.fixture
 def two_disks(small_beton, tmp_path):
-    """A folder with a copy of the small images in 0/, and one in 1/ with another byte in image 7."""
+    """A folder with a copy of the small images in 0/, and one in 1/ with another byte in each image."""
     for rank in ("0", "1"):
         path = tmp_path / rank / "val.beton"
         path.parent.mkdir()
         shutil.copy(small_beton, path)
         shutil.copy(f"{small_beton}.json", f"{path}.json")
     content = bytearray(path.read_bytes())
-    content[int(read_beton(path)[1]["offset"][7]) + 100] ^= 1
+    for offset in read_beton(path)[1]["offset"].tolist():
+        content[offset + 100] ^= 1
     path.write_bytes(content)
     return tmp_path
 
@@ -63,10 +62,18 @@ def two_disks(small_beton, tmp_path):
 def test_the_demo_is_healthy_on_one_rank_and_nothing_is_left_behind(demo_cache, tmp_path):
     done = run_command("vitkd-ds", "doctor", "--workdir", tmp_path / "run")
     assert_found(
-        done.stdout, "ok versions", "FFCV and the compiled decoder load", "one rank, nothing to send",
-        "1 ranks x 1 micro-batches x 48", "teacher (shard)", "losses finite", "6,000 images in 10 classes",
-        "images, 95 % interval", "expected 91.15", "doctor: 1 warning,",
-    )  # fmt: skip
+        done.stdout,
+        "ok versions",
+        "FFCV and the compiled decoder load",
+        "one rank, nothing to send",
+        "1 ranks x 1 micro-batches x 48",
+        "teacher (shard)",
+        "losses finite",
+        "6,000 images in 10 classes",
+        "images, 95 % interval",
+        "expected 91.15",
+        "doctor: 1 warning,",
+    )
     assert not any(line.startswith("error") for line in done.stdout.splitlines())
     assert "Warning" not in done.stderr and not list(tmp_path.iterdir())
 
@@ -74,9 +81,12 @@ def test_the_demo_is_healthy_on_one_rank_and_nothing_is_left_behind(demo_cache, 
 def test_the_demo_is_healthy_on_two_ranks_and_their_nodes_are_measured(demo_cache, tmp_path):
     outputs = finish_ranks(doctor(2, "--workdir", tmp_path / "run"))
     assert_found(
-        outputs[0], "2 ranks sum 64 MiB at", "slowest of 1 pairs of nodes: node0 - node1",
-        "2 ranks x 1 micro-batches x 24", "expected 91.15", "2 ranks on 2 nodes",
-    )  # fmt: skip
+        outputs[0],
+        "2 ranks sum 64 MiB at",
+        "2 ranks x 1 micro-batches x 24",
+        "expected 91.15",
+        "2 ranks on 2 nodes",
+    )
     assert "what to do" not in outputs[1] and not list(tmp_path.iterdir())
 
 
@@ -87,28 +97,40 @@ def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cac
     flags = ["--workdir", workdir, "--teacher.checkpoint", teacher, "--data.val", "val.beton", "--epochs=2.001"]
     outputs = finish_ranks(doctor(2, *flags, cwd=two_disks), codes=[1, 1])
     assert_found(
-        outputs[0], "error teacher", f"{teacher} must be a whole safetensors file",
-        "error run folder", f"{workdir} must be writable, found Not a directory",
-        "error data.val bytes each image of 'val.beton' must have the bytes it was packed with, found 1 of 120 read on "
-        "node1 that have not: image 7 (class '1_trouser')",
-        "losses finite", "ok data.train decoding", "skipped teacher top-1",
-        "error schedule", "the warm-up must be shorter than the run", "doctor: 4 errors, 1 warning",
-    )  # fmt: skip
+        outputs[0],
+        "error teacher",
+        f"{teacher} must be a whole safetensors file",
+        "error run folder",
+        f"{workdir} must be writable, found Not a directory",
+        "rank 1 on node1: each image of 'val.beton' must decode, but image",
+        "has other bytes than when it was packed",
+        "losses finite",
+        "ok data.train decoding",
+        "skipped teacher top-1",
+        "error schedule",
+        "the warm-up must be shorter than the run",
+        "doctor: 4 errors, 1 warning",
+    )
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_data_that_are_missing_another(tmp_path):
     flags = ["--recipe=demo_plain", "--losses.ce.weight=3e38", "--data.train=none.beton", "--workdir", tmp_path / "run"]
     assert_found(
         *finish_ranks(doctor(1, *flags, "--data.backend=torchvision"), codes=[1]),
-        "ok decoder not needed", "error engines", "on random images losses must be finite on every rank, found total",
-        "error data.train", "none.beton", "skipped teacher top-1", "the recipe has no teacher",
-    )  # fmt: skip
+        "ok decoder not needed",
+        "error engines",
+        "on random images losses must be finite on every rank, found total",
+        "error data.train",
+        "none.beton",
+        "skipped teacher top-1",
+        "the recipe has no teacher",
+    )
 
 
 def test_a_rank_that_never_comes_is_said_within_the_limit():
     limited = f"import vitkd_ds.commands.doctor as doctor; doctor.LIMIT_S = 1; {MAIN}"
     (output,) = finish_ranks(doctor(1, before=limited, WORLD_SIZE="2"), codes=[1])
-    assert_found(output, "error start rank 0 on node0 is at it, or waits for another rank since 1 s")
+    assert_found(output, "error start rank 0 on node0 has not finished this check after 1 s: it is running it")
 
 
 def test_an_unknown_option_is_refused_as_by_train():
@@ -116,17 +138,14 @@ def test_an_unknown_option_is_refused_as_by_train():
     assert done.returncode == 2 and "--optim.lrr is no option: did you mean optim.lr" in done.stderr
 
 
-def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path):
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path]).returncode:
-        pytest.skip("needs to mount a small file system")
+@pytest.mark.parametrize("free_mib, level", [(6.8, "error"), (7, "warning"), (10, "warning"), (10.4, "ok")])
+def test_too_little_space_for_the_checkpoints_is_an_error(tmp_path, monkeypatch, free_mib, level):
     run = replace(build_run("demo"), workdir=str(tmp_path / "run"))
-    patient = rows.Patient(run, CPU, ["here"], num_trained=100_000)
-    try:
-        found = {row.name: row for row in folder.check_folder(patient)}
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
-    assert found["run folder"].level == "ok" and found["space"].level == "error"
-    assert "4 checkpoints of 1.7 MiB, 0.0 MiB of them written: 6.9 MiB needed, 1.0 MiB free" in found["space"].found
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda place: SimpleNamespace(free=free_mib * 2**20))
+    patient = rows.Patient(run, CPU, ["here"], num_trained=100_000, state_bytes=800_000)
+    found = {row.name: row for row in folder.check_folder(patient)}
+    assert found["run folder"].level == "ok" and found["space"].level == level
+    assert "4 checkpoints of 1.7 MiB, 0.0 MiB of them written: 6.9 MiB needed, " in found["space"].found
 
 
 def test_a_finished_folder_and_one_of_other_settings_are_seen(tmp_path):
@@ -154,22 +173,8 @@ def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():
     assert rows.merged([[good], [good], [bad], [bad]], nodes) == [replace(bad, found="b: full")]
     assert rows.merged([[good], [good], [], [bad]], nodes) == [replace(bad, found="rank 3 on b: full")]
     assert rows.merged([[good], *[[bad]] * 8], many)[0].found == "n1, n2, n3, n4 and 4 more: full"
-
-
-@pytest.mark.parametrize("count", range(2, 12))
-def test_in_the_rounds_each_meets_each_once_and_never_two_at_a_time(count):
-    rounds = network.pairings(count)
-    assert sorted(pair for pairs in rounds for pair in pairs) == list(combinations(range(count), 2))
-    for pairs in rounds:
-        assert len({who for pair in pairs for who in pair}) == 2 * len(pairs)
-
-
-def test_the_node_with_the_slow_link_is_named():
-    speeds = {("a", "b"): (10.0, 0.1), ("a", "c"): (2.0, 0.3), ("b", "c"): (2.5, 0.2)}
-    row = network.slowest_row(speeds)
-    assert row.level == "warning"
-    assert_found(row.found, "a - c, 2.00 GB/s each way, 0.30 ms", "c is in all slow ones")
-    assert network.slowest_row(speeds | {("a", "c"): (9.0, 0.1), ("b", "c"): (8.0, 0.1)}).level == "ok"
+    slow = rows.warning("disk", "slow", "see")
+    assert rows.merged([[good], [slow]], ["a", "b"]) == [replace(slow, found="rank 1 on b: slow")]
 
 
 def test_the_teacher_is_counted_with_trainings_numbers_whatever_the_order_of_validation(tmp_path):
@@ -201,36 +206,16 @@ def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp
     assert machine.build_locks_row().level == "warning" and machine.build_locks_row().advice == f"rm {lock}"
 
 
-def test_clocks_open_files_and_file_systems_are_judged(monkeypatch, tmp_path):
-    assert machine.clocks_row([100.0, 100.2], ["a", "b"]).level == "ok"
-    skewed = machine.clocks_row([100.0, 98.0], ["a", "b"])
-    assert skewed.level == "warning" and "the clock of a is 2.0 s ahead of that of b" in skewed.found
-    assert machine.open_files_row(10**9).level == "warning"
-    assert data.file_system(Path("/proc/self")) == "proc" and data.file_system(Path("/dev/shm/x")) == "tmpfs"
-    mounts = {"/": "ext4", str(tmp_path): "nfs4", str(tmp_path)[:-1]: "a folder whose name begins alike"}
-    disks = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in mounts.items()]
-    monkeypatch.setattr(data.psutil, "disk_partitions", lambda all: disks)
-    assert data.file_system(tmp_path / "a.beton") == "nfs4" and data.file_system(tmp_path.parent) == "ext4"
-    assert data.file_system(tmp_path.with_name(f"{tmp_path.name}2") / "a.beton") == "ext4", "/data2 is not in /data"
-    assert all(map(data.NETWORK.fullmatch, ("nfs", "nfs4", "fuse.sshfs"))) and not data.NETWORK.fullmatch("ext4")
-
-
-def test_packages_out_of_range_missing_or_different_are_errors():
-    installed, found = machine.requirement_rows(["numpy>=1", "timm<0.1", "no-such-package", 'pytest; extra == "test"'])
-    assert list(installed) == ["numpy", "timm"] and [row.level for row in found] == ["error", "error"]
-    assert found[0].found.startswith("timm<0.1 must be installed, found 1.") and "found none" in found[1].found
-    assert not list(machine.difference_rows([{"torch": "2.13"}] * 2, ["a", "b"]))
-    (row,) = machine.difference_rows([{"torch": "2.13"}, {"torch": "2.14"}], ["a", "b"])
-    assert row.level == "error" and "found 2.13 on a and 2.14 on b" in row.found
-
-
-@pytest.mark.parametrize("role, changes, in_cache, level, found", [
-    ("teacher", HUB, None, "warning", "timm/deit3_small_patch16_224.fb_in22k_ft_in1k are not in this node's cache"),
-    ("teacher", HUB, str(DEMO_TEACHER), "ok", f"1.2 M parameters, {DEMO_TEACHER}"),
-    ("teacher", {"checkpoint": "no-file"}, None, "error", "no-file"),
-    ("student", {"init": "no-file"}, None, "error", "no-file"),
-    ("student", {"model": "deit_tiny_patch"}, None, "error", "did you mean"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "role, changes, in_cache, level, found",
+    [
+        ("teacher", HUB, None, "warning", "deit3_small_patch16_224.fb_in22k_ft_in1k are not in this node's cache"),
+        ("teacher", HUB, str(DEMO_TEACHER), "ok", f"1.2 M parameters, {DEMO_TEACHER}"),
+        ("teacher", {"checkpoint": "no-file"}, None, "error", "no-file"),
+        ("student", {"init": "no-file"}, None, "error", "no-file"),
+        ("student", {"model": "deit_tiny_patch"}, None, "error", "did you mean"),
+    ],
+)
 def test_weights_are_not_fetched_and_random_ones_stand_in(monkeypatch, role, changes, in_cache, level, found):
     monkeypatch.setattr(models, "try_to_load_from_cache", lambda hub_id, name: in_cache)
     run = build_run("demo")
@@ -260,10 +245,10 @@ def test_the_lock_of_a_job_that_is_gone_does_not_stop_its_requeue(tmp_path, monk
 
 
 def test_a_sum_over_ranks_is_judged_by_what_the_devices_can_do():
-    assert network.least_sum_gb_s("cpu", 1) < network.least_sum_gb_s("NVIDIA L40S", 1)
-    assert network.least_sum_gb_s("NVIDIA H100 80GB HBM3", 1) > 5, "5 GB/s inside such a node is broken"
-    assert network.least_sum_gb_s("NVIDIA H100 PCIe", 1) == network.least_sum_gb_s("NVIDIA L40S", 1)
-    assert network.least_sum_gb_s("NVIDIA H100 80GB HBM3", 4) < network.least_sum_gb_s("NVIDIA H100 80GB HBM3", 1)
+    assert machine.least_sum_gb_s("cpu", 1) < machine.least_sum_gb_s("NVIDIA L40S", 1)
+    assert machine.least_sum_gb_s("NVIDIA H100 80GB HBM3", 1) > 5, "5 GB/s inside such a node is broken"
+    assert machine.least_sum_gb_s("NVIDIA H100 PCIe", 1) == machine.least_sum_gb_s("NVIDIA L40S", 1)
+    assert machine.least_sum_gb_s("NVIDIA H100 80GB HBM3", 4) < machine.least_sum_gb_s("NVIDIA H100 80GB HBM3", 1)
 
 
 NO_COMPILER = """
@@ -272,11 +257,6 @@ from vitkd_ds.commands.doctor.machine import compiler_row
 row = compiler_row(torch.device("cpu"))
 print(row.level, row.advice)
 """
-
-
-def test_spinning_threads_are_warned_of():
-    assert machine.openmp_row({"OMP_WAIT_POLICY": "passive"}).level == "ok"
-    assert [machine.openmp_row(environ).level for environ in ({}, {"OMP_WAIT_POLICY": "ACTIVE"})] == ["warning"] * 2
 
 
 @pytest.mark.slow

@@ -31,9 +31,14 @@ def write_export(folder, **changes):
     model = timm.create_model(MODEL, **args).eval()
     torch.nn.init.normal_(model.head.weight, std=1.0)  # answers that differ from image to image
     description = {
-        "model": MODEL, "args": args, "normalization": {"mean": MEAN, "std": STD}, "image_size": 28,
-        "val_crop_fraction": 1.0, "interpolation": "bicubic", "classes": list(CLASSES),
-    }  # fmt: skip
+        "model": MODEL,
+        "args": args,
+        "normalization": {"mean": MEAN, "std": STD},
+        "image_size": 28,
+        "val_crop_fraction": 1.0,
+        "interpolation": "bicubic",
+        "classes": list(CLASSES),
+    }
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "student.safetensors")
     (folder / "student.json").write_text(json.dumps(description | changes))
@@ -54,11 +59,15 @@ def test_a_student_is_evaluated_with_its_own_normalisation(tmp_path, small_beton
     assert found["top1"] == pytest.approx(100 * right / 60) and found["num_images"] == 60
 
 
-@pytest.mark.parametrize("teacher", [
-    {"teacher": "{}/teacher"}, {"teacher": MODEL, "teacher_checkpoint": "{}/teacher"},
-    {"teacher": MODEL, "teacher_checkpoint": "{}/teacher/student.safetensors"},
-    {"teacher": "{}/teacher/student.safetensors"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"teacher": "{}/teacher"},
+        {"teacher": MODEL, "teacher_checkpoint": "{}/teacher"},
+        {"teacher": MODEL, "teacher_checkpoint": "{}/teacher/student.safetensors"},
+        {"teacher": "{}/teacher/student.safetensors"},
+    ],
+)
 def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, teacher):
     for name in ("student", "teacher"):
         write_export(tmp_path / name)
@@ -67,20 +76,42 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
     assert found["agreement"] == 100 and found["kl"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"teacher": "{}/teacher", "teacher_checkpoint": "{}/student"},
-     "--teacher must be a model's name where --teacher_checkpoint=.*student gives its weights, found .*teacher: leave"),
-    ({"teacher": "runs/teachr"}, "--teacher must be a file of weights, or a run, .*, found none at runs/teachr"),
-    ({"teacher": "{}/lone.safetensors"}, "found the file .*lone.safetensors: name its model, and give --teacher_chec"),
-    ({"teacher": MODEL, "teacher_checkpoint": "{}/none"}, "--teacher_checkpoint must be a file of weights, or a run"),
-    ({"teacher": "vit_tiny_patch16_224", "teacher_checkpoint": "{}/teacher"},
-     "--teacher must be the model of --teacher_checkpoint=.*teacher, which is deit_tiny_patch16_224, found vit_tiny"),
-    ({"teacher": "deit_tiny_patch16_244"}, "teacher.model must be a timm model, .* did you mean deit_tiny_patch16_224"),
-    ({"teacher_checkpoint": "{}/teacher"}, "--teacher_checkpoint needs --teacher"),
-    ({"teacher": "{}/empty"}, "student.json must hold model, as a run writes it, found None: restore the file"),
-    ({"val": "{}/photos"}, "val is a folder, .* found no .*photos.beton': pack it now .vitkd-ds pack .*photos .*ton"),
-    ({"val": "{}/student"}, "val must be a .beton, or a folder that holds a folder per class, found .*: pack it first"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"teacher": "{}/teacher", "teacher_checkpoint": "{}/student"},
+            "--teacher must be a model's name where --teacher_checkpoint=.*student gives its weights, found .*teacher",
+        ),
+        ({"teacher": "runs/teachr"}, "--teacher must be a file of weights, or a run, .*, found none at runs/teachr"),
+        (
+            {"teacher": "{}/lone.safetensors"},
+            "found the file .*lone.safetensors: name its model, and give --teacher_chec",
+        ),
+        (
+            {"teacher": MODEL, "teacher_checkpoint": "{}/none"},
+            "--teacher_checkpoint must be a file of weights, or a run",
+        ),
+        (
+            {"teacher": "vit_tiny_patch16_224", "teacher_checkpoint": "{}/teacher"},
+            "--teacher must be the model of --teacher_checkpoint=.*teacher, which is deit_tiny_patch16_224, found v",
+        ),
+        (
+            {"teacher": "deit_tiny_patch16_244"},
+            "teacher.model must be a timm model, .* did you mean deit_tiny_patch16_224",
+        ),
+        ({"teacher_checkpoint": "{}/teacher"}, "--teacher_checkpoint needs --teacher"),
+        ({"teacher": "{}/empty"}, "student.json must hold model, as a run writes it, found None: restore the file"),
+        (
+            {"val": "{}/photos"},
+            "val is a folder, .* found no .*photos.beton': pack it now .vitkd-ds pack .*photos .*ton",
+        ),
+        (
+            {"val": "{}/student"},
+            "val must be a .beton, or a folder that holds a folder per class, found .*: pack it first",
+        ),
+    ],
+)
 def test_what_cannot_be_evaluated_is_refused_by_its_option(tmp_path, small_beton, options, message):
     for name in ("student", "teacher", "empty"):
         write_export(tmp_path / name)
@@ -93,10 +124,15 @@ def test_what_cannot_be_evaluated_is_refused_by_its_option(tmp_path, small_beton
         evaluate_exported(str(tmp_path / "student"), **options)
 
 
-@pytest.mark.parametrize("description, message", [
-    ("{}", "student.json must hold model"), ("[]", "student.json must be a JSON object"), ("{", "readable JSON"),
-    ('{"model": "x", "args": {}}', "student.json must hold args.num_classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "description, message",
+    [
+        ("{}", "student.json must hold model"),
+        ("[]", "student.json must be a JSON object"),
+        ("{", "readable JSON"),
+        ('{"model": "x", "args": {}}', "student.json must hold args.num_classes"),
+    ],
+)
 def test_a_damaged_description_is_a_sentence(tmp_path, small_beton, description, message):
     write_export(tmp_path / "student")
     (tmp_path / "student" / "student.json").write_text(description)

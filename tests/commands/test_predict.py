@@ -17,9 +17,8 @@ from tests.commands.test_evaluate import write_export
 from tests.commands.test_probe import write_student
 from vitkd_ds import cli, load_student
 from vitkd_ds.commands import predict as module
-from vitkd_ds.commands.exported import open_exported
 from vitkd_ds.commands.pack import pack
-from vitkd_ds.commands.predict import predict
+from vitkd_ds.commands.predict import open_exported, predict
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models.build import normalization_of
@@ -45,8 +44,10 @@ def write_cropped(folder, crop_fraction, interpolation):
     described = json.loads((folder / "student.json").read_text())
     described |= {"val_crop_fraction": crop_fraction, "interpolation": interpolation}
     described["args"]["pretrained_cfg_overlay"] = described["normalization"] | {
-        "input_size": [3, 28, 28], "crop_pct": crop_fraction, "interpolation": interpolation,
-    }  # fmt: skip
+        "input_size": [3, 28, 28],
+        "crop_pct": crop_fraction,
+        "interpolation": interpolation,
+    }
     (folder / "student.json").write_text(json.dumps(described))
 
 
@@ -121,11 +122,14 @@ def test_what_cannot_be_decoded_is_named_and_left_out(tmp_path, photos, caplog):
         [*predict(str(tmp_path / "student"), [str(photos / "2.png")])]
 
 
-@pytest.mark.parametrize("words, options, message", [
-    (["none.png"], {}, "every image must be a file or a folder, found nothing at 'none.png': check the path"),
-    (["{}/empty"], {}, "a folder without classes must hold images .* found none in '.*empty': check the path"),
-    (["{}/photos"], {"top": 0}, "--top must be 1 or more, found 0: give the number of classes to name per image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, options, message",
+    [
+        (["none.png"], {}, "every image must be a file or a folder, found nothing at 'none.png': check the path"),
+        (["{}/empty"], {}, "a folder without classes must hold images .* found none in '.*empty': check the path"),
+        (["{}/photos"], {"top": 0}, "--top must be 1 or more, found 0: give the number of classes to name per image"),
+    ],
+)
 def test_what_cannot_be_asked_is_refused(tmp_path, photos, words, options, message):
     write_export(tmp_path / "student")
     (tmp_path / "empty").mkdir()

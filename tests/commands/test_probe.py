@@ -34,9 +34,14 @@ def write_student(folder, *, num_classes=0):
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "student.safetensors")
     described = {
-        "model": MODEL, "args": args, "normalization": {"mean": MEAN, "std": STD}, "image_size": 28,
-        "val_crop_fraction": 1.0, "interpolation": "bicubic", "classes": list(CLASSES[:num_classes]),
-    }  # fmt: skip
+        "model": MODEL,
+        "args": args,
+        "normalization": {"mean": MEAN, "std": STD},
+        "image_size": 28,
+        "val_crop_fraction": 1.0,
+        "interpolation": "bicubic",
+        "classes": list(CLASSES[:num_classes]),
+    }
     (folder / "student.json").write_text(json.dumps(described))
     return model
 
@@ -51,8 +56,11 @@ def others(small_beton, tmp_path_factory):
             image = Image.fromarray(pixels.integers(0, 256, (28, 28, 3), dtype=np.uint8))
             image.save(folder / "images" / name / f"{i}.png")
     (folder / "backwards.txt").write_text("\n".join(CLASSES[::-1]))
-    for name, options in (("forwards", {"classes": str(small_beton)}), ("none", {"labels": "none"}),
-                          ("backwards", {"classes": str(folder / "backwards.txt")})):  # fmt: skip
+    for name, options in (
+        ("forwards", {"classes": str(small_beton)}),
+        ("none", {"labels": "none"}),
+        ("backwards", {"classes": str(folder / "backwards.txt")}),
+    ):
         pack(folder / "images", folder / f"{name}.beton", write_mode="raw", max_resolution=0, workers=1, **options)
     return folder
 
@@ -74,21 +82,27 @@ def test_a_student_is_asked_by_its_class_token_with_a_classifier_or_without(tmp_
     options = {"train": str(small_beton), "val": str(others / "forwards.beton"), "micro_batch_size": 7}
     found = evaluate_exported(str(tmp_path / "student"), knn=True, probe=True, **options)
     assert found == {
-        "num_train": 60, "num_images": 40, "knn_top1": top1(knn_votes(train, labels, val, num_classes=10), val_labels),
-        "probe_top1": top1(expected.logits_MK, val_labels), "probe_lr": expected.lr,
-    }  # fmt: skip
+        "num_train": 60,
+        "num_images": 40,
+        "knn_top1": top1(knn_votes(train, labels, val, num_classes=10), val_labels),
+        "probe_top1": top1(expected.logits_MK, val_labels),
+        "probe_lr": expected.lr,
+    }
     assert found["knn_top1"] != found["probe_top1"], "the two would not be told apart"
     both = {"num_train", "num_images"}
     assert evaluate_exported(str(tmp_path / "student"), knn=True, **options).keys() == both | {"knn_top1"}
     assert evaluate_exported(str(tmp_path / "student"), probe=True, **options).keys() == both | {
-        "probe_top1", "probe_lr"
-    }  # fmt: skip
+        "probe_top1",
+        "probe_lr",
+    }
 
 
 def test_labels_are_compared_by_name_and_the_command_prints_what_it_found(tmp_path, small_beton, others):
     write_student(tmp_path / "student")
-    values = [evaluate_exported(str(tmp_path / "student"), knn=True, train=str(small_beton), val=str(path))
-              for path in (others / "forwards.beton", others / "backwards.beton")]  # fmt: skip
+    values = [
+        evaluate_exported(str(tmp_path / "student"), knn=True, train=str(small_beton), val=str(path))
+        for path in (others / "forwards.beton", others / "backwards.beton")
+    ]
     assert values[0] == values[1]
     words = ["--knn", "--probe", "--train", small_beton, f"--val={others / 'backwards.beton'}"]
     printed = run_command("vitkd-ds", "eval", tmp_path / "student", *words).stdout.splitlines()
@@ -117,18 +131,22 @@ def test_of_a_run_on_some_classes_the_images_of_these_count_and_their_numbers(tm
     assert (every["num_train"], every["num_images"]) == (60, 40), "of images that are named here all count"
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"train": "", "val": "{}/none.beton"}, "--train must name labelled images, found no run beside .*student"),
-    ({"train": "{}/none.beton", "val": "demo"}, "--train must name images with labels of two or more classes"),
-    ({"train": "demo", "val": "{}/none.beton"}, "--val must name images with labels of two or more classes"),
-    ({"train": "demo", "val": "demo", "teacher": "runs/x"}, "--teacher does not belong to --knn and --probe"),
-    ({"train": "{}/images", "val": "demo"}, "train is a folder, .* found no .*images.beton': pack it now"),
-    ({"train": "demo", "val": "demo", "knn": False}, "--train belongs to --knn and --probe, found neither"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"train": "", "val": "{}/none.beton"}, "--train must name labelled images, found no run beside .*student"),
+        ({"train": "{}/none.beton", "val": "demo"}, "--train must name images with labels of two or more classes"),
+        ({"train": "demo", "val": "{}/none.beton"}, "--val must name images with labels of two or more classes"),
+        ({"train": "demo", "val": "demo", "teacher": "runs/x"}, "--teacher does not belong to --knn and --probe"),
+        ({"train": "{}/images", "val": "demo"}, "train is a folder, .* found no .*images.beton': pack it now"),
+        ({"train": "demo", "val": "demo", "knn": False}, "--train belongs to --knn and --probe, found neither"),
+    ],
+)
 def test_what_cannot_be_asked_is_refused(tmp_path, others, demo_cache, options, message):
     write_student(tmp_path / "student")
-    options = {"knn": True} | {key: value.format(others) if isinstance(value, str) else value
-                               for key, value in options.items()}  # fmt: skip
+    options = {"knn": True} | {
+        key: value.format(others) if isinstance(value, str) else value for key, value in options.items()
+    }
     with pytest.raises(ValueError, match=message):
         evaluate_exported(str(tmp_path / "student"), **options)
 

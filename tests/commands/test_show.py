@@ -1,6 +1,7 @@
 """The grid of augmented, mixed images that `vitkd-ds show` writes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -8,16 +9,16 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from tests.data.conftest import write_images
 from vitkd_ds import cli
 from vitkd_ds.cli import parse_run
 from vitkd_ds.commands import show as show_module
 from vitkd_ds.commands.pack import pack
-from vitkd_ds.commands.show import COLUMNS, ROWS, _caption, show
+from vitkd_ds.commands.show import COLUMNS, NO_CHARACTER, ROWS, _caption, _grid, find_font, show
 from vitkd_ds.data.loader import build_loader
-from vitkd_ds.data.mixing import mix_step
+from vitkd_ds.train.mixing import mix_step
 
 SMALL = {"data.train": "demo", "data.num_classes": "10", "data.image_size": "32"}
 
@@ -27,8 +28,11 @@ def test_the_grid_shows_different_images_for_each_recipe(tmp_path, recipe):
     path = show(parse_run((), SMALL | {"recipe": recipe}), tmp_path / "grid.png")
     pixels = np.asarray(Image.open(path).convert("L"))
     height, width = pixels.shape[0] // ROWS, pixels.shape[1] // COLUMNS
-    cells = {pixels[y * height : (y + 1) * height, x * width : (x + 1) * width].tobytes()
-             for y in range(ROWS) for x in range(COLUMNS)}  # fmt: skip
+    cells = {
+        pixels[y * height : (y + 1) * height, x * width : (x + 1) * width].tobytes()
+        for y in range(ROWS)
+        for x in range(COLUMNS)
+    }
     assert width == 128 and height > 128 and len(cells) == ROWS * COLUMNS
     below = pixels[height - 20 : height]
     assert below.min() < 50 < 250 < below.max()  # a caption, black on white
@@ -63,8 +67,14 @@ def captions_of(run, tmp_path, monkeypatch):
 def test_captions_are_classes_and_their_shares_in_the_image_whatever_the_label_smoothing(tmp_path, monkeypatch, mixing):
     names, smoothing = ("ant", "bird", "cat"), 0.3
     path = pack(write_images(tmp_path / "images", 40, classes=names), tmp_path / "x.beton", workers=1).path
-    flags = {"data.train": str(path), "data.num_classes": "3", "data.image_size": "32", "augment.mixup_alpha": "0",
-             "augment.cutmix_alpha": "0", "losses.ce.label_smoothing": str(smoothing)} | mixing  # fmt: skip
+    flags = {
+        "data.train": str(path),
+        "data.num_classes": "3",
+        "data.image_size": "32",
+        "augment.mixup_alpha": "0",
+        "augment.cutmix_alpha": "0",
+        "losses.ce.label_smoothing": str(smoothing),
+    } | mixing
     run = parse_run((), flags)
     loader = build_loader(run.data, split="train", augment=run.augment, micro_batch_size=32, seed=run.seed)
     images, labels = next(loader.epoch(0))
@@ -92,9 +102,15 @@ def test_images_without_labels_are_shown_without_captions(tmp_path):
 LARGER = {"teacher.model": "deit3_small_patch16_224.fb_in22k_ft_in1k", "teacher.checkpoint": "hub"}
 
 
-@pytest.mark.parametrize("flags, has_teacher", [
-    ({}, False), ({"augment.mixup_alpha": "0.5"}, False), (LARGER, True), (LARGER | {"losses.nkd.weight": "1"}, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, has_teacher",
+    [
+        ({}, False),
+        ({"augment.mixup_alpha": "0.5"}, False),
+        (LARGER, True),
+        (LARGER | {"losses.nkd.weight": "1"}, True),
+    ],
+)
 def test_a_teacher_is_left_out_unless_the_command_speaks_of_one_or_of_losses(tmp_path, monkeypatch, flags, has_teacher):
     shown = Mock(return_value=tmp_path / "x.png")
     monkeypatch.setattr(show_module, "show", shown)
@@ -109,3 +125,46 @@ SHOWN = {"data.image_size": "32", "epochs": "1"}
 
 def two_classes(tmp_path):
     return pack(write_images(tmp_path / "images", 40), tmp_path / "x.beton", workers=1).path
+
+
+def caption_pixels(*names):
+    """The pixels below each image of a grid with these captions."""
+    captions = [[name] for name in names] + [["x"]] * (ROWS * COLUMNS - len(names))
+    pixels = np.asarray(_grid(np.zeros((ROWS * COLUMNS, 128, 128, 3), np.uint8), captions).convert("L"))
+    return [pixels[128:152, 128 * i : 128 * (i + 1)] for i in range(len(names))]
+
+
+@pytest.mark.parametrize("names", [("猫", "犬"), ("я", "ю"), ("猫", "ñandú")])
+def test_names_in_another_script_look_different_and_are_no_boxes(names, caplog):
+    codes = " ".join(f"{ord(character):x}" for character in "".join(names))
+    if not (shutil.which("fc-list") and subprocess.run(["fc-list", f":charset={codes}"], capture_output=True).stdout):
+        pytest.skip(f"no font with {names}: .ci/test_programs installs one")
+    first, second = caption_pixels(*names)
+    assert first.min() < 100 and second.min() < 100 and not caplog.text
+    assert not np.array_equal(first, second)
+    for name, pixels in zip(names, (first, second), strict=True):
+        assert pixels[12:].min() > 100, "it ends above the next row of images"
+        assert not np.array_equal(pixels, caption_pixels(name + NO_CHARACTER)[0])
+        assert not np.array_equal(pixels, caption_pixels(NO_CHARACTER * len(name))[0])
+
+
+def test_pillows_font_is_used_without_asking_anybody_where_it_has_all(monkeypatch):
+    monkeypatch.setattr(show_module.subprocess, "run", None)
+    for texts in (["0.12 plain name", "…", ""], []):
+        assert find_font(texts).getname() == ImageFont.load_default().getname()
+
+
+@pytest.mark.parametrize("listed", ["{}/broken.ttf", "nonsense", "", None])
+def test_where_no_font_has_them_boxes_stand_and_a_warning_names_characters_and_remedy(
+    tmp_path, monkeypatch, caplog, listed
+):
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    if listed is not None:
+        program = tmp_path / "fc-list"
+        program.write_text(f"#!/bin/sh\nprintf '%s|' \"$@\" > {tmp_path}/asked\necho '{listed.format(tmp_path)}'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}" if listed is not None else str(tmp_path / "nowhere"))
+    assert find_font(["b猫a", "猫犬"]).getname() == ImageFont.load_default().getname()
+    assert "no font has 犬 猫: boxes stand in their place. Install fontconfig and a font" in caplog.text
+    assert listed is None or ":charset=61 62 72ac 732b|" in (tmp_path / "asked").read_text()
+    assert np.array_equal(caption_pixels("猫")[0], caption_pixels(NO_CHARACTER)[0])

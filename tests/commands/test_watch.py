@@ -114,10 +114,14 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_followed_and_says_each_evaluati
     assert sum("val_top1 12.5" in line for line in watched.said) == 1
 
 
-@pytest.mark.parametrize("holder, silent_s, said", [
-    ({"pid": 2**22 + 7}, 0, "is gone, or cut off, without an end of"),
-    ({"machine": "another"}, 0, " works on "), ({"machine": "another"}, 90, "is gone, or cut off, without an end of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "holder, silent_s, said",
+    [
+        ({"pid": 2**22 + 7}, 0, "is gone, or cut off, without an end of"),
+        ({"machine": "another"}, 0, " works on "),
+        ({"machine": "another"}, 90, "is gone, or cut off, without an end of"),
+    ],
+)
 def test_a_job_without_a_sign_of_life_is_told_from_one_that_lives(watched, holder, silent_s, said):
     lock = RunLock(watched.folder)
     (watched.folder / ".lock").write_text(json.dumps(lock.me | holder))

@@ -10,8 +10,8 @@ import pytest
 from tests.conftest import ROOT, run_command
 from vitkd_ds.config import losses as module
 from vitkd_ds.config.check import check_run
-from vitkd_ds.config.losses import TERMS, LossesConfig, NKDTerm, SpectralTerm, ViTKDTerm, VkDTerm, terms_of_a_teacher
-from vitkd_ds.config.term import Needs
+from vitkd_ds.config.losses import TERMS, LossesConfig, NKDTerm, SpectralTerm, ViTKDTerm, VkDTerm
+from vitkd_ds.config.term import Needs, terms_of_a_teacher
 from vitkd_ds.recipes import build_run
 
 PAGE = (ROOT / "docs" / "losses.md").read_text()

@@ -9,10 +9,10 @@ import pytest
 
 from tests.config.test_run_folder import make_student
 from vitkd_ds.config.check import check_run
-from vitkd_ds.config.losses import terms_of_a_teacher
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import apply_overrides
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.config.term import terms_of_a_teacher
 from vitkd_ds.recipes import build_run
 
 DEMO, PLAIN = build_run("demo"), build_run("demo_plain")
@@ -72,7 +72,7 @@ def test_a_folder_gives_weights_model_and_arguments(tmp_path, role, key):
     assert getattr(apply_options(DEMO, options), role) == expected
     more = getattr(apply_options(DEMO, options | {f"{role}.model_args": '{"depth": 2, "qk_norm": true}'}), role)
     assert more == replace(expected, model_args={"depth": 2, "qk_norm": True})
-    with pytest.raises(ValueError, match=f"--{role}.model must be the model of {role}.{key}=.*, which is vit_s"):
+    with pytest.raises(ValueError, match=f"--{role}.model=vit_tiny_patch16_224 is not the model of {role}.{key}=.*, which is vit_s"):
         apply_options(DEMO, options | {f"{role}.model": "vit_tiny_patch16_224"})
     with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
         apply_options(DEMO, {f"{role}.{key}": str(tmp_path)})
@@ -102,7 +102,7 @@ def test_a_file_of_weights_without_a_description_keeps_the_named_model_and_must_
 
 def test_a_term_that_needs_the_teacher_is_refused_with_the_option_that_takes_it_away():
     with pytest.raises(
-        ValueError, match="--losses.nkd.weight=1 needs a teacher, found --teacher none: leave one of the"
+        ValueError, match="--losses.nkd.weight=1 needs a teacher, got --teacher none. Omit one of them."
     ):
         apply_options(DEMO, {"teacher": "none", "losses.nkd.weight": "1"})
     assert apply_options(DEMO, {"teacher": "none", "losses.nkd.weight": "0"}) == apply_options(
@@ -138,7 +138,7 @@ def test_a_begun_run_keeps_the_checkpoint_of_a_run_that_has_trained_on_since(tmp
     assert apply_options(DEMO, options) == begun
     Path(first).unlink()
     with pytest.raises(
-        ValueError, match=f"{workdir} was begun with teacher.checkpoint={first}, found no such file any"
+        ValueError, match=f"{workdir} was begun with teacher.checkpoint={first}, which does not exist any more"
     ):
         apply_options(DEMO, options)
     (workdir / "done").touch()

@@ -112,9 +112,9 @@ def observe_teacher(seen):
     """Placements against the plain model in bf16, and what a rank holds of them."""
     linear_before = F.linear
     images_BCHW, targets_BK = tiny.make_batch(8)
-    plain = tiny.make_models()[1].bfloat16()
+    plain, images = tiny.make_models()[1].bfloat16(), tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16)
     with torch.no_grad():
-        expected = tap_features(plain, tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16))
+        expected = tap_features(plain, images, maps=tiny.AttentionMaps(plain, (0, -1)))
     engine, _ = tiny.make_engine(tiny.RUN)
     images = tiny.NORMALIZATION.apply(images_BCHW, engine.dtype)
     for placement in ("shard", "offload", "replica"):
@@ -159,7 +159,8 @@ def gathered_ahead(*, prefetch, live):
         "leaf_module": {"classes": ["vitkd_ds.engine.flat.FlatBlock"]},
     }  # fmt: skip
     config = {"train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": True}, "zero_optimization": zero}
-    engine, *_ = deepspeed.initialize(model=FeatureModule(model, (0, 1)), config=config | {"steps_per_print": None})
+    config |= {"steps_per_print": None}
+    engine, *_ = deepspeed.initialize(model=FeatureModule(model, tiny.LOSSES.needs), config=config)
     gathered = []
 
     def count(*_):

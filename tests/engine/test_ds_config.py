@@ -34,7 +34,7 @@ def test_auto_becomes_the_recipes_number_which_may_stand_there_too_and_the_rest_
 
 @pytest.mark.parametrize("content, message", [
     ({"train_batch_size": 64}, 'sets "train_batch_size" to 64, the recipe to 128'),
-    ({"optimizer": {}}, 'must not set "optimizer", which the recipe owns: use --optim.lr'),
+    ({"optimizer": {}}, 'must not set "optimizer", which the recipe owns: use --optim.name, --optim.lr'),
     ({"scheduler": {}}, 'must not set "scheduler"'),
     ({"train_micro_batch_size_per_gpu": 8}, "which has no meaning for this engine"),
     ("[]", "must hold a JSON object, found list"),

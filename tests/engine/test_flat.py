@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
-from vitkd_ds.engine.flat import FlatBlock, FlatModule
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.flat import FlatBlock, FlatModule, Group, Place
 
 
 class Tied(nn.Module):
@@ -25,7 +27,7 @@ def flat_and_plain(max_numel=1000):
     plain = Tied()
     module = copy.deepcopy(plain)
     weights, biases = [module.first.weight], [module.first.bias, module.second.bias]
-    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    groups = [Group("weights", weights, weight_decay=0.1), Group("biases", biases)]
     return FlatModule(module, groups, max_numel=max_numel), plain
 
 
@@ -46,8 +48,25 @@ def test_groups_keep_their_settings_and_a_long_one_is_cut_between_weights():
     for max_numel, lengths in ((1000, [9, 6]), (5, [9, 3, 3])):
         flat, _ = flat_and_plain(max_numel)
         assert [p.numel() for p in flat.flats] == lengths
-        assert [group["weight_decay"] for group in flat.parameter_groups()] == [0.1, 0.0]
-        assert [list(shapes) for shapes in flat.group_shapes()] == [["first.weight"], ["first.bias", "second.bias"]]
+        assert [group["weight_decay"] for group in flat.parameter_groups] == [0.1, 0.0]
+        places = [{name: place.start for name, place in group.items()} for group in flat.places]
+        assert places == [{"first.weight": 0}, {"first.bias": 0, "second.bias": 3}]
+
+
+@pytest.mark.parametrize("rank, own", [(0, [(1, 5)]), (1, [(1, 2), (1, 1)])])
+def test_whole_weights_are_dealt_out_and_each_rank_has_a_part_of_the_same_even_length(monkeypatch, rank, own):
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+    plain = nn.ModuleList([nn.Linear(size, 1, bias=False) for size in (1, 5, 2)])
+    module = copy.deepcopy(plain)
+    flat = FlatModule(module, [Group("matrices", list(module.parameters()), is_whole=True)], max_numel=1)
+    (group,) = flat.parameter_groups
+    assert group["shapes"] == own and [len(p) for p in group["params"]] == [6, 6]
+    (places,) = flat.places
+    starts = {name: place.start for name, place in places.items()}
+    assert starts == {"1.weight": 0, "2.weight": 6, "0.weight": 8} and places["2.weight"] == Place(6, (1, 2))
+    for name, weight in flat.views(flat.flats).items():
+        assert torch.equal(weight, plain.get_parameter(name))
 
 
 def test_views_stay_until_they_are_released_and_those_of_a_call_do_not():

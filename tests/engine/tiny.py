@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from vitkd_ds.config.losses import (
     TERMS,
+    AttentionTerm,
     DISTTerm,
     FeatureTerm,
     LossesConfig,
@@ -25,6 +26,7 @@ from vitkd_ds.config.run import TeacherConfig
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
+from vitkd_ds.models.attention import AttentionMaps
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import tap_features
@@ -35,9 +37,10 @@ SIZE = {"img_size": 16, "patch_size": 4, "depth": 3, "num_classes": 10}
 LOSSES = LossesConfig(nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1, alpha=1e-3, beta=1e-3))
 OTHERS = LossesConfig(
     dist=DISTTerm(weight=1, scope="all_ranks"), vkd=VkDTerm(weight=1), spectral=SpectralTerm(weight=1),
-    feature=FeatureTerm(weight=1), relation=RelationTerm(weight=1, queue=24), balance=True,
+    feature=FeatureTerm(weight=1), relation=RelationTerm(weight=1, queue=24), attention=AttentionTerm(weight=1),
+    balance=True,
 )  # fmt: skip
-"""All terms that hold parameters or buffers, or gather."""
+"""All terms that hold parameters or buffers, gather, or look into blocks."""
 RUN = build_run("demo")
 RUN = replace(RUN, global_batch_size=16, losses=LOSSES, optim=replace(RUN.optim, clip_grad_norm=0.5))
 AUTOCAST_RUN = replace(RUN, ds_config="ds_configs/zero2_autocast.json")
@@ -56,12 +59,19 @@ NORMALIZATION = normalization_of(make_models()[0])
 
 def make_distiller(losses=LOSSES):
     student, teacher = make_models()
+    teacher.maps = AttentionMaps(teacher, losses.needs.teacher_attention)
     return Distiller(student, losses, check_pair(student, teacher, losses, image_size=16), ranks.gather), teacher
 
 
 def set_drop_path(student, probability):
     for block in student.blocks:
         block.drop_path1.drop_prob = block.drop_path2.drop_prob = probability
+
+
+def parameter_groups(distiller, weight_decay):
+    """Groups for torch's AdamW."""
+    decayed, undecayed = distiller.split_by_decay()
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
 
 
 def all_weights(engine):
@@ -97,7 +107,8 @@ def make_teacher(placement, *, compile="off", keep_tokens=0):
     config = TeacherConfig(
         model="deit3_small_patch16_224", checkpoint="random", placement=placement, keep_tokens=keep_tokens
     )
-    run = replace(RUN, teacher=config, compile=compile)
+    attention = AttentionTerm(weight=0 if keep_tokens else 1, student_blocks=(0, -1), teacher_blocks=(0, -1))
+    run = replace(RUN, teacher=config, compile=compile, losses=replace(LOSSES, attention=attention))
     return Teacher(make_models()[1], run, device=torch.device("cpu"), micro_batch_size=8)
 
 
@@ -113,7 +124,8 @@ def weights_of_terms():
 def forward(module, teacher_model, images_BCHW, targets_BK, dtype=torch.float32):
     """The terms of one micro-batch from an engine, or from a plain `Distiller`."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        features = tap_features(teacher_model, NORMALIZATION.apply(images_BCHW, torch.float32))
+        images = NORMALIZATION.apply(images_BCHW, torch.float32)
+        features = tap_features(teacher_model, images, maps=teacher_model.maps)
     return module(NORMALIZATION.apply(images_BCHW, dtype), targets_BK, features, weights_of_terms())
 
 
@@ -151,7 +163,7 @@ def train_plainly(*, steps, autocast=False):
     """The same updates in plain torch on the whole batch: no engine, no ranks, no micro-batches."""
     distiller, teacher = make_distiller()
     optim = RUN.optim
-    groups = distiller.parameter_groups(optim.weight_decay)
+    groups = parameter_groups(distiller, optim.weight_decay)
     adamw = torch.optim.AdamW(groups, lr=1e-3, betas=optim.betas, eps=optim.eps)
     totals, norms = [], []
     for step in range(steps):

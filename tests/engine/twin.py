@@ -7,7 +7,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
 from tests.engine import tiny
-from vitkd_ds.engine.optimizer import AdamWithEMA
+from vitkd_ds.engine.optimizers.base import optimizer_class
 from vitkd_ds.engine.state_files import Collector
 
 BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
@@ -26,9 +26,8 @@ class DeepSpeedsOwn:
         self.distiller = tiny.make_distiller()[0]
         tiny.set_drop_path(self.distiller.student, drop_path)
         start = {name: p.detach().clone() for name, p in self.distiller.named_parameters()}
-        optim = run.optim
-        groups = self.distiller.parameter_groups(optim.weight_decay)
-        adamw = AdamWithEMA(groups, ema_decay=optim.ema_decay, lr=1, betas=optim.betas, eps=optim.eps, fused=False)
+        groups = tiny.parameter_groups(self.distiller, run.optim.weight_decay)
+        adamw = optimizer_class("adamw")(groups, run.optim, is_fused=False)
         self.engine, *_ = deepspeed.initialize(model=self.distiller, optimizer=adamw, config=config)
         for name, p in self.distiller.named_parameters():
             safe_set_full_fp32_param(p, start[name])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from tests.losses.golden import DTYPES, TOLERANCE, assert_close, case
 from tests.reference import losses as reference
-from vitkd_ds.config.losses import RelationTerm, SpectralTerm
+from vitkd_ds.config.losses import AttentionTerm, RelationTerm, SpectralTerm
 from vitkd_ds.losses import (
     dist_loss,
     dkd_loss,
@@ -17,6 +17,7 @@ from vitkd_ds.losses import (
     vkd_loss,
     wttm_loss,
 )
+from vitkd_ds.losses.attention import Attention, attention_loss
 from vitkd_ds.losses.feature import Target, phi_s
 from vitkd_ds.losses.part import Features, PairInfo
 from vitkd_ds.losses.precision import standardized
@@ -26,6 +27,32 @@ from vitkd_ds.losses.spectral import Spectral
 
 def random(*shape, seed=0, scale=1.0):
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sums", [(1, 1), (0.3, 0.9)])
+def test_attention_is_its_twin_in_value_and_gradient_whatever_prefix_tokens_take(sums):
+    student, teacher = ((part * random(3, 5, 5, seed=i).softmax(-1)).requires_grad_() for i, part in enumerate(sums))
+    found = attention_loss(student, teacher)
+    assert found.item() == pytest.approx(reference.attention(student, teacher), rel=1e-9)
+    found.backward()
+    shares = [each.detach() / each.detach().sum(-1, keepdim=True) for each in (student, teacher)]
+    expected = (1 - shares[1] / shares[0]) / student.detach().sum(-1, keepdim=True) / 15
+    torch.testing.assert_close(student.grad, expected)
+    assert teacher.grad is None and attention_loss(student, 2 * student).item() == pytest.approx(0, abs=1e-12)
+    assert attention_loss(student.bfloat16(), teacher.bfloat16()).dtype == torch.float32
+    assert attention_loss(torch.eye(4)[None], torch.eye(4)[None].roll(1, 2)).isfinite()
+
+
+def test_attention_compares_its_pairs_of_blocks_and_wants_one_grid():
+    term, pair = AttentionTerm(weight=1, student_blocks=(0, -1), teacher_blocks=(2, 1)), PairInfo(6, 8, (2, 2), (2, 2))
+    maps = [{number: random(3, 4, 4, seed=10 * i + number).softmax(-1) for number in (-1, 0, 1, 2)} for i in (1, 2)]
+    found = Attention(term, pair)(*(Features(None, maps=each) for each in maps), None)["attention"]
+    expected = [reference.attention(maps[0][own], maps[1][other]) for own, other in ((0, 2), (-1, 1))]
+    assert found.item() == pytest.approx(sum(expected) / 2, rel=1e-9)
+    with pytest.raises(ValueError, match="losses.attention needs the same patch grid"):
+        Attention(term, PairInfo(6, 8, (2, 2), (3, 3)))
+    with pytest.raises(ValueError, match="losses.attention.teacher_blocks must name as many blocks"):
+        AttentionTerm(student_blocks=(0, 1), teacher_blocks=(0,))
 
 
 LOGIT_CASES = {

@@ -1,6 +1,6 @@
 """Mistakes in vitkd_ds/data: augmentation, mixing, normalisation, and which images there are."""
 
-MIXING = "data/test_mixing.py::"
+MIXING = "train/test_mixing.py::"
 MIX_KEYS = f"{MIXING}test_a_step_is_mixed_by_its_own_key_with_the_settings_of_the_run"
 PARTNERS = f"{MIXING}test_a_micro_batch_is_mixed_with_the_partners_of_its_targets"
 TIMM = f"{MIXING}test_a_micro_batch_is_mixed_as_by_timm"
@@ -16,14 +16,14 @@ FRACTION = "data/test_subset.py::test_a_fraction_is_of_each_class_the_same_at_ea
 SKIPPED = "data/test_bad_images.py::test_skip_puts_the_next_image_that_decodes_in_its_place_and_counts"
 
 MISTAKES = {
-    "data/mixing.py": {
+    "train/mixing.py": {
         "mix_step": {
             "keyed_rng(run.seed, step, place, MIX_STREAM) => keyed_rng(run.seed, 0, place, MIX_STREAM)": MIX_KEYS,
             "keyed_rng(run.seed, step, place, MIX_STREAM) => keyed_rng(run.seed, step, 0, MIX_STREAM)": MIX_KEYS,
             "run.seed => 0": MIX_KEYS,
             "torch.manual_seed(int(rng.integers(2 ** 63))) => rng.integers(2 ** 63)": MIX_KEYS,
             "run.augment.mix_mode => 'batch'": MIX_KEYS,
-            "run.losses.ce.label_smoothing => 0": MIX_KEYS,
+            "run.losses.label_smoothing => 0": MIX_KEYS,
             "run.augment.mixup_alpha => run.augment.cutmix_alpha": MIX_KEYS,
             "run.augment.cutmix_alpha => run.augment.mixup_alpha": MIX_KEYS,
             "run.data.num_classes => 10": MIX_KEYS,

@@ -8,10 +8,9 @@ NODES = f"{PREDICT}two_nodes_of_four_by_hand"
 EACH = f"{PREDICT}each_micro_batch_sends_its_gradients_and_ranks_share_the_way_from_cpu_memory"
 MEMORY = f"{PREDICT}memory_by_hand"
 MERGED = f"{DOCTOR}bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone"
-JUDGED = f"{DOCTOR}clocks_open_files_and_file_systems_are_judged"
-PACKAGES = f"{DOCTOR}packages_out_of_range_missing_or_different_are_errors"
-SLOW_LINK = f"{DOCTOR}the_node_with_the_slow_link_is_named"
 SEEDS = "commands/compare/test_seeds.py"
+REPORT = "commands/report/test_report.py::test_"
+SLOW_COUNT = f"{REPORT}classes_are_counted_as_a_slow_count_does"
 COPIED = f"{PREDICT}the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes"
 OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
 
@@ -77,7 +76,7 @@ MISTAKES = {
         "bytes_per_step": {
             "layout.accumulation * 2 => 2": EACH,
             "layout.accumulation * 2 => layout.accumulation": TWO,
-            "(within - 1) / within * 2 => 2": NODES,
+            "part * 2 * teacher_params => 2 * teacher_params": NODES,
         },
         "link_bytes_per_s": {
             "min(hardware.nvlink_gb_per_s, between) => between": TWO,
@@ -87,7 +86,6 @@ MISTAKES = {
             "layout.accumulation * 2 * teacher_params / layout.ranks => layout.accumulation * 2 * teacher_params": EACH,
         },
         "step_parts": {
-            "1 if layout.placement == 'node' else layout.nodes => layout.nodes": NODES,
             "inputs.is_compiled => False": TWO,
             "max(gradients - backward, gradients / buckets) => gradients - backward": TWO,
             "gathers - m * inputs.teacher_s => gathers": NODES,
@@ -96,12 +94,9 @@ MISTAKES = {
         },
         "memory_bytes": {
             "8 if overlaps else 6 => 8": MEMORY,
-            "(16 + 4 * inputs.has_average) * trained / layout.ranks => (16 + 4 * inputs.has_average) * trained": MEMORY,
-            "4 * inputs.has_average => 0": MEMORY,
+            "(8 * trained + inputs.state_bytes) / layout.ranks => 8 * trained + inputs.state_bytes": MEMORY,
+            "8 * trained + inputs.state_bytes => 16 * trained": MEMORY,
             "min(inputs.bucket_elements, trained) => inputs.bucket_elements": MEMORY,
-        },
-        "scaling": {
-            "SCALES_IF * now => now": f"{PREDICT}it_stops_scaling_where_doubling_brings_too_little",
         },
     },
     "commands/plan/shapes.py": {
@@ -118,27 +113,26 @@ MISTAKES = {
     },
     "commands/doctor/rows.py": {
         "merged": {
-            "row.level in BAD => row.level == 'error'": "commands/test_doctor_rows.py::test_warnings_are_bad_news_too",
+            "row.level in BAD => row.level == 'error'": MERGED,
             "[row for row in rows_of_ranks[0] if row.name not in bad_names] => [row for row in rows_of_ranks[0]]": (
                 MERGED
             ),
             "len(ranks) == len(nodes) => True": MERGED,
         },
         "unequal": {
-            "value != values[0] => value == values[0] and rank": PACKAGES,
-        },
-        "graded": {
-            "is_error or is_warning => is_error": (
-                "commands/test_doctor_rows.py::test_too_little_space_and_little_are_told_apart"
+            "value != values[0] => value == values[0] and rank": (
+                "commands/test_doctor_ranks.py::test_another_package_on_one_rank_is_found_on_all"
             ),
         },
     },
     "commands/doctor/machine.py": {
-        "": {
-            "MOST_SKEW_S = 1.0 => MOST_SKEW_S = 10.0": JUDGED,
+        "least_sum_gb_s": {
+            "num_nodes > 1 => 0": f"{DOCTOR}a_sum_over_ranks_is_judged_by_what_the_devices_can_do",
         },
-        "open_files_row": {
-            "FILES_PER_RANK * world_size => FILES_PER_RANK": JUDGED,
+        "check_versions": {
+            "[versions[name] for versions in everywhere] => [here.get(name)]": (
+                "commands/test_doctor_ranks.py::test_another_package_on_one_rank_is_found_on_all"
+            ),
         },
         "build_locks_row": {
             "time.time() - path.stat().st_mtime > STALE_S => time.time() - path.stat().st_mtime > 0": (
@@ -148,42 +142,11 @@ MISTAKES = {
                 f"{DOCTOR}a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not"
             ),
         },
-        "requirement_rows": {
-            "found == 'none' or not requirement.specifier.contains(found, prereleases=True)"
-            " => not requirement.specifier.contains(found, prereleases=True)": PACKAGES,
-            "requirement.marker and ... => False and ...": PACKAGES,
-        },
-        "clocks_row": {
-            "max(zip(times_s, nodes)) => min(zip(times_s, nodes))": JUDGED,
-        },
-        "openmp_row": {
-            "policy.upper() == 'PASSIVE' => bool(policy)": f"{DOCTOR}spinning_threads_are_warned_of",
-        },
     },
     "commands/doctor/data.py": {
-        "file_system": {
-            "f'{mount}/' => mount": JUDGED,
-            "max(above, key=len) => min(above, key=len)": JUDGED,
-        },
-        "bytes_row": {
-            "list(dict.fromkeys((image for images in bad for image in images))) => []": (
-                "commands/test_doctor_rows.py::test_changed_bytes_are_found_in_the_sample"
-            ),
-        },
-    },
-    "commands/doctor/network.py": {
-        "": {
-            "LEAST_PAIR_PART = 0.5 => LEAST_PAIR_PART = 0.1": SLOW_LINK,
-        },
-        "slowest_row": {
-            "item[1][0] => item[1][1]": SLOW_LINK,
-        },
-        "least_sum_gb_s": {
-            "num_nodes > 1 => 0": f"{DOCTOR}a_sum_over_ranks_is_judged_by_what_the_devices_can_do",
-        },
-        "pairings": {
-            "[seats[0], seats[-1], *seats[1:-1]] => [seats[-1], *seats[:-1]]": (
-                f"{DOCTOR}in_the_rounds_each_meets_each_once_and_never_two_at_a_time"
+        "same_row": {
+            "ranks.from_all(loader.fingerprint) => [loader.fingerprint]": (
+                "commands/test_doctor_ranks.py::test_another_file_on_one_rank_is_found_on_all"
             ),
         },
     },
@@ -197,6 +160,21 @@ MISTAKES = {
             "is_finished(run) => False": f"{DOCTOR}a_finished_folder_and_one_of_other_settings_are_seen",
             "check_settings(run, start.config if start else None) =>": (
                 f"{DOCTOR}a_finished_folder_and_one_of_other_settings_are_seen"
+            ),
+        },
+    },
+    "commands/report/page.py": {
+        "_template": {
+            "autoescape=True => autoescape=False": f"{REPORT}text_never_becomes_markup",
+        },
+    },
+    "commands/report/classes.py": {
+        "_rows": {
+            "own.student == own.teacher => own.student == own.label": SLOW_COUNT,
+        },
+        "_difference": {
+            "100 * (gained - lost) / len(right) => 100 * (lost - gained) / len(right)": (
+                f"{REPORT}the_classes_that_gained_and_lost_most_are_those_against_the_other_run"
             ),
         },
     },

@@ -53,7 +53,7 @@ MISTAKES = {
             "cross.square => cross.abs": AGREEMENT,
         },
         "Agreement.add": {
-            "cosine_B[real] => cosine_B": COSINE,
+            "value_B[real] => value_B": COSINE,
             "is_real_B.nonzero().flatten() => torch.arange(len(is_real_B))": AGREEMENT,
             "(student.final_BPD, teacher.final_BPD) => (student.final_BPD, student.final_BPD)": AGREEMENT,
         },
@@ -98,9 +98,7 @@ MISTAKES = {
             "(cosines / temperature).exp() => cosines": "train/test_probe.py::test_neighbours_vote_as_in_the_loop",
         },
         "fit_linear": {
-            "MOMENTUM * speed_KD + error_BK.T @ batch_BD => error_BK.T @ batch_BD": (
-                "train/test_probe.py::test_a_classifier_is_fitted_as_torchs_sgd_does"
-            ),
+            "momentum=MOMENTUM => momentum=0.0": "train/test_probe.py::test_a_classifier_is_fitted_as_sgd_by_hand_does",
         },
         "linear_probe": {
             "labels_N[held] => labels_N[kept[:len(held)]]": (

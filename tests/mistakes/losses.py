@@ -2,6 +2,7 @@
 
 LOSSES = "losses/test_losses.py::"
 METHODS = "losses/test_methods.py::"
+ATTENTION = f"{METHODS}test_attention_is_its_twin_in_value_and_gradient_whatever_prefix_tokens_take"
 PARTS = "losses/test_parts.py::"
 TWINS = f"{LOSSES}test_losses_of_logits_are_their_twins"
 METHOD_TWINS = f"{METHODS}test_losses_are_their_twins"
@@ -191,6 +192,17 @@ MISTAKES = {
             "(1, 2) => (1, 3)": f"{METHODS}test_spectral_is_its_twin",
         },
     },
+    "losses/attention.py": {
+        "Attention.forward": {
+            "teacher.maps[other] => teacher.maps[own]": (
+                f"{METHODS}test_attention_compares_its_pairs_of_blocks_and_wants_one_grid"
+            ),
+        },
+        "attention_loss": {
+            "map_BPP / map_BPP.sum(dim=2, keepdim=True) => map_BPP": ATTENTION,
+            "other_BPP.log() - own_BPP.log() => own_BPP.log() - other_BPP.log()": ATTENTION,
+        },
+    },
     "losses/relation.py": {
         "Relation.forward": {
             "...(..., teacher.final_BPD, temperature=temperature) => ...(..., teacher.final_BPD)": RELATIONS,
@@ -210,7 +222,7 @@ MISTAKES = {
         "": {
             "SMOOTH = 0.1 => SMOOTH = 0.2": FEATURE,
         },
-        "Feature.cosines": {
+        "Feature.metrics": {
             "cosine_BP.mean(1) => cosine_BP[:, 0]": (
                 "train/test_agreement.py::"
                 "test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student"

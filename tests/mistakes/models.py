@@ -8,6 +8,7 @@ GROUPS = f"{DISTILLER}test_norms_biases_and_what_timm_names_do_not_decay"
 HOOKS = f"{FEATURES}test_features_are_what_hooks_on_the_blocks_see_without_prefix_tokens"
 NORMALIZED = "models/test_normalization.py::test_normalisation_follows_the_slow_formula_and_is_rounded_once"
 ATTENTION = "models/test_selection.py::test_the_attention_is_the_one_inside_timm_and_the_logits_are_the_models"
+MAPS = "models/test_attention.py::test_maps_are_the_attention_inside_the_model_and_its_answers_stay"
 KEPT = "models/test_selection.py::test_the_teacher_sees_the_chosen_patches_where_they_were"
 UNFIT = "models/test_selection.py::test_models_whose_attention_cannot_choose_are_refused"
 PAIR = "models/test_pair.py::test_a_pair_may_differ_in_width_depth_and_grid"
@@ -38,12 +39,10 @@ MISTAKES = {
                 "models/test_variants.py::test_each_head_has_its_own_term_and_the_mean_of_both_answers_in_eval"
             ),
         },
-        "Distiller.parameter_groups": {
+        "Distiller.split_by_decay": {
             "p.ndim <= 1 or name in exempt => name in exempt": GROUPS,
             "p.ndim <= 1 or name in exempt => p.ndim <= 1": GROUPS,
             "f'student.{name}' => name": GROUPS,
-            "{'params': undecayed, 'weight_decay': 0.0} => {'params': undecayed, 'weight_decay': weight_decay}": GROUPS,
-            "{'params': decayed, 'weight_decay': weight_decay} => {'params': decayed, 'weight_decay': 0.05}": GROUPS,
             "p.requires_grad => True": GROUPS,
         },
     },
@@ -110,11 +109,28 @@ MISTAKES = {
             ),
         },
     },
-    "models/selection.py": {
-        "class_attention": {
-            "scores_BAN.softmax(dim=-1).mean => scores_BAN.softmax(dim=-1).amax": ATTENTION,
-            "attention.scale * query_BA1D.float() => query_BA1D.float()": ATTENTION,
+    "models/attention.py": {
+        "mean_attention": {
+            "scores_BANN.softmax(dim=-1).mean => scores_BANN.softmax(dim=-1).amax": ATTENTION,
+            "attention.scale * query_BAND => query_BAND": ATTENTION,
         },
+        "_queries_and_keys": {
+            "F.linear(tokens_BND, attention.qkv.weight, bias) => attention.qkv(tokens_BND)": (
+                f"{MAPS}[eva02_small_patch14_224]"
+            ),
+            "_rotated(attention, query_BAND, rope) => query_BAND": f"{MAPS}[eva02_base_patch14_224]",
+        },
+        "_rotated": {
+            "half=attention.rotate_half => half=not attention.rotate_half": f"{MAPS}[vit_small_patch16_dinov3]",
+        },
+        "AttentionMaps._record": {
+            "self._found is not None => True": (
+                "models/test_attention.py::test_bf16_maps_are_fp32_and_another_call_has_its_own"
+            ),
+            "prefix:, prefix: => :, :": f"{MAPS}[deit]",
+        },
+    },
+    "models/selection.py": {
         "logits_and_attention": {
             "len(model.blocks) - 2 => len(model.blocks) - 1": ATTENTION,
             "...[:, model.num_prefix_tokens:] => ...[:, :-model.num_prefix_tokens]": ATTENTION,

@@ -49,7 +49,7 @@ MISTAKES = {
     },
     "train/trackers.py": {
         "_Trackio.__init__": {
-            "{...: 'allow', **...} => {...: 'never', **...}": TRACKIO,
+            "resume='allow' => resume='never'": TRACKIO,
             "workdir.name => workdir": TRACKIO,
         },
     },

@@ -90,12 +90,11 @@ def test_norms_biases_and_what_timm_names_do_not_decay():
     student.patch_embed.proj.weight.requires_grad_(False)
     distiller = Distiller(student, losses, check_pair(student, teacher, losses, image_size=32))
     names = {p: name for name, p in distiller.named_parameters()}
-    decayed, undecayed = distiller.parameter_groups(0.3)
-    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.3, 0)
+    decayed, undecayed = distiller.split_by_decay()
     free = {name for name in names.values() if name.endswith("bias") or "norm" in name}
     free |= {"student.cls_token", "student.pos_embed"}
-    assert {names[p] for p in undecayed["params"]} == free
-    assert {names[p] for p in decayed["params"]} == {*names.values()} - free - {"student.patch_embed.proj.weight"}
+    assert {names[p] for p in undecayed} == free
+    assert {names[p] for p in decayed} == {*names.values()} - free - {"student.patch_embed.proj.weight"}
 
 
 def test_the_patches_that_the_student_attends_to_most_are_shown_to_the_teacher(batch):

@@ -183,6 +183,15 @@ def relation_global(student, teacher, queue, *, temperature):
     return total / len(student)
 
 
+def attention(student, teacher):
+    total, rows = 0.0, 0
+    for own, other in zip(student.tolist(), teacher.tolist()):
+        for s, t in zip(own, other):
+            total += sum(q / sum(t) * math.log(q / sum(t) * sum(s) / p) for p, q in zip(s, t))
+            rows += 1
+    return total / rows
+
+
 def feature(pooled, patches, target, target_patches):
     """The class's and the patches' part."""
     classes = [1 - cosine(p, t) for p, t in zip(pooled.tolist(), target.tolist())]

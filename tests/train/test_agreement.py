@@ -61,7 +61,7 @@ def feature_term():
 
 def test_cosines_are_means_over_the_images_that_count_of_what_the_adapters_make_of_the_student():
     feature, batches = feature_term(), micro_batches()
-    agreement, found = Agreement(feature.cosines), {"cosine": [], "cosine_patches": []}
+    agreement, found = Agreement([feature.metrics]), {"cosine": [], "cosine_patches": []}
     for batch in batches:
         with torch.no_grad():
             agreement.add(*batch)
@@ -138,7 +138,7 @@ def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(mo
 
 def agreement_of(feature, rank, world_size):
     """Each rank takes its turn of the micro-batches of which the last has other rows that count than the others'."""
-    agreement, batches = Agreement(feature.cosines), micro_batches()[:2] * 2
+    agreement, batches = Agreement([feature.metrics]), micro_batches()[:2] * 2
     with torch.no_grad():
         for batch in batches[rank::world_size]:
             agreement.add(*batch)

@@ -40,11 +40,16 @@ def test_settings_and_inputs_must_be_those_of_the_checkpoint(tmp_path):
             check_identity(start_of(tmp_path, now), other)
 
 
-def test_a_checkpoint_of_an_earlier_version_needs_the_config_beside_it(tmp_path):
+def test_a_checkpoint_of_an_earlier_version_needs_the_config_beside_it_and_the_same_training_images(tmp_path):
+    start = start_of(tmp_path, None)
+    start.manifest["train_state"] = {"data": 1}
+    now = {"settings": {"seed": 0}, "inputs": {"data.train": [1, 2], "data.val": [3, 4]}}
     with pytest.raises(ValueError, match="config.json is missing, which says what run"):
-        check_identity(start_of(tmp_path, None), {})
+        check_identity(start, now)
     (tmp_path / "config.json").touch()
-    check_identity(start_of(tmp_path, None), {})
+    check_identity(start, now)
+    with pytest.raises(ValueError, match="found changes in data.train. Restore"):
+        check_identity(start, now | {"inputs": {"data.train": [5, 2]}})
 
 
 def test_the_hash_of_weights_changes_with_each_file_that_holds_them_and_with_their_classes(tmp_path):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.inputs import Inputs
+from vitkd_ds.train.mixing import mix_step
 
 ONE, OTHER = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 TEACHERS = {

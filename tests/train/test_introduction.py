@@ -1,13 +1,16 @@
 """What a run says of its models and its learning rate when it begins."""
 
 import json
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
+from types import SimpleNamespace
 
+import pytest
 import timm
+import torch
 
-from tests.conftest import run_several
+from tests.conftest import metrics_of, run_several
 from vitkd_ds.recipes import build_run
-from vitkd_ds.train.introduction import model_costs
+from vitkd_ds.train.introduction import describe_run, model_costs
 
 
 def test_costs_are_those_of_the_models_that_are_trained(caplog):
@@ -43,21 +46,62 @@ def test_the_start_names_both_models_and_the_scaled_learning_rate(tmp_path, demo
     )
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["models"] == model_costs(build_run("demo"))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["lr"] for line in lines if "lr" in line]
+    rates = [line["lr"] for line in metrics_of(tmp_path / "run") if "lr" in line]
     assert max(rates) == rates[3] == 1e-3 and rates[9] == 1e-6
 
 
-def test_a_warm_up_that_takes_the_whole_run_is_warned_of(tmp_path, demo_cache):
-    command = ["--recipe=demo_plain", "--debug", "--max_steps=2", f"--workdir={tmp_path / 'run'}"]
-    (outcome,) = run_several(1, tmp_path / "commands", [command])
-    assert "the learning rate never falls: the warm-up takes all 2 steps of this debug run" in outcome["said"]
-
-
-def test_a_run_of_a_few_steps_of_the_demo_trains_and_says_once_that_its_warm_up_is_shorter(tmp_path, demo_cache):
-    command = ["--recipe=demo_plain", "--max_steps=5", f"--workdir={tmp_path / 'run'}", "--data.max_val_images=64"]
-    (outcome,) = run_several(1, tmp_path / "commands", [command])
-    assert outcome["said"].count("the warm-up is shortened from 250 to 1 steps") == 1
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "lr" in line] == [5]
+def test_a_warm_up_that_takes_the_whole_run_is_warned_of_and_one_that_is_shortened_is_said_once(tmp_path, demo_cache):
+    base = ["--recipe=demo_plain", "--data.max_val_images=64"]
+    lengths = {"debug": ["--debug", "--max_steps=2"], "run": ["--max_steps=5"]}
+    commands = [[*base, *words, f"--workdir={tmp_path / name}"] for name, words in lengths.items()]
+    debug, short = run_several(1, tmp_path / "commands", commands)
+    assert "the learning rate never falls: the warm-up takes all 2 steps of this debug run" in debug["said"]
+    assert short["said"].count("the warm-up is shortened from 250 to 1 steps") == 1
+    assert [line["step"] for line in metrics_of(tmp_path / "run") if "lr" in line] == [5]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["plan"]["warmup_steps"] == 1
+
+
+def config_of(workdir, *, resumed_step, before=None, extend=False):
+    """config.json of a start at this step of a run of 9 steps, over one that a start before has written."""
+    if before:
+        (workdir / "config.json").write_text(json.dumps(before))
+    run = replace(build_run("demo"), workdir=str(workdir), extend=extend)
+    schedule = make_dataclass("Steps", [("total_steps", int)])(9)
+    loaders = {f"{split}_loader": SimpleNamespace(fingerprint=key) for split, key in (("train", 5), ("val", 6))}
+    parts = SimpleNamespace(run=run, schedule=schedule, device=torch.device("cpu"), **loaders)
+    describe_run(parts, resumed_step, models={"student": {"parameters": 7}, "teacher": None}, workdir="made")
+    return json.loads((workdir / "config.json").read_text())
+
+
+def test_config_json_says_what_was_run_by_what(tmp_path):
+    (tmp_path / "done").touch()  # it is extended
+    first = {"step": 0, "ranks": 3}
+    before = {"plan": {"total_steps": 4}, "extended_at_steps": [2], "starts": [first]}
+    config = config_of(tmp_path, resumed_step=4, before=before)
+    assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
+    assert config["run"]["workdir"] == "made", "as the command named it, so that a stored run may move"
+    assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
+    assert config["extended_at_steps"] == [2, 4]
+    assert config["starts"][0] == first and (config["starts"][1]["step"], config["starts"][1]["ranks"]) == (4, 1)
+    assert not (tmp_path / "done").exists()
+    assert config["models"] == {"student": {"parameters": 7}, "teacher": None}
+    assert config["images"] == {"train": 5, "val": 6}
+    assert config["world_size"] == 1 and config["device"] == "cpu" and config["command"]
+    assert config["versions"].keys() == {"vitkd_ds", "torch", "deepspeed", "timm", "ffcv", "numpy"}
+
+
+@pytest.mark.parametrize("before, extend, resumed_step, expected", [
+    (None, False, 0, []), (None, False, 4, []), (None, True, 4, [4]), ({"plan": {"total_steps": 9}}, True, 4, []),
+    ({"plan": {"total_steps": 8}}, True, 4, [4]), ({"plan": {"total_steps": 8}, "extended_at_steps": [3]}, True, 0, []),
+    ({"plan": {"total_steps": 9}, "extended_at_steps": [3]}, False, 6, [3]),
+])  # fmt: skip
+def test_config_json_keeps_the_steps_at_which_a_run_was_made_longer(tmp_path, before, extend, resumed_step, expected):
+    config = config_of(tmp_path, resumed_step=resumed_step, before=before, extend=extend)
+    assert config["extended_at_steps"] == expected and len(config["starts"]) == 1
+
+
+@pytest.mark.parametrize("content", ["", '{"plan": 3}', '{"plan": {"total_steps": "9"}}'])
+def test_a_damaged_config_json_is_named_by_a_start_that_continues_its_list(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json must "):
+        config_of(tmp_path, resumed_step=3)

@@ -186,10 +186,13 @@ def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(inte
 def demo_with(**changes):
     """The demo with some settings of its parts replaced."""
     run = replace(build_run("demo"), global_batch_size=48)
-    return replace(run, **{name: replace(getattr(run, name), **values) for name, values in changes.items()})
+    settings = {name: value for name, value in changes.items() if isinstance(value, str)}
+    run = replace(run, **settings)
+    return replace(run, **{name: replace(getattr(run, name), **changes[name]) for name in changes.keys() - settings})
 
 
 @pytest.mark.parametrize("changes, found", [
+    ({"ds_config": "none.json"}, "none.json"),
     ({"data": {"train": "none.beton"}}, "none.beton"),
     ({"data": {"val": "none.beton"}}, "none.beton"),
     ({"data": {"knn_train": "none.beton", "knn_val": "none.beton"}}, "data.knn_train must be a .beton or demo"),
@@ -204,6 +207,18 @@ def test_what_one_rank_lacks_ends_all_ranks_before_the_engines_start(demo_cache,
 
     (kind, text), (_, other_text) = on_ranks(2, on_rank)
     assert kind is ranks.RefusedElsewhere and "rank 1: " in text and found in text and found in other_text
+
+
+def test_a_teacher_that_has_other_classes_on_one_rank_is_refused_on_all(demo_cache, tmp_path):
+    (tmp_path / "teacher.json").write_text('{"classes": ["ant", "bird"]}')
+
+    def on_rank(rank):
+        other = {"teacher": {"checkpoint": str(tmp_path / "teacher.safetensors")}}
+        with pytest.raises(ValueError, match="must have the classes of data.train in the same order") as raised:
+            parts.build_parts(demo_with(**other if rank else {}), torch.device("cpu"))
+        return type(raised.value)
+
+    assert on_ranks(2, on_rank) == [ranks.RefusedElsewhere, ValueError]
 
 
 def test_a_teacher_that_one_rank_alone_has_whole_is_refused_on_all():

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from tests.conftest import finish_ranks, start_ranks
 from tests.engine.tiny import FP32_RUN
 from vitkd_ds.cli import parse_run
-from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.engine.processes import leave, start_processes
 from vitkd_ds.models.build import without_fused_attention
+from vitkd_ds.train.mixing import mix_step
 from vitkd_ds.train.parts import build_models, build_parts
 from vitkd_ds.train.step import settle, train_step
 

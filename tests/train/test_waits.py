@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from tests.conftest import finish_ranks, start_ranks
 from vitkd_ds.cli import parse_run
-from vitkd_ds.engine.optimizer import AdamWithEMA
+from vitkd_ds.engine.optimizers.adamw import Choice
 from vitkd_ds.engine.processes import leave
 from vitkd_ds.train import inputs, loop
 
@@ -38,14 +38,14 @@ def main(workdir, placement):
     watch(get_accelerator(), "synchronize", seen.append)
     for owner, name in ((loop, "train_step"), (loop, "settle"), (inputs, "mix_step")):
         watch(owner, name, seen.append)
-    fused = AdamWithEMA.step
+    fused = Choice.step
 
     def step_as_on_a_gpu(self, *args):
         for group in self.param_groups:
             group["fused"] = True
         return fused(self, *args)
 
-    AdamWithEMA.step = step_as_on_a_gpu
+    Choice.step = step_as_on_a_gpu
     flags = {"recipe": "demo", "workdir": workdir, "debug": "true", "max_steps": f"{STEPS}", "log_every_steps": "100"}
     flags |= {"global_batch_size": "8", "micro_batch_size_per_gpu": "2", "teacher.placement": placement}
     flags |= {"checkpoint.every_steps": "100", "eval_every_epochs": "100", "optim.ema_decay": "0.9"}

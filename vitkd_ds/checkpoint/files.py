@@ -16,7 +16,9 @@ class HashingFile:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.num_bytes, self.error = file, 0, None
+        self.file = file
+        self.num_bytes = 0
+        self.error = None
         self.hash = hashlib.blake2b(digest_size=32)
 
     def write(self, data: Any) -> int:

@@ -148,13 +148,8 @@ def newest_whole(start: Start | None) -> Start | None:
 
 
 def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int) -> TrainState:
-    """Load a whole checkpoint, of any number of ranks, into a `StudentEngine`, or start anew. Collective.
-
-    `steps_per_epoch` and `data` are those of the data that is here now; see `TrainState`.
-
-    Raises:
-        ValueError: the checkpoint was made with other data, or by a version with another state.
-    """
+    """Load a whole checkpoint, of any number of ranks, into a `StudentEngine`; without one return the state of a new
+    run. Collective. Raises ValueError if a version with another state wrote it."""
     if start is None:
         return TrainState(steps_per_epoch, data)
     try:
@@ -164,20 +159,6 @@ def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int
             f"{start.path} must have the state that this version writes, found another one ({error}): go on "
             "with the version that wrote it, which config.json names"
         ) from None
-    ranks.together(lambda: _check_data(start, state, steps_per_epoch=steps_per_epoch, data=data))
     engine.load(start.path)
     # The best checkpoint of another run is not in this run's folder.
     return state if start.is_own else replace(state, best_top1=-1.0, best_step=0)
-
-
-def _check_data(start: Start, state: TrainState, *, steps_per_epoch: int, data: int) -> None:
-    if state.steps_per_epoch != steps_per_epoch:
-        raise ValueError(
-            f"{start.path} was made with {state.steps_per_epoch} steps per epoch, found {steps_per_epoch}: give the "
-            "same data.train and global_batch_size"
-        )
-    if state.data != data:
-        raise ValueError(
-            f"{start.path} was made with training images of fingerprint {state.data}, found {data}: give the same "
-            "data.train, or a copy of it; packed again, images have other numbers"
-        )

@@ -3,9 +3,9 @@
 The file `lock` says who holds the folder, and its modification time is the holder's heartbeat. Only silence proves that
 a holder is dead: its process number may be hidden, or belong to another container or a copy of this machine. A number
 that is not found shortens the wait. flock would not do: on some network file systems it silently holds on one node
-only. This relies on link() and rename() being atomic. Rank 0 alone locks. It calls `check` before it publishes
-anything, so that a job that was suspended and replaced stops. The next heartbeat restores a lock that somebody deleted
-or damaged. A deleted or replaced folder ends the run.
+only. This relies on exclusive creation and on rename() being atomic. Only rank 0 locks. It calls `check` before it
+publishes anything, so that a job that was suspended and replaced stops. The next heartbeat restores a lock that
+somebody deleted or damaged. A deleted or replaced folder ends the run.
 """
 
 import json
@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vitkd_ds.checkpoint.files import write_text
 from vitkd_ds.checkpoint.holder import UNKNOWN, describe_this_process, is_former_self, is_found, name_of
 
 logger = logging.getLogger(__name__)
@@ -42,42 +43,41 @@ class RunLock:
     """The lock of a run folder."""
 
     def __init__(self, workdir: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S) -> None:
-        self.path, self.heartbeat_s, self.stale_s = workdir / "lock", heartbeat_s, stale_s
-        self.me, self.place = describe_this_process(), None
-        self.released, self.writing = threading.Event(), threading.Lock()
+        self.path = workdir / "lock"
+        self.heartbeat_s = heartbeat_s
+        self.stale_s = stale_s
+        self.me = describe_this_process()
+        self.place: tuple[int, int] | None = None
+        self.released = threading.Event()
+        self.writing = threading.Lock()
 
     def acquire(self) -> None:
         """Take the lock; where only a heartbeat can tell whether its holder lives, wait for one, at most `stale_s`.
 
         Raises:
             ValueError: another job has it.
-            LockFailed: it cannot be written; nothing is left behind.
+            LockFailed: it cannot be written; no new run folder is left behind.
         """
-        folder, mine = self.path.parent, self.path.with_name(f".lock.{self.me['token']}")
-        made = [above for above in (folder, *folder.parents) if not above.exists()]
-        self.made_folder = bool(made)
+        folder = self.path.parent
+        self.made_folder = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.place = _place_of(folder)
-            try:
-                mine.write_text(json.dumps(self.me))
-                while not self._try(mine):
-                    pass
-            finally:
-                mine.unlink(missing_ok=True)
+            while not self._try():
+                pass
         except OSError as error:
             with suppress(OSError):  # the disk may be gone, and the first error says more
-                for above in made:
-                    above.rmdir()
+                if self.made_folder:
+                    folder.rmdir()
             raise LockFailed(
                 f"a run must write {str(self.path)!r} before it starts, found {error}: free space on its disk, make it "
                 f"writable, or give another --workdir"
             ) from error
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
 
-    def _try(self, mine: Path) -> bool:
+    def _try(self) -> bool:
         try:
-            _create(self.path, mine)
+            _create(self.path, self.me)
             return True
         except FileExistsError:
             holder = _read(self.path)
@@ -93,19 +93,16 @@ class RunLock:
         # Of several jobs that take a dead one's place, the one that creates the claim succeeds.
         claim = self.path.with_name(f".lock.after.{holder['token']}")
         try:
-            _create(claim, mine)
-        except FileExistsError:
-            time.sleep(self.heartbeat_s)  # another job is taking over; if it died here, its claim must not stay
-            os.utime(mine)  # now by the clock of the file system, which may be another one than this machine's
-            with suppress(FileNotFoundError):
-                if mine.stat().st_mtime - claim.stat().st_mtime > self.stale_s:
-                    claim.unlink()
+            _create(claim, self.me)
+        except FileExistsError:  # another job is taking over; if it died here, its claim must not stay
+            if not self._changes(claim, self.stale_s):
+                claim.unlink(missing_ok=True)
             return False
         try:
             if _read(self.path).get("token") != holder["token"]:
                 return False  # replaced or given back since we looked
             logger.warning("took over the lock of %s, which is gone", name_of(holder))
-            mine.replace(self.path)
+            write_text(self.path, json.dumps(self.me))
             return True
         finally:
             claim.unlink(missing_ok=True)
@@ -127,13 +124,19 @@ class RunLock:
         is_there = is_found(holder, self.me)
         if is_there:
             return True
-        wait_s = self.stale_s if is_there is None else min(self.stale_s, MISSED_BEATS * self.heartbeat_s)
-        seen, waited_until = _heartbeat(self.path), time.monotonic() + wait_s
         logger.info("waiting for a sign of life of %s", name_of(holder))
+        # A change means that the holder lives, or that another job has the lock by now.
+        wait_s = self.stale_s if is_there is None else min(self.stale_s, MISSED_BEATS * self.heartbeat_s)
+        return self._changes(self.path, wait_s)
+
+    def _changes(self, path: Path, wait_s: float) -> bool:
+        """Whether a file gets a heartbeat, or is replaced or deleted, within `wait_s`; return at once when it does."""
+        seen = _heartbeat(path)
+        waited_until = time.monotonic() + wait_s
         while time.monotonic() < waited_until:
             time.sleep(min(1.0, self.heartbeat_s))
-            if _heartbeat(self.path) != seen:
-                return True  # the holder lives, or another job has the lock by now
+            if _heartbeat(path) != seen:
+                return True
         return False
 
     def _beat(self) -> None:
@@ -161,24 +164,19 @@ class RunLock:
         found = _read(self.path)
         if not found or found is UNKNOWN:
             with self.writing:
-                found = {} if self.released.is_set() else self._write_again(is_there=bool(found))
+                found = {} if self.released.is_set() else self._restore(is_there=bool(found))
         if found and found["token"] != self.me["token"]:
             raise LockLost(f"{name_of(found)} considered this job dead and took {self.path}: exiting")
 
-    def _write_again(self, *, is_there: bool) -> dict[str, Any]:
-        """Write the lock, over a damaged one that is there, but not over that of a job that was faster; return who
-        holds it, {} if it cannot be written."""
-        mine = self.path.with_name(f".lock.{self.me['token']}")
-        with suppress(OSError):  # a full disk, or one that is away, ends no run: the next heartbeat tries again
-            try:
-                mine.write_text(json.dumps(self.me))
-                if is_there:
-                    mine.replace(self.path)
-                else:
-                    _create(self.path, mine)
-                logger.warning("%s was changed while this job holds it, and is written again", self.path)
-            finally:
-                mine.unlink(missing_ok=True)
+    def _restore(self, *, is_there: bool) -> dict[str, Any]:
+        """Replace this job's damaged lock, or create a deleted one unless another job has; return the holder, {} if the
+        disk is full or away: the next heartbeat tries again."""
+        with suppress(OSError):
+            if is_there:
+                write_text(self.path, json.dumps(self.me))
+            else:
+                _create(self.path, self.me)
+            logger.warning("%s was changed while this job holds it, and is written again", self.path)
         found = _read(self.path)
         return {} if found is UNKNOWN else found
 
@@ -199,7 +197,8 @@ class RunLock:
 def holder_of(workdir: Path) -> tuple[str, float, bool | None] | None:
     """Who holds a run folder, seconds since the last heartbeat, and whether its process is found (None: only a
     heartbeat can tell); None if nobody holds it. Reads only."""
-    found, heartbeat = _read(workdir / "lock"), _heartbeat(workdir / "lock")
+    found = _read(workdir / "lock")
+    heartbeat = _heartbeat(workdir / "lock")
     if not found or not heartbeat:
         return None
     me = describe_this_process()
@@ -215,20 +214,15 @@ def _place_of(folder: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _create(path: Path, source: Path) -> None:
-    """Create `path` with the content of `source`; of several callers one succeeds, the others get FileExistsError."""
-    try:
-        os.link(source, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        with path.open("x") as file:
-            try:
-                file.write(source.read_text())
-                file.flush()
-            except OSError:  # an empty lock would hold the folder
-                path.unlink()
-                raise
+def _create(path: Path, holder: dict[str, Any]) -> None:
+    """Create a lock or claim; of several callers one succeeds, the others get FileExistsError."""
+    with path.open("x") as file:
+        try:
+            file.write(json.dumps(holder))
+            file.flush()
+        except OSError:  # an empty lock would hold the folder
+            path.unlink()
+            raise
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -239,9 +233,8 @@ def _read(path: Path) -> dict[str, Any]:
         return UNKNOWN if path.is_symlink() else {}
     except (ValueError, RecursionError):
         return UNKNOWN
-    is_whole = isinstance(found, dict) and all(
-        type(found.get(key)) is (int if key == "pid" else str) for key in UNKNOWN
-    )
+    kinds = dict.fromkeys(UNKNOWN, str) | {"pid": int}
+    is_whole = isinstance(found, dict) and all(type(found.get(key)) is kind for key, kind in kinds.items())
     # The token becomes a part of a file's name.
     return found if is_whole and re.fullmatch(r"\w{1,64}", found["token"]) else UNKNOWN
 

@@ -47,7 +47,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = load_json(folder / MANIFEST)
-        version, files, step = manifest["format"], manifest["files"], manifest["train_state"]["step"]
+        version = manifest["format"]
+        files = manifest["files"]
+        step = manifest["train_state"]["step"]
         entries = [(type(entry["bytes"]), type(entry["blake2b"])) for entry in files.values()]
         if type(step) is not int or {*entries} - {(int, str)}:
             raise ValueError("a step or a length that is no whole number, or a checksum that is no text")

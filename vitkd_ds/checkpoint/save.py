@@ -17,6 +17,7 @@ import torch
 from vitkd_ds.checkpoint.export import write_student
 from vitkd_ds.checkpoint.files import sync_folder, write_text, write_whole
 from vitkd_ds.checkpoint.load import Start, TrainState
+from vitkd_ds.checkpoint.lock import LockLost
 from vitkd_ds.checkpoint.manifest import read_manifest, tag_of, write_manifest
 from vitkd_ds.config.run import CheckpointConfig
 from vitkd_ds.config.run_folder import CHECKPOINTS, pointer, tags
@@ -41,7 +42,7 @@ class Saver:
     description: dict[str, Any]
     """For student.json."""
     check: Callable[[], None] = lambda: None
-    """Called on rank 0 before a checkpoint is written and before it is published; what it raises ends the run."""
+    """Called on rank 0 before a checkpoint is written and before it is published; LockLost ends the run."""
     identity: dict[str, Any] = field(default_factory=dict)
     """For the manifest: what run the checkpoint is of."""
     saved_step: int = -1
@@ -57,15 +58,15 @@ class Saver:
 
         Raises:
             SaveError: too many failures in a row, or one at the last chance.
-            LockLost, and what else `check` raises but OSError: the run must end, and nothing is published.
+            LockLost: another job has the run folder, or it is gone; nothing is published.
         """
         part = ranks.from_main(self.folder / f".{tag_of(state.step)}.{uuid.uuid4().hex}.part")
-        failures = self._checked() or self._write(engine, state, part)
+        failures = _failures_on_main(self.check) or self._write(engine, state, part)
         if not failures:
-            self.num_failures, self.saved_step = 0, state.step
+            self.num_failures = 0
+            self.saved_step = state.step
             return
         ranks.on_main(lambda: shutil.rmtree(part, ignore_errors=True))
-        self._checked()  # a lock that was lost while this was written is no failure among others
         self.num_failures += 1
         try:
             latest = ranks.on_main(lambda: pointer(self.folder, "latest")) or "none"
@@ -110,29 +111,18 @@ class Saver:
         if self.saved_step == state.step and (failures := _failures_on_main(renew)):
             _warn(f"THE EVALUATION OF step {state.step} IS NOT IN ITS CHECKPOINT: {'; '.join(failures)}")
 
-    def _checked(self) -> list[str]:
-        """What kept `check` from looking, the same on every rank; raises on all what else it raises."""
-
-        def look() -> list[str]:
-            try:
-                self.check()
-            except OSError as error:
-                return [f"rank 0: {error!r}"]
-            return []
-
-        return ranks.on_main(look)
-
     def _write(self, engine: Any, state: TrainState, part: Path) -> list[str]:
         """Write and publish; return what went wrong, the same on every rank. No rank waits for one that failed."""
-        state_files, weights = engine.state_files(), engine.student_weights()
-        description = self.description | {"step": state.step, "world_size": ranks.world_size()}
+        state_files = engine.state_files()
+        weights = engine.student_weights()
         files: dict[str, Any] = {}
 
         def write() -> None:
             for name, content in state_files.items():
                 files[name] = write_whole(part / name, lambda file, content=content: torch.save(content, file))
             if ranks.rank() == 0:
-                files.update(write_student(part, weights, description))
+                about = {"step": state.step, "world_size": ranks.world_size()}
+                files.update(write_student(part, weights, self.description | about))
 
         if failures := _failures_on_main(lambda: part.mkdir(parents=True)) or ranks.failures(write):
             return failures
@@ -144,10 +134,8 @@ class Saver:
         write_manifest(part, files, content)
         self.check()  # again, because writing takes long enough for this job to be considered dead
         final = self.folder / tag_of(state.step)
-        replaced = self.folder / f".{final.name}.old"
         if final.exists():  # damaged, or left behind by a start from an older checkpoint
-            shutil.rmtree(replaced, ignore_errors=True)
-            final.rename(replaced)
+            final.rename(self.folder / f".{final.name}.{uuid.uuid4().hex}.old")
         part.rename(final)
         self._point(state)
         try:
@@ -165,7 +153,18 @@ class Saver:
 
 
 def _failures_on_main(function: Callable[[], None]) -> list[str]:
-    return ranks.failures(function if ranks.rank() == 0 else lambda: None)
+    """Call `function` on rank 0; return what it raised, the same on every rank; LockLost is raised on all."""
+
+    def attempt() -> list[str]:
+        try:
+            function()
+        except LockLost:
+            raise
+        except Exception as error:  # any kind: a failed save must not end one rank while the others wait
+            return [f"rank 0: {type(error).__name__}: {error}"]
+        return []
+
+    return ranks.on_main(attempt)
 
 
 def _warn(text: str) -> None:

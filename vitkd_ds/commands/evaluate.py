@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from vitkd_ds.commands.exported import first_device, open_exported
 from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.commands.predict import first_device, open_exported
 from vitkd_ds.commands.probe import probe_exported
 from vitkd_ds.config.options import WEIGHTS
 from vitkd_ds.config.run import DataConfig, Run, TeacherConfig
@@ -21,9 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_exported(
-    student: str, *, val: str = "", teacher: str = "", teacher_checkpoint: str = "", micro_batch_size: int = 64,
-    knn: bool = False, probe: bool = False, train: str = "",
-) -> dict[str, float]:  # fmt: skip
+    student: str,
+    *,
+    val: str = "",
+    teacher: str = "",
+    teacher_checkpoint: str = "",
+    micro_batch_size: int = 64,
+    knn: bool = False,
+    probe: bool = False,
+    train: str = "",
+) -> dict[str, float]:
     """Evaluate an exported student in fp32 on this machine's first device, as `vitkd_ds.train.evaluate` does: by
     `evaluate`, or without a classifier by `evaluate_features`.
 
@@ -43,12 +50,13 @@ def evaluate_exported(
     if knn or probe:
         if teacher or teacher_checkpoint:
             raise ValueError("--teacher does not belong to --knn and --probe, which ask the student: leave it out")
-        sources = {"train": train, "val": val}
-        return probe_exported(student, knn=knn, probe=probe, **sources, micro_batch_size=micro_batch_size)
+        return probe_exported(student, knn=knn, probe=probe, train=train, val=val, micro_batch_size=micro_batch_size)
     if train:
         raise ValueError("--train belongs to --knn and --probe, found neither: add one of them, or leave it out")
     exported = open_exported(student)
-    run, classes, device = exported.run, exported.classes, first_device()
+    run = exported.run
+    classes = exported.classes
+    device = first_device()
     kept = run.data.classes if run and not val else ""  # of the run's own images, which may have more
     val = val or (run.data.val if run else "")
     if not val:

@@ -1,16 +1,47 @@
-"""From the flags of a command line to one checked run, before the slow imports. Nothing here imports torch."""
+"""From the words and flags of a command line to checked arguments and one checked run. Nothing here imports torch."""
 
+import inspect
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from vitkd_ds.config.check import check_knn, check_run, check_without_classes
+from vitkd_ds.config.check import check_classes, check_run
 from vitkd_ds.config.help import field_help
 from vitkd_ds.config.options import apply_options
-from vitkd_ds.config.overrides import convert
+from vitkd_ds.config.overrides import convert, nearest
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.augment.policy import parse_rand_augment
 from vitkd_ds.data.classes import count_classes
 from vitkd_ds.recipes import build_run
+
+
+def command(
+    words: str = "", *, takes_run: bool = False, about: Callable[[dict[str, str]], str] | None = None, **options: type
+) -> Callable[..., Any]:
+    """Make a function a command.
+
+    It is called with its `words`, of which those in brackets may be left out and "..." at the end is any number more,
+    and with those of its `options`, given with their types, that it got; with `takes_run` also with all other `flags`,
+    for `parse_run`. `about` makes the text of --help from the flags; without it the docstring is the text.
+    """
+
+    def make(function: Callable[..., None]) -> Callable[..., None]:
+        def checked(*given: str, **flags: str) -> None:
+            if "help" in flags:
+                print(about(flags) if about else inspect.getdoc(function))
+                return
+            check_words(given, words)
+            own = {key: convert(flags.pop(key), options[key], key) for key in options if key in flags}
+            if flags and not takes_run:
+                key = next(iter(flags))
+                raise ValueError(f"--{key} is no option: {nearest(key, options) if options else 'there are none'}")
+            function(*given, **own, **({"flags": flags} if takes_run else {}))
+
+        checked.__doc__ = function.__doc__
+        return checked
+
+    return make
 
 
 def check_words(given: tuple[str, ...], names: str) -> None:
@@ -28,12 +59,21 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     recipe or value, with the nearest valid name."""
     check_words(words, "")
     debug = convert(flags.pop("debug", "false"), bool, "debug")
-    run = apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags)
+    return checked(apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags))
+
+
+def checked(run: Run) -> Run:
+    """Check a run before anything heavy loads, and count the classes of its data where it does not say them.
+
+    Every run that is trained comes from here, once: those of a command line by `parse_run`, those of Python directly.
+
+    Raises:
+        ValueError: its settings or data do not fit together.
+    """
     check_run(run)
     if not run.data.num_classes:
         run = replace(run, data=replace(run.data, num_classes=count_classes(run.data)))
-        check_without_classes(run)
-        check_knn(run)
+    check_classes(run)
     if run.augment.rand_augment:
         parse_rand_augment(run.augment.rand_augment)
     return run
@@ -41,7 +81,8 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
 
 def train_help(flags: dict[str, str], about: str) -> str:
     """Describe train, by `about`, and every field of a run, or only the group or field that --help names."""
-    recipe, topic = flags.get("recipe", "demo"), flags["help"]
+    recipe = flags.get("recipe", "demo")
+    topic = flags["help"]
     topic = "" if topic == "True" else topic  # what fire makes of a flag without a value
     fields = field_help(build_run(recipe), topic, width=shutil.get_terminal_size().columns)
     about = "" if topic else f"{about}\n\n"

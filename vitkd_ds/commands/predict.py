@@ -1,30 +1,105 @@
-"""Say of image files what a student sees, without labels and without packing."""
+"""An exported student, and its answers for image files, without labels and without packing."""
 
 import csv
 import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitkd_ds.commands.cells import safe_cell
-from vitkd_ds.commands.exported import Answers, Exported, first_device, open_exported
+from vitkd_ds.commands.compare.table import safe_cell
 from vitkd_ds.commands.show import one_line
+from vitkd_ds.config.run import DataConfig, Run, read_run
+from vitkd_ds.config.run_folder import CONFIG, DESCRIPTION, EXPORTED, STUDENT, find_student, read_json, read_student
 from vitkd_ds.data.images import crops_of
 from vitkd_ds.data.order import SAMPLE_DTYPE
 from vitkd_ds.data.sources import NO_LABELS, Source, open_source
 from vitkd_ds.data.torchvision import DECODED, TorchvisionImages
 from vitkd_ds.models import build
+from vitkd_ds.models.features import tap_features
 from vitkd_ds.models.fp32 import fp32_products
 
 logger = logging.getLogger(__name__)
 
 MICRO_BATCH = 64
 """Images per forward; more than these are decoded by other processes."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported student."""
+
+    source: str
+    """Run folder, checkpoint or export that it was opened as."""
+    folder: Path
+    """Where its two files lie."""
+    description: dict[str, Any]
+    """Content of its student.json."""
+    run: Run | None
+    """The run that it is of; None outside a run folder."""
+    run_folder: Path | None
+    """Where the config.json of that run lies."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes in label order; () without a classifier."""
+        return tuple(self.description["classes"])
+
+    def build(self) -> nn.Module:
+        """Build it in fp32 on the CPU."""
+        find = partial(find_student, self.source)
+        return read_student(find, lambda folder: build.build_exported(self.description, folder / STUDENT))
+
+    def model(self) -> nn.Module:
+        """Build it in fp32 on this machine's first device."""
+        return self.build().to(first_device())
+
+    def data(self, val: str, *, num_classes: int, **changes: Any) -> DataConfig:
+        """Validation images, cut as the student was evaluated."""
+        described = {key: self.description[key] for key in ("image_size", "val_crop_fraction", "interpolation")}
+        return DataConfig(**{"train": "", "val": val, "num_classes": num_classes, **described} | changes)
+
+
+def open_exported(student: str) -> Exported:
+    """Find the exported student that a run folder, checkpoint or export means; raises ValueError if there is none."""
+    find = partial(find_student, student)
+    folder, description = read_student(find, lambda folder: (folder, read_json(folder / DESCRIPTION, EXPORTED)))
+    # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
+    beside = [place for place in (folder, folder.parent.parent) if (place / CONFIG).is_file()]
+    return Exported(student, folder, description, read_run(beside[0]) if beside else None, next(iter(beside), None))
+
+
+def load_student(student: str | Path) -> nn.Module:
+    """Build the student of a run folder, a checkpoint or an export on the CPU, in fp32 and eval mode: a timm model,
+    whose `pretrained_cfg` has its preprocessing and class names. Raises ValueError if there is none."""
+    return open_exported(str(student)).build().eval()
+
+
+class Answers(nn.Module):
+    """What a student says of normalised images: its logits [B, K], or its pooled feature [B, D]."""
+
+    def __init__(self, model: nn.Module, *, features: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.features = features
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Compute them in the model's dtype."""
+        if self.features:
+            return tap_features(self.model, images_BCHW, ()).pooled_BD
+        return self.model(images_BCHW)
+
+
+def first_device() -> torch.device:
+    """This machine's first GPU, else its CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool = False) -> Iterator[str]:
@@ -45,8 +120,10 @@ def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool
     exported = open_exported(student)
     if top < 1:
         raise ValueError(f"--top must be 1 or more, found {top}: give the number of classes to name per image")
-    features, top = features or not exported.classes, min(top, len(exported.classes))
-    source, num_lines = _source_of(images), 0
+    features = features or not exported.classes
+    top = min(top, len(exported.classes))
+    source = _source_of(images)
+    num_lines = 0
     as_csv = features or any(os.path.isdir(path) for path in images)
     for name, answer in _answers(exported, source, features=features):
         if features:
@@ -75,7 +152,8 @@ def _source_of(images: Sequence[str]) -> Source:
             paths.append(image)
         else:
             raise ValueError(f"every image must be a file or a folder, found nothing at {image!r}: check the path")
-    labels, sizes = np.zeros(len(paths), np.int64), np.array([os.path.getsize(path) for path in paths])
+    labels = np.zeros(len(paths), np.int64)
+    sizes = np.array([os.path.getsize(path) for path in paths])
     return Source("image files", (), labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
 
 
@@ -83,13 +161,17 @@ def _source_of(images: Sequence[str]) -> Source:
 def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[tuple[str, Tensor]]:
     """The name of each image that can be decoded, and what the student answers, in fp32 on the CPU."""
     crops = crops_of(exported.data("", num_classes=0), split="val", seed=0)
-    options = {"micro_batch_size": MICRO_BATCH, "num_workers": len(os.sched_getaffinity(0)), "source": source}
-    images = TorchvisionImages("the images", crops, None, **options)
+    num_workers = len(os.sched_getaffinity(0))
+    images = TorchvisionImages(
+        "the images", crops, None, micro_batch_size=MICRO_BATCH, num_workers=num_workers, source=source
+    )
     samples = np.zeros(len(source.names), SAMPLE_DTYPE)
     samples["index"] = np.arange(len(samples))
     micro_batches = images.decoded(samples) if len(samples) > MICRO_BATCH else [images.decode(samples)]
     model = exported.model()
-    answers, normalization, first = Answers(model, features=features).eval(), build.normalization_of(model), 0
+    answers = Answers(model, features=features).eval()
+    normalization = build.normalization_of(model)
+    first = 0
     for images_BHWC, status_B in micro_batches:
         for i in np.flatnonzero(status_B != DECODED):
             logger.warning("an image has no answer, as it %s", images.reason(first + int(i), int(status_B[i])))

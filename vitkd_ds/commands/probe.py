@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from vitkd_ds.commands.exported import Exported, first_device, open_exported
 from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.commands.predict import Exported, first_device, open_exported
 from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.epochs import Loader
@@ -35,26 +35,28 @@ def probe_exported(
     """
     exported = open_exported(student)
     kept = exported.run.data.classes if exported.run and not train else ""
-    paths = {"train": train, "val": val}
-    for split, path in paths.items():
-        if not path and exported.run is None:
-            raise ValueError(f"--{split} must name labelled images, found no run beside {exported.folder}: give it")
-        paths[split] = _labelled(split, path or getattr(exported.run.data, split))
-    loaders = _loaders(exported, **paths, kept=kept, micro_batch_size=micro_batch_size)
+    train, val = (_labelled(exported, split, path) for split, path in (("train", train), ("val", val)))
+    # Both splits are cut as in validation, and the labels of val are numbered as those of train.
+    classes = read_classes(kept) if kept else check_beton(train).classes
     model = exported.model()
-    (train_ND, labels_N), (val_MD, labels_M) = (_features_of(model, loader) for loader in loaders)
-    sizes = {"num_classes": len(loaders[0].classes)}
+    (train_ND, labels_N), (val_MD, labels_M) = (
+        _features_of(model, _loader(exported, path, classes, kept, micro_batch_size)) for path in (train, val)
+    )
     result = {"num_train": len(train_ND), "num_images": len(val_MD)}
     if knn:
-        result["knn_top1"] = top1(knn_votes(train_ND, labels_N, val_MD, **sizes), labels_M)
+        votes_MK = knn_votes(train_ND, labels_N, val_MD, num_classes=len(classes))
+        result["knn_top1"] = top1(votes_MK, labels_M)
     if probe:
-        found = linear_probe(train_ND, labels_N, val_MD, **sizes, seed=seed)
+        found = linear_probe(train_ND, labels_N, val_MD, num_classes=len(classes), seed=seed)
         result |= {"probe_top1": top1(found.logits_MK, labels_M), "probe_lr": found.lr}
     return result
 
 
-def _labelled(split: str, path: str) -> str:
-    """The .beton that --train or --val means. Raises ValueError if it has no labels."""
+def _labelled(exported: Exported, split: str, path: str) -> str:
+    """The .beton that --train or --val means. Raises ValueError if there is none, or it has no labels."""
+    if not path and exported.run is None:
+        raise ValueError(f"--{split} must name labelled images, found no run beside {exported.folder}: give it")
+    path = path or getattr(exported.run.data, split)
     found = str(demo_beton(split)) if path == "demo" else find_packed(split, path)
     if len(check_beton(found).classes) < 2:
         raise ValueError(
@@ -64,13 +66,10 @@ def _labelled(split: str, path: str) -> str:
     return found
 
 
-def _loaders(exported: Exported, *, train: str, val: str, kept: str, micro_batch_size: int) -> tuple[Loader, Loader]:
-    """Both splits as they are cut in validation, each image once; the labels of val are numbered as those of train.
-    `kept` is a file of the only classes that are used, or ""."""
-    classes = read_classes(kept) if kept else check_beton(train).classes
-    options = {"split": "val", "micro_batch_size": micro_batch_size, "classes": classes, "device": first_device()}
-    settings = {"num_classes": len(classes), "train": train, "classes": kept}
-    return tuple(build_loader(exported.data(path, **settings), **options) for path in (train, val))
+def _loader(exported: Exported, path: str, classes: tuple[str, ...], kept: str, micro_batch_size: int) -> Loader:
+    """Each image of a file once; `kept` is a file of the only classes that are used, or ""."""
+    data = exported.data(path, num_classes=len(classes), train=path, classes=kept)
+    return build_loader(data, split="val", micro_batch_size=micro_batch_size, classes=classes, device=first_device())
 
 
 def _features_of(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:

@@ -3,25 +3,34 @@
 The images are what a run with this seed and micro-batches of 32 trains on first, after crops, augmentation and mixing.
 """
 
-from collections.abc import Callable
-from contextlib import closing
+import logging
+import subprocess
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from vitkd_ds.commands.fonts import find_font
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.images import open_images
 from vitkd_ds.data.loader import build_loader
-from vitkd_ds.data.mixing import mix_step
 from vitkd_ds.models import build
+from vitkd_ds.train.mixing import mix_step
 
-ROWS, COLUMNS = 4, 8
-CAPTION_LINES, LINE_PIXELS, BASELINE_PIXELS = 2, 12, 9
+logger = logging.getLogger(__name__)
+
+ROWS = 4
+COLUMNS = 8
+CAPTION_LINES = 2
+LINE_PIXELS = 12
+BASELINE_PIXELS = 9
 """Lines below an image, pixels from one to the next, and from the top of a line to the foot of its letters."""
+FONT_PIXELS = 10
+NO_CHARACTER = "\U0010ffff"
+"""What every font draws as the box for a character that it lacks."""
 MIN_CELL_PIXELS = 128
 """Smaller images are enlarged, pixel by pixel."""
 MIN_PART = 0.01
@@ -45,10 +54,12 @@ def show(run: Run, dst: Path) -> Path:
         raise ValueError(f"DST must lie in a folder that exists, found none at {str(dst.parent)!r}: make it")
     images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
     size = min(ROWS * COLUMNS, len(images.chosen))
-    options = {"augment": run.augment, "statistics": build.statistics_of(run.student)}
-    loader = build_loader(run.data, split="train", micro_batch_size=size, seed=run.seed, **options)
+    statistics = build.statistics_of(run.student)
+    loader = build_loader(
+        run.data, split="train", micro_batch_size=size, seed=run.seed, augment=run.augment, statistics=statistics
+    )
     # Smoothing gives every class a little of every label, which says nothing about the image, and draws nothing.
-    unsmoothed = replace(run, losses=replace(run.losses, ce=replace(run.losses.ce, label_smoothing=0.0)))
+    unsmoothed = replace(run, losses=run.losses.without_label_smoothing())
     with closing(loader.epoch(0)) as micro_batches:
         images_BCHW, targets_BK = mix_step(unsmoothed, *next(micro_batches), step=0, place=0)
     pixels_BHWC = images_BCHW.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -76,7 +87,8 @@ def _grid(pixels_BHWC: np.ndarray, captions: list[list[str]]) -> Image.Image:
     cell = size * max(1, -(-MIN_CELL_PIXELS // size))
     row_pixels = cell + CAPTION_LINES * LINE_PIXELS
     canvas = Image.new("RGB", (COLUMNS * cell, ROWS * row_pixels), "white")
-    draw, font = ImageDraw.Draw(canvas), find_font(["…", *(line for lines in captions for line in lines)])
+    draw = ImageDraw.Draw(canvas)
+    font = find_font(["…", *(line for lines in captions for line in lines)])
     for number, (pixels_HWC, lines) in enumerate(zip(pixels_BHWC, captions, strict=True)):
         left, top = number % COLUMNS * cell, number // COLUMNS * row_pixels
         canvas.paste(Image.fromarray(pixels_HWC).resize((cell, cell), Image.Resampling.NEAREST), (left, top))
@@ -93,3 +105,39 @@ def _fitting(text: str, fits: Callable[[str], bool]) -> str:
     while text and not fits(f"{text}…"):
         text = text[:-1]
     return f"{text}…"
+
+
+def find_font(texts: Iterable[str]) -> ImageFont.FreeTypeFont:
+    """Find a font with all characters of the texts: Pillow's own, or one that fontconfig knows. Where there is none,
+    a warning names what Pillow's font, which is returned, draws as boxes."""
+    characters = sorted(set().union(*texts))
+    default = ImageFont.load_default(FONT_PIXELS)
+    missing = _missing_from(default, characters)
+    if not missing:
+        return default
+    for file in _files_with(characters):
+        with suppress(OSError):  # of a font of pictures, or of a fixed size
+            font = ImageFont.truetype(file, FONT_PIXELS)
+            if not _missing_from(font, characters):
+                return font
+    logger.warning(
+        "no font has %s: boxes stand in their place. Install fontconfig and a font with these characters, such as "
+        "fonts-noto-cjk.",
+        " ".join(missing),
+    )
+    return default
+
+
+def _files_with(characters: Iterable[str]) -> list[str]:
+    """Font files that have the characters, for fontconfig; none where it is not installed."""
+    pattern = f":charset={' '.join(f'{ord(character):x}' for character in characters)}"
+    words = ["fc-list", "--format", "%{file}\n", pattern]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(words, capture_output=True, text=True, errors="surrogateescape", timeout=60)
+        return sorted(done.stdout.splitlines())
+    return []
+
+
+def _missing_from(font: ImageFont.FreeTypeFont, characters: Iterable[str]) -> list[str]:
+    box = bytes(font.getmask(NO_CHARACTER))
+    return [character for character in characters if bytes(font.getmask(character)) == box]

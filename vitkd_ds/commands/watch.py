@@ -9,14 +9,13 @@ from typing import Any
 
 from vitkd_ds.checkpoint.lock import STALE_S, holder_of
 from vitkd_ds.commands.compare.runs import whole_lines
+from vitkd_ds.config.metrics import EVALUATED
 from vitkd_ds.config.run_folder import CONFIG, DONE, METRICS, SUMMARY, read_json
 from vitkd_ds.train.console import Progress, progress_line
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
-EVALUATED = "val_num_images"
-"""Key that only the lines of evaluations have."""
 
 
 def watch(run: str) -> dict[str, Any]:
@@ -27,9 +26,12 @@ def watch(run: str) -> dict[str, Any]:
     Raises:
         ValueError: a folder that is no run.
     """
-    folder, log = Path(run), _Growing(Path(run) / METRICS)
+    folder = Path(run)
+    log = _Growing(Path(run) / METRICS)
     total_steps = _total_steps(folder)
-    progress, evaluated, state = Progress(total_steps, start_step=0), -1, ""
+    progress = Progress(total_steps, start_step=0)
+    evaluated = -1
+    state = ""
     try:
         while True:
             is_done = (folder / DONE).exists()  # before the log, of which then nothing is missed
@@ -59,7 +61,9 @@ class _Growing:
     """A log that grows, and is replaced where a run goes on from a checkpoint."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._inode, self._offset = path, 0, 0
+        self._path = path
+        self._inode = 0
+        self._offset = 0
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
         """The whole lines since the last reading, and whether the file is another one. Opening it makes a network file
@@ -71,7 +75,8 @@ class _Growing:
                 file.seek(0 if is_anew else self._offset)
                 content = file.read()
                 content = content[: content.rfind(b"\n") + 1]
-                self._inode, self._offset = inode, (0 if is_anew else self._offset) + len(content)
+                self._inode = inode
+                self._offset = (0 if is_anew else self._offset) + len(content)
         except FileNotFoundError:
             return [], False
         return whole_lines(content.decode(errors="replace")), is_anew

@@ -6,10 +6,10 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from vitkd_ds.config.losses import BAD_ENTRY_POINTS, terms_of_a_teacher
-from vitkd_ds.config.rules import require
+from vitkd_ds.config.losses import BAD_ENTRY_POINTS
 from vitkd_ds.config.run import Run, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
+from vitkd_ds.config.term import terms_of_a_teacher, terms_of_logits
 
 EXTRAS = {
     "wandb": "pip install 'vitkd_ds[wandb]'",
@@ -31,13 +31,13 @@ def check_run(run: Run) -> None:
     _check_is_complete(run)
     _check_rate(run)
     active = run.losses.active()
-    require(bool(active), "losses", "no term with a weight above 0", "have at least one term")
+    if not active:
+        raise ValueError(
+            "losses must have at least one term, got none with a weight above 0. Set --losses.ce.weight=1."
+        )
     _check_teacher(run)
     for term in active.values():
         term.check_run(run)
-    if run.data.labels == "ignore":
-        check_without_classes(run)
-    check_knn(run)
 
 
 def check_workdir(run: Run) -> None:
@@ -51,44 +51,50 @@ def check_workdir(run: Run) -> None:
             ) from error
 
 
-def check_knn(run: Run) -> None:
-    """Refuse one split alone, and k-NN where there are classes and so a top-1."""
-    given = [f"data.{name}" for name in ("knn_train", "knn_val") if getattr(run.data, name)]
-    if len(given) == 1:
-        raise ValueError(f"data.knn_train and data.knn_val go together, found {given[0]} alone: give both or none")
-    if given and run.data.num_classes:
-        raise ValueError(
-            f"data.knn_train is for runs without labels, found data.num_classes={run.data.num_classes}: leave it and "
-            "data.knn_val out"
-        )
+def check_classes(run: Run) -> None:
+    """Check what depends on the classes of the data, once they are counted: data.num_classes is 0 if there are none.
 
-
-def check_without_classes(run: Run) -> None:
-    """Refuse terms that need labels or a classifier, where data.num_classes is 0, which here means none.
-
-    `check_run` calls it where labels are ignored; else that there are none shows when those of data.train are counted.
+    Raises:
+        ValueError: k-NN for half of its splits, or for a run that has a top-1; terms or a head that need classes where
+            there are none.
     """
-    if run.data.num_classes and run.data.labels == "ignore":
+    data = run.data
+    given = [f"data.{name}" for name in ("knn_train", "knn_val") if getattr(data, name)]
+    if len(given) == 1:
+        raise ValueError(f"data.knn_train and data.knn_val go together, got {given[0]} only. Give both or none.")
+    if given and data.num_classes:
         raise ValueError(
-            f"data.num_classes must be 0 where data.labels=ignore, found {run.data.num_classes}: add "
-            "--data.num_classes=0, or leave --data.labels out"
+            f"data.knn_train is for runs without labels, got data.num_classes={data.num_classes}. Omit it and "
+            "data.knn_val."
         )
-    if run.data.num_classes:
-        return
-    active, fitting = run.losses.active(), [name for name, term in run.losses.terms().items() if not term.needs.classes]
-    refused = [name for name, term in active.items() if term.needs.classes]
-    why = "labels are ignored" if run.data.labels == "ignore" else "data.train has no labels"
-    if refused:
-        what = "labels" if active[refused[0]].needs.labels else "logits of a classifier"
-        off = " ".join(f"--losses.{name}.weight=0" for name in refused)
+    if data.num_classes and data.labels == "ignore":
         raise ValueError(
-            f"losses.{refused[0]} needs {what}, but {why} (data.num_classes=0): set {off}, and give a weight to one or "
-            f"more of {', '.join(fitting)}"
+            f"data.num_classes must be 0 where data.labels=ignore, got {data.num_classes}. Add --data.num_classes=0, "
+            "or omit --data.labels."
+        )
+    if not data.num_classes:
+        _check_without_classes(run)
+
+
+def _check_without_classes(run: Run) -> None:
+    """Reject terms that need labels or a classifier, and a run without a teacher."""
+    why = "labels are ignored" if run.data.labels == "ignore" else "data.train has no labels"
+    terms = run.losses.terms().items()
+    needing = {name: term for name, term in run.losses.active().items() if term.needs.classes}
+    if needing:
+        first, term = next(iter(needing.items()))
+        off = " ".join(f"--losses.{name}.weight=0" for name in needing)
+        raise ValueError(
+            f"losses.{first} needs {'labels' if term.needs.labels else 'logits of a classifier'}, but {why} "
+            f"(data.num_classes=0). Set {off}, and give a weight to one or more of "
+            f"{', '.join(name for name, term in terms if not term.needs.classes)}."
         )
     if run.teacher and run.teacher.head:
-        raise ValueError(f"teacher.head gives logits of classes, but {why} (data.num_classes=0): leave it out")
+        raise ValueError(f"teacher.head gives logits of classes, but {why} (data.num_classes=0). Omit it.")
     if run.teacher is None:
-        raise ValueError(f"a run must have a teacher where {why} (data.num_classes=0), found none: name one")
+        raise ValueError(
+            f"no teacher given, but {why} (data.num_classes=0). Pass --teacher.model NAME or --teacher.checkpoint RUN."
+        )
 
 
 def _check_trackers(run: Run) -> None:
@@ -124,7 +130,7 @@ def _check_teacher(run: Run) -> None:
         raise ValueError(
             f"teacher.keep_tokens must be 0 with losses that compare tokens, some of which the teacher would lack, "
             f"found {run.teacher.keep_tokens} and losses.{', losses.'.join(comparing)}: set --teacher.keep_tokens=0, "
-            "or train with kd, nkd, wttm, dist or dkd alone"
+            f"or train with {', '.join(terms_of_logits(run.losses))} alone"
         )
     if run.teacher.checkpoint == "random" and not run.debug:
         raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")

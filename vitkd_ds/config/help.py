@@ -1,17 +1,16 @@
-"""The text of `train.py --help`: every field of a run with its kind, its default and the string below it in the source.
-Only people read it: no run depends on a word of it."""
+"""Text of `train.py --help`: every setting of a run with its kind, default and docstring."""
 
-import ast
-import dataclasses
 import inspect
 import json
 import shlex
 from itertools import accumulate, groupby
 from textwrap import wrap
-from typing import Any, Iterator, Mapping, get_origin, get_type_hints
+from typing import Any, Mapping
 
-from vitkd_ds.config.overrides import KINDS, dataclass_in, default_of, nearest
-from vitkd_ds.config.rules import rules_of
+from pydantic_core import PydanticUndefined
+
+from vitkd_ds.config.overrides import Setting, nearest, settings_of
+from vitkd_ds.config.part import what
 from vitkd_ds.config.run import Run
 
 
@@ -19,61 +18,46 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
     """Describe the fields of a run in `width` columns: a heading for each group, each field as the option to type.
 
     Args:
-        run: what the defaults are taken from; a part that is None is listed with the defaults of its class.
-        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" is everything. No other may be asked for:
-            ValueError, which names the nearest.
+        run: source of the defaults; a part that is None is listed with the defaults of its class.
+        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" is everything.
+
+    Raises:
+        ValueError: there is no such topic; the nearest is named.
     """
-    fields = sorted(_fields(type(run), run, ""), key=lambda field: "." in field[1])  # the top level comes first
-    chosen = [field for field in fields if not topic or f"{field[1]}.".startswith(f"{topic}.")]
+    settings = sorted(settings_of(type(run), run), key=lambda setting: "." in setting.key)  # the top level comes first
+    chosen = [setting for setting in settings if not topic or f"{setting.key}.".startswith(f"{topic}.")]
     if not chosen:
-        names = {name for _, key, _, _ in fields for name in accumulate(key.split("."), "{}.{}".format)}
+        names = {name for setting in settings for name in accumulate(setting.key.split("."), "{}.{}".format)}
         raise ValueError(f"--help {topic} is no group or field of a run: {nearest(topic, names)}")
     lines = []
-    for heading, group in groupby(chosen, key=lambda field: field[0]):
+    for heading, group in groupby(chosen, key=_heading):
         lines += ["", *wrap(heading, width)]
-        for _, _, option, text in group:
+        for setting in group:
+            option = f"--{setting.key}{_typed(setting.value)}  ({what(setting.field)})"
             indents = {"initial_indent": "  ", "subsequent_indent": " " * 8}
             lines += wrap(option, width, **indents, break_long_words=False, break_on_hyphens=False)
-            lines += wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += wrap(docstring(setting), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines[1:])
 
 
-def docstrings(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass or of its bases, on one line; fields without one are left out."""
-    found = {}
-    for base in cls.__mro__[-2::-1]:
-        try:
-            source = inspect.getsource(base)
-        except OSError:  # LossesConfig is made from a dict; its fields are parts, which have texts of their own
-            continue
-        body = ast.parse(source).body[0].body
-        for field, below in zip(body, body[1:]):
-            match field, below:
-                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                    found[name] = " ".join(text.split())
-    return found
+def docstring(setting: Setting) -> str:
+    """Return the string below a field in its class or, where there is none, in a base."""
+    name = setting.key.rpartition(".")[2]
+    fields = [vars(base).get("__pydantic_fields__", {}).get(name) for base in setting.owner.__mro__]
+    return next((" ".join(field.description.split()) for field in fields if field and field.description), "")
 
 
-def _fields(cls: type, part: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    """Heading of its group, key, option and docstring of each field."""
-    texts, types, rules = docstrings(cls), get_type_hints(cls), rules_of(cls)
-    heading = f"{prefix.rstrip('.') or 'run'}: {inspect.getdoc(cls)}"
-    if part is None:
-        heading += " The recipe has none; these are the defaults of a recipe that has one."
-    for field in dataclasses.fields(cls):
-        key, inner = prefix + field.name, dataclass_in(types[field.name])
-        value = default_of(field) if part is None else getattr(part, field.name)
-        if inner:
-            yield from _fields(inner, value, f"{key}.")
-        else:
-            kind = KINDS.get(get_origin(types[field.name]) or types[field.name], "text")
-            must = f"; must {rules[field.name].must}" if field.name in rules else ""
-            yield heading, key, f"--{key}{_typed(value)}  ({kind}{must})", texts.get(field.name, "")
+def _heading(setting: Setting) -> str:
+    """Title of the group of a setting."""
+    group = setting.key.rpartition(".")[0] or "run"
+    absent = "" if setting.is_in_run else " The recipe has none; these are the defaults of a recipe that has one."
+    return f"{group}: {inspect.getdoc(setting.owner)}{absent}"
 
 
 def _typed(value: Any) -> str:
-    """A value as a shell takes it behind an option, nothing for a field without a default."""
+    """Return a value as a shell takes it after an option, nothing for a field without a default."""
+    if value is PydanticUndefined:
+        return ""
     if isinstance(value, tuple):
         return f"={','.join(map(str, value))}"
-    text = json.dumps(value) if isinstance(value, (bool, Mapping)) else str(value)
-    return "" if value is dataclasses.MISSING else f"={shlex.quote(text)}"
+    return f"={shlex.quote(json.dumps(value) if isinstance(value, (bool, Mapping)) else str(value))}"

@@ -4,20 +4,21 @@ adds a term here, or in a package of their own by an entry point, and nothing in
 Nothing here imports torch: a term names its module, and says what it compares as a function of its settings.
 """
 
-from dataclasses import dataclass, field, make_dataclass
-from importlib.metadata import entry_points
+from dataclasses import field, replace
 from keyword import iskeyword
 from typing import Annotated, Any, Literal
 
-from vitkd_ds.config.rules import POSITIVE, Rule, at_least, require, within
-from vitkd_ds.config.term import Needs, Term
+from annotated_types import Ge, Gt, Interval
+from pydantic.dataclasses import dataclass
 
-TWO_BLOCKS = Rule("name two blocks, as the loss has two aligners", lambda blocks: len(blocks) == 2)
+from vitkd_ds.config import entry_points
+from vitkd_ds.config.part import Number, Part, Rule, require
+from vitkd_ds.config.term import MeasuredCost, Needs, PairedBlocksTerm, Term
+
+TWO_BLOCKS = Rule(lambda blocks: len(blocks) == 2, "two blocks with a comma, as the loss has two aligners")
 
 FACTOR = "balance_"
 """What the name of a term's learned factor begins with in the log."""
-ENTRY_POINTS = "vitkd_ds.losses"
-"""Group of the entry points by which another installed package adds terms: name = module:dataclass."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class CrossEntropyTerm(Term, place="losses.ce"):
     module = "vitkd_ds.losses.cross_entropy:CrossEntropy"
     needs = Needs(labels=True)
 
-    weight: Annotated[float, at_least(0, "off")] = 1.0
-    label_smoothing: Annotated[float, within("[0, 1)")] = 0.0
+    weight: Annotated[Number, Ge(0)] = 1.0
+    label_smoothing: Annotated[Number, Interval(ge=0, lt=1)] = 0.0
     """Part of the target that is spread evenly over all classes; 0 is none."""
 
 
@@ -39,7 +40,7 @@ class KDTerm(Term, place="losses.kd"):
     module = "vitkd_ds.losses.kd:KD"
     needs = Needs(logits=True)
 
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of both models' logits before the softmax; higher is softer."""
     standardize: bool = False
     """Give each image's logits mean 0 and standard deviation 1 first."""
@@ -52,9 +53,9 @@ class NKDTerm(Term, place="losses.nkd"):
     module = "vitkd_ds.losses.nkd:NKD"
     needs = Needs(logits=True, labels=True)
 
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of both models' logits in the part on non-target classes; higher is softer."""
-    gamma: Annotated[float, at_least(0)] = 1.0
+    gamma: Annotated[Number, Ge(0)] = 1.0
     """Factor of the part on non-target classes; the paper's is 1."""
 
 
@@ -63,16 +64,20 @@ class ViTKDTerm(Term, place="losses.vitkd"):
     """Feature distillation, `vitkd_ds.ViTKDLoss`; alpha and beta weigh its two halves inside the term."""
 
     module = "vitkd_ds.losses.vitkd:ViTKD"
+    # 6 bytes for the teacher's three features, and 16, as measured, for backward: the masked tokens and the first
+    # convolution's output in bf16, three differences in fp32.
+    cost = MeasuredCost("ViTKD", bytes_per_patch=22)
+    lowered_by = {"vitkd_mimic": "alpha", "vitkd_generate": "beta"}
 
-    alpha: Annotated[float, at_least(0)] = 3e-5
+    alpha: Annotated[Number, Ge(0)] = 3e-5
     """Factor of the mimicked shallow blocks, whose squared differences are summed over tokens and channels."""
-    beta: Annotated[float, at_least(0)] = 3e-6
+    beta: Annotated[Number, Ge(0)] = 3e-6
     """Factor of the regenerated last block, summed likewise."""
     scaled: bool = False
     """Multiply alpha and beta by 196 x 384 / (student's tokens x teacher's width), so that the paper's values, which
     weigh sums over 196 tokens of width 384, suit a pair of any size. Without it they weigh plain sums, as in the
     paper, whose wider teachers weigh more."""
-    mask_ratio: Annotated[float, within("(0, 1)")] = 0.5
+    mask_ratio: Annotated[Number, Interval(gt=0, lt=1)] = 0.5
     """Part of the student's tokens of the last block that is masked before it is regenerated."""
     blocks: Annotated[tuple[int, ...], TWO_BLOCKS] = (0, 1)
     """Blocks whose output is mimicked, counted from 0 in student and teacher alike; the paper's are the first two."""
@@ -90,7 +95,7 @@ class WTTMTerm(Term, place="losses.wttm"):
     module = "vitkd_ds.losses.wttm:WTTM"
     needs = Needs(logits=True)
 
-    gamma: Annotated[float, POSITIVE] = 0.8
+    gamma: Annotated[Number, Gt(0)] = 0.8
     """Power of the teacher's probabilities, 1 / temperature; the paper's DeiT value is published nowhere."""
     weighted: bool = True
     """Weigh each image by how unsure the teacher is, or with gamma above 1 by how sure it is; false is TTM."""
@@ -103,9 +108,9 @@ class DISTTerm(Term, place="losses.dist"):
     module = "vitkd_ds.losses.dist:DIST"
     needs = Needs(logits=True)
 
-    beta: Annotated[float, at_least(0)] = 1.0
+    beta: Annotated[Number, Ge(0)] = 1.0
     """Factor of the correlations over the classes of an image."""
-    gamma: Annotated[float, at_least(0)] = 1.0
+    gamma: Annotated[Number, Ge(0)] = 1.0
     """Factor of the correlations over the images of a class."""
     scope: Literal["micro_batch", "all_ranks"] = "micro_batch"
     """Images of which a class is correlated: the rank's micro-batch, or those of all ranks, which are gathered. Those
@@ -119,11 +124,11 @@ class DKDTerm(Term, place="losses.dkd"):
     module = "vitkd_ds.losses.dkd:DKD"
     needs = Needs(logits=True, labels=True)
 
-    alpha: Annotated[float, at_least(0)] = 1.0
+    alpha: Annotated[Number, Ge(0)] = 1.0
     """Factor of the label against the rest."""
-    beta: Annotated[float, at_least(0)] = 0.5
+    beta: Annotated[Number, Ge(0)] = 0.5
     """Factor of the rest by itself."""
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of all logits; higher is softer."""
 
     def check_run(self, run: Any) -> None:
@@ -140,11 +145,11 @@ class DistillationTokenTerm(Term, place="losses.distillation_token"):
     """DeiT's distillation token: the student's second head learns from the teacher, the first from the other terms."""
 
     module = "vitkd_ds.losses.distillation_token:DistillationToken"
-    needs = Needs(logits=True, distillation_token=True)
+    needs = Needs(logits=True, second_head=True)
 
     kind: Literal["hard", "soft"] = "hard"
     """What it learns: the teacher's most likely class, or its probabilities."""
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[Number, Gt(0)] = 1.0
     """Divisor of both logits in the soft kind; higher is softer."""
 
 
@@ -157,27 +162,15 @@ class VkDTerm(Term, place="losses.vkd"):
 
 
 @dataclass(frozen=True)
-class SpectralTerm(Term, place="losses.spectral"):
+class SpectralTerm(PairedBlocksTerm, place="losses.spectral"):
     """Spectra of token maps, `vitkd_ds.losses.spectral_loss`; for models of one patch grid."""
 
     module = "vitkd_ds.losses.spectral:Spectral"
-
-    student_blocks: tuple[int, ...] = (0, 1)
-    """Blocks of the student, counted from 0."""
-    teacher_blocks: tuple[int, ...] = (0, 1)
-    """Blocks of the teacher that they are compared with, one by one."""
 
     @property
     def needs(self) -> Needs:
         """What it compares."""
         return Needs(tokens=True, student_blocks=self.student_blocks, teacher_blocks=self.teacher_blocks)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            len(self.student_blocks) == len(self.teacher_blocks) > 0, "losses.spectral.teacher_blocks",
-            self.teacher_blocks, f"name as many blocks as student_blocks={self.student_blocks}, one or more",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,11 +179,12 @@ class FeatureTerm(Term, place="losses.feature"):
 
     module = "vitkd_ds.losses.feature:Feature"
     needs = Needs(tokens=True)
+    is_watched = True
 
     target: Literal["raw", "layer_norm", "standardize", "phi_s"] = "standardize"
     """What the teacher's features are turned into: nothing, LayerNorm, or a transform by their statistics, which gives
     every channel mean 0 and variance 1, or all channels equal variances by a rotation and one scale."""
-    calibration_batches: Annotated[int, POSITIVE] = 32
+    calibration_batches: Annotated[int, Gt(0)] = 32
     """Micro-batches of each rank that the statistics are taken of, before the first update; the checkpoint has them."""
 
 
@@ -201,9 +195,9 @@ class RelationTerm(Term, place="losses.relation"):
     module = "vitkd_ds.losses.relation:Relation"
     needs = Needs(tokens=True)
 
-    temperature: Annotated[float, POSITIVE] = 0.07
+    temperature: Annotated[Number, Gt(0)] = 0.07
     """Divisor of the cosines before the softmax."""
-    queue: Annotated[int, POSITIVE] = 4096
+    queue: Annotated[int, Gt(0)] = 4096
     """The last images, of all ranks, that an image is compared with, itself among them; at least the global batch."""
 
     def check_run(self, run: Any) -> None:
@@ -213,11 +207,37 @@ class RelationTerm(Term, place="losses.relation"):
 
 
 @dataclass(frozen=True)
-class Losses:
+class AttentionTerm(PairedBlocksTerm, place="losses.attention"):
+    """Attention maps of chosen blocks, `vitkd_ds.losses.attention`; for vision transformers of one patch grid."""
+
+    module = "vitkd_ds.losses.attention:Attention"
+
+    student_blocks: tuple[int, ...] = (-1,)
+    """Blocks of the student, counted from 0, or from the last: -1."""
+    teacher_blocks: tuple[int, ...] = (-1,)
+    """Blocks of the teacher that they are compared with, one by one."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it compares."""
+        return Needs(tokens=True, student_attention=self.student_blocks, teacher_attention=self.teacher_blocks)
+
+
+@dataclass(frozen=True)
+class Losses(Part, place="losses"):
     """Which terms make the total: any set, each with a weight (0 is off) and a schedule. Its other fields are TERMS."""
 
     balance: bool = field(default=False, kw_only=True)
     """Learn a factor of each term beside its weight, of the terms' sizes alone (DTO-KD's cheap form), of mean 1."""
+
+    @property
+    def label_smoothing(self) -> float:
+        """Part of each target that is spread evenly over all classes."""
+        return self.ce.label_smoothing
+
+    def without_label_smoothing(self) -> "Losses":
+        """Return a copy whose targets are the labels as they are."""
+        return replace(self, ce=replace(self.ce, label_smoothing=0.0))
 
     def terms(self) -> dict[str, Any]:
         """All terms by name."""
@@ -236,17 +256,12 @@ class Losses:
         return needs
 
 
-def terms_of_a_teacher(losses: Losses) -> list[str]:
-    """The names of the terms that compare something of a teacher, with a weight or without."""
-    return [name for name, term in losses.terms().items() if term.needs.teacher]
-
-
 def _add_terms_of_others() -> None:
     """Add the terms of other installed packages to TERMS; what cannot be added is refused by `check_run`, as a command
     says it then in a sentence."""
     # In the order of their names: parameters follow it, and every node and every later start must cut them alike.
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
-        where = f"{point.name} = {point.value} in the entry points {ENTRY_POINTS}"
+    for point in entry_points.installed("losses"):
+        where = entry_points.described(point)
         if point.name in (*TERMS, *NAMES_TAKEN) or not point.name.isidentifier() or iskeyword(point.name):
             BAD_ENTRY_POINTS.append(f"a term of another package must have a name of its own, found {where}: rename it")
             continue
@@ -264,20 +279,20 @@ def _add_terms_of_others() -> None:
         TERMS[point.name] = term
 
 
-NAMES_TAKEN = ("student", "balance", "forward", "training", *dir(Losses))
+NAMES_TAKEN = ("student", "balance", "blocks", "forward", "maps", "parts", "training", *dir(Losses))
 """Names of a `Distiller` and of `Losses` that no term may have."""
 BAD_ENTRY_POINTS: list[str] = []
 """What is wrong with terms of other packages."""
 TERMS: dict[str, type[Term]] = {
     "ce": CrossEntropyTerm, "kd": KDTerm, "nkd": NKDTerm, "vitkd": ViTKDTerm, "wttm": WTTMTerm, "dist": DISTTerm,
     "dkd": DKDTerm, "distillation_token": DistillationTokenTerm, "vkd": VkDTerm, "spectral": SpectralTerm,
-    "feature": FeatureTerm, "relation": RelationTerm,
+    "feature": FeatureTerm, "relation": RelationTerm, "attention": AttentionTerm,
 }  # fmt: skip
 """Every term by its name, in the order in which the log shows them."""
 _add_terms_of_others()
 
-LossesConfig = make_dataclass(
-    "LossesConfig", [(name, term, field(default=term())) for name, term in TERMS.items()], bases=(Losses,), frozen=True
+_FIELDS = {"__annotations__": TERMS, "__module__": __name__, "__doc__": Losses.__doc__}
+LossesConfig = dataclass(frozen=True)(
+    type(Losses)("LossesConfig", (Losses,), _FIELDS | {name: term() for name, term in TERMS.items()})
 )
 """See `Losses`: the dataclass with a field for each of TERMS."""
-LossesConfig.__module__, LossesConfig.__doc__ = __name__, Losses.__doc__

@@ -6,20 +6,10 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Mapping
 
-from vitkd_ds.config.losses import terms_of_a_teacher
-from vitkd_ds.config.overrides import apply_overrides, read_run
-from vitkd_ds.config.run import Run, TeacherConfig
-from vitkd_ds.config.run_folder import (
-    CONFIG,
-    DONE,
-    TAG,
-    description_beside,
-    find_weights,
-    is_begun,
-    is_student,
-    model_of,
-    run_of,
-)
+from vitkd_ds.config import run_folder
+from vitkd_ds.config.overrides import apply_overrides
+from vitkd_ds.config.run import Run, TeacherConfig, read_run
+from vitkd_ds.config.term import terms_of_a_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -40,42 +30,42 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
     Raises:
         ValueError: an option or value that is none (the nearest is named), or files that contradict the options.
     """
-    is_without, options = options.get("teacher") == "none", dict(options)
-    run = _with_or_without_teacher(recipe, options)
-    run = apply_overrides(run, options)
+    own = {key: text for key, text in options.items() if key != "teacher"}
+    run = apply_overrides(_with_or_without_teacher(recipe, options), own)
     for role, (key, _) in WEIGHTS.items():
         if getattr(run, role):
-            run = _with_described_model(_without_old_args(run, recipe, role, options), role, options)
-        if f"{role}.{key}" in options:
-            run = _with_weights_of_before(run, role, options[f"{role}.{key}"])
-    if run.teacher is None:
-        for name in terms_of_a_teacher(run.losses):
-            term, option = getattr(run.losses, name), f"losses.{name}.weight"
-            if option in options and term.weight and is_without:
-                raise ValueError(
-                    f"--{option}={options[option]} needs a teacher, found --teacher none: leave one of them out"
-                )
-            if option not in options:
-                off = replace(term, weight=0.0)
-                run = replace(run, losses=replace(run.losses, **{name: off}))
-    return run
+            run = _with_described_model(_without_old_args(run, recipe, role, own), role, own)
+        if f"{role}.{key}" in own:
+            run = _with_weights_of_before(run, role, own[f"{role}.{key}"])
+    return run if run.teacher else _without_terms_of_a_teacher(run, options)
 
 
-def _with_or_without_teacher(run: Run, options: dict[str, str]) -> Run:
-    """Take the option `teacher` out of `options`, and give the run a teacher or none."""
+def _with_or_without_teacher(run: Run, options: Mapping[str, str]) -> Run:
+    """Give the run a teacher if an option needs one, or none if `teacher` says so."""
     own = next((key for key in options if key.startswith("teacher.")), None)
-    if "teacher" in options:
-        if (value := options.pop("teacher")) != "none":
-            raise ValueError(
-                f"--teacher must be none, found {value!r}: --teacher.checkpoint names a teacher's weights or run "
-                "folder, --teacher.model its architecture"
-            )
-        if own:
-            raise ValueError(f"--{own} must not be given with --teacher none: leave one of them out")
-        return replace(run, teacher=None)
-    defaults = {field.name: field.default for field in fields(TeacherConfig) if field.default is not MISSING}
-    is_new = run.teacher is None and own is not None
-    return replace(run, teacher=TeacherConfig(model="", **defaults)) if is_new else run
+    if "teacher" not in options:
+        defaults = {field.name: field.default for field in fields(TeacherConfig) if field.default is not MISSING}
+        is_new = run.teacher is None and own is not None
+        return replace(run, teacher=TeacherConfig(model="", **defaults)) if is_new else run
+    if options["teacher"] != "none":
+        raise ValueError(
+            f"--teacher must be none, got {options['teacher']!r}. Name a teacher's weights or run folder with "
+            "--teacher.checkpoint, or its architecture with --teacher.model."
+        )
+    if own:
+        raise ValueError(f"--{own} and --teacher none exclude each other. Omit one of them.")
+    return replace(run, teacher=None)
+
+
+def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
+    """Turn off the terms that need a teacher, except those that an option turns on, which the check names."""
+    for name in terms_of_a_teacher(run.losses):
+        term, option = getattr(run.losses, name), f"losses.{name}.weight"
+        if option not in options:
+            run = replace(run, losses=replace(run.losses, **{name: replace(term, weight=0.0)}))
+        elif term.weight and "teacher" in options:
+            raise ValueError(f"--{option}={options[option]} needs a teacher, got --teacher none. Omit one of them.")
+    return run
 
 
 def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, str]) -> Run:
@@ -84,17 +74,16 @@ def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, st
     is_other = before is not None and config.model != before.model
     if not (is_other and config.model_args and f"{role}.model_args" not in options):
         return run
-    logger.info(
-        "%s.model=%s takes the place of recipe %s's %s: its %s.model_args %s are left out", role, config.model,
-        recipe.recipe, before.model, role, dict(config.model_args),
-    )  # fmt: skip
+    old = f"recipe {recipe.recipe}'s {before.model}"
+    args = dict(config.model_args)
+    logger.info(f"{role}.model={config.model} takes the place of {old}: its {role}.model_args {args} are dropped")
     return replace(run, **{role: replace(config, model_args={})})
 
 
 def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Run:
     """Resolve a folder to the file of weights in it, and take the model that the .json beside the weights describes.
 
-    An option that names another model is refused, and `model_args` of an option stay, as a model may be built with
+    An option that names another model is rejected, and `model_args` of an option stay, as a model may be built with
     more arguments than it was stored with.
     """
     config, (key, words) = getattr(run, role), WEIGHTS[role]
@@ -102,18 +91,15 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
     if value in words:
         return run
     # What an option names must be there; what a run has stored is missed only when it is loaded.
-    path = find_weights(value, f"{role}.{key}") if f"{role}.{key}" in options else Path(value)
-    described = model_of(description_beside(path))
-    if not described:
-        return replace(run, **{role: replace(config, **{key: str(path)})})
-    named = options.get(f"{role}.model", described["model"])
-    if named != described["model"]:
+    path = run_folder.find_weights(value, f"{role}.{key}") if f"{role}.{key}" in options else Path(value)
+    described = run_folder.model_of(run_folder.description_beside(path))
+    named = options.get(f"{role}.model")
+    if described and named not in (None, described["model"]):
         raise ValueError(
-            f"--{role}.model must be the model of {role}.{key}={value}, which is {described['model']}, found {named}: "
-            "leave it out"
+            f"--{role}.model={named} is not the model of {role}.{key}={value}, which is {described['model']}. Omit it."
         )
     if f"{role}.model_args" in options:
-        described.pop("model_args")
+        described.pop("model_args", None)
     return replace(run, **{role: replace(config, **{key: str(path)}, **described)})
 
 
@@ -121,17 +107,18 @@ def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
     """Keep the checkpoint with which the run in workdir was begun, where the option `given` names the run that it is
     of: that one may have trained on, or become finished, since."""
     workdir, path, (key, words) = Path(run.workdir), Path(given).expanduser(), WEIGHTS[role]
-    moves = given not in words and is_student(path) and not TAG.fullmatch(path.name)
-    if not moves or run.resume == "none" or not is_begun(workdir) or not (workdir / CONFIG).is_file():
+    moves = given not in words and run_folder.is_student(path) and not run_folder.TAG.fullmatch(path.name)
+    is_begun = run_folder.is_begun(workdir) and (workdir / run_folder.CONFIG).is_file()
+    if not moves or run.resume == "none" or not is_begun:
         return run
     config, before = getattr(run, role), getattr(read_run(workdir), role)
     old, new = getattr(before, key) if before else "", getattr(config, key)
-    if old in words or old == new or run_of(Path(old)) != run_of(Path(new)):
+    if old in words or old == new or run_folder.run_of(Path(old)) != run_folder.run_of(Path(new)):
         return run
-    if not Path(old).exists() and not (workdir / DONE).exists():
+    if not Path(old).exists() and not (workdir / run_folder.DONE).exists():
         raise ValueError(
-            f"{workdir} was begun with {role}.{key}={old}, found no such file any more, and {given} means {new} now: "
-            "put the file back, or give another --workdir"
+            f"{workdir} was begun with {role}.{key}={old}, which does not exist any more, and {given} means {new} now. "
+            "Restore the file, or give another --workdir."
         )
-    logger.info("%s.%s stays %s, with which %s was begun, though %s means %s now", role, key, old, workdir, given, new)
+    logger.info(f"{role}.{key} stays {old}, with which {workdir} was begun, though {given} means {new} now")
     return replace(run, **{role: replace(config, **{key: old})})

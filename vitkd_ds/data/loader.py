@@ -34,7 +34,7 @@ def build_loader(
     Args:
         data: where the images are and how they are cropped; "demo" as a path is the data inside the package.
         split: train (shuffled, random crops, whole global batches) or val (each image once, centre crops).
-        augment: what follows the crop in training; None is nothing. Mixing is `vitkd_ds.data.mixing`'s.
+        augment: what follows the crop in training; None is nothing. Mixing is `vitkd_ds.train.mixing`'s.
         micro_batch_size: images per forward on this rank.
         global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
         classes: the training images' in label order, by whose names the labels of val are numbered; None takes its own.

@@ -11,10 +11,13 @@ from typing import Any, Callable
 from vitkd_ds.config.reading import load_json
 
 RECIPE_OWNED = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-)  # fmt: skip
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
 FORBIDDEN = {
-    "optimizer": "--optim.lr and its neighbours",
+    "optimizer": "--optim.name, --optim.lr and the other options of optim",
     "scheduler": "--optim.warmup_epochs and --optim.min_lr",
     "fp16": '"bf16" (fp16 needs a loss scale that the non-finite check would fight)',
     "amp": '"bf16"',
@@ -112,7 +115,7 @@ def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
 
 
 def check_student(config: dict[str, Any], *, source: str) -> None:
-    """Check that DeepSpeed leaves the norm, the finite check and the clipping to `vitkd_ds.engine.optimizer`.
+    """Check that DeepSpeed leaves the norm, the finite check and the clipping to `vitkd_ds.engine.clip`.
 
     Raises:
         ValueError: it does not, the stage is not 2, autocast is to fp16, or weights are to lie elsewhere than one after

@@ -6,12 +6,36 @@ exports, checkpoints and messages, and the arithmetic is the same, so no bit of 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vitkd_ds.engine import ranks
 from vitkd_ds.engine.compile import compile_options
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trainable parameters that an optimizer treats alike."""
+
+    name: str
+    params: list[nn.Parameter]
+    weight_decay: float = 0.0
+    num_states: int = 0
+    """fp32 values that the optimizer keeps per weight, besides the moving average."""
+    is_whole: bool = False
+    """Keep each weight whole in the partition of one rank, and tell the optimizer its shape; else a partition may begin
+    within a weight."""
+
+
+class Place(NamedTuple):
+    """Place of a weight in the row of its group, which ZeRO cuts into equal partitions."""
+
+    start: int
+    """Element of the row at which it begins."""
+    shape: torch.Size
 
 
 class FlatModule(nn.Module):
@@ -23,57 +47,67 @@ class FlatModule(nn.Module):
 
     Args:
         module: on the CPU, in fp32.
-        groups: its trainable parameters in groups for the optimizer, each a dict with `params`.
+        groups: its trainable parameters.
         max_numel: elements of a flat parameter at most, unless one weight alone has more. It is ZeRO's bucket: a longer
-            parameter would be reduced by itself, and nothing before all of it has a gradient.
+            parameter would be reduced by itself, and nothing before all of it has a gradient. A group of whole weights
+            has one flat parameter per rank instead, all of the same length.
 
     Attributes:
-        flats: the flat parameters, which the state dict calls flat0, flat1 and so on; those of one group follow each
-            other, in the order of `groups`.
-        shapes: for each flat parameter name -> shape of the weights in it, in their order.
+        shapes: for each flat parameter name -> shape of the weights in it, in their order. The state dict calls the
+            flat parameters flat0, flat1 and so on; those of one group follow each other, in the order of `groups`.
+        places: for each group name -> place of its weights, in their order.
+        parameter_groups: torch's, with flat parameters in place of the module's, and for whole weights the `shapes` of
+            those in this rank's partition, which follow each other from its start.
     """
 
-    def __init__(self, module: nn.Module, groups: Sequence[dict[str, Any]], *, max_numel: int) -> None:
+    def __init__(self, module: nn.Module, groups: Sequence[Group], *, max_numel: int) -> None:
         super().__init__()
         self.module = module
         self.shapes: list[dict[str, torch.Size]] = []
-        self._groups: list[dict[str, Any]] = []
+        self.places: list[dict[str, Place]] = []
+        self.parameter_groups: list[dict[str, Any]] = []
         names = {p: name for name, p in module.named_parameters()}
         for group in groups:
+            runs = _deal(group.params, ranks.world_size()) if group.is_whole else [*_cut(group.params, max_numel)]
+            length = max(_numel(run) for run in runs) if group.is_whole else 0
             flats = []
-            for params in _cut(group["params"], max_numel):
-                flats.append(nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params])))
+            places = {}
+            start = 0
+            for run in runs:
+                # ZeRO makes the length of a partition even.
+                padding = group.params[0].new_zeros(max(0, length + length % 2 - _numel(run)))
+                flats.append(nn.Parameter(torch.cat([*(p.detach().reshape(-1) for p in run), padding])))
                 self.register_parameter(f"flat{len(self.shapes)}", flats[-1])
-                self.shapes.append({names[p]: p.shape for p in params})
-            self._groups.append(group | {"params": flats})
-        trained = {p for group in groups for p in group["params"]}
+                self.shapes.append({names[p]: p.shape for p in run})
+                for p in run:
+                    places[names[p]] = Place(start, p.shape)
+                    start += p.numel()
+                start += len(padding)
+            self.places.append(places)
+            self.parameter_groups.append({"params": flats, "weight_decay": group.weight_decay})
+            if group.is_whole:
+                self.parameter_groups[-1]["shapes"] = [p.shape for p in runs[ranks.rank()]]
+        trained = {p for group in groups for p in group.params}
         # The module, the name in it and the weight's name; a weight that two modules share has two such places.
-        self._places: list[tuple[nn.Module, str, str]] = []
+        self._owners: list[tuple[nn.Module, str, str]] = []
         for path, p in list(module.named_parameters(remove_duplicate=False)):
             if p in trained:
                 owner, _, leaf = path.rpartition(".")
-                self._places.append((module.get_submodule(owner), leaf, names[p]))
+                self._owners.append((module.get_submodule(owner), leaf, names[p]))
         self._put({})
 
     @property
     def flats(self) -> list[nn.Parameter]:
-        """See above."""
-        return [self._parameters[f"flat{i}"] for i in range(len(self.shapes))]
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The groups, with flat parameters in place of the module's."""
-        return self._groups
-
-    def group_shapes(self) -> list[dict[str, torch.Size]]:
-        """Name -> shape of the weights of each group, in the order in which the flat parameters hold them."""
-        shapes = iter(self.shapes)
-        return [{k: v for _ in group["params"] for k, v in next(shapes).items()} for group in self._groups]
+        """The flat parameters."""
+        return [self.get_parameter(f"flat{i}") for i in range(len(self.shapes))]
 
     def views(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Cut tensors of the flat parameters' lengths, such as these themselves, into weights by name."""
         views: dict[str, Tensor] = {}
         for flat, shapes in zip(flats, self.shapes):
-            pieces = flat.split([shape.numel() for shape in shapes.values()])
+            sizes = [shape.numel() for shape in shapes.values()]
+            padding = len(flat) - sum(sizes)
+            pieces = flat.split([*sizes, padding] if padding else sizes)
             views |= {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces)}
         return views
 
@@ -100,8 +134,9 @@ class FlatModule(nn.Module):
         self._put({})
 
     def _put(self, weights: dict[str, Tensor]) -> None:
-        for owner, leaf, name in self._places:
-            owner._parameters[leaf] = weights.get(name)  # register_parameter would refuse a view
+        for owner, leaf, name in self._owners:
+            parameters: dict[str, Any] = owner._parameters
+            parameters[leaf] = weights.get(name)  # register_parameter would refuse a view
 
 
 class FlatBlock(FlatModule):
@@ -113,11 +148,12 @@ class FlatBlock(FlatModule):
 
     def __init__(self, block: nn.Module, *, compile: str) -> None:
         params = list(block.parameters())
-        super().__init__(block, [{"params": params}], max_numel=sum(p.numel() for p in params))
+        super().__init__(block, [Group("frozen", params)], max_numel=_numel(params))
         self.requires_grad_(False)
         if not list(block.buffers()):
             # Out of DeepSpeed's sight, which would walk through all modules of a block whenever it gathers or releases.
-            self.__dict__["module"] = self._modules.pop("module").eval()
+            self.__dict__["module"] = block.eval()
+            del self._modules["module"]
         self._call = self.call
         if compile != "off":
             self._call = torch.compile(self.call, options=compile_options(compile, keeps_addresses=False))
@@ -127,13 +163,25 @@ class FlatBlock(FlatModule):
         return self._call(self.flats, *args, **kwargs)
 
 
+def _numel(params: Sequence[nn.Parameter]) -> int:
+    return sum(p.numel() for p in params)
+
+
 def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Parameter]]:
     """Cut a group into runs of at most so many elements; a longer parameter is a run of its own."""
     run: list[nn.Parameter] = []
     for p in params:
-        if run and sum(q.numel() for q in run) + p.numel() > max_numel:
+        if run and _numel(run) + p.numel() > max_numel:
             yield run
             run = []
         run.append(p)
     if run:
         yield run
+
+
+def _deal(params: Sequence[nn.Parameter], num_ranks: int) -> list[list[nn.Parameter]]:
+    """Give each weight to the rank that has the fewest elements so far, the longest first."""
+    runs: list[list[nn.Parameter]] = [[] for _ in range(num_ranks)]
+    for p in sorted(params, key=nn.Parameter.numel, reverse=True):
+        min(runs, key=_numel).append(p)
+    return runs

@@ -4,9 +4,9 @@ DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so the 
 others. So its checkpoint engine is replaced by one that only collects, and `vitkd_ds.checkpoint.save` writes. The files
 are those of an engine without flat parameters, so DeepSpeed itself reads them, and earlier versions of this package do.
 
-A rank's file holds, for each of the optimizer's groups, its partition of the fp32 weights in one row, and of Adam's
-moments and the moving average. The partitions of all ranks, one after the other and without the last one's padding, are
-the row of the group, however many ranks there were; so another number of ranks only cuts it elsewhere.
+A rank's file holds, for each of the optimizer's groups, its partition of the group's row of fp32 weights, and of each
+optimizer state and the moving average, and says which part of which weight lies where in it. So any number of ranks can
+read the files, however it lays out its own rows.
 """
 
 import os
@@ -34,10 +34,11 @@ from torch import Tensor
 
 from vitkd_ds.config.reading import patiently
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.flat import FlatModule
+from vitkd_ds.engine.flat import FlatModule, Place
 
-MODEL_FILES, OPTIMIZER_FILES = "*_model_states.pt", "*_optim_states.pt"
-ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
+MODEL_FILES = "*_model_states.pt"
+OPTIMIZER_FILES = "*_optim_states.pt"
+ALLOWED: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
 """All classes in DeepSpeed's files of ZeRO stages 1 and 2; making one of them has no effect."""
 
 
@@ -103,26 +104,28 @@ def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
             module = content["module"]
             weights = flat.views([module[f"flat{i}"] for i in range(len(flat.flats))])
             others = {k.removeprefix("module."): v for k, v in module.items() if k.startswith("module.")}
-            content = content | {"module": weights | others, PARAM_SHAPES: flat.group_shapes()}
+            shapes = [{name: place.shape for name, place in places.items()} for places in flat.places]
+            content = content | {"module": weights | others, PARAM_SHAPES: shapes}
         if OPTIMIZER_STATE_DICT in content:
             state = content[OPTIMIZER_STATE_DICT]
             sizes = [len(p) + pad for p, pad in zip(state[SINGLE_PARTITION_OF_FP32_GROUPS], state[GROUP_PADDINGS])]
-            mappings = [_fragments(shapes, size) for shapes, size in zip(flat.group_shapes(), sizes)]
-            paddings = [[0] * len(shapes) for shapes in flat.group_shapes()]
+            mappings = [_fragments(places, size) for places, size in zip(flat.places, sizes)]
+            paddings = [[0] * len(places) for places in flat.places]
             state = state | {PARAM_SLICE_MAPPINGS: mappings, PARAM_ALIGNMENT_PADDINGS: paddings}
             content = content | {OPTIMIZER_STATE_DICT: state}
         named[file] = content
     return named
 
 
-def _fragments(shapes: dict[str, torch.Size], size: int) -> dict[str, fragment_address]:
+def _fragments(places: dict[str, Place], size: int) -> dict[str, fragment_address]:
     """Where the weights of a group lie in this rank's partition, of `size` elements; those outside are left out."""
-    fragments, start = {}, -ranks.rank() * size
-    for name, shape in shapes.items():
-        first, last = max(start, 0), min(start + shape.numel(), size)
+    fragments = {}
+    for name, place in places.items():
+        start = place.start - ranks.rank() * size
+        first = max(start, 0)
+        last = min(start + place.shape.numel(), size)
         if first < last:
             fragments[name] = fragment_address(start=first, numel=last - first)
-        start += shape.numel()
     return fragments
 
 
@@ -137,47 +140,50 @@ class Partition:
     """What the module holds besides trained weights, by name."""
 
 
-def read_partition(checkpoint: Path, shapes: Sequence[dict[str, torch.Size]], sizes: Sequence[int]) -> Partition:
+def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: Sequence[int]) -> Partition:
     """Read this rank's partitions, of `sizes` elements, from a checkpoint of any number of ranks.
 
     Files are mapped, so of another rank's file only what is needed comes into memory.
 
     Args:
-        shapes: for each group of the optimizer name -> shape of its weights.
+        groups: for each group of the optimizer name -> place of its weights.
 
     Raises:
         ValueError: the checkpoint holds other weights, or a file what is not data of ours.
     """
-    by_rank = sorted(checkpoint.glob(OPTIMIZER_FILES), key=lambda path: int(re.search(r"_pp_rank_(\d+)", path.name)[1]))
-    saved = [load_file(path)[OPTIMIZER_STATE_DICT] for path in by_rank]
+    by_rank = {int(re.findall(r"_pp_rank_(\d+)", path.name)[0]): path for path in checkpoint.glob(OPTIMIZER_FILES)}
+    saved = [load_file(by_rank[rank])[OPTIMIZER_STATE_DICT] for rank in sorted(by_rank)]
     (model_file,) = checkpoint.glob(MODEL_FILES)
     model = load_file(model_file)
-    if [list(group.items()) for group in model[PARAM_SHAPES]] != [list(group.items()) for group in shapes]:
-        found, asked = ({name for group in groups for name in group} for groups in (model[PARAM_SHAPES], shapes))
-        differing = ", ".join(sorted(found ^ asked)[:3]) or "the shapes or the order"
-        raise ValueError(f"{checkpoint} must hold the weights of this student and its losses, found {differing} differ")
-    groups = []
-    for i, size in enumerate(sizes):
+    found = [dict(group) for group in model[PARAM_SHAPES]]
+    asked = [{name: place.shape for name, place in places.items()} for places in groups]
+    if found != asked:
+        differing = {name for group in found for name in group} ^ {name for group in asked for name in group}
+        listed = ", ".join(sorted(differing)[:3]) or "the shapes"
+        raise ValueError(f"{checkpoint} must hold the weights of this student and its losses, found {listed} differ")
+    partitions = []
+    for i, (places, size) in enumerate(zip(groups, sizes)):
+        mappings = [state[PARAM_SLICE_MAPPINGS][i] for state in saved]
         rows = [{"fp32": state[SINGLE_PARTITION_OF_FP32_GROUPS][i]} for state in saved]
         for row, state in zip(rows, saved):
             row |= state[BASE_OPTIMIZER_STATE]["state"].get(i, {})
         if any(row.keys() != rows[0].keys() for row in rows):
             raise ValueError(f"{checkpoint} must hold the same states of each rank, found others: it is damaged")
-        groups.append(
-            {key: _cut([row[key] for row in rows], [len(row["fp32"]) for row in rows], size) for key in rows[0]}
-        )
-    trained = {name for group in shapes for name in group}
-    return Partition(groups, {name: value for name, value in model["module"].items() if name not in trained})
+        partitions.append({key: _cut([row[key] for row in rows], mappings, places, size) for key in rows[0]})
+    trained = {name for group in asked for name in group}
+    return Partition(partitions, {name: value for name, value in model["module"].items() if name not in trained})
 
 
-def _cut(pieces: Sequence[Tensor], lengths: Sequence[int], size: int) -> Tensor:
-    """This rank's partition of a row that lies in `pieces`, each perhaps padded beyond its length."""
-    if torch.as_tensor(pieces[0]).ndim == 0:
-        return torch.as_tensor(pieces[0], dtype=torch.float32).clone()  # or the file would stay mapped
-    partition, start = torch.zeros(size), -ranks.rank() * size
-    for piece, length in zip(pieces, lengths):
-        first, last = max(start, 0), min(start + length, size)
-        if first < last:
-            partition[first:last] = piece[first - start : last - start]
-        start += length
+def _cut(
+    rows: Sequence[Tensor], mappings: Sequence[dict[str, fragment_address]], places: dict[str, Place], size: int
+) -> Tensor:
+    """This rank's partition of a group, whose fragments lie in the partitions `rows` of the ranks that saved it."""
+    if torch.as_tensor(rows[0]).ndim == 0:
+        return torch.as_tensor(rows[0], dtype=torch.float32).clone()  # or the file would stay mapped
+    partition = torch.zeros(size)
+    for name, own in _fragments(places, size).items():
+        saved = [(row, mapping[name]) for row, mapping in zip(rows, mappings) if name in mapping]
+        weight = torch.cat([row.narrow(0, there.start, there.numel) for row, there in saved])
+        skipped = max(0, ranks.rank() * size - places[name].start)
+        partition.narrow(0, own.start, own.numel).copy_(weight.narrow(0, skipped, own.numel))
     return partition

@@ -29,7 +29,7 @@ def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
         ValueError: the two shapes differ.
 
     **Source**: the `original` label-smoothing cross-entropy of mmcls that cls_KD trains with; the smoothing itself is
-    done where labels are mixed (`vitkd_ds.data.mixing`).
+    done where labels are mixed (`vitkd_ds.train.mixing`).
 
     **Differs**: softmax and sum in at least fp32.
     """

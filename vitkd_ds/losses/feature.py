@@ -42,7 +42,7 @@ class Feature(LossPart):
         pooled, patches = self._compared(student, teacher)
         return {"feature_class": cosine_distance(*pooled), "feature_patches": patch_distance(*patches)}
 
-    def cosines(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+    def metrics(self, student: Features, teacher: Features) -> dict[str, Tensor]:
         """How alike what is compared is, in fp32 [B]: `cosine` of the pooled features, and `cosine_patches`, the mean
         over an image's patch tokens."""
         pooled, patches = (map(at_least_fp32, pair) for pair in self._compared(student, teacher))

@@ -24,6 +24,9 @@ class Features(NamedTuple):
     """Patch tokens [B, P, D] of the residual stream after each tapped block, without a norm, by the block's number."""
     distillation_BK: Tensor | None = None
     """Logits of the head on the distillation token."""
+    maps: dict[int, Tensor] | None = None
+    """Attention of patches to patches [B, P, P] in each tapped block, mean over heads, at least fp32, by the block's
+    number. Rows sum to less than 1 where prefix tokens have the rest."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class LossPart(nn.Module):
     def __init__(self, term: Any, pair: PairInfo | None, gather: Callable[[Tensor], Tensor] = alone) -> None:
         super().__init__()
         self.term, self.pair, self.gather = term, pair, gather
+
+    def metrics(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """Return evaluation metrics of a micro-batch by name, fp32 [B]: those of a term that `is_watched`. Their mean
+        over all images is logged."""
+        return {}
 
 
 def check_same_grid(pair: PairInfo, term: str) -> None:

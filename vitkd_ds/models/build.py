@@ -14,9 +14,11 @@ import timm
 import torch
 from torch import nn
 
+from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.reading import raise_if_of_the_disk
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside, model_of
+from vitkd_ds.config.term import terms_of_blocks
 from vitkd_ds.models.arguments import check_model_args, preprocessing_of, takes_image_size
 from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.fit import fit_state, load_weights
@@ -210,7 +212,7 @@ def _create(
         raise ValueError(
             f"{role}.model must be a timm VisionTransformer or Eva, found {config.model}, a {type(default).__name__}: "
             "choose a deit_*, deit3_* or vit_* model of these classes, or leave out the terms that compare blocks, "
-            "vitkd and spectral"
+            f"{' and '.join(terms_of_blocks(LossesConfig()))}"
         )
     if pretrained:
         check_hub(config, data, default, role=role, needs_logits=needs_logits)

@@ -13,9 +13,11 @@ from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.selection import KeptTokens
 
 PEAK_TFLOPS = {
-    "NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA H100 80GB HBM3": 989.4,
+    "NVIDIA H200": 989.4,
+    "NVIDIA A100-SXM4-80GB": 312.0,
     "NVIDIA GeForce RTX 4090": 165.2,
-}  # fmt: skip
+}
 """Dense bf16 matrix products, summed in fp32, of a GPU by the name that its driver prints: NVIDIA's data sheets,
 without sparsity."""
 
@@ -38,7 +40,8 @@ def forward_flops(model: nn.Module, image_size: int) -> int:
     torch counts those of matrix products, convolutions and attention, two for a multiply-add. Norms, activations and
     softmaxes are left out, as is usual for MFU.
     """
-    is_training, weight = model.training, next(model.parameters())
+    is_training = model.training
+    weight = next(model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
     model.train(is_training)
@@ -122,8 +125,13 @@ def _features(pair: PairInfo, needs: Needs, role: str, num_images: int, num_clas
     like = {"dtype": torch.bfloat16, "requires_grad": role == "student"}
     logits_BK, pooled_BD = (torch.zeros(num_images, size, **like) for size in (num_classes, dim))
     tokens = {number: torch.zeros(num_images, rows * columns, dim, **like) for number in needs.tapped(role)}
-    return Features(logits_BK, pooled_BD, torch.zeros(num_images, rows * columns, dim, **like), tokens)
+    final_BPD = torch.zeros(num_images, rows * columns, dim, **like)
+    shape = (num_images, rows * columns, rows * columns)
+    attention = {
+        number: torch.zeros(shape, requires_grad=role == "student") for number in getattr(needs, f"{role}_attention")
+    }
+    return Features(logits_BK, pooled_BD, final_BPD, tokens, maps=attention)
 
 
 def _tensors(features: Features) -> list[Tensor]:
-    return [features.pooled_BD, features.final_BPD, *features.blocks.values()]
+    return [features.pooled_BD, features.final_BPD, *features.blocks.values(), *features.maps.values()]

@@ -6,7 +6,7 @@ projector are sharded, clipped, checkpointed and compiled with the student. The 
 """
 
 from importlib import import_module
-from typing import Any, Callable, Mapping
+from typing import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitkd_ds.config.losses import FACTOR, LossesConfig, Term
 from vitkd_ds.losses.balance import Balance
 from vitkd_ds.losses.part import Features, LossPart, PairInfo, alone
+from vitkd_ds.models.attention import AttentionMaps
 from vitkd_ds.models.features import tap_features
 from vitkd_ds.models.selection import logits_and_attention
 
@@ -36,7 +37,9 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.blocks = losses.needs.tapped("student")
-        if losses.needs.distillation_token:
+        attention = losses.needs.student_attention
+        self.maps = AttentionMaps(student, attention) if attention else None
+        if losses.needs.second_head:
             student.set_distilled_training(True)  # in training both heads' logits; in eval their mean, as else
         self.keep_tokens = keep_tokens
         self._terms = tuple(losses.active())
@@ -44,6 +47,11 @@ class Distiller(nn.Module):
             self.add_module(name, part_of(term)(term, pair, gather or alone))
         if losses.balance:
             self.balance = Balance(len(self._terms), gather or alone)
+
+    @property
+    def parts(self) -> dict[str, LossPart]:
+        """The active terms' modules, by name."""
+        return {name: self._modules[name] for name in self._terms}
 
     def forward(
         self, images_BCHW: Tensor, targets_BK: Tensor, teacher: Features | Callable[[Tensor], Features] | None,
@@ -67,8 +75,8 @@ class Distiller(nn.Module):
             student, attention_BP = logits_and_attention(self.student, images_BCHW)
             teacher = teacher(attention_BP.topk(self.keep_tokens).indices)
         else:
-            student = tap_features(self.student, images_BCHW, self.blocks)
-        parts = {name: self._modules[name](student, teacher, targets_BK) for name in self._terms}
+            student = tap_features(self.student, images_BCHW, self.blocks, maps=self.maps)
+        parts = {name: part(student, teacher, targets_BK) for name, part in self.parts.items()}
         keys = ["total", *(key for part in parts.values() for key in part)]
         if len(set(keys)) < len(keys):
             raise ValueError(f"parts of terms must have names of their own, and none be total, found {sorted(keys)}")
@@ -86,8 +94,8 @@ class Distiller(nn.Module):
             {"total": total} | {key: loss.detach() for part in parts.values() for key, loss in part.items()} | factors
         )
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Split the parameters for AdamW into two groups, with weight decay and without.
+    def split_by_decay(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Split the trainable parameters into those with weight decay and those without.
 
         Norms, biases, LayerScale and the names in timm's no_weight_decay have none. ViTKD's mask token does, as in the
         official code.
@@ -97,7 +105,7 @@ class Distiller(nn.Module):
         for name, p in self.named_parameters():
             if p.requires_grad:
                 (undecayed if p.ndim <= 1 or name in exempt else decayed).append(p)
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+        return decayed, undecayed
 
 
 def part_of(term: Term) -> type[LossPart]:

@@ -11,13 +11,20 @@ from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 
 from vitkd_ds.losses.part import Features
+from vitkd_ds.models.attention import AttentionMaps
 
 TOKEN_MODELS = (VisionTransformer, Eva)
 """Classes of timm whose blocks keep one grid of tokens and can be tapped: ViT, DeiT, DINOv2, CLIP and SigLIP; DINOv3,
 EUPE, PE and EVA-02."""
 
 
-def tap_features(model: nn.Module, images_BCHW: Tensor, blocks: Sequence[int] | None = (0, 1)) -> Features:
+def tap_features(
+    model: nn.Module,
+    images_BCHW: Tensor,
+    blocks: Sequence[int] | None = (0, 1),
+    *,
+    maps: AttentionMaps | None = None,
+) -> Features:
     """Run a timm model once for its logits, its pooled feature and its tokens.
 
     The logits are bit for bit those of `model(images)`, or those of the `linear_head` that `build_teacher` gave it.
@@ -29,6 +36,7 @@ def tap_features(model: nn.Module, images_BCHW: Tensor, blocks: Sequence[int] | 
         images_BCHW: normalised images in the model's dtype.
         blocks: tapped blocks of one of TOKEN_MODELS in ascending order, counted from 0; () gives logits, pooled feature
             and final tokens of any timm model, and None its logits alone.
+        maps: attention of the model's blocks, which the result has, too; None is no attention.
 
     Returns:
         `Features` in the model's dtype.
@@ -43,6 +51,8 @@ def tap_features(model: nn.Module, images_BCHW: Tensor, blocks: Sequence[int] | 
     if blocks is None and head is None:
         return features_of_logits(model(images_BCHW))
     tapped = {}
+    if maps is not None:
+        maps.begin()
     if blocks:
         _check_blocks(model, blocks)
         tokens, found = model.forward_intermediates(images_BCHW, indices=list(blocks), output_fmt="NLC")
@@ -55,7 +65,9 @@ def tap_features(model: nn.Module, images_BCHW: Tensor, blocks: Sequence[int] | 
     logits = model.forward_head(tokens) if head is None else head(pooled_BD, final_BPD)
     if blocks is None:
         return features_of_logits(logits)
-    return features_of_logits(logits)._replace(pooled_BD=pooled_BD, final_BPD=final_BPD, blocks=tapped)
+    attention = None if maps is None else maps.take()
+    features = features_of_logits(logits)
+    return features._replace(pooled_BD=pooled_BD, final_BPD=final_BPD, blocks=tapped, maps=attention)
 
 
 def describe_pooled(model: nn.Module) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """timm's pretrained weights: the names that timm knows, whether weights fit, and their file in the local cache."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_download  # timm's own requirement
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from timm.models import register_model
 from torch import nn
 
+from vitkd_ds.config import entry_points
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.reading import raise_if_of_the_disk
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
@@ -14,14 +17,37 @@ from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.fit import OTHER_RESOLUTION
 
 HUB_FILE = "model.safetensors"
+_OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Arguments that timm.create_model gives to each model function."""
 
 
 def check_model_name(name: str, *, role: str) -> None:
     """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
     architecture = name.partition(".")[0]
+    if role == "teacher":
+        _register_teacher(architecture)
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models())
         raise ValueError(f"{role}.model must be a timm model, found {name!r}: {near}")
+
+
+def _register_teacher(name: str) -> None:
+    """Register a teacher of another package with timm, if an entry point has this name and timm has no such model.
+
+    Its factory gets the arguments of a timm model function without timm's own (pretrained_cfg, cache_dir), and returns
+    a model with timm's interface: pretrained_cfg, num_classes, num_features, forward_features and forward_head.
+    """
+    point = entry_points.find("teachers", name)
+    if point is None or timm.is_model(name):
+        return
+    factory = entry_points.load(point)
+
+    def build(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        own = {key: value for key, value in arguments.items() if key not in _OF_TIMM}
+        return factory(pretrained=pretrained, **own)
+
+    build.__name__ = name
+    register_model(build)
 
 
 def hub_file(name: str) -> Path | None:

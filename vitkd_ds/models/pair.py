@@ -7,7 +7,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitkd_ds.config.losses import LossesConfig
+from vitkd_ds.config.term import terms_of_logits
 from vitkd_ds.losses.part import PairInfo
+from vitkd_ds.models.attention import check_attention
 from vitkd_ds.models.features import TOKEN_MODELS, patch_tokens
 
 
@@ -32,30 +34,42 @@ def check_pair(
             f"student and teacher must have the same classes, found {student.num_classes} and {teacher.num_classes}: "
             "build both with data.num_classes"
         )
-    if losses.needs.distillation_token and not hasattr(student, "set_distilled_training"):
+    of_second_head = next((name for name, term in losses.active().items() if term.needs.second_head), None)
+    if of_second_head and not hasattr(student, "set_distilled_training"):
         raise ValueError(
-            f"losses.distillation_token needs a student with a distillation token, found a {type(student).__name__}: "
-            "take a deit_*_distilled_* model, or set --losses.distillation_token.weight=0"
+            f"losses.{of_second_head} needs a student with a distillation token, found a {type(student).__name__}: "
+            f"take a deit_*_distilled_* model, or set --losses.{of_second_head}.weight=0"
         )
     if losses.needs.tapped("teacher") is None:
         return None
+    # Numbers of blocks count from the last where they are negative, which attention alone may have.
     for name, term in losses.active().items():
         for role, model in (("student", student), ("teacher", teacher)):
-            blocks, depth = getattr(term.needs, f"{role}_blocks"), len(getattr(model, "blocks", ()))
+            depth = len(getattr(model, "blocks", ()))
+            attention = getattr(term.needs, f"{role}_attention")
+            from_the_last = [block + depth if block < 0 else block for block in attention]
+            blocks = [*getattr(term.needs, f"{role}_blocks"), *from_the_last]
             if outside := [block for block in blocks if not 0 <= block < depth]:
                 raise ValueError(
                     f"blocks of losses.{name} must be between 0 and {depth - 1}, as the {role} has {depth} blocks, "
                     f"found {outside[0]}: choose others or a deeper {role}"
                 )
-    student_dim, student_grid = _shape(student, image_size)
-    teacher_dim, teacher_grid = _shape(teacher, teacher_image_size or image_size)
+            check_attention(model, attention, role=role, term=name)
+    others = f"only terms of logits can use it ({', '.join(terms_of_logits(losses))})"
+    student_dim, student_grid = _shape(student, image_size, others)
+    teacher_dim, teacher_grid = _shape(teacher, teacher_image_size or image_size, others)
     return PairInfo(student_dim, teacher_dim, student_grid, teacher_grid)
 
 
-def _shape(model: nn.Module, image_size: int) -> tuple[int, tuple[int, int]]:
-    """Width, and rows and columns, of a model's final tokens or map. Raises ValueError if they are no square."""
+def _shape(model: nn.Module, image_size: int, others: str) -> tuple[int, tuple[int, int]]:
+    """Return width, and rows and columns, of a model's final tokens or map.
+
+    Raises:
+        ValueError: they are no square; the message ends with `others`, the remaining use of the model.
+    """
     if isinstance(model, TOKEN_MODELS):
         return model.embed_dim, model.patch_embed.grid_size
+    must = f"a {type(model).__name__} must give a square of tokens or a map,"
     # Of any other kind only a forward pass tells; on fake tensors it computes nothing.
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -65,15 +79,8 @@ def _shape(model: nn.Module, image_size: int) -> tuple[int, tuple[int, int]]:
             tokens_BPD = patch_tokens(model, features)
             num_tokens, dim = tokens_BPD.shape[1:]
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{_no_tokens(model)} found {type(error).__name__}: {str(error)[:100]}") from None
+        raise ValueError(f"{must} or {others}, found {type(error).__name__}: {str(error)[:100]}") from None
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:
-        raise ValueError(f"{_no_tokens(model)} found {num_tokens} tokens")
+        raise ValueError(f"{must} or {others}, found {num_tokens} tokens")
     return dim, (side, side)
-
-
-def _no_tokens(model: nn.Module) -> str:
-    return (
-        f"a {type(model).__name__} must give a square of tokens or a map, or only terms of logits can use it (kd, nkd, "
-        "wttm, dist, dkd),"
-    )

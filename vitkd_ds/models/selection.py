@@ -12,6 +12,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vitkd_ds.losses.part import Features
+from vitkd_ds.models.attention import mean_attention
 from vitkd_ds.models.features import features_of_logits
 
 
@@ -48,18 +49,8 @@ def logits_and_attention(model: VisionTransformer, images_BCHW: Tensor) -> tuple
     with torch.no_grad():
         last = model.blocks[-1]
         inputs_BND = last.norm1(torch.cat([prefix_BND, patches_BPD], dim=1))
-        attention_BP = class_attention(last.attn, inputs_BND)[:, model.num_prefix_tokens :]
+        attention_BP = mean_attention(last.attn, inputs_BND, num_queries=1)[:, 0, model.num_prefix_tokens :]
     return features, attention_BP
-
-
-def class_attention(attention: Attention, tokens_BND: Tensor) -> Tensor:
-    """Attention of token 0 to each token, mean over heads: fp32 [B, N]."""
-    batch, num_tokens, _ = tokens_BND.shape
-    shape = (batch, num_tokens, 3, attention.num_heads, attention.head_dim)
-    query, key, _ = attention.qkv(tokens_BND).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
-    query_BA1D, key_BAND = attention.q_norm(query[:, :, :1]), attention.k_norm(key)
-    scores_BAN = (attention.scale * query_BA1D.float() @ key_BAND.float().transpose(-2, -1)).squeeze(2)
-    return scores_BAN.softmax(dim=-1).mean(dim=1)
 
 
 def check_selection(student: nn.Module, teacher: nn.Module, keep_tokens: int) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
-from vitkd_ds.config.overrides import nearest, read_run
-from vitkd_ds.config.run import Run
+from vitkd_ds.config.overrides import nearest
+from vitkd_ds.config.run import Run, read_run
 from vitkd_ds.recipes import demo, foundation, imagenet, images, rivals
 
 logger = logging.getLogger(__name__)
@@ -16,14 +16,24 @@ logger = logging.getLogger(__name__)
 RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__: recipe
     for recipe in (
-        demo.demo, demo.demo_plain, demo.demo_teacher, demo.demo_label_free, imagenet.deit_tiny_from_deit3_small,
-        imagenet.deit_small_from_deit3_base, imagenet.deit_base_from_deit3_large,
-        imagenet.deit_small_from_deit3_base_3augment, rivals.deit_tiny_soft_kd,
-        rivals.deit_tiny_wttm_vitkd, rivals.deit_tiny_vkd_regnety160, rivals.deit_small_vkd_regnety160,
-        foundation.deit_tiny_from_dinov3_large_probe, foundation.vit_small_from_dinov3_large,
-        foundation.vit_small_from_dinov3_7b, images.images,
+        demo.demo,
+        demo.demo_plain,
+        demo.demo_teacher,
+        demo.demo_label_free,
+        imagenet.deit_tiny_from_deit3_small,
+        imagenet.deit_small_from_deit3_base,
+        imagenet.deit_base_from_deit3_large,
+        imagenet.deit_small_from_deit3_base_3augment,
+        rivals.deit_tiny_soft_kd,
+        rivals.deit_tiny_wttm_vitkd,
+        rivals.deit_tiny_vkd_regnety160,
+        rivals.deit_small_vkd_regnety160,
+        foundation.deit_tiny_from_dinov3_large_probe,
+        foundation.vit_small_from_dinov3_large,
+        foundation.vit_small_from_dinov3_7b,
+        images.images,
     )
-}  # fmt: skip
+}
 
 
 def build_run(recipe: str, *, debug: bool = False) -> Run:
@@ -53,7 +63,9 @@ def _debug_size(run: Run) -> Run:
     is_small = run.data.image_size <= 28
     teacher = run.teacher
     if teacher and teacher.checkpoint == "hub":
-        args = teacher.model_args | ({"depth": 2} if "_7b_" in teacher.model else {})  # whole, it is no laptop's
+        args = dict(teacher.model_args)
+        if "_7b_" in teacher.model:
+            args["depth"] = 2  # whole, it is no laptop's
         teacher = replace(teacher, checkpoint="random", model_args=args)
     return replace(
         run,

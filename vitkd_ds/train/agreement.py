@@ -1,6 +1,6 @@
 """How far a student without a classifier agrees with its teacher: linear CKA and cosine of their features."""
 
-from typing import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from vitkd_ds.engine import ranks
 from vitkd_ds.models.features import Features
 from vitkd_ds.train.calibrate import Sums
 
-Cosines = Callable[[Features, Features], dict[str, Tensor]]
+Watch = Callable[[Features, Features], dict[str, Tensor]]
 
 IMAGES = 32
 """Images of which the tokens are held in fp64 at a time."""
@@ -17,17 +17,18 @@ IMAGES = 32
 
 class Agreement:
     """Linear CKA of student and teacher, of pooled features and of patch tokens, over all images of all ranks, and
-    their mean cosine where there are adapters between the two widths.
+    the means of further metrics, such as the cosine where there are adapters between the two widths.
 
     Only sums of products travel between the ranks, in fp64, so the result is that of all features at once. All ranks
     must make it, and `add` the same number of times.
 
     Args:
-        cosines: of a micro-batch, as `vitkd_ds.losses.feature.Feature.cosines` gives them; None is none.
+        watch: further metrics of a micro-batch, each as `vitkd_ds.losses.part.LossPart.metrics` returns them.
     """
 
-    def __init__(self, cosines: Cosines | None = None) -> None:
-        self._cosines_of, self._cosines = cosines, {}
+    def __init__(self, watch: Sequence[Watch] = ()) -> None:
+        self._watch = watch
+        self._watched: dict[str, Tensor] = {}
         self._num_images = torch.zeros((), dtype=torch.float64)
         self._sums: dict[str, Sums] = {}
         self._student_dim = 0
@@ -45,10 +46,10 @@ class Agreement:
             pairs["cka_patches"] = (student.final_BPD, teacher.final_BPD)
         self._student_dim = student.pooled_BD.shape[1]
         real = is_real_B.nonzero().flatten()
-        if self._cosines_of:
-            self._num_images = self._num_images.to(is_real_B.device) + len(real)
-            for name, cosine_B in self._cosines_of(student, teacher).items():
-                self._cosines[name] = self._cosines.get(name, 0) + cosine_B[real].double().sum()
+        self._num_images = self._num_images.to(is_real_B.device) + len(real)
+        for metrics in self._watch:
+            for name, value_B in metrics(student, teacher).items():
+                self._watched[name] = self._watched.get(name, 0) + value_B[real].double().sum()
         for name, pair in pairs.items():
             if name not in self._sums:
                 self._sums[name] = Sums(_joined(pair, slice(IMAGES)))
@@ -57,13 +58,13 @@ class Agreement:
 
     def result(self) -> dict[str, float]:
         """`cka` of the pooled features and, where student and teacher have as many patches, `cka_patches` of the patch
-        tokens: 0 to 1, where 1 is the same features up to a rotation and a scale. With adapters also `cosine` and
-        `cosine_patches`, mean over images. Collective."""
+        tokens: 0 to 1, where 1 is the same features up to a rotation and a scale. Then the means over all images of the
+        watched metrics. Collective."""
         means_and_covariances = {name: sums.mean_and_covariance() for name, sums in self._sums.items()}
         found = {name: cka(covariance, self._student_dim) for name, (_, covariance) in means_and_covariances.items()}
-        if self._cosines:
-            *sums, count = ranks.sum_over_ranks(torch.stack([*self._cosines.values(), self._num_images])).tolist()
-            found |= {name: value / count for name, value in zip(self._cosines, sums)}
+        if self._watched:
+            *sums, count = ranks.sum_over_ranks(torch.stack([*self._watched.values(), self._num_images])).tolist()
+            found |= {name: value / count for name, value in zip(self._watched, sums)}
         return found
 
 

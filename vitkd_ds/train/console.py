@@ -103,7 +103,8 @@ class Progress:
     """The progress of a run: a bar on a terminal, else a line now and then."""
 
     def __init__(self, total_steps: int, *, start_step: int) -> None:
-        self.total_steps, self.shown_s = total_steps, -LINE_EVERY_S
+        self.total_steps = total_steps
+        self.shown_s = -LINE_EVERY_S
         self.bar: Any = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stderr)

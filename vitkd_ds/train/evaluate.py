@@ -1,6 +1,6 @@
 """Evaluate a model exactly: each validation image is counted once at any number of ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, Callable
 
@@ -13,7 +13,7 @@ from vitkd_ds.models.features import Features, tap_features
 from vitkd_ds.models.fp32 import fp32_products
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.train import watchdog
-from vitkd_ds.train.agreement import Agreement, Cosines
+from vitkd_ds.train.agreement import Agreement, Watch
 from vitkd_ds.train.predictions import Predictions
 from vitkd_ds.train.probe import knn_votes
 
@@ -85,24 +85,24 @@ def evaluate_features(
     teacher: Callable[[Tensor], Features],
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
-    cosines: Cosines | None = None,
+    watch: Sequence[Watch] = (),
 ) -> dict[str, float] | None:
     """Compare the features of a plain timm model in fp32, with or without a classifier, with a teacher's; labels count
     for nothing but padding. Collective, and the arguments are those of `evaluate`.
 
     Args:
         teacher: images 0..255 -> features with pooled_BD and final_BPD.
-        cosines: see `Agreement`.
+        watch: see `Agreement`.
 
     Returns:
-        `num_images`, and what `Agreement` gives: `cka`, `cka_patches` where both have as many patches, and what
-        `cosines` names. None if it was given up.
+        `num_images`, and what `Agreement` gives: `cka`, `cka_patches` where both have as many patches, and the metrics
+        of `watch`. None if it was given up.
 
     Raises:
         ValueError: there was no image that counts.
     """
     num_images = torch.zeros((), dtype=torch.float64, device=next(student.parameters()).device)
-    agreement = Agreement(cosines)
+    agreement = Agreement(watch)
     student.eval()
     try:
         for images_BCHW, labels_B in _looked_at(loader, must_stop):

@@ -54,13 +54,18 @@ class Health:
         """Look at the unweighted terms in a log line, and their total, given the weight of each term."""
         parts = parts_of_total(values, weights)
         for key, part in parts.items() if len(parts) > 1 else ():
-            name, total = terms_of(values, weights)[key], values["total"]
+            total = values["total"]
             if self._holds(key, part > MOST_OF_TOTAL * total, step):
-                option = {"vitkd_mimic": "losses.vitkd.alpha", "vitkd_generate": "losses.vitkd.beta"}
+                name = terms_of(values, weights)[key]
+                field = self._run.losses.terms()[name].lowered_by.get(key, "weight")
                 logger.warning(
-                    "%s is %.3g of the total of %.3g, and the other terms hardly count: lower --%s",
-                    key, part, total, option.get(key, f"losses.{name}.weight"),
-                )  # fmt: skip
+                    "%s is %.3g of the total of %.3g, and the other terms hardly count: lower --losses.%s.%s",
+                    key,
+                    part,
+                    total,
+                    name,
+                    field,
+                )
 
     def _holds(self, finding: str, is_so: bool, step: int) -> bool:
         """Whether a finding has held for so many steps, and was not said yet."""

@@ -50,7 +50,8 @@ def identity_of(parts: Parts) -> dict[str, Any]:
 
 def weights_of(run: Run) -> dict[str, str]:
     """Return a hash of each file of weights that a run names."""
-    student, teacher = run.student, run.teacher
+    student = run.student
+    teacher = run.teacher
     files = {"student.init": hub_file(student.model) if student.init == "hub" else Path(student.init)}
     if teacher:
         files["teacher.head"] = Path(teacher.head)
@@ -74,10 +75,11 @@ def _hash(file: Path) -> str:
 def check_identity(start: Start | None, identity: dict[str, Any], *, free: tuple[str, ...] = ()) -> None:
     """Raise ValueError unless a checkpoint is of a run with these settings, apart from `free` ones, and inputs."""
     before = start.manifest.get("identity") if start else identity
-    if before is None:  # saved by an earlier version
+    if before is None:  # saved by a version before 0.9.1, which knew the training images alone
         if not start.config.exists():
             raise ValueError(f"{start.config} is missing, which says what run {start.path} is of. Restore it.")
-        return
+        content = identity["inputs"]["data.train"][1]
+        before = {"settings": {}, "inputs": {"data.train": [start.manifest["train_state"]["data"], content]}}
     # Settings that only this start has are a later version's: their defaults are what the earlier one did.
     settings = identity["settings"]
     changed = [key for key, value in before["settings"].items() if settings.get(key) != value and key not in free]

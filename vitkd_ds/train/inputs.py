@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from vitkd_ds.config.run import Run
-from vitkd_ds.data.mixing import Mixing, blend, mix_step
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models.normalization import Normalization
+from vitkd_ds.train.mixing import Mixing, blend, mix_step
 
 
 class Inputs:

@@ -1,13 +1,23 @@
 """What a run says of itself at its start, in its log and in config.json: both models, the learning rate, the steps."""
 
 import logging
-from dataclasses import replace
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitkd_ds.checkpoint.folder import describe_run
-from vitkd_ds.config.run import Run, peak_lr
+import vitkd_ds
+from vitkd_ds.checkpoint.files import write_json
+from vitkd_ds.checkpoint.folder import git_commit
+from vitkd_ds.config.run import Run, as_dict, peak_lr
+from vitkd_ds.config.run_folder import CONFIG, DONE, read_json
+from vitkd_ds.engine import ranks
+from vitkd_ds.engine.processes import device_name
 from vitkd_ds.models import build
 from vitkd_ds.models.cost import cost_of
 from vitkd_ds.train.parts import Parts, student_needs, teacher_needs
@@ -18,11 +28,14 @@ logger = logging.getLogger(__name__)
 
 def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dict[str, Any] | None]:
     """Log what is trained, write config.json, and return the costs of both models. For rank 0 alone."""
-    run, schedule, models = parts.run, parts.schedule, model_costs(parts.run)
+    run = parts.run
+    schedule = parts.schedule
+    models = model_costs(parts.run)
     for role, cost in models.items():
         if cost:
             logger.info("%s", _model_line(run, role, cost))
-    peak, steps = peak_lr(run), schedule.total_steps
+    peak = peak_lr(run)
+    steps = schedule.total_steps
     logger.info(
         f"learning rate: {run.optim.lr:g} for {run.optim.lr_batch_size} images is {peak:g} for "
         f"{run.global_batch_size}, reached after {schedule.warmup_steps} of {steps} steps and "
@@ -36,10 +49,53 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
         )
     if schedule.warmup_steps >= steps:
         logger.warning("the learning rate never falls: the warm-up takes all %d steps of this debug run", steps)
-    images = {"train": parts.train_loader.fingerprint, "val": parts.val_loader.fingerprint}
-    described = {"models": models, "images": images, "workdir": workdir}
-    describe_run(run, schedule, device=parts.device.type, resumed_step=resumed_step, **described)
+    describe_run(parts, resumed_step, models=models, workdir=workdir)
     return models
+
+
+def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], workdir: str) -> None:
+    """Write config.json, which makes a finished run that is extended an unfinished one.
+
+    A continued run has the same settings, but may have moved and been updated. `models` says what student and teacher
+    cost; `workdir` is the run folder as the command named it.
+    """
+    run = parts.run
+    folder = Path(run.workdir)
+    versions = {"vitkd_ds": vitkd_ds.__version__}
+    for name in ("torch", "deepspeed", "timm", "ffcv", "numpy"):
+        with suppress(PackageNotFoundError):  # the torchvision backend does without FFCV
+            versions[name] = version(name)
+    (folder / DONE).unlink(missing_ok=True)
+    extended, starts = _history(run, parts.schedule.total_steps, resumed_step)
+    now = {"step": resumed_step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), "ranks": ranks.world_size()}
+    content = {
+        "run": as_dict(run) | {"workdir": workdir},
+        "plan": asdict(parts.schedule),  # the schedule's name in the run folders of all versions
+        "resumed_step": resumed_step,
+        "extended_at_steps": extended,
+        "starts": [*starts, now | {"device": device_name()}],
+        "world_size": ranks.world_size(),
+        "device": parts.device.type,
+        "command": sys.argv,
+        "git_commit": git_commit(),
+        "versions": versions,
+        "models": models,
+        "images": {"train": parts.train_loader.fingerprint, "val": parts.val_loader.fingerprint},
+    }
+    write_json(folder / CONFIG, content)
+
+
+def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], list[dict[str, Any]]]:
+    """Return the steps at which the run was made longer, this start included, and its earlier starts."""
+    config = Path(run.workdir) / CONFIG
+    if not resumed_step:
+        return [], []
+    if not config.exists():  # it begins at another run's checkpoint
+        return [resumed_step] if run.extend else [], []
+    before = read_json(config, {"plan.total_steps": int, "extended_at_steps": list | None, "starts": list | None})
+    is_longer = before["plan"]["total_steps"] < total_steps
+    extended = before.get("extended_at_steps") or []
+    return [*extended, *[resumed_step] * is_longer], before.get("starts") or []
 
 
 def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
@@ -47,17 +103,12 @@ def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
     weights; None without a teacher."""
     student = replace(run.student, init="", checkpoint_activations=False)
     with torch.device("meta"):
-        models = {"student": build.build_student(student, run.data, **student_needs(run)), "teacher": None}
-        if run.teacher:
-            teacher = replace(run.teacher, checkpoint="random")
-            models["teacher"] = build.build_teacher(teacher, run.data, **teacher_needs(run))
-    costs = {
-        "student": {"model": run.student.model, **cost_of(models["student"], run.data.image_size)},
-        "teacher": None,
-    }
+        model = build.build_student(student, run.data, **student_needs(run))
+    costs = {"student": {"model": student.model, **cost_of(model, run.data.image_size)}, "teacher": None}
     if teacher := run.teacher:
-        size = teacher.image_size or run.data.image_size
-        cost = cost_of(models["teacher"], size, keep_tokens=teacher.keep_tokens)
+        with torch.device("meta"):
+            model = build.build_teacher(replace(teacher, checkpoint="random"), run.data, **teacher_needs(run))
+        cost = cost_of(model, teacher.image_size or run.data.image_size, keep_tokens=teacher.keep_tokens)
         costs["teacher"] = {"model": teacher.model, **cost, "license": build.license_of(teacher)}
     return costs
 

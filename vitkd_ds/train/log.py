@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vitkd_ds.checkpoint.files import write_text, write_whole
+from vitkd_ds.config.metrics import EVALUATED
 from vitkd_ds.config.reading import read_bytes
 from vitkd_ds.config.run_folder import METRICS, PREDICTIONS
 from vitkd_ds.engine import ranks
@@ -24,8 +25,6 @@ from vitkd_ds.train.trackers import Tracker, open_trackers
 
 logger = logging.getLogger(__name__)
 
-EVALUATED = "val_num_images"
-"""Key that only the lines of evaluations have."""
 _IS_EVALUATION = EVALUATED.encode()
 
 
@@ -38,13 +37,20 @@ class MetricsLog:
     """
 
     def __init__(
-        self, workdir: Path, *, total_steps: int, resumed_step: int, evaluated_step: int = -1,
-        trackers: Sequence[str] = ("tensorboard",), settings: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        self.total_steps, self.is_main = total_steps, ranks.rank() == 0
+        self,
+        workdir: Path,
+        total_steps: int,
+        resumed_step: int,
+        evaluated_step: int = -1,
+        trackers: Sequence[str] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.total_steps = total_steps
+        self.is_main = ranks.rank() == 0
         if not self.is_main:
             return
-        self.predictions, path = workdir / PREDICTIONS, workdir / METRICS
+        self.predictions = workdir / PREDICTIONS
+        path = workdir / METRICS
         if path.exists():
             steps = {False: resumed_step, True: evaluated_step}
             # As bytes: a flipped bit makes a line no text, and that line alone is lost.
@@ -90,7 +96,8 @@ class _Appended:
     """A file that grows. Bytes that a full disk refuses wait, and follow with the first that it takes."""
 
     def __init__(self, path: Path) -> None:
-        self.file, self.waiting = path.open("ab", buffering=0), b""
+        self.file = path.open("ab", buffering=0)
+        self.waiting = b""
 
     def add(self, content: bytes) -> None:
         """Write all that waits, and this. Raises OSError if some of it must wait."""
@@ -141,23 +148,32 @@ class Meter:
     """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
 
     The first step of a process is not timed, because it compiles and warms up. After a restart the first means are over
-    fewer steps if the checkpoint lay between two log steps; `timed_s` and `timed_steps` count what was timed before.
-    `clock` returns seconds when the device has finished its work. Where the device's `peak_tflops` is known, the speed
-    is also that of its arithmetic, of `image_gflops` an image.
+    fewer steps if the checkpoint lay between two log steps. `clock` returns seconds when the device has finished its
+    work. Where the device's `peak_tflops` is known, the speed is also that of its arithmetic, of `image_gflops` an
+    image.
     """
 
     def __init__(
-        self, global_batch_size: int, *, clock: Callable[[], float], timed_s: float = 0.0, timed_steps: int = 0,
-        image_gflops: float = 0.0, peak_tflops: float | None = None,
-    ) -> None:  # fmt: skip
-        self.global_batch_size, self.clock = global_batch_size, clock
-        self.image_gflops, self.peak_tflops = image_gflops, peak_tflops
-        self.sums: dict[str, Tensor] = {}
-        self.num_summed = 0
+        self,
+        global_batch_size: int,
+        clock: Callable[[], float],
+        image_gflops: float = 0.0,
+        peak_tflops: float | None = None,
+    ) -> None:
+        self.global_batch_size = global_batch_size
+        self.clock = clock
+        self.image_gflops = image_gflops
+        self.peak_tflops = peak_tflops
         self.started: float | None = None
         self.warmup_s: float | None = None
-        self.timed_s, self.timed_steps = timed_s, timed_steps
-        self.read_s, self.read_steps = timed_s, timed_steps
+        self.continue_from(0.0, 0)
+
+    def continue_from(self, timed_s: float, timed_steps: int) -> None:
+        """Begin a new reading after what was timed so far."""
+        self.timed_s = self.read_s = timed_s
+        self.timed_steps = self.read_steps = timed_steps
+        self.sums: dict[str, Tensor] = {}
+        self.num_summed = 0
         self.waited_s = 0.0
 
     def start(self) -> None:
@@ -172,7 +188,9 @@ class Meter:
         self.num_summed += 1
         if self.warmup_s is None:
             now = self.clock()
-            self.warmup_s, self.started, self.waited_s = now - self.started, now, 0.0
+            self.warmup_s = now - self.started
+            self.started = now
+            self.waited_s = 0.0
         else:
             self.timed_steps += 1
 
@@ -195,13 +213,14 @@ class Meter:
         self.pause()
         if num_timed:
             s_per_step = (self.timed_s - self.read_s) / num_timed
-            values |= {"images_per_s": self.global_batch_size / s_per_step, "s_per_step": s_per_step}
-            values |= {"data_wait_s": data_wait_s}
+            values["images_per_s"] = self.global_batch_size / s_per_step
+            values["s_per_step"] = s_per_step
+            values["data_wait_s"] = data_wait_s
             if self.peak_tflops:
                 tflops = values["images_per_s"] / ranks.world_size() * self.image_gflops / 1e3
-                values |= {"tflops": tflops, "mfu": tflops / self.peak_tflops}
-        self.sums, self.num_summed, self.waited_s = {}, 0, 0.0
-        self.read_s, self.read_steps = self.timed_s, self.timed_steps
+                values["tflops"] = tflops
+                values["mfu"] = tflops / self.peak_tflops
+        self.continue_from(self.timed_s, self.timed_steps)
         return values
 
     @property

@@ -8,7 +8,7 @@ import json
 import logging
 from collections import deque
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -19,7 +19,6 @@ from vitkd_ds.checkpoint.folder import LENGTH, check_settings, is_finished
 from vitkd_ds.checkpoint.load import Start, TrainState, find, newest_whole, restore
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.checkpoint.save import Saver
-from vitkd_ds.config.check import check_run, check_without_classes
 from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.config.run_folder import SUMMARY
 from vitkd_ds.engine import ranks
@@ -55,6 +54,9 @@ logger = logging.getLogger(__name__)
 def train(run: Run) -> dict[str, Any] | None:
     """Train, evaluate, export, in a run folder that is this job's alone. All ranks must call it.
 
+    Args:
+        run: as `vitkd_ds.commands.parse.checked` returns it.
+
     Returns:
         The summary that is also written to summary.json, on every rank; None if a signal stopped the run before its
         end: the same command goes on from there.
@@ -64,8 +66,6 @@ def train(run: Run) -> dict[str, Any] | None:
         vitkd_ds.train.step.NonFiniteError, vitkd_ds.checkpoint.save.SaveError: see there.
     """
     # What this rank can see alone is refused before the ranks wait for each other.
-    check_run(run)
-    check_without_classes(run)
     find_ds_config(run.ds_config)
     check_model_name(run.student.model, role="student")
     check_gpu_is_used()
@@ -75,7 +75,8 @@ def train(run: Run) -> dict[str, Any] | None:
         make_deterministic()
     device = start_processes(run.timeout_minutes)
     # Resolved once: a link on its path that is changed later must not lead into another run's folder.
-    given, workdir = run.workdir, Path(run.workdir).resolve()
+    given = run.workdir
+    workdir = Path(run.workdir).resolve()
     run = replace(run, workdir=str(workdir))
     # Before the lock, so that a refused run touches nothing; and again with it, as another job may have had the folder.
     is_done, _ = ranks.on_main(lambda: _look(run))
@@ -116,12 +117,10 @@ def _look(run: Run) -> tuple[bool, Start | None]:
     return False, start
 
 
-def train_from(
-    start: Start | None, run: Run, device: torch.device, lock: RunLock, given: str
-) -> dict[str, Any] | None:  # fmt: skip
-    """Train from a whole checkpoint, or anew, to the end or to a signal. Collective; see `train`.
+def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLock, given: str) -> dict[str, Any] | None:
+    """Train until the schedule ends or a signal arrives, from a whole checkpoint if one is given. Collective.
 
-    `given` is the run folder as the command named it, which config.json stores.
+    `given` is the run folder as the command named it, which config.json stores. See `train` for the result.
     """
     workdir = Path(run.workdir)
     watchdog.enter("build")
@@ -130,7 +129,6 @@ def train_from(
     if _is_stopped(device):
         return None
     watchdog.enter("load")
-    data = {"steps_per_epoch": schedule.steps_per_epoch, "data": parts.train_loader.fingerprint}
     if run.extend and start and schedule.total_steps < start.num_steps:
         raise ValueError(
             f"--extend needs more than the {start.num_steps} steps of {start.path}, found {schedule.total_steps}: "
@@ -138,99 +136,116 @@ def train_from(
         )
     identity = identity_of(parts)
     ranks.on_main(lambda: check_identity(start, identity, free=LENGTH if run.extend else ()))
-    state = restore(parts.engine, start, **data)
+    fingerprint = parts.train_loader.fingerprint
+    state = restore(parts.engine, start, steps_per_epoch=schedule.steps_per_epoch, data=fingerprint)
     if start is None:
         watchdog.enter("teacher check")
         check_teacher(parts)
         check_fp8(parts)
         calibrate(parts)
     # From here on the run leaves traces in its folder, and a signal is answered by the next step, which saves.
-    saved_step = state.step if start and start.is_own else -1
-    about = {"check": lock.check, "identity": identity, "saved_step": saved_step}
-    saver = Saver(workdir, run.checkpoint, parts.student_description(), **about)
+    saver = Saver(workdir, run.checkpoint, parts.student_description(), lock.check, identity)
+    if start and start.is_own:
+        saver.saved_step = state.step
     saver.begin(start)
     costs = ranks.on_main(lambda: introduce(parts, state.step, workdir=given))
-    steps = {"resumed_step": state.step, "evaluated_step": state.result_step, "total_steps": schedule.total_steps}
-    tracked = {"trackers": run.trackers, "settings": as_dict(run) | {"workdir": given}}
-    log = ranks.together(lambda: MetricsLog(workdir, **steps, **tracked))
+    settings = as_dict(run) | {"workdir": given}
+    log = ranks.together(
+        lambda: MetricsLog(workdir, schedule.total_steps, state.step, state.result_step, run.trackers, settings)
+    )
     logger.info(
         f"{run.recipe}: step {state.step} of {schedule.total_steps}, {ranks.world_size()} ranks on {device.type}, "
         f"{schedule.accumulation_steps} micro-batches per step and rank{f', from {start.path}' if start else ''}"
     )
-    before = {"timed_s": state.timed_s, "timed_steps": state.timed_steps}
-    speed = {"image_gflops": step_gflops(costs), "peak_tflops": PEAK_TFLOPS.get(device_name())}
-    meter = Meter(run.global_batch_size, clock=synchronised_time, **speed, **before)
-    micro_batches = training_micro_batches(parts, state.step)
-    with closing(log), closing(micro_batches), profiled(run.profile, workdir) as profiler:
-        goes_on = after_step(parts, log, meter, state, saver)  # what was due when a signal came
-        goes_on = goes_on and train_steps(parts, micro_batches, profiler, log, meter, state, saver)
-        if goes_on and state.result_step != state.step:  # --max_steps was below the step of the checkpoint
-            goes_on = evaluate_student(parts, log, state)
-        summary = finish(parts, state, meter.images_per_s, check=lock.check) if goes_on else None
+    meter = Meter(run.global_batch_size, synchronised_time, step_gflops(costs), PEAK_TFLOPS.get(device_name()))
+    meter.continue_from(state.timed_s, state.timed_steps)
+    session = Session(parts, log, meter, state, saver)
+    with closing(log), profiled(run.profile, workdir) as profiler:
+        is_whole = session.after_step() and session.train_steps(profiler)  # first what was due when a signal came
+        summary = finish(parts, state, meter.images_per_s, check=lock.check) if is_whole else None
         stopped = f"stopped and saved at step {state.step}; the same command goes on"
         logger.info("%s: %s", run.recipe, f"done, {json.dumps(summary)}" if summary else stopped)
     return summary
 
 
-def train_steps(
-    parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], profiler: Any, log: MetricsLog, meter: Meter,
-    state: TrainState, saver: Saver,
-) -> bool:  # fmt: skip
-    """Train to the end of the schedule, with all that is due on the way; return False if a signal came. Collective."""
-    run, schedule, health = parts.run, parts.schedule, Health(parts.run, total_steps=parts.schedule.total_steps)
-    queued: deque[Update] = deque()
-    is_asked_to_stop = False
-    while state.step < schedule.total_steps:
-        meter.start()
-        queued.append(train_step(parts, micro_batches, state.step))
-        meter.add(queued[-1].terms, waited_s=queued[-1].waited_s)
-        if profiler:
-            profiler.step()
-        state.step += 1
-        is_logged = state.step % run.log_every_steps == 0 or state.step == schedule.total_steps
-        must_know = is_logged or schedule.is_save_step(state.step) or schedule.is_eval_step(state.step)
-        # An update's outcome is read when the next is queued, so that the device never waits for this loop.
-        while len(queued) > (0 if must_know or is_asked_to_stop else 1):
-            update = queued.popleft()
-            if not update.outcome.is_applied:
-                report_nonfinite(parts, update)
-            is_asked_to_stop |= settle(update, run)
-            health.observe_step(update.step + 1, update.outcome.grad_norm)
-        if is_logged:
-            values = meter.read() | step_values(parts, update)
-            log.log(state.step, values)
-            health.observe_terms(state.step, values, loss_weights_at(state.step - 1, run, schedule.total_steps))
-        if is_asked_to_stop:
-            save(parts, meter, state, saver, is_last_chance=True)
-            return False
-        if not after_step(parts, log, meter, state, saver):
-            return False
-    return True
+@dataclass(frozen=True)
+class Session:
+    """One start of a run, from its checkpoint or step 0 to the end or a signal. All methods are collective, and return
+    False if a signal came."""
 
+    parts: Parts
+    log: MetricsLog
+    meter: Meter
+    state: TrainState
+    saver: Saver
 
-def after_step(parts: Parts, log: MetricsLog, meter: Meter, state: TrainState, saver: Saver) -> bool:
-    """Save and evaluate if that is due and not done; return False if a signal ended the evaluation. Collective.
+    def train_steps(self, profiler: Any) -> bool:
+        """Train to the end of the schedule, with all that is due on the way."""
+        with closing(training_micro_batches(self.parts, self.state.step)) as micro_batches:
+            if not self._train_steps(micro_batches, profiler):
+                return False
+        # --max_steps may have been below the step of the checkpoint.
+        return self.state.result_step == self.state.step or evaluate_student(self.parts, self.log, self.state)
 
-    The checkpoint comes first, so that such a signal costs no step. The result follows into the checkpoint.
-    """
-    must_evaluate = state.step > 0 and parts.schedule.is_eval_step(state.step) and state.result_step < state.step
-    must_save = state.step > 0 and parts.schedule.is_save_step(state.step)
-    if (must_save or must_evaluate) and saver.saved_step != state.step:
-        save(parts, meter, state, saver)
-    if must_evaluate:
-        meter.pause()
-        if not evaluate_student(parts, log, state):
-            return False
-        saver.note(state)
-    return True
+    def _train_steps(self, micro_batches: Iterator[tuple[Tensor, Tensor]], profiler: Any) -> bool:
+        run = self.parts.run
+        schedule = self.parts.schedule
+        state = self.state
+        meter = self.meter
+        health = Health(run, total_steps=schedule.total_steps)
+        queued: deque[Update] = deque()
+        is_asked_to_stop = False
+        while state.step < schedule.total_steps:
+            meter.start()
+            queued.append(train_step(self.parts, micro_batches, state.step))
+            meter.add(queued[-1].terms, waited_s=queued[-1].waited_s)
+            if profiler:
+                profiler.step()
+            state.step += 1
+            is_logged = state.step % run.log_every_steps == 0 or state.step == schedule.total_steps
+            must_know = is_logged or schedule.is_save_step(state.step) or schedule.is_eval_step(state.step)
+            # An update's outcome is read when the next is queued, so that the device never waits for this loop.
+            while len(queued) > (0 if must_know or is_asked_to_stop else 1):
+                update = queued.popleft()
+                if not update.outcome.is_applied:
+                    report_nonfinite(self.parts, update)
+                is_asked_to_stop |= settle(update, run)
+                health.observe_step(update.step + 1, update.outcome.grad_norm)
+            if is_logged:
+                values = meter.read() | step_values(self.parts, update)
+                self.log.log(state.step, values)
+                health.observe_terms(state.step, values, loss_weights_at(state.step - 1, run, schedule.total_steps))
+            if is_asked_to_stop:
+                self.save(is_last_chance=True)
+            if is_asked_to_stop or not self.after_step():
+                return False
+        return True
 
+    def after_step(self) -> bool:
+        """Save and evaluate if that is due and not done.
 
-def save(parts: Parts, meter: Meter, state: TrainState, saver: Saver, *, is_last_chance: bool = False) -> None:
-    """Save a checkpoint. Collective."""
-    meter.pause()
-    watchdog.enter("save", state.step)
-    state.timed_s, state.timed_steps = meter.timed_s, meter.timed_steps
-    saver.save(parts.engine, state, is_last_chance=is_last_chance)
+        The checkpoint comes first, so that a signal in the evaluation costs no step. The result follows into it.
+        """
+        step = self.state.step
+        schedule = self.parts.schedule
+        must_evaluate = step > 0 and schedule.is_eval_step(step) and self.state.result_step < step
+        must_save = step > 0 and schedule.is_save_step(step)
+        if (must_save or must_evaluate) and self.saver.saved_step != step:
+            self.save()
+        if must_evaluate:
+            self.meter.pause()
+            if not evaluate_student(self.parts, self.log, self.state):
+                return False
+            self.saver.note(self.state)
+        return True
+
+    def save(self, *, is_last_chance: bool = False) -> None:
+        """Save a checkpoint."""
+        self.meter.pause()
+        watchdog.enter("save", self.state.step)
+        self.state.timed_s = self.meter.timed_s
+        self.state.timed_steps = self.meter.timed_steps
+        self.saver.save(self.parts.engine, self.state, is_last_chance=is_last_chance)
 
 
 def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -21,8 +21,6 @@ from vitkd_ds.train.step import Update
 logger = logging.getLogger(__name__)
 
 FOLDER = "nonfinite"
-GROUPS = ("with_weight_decay", "without_weight_decay")
-"""The parameter groups, in the order of `Distiller.parameter_groups`."""
 
 
 def report_nonfinite(parts: Parts, update: Update) -> None:
@@ -30,7 +28,8 @@ def report_nonfinite(parts: Parts, update: Update) -> None:
     terms = ranks.from_all({name: value.item() for name, value in update.terms.items()})
     if ranks.rank():
         return
-    run, schedule = parts.run, parts.schedule
+    run = parts.run
+    schedule = parts.schedule
     epoch, step_in_epoch = divmod(update.step, schedule.steps_per_epoch)
     numbers = parts.train_loader.train_numbers(epoch, step_in_epoch)
     content = {
@@ -39,7 +38,7 @@ def report_nonfinite(parts: Parts, update: Update) -> None:
         "lr": update.lr,
         "loss_weights": loss_weights_at(update.step, run, schedule.total_steps),
         "terms": [_readable(found) for found in terms],
-        "gradient_norms": _readable(dict(zip(GROUPS, update.outcome.group_norms, strict=True))),
+        "gradient_norms": _readable(dict(zip(parts.engine.group_names, update.outcome.group_norms, strict=True))),
         "images": {"file": str(run.data.train), "ranks": [share.tolist() for share in numbers]},
         "checkpoint": newest(Path(run.workdir) / CHECKPOINTS),
         "replay": replay_command(run, update.step + 1),
@@ -57,7 +56,8 @@ def report_nonfinite(parts: Parts, update: Update) -> None:
 def replay_command(run: Run, step: int) -> str:
     """The command that trains from the last checkpoint to update `step`, where it must end as the run did, into a
     folder of its own and with the settings of the run: another number of steps would be another schedule."""
-    workdir, tag = Path(run.workdir), newest(Path(run.workdir) / CHECKPOINTS)
+    workdir = Path(run.workdir)
+    tag = newest(Path(run.workdir) / CHECKPOINTS)
     launcher = ["torchrun", "--nproc_per_node", f"{ranks.world_size()}"] if ranks.world_size() > 1 else ["python"]
     start = str(workdir / CHECKPOINTS / tag) if tag else "none"
     options = {"recipe": workdir / CONFIG, "resume": start, "log_every_steps": 1, "trackers": ""}

@@ -3,7 +3,7 @@ and settings. `vitkd-ds doctor` calls the same functions, one by one."""
 
 import logging
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vitkd_ds.engine.processes import num_cpus
 from vitkd_ds.engine.student import StudentEngine, student_ds_config
 from vitkd_ds.engine.teacher import Teacher
 from vitkd_ds.models import build
-from vitkd_ds.models.distiller import Distiller
+from vitkd_ds.models.distiller import Distiller, LossPart
 from vitkd_ds.models.features import describe_pooled
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.models.pair import PairInfo, check_pair
@@ -63,9 +63,8 @@ class Parts:
     """Makes of a micro-batch what both models take."""
     teacher_answers: bool = False
     """Whether the teacher has logits for the classes of the data, so that its agreement can be evaluated."""
-    feature: nn.Module | None = None
-    """A copy of the term `feature` in fp32 on the CPU, into which its weights are loaded for the cosine of an
-    evaluation without labels; None where there is none."""
+    watched: dict[str, LossPart] = field(default_factory=dict)
+    """Copies in fp32 on the CPU of the terms whose metrics an evaluation without labels computes, by name."""
     knn_loaders: tuple[Loader, Loader] | None = None
     """The labelled images that k-NN has as neighbours and those that it is asked for, cut as in validation."""
     train_loader: Loader | None = None
@@ -142,8 +141,8 @@ def start_engines(
     keep_tokens = run.teacher.keep_tokens if run.teacher else 0
     torch.manual_seed(run.seed + 1)  # the same losses on every rank, wherever the teacher is
     distiller = Distiller(models.student, run.losses, models.pair, ranks.gather, keep_tokens=keep_tokens)
-    has_cosine = run.losses.feature.weight and not run.data.num_classes
-    feature = deepcopy(distiller.feature).eval() if has_cosine else None
+    active = {} if run.data.num_classes else run.losses.active()
+    watched = {name: deepcopy(distiller.parts[name]).eval() for name, term in active.items() if term.is_watched}
     engine = StudentEngine(distiller, run, ds_config)
     answers, normalization = bool(models.teacher and models.teacher.num_classes), build.normalization_of(models.student)
     teacher = None
@@ -152,7 +151,7 @@ def start_engines(
         options = {"device": device, "micro_batch_size": micro, "on_block": lambda: watchdog.enter("build")}
         teacher = Teacher(models.teacher, run, **options)
     inputs = Inputs(run, normalization, engine.dtype, teacher, device)
-    return Parts(run, schedule, device, engine, teacher, export_model, normalization, inputs, answers, feature)
+    return Parts(run, schedule, device, engine, teacher, export_model, normalization, inputs, answers, watched)
 
 
 def check_is_read_alike(teacher: nn.Module) -> None:
@@ -245,14 +244,14 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
 
 def student_needs(run: Run) -> dict[str, bool]:
     """What the active terms need of the student, as arguments of `build_student`."""
-    return {"needs_blocks": bool(run.losses.needs.student_blocks)}
+    return {"needs_blocks": run.losses.needs.blocks("student")}
 
 
 def teacher_needs(run: Run) -> dict[str, bool]:
     """What the active terms need of the teacher, as arguments of `build_teacher`."""
     needs = run.losses.needs
     stream = run.teacher.placement != "replica"
-    return {"needs_blocks": bool(needs.teacher_blocks), "needs_logits": needs.logits, "stream": stream}
+    return {"needs_blocks": needs.blocks("teacher"), "needs_logits": needs.logits, "stream": stream}
 
 
 def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Models:

@@ -3,19 +3,21 @@
 Plain functions of features and labels; the same features, labels and seed give the same result.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Learning rates of which the held-out images choose."""
 HELD_OUT = 10
 """One in so many training images is held out to choose the learning rate."""
-EPOCHS, BATCH, MOMENTUM = 20, 256, 0.9
+EPOCHS = 20
+BATCH = 256
+MOMENTUM = 0.9
 FLOOR = 1e-4
 """Least standard deviation of a channel, relative to the mean of all: one that hardly varies would become noise."""
 ROWS = 256
@@ -37,9 +39,14 @@ def top1(scores_MK: Tensor, labels_M: Tensor) -> float:
 
 
 def knn_votes(
-    train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, num_classes: int, k: int = NEIGHBOURS,
+    train_ND: Tensor,
+    labels_N: Tensor,
+    val_MD: Tensor,
+    *,
+    num_classes: int,
+    k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Let the k training images of the largest cosine vote for their class, each with exp(cosine / temperature).
 
     Args:
@@ -59,7 +66,8 @@ def knn_votes(
             f"k-NN needs at least {k} training images that can be decoded, found {len(train_ND)}: give more with "
             "--train, or in a run with --data.knn_train"
         )
-    train_ND, votes = F.normalize(train_ND.float(), dim=1), []
+    train_ND = F.normalize(train_ND.float(), dim=1)
+    votes = []
     for rows_MD in F.normalize(val_MD.float(), dim=1).split(ROWS):
         cosines, nearest = (rows_MD @ train_ND.T).topk(k, dim=1)
         empty = torch.zeros(len(rows_MD), num_classes, device=train_ND.device)
@@ -102,32 +110,27 @@ def _fit_and_apply(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, lr: fl
         )
     deviation_D = deviation_D.clamp_min(FLOOR * deviation_D.mean())
     train_ND, val_MD = (((features - mean_D) / deviation_D).float() for features in (train_ND, val_MD))
-    weight_KD, bias_K = fit_linear(train_ND, labels_N, lr=lr, **parts)
-    return F.linear(val_MD, weight_KD, bias_K)
+    with torch.no_grad():
+        return fit_linear(train_ND, labels_N, lr=lr, **parts)(val_MD)
 
 
+@torch.enable_grad()
 def fit_linear(
     features_ND: Tensor, labels_N: Tensor, *, num_classes: int, lr: float, seed: int = 0, epochs: int = EPOCHS
-) -> tuple[Tensor, Tensor]:
+) -> nn.Linear:
     """Minimise the cross-entropy of a linear classifier by SGD from zero: batches of 256 in an order drawn by the seed,
-    momentum 0.9, a learning rate that falls as a cosine from `lr` to 0, no weight decay.
-
-    Returns:
-        weight [K, D] and bias [K], of the features' dtype.
-    """
+    momentum 0.9, a learning rate that falls as a cosine from `lr` to 0, no weight decay."""
     num_images, dim = features_ND.shape
-    options = {"dtype": features_ND.dtype, "device": features_ND.device}
-    weight_KD, bias_K = torch.zeros(num_classes, dim, **options), torch.zeros(num_classes, **options)
-    speed_KD, speed_K = torch.zeros_like(weight_KD), torch.zeros_like(bias_K)
-    generator, step, num_steps = torch.Generator().manual_seed(seed), 0, epochs * -(-num_images // BATCH)
+    layer = nn.Linear(dim, num_classes).to(features_ND)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=lr, momentum=MOMENTUM)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-num_images // BATCH))
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for rows in torch.randperm(num_images, generator=generator).to(features_ND.device).split(BATCH):
-            batch_BD, targets_BK = features_ND[rows], F.one_hot(labels_N[rows], num_classes)
-            # By hand, as this gradient is two lines, and autograd would cost more than it.
-            error_BK = (F.linear(batch_BD, weight_KD, bias_K).softmax(1) - targets_BK) / len(rows)
-            speed_KD = MOMENTUM * speed_KD + error_BK.T @ batch_BD
-            speed_K = MOMENTUM * speed_K + error_BK.sum(0)
-            rate = lr * (1 + math.cos(math.pi * step / num_steps)) / 2
-            weight_KD, bias_K = weight_KD - rate * speed_KD, bias_K - rate * speed_K
-            step += 1
-    return weight_KD, bias_K
+            optimizer.zero_grad()
+            F.cross_entropy(layer(features_ND[rows]), labels_N[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return layer

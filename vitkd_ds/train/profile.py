@@ -13,7 +13,8 @@ from vitkd_ds.engine import ranks
 
 logger = logging.getLogger(__name__)
 
-WAIT, WARMUP = 5, 3
+WAIT = 5
+WARMUP = 3
 """Steps before the trace: without the profiler, as they compile; and with it, as its own start is slow."""
 PARTS = ("data", "teacher", "forward", "backward", "update")
 """Names under which `vitkd_ds.train.step.train_step` marks its parts."""

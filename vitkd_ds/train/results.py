@@ -4,6 +4,7 @@ A signal ends an evaluation: the checkpoint of that step is there already, so th
 do again.
 """
 
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Callable
@@ -13,6 +14,7 @@ import torch
 from vitkd_ds.checkpoint.export import write_student
 from vitkd_ds.checkpoint.files import sync_folder, write_json, write_text
 from vitkd_ds.checkpoint.load import TrainState
+from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, deciding, summary_of
 from vitkd_ds.config.run_folder import DONE, SUMMARY
 from vitkd_ds.data.epochs import Loader
 from vitkd_ds.engine import ranks
@@ -34,21 +36,24 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     result = _evaluate_weights(parts, **options)
     if result is None:
         return False
-    values = {f"val_{name}": value for name, value in result.items()}
+    values = {PREFIX + name: value for name, value in result.items()}
     loaders = [parts.val_loader, *(parts.knn_loaders or ())]
     log.log(state.step, values | skipped_images("val_images_skipped", parts, *loaders))
     if predictions is not None:
         classes, numbers = list(parts.val_loader.classes), parts.val_loader.val_numbers()
         log.keep_predictions(state.step, {"classes": classes} | predictions.result(numbers))
     state.result, state.result_step = result, state.step
-    if (quality := result[quality_key(parts)]) > state.best_top1:
-        state.best_top1, state.best_step = quality, state.step
+    quality = deciding(kind_of(parts))
+    is_first = not state.best_step and math.isfinite(result[quality])
+    if is_first or VAL_METRICS[quality].is_better(result[quality], state.best_top1):
+        state.best_top1 = result[quality]
+        state.best_step = state.step
     return True
 
 
-def quality_key(parts: Parts) -> str:
-    """The value of an evaluation by which the best checkpoint is chosen: top-1, or without classes the agreement."""
-    return "top1" if parts.run.data.num_classes else "cka"
+def kind_of(parts: Parts) -> str:
+    """Whether the student answers with classes or features: the kind of `vitkd_ds.config.metrics`."""
+    return "classes" if parts.run.data.num_classes else "features"
 
 
 def _evaluate_weights(
@@ -59,17 +64,16 @@ def _evaluate_weights(
         return not ranks.all_true(not signals.received(), parts.device)
 
     model, normalization = parts.export_model, parts.normalization
-    # The adapters are of use for the weights that are exported alone.
-    modules = ["student", "feature"] if parts.feature is not None and average else ["student"]
-    weights = parts.engine.weights_of(*modules, average=average)
+    # The terms' parameters suit the exported weights only.
+    watched = parts.watched if average else {}
+    weights = parts.engine.weights_of("student", *watched, average=average)
     model.load_state_dict(weights["student"])
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     if not parts.run.data.num_classes:
-        cosines = None
-        if "feature" in weights:
-            parts.feature.load_state_dict(weights["feature"])
-            cosines = deepcopy(parts.feature).to(parts.device).cosines
-        result = evaluate_features(model, parts.val_loader, teacher=parts.teacher, cosines=cosines, **options)
+        for name, part in watched.items():
+            part.load_state_dict(weights[name])
+        watch = [deepcopy(part).to(parts.device).metrics for part in watched.values()]
+        result = evaluate_features(model, parts.val_loader, teacher=parts.teacher, watch=watch, **options)
         if result is None or parts.knn_loaders is None or not average:
             return result
         neighbours = evaluate_knn(model, parts.knn_loaders, **options)
@@ -91,13 +95,10 @@ def finish(
 ) -> dict[str, Any] | None:  # fmt: skip
     """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
     watchdog.enter("export", state.step)
-    result, quality = state.result, quality_key(parts)
-    summary: dict[str, Any] = {"cka": result.get("cka"), "cka_patches": result.get("cka_patches")}
-    summary |= {name: value for name, value in result.items() if name.startswith(("cosine", "knn"))}
-    if quality == "top1":
-        summary = {"student_top1": result["top1"], "student_top5": result["top5"]}
-        summary |= {name: result.get(name) for name in ("teacher_top1", "agreement")}
-    summary |= {
+    result = state.result
+    kind = kind_of(parts)
+    quality = deciding(kind)
+    summary: dict[str, Any] = summary_of(result, kind) | {
         "images_per_s": images_per_s,
         "epochs": state.step / parts.schedule.steps_per_epoch,
         "steps": state.step,

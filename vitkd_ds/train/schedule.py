@@ -87,7 +87,8 @@ def asked_warmup(run: Run, total_steps: int, steps_per_epoch: int) -> float:
 
 def check_warmup(run: Run, schedule: Schedule) -> None:
     """Raise ValueError for a warm-up that leaves no step at which the learning rate can fall. A debug run may."""
-    total, optim = schedule.total_steps, run.optim
+    total = schedule.total_steps
+    optim = run.optim
     if schedule.warmup_steps < total or run.debug:
         return
     key = "warmup_fraction" if optim.warmup_fraction else "warmup_epochs"
@@ -103,7 +104,8 @@ def lr_at(step: int, schedule: Schedule, run: Run) -> float:
 
     **Differs** from the paper's code, cls_KD, whose cosine falls once an epoch: here it falls at every update.
     """
-    optim, peak = run.optim, peak_lr(run)
+    optim = run.optim
+    peak = peak_lr(run)
     if step < schedule.warmup_steps:
         start = optim.warmup_start_factor
         return peak * (start + (1 - start) * step / schedule.warmup_steps)

@@ -15,7 +15,8 @@ a difference of two to 1e-5."""
 
 def wilson_interval(num_images: int, num_right: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion, in percent."""
-    part, z2 = num_right / num_images, NORMAL_95 * NORMAL_95
+    part = num_right / num_images
+    z2 = NORMAL_95 * NORMAL_95
     centre = (part + z2 / (2 * num_images)) / (1 + z2 / num_images)
     half = math.sqrt(part * (1 - part) / num_images + z2 / (4 * num_images**2)) / (1 + z2 / num_images)
     low, high = centre - NORMAL_95 * half, centre + NORMAL_95 * half
@@ -43,7 +44,8 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     if _are_equal(values):
         return None
     quantile = float(stdtrit(len(values) - 1, 0.975))
-    mean, half = statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.mean(values)
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean + half
 
 

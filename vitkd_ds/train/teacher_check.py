@@ -20,7 +20,8 @@ from vitkd_ds.train.statistics import wilson_interval
 
 logger = logging.getLogger(__name__)
 
-IMAGES, MOST_S = 512, 20.0
+IMAGES = 512
+MOST_S = 20.0
 """Most images that the teacher is shown, and most seconds; a large one on a CPU sees fewer images."""
 ENOUGH = 100
 """Images below which a teacher that seems to guess is only warned of."""
@@ -85,7 +86,8 @@ def count_right(
     data: Any = replace(run.data, max_val_images=min(IMAGES, run.data.max_val_images or IMAGES))
     micro = min(MICRO_BATCH[device.type], split_of(run).micro_batch_size)  # what the teacher was built for
     loader = ranks.together(lambda: open_split(replace(run, data=data), "val", micro, device, classes=classes))
-    counts, start = torch.zeros(2, dtype=torch.float64, device=device), time.monotonic()
+    counts = torch.zeros(2, dtype=torch.float64, device=device)
+    start = time.monotonic()
     with closing(loader.epoch(0)) as micro_batches:
         for _ in range(loader.num_batches):
             images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
@@ -99,7 +101,8 @@ def count_right(
 
 def is_guess(run: Run, num_images: int, num_right: int) -> bool:
     """Whether the interval of the top-1 has chance in it, and nothing that is far from it."""
-    chance, (low, high) = 100 / run.data.num_classes, wilson_interval(num_images, num_right)
+    chance = 100 / run.data.num_classes
+    (low, high) = wilson_interval(num_images, num_right)
     return low < chance and high < chance + NEAR_CHANCE * (100 - chance)
 
 
@@ -123,7 +126,8 @@ def judge(run: Run, num_images: int, num_right: int) -> tuple[Level, str]:
 def published_top1(run: Run) -> tuple[float, str] | None:
     """The teacher's figure in percent and its source, of a .json beside the file or else of the model's name; None if
     none is known. Where there is none at the run's crop, it is that at crop 1."""
-    teacher, data = run.teacher, run.data
+    teacher = run.teacher
+    data = run.data
     if teacher.head:
         return None  # it is another's answer
     if teacher.checkpoint == "demo" and data.val == "demo" and not teacher.image_size:

@@ -9,13 +9,13 @@ import logging
 import math
 import netrc
 import os
-import queue
 import re
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from typing import Any, Callable, Protocol
 from urllib.parse import urlsplit
 
 from vitkd_ds.checkpoint.files import write_json
+from vitkd_ds.checkpoint.folder import flattened
+from vitkd_ds.config import entry_points
 from vitkd_ds.config.reading import load_json
 
 logger = logging.getLogger(__name__)
@@ -30,10 +32,14 @@ logger = logging.getLogger(__name__)
 IDS = "trackers.json"
 """File of the run folder: tracker -> the id of the run there, which a resumed run continues."""
 PROJECT = "vitkd_ds"
-REACH_S, START_S, SEND_S, CLOSE_S = 3, 30, 30, 60
-"""Longest that a run waits for a service: until it can be reached, at the start, for values, and at the end."""
-MLFLOW_MOST, MLFLOW_LENGTH = 100, 500
-"""Settings in a call of MLflow's, and characters of a value, that every server takes."""
+# Longest that a run waits for a service: until it can be reached, at the start, for values, and at the end.
+REACH_S = 3
+START_S = 30
+SEND_S = 30
+CLOSE_S = 60
+# Settings in a call of MLflow's, and characters of a value, that every server takes.
+MLFLOW_MOST = 100
+MLFLOW_LENGTH = 500
 
 
 class Tracker(Protocol):
@@ -47,25 +53,28 @@ class Tracker(Protocol):
 
 
 def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """Open those of `names` that stand here, for a run of these `settings` (nested dicts, as in config.json)."""
-    kinds = {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
-    return [_Forgiving(name, lambda kind=kinds[name]: kind(workdir, settings)) for name in names if name in kinds]
+    """Open those of `names` that stand here, or in another package, for a run of these `settings` (nested dicts, as in
+    config.json)."""
+    kinds: dict[str, Callable[..., Tracker]] = {
+        point.name: lambda *args, point=point: entry_points.load(point)(*args)
+        for point in entry_points.installed("trackers")
+    }
+    kinds |= {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
+    return [_Forgiving(name, partial(kinds[name], workdir, settings)) for name in names if name in kinds]
 
 
 class _Forgiving:
     """A tracker that warns once where another would raise, and does nothing from then on."""
 
     def __init__(self, name: str, build: Callable[[], Tracker]) -> None:
-        self._name, self._tracker = name, None
+        self._name = name
         self._tracker = self._attempt(build, 2 * START_S)
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
         if self._tracker:
             self._attempt(lambda: self._tracker.add_values(step, values), SEND_S)
 
     def close(self) -> None:
-        """See `Tracker`."""
         if self._tracker:
             self._attempt(self._tracker.close, 2 * CLOSE_S)
 
@@ -76,9 +85,11 @@ class _Forgiving:
         except Exception as error:  # any kind: these packages raise their own, and those of what they are built on
             self._tracker = None
             logger.warning(
-                "%s fails and gets no more values until the next start, the run goes on and metrics.jsonl has them "
-                "all: %s: %s", self._name, type(error).__name__, without_secrets(str(error)),
-            )  # fmt: skip
+                "%s failed and is disabled until the next start; metrics.jsonl still has every value: %s: %s",
+                self._name,
+                type(error).__name__,
+                without_secrets(str(error)),
+            )
 
 
 def without_secrets(text: str) -> str:
@@ -94,22 +105,24 @@ class _Wandb:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb  # slow, and only rank 0 needs it
 
-        options = wandb.Settings(silent=True, console="off", init_timeout=START_S, finish_timeout=CLOSE_S)
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), name=workdir.name, dir=str(workdir), mode=wandb_mode(),
-            id=_id_of(workdir, "wandb", lambda: secrets.token_hex(4)), resume="allow", config=dict(settings),
-            settings=options,
-        )  # fmt: skip
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=workdir.name,
+            dir=str(workdir),
+            mode=wandb_mode(),
+            id=_id_of(workdir, "wandb", lambda: secrets.token_hex(4)),
+            resume="allow",
+            config=dict(settings),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=START_S, finish_timeout=CLOSE_S),
+        )
         # As an axis of its own: of wandb's own steps none may be lower than one before, as in a run that goes on.
         self._run.define_metric("*", step_metric="step")
         logger.info("wandb: run %s, %s", self._run.id, self._run.url or f"offline in {workdir / 'wandb'}")
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
         self._run.log({"step": step, **values})
 
     def close(self) -> None:
-        """See `Tracker`."""
         self._run.finish()
 
 
@@ -159,13 +172,12 @@ class _MLflow:
         experiment = self._client.get_experiment_by_name(project)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(project)
         run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
-        params = [Param(key, str(value)[:MLFLOW_LENGTH]) for key, value in _flat(settings)]
+        params = [Param(key, str(value)[:MLFLOW_LENGTH]) for key, value in flattened(dict(settings)).items()]
         for first in range(0, len(params), MLFLOW_MOST):
             self._client.log_batch(run_id, params=params[first : first + MLFLOW_MOST])
         return run_id
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
         from mlflow.entities import Metric
 
         now_ms = int(1000 * time.time())
@@ -173,7 +185,6 @@ class _MLflow:
         self._client.log_batch(self._id, metrics=points)
 
     def close(self) -> None:
-        """See `Tracker`."""
         self._client.set_terminated(self._id)
 
 
@@ -189,64 +200,56 @@ class _Trackio:
 
         # It finds a run by its name, and two run folders may have the same.
         name = _id_of(workdir, "trackio", lambda: f"{workdir.name}-{secrets.token_hex(4)}")
-        options = {"resume": "allow", "private": True, "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        start = partial(
+            trackio.init,
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+            name=name,
+            config=dict(settings),
+            resume="allow",
+            private=True,
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
         # With a login it asks the hub for the user's name, and would wait for an answer without end.
-        start = partial(trackio.init, project=project, name=name, config=dict(settings), **options)
         self._run = _silently(lambda: within(START_S, start))
         logger.info("trackio: run %s, TRACKIO_DIR=%s", name, os.environ["TRACKIO_DIR"])
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Tracker`."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """See `Tracker`."""
         _silently(self._run.finish)
 
 
 def _silently(function: Callable[[], Any]) -> Any:
-    """Call a function without what it prints."""
+    """Call a function without its output on stdout."""
     with redirect_stdout(io.StringIO()):
         return function()
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
-    """What a function returns or raises; raises TimeoutError, and leaves it to itself, if it takes longer."""
-    ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    """Return or raise what a function does; if it takes longer, raise TimeoutError and leave it to its thread."""
+    future: Future[Any] = Future()
 
     def call() -> None:
         try:
-            ended.put((function(), None))
+            future.set_result(function())
         except Exception as error:  # for the other thread
-            ended.put((None, error))
+            future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
-    try:
-        result, error = ended.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error:
-        raise error
-    return result
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    if not wait([future], timeout=seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return future.result()
 
 
 def _id_of(workdir: Path, name: str, begin: Callable[[], str]) -> str:
     """The id of this run in a tracker: that of an earlier start, or that of the one that `begin` makes."""
     ids = {}
-    with suppress(OSError, ValueError):  # lost or damaged: a new one is begun
-        found = load_json(workdir / IDS)
-        ids = {key: value for key, value in found.items() if isinstance(value, str)} if type(found) is dict else {}
-    if name not in ids:
+    with suppress(OSError, ValueError, TypeError):  # lost or damaged: a new one is begun
+        ids |= load_json(workdir / IDS)
+    if not isinstance(ids.get(name), str):
         ids[name] = begin()
         write_json(workdir / IDS, ids)
     return ids[name]

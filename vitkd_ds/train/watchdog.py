@@ -39,7 +39,10 @@ SAY_ALL = (LockFailed, LockLost, Unreadable)
 
 
 class _Place:
-    phase, step, since, num_steps = "start", 0, 0.0, 0
+    phase = "start"
+    step = 0
+    since = 0.0
+    num_steps = 0
     leave: Callable[[], None] = staticmethod(lambda: None)
 
 
@@ -50,7 +53,8 @@ def enter(phase: str, step: int | None = None) -> None:
     """Note that a phase, or another micro-batch of a "step", begins; the clock of the limit starts anew. `step` is the
     number of updates done, None leaves it as it is."""
     _place.num_steps += phase == "step" and (_place.phase, _place.step) != ("step", step)
-    _place.phase, _place.since = phase, time.monotonic()
+    _place.phase = phase
+    _place.since = time.monotonic()
     if step is not None:
         _place.step = step
 
@@ -80,7 +84,8 @@ def watch(*, limit_s: float) -> None:
 
 
 def _watch(limit_s: float) -> None:
-    poll_s, began = min(1.0, limit_s / 10), time.monotonic()
+    poll_s = min(1.0, limit_s / 10)
+    began = time.monotonic()
     while True:
         # If something holds the interpreter's lock, this thread hangs too; faulthandler's own thread needs no lock.
         faulthandler.dump_traceback_later(limit_s + 2 * poll_s, exit=True)

@@ -22,10 +22,20 @@ def trained(tmp_path_factory, small_beton, demo_cache):
     """Runs plain0 plain1 plain2 taught3 taught1 taught0 of two epochs of 7 steps, each evaluated."""
     folder = tmp_path_factory.mktemp("compared")
     commands = [
-        [f"--recipe={recipe}", "--debug", f"--seed={seed}", f"--workdir={folder}/{name}{seed}", "--max_steps=14",
-         f"--data.train={small_beton}", "--global_batch_size=8", "--eval_every_epochs=1", "--checkpoint.every_steps=7"]
-        for name, recipe in (("plain", "demo_plain"), ("taught", "demo")) for seed in SEEDS[name]
-    ]  # fmt: skip
+        [
+            f"--recipe={recipe}",
+            "--debug",
+            f"--seed={seed}",
+            f"--workdir={folder}/{name}{seed}",
+            "--max_steps=14",
+            f"--data.train={small_beton}",
+            "--global_batch_size=8",
+            "--eval_every_epochs=1",
+            "--checkpoint.every_steps=7",
+        ]
+        for name, recipe in (("plain", "demo_plain"), ("taught", "demo"))
+        for seed in SEEDS[name]
+    ]
     assert not any(outcome["refused"] for outcome in run_several(1, folder / "commands", commands))
     return folder
 

@@ -40,11 +40,18 @@ def test_each_number_is_that_of_the_runs_files(runs):
         assert cells[4:8] == [f"{num_parameters(run) / 1e6:.2f}", "0.0234", f"{summary['images_per_s']:,.0f}", time]
         assert cells[8:] == [str(ranks), "-", "-"]
         exact = {
-            "folder": str(run), "step": "14", "is_final": "True", "num_images": "64", "ranks": str(ranks),
-            "student_top1_percent": str(found["val_top1"]), "student_top5_percent": str(found["val_top5"]),
-            "student_parameters": str(num_parameters(run)), "student_gflops": "0.0234",
-            "training_images_per_s": str(summary["images_per_s"]), "student_inference_images_per_s": "",
-        }  # fmt: skip
+            "folder": str(run),
+            "step": "14",
+            "is_final": "True",
+            "num_images": "64",
+            "ranks": str(ranks),
+            "student_top1_percent": str(found["val_top1"]),
+            "student_top5_percent": str(found["val_top5"]),
+            "student_parameters": str(num_parameters(run)),
+            "student_gflops": "0.0234",
+            "training_images_per_s": str(summary["images_per_s"]),
+            "student_inference_images_per_s": "",
+        }
         assert row | exact == row and float(row["training_time_s"]) == pytest.approx(seconds)
         assert float(row["student_top1_low_percent"]) == pytest.approx(100 * wilson.low, abs=2e-3)
         assert float(row["student_top1_high_percent"]) == pytest.approx(100 * wilson.high, abs=2e-3)
@@ -106,8 +113,16 @@ def test_a_run_that_goes_on_is_marked_with_the_step_of_its_last_whole_evaluation
     assert [row[key] for key in ("step", "is_final", "training_time_s", "group")] == ["7", "False", "", ""]
 
 
-@pytest.mark.parametrize("damage", ['{"step": 14, "val_top', "null", "\ufffd", '{"val_top1": 1}', '{"step": 14, '
-                                    '"val_num_images": 64.0, "val_top1": null, "val_top5": 1.0}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"step": 14, "val_top',
+        "null",
+        "\ufffd",
+        '{"val_top1": 1}',
+        '{"step": 14, "val_num_images": 64.0, "val_top1": null, "val_top5": 1.0}',
+    ],
+)
 def test_damaged_lines_are_skipped(runs, damage):
     run = runs / "plain0"
     text = shown(run)
@@ -147,22 +162,34 @@ def no_evaluation(run):
     (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 7, "val_top1": 3']))
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (shutil.rmtree, "plain1 must be a run folder, found no .*plain1/config.json: give"),
-    (lambda run: (run / "config.json").unlink(), "plain1 must be a run folder, found no .*plain1/config.json"),
-    (lambda run: (run / "config.json").write_text('{"run"'), "plain1/config.json must be readable JSON"),
-    (lambda run: (run / "config.json").write_text('{"run": {}}'), "config.json must hold run.seed, as a run writes it"),
-    (lambda run: (run / "config.json").write_text("[]"), "config.json must be a JSON object"),
-    (lambda run: change(run, plan={}), "plain1/config.json must hold plan.steps_per_epoch, as a run writes it, found"),
-    (lambda run: change(run, run__data={}), "plain1/config.json must hold run.data.train, as a run writes it"),
-    (lambda run: change(run, run__teacher=3), "plain1/config.json must hold run.teacher, as a run writes it, found 3"),
-    (lambda run: change(run, models={}), "plain1/config.json must hold models.student.parameters"),
-    (lambda run: change(run, images=[]), "plain1/config.json must hold images, as a run writes it"),
-    (lambda run: (run / "summary.json").write_text("{}"), "plain1/summary.json must hold steps"),
-    (lambda run: (run / "metrics.jsonl").unlink(), "plain1 must have evaluated its student, found none in"),
-    (no_evaluation, "plain1 must have evaluated its student, found none in .*metrics.jsonl"),
-    (lambda run: (run / "summary.json").unlink(), "plain1/summary.json must be readable JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (shutil.rmtree, "plain1 must be a run folder, found no .*plain1/config.json: give"),
+        (lambda run: (run / "config.json").unlink(), "plain1 must be a run folder, found no .*plain1/config.json"),
+        (lambda run: (run / "config.json").write_text('{"run"'), "plain1/config.json must be readable JSON"),
+        (
+            lambda run: (run / "config.json").write_text('{"run": {}}'),
+            "config.json must hold run.seed, as a run writes it",
+        ),
+        (lambda run: (run / "config.json").write_text("[]"), "config.json must be a JSON object"),
+        (
+            lambda run: change(run, plan={}),
+            "plain1/config.json must hold plan.steps_per_epoch, as a run writes it, found",
+        ),
+        (lambda run: change(run, run__data={}), "plain1/config.json must hold run.data.train, as a run writes it"),
+        (
+            lambda run: change(run, run__teacher=3),
+            "plain1/config.json must hold run.teacher, as a run writes it, found 3",
+        ),
+        (lambda run: change(run, models={}), "plain1/config.json must hold models.student.parameters"),
+        (lambda run: change(run, images=[]), "plain1/config.json must hold images, as a run writes it"),
+        (lambda run: (run / "summary.json").write_text("{}"), "plain1/summary.json must hold steps"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "plain1 must have evaluated its student, found none in"),
+        (no_evaluation, "plain1 must have evaluated its student, found none in .*metrics.jsonl"),
+        (lambda run: (run / "summary.json").unlink(), "plain1/summary.json must be readable JSON"),
+    ],
+)
 def test_what_is_no_run_is_refused_by_name_before_anything_is_measured(runs, monkeypatch, spoil, message):
     monkeypatch.setattr(speed, "measure", lambda results: pytest.fail("measured"))
     spoil(runs / "plain1")

@@ -22,10 +22,14 @@ def test_the_command_prints_csv_and_nothing_else_and_writes_the_plot(runs):
     assert len(np.unique(pixels, axis=0)) > 20 and [*runs.glob(".*")] == []
 
 
-@pytest.mark.parametrize("name, message", [
-    ("x.pdf", "--plot must end in .png, found"), ("x", "--plot must end in .png"),
-    ("no/x.png", "--plot must lie in a folder that exists, found none at"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("x.pdf", "--plot must end in .png, found"),
+        ("x", "--plot must end in .png"),
+        ("no/x.png", "--plot must lie in a folder that exists, found none at"),
+    ],
+)
 def test_a_name_that_cannot_be_plotted_to_is_refused_before_the_folders_are_read(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         shown("no-run", plot=str(tmp_path / name))

@@ -73,10 +73,18 @@ def test_a_teacher_of_its_own_image_size_is_measured_at_it_and_its_probe_is_not_
     assert list(seen.models.values())[1].patch_embed.grid_size == (14, 14)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("[]", "student.json must be a JSON object"), ("{}", "student.json must hold model"), ("{", "readable JSON"),
-    ('{"model": "deit_tiny_patch16_224", "args": {"num_classes": 10}}', "student.json must hold normalization.mean"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[]", "student.json must be a JSON object"),
+        ("{}", "student.json must hold model"),
+        ("{", "readable JSON"),
+        (
+            '{"model": "deit_tiny_patch16_224", "args": {"num_classes": 10}}',
+            "student.json must hold normalization.mean",
+        ),
+    ],
+)
 def test_a_damaged_description_of_a_student_is_a_sentence(runs, seen, text, message):
     (runs / "plain0" / "student.json").write_text(text)
     with pytest.raises(

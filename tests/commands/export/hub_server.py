@@ -66,8 +66,10 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
-            modes = [(file["path"], "lfs" if file["path"].endswith(".safetensors") else "regular")
-                     for file in json.loads(body)["files"]]  # fmt: skip
+            modes = [
+                (file["path"], "lfs" if file["path"].endswith(".safetensors") else "regular")
+                for file in json.loads(body)["files"]
+            ]
             files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes]
             self.answer({"files": files})
         elif self.path.endswith("/info/lfs/objects/batch"):

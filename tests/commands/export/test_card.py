@@ -32,8 +32,12 @@ def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_
     step = {"last": 30, "best": 28}[which]
     (line,) = [line for line in metrics_of(whole_run) if line["step"] == step and "val_top1" in line]
     assert f"| step | {step} |" in text and "On 64 validation images" in text and "(n = 1)" in text
-    for name, key in (("top-1 %", "val_top1"), ("top-5 %", "val_top5"), ("top-1 % of the teacher", "val_teacher_top1"),
-                      ("agreement with the teacher, %", "val_agreement")):  # fmt: skip
+    for name, key in (
+        ("top-1 %", "val_top1"),
+        ("top-5 %", "val_top5"),
+        ("top-1 % of the teacher", "val_teacher_top1"),
+        ("agreement with the teacher, %", "val_agreement"),
+    ):
         found, low, high = re.search(
             rf"^\| {re.escape(name)} \| (\S+) \(95 % interval over images (\S+) to (\S+)\) \|$", text, re.M
         ).groups()
@@ -48,10 +52,13 @@ def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_
     assert str(tmp_path) not in text and all(f"`{name}`" in text for name in CLASSES)
 
 
-@pytest.mark.parametrize("licence, said", [
-    ("dinov3-license", "timm states the licence `dinov3-license` for its weights"),
-    (None, "No licence is stated for it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "licence, said",
+    [
+        ("dinov3-license", "timm states the licence `dinov3-license` for its weights"),
+        (None, "No licence is stated for it"),
+    ],
+)
 def test_a_student_without_a_run_or_classes_has_a_card_of_what_is_known(tmp_path, licence, said):
     write_student(tmp_path / "student")
     described = json.loads((tmp_path / "student" / "student.json").read_text())

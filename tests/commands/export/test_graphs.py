@@ -37,8 +37,7 @@ def read_onnx(folder):
     """What computes the answers of a .onnx, and its metadata."""
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
-    described = {key: value if key in TEXTS else json.loads(value)
-                 for key, value in metadata.items()}  # fmt: skip
+    described = {key: value if key in TEXTS else json.loads(value) for key, value in metadata.items()}
     (entry,) = session.get_inputs()
     (answer,) = session.get_outputs()
     assert entry.name == "images" and answer.name in described["output"]
@@ -60,10 +59,14 @@ def preprocessed(described, images):
     """Images as the metadata says, by torchvision alone."""
     size = described["image_size"]
     filters = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
-    transform = Compose([
-        Resize(int(size / described["val_crop_fraction"]), filters[described["interpolation"]]), CenterCrop(size),
-        ToTensor(), Normalize(**described["normalization"]),
-    ])  # fmt: skip
+    transform = Compose(
+        [
+            Resize(int(size / described["val_crop_fraction"]), filters[described["interpolation"]]),
+            CenterCrop(size),
+            ToTensor(),
+            Normalize(**described["normalization"]),
+        ]
+    )
     return torch.stack([transform(image) for image in images])
 
 
@@ -149,10 +152,16 @@ def test_a_run_knows_its_images_also_those_of_a_folder_that_was_never_packed(tmp
     assert "on 16 images" in export_graph(tmp_path / "run", tmp_path / "out", format="torch_export")
 
 
-@pytest.mark.parametrize("options, message", [
-    ({}, "compared with torch on real images, found no run beside .*student that has some: give --val"),
-    ({"val": "{}/student"}, "val must be a .beton, or a folder that holds a folder per class, found .*: pack it first"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "compared with torch on real images, found no run beside .*student that has some: give --val"),
+        (
+            {"val": "{}/student"},
+            "val must be a .beton, or a folder that holds a folder per class, found .*: pack it first",
+        ),
+    ],
+)
 def test_a_graph_without_images_is_refused(tmp_path, options, message):
     write_export(tmp_path / "student")
     options = {key: value.format(tmp_path) for key, value in options.items()}

@@ -59,10 +59,15 @@ def write_family(folder, model_name):
     args = FAMILIES[model_name]
     model, size = timm.create_model(model_name, **args).eval(), args.get("img_size", 64)
     description = {
-        "model": model_name, "args": args, "normalization": {"mean": MEAN, "std": STD}, "image_size": size,
-        "val_crop_fraction": 0.9, "interpolation": "bilinear", "features": {"width": model.num_features},
+        "model": model_name,
+        "args": args,
+        "normalization": {"mean": MEAN, "std": STD},
+        "image_size": size,
+        "val_crop_fraction": 0.9,
+        "interpolation": "bilinear",
+        "features": {"width": model.num_features},
         "classes": [f"class {i}" for i in range(args["num_classes"])],
-    }  # fmt: skip
+    }
     folder.mkdir()
     save_file(
         {name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "student.safetensors"
@@ -90,8 +95,10 @@ def test_timm_loads_the_folder_with_the_same_answers_preprocessing_and_classes(t
 def test_half_halves_the_weights_and_the_folder_is_not_overwritten(tmp_path):
     write_export(tmp_path / "student")
     export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf", half=True)
-    whole, halves = (load_file(path) for path in (tmp_path / "student" / "student.safetensors",
-                                                  tmp_path / "out" / "model.safetensors"))  # fmt: skip
+    whole, halves = (
+        load_file(path)
+        for path in (tmp_path / "student" / "student.safetensors", tmp_path / "out" / "model.safetensors")
+    )
     assert all(torch.equal(halves[name], weight.half()) for name, weight in whole.items())
     with pytest.raises(ValueError, match="out must not exist yet, so that nothing is overwritten: give another folder"):
         export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf")
@@ -147,12 +154,15 @@ def test_a_student_that_does_not_reach_the_hub_is_kept_and_the_message_says_how_
     assert (tmp_path / "out" / "model.safetensors").is_file() and not hub.repositories["me/small"]["files"]
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"format": "onxx"}, "--format must be one of timm, onnx, torch_export, hf, found 'onxx': did you mean onnx"),
-    ({"val": "demo"}, "--val belongs to --format onnx and torch_export, found --format timm: leave it out"),
-    ({"format": "onnx", "push": "me/x"}, "--push needs --format hf, found --format onnx: change it, or leave"),
-    ({"format": "hf", "which": "first"}, "--which must be last or best, found first"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"format": "onxx"}, "--format must be one of timm, onnx, torch_export, hf, found 'onxx': did you mean onnx"),
+        ({"val": "demo"}, "--val belongs to --format onnx and torch_export, found --format timm: leave it out"),
+        ({"format": "onnx", "push": "me/x"}, "--push needs --format hf, found --format onnx: change it, or leave"),
+        ({"format": "hf", "which": "first"}, "--which must be last or best, found first"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
     write_export(tmp_path / "student")
     with pytest.raises(ValueError, match=message):

@@ -39,7 +39,9 @@ def test_what_is_damaged_or_no_image_is_refused(content, reason, encoding):
         encode(content, encoding, number=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"kind": "MPO", "save_all": True}], ids=str)
+@pytest.mark.parametrize("options", [
+    {}, {"progressive": True}, {"restart_marker_rows": 1}, {"kind": "MPO", "save_all": True},
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize("encoding", [passthrough(), jpg(), jpg(max_resolution=200), jpg(write_mode="raw")], ids=str)
 def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(options, encoding):
     good = photograph(**options)

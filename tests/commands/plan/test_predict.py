@@ -14,11 +14,25 @@ from vitkd_ds.commands.plan.text import plan_text
 from vitkd_ds.recipes import build_run
 
 INPUTS = predict.Inputs(
-    teacher_s=1e-4, student_s=3e-4, loss_s=0.0, others_s=0.0, host_s=0.010, update_s=0.004, shard_host_s=0.002,
+    teacher_s=1e-4,
+    student_s=3e-4,
+    loss_s=0.0,
+    others_s=0.0,
+    host_s=0.010,
+    update_s=0.004,
+    shard_host_s=0.002,
     flops=1e9,
-    trained_params=10**8, teacher_params=2 * 10**8, gathers=10, gathered_params=5 * 10**7, offloaded_params=3 * 10**7,
-    activation_bytes=1e6, image_bytes=2e5, is_compiled=False, has_average=False, bucket_elements=5 * 10**7,
-)  # fmt: skip
+    trained_params=10**8,
+    teacher_params=2 * 10**8,
+    gathers=10,
+    gathered_params=5 * 10**7,
+    offloaded_params=3 * 10**7,
+    activation_bytes=1e6,
+    image_bytes=2e5,
+    is_compiled=False,
+    state_bytes=8 * 10**8,
+    bucket_elements=5 * 10**7,
+)
 PARAMS = {"trained_params": INPUTS.trained_params, "teacher_params": INPUTS.teacher_params}
 CARD = replace(HARDWARE["h100"], nvlink_gb_per_s=100, network_gb_per_s=10, pcie_gb_per_s=50)
 """70 % of 100, 10 and 50 GB/s; 30 us to start a collective."""
@@ -85,10 +99,6 @@ def test_two_nodes_of_four_by_hand():
     assert time["gradients"] == pytest.approx(0.02306)
     assert time["gathers"] == pytest.approx(0.0118)
     assert time["host"] == pytest.approx(0.012)
-    within = predict.step_parts(INPUTS, replace(layout, placement="node"), CARD)
-    # Three quarters of 4e8 bytes, at 70 GB/s: 4.286 ms and ten starts.
-    assert predict.bytes_per_step(replace(layout, placement="node"), **PARAMS)["gathers"] == pytest.approx(3e8)
-    assert within["gathers"] == pytest.approx(3.586e-3, rel=1e-3)
 
 
 def test_memory_by_hand():
@@ -101,20 +111,10 @@ def test_memory_by_hand():
     )
     small = predict.memory_bytes(replace(INPUTS, trained_params=10**6), layout)
     assert small["gradient buckets"] == 8e6, "which need hold no more than there is"
-    alone = predict.memory_bytes(replace(INPUTS, has_average=True), replace(layout, gpus_per_node=1))
+    alone = predict.memory_bytes(replace(INPUTS, state_bytes=12 * 10**8), replace(layout, gpus_per_node=1))
     assert list(alone.values())[:4] == [4e8, 20e8, 3e8, 4e8]
     assert predict.memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8
     assert predict.memory_bytes(INPUTS, replace(layout, placement="offload"))["teacher"] == 6e7 + 3e7 / 4
-
-
-def test_it_stops_scaling_where_doubling_brings_too_little():
-    layouts = [predict.Layout(1, ranks, 128 // ranks, 1, "replica") for ranks in (1, 2, 4, 8)]
-    quiet = replace(INPUTS, trained_params=10**5, host_s=0.006)  # with the update, 10 ms
-    speeds, stop = predict.scaling(quiet, layouts, CARD)
-    # 51.2 + 10, 25.6 + 10, 12.8 + 10, 6.4 + 10 ms, and next to no communication: 1.72, 1.56, 1.39 times as fast.
-    assert speeds[0] == pytest.approx(2091.5, rel=1e-3)
-    assert stop == 2
-    assert predict.scaling(quiet, layouts[:2], CARD)[1] is None
 
 
 def test_base_at_512_images_fits_an_80_gb_card_and_checkpointing_takes_less():
@@ -127,9 +127,9 @@ def test_base_at_512_images_fits_an_80_gb_card_and_checkpointing_takes_less():
 def test_the_command_prints_every_section_and_a_source_for_every_input(capsys):
     cli.plan(recipe="deit_base_from_deit3_large", nodes="4", gpus="8")
     text = capsys.readouterr().out
-    for section in ("speed", "memory per GPU", "per node", "more GPUs", "the teacher's placement", "inputs"):
+    for section in ("speed", "memory per GPU", "per node", "the teacher's placement", "inputs"):
         assert re.search(rf"^{section}", text, re.M), section
-    assert "it stops scaling at" in text and "zero_hpz_partition_size" in text and "augmentation" in text
+    assert "augmentation" in text
     for line in text[text.index("\ninputs\n") + 8 :].splitlines():
         assert re.search("measured, row|not measured|assumed|counted|data sheet", line), line
 
@@ -144,13 +144,12 @@ def test_a_gpu_that_was_not_measured_is_counted_by_its_peak_and_a_teacher_of_7_b
     assert teacher.startswith("assumed: 40% of 312 TFLOP/s") and "row C3" not in other and "and on this GPU" in other
     cli.plan(recipe="vit_small_from_dinov3_7b", gpus="1", **{"micro_batch_size_per_gpu": "256"}, hardware="rtx4090")
     text = capsys.readouterr().out
-    replica, offload = (
-        float(re.search(rf"^  {p} +[\d.,]+ ms +([\d.]+) GiB", text, re.M)[1]) for p in ("replica", "offload")
-    )
+    row = r"^  {} +[\d.,]+ ms +([\d.]+) GiB, for GPUs of (\d+) GiB or more$"
+    found = [re.search(row.format(placement), text, re.M).groups() for placement in ("replica", "offload")]
+    replica, offload = (float(gib) for gib, _ in found)
     assert replica - offload == pytest.approx(12.51 - 2 * 0.313, abs=0.11) and "--teacher.placement=offload" in text
-    needed = re.search(r"stops fitting on GPUs of less than (\d+) GiB, offload on GPUs of less than (\d+)\n", text)
-    for gib, whole in zip((replica, offload), needed.groups()):
-        assert math.ceil((gib - 0.05) / 0.9) <= int(whole) <= math.ceil((gib + 0.05) / 0.9)
+    for gib, (_, least) in zip((replica, offload), found):
+        assert math.ceil((gib - 0.05) / 0.9) <= int(least) <= math.ceil((gib + 0.05) / 0.9)
 
 
 def test_fields_of_the_run_can_be_set(capsys):
@@ -159,14 +158,18 @@ def test_fields_of_the_run_can_be_set(capsys):
     assert "64 images x 16 a GPU" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({"hardware": "h10"}, "--hardware must be one of h100, h200, a100, rtx4090, found 'h10'"),
-    ({"nodes": "0"}, "--nodes and --gpus must be positive"),
-    ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, found 1024 and 24"),
-    ({"recipe": "demo_plain"}, "plan needs a teacher, found none in recipe demo_plain"),
-    ({"node": "3"}, "--node is no option"), ({"gpus": "many"}, "--gpus must be a whole number"),
-    ({"recipe": None}, "plan needs --recipe"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"hardware": "h10"}, "--hardware must be one of h100, h200, a100, rtx4090, found 'h10'"),
+        ({"nodes": "0"}, "--nodes and --gpus must be positive"),
+        ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, found 1024 and 24"),
+        ({"recipe": "demo_plain"}, "plan needs a teacher, found none in recipe demo_plain"),
+        ({"node": "3"}, "--node is no option"),
+        ({"gpus": "many"}, "--gpus must be a whole number"),
+        ({"recipe": None}, "plan needs --recipe"),
+    ],
+)
 def test_what_cannot_be_predicted_is_refused(flags, message):
     flags = {"recipe": "deit_base_from_deit3_large"} | flags
     with pytest.raises(ValueError, match=message):
@@ -174,12 +177,22 @@ def test_what_cannot_be_predicted_is_refused(flags, message):
 
 
 def test_cards_are_known_by_their_drivers_names_and_others_are_not_taken_for_them():
-    known = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-80GB": "a100",
-             "NVIDIA GeForce RTX 4090": "rtx4090"}  # fmt: skip
+    known = {
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H200": "h200",
+        "NVIDIA A100-SXM4-80GB": "a100",
+        "NVIDIA GeForce RTX 4090": "rtx4090",
+    }
     others = (
-        "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA GH200 144G HBM3e",
-        "NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-40GB", "cpu",
-    )  # fmt: skip
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+        "NVIDIA H200 NVL",
+        "NVIDIA GH200 480GB",
+        "NVIDIA GH200 144G HBM3e",
+        "NVIDIA A100 80GB PCIe",
+        "NVIDIA A100-SXM4-40GB",
+        "cpu",
+    )
     for device in (*known, *others):
         assert hardware_of(device) is HARDWARE.get(known.get(device)), device
 

@@ -17,10 +17,15 @@ def on_meta(name, **args):
         return timm.create_model(name, **args)
 
 
-@pytest.mark.parametrize("name, gmacs", [
-    ("deit_tiny_patch16_224", 1.26), ("deit_small_patch16_224", 4.61), ("deit_base_patch16_224", 17.58),
-    ("deit3_large_patch16_224", 61.60),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, gmacs",
+    [
+        ("deit_tiny_patch16_224", 1.26),
+        ("deit_small_patch16_224", 4.61),
+        ("deit_base_patch16_224", 17.58),
+        ("deit3_large_patch16_224", 61.60),
+    ],
+)
 def test_operations_are_those_of_timms_tables(name, gmacs):
     assert forward_flops(on_meta(name), 224) / 2e9 == pytest.approx(gmacs, rel=0.01)
 
@@ -75,7 +80,7 @@ def test_the_bytes_kept_by_the_loss_are_those_that_autograd_keeps_and_the_teache
     teacher = [torch.randn(*shape, 384).bfloat16() for shape in ((1, 2, 196), (1, 196))]
     kept = kept_bytes(loss, *student, *teacher, parameters=loss.parameters())
     kept += sum(feature.nbytes for feature in teacher)
-    assert kept == pytest.approx(shapes.LOSS_BYTES_PER_PATCH * 196 * 384, rel=0.02)
+    assert kept == pytest.approx(TERMS["vitkd"].cost.bytes_per_patch * 196 * 384, rel=0.02)
 
 
 PAIR = PairInfo(student_dim=64, teacher_dim=96, student_grid=(4, 4), teacher_grid=(4, 4))
@@ -86,13 +91,15 @@ PRODUCTS = {
     "relation": ADAPTERS + 6 * 16 * 16 * 96 + 2 * 16 * 16 * 96 + 6 * 96 * 4096,
     "vkd": 6 * 64 * 96,
     "spectral": 0,
+    "attention": 0,
 }
 
 
-def features_of(number, dim, blocks, *, is_student):
+def features_of(number, dim, blocks, attention, *, is_student):
     shapes_of_all = [(5,), (dim,), (16, dim), *[(16, dim) for _ in blocks]]
     made = [torch.randn(number, *shape).bfloat16().requires_grad_(is_student) for shape in shapes_of_all]
-    return Features(*made[:3], dict(zip(blocks, made[3:])))
+    maps = {block: torch.rand(number, 16, 16).requires_grad_(is_student) for block in attention}
+    return Features(*made[:3], dict(zip(blocks, made[3:])), maps=maps)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -105,10 +112,11 @@ def test_a_term_is_charged_for_its_products_and_for_what_autograd_keeps(name):
         parameter.data = parameter.bfloat16()
 
     def kept_of(number):
-        student = features_of(number, 64, term.needs.student_blocks, is_student=True)
-        teacher = features_of(number, 96, term.needs.teacher_blocks, is_student=False)
+        needs = term.needs
+        student = features_of(number, 64, needs.student_blocks, needs.student_attention, is_student=True)
+        teacher = features_of(number, 96, needs.teacher_blocks, needs.teacher_attention, is_student=False)
         of_student, of_teacher = (
-            [each.pooled_BD, each.final_BPD, *each.blocks.values()] for each in (student, teacher)
+            [each.pooled_BD, each.final_BPD, *each.blocks.values(), *each.maps.values()] for each in (student, teacher)
         )
         targets_BK = torch.zeros(number, 5)
         kept = kept_bytes(lambda *_: part(student, teacher, targets_BK), *of_student, *of_teacher, parameters=())

@@ -18,14 +18,21 @@ def reported(tmp_path_factory, small_beton, demo_cache):
 
     def options(name, recipe, *more):
         return [
-            f"--recipe={recipe}", "--debug", f"--workdir={folder}/{name}", f"--data.train={small_beton}",
-            "--global_batch_size=8", "--eval_every_epochs=1", "--checkpoint.every_steps=7", *more,
-        ]  # fmt: skip
+            f"--recipe={recipe}",
+            "--debug",
+            f"--workdir={folder}/{name}",
+            f"--data.train={small_beton}",
+            "--global_batch_size=8",
+            "--eval_every_epochs=1",
+            "--checkpoint.every_steps=7",
+            *more,
+        ]
 
     commands = [
-        options("taught", "demo", f"--max_steps={STOPPED}"), options("taught", "demo", "--max_steps=14", "--extend"),
+        options("taught", "demo", f"--max_steps={STOPPED}"),
+        options("taught", "demo", "--max_steps=14", "--extend"),
         options("plain", "demo_plain", "--max_steps=14", "--optim.lr=0.002"),
-    ]  # fmt: skip
+    ]
     assert not any(outcome["refused"] for outcome in run_several(1, folder / "commands", commands))
     return folder
 

@@ -18,31 +18,36 @@ from vitkd_ds.commands.report.curves import charts_of
 from vitkd_ds.train.statistics import paired_interval, wilson_interval
 
 
-class Tables(HTMLParser):
-    """Tables of a page: id, else class -> rows of cells."""
+class Page(HTMLParser):
+    """Tables of a page, as id, else class -> rows of cells; all its text, and the content of its scripts."""
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.name, self.cell = {}, None, None
+        self.tables, self.rows, self.cell = {}, None, False
+        self.text, self.scripts = "", []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
         if tag == "table":
-            self.name = found.get("id") or found.get("class") or "none"
-            self.tables[self.name] = []
+            self.rows = self.tables.setdefault(found.get("id") or found.get("class") or "none", [])
         elif tag == "tr":
-            self.tables[self.name].append([])
+            self.rows.append([])
         elif tag in ("td", "th"):
-            self.tables[self.name][-1].append("")
+            self.rows[-1].append("")
             self.cell = True
+        elif tag == "script":
+            self.scripts.append("")
 
     def handle_endtag(self, tag):
-        self.cell = None if tag in ("td", "th") else self.cell
+        self.cell = self.cell and tag not in ("td", "th")
 
     def handle_data(self, text):
+        self.text += text
         if self.cell:
-            self.tables[self.name][-1][-1] += text
+            self.rows[-1][-1] += text
+        if self.scripts:
+            self.scripts[-1] += text
 
 
 def written(*runs, **options):
@@ -50,7 +55,7 @@ def written(*runs, **options):
 
 
 def tables(*runs):
-    return Tables(written(*runs)).tables
+    return Page(written(*runs)).tables
 
 
 def answers(run):
@@ -60,8 +65,16 @@ def answers(run):
 def test_classes_are_counted_as_a_slow_count_does(runs):
     own, other = answers(runs / "taught"), answers(runs / "plain")
     head, *rows = tables(runs / "taught", runs / "plain")["classes-table"]
-    assert head == ["class", "images", "student top-1 %", "95 % interval", "teacher top-1 %", "agreement %",
-                    "difference to plain, points", "95 % interval"]  # fmt: skip
+    assert head == [
+        "class",
+        "images",
+        "student top-1 %",
+        "95 % interval",
+        "teacher top-1 %",
+        "agreement %",
+        "difference to plain, points",
+        "95 % interval",
+    ]
     assert [row[0] for row in rows] == own["classes"]
     for label, row in enumerate(rows):
         places = [i for i, found in enumerate(own["label"]) if found == label]
@@ -107,8 +120,8 @@ def test_the_classes_that_gained_and_lost_most_are_those_against_the_other_run(r
 def test_runs_on_other_images_are_not_compared_class_by_class(runs):
     change(runs / "plain", images={"train": 1, "val": 2})
     text = written(runs / "taught", runs / "plain")
-    assert "Helped most" not in text and Tables(text).tables["groups-table"][2][4] == "-"
-    assert len(Tables(text).tables["classes-table"][0]) == 6
+    assert "Helped most" not in text and Page(text).tables["groups-table"][2][4] == "-"
+    assert len(Page(text).tables["classes-table"][0]) == 6
 
 
 def test_the_confusion_matrix_counts_answers_and_is_cut_to_the_worst_classes(runs):
@@ -130,8 +143,9 @@ def test_the_confusion_matrix_counts_answers_and_is_cut_to_the_worst_classes(run
     for row, column in ((0, 0), (0, 1), (3, 4), (24, 24)):
         assert counts[row, column] == sum((label == shown[row]) & (student == shown[column]))
     assert counts[0, 1] == 15 and counts[3, 25] == 0
-    shown, counts = Answers(*(many.step, many.classes, many.image, label, label[::-1].copy()), np.ones(4000), None,
-                            None).confusion()  # fmt: skip
+    shown, counts = Answers(
+        *(many.step, many.classes, many.image, label, label[::-1].copy()), np.ones(4000), None, None
+    ).confusion()
     assert (counts[:, 25] == 100 * np.isin(39 - np.array(shown), shown, invert=True)).all()
 
 
@@ -156,7 +170,7 @@ def test_runs_and_seeds_have_the_numbers_of_compare(runs):
 
 def test_differences_to_the_recipe_versions_and_starts_are_said(runs):
     text = written(runs / "plain")
-    settings = {row[0]: row[1:] for row in Tables(text).tables["settings"][1:]}
+    settings = {row[0]: row[1:] for row in Page(text).tables["settings"][1:]}
     assert settings["optim.lr"] == ["0.0015", "0.002"] and settings["max_steps"] == ["4", "14"]
     assert settings["data.train"][0] == "demo" and "workdir" not in settings and "optim.betas" not in settings
     config = json.loads((runs / "plain" / "config.json").read_text())
@@ -186,7 +200,7 @@ def test_a_run_that_goes_on_has_a_report_of_what_is_there(runs):
     os.utime(run / "metrics.jsonl", (0, 0))
     text = written(run, runs / "plain")
     assert '<progress value="10" max="14">' in text and "Not finished: 10 of 14 steps; its log was written" in text
-    assert Tables(text).tables["runs-table"][1][8] == "at step 7"
+    assert Page(text).tables["runs-table"][1][8] == "at step 7"
     assert "group 2" not in text
     assert (
         max(max(series["steps"]) for chart in charts_of(read_results([str(run)])) for series in chart["series"]) == 10
@@ -225,13 +239,32 @@ def test_images_that_are_gone_or_others_are_a_sentence(runs):
     assert "The images cannot be shown: " in text and "gone.beton" in text and "<img" not in text
 
 
-@pytest.mark.parametrize("content", [
-    "[]", "{", '{"step": 1}', '{"step": 1, "classes": ["a"], "image": [0], "label": [1], "student": [0], '
-    '"student_probability": [0.5]}', '{"step": 1, "classes": ["a"], "image": [0, 1], "label": [0], "student": [0], '
-    '"student_probability": [0.5]}', '{"step": 1, "classes": ["a"], "image": [], "label": [], "student": [], '
-    '"student_probability": []}', '{"step": 1, "classes": ["a"], "image": [0], "label": ["x"], "student": [0], '
-    '"student_probability": [0.5]}',
-])  # fmt: skip
+def test_text_never_becomes_markup(runs):
+    hostile = """</script><script>1</script><img src=x onerror=1>&amp;'\""""
+    run = (runs / "taught").rename(runs / "a <b> & c")
+    found = answers(run) | {"classes": [f"{hostile}{label}" for label in range(10)]}
+    (run / "predictions.json").write_text(json.dumps(found))
+    change(run, command=[hostile], versions={hostile: hostile}, run__recipe=hostile, models__teacher__license=hostile)
+    text = written(run, runs / "plain")
+    page = Page(text)
+    assert len(page.scripts) == 2 and "<img src=x" not in text and page.text.count("a <b> & c") > 4
+    for words in (f"{hostile}3", f"{hostile} {hostile}"):
+        assert words in page.text
+    assert [one["name"] for one in json.loads(page.scripts[0])["runs"]] == ["a <b> & c", "plain"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        '{"step": 1}',
+        '{"step": 1, "classes": ["a"], "image": [0], "label": [1], "student": [0], "student_probability": [0.5]}',
+        '{"step": 1, "classes": ["a"], "image": [0, 1], "label": [0], "student": [0], "student_probability": [0.5]}',
+        '{"step": 1, "classes": ["a"], "image": [], "label": [], "student": [], "student_probability": []}',
+        '{"step": 1, "classes": ["a"], "image": [0], "label": ["x"], "student": [0], "student_probability": [0.5]}',
+    ],
+)
 def test_damaged_answers_are_refused_by_name(runs, content):
     (runs / "taught" / "predictions.json").write_text(content)
     with pytest.raises(ValueError, match="taught/predictions.json must "):

@@ -22,9 +22,13 @@ from vitkd_ds.commands.sweep.run import run_missing
 from vitkd_ds.commands.sweep.table import markdown, rows_of
 
 SMALL = [
-    "--max_steps=20", "--optim.warmup_epochs=0.001", "--data.max_val_images=500", "--global_batch_size=16",
-    "--micro_batch_size_per_gpu=16", "--eval_every_epochs=0.01",
-]  # fmt: skip
+    "--max_steps=20",
+    "--optim.warmup_epochs=0.001",
+    "--data.max_val_images=500",
+    "--global_batch_size=16",
+    "--micro_batch_size_per_gpu=16",
+    "--eval_every_epochs=0.01",
+]
 SWEEP = ["vitkd-ds", "sweep", "--recipes", "demo_plain", "--grid.optim.lr=1e-3,2e-2", *SMALL]
 NAMES = ["demo_plain,optim.lr=1e-3", "demo_plain,optim.lr=2e-2"]
 
@@ -161,19 +165,22 @@ def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("recipes, seeds, flags, message", [
-    (["demo"], 2, {"optim.lrr": "1"}, "--optim.lrr is no option: did you mean optim.lr"),
-    (["demo"], 2, {"grid.optim.lrr": "1,2"}, "--optim.lrr is no option"),
-    (["demo"], 2, {"grid.optim.lr": "1,-2"}, "optim.lr must be positive, found -2"),
-    (["demo", "demo"], 2, {}, "a name of its own, found demo twice"),
-    (["demo"], 2, {"seed": "3"}, "--seed must not be given to a sweep"),
-    (["demo"], 1, {"recipe": "demo_plain"}, "--recipe must not be given to a sweep"),
-    (["demo"], 1, {"grid.workdir": "a,b"}, "--grid.workdir must not be given to a sweep"),
-    (["demo"], 1, {"grid.optim.lr": ""}, "--grid.optim.lr must have values"),
-    (["demo"], 0, {}, "needs a recipe and a seed"),
-    ([], 1, {}, "needs a recipe and a seed"),
-    (["demo"], 1, {"grid.optim.lr": "1", "optim.lr": "2"}, "found it and --grid.optim.lr"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "recipes, seeds, flags, message",
+    [
+        (["demo"], 2, {"optim.lrr": "1"}, "--optim.lrr is no option: did you mean optim.lr"),
+        (["demo"], 2, {"grid.optim.lrr": "1,2"}, "--optim.lrr is no option"),
+        (["demo"], 2, {"grid.optim.lr": "1,-2"}, "optim.lr must be positive, found -2"),
+        (["demo", "demo"], 2, {}, "a name of its own, found demo twice"),
+        (["demo"], 2, {"seed": "3"}, "--seed must not be given to a sweep"),
+        (["demo"], 1, {"recipe": "demo_plain"}, "--recipe must not be given to a sweep"),
+        (["demo"], 1, {"grid.workdir": "a,b"}, "--grid.workdir must not be given to a sweep"),
+        (["demo"], 1, {"grid.optim.lr": ""}, "--grid.optim.lr must have values"),
+        (["demo"], 0, {}, "needs a recipe and a seed"),
+        ([], 1, {}, "needs a recipe and a seed"),
+        (["demo"], 1, {"grid.optim.lr": "1", "optim.lr": "2"}, "found it and --grid.optim.lr"),
+    ],
+)
 def test_what_cannot_be_is_refused(tmp_path, recipes, seeds, flags, message):
     with pytest.raises(ValueError, match=message):
         members_of(recipes, seeds, tmp_path, flags)

@@ -67,10 +67,32 @@ def test_hidden_files_and_folders_which_torchvision_reads_are_counted(tmp_path, 
     assert not caplog.text
     tree(src, ".hidden/x.jpg", "a/.x.jpg", "a/.deep/y.jpg", "a/.deep/z.jpg", "b/c/.DS_Store")
     assert ImageFolder(src).classes == [".hidden", "a", "b"]
+    tree(src, ".a.jpg")
     for options in ({}, {"labels": "none"}):
         caplog.clear()
         assert list(open_source(src, **options).names) == expected
-        assert f"4 hidden files and folders are left out, the first is {str(src / '.hidden')!r}" in caplog.text
+        assert f"5 hidden files and folders are left out, the first is {str(src / '.a.jpg')!r}" in caplog.text
+        assert len(caplog.records) == 1
     caplog.clear()
     tree(tmp_path / "only", ".a/x.jpg")
     refused(tmp_path / "only", match="found a folder that is none of them")
+
+
+def test_images_and_links_to_nothing_beside_the_class_folders_are_counted(tmp_path, caplog):
+    src = tree(tmp_path / "train", "a/x.jpg", "b/y.jpg", "loose.jpg")
+    (src / "a-class").symlink_to("nothing")
+    assert open_source(src).classes == ("a", "b")
+    found = f"2 files outside of the class folders are left out, the first is {str(src / 'a-class')!r}"
+    assert [record.getMessage() for record in caplog.records] == [found]
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": "none"}])
+def test_a_folder_that_cannot_be_listed_is_refused_and_not_taken_for_empty(tmp_path, monkeypatch, options):
+    """Its path is too long for the system, which refuses it to the superuser, too."""
+    src = tree(tmp_path / "train", "a/x.jpg")
+    monkeypatch.chdir(src / "a")
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    open("deep.jpg", "wb").close()
+    refused(src, **options, match="cannot list '.*/a/ddd.*': File name too long. Make it readable, or move it away")

@@ -90,6 +90,12 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
             ["train-00000-of-00001-0a", "train-00000-of-00001-1b"],
             "2 files of 1 parts, such as 'train-00000-of-00001-0a.p",
         ),
+        (["train-000000-of-000002"], "lacks 1 of the 2 parts .* the first is number 00001"),
+        (["train_0_of_2"], "lacks 1 of the 2 parts .* the first is number 00001"),
+        (
+            ["train-00000-of-00001", "data/train-00000-of-00001"],
+            "2 files of 1 parts, such as 'train-00000-of-00001.parq",
+        ),
         (
             ["train-00000-of-00001", "train-00005-of-00001"],
             "2 files of 1 parts, such as 'train-00005-of-00001.parquet'",
@@ -97,7 +103,7 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     ],
 )
 def test_parquet_files_of_which_a_part_is_missing_or_foreign_are_refused(tmp_path, names, message):
-    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "data").mkdir(parents=True)
     for first, name in enumerate(names):
         dataset_of(2, first=first).to_parquet(tmp_path / "hub" / f"{name}.parquet")
     refused(tmp_path / "hub", match=message)

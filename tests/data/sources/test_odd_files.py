@@ -115,3 +115,19 @@ def test_imagenets_own_tars_are_never_taken_for_samples_wherever_they_lie(tmp_pa
     for path in (renamed, train):
         path.unlink()
     assert open_source(tmp_path / "in").kind == "ImageNet train"
+
+
+def test_files_in_and_among_imagenets_tars_that_are_no_images_are_counted(tmp_path, caplog):
+    root, wnid = tmp_path / "in", WNIDS[0]
+    root.mkdir()
+    write_tar(root / f"{wnid}.tar", [("a.JPEG", jpeg(1)), ("b.gif", b"x"), (".c.JPEG", jpeg(2))])
+    (root / f"{WNIDS[1]}.tar.part").write_bytes(b"x")
+    assert len(open_source(root).labels) == 1
+    val = write_tar(tmp_path / "val.tar", [("ILSVRC2012_val_00000001.JPEG", jpeg(1)), ("ILSVRC2012_val_2.gif", b"x")])
+    (tmp_path / "labels").write_text(TEXT)
+    assert len(open_source(val, labels=str(tmp_path / "labels")).labels) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"1 files that are no class tars are left out, the first is '{root / WNIDS[1]}.tar.part'",
+        f"2 hidden files and files without an image's ending are left out, the first is 'in/{wnid}.tar/b.gif'",
+        "1 hidden files and files without an image's ending are left out, the first is 'val.tar/ILSVRC2012_val_2.gif'",
+    ]

@@ -83,6 +83,7 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
         ([("0.jpg", jpeg(0)), ("0.png", jpeg(0)), ("0.cls", b"1")], "found '0.jpg' and '0.png'"),
         ([("0.jpg", jpeg(0)), ("0.cls", b" \n")], "must hold 0.cls with the class of '0.jpg', found an empty one"),
         ([("0.txt", b"x")], "found none in"),
+        ([("0.jpg", jpeg(0)), ("0.cls", b"x" * 1001)], "'0.cls' in '.*s.tar' has 1001 bytes, a class at most 1000"),
     ],
 )
 def test_tars_without_whole_samples_are_refused(tmp_path, members, message):
@@ -102,6 +103,13 @@ def test_a_number_that_is_no_class_number_does_not_turn_the_others_into_names(tm
     names = tmp_path / "names.txt"
     names.write_text("\n".join([*map(str, range(12)), odd]))
     assert open_source(root, classes=str(names)).labels.tolist() == list(range(13))
+
+
+def test_numbers_behind_a_byte_order_mark_are_numbers_and_the_longest_names_stay_different(tmp_path):
+    marked = write_tars(tmp_path / "marked", [f"\ufeff{i}" for i in range(11)])
+    assert open_source(marked).labels.tolist() == list(range(11))
+    long = write_tars(tmp_path / "long", ["x" * 999 + "b", "x" * 999 + "a"])
+    assert open_source(long).labels.tolist() == [1, 0]
 
 
 def test_numbers_among_names_are_names_as_a_warning_says(tmp_path, caplog):
@@ -124,7 +132,17 @@ def test_samples_with_other_image_endings_are_counted_and_the_first_is_named(tmp
     write_tar(root / "a.tar", [*members, ("b.cls", b"1"), ("c.json", b"{}"), ("._d.bmp", b"x")])
     assert len(open_source(root).labels) == 3
     counted = f"9 of the 12 samples of {str(root)!r} have no image (jpg jpeg png webp) and are left out, the first is"
-    assert f"{counted} 'a.tar/a/0.image.jpg'" in caplog.text and len(caplog.records) == 1
+    assert f"{counted} 'a.tar/a/0.image.jpg'" in caplog.text and len(caplog.records) == 2
+    assert "1 hidden files are left out, the first is 'a.tar/._d.bmp'" in caplog.text
+
+
+def test_other_files_in_a_folder_of_tars_are_counted(tmp_path, caplog):
+    root = write_tars(tmp_path / "tars", ["0", "1"], per_tar=1)
+    (root / "train-000002.tar.gz").write_bytes(b"x")
+    (root / "more").mkdir()
+    assert len(open_source(root).labels) == 2
+    found = f"2 files and folders without the ending .tar are left out, the first is {str(root / 'more')!r}"
+    assert [record.getMessage() for record in caplog.records] == [found]
 
 
 def test_tars_are_packed_in_place_and_cut_and_compressed_ones_refused_by_name(tmp_path):

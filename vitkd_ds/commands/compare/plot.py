@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INCHES, DOTS_PER_INCH = (12, 5), 120
+DOTS_PER_INCH = 120
 LEGEND_COLUMNS = 4
 NUM_COLOURS = 10
 """Colours that are easily told apart; more runs are coloured along a rainbow."""
@@ -35,35 +35,57 @@ def check_plot(plot: str) -> Path:
 
 def write_plot(path: Path, results: Sequence[Result]) -> None:
     """Write the curves to a PNG, whole, replacing any."""
-    content = io.BytesIO()
-    draw(results).savefig(content, format="png", dpi=DOTS_PER_INCH)
-    write_whole(path, lambda file: file.write(content.getvalue()))
+    write_figure(path, draw(results))
     logger.info("curves written to %s", path)
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Write a figure to a PNG, whole, replacing any."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DOTS_PER_INCH)
+    write_whole(path, lambda file: file.write(content.getvalue()))
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Make an empty figure, in inches, that needs no window and no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def colours_of(count: int) -> list[tuple[float, ...]]:
+    """Choose a colour for each of so many curves."""
+    import matplotlib
+
+    if count <= NUM_COLOURS:
+        return [matplotlib.colormaps["tab10"](number) for number in range(count)]
+    return [matplotlib.colormaps["turbo"](number / (count - 1)) for number in range(count)]
 
 
 def draw(results: Sequence[Result]) -> "Figure":
     """Draw the two plots side by side, with one legend."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=INCHES, layout="constrained")
-    FigureCanvasAgg(figure)  # no window and no display
+    figure = new_figure(12, 5)
     accuracy, loss = figure.subplots(1, 2)
-    colours = matplotlib.colormaps["tab10" if len(results) <= NUM_COLOURS else "turbo"]
-    for number, result in enumerate(results):
-        colour = colours(number if len(results) <= NUM_COLOURS else number / (len(results) - 1))
-        steps_per_epoch = result.config["plan"]["steps_per_epoch"]
+    for result, colour in zip(results, colours_of(len(results))):
         logged = [line for line in result.lines if line.get("total") is not None]
         for axes, lines, key, marker in (
             (accuracy, evaluations(result.lines), "val_top1", "o"),
             (loss, logged, "total", ""),
         ):
-            epochs = [line["step"] / steps_per_epoch for line in lines]
+            epochs = [line["step"] / result.config["plan"]["steps_per_epoch"] for line in lines]
             axes.plot(epochs, [line[key] for line in lines], color=colour, label=result.name, marker=marker)
-    accuracy.set(xlabel="training time (epochs)", ylabel="validation top-1 (%)")
-    loss.set(xlabel="training time (epochs)", ylabel="total training loss (weighted sum of its terms)")
-    for axes in (accuracy, loss):
-        axes.grid(alpha=0.3)
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS)
+    accuracy.set_ylabel("validation top-1 (%)")
+    loss.set_ylabel("total training loss (weighted sum of its terms)")
+    add_legend(figure)
     return figure
+
+
+def add_legend(figure: "Figure") -> None:
+    """Give all axes a grid and epochs, and the figure one legend."""
+    for axes in figure.axes:
+        axes.set_xlabel("training time (epochs)")
+        axes.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS)

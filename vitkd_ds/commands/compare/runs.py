@@ -17,10 +17,18 @@ EVALUATED = ("val_num_images", "val_top1", "val_top5")
 """Keys that a line of metrics.jsonl has if it is of an evaluation; with a teacher it has more."""
 SIZES = ("parameters", "gflops")
 NEEDED = {
-    "run": dict, "run.seed": int, "run.teacher": dict | None, "run.data.train": str, "run.data.val": str,
-    "run.data.image_size": int, "run.data.num_classes": int, "run.global_batch_size": int,
-    "plan.steps_per_epoch": int, "world_size": int, "images": dict | None,
-}  # fmt: skip
+    "run": dict,
+    "run.seed": int,
+    "run.teacher": dict | None,
+    "run.data.train": str,
+    "run.data.val": str,
+    "run.data.image_size": int,
+    "run.data.num_classes": int,
+    "run.global_batch_size": int,
+    "plan.steps_per_epoch": int,
+    "world_size": int,
+    "images": dict | None,
+}
 """Keys of config.json that a comparison needs, with their types."""
 
 
@@ -139,7 +147,8 @@ def _read(folder: Path, name: str) -> Result:
     if "models" in config:  # runs of versions before 0.4 have none
         roles = [role for role in ("student", "teacher") if config["run"].get(role)]
         read_json(config_file, {f"models.{role}.{what}": int | float for role in roles for what in SIZES})
-    lines, summary = read_lines(folder), None
+    lines = read_lines(folder)
+    summary = None
     if (folder / DONE).is_file():
         summary = read_json(folder / SUMMARY, {"steps": int, "images_per_s": int | float | None})
     return Result(folder, name, config, lines, [{}, *evaluations(lines)][-1], summary)

@@ -7,7 +7,8 @@ from typing import Any, Mapping, Sequence
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.train.statistics import t_interval, t_interval_of_differences
 
-MOST_KEYS, MOST_SEEDS = 6, 12
+MOST_KEYS = 6
+MOST_SEEDS = 12
 """Most settings, and most seeds, that a line names."""
 LONGEST_VALUE = 20
 """Longest value of a setting that a line shows, in characters."""
@@ -81,7 +82,8 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
 
 def settings_line(number: int, group: Group, first: Group) -> str:
     """Name the settings in which a group differs from the first, with its own values where they are short."""
-    own, others = _first(group).settings, _first(first).settings
+    own = _first(group).settings
+    others = _first(first).settings
     keys = [key for key in own | others if own.get(key) != others.get(key) or (key in own) != (key in others)]
     # A part that only one of the two has, such as teacher, is named once. Keys of the whole run come first.
     keys = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]

@@ -21,7 +21,8 @@ from vitkd_ds.models import build
 
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
-MOST_S, MOST_ROUNDS = 1.5, 100
+MOST_S = 1.5
+MOST_ROUNDS = 100
 """Most seconds per model, all its forwards together, and most forwards of each; two forwards are made in any case."""
 WARMUP_ROUNDS = 3
 """Forwards that are not counted, or all but the last if there are so few."""
@@ -49,7 +50,8 @@ def measure(results: Sequence[Result]) -> Speeds:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: dict[Key, nn.Module] = {}
     keys = [(_student(result, models), _teacher(result, models)) for result in results]
-    micro, dtype = MICRO_BATCH[device.type], DTYPE[device.type]
+    micro = MICRO_BATCH[device.type]
+    dtype = DTYPE[device.type]
     ready = {key: model.to(device, dtype).eval() for key, model in models.items()}
     images = {key: torch.randn(micro, 3, key.size, key.size, device=device, dtype=dtype) for key in ready}
     speeds = {key: micro / seconds for key, seconds in forward_seconds(ready, images).items()}
@@ -105,8 +107,9 @@ def _teacher(result: Result, models: dict[Key, nn.Module]) -> Key | None:
     run = result.config["run"]
     if run.get("teacher") is None:
         return None
-    teacher = from_dict(TeacherConfig, run["teacher"], "teacher.")
-    size, num_classes = teacher.image_size or run["data"]["image_size"], run["data"]["num_classes"]
+    teacher = from_dict(TeacherConfig, run["teacher"])
+    size = teacher.image_size or run["data"]["image_size"]
+    num_classes = run["data"]["num_classes"]
     teacher = replace(teacher, checkpoint="random", head="", image_size=0)
     data = DataConfig(train="", val="", image_size=size, num_classes=num_classes)
     made = build.model_args_of(teacher, data)

@@ -5,22 +5,39 @@ import io
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Sequence
 
-from vitkd_ds.commands.cells import safe_cell
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.compare.seeds import WIDEST, Group
+from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, deciding
 
 if TYPE_CHECKING:
     from vitkd_ds.commands.compare.speed import Speeds  # imports torch
 
-ACCURACY = (
-    ("", "run"), ("student top-1 %", "[95 % interval]"), ("top-5", "%"), ("teacher", "top-1 %"), ("agree-", "ment %"),
-)  # fmt: skip
+COLUMNS = {name: metric for name, metric in VAL_METRICS.items() if metric.column}
+ACCURACY = (("", "run"), *(metric.column for metric in COLUMNS.values()))
 COST = (
-    ("params", "M"), ("", "GFLOPs"), ("training", "images/s"), ("training", "time"), ("", "ranks"),
-    ("inference", "images/s"), ("x its", "teacher"),
-)  # fmt: skip
+    ("params", "M"),
+    ("", "GFLOPs"),
+    ("training", "images/s"),
+    ("training", "time"),
+    ("", "ranks"),
+    ("inference", "images/s"),
+    ("x its", "teacher"),
+)
 LONG_S = 7200
 """Seconds from which a time is given in hours."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
+
+
+def safe_cell(value: object) -> object:
+    """Return the value, or a text that a spreadsheet would take for a formula behind an apostrophe. Numbers stay."""
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
@@ -46,11 +63,11 @@ def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple
 
 
 def _accuracy(result: Result) -> tuple[str, ...]:
-    found, (low, high) = result.evaluation, result.top1_interval
-    return (
-        result.name, f"{result.top1:.2f} [{low:.2f}, {high:.2f}]", f"{found['val_top5']:.2f}",
-        _number(found.get("val_teacher_top1"), ".2f"), _number(found.get("val_agreement"), ".2f"),
-    )  # fmt: skip
+    low, high = result.top1_interval
+    found = result.evaluation
+    numbers = {name: _number(found.get(PREFIX + name), f".{metric.digits}f") for name, metric in COLUMNS.items()}
+    numbers[deciding("classes")] += f" [{low:.2f}, {high:.2f}]"
+    return (result.name, *numbers.values())
 
 
 def _cost(result: Result, student_images_per_s: float | None, teacher_images_per_s: float | None) -> tuple[str, ...]:
@@ -58,10 +75,14 @@ def _cost(result: Result, student_images_per_s: float | None, teacher_images_per
     time = _time(result.training_s) if result.is_final else f"at step {result.evaluation['step']}"
     times = student_images_per_s / teacher_images_per_s if teacher_images_per_s else None
     return (
-        _number(parameters and parameters / 1e6, ".2f"), _number(result.size("student", "gflops"), ".3g"),
-        _number(result.images_per_s, ",.0f"), time, str(result.config["world_size"]),
-        _number(student_images_per_s, ",.0f"), _number(times, ".1f"),
-    )  # fmt: skip
+        _number(parameters and parameters / 1e6, ".2f"),
+        _number(result.size("student", "gflops"), ".3g"),
+        _number(result.images_per_s, ",.0f"),
+        time,
+        str(result.config["world_size"]),
+        _number(student_images_per_s, ",.0f"),
+        _number(times, ".1f"),
+    )
 
 
 def _time(seconds: float | None) -> str:
@@ -76,7 +97,8 @@ def _number(value: float | None, form: str) -> str:
 
 def _lines(rows: Sequence[Sequence[Any]]) -> list[str]:
     """Two lines of the header, whose cells are pairs, and one of each further row: names to the left, numbers right."""
-    (top, bottom), cells = zip(*rows[0]), rows[1:]
+    top, bottom = zip(*rows[0])
+    cells = rows[1:]
     rows = [top, bottom, *cells]
     widths = [max(len(row[i]) for row in rows) for i in range(len(top))]
     return [
@@ -101,7 +123,9 @@ def csv_text(results: Sequence[Result], groups: Sequence[Group], speeds: "Speeds
 def _record(
     result: Result, groups: Sequence[Group], student_images_per_s: float | None, teacher_images_per_s: float | None
 ) -> dict[str, Any]:
-    found, (low, high) = result.evaluation, result.top1_interval
+    found = result.evaluation
+    low, high = result.top1_interval
+    numbers = {metric.csv: found.get(PREFIX + name) for name, metric in VAL_METRICS.items() if metric.csv}
     group = next((number for number, group in enumerate(groups, start=1) if result in group.values()), None)
     # A name ends in its unit, as who reads CSV sees no other header.
     return {
@@ -115,9 +139,7 @@ def _record(
         "student_top1_percent": result.top1,
         "student_top1_low_percent": low,
         "student_top1_high_percent": high,
-        "student_top5_percent": found["val_top5"],
-        "teacher_top1_percent": found.get("val_teacher_top1"),
-        "agreement_percent": found.get("val_agreement"),
+        **numbers,
         "student_parameters": result.size("student", "parameters"),
         "student_gflops": result.size("student", "gflops"),
         "teacher_parameters": result.size("teacher", "parameters"),

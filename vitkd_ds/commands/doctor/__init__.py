@@ -21,9 +21,8 @@ from typing import NoReturn
 
 from vitkd_ds.commands.doctor.data import check_images, check_knn
 from vitkd_ds.commands.doctor.folder import check_folder
-from vitkd_ds.commands.doctor.machine import check_devices, check_machine, check_versions
+from vitkd_ds.commands.doctor.machine import check_devices, check_machine, check_network, check_versions
 from vitkd_ds.commands.doctor.models import check_engines, check_models, check_settings, check_top1
-from vitkd_ds.commands.doctor.network import check_network
 from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, merged, table
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
@@ -37,11 +36,19 @@ LIMIT_S = 110
 HEAD_START_S = 5
 """For rank 0 to print the table: a launcher ends all ranks when the first one leaves with an error."""
 CHECKS: dict[str, Check] = {
-    "versions": check_versions, "device": check_devices, "network": check_network, "machine": check_machine,
-    "settings": check_settings, "models": check_models, "run folder": check_folder, "engines": check_engines,
-    "data.train": partial(check_images, split="train"), "data.val": partial(check_images, split="val"),
-    "data.knn": check_knn, "teacher top-1": check_top1,
-}  # fmt: skip
+    "versions": check_versions,
+    "device": check_devices,
+    "network": check_network,
+    "machine": check_machine,
+    "settings": check_settings,
+    "models": check_models,
+    "run folder": check_folder,
+    "engines": check_engines,
+    "data.train": partial(check_images, split="train"),
+    "data.val": partial(check_images, split="val"),
+    "data.knn": check_knn,
+    "teacher top-1": check_top1,
+}
 """In the order in which they run: each may use what those before it found out."""
 ADVICE = {
     "network": "look at NCCL_DEBUG=INFO, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
@@ -54,7 +61,9 @@ class Examination:
     """The rows so far, and those of this rank (`pending`) of a check that other ranks have not finished."""
 
     def __init__(self, run: Run) -> None:
-        self.started, self.rows, self.pending = time.monotonic(), [], []
+        self.started = time.monotonic()
+        self.rows: list[Row] = []
+        self.pending: list[Row] = []
         with self.limited("start"):
             self.patient = Patient(run, start_processes())
             self.patient.nodes = ranks.from_all(node_name())
@@ -79,7 +88,8 @@ class Examination:
                 rows_of_ranks = ranks.from_all(self.pending)
             except Exception as caught:  # of gloo or NCCL: a rank is gone, and nothing can be agreed on any more
                 self.give_up(name, f"lost another rank ({type(caught).__name__}: {caught})"[:300])
-        self.pending, rows = [], merged(rows_of_ranks, self.patient.nodes)
+        self.pending = []
+        rows = merged(rows_of_ranks, self.patient.nodes)
         self.rows += [replace(row, seconds=None if i else time.monotonic() - start) for i, row in enumerate(rows)]
 
     def show(self, end: str) -> None:
@@ -88,8 +98,9 @@ class Examination:
 
     def give_up(self, name: str, why: str = "") -> NoReturn:
         """End this process, of which a check did not come back, or failed for the reason `why`."""
-        state = "has done its part and waits for the others" if self.pending else "is at it, or waits for another rank"
-        found = f"rank {os.environ['RANK']} on {node_name()} {why or f'{state} since {LIMIT_S} s'}"
+        state = "waits for the others" if self.pending else "is running it, or waits for another rank"
+        state = f"has not finished this check after {LIMIT_S} s: it {state}"
+        found = f"rank {os.environ['RANK']} on {node_name()} {why or state}"
         self.pending.append(error(name, found, f"see what the other ranks say; if nothing, {ADVICE['network']}"))
         if os.environ["RANK"] == "0":
             self.show("stopped there")
@@ -106,7 +117,8 @@ def examine(run: Run) -> bool:
     for name, check in CHECKS.items():
         examination.run(name, check)
     if ranks.rank() == 0:
-        num_nodes, num_ranks = len(set(examination.patient.nodes)), ranks.world_size()
+        num_nodes = len(set(examination.patient.nodes))
+        num_ranks = ranks.world_size()
         examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}" + f" on {num_nodes} nodes" * (num_nodes > 1))
     ranks.barrier()  # no rank leaves before the table is out, see HEAD_START_S
     return all(row.level != "error" for row in examination.rows)

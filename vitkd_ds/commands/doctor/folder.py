@@ -7,16 +7,15 @@ from pathlib import Path
 
 from vitkd_ds.checkpoint import load, lock
 from vitkd_ds.checkpoint.folder import check_settings, is_finished
-from vitkd_ds.commands.doctor.rows import Patient, Row, error, graded, ok, size_text, warning
+from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, ok, size_text, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CHECKPOINTS
 from vitkd_ds.engine import ranks
 
-ENGINE_BYTES = 2 + 4 + 4 + 4
-"""Per trained parameter in a checkpoint: bf16 weight, fp32 weight, AdamW's two moments in fp32."""
-EMA_BYTES = EXPORT_BYTES = 4
-"""Per trained parameter in the moving average, and in the exported student beside it; the losses' parameters are
-counted there too, which is a little too much."""
+WEIGHT_BYTES = 2 + 4
+"""Per trained parameter in a checkpoint: bf16 weight, fp32 weight."""
+EXPORT_BYTES = 4
+"""Per trained parameter in the exported student; the losses' parameters are counted, which is a little too much."""
 SPARE_CHECKPOINTS = 2
 """Besides checkpoint.keep_last: the best, and the one being written."""
 COMFORT = 1.5
@@ -25,7 +24,8 @@ COMFORT = 1.5
 
 def check_folder(patient: Patient) -> Iterator[Row]:
     """Look at the run folder from rank 0, and write to it from all ranks. Collective; leaves nothing behind."""
-    workdir, is_main = Path(patient.run.workdir), ranks.rank() == 0
+    workdir = Path(patient.run.workdir)
+    is_main = ranks.rank() == 0
     if is_main:
         yield run_row(patient.run)
         yield from lock_rows(workdir)
@@ -44,7 +44,7 @@ def check_folder(patient: Patient) -> Iterator[Row]:
     if written:
         written.close()
     if is_main and patient.num_trained is not None:
-        yield space_row(patient.run, patient.num_trained)
+        yield space_row(patient.run, patient.num_trained, patient.state_bytes)
 
 
 def existing(folder: Path) -> Path:
@@ -80,14 +80,19 @@ def lock_rows(workdir: Path) -> Iterator[Row]:
             yield warning("run folder", f"{workdir} has the lock of {name}, which is gone", "train takes it over")
 
 
-def space_row(run: Run, num_trained: int) -> Row:
-    """Space for the checkpoints that are kept at a time, with so many parameters of the student and the losses."""
-    workdir, folder = Path(run.workdir), existing(Path(run.workdir))
-    one = num_trained * (ENGINE_BYTES + EMA_BYTES * bool(run.optim.ema_decay) + EXPORT_BYTES)
+def space_row(run: Run, num_trained: int, state_bytes: int) -> Row:
+    """Space for the checkpoints that are kept at a time, with so many parameters of the student and the losses, and so
+    many bytes of optimizer state."""
+    workdir = Path(run.workdir)
+    folder = existing(Path(run.workdir))
+    one = num_trained * (WEIGHT_BYTES + EXPORT_BYTES) + state_bytes
     count = run.checkpoint.keep_last + SPARE_CHECKPOINTS
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
-    needed, free = max(0, count * one - held), shutil.disk_usage(folder).free
+    needed = max(0, count * one - held)
+    free = shutil.disk_usage(folder).free
     found = f"{count} checkpoints of {size_text(one)}, {size_text(held)} of them written: {size_text(needed)} needed, "
     found += f"{size_text(free)} free in {folder}"
     advice = "clear the disk, lower --checkpoint.keep_last, or give another --workdir; quotas are not seen here"
-    return graded("space", found, advice, is_error=free < needed, is_warning=free < COMFORT * needed)
+    if free < needed:
+        return error("space", found, advice)
+    return judged(free >= COMFORT * needed, "space", found, "which leaves little room for anything else", advice)

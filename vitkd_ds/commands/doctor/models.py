@@ -1,8 +1,8 @@
 """The models of the run: how the ranks share a batch, models and weights, both engines, the teacher's top-1.
 
-Weights that would have to be downloaded are not: a node often cannot, and several GB would not fit in two minutes.
-Where none are at hand, random ones stand in, so that the engines can still be tried. The engines make real updates, on
-random images and without torch.compile, which takes minutes. On a CPU the micro-batch is a tiny one.
+Nothing is downloaded: a node often cannot, and several GB would not fit in two minutes. Random weights stand in for
+those that are not at hand, so that the engines can still be tried. The engines make real updates, on random images and
+without torch.compile, which takes minutes. On a CPU the micro-batch is a tiny one.
 """
 
 from collections.abc import Iterator
@@ -14,34 +14,24 @@ import torch
 from huggingface_hub import try_to_load_from_cache  # timm's own requirement
 from torch import Tensor, nn
 
-from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, graded, judged, needed, ok, warning
+from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, judged, needed, ok, warning
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
+from vitkd_ds.engine.optimizers.base import state_bytes
 from vitkd_ds.engine.processes import peak_memory_gib, synchronised_time
 from vitkd_ds.engine.student import student_ds_config
 from vitkd_ds.models import build
 from vitkd_ds.models.cost import num_parameters
 from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.features import Features
-from vitkd_ds.train.parts import (
-    Parts,
-    check_teacher_classes,
-    fit_models,
-    split_of,
-    start_engines,
-    student_needs,
-    teacher_needs,
-)
+from vitkd_ds.train import parts as training
 from vitkd_ds.train.schedule import make_schedule
 from vitkd_ds.train.step import NonFiniteError, settle, train_step
 from vitkd_ds.train.teacher_check import ADVICE, count_right, judge
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm downloads, by preference
-ROLES = {
-    "student": (build.build_student, "init", "", "random weights"),
-    "teacher": (build.build_teacher, "checkpoint", "random", "random weights, as this is a debug run"),
-}
-"""Builder, key of the weights, value of the key that is random weights, and how the row calls them."""
+KEYS = {"student": ("init", ""), "teacher": ("checkpoint", "random")}
+"""Key of each model's weights, and its value that is random weights."""
 CPU_MICRO_BATCH = 2
 TIMED_STEPS = {"cuda": 3, "cpu": 1}  # after one that warms up
 MOST_MEMORY = 0.92
@@ -51,22 +41,21 @@ MOST_MEMORY = 0.92
 def check_settings(patient: Patient) -> Iterator[Row]:
     """Check that the ranks can share a global batch, and the DeepSpeed file. Collective."""
     run = patient.run
-    split = split_of(run)  # fails on all ranks or on none; the file may be missing on one node
+    split = training.split_of(run)  # fails on all ranks or on none; the file may be missing on one node
     patient.ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
-    patient.split, micro, accumulation = split, split.micro_batch_size, split.accumulation_steps
-    shares = f"{ranks.world_size()} ranks x {accumulation} micro-batches x {micro} images"
-    found = f"{run.global_batch_size} images per update = {shares}"
-    is_good = accumulation == 1 or micro >= run.micro_batch_size_per_gpu / 2
+    patient.split = split
+    shares = f"{ranks.world_size()} ranks x {split.accumulation_steps} micro-batches x {split.micro_batch_size} images"
+    is_good = split.accumulation_steps == 1 or split.micro_batch_size >= run.micro_batch_size_per_gpu / 2
     problem = f"though micro_batch_size_per_gpu allows {run.micro_batch_size_per_gpu}"
     advice = "choose a --global_batch_size that more ranks can share, or another number of ranks"
-    yield judged(is_good, "settings", found, problem, advice)
+    yield judged(is_good, "settings", f"{run.global_batch_size} images per update = {shares}", problem, advice)
 
 
 def check_models(patient: Patient) -> Iterator[Row]:
     """Build both models, with their weights where those are at hand, and fit them. Collective."""
     run = patient.run
     torch.manual_seed(run.seed)  # the same student on every rank
-    loaded = [load_model(role, run) for role in ROLES if getattr(run, role)]
+    loaded = [load_model(role, run) for role in KEYS if getattr(run, role)]
     rows, models, have_weights = zip(*loaded)
     yield from rows
     # What does not even have an architecture fails on all ranks, but a file may be missing on one node.
@@ -74,54 +63,71 @@ def check_models(patient: Patient) -> Iterator[Row]:
     is_alike = len(set(ranks.from_all(hasattr(models[-1], "weight_stream")))) == 1
     if ranks.all_true(None not in models, patient.device) and is_alike:
         patient.is_teacher_trained = ranks.all_true(bool(run.teacher) and have_weights[-1], patient.device)
-        fitting = fit_models(run, models[0], models[1] if run.teacher else None)
+        fitting = training.fit_models(run, models[0], models[1] if run.teacher else None)
         distiller = Distiller(fitting.student, run.losses, fitting.pair)
         patient.num_trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
+        patient.state_bytes = state_bytes(distiller, run.optim)
         patient.models = fitting
 
 
 def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
-    """Build the student or the teacher without the network; a row, the model, and whether it was given weights. Random
-    ones stand in for those that do not load or would have to be downloaded. The model is None if not even its
-    architecture can be built."""
-    config, (builder, key, random, random_text) = getattr(run, role), ROLES[role]
-    stand_in, source = replace(config, **{key: random}), getattr(config, key)
-    needs = teacher_needs(run) if role == "teacher" else student_needs(run)
+    """Build the student or the teacher without the network; a row, the model, and whether it was given weights. The
+    model is None if not even its architecture can be built."""
+    config = getattr(run, role)
+    key, random = KEYS[role]
+    source = getattr(config, key)
     try:
         if source == "hub":
-            with torch.device("meta"):
-                hub_id = builder(stand_in, run.data, **needs).pretrained_cfg["hf_hub_id"]
-            found = (try_to_load_from_cache(hub_id, name) for name in HUB_FILES)
-            source = next((file for file in found if isinstance(file, str)), "")
+            source = _cached_file(role, run)
             if not source:
                 fetch = f"python -c \"import timm; timm.create_model('{config.model}', pretrained=True)\""
                 advice = f"{fetch} where there is a network, with the HF_HOME that the nodes share; or give the file"
-                found = f"weights of {hub_id} are not in this node's cache: train would download them, which the doctor"
-                return warning(role, f"{found} does not", advice), builder(stand_in, run.data, **needs), False
-            # timm gives a student of the hub a classifier for its own classes, so the file need not fit it.
-            config = replace(config, checkpoint=source) if role == "teacher" else stand_in
-        model = builder(config, run.data, **needs)
+                found = f"weights of {config.model} are not in this node's cache, and the doctor downloads nothing"
+                return warning(role, found, advice), _build(role, run, random), False
+        # timm gives a student of the hub a classifier for its own classes, so the file need not fit it.
+        is_kept = role == "student" and getattr(config, key) == "hub"
+        model = _build(role, run, random if is_kept else source)
     except (OSError, ValueError) as caught:
-        model = load_model(role, replace(run, **{role: stand_in}))[1] if config != stand_in else None
-        return error(role, str(caught)), model, False
-    weights = {random: random_text, "demo": str(build.DEMO_TEACHER)}.get(source, source)
-    return (
-        ok(role, f"{config.model}, {num_parameters(model) / 1e6:.1f} M parameters, {weights}"),
-        model,
-        source != random,
-    )
+        return error(role, str(caught)), _build_or_none(role, run, random), False
+    size = f"{config.model}, {num_parameters(model) / 1e6:.1f} M parameters"
+    weights = {random: "random weights", "demo": str(build.DEMO_TEACHER)}.get(source, source)
+    return ok(role, f"{size}, {weights}"), model, source != random
+
+
+def _build(role: str, run: Run, weights: str) -> nn.Module:
+    config = replace(getattr(run, role), **{KEYS[role][0]: weights})
+    if role == "teacher":
+        return build.build_teacher(config, run.data, **training.teacher_needs(run))
+    return build.build_student(config, run.data, **training.student_needs(run))
+
+
+def _build_or_none(role: str, run: Run, weights: str) -> nn.Module | None:
+    try:
+        return _build(role, run, weights)
+    except (OSError, ValueError):
+        return None
+
+
+def _cached_file(role: str, run: Run) -> str:
+    """This node's copy of a model's file of the hub; "" if there is none."""
+    with torch.device("meta"):
+        hub_id = _build(role, run, KEYS[role][1]).pretrained_cfg["hf_hub_id"]
+    found = (try_to_load_from_cache(hub_id, name) for name in HUB_FILES)
+    return next((file for file in found if isinstance(file, str)), "")
 
 
 def check_engines(patient: Patient) -> Iterator[Row]:
     """Start both engines as training has them, and make a few updates. Collective."""
-    split, models, device = needed(patient.split, "the settings"), needed(patient.models, "the models"), patient.device
+    split = needed(patient.split, "the settings")
+    models = needed(patient.models, "the models")
+    device = patient.device
     micro = split.micro_batch_size if device.type == "cuda" else min(split.micro_batch_size, CPU_MICRO_BATCH)
     # One micro-batch per update, so that a few seconds show the gather, the reduction and the update.
     whole = micro * ranks.world_size()
     run = replace(patient.run, compile="off", global_batch_size=whole, micro_batch_size_per_gpu=micro)
     sizes = {"train_batch_size": whole, "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 1}
     schedule = make_schedule(run, steps_per_epoch=1, accumulation_steps=1)
-    patient.parts = start_engines(run, patient.ds_config | sizes, models, schedule, device)
+    patient.parts = training.start_engines(run, patient.ds_config | sizes, models, schedule, device)
     try:
         terms, step_s, teacher_s = timed_steps(patient.parts)
     except NonFiniteError as caught:
@@ -132,22 +138,25 @@ def check_engines(patient: Patient) -> Iterator[Row]:
     teacher = f"teacher ({run.teacher.placement}) {teacher_s:.2f} s, " if run.teacher else ""
     found = f"{micro} random images: {teacher}student's step {step_s - teacher_s:.2f} s, losses finite ({losses})"
     yield ok("engines", found)
-    peak_gib = peak_memory_gib()
+    peak = f"{peak_memory_gib():.1f} GiB at the peak, with a micro-batch of {micro}"
     if device.type != "cuda":
-        yield ok("memory", f"{peak_gib:.1f} GiB at the peak, with a micro-batch of {micro}")
+        yield ok("memory", peak)
         return
     patient.images_per_s = micro / step_s
-    total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-    peak = f"{peak_gib:.1f} of {total_gib:.0f} GiB at the peak, {micro / step_s:,.0f} images/s per GPU, uncompiled"
-    problem = f"expected at most {MOST_MEMORY:.0%} of the memory"
+    most_gib = MOST_MEMORY * torch.cuda.get_device_properties(device).total_memory / 2**30
+    found = f"{peak}, {micro / step_s:,.0f} images/s per GPU, uncompiled"
     advice = "lower --micro_batch_size_per_gpu: gradients accumulate over the rest"
-    yield judged(peak_gib <= MOST_MEMORY * total_gib, "memory", peak, problem, advice)
+    yield judged(peak_memory_gib() <= most_gib, "memory", found, f"expected at most {most_gib:.1f} GiB", advice)
 
 
-def timed_steps(parts: Parts) -> tuple[dict[str, Tensor], float, float]:
+def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, float]:
     """Make a few updates with training's own step, on random images; the terms of the last one, and the least seconds
     of an update as a whole and of the teacher within it. Collective."""
-    data, micro, device, step_s, teacher_s = parts.run.data, parts.run.micro_batch_size_per_gpu, parts.device, [], []
+    data = parts.run.data
+    micro = parts.run.micro_batch_size_per_gpu
+    device = parts.device
+    step_s = []
+    teacher_s = []
     images_BCHW = torch.randint(256, (micro, 3, data.image_size, data.image_size), dtype=torch.uint8, device=device)
     labels_B = torch.randint(max(1, data.num_classes), (micro,), device=device)
 
@@ -176,7 +185,8 @@ def check_top1(patient: Patient) -> Iterator[Row]:
         raise Skipped("needs the teacher's weights, which are not at hand")
     teacher = needed(patient.parts, "the engines").teacher
     classes = needed(patient.loaders.get("val"), "data.val").classes
-    if not ranks.together(lambda: check_teacher_classes(run, classes)) or not patient.parts.teacher_answers:
+    answers = ranks.together(lambda: training.check_teacher_classes(run, classes)) and patient.parts.teacher_answers
+    if not answers:
         raise Skipped("the teacher has no logits of these classes, and no term compares any")
     level, found = judge(run, *count_right(run, teacher, patient.device, classes=classes))
-    yield graded("teacher top-1", found, ADVICE, is_error=level == "error", is_warning=level == "warning")
+    yield Row(level, "teacher top-1", found, "" if level == "ok" else ADVICE)

@@ -1,4 +1,4 @@
-"""What a check is given, a `Patient`, and what it returns: rows, of which those of all ranks make one table."""
+"""Input and output of a check: a `Patient`, and rows, of which those of all ranks make one table."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,14 +15,15 @@ from vitkd_ds.train.schedule import BatchSplit
 
 BAD = ("error", "warning")
 MAX_NAMED = 4
-"""Most nodes or images that a row names."""
-WIDTH, INDENT = 120, 37
+"""Most nodes that a row names."""
+WIDTH = 120
+INDENT = 37
 """Characters of a line, and of its start: level, name, seconds."""
 
 
 @dataclass
 class Patient:
-    """A run on this rank, and what earlier checks found out: None where they could not, on all ranks or on none."""
+    """A run on this rank, and the findings of earlier checks: None where they failed, on all ranks or on none."""
 
     run: Run
     device: torch.device
@@ -35,6 +36,8 @@ class Patient:
     """Whether the teacher has its own weights; random ones stand in for those that are not at hand."""
     num_trained: int | None = None
     """Parameters of the student and the losses."""
+    state_bytes: int = 0
+    """Optimizer state and moving average of these."""
     parts: Parts | None = None
     images_per_s: float = 0.0
     """Images that one rank trains per second, uncompiled; 0 where there is no GPU."""
@@ -47,7 +50,7 @@ class Skipped(Exception):
 
 
 def needed(value: Any, what: str) -> Any:
-    """The value that an earlier check left; raises Skipped, which names `what`, if there is none."""
+    """Return the value that an earlier check left; raise Skipped, which names `what`, if there is none."""
     if value is None:
         raise Skipped(f"needs {what}, which failed above")
     return value
@@ -64,19 +67,16 @@ class Row:
     advice: str = ""
     """What to do; "" where the finding says it."""
     seconds: float | None = None
-    """Duration of the check, in its first row alone."""
+    """Duration of the check, only in its first row."""
 
 
-ok, warning, error = partial(Row, "ok"), partial(Row, "warning"), partial(Row, "error")
-
-
-def graded(name: str, found: str, advice: str, *, is_error: bool, is_warning: bool) -> Row:
-    """An error or a warning with what to do, or else an ok row, of the same finding."""
-    return Row("error" if is_error else "warning", name, found, advice) if is_error or is_warning else ok(name, found)
+ok = partial(Row, "ok")
+warning = partial(Row, "warning")
+error = partial(Row, "error")
 
 
 def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row:
-    """An ok row with what was found; unless it `holds`, a warning that adds the problem and what to do."""
+    """An ok row with the finding; unless it `holds`, a warning that adds the problem and what to do."""
     return ok(name, found) if holds else warning(name, f"{found}, {problem}", advice)
 
 
@@ -87,20 +87,20 @@ def unequal(values: Sequence[Any], nodes: Sequence[str]) -> str:
 
 
 def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list[Row]:
-    """Merge the rows of one check: good news of rank 0 alone, bad news once each, with the nodes where it was found."""
+    """Merge the rows of one check: good news only of rank 0, bad news once each, with the nodes where it was found."""
     rows = [row for rows in rows_of_ranks for row in rows]
     bad = dict.fromkeys(row for row in rows if row.level in BAD)
-    bad_names, names = {row.name for row in bad}, list(dict.fromkeys(row.name for row in rows))
+    bad_names = {row.name for row in bad}
     found = [row for row in rows_of_ranks[0] if row.name not in bad_names]
     for row in bad:
         ranks = [rank for rank, rows in enumerate(rows_of_ranks) if row in rows]
-        where = f"rank {ranks[0]} on " * (len(ranks) == 1) + listed(sorted({nodes[rank] for rank in ranks})) + ": "
+        where = f"rank {ranks[0]} on " * (len(ranks) == 1) + _listed(sorted({nodes[rank] for rank in ranks})) + ": "
         found.append(row if len(ranks) == len(nodes) else replace(row, found=where + row.found))
+    names = list(dict.fromkeys(row.name for row in rows))
     return sorted(found, key=lambda row: names.index(row.name))
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more
 
@@ -111,14 +111,16 @@ def size_text(num_bytes: float) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text of at most WIDTH characters a line, advice below what was found, and a line with the verdict."""
+    """The rows as text of at most WIDTH characters a line, advice below the finding, and a line with the verdict."""
     # File names stay whole, so that they can be copied.
-    wrap = {"width": WIDTH, "subsequent_indent": " " * INDENT, "break_long_words": False, "break_on_hyphens": False}
+    wrap = partial(textwrap.wrap, width=WIDTH, break_long_words=False, break_on_hyphens=False)
     lines = [f"{'':8} {'check':20} {'s':>6}  found, and what to do"]
     for row in rows:
         taken = "" if row.seconds is None else f"{row.seconds:.1f}"
-        lines += textwrap.wrap(f"{row.level:8} {row.name:20} {taken:>6}  {row.found}", **wrap)
-        lines += textwrap.wrap(f"-> {row.advice}", initial_indent=" " * INDENT, **wrap) if row.advice else []
+        text = f"{row.level:8} {row.name:20} {taken:>6}  {row.found}"
+        lines += wrap(text, subsequent_indent=" " * INDENT)
+        if row.advice:
+            lines += wrap(f"-> {row.advice}", initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
     counts = [(level, sum(row.level == level for row in rows)) for level in BAD]
     verdict = ", ".join(f"{count} {level}{'s' * (count > 1)}" for level, count in counts if count)
     return "\n".join([*lines, f"doctor: {verdict or 'nothing to do'}"])

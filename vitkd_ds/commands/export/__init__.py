@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vitkd_ds.checkpoint.export import check_is_new, export_student, find_source, new_folder, read_weights
-from vitkd_ds.commands.exported import Exported, open_exported
+from vitkd_ds.commands.predict import Exported, open_exported
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run_folder import read_student
 
@@ -15,9 +15,15 @@ FORMATS = ("timm", *GRAPHS, "hf")
 
 
 def export(
-    source: str, destination: str, *, format: str = "timm", which: str = "last", half: bool = False, val: str = "",
+    source: str,
+    destination: str,
+    *,
+    format: str = "timm",
+    which: str = "last",
+    half: bool = False,
+    val: str = "",
     push: str = "",
-) -> str:  # fmt: skip
+) -> str:
     """Write the student of a run, checkpoint or export into the new folder `destination`; return what to say of it.
 
     Args:
@@ -39,7 +45,8 @@ def export(
         raise ValueError(f"--push needs --format hf, found --format {format}: change it, or leave --push out")
     if format == "timm":
         return str(export_student(source, destination, which=which, half=half))
-    find, target = partial(find_source, source, which), Path(destination)
+    find = partial(find_source, source, which)
+    target = Path(destination)
     exported, model, weights = read_student(find, partial(_read, half=half))
     check_is_new(target)  # before the minutes that a graph, or the hub, may take
     # Each is imported only when it is asked for, so that none needs the other's packages.
@@ -61,5 +68,6 @@ def export(
 
 def _read(folder: Path, *, half: bool) -> tuple[Exported, nn.Module, dict[str, Tensor]]:
     """Read all of an exported student at once, as a run may delete its checkpoint soon."""
-    exported, weights = open_exported(str(folder)), read_weights(folder, half=half)
+    exported = open_exported(str(folder))
+    weights = read_weights(folder, half=half)
     return exported, exported.build(), weights  # which reads its file before it builds

@@ -1,54 +1,54 @@
-"""The model card of an exported student, from what its run folder says. Names and paths that users gave are shown as
-text, and of paths the last part alone, as those above it are of one machine."""
+"""The model card of an exported student, from its run folder. Names and paths that users gave are shown as text, and of
+paths only the last part, as those above it are of one machine."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from vitkd_ds.commands.compare.runs import read_lines
-from vitkd_ds.commands.exported import Exported
+from vitkd_ds.commands.predict import Exported
 from vitkd_ds.commands.show import one_line
+from vitkd_ds.config.metrics import EVALUATED, PREFIX, VAL_METRICS, Metric
 from vitkd_ds.config.reading import load_json
+from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CONFIG
 from vitkd_ds.train.statistics import wilson_interval
 
 MOST_CLASSES = 50
 """Class names on a card; config.json has all."""
-SAID = {
-    "val_top1": "top-1 %", "val_top5": "top-5 %", "val_teacher_top1": "top-1 % of the teacher",
-    "val_agreement": "agreement with the teacher, %", "val_kl": "KL divergence of the student from the teacher, nats",
-    "val_cka": "linear CKA with the teacher's pooled features", "val_cka_patches": "linear CKA with its patch tokens",
-    "val_knn_top1": "top-1 % by k-NN on the pooled features, on labelled images of its own",
-    "val_cosine": "cosine of the pooled features with the teacher's, transformed as in training, through adapters that "
-    "are not exported",
-    "val_cosine_patches": "the same cosine of the patch tokens",
-}  # fmt: skip
-"""Value of an evaluation -> what the card calls it."""
-PERCENT = ("val_top1", "val_top5", "val_teacher_top1", "val_agreement")
 
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
     """Write README.md: a head for the hub, then data, recipe, teacher and its licence, results with the number of
     images, use, and the lines by which timm loads the student from `source`."""
-    classes = exported.classes
-    head = {
-        "library_name": "timm",
-        "pipeline_tag": "image-classification" if classes else "image-feature-extraction",
-        "tags": ["timm", "vitkd_ds", "image-classification" if classes else "image-feature-extraction"],
-    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = code
     config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
-    parts = [
-        _introduction(exported, config, name),
-        _results(exported),
-        _loading(exported, source),
-        _training(exported, config),
-        _teacher(exported),
-        _use(exported),
-    ]
-    # JSON is YAML, in which no name needs quotes of another kind.
-    lines = [f"{key}: {json.dumps(value)}" for key, value in head.items()]
-    return "\n".join(["---", *lines, "---", "", "\n\n".join(parts), ""])
+    evaluation = _evaluation(exported)
+    num_images = int(evaluation.get(EVALUATED, 0))
+    found = {name: evaluation[PREFIX + name] for name in VAL_METRICS if evaluation.get(PREFIX + name) is not None}
+    said = {VAL_METRICS[name]: value for name, value in found.items() if VAL_METRICS[name].said}
+    return environment.get_template("card.md").render(
+        name=one_line(name),
+        source=json.dumps(source),
+        task="image-classification" if exported.classes else "image-feature-extraction",
+        described=exported.description,
+        classes=exported.classes,
+        most_classes=MOST_CLASSES,
+        cost=(config.get("models") or {}).get("student"),
+        num_images=num_images,
+        results=[(metric.said, _value(metric, value, num_images)) for metric, value in said.items()],
+        training=_training(exported, config.get("versions") or {}),
+        teacher=exported.description.get("teacher"),
+    )
 
 
 def code(text: Any) -> str:
@@ -56,103 +56,39 @@ def code(text: Any) -> str:
     return f"`{one_line(str(text)).replace('`', chr(39)).replace('|', '/')}`"
 
 
-def _introduction(exported: Exported, config: dict[str, Any], name: str) -> str:
-    described, classes = exported.description, exported.classes
-    cost = (config.get("models") or {}).get("student")
-    size = f", {cost['parameters'] / 1e6:.2f} M parameters and {cost['gflops']:.3g} GFLOPs an image" if cost else ""
-    what = f"A classifier of {len(classes)} classes" if classes else "A model of features, without a classifier"
-    return (
-        f"# {one_line(name)}\n\n{what}: timm's {code(described['model'])} for images of {described['image_size']} "
-        f"pixels{size}. It was trained with vitkd_ds, and this card was written from its run."
-    )
+def _evaluation(exported: Exported) -> dict[str, Any]:
+    """The evaluation of the step that is exported; {} if there is none."""
+    if not exported.run_folder:
+        return {}
+    step = exported.description.get("step")
+    lines = [line for line in read_lines(exported.run_folder) if line["step"] == step and EVALUATED in line]
+    return lines[-1] if lines else {}
 
 
-def _results(exported: Exported) -> str:
-    """The evaluation of the step that is exported, if there is one."""
-    step, lines = exported.description.get("step"), []
-    if exported.run_folder:
-        lines = [line for line in read_lines(exported.run_folder) if line["step"] == step and "val_num_images" in line]
-    if not lines:
-        return "## Results\n\nThis student was not evaluated where it comes from."
-    found, num_images = lines[-1], int(lines[-1]["val_num_images"])
-    rows = [f"| {SAID[key]} | {_value(key, found[key], num_images)} |" for key in SAID if found.get(key) is not None]
-    intro = (
-        f"On {num_images:,} validation images, which it was not trained on unless the data overlap; one run (n = 1)."
-    )
-    return "\n".join(["## Results", "", intro, "", "| | value |", "|---|---|", *rows])
-
-
-def _value(key: str, value: float, num_images: int) -> str:
-    if key not in PERCENT:
+def _value(metric: Metric, value: float, num_images: int) -> str:
+    if not metric.has_interval:
         return f"{value:.4f}"
     low, high = wilson_interval(num_images, round(value * num_images / 100))
     return f"{value:.2f} (95 % interval over images {low:.2f} to {high:.2f})"
 
 
-def _loading(exported: Exported, source: str) -> str:
-    answer = "features = model(transform(image)[None])[0]"
-    if exported.classes:
-        answer = "\n".join([
-            "best = model(transform(image)[None]).softmax(-1)[0].argmax().item()",
-            'print(model.pretrained_cfg["label_names"][best])',
-        ])  # fmt: skip
-    return f"""## How to load
-
-```python
-import timm
-from PIL import Image
-
-model = timm.create_model({json.dumps(source)}, pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-image = Image.open("image.jpg").convert("RGB")
-{answer}
-```"""
-
-
-def _training(exported: Exported, config: dict[str, Any]) -> str:
-    described, run = exported.description, exported.run
+def _training(exported: Exported, versions: dict[str, str]) -> list[tuple[str, Any]]:
+    described = exported.description
     rows = [("recipe", code(described.get("recipe", "not known"))), ("step", described.get("step", "not known"))]
-    if run:
-        terms = ", ".join(f"{name} {term.weight:g}" for name, term in run.losses.active().items())
-        versions = ", ".join(f"{package} {version}" for package, version in (config.get("versions") or {}).items())
-        rows += [
-            ("training images", code(Path(run.data.train).name)),
-            ("validation images", code(Path(run.data.val).name)),
-            ("labels", "seen in training" if exported.classes else "not seen in training"),
-            ("loss terms and weights", code(terms)),
-            ("images per step", run.global_batch_size),
-            ("learning rate", f"{run.optim.lr:g} for {run.optim.lr_batch_size} images"),
-            ("weights", "moving average" if described.get("weights") == "ema" else "those of the step"),
-            ("weights at the start", code(Path(run.student.init).name or "random")),
-            ("seed", run.seed),
-            ("versions", code(versions)),
-        ]
-    return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
+    return rows + _settings(exported.run, exported, versions) if exported.run else rows
 
 
-def _teacher(exported: Exported) -> str:
-    teacher = exported.description.get("teacher")
-    if not teacher:
-        return "## Teacher\n\nNone: the student was trained on its images alone, as far as its description says."
-    licence = teacher.get("license")
-    stated = f"timm states the licence {code(licence)} for its weights" if licence else "No licence is stated for it"
-    return (
-        f"## Teacher\n\n{code(teacher['model'])}. {stated}. Whether a licence reaches students, and what that of the "
-        "images allows, is for whoever publishes this model to settle; no licence is given here for that reason."
-    )
-
-
-def _use(exported: Exported) -> str:
-    classes = exported.classes
-    text = "For k-NN, a linear probe or retrieval on images like those that it was trained on."
-    if classes:
-        text = (
-            f"To tell images like those that it was trained on apart, as these classes: {_listed(classes)}. It names "
-        )
-        text += "one of them for any image, whatever that shows."
-    return f"## Intended use\n\n{text} It was not examined for bias, nor on images of other kinds."
-
-
-def _listed(classes: Sequence[str]) -> str:
-    more = f" and {len(classes) - MOST_CLASSES:,} more" if len(classes) > MOST_CLASSES else ""
-    return ", ".join(map(code, classes[:MOST_CLASSES])) + more
+def _settings(run: Run, exported: Exported, versions: dict[str, str]) -> list[tuple[str, Any]]:
+    terms = ", ".join(f"{name} {term.weight:g}" for name, term in run.losses.active().items())
+    return [
+        ("training images", code(Path(run.data.train).name)),
+        ("validation images", code(Path(run.data.val).name)),
+        ("labels", "seen in training" if exported.classes else "not seen in training"),
+        ("loss terms and weights", code(terms)),
+        ("images per step", run.global_batch_size),
+        ("learning rate", f"{run.optim.lr:g} for {run.optim.lr_batch_size} images"),
+        ("weights", "moving average" if exported.description.get("weights") == "ema" else "those of the step"),
+        ("weights at the start", code(Path(run.student.init).name or "random")),
+        ("seed", run.seed),
+        ("versions", code(", ".join(f"{package} {version}" for package, version in versions.items()))),
+    ]

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitkd_ds.commands.exported import Answers, Exported
 from vitkd_ds.commands.pack.folders import find_packed
+from vitkd_ds.commands.predict import Answers, Exported
 from vitkd_ds.config.run_folder import DESCRIPTION
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 
-NUM_IMAGES, SMALLER_BATCHES = 16, (1, 3)
+NUM_IMAGES = 16
+SMALLER_BATCHES = (1, 3)
 """Images on which a graph is compared with torch: all at once, and in smaller micro-batches."""
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
 """Largest difference that a graph may have to torch in fp32, as a part of the largest answer. Measured: at most
@@ -79,17 +80,21 @@ def write_graph(exported: Exported, model: nn.Module, folder: Path, *, format: s
 def validation_images(exported: Exported, val: str) -> Tensor:
     """The first images [B, 3, H, W] of the run's validation data, or of `val`, 0 to 255, cut as in evaluation. Labels
     do not matter."""
-    run, backend = exported.run, "ffcv"
+    run = exported.run
+    backend = "ffcv"
     if not val and run is None:
         raise ValueError(
             f"a graph is compared with torch on real images, found no run beside {exported.folder} that has some: give "
             "--val, a .beton, a packed folder of classes, or demo"
         )
     if not val:
-        val, backend = run.data.val, run.data.backend
+        val = run.data.val
+        backend = run.data.backend
     path = val if backend == "torchvision" else find_packed("val", val)
-    options = {"labels": "ignore", "max_val_images": NUM_IMAGES, "on_bad": "skip", "backend": backend}
-    loader = build_loader(exported.data(path, num_classes=0, **options), split="val", micro_batch_size=NUM_IMAGES)
+    data = exported.data(
+        path, num_classes=0, labels="ignore", max_val_images=NUM_IMAGES, on_bad="skip", backend=backend
+    )
+    loader = build_loader(data, split="val", micro_batch_size=NUM_IMAGES)
     with closing(loader.epoch(0)) as micro_batches:
         images_BCHW, labels_B = next(micro_batches)
     if not (labels_B >= 0).any():
@@ -99,9 +104,11 @@ def validation_images(exported: Exported, val: str) -> Tensor:
 
 def description_of(exported: Exported, dtype: torch.dtype) -> dict[str, object]:
     """What a graph says of itself: student.json, and what goes in and comes out."""
-    description, size = exported.description, exported.description["image_size"]
+    description = exported.description
+    size = exported.description["image_size"]
     mean, std = (description["normalization"][name] for name in ("mean", "std"))
-    resized, output = int(size / description["val_crop_fraction"]), "logits" if exported.classes else "features"
+    resized = int(size / description["val_crop_fraction"])
+    output = "logits" if exported.classes else "features"
     return description | {
         "input": f"images, {str(dtype).removeprefix('torch.')} [batch, 3, {size}, {size}]: RGB in 0..1, minus {mean}, "
         f"divided by {std}; before, the shorter side resized to {resized} pixels ({description['interpolation']}, "
@@ -120,9 +127,16 @@ def _write_onnx(program: torch.export.ExportedProgram, folder: Path, description
     import onnxruntime
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells of every operation that it does not fold
-    path, output = folder / "model.onnx", str(description["output"]).partition(",")[0]
-    names = {"input_names": ["images"], "output_names": [output], "dynamic_shapes": ({0: "batch"},)}
-    graph = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    path = folder / "model.onnx"
+    output = str(description["output"]).partition(",")[0]
+    graph = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=[output],
+        dynamic_shapes=({0: "batch"},),
+    )
     for key, value in description.items():
         graph.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     num_bytes = sum(weight.nbytes for weight in program.state_dict.values())
@@ -136,7 +150,8 @@ def _compare(run: Callable, images_BCHW: Tensor, expected_BK: Tensor, dtype: tor
     sizes = sorted({size for size in SMALLER_BATCHES if size < len(images_BCHW)} | {len(images_BCHW)})
     with torch.no_grad():
         found = [(run(images_BCHW[:size]).float() - expected_BK[:size]).abs().max() for size in sizes]
-    difference, largest = torch.stack(found).max().item(), expected_BK.abs().max().item()
+    difference = torch.stack(found).max().item()
+    largest = expected_BK.abs().max().item()
     said = (
         f"largest difference to torch in fp32 {difference:.2g}, where the largest answer is {largest:.3g}, on "
         f"{len(images_BCHW)} images in micro-batches of {', '.join(map(str, sizes))}"

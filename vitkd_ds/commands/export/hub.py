@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitkd_ds.checkpoint.files import write_json, write_text, write_whole
 from vitkd_ds.commands.export.card import model_card
-from vitkd_ds.commands.exported import Exported
+from vitkd_ds.commands.predict import Exported
 from vitkd_ds.config.run_folder import NOT_OF_THE_MODEL
 from vitkd_ds.models.hub import HUB_FILE
 
@@ -19,8 +19,14 @@ OF_TIMM = ("first_conv", "classifier", "fixed_input_size", "pool_size")
 
 
 def write_hub_folder(
-    exported: Exported, model: nn.Module, weights: Mapping[str, Tensor], folder: Path, *, name: str, repository: str
-) -> None:  # fmt: skip
+    exported: Exported,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    name: str,
+    repository: str,
+) -> None:
     """Write config.json, model.safetensors and README.md, a model card, into a folder.
 
     Args:
@@ -40,21 +46,24 @@ def hub_config(exported: Exported, model: nn.Module) -> dict[str, Any]:
     """timm's description of a model: what `timm.create_model("hf-hub:..."` and `"local-dir:..."` read."""
     description = exported.description
     own = {key: model.pretrained_cfg[key] for key in OF_TIMM if key in model.pretrained_cfg}
-    size, classes = description["image_size"], description["classes"]
+    size = description["image_size"]
+    classes = description["classes"]
     args = {key: value for key, value in description["args"].items() if key != NOT_OF_THE_MODEL[-1]}
     return {
         "architecture": description["model"].partition(".")[0],  # without the tag of the weights that it may name
         "num_classes": len(classes),
         "num_features": model.num_features,
         "model_args": args,
-        "pretrained_cfg": own | description["normalization"] | {
+        "pretrained_cfg": own
+        | description["normalization"]
+        | {
             "input_size": [3, size, size],
             "crop_pct": description["val_crop_fraction"],
             "interpolation": description["interpolation"],
             "num_classes": len(classes),
             "label_names": classes,
         },
-    }  # fmt: skip
+    }
 
 
 def check_repository(repository: str) -> None:

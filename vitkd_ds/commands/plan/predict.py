@@ -1,4 +1,4 @@
-"""Predict a run on a cluster: seconds and bytes of a step, memory, and where more GPUs stop helping.
+"""Predict a run on a cluster: seconds and bytes of a step, and memory.
 
 A model on paper, from speeds measured on one GPU and the makers' figures. One micro-batch of m images takes
 
@@ -25,8 +25,6 @@ BACKWARD_PART = 2 / 3
 """Backward's part of the time of student and loss, beside which reductions run (`overlap_comm`) if not compiled."""
 CONTEXT_BYTES = 1.5 * 2**30
 """CUDA context, NCCL's buffers and fragmentation, bytes; assumed."""
-SCALES_IF = 1.5
-"""Least speed-up from twice as many GPUs at which doubling still pays."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Inputs:
     host_s: float
     """Fixed seconds per micro-batch."""
     update_s: float
-    """Fixed seconds per step: norm, clipping, AdamW."""
+    """Fixed seconds per step: norm, clipping, optimizer."""
     shard_host_s: float
     """Seconds per micro-batch that the hooks of a sharded or offloaded teacher add."""
     flops: float
@@ -61,9 +59,13 @@ class Inputs:
     """Bytes of an image of a micro-batch itself, in every form that lives at the same time."""
     is_compiled: bool
     """Whether the student is compiled as a whole; then all its gradients come when the backward pass is over."""
-    has_average: bool
+    state_bytes: int
+    """Optimizer state and moving average of all ranks."""
     bucket_elements: int
     """DeepSpeed's reduce_bucket_size."""
+    teacher_source: str = ""
+    """Where teacher_s comes from: a measured row, or an assumed part of the peak."""
+    student_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Layout:
     accumulation: int
     """Micro-batches per step and rank."""
     placement: str
-    """The teacher's: replica, shard or offload; "node" shards it over the GPUs of a node only."""
+    """The teacher's: replica, shard or offload."""
 
     @property
     def ranks(self) -> int:
@@ -93,8 +95,7 @@ def link_bytes_per_s(hardware: Hardware, *, nodes: int, gpus_per_node: int) -> f
 def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) -> dict[str, float]:
     """Bytes that each rank sends in a step; `benchmarks/scaling.py` holds them against what interfaces count."""
     part = (layout.ranks - 1) / layout.ranks
-    within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
-    teacher = 0 if layout.placement == "replica" else (within - 1) / within * 2 * teacher_params
+    teacher = 0 if layout.placement == "replica" else part * 2 * teacher_params
     return {
         "gradients": layout.accumulation * 2 * part * 4 * trained_params,
         "weights": part * 2 * trained_params,
@@ -109,7 +110,8 @@ def copied_bytes(layout: Layout, *, teacher_params: int) -> float:
 
 def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, float]:
     """Predict the seconds of each part of one step; of the three last, only what arithmetic does not hide."""
-    k, m, is_alone = layout.accumulation, layout.micro_batch, layout.ranks == 1
+    k, m = layout.accumulation, layout.micro_batch
+    is_alone = layout.ranks == 1
     sent = bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     link = link_bytes_per_s(hardware, nodes=layout.nodes, gpus_per_node=layout.gpus_per_node)
     # Buckets are reduced while backward runs, but the last one is full only when backward is over.
@@ -118,19 +120,20 @@ def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, 
     backward = 0 if inputs.is_compiled else BACKWARD_PART * m * (inputs.student_s + inputs.loss_s)
     gradients_left = max(gradients - backward, gradients / buckets)
     # Blocks are gathered while the teacher computes, but it cannot start before the first one is there.
-    nodes = 1 if layout.placement == "node" else layout.nodes
-    teacher_link = link_bytes_per_s(hardware, nodes=nodes, gpus_per_node=layout.gpus_per_node)
-    gathers = sent["gathers"] / k / teacher_link + (inputs.gathers * LATENCY_S if sent["gathers"] else 0)
-    gathers += (
-        copied_bytes(layout, teacher_params=inputs.teacher_params) / k / (EFFICIENCY * hardware.pcie_gb_per_s * 1e9)
-    )
+    gathers = sent["gathers"] / k / link + (inputs.gathers * LATENCY_S if sent["gathers"] else 0)
+    copied = copied_bytes(layout, teacher_params=inputs.teacher_params)
+    gathers += copied / k / (EFFICIENCY * hardware.pcie_gb_per_s * 1e9)
     gathers_left = max(gathers - m * inputs.teacher_s, gathers / inputs.gathers)
     return {
-        "teacher": k * m * inputs.teacher_s, "student": k * m * inputs.student_s, "loss": k * m * inputs.loss_s,
+        "teacher": k * m * inputs.teacher_s,
+        "student": k * m * inputs.student_s,
+        "loss": k * m * inputs.loss_s,
         "host": k * (inputs.host_s + (inputs.shard_host_s if layout.placement != "replica" else 0)),
-        "update": inputs.update_s, "gradients": k * gradients_left,
-        "weights": 0 if is_alone else sent["weights"] / link + LATENCY_S, "gathers": k * gathers_left,
-    }  # fmt: skip
+        "update": inputs.update_s,
+        "gradients": k * gradients_left,
+        "weights": 0 if is_alone else sent["weights"] / link + LATENCY_S,
+        "gathers": k * gathers_left,
+    }
 
 
 def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:
@@ -141,27 +144,23 @@ def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:
 
 def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
     """Predict the device memory of one rank, bytes by purpose."""
-    trained, whole, gathered = inputs.trained_params, 2 * inputs.teacher_params, 2 * inputs.gathered_params
-    within = layout.gpus_per_node if layout.placement == "node" else layout.ranks
-    # Two blocks, and on its way to the other ranks this one's part of the second.
-    offloaded = 2 * inputs.offloaded_params + (inputs.offloaded_params / layout.ranks if layout.ranks > 1 else 0)
-    shard = whole / within + (0 if layout.ranks == 1 else gathered)  # one rank keeps what it gathers as its own part
-    overlaps = layout.ranks > 1 and not inputs.is_compiled
+    trained = inputs.trained_params
+    whole = 2 * inputs.teacher_params
+    is_alone = layout.ranks == 1
+    teacher = {
+        "replica": whole,
+        "shard": whole / layout.ranks + (0 if is_alone else 2 * inputs.gathered_params),  # one rank gathers nothing
+        # Two blocks, and on its way to the other ranks this one's part of the second.
+        "offload": 2 * inputs.offloaded_params + (0 if is_alone else inputs.offloaded_params / layout.ranks),
+    }
+    overlaps = not is_alone and not inputs.is_compiled
     return {
         "student, bf16 weights and gradients": 4 * trained,
-        f"fp32 weights, gradient, AdamW's moments{', average' * inputs.has_average}":
-            (16 + 4 * inputs.has_average) * trained / layout.ranks,
+        "fp32 weights, gradient, optimizer state": (8 * trained + inputs.state_bytes) / layout.ranks,
         # A bf16 buffer, another to fill while the first is sent, and one in fp32 that is sent.
         "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
-        "teacher": {"replica": whole, "offload": offloaded}.get(layout.placement, shard),
+        "teacher": teacher[layout.placement],
         "images": layout.micro_batch * inputs.image_bytes,
         "activations": layout.micro_batch * inputs.activation_bytes,
         "context and fragmentation": CONTEXT_BYTES,
-    }  # fmt: skip
-
-
-def scaling(inputs: Inputs, layouts: list[Layout], hardware: Hardware) -> tuple[list[float], int | None]:
-    """Predict images/s of layouts that double their ranks, and the index of the first that is not worth doubling."""
-    speeds = [images_per_s(inputs, layout, hardware) for layout in layouts]
-    pairs = enumerate(zip(speeds, speeds[1:]))
-    return speeds, next((i for i, (now, twice) in pairs if twice < SCALES_IF * now), None)
+    }

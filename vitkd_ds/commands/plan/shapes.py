@@ -12,9 +12,6 @@ BLOCK_BYTES_PER_TOKEN = 34
 """Bytes that a block keeps per token and unit of width in bf16, without attention's matrix, which fused attention does
 not keep (arXiv 2205.05198, equation 2, without its 5as/h). Measured: 33.1 for DeiT-Tiny and 32.7 for DeiT-Small, eager
 on a CPU, all that autograd keeps divided over the blocks; torch.compile keeps less, as it computes some of it again."""
-LOSS_BYTES_PER_PATCH = 22
-"""Bytes that ViTKD keeps per patch and unit of the teacher's width: 6 for the teacher's three features, and 16, as
-measured, for backward: the masked tokens and the first convolution's output in bf16, three differences in fp32."""
 CHECKPOINTED_BYTES_PER_TOKEN = 2
 """Bytes that a block keeps per token and unit of width with activation checkpointing: its input in bf16."""
 IMAGE_BYTES_PER_VALUE = 9

@@ -10,9 +10,10 @@ from vitkd_ds.config.run_folder import PREDICTIONS, read_json
 MOST_CLASSES = 25
 """Rows of a confusion matrix; of more classes it shows those that are most often taken for each other."""
 OUTCOMES = {
-    "teacher": "only the teacher is right", "student": "only the student is right",
+    "teacher": "only the teacher is right",
+    "student": "only the student is right",
     "neither": "neither is right",
-}  # fmt: skip
+}
 """How student and teacher may disagree."""
 
 
@@ -34,13 +35,11 @@ class Answers:
         """Whether the student, or the teacher, answers an image right."""
         return getattr(self, role) == self.label
 
-    def by_class(self, is_so: np.ndarray) -> np.ndarray:
-        """Count the images of each class for which something is so."""
-        return np.bincount(self.label[is_so], minlength=len(self.classes))
-
     def disagreements(self) -> dict[str, np.ndarray]:
         """Outcome -> rows of the images for which the two models name different classes."""
-        differ, student, teacher = self.student != self.teacher, self.right(), self.right("teacher")
+        differ = self.student != self.teacher
+        student = self.right()
+        teacher = self.right("teacher")
         found = (differ & teacher, differ & student, differ & ~student & ~teacher)
         return {outcome: is_so.nonzero()[0] for outcome, is_so in zip(OUTCOMES, found)}
 

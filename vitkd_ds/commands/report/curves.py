@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.config.metrics import EVALUATED, PREFIX, VAL_METRICS
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CHECKPOINTS, pointer, tags
@@ -16,23 +17,19 @@ MOST_POINTS = 1000
 """Points of a curve. Of more the lowest and the highest of each stretch are kept, so that all points were logged."""
 MOST_MEANS = 100
 """Stretches of a long curve whose means are drawn over its points."""
-EVALUATED = "val_num_images"
-"""Key that only the lines of evaluations have."""
-CHARTS = {
-    "val_top1": ("Validation top-1", "%"), "val_agreement": ("Agreement with the teacher", "%"),
-    "val_kl": ("KL(teacher || student)", "nats"), "val_cka": ("CKA with the teacher", ""),
-    "val_cka_patches": ("CKA of patch tokens", ""), "val_cosine": ("Cosine with the target", ""),
-    "val_cosine_patches": ("Cosine of patch tokens", ""), "val_knn_top1": ("k-NN top-1", "%"),
-    "total": ("Total loss", ""),
-}  # fmt: skip
+CHARTS = {PREFIX + name: (metric.chart, metric.unit) for name, metric in VAL_METRICS.items() if metric.chart}
+CHARTS |= {"total": ("Total loss", "")}
 """Value -> title and unit of the charts before those of the terms."""
 MORE_CHARTS = {
-    "grad_norm": ("Gradient norm before clipping", ""), "lr": ("Learning rate", ""),
-    "images_per_s": ("Training speed", "images/s"), "data_wait_s": ("Waiting for data, of a step", "s"),
+    "grad_norm": ("Gradient norm before clipping", ""),
+    "lr": ("Learning rate", ""),
+    "images_per_s": ("Training speed", "images/s"),
+    "data_wait_s": ("Waiting for data, of a step", "s"),
     "mfu": ("Model FLOPs utilisation (MFU)", ""),
-    "memory_gib": ("Peak memory of rank 0", "GiB"), "images_skipped": ("Images skipped since the start", ""),
+    "memory_gib": ("Peak memory of rank 0", "GiB"),
+    "images_skipped": ("Images skipped since the start", ""),
     "val_images_skipped": ("Validation images skipped", ""),
-}  # fmt: skip
+}
 """The same of those after them."""
 NO_TERMS = {"step", "epoch", "s_per_step", "tflops", *CHARTS, *MORE_CHARTS}
 """Values of a line of training that are no term of the loss."""
@@ -69,15 +66,21 @@ class Chart:
 
 def charts_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """The charts that have at least one point, as the page's script takes them."""
-    terms = dict.fromkeys(key for result in results for line in result.lines if EVALUATED not in line
-                          for key in line if key not in NO_TERMS)  # fmt: skip
+    terms = dict.fromkeys(
+        key
+        for result in results
+        for line in result.lines
+        if EVALUATED not in line
+        for key in line
+        if key not in NO_TERMS
+    )
     titles = CHARTS | {term: (f"Loss term {term}, unweighted", "") for term in terms} | MORE_CHARTS
     charts = []
     for key, (title, unit) in titles.items():
         series = [one for number, result in enumerate(results) if (one := _series(number, result, key))]
         extra: dict[str, Any] = {}
-        if key == "val_top1":
-            teachers = (_series(i, result, "val_teacher_top1", dash=True) for i, result in enumerate(results))
+        for name in [name for name, metric in VAL_METRICS.items() if PREFIX + metric.dashed_in == key]:
+            teachers = (_series(i, result, PREFIX + name, dash=True) for i, result in enumerate(results))
             series += [one for one in teachers if one]
             extra = {"note": "dashed: the teacher"} if any(one.dash for one in series) else {}
         if key == "grad_norm":
@@ -113,7 +116,8 @@ def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     stretches as that leaves, and the last."""
     if len(points) <= MOST_POINTS:
         return points
-    stretches, kept = (MOST_POINTS - 1) // 2, {len(points) - 1}
+    stretches = (MOST_POINTS - 1) // 2
+    kept = {len(points) - 1}
     for i in range(stretches):
         stretch = range(i * len(points) // stretches, (i + 1) * len(points) // stretches)
         kept |= {min(stretch, key=lambda n: points[n][1]), max(stretch, key=lambda n: points[n][1])}

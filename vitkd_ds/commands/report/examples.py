@@ -3,13 +3,13 @@
 import base64
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.report.answers import OUTCOMES, Answers
-from vitkd_ds.commands.report.html import Html, element, section
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import DataConfig
 
@@ -19,36 +19,36 @@ SMALL_PIXELS = 64
 WRONG = "the student is wrong"
 
 
-def examples(result: Result, own: Answers) -> Html:
-    """The section of images: up to NUM_IMAGES, spread evenly over those in question; where the images cannot be read
-    here, a sentence in their place."""
-    title = "Where student and teacher disagree" if own.teacher is not None else "Where the student is wrong"
+def examples(result: Result, own: Answers) -> dict[str, Any]:
+    """Up to NUM_IMAGES images, spread evenly over those in question; where the images cannot be read here, an `error`
+    in their place."""
     outcomes, about = _outcomes(own)
-    candidates = np.sort(np.concatenate([rows for rows in outcomes.values()]))
+    title = "Where student and teacher disagree" if own.teacher is not None else "Where the student is wrong"
+    found: dict[str, Any] = {"title": title, "about": about, "error": "", "choices": {}, "figures": []}
+    candidates = np.sort(np.concatenate(list(outcomes.values())))
     if not len(candidates):
-        return section("images", title, element("p", about))
+        return found
     # Neither the first, which are of few classes, nor the clearest: spread evenly, they say what is usual.
     number = min(NUM_IMAGES, len(candidates))
     chosen = candidates[np.arange(number) * len(candidates) // number]
-    about += f" {number} of them, spread evenly over their order in the file."
+    found["about"] += f" {number} of them, spread evenly over their order in the file."
     try:
         pixels = read_pixels(result, own, own.image[chosen])
     except (OSError, RuntimeError, ValueError, ImportError) as error:
-        parts = [element("p", f"The images cannot be shown: {error}", class_="warn")]
-    else:
-        of_row = {row: outcome for outcome, rows in outcomes.items() for row in rows.tolist()}
-        figures = [_figure(own, row, of_row[row], image) for row, image in zip(chosen.tolist(), pixels)]
-        parts = [*_controls(outcomes), element("div", *figures, class_="images")]
-    return section("images", title, element("p", about), *parts)
+        return found | {"error": str(error)}
+    if len(outcomes) > 1:
+        found["choices"] = {"all": "all", **OUTCOMES}
+    of_row = {row: outcome for outcome, rows in outcomes.items() for row in rows.tolist()}
+    found["figures"] = [_figure(own, row, of_row[row], image) for row, image in zip(chosen.tolist(), pixels)]
+    return found
 
 
 def _outcomes(own: Answers) -> tuple[dict[str, np.ndarray], str]:
     """Outcome -> rows of the images in question, and a sentence that counts them."""
     if own.teacher is None:
         wrong = (~own.right()).nonzero()[0]
-        return {
-            "wrong": wrong
-        }, f"There is no teacher. The student gets {len(wrong):,} of {len(own.label):,} images wrong."
+        text = f"There is no teacher. The student gets {len(wrong):,} of {len(own.label):,} images wrong."
+        return {"wrong": wrong}, text
     outcomes = own.disagreements()
     count = sum(map(len, outcomes.values()))
     split = ", ".join(f"{OUTCOMES[outcome]}: {len(rows):,}" for outcome, rows in outcomes.items())
@@ -66,7 +66,7 @@ def read_pixels(result: Result, own: Answers, numbers: np.ndarray) -> np.ndarray
     from vitkd_ds.data.images import open_images
     from vitkd_ds.data.order import SAMPLE_DTYPE
 
-    data = replace(from_dict(DataConfig, result.config["run"]["data"], "data."), num_workers=1)
+    data = replace(from_dict(DataConfig, result.config["run"]["data"]), num_workers=1)
     images = open_images(data, split="val", seed=0, micro_batch_size=len(numbers), classes=tuple(own.classes))
     stored = (result.config.get("images") or {}).get("val")
     if stored != images.fingerprint:
@@ -79,36 +79,24 @@ def read_pixels(result: Result, own: Answers, numbers: np.ndarray) -> np.ndarray
     return np.array(pixels_BHWC)
 
 
-def _controls(outcomes: dict[str, np.ndarray]) -> list[Html]:
-    if len(outcomes) == 1:
-        return []
-    boxes = [
-        element("label", element("input", type="radio", name="outcome", data_outcome=key, checked=key == "all"), text)
-        for key, text in {"all": "all", **OUTCOMES}.items()
-    ]
-    return [element("div", *boxes, class_="controls")]
-
-
-def _figure(own: Answers, row: int, outcome: str, pixels_HWC: np.ndarray) -> Html:
-    truth = own.classes[own.label[row]]
-    lines = [element("strong", truth)]
-    for role in ("student", "teacher") if own.teacher is not None else ("student",):
-        answer, probability = getattr(own, role)[row], getattr(own, f"{role}_probability")[row]
-        sign = "up" if answer == own.label[row] else "down"
-        lines.append(
-            element("div", f"{role}: ", element("span", own.classes[answer], class_=sign), f" {probability:.2f}")
-        )
-    caption = element("figcaption", *lines, element("div", f"image {own.image[row]:,}", class_="soft"))
-    is_small = max(pixels_HWC.shape) <= SMALL_PIXELS
-    picture = element(
-        "img", src=_uri(pixels_HWC), alt=f"{truth}: {OUTCOMES.get(outcome, WRONG)}", class_="small" if is_small else ""
-    )
-    return element("figure", picture, caption, data_outcome=outcome)
+def _figure(own: Answers, row: int, outcome: str, pixels_HWC: np.ndarray) -> dict[str, Any]:
+    roles = ("student", "teacher") if own.teacher is not None else ("student",)
+    return {
+        "outcome": outcome,
+        "about": OUTCOMES.get(outcome, WRONG),
+        "truth": own.classes[own.label[row]],
+        "number": int(own.image[row]),
+        "answers": [
+            (role, own.classes[getattr(own, role)[row]], getattr(own, f"{role}_probability")[row]) for role in roles
+        ],
+        "uri": _uri(pixels_HWC),
+        "is_small": max(pixels_HWC.shape) <= SMALL_PIXELS,
+    }
 
 
 def _uri(pixels_HWC: np.ndarray) -> str:
     """An image as the text of a link: PNG if it is small, else JPEG."""
     kind = "png" if max(pixels_HWC.shape) <= SMALL_PIXELS else "jpeg"
     content = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(content, format=kind, **({"quality": 85} if kind == "jpeg" else {}))
+    Image.fromarray(pixels_HWC).save(content, format=kind, quality=85)  # which PNG has no use for
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

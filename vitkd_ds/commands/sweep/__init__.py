@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Sequence
 
-from vitkd_ds.checkpoint.files import write_whole
+from vitkd_ds.checkpoint.files import write_text
+from vitkd_ds.commands.compare.plot import write_figure
 from vitkd_ds.commands.compare.runs import Result, read_results
 from vitkd_ds.commands.pack.folders import pack_folders
 from vitkd_ds.commands.sweep.members import Member
@@ -57,12 +58,12 @@ def report(members: Sequence[Member], workdir: Path) -> str:
     rows = rows_of(results)
     if not rows:
         return "no run is finished, so there is no table"
-    for name, text in (("sweep.md", markdown(rows) + "\n"), ("sweep.csv", csv_text(rows))):
-        write_whole(workdir / name, lambda file, text=text: file.write(text.encode()))
+    write_text(workdir / "sweep.md", markdown(rows) + "\n")
+    write_text(workdir / "sweep.csv", csv_text(rows))
     try:
-        from vitkd_ds.commands.sweep.curves import write_curves
+        from vitkd_ds.commands.sweep.curves import draw
 
-        write_curves(workdir / "sweep.png", results)
+        write_figure(workdir / "sweep.png", draw(results))
     except ImportError as error:
         logger.info("no curves, as they need matplotlib (%s): pip install 'vitkd_ds[plot]'", error)
     return markdown(rows)

@@ -15,10 +15,12 @@ from vitkd_ds.config.run_folder import CONFIG
 GRID = "grid."
 """What an option of the grid begins with."""
 OWNED = {
-    "seed": "--seeds N runs 0 to N - 1", "recipe": "--recipes names them", "resume": "the same command goes on",
+    "seed": "--seeds N runs 0 to N - 1",
+    "recipe": "--recipes names them",
+    "resume": "the same command goes on",
     "extend": "give another --workdir",
     f"{GRID}workdir": "it is the sweep's folder",
-}  # fmt: skip
+}
 """Options that a sweep gives each run itself, and what to do instead."""
 
 

@@ -44,7 +44,8 @@ def run_missing(members: Sequence[Member], *, jobs: int) -> list[Member]:
         Stopped: a signal came.
     """
     missing = deque(member for member in members if not member.is_done())
-    failed, training = [], list[Job]()
+    failed = []
+    training = list[Job]()
     logger.info("%d of %d runs are finished", len(members) - len(missing), len(members))
     with _passing_signals_to(training) as received:
         while training or (missing and not received):
@@ -96,13 +97,15 @@ def _passing_signals_to(training: list[Job]) -> Iterator[list[int]]:
 def _start(member: Member, slot: int, jobs: int) -> Job:
     member.folder.parent.mkdir(parents=True, exist_ok=True)
     log = open(f"{member.folder}.log", "a")  # beside the folder, which is the run's own
-    environ, cpus = dict(os.environ), sorted(os.sched_getaffinity(0))
+    environ = dict(os.environ)
+    cpus = sorted(os.sched_getaffinity(0))
     own = set(cpus[slot::jobs]) or {cpus[slot % len(cpus)]}
     if devices := _gpus():
         environ["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     # In a session of its own, so that Ctrl-C reaches it once: by us.
-    options = {"stdout": log, "stderr": subprocess.STDOUT, "env": environ, "start_new_session": True}
-    process = subprocess.Popen(member.command(), **options)
+    process = subprocess.Popen(
+        member.command(), stdout=log, stderr=subprocess.STDOUT, env=environ, start_new_session=True
+    )
     os.sched_setaffinity(process.pid, own)
     logger.info("%s seed %d trains on %d CPUs, its log is %s", member.name, member.seed, len(own), log.name)
     return Job(member, slot, process, log)

@@ -6,8 +6,8 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Mapping, Sequence
 
-from vitkd_ds.commands.cells import safe_cell
 from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.commands.compare.table import safe_cell
 from vitkd_ds.train.statistics import paired_p, t_interval, t_interval_of_differences
 
 TOO_SMALL = "n too small"
@@ -40,7 +40,8 @@ class Row:
 
 def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
     """A row for each name, of its results by seed; differences are to the first name that has any."""
-    rows, first = [], next((by_seed for by_seed in results.values() if by_seed), {})
+    rows = []
+    first = next((by_seed for by_seed in results.values() if by_seed), {})
     for name, by_seed in results.items():
         if not by_seed:
             continue

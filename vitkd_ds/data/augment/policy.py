@@ -12,7 +12,7 @@ from itertools import permutations
 
 import numpy as np
 
-from vitkd_ds.config.rules import require
+from vitkd_ds.config.part import require
 from vitkd_ds.data.draws import AUGMENT_DRAWS, normal, uniform
 
 RAND_AUGMENT_OPS = (

@@ -6,10 +6,11 @@ Nothing is unpacked: members of tars are read at their offsets, so no file name 
 from collections.abc import Callable
 from pathlib import Path
 
+from vitkd_ds.config import entry_points
 from vitkd_ds.data.sources.folder import has_class_folders, has_loose_images, list_images, list_unlabelled
 from vitkd_ds.data.sources.huggingface import has_arrow, has_parquet, open_hugging_face
 from vitkd_ds.data.sources.imagenet import has_class_tars, has_flat_images, open_class_tars, open_flat_tar
-from vitkd_ds.data.sources.source import Source
+from vitkd_ds.data.sources.source import Source, SourceKind
 from vitkd_ds.data.sources.webdataset import has_samples, open_samples
 
 KINDS: dict[str, tuple[Callable[[Path], bool], Callable[..., Source], str]] = {
@@ -25,7 +26,7 @@ KINDS: dict[str, tuple[Callable[[Path], bool], Callable[..., Source], str]] = {
 NO_LABELS = "none"
 """Value of --labels that lists the images of a folder without classes."""
 
-__all__ = ["KINDS", "NO_LABELS", "Source", "open_source"]
+__all__ = ["KINDS", "NO_LABELS", "Source", "SourceKind", "open_source"]
 
 
 def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: str = "") -> Source:
@@ -41,6 +42,11 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
         ValueError: nothing is there, no kind fits or several do, an option does not belong to the kind, or the
             contents are unfit.
     """
+    options = {"labels": labels, "classes": classes, "split": split}
+    if kind := _kind_of_others(str(src)):
+        if given := [f"--{name}" for name, value in options.items() if value]:
+            raise ValueError(f"{given[0]} does not belong to {str(src)!r}, a source of another package. Leave it out.")
+        return kind.open(str(src))
     path = Path(src)
     must = f"src must be one of: {'; '.join(KINDS)}, found"
     if not path.exists() and not any(sign in str(src) for sign in "*?[{"):  # signs of a pattern of tars
@@ -60,8 +66,13 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
             remedy += "per class, or give ImageNet's validation tar itself, with --labels"
         raise ValueError(f"{must} {found} at {str(src)!r}: {remedy}")
     _, opener, known = KINDS[fitting[0]]
-    options = {"labels": labels, "classes": classes, "split": split}
     for option, value in options.items():
         if value and option != known:
             raise ValueError(f"--{option} does not belong to {fitting[0]}, which {str(src)!r} is: leave it away")
     return opener(path, options[known]) if known else opener(path)
+
+
+def _kind_of_others(src: str) -> SourceKind | None:
+    """Return the first kind of another installed package that a source is of; None if it is of none."""
+    kinds = map(entry_points.load, entry_points.installed("sources"))
+    return next((kind for kind in kinds if kind.fits(src)), None)

@@ -12,7 +12,7 @@ import numpy as np
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.data.image_file import EXTENSIONS
 from vitkd_ds.data.sources.class_list import read_classes
-from vitkd_ds.data.sources.source import Source, is_image
+from vitkd_ds.data.sources.source import Source, is_image, warn_of_left_out
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +33,20 @@ def has_loose_images(src: Path) -> bool:
 
 def list_images(src: Path, classes_file: str = "") -> Source:
     """List the images below each class folder of `src`, in the order of torchvision's ImageFolder. Hidden files and
-    folders, which torchvision reads, are left out, and a warning counts them.
+    folders, which torchvision reads, are left out. One warning counts them, another counts files outside class folders.
 
     Args:
         classes_file: file that `read_classes` reads, which gives the classes their order and may name some without a
             folder or without images. "" takes the folders, sorted.
 
     Raises:
-        ValueError: a class folder has no image, or is none of those named, or links lead to one folder twice.
+        ValueError: a class folder has no image, or is none of those named, or links lead to one folder twice, or a
+            folder cannot be listed.
     """
     classes = _classes(src, classes_file)
     known = set(class_names(src))  # a class that is called a/b or .. is no way into another folder
-    hidden = sorted(entry.path for entry in os.scandir(src) if entry.is_dir() and entry.name.startswith("."))
+    hidden = sorted(entry.path for entry in os.scandir(src) if entry.name.startswith("."))
+    loose = {entry.path for entry in os.scandir(src) if not entry.is_dir()}.difference(hidden)
     labels, paths, others = [], [], []
     visited = {_identity(src): str(src)}
     for label, name in enumerate(classes):
@@ -61,6 +63,7 @@ def list_images(src: Path, classes_file: str = "") -> Source:
     if empty:
         found = (len(empty), len(classes), classes_file, str(src), classes[min(empty)])
         logger.info("%d of the %d classes of %r have no images in %r, the first is %r", *found)
+    warn_of_left_out("files outside of the class folders", sorted(loose))
     _warn_of_others(others, hidden)
     return Source("ImageFolder", classes, np.array(labels, np.int64), paths, _sizes(paths), _reader(paths))
 
@@ -70,7 +73,7 @@ def list_unlabelled(src: Path) -> Source:
     left out. All labels are 0, and there are no classes.
 
     Raises:
-        ValueError: there is no image, or links lead to one folder twice.
+        ValueError: there is no image, or links lead to one folder twice, or a folder cannot be listed.
     """
     others, hidden = [], []
     paths = _images(src, {}, others, hidden) if src.is_dir() else []
@@ -97,10 +100,8 @@ def earlier_fingerprint(source: Source, *, without: str) -> str:
 
 
 def _warn_of_others(paths: Sequence[str], hidden: Sequence[str]) -> None:
-    if paths:
-        logger.warning("%d files without an image's ending are left out, the first is %r", len(paths), paths[0])
-    if hidden:
-        logger.warning("%d hidden files and folders are left out, the first is %r", len(hidden), hidden[0])
+    warn_of_left_out("files without an image's ending", paths)
+    warn_of_left_out("hidden files and folders", hidden)
 
 
 def _sizes(paths: Sequence[str]) -> np.ndarray:
@@ -162,8 +163,8 @@ def _images(top: Path, visited: dict[tuple[int, int], str], others: list[str], h
 def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Path, names of files, and names of hidden files and folders, of a folder and of those below it that are not
     hidden. `visited` has the folders seen before, by device and inode; raises ValueError if a link leads to one of
-    them, because its images would be listed twice, perhaps as two classes."""
-    for root, folders, names in os.walk(top, followlinks=True):
+    them, because its images would be listed twice, perhaps as two classes, or if a folder cannot be listed."""
+    for root, folders, names in os.walk(top, onerror=_cannot_list, followlinks=True):
         before = visited.setdefault(_identity(root), root)
         if before != root:
             raise ValueError(
@@ -172,3 +173,8 @@ def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str,
         hidden = [name for name in (*folders, *names) if name.startswith(".")]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield root, [name for name in names if not name.startswith(".")], hidden
+
+
+def _cannot_list(error: OSError) -> None:
+    """Raise a ValueError for a folder that cannot be listed, whose images `os.walk` would leave out silently."""
+    raise ValueError(f"cannot list {error.filename!r}: {error.strerror}. Make it readable, or move it away.") from error

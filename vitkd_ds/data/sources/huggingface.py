@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
 """Files at the top of what save_to_disk writes, of one split or several."""
-PART_NAME = re.compile(r"(.+?)(-(\d{5})-of-(\d{5}).*)?\.parquet$")
-"""The hub's train-00000-of-00294.parquet."""
+PART_NAME = re.compile(r"(.+?)([-_.](\d+)[-_]of[-_](\d+).*)?\.parquet$")
+"""The hub's train-00000-of-00294.parquet, and names of other tools such as train_0_of_3.parquet."""
 
 
 def has_arrow(src: Path) -> bool:
@@ -91,7 +91,7 @@ def _arrow(datasets: Any, src: Path, split: str) -> Any:
 
 
 def _parquet_files(src: Path) -> list[Path]:
-    return sorted(src.glob("*.parquet")) or sorted((src / "data").glob("*.parquet"))
+    return sorted([*src.glob("*.parquet"), *src.glob("data/*.parquet")])
 
 
 def _parquet(datasets: Any, src: Path, split: str) -> Any:

@@ -3,17 +3,19 @@
 import io
 import re
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from vitkd_ds.data.sources.source import Source, is_image
-from vitkd_ds.data.sources.tar import first_name, list_members, source_of
+from vitkd_ds.data.sources.source import Source, is_image, warn_of_left_out
+from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar$")
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
 """What the devkit holds of the labels: wnid of each number, and number of each image in name order."""
 VAL_NAME = "ILSVRC2012_val_{:08d}"
+NO_IMAGES = "hidden files and files without an image's ending"
 
 
 def has_class_tars(src: Path) -> bool:
@@ -31,8 +33,10 @@ def has_flat_images(src: Path) -> bool:
 def open_class_tars(src: Path) -> Source:
     """List the images of ImageNet's training tar, or of its class tars in a folder; wnids give the labels in order.
     Raises ValueError if a tar is damaged, has no images, or stands where none is expected."""
+    others = []
     if src.is_dir():
         files = sorted(path for path in src.iterdir() if CLASS_TAR.match(path.name))
+        warn_of_left_out("files that are no class tars", sorted(map(str, set(src.iterdir()).difference(files))))
         tars = [(path.name, number, None) for number, path in enumerate(files)]
     else:
         files = [src]
@@ -43,7 +47,7 @@ def open_class_tars(src: Path) -> Source:
         found = CLASS_TAR.match(name)
         if not found or classes and classes[-1] == found[1]:
             raise ValueError(f"{str(src)!r} must hold tars nXXXXXXXX.tar, each once, found {name!r}: remove it")
-        images = [member for member in list_members(files[number], inside=inner) if is_image(member.name)]
+        images = _images_of(list_members(files[number], inside=inner), f"{src.name}/{name}", others)
         if not images:
             raise ValueError(f"every class tar must hold images, found none in {name!r} of {str(src)!r}: fetch it anew")
         classes.append(found[1])
@@ -51,6 +55,7 @@ def open_class_tars(src: Path) -> Source:
         members += [(number, member) for member in images]
         names += [f"{src.name}/{name}/{member.name}" for member in images]
         labels += [label] * len(images)
+    warn_of_left_out(NO_IMAGES, others)
     return source_of("ImageNet train", classes, labels, names, files, members)
 
 
@@ -66,7 +71,9 @@ def open_flat_tar(src: Path, labels_file: str) -> Source:
     if not file.is_file():
         raise ValueError(f"--labels must be a file, found none at {labels_file!r}: check the path")
     wnids = _devkit_labels(file) if tarfile.is_tarfile(file) else _text_labels(file)
-    images = [member for member in list_members(src) if is_image(member.name)]
+    others = []
+    images = _images_of(list_members(src), src.name, others)
+    warn_of_left_out(NO_IMAGES, others)
     images.sort(key=lambda member: Path(member.name).stem)
     found = [wnids.get(Path(member.name).stem) for member in images]
     if None in found:
@@ -77,6 +84,17 @@ def open_flat_tar(src: Path, labels_file: str) -> Source:
     classes, labels = np.unique(found, return_inverse=True)
     names = [f"{src.name}/{member.name}" for member in images]
     return source_of("ImageNet val", classes.tolist(), labels, names, [src], [(0, member) for member in images])
+
+
+def _images_of(members: Iterable[Member], place: str, others: list[str]) -> list[Member]:
+    """The members that are images by their names; `others` gets the names of the others, behind `place`."""
+    images = []
+    for member in members:
+        if is_image(member.name):
+            images.append(member)
+        else:
+            others.append(f"{place}/{member.name}")
+    return images
 
 
 def _text_labels(file: Path) -> dict[str, str]:

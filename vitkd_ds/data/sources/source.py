@@ -1,13 +1,17 @@
 """What all kinds of sources have in common: a list of images with labels, and a way to get the bytes of each."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from vitkd_ds.data.image_file import EXTENSIONS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,21 @@ class Source:
             digest.update(name.removeprefix(without).encode("utf-8", "surrogateescape") + b"\0")
         digest.update(np.asarray(self.sizes, "<i8").tobytes() + np.asarray(self.labels, "<i8").tobytes())
         return digest.hexdigest()
+
+
+def warn_of_left_out(what: str, names: Sequence[str]) -> None:
+    """Log how many files a source leaves out, and the first one's name, if there are any."""
+    if names:
+        logger.warning("%d %s are left out, the first is %r", len(names), what, names[0])
+
+
+class SourceKind(NamedTuple):
+    """A kind of source from another package, which an entry point of the group `vitkd_ds.sources` names."""
+
+    fits: Callable[[str], bool]
+    """Whether a source is of this kind, by its name as the command line has it, such as s3://bucket/images."""
+    open: Callable[[str], Source]
+    """List the images of such a source. Raises ValueError if it is unfit."""
 
 
 def is_image(name: str) -> bool:

@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.data.sources.imagenet import CLASS_TAR, VAL_NAME, has_class_tars, has_flat_images
-from vitkd_ds.data.sources.source import Source
+from vitkd_ds.data.sources.source import Source, warn_of_left_out
 from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_of
 
 logger = logging.getLogger(__name__)
@@ -34,17 +35,19 @@ def has_samples(src: Path) -> bool:
 
 
 def open_samples(src: Path, classes_file: str) -> Source:
-    """List the samples of all tars in their order; a warning counts those without an image. Raises ValueError if a tar
-    is damaged, or a sample lacks its class or has two images."""
+    """List the samples of all tars in their order; warnings count those without an image, and hidden files. Raises
+    ValueError if a tar is damaged, or a sample lacks its class or has two images."""
     tars = _tars(src)
     without = []
-    samples = [(number, image, text) for number, tar in enumerate(tars) for image, text in _samples(tar, without)]
+    hidden = []
+    samples = [(number, *sample) for number, tar in enumerate(tars) for sample in _samples(tar, without, hidden)]
     endings = " ".join(IMAGE_ENDINGS)
     if not samples:
         raise ValueError(f"WebDataset tars must hold images ({endings}), found none in {str(src)!r}: give others")
     if without:
         found = (len(without), len(without) + len(samples), str(src), endings, without[0])
         logger.warning("%d of the %d samples of %r have no image (%s) and are left out, the first is %r", *found)
+    warn_of_left_out("hidden files", hidden)
     members = [sample[:2] for sample in samples]
     texts = [text for _, _, text in samples]
     names = [f"{tars[number].name}/{image.name}" for number, image in members]
@@ -57,6 +60,8 @@ def _tars(src: Path) -> list[Path]:
     if src.is_file():
         return [src]
     if src.is_dir():
+        others = sorted(str(path) for path in src.iterdir() if path.suffix != ".tar")
+        warn_of_left_out("files and folders without the ending .tar", others)
         return sorted(src.glob("*.tar"))
     tars: dict[Path, str] = {}
     for pattern in _expanded(str(src)):
@@ -90,8 +95,9 @@ def _expanded(pattern: str) -> Iterator[str]:
         yield from _expanded(before + choice + after)
 
 
-def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
-    """Image and class text of each sample of a tar, in file order; `without` gets the name of each without one."""
+def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple[Member, str]]:
+    """Image and class text of each sample of a tar, in file order. `without` gets the name of each sample without an
+    image, and `hidden` those of hidden files."""
     images: dict[str, Member] = {}
     classes: dict[str, Member] = {}
     others: dict[str, str] = {}
@@ -100,7 +106,9 @@ def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
         key, _, ending = base.partition(".")
         key = os.path.join(folder, key)
         ending = ending.lower()
-        if not base.startswith(".") and ending in (*IMAGE_ENDINGS, CLASS_ENDING):
+        if base.startswith("."):
+            hidden.append(f"{tar.name}/{member.name}")
+        elif ending in (*IMAGE_ENDINGS, CLASS_ENDING):
             kept = classes if ending == CLASS_ENDING else images
             if key in kept:
                 raise ValueError(
@@ -108,7 +116,7 @@ def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
                     f"{member.name!r}: write the tar again"
                 )
             kept[key] = member
-        elif not base.startswith("."):
+        else:
             others.setdefault(key, member.name)
     names = {key: member.name for key, member in classes.items()} | others
     without += [f"{tar.name}/{name}" for key, name in names.items() if key not in images]
@@ -117,8 +125,7 @@ def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
         for key, image in images.items():
             text = ""
             if key in classes:
-                file.seek(classes[key].offset)
-                text = file.read(min(classes[key].size, MAX_CLASS_BYTES)).decode("utf-8", "replace").strip()
+                text = _class_text(tar, file, classes[key])
             if not text:
                 found = "an empty one" if key in classes else "none"
                 raise ValueError(
@@ -126,6 +133,17 @@ def _samples(tar: Path, without: list[str]) -> Iterator[tuple[Member, str]]:
                     f"write the tar again"
                 )
             yield image, text
+
+
+def _class_text(tar: Path, file: BinaryIO, member: Member) -> str:
+    """The text of a class; raises ValueError if it is too long, because two that are cut may look the same."""
+    if member.size > MAX_CLASS_BYTES:
+        raise ValueError(
+            f"{member.name!r} in {str(tar)!r} has {member.size} bytes, a class at most {MAX_CLASS_BYTES}. Write only "
+            "the number or name of the class."
+        )
+    file.seek(member.offset)
+    return file.read(member.size).decode("utf-8-sig", "replace").strip()
 
 
 def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[list[str], list[int]]:

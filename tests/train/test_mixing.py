@@ -9,8 +9,8 @@ import torch
 from timm.data import mixup as timm_mixup
 
 from vitkd_ds.data.draws import keyed_rng
-from vitkd_ds.data.mixing import MIX_STREAM, cutmix_box, mix, mix_step, smooth_targets
 from vitkd_ds.recipes import build_run
+from vitkd_ds.train.mixing import MIX_STREAM, cutmix_box, mix, mix_step, smooth_targets
 
 B, K, SIZE = 6, 5, (8, 12)
 

@@ -1,12 +1,6 @@
-"""Clip the sharded gradient, and update the weights and their moving average.
-
-DeepSpeed hands the optimizer this rank's part of the flat fp32 master weights, so an average that is optimizer state is
-fp32, sharded by ZeRO, and saved and restored with the checkpoint at no extra code. A bf16 average could not hold it: a
-step of 4e-5 of the difference is below its resolution.
-"""
+"""Norm, finite check and clipping of the sharded gradient, in one collective."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,36 +41,3 @@ def clip_gradients(groups: Iterable[Sequence[Tensor]], max_norm: float, *, veto:
     for group in groups:
         torch._foreach_mul_(group, scale)
     return torch.cat([norm[None], sums[-2:], group_norms])
-
-
-class AdamWithEMA(torch.optim.AdamW):
-    """torch.optim.AdamW with a state `ema` = decay * ema + (1 - decay) * parameter after each update.
-
-    The average starts from the parameters before the first update. A decay of 0 keeps none.
-
-    Attributes:
-        leave_out: fp32 scalar on the device, set before `step`; 1 leaves weights, moments and average as they are.
-    """
-
-    def __init__(self, params: Iterable[dict[str, Any]], *, ema_decay: float, **adamw: Any) -> None:
-        super().__init__(params, **adamw)
-        self.ema_decay = ema_decay
-        self.leave_out: Tensor | None = None
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Make one AdamW update, then one of the average."""
-        part = 1 - self.ema_decay
-        if self.leave_out is not None and self.param_groups[0]["fused"]:
-            self.found_inf = self.leave_out  # torch's fused kernel reads it, so nothing has to wait for the device
-            part = part * (1 - self.leave_out)
-        elif self.leave_out is not None and self.leave_out:
-            return None
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        starts = [(p, p.detach().clone()) for p in params if self.ema_decay and "ema" not in self.state[p]]
-        loss = super().step(closure)
-        for p, start in starts:
-            self.state[p]["ema"] = start
-        for p in params if self.ema_decay else ():
-            self.state[p]["ema"].lerp_(p, part)
-        return loss

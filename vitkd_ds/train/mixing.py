@@ -172,5 +172,5 @@ def mix_step(
     return mix(
         images_BCHW, labels_B, num_classes=run.data.num_classes, mixup_alpha=run.augment.mixup_alpha,
         cutmix_alpha=run.augment.cutmix_alpha, mix_mode=run.augment.mix_mode,
-        label_smoothing=run.losses.ce.label_smoothing, rng=rng, render=render, out=out,
+        label_smoothing=run.losses.label_smoothing, rng=rng, render=render, out=out,
     )  # fmt: skip

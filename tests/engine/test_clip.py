@@ -1,11 +1,11 @@
-"""Clipping against torch's own; AdamWithEMA against torch's AdamW and a slow average. One process."""
+"""Clipping against torch's own. One process."""
 
 import math
 
 import pytest
 import torch
 
-from vitkd_ds.engine.optimizer import AdamWithEMA, clip_gradients
+from vitkd_ds.engine.clip import clip_gradients
 
 
 def clip(groups, max_norm, veto=0.0, count=0.0):
@@ -70,43 +70,3 @@ def test_veto_and_count_come_back_beside_the_norm_and_a_veto_is_a_gradient_of_na
     groups = gradients()
     norm, vetoes, count = clip(groups, 5.0, veto=1.0)[:3].tolist()
     assert math.isnan(norm) and (vetoes, count) == (1, 0) and torch.isnan(flat(groups)).all()
-
-
-def run(optimizer_class, **options):
-    """The optimizer's state and the weights after each of five updates."""
-    torch.manual_seed(0)
-    p = torch.nn.Parameter(torch.randn(7))
-    optimizer = optimizer_class([p], lr=0.1, **options)
-    seen = [p.detach().clone()]
-    for _ in range(5):
-        p.grad = torch.randn(7)
-        optimizer.step()
-        seen.append(p.detach().clone())
-    return optimizer.state[p], seen
-
-
-def test_updates_are_adamws_and_an_average_starts_from_the_first_weights_and_follows_the_formula():
-    (_, expected), (without, plain) = run(torch.optim.AdamW), run(AdamWithEMA, ema_decay=0.0)
-    state, seen = run(AdamWithEMA, ema_decay=0.9)
-    assert torch.equal(seen[-1], expected[-1]) and torch.equal(plain[-1], expected[-1])
-    average = seen[0].double()
-    for weights in seen[1:]:
-        average = 0.9 * average + 0.1 * weights.double()
-    torch.testing.assert_close(state["ema"].double(), average, rtol=1e-6, atol=1e-7)
-    assert "ema" not in without, "without an average there is no state for one"
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_an_update_that_is_not_wanted_changes_neither_weights_nor_moments_nor_average(fused):
-    torch.manual_seed(0)
-    p = torch.nn.Parameter(torch.randn(7))
-    optimizer = AdamWithEMA([{"params": [p]}], ema_decay=0.9, lr=0.1, fused=fused)
-    seen = []
-    for leave_out in (0.0, 1.0, 0.0):
-        p.grad = torch.full((7,), torch.nan) if leave_out else torch.randn(7)
-        optimizer.leave_out = torch.tensor(leave_out)
-        optimizer.step()
-        state = optimizer.state[p]
-        seen.append([p.detach().clone(), *(state[key].clone() for key in ("ema", "exp_avg", "exp_avg_sq", "step"))])
-    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[1]))
-    assert not any(torch.equal(a, b) for a, b in zip(seen[1], seen[2])) and torch.isfinite(seen[2][1]).all()

@@ -1,0 +1,1 @@
+"""One optimizer, one file: `--optim.name` is the name of the file."""

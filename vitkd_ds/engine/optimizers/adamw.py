@@ -1,0 +1,27 @@
+"""torch's AdamW: two fp32 moments per weight, and weights that ZeRO may cut anywhere."""
+
+from typing import Any
+
+import torch
+
+from vitkd_ds.config.run import OptimConfig
+from vitkd_ds.engine.flat import Group
+from vitkd_ds.engine.optimizers.base import Optimizer
+from vitkd_ds.models.distiller import Distiller
+
+
+class Choice(Optimizer, torch.optim.AdamW):
+    """torch.optim.AdamW; reads optim.betas, eps and weight_decay."""
+
+    def __init__(self, groups: list[dict[str, Any]], optim: OptimConfig, *, is_fused: bool) -> None:
+        super().__init__(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=is_fused)
+        self.ema_decay = optim.ema_decay
+
+    @staticmethod
+    def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
+        """Return the weights with decay and those without, each with the moments of AdamW."""
+        decayed, undecayed = distiller.split_by_decay()
+        return [
+            Group("with_weight_decay", decayed, weight_decay=optim.weight_decay, num_states=2),
+            Group("without_weight_decay", undecayed, weight_decay=0.0, num_states=2),
+        ]

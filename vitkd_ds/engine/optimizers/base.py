@@ -1,0 +1,70 @@
+"""Interface of an optimizer; the moving average and the skipped updates that all of them share.
+
+DeepSpeed hands the optimizer this rank's partition of the fp32 master weights, one tensor for each group. An average
+that is optimizer state is therefore fp32, sharded by ZeRO, and part of the checkpoint at no extra code. A bf16 average
+could not hold it: a step of 4e-5 of the difference is below its resolution.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitkd_ds.config.run import OptimConfig
+from vitkd_ds.engine.flat import Group
+from vitkd_ds.models.distiller import Distiller
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base of the class `Choice` of each file, before one of torch's optimizers, whose `step` it extends.
+
+    The average `ema` = decay * ema + (1 - decay) * parameter follows each update, from the parameters before the first
+    one. A decay of 0 keeps none.
+
+    Attributes:
+        leave_out: fp32 scalar on the device, set before `step`; 1 skips the update of weights, state and average.
+    """
+
+    ema_decay: float
+    leave_out: Tensor | None = None
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether an update reads `found_inf` on the device, as torch's fused kernels do, so that nothing waits."""
+        return self.param_groups[0]["fused"]
+
+    @staticmethod
+    def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
+        """Return the groups of trainable parameters: their order, decay and state, and which weights stay whole."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Make one update, then one of the average."""
+        part: Tensor | float = 1 - self.ema_decay
+        if self.leave_out is not None and self.is_asynchronous:
+            self.found_inf = self.leave_out
+            part = part * (1 - self.leave_out)
+        elif self.leave_out is not None and self.leave_out:
+            return None
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        starts = [(p, p.detach().clone()) for p in params if self.ema_decay and "ema" not in self.state[p]]
+        loss = super().step(closure)
+        for p, start in starts:
+            self.state[p]["ema"] = start
+        for p in params if self.ema_decay else ():
+            self.state[p]["ema"].lerp_(p, part)
+        return loss
+
+
+def optimizer_class(name: str) -> Any:
+    """Return the class of `--optim.name`, which is made of parameter groups, `OptimConfig` and `is_fused`."""
+    return import_module(f"vitkd_ds.engine.optimizers.{name}").Choice
+
+
+def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
+    """Return the bytes of optimizer state and moving average over all ranks, besides the fp32 weights."""
+    groups = optimizer_class(optim.name).groups(distiller, optim)
+    averages = int(optim.ema_decay > 0)
+    return sum(4 * (group.num_states + averages) * p.numel() for group in groups for p in group.params)

@@ -1,0 +1,51 @@
+"""Attention distillation: match what each patch attends to in chosen blocks; no parameters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitkd_ds.losses.part import Features, LossPart, PairInfo, check_same_grid
+from vitkd_ds.losses.precision import at_least_fp32
+
+LEAST = 1e-12
+"""Smallest probability whose logarithm is taken."""
+
+
+class Attention(LossPart):
+    """The term `attention`."""
+
+    def __init__(self, term: Any, pair: PairInfo, *others: Any) -> None:
+        super().__init__(term, pair, *others)
+        check_same_grid(pair, "attention")
+
+    def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
+        """See `attention_loss`."""
+        blocks = zip(self.term.student_blocks, self.term.teacher_blocks, strict=True)
+        losses = [attention_loss(student.maps[own], teacher.maps[other]) for own, other in blocks]
+        return {"attention": torch.stack(losses).mean()}
+
+
+def attention_loss(student_BPP: Tensor, teacher_BPP: Tensor) -> Tensor:
+    """Compute KL(a_T || a_S), mean over patches and images: a is the attention of a patch to all patches.
+
+    Args:
+        student_BPP: attention of patches (rows) to patches, mean over heads; it gets the gradient. Each row is divided
+            by its sum, because prefix tokens have the rest.
+        teacher_BPP: the teacher's, detached.
+
+    Returns:
+        fp32 scalar.
+
+    **Source**: MiniLM (arXiv 2002.10957), equation 2, the attention part of its loss.
+
+    **Differs**: the mean over heads is compared, where the source compares head with head, so that the numbers of heads
+    may differ; patches only, in rows that sum to 1 again; chosen pairs of blocks, where the source has the last block
+    only; no values; probabilities are at least 1e-12; at least fp32.
+    """
+    rows = []
+    for map_BPP in (student_BPP, teacher_BPP.detach()):
+        map_BPP = at_least_fp32(map_BPP).clamp_min(LEAST)
+        rows.append(map_BPP / map_BPP.sum(dim=2, keepdim=True))
+    own_BPP, other_BPP = rows
+    return (other_BPP * (other_BPP.log() - own_BPP.log())).sum(dim=2).mean()
