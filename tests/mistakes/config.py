@@ -118,7 +118,7 @@ MISTAKES = {
         },
     },
     "config/reading.py": {
-        "patiently": {
+        "patiently.retrying": {
             "error.errno in NOT_THERE or isinstance(error, Unreadable) => isinstance(error, Unreadable)": (
                 "config/test_reading.py::test_what_is_no_file_is_said_at_once_and_brackets_without_end_are_no_json"
             ),

@@ -16,7 +16,7 @@ from vitkd_ds.checkpoint.files import sync_folder, write_json, write_text
 from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, deciding, summary_of
 from vitkd_ds.config.run_folder import DONE, SUMMARY
-from vitkd_ds.data.loader import Loader
+from vitkd_ds.data.epochs import Loader
 from vitkd_ds.engine import ranks
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.evaluate import evaluate, evaluate_features, evaluate_knn

@@ -56,6 +56,16 @@ def test_what_is_kept_after_a_bad_file_is_said_and_skip_bad_goes_on_with_it(tmp_
     assert info.num_images == len(images) and names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 
+def test_an_image_that_was_bad_is_tried_again_without_skip_bad(tmp_path, monkeypatch):
+    src, dst = one_class(tmp_path, GOOD | {"bad.png": bytes(100)}), tmp_path / "x.beton"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(pack_module, "damaged_images", lambda *args, **options: 1 // 0)
+        pack(src, dst, workers=1, skip_bad=True)
+    bad = src / "only" / "bad.png"
+    bad.write_bytes(file_of(GOOD["good_a.png"], "PNG").ljust(100, b"\0")[:100])
+    assert len(bad.read_bytes()) == 100 and pack(src, dst, workers=1).num_images == 3
+
+
 def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason(tmp_path, caplog):
     files = {"a.jpg": photograph(), "b.png": Image.new("RGB", (8, 8)), "c.jpg": Image.new("CMYK", (8, 8))}
     files["d.jpg"] = photograph() + bytes(8 * 2**20)
@@ -142,7 +152,7 @@ def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path,
         return check(path, images, **options)
 
     monkeypatch.setattr(pack_module, "damaged_images", damage)
-    with pytest.raises(ValueError, match=f"images/only/3.png' in .*{message}.*the same command, which packs"):
+    with pytest.raises(ValueError, match=f"damaged: that of .*only/3.png' .*{message}.*which packs the damaged"):
         pack(src, dst, write_mode="raw", workers=1)
     assert not dst.exists() and not side_path(dst).exists()
     monkeypatch.undo()
@@ -187,14 +197,21 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("dst, options, message", [
-    ("x.bin", {}, "must end in .beton"), ("no/x.beton", {}, "folder of dst must exist"),
-    ("old.beton", {}, "must not exist yet"), ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
-    ("x.beton", {"quality": 0}, "quality must be"), ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
-    ("x.beton", {"short_side": -1}, "short_side must be"), ("x.beton", {"workers": -1}, "workers must be"),
-    ("x.beton", {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
-    ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "dst, options, message",
+    [
+        ("x.bin", {}, "must end in .beton"),
+        ("no/x.beton", {}, "folder of dst must exist"),
+        ("old.beton", {}, "must not exist yet"),
+        ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
+        ("x.beton", {"quality": 0}, "quality must be"),
+        ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
+        ("x.beton", {"short_side": -1}, "short_side must be"),
+        ("x.beton", {"workers": -1}, "workers must be"),
+        ("x.beton", {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
+        ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
+    ],
+)
 def test_unfit_arguments_are_refused_and_nothing_is_overwritten(tmp_path, dst, options, message):
     (tmp_path / "old.beton").write_text("precious")
     with pytest.raises(ValueError, match=message):

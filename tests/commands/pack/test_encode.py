@@ -23,13 +23,16 @@ def passthrough(**changes):
     return jpg(passthrough=True, **changes)
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "it is empty"),
-    (b"not an image", "it is no image of the formats"),
-    (file_of(Image.fromarray(PHOTO), "JPEG", quality=95)[:-400], "damaged JPEG"),
-    (file_of(Image.fromarray(PHOTO), "PNG")[:100], "truncated"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image of the formats"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "it is empty"),
+        (b"not an image", "it is no image of the formats"),
+        (file_of(Image.fromarray(PHOTO), "JPEG", quality=95)[:-400], "damaged JPEG"),
+        (file_of(Image.fromarray(PHOTO), "PNG")[:100], "truncated"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image of the formats"),
+    ],
+)
 @pytest.mark.parametrize("encoding", [passthrough(), jpg(max_resolution=50)])
 def test_what_is_damaged_or_no_image_is_refused(content, reason, encoding):
     with pytest.raises((ValueError, OSError), match=reason):
@@ -66,10 +69,18 @@ def test_a_lossless_jpeg_is_not_called_damaged(encoding):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
-@pytest.mark.parametrize("encoding", [
-    passthrough(), passthrough(restart_markers=True), jpg(), jpg(max_resolution=200), jpg(short_side=99),
-    jpg(write_mode="raw"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        passthrough(),
+        passthrough(restart_markers=True),
+        jpg(),
+        jpg(max_resolution=200),
+        jpg(short_side=99),
+        jpg(write_mode="raw"),
+    ],
+    ids=str,
+)
 def test_a_jpeg_that_lacks_only_its_end_marker_is_stored_with_the_pixels_of_the_whole_one(options, encoding):
     good = photograph(**options)
     whole = encode(good, encoding, number=0)

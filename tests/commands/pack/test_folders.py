@@ -127,8 +127,12 @@ def test_a_folder_of_validation_takes_the_classes_of_whatever_training_is(tmp_pa
     assert check_beton(photos / "val.beton").classes == ("ant", "bird", "cat")
     os.rename(photos / "val" / "cat", photos / "val" / "cats")
     (photos / "val.beton").unlink()
-    refused(train, photos / "val", match=r"data.val is packed as `vitkd-ds pack .*/val .*/val.beton --classes .*/own."
-            r"beton --passthrough` does it, which found: each class folder .*cats' \(did you mean cat")  # fmt: skip
+    refused(
+        train,
+        photos / "val",
+        match=r"data.val is packed as `vitkd-ds pack .*/val .*/val.beton --classes .*/own."
+        r"beton --passthrough` does it, which found: each class folder .*cats' \(did you mean cat",
+    )
     refused("no.beton", photos / "val", match="'no.beton' must be a .beton file, but does not exist")
 
 
@@ -183,8 +187,11 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(photos):
             os.chmod(path, mode)
         os.seteuid(65534 if os.getuid() == 0 else os.getuid())  # root may write anywhere
         try:
-            refused(Path(top, "photos", "train"), match="data.train is a folder, and must be packed into '.*train.beton"
-                    "', found .*Permission denied.*: make '.*photos' writable, or pack it elsewhere")  # fmt: skip
+            refused(
+                Path(top, "photos", "train"),
+                match="data.train is a folder, and must be packed into '.*train.beton"
+                "', found .*Permission denied.*: make '.*photos' writable, or pack it elsewhere",
+            )
         finally:
             os.seteuid(os.getuid())
         assert names_in(Path(top, "photos")) == ["train", "val"]
@@ -264,8 +271,11 @@ def test_a_wait_is_given_up_when_nothing_grows_and_when_a_signal_comes(photos, m
 
     thread = threading.Thread(target=grow)
     thread.start()
-    refused(photos / "train", match="train.beton' must be packed from '.*train' by another process, found that "
-            ".*partial' has not grown for 0.01 minutes")  # fmt: skip
+    refused(
+        photos / "train",
+        match="train.beton' must be packed from '.*train' by another process, found that "
+        ".*partial' has not grown for 0.01 minutes",
+    )
     thread.join()
     assert time.monotonic() - begun > 2.4
     assert caplog.text.count("which another process packs: 0.00 GB so far") >= 3

@@ -117,7 +117,7 @@ def interrupted(tmp_path, monkeypatch):
 def check_continues(src, dst, *, tries=1):
     """Pack to the end, where each try but the last may be an error that asks for the next; compare with a new pack."""
     for _ in range(tries - 1):
-        with pytest.raises(ValueError, match="rerun the same command"):
+        with pytest.raises(ValueError, match="rerun the same command, which packs"):
             pack(src, dst, write_mode="raw", workers=2)
     pack(src, dst, write_mode="raw", workers=2)
     assert dst.read_bytes() == pack(src, dst.with_name("y.beton"), write_mode="raw", workers=1).path.read_bytes()
@@ -125,15 +125,14 @@ def check_continues(src, dst, *, tries=1):
 
 @pytest.mark.parametrize("is_moved", [True, False])
 @pytest.mark.parametrize("is_cut", [True, False])
-def test_images_that_an_ended_run_left_damaged_are_found_and_packed_again(interrupted, caplog, is_moved, is_cut):
+def test_images_that_an_ended_run_left_damaged_are_found_and_packed_again(interrupted, is_moved, is_cut):
     src, dst = interrupted(is_moved=is_moved)
     path = partial_path(dst) / ("images" if is_moved else "000000.images")
     content = bytearray(path.read_bytes())
     at = 8 * 2**20 * is_moved + 5 * 3 * 8 * 8
     content[at] ^= 1
     path.write_bytes(content[:at] if is_cut else content)
-    check_continues(src, dst)
-    assert "images in '" in caplog.text and "are damaged and are packed again" in caplog.text
+    check_continues(src, dst, tries=1 if is_cut and not is_moved else 2)
 
 
 FORGED = [
@@ -149,7 +148,7 @@ def test_a_forged_part_is_packed_again(interrupted, column, value):
     rows = json.loads(finished(dst)[1].read_text())
     rows[2][column] = value
     finished(dst)[1].write_text(json.dumps(rows))
-    check_continues(src, dst, tries=2 if value in (65535, 2) else 1)  # which shows when it is decoded
+    check_continues(src, dst, tries=2 if value in (0, 65535, 2) else 1)  # which shows when it is read back
 
 
 @pytest.mark.parametrize("text", [None, "", "[[5, 1", "{}", "[1]", "[]", "[" * 100_000])
@@ -171,13 +170,14 @@ def test_other_settings_and_damaged_ones_are_rejected_and_what_is_there_can_be_t
     assert names_in(dst.parent) == ["images", "x.beton", "x.beton.json"]
 
 
-def test_what_an_earlier_version_left_is_rejected_and_can_be_thrown_away(tmp_path):
+def test_what_an_earlier_version_left_is_rejected_with_the_command_that_removes_it(tmp_path):
     src, dst = one_class(tmp_path, noise(3, 8, 8)), tmp_path / "x.beton"
     for name in (partial_path(dst), Path(f"{partial_path(dst)}.journal")):
         name.write_bytes(b"{}")
-    with pytest.raises(ValueError, match="of an earlier version and cannot be continued. Pass --restart"):
+    with pytest.raises(ValueError, match="of an earlier version and cannot be continued. Remove it: rm ") as refusal:
         pack(src, dst)
-    assert pack(src, dst, restart=True).num_images == 3
+    subprocess.run(["bash", "-c", str(refusal.value).partition("Remove it: ")[2]], check=True)
+    assert pack(src, dst).num_images == 3
     assert names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 

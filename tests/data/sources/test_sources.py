@@ -194,8 +194,13 @@ def test_what_fits_no_kind_is_refused_with_the_list_or_a_hint(tmp_path):
 def test_links_are_followed_but_to_no_folder_twice_and_another_source_has_another_fingerprint(tmp_path):
     src = tree(tmp_path / "twice", "a/deep/x.jpg", "b/x.jpg")
     for link, target in (
-        ("a/loop", ""), ("a/loop", "a"), ("a/deep/loop", "a"), ("b/other", "a/deep"), ("c", "a"), ("a/deep/up", "b"),
-    ):  # fmt: skip
+        ("a/loop", ""),
+        ("a/loop", "a"),
+        ("a/deep/loop", "a"),
+        ("b/other", "a/deep"),
+        ("c", "a"),
+        ("a/deep/up", "b"),
+    ):
         (src / link).symlink_to(src / target)
         refused(src, match="must be listed once, found '.*' again as '.*': remove the link")
         (src / link).unlink()

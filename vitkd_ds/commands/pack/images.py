@@ -17,7 +17,7 @@ from vitkd_ds.checkpoint.files import sync_folder, write_text
 from vitkd_ds.commands.pack.encode import ORIGINAL, REASONS, Encoding
 from vitkd_ds.commands.pack.parts import PART, Unfinished, open_unfinished, write_at
 from vitkd_ds.commands.pack.writer import Packing, handled_by, store_images
-from vitkd_ds.data.beton.format import METADATA_DTYPE, METADATA_START, STORED_DTYPE, SUFFIX, beton_tables, read_tables
+from vitkd_ds.data.beton.format import METADATA_START, STORED_DTYPE, SUFFIX, beton_tables, read_tables
 from vitkd_ds.data.beton.side_file import BetonInfo, read_side, side_path, side_text
 from vitkd_ds.data.beton.verify import damaged_images
 from vitkd_ds.data.draws import keyed_rng
@@ -54,8 +54,7 @@ def pack(
     Args:
         src: class folders, ImageNet's or WebDataset's tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
         dst: a path ending in .beton that does not exist yet, in a folder that does.
-        labels: file with the labels of ImageNet's validation tar; "none" packs the images of a folder, at any depth,
-            without labels.
+        labels: file with the labels of ImageNet's validation tar; "none" packs all images of a folder without labels.
         classes: file with a class name per line in label order, or a .beton with these classes, for class folders and
             WebDataset's tars; it may name classes without images.
         split: name of the split to read, where a Hugging Face folder has several.
@@ -64,8 +63,7 @@ def pack(
             with `passthrough` or `short_side`.
         short_side: shorter side in pixels, larger images are scaled down; 0 does not. Not with `max_resolution`.
         quality: quality of the JPEGs that are encoded here, 1 to 100.
-        passthrough: store RGB and grey JPEGs of up to 8 MiB that need no scaling as they are. The others are encoded;
-            a warning gives their number.
+        passthrough: store RGB and grey JPEGs of up to 8 MiB that need no scaling as they are; a warning counts others.
         restart_markers: with `passthrough`, write these JPEGs once more with restart markers, as one baseline scan with
             the same pixels: they are decoded faster. EXIF and colour profile are left out.
         shuffle: store the images in a random order, the same each time, and not by class.
@@ -83,25 +81,23 @@ def pack(
     encoding = Encoding(write_mode, max_resolution, short_side, quality, passthrough, restart_markers)
     _check_dst(dst, workers=workers)
     source = open_source(src, labels=labels, classes=classes, split=split)
-    num_workers = workers or len(os.sched_getaffinity(0))
     settings = {"source": source.kind, "num_images": len(source.labels), "fingerprint": source.fingerprint()}
     settings |= asdict(encoding) | {"shuffle": shuffle}
-    # The tables stand before the images, so their place is kept for as many rows as there can be.
-    first_byte = METADATA_START + len(source.labels) * METADATA_DTYPE.itemsize
-    folder = open_unfinished(dst, settings, first_byte=first_byte, restart=restart)
+    folder = open_unfinished(dst, settings, restart=restart)
     # Slurm and others end processes with SIGTERM, which acts as Ctrl-C here: what is stored is kept.
     with handled_by(signal.default_int_handler, signal.SIGTERM), folder as unfinished:
         _check_dst(dst, workers=workers)  # a run that held the lock until now may have finished it
-        order = np.arange(len(source.labels))
-        if shuffle:
-            order = keyed_rng(SHUFFLE_STREAM).permutation(len(source.labels))
-        packing = Packing(source, encoding, order, unfinished, skip_bad)
-        store_images(packing, num_workers=num_workers)
-        fingerprint = source.fingerprint(without=f"{Path(src)}/")
-        return _finish(packing, dst, shuffled=shuffle, num_threads=num_workers, fingerprint=fingerprint)
+        order = _order(len(source.labels), shuffle=shuffle)
+        packing = Packing(source, encoding, order, unfinished, skip_bad, workers or len(os.sched_getaffinity(0)))
+        store_images(packing)
+        return _finish(packing, dst, shuffled=shuffle, fingerprint=source.fingerprint(without=f"{Path(src)}/"))
 
 
-def _finish(packing: Packing, dst: Path, *, shuffled: bool, num_threads: int, fingerprint: str) -> BetonInfo:
+def _order(num_images: int, *, shuffle: bool) -> np.ndarray:
+    return keyed_rng(SHUFFLE_STREAM).permutation(num_images) if shuffle else np.arange(num_images)
+
+
+def _finish(packing: Packing, dst: Path, *, shuffled: bool, fingerprint: str) -> BetonInfo:
     """Write the tables around the images, check all of them, and give both files their names."""
     unfinished = packing.unfinished
     source = packing.source
@@ -114,9 +110,10 @@ def _finish(packing: Packing, dst: Path, *, shuffled: bool, num_threads: int, fi
             f"at least one image must decode, found none in {len(bad)} files, the first is {source.names[index]!r} "
             f"({reason}): give images"
         )
+    # Where skip_bad left images out, rows of the file are no longer numbers in the order of storing.
     sources = packing.order[records["number"].astype(np.int64)]
     tables_crc32 = _write_tables(unfinished, records, source.labels[sources])
-    _check_images(unfinished, records, name_of=lambda row: source.names[sources[row]], num_threads=num_threads)
+    _check_images(packing, records, name_of=lambda row: source.names[sources[row]])
     info = BetonInfo(
         path=dst,
         num_images=len(records),
@@ -145,20 +142,22 @@ def _finish(packing: Packing, dst: Path, *, shuffled: bool, num_threads: int, fi
     return info
 
 
-def _check_images(
-    unfinished: Unfinished, records: np.ndarray, *, name_of: Callable[[int], str], num_threads: int
-) -> None:
-    """Read back and decode every image, as FFCV trains on damaged files without a message; raises ValueError for one
-    that is not what was written, and has its part packed again."""
+def _check_images(packing: Packing, records: np.ndarray, *, name_of: Callable[[int], str]) -> None:
+    """Read back and decode every image, as FFCV trains on damaged files without a message; raises ValueError if some
+    are not what was written, and has their parts packed again."""
     images = np.zeros(len(records), STORED_DTYPE)
     for key in ("offset", "size", "crc32", "height", "width", "mode"):
         images[key] = records[key]
     images["has_crc"] = 1
-    for row, reason in damaged_images(unfinished.images, images, num_threads=num_threads):
+    unfinished = packing.unfinished
+    damaged = [*damaged_images(unfinished.images, images, num_threads=packing.num_workers)]
+    for row, _ in damaged:
         unfinished.forget(int(records["number"][row]) // PART)
+    if damaged:
+        row, reason = damaged[0]
         raise ValueError(
-            f"the image stored for {name_of(row)!r} in {str(unfinished.images)!r} {reason}. Check disk and memory, and "
-            "rerun the same command, which packs the damaged part again."
+            f"{len(damaged)} images in {str(unfinished.images)!r} are damaged: that of {name_of(row)!r} {reason}. "
+            "Check disk and memory, and rerun the same command, which packs the damaged parts again."
         )
 
 

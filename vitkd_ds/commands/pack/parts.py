@@ -3,7 +3,7 @@
 `.<name>.partial/` holds, for each finished part of the images, NUMBER.images with their bytes and NUMBER.json, which
 lists them and is written last. `images` grows to the .beton: parts are moved into it in order. NUMBER.images is removed
 when its bytes are on the disk there, so a pack takes little more than the space of one copy. Any file may be damaged by
-a power cut, so an image counts only if its bytes have the CRC32 that its part lists.
+a power cut: at the end all images are read back, and parts with damaged ones are packed again by the next run.
 """
 
 import errno
@@ -23,8 +23,7 @@ import numpy as np
 
 from vitkd_ds.checkpoint.files import write_text
 from vitkd_ds.config.reading import load_json
-from vitkd_ds.data.beton.format import PAGE_BYTES, partial_path
-from vitkd_ds.data.beton.verify import are_intact
+from vitkd_ds.data.beton.format import METADATA_DTYPE, METADATA_START, PAGE_BYTES, partial_path
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +80,13 @@ class Part:
     """A finished part.
 
     Attributes:
-        records: RECORD_DTYPE, its stored images; the offsets are those in NUMBER.images.
+        records: RECORD_DTYPE, its stored images; the offsets are set when they are moved.
         bad: number in the order of storing -> reason, of each image that does not decode.
     """
 
     def __init__(self, number: int, rows: list):
         stored = [(place, 0, *row) for place, row in enumerate(rows, number * PART) if not isinstance(row, str)]
         self.records = np.array(stored, RECORD_DTYPE)
-        self.records["offset"] = np.cumsum(self.records["size"], dtype=np.uint64) - self.records["size"]
         self.bad = {place: row for place, row in enumerate(rows, number * PART) if isinstance(row, str)}
 
 
@@ -102,14 +100,14 @@ class Unfinished:
         bad: number in the order of storing -> reason, of each image of the moved parts that does not decode.
     """
 
-    def __init__(self, folder: Path, *, num_images: int, first_byte: int):
+    def __init__(self, folder: Path, *, num_images: int):
         self.images = folder / IMAGES
         self.num_parts = -(-num_images // PART)
         self.bad: dict[int, str] = {}
         self._folder = folder
         self._num_images = num_images
-        self._first_byte = first_byte
-        self._layout = Layout(first_byte)
+        # The tables stand before the images, so their place is kept for as many rows as there can be.
+        self._layout = Layout(METADATA_START + num_images * METADATA_DTYPE.itemsize)
         self._records = [np.zeros(0, RECORD_DTYPE)]
         self._moved: list[Path] = []
         self._synced_at = time.monotonic()
@@ -137,32 +135,16 @@ class Unfinished:
         """Have a part packed again."""
         self._list_path(number).unlink(missing_ok=True)
 
-    def finished_parts(self, *, num_threads: int) -> dict[int, Part]:
-        """Read the parts that an earlier run finished; those with damaged images are forgotten."""
-        parts = {}
-        layout = Layout(self._first_byte)
-        to_check: dict[Path, list[np.ndarray]] = {}
-        for number in range(self.num_parts):
-            part = self._read(number)
-            if part is None:
-                continue
-            # Without the list of an earlier part, these offsets are wrong, and the check below finds other bytes.
-            offsets = layout.place(part.records["size"])
-            file = self.content_path(number)
-            if not file.exists():
-                file = self.images
-                part.records["offset"] = offsets
-            parts[number] = part
-            to_check.setdefault(file, []).append(part.records)
-        for file, records in to_check.items():
-            records = np.concatenate(records)
-            damaged = records["number"][~are_intact(file, records, num_threads=num_threads)]
-            for number in np.unique(damaged // PART).tolist():
-                del parts[number]
-                self.forget(number)
-            if len(damaged):
-                logger.warning("%d images in %r are damaged and are packed again", len(damaged), str(file))
-        return parts
+    def read_part(self, number: int) -> Part | None:
+        """Return a part that an earlier run finished; None if its list is missing or damaged, or its file too short."""
+        content = self.content_path(number)
+        try:
+            rows = load_json(self._list_path(number))
+            part = Part(number, rows) if isinstance(rows, list) and len(rows) == len(self.places(number)) else None
+            num_bytes = (content if content.exists() else self.images).stat().st_size
+        except (FileNotFoundError, TypeError, ValueError, OverflowError):
+            return None
+        return part if part and part.records["size"].sum() <= num_bytes else None
 
     def move(self, number: int, part: Part) -> None:
         """Move the bytes of a part, the next in order, to their places in `images`, unless they are there."""
@@ -189,15 +171,6 @@ class Unfinished:
     def _list_path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.json"
 
-    def _read(self, number: int) -> Part | None:
-        """Read the list of a part; None if it is missing or damaged."""
-        try:
-            rows = load_json(self._list_path(number))
-            is_whole = isinstance(rows, list) and len(rows) == len(self.places(number))
-            return Part(number, rows) if is_whole else None
-        except (FileNotFoundError, TypeError, ValueError, OverflowError):
-            return None
-
 
 def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
     """Write all bytes, where the system call may write fewer when the disk fills up."""
@@ -209,12 +182,11 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
 
 
 @contextmanager
-def open_unfinished(dst: Path, settings: dict[str, Any], *, first_byte: int, restart: bool) -> Iterator[Unfinished]:
+def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> Iterator[Unfinished]:
     """Start the unfinished file of `dst`, or continue one. An error inside keeps the finished parts, if there are any.
 
     Args:
         settings: everything that decides the contents, `num_images` among it. A file begun with others is rejected.
-        first_byte: position from which images are stored.
         restart: discard what is there.
 
     Raises:
@@ -223,8 +195,12 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, first_byte: int, res
     """
     folder = partial_path(dst)
     if folder.is_file():
-        _remove_older(folder, restart=restart)
+        raise ValueError(
+            f"{str(folder)!r} was left by an interrupted pack of an earlier version and cannot be continued. Remove "
+            f"it: {shlex.join(['rm', str(folder), f'{folder}.journal'])}"
+        )
     lock = _locked(folder, dst)
+    # Parts without settings, as a kill can leave them, are of nobody knows what.
     try:
         if restart or not (folder / SETTINGS).exists():
             for path in folder.iterdir():
@@ -234,7 +210,7 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, first_byte: int, res
         else:
             _check_settings(folder, settings)
             logger.warning("continuing %r, which holds %d finished parts", str(folder), _count_parts(folder))
-        unfinished = Unfinished(folder, num_images=settings["num_images"], first_byte=first_byte)
+        unfinished = Unfinished(folder, num_images=settings["num_images"])
         is_finished = False
         try:
             yield unfinished
@@ -266,17 +242,6 @@ def _keep_or_remove(folder: Path, *, is_finished: bool) -> None:
 
 def _count_parts(folder: Path) -> int:
     return len(list(folder.glob("[0-9]*.json")))
-
-
-def _remove_older(partial: Path, *, restart: bool) -> None:
-    """Remove the unfinished file of a version before 0.10, or raise ValueError if that was not asked for."""
-    if not restart:
-        raise ValueError(
-            f"{str(partial)!r} was left by an interrupted pack of an earlier version and cannot be continued. Pass "
-            "--restart to start over."
-        )
-    partial.unlink()
-    partial.with_name(f"{partial.name}.journal").unlink(missing_ok=True)
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -39,9 +39,10 @@ class Packing:
     """Number in the order of storing -> number in the source."""
     unfinished: Unfinished
     skip_bad: bool
+    num_workers: int
 
 
-def store_images(packing: Packing, *, num_workers: int) -> None:
+def store_images(packing: Packing) -> None:
     """Bring all images into the unfinished file; with `skip_bad`, those that do not decode are left out.
 
     Raises:
@@ -49,17 +50,17 @@ def store_images(packing: Packing, *, num_workers: int) -> None:
         RuntimeError: a worker was killed, or a file cannot be read, or the disk is full.
     """
     unfinished = packing.unfinished
-    parts = unfinished.finished_parts(num_threads=num_workers)
-    if not packing.skip_bad:  # the file may have been repaired since
-        parts = {number: part for number, part in parts.items() if not part.bad}
-    pending = [number for number in range(unfinished.num_parts) if number not in parts]
+    parts = {number: unfinished.read_part(number) for number in range(unfinished.num_parts)}
+    # Without skip_bad, an earlier run's bad images are tried again: they may have been repaired since.
+    done = {number: part for number, part in parts.items() if part and (packing.skip_bad or not part.bad)}
+    pending = [number for number in range(unfinished.num_parts) if number not in done]
     try:
         with (
             tqdm(total=len(packing.order), unit="img", desc="packing", disable=None) as bar,
-            closing(_encoded(packing, pending, num_workers)) as encoded,
+            closing(_encoded(packing, pending)) as encoded,
         ):
             for number in range(unfinished.num_parts):
-                part = parts.get(number) or Part(number, next(encoded))
+                part = done.get(number) or Part(number, next(encoded))
                 for place, reason in part.bad.items():
                     if not packing.skip_bad:
                         raise _does_not_decode(packing, place, reason)
@@ -78,7 +79,7 @@ def _does_not_decode(packing: Packing, place: int, reason: str) -> ValueError:
     )
 
 
-def _encoded(packing: Packing, pending: list[int], num_workers: int) -> Iterator[list]:
+def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
     """Have workers store the pending parts; yield what each part holds, in order."""
     if not pending:
         return
@@ -86,7 +87,7 @@ def _encoded(packing: Packing, pending: list[int], num_workers: int) -> Iterator
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(0)  # its thread pool does not survive a fork
     pool = ProcessPoolExecutor(
-        min(num_workers, len(pending)), get_context("fork"), initializer=_begin, initargs=(packing, os.getpid())
+        min(packing.num_workers, len(pending)), get_context("fork"), initializer=_begin, initargs=(packing, os.getpid())
     )
     workers = set()
     try:
@@ -145,6 +146,7 @@ def _store_part(number: int) -> list:
     """In a worker: encode and store the images of a part, and return its rows (`Unfinished.finish_part`)."""
     unfinished = _packing.unfinished
     rows = []
+    unfinished.forget(number)  # an earlier list is of other bytes
     with open(unfinished.content_path(number), "wb") as file:
         for place in unfinished.places(number):
             image = _load(_packing, int(_packing.order[place]))
@@ -156,7 +158,8 @@ def _store_part(number: int) -> list:
             file.write(image.content)
             crc32 = zlib.crc32(image.content)
             rows.append([len(image.content), crc32, image.height, image.width, image.mode, image.origin])
-    unfinished.finish_part(number, rows)
+    if not all(isinstance(row, str) for row in rows):  # a part without images is nothing to keep
+        unfinished.finish_part(number, rows)
     return rows
 
 

@@ -89,13 +89,6 @@ def check_jpeg(content: bytes, *, height: int, width: int) -> bool:
     return status == DECODED
 
 
-def are_intact(path: Path, images: np.ndarray, *, num_threads: int) -> np.ndarray:
-    """Check, without decoding, whether each image in a file of any length has its length and CRC32: bool [N]. `images`
-    has the fields offset, size and crc32."""
-    lengths, crc32s = checksums(path, images, num_threads=num_threads)
-    return (lengths == images["size"]) & (crc32s == images["crc32"])
-
-
 def checksums(path: Path, images: np.ndarray, *, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
     """The length in bytes, less than `size` where the file ends before, and the CRC32 of each image: int64 and uint32
     [N]. `images` has the fields offset and size."""
