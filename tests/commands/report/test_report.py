@@ -64,6 +64,8 @@ def answers(run):
 
 def test_classes_are_counted_as_a_slow_count_does(runs):
     own, other = answers(runs / "taught"), answers(runs / "plain")
+    own["teacher"] = [(answer + place % 2) % 10 for place, answer in enumerate(own["teacher"])]  # not always right
+    (runs / "taught" / "predictions.json").write_text(json.dumps(own))
     head, *rows = tables(runs / "taught", runs / "plain")["classes-table"]
     assert head == [
         "class",
