@@ -64,6 +64,8 @@ def answers(run):
 
 def test_classes_are_counted_as_a_slow_count_does(runs):
     own, other = answers(runs / "taught"), answers(runs / "plain")
+    own["teacher"] = [(answer + place % 2) % 10 for place, answer in enumerate(own["teacher"])]  # not always right
+    (runs / "taught" / "predictions.json").write_text(json.dumps(own))
     head, *rows = tables(runs / "taught", runs / "plain")["classes-table"]
     assert head == [
         "class",
@@ -183,7 +185,7 @@ def test_differences_to_the_recipe_versions_and_starts_are_said(runs):
     assert "not stated in timm" in text
     change(runs / "taught", models__teacher__license="cc-by-nc-4.0", run__recipe="gone/config.json")
     text = written(runs / "taught")
-    assert "<dd>cc-by-nc-4.0</dd>" in text and "The recipe cannot be read here: gone/config.json must hold" in text
+    assert "<dd>cc-by-nc-4.0</dd>" in text and "The recipe cannot be read here: no run at gone/config.json" in text
 
 
 def going(run):
