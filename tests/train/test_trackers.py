@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.conftest import metrics_of, run_command
+from tests.conftest import metrics_of, run_command, wait_until
 from tests.tiers import costly
 from tests.train.test_log import points_of, warnings_of
 from vitkd_ds.commands.parse import parse_run
@@ -59,7 +59,10 @@ def wandb_records(file):
 
 def rows_of_wandb(workdir):
     """For each start: the id of the run, its settings, and the rows of its history."""
-    for file in sorted(workdir.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns):
+    files = [*workdir.glob("wandb/offline-run-*/run-*.wandb")]
+    # Its service writes the header at once, and the records perhaps only after `finish` has returned.
+    wait_until(lambda: all(file.stat().st_size > 7 for file in files), [], timeout=30)
+    for file in sorted(files, key=lambda file: file.parent.name):
         records = list(wandb_records(file))
         run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
         settings = {item.key: json.loads(item.value_json) for item in run.config.update}

@@ -80,8 +80,10 @@ class _Forgiving:
 
     def _attempt(self, function: Callable[[], Any], limit_s: float) -> Any:
         try:
-            # The packages have limits of their own, but a server that sends a byte now and then outlasts those.
-            return within(limit_s, function)
+            # The packages have limits of their own, but a server that sends a byte now and then outlasts those, and
+            # trackio with a login waits for the hub without end. Their advice on stdout does not fit a run.
+            with redirect_stdout(io.StringIO()):
+                return within(limit_s, function)
         except Exception as error:  # any kind: these packages raise their own, and those of what they are built on
             self._tracker = None
             logger.warning(
@@ -200,8 +202,7 @@ class _Trackio:
 
         # It finds a run by its name, and two run folders may have the same.
         name = _id_of(workdir, "trackio", lambda: f"{workdir.name}-{secrets.token_hex(4)}")
-        start = partial(
-            trackio.init,
+        self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             name=name,
             config=dict(settings),
@@ -211,21 +212,13 @@ class _Trackio:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-        # With a login it asks the hub for the user's name, and would wait for an answer without end.
-        self._run = _silently(lambda: within(START_S, start))
         logger.info("trackio: run %s, TRACKIO_DIR=%s", name, os.environ["TRACKIO_DIR"])
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        _silently(self._run.finish)
-
-
-def _silently(function: Callable[[], Any]) -> Any:
-    """Call a function without its output on stdout."""
-    with redirect_stdout(io.StringIO()):
-        return function()
+        self._run.finish()
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
