@@ -104,6 +104,14 @@ def test_the_classes_that_gained_and_lost_most_are_those_against_the_other_run(r
     assert "-4.69 points" in written(runs / "plain", runs / "taught")
 
 
+def test_the_speed_of_the_first_run_is_shown_where_it_is_known(runs):
+    pace = re.search(
+        r'<div class="tile"><b>([\d,]+)</b><span>images/s in training, all ranks', written(runs / "taught")
+    )
+    summary = json.loads((runs / "taught" / "summary.json").read_text())
+    assert pace and int(pace[1].replace(",", "")) == round(summary["images_per_s"])
+
+
 def test_runs_on_other_images_are_not_compared_class_by_class(runs):
     change(runs / "plain", images={"train": 1, "val": 2})
     text = written(runs / "taught", runs / "plain")
