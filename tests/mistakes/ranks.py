@@ -65,6 +65,9 @@ MISTAKES = {
         },
     },
     "checkpoint/save.py": {
+        "Saver._checked": {
+            "ranks.on_main(look) => look()": f"{SAVE}test_a_lock_that_rank_0_lost_ends_all_ranks",
+        },
         "Saver.begin": {
             "ranks.on_main(point) => point()": (
                 f"{SAVE}test_a_folder_in_which_rank_0_cannot_point_to_the_best_ends_the_start_on_all_ranks"
