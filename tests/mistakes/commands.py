@@ -14,6 +14,7 @@ SLOW_LINK = f"{DOCTOR}the_node_with_the_slow_link_is_named"
 SEEDS = "commands/compare/test_seeds.py"
 COPIED = f"{PREDICT}the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes"
 OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
+REPORT = "commands/report/test_report.py::"
 
 MISTAKES = {
     "commands/plan/inputs.py": {
@@ -174,6 +175,25 @@ MISTAKES = {
         "_is_equal": {
             "result.settings == other.settings and (not result.other_images(other))"
             " => not result.other_images(other)": SEEDS,
+        },
+    },
+    "commands/report/facts.py": {
+        "tiles": {
+            "if result.images_per_s: ... =>": f"{REPORT}test_the_speed_of_the_first_run_is_shown_where_it_is_known",
+        },
+    },
+    "commands/report/examples.py": {
+        "_uri": {
+            "{'quality': 85} if kind == 'jpeg' else {} => {}": (
+                f"{REPORT}test_large_photographs_are_jpegs_of_quality_85_and_small_images_are_png"
+            ),
+        },
+    },
+    "commands/report/page.py": {
+        "_figure": {
+            "chart['key'] == 'shares' => chart['key'] != 'shares'": (
+                f"{REPORT}test_the_key_of_colours_belongs_to_the_chart_of_shares_alone"
+            ),
         },
     },
 }
