@@ -3,7 +3,6 @@
 LOOP = "train/test_loop.py::"
 SEEN = f"{LOOP}test_a_rank_that_does_not_see_the_lock_of_rank_0_ends_all_before_anything_is_built"
 LOCKED = f"{LOOP}test_only_rank_0_locks_and_all_ranks_start_with_its_lock"
-IN_USE = f"{LOOP}test_a_run_folder_in_use_is_refused_on_all_ranks"
 TAKEN = f"{LOOP}test_a_job_whose_folder_was_taken_saves_no_checkpoint_and_writes_no_result"
 LACKED = "train/test_parts.py::test_what_one_rank_lacks_ends_all_ranks_before_the_engines_start"
 TEACHER = "train/test_teacher_check.py::"
@@ -17,7 +16,7 @@ SAVE = "checkpoint/test_save.py::"
 MISTAKES = {
     "train/loop.py": {
         "train": {
-            "ranks.on_main(lock.acquire) => lock.acquire()": IN_USE,
+            "ranks.on_main(lock.acquire) => lock.acquire()": LOCKED,
             "ranks.from_main(lock.me['token']) => lock.me['token']": LOCKED,
             "ranks.together(lambda: lock.check_is_seen(token)) => lock.check_is_seen(token)": SEEN,
             "ranks.together(lambda: lock.check_is_seen(token)) =>": SEEN,
@@ -66,13 +65,13 @@ MISTAKES = {
         },
     },
     "checkpoint/save.py": {
+        "Saver._checked": {
+            "ranks.on_main(look) => look()": f"{SAVE}test_a_lock_that_rank_0_lost_ends_all_ranks",
+        },
         "Saver.begin": {
             "ranks.on_main(point) => point()": (
                 f"{SAVE}test_a_folder_in_which_rank_0_cannot_point_to_the_best_ends_the_start_on_all_ranks"
             ),
-        },
-        "Saver._checked": {
-            "ranks.on_main(look) => look()": f"{SAVE}test_a_lock_that_rank_0_lost_ends_all_ranks",
         },
     },
     "engine/student.py": {

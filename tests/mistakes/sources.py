@@ -24,6 +24,7 @@ PIPES = f"{ODD_FILES}test_a_pipe_or_a_device_under_an_images_or_a_tars_name_is_r
 ENCODING = "commands/pack/test_encode.py::"
 DAMAGED = f"{ENCODING}test_what_is_damaged_or_no_image_is_refused"
 DAMAGED_SCAN = f"{ENCODING}test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something"
+SEGMENT = f"{ENCODING}test_a_damaged_segment_between_restart_markers_is_refused_wherever_it_is"
 NO_END = f"{ENCODING}test_a_jpeg_that_lacks_only_its_end_marker_is_stored_with_the_pixels_of_the_whole_one"
 NO_END_READ = (
     "data/test_torchvision.py::"
@@ -154,7 +155,7 @@ MISTAKES = {
             "(BAD_JPEG, MISSING_SCANS, UNKNOWN_KIND) => (MISSING_SCANS, UNKNOWN_KIND)": DAMAGED_SCAN,
         },
         "jpeg_status": {
-            "image['thorough'] = 1 =>": DAMAGED_SCAN,
+            "image['thorough'] = 1 =>": SEGMENT,
         },
     },
     "data/image_file.py": {

@@ -39,9 +39,7 @@ def test_what_is_damaged_or_no_image_is_refused(content, reason, encoding):
         encode(content, encoding, number=0)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"progressive": True}, {"restart_marker_rows": 1}, {"kind": "MPO", "save_all": True},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"kind": "MPO", "save_all": True}], ids=str)
 @pytest.mark.parametrize("encoding", [passthrough(), jpg(), jpg(max_resolution=200), jpg(write_mode="raw")], ids=str)
 def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(options, encoding):
     good = photograph(**options)
@@ -55,6 +53,17 @@ def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(o
         assert load_rgb(lacking).shape == (192, 256, 3)
         with pytest.raises(ValueError, match="lacks some of its scans"):
             encode(lacking, encoding, number=0)
+
+
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_a_damaged_segment_between_restart_markers_is_refused_wherever_it_is(number):
+    good = photograph(restart_marker_rows=1)
+    ends = [at for at in range(len(good) - 1) if good[at] == 0xFF and 0xD0 <= good[at + 1] <= 0xD7]
+    first, last = list(zip(ends, ends[1:]))[number]
+    content = good[: first + 2] + bytes(last - first - 2) + good[last:]
+    encode(good, passthrough(), number=0)
+    with pytest.raises(ValueError, match="damaged JPEG"):
+        encode(content, passthrough(), number=0)
 
 
 @pytest.mark.parametrize("encoding", [passthrough(), jpg()], ids=str)
