@@ -4,8 +4,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tests.models.test_features import SMALL, build
+from vitkd_ds.engine.flat import FlatBlock
 from vitkd_ds.models.attention import AttentionMaps, check_attention
 from vitkd_ds.models.features import tap_features
 
@@ -84,6 +86,19 @@ def test_activation_checkpointing_changes_no_gradient_and_keeps_no_map():
         grads.append([p.grad for p in model.parameters() if p.grad is not None])
         assert maps._found is None
     assert len(grads[0]) == len(grads[1]) > 10 and all(map(torch.equal, *grads))
+
+
+def test_blocks_that_are_compiled_one_by_one_share_no_graph_with_a_tapped_one():
+    model = build("deit", depth=2)[0]
+    maps, images = AttentionMaps(model, (0,)), torch.randn(2, 3, 32, 32)
+    expected = tap_features(model, images, (), maps=maps).maps[0]
+    model.blocks = nn.Sequential(*(FlatBlock(block, compile="off") for block in model.blocks))
+    for block in model.blocks:
+        block._call = torch.compile(block.call, backend="eager")
+    with torch.no_grad():
+        for _ in range(2):
+            found = tap_features(model, images, (), maps=maps).maps
+    torch.testing.assert_close(found[0], expected)
 
 
 def test_blocks_whose_attention_is_not_known_are_refused():

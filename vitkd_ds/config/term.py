@@ -102,7 +102,8 @@ class PairedBlocksTerm(Term, place="losses"):
     teacher_blocks: tuple[int, ...] = (0, 1)
     """Blocks of the teacher that they are compared with, one by one."""
 
-    def __post_init__(self) -> None:
+    def check_run(self, run: Any) -> None:
+        """Raise ValueError unless each block has a partner. Options are set one by one, so only a run can tell."""
         require(
             len(self.student_blocks) == len(self.teacher_blocks) > 0,
             f"{self._place}.teacher_blocks",

@@ -30,6 +30,8 @@ class AttentionMaps:
     def __init__(self, model: nn.Module, blocks: Sequence[int]) -> None:
         self._num_prefix_tokens = model.num_prefix_tokens
         self._found: dict[int, Tensor] | None = None
+        # Blocks that are compiled one by one share graphs, and a graph without the hook would serve a block with it.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         for number in blocks:
             attention = model.blocks[number].attn
             attention.register_forward_pre_hook(partial(self._record, number), with_kwargs=True)
