@@ -53,12 +53,14 @@ setup(
         "vitkd_ds.commands.report": ["page.css", "page.html", "page.js"],
     },
     install_requires=[
+        "annotated-types>=0.4",  # comes with pydantic
         "deepspeed>=0.19.8,<0.20",  # its configuration changes between releases
         *([] if WITHOUT_FFCV else ["ffcv==1.0.2"]),
         "fire>=0.7",
         "jinja2>=3",
         "numpy>=2.2",
         "pillow>=13",  # resizes in the order of our decoder from here on
+        "pydantic>=2.7",
         "safetensors>=0.4",
         "scipy>=1.11",
         "setuptools",  # ffcv imports distutils, which Python 3.12 took out

@@ -46,7 +46,7 @@ def own_backward_calls(pair: Pair, batch: MicroBatch, engines: Engines) -> int:
     dtype = engines.engine.dtype
     distiller = pair.distiller().to(batch.images_BCHW.device, dtype)
     images_BCHW = engines.normalization.apply(batch.images_BCHW, dtype)
-    total = distiller(images_BCHW, batch.targets_BK, engines.teach(batch), batch.weights)["total"]
+    total = distiller(images_BCHW, batch.targets_BK, {"teacher": engines.teach(batch)}, batch.weights)["total"]
     with Count() as backward:
         total.backward()
     return backward.calls

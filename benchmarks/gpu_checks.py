@@ -100,7 +100,7 @@ def check_veto(folder: Path) -> str:
     for step in range(3):
         engine.set_lr(1e-3)
         bad = targets * (float("nan") if step == 1 else 1.0)
-        total = engine(images, bad, features, weights)["total"]
+        total = engine(images, bad, {"teacher": features}, weights)["total"]
         engine.backward(total)
         outcomes.append(engine.step(veto=(~torch.isfinite(total)).float()))
         seen.append(engine.student_weights()["head.weight"])
@@ -175,7 +175,7 @@ def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
     model = timm.create_model("deit3_large_patch16_224", **size)
     block_bytes, all_bytes = (2 * sum(p.numel() for p in part.parameters()) for part in (model.blocks[0], model))
     config = tiny.TeacherConfig("deit3_large_patch16_224", checkpoint="random", placement=placement)
-    run = replace(tiny.RUN, data=replace(tiny.RUN.data, image_size=pixels), teacher=config, compile="off")
+    run = replace(tiny.RUN, data=replace(tiny.RUN.data, image_size=pixels), teachers={"teacher": config}, compile="off")
     teacher = Teacher(model, run, device=device, micro_batch_size=num_images)
     for _ in range(3):  # the first takes more, and DeepSpeed learns the order of the modules in it
         if is_gpu:

@@ -47,9 +47,9 @@ def build_pair(*, debug: bool) -> Pair:
     run = build_run(RECIPES["tiny"])
     student_args, teacher_args = (width | ({"depth": 2} if debug else {}) for width in WIDTHS)
     student = replace(run.student, model_args=student_args, drop_path_rate=0.0)
-    teacher = replace(run.teacher, checkpoint="random", model_args=teacher_args)
+    teacher = replace(run.teachers["teacher"], checkpoint="random", model_args=teacher_args)
     data, optim = replace(run.data, image_size=64), replace(run.optim, ema_decay=0.0)
-    run = replace(run, student=student, teacher=teacher, data=data, optim=optim)
+    run = replace(run, student=student, teachers={"teacher": teacher}, data=data, optim=optim)
     return Pair("tiny", run, build_models(run))
 
 

@@ -87,7 +87,7 @@ def work(args: argparse.Namespace) -> None:
         update = train_step(parts, repeat((images, torch.zeros(1, dtype=torch.int64))), step)
         settle(update, run)
         updates.append(time.perf_counter() - start)
-    kept = sum(getattr(p, "ds_tensor", p).numel() for p in parts.teacher.module.parameters()) * 2 / 2**30
+    kept = sum(getattr(p, "ds_tensor", p).numel() for p in parts.teachers["teacher"].module.parameters()) * 2 / 2**30
     seen = {
         "rank": ranks.rank(), "bare_gib": bare, "shard_gib": kept, "loaded_gib": loaded - bare,
         "peak_gib": memory_gib("VmHWM") - bare, "ready_s": ready_s, "updates_s": updates,

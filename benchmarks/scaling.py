@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> None:
     found["step"] = statistics.median(sum(seconds.values()) for seconds in steps)
     found["sent_bytes"] = (sent_bytes(args.interface) - sent) / args.steps
     found["trained_params"] = num_parameters(engines.engine.engine.module)
-    found["teacher_params"] = num_parameters(pair.models.teacher)
+    found["teacher_params"] = num_parameters(pair.models.teachers["teacher"])
     args.worker.write_text(json.dumps(found))
     processes.leave()
 

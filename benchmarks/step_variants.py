@@ -59,13 +59,13 @@ class Pair:
         """Operations of one image in a step."""
         size = self.run.data.image_size
         return shapes.step_flops(
-            self.models.student, self.models.teacher, self.distiller().vitkd, image_size=size, teacher_image_size=size
+            self.models.student, [(self.models.teachers["teacher"], size)], self.distiller().vitkd, image_size=size
         )
 
     def distiller(self) -> Distiller:
         """Make a new distiller, with the same weights each time."""
         torch.manual_seed(0)
-        return Distiller(deepcopy(self.models.student), self.run.losses, self.models.pair)
+        return Distiller(deepcopy(self.models.student), self.run.losses, self.models.pairs)
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,18 @@ class MicroBatch:
 def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
     """Build the models of a recipe, without its drop path and moving average; at toy size for `debug`."""
     run = build_run(RECIPES[name], debug=debug)
-    student, teacher = replace(run.student, drop_path_rate=0.0), replace(run.teacher, checkpoint="random")
+    student, teacher = replace(run.student, drop_path_rate=0.0), replace(run.teachers["teacher"], checkpoint="random")
     if debug:
         student_args, teacher_args = ({**args, "patch_size": 8} for args in TOY[name])
         student, teacher = replace(student, model_args=student_args), replace(teacher, model_args=teacher_args)
         run = replace(run, data=replace(run.data, image_size=32))
-    run = replace(run, student=student, teacher=teacher, optim=replace(run.optim, ema_decay=0.0), ds_config=ds_config)
+    run = replace(
+        run,
+        student=student,
+        teachers={"teacher": teacher},
+        optim=replace(run.optim, ema_decay=0.0),
+        ds_config=ds_config,
+    )
     return Pair(name, run, build_models(run))
 
 
@@ -111,8 +117,8 @@ class PlainLoop:
 
     def __init__(self, pair: Pair, device: torch.device, *, compile: bool) -> None:
         self.distiller = pair.distiller().to(device)
-        self.teacher = deepcopy(pair.models.teacher).to(device)
-        self.normalizations = normalization_of(pair.models.student), normalization_of(pair.models.teacher)
+        self.teacher = deepcopy(pair.models.teachers["teacher"]).to(device)
+        self.normalizations = normalization_of(pair.models.student), normalization_of(pair.models.teachers["teacher"])
         self.blocks, optim = pair.run.losses.needs.tapped("teacher"), pair.run.optim
         self.max_norm = optim.clip_grad_norm
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16)
@@ -136,7 +142,7 @@ class PlainLoop:
         """Compute the total of student and losses."""
         images_BCHW = self.normalizations[0].apply(batch.images_BCHW, torch.float32)
         with self.autocast:
-            return self.call(images_BCHW, batch.targets_BK, features, batch.weights)["total"]
+            return self.call(images_BCHW, batch.targets_BK, {"teacher": features}, batch.weights)["total"]
 
     def backward(self, total: Tensor) -> None:
         total.backward()
@@ -155,18 +161,20 @@ class Engines:
         self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: str, fp8: bool = False
     ) -> None:  # fmt: skip
         run = replace(pair.run, global_batch_size=micro_batch * ranks.world_size(), compile=compile)
-        run = replace(run, teacher=replace(run.teacher, placement=placement, fp8=fp8))
+        run = replace(run, teachers={"teacher": replace(run.teachers["teacher"], placement=placement, fp8=fp8)})
         config = student_ds_config(run, micro_batch_size=micro_batch, accumulation_steps=1)
         self.engine = StudentEngine(pair.distiller(), run, config)
         self.normalization = normalization_of(pair.models.student)
-        self.teacher = Teacher(deepcopy(pair.models.teacher), run, device=device, micro_batch_size=micro_batch)
+        self.teacher = Teacher(
+            deepcopy(pair.models.teachers["teacher"]), run, device=device, micro_batch_size=micro_batch
+        )
 
     def teach(self, batch: MicroBatch) -> Features:
         return self.teacher(batch.images_BCHW)
 
     def forward(self, batch: MicroBatch, features: Features) -> Tensor:
         images_BCHW = self.normalization.apply(batch.images_BCHW, self.engine.dtype)
-        return self.engine(images_BCHW, batch.targets_BK, features, batch.weights)["total"]
+        return self.engine(images_BCHW, batch.targets_BK, {"teacher": features}, batch.weights)["total"]
 
     def backward(self, total: Tensor) -> None:
         self.engine.backward(total)

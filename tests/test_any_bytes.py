@@ -14,8 +14,8 @@ from vitkd_ds.checkpoint import folder, lock, manifest
 from vitkd_ds.commands.compare.runs import read_results
 from vitkd_ds.commands.report.answers import read_answers
 from vitkd_ds.config.options import apply_options
-from vitkd_ds.config.run import as_dict, read_run
-from vitkd_ds.config.run_folder import description_beside, model_of, newest, read_json
+from vitkd_ds.config.run import as_dict
+from vitkd_ds.config.run_folder import description_beside, model_of, newest, read_json, read_run
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import introduction

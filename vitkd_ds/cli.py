@@ -22,7 +22,6 @@ from vitkd_ds.commands.pack.folders import pack_folders
 from vitkd_ds.commands.parse import command, parse_run, train_help
 from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.overrides import nearest
-from vitkd_ds.config.reading import Unreadable
 from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.recipes import RECIPES
 from vitkd_ds.train import console, signals, watchdog
@@ -63,9 +62,9 @@ def _run(*first: str) -> None:
             raise ValueError(f"vitkd-ds {name} is no command: {nearest(name, COMMANDS)}")
         else:
             fire.Fire(SetParseFn(str)(COMMANDS[name]), command=words, name=name)
-    except (ValueError, Unreadable) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, Unreadable) else REFUSED)  # what cannot be read now may be at another start
+        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # what cannot be read now may be at another start
 
 
 @command(takes_run=True, about=lambda flags: train_help(flags, inspect.getdoc(train)), print_config=bool)
@@ -108,7 +107,7 @@ def _with_packed_folders(run: Run) -> Run:
     """The run that reads .betons where its data are class folders, which are packed at their first use."""
     try:
         return pack_folders(run)
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("stopped before the images were packed; the same command goes on", file=sys.stderr)
@@ -122,10 +121,12 @@ def recipes() -> None:
         print(f"{name:{max(map(len, RECIPES))}}  {recipe.__doc__.splitlines()[0]}")
 
 
-@command(
-    "SRC DST", passthrough=bool, restart_markers=bool, max_resolution=int, short_side=int, write_mode=str, quality=int,
-    shuffle=bool, workers=int, skip_bad=bool, restart=bool, labels=str, classes=str, split=str,
-)  # fmt: skip
+PACK_OPTIONS = dict.fromkeys(("passthrough", "restart_markers", "shuffle", "skip_bad", "restart"), bool)
+PACK_OPTIONS |= dict.fromkeys(("max_resolution", "short_side", "quality", "workers"), int)
+PACK_OPTIONS |= dict.fromkeys(("write_mode", "labels", "classes", "split"), str)
+
+
+@command("SRC DST", **PACK_OPTIONS)
 def pack(src: str, dst: str, **options: Any) -> None:
     """Write a set of images as a .beton file. Given again after a kill, the same command continues.
 
@@ -141,7 +142,7 @@ def pack(src: str, dst: str, **options: Any) -> None:
 
     try:
         info = pack_images(src, dst, **options)
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(f"stopped before {dst} was complete")
@@ -207,10 +208,7 @@ def report(*runs: str, **options: Any) -> None:
     """
     from vitkd_ds.commands.report import report as write_report
 
-    try:
-        print(write_report(*runs, **options))
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    print(write_report(*runs, **options))
 
 
 @command("RUN")

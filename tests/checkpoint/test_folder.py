@@ -11,7 +11,8 @@ import pytest
 
 import vitkd_ds
 from vitkd_ds.checkpoint import folder
-from vitkd_ds.config.run import as_dict, read_run
+from vitkd_ds.config.run import as_dict
+from vitkd_ds.config.run_folder import read_run
 from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.images import fingerprint_of
 from vitkd_ds.recipes import build_run

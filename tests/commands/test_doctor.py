@@ -183,17 +183,21 @@ def test_the_teacher_is_counted_with_trainings_numbers_whatever_the_order_of_val
     path = str(pack(src, tmp_path / "val.beton", classes=str(names), write_mode="raw", workers=1).path)
     run = build_run("demo")
     data = replace(run.data, train=path, val=path, image_size=16, num_classes=2, num_workers=1)
-    run = replace(run, data=data, teacher=replace(run.teacher, checkpoint="hub"))
+    run = replace(run, data=data, teachers={"teacher": replace(run.teachers["teacher"], checkpoint="hub")})
 
     def all_knowing(images_BCHW):  # the red of an image is 20 times its number, which is even in class a
         number_B = images_BCHW[:, 0, 0, 0].long() // 20
         return SimpleNamespace(logits_BK=torch.nn.functional.one_hot(number_B % 2, 2))
 
-    patient = rows.Patient(run, CPU, ["here"], split=split_batch(4, world_size=1, limit=4), is_teacher_trained=True)
-    patient.parts = SimpleNamespace(teacher=all_knowing, teacher_answers=True)
+    patient = rows.Patient(
+        run, CPU, ["here"], split=split_batch(4, world_size=1, limit=4), trained_teachers=["teacher"]
+    )
+    patient.parts = SimpleNamespace(teachers={"teacher": all_knowing}, answering=("teacher",))
     patient.loaders["val"] = SimpleNamespace(classes=("a", "b"))
-    (row,) = models.check_top1(patient)
-    assert "top-1 100.0 % on 12 images" in row.found
+    patient.run = replace(run, teachers=run.teachers | {"other": run.teachers["teacher"]})
+    row, other = models.check_top1(patient)
+    assert row.name == "teacher top-1" and "top-1 100.0 % on 12 images" in row.found
+    assert (other.level, other.name) == ("skipped", "teachers.other top-1")
 
 
 def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp_path, monkeypatch):
@@ -219,7 +223,7 @@ def test_a_lock_of_a_killed_build_is_found_and_one_of_a_running_build_is_not(tmp
 def test_weights_are_not_fetched_and_random_ones_stand_in(monkeypatch, role, changes, in_cache, level, found):
     monkeypatch.setattr(models, "try_to_load_from_cache", lambda hub_id, name: in_cache)
     run = build_run("demo")
-    row, model, has_weights = models.load_model(role, replace(run, **{role: replace(getattr(run, role), **changes)}))
+    row, model, has_weights = models.load_model(role, run.with_model(role, replace(run.models[role], **changes)))
     assert row.level == level and found in row.found and has_weights == (level == "ok")
     assert (model is None) == ("model" in changes and level == "error")
 

@@ -116,8 +116,8 @@ def test_a_teacher_is_left_out_unless_the_command_speaks_of_one_or_of_losses(tmp
     monkeypatch.setattr(show_module, "show", shown)
     cli.show(str(two_classes(tmp_path)), str(tmp_path / "x.png"), **SHOWN | flags)
     run = shown.call_args.args[0]
-    assert (run.teacher is not None) == has_teacher and run.data.val == run.data.train
-    assert not has_teacher or run.teacher.model == LARGER["teacher.model"]
+    assert bool(run.teachers) == has_teacher and run.data.val == run.data.train
+    assert not has_teacher or run.teachers["teacher"].model == LARGER["teacher.model"]
 
 
 SHOWN = {"data.image_size": "32", "epochs": "1"}

@@ -23,7 +23,7 @@ def test_without_a_teacher_the_terms_that_need_one_are_off_and_all_else_stays(re
     run = build_run(recipe)
     plain = apply_options(run, {"teacher": "none", "data.train": "t", "data.val": "v"})
     check_run(plain)
-    assert plain.teacher is None and list(plain.losses.active()) == ["ce"]
+    assert not plain.teachers and list(plain.losses.active()) == ["ce"]
     assert all(getattr(plain.losses, name).weight == 0 for name in terms_of_a_teacher(plain.losses))
     assert (plain.augment, plain.optim, plain.losses.ce) == (run.augment, run.optim, run.losses.ce)
 
@@ -38,21 +38,22 @@ def test_a_plain_recipe_gets_a_teacher_by_any_option_of_it():
     options = {"teacher.model": "deit3_small_patch16_224", "teacher.placement": "replica", "losses.nkd.weight": "2"}
     run = apply_options(PLAIN, options)
     check_run(run)
-    assert run.teacher == replace(DEMO.teacher, model_args={}, checkpoint="hub", placement="replica")
+    own = DEMO.teachers["teacher"]
+    assert run.teachers["teacher"] == replace(own, model_args={}, checkpoint="hub", placement="replica")
     assert run.losses.nkd.weight == 2
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_changed_model_does_not_inherit_arguments_and_says_so(caplog, role):
-    before = getattr(DEMO, role)
+    before = DEMO.models[role]
     with caplog.at_level(logging.INFO, "vitkd_ds"):
-        changed = getattr(apply_options(DEMO, {f"{role}.model": "vit_tiny_patch16_224"}), role)
+        changed = apply_options(DEMO, {f"{role}.model": "vit_tiny_patch16_224"}).models[role]
     assert changed == replace(before, model="vit_tiny_patch16_224", model_args={})
     assert f"{role}.model=vit_tiny_patch16_224 takes the place of recipe demo's {before.model}" in caplog.text
     caplog.clear()
     given = {f"{role}.model": "vit_tiny_patch16_224", f"{role}.model_args": '{"depth": 3}'}
     assert getattr(apply_options(DEMO, given), role).model_args == {"depth": 3}
-    assert getattr(apply_options(DEMO, {f"{role}.model": before.model}), role) == before
+    assert apply_options(DEMO, {f"{role}.model": before.model}).models[role] == before
     assert not caplog.text
 
 
@@ -61,18 +62,18 @@ def test_a_folder_gives_weights_model_and_arguments(tmp_path, role, key):
     args = {"depth": 2, "num_classes": 3, "img_size": 32, "pretrained_cfg_overlay": {}}
     make_student(tmp_path / "run", model="vit_small_patch16_224", args=args)
     expected = replace(
-        getattr(DEMO, role), model="vit_small_patch16_224", model_args={"depth": 2},
+        DEMO.models[role], model="vit_small_patch16_224", model_args={"depth": 2},
         **{key: str(tmp_path / "run" / "student.safetensors")},
     )  # fmt: skip
     for path in (tmp_path / "run", tmp_path / "run" / "student.safetensors"):
         run = apply_options(DEMO, {f"{role}.{key}": str(path)})
-        assert getattr(run, role) == expected
+        assert run.models[role] == expected
         assert apply_options(run, {}) == run, "a stored run stays as it is"
     options = {f"{role}.{key}": str(tmp_path / "run"), f"{role}.model": "vit_small_patch16_224"}
     assert getattr(apply_options(DEMO, options), role) == expected
-    more = getattr(apply_options(DEMO, options | {f"{role}.model_args": '{"depth": 2, "qk_norm": true}'}), role)
+    more = apply_options(DEMO, options | {f"{role}.model_args": '{"depth": 2, "qk_norm": true}'}).models[role]
     assert more == replace(expected, model_args={"depth": 2, "qk_norm": True})
-    with pytest.raises(ValueError, match=f"--{role}.model=vit_tiny_patch16_224 is not the model of {role}.{key}=.*, which is vit_s"):
+    with pytest.raises(ValueError, match=f"{role}.model=vit_tiny_patch16_224 is not the model of .*, which is vit_s"):
         apply_options(DEMO, options | {f"{role}.model": "vit_tiny_patch16_224"})
     with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
         apply_options(DEMO, {f"{role}.{key}": str(tmp_path)})
@@ -82,7 +83,8 @@ def test_a_plain_recipe_takes_the_teacher_of_a_folder(tmp_path):
     make_student(tmp_path, model="vit_small_patch16_224", args={"depth": 2})
     run = apply_options(build_run("images"), {"teacher.checkpoint": str(tmp_path), "data.train": "t", "data.val": "v"})
     check_run(run)
-    assert run.teacher.model == "vit_small_patch16_224" and run.teacher.model_args == {"depth": 2}
+    teacher = run.teachers["teacher"]
+    assert teacher.model == "vit_small_patch16_224" and teacher.model_args == {"depth": 2}
     assert run.losses.vitkd.scaled and run.losses.nkd.weight == run.losses.vitkd.weight == 1
 
 
@@ -95,7 +97,7 @@ def test_a_file_of_weights_without_a_description_keeps_the_named_model_and_must_
             apply_options(DEMO, {f"{role}.{key}": str(weights)})
     weights.touch()
     run = apply_options(DEMO, {"teacher.checkpoint": str(weights)})
-    assert run.teacher == replace(DEMO.teacher, checkpoint=str(weights))
+    assert run.teachers["teacher"] == replace(DEMO.teachers["teacher"], checkpoint=str(weights))
     weights.unlink()
     assert apply_options(run, {}) == run, "a finished run does not need it any more"
 
@@ -121,7 +123,7 @@ def test_a_begun_run_keeps_the_checkpoint_of_a_run_that_has_trained_on_since(tmp
 
     first = reach(4)
     begun = apply_options(DEMO, options)
-    assert begun.teacher.checkpoint == first
+    assert begun.teachers["teacher"].checkpoint == first
     (workdir / "checkpoints" / "step00000001").mkdir(parents=True)
     (workdir / "config.json").write_text(json.dumps({"run": as_dict(begun)}))
     second = reach(8)
@@ -129,10 +131,10 @@ def test_a_begun_run_keeps_the_checkpoint_of_a_run_that_has_trained_on_since(tmp
         with caplog.at_level(logging.INFO, "vitkd_ds"):
             assert apply_options(DEMO, options | {"teacher.checkpoint": str(given)}) == begun
         assert f"teacher.checkpoint stays {first}, with which {workdir} was begun, though {given} means" in caplog.text
-    assert apply_options(DEMO, options | {"workdir": str(tmp_path / "new")}).teacher.checkpoint == second
-    assert apply_options(DEMO, options | {"resume": "none"}).teacher.checkpoint == second
+    assert apply_options(DEMO, options | {"workdir": str(tmp_path / "new")}).teachers["teacher"].checkpoint == second
+    assert apply_options(DEMO, options | {"resume": "none"}).teachers["teacher"].checkpoint == second
     named = apply_options(DEMO, options | {"teacher.checkpoint": str(Path(second).parent)})
-    assert named.teacher.checkpoint == second, "a step that is named means itself"
+    assert named.teachers["teacher"].checkpoint == second, "a step that is named means itself"
     make_student(teacher, model="vit_small_patch16_224", args={"depth": 2})
     (teacher / "done").touch()
     assert apply_options(DEMO, options) == begun

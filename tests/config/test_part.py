@@ -46,6 +46,7 @@ def test_words_and_limits_come_from_the_annotation():
 @pytest.mark.parametrize("wrong, message", [
     ({"rate": -1}, "a.b.rate must be a number above 0, got -1. Change it in the recipe or with --a.b.rate."),
     ({"rate": float("nan")}, "a.b.rate must be a number above 0, got nan"),
+    ({"free": float("inf")}, "a.b.free must be a number, got inf"),
     ({"rate": "1"}, "a.b.rate must be a number above 0, got '1'"),
     ({"steps": 1}, "a.b.steps must be a whole number, 2 or more, got 1"),
     ({"steps": 2.0}, "a.b.steps must be a whole number, 2 or more, got 2.0"),
@@ -96,6 +97,11 @@ def test_a_mapping_of_parts_is_addressed_extended_and_listed():
     ("global_batch_size", ["1"], ["0"]), ("log_every_steps", ["1"], ["0"]), ("teacher.keep_tokens", ["0"], ["-1"]),
     ("losses.vitkd.mask_ratio", ["0.1"], ["0", "1"]), ("losses.vitkd.blocks", ["0,3"], ["0", "0,1,2"]),
     ("losses.kd.temperature", ["0.1"], ["0"]), ("losses.ce.label_smoothing", ["0"], ["1"]),
+    ("losses.kd.schedule", ["linear"], ["step"]), ("augment.mix_mode", ["element"], ["pair"]),
+    ("augment.interpolation", ["random"], ["box"]), ("data.interpolation", ["bilinear"], ["box"]),
+    ("data.backend", ["torchvision"], ["dali"]), ("data.order", ["quasi_random"], ["sorted"]),
+    ("data.on_bad", ["skip"], ["ignore"]), ("timeout_minutes", ["0.1"], ["0"]), ("losses.vitkd.alpha", ["0"], ["-1"]),
+    ("optim.ema_decay", ["0"], ["1"]), ("optim.warmup_fraction", ["0"], ["1"]),
 ])  # fmt: skip
 def test_values_at_a_bound_are_taken_and_beside_it_refused(key, taken, refused):
     for text in taken:

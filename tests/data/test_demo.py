@@ -79,7 +79,7 @@ def test_the_packaged_files_are_small_with_their_licence_and_the_teacher_has_its
         assert b"Zalando SE" in archive.read("LICENSE") and len(archive.namelist()) == 5
     assert ARCHIVE.stat().st_size < 5.5e6 and build.DEMO_TEACHER.stat().st_size < 4e6
     run = build_run("demo")
-    teacher = build.build_teacher(run.teacher, run.data)
+    teacher = build.build_teacher(run.teachers["teacher"], run.data)
     loader = build_loader(run.data, split="val", micro_batch_size=100)
     result = evaluate(teacher, loader, normalization=build.normalization_of(teacher))
     assert result["num_images"] == 2000 and 90.55 < result["top1"] < 91.75, "91.15 was measured"

@@ -30,11 +30,11 @@ def main():
     look(parts, unmixed, lambda images: images)
     # Another mean and std, by which what the student sees becomes what this teacher must see.
     own, other = parts.normalization, Normalization(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-    parts.teacher.normalization = other
+    parts.teachers["teacher"].normalization = other
     old_std, old_mean, new_std, new_mean = (
         torch.tensor(numbers).view(3, 1, 1) for numbers in (own.std, own.mean, other.std, other.mean)
     )
-    parts = replace(parts, inputs=Inputs(run, own, parts.engine.dtype, parts.teacher, device))
+    parts = replace(parts, inputs=Inputs(run, own, parts.engine.dtype, parts.teachers, device))
     look(parts, unmixed, lambda images: (images.float() * old_std + old_mean - new_mean) / new_std)
 
 
@@ -46,20 +46,20 @@ def look(parts, unmixed, shown):
     def watched_teacher(images, *, are_normalized, kept_BL):
         assert are_normalized and kept_BL is None
         teacher.append(images)
-        features.append((parts.teacher(images, are_normalized=True), images))
+        features.append((parts.teachers["teacher"](images, are_normalized=True), images))
         return features[-1][0]
 
     hook = parts.engine.distiller.register_forward_pre_hook(lambda _, arguments: student.append(arguments[:3]))
     with closing(parts.train_loader.epoch(0)) as micro_batches:
-        train_step(replace(parts, teacher=watched_teacher), micro_batches, 0)
+        train_step(replace(parts, teachers={"teacher": watched_teacher}), micro_batches, 0)
     hook.remove()
     assert len(teacher) == len(student) == 2
     for images, (images_of_student, targets, _), plain in zip(teacher, student, unmixed, strict=True):
         torch.testing.assert_close(images.float(), shown(images_of_student).float(), rtol=2**-7, atol=0.05)
         assert not torch.equal(images, parts.normalization.apply(plain, parts.engine.dtype)), "they are mixed"
         assert (targets.max(1).values < 1).any()
-    assert (teacher[-1] is student[-1][0]) == (parts.teacher.normalization == parts.normalization)
-    expected = parts.teacher.module(teacher[-1])
+    assert (teacher[-1] is student[-1][0]) == (parts.teachers["teacher"].normalization == parts.normalization)
+    expected = parts.teachers["teacher"].module(teacher[-1])
     assert torch.equal(features[-1][0].logits_BK, expected.logits_BK), "normalised twice, or not at all"
 
 

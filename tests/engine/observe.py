@@ -126,7 +126,7 @@ def observe_teacher(seen):
         seen[f"{placement} requires_grad"] = any(tensor.requires_grad for tensor in (*parameters, found.logits_BK))
         torch.manual_seed(0)
         with torch.no_grad():
-            terms = engine(images, targets_BK, found, tiny.weights_of_terms())
+            terms = engine(images, targets_BK, {"teacher": found}, tiny.weights_of_terms())
         seen[f"{placement} total"] = terms["total"].item()
         teacher.module.train()
         for module in teacher.module.modules():

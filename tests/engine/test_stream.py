@@ -100,7 +100,7 @@ def main(folder):
                 path = folder / f"{name}.safetensors"
             teacher = config(name, path, placement=placement)
             losses = replace(RUN.losses, vitkd=replace(RUN.losses.vitkd, blocks=(0, 2)))
-            run = replace(RUN, teacher=teacher, losses=losses)
+            run = replace(RUN, teachers={"teacher": teacher}, losses=losses)
             model = build_teacher(teacher, DATA, stream=placement != "replica")
             without_fused_attention(model)
             seen = watch(model, model.weight_stream) if placement != "replica" else {}

@@ -60,7 +60,9 @@ NORMALIZATION = normalization_of(make_models()[0])
 def make_distiller(losses=LOSSES):
     student, teacher = make_models()
     teacher.maps = AttentionMaps(teacher, losses.needs.teacher_attention)
-    return Distiller(student, losses, check_pair(student, teacher, losses, image_size=16), ranks.gather), teacher
+    return Distiller(
+        student, losses, {"teacher": check_pair(student, teacher, losses, image_size=16)}, ranks.gather
+    ), teacher
 
 
 def set_drop_path(student, probability):
@@ -108,7 +110,7 @@ def make_teacher(placement, *, compile="off", keep_tokens=0):
         model="deit3_small_patch16_224", checkpoint="random", placement=placement, keep_tokens=keep_tokens
     )
     attention = AttentionTerm(weight=0 if keep_tokens else 1, student_blocks=(0, -1), teacher_blocks=(0, -1))
-    run = replace(RUN, teacher=config, compile=compile, losses=replace(LOSSES, attention=attention))
+    run = replace(RUN, teachers={"teacher": config}, compile=compile, losses=replace(LOSSES, attention=attention))
     return Teacher(make_models()[1], run, device=torch.device("cpu"), micro_batch_size=8)
 
 
@@ -126,7 +128,7 @@ def forward(module, teacher_model, images_BCHW, targets_BK, dtype=torch.float32)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         images = NORMALIZATION.apply(images_BCHW, torch.float32)
         features = tap_features(teacher_model, images, maps=teacher_model.maps)
-    return module(NORMALIZATION.apply(images_BCHW, dtype), targets_BK, features, weights_of_terms())
+    return module(NORMALIZATION.apply(images_BCHW, dtype), targets_BK, {"teacher": features}, weights_of_terms())
 
 
 def with_noise(step, images, function):

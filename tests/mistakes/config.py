@@ -1,25 +1,27 @@
 """Mistakes in vitkd_ds/config."""
 
-BOUNDS = "config/test_rules.py::test_values_at_a_bound_are_taken_and_beside_it_refused"
-HOLDS = "config/test_rules.py::test_a_rule_holds_for_what_its_words_say"
+BOUNDS = "config/test_part.py::test_values_at_a_bound_are_taken_and_beside_it_refused"
+CHECKED = "config/test_part.py::test_a_part_is_checked_when_it_is_made_and_when_it_is_replaced"
+WORDS = "config/test_part.py::test_words_and_limits_come_from_the_annotation"
+MAPPING = "config/test_part.py::test_a_mapping_of_parts_is_addressed_extended_and_listed"
 NEEDS = "config/test_losses.py::test_what_the_active_terms_compare_is_joined_and_the_others_do_not_count"
 RUN_FOLDER = "config/test_run_folder.py::test_"
 REFUSED = "test_cli.py::test_what_cannot_be_is_refused_with_key_and_value"
+TEACHERS = "config/test_teachers.py::test_"
 
 MISTAKES = {
-    "config/rules.py": {
-        "": {
-            "value > 0 => value >= 0": HOLDS,
+    "config/part.py": {
+        "Part": {
+            "allow_inf_nan=False =>": CHECKED,
+            "extra='forbid' =>": CHECKED,
+            "strict=True =>": CHECKED,
         },
-        "at_least": {
-            "value >= low => value > low - 1": HOLDS,
+        "what": {
+            "'ge' in limits => True": WORDS,
         },
-        "within": {
-            "interval[0] == '[' => interval": HOLDS,
-        },
-        "Part.__post_init__": {
-            "rule.holds(value) => True": (
-                "config/test_rules.py::test_a_part_checks_its_fields_and_names_key_value_and_option"
+        "_number": {
+            "value if type(value) is int else number => number": (
+                "config/test_part.py::test_a_whole_number_stays_one_where_any_number_may_be"
             ),
         },
     },
@@ -32,19 +34,19 @@ MISTAKES = {
             "0 <= value < 1 => 0 <= value <= 1": BOUNDS,
         },
         "CheckpointConfig": {
-            "keep_last: Annotated[int, at_least(1)] = 2 => keep_last: Annotated[int, at_least(0)] = 2": BOUNDS,
-            "max_failures: Annotated[int, at_least(1)] = 3 => max_failures: Annotated[int, at_least(0)] = 3": BOUNDS,
+            "keep_last: Annotated[int, Ge(1)] = 2 => keep_last: Annotated[int, Ge(0)] = 2": BOUNDS,
+            "max_failures: Annotated[int, Ge(1)] = 3 => max_failures: Annotated[int, Ge(0)] = 3": BOUNDS,
         },
         "StudentConfig": {
-            "within('[0, 1)') => within('[0, 1]')": BOUNDS,
+            "Interval(ge=0, lt=1) => Interval(ge=0, le=1)": BOUNDS,
         },
         "AugmentConfig": {
-            "at_least(1, 'off') => at_least(0, 'off')": BOUNDS,
+            "Ge(1) => Ge(0)": BOUNDS,
         },
         "Run": {
-            "global_batch_size: Annotated[int, POSITIVE] => global_batch_size: Annotated[int, at_least(0)]": BOUNDS,
-            "epochs: Annotated[float, POSITIVE] => epochs: Annotated[float, at_least(0)]": BOUNDS,
-            "log_every_steps: Annotated[int, POSITIVE] = 10 => log_every_steps: Annotated[int, at_least(0)] = 10": (
+            "global_batch_size: Annotated[int, Gt(0)] => global_batch_size: Annotated[int, Ge(0)]": BOUNDS,
+            "epochs: Annotated[Number, Gt(0)] => epochs: Annotated[Number, Ge(0)]": BOUNDS,
+            "log_every_steps: Annotated[int, Gt(0)] = 10 => log_every_steps: Annotated[int, Ge(0)] = 10": (
                 BOUNDS
             ),
         },
@@ -71,7 +73,7 @@ MISTAKES = {
             "len(blocks) == 2 => True": BOUNDS,
         },
         "ViTKDTerm": {
-            "within('(0, 1)') => within('[0, 1]')": BOUNDS,
+            "Interval(gt=0, lt=1) => Interval(ge=0, le=1)": BOUNDS,
         },
         "DKDTerm.check_run": {
             "('mixup_alpha', 'cutmix_alpha') => ('mixup_alpha',)": (
@@ -88,14 +90,28 @@ MISTAKES = {
             "getattr(self, f'{role}_blocks') => self.student_blocks": NEEDS,
         },
     },
+    "config/teachers.py": {
+        "teacher_of": {
+            "term.teacher == USUAL and len(names) == 1 => len(names) == 1": (
+                f"{TEACHERS}what_does_not_fit_is_said_with_the_teachers_name"
+            ),
+        },
+        "stored": {
+            "values.keys() <= {USUAL} => len(values) <= 1": (
+                f"{TEACHERS}the_usual_teacher_alone_is_stored_as_by_earlier_versions"
+            ),
+        },
+    },
     "config/check.py": {
+        "_check_teachers": {
+            "not run.teachers => False": REFUSED,
+        },
         "_check_teacher": {
-            "needing and (not run.teacher) => False": REFUSED,
-            "run.teacher.fp8 and run.teacher.placement != 'replica' => False": REFUSED,
-            "run.teacher.keep_tokens and comparing => False": (
+            "teacher.fp8 and teacher.placement != 'replica' => False": REFUSED,
+            "teacher.keep_tokens and comparing => False": (
                 "models/test_selection.py::test_terms_of_tokens_are_refused"
             ),
-            "run.teacher.checkpoint == 'random' and (not run.debug) => False": REFUSED,
+            "teacher.checkpoint == 'random' and (not run.debug) => False": REFUSED,
         },
         "_check_rate": {
             "optim.warmup_epochs >= run.epochs => optim.warmup_epochs > run.epochs": REFUSED,
@@ -104,15 +120,14 @@ MISTAKES = {
         },
     },
     "config/overrides.py": {
-        "convert": {
-            "'_' in text or not math.isfinite(float(text)) => not math.isfinite(float(text))": BOUNDS,
-            "not math.isfinite(float(text)) => float(text) != float(text)": BOUNDS,
+        "_plain": {
+            "kind in (int, float) and '_' in text => False": BOUNDS,
         },
-        "_to_tuple": {
-            "strict=True =>": REFUSED,
+        "apply_overrides": {
+            "part.get(name) or {} => {}": MAPPING,
         },
         "from_dict": {
-            "value if value == converted else converted => converted": (
+            "strict=False => strict=True": (
                 "config/test_overrides.py::test_a_stored_number_keeps_its_type_and_stored_text_is_converted"
             ),
         },

@@ -202,14 +202,17 @@ MISTAKES = {
         },
     },
     "engine/teacher.py": {
-        "Pace._leave": {
-            "self._left.popleft().synchronize => self._left.popleft": PACE,
+        "Pace.wait": {
+            "self._left.popleft()[0].synchronize => self._left.popleft": PACE,
+            "sum(size for _, size in self._left) => len(self._left) * self._largest": (
+                "engine/test_pace.py::test_teachers_that_run_one_after_another_have_one_bound_on_the_blocks_ahead"
+            ),
         },
         "Pace.__init__": {
             "block.register_forward_hook => block.register_forward_pre_hook": PACE,
         },
         "Teacher.__init__": {
-            "runs_ahead() and (not keeps_whole(run)) => runs_ahead()": PACE,
+            "runs_ahead() and (not keeps_whole(config.placement)) => runs_ahead()": PACE,
         },
     },
     "engine/state_files.py": {

@@ -88,7 +88,7 @@ MISTAKES = {
             "joined[:, 0] != PADDING_LABEL => joined[:, 0] >= -9": PADDING,
         },
         "Predictions.add": {
-            "student_BK if teacher_BK is None else teacher_BK => student_BK": (
+            "(student_BK, *teachers_BK.values()) => (student_BK, *(student_BK for _ in teachers_BK))": (
                 "train/test_predictions.py::test_each_model_has_its_own_answers"
             ),
         },

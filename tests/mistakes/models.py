@@ -24,12 +24,15 @@ MISTAKES = {
             "weights[name] => weights['ce']": NUMBERS,
             "weighted * factors_T => weighted": BALANCED,
             "torch.stack(list(values.values())) => weighted": BALANCED,
-            "attention_BP.topk(self.keep_tokens) => attention_BP.topk(self.keep_tokens, largest=False)": (
+            "attention_BP.topk(number) => attention_BP.topk(number, largest=False)": (
                 f"{DISTILLER}test_the_patches_that_the_student_attends_to_most_are_shown_to_the_teacher"
+            ),
+            "teachers.get(self._teachers[name]) => next(iter(teachers.values()), None)": (
+                f"{DISTILLER}test_each_term_compares_the_teacher_that_it_names"
             ),
         },
         "Distiller.__init__": {
-            "part_of(term)(term, pair, gather or alone) => part_of(term)(term, pair, alone)": (
+            "part_of(term)(term, ..., gather or alone) => part_of(term)(term, None, alone)": (
                 f"{DISTILLER}test_dist_of_all_ranks_gathers_both_models_logits_and_that_of_the_micro_batch_none"
             ),
             "Balance(len(self._terms), gather or alone) => Balance(len(self._terms), alone)": (

@@ -126,7 +126,7 @@ MISTAKES = {
             "(teacher.normalization, teacher.dtype) => (normalization, dtype)": INPUTS,
         },
         "Inputs.normalize": {
-            "student_BCHW if self._teacher else None => student_BCHW": INPUTS,
+            "images[way] => images[0]": INPUTS,
         },
         "Inputs.__call__": {
             "{'step': step, 'place': place} => {'step': 0, 'place': place}": INPUTS,
@@ -156,12 +156,12 @@ MISTAKES = {
         },
         "teacher_needs": {
             "needs.logits => True": "train/test_parts.py::test_the_terms_say_what_is_needed_of_the_teacher",
-            "run.teacher.placement != 'replica' => run.teacher.placement == 'replica'": (
+            "run.teachers[name].placement != 'replica' => run.teachers[name].placement == 'replica'": (
                 "train/test_parts.py::test_the_terms_say_what_is_needed_of_the_teacher"
             ),
         },
         "check_teacher_classes": {
-            "run.losses.needs.logits => False": (
+            "run.losses_of(name).needs.logits => False": (
                 "train/test_parts.py::test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order"
             ),
         },

@@ -46,9 +46,9 @@ def test_each_number_of_a_term_is_that_of_its_loss(batch, changes):
         CrossEntropyTerm(weight=1), KDTerm(weight=1, temperature=3.0), NKDTerm(weight=1, temperature=2.0, gamma=1.5),
         replace(ViTKDTerm(weight=1, alpha=0.1, beta=0.2), **changes),
     )  # fmt: skip
-    distiller = Distiller(student, losses, check_pair(student, teacher, losses, image_size=32)).eval()
+    distiller = Distiller(student, losses, {"teacher": check_pair(student, teacher, losses, image_size=32)}).eval()
     torch.manual_seed(1)
-    found = distiller(images, targets, features, WEIGHTS)
+    found = distiller(images, targets, {"teacher": features}, WEIGHTS)
     numbers = {"alpha": 0.1, "beta": 0.2, "mask_ratio": 0.5, "scaled": False} | changes
     vitkd = ViTKDLoss(48, 96, **numbers)
     vitkd.load_state_dict(distiller.vitkd.state_dict())
@@ -88,7 +88,7 @@ def test_the_blocks_and_grids_of_vitkd_reach_it():
 def test_norms_biases_and_what_timm_names_do_not_decay():
     losses, (student, teacher) = LossesConfig(vitkd=ViTKDTerm(weight=1)), map(source_model, ("deit", "registers"))
     student.patch_embed.proj.weight.requires_grad_(False)
-    distiller = Distiller(student, losses, check_pair(student, teacher, losses, image_size=32))
+    distiller = Distiller(student, losses, {"teacher": check_pair(student, teacher, losses, image_size=32)})
     names = {p: name for name, p in distiller.named_parameters()}
     decayed, undecayed = distiller.split_by_decay()
     free = {name for name in names.values() if name.endswith("bias") or "norm" in name}
@@ -105,18 +105,36 @@ def test_the_patches_that_the_student_attends_to_most_are_shown_to_the_teacher(b
         seen.append(kept)
         return features
 
-    distiller = Distiller(student, LossesConfig(kd=KDTerm(weight=1)), None, keep_tokens=5).eval()
-    distiller(images, targets, teach, WEIGHTS)
+    distiller = Distiller(
+        student, LossesConfig(kd=KDTerm(weight=1)), {"teacher": None}, keep_tokens={"teacher": 5}
+    ).eval()
+    distiller(images, targets, {"teacher": teach}, WEIGHTS)
     order = logits_and_attention(student, images)[1].sort(dim=1, descending=True).indices
     assert torch.equal(seen[0], order[:, :5])
+
+
+def test_each_term_compares_the_teacher_that_it_names(batch):
+    student, _, images, targets, features = batch
+    losses = LossesConfig(kd=KDTerm(weight=1, teacher="b"), nkd=NKDTerm(weight=1, teacher="a"))
+    answers = {"a": features, "b": Features(features.logits_BK.roll(1, 1))}
+    kept = []
+    teachers = answers | {"b": lambda kept_BL: kept.append(kept_BL.shape[1]) or answers["b"]}
+    distiller = Distiller(student, losses, {"a": None, "b": None}, keep_tokens={"a": 0, "b": 5}).eval()
+    found = distiller(images, targets, teachers, WEIGHTS)
+    assert kept == [5], "of that teacher only"
+    for name, teacher in (("nkd", "a"), ("kd", "b")):
+        alone = LossesConfig(**{name: replace(getattr(losses, name), teacher=teacher)})
+        one = Distiller(student, alone, {teacher: None}).eval()
+        expected = one(images, targets, {teacher: answers[teacher]}, WEIGHTS)
+        assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-6)
 
 
 def test_a_student_of_logits_alone_has_no_parameters_of_a_loss_and_needs_no_tokens(batch):
     student, _, images, targets, features = batch
     losses = LossesConfig(nkd=NKDTerm(weight=1))
-    distiller = Distiller(student, losses, None)
+    distiller = Distiller(student, losses, {"teacher": None})
     assert {name.partition(".")[0] for name, _ in distiller.named_parameters()} == {"student"}
-    terms = distiller(images, targets, Features(features.logits_BK), WEIGHTS)
+    terms = distiller(images, targets, {"teacher": Features(features.logits_BK)}, WEIGHTS)
     assert terms.keys() == {"total", "ce", "nkd"}
 
 
@@ -125,9 +143,9 @@ def parts_of(batch, **terms):
     student, teacher, images, targets, features = batch
     losses = LossesConfig(ce=CrossEntropyTerm(weight=0), **terms)
     torch.manual_seed(1)
-    distiller = Distiller(student, losses, check_pair(student, teacher, losses, image_size=32)).eval()
+    distiller = Distiller(student, losses, {"teacher": check_pair(student, teacher, losses, image_size=32)}).eval()
     weights = {name: torch.tensor(1.0) for name in terms}
-    return distiller, distiller(images, targets, features, weights)
+    return distiller, distiller(images, targets, {"teacher": features}, weights)
 
 
 @pytest.mark.parametrize("name, numbers, expected", [
@@ -157,8 +175,8 @@ def test_dist_of_all_ranks_gathers_both_models_logits_and_that_of_the_micro_batc
             return values
 
         losses = LossesConfig(dist=DISTTerm(weight=1, scope=scope))
-        distiller = Distiller(student, losses, None, gather)
-        distiller(images, targets, features, {"ce": torch.tensor(1.0), "dist": torch.tensor(1.0)})
+        distiller = Distiller(student, losses, {"teacher": None}, gather)
+        distiller(images, targets, {"teacher": features}, {"ce": torch.tensor(1.0), "dist": torch.tensor(1.0)})
         assert len(seen) == expected and all(values.shape == (3, 5) for values in seen)
 
 
@@ -186,10 +204,10 @@ def test_numbers_of_relation_and_feature_reach_them(batch):
 def test_balanced_terms_have_the_factors_of_the_step_and_those_of_the_next_are_learnt(batch):
     student, _, images, targets, features = batch
     losses = LossesConfig(nkd=NKDTerm(weight=1), balance=True)
-    distiller = Distiller(student, losses, None).eval()
+    distiller = Distiller(student, losses, {"teacher": None}).eval()
     distiller.balance.w_T.copy_(torch.tensor([0.0, 1.0]))
     weights = {"ce": torch.tensor(0.5), "nkd": torch.tensor(3.0)}
-    found = distiller(images, targets, features, weights)
+    found = distiller(images, targets, {"teacher": features}, weights)
     factors = 2 * torch.tensor([0.0, 1.0]).softmax(0)
     assert [found["balance_ce"].item(), found["balance_nkd"].item()] == pytest.approx(factors.tolist())
     expected = factors[0] * 0.5 * found["ce"] + factors[1] * 3 * found["nkd"]
@@ -198,7 +216,7 @@ def test_balanced_terms_have_the_factors_of_the_step_and_those_of_the_next_are_l
     twin.w_T.copy_(torch.tensor([0.0, 1.0]))
     twin(torch.stack([found["ce"], found["nkd"]]))
     assert torch.allclose(distiller.balance.w_T, twin.w_T)
-    plain = Distiller(student, LossesConfig(nkd=NKDTerm(weight=1)), None)
+    plain = Distiller(student, LossesConfig(nkd=NKDTerm(weight=1)), {"teacher": None})
     assert "balance" not in dict(plain.named_modules())
 
 
@@ -207,8 +225,8 @@ def test_the_factors_are_learnt_of_all_ranks_terms(batch):
         return torch.cat([values, 3 * values])
 
     student, _, images, targets, features = batch
-    distiller = Distiller(student, LossesConfig(nkd=NKDTerm(weight=1), balance=True), None, gather).eval()
-    found = distiller(images, targets, features, WEIGHTS)
+    distiller = Distiller(student, LossesConfig(nkd=NKDTerm(weight=1), balance=True), {"teacher": None}, gather).eval()
+    found = distiller(images, targets, {"teacher": features}, WEIGHTS)
     twins = Balance(2, gather), Balance(2)
     for twin in twins:
         twin(torch.stack([found["ce"], found["nkd"]]))

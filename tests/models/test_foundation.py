@@ -73,15 +73,20 @@ def test_images_are_resized_for_the_teacher_and_then_normalised(dtype):
 def test_a_teacher_of_its_own_size_has_its_own_grid_and_cost():
     run = build_run("demo")
     own = replace(
-        run.teacher, model_args=run.teacher.model_args | {"patch_size": 6}, image_size=42, checkpoint="random"
+        run.teachers["teacher"],
+        model_args=run.teachers["teacher"].model_args | {"patch_size": 6},
+        image_size=42,
+        checkpoint="random",
     )
-    pair = build_models(replace(run, teacher=own, debug=True)).pair
+    pair = build_models(replace(run, teachers={"teacher": own}, debug=True)).pairs["teacher"]
     assert pair.teacher_grid == pair.student_grid == (7, 7)
-    larger = replace(run, teacher=replace(run.teacher, image_size=56, checkpoint="random"), debug=True)
-    assert build_models(larger).pair.teacher_grid == (14, 14)
+    larger = replace(
+        run, teachers={"teacher": replace(run.teachers["teacher"], image_size=56, checkpoint="random")}, debug=True
+    )
+    assert build_models(larger).pairs["teacher"].teacher_grid == (14, 14)
     assert model_costs(larger)["teacher"]["tokens"] == 197 and model_costs(larger)["student"]["tokens"] == 50
     with pytest.raises(ValueError, match="teacher.image_size must be a multiple of the patches"):
-        build_models(replace(run, teacher=replace(larger.teacher, image_size=30), debug=True))
+        build_models(replace(run, teachers={"teacher": replace(larger.teachers["teacher"], image_size=30)}, debug=True))
 
 
 def test_the_licence_is_that_of_timms_weights_and_of_no_others(tmp_path):
@@ -89,12 +94,15 @@ def test_the_licence_is_that_of_timms_weights_and_of_no_others(tmp_path):
     assert license_of(TeacherConfig(model=DINO)) == license_of(TeacherConfig(model=DINO, checkpoint=path))
     assert license_of(TeacherConfig(model=DINO)) == "dinov3-license"
     assert license_of(TeacherConfig(model=DINO.partition(".")[0], checkpoint=path)) is None, "of weights of any origin"
-    assert license_of(build_run("demo").teacher) is None
+    assert license_of(build_run("demo").teachers["teacher"]) is None
     (tmp_path / "dinov3.json").write_text(json.dumps({"recipe": "images"}))
     assert license_of(TeacherConfig(model=DINO, checkpoint=path)) is None, "weights that were trained here"
     of_dino = {"recipe": "images", "teacher": {"model": DINO, "license": "dinov3-license"}}
     (tmp_path / "dinov3.json").write_text(json.dumps(of_dino))
     assert license_of(TeacherConfig(model="deit_tiny_patch16_224", checkpoint=path)) == "dinov3-license"
+    of_three = {"recipe": "images", "teachers": {name: {"license": name} for name in ("mit", None, "apache-2.0")}}
+    (tmp_path / "dinov3.json").write_text(json.dumps(of_three).replace('"null": {"license": null}', '"x": {}'))
+    assert license_of(TeacherConfig(model="deit_tiny_patch16_224", checkpoint=path)) == "mit, apache-2.0"
 
 
 def test_students_of_batch_norm_are_refused_and_others_than_vision_transformers_where_blocks_are_compared():

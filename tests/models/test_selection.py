@@ -94,10 +94,12 @@ def test_terms_of_tokens_are_refused(term):
 
 
 def test_a_run_of_models_that_do_not_fit_is_refused():
-    run = replace(parse_run((), FLAGS), teacher=replace(parse_run((), FLAGS).teacher, keep_tokens=49))
+    run = replace(
+        parse_run((), FLAGS), teachers={"teacher": replace(parse_run((), FLAGS).teachers["teacher"], keep_tokens=49)}
+    )
     models = build_models(parse_run((), FLAGS))
     with pytest.raises(ValueError, match="less than the teacher's 49 patches"):
-        fit_models(run, models.student, models.teacher)
+        fit_models(run, models.student, models.teachers)
 
 
 def main(folder):
@@ -113,13 +115,13 @@ def main(folder):
         assert parts.engine.dtype is torch.float32, "rounded, a fresh student's attention is nearly all ties"
         update = train_step(parts, iter([(images, labels)]), 0)
         seen[placement] = update.terms["kd"].item()
-        models = build_models(replace(run, teacher=replace(run.teacher, placement="replica")))
-        without_fused_attention(models.teacher)
+        models = build_models(replace(run, teachers={"teacher": replace(run.teachers["teacher"], placement="replica")}))
+        without_fused_attention(models.teachers["teacher"])
         inputs = parts.normalization.apply(images, torch.float32)
         with torch.no_grad():
             logits, attention = seen_attention(models.student, inputs)
             kept = attention.sort(dim=1, descending=True).indices
-            teacher = models.teacher.to(torch.bfloat16)
+            teacher = models.teachers["teacher"].to(torch.bfloat16)
             for name, numbers in {"best": kept[:, :KEPT], "worst": kept[:, -KEPT:], "all": kept}.items():
                 answers = answer_of(teacher, inputs.bfloat16(), numbers).float().log_softmax(1)
                 seen[f"{placement} {name}"] = F.kl_div(

@@ -42,13 +42,13 @@ def test_each_head_has_its_own_term_and_the_mean_of_both_answers_in_eval(blocks)
     losses = LossesConfig(ce=CrossEntropyTerm(weight=1), distillation_token=DistillationTokenTerm(weight=1))
     if blocks:
         losses = replace(losses, vitkd=ViTKDTerm(weight=1, blocks=blocks))
-    distiller = Distiller(student, losses, check_pair(student, teacher, losses, image_size=32))
+    distiller = Distiller(student, losses, {"teacher": check_pair(student, teacher, losses, image_size=32)})
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         answers = tap_features(teacher, images, blocks)
         tokens = student.forward_features(images)
         first, second = student.head(tokens[:, 0]), student.head_dist(tokens[:, 1])
-    terms = distiller(images, TARGETS, answers, dict.fromkeys(losses.active(), ONE))
+    terms = distiller(images, TARGETS, {"teacher": answers}, dict.fromkeys(losses.active(), ONE))
     assert terms["ce"].item() == pytest.approx(reference.cross_entropy(first, TARGETS), rel=1e-5)
     likeliest = torch.eye(7)[answers.logits_BK.argmax(1)]
     assert terms["distillation_token"].item() == pytest.approx(reference.cross_entropy(second, likeliest), rel=1e-5)
@@ -64,7 +64,7 @@ def test_a_student_without_the_token_is_refused():
 def test_half_of_the_patches_halve_the_teachers_cost():
     run = build_run("demo")
     logits = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0))
-    masked = replace(run, losses=logits, teacher=replace(run.teacher, keep_tokens=24))
+    masked = replace(run, losses=logits, teachers={"teacher": replace(run.teachers["teacher"], keep_tokens=24)})
     whole, kept = model_costs(run), model_costs(masked)
     assert kept["student"] == whole["student"] and kept["teacher"]["tokens"] == 25
     assert 0.47 < kept["teacher"]["gflops"] / whole["teacher"]["gflops"] < 0.52

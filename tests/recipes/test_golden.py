@@ -8,12 +8,12 @@ import inspect
 import json
 import pkgutil
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import get_type_hints
+from typing import get_origin, get_type_hints
 
 import vitkd_ds
 from tests.conftest import ROOT
 from vitkd_ds.commands.plan.hardware import HARDWARE
-from vitkd_ds.config.run import Run
+from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.engine.ds_config import RECIPE_OWNED, TEACHER_FILES, load_ds_config, most_blocks, resolve_auto
 from vitkd_ds.recipes import RECIPES, build_run
 
@@ -24,7 +24,7 @@ PLAIN = (bool, int, float, str)
 def flat(value, path=""):
     """Dotted path -> value of nested settings."""
     if is_dataclass(value):
-        value = asdict(value)
+        value = as_dict(value) if isinstance(value, Run) else asdict(value)
     if isinstance(value, dict) and value:
         return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{path}.{name}").items()}
     return {path.removeprefix("."): value}
@@ -37,6 +37,7 @@ def defaults(kind, path=""):
         name, hint = f"{path}.{field.name}".removeprefix("."), get_type_hints(kind)[field.name]
         default = field.default if field.default_factory is MISSING else field.default_factory()
         inner = next((each for each in (hint, *getattr(hint, "__args__", ())) if is_dataclass(each)), None)
+        name = inner._place if get_origin(hint) is dict else name  # as files have a run's only teacher
         if default is not MISSING:
             found |= flat(default, name)
         elif inner:
@@ -99,7 +100,7 @@ def settings():
         "deepspeed": ds_configs(),
         "hardware": {name: asdict(card) for name, card in HARDWARE.items()},
         "numbers": {
-            name: value for room in ("losses", "models", "recipes", "train", "config", "data.augment")
+            name: value for room in ("losses", "models", "recipes", "train", "config", "data.augment", "commands.plan")
             for name, value in numbers_of(room).items()
         },
     }  # fmt: skip

@@ -119,7 +119,7 @@ def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(mo
     def taught(images):
         return tap_features(teacher, images.float() / 255, ())
 
-    found = evaluate_features(student.train(), data, normalization=PLAIN, teacher=taught)
+    found = evaluate_features(student.train(), data, normalization=PLAIN, teachers={"teacher": taught})
     real = data.images[data.labels >= 0]
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
     with torch.no_grad():

@@ -35,7 +35,7 @@ FLAGS = {
 def expected_statistics(run, device):
     """Mean and deviation of the bf16 teacher's features of the first images, by plain means over the whole set."""
     parts = build_parts(run, device)
-    teacher = build_models(run).teacher.to(torch.bfloat16)
+    teacher = build_models(run).teachers["teacher"].to(torch.bfloat16)
     without_fused_attention(teacher)
     found = {"pooled": [], "patches": []}
     with closing(parts.train_loader.epoch(0)) as micro_batches:

@@ -49,7 +49,9 @@ class Batches:
 @pytest.mark.parametrize("num_classes", [7, 3])
 def test_counts_are_the_slow_ones(num_classes):
     student, teacher, data = linear(1, num_classes), linear(2, num_classes), Batches(num_classes)
-    result = evaluate(student, data, normalization=PLAIN, teacher=lambda x: Features(teacher(x.float()), None, None))
+    result = evaluate(
+        student, data, normalization=PLAIN, teachers={"teacher": lambda x: Features(teacher(x.float()), None, None)}
+    )
     sums = dict.fromkeys(("num_images", "top1", "top5", "teacher_top1", "agreement", "kl"), 0)
     for image, label in zip(data.images, data.labels.tolist()):
         if label < 0:
@@ -92,6 +94,25 @@ def test_images_are_normalised_and_the_student_is_in_eval_mode():
     assert torch.equal(torch.cat(images), normalization.apply(data.images, torch.float32)) and not any(modes)
 
 
+def test_each_teacher_has_its_figures_those_of_the_first_without_its_name():
+    student, data = linear(1), Batches()
+    models = {"one": linear(2), "two": linear(3)}
+    taught = {
+        name: lambda images, model=model: Features(model(images.float()), None, None) for name, model in models.items()
+    }
+    predictions = Predictions()
+    found = evaluate(student, data, normalization=PLAIN, teachers=taught, predictions=predictions)
+    alone = [evaluate(student, data, normalization=PLAIN, teachers={"x": teacher}) for teacher in taught.values()]
+    figures = ("teacher_top1", "agreement", "kl")
+    assert found == alone[0] | {f"{name}/two": alone[1][name] for name in figures}
+    assert alone[0]["agreement"] != alone[1]["agreement"]
+    answers = predictions.result(np.arange(len(data.images)))
+    right = {name: sum(map(int.__eq__, answers[name], answers["label"])) for name in ("teacher", "teacher/two")}
+    assert [100 * number / len(answers["label"]) for number in right.values()] == pytest.approx(
+        [found["teacher_top1"], found["teacher_top1/two"]]
+    )
+
+
 class Share(Batches):
     """Every third row of more images, from a rank's number on, filled up with padding."""
 
@@ -116,8 +137,8 @@ def evaluated(models, rank, world_size):
         return tap_features(teacher, images_BCHW.float() / 255, ())._replace(logits_BK=images_BCHW[:, :, 3, 3].float())
 
     share, predictions = Share(rank, world_size), Predictions()
-    found = evaluate(classifier, share, normalization=PLAIN, teacher=taught, predictions=predictions)
-    found |= evaluate_features(student, share, normalization=PLAIN, teacher=taught)
+    found = evaluate(classifier, share, normalization=PLAIN, teachers={"teacher": taught}, predictions=predictions)
+    found |= evaluate_features(student, share, normalization=PLAIN, teachers={"teacher": taught})
     found |= evaluate_knn(student, (Share(rank, world_size, seed=5), share), normalization=PLAIN)
     answers = predictions.result(share.numbers)
     return found, {name: answers[name] for name in ("image", "label", "student", "teacher")}

@@ -59,8 +59,8 @@ def test_the_hash_of_weights_changes_with_each_file_that_holds_them_and_with_the
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     run = build_run("demo")
     student = replace(run.student, init=str(tmp_path / "one.safetensors"))
-    teacher = replace(run.teacher, checkpoint=str(index), head=str(tmp_path / "two.safetensors"))
-    run = replace(run, student=student, teacher=teacher)
+    teacher = replace(run.teachers["teacher"], checkpoint=str(index), head=str(tmp_path / "two.safetensors"))
+    run = replace(run, student=student, teachers={"teacher": teacher})
     found = [weights_of(run)]
     assert found[0].keys() == {"student.init", "teacher.checkpoint", "teacher.head"} and weights_of(run) == found[0]
     save_file({"b": torch.tensor([0.0, 0, 1e-9])}, tmp_path / "two.safetensors")

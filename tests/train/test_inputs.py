@@ -25,9 +25,13 @@ def micro_batch(seed=0):
     return images, torch.from_numpy(rng.integers(0, 10, 6))
 
 
+def by_name(teacher):
+    return {"teacher": teacher} if teacher else {}
+
+
 def fused(run, dtype, teacher, compiled):
     """Inputs as on a GPU, but for the compiler."""
-    inputs = Inputs(run, ONE, dtype, teacher, torch.device("cpu"))
+    inputs = Inputs(run, ONE, dtype, by_name(teacher), torch.device("cpu"))
     inputs._render = compiled(inputs.render)
     return inputs
 
@@ -46,24 +50,35 @@ def test_fused_they_are_the_mixed_images_normalised_for_each_model_and_the_same_
         torch.testing.assert_close(student, ONE.apply(mixed, torch.float32))
         torch.testing.assert_close(targets, expected_targets)
         if teacher is None:
-            assert teachers is None
+            assert not teachers
         else:
             expected = teacher.normalization.apply(mixed, teacher.dtype)
-            torch.testing.assert_close(teachers, expected)
-        plain = Inputs(run, ONE, torch.float32, teacher, torch.device("cpu"))(*micro_batch(step), step=step, place=1)
+            torch.testing.assert_close(teachers["teacher"], expected)
+        plain = Inputs(run, ONE, torch.float32, by_name(teacher), torch.device("cpu"))(
+            *micro_batch(step), step=step, place=1
+        )
         assert torch.equal(plain[0], ONE.apply(mixed, torch.float32)) and torch.equal(plain[2], expected_targets)
     if teacher and teacher.dtype == torch.bfloat16:  # as the student's: one tensor for both
         student, teachers, _ = fused(run, torch.bfloat16, teacher, lambda render: render)(
             *micro_batch(), step=0, place=0
         )
-        assert student is teachers and student.dtype == torch.bfloat16
+        assert student is teachers["teacher"] and student.dtype == torch.bfloat16
+
+
+def test_teachers_that_are_normalised_alike_share_their_images():
+    teachers = {"one": TEACHERS["other"], "two": TEACHERS["same"], "three": TEACHERS["other"]}
+    inputs = Inputs(build_run("demo_plain"), ONE, torch.bfloat16, teachers, torch.device("cpu"))
+    student, shown, _ = inputs(*micro_batch(), step=0, place=0)
+    assert shown.keys() == teachers.keys() and shown["two"] is student and shown["one"] is shown["three"]
+    expected = OTHER.apply(micro_batch()[0], torch.float32)
+    torch.testing.assert_close(shown["one"], expected)
 
 
 @pytest.mark.parametrize("mixup, cutmix", [(0.8, 0), (0, 1.0)])
 def test_the_next_micro_batch_is_mixed_in_the_same_memory_and_leaves_what_was_given(mixup, cutmix):
     run = build_run("demo_plain")
     run = replace(run, augment=replace(run.augment, mixup_alpha=mixup, cutmix_alpha=cutmix))
-    inputs = Inputs(run, ONE, torch.float32, None, torch.device("cpu"))
+    inputs = Inputs(run, ONE, torch.float32, {}, torch.device("cpu"))
     first = inputs(*micro_batch(0), step=0, place=0)[0]
     kept, memory = first.clone(), inputs._mixed_BCHW.data_ptr()
     second = inputs(*micro_batch(1), step=1, place=0)[0]
@@ -78,9 +93,9 @@ def test_the_next_micro_batch_is_mixed_in_the_same_memory_and_leaves_what_was_gi
 def test_one_graph_serves_mixup_and_cutmix_and_none_is_compiled_on_a_cpu():
     run = build_run("demo_plain")
     run = replace(run, compile="default", augment=replace(run.augment, mixup_alpha=0.8, cutmix_alpha=1.0))
-    assert Inputs(run, ONE, torch.bfloat16, None, torch.device("cpu"))._render is None
-    assert Inputs(run, ONE, torch.bfloat16, None, torch.device("cuda"))._render is not None
-    assert Inputs(replace(run, compile="off"), ONE, torch.bfloat16, None, torch.device("cuda"))._render is None
+    assert Inputs(run, ONE, torch.bfloat16, {}, torch.device("cpu"))._render is None
+    assert Inputs(run, ONE, torch.bfloat16, {}, torch.device("cuda"))._render is not None
+    assert Inputs(replace(run, compile="off"), ONE, torch.bfloat16, {}, torch.device("cuda"))._render is None
     graphs = []
 
     def keep(graph, _):

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from tests.conftest import metrics_of, run_several
+from vitkd_ds.models.cost import step_gflops
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.introduction import describe_run, model_costs
 
@@ -17,16 +18,23 @@ def test_costs_are_those_of_the_models_that_are_trained(caplog):
     costs = model_costs(build_run("demo"))
     student, teacher = (
         timm.create_model(config.model, img_size=28, num_classes=10, **config.model_args)
-        for config in (build_run("demo").student, build_run("demo").teacher)
+        for config in (build_run("demo").student, build_run("demo").teachers["teacher"])
     )
     for role, model in ("student", student), ("teacher", teacher):
         assert costs[role]["parameters"] == sum(p.numel() for p in model.parameters())
-        assert costs[role]["tokens"] == 50 and costs[role]["model"] == getattr(build_run("demo"), role).model
+        assert costs[role]["tokens"] == 50 and costs[role]["model"] == build_run("demo").models[role].model
     assert 5 < costs["teacher"]["gflops"] / costs["student"]["gflops"] < 6
     assert model_costs(build_run("demo_plain"))["teacher"] is None
     run = build_run("demo")
+    losses = replace(run.losses, nkd=replace(run.losses.nkd, teacher="other"))
+    two = model_costs(replace(run, losses=losses, teachers=run.teachers | {"other": run.teachers["teacher"]}))
+    assert two == {"student": costs["student"], "teachers": dict.fromkeys(("teacher", "other"), costs["teacher"])}
+    assert step_gflops(two) == step_gflops(costs) + costs["teacher"]["gflops"]
+    run = build_run("demo")
     logits = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0))
-    regnet = replace(run, losses=logits, teacher=replace(run.teacher, model="regnety_002", model_args={}))
+    regnet = replace(
+        run, losses=logits, teachers={"teacher": replace(run.teachers["teacher"], model="regnety_002", model_args={})}
+    )
     assert model_costs(regnet)["teacher"]["tokens"] is None and model_costs(regnet)["teacher"]["gflops"] > 0
 
 

@@ -70,15 +70,17 @@ def test_validation_gets_trainings_numbers_and_a_teacher_must_have_their_order(t
     loader = open_split(run, "val", 12, torch.device("cpu"), classes=("ant", "bird", "cat"))
     assert loader.classes == ("ant", "bird", "cat") and next(loader.epoch(0))[1].tolist() == [2] * 4 + [1] * 4
     (tmp_path / "t.json").write_text(json.dumps({"classes": ["cat", "bird", "ant"]}))
-    run = replace(run, teacher=TeacherConfig("deit_tiny_patch16_224", checkpoint=str(tmp_path / "t.safetensors")))
+    run = replace(
+        run, teachers={"teacher": TeacherConfig("deit_tiny_patch16_224", checkpoint=str(tmp_path / "t.safetensors"))}
+    )
     features = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=1))
-    assert not check_teacher_classes(replace(run, losses=features), loader.classes), "no logits are compared"
+    assert not check_teacher_classes(replace(run, losses=features), "teacher", loader.classes), "no logits are compared"
     with pytest.raises(ValueError, match="t.json must have the classes of data.train in the same order"):
         check_teacher_classes(
-            replace(run, losses=replace(features, nkd=replace(features.nkd, weight=1))), loader.classes
+            replace(run, losses=replace(features, nkd=replace(features.nkd, weight=1))), "teacher", loader.classes
         )
     (tmp_path / "t.json").write_text(json.dumps({"classes": list(loader.classes)}))
-    assert check_teacher_classes(replace(run, losses=features), loader.classes)
+    assert check_teacher_classes(replace(run, losses=features), "teacher", loader.classes)
 
 
 @pytest.mark.parametrize("model, colour", [("vit_tiny_patch16_224", 128), ("deit_tiny_patch16_224", 124)])
@@ -136,8 +138,11 @@ def test_the_terms_say_what_is_needed_of_the_teacher():
         ("vitkd", "replica", {"needs_blocks": True, "needs_logits": False, "stream": False}),
     ):
         off = {name: replace(each, weight=float(name == term)) for name, each in run.losses.terms().items()}
-        teacher = replace(run.teacher, placement=placement)
-        assert teacher_needs(replace(run, teacher=teacher, losses=replace(run.losses, **off))) == expected
+        teacher = replace(run.teachers["teacher"], placement=placement)
+        assert (
+            teacher_needs(replace(run, teachers={"teacher": teacher}, losses=replace(run.losses, **off)), "teacher")
+            == expected
+        )
 
 
 def test_the_student_starts_from_the_seed_alone():
@@ -160,6 +165,7 @@ def test_the_export_says_how_to_feed_the_student():
         overlay = described["args"]["pretrained_cfg_overlay"]
         assert described["weights"] == weights and described["val_crop_fraction"] == overlay["crop_pct"] == 0.7
         assert described["classes"] == overlay["label_names"] == [*classes] and overlay["std"] == (0.4,) * 3
+        assert not {"teacher", "teachers"} & described.keys()
 
 
 @pytest.mark.parametrize("interpolation, expected", [("random", "bicubic"), ("bilinear", "bilinear")])

@@ -40,7 +40,7 @@ def rate_at(step):
 def train_plainly(run, normalization, micro_batches):
     """Mean terms, weights and average after each step."""
     models = build_models(run)
-    student, teacher = models.student.train(), models.teacher.to(torch.bfloat16)
+    student, teacher = models.student.train(), models.teachers["teacher"].to(torch.bfloat16)
     for model in (student, teacher):
         without_fused_attention(model)
     named = dict(student.named_parameters())

@@ -64,8 +64,8 @@ def test_a_run_on_two_ranks_stores_the_answers_of_its_last_evaluation(whole_run)
 
 def test_padding_and_images_that_were_skipped_have_no_answer_and_no_teacher_has_no_column():
     predictions = Predictions()
-    predictions.add(torch.tensor([[0.0, 2.0], [3.0, 0.0], [0.0, 0.0]]), None, torch.tensor([1, -1, 0]))
-    predictions.add(torch.tensor([[5.0, 0.0], [1.0, 0.0]]), None, torch.tensor([0, -1]))
+    predictions.add(torch.tensor([[0.0, 2.0], [3.0, 0.0], [0.0, 0.0]]), {}, torch.tensor([1, -1, 0]))
+    predictions.add(torch.tensor([[5.0, 0.0], [1.0, 0.0]]), {}, torch.tensor([0, -1]))
     found = predictions.result(np.array([10, 20, 30, 40]))  # the fifth row is padding
     assert found == {
         "image": [10, 30, 40], "label": [1, 0, 0], "student": [1, 0, 0],
@@ -75,7 +75,7 @@ def test_padding_and_images_that_were_skipped_have_no_answer_and_no_teacher_has_
 
 def test_each_model_has_its_own_answers():
     predictions = Predictions()
-    predictions.add(torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 0.0]]), torch.tensor([1]))
+    predictions.add(torch.tensor([[0.0, 2.0]]), {"teacher": torch.tensor([[3.0, 0.0]])}, torch.tensor([1]))
     found = predictions.result(np.array([7]))
     assert (found["student"], found["teacher"]) == ([1], [0])
     assert (found["student_probability"], found["teacher_probability"]) == ([0.8808], [0.9526])

@@ -39,9 +39,9 @@ def test_a_signal_that_one_rank_got_ends_an_evaluation_and_a_start_on_all(monkey
         engine = SimpleNamespace(weights_of=lambda *modules, average: {"student": model.state_dict()})
         parts = SimpleNamespace(
             run=run, device=CPU, engine=engine, export_model=linear(2), normalization=PLAIN, feature=None,
-            val_loader=Batches(), teacher=None, teacher_answers=False,
+            val_loader=Batches(), teachers={}, answering=(),
         )  # fmt: skip
-        return results._evaluate_weights(parts, with_teacher=True) is None, loop._is_stopped(CPU)
+        return results._evaluate_weights(parts, with_teachers=True) is None, loop._is_stopped(CPU)
 
     monkeypatch.setattr("vitkd_ds.train.signals.received", lambda: ranks.rank() == 1)
     assert on_ranks(2, on_rank) == [(True, True)] * 2
@@ -53,7 +53,7 @@ def finish_in(workdir, check):
     """Finish a run on this rank."""
     run = build_run("demo")
     parts = SimpleNamespace(
-        run=replace(run, workdir=str(workdir)), student_description=dict, teacher_answers=False,
+        run=replace(run, workdir=str(workdir)), student_description=dict, answering=(),
         schedule=SimpleNamespace(steps_per_epoch=1), engine=SimpleNamespace(student_weights=dict),
     )  # fmt: skip
     return results.finish(parts, TrainState(1, 0, step=1, result={"top1": 1.0, "top5": 2.0}), None, check=check)

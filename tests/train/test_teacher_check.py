@@ -22,7 +22,15 @@ from vitkd_ds.train import teacher_check
 
 def run_with(num_classes, **teacher):
     run = build_run("demo")
-    return replace(run, teacher=replace(run.teacher, **teacher), data=replace(run.data, num_classes=num_classes))
+    return replace(
+        run,
+        teachers={"teacher": replace(run.teachers["teacher"], **teacher)},
+        data=replace(run.data, num_classes=num_classes),
+    )
+
+
+def published(run):
+    return teacher_check.published_top1(run, run.teachers["teacher"])
 
 
 @pytest.mark.parametrize("right, figure, num_classes, level", [
@@ -33,7 +41,8 @@ def run_with(num_classes, **teacher):
 def test_the_teacher_is_judged_by_the_interval_or_by_chance(tmp_path, right, figure, num_classes, level):
     if figure:
         (tmp_path / "t.json").write_text(json.dumps({"top1": figure}))
-    found = teacher_check.judge(run_with(num_classes, checkpoint=str(tmp_path / "t.safetensors")), 512, right)
+    run = run_with(num_classes, checkpoint=str(tmp_path / "t.safetensors"))
+    found = teacher_check.judge(run, run.teachers["teacher"], 512, right)
     assert found[0] == level and f"top-1 {100 * right / 512:.1f} % on 512 images, 95 % interval [" in found[1]
 
 
@@ -47,7 +56,7 @@ def test_too_few_images_to_tell_from_chance_are_a_warning(tmp_path, num_images, 
     chance, interval = 1 / num_classes, stats.binomtest(right, num_images).proportion_ci(0.95, method="wilson")
     is_open, is_near = interval.low < chance, interval.high < chance + 0.1 * (1 - chance)
     assert level == ("ok" if not is_open else "error" if is_near else "warning")
-    found, said = teacher_check.judge(run, num_images, right)
+    found, said = teacher_check.judge(run, run.teachers["teacher"], num_images, right)
     assert found == level
     words = {"error": "is no better than chance", "ok": "no published figure is known"}
     assert words.get(level, f"cannot be told from chance with {num_images} images") in said
@@ -55,24 +64,31 @@ def test_too_few_images_to_tell_from_chance_are_a_warning(tmp_path, num_images, 
 
 def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
     run = build_run("deit_small_from_deit3_base")
-    assert teacher_check.published_top1(run) == (85.48, "published at crop 0.875")
-    assert teacher_check.published_top1(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
-    assert teacher_check.published_top1(build_run("demo"))[0] == 91.15
+    assert published(run) == (85.48, "published at crop 0.875")
+    assert published(build_run("deit_base_from_deit3_large")) == (86.99, "published at crop 1")
+    assert published(build_run("demo"))[0] == 91.15
     (tmp_path / "t.json").write_text('{"top1": 80.5}')
-    own = replace(run, teacher=replace(run.teacher, checkpoint=str(tmp_path / "t.safetensors")))
-    assert teacher_check.published_top1(own) == (80.5, str(tmp_path / "t.json"))
-    assert teacher_check.published_top1(replace(own, data=replace(own.data, image_size=384)))[0] == 80.5
-    larger, probed = (replace(run.teacher, **changes) for changes in ({"image_size": 384}, {"head": "x.safetensors"}))
-    assert teacher_check.published_top1(replace(run, teacher=larger)) is None, "of 224 pixels"
-    assert teacher_check.published_top1(replace(run, teacher=probed)) is None, "of timm's classifier"
-    assert teacher_check.published_top1(replace(run, data=replace(run.data, num_classes=10))) is None
+    own = replace(
+        run, teachers={"teacher": replace(run.teachers["teacher"], checkpoint=str(tmp_path / "t.safetensors"))}
+    )
+    assert published(own) == (80.5, str(tmp_path / "t.json"))
+    assert published(replace(own, data=replace(own.data, image_size=384)))[0] == 80.5
+    larger, probed = (
+        replace(run.teachers["teacher"], **changes) for changes in ({"image_size": 384}, {"head": "x.safetensors"})
+    )
+    assert published(replace(run, teachers={"teacher": larger})) is None, "of 224 pixels"
+    assert published(replace(run, teachers={"teacher": probed})) is None, "of timm's classifier"
+    assert published(replace(run, data=replace(run.data, num_classes=10))) is None
 
 
 def test_it_is_said_where_nothing_states_the_order_of_the_classes(tmp_path):
     run = run_with(10, checkpoint=str(tmp_path / "t.safetensors"))
-    assert "nothing beside its file states the order of its classes" in teacher_check.judge(run, 512, 300)[1]
+    assert (
+        "nothing beside its file states the order of its classes"
+        in teacher_check.judge(run, run.teachers["teacher"], 512, 300)[1]
+    )
     (tmp_path / "t.json").write_text('{"classes": ["a"]}')
-    assert "states the order" not in teacher_check.judge(run, 512, 300)[1]
+    assert "states the order" not in teacher_check.judge(run, run.teachers["teacher"], 512, 300)[1]
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,8 @@ def outcomes(tmp_path_factory, small_beton, demo_cache):
         "tokens": regnet,
         "seven": [*base, f"--teacher.checkpoint={place / 'seven.safetensors'}", "--losses.nkd.weight=0"],
         "seven_logits": [*base, f"--teacher.checkpoint={place / 'seven.safetensors'}"],
+        "one": base,
+        "two": [*base, f"--teachers.other.checkpoint={DEMO_TEACHER}", "--losses.nkd.teacher=other"],
     }  # fmt: skip
     options = [[*words, f"--workdir={place / name}"] for name, words in commands.items()]
     found = dict(zip(commands, run_several(2, place / "commands", options), strict=True))
@@ -39,6 +41,24 @@ def outcomes(tmp_path_factory, small_beton, demo_cache):
 
 def nkd_of(workdir):
     return [line["nkd"] for line in metrics_of(workdir) if "nkd" in line]
+
+
+def test_two_copies_of_a_teacher_with_a_term_each_teach_bit_for_bit_what_one_with_both_terms_does(outcomes):
+    place, found = outcomes
+    one, two = (metrics_of(place / name) for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] and len(one) == 4
+    computed = {"total", "ce", "nkd", "vitkd_mimic", "vitkd_generate", "grad_norm", "val_top1", "val_kl"}
+    assert computed <= {key for line in one for key in line}
+    for line, other in zip(one, two):
+        assert all(line[key] == other[key] for key in computed & line.keys()), line["step"]
+    assert two[-1]["val_agreement/other"] == two[-1]["val_agreement"]
+    weights = [(place / name / "student.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+    for name, key in (("one", "teacher"), ("two", "teachers")):
+        config, described = (json.loads((place / name / file).read_text()) for file in ("config.json", "student.json"))
+        assert {"teacher", "teachers"} & config["run"].keys() == {key} == {"teacher", "teachers"} & described.keys()
+        assert {"teacher", "teachers"} & config["models"].keys() == {key}
+    assert "teachers.other: top-1" in found["two"]["said"] and "teachers.other: deit3" in found["two"]["said"]
 
 
 def test_a_convolutional_teacher_teaches_logits_as_a_shard_and_as_a_replica(outcomes):

@@ -9,6 +9,7 @@ import vitkd_ds
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.config.run_folder import CHECKPOINTS, CONFIG, DONE, SUMMARY, is_begun, newest, read_json
+from vitkd_ds.config.teachers import of_any
 from vitkd_ds.data.images import SPLITS, fingerprint_of
 
 FREE_KEYS = frozenset(
@@ -117,7 +118,7 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
 def learned_settings(run: Run) -> dict[str, Any]:
     """Dotted key -> value, as JSON gives it back, of the settings that change what is learned."""
     flat = flattened(json.loads(json.dumps(as_dict(run))))
-    return {key: value for key, value in flat.items() if key not in FREE_KEYS}
+    return {key: value for key, value in flat.items() if of_any(key) not in FREE_KEYS}
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

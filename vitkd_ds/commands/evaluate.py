@@ -12,6 +12,7 @@ from vitkd_ds.commands.probe import probe_exported
 from vitkd_ds.config.options import WEIGHTS
 from vitkd_ds.config.run import DataConfig, Run, TeacherConfig
 from vitkd_ds.config.run_folder import POINTERS, description_beside, find_weights, model_of
+from vitkd_ds.config.teachers import USUAL
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.models import build
 from vitkd_ds.models.features import tap_features
@@ -67,27 +68,33 @@ def evaluate_exported(
     data = exported.data(
         find_packed("val", val), num_classes=len(classes), max_val_images=most, labels=labels, classes=kept
     )
-    teacher_config = _teacher_of(run, teacher, teacher_checkpoint)
-    if not classes and teacher_config is None:
+    teachers = _teachers_of(run, teacher, teacher_checkpoint)
+    if not classes and not teachers:
         raise ValueError(
             f"a student without a classifier is evaluated by --knn and --probe, or by how it agrees with a teacher, "
             f"found no teacher of {exported.folder}: give --knn --probe --train FILE --val FILE, or --teacher"
         )
     model = exported.model()
     loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, classes=classes, device=device)
-    if classes and teacher_config and not _has_classes(teacher_config, classes):
-        teacher_config = None
-    features = _teacher_features(teacher_config, data, device) if teacher_config else None
+    fitting = {name: config for name, config in teachers.items() if not classes or _has_classes(config, classes)}
+    built = {name: _teacher_features(config, data, device) for name, config in fitting.items()}
+    features = {name: each for name, each in built.items() if each}
     measure = evaluate if classes else evaluate_features
-    return measure(model, loader, normalization=build.normalization_of(model), teacher=features)
+    return measure(model, loader, normalization=build.normalization_of(model), teachers=features)
 
 
-def _teacher_of(run: Run | None, teacher: str, checkpoint: str) -> TeacherConfig | None:
+def _teachers_of(run: Run | None, teacher: str, checkpoint: str) -> dict[str, TeacherConfig]:
     """The teacher that the options name, or else the run's own; raises ValueError if the options do not fit."""
-    if not teacher:
-        if checkpoint:
-            raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
-        return run.teacher if run and run.teacher and run.teacher.checkpoint != "random" else None
+    if teacher:
+        return {USUAL: _teacher_of(teacher, checkpoint)}
+    if checkpoint:
+        raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
+    own = run.teachers if run else {}
+    return {name: config for name, config in own.items() if config.checkpoint != "random"}
+
+
+def _teacher_of(teacher: str, checkpoint: str) -> TeacherConfig:
+    """The teacher that the options name; raises ValueError if they do not fit."""
     # A path, which a mistyped one must stay: no name of timm has a slash.
     if "/" in teacher or Path(teacher).exists() or teacher in POINTERS:
         if checkpoint:
@@ -103,7 +110,7 @@ def _teacher_of(run: Run | None, teacher: str, checkpoint: str) -> TeacherConfig
             )
         return TeacherConfig(**described, checkpoint=str(weights))
     # A name, with or without weights of one's own.
-    if checkpoint in WEIGHTS["teacher"][1]:
+    if checkpoint in WEIGHTS[TeacherConfig][1]:
         return TeacherConfig(model=teacher, checkpoint=checkpoint or "hub")
     weights = find_weights(checkpoint, "--teacher_checkpoint")
     described = model_of(description_beside(weights))

@@ -16,8 +16,17 @@ from torch import Tensor, nn
 
 from vitkd_ds.commands.compare.table import safe_cell
 from vitkd_ds.commands.show import one_line
-from vitkd_ds.config.run import DataConfig, Run, read_run
-from vitkd_ds.config.run_folder import CONFIG, DESCRIPTION, EXPORTED, STUDENT, find_student, read_json, read_student
+from vitkd_ds.config.run import DataConfig, Run
+from vitkd_ds.config.run_folder import (
+    CONFIG,
+    DESCRIPTION,
+    EXPORTED,
+    STUDENT,
+    find_student,
+    read_json,
+    read_run,
+    read_student,
+)
 from vitkd_ds.data.images import crops_of
 from vitkd_ds.data.order import SAMPLE_DTYPE
 from vitkd_ds.data.sources import NO_LABELS, Source, open_source

@@ -3,12 +3,14 @@ torch."""
 
 import errno
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from vitkd_ds.config.losses import BAD_ENTRY_POINTS
-from vitkd_ds.config.run import Run, peak_lr
+from vitkd_ds.config.run import Run, TeacherConfig, peak_lr
 from vitkd_ds.config.run_folder import CHECKPOINTS, newest
+from vitkd_ds.config.teachers import called, role_of, teacher_of
 from vitkd_ds.config.term import terms_of_a_teacher, terms_of_logits
 
 EXTRAS = {
@@ -18,6 +20,9 @@ EXTRAS = {
     "trackio": "pip install 'vitkd_ds[trackio]' && pip install --no-deps 'trackio>=0.43,<0.44'",
 }
 """Trackers that are packages of their own, under these names, and how to install them."""
+
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+"""What a teacher may be called: its name is part of options and of the names of logged values."""
 
 
 def check_run(run: Run) -> None:
@@ -30,13 +35,12 @@ def check_run(run: Run) -> None:
         raise ValueError(BAD_ENTRY_POINTS[0])
     _check_is_complete(run)
     _check_rate(run)
-    active = run.losses.active()
-    if not active:
+    if not run.losses.active():
         raise ValueError(
             "losses must have at least one term, got none with a weight above 0. Set --losses.ce.weight=1."
         )
-    _check_teacher(run)
-    for term in active.values():
+    _check_teachers(run)
+    for term in run.losses.active().values():
         term.check_run(run)
 
 
@@ -47,7 +51,7 @@ def check_workdir(run: Run) -> None:
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise ValueError(
-                f"--workdir must be a folder that can be made, found {error.strerror}: {run.workdir!r}. Pass another."
+                f"--workdir must be a folder that can be made, got {run.workdir!r}: {error.strerror}. Pass another."
             ) from error
 
 
@@ -89,9 +93,10 @@ def _check_without_classes(run: Run) -> None:
             f"(data.num_classes=0). Set {off}, and give a weight to one or more of "
             f"{', '.join(name for name, term in terms if not term.needs.classes)}."
         )
-    if run.teacher and run.teacher.head:
-        raise ValueError(f"teacher.head gives logits of classes, but {why} (data.num_classes=0). Omit it.")
-    if run.teacher is None:
+    for name, teacher in run.teachers.items():
+        if teacher.head:
+            raise ValueError(f"{role_of(name)}.head gives logits of classes, but {why} (data.num_classes=0). Omit it.")
+    if not run.teachers:
         raise ValueError(
             f"no teacher given, but {why} (data.num_classes=0). Pass --teacher.model NAME or --teacher.checkpoint RUN."
         )
@@ -107,75 +112,91 @@ def _check_trackers(run: Run) -> None:
             )
 
 
-def _check_teacher(run: Run) -> None:
-    """Refuse terms without the teacher that they need, a teacher that none needs, and ways to run it that clash."""
-    active = run.losses.active()
-    needing = next((f"losses.{name}" for name, term in active.items() if term.needs.teacher), None)
-    if needing and not run.teacher:
-        raise ValueError(f"{needing} needs a teacher, and recipe {run.recipe} has none: set --{needing}.weight=0")
-    if not run.teacher:
-        return
-    if not needing:
+def _check_teachers(run: Run) -> None:
+    """Reject terms without the teacher that they need, a teacher that no term needs, and ways to run it that clash."""
+    names = ", ".join(run.teachers)
+    for key, term in run.losses.active().items():
+        if not term.needs.teacher:
+            continue
+        if not run.teachers:
+            off = f"--losses.{key}.weight=0"
+            raise ValueError(f"losses.{key} needs a teacher, and recipe {run.recipe} has none. Set {off}.")
+        if teacher_of(term, run.teachers) not in run.teachers:
+            raise ValueError(
+                f"losses.{key}.teacher={term.teacher} is no teacher of this run, whose teachers are {names}. Set "
+                f"--losses.{key}.teacher to one of them."
+            )
+    for name, teacher in run.teachers.items():
+        if not NAME.fullmatch(name):
+            raise ValueError(f"a teacher's name must have letters, digits, - and _ only, got {name!r}. Rename it.")
+        losses = run.losses_of(name)
+        if not losses.active():
+            which = f" and teacher={name}" if len(run.teachers) > 1 else ""
+            raise ValueError(
+                f"{called(name)} has no use, as no term of {', '.join(terms_of_a_teacher(run.losses))} has a weight"
+                f"{which}. Give one a weight{which}, or train with --teacher none."
+            )
+        _check_teacher(role_of(name), teacher, run)
+
+
+def _check_teacher(role: str, teacher: TeacherConfig, run: Run) -> None:
+    """Reject ways to run a teacher that clash with each other or with the losses."""
+    if teacher.fp8 and teacher.placement != "replica":
         raise ValueError(
-            f"a teacher must be used by one of {', '.join(terms_of_a_teacher(run.losses))}, found no such term with a "
-            "weight: give one a weight, or take a recipe without a teacher"
+            f"{role}.fp8 needs a teacher that is whole on each rank, got {role}.placement={teacher.placement}. "
+            f"Add --{role}.placement=replica."
         )
-    if run.teacher.fp8 and run.teacher.placement != "replica":
+    # The student's attention chooses the patches, from a forward pass that gives its logits only.
+    active = run.losses.active().items()
+    comparing = [key for key, term in active if term.needs.tapped("teacher") is not None]
+    if teacher.keep_tokens and comparing:
         raise ValueError(
-            f"teacher.fp8 needs a teacher that is whole on each rank, found teacher.placement={run.teacher.placement}: "
-            "add --teacher.placement=replica"
-        )
-    comparing = [name for name, term in active.items() if term.needs.tapped("teacher") is not None]
-    if run.teacher.keep_tokens and comparing:
-        raise ValueError(
-            f"teacher.keep_tokens must be 0 with losses that compare tokens, some of which the teacher would lack, "
-            f"found {run.teacher.keep_tokens} and losses.{', losses.'.join(comparing)}: set --teacher.keep_tokens=0, "
+            f"{role}.keep_tokens must be 0 with losses that compare tokens, some of which the teacher would lack, "
+            f"found {teacher.keep_tokens} and losses.{', losses.'.join(comparing)}: set --{role}.keep_tokens=0, "
             f"or train with {', '.join(terms_of_logits(run.losses))} alone"
         )
-    if run.teacher.checkpoint == "random" and not run.debug:
-        raise ValueError("teacher.checkpoint=random is for --debug runs only: give a file or hub, or add --debug")
+    if teacher.checkpoint == "random" and not run.debug:
+        raise ValueError(f"{role}.checkpoint=random is for --debug runs only. Give a file or hub, or add --debug.")
 
 
 def _check_is_complete(run: Run) -> None:
-    """Refuse a recipe that leaves models or data to the options, where these do not name them."""
+    """Reject a recipe that leaves models or data to the options, where these do not name them."""
+    no_model = f"must name a timm model, and recipe {run.recipe} names none. Give"
     if not run.student.model:
-        raise ValueError(
-            f"student.model must name a timm model, and recipe {run.recipe} names none: give --student.model, or a run "
-            "folder with --student.init"
-        )
-    if run.teacher and not run.teacher.model:
-        raise ValueError(
-            f"teacher.model must name a timm model, and recipe {run.recipe} names none: give --teacher.model, or a run "
-            "folder with --teacher.checkpoint, or train with --teacher none"
-        )
+        raise ValueError(f"student.model {no_model} --student.model, or a run folder with --student.init.")
+    for name, teacher in run.teachers.items():
+        role = role_of(name)
+        if not teacher.model:
+            raise ValueError(
+                f"{role}.model {no_model} --{role}.model, or a run folder with --{role}.checkpoint, or train with "
+                "--teacher none."
+            )
     for split in ("train", "val"):
         if not getattr(run.data, split):
             raise ValueError(
-                f"data.{split} must name images, and recipe {run.recipe} names none: give a .beton, or a folder that "
-                f"holds a folder per class, with --data.{split}"
+                f"data.{split} must name images, and recipe {run.recipe} names none. Give a .beton, or a folder that "
+                f"holds a folder per class, with --data.{split}."
             )
 
 
 def _check_rate(run: Run) -> None:
-    """Refuse a learning rate that has no epoch in which to fall, or falls to more than its peak. A debug run may: it is
+    """Reject a learning rate that has no epoch in which to fall, or falls to more than its peak. A debug run may: it is
     short, and its batch small."""
     optim = run.optim
     if optim.warmup_epochs and optim.warmup_fraction:
         raise ValueError(
-            f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, found {optim.warmup_epochs:g} and "
-            f"{optim.warmup_fraction:g}: set the other one to 0"
+            f"one of optim.warmup_epochs and optim.warmup_fraction must be 0, got {optim.warmup_epochs:g} and "
+            f"{optim.warmup_fraction:g}. Set the other one to 0."
         )
-    if run.debug:
-        return
-    if optim.warmup_epochs >= run.epochs:
+    if optim.warmup_epochs >= run.epochs and not run.debug:
         raise ValueError(
-            f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, found "
-            f"{optim.warmup_epochs:g} of {run.epochs:g}: lower --optim.warmup_epochs, or set it to 0 and give "
-            "--optim.warmup_fraction=0.05"
+            f"optim.warmup_epochs must be less than epochs, or the learning rate never falls, got "
+            f"{optim.warmup_epochs:g} of {run.epochs:g}. Lower --optim.warmup_epochs, or set it to 0 and give "
+            "--optim.warmup_fraction=0.05."
         )
-    if optim.min_lr > peak_lr(run):
+    if optim.min_lr > peak_lr(run) and not run.debug:
         raise ValueError(
             f"optim.min_lr must be at most the peak learning rate, which is {optim.lr:g} for {optim.lr_batch_size} "
-            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, found {optim.min_lr:g}: lower "
-            "--optim.min_lr, or raise --optim.lr"
+            f"images and {peak_lr(run):g} for global_batch_size={run.global_batch_size}, got {optim.min_lr:g}. Lower "
+            "--optim.min_lr, or raise --optim.lr."
         )

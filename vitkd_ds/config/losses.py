@@ -4,6 +4,7 @@ adds a term here, or in a package of their own by an entry point, and nothing in
 Nothing here imports torch: a term names its module, and says what it compares as a function of its settings.
 """
 
+from collections.abc import Collection
 from dataclasses import field, replace
 from keyword import iskeyword
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from vitkd_ds.config import entry_points
 from vitkd_ds.config.part import Number, Part, Rule, require
+from vitkd_ds.config.teachers import teacher_of
 from vitkd_ds.config.term import MeasuredCost, Needs, PairedBlocksTerm, Term
 
 TWO_BLOCKS = Rule(lambda blocks: len(blocks) == 2, "two blocks with a comma, as the loss has two aligners")
@@ -246,6 +248,15 @@ class Losses(Part, place="losses"):
     def active(self) -> dict[str, Any]:
         """The terms whose weight is not 0, by name."""
         return {name: term for name, term in self.terms().items() if term.weight}
+
+    def of_teacher(self, name: str, names: Collection[str]) -> "Losses":
+        """Return a copy with only those terms active that compare a teacher, one of the run's teachers `names`."""
+        off = {
+            key: replace(term, weight=0.0)
+            for key, term in self.active().items()
+            if not term.needs.teacher or teacher_of(term, names) != name
+        }
+        return replace(self, **off)
 
     @property
     def needs(self) -> Needs:

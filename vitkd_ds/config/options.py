@@ -2,26 +2,27 @@
 terms that are off without a teacher. Nothing here imports torch."""
 
 import logging
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Mapping
 
 from vitkd_ds.config import run_folder
 from vitkd_ds.config.overrides import apply_overrides
-from vitkd_ds.config.run import Run, TeacherConfig, read_run
+from vitkd_ds.config.run import Run, StudentConfig, TeacherConfig
+from vitkd_ds.config.teachers import MANY, USUAL, path_of, shortened
 from vitkd_ds.config.term import terms_of_a_teacher
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = {"student": ("init", ("", "hub")), "teacher": ("checkpoint", ("", "hub", "demo", "random"))}
+WEIGHTS = {StudentConfig: ("init", ("", "hub")), TeacherConfig: ("checkpoint", ("", "hub", "demo", "random"))}
 """The field that names a model's weights, and its values that are no path."""
 
 
 def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
     """Copy a recipe's run with options such as {"optim.lr": "3e-4"} set.
 
-    - `teacher`: "none" trains without one; the terms that need a teacher are then off. A recipe without a teacher gets
-      one by any option of it.
+    - `teacher`: "none" trains without any; the terms that need a teacher are then off. Any option of a teacher that the
+      recipe lacks adds it: `teacher.X` is short for `teachers.teacher.X`.
     - `teacher.checkpoint` and `student.init` take a run folder, a checkpoint or an export, which also says the model
       and its arguments; the result names the file of weights in it.
       A run that was begun with an earlier checkpoint of the same run keeps it.
@@ -30,31 +31,31 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
     Raises:
         ValueError: an option or value that is none (the nearest is named), or files that contradict the options.
     """
-    own = {key: text for key, text in options.items() if key != "teacher"}
-    run = apply_overrides(_with_or_without_teacher(recipe, options), own)
-    for role, (key, _) in WEIGHTS.items():
-        if getattr(run, role):
-            run = _with_described_model(_without_old_args(run, recipe, role, own), role, own)
+    own = {shortened(key): text for key, text in options.items() if key != USUAL}
+    run = apply_overrides(_with_teachers(recipe, options), own)
+    for role, config in run.models.items():
+        run = _with_described_model(_without_old_args(run, recipe, role, own), role, own)
+        key, _ = WEIGHTS[type(config)]
         if f"{role}.{key}" in own:
             run = _with_weights_of_before(run, role, own[f"{role}.{key}"])
-    return run if run.teacher else _without_terms_of_a_teacher(run, options)
+    return run if run.teachers else _without_terms_of_a_teacher(run, options)
 
 
-def _with_or_without_teacher(run: Run, options: Mapping[str, str]) -> Run:
-    """Give the run a teacher if an option needs one, or none if `teacher` says so."""
-    own = next((key for key in options if key.startswith("teacher.")), None)
-    if "teacher" not in options:
-        defaults = {field.name: field.default for field in fields(TeacherConfig) if field.default is not MISSING}
-        is_new = run.teacher is None and own is not None
-        return replace(run, teacher=TeacherConfig(model="", **defaults)) if is_new else run
-    if options["teacher"] != "none":
+def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
+    """Add the teachers that the run lacks and an option sets, or remove all if `teacher` says so."""
+    paths = {key: path_of(key) for key in options if key != USUAL}
+    own = {key: path[1] for key, path in paths.items() if path[0] == MANY and len(path) == 3}
+    if USUAL not in options:
+        added = {name: TeacherConfig(model="") for name in own.values() if name not in run.teachers}
+        return replace(run, teachers=run.teachers | added)
+    if options[USUAL] != "none":
         raise ValueError(
-            f"--teacher must be none, got {options['teacher']!r}. Name a teacher's weights or run folder with "
+            f"--teacher must be none, got {options[USUAL]!r}. Name a teacher's weights or run folder with "
             "--teacher.checkpoint, or its architecture with --teacher.model."
         )
-    if own:
-        raise ValueError(f"--{own} and --teacher none exclude each other. Omit one of them.")
-    return replace(run, teacher=None)
+    for key in own:
+        raise ValueError(f"--{key} and --teacher none exclude each other. Omit one of them.")
+    return replace(run, teachers={})
 
 
 def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
@@ -63,21 +64,21 @@ def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
         term, option = getattr(run.losses, name), f"losses.{name}.weight"
         if option not in options:
             run = replace(run, losses=replace(run.losses, **{name: replace(term, weight=0.0)}))
-        elif term.weight and "teacher" in options:
+        elif term.weight and USUAL in options:
             raise ValueError(f"--{option}={options[option]} needs a teacher, got --teacher none. Omit one of them.")
     return run
 
 
 def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, str]) -> Run:
     """Drop the recipe's arguments of another model than the one that is now named."""
-    config, before = getattr(run, role), getattr(recipe, role)
+    config, before = run.models[role], recipe.models.get(role)
     is_other = before is not None and config.model != before.model
     if not (is_other and config.model_args and f"{role}.model_args" not in options):
         return run
     old = f"recipe {recipe.recipe}'s {before.model}"
     args = dict(config.model_args)
     logger.info(f"{role}.model={config.model} takes the place of {old}: its {role}.model_args {args} are dropped")
-    return replace(run, **{role: replace(config, model_args={})})
+    return run.with_model(role, replace(config, model_args={}))
 
 
 def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Run:
@@ -86,7 +87,8 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
     An option that names another model is rejected, and `model_args` of an option stay, as a model may be built with
     more arguments than it was stored with.
     """
-    config, (key, words) = getattr(run, role), WEIGHTS[role]
+    config = run.models[role]
+    key, words = WEIGHTS[type(config)]
     value = getattr(config, key)
     if value in words:
         return run
@@ -100,18 +102,20 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
         )
     if f"{role}.model_args" in options:
         described.pop("model_args", None)
-    return replace(run, **{role: replace(config, **{key: str(path)}, **described)})
+    return run.with_model(role, replace(config, **{key: str(path)}, **described))
 
 
 def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
     """Keep the checkpoint with which the run in workdir was begun, where the option `given` names the run that it is
     of: that one may have trained on, or become finished, since."""
-    workdir, path, (key, words) = Path(run.workdir), Path(given).expanduser(), WEIGHTS[role]
+    config = run.models[role]
+    key, words = WEIGHTS[type(config)]
+    workdir, path = Path(run.workdir), Path(given).expanduser()
     moves = given not in words and run_folder.is_student(path) and not run_folder.TAG.fullmatch(path.name)
     is_begun = run_folder.is_begun(workdir) and (workdir / run_folder.CONFIG).is_file()
     if not moves or run.resume == "none" or not is_begun:
         return run
-    config, before = getattr(run, role), getattr(read_run(workdir), role)
+    before = run_folder.read_run(workdir).models.get(role)
     old, new = getattr(before, key) if before else "", getattr(config, key)
     if old in words or old == new or run_folder.run_of(Path(old)) != run_folder.run_of(Path(new)):
         return run
@@ -121,4 +125,4 @@ def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
             "Restore the file, or give another --workdir."
         )
     logger.info(f"{role}.{key} stays {old}, with which {workdir} was begun, though {given} means {new} now")
-    return replace(run, **{role: replace(config, **{key: old})})
+    return run.with_model(role, replace(config, **{key: old}))

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from vitkd_ds.config.part import KINDS, explain, holds_many, locate, part_in, require, what
+from vitkd_ds.config.teachers import path_of, shortened
 
 T = TypeVar("T")
 
@@ -46,16 +47,16 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:
     """Yield every setting of a part and the parts in it; of a part that is None, those of its class.
 
-    In a field that maps names to parts, each name is a part; without any, NAME stands for one.
+    In a field that maps names to parts, each name is a part; without any, their class's place is the name of one.
     """
     for name, field in cls.__pydantic_fields__.items():
         value = field.get_default(call_default_factory=True) if part is None else getattr(part, name)
         inner = part_in(field)
         if inner is None:
-            yield Setting(prefix + name, cls, field, value, part is not None)
+            yield Setting(shortened(prefix + name), cls, field, value, part is not None)
             continue
         value = None if value is PydanticUndefined else value
-        for below, one in (value or {"NAME": None}).items() if holds_many(field) else [("", value)]:
+        for below, one in (value or {inner._place: None}).items() if holds_many(field) else [("", value)]:
             yield from settings_of(inner, one, ".".join(filter(None, (f"{prefix}{name}", below))) + ".")
 
 
@@ -69,11 +70,11 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
     """
     tree = asdict(run)
     for key, text in overrides.items():
-        path = key.split(".")
+        path = path_of(key)
         field = locate(type(run), path)[1]
         if field is None:
             valid = [setting.key for setting in settings_of(type(run), run)]
-            raise ValueError(f"--{key} is no option: {nearest(key, valid)}")
+            raise ValueError(f"--{key} is no option: {nearest(shortened(key), valid)}")
         try:
             value = _plain(text, field.annotation)
         except (ValueError, RecursionError):

@@ -13,6 +13,8 @@ from annotated_types import Predicate
 from pydantic import ConfigDict, ValidationError, WrapValidator
 from pydantic.fields import FieldInfo
 
+from vitkd_ds.config.teachers import shortened
+
 KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -114,10 +116,10 @@ def explain(error: ValidationError, cls: Any) -> str:
     """Say the first problem that pydantic found in a settings class, with the evidence and the remedy."""
     first = error.errors(include_url=False)[0]
     names = [name for name in first["loc"] if isinstance(name, str)]  # without the index in a tuple
-    key = ".".join(filter(None, (cls._place, *names)))
+    key = shortened(".".join(filter(None, (cls._place, *names))))
     owner, field = locate(cls, names)
-    if first["type"] == "value_error":  # of a check with a message of its own
-        return str(first["ctx"]["error"])
+    if first["type"] in ("value_error", "assertion_error"):  # of a check with a message of its own
+        return f"{key}: {first['ctx']['error']}" if field else str(first["ctx"]["error"])
     if first["type"] == "missing" and first["loc"][-1] == names[-1]:
         return f"{key} is missing. Set it in the recipe or with --{key}."
     if first["type"] == "unexpected_keyword_argument":

@@ -6,20 +6,17 @@ Nothing here imports torch, so a bad configuration is refused before anything he
 stage, precision, buckets) belongs to ``ds_configs/*.json``.
 """
 
-from dataclasses import asdict, field
-from pathlib import Path
+from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal, Mapping
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from vitkd_ds.config import entry_points
 from vitkd_ds.config.losses import LossesConfig
-from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.part import Number, Part, Rule
-from vitkd_ds.config.reading import Unreadable, load_json
-from vitkd_ds.config.run_folder import CONFIG
+from vitkd_ds.config.teachers import role_of, settings_from_file, settings_to_store
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 Modes = Literal["off", "default", "max-autotune", "reduce-overhead"]
@@ -234,8 +231,9 @@ class Run(Part, place=""):
     workdir: str
     """Run folder. A folder that holds an unfinished run of the same settings is continued."""
     student: StudentConfig
-    teacher: TeacherConfig | None
-    """None is plain training; no loss term may need a teacher then."""
+    teachers: dict[str, TeacherConfig]
+    """Teachers by name; without any it is plain training, and no loss term may need one. Files and options call the
+    only one of a recipe `teacher`."""
     data: DataConfig
     augment: AugmentConfig
     losses: LossesConfig
@@ -289,6 +287,28 @@ class Run(Part, place=""):
         """Whether torch.compile runs the models."""
         return self.compile != "off"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, values: Any) -> Any:
+        """Read the settings of a file; those of Python are as declared."""
+        return settings_from_file(values) if isinstance(values, dict) else values
+
+    @property
+    def models(self) -> dict[str, StudentConfig | TeacherConfig]:
+        """Settings of all models by their place in the run: student, then teacher or teachers.NAME."""
+        return {"student": self.student} | {role_of(name): config for name, config in self.teachers.items()}
+
+    def with_model(self, role: str, config: StudentConfig | TeacherConfig) -> "Run":
+        """Return a copy with other settings of the model at a place."""
+        if role == "student":
+            return replace(self, student=config)
+        changed = {name: config for name in self.teachers if role_of(name) == role}
+        return replace(self, teachers=self.teachers | changed)
+
+    def losses_of(self, teacher: str) -> LossesConfig:
+        """Return the losses with only those terms active that compare this teacher."""
+        return self.losses.of_teacher(teacher, self.teachers)
+
 
 def peak_lr(run: Run) -> float:
     """The highest learning rate of a run, at its global batch."""
@@ -297,23 +317,4 @@ def peak_lr(run: Run) -> float:
 
 def as_dict(run: Run) -> dict[str, Any]:
     """The run as nested plain dicts and tuples, for config.json."""
-    return asdict(run)
-
-
-def read_run(path: Path) -> Run:
-    """Read the run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed.
-
-    Raises:
-        ValueError: there is no such file, or no run of this version in it; the message names the file.
-        Unreadable: the disk failed.
-    """
-    file = path / CONFIG if path.is_dir() else path
-    try:
-        stored = load_json(file)
-        return from_dict(Run, stored["run"] if isinstance(stored, dict) and "run" in stored else stored)
-    except Unreadable:
-        raise
-    except OSError as error:
-        raise ValueError(f"no run at {file}: {error.strerror}. Check the path.") from None
-    except ValueError as error:
-        raise ValueError(f"{file} holds no run of this version: {error}") from None
+    return settings_to_store(asdict(run))

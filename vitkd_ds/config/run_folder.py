@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from vitkd_ds.config.reading import NOT_THERE, Unreadable, load_json, patiently, read_bytes
+from vitkd_ds.config.overrides import from_dict
+from vitkd_ds.config.reading import NOT_THERE, Unreadable, load_json, patiently
+from vitkd_ds.config.run import Run
 
 T = TypeVar("T")
 CHECKPOINTS = "checkpoints"
@@ -26,33 +28,40 @@ NOT_OF_THE_MODEL = ("num_classes", "img_size", "pretrained_cfg_overlay")
 """Arguments in a description that a run sets by itself, from its data."""
 
 EXPORTED = {
-    "model": str, "args": dict, "args.num_classes": int, "normalization.mean": list,
-    "normalization.std": list, "image_size": int, "val_crop_fraction": int | float, "interpolation": str,
+    "model": str,
+    "args": dict,
+    "args.num_classes": int,
+    "normalization.mean": list,
+    "normalization.std": list,
+    "image_size": int,
+    "val_crop_fraction": int | float,
+    "interpolation": str,
     "classes": list,
-}  # fmt: skip
+}
 """Keys of an exported student's description, with their types, from which it is rebuilt and fed."""
 
 
 def tags(folder: Path) -> list[str]:
     """Published checkpoints in a checkpoints folder, newest first."""
-    try:
-        names = patiently(os.listdir)(folder)
-    except OSError as error:
-        if error.errno in NOT_THERE:
-            return []
-        raise
+    names = _read_if_there(os.listdir, folder) or ()
     return sorted((name for name in names if TAG.fullmatch(name)), reverse=True)
 
 
 def pointer(folder: Path, name: str) -> str:
     """The checkpoint that `latest` or `best` names, "" if there is none."""
+    content = _read_if_there(Path.read_bytes, folder / name) or b""
+    text = content.decode(errors="replace").strip()
+    return text if TAG.fullmatch(text) else ""
+
+
+def _read_if_there(read: Callable[[Path], T], path: Path) -> T | None:
+    """Read `patiently`; return None where there is no such file."""
     try:
-        text = read_bytes(folder / name).decode(errors="replace").strip()
+        return patiently(read)(path)
     except OSError as error:
         if error.errno in NOT_THERE:
-            return ""
+            return None
         raise
-    return text if TAG.fullmatch(text) else ""
 
 
 def newest(folder: Path) -> str:
@@ -87,16 +96,15 @@ def find_student(source: str | Path) -> Path:
 def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
     """Call `use` with the folder of a student that `find` finds. A run may delete that checkpoint meanwhile; then the
     newer one that `find` finds is used. Raises what `find` and `use` raise."""
-    for is_last in (*[False] * 19, True):
+    for _ in range(19):
         folder = None
         try:
             folder = find()
             return use(folder)
         except (OSError, ValueError):
-            is_there = folder is not None and all((folder / name).is_file() for name in (STUDENT, DESCRIPTION))
-            if is_there or is_last:
+            if folder is not None and all((folder / name).is_file() for name in (STUDENT, DESCRIPTION)):
                 raise
-    raise AssertionError("the last attempt returns or raises")
+    return use(find())
 
 
 def find_weights(source: str, key: str) -> Path:
@@ -183,3 +191,22 @@ def model_of(description: dict[str, Any]) -> dict[str, Any]:
         return {}
     args = {key: value for key, value in description["args"].items() if key not in NOT_OF_THE_MODEL}
     return {"model": description["model"], "model_args": args}
+
+
+def read_run(path: Path) -> Run:
+    """Read the run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed.
+
+    Raises:
+        ValueError: there is no such file, or no run of this version in it; the message names the file.
+        Unreadable: the disk failed.
+    """
+    file = path / CONFIG if path.is_dir() else path
+    try:
+        stored = load_json(file)
+        return from_dict(Run, stored["run"] if isinstance(stored, dict) and "run" in stored else stored)
+    except Unreadable:
+        raise
+    except OSError as error:
+        raise ValueError(f"no run at {file}: {error.strerror}. Check the path.") from None
+    except ValueError as error:
+        raise ValueError(f"{file} holds no run of this version: {error}") from None

@@ -7,6 +7,7 @@ from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 
 from vitkd_ds.config.part import Number, Part, require
+from vitkd_ds.config.teachers import USUAL
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Term(Part, place="losses"):
     """Factor of the term in the total; 0 is off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the weight: constant, or linear / cosine from the weight down to 0 at the last step."""
+    teacher: str = USUAL
+    """Name of the teacher that it compares, if it compares any; `teacher` is also a run's only one of another name."""
 
     def check_run(self, run: Any) -> None:
         """Raise ValueError if it cannot be computed in this run, a `Run`."""

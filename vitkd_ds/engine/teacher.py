@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.teachers import USUAL
 from vitkd_ds.config.term import Needs
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.compile import compile_options
@@ -84,9 +85,9 @@ def partition_blocks(
     ranks.together(partial(stream.fill, model, "", dtype))
 
 
-def keeps_whole(run: Run) -> bool:
+def keeps_whole(placement: str) -> bool:
     """Whether a rank keeps all of a partitioned teacher that it has gathered once."""
-    return ranks.world_size() == 1 and run.teacher.placement == "shard"
+    return ranks.world_size() == 1 and placement == "shard"
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
@@ -105,31 +106,39 @@ class Teacher:
     and nobody's `train()` reaches it. All ranks must build it, and call it the same number of times, with at most
     `micro_batch_size` images. It is compiled as a whole, or block by block where weights are gathered. `on_block` is
     called before each block that is read from a file, which may take long.
+
+    Args:
+        name: the teacher's name in `run.teachers`.
+        left: see `Pace`; teachers that run one after another share it.
     """
 
     def __init__(
         self,
         model: nn.Module,
         run: Run,
+        name: str = USUAL,
         *,
         device: torch.device,
         micro_batch_size: int,
         on_block: Callable[[], None] = lambda: None,
+        left: deque[tuple[Any, int]] | None = None,
     ) -> None:
-        size = run.teacher.image_size
+        config = run.teachers[name]
+        size = config.image_size
         self.normalization = normalization_of(model, image_size=size if size != run.data.image_size else 0)
         self._fill_up_to = micro_batch_size if run.is_compiled else 0
-        file = f"ds_configs/{TEACHER_FILES[run.teacher.placement]}"
+        file = f"ds_configs/{TEACHER_FILES[config.placement]}"
         ds_config = load_ds_config(file, {"train_micro_batch_size_per_gpu": micro_batch_size})
         resolve_auto(ds_config, world_size=ranks.world_size())
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
-        if run.teacher.keep_tokens:
+        if config.keep_tokens:
             model.patch_drop = KeptTokens(model.num_prefix_tokens)
         # Buffers too, such as a batch norm's: DeepSpeed rounds the parameters alone.
-        module = FeatureModule(model.requires_grad_(False), run.losses.needs).to(self.dtype)
-        if run.teacher.placement == "replica":
+        module = FeatureModule(model.requires_grad_(False), run.losses_of(name).needs).to(self.dtype)
+        self._pace: Pace | None = None
+        if config.placement == "replica":
             self.module = module.to(device)
-            if run.teacher.fp8:
+            if config.fp8:
                 quantize_blocks(self.module.model)
             if run.is_compiled:
                 self.module.compile(options=compile_options(run.compile))
@@ -143,8 +152,9 @@ class Teacher:
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
             for hook in self.module.optimizer.backward_hooks:
                 hook.remove()  # there is no backward pass, and they cost a forward as much as all the rest of ZeRO
-            if runs_ahead() and not keeps_whole(run):
-                Pace(getattr(model, "blocks", ()), placement=run.teacher.placement)
+            if runs_ahead() and not keeps_whole(config.placement):
+                left = deque() if left is None else left
+                self._pace = Pace(getattr(model, "blocks", ()), left, placement=config.placement)
         self.module.eval()
         self._modules = tuple(module.modules())  # DeepSpeed's engine itself is always in training mode
 
@@ -170,6 +180,8 @@ class Teacher:
                 images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         if not are_normalized:
             images_BCHW = self.normalization.apply(images_BCHW, self.dtype)
+        if self._pace:
+            self._pace.wait()
         features = self.module(images_BCHW) if kept_BL is None else self.module(images_BCHW, kept_BL)
         if missing > 0:
             features = tree_map_only(Tensor, lambda feature: feature[:num_images], features)
@@ -196,19 +208,28 @@ class Pace:
     gathers ahead of the host, by `stage3_prefetch_bucket_size`, comes on top.
 
     It must be made after DeepSpeed's engine: only hooks that are registered later see a block that was freed.
+
+    Args:
+        left: end and size of each block that the host has left and the GPU may not have computed yet. Teachers that run
+            one after another share it, so that the bound holds for all of them together.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], *, placement: str) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], left: deque[tuple[Any, int]], *, placement: str) -> None:
         sizes = [sum(_gathered_bytes(p) for p in block.parameters()) for block in blocks]
-        self._most = most_blocks(placement, max(sizes, default=1))
-        self._left: deque[Any] = deque()
+        self._largest = max(sizes, default=1)
+        self._most_bytes = self._largest * most_blocks(placement, self._largest)
+        self._left = left
         for block in blocks:
             block.register_forward_hook(self._leave)
 
+    def wait(self) -> None:
+        """Wait until another block of this teacher has room; to be called before its forward pass, too."""
+        while self._left and sum(size for _, size in self._left) + self._largest > self._most_bytes:
+            self._left.popleft()[0].synchronize()
+
     def _leave(self, *_: Any) -> None:
-        self._left.append(get_accelerator().current_stream().record_event())
-        if len(self._left) == self._most:
-            self._left.popleft().synchronize()
+        self._left.append((get_accelerator().current_stream().record_event(), self._largest))
+        self.wait()
 
 
 def quantize_blocks(model: nn.Module) -> None:

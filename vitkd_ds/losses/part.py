@@ -49,12 +49,12 @@ class LossPart(nn.Module):
 
     Its `forward(student, teacher, targets_BK)` computes the parts of the term, whose sum is the term: a dict of fp32
     scalars by the names that the log shows. `student` and `teacher` are `Features`, of which the student's get the
-    gradient and the teacher's have none (None if no active term needs a teacher); `targets_BK` are soft labels, fp32,
+    gradient and the teacher's have none (None if the term needs no teacher); `targets_BK` are soft labels, fp32,
     [B, 0] in a run without labels.
 
     Args:
         term: the settings, a dataclass of `vitkd_ds.config.losses`.
-        pair: widths and grids; None where all active terms compare logits alone.
+        pair: widths and grids of student and teacher; None where no term compares tokens of this teacher.
         gather: joins a tensor [B, ...] of each rank along its first axis, the same on all ranks, each of which must
             call it; the gradient that an element gets is that of the mean over the ranks.
     """

@@ -14,10 +14,12 @@ import timm
 import torch
 from torch import nn
 
+from vitkd_ds.config import teachers
 from vitkd_ds.config.losses import LossesConfig
 from vitkd_ds.config.reading import raise_if_of_the_disk
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside, model_of
+from vitkd_ds.config.teachers import USUAL
 from vitkd_ds.config.term import terms_of_blocks
 from vitkd_ds.models.arguments import check_model_args, preprocessing_of, takes_image_size
 from vitkd_ds.models.features import TOKEN_MODELS
@@ -46,8 +48,14 @@ def build_student(
     Raises:
         ValueError: the model, its arguments or its weights do not fit; the message names the key.
     """
-    how = {"pretrained": config.init == "hub", "drop_path_rate": config.drop_path_rate, "needs_blocks": needs_blocks}
-    model = _create(config, data, **how)
+    model = _create(
+        config,
+        data,
+        role="student",
+        pretrained=config.init == "hub",
+        drop_path_rate=config.drop_path_rate,
+        needs_blocks=needs_blocks,
+    )
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise ValueError(
             f"student.model must be without batch norm, whose running statistics would differ on each rank, found "
@@ -62,12 +70,18 @@ def build_student(
 
 
 def build_teacher(
-    config: TeacherConfig, data: DataConfig, *, needs_blocks: bool = True, needs_logits: bool = True,
+    config: TeacherConfig,
+    data: DataConfig,
+    *,
+    role: str = USUAL,
+    needs_blocks: bool = True,
+    needs_logits: bool = True,
     stream: bool = False,
-) -> nn.Module:  # fmt: skip
-    """Build the teacher on the CPU in fp32 and eval mode, with the weights of `config.checkpoint` and no gradients.
+) -> nn.Module:
+    """Build a teacher on the CPU in fp32 and eval mode, with the weights of `config.checkpoint` and no gradients.
 
     Args:
+        role: its place in the run, which error messages name.
         needs_blocks: a term compares tokens of blocks, so the model must be one of TOKEN_MODELS.
         needs_logits: a term compares logits, so its classifier must be for data.num_classes. Else one that is not is
             left out, and the model has num_classes 0. `config.head` takes the place of any classifier: the model has it
@@ -80,39 +94,39 @@ def build_teacher(
     """
     data = replace(data, image_size=config.image_size or data.image_size)
     needs_logits = needs_logits and not config.head
-    needs = {"needs_blocks": needs_blocks, "needs_logits": needs_logits}
+    needs = {"role": role, "needs_blocks": needs_blocks, "needs_logits": needs_logits}
     model = _streamed_teacher(config, data, **needs) if stream else None
     if model is None:
         model = _create(config, data, pretrained=config.checkpoint == "hub", **needs)
         if config.checkpoint not in ("hub", "random"):
-            _load_file(model, config, teacher_file(config), key="teacher.checkpoint", needs_classifier=needs_logits)
+            _load_file(model, config, teacher_file(config), key=f"{role}.checkpoint", needs_classifier=needs_logits)
     if config.head:
         dims = {"dim": model.num_features, "num_classes": data.num_classes}
         has_class_token = getattr(model, "cls_token", None) is not None
-        model.linear_head = load_head(Path(config.head), has_class_token=has_class_token, **dims)
+        model.linear_head = load_head(Path(config.head), key=f"{role}.head", has_class_token=has_class_token, **dims)
         model.num_classes = data.num_classes
     return model.requires_grad_(False).eval()
 
 
 def _streamed_teacher(
-    config: TeacherConfig, data: DataConfig, *, needs_blocks: bool, needs_logits: bool
+    config: TeacherConfig, data: DataConfig, *, role: str, needs_blocks: bool, needs_logits: bool
 ) -> nn.Module | None:
     """The teacher on the meta device with its `weight_stream`; None if it cannot be streamed."""
     path = None if config.checkpoint == "random" else teacher_file(config)
     if config.checkpoint == "hub":
-        path = hub_file(config.model)
+        path = hub_file(config.model, key=f"{role}.checkpoint")
     if path is None or not can_stream(path):
         return None
     with torch.device("meta"):
         is_hub, needs = config.checkpoint == "hub", {"needs_blocks": needs_blocks, "needs_logits": needs_logits}
-        model = _create(config, data, pretrained=is_hub, fetch=False, **needs)
+        model = _create(config, data, role=role, pretrained=is_hub, fetch=False, **needs)
     if not isinstance(model, TOKEN_MODELS):
         return None
     options = {"allow_other_grid": config.allow_other_resolution, "needs_classifier": needs_logits}
     stream = WeightStream(path)
-    if not stream.keep(fit_state(model, stream.shapes, path, key="teacher.checkpoint", **options)):
+    if not stream.keep(fit_state(model, stream.shapes, path, key=f"{role}.checkpoint", **options)):
         logger.info(
-            "teacher.checkpoint=%s is not the model's own as it is: each rank reads it whole", config.checkpoint
+            "%s.checkpoint=%s is not the model's own as it is: each rank reads it whole", role, config.checkpoint
         )
         return None
     try:
@@ -173,8 +187,9 @@ def license_of(config: TeacherConfig) -> str | None:
     if config.checkpoint in ("demo", "random"):
         return None
     if config.checkpoint != "hub" and "recipe" in (described := description_beside(teacher_file(config))):
-        teacher = described.get("teacher")  # trained here, maybe with a teacher whose licence goes on
-        return teacher.get("license") if isinstance(teacher, dict) else None
+        before = teachers.read(described).values()  # trained here, maybe with teachers whose licences go on
+        licences = dict.fromkeys(each.get("license") for each in before if isinstance(each, dict))
+        return ", ".join(filter(None, licences)) or None
     is_named = config.checkpoint == "hub" or "." in config.model
     pretrained = timm.get_pretrained_cfg(config.model) if is_named else None
     return pretrained.license if pretrained else None
@@ -202,11 +217,17 @@ def statistics_of(config: StudentConfig) -> tuple[tuple[float, ...], tuple[float
 
 
 def _create(
-    config: ModelConfig, data: DataConfig, *, pretrained: bool, drop_path_rate: float = 0, needs_blocks: bool = True,
-    needs_logits: bool = True, fetch: bool = True,
-) -> nn.Module:  # fmt: skip
+    config: ModelConfig,
+    data: DataConfig,
+    *,
+    role: str,
+    pretrained: bool,
+    drop_path_rate: float = 0,
+    needs_blocks: bool = True,
+    needs_logits: bool = True,
+    fetch: bool = True,
+) -> nn.Module:
     """Create a model with timm, after refusing what timm would refuse late or not at all."""
-    role = "student" if isinstance(config, StudentConfig) else "teacher"
     default = _default_model(config.model, role=role)
     if needs_blocks and not isinstance(default, TOKEN_MODELS):
         raise ValueError(
@@ -220,7 +241,7 @@ def _create(
     args = model_args_of(config, data)["args"]
     if not takes_image_size(type(default)):
         del args["img_size"]
-    is_for_others = pretrained and role == "teacher" and default.pretrained_cfg["num_classes"] != data.num_classes
+    is_for_others = pretrained and role != "student" and default.pretrained_cfg["num_classes"] != data.num_classes
     if is_for_others or getattr(config, "head", ""):
         args["num_classes"] = 0  # its classifier is for other classes and no term needs it, or teacher.head is one
     try:
@@ -238,8 +259,9 @@ def _create(
         height, width = model.patch_embed.patch_size
         if data.image_size % height or data.image_size % width:
             raise ValueError(
-                f"{size_key_of(config)} must be a multiple of the patches of {role}.model={config.model} ({height} x "
-                f"{width}), found {data.image_size}: timm would ignore the last pixels, so change one of the two"
+                f"{size_key_of(config, role)} must be a multiple of the patches of {role}.model={config.model} "
+                f"({height} x {width}), found {data.image_size}: timm would ignore the last pixels, so change one "
+                "of the two"
             )
     assert type(model) is type(default), f"timm made a {type(model).__name__} with {args}"
     return model

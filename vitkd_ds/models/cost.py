@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitkd_ds.config import teachers
 from vitkd_ds.config.term import Needs, Term
 from vitkd_ds.losses.part import Features, LossPart, PairInfo
 from vitkd_ds.models.distiller import part_of
@@ -49,9 +50,9 @@ def forward_flops(model: nn.Module, image_size: int) -> int:
 
 
 def step_gflops(costs: dict[str, dict[str, Any] | None]) -> float:
-    """GFLOPs of one image in a training step, by the `cost_of` of `student` and `teacher`: forward and backward, which
-    is two more, of the student, and the teacher's forward; without the losses."""
-    return 3 * costs["student"]["gflops"] + (costs["teacher"]["gflops"] if costs["teacher"] else 0)
+    """GFLOPs of one image in a training step, by the `cost_of` of all models as config.json has them: forward and
+    backward, which is two more, of the student, and the teachers' forward; without the losses."""
+    return 3 * costs["student"]["gflops"] + sum(cost["gflops"] for cost in teachers.read(costs).values())
 
 
 def head_of(model: nn.Module) -> str | None:

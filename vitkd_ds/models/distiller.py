@@ -6,12 +6,14 @@ projector are sharded, clipped, checkpointed and compiled with the student. The 
 """
 
 from importlib import import_module
+from types import MappingProxyType
 from typing import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from vitkd_ds.config.losses import FACTOR, LossesConfig, Term
+from vitkd_ds.config.teachers import teacher_of
 from vitkd_ds.losses.balance import Balance
 from vitkd_ds.losses.part import Features, LossPart, PairInfo, alone
 from vitkd_ds.models.attention import AttentionMaps
@@ -25,15 +27,22 @@ class Distiller(nn.Module):
     Args:
         student: the timm model that is trained and exported.
         losses: the terms; those with weight 0 are neither computed nor given parameters.
-        keep_tokens: number of patches that the student's attention chooses for the teacher; 0 if it sees all.
-        pair: widths and patch grids of student and teacher; None where no term compares tokens.
+        pairs: widths and patch grids of student and each teacher, by the teacher's name; None where no term compares
+            its tokens.
+        keep_tokens: number of patches that the student's attention chooses for a teacher, by its name; without it, or
+            0, a teacher sees all.
         gather: joins a tensor of all ranks, see `LossPart`; None on one rank.
     """
 
     def __init__(
-        self, student: nn.Module, losses: LossesConfig, pair: PairInfo | None,
-        gather: Callable[[Tensor], Tensor] | None = None, *, keep_tokens: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        student: nn.Module,
+        losses: LossesConfig,
+        pairs: Mapping[str, PairInfo | None],
+        gather: Callable[[Tensor], Tensor] | None = None,
+        *,
+        keep_tokens: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.student = student
         self.blocks = losses.needs.tapped("student")
@@ -41,10 +50,11 @@ class Distiller(nn.Module):
         self.maps = AttentionMaps(student, attention) if attention else None
         if losses.needs.second_head:
             student.set_distilled_training(True)  # in training both heads' logits; in eval their mean, as else
-        self.keep_tokens = keep_tokens
+        self.keep_tokens = {name: number for name, number in keep_tokens.items() if number}
         self._terms = tuple(losses.active())
+        self._teachers = {name: teacher_of(term, pairs) for name, term in losses.active().items()}
         for name, term in losses.active().items():
-            self.add_module(name, part_of(term)(term, pair, gather or alone))
+            self.add_module(name, part_of(term)(term, pairs.get(self._teachers[name]), gather or alone))
         if losses.balance:
             self.balance = Balance(len(self._terms), gather or alone)
 
@@ -54,16 +64,19 @@ class Distiller(nn.Module):
         return {name: self._modules[name] for name in self._terms}
 
     def forward(
-        self, images_BCHW: Tensor, targets_BK: Tensor, teacher: Features | Callable[[Tensor], Features] | None,
+        self,
+        images_BCHW: Tensor,
+        targets_BK: Tensor,
+        teachers: Mapping[str, Features | Callable[[Tensor], Features]],
         weights: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """Compute the named loss terms of one micro-batch, and their total.
 
         Args:
             images_BCHW: normalised images in the student's dtype.
             targets_BK: soft labels, fp32; [B, 0] without labels.
-            teacher: the teacher's features of the same images; None if no term needs them. With keep_tokens, a
-                function that gives them for the numbers of the chosen patches, int64 [B, keep_tokens].
+            teachers: each teacher's features of the same images, by its name. For one with keep_tokens, a function
+                that gives them for the numbers of the chosen patches, int64 [B, keep_tokens].
             weights: weight of each active term at this step, fp32 scalars.
 
         Returns:
@@ -73,10 +86,13 @@ class Distiller(nn.Module):
         """
         if self.keep_tokens:
             student, attention_BP = logits_and_attention(self.student, images_BCHW)
-            teacher = teacher(attention_BP.topk(self.keep_tokens).indices)
+            kept = {name: attention_BP.topk(number).indices for name, number in self.keep_tokens.items()}
+            teachers = teachers | {name: teachers[name](kept_BL) for name, kept_BL in kept.items()}
         else:
             student = tap_features(self.student, images_BCHW, self.blocks, maps=self.maps)
-        parts = {name: part(student, teacher, targets_BK) for name, part in self.parts.items()}
+        parts = {
+            name: part(student, teachers.get(self._teachers[name]), targets_BK) for name, part in self.parts.items()
+        }
         keys = ["total", *(key for part in parts.values() for key in part)]
         if len(set(keys)) < len(keys):
             raise ValueError(f"parts of terms must have names of their own, and none be total, found {sorted(keys)}")

@@ -96,7 +96,7 @@ def _misfit_of_classifier(model: nn.Module, state: Mapping[str, Tensor], key: st
     if not found:
         return f"has no classifier, the data {model.num_classes}"
     if not wanted:
-        return f"has {found[0][0]} classes, the {key.partition('.')[0]} none"
+        return f"has {found[0][0]} classes, the {_role(key)} none"
     if found[0][0] != model.num_classes:
         return f"has {found[0][0]} classes, the data {model.num_classes}"
     return f"has a classifier of shapes {found}, where {wanted} would fit"
@@ -133,5 +133,10 @@ def _check_grid(model: nn.Module, positions: int, *, source: str, is_allowed: bo
         raise ValueError(
             f"{source} must be trained at data.image_size ({rows} x {columns} patches), found {side} x {side} patches "
             f"({side * height} x {side * width} pixels): "
-            + OTHER_RESOLUTION.format(role=source.partition(".")[0], size_key="the image size")
+            + OTHER_RESOLUTION.format(role=_role(source.partition("=")[0]), size_key="the image size")
         )
+
+
+def _role(key: str) -> str:
+    """Return the model's place in the run from the key of its weights, such as teacher.checkpoint or student."""
+    return key.rpartition(".")[0] or key

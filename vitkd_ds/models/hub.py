@@ -24,7 +24,7 @@ _OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 def check_model_name(name: str, *, role: str) -> None:
     """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
     architecture = name.partition(".")[0]
-    if role == "teacher":
+    if role != "student":
         _register_teacher(architecture)
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models())
@@ -50,11 +50,11 @@ def _register_teacher(name: str) -> None:
     register_model(build)
 
 
-def hub_file(name: str) -> Path | None:
+def hub_file(name: str, *, key: str = "teacher.checkpoint") -> Path | None:
     """Path of timm's pretrained weights of a model in the local cache, to which they are fetched if need be; None if
     the hub has them in another format than safetensors. Raises ValueError if they cannot be had, and Unreadable where
-    the disk fails."""
-    check_model_name(name, role="teacher")
+    the disk fails. `key` names the setting in its messages."""
+    check_model_name(name, role=key.rpartition(".")[0])
     pretrained = timm.get_pretrained_cfg(name)
     if not pretrained or not pretrained.hf_hub_id:
         return None
@@ -65,7 +65,7 @@ def hub_file(name: str) -> Path | None:
             return None
         raise_if_of_the_disk(error, f"the cached weights of {name}")
         raise ValueError(
-            f"teacher.checkpoint=hub of {name} must be in this node's cache or fetched, found {type(error).__name__}: "
+            f"{key}=hub of {name} must be in this node's cache or fetched, found {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]} Fetch it where there is a network, after `hf auth login` where its "
             "licence must be accepted, with the HF_HOME that the nodes share, or give the file"
         ) from error
@@ -77,30 +77,30 @@ def check_hub(
     """Check, before anything is fetched, that the weights that timm describes for the `default` model fit as they
     are."""
     pretrained: Any = default.pretrained_cfg
-    key = {"student": "student.init", "teacher": "teacher.checkpoint"}[role]
+    key = "student.init" if role == "student" else f"{role}.checkpoint"
     source = f"{key}=hub of {config.model}"
     if "patch_size" in config.model_args:
         raise ValueError(
             f"{role}.model_args must not set patch_size with {key}=hub, as timm would resize the weights, found "
             f"{config.model_args['patch_size']}: leave it out, or give a file"
         )
-    if role == "teacher" and needs_logits and pretrained["num_classes"] != data.num_classes:
+    if role != "student" and needs_logits and pretrained["num_classes"] != data.num_classes:
         raise ValueError(
             f"{source} must have data.num_classes={data.num_classes} classes, found {pretrained['num_classes']}: its "
             "classifier would be random, so fine-tune it on these classes first and give that run folder, or give a "
-            "linear probe with --teacher.head"
+            f"linear probe with --{role}.head"
         )
     trained = tuple(pretrained["input_size"][-2:])
     # Rotary embeddings alone are computed for any grid, and trained with many.
     is_rotary = isinstance(default, TOKEN_MODELS) and default.pos_embed is None
     if trained != (data.image_size, data.image_size) and not config.allow_other_resolution and not is_rotary:
-        size_key = size_key_of(config)
+        size_key = size_key_of(config, role)
         raise ValueError(
             f"{source} must be trained at {size_key}={data.image_size}, found {trained[0]} x {trained[1]} pixels: "
             + OTHER_RESOLUTION.format(role=role, size_key=size_key)
         )
 
 
-def size_key_of(config: StudentConfig | TeacherConfig) -> str:
+def size_key_of(config: StudentConfig | TeacherConfig, role: str) -> str:
     """The option that says what images a model sees."""
-    return "teacher.image_size" if getattr(config, "image_size", 0) else "data.image_size"
+    return f"{role}.image_size" if getattr(config, "image_size", 0) else "data.image_size"

@@ -22,26 +22,28 @@ class LinearHead(nn.Linear):
         return super().forward(torch.cat([pooled_BD, final_BPD.mean(dim=1)], dim=1))
 
 
-def load_head(path: Path, *, dim: int, num_classes: int, has_class_token: bool) -> LinearHead:
+def load_head(
+    path: Path, *, key: str = "teacher.head", dim: int, num_classes: int, has_class_token: bool
+) -> LinearHead:
     """Load a probe of `num_classes` for features of width `dim` from a file with one weight [K, dim], or for a model
-    with a class token [K, 2 dim], and at most one bias [K], under any names.
+    with a class token [K, 2 dim], and at most one bias [K], under any names. `key` names the setting in its messages.
 
     Raises:
         ValueError: the file is none such.
     """
     if not path.is_file():
-        raise ValueError(f"teacher.head must be an existing file, found none at {path}: check the path")
+        raise ValueError(f"{key} must be an existing file, found none at {path}: check the path")
     state = load_state_dict_file(path)
     weights, biases = ([tensor for tensor in state.values() if tensor.ndim == ndim] for ndim in (2, 1))
     advice = f"in {path}: save the probe alone, for these classes and this teacher"
     if len(weights) != 1 or len(biases) > 1 or len(state) != len(weights) + len(biases):
         shapes = {name: tuple(tensor.shape) for name, tensor in list(state.items())[:4]}
-        raise ValueError(f"teacher.head must hold one weight [K, D] and at most one bias [K], found {shapes} {advice}")
+        raise ValueError(f"{key} must hold one weight [K, D] and at most one bias [K], found {shapes} {advice}")
     found, wanted = tuple(weights[0].shape), [(num_classes, dim), (num_classes, 2 * dim)][: 1 + has_class_token]
     if found not in wanted or any(len(bias) != num_classes for bias in biases):
         bias = f" and a bias of {len(biases[0])}" if biases else ""
         raise ValueError(
-            f"teacher.head must have a weight of shape {' or '.join(map(str, wanted))} and a bias of {num_classes}, "
+            f"{key} must have a weight of shape {' or '.join(map(str, wanted))} and a bias of {num_classes}, "
             f"for data.num_classes={num_classes} and the teacher's width, found {found}{bias} {advice}"
         )
     with torch.device("cpu"):  # also where the model around it is on the meta device

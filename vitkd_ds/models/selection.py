@@ -11,6 +11,7 @@ from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from vitkd_ds.config.teachers import USUAL
 from vitkd_ds.losses.part import Features
 from vitkd_ds.models.attention import mean_attention
 from vitkd_ds.models.features import features_of_logits
@@ -53,30 +54,30 @@ def logits_and_attention(model: VisionTransformer, images_BCHW: Tensor) -> tuple
     return features, attention_BP
 
 
-def check_selection(student: nn.Module, teacher: nn.Module, keep_tokens: int) -> None:
-    """Raise ValueError unless the student's attention can choose `keep_tokens` patches of the teacher."""
-    key = f"teacher.keep_tokens={keep_tokens}"
+def check_selection(student: nn.Module, teacher: nn.Module, keep_tokens: int, *, place: str = USUAL) -> None:
+    """Raise ValueError unless the student's attention can choose `keep_tokens` patches of the teacher at a place."""
+    key = f"{place}.keep_tokens={keep_tokens}"
     for role, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, VisionTransformer) or model.pos_embed is None:
             raise ValueError(
                 f"{key} needs a VisionTransformer of timm with a position embedding as {role}, found "
-                f"{type(model).__name__}: set --teacher.keep_tokens=0"
+                f"{type(model).__name__}: set --{place}.keep_tokens=0"
             )
     last = student.blocks[-1]
     if student.cls_token is None or len(student.blocks) < 2 or not isinstance(getattr(last, "attn", None), Attention):
         raise ValueError(
             f"{key} needs a student of two blocks or more whose class token attends, as its attention chooses the "
             f"patches, found {type(student).__name__} with {type(last).__name__}, class token "
-            f"{student.cls_token is not None}: set --teacher.keep_tokens=0"
+            f"{student.cls_token is not None}: set --{place}.keep_tokens=0"
         )
     grids = [model.patch_embed.grid_size for model in (student, teacher)]
     if grids[0] != grids[1]:
         raise ValueError(
             f"{key} needs the same patch grid in student and teacher, found {grids[0]} and {grids[1]}: use models of "
-            "one patch size, or set --teacher.keep_tokens=0"
+            f"one patch size, or set --{place}.keep_tokens=0"
         )
     if keep_tokens >= teacher.patch_embed.num_patches:
         raise ValueError(
-            f"teacher.keep_tokens must be less than the teacher's {teacher.patch_embed.num_patches} patches, found "
+            f"{place}.keep_tokens must be less than the teacher's {teacher.patch_embed.num_patches} patches, found "
             f"{keep_tokens}: give about half, or 0 for all"
         )

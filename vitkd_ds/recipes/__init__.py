@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Callable
 
 from vitkd_ds.config.overrides import nearest
-from vitkd_ds.config.run import Run, read_run
+from vitkd_ds.config.run import Run
+from vitkd_ds.config.run_folder import read_run
 from vitkd_ds.recipes import demo, foundation, imagenet, images, rivals
 
 logger = logging.getLogger(__name__)
@@ -61,16 +62,17 @@ def _debug_size(run: Run) -> Run:
     """The same models and code for a few steps on the packaged images; a teacher to be downloaded becomes random."""
     # A 224-pixel image costs a laptop's CPU sixty times as much as the demo's of 28.
     is_small = run.data.image_size <= 28
-    teacher = run.teacher
-    if teacher and teacher.checkpoint == "hub":
-        args = dict(teacher.model_args)
-        if "_7b_" in teacher.model:
-            args["depth"] = 2  # whole, it is no laptop's
-        teacher = replace(teacher, checkpoint="random", model_args=args)
+    teachers = dict(run.teachers)
+    for name, teacher in run.teachers.items():
+        if teacher.checkpoint == "hub":
+            args = dict(teacher.model_args)
+            if "_7b_" in teacher.model:
+                args["depth"] = 2  # whole, it is no laptop's
+            teachers[name] = replace(teacher, checkpoint="random", model_args=args)
     return replace(
         run,
         workdir=f"{run.workdir}_debug",
-        teacher=teacher,
+        teachers=teachers,
         data=replace(
             run.data,
             train="demo",

@@ -32,7 +32,9 @@ def demo() -> Run:
         plain,
         recipe="demo",
         workdir="runs/demo",
-        teacher=TeacherConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS, checkpoint="demo"),
+        teachers={
+            "teacher": TeacherConfig(model="deit3_small_patch16_224", model_args=TEACHER_ARGS, checkpoint="demo")
+        },
         # The paper's alpha and beta weigh sums over 196 tokens of width 384 and more. Here there are 49 tokens of width
         # 128, a twelfth of the summands; the other factor of eight was tuned on seed 0 (EXPERIMENTS.md).
         losses=replace(plain.losses, nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1, alpha=3e-3, beta=3e-4)),
@@ -49,7 +51,7 @@ def demo_plain() -> Run:
         recipe="demo_plain",
         workdir="runs/demo_plain",
         student=StudentConfig(model="deit_tiny_patch16_224", model_args=STUDENT_ARGS),
-        teacher=None,
+        teachers={},
         data=DataConfig(
             train="demo",
             val="demo",

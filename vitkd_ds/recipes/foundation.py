@@ -29,7 +29,7 @@ def deit_tiny_from_dinov3_large_probe() -> Run:
         run,
         recipe="deit_tiny_from_dinov3_large_probe",
         workdir="runs/deit_tiny_from_dinov3_large_probe",
-        teacher=TeacherConfig(model=LARGE),
+        teachers={"teacher": TeacherConfig(model=LARGE)},
         losses=LossesConfig(ce=run.losses.ce, nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1, scaled=True)),
     )
 
@@ -51,7 +51,7 @@ def vit_small_from_dinov3_large() -> Run:
         recipe="vit_small_from_dinov3_large",
         workdir="runs/vit_small_from_dinov3_large",
         student=StudentConfig(model="vit_small_patch16_224"),
-        teacher=TeacherConfig(model=LARGE),
+        teachers={"teacher": TeacherConfig(model=LARGE)},
         data=replace(run.data, labels="ignore", num_classes=0),
         augment=AugmentConfig(three_augment=True, color_jitter=0.3),
         losses=LossesConfig(
@@ -72,5 +72,5 @@ def vit_small_from_dinov3_7b() -> Run:
     predicts speed and memory. Expected accuracy: unknown.
     """
     name = "vit_small_from_dinov3_7b"
-    teacher = TeacherConfig(model="vit_7b_patch16_dinov3.lvd1689m")
-    return replace(vit_small_from_dinov3_large(), recipe=name, workdir=f"runs/{name}", teacher=teacher)
+    teachers = {"teacher": TeacherConfig(model="vit_7b_patch16_dinov3.lvd1689m")}
+    return replace(vit_small_from_dinov3_large(), recipe=name, workdir=f"runs/{name}", teachers=teachers)

@@ -69,7 +69,7 @@ def _paper_run(recipe: str, student: str, teacher: str) -> Run:
         recipe=recipe,
         workdir=f"runs/{recipe}",
         student=StudentConfig(model=student),
-        teacher=TeacherConfig(model=f"{teacher}_patch16_224.fb_in22k_ft_in1k"),
+        teachers={"teacher": TeacherConfig(model=f"{teacher}_patch16_224.fb_in22k_ft_in1k")},
         data=DataConfig(
             train="data/imagenet_train.beton", val="data/imagenet_val.beton", image_size=224, num_classes=1000
         ),

@@ -18,7 +18,7 @@ def images() -> Run:
         recipe="images",
         workdir="runs/images",
         student=StudentConfig(model="deit_tiny_patch16_224"),
-        teacher=TeacherConfig(model=""),
+        teachers={"teacher": TeacherConfig(model="")},
         data=DataConfig(train="", val="", image_size=224, num_classes=0, crop_scale=(0.25, 1.0)),
         augment=AugmentConfig(rand_augment="rand-m7-mstd0.5-inc1", mixup_alpha=0.2, cutmix_alpha=0.2),
         losses=LossesConfig(

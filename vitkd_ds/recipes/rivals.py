@@ -26,7 +26,7 @@ def deit_tiny_soft_kd() -> Run:
         run,
         recipe="deit_tiny_soft_kd",
         workdir="runs/deit_tiny_soft_kd",
-        teacher=TeacherConfig(model="cait_s24_224.fb_dist_in1k"),
+        teachers={"teacher": TeacherConfig(model="cait_s24_224.fb_dist_in1k")},
         augment=replace(run.augment, repeats=3, mixup_alpha=0, cutmix_alpha=0),
         losses=LossesConfig(ce=CrossEntropyTerm(weight=0.1, label_smoothing=0.1), kd=KDTerm(weight=0.9)),
         optim=OptimConfig(lr=5e-4, lr_batch_size=512, warmup_epochs=5, clip_grad_norm=0),
@@ -79,7 +79,7 @@ def _vkd_run(recipe: str, student: str) -> Run:
         recipe=recipe,
         workdir=f"runs/{recipe}",
         student=StudentConfig(model=student),
-        teacher=TeacherConfig(model="regnety_160.deit_in1k"),
+        teachers={"teacher": TeacherConfig(model="regnety_160.deit_in1k")},
         augment=AugmentConfig(three_augment=True, color_jitter=0.3, mixup_alpha=0.8, cutmix_alpha=1.0),
         losses=LossesConfig(
             ce=CrossEntropyTerm(weight=1, label_smoothing=0.1), kd=KDTerm(weight=1), vkd=VkDTerm(weight=1)

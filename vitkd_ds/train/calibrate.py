@@ -6,6 +6,7 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
+from vitkd_ds.config.teachers import teacher_of
 from vitkd_ds.engine import ranks
 from vitkd_ds.train import watchdog
 from vitkd_ds.train.parts import Parts
@@ -14,12 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 def calibrate(parts: Parts) -> None:
-    """Show the teacher the first training micro-batches, and give each term that asks for it mean and covariance of its
-    features, over all ranks. They become buffers of the term, so a checkpoint has them. Collective."""
+    """Show the teachers the first training micro-batches, and give each term that asks for it mean and covariance of
+    its teacher's features, over all ranks. They become buffers of the term, so a checkpoint has them. Collective."""
     waiting = {name: module for name, module in parts.engine.distiller.named_children() if module_batches(module)}
     if not waiting:
         return
     schedule = parts.schedule
+    run = parts.run
+    teacher_by_term = {name: teacher_of(run.losses.terms()[name], run.teachers) for name in waiting}
     num_batches = max(module_batches(module) for module in waiting.values())
     num_batches = min(num_batches, schedule.steps_per_epoch * schedule.accumulation_steps)
     sums: dict[tuple[str, str], Sums] = {}
@@ -28,11 +31,14 @@ def calibrate(parts: Parts) -> None:
             watchdog.enter("calibration", place)
             key = place * ranks.world_size() + ranks.rank()
             images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
-            _, teacher_BCHW, _ = parts.inputs(images_BCHW, labels_B, step=0, place=key)
-            features = parts.teacher(teacher_BCHW, are_normalized=True)
+            _, teachers_BCHW, _ = parts.inputs(images_BCHW, labels_B, step=0, place=key)
+            features = {
+                teacher: parts.teachers[teacher](teachers_BCHW[teacher], are_normalized=True)
+                for teacher in dict.fromkeys(teacher_by_term.values())
+            }
             for name, module in waiting.items():
                 if place < module_batches(module):
-                    for path, values in module.features_to_calibrate(features).items():
+                    for path, values in module.features_to_calibrate(features[teacher_by_term[name]]).items():
                         if (name, path) not in sums:
                             sums[name, path] = Sums(values)
                         sums[name, path].add(values)

@@ -1,8 +1,9 @@
 """Evaluate a model exactly: each validation image is counted once at any number of ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, Callable
+from types import MappingProxyType
+from typing import Any, Callable, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from vitkd_ds.train.agreement import Agreement, Watch
 from vitkd_ds.train.predictions import Predictions
 from vitkd_ds.train.probe import knn_votes
 
+T = TypeVar("T")
 MICRO_BATCHES_PER_LOOK = 8
 """Micro-batches between stop checks; each check waits for the device and all ranks."""
 
@@ -31,7 +33,7 @@ def evaluate(
     loader: Any,
     *,
     normalization: Normalization,
-    teacher: Callable[[Tensor], Features] | None = None,
+    teachers: Mapping[str, Callable[[Tensor], Features]] = MappingProxyType({}),
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
     predictions: Predictions | None = None,
@@ -41,39 +43,46 @@ def evaluate(
     Args:
         student: the model that will be exported, in fp32, on the loader's device; `normalization` is its own.
         loader: gives padding rows the label -1; they count for nothing.
-        teacher: images 0..255 -> features; None gives no agreement.
+        teachers: images 0..255 -> features, by the teacher's name; without any there is no agreement.
         must_stop: collective; asked every few micro-batches whether to give up.
         allow_tf32: let a GPU multiply in TF32, with 10 bits of mantissa, several times faster.
         predictions: gets the answers for each image; None leaves them.
 
     Returns:
         Percent: `top1`, `top5` and with a teacher `teacher_top1`, `agreement` (the same most likely class); `kl`:
-        KL(teacher || student) in nats, mean over images. `num_images`. None if it was given up.
+        KL(teacher || student) in nats, mean over images. Those of further teachers end in /NAME. `num_images`. None if
+        it was given up.
 
     Raises:
         ValueError: there was no image that counts.
     """
     device = next(student.parameters()).device
-    sums: Tensor = torch.zeros(6, dtype=torch.float64, device=device)
+    sums: Tensor = torch.zeros(3 + 3 * len(teachers), dtype=torch.float64, device=device)
     student.eval()
     try:
         for images_BCHW, labels_B in _looked_at(loader, must_stop):
             # Around the student alone: for a compiled teacher another precision would be another graph.
             with fp32_products(allow_tf32):
                 student_BK = student(normalization.apply(images_BCHW, torch.float32))
-            teacher_BK = teacher(images_BCHW).logits_BK.float() if teacher else None
-            sums += _count(student_BK, teacher_BK, labels_B)
+            answers = {name: teacher(images_BCHW).logits_BK.float() for name, teacher in teachers.items()}
+            sums += _count(student_BK, answers.values(), labels_B)
             if predictions is not None:
-                predictions.add(student_BK, teacher_BK, labels_B)
+                predictions.add(student_BK, answers, labels_B)
     except GivenUp:
         return None
     # Sums, not means, travel between the ranks: they may have different numbers of images that count.
-    count, top1, top5, teacher_top1, agreement, kl = ranks.sum_over_ranks(sums).tolist()
+    count, top1, top5, *others = ranks.sum_over_ranks(sums).tolist()
     _check_count(count)
     result = {"num_images": count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
-    if teacher:
-        result |= {"teacher_top1": 100 * teacher_top1 / count, "agreement": 100 * agreement / count, "kl": kl / count}
+    for name, teacher_top1, agreement, kl in zip(teachers, others[::3], others[1::3], others[2::3]):
+        values = {"teacher_top1": 100 * teacher_top1 / count, "agreement": 100 * agreement / count, "kl": kl / count}
+        result |= named(values, name, teachers)
     return result
+
+
+def named(values: Mapping[str, T], name: str, names: Iterable[str]) -> dict[str, T]:
+    """Return a teacher's values as the log has them: those of the first teacher by their names, others as KEY/NAME."""
+    return {key if name == next(iter(names)) else f"{key}/{name}": value for key, value in values.items()}
 
 
 @torch.no_grad()
@@ -82,39 +91,43 @@ def evaluate_features(
     loader: Any,
     *,
     normalization: Normalization,
-    teacher: Callable[[Tensor], Features],
+    teachers: Mapping[str, Callable[[Tensor], Features]],
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
-    watch: Sequence[Watch] = (),
+    watch: Mapping[str, Sequence[Watch]] = MappingProxyType({}),
 ) -> dict[str, float] | None:
-    """Compare the features of a plain timm model in fp32, with or without a classifier, with a teacher's; labels count
+    """Compare the features of a plain timm model in fp32, with or without a classifier, with teachers'; labels count
     for nothing but padding. Collective, and the arguments are those of `evaluate`.
 
     Args:
-        teacher: images 0..255 -> features with pooled_BD and final_BPD.
-        watch: see `Agreement`.
+        teachers: images 0..255 -> features with pooled_BD and final_BPD, by the teacher's name.
+        watch: further metrics by the teacher's name, see `Agreement`.
 
     Returns:
         `num_images`, and what `Agreement` gives: `cka`, `cka_patches` where both have as many patches, and the metrics
-        of `watch`. None if it was given up.
+        of `watch`. Those of all teachers but the first end in /NAME. None if it was given up.
 
     Raises:
         ValueError: there was no image that counts.
     """
     num_images = torch.zeros((), dtype=torch.float64, device=next(student.parameters()).device)
-    agreement = Agreement(watch)
+    agreements = {name: Agreement(watch.get(name, ())) for name in teachers}
     student.eval()
     try:
         for images_BCHW, labels_B in _looked_at(loader, must_stop):
             with fp32_products(allow_tf32):
                 features = tap_features(student, normalization.apply(images_BCHW, torch.float32), ())
-            agreement.add(features, teacher(images_BCHW), labels_B >= 0)
+            for name, teacher in teachers.items():
+                agreements[name].add(features, teacher(images_BCHW), labels_B >= 0)
             num_images += (labels_B >= 0).sum()
     except GivenUp:
         return None
     count = ranks.sum_over_ranks(num_images).item()
     _check_count(count)
-    return {"num_images": count} | agreement.result()
+    result = {"num_images": count}
+    for name, agreement in agreements.items():
+        result |= named(agreement.result(), name, teachers)
+    return result
 
 
 def evaluate_knn(
@@ -180,14 +193,14 @@ def _check_count(count: float, key: str = "data.val") -> None:
         )
 
 
-def _count(student_BK: Tensor, teacher_BK: Tensor | None, labels_B: Tensor) -> Tensor:
-    """Sums over the images that count: the six columns of `evaluate`."""
+def _count(student_BK: Tensor, teachers_BK: Iterable[Tensor], labels_B: Tensor) -> Tensor:
+    """Sums over the images that count: three columns of `evaluate`, and three for each teacher."""
     is_real_B = labels_B >= 0
     best = student_BK.topk(min(5, student_BK.shape[1]), dim=1).indices
     is_hit = best == labels_B[:, None]
-    columns = [is_real_B, is_hit[:, 0], is_hit.any(1), *[torch.zeros_like(is_real_B)] * 3]
-    if teacher_BK is not None:
+    columns = [is_real_B, is_hit[:, 0], is_hit.any(1)]
+    for teacher_BK in teachers_BK:
         teacher_best_B = teacher_BK.argmax(1)
         kl_B = F.kl_div(student_BK.log_softmax(1), teacher_BK.log_softmax(1), reduction="none", log_target=True).sum(1)
-        columns[3:] = [teacher_best_B == labels_B, teacher_best_B == best[:, 0], kl_B]
+        columns += [teacher_best_B == labels_B, teacher_best_B == best[:, 0], kl_B]
     return (torch.stack([column.double() for column in columns]) * is_real_B).sum(1)

@@ -15,6 +15,7 @@ from vitkd_ds.checkpoint.load import Start
 from vitkd_ds.config.reading import patiently
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.config.teachers import role_of
 from vitkd_ds.engine import ranks
 from vitkd_ds.models import build
 from vitkd_ds.models.hub import hub_file
@@ -51,12 +52,12 @@ def identity_of(parts: Parts) -> dict[str, Any]:
 def weights_of(run: Run) -> dict[str, str]:
     """Return a hash of each file of weights that a run names."""
     student = run.student
-    teacher = run.teacher
     files = {"student.init": hub_file(student.model) if student.init == "hub" else Path(student.init)}
-    if teacher:
-        files["teacher.head"] = Path(teacher.head)
+    for name, teacher in run.teachers.items():
+        key = f"{role_of(name)}.checkpoint"
+        files[f"{role_of(name)}.head"] = Path(teacher.head)
         is_hub = teacher.checkpoint == "hub"
-        files["teacher.checkpoint"] = hub_file(teacher.model) if is_hub else build.teacher_file(teacher)
+        files[key] = hub_file(teacher.model, key=key) if is_hub else build.teacher_file(teacher)
     nowhere = (None, Path(), Path("random"))
     return {key: _hash(file.expanduser()) for key, file in files.items() if file not in nowhere}
 

@@ -1,4 +1,6 @@
-"""What both models take of a micro-batch: mixed, normalised images, one tensor if mean, std and dtype are the same."""
+"""What all models take of a micro-batch: mixed, normalised images, one tensor if mean, std and dtype are the same."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,26 +12,32 @@ from vitkd_ds.train.mixing import Mixing, blend, mix_step
 
 
 class Inputs:
-    """Uint8 images and labels in; normalised images of the student and of the teacher, and targets out.
+    """Uint8 images and labels in; normalised images of the student and of each teacher, and targets out.
 
     On a GPU whose models are compiled, mixing and normalising are one compiled function, which reads an image twice and
     writes each result once; its last bits differ from those of the plain operations. On a CPU it is slower.
     """
 
     def __init__(
-        self, run: Run, normalization: Normalization, dtype: torch.dtype, teacher: Teacher | None, device: torch.device
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        normalization: Normalization,
+        dtype: torch.dtype,
+        teachers: Mapping[str, Teacher],
+        device: torch.device,
+    ) -> None:
         self._run = run
-        self._student = (normalization, dtype)
-        self._teacher = (teacher.normalization, teacher.dtype) if teacher else None
+        ways = {name: (teacher.normalization, teacher.dtype) for name, teacher in teachers.items()}
+        self._ways = [*dict.fromkeys([(normalization, dtype), *ways.values()])]
+        self._way_of = {name: self._ways.index(way) for name, way in ways.items()}
         self._mixed_BCHW: Tensor | None = None
         is_fused = run.is_compiled and device.type != "cpu"
         self._render = torch.compile(self.render, dynamic=False) if is_fused else None
 
     def __call__(
         self, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Student's images, teacher's (the same tensor if they are equal; None without a teacher), and targets_BK. For
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Student's images, each teacher's by its name (the same tensor where they are equal), and targets_BK. For
         `step` and `place` see `mix_step`."""
         keys = {"step": step, "place": place}
         if self._render:
@@ -46,13 +54,11 @@ class Inputs:
             self._mixed_BCHW = torch.empty_like(images_BCHW, dtype=torch.float32)
         return self._mixed_BCHW
 
-    def render(self, images_BCHW: Tensor, mixing: Mixing | None) -> tuple[Tensor, Tensor | None]:
+    def render(self, images_BCHW: Tensor, mixing: Mixing | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mix and normalise, in operations that a compiler can fuse."""
         return self.normalize(images_BCHW if mixing is None else blend(images_BCHW, mixing))
 
-    def normalize(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images of values 0 to 255 for the student, and for the teacher."""
-        student_BCHW = self._student[0].apply(images_BCHW, self._student[1])
-        if self._teacher in (None, self._student):
-            return student_BCHW, student_BCHW if self._teacher else None
-        return student_BCHW, self._teacher[0].apply(images_BCHW, self._teacher[1])
+    def normalize(self, images_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Images of values 0 to 255 for the student, and for each teacher."""
+        images = [normalization.apply(images_BCHW, dtype) for normalization, dtype in self._ways]
+        return images[0], {name: images[way] for name, way in self._way_of.items()}

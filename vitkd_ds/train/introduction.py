@@ -14,6 +14,7 @@ import torch
 import vitkd_ds
 from vitkd_ds.checkpoint.files import write_json
 from vitkd_ds.checkpoint.folder import git_commit
+from vitkd_ds.config import teachers
 from vitkd_ds.config.run import Run, as_dict, peak_lr
 from vitkd_ds.config.run_folder import CONFIG, DONE, read_json
 from vitkd_ds.engine import ranks
@@ -31,9 +32,9 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
     run = parts.run
     schedule = parts.schedule
     models = model_costs(parts.run)
-    for role, cost in models.items():
-        if cost:
-            logger.info("%s", _model_line(run, role, cost))
+    logger.info("%s", _model_line(run, "student", models["student"]))
+    for name, cost in teachers.read(models).items():
+        logger.info("%s", _model_line(run, teachers.role_of(name), cost))
     peak = peak_lr(run)
     steps = schedule.total_steps
     logger.info(
@@ -99,22 +100,25 @@ def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], 
 
 
 def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
-    """Name, parameters, tokens, head and GFLOPs of an image, of student and teacher, and the licence of the teacher's
-    weights; None without a teacher."""
+    """Name, parameters, tokens, head and GFLOPs of an image, of all models as config.json has them, and the licence of
+    each teacher's weights; None without a teacher."""
     student = replace(run.student, init="", checkpoint_activations=False)
     with torch.device("meta"):
         model = build.build_student(student, run.data, **student_needs(run))
-    costs = {"student": {"model": student.model, **cost_of(model, run.data.image_size)}, "teacher": None}
-    if teacher := run.teacher:
-        with torch.device("meta"):
-            model = build.build_teacher(replace(teacher, checkpoint="random"), run.data, **teacher_needs(run))
-        cost = cost_of(model, teacher.image_size or run.data.image_size, keep_tokens=teacher.keep_tokens)
-        costs["teacher"] = {"model": teacher.model, **cost, "license": build.license_of(teacher)}
-    return costs
+        models = {
+            name: build.build_teacher(replace(teacher, checkpoint="random"), run.data, **teacher_needs(run, name))
+            for name, teacher in run.teachers.items()
+        }
+    costs = {}
+    for name, teacher in run.teachers.items():
+        size = teacher.image_size or run.data.image_size
+        cost = cost_of(models[name], size, keep_tokens=teacher.keep_tokens)
+        costs[name] = {"model": teacher.model, **cost, "license": build.license_of(teacher)}
+    return {"student": {"model": run.student.model, **cost_of(model, run.data.image_size)}} | teachers.stored(costs)
 
 
 def _model_line(run: Run, role: str, cost: dict[str, Any]) -> str:
-    config = getattr(run, role)
+    config = run.models[role]
     weights = config.init or "random" if role == "student" else config.checkpoint
     args = f" {dict(config.model_args)}" if config.model_args else ""
     head = f"{cost['head']}, " if cost["head"] else ""

@@ -2,6 +2,7 @@
 and settings. `vitkd-ds doctor` calls the same functions, one by one."""
 
 import logging
+from collections import deque
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.config.teachers import called, role_of, stored
 from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.crops import val_interpolation
 from vitkd_ds.data.demo import demo_beton
@@ -38,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """Student and teacher on the CPU in fp32, the same on every rank."""
+    """Student and teachers on the CPU in fp32, the same on every rank."""
 
     student: nn.Module
-    teacher: nn.Module | None
-    pair: PairInfo | None
-    """Widths and grids of both, for the losses; None where no term compares tokens."""
+    teachers: dict[str, nn.Module]
+    pairs: dict[str, PairInfo | None]
+    """Widths and grids of the student and each teacher, for the losses; None where no term compares its tokens."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,15 @@ class Parts:
     schedule: Schedule
     device: torch.device
     engine: StudentEngine
-    teacher: Teacher | None
+    teachers: dict[str, Teacher]
     export_model: nn.Module
     """An fp32 copy of the student, into which the exported weights are loaded to be evaluated."""
     normalization: Normalization
     """The student's."""
     inputs: Inputs
-    """Makes of a micro-batch what both models take."""
-    teacher_answers: bool = False
-    """Whether the teacher has logits for the classes of the data, so that its agreement can be evaluated."""
+    """Preprocessor from a micro-batch to the inputs of all models."""
+    answering: tuple[str, ...] = ()
+    """Teachers that have logits for the classes of the data, so that their agreement can be evaluated."""
     watched: dict[str, LossPart] = field(default_factory=dict)
     """Copies in fp32 on the CPU of the terms whose metrics an evaluation without labels computes, by name."""
     knn_loaders: tuple[Loader, Loader] | None = None
@@ -97,9 +99,11 @@ class Parts:
         }
         if not classes:
             description["features"] = describe_pooled(self.export_model)
-        if teacher := self.run.teacher:
-            description["teacher"] = {"model": teacher.model, "license": build.license_of(teacher)}
-        return description
+        teachers = {
+            name: {"model": teacher.model, "license": build.license_of(teacher)}
+            for name, teacher in self.run.teachers.items()
+        }
+        return description | (stored(teachers) if teachers else {})
 
 
 def build_parts(run: Run, device: torch.device) -> Parts:
@@ -115,17 +119,18 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     classes = train_loader.classes
     val_loader = ranks.together(lambda: open_split(run, "val", split.micro_batch_size, device, classes=classes))
     knn_loaders = ranks.together(lambda: open_knn(run, split.micro_batch_size, device))
-    knows_classes = ranks.together(lambda: check_teacher_classes(run, classes))
-    if run.teacher and run.teacher.checkpoint == "random":
-        logger.info("DEBUG RUN: the teacher has random weights, nothing can be learned from it")
+    knowing = ranks.together(lambda: [name for name in run.teachers if check_teacher_classes(run, name, classes)])
+    for name, teacher in run.teachers.items():
+        if teacher.checkpoint == "random":
+            logger.info("DEBUG RUN: %s has random weights, nothing can be learned from it", called(name))
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
     check_warmup(run, schedule)
     models = ranks.together(lambda: build_models(run, classes))
     parts = start_engines(run, ds_config, models, schedule, device)
-    answers = parts.teacher_answers and knows_classes
+    answering = tuple(name for name in parts.answering if name in knowing)
     loaders = {"train_loader": train_loader, "val_loader": val_loader, "knn_loaders": knn_loaders}
-    return replace(parts, teacher_answers=answers, **loaders)
+    return replace(parts, answering=answering, **loaders)
 
 
 def start_engines(
@@ -134,34 +139,43 @@ def start_engines(
     """Start both engines, which take the models: parts without loaders, which suffice for a step. Collective."""
     micro = ds_config["train_micro_batch_size_per_gpu"]
     if device.type == "cpu":
-        for model in filter(None, (models.student, models.teacher)):
+        for model in (models.student, *models.teachers.values()):
             build.without_fused_attention(model)
     # Before the engine takes the student, which it rounds to bf16 and moves to the device.
     export_model = deepcopy(models.student).to(device).eval()
-    keep_tokens = run.teacher.keep_tokens if run.teacher else 0
-    torch.manual_seed(run.seed + 1)  # the same losses on every rank, wherever the teacher is
-    distiller = Distiller(models.student, run.losses, models.pair, ranks.gather, keep_tokens=keep_tokens)
+    keep_tokens = {name: teacher.keep_tokens for name, teacher in run.teachers.items()}
+    torch.manual_seed(run.seed + 1)  # the same losses on every rank, wherever the teachers are
+    distiller = Distiller(models.student, run.losses, models.pairs, ranks.gather, keep_tokens=keep_tokens)
     active = {} if run.data.num_classes else run.losses.active()
     watched = {name: deepcopy(distiller.parts[name]).eval() for name, term in active.items() if term.is_watched}
     engine = StudentEngine(distiller, run, ds_config)
-    answers, normalization = bool(models.teacher and models.teacher.num_classes), build.normalization_of(models.student)
-    teacher = None
-    if run.teacher:
-        check_is_read_alike(models.teacher)
-        options = {"device": device, "micro_batch_size": micro, "on_block": lambda: watchdog.enter("build")}
-        teacher = Teacher(models.teacher, run, **options)
-    inputs = Inputs(run, normalization, engine.dtype, teacher, device)
-    return Parts(run, schedule, device, engine, teacher, export_model, normalization, inputs, answers, watched)
+    normalization = build.normalization_of(models.student)
+    answering = tuple(name for name, model in models.teachers.items() if model.num_classes)
+    left: deque[tuple[Any, int]] = deque()  # one bound on gathered blocks for all teachers
+    teachers = {}
+    for name, model in models.teachers.items():
+        check_is_read_alike(model, role_of(name))
+        teachers[name] = Teacher(
+            model,
+            run,
+            name,
+            device=device,
+            micro_batch_size=micro,
+            on_block=lambda: watchdog.enter("build"),
+            left=left,
+        )
+    inputs = Inputs(run, normalization, engine.dtype, teachers, device)
+    return Parts(run, schedule, device, engine, teachers, export_model, normalization, inputs, answering, watched)
 
 
-def check_is_read_alike(teacher: nn.Module) -> None:
+def check_is_read_alike(teacher: nn.Module, role: str) -> None:
     """Raise ValueError, on all ranks, unless all have the teacher whole or all read its weights block by block: else
     some would wait for the others in another collective. Collective."""
     are_streamed = ranks.from_all(hasattr(teacher, "weight_stream"))
     if len(set(are_streamed)) > 1:
         whole = [number for number, is_streamed in enumerate(are_streamed) if not is_streamed]
         raise ValueError(
-            f"teacher.checkpoint must be the same on all nodes, found a safetensors file on some ranks and none, or "
+            f"{role}.checkpoint must be the same on all nodes, found a safetensors file on some ranks and none, or "
             f"weights that must be changed to fit, on ranks {', '.join(map(str, whole))}: fetch it on every node"
         )
 
@@ -219,16 +233,17 @@ def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loa
     return tuple(loaders)
 
 
-def check_teacher_classes(run: Run, classes: tuple[str, ...]) -> bool:
-    """Whether the teacher's classes may be the images', in this order: those that a .json beside its file names, if
-    there is one. Raises ValueError if they are not and a term compares logits."""
-    if run.teacher is None or run.teacher.head or run.teacher.checkpoint in ("hub", "random"):
-        return run.teacher is not None
-    file = build.teacher_file(run.teacher)
+def check_teacher_classes(run: Run, name: str, classes: tuple[str, ...]) -> bool:
+    """Whether a teacher's classes may be the images', in this order: those that a .json beside its file names, if
+    there is one. Raises ValueError if they are not and a term compares its logits."""
+    teacher = run.teachers[name]
+    if teacher.head or teacher.checkpoint in ("hub", "random"):
+        return True
+    file = build.teacher_file(teacher)
     described = description_beside(file)
     if "classes" not in described:
         return True
-    if run.losses.needs.logits:
+    if run.losses_of(name).needs.logits:
         check_classes(classes, tuple(described["classes"]), source=str(file.with_suffix(".json")))
     return classes == tuple(described["classes"])
 
@@ -238,8 +253,11 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
     weights do not fit."""
     torch.manual_seed(run.seed)  # the same student on every rank
     student = build.build_student(run.student, run.data, classes=classes, **student_needs(run))
-    teacher = build.build_teacher(run.teacher, run.data, **teacher_needs(run)) if run.teacher else None
-    return fit_models(run, student, teacher)
+    teachers = {
+        name: build.build_teacher(teacher, run.data, role=role_of(name), **teacher_needs(run, name))
+        for name, teacher in run.teachers.items()
+    }
+    return fit_models(run, student, teachers)
 
 
 def student_needs(run: Run) -> dict[str, bool]:
@@ -247,19 +265,20 @@ def student_needs(run: Run) -> dict[str, bool]:
     return {"needs_blocks": run.losses.needs.blocks("student")}
 
 
-def teacher_needs(run: Run) -> dict[str, bool]:
-    """What the active terms need of the teacher, as arguments of `build_teacher`."""
-    needs = run.losses.needs
-    stream = run.teacher.placement != "replica"
+def teacher_needs(run: Run, name: str) -> dict[str, bool]:
+    """What the active terms need of a teacher, as arguments of `build_teacher`."""
+    needs = run.losses_of(name).needs
+    stream = run.teachers[name].placement != "replica"
     return {"needs_blocks": needs.blocks("teacher"), "needs_logits": needs.logits, "stream": stream}
 
 
-def fit_models(run: Run, student: nn.Module, teacher: nn.Module | None) -> Models:
+def fit_models(run: Run, student: nn.Module, teachers: dict[str, nn.Module]) -> Models:
     """Check that the models of a run fit each other. Raises ValueError if they do not."""
-    pair = None
-    if teacher is not None:
-        sizes = {"image_size": run.data.image_size, "teacher_image_size": run.teacher.image_size}
-        pair = check_pair(student, teacher, run.losses, **sizes)
-        if run.teacher.keep_tokens:
-            check_selection(student, teacher, run.teacher.keep_tokens)
-    return Models(student, teacher, pair)
+    pairs = {}
+    for name, teacher in teachers.items():
+        config = run.teachers[name]
+        sizes = {"image_size": run.data.image_size, "teacher_image_size": config.image_size}
+        pairs[name] = check_pair(student, teacher, run.losses_of(name), **sizes)
+        if config.keep_tokens:
+            check_selection(student, teacher, config.keep_tokens, place=role_of(name))
+    return Models(student, teachers, pairs)

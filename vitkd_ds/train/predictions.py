@@ -1,5 +1,6 @@
-"""What both models answer for each validation image: their most likely class, and its probability."""
+"""What all models answer for each validation image: their most likely class, and its probability."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,20 @@ DIGITS = 4
 
 
 class Predictions:
-    """The answers of an evaluation, kept on the device until it is over: five numbers an image.
+    """The answers of an evaluation, kept on the device until it is over: an image's label, and two numbers a model.
 
     All ranks must make it, and `add` the same number of times.
     """
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
-        self._has_teacher = False
+        self._teachers: tuple[str, ...] = ()
 
-    def add(self, student_BK: Tensor, teacher_BK: Tensor | None, labels_B: Tensor) -> None:
-        """Add the logits, fp32, of a micro-batch of this rank, and its labels, int64."""
-        self._has_teacher = teacher_BK is not None
+    def add(self, student_BK: Tensor, teachers_BK: Mapping[str, Tensor], labels_B: Tensor) -> None:
+        """Add the logits, fp32, of a micro-batch of this rank, those of teachers by name, and its labels, int64."""
+        self._teachers = tuple(teachers_BK)
         columns = [labels_B]
-        for logits_BK in (student_BK, student_BK if teacher_BK is None else teacher_BK):
+        for logits_BK in (student_BK, *teachers_BK.values()):
             probability_B, best_B = logits_BK.softmax(1).max(1)
             columns += [best_B, probability_B]
         self._rows.append(torch.stack([column.double() for column in columns], dim=1))
@@ -41,8 +42,8 @@ class Predictions:
 
         Returns:
             Lists of the same length, with an element for each image that counts: `image`, its number in its file,
-            `label`, `student` and with a teacher `teacher`, the most likely class of each, and with `_probability`
-            behind these names 0..1.
+            `label`, `student`, for the first teacher `teacher` and for others `teacher/NAME`, the most likely class of
+            each, and with `_probability` behind these names 0..1.
         """
         mine = torch.cat(self._rows)
         all_rows = mine.new_zeros(len(mine) * ranks.world_size(), mine.shape[1])
@@ -51,7 +52,7 @@ class Predictions:
         is_real = joined[:, 0] != PADDING_LABEL
         label, *answers = joined[is_real].T
         found = {"image": numbers[is_real.numpy()].tolist(), "label": label.long().tolist()}
-        roles = ("student", "teacher") if self._has_teacher else ("student",)
+        roles = ["student", *(f"teacher/{name}" if place else "teacher" for place, name in enumerate(self._teachers))]
         for role, best, probability in zip(roles, answers[::2], answers[1::2]):
             found[role] = best.long().tolist()
             found[f"{role}_probability"] = [round(value, DIGITS) for value in probability.tolist()]

@@ -16,6 +16,7 @@ from vitkd_ds.checkpoint.files import sync_folder, write_json, write_text
 from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, deciding, summary_of
 from vitkd_ds.config.run_folder import DONE, SUMMARY
+from vitkd_ds.config.teachers import teacher_of
 from vitkd_ds.data.epochs import Loader
 from vitkd_ds.engine import ranks
 from vitkd_ds.train import signals, watchdog
@@ -32,7 +33,7 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
     # The last evaluation is the summary's, in full fp32.
     is_on_the_way = state.step < parts.schedule.total_steps
     predictions = Predictions() if parts.run.data.num_classes else None
-    options = {"with_teacher": True, "allow_tf32": is_on_the_way, "predictions": predictions}
+    options = {"with_teachers": True, "allow_tf32": is_on_the_way, "predictions": predictions}
     result = _evaluate_weights(parts, **options)
     if result is None:
         return False
@@ -57,7 +58,7 @@ def kind_of(parts: Parts) -> str:
 
 
 def _evaluate_weights(
-    parts: Parts, *, with_teacher: bool, average: bool = True, allow_tf32: bool = False,
+    parts: Parts, *, with_teachers: bool, average: bool = True, allow_tf32: bool = False,
     predictions: Predictions | None = None,
 ) -> dict[str, float] | None:  # fmt: skip
     def must_stop() -> bool:
@@ -70,16 +71,17 @@ def _evaluate_weights(
     model.load_state_dict(weights["student"])
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     if not parts.run.data.num_classes:
-        for name, part in watched.items():
-            part.load_state_dict(weights[name])
-        watch = [deepcopy(part).to(parts.device).metrics for part in watched.values()]
-        result = evaluate_features(model, parts.val_loader, teacher=parts.teacher, watch=watch, **options)
+        watch = {name: [] for name in parts.teachers}
+        for term, part in watched.items():
+            part.load_state_dict(weights[term])
+            watch[teacher_of(part.term, parts.teachers)].append(deepcopy(part).to(parts.device).metrics)
+        result = evaluate_features(model, parts.val_loader, teachers=parts.teachers, watch=watch, **options)
         if result is None or parts.knn_loaders is None or not average:
             return result
         neighbours = evaluate_knn(model, parts.knn_loaders, **options)
         return neighbours and result | neighbours
-    teacher = parts.teacher if with_teacher and parts.teacher_answers else None
-    return evaluate(model, parts.val_loader, teacher=teacher, predictions=predictions, **options)
+    teachers = {name: parts.teachers[name] for name in parts.answering} if with_teachers else {}
+    return evaluate(model, parts.val_loader, teachers=teachers, predictions=predictions, **options)
 
 
 def skipped_images(name: str, parts: Parts, *loaders: Loader) -> dict[str, float]:
@@ -106,7 +108,7 @@ def finish(
         "debug": parts.run.debug,
     }
     if parts.run.optim.ema_decay:
-        raw = _evaluate_weights(parts, average=False, with_teacher=False)
+        raw = _evaluate_weights(parts, average=False, with_teachers=False)
         if raw is None:
             return None
         summary[f"student_raw_{quality}"] = raw[quality]

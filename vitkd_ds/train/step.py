@@ -61,11 +61,11 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
             started = time.perf_counter()
             images_BCHW, labels_B = next(micro_batches)
             waited_s += time.perf_counter() - started
-            student_BCHW, teacher_BCHW, targets_BK = parts.inputs(images_BCHW, labels_B, step=step, place=place)
-        features = None
-        if parts.teacher:
-            teach = partial(teach_named, parts.teacher, teacher_BCHW)
-            features = teach if run.teacher.keep_tokens else teach()
+            student_BCHW, teachers_BCHW, targets_BK = parts.inputs(images_BCHW, labels_B, step=step, place=place)
+        features = {}
+        for name, teacher in parts.teachers.items():
+            teach = partial(teach_named, teacher, teachers_BCHW[name])
+            features[name] = teach if run.teachers[name].keep_tokens else teach()
         with record_function("forward"):
             terms = engine(student_BCHW, targets_BK, features, weights)
         with record_function("backward"):

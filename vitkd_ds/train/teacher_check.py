@@ -10,8 +10,9 @@ from typing import Any, Callable, Literal
 import torch
 from torch import Tensor
 
-from vitkd_ds.config.run import Run
+from vitkd_ds.config.run import Run, TeacherConfig
 from vitkd_ds.config.run_folder import description_beside
+from vitkd_ds.config.teachers import called, role_of
 from vitkd_ds.engine import ranks
 from vitkd_ds.models import build
 from vitkd_ds.models.features import Features, tap_features
@@ -49,35 +50,44 @@ Level = Literal["ok", "warning", "error"]
 
 
 def check_teacher(parts: Parts) -> None:
-    """Show the teacher a few validation images. Collective. Raises ValueError if its logits are no better than chance
-    on as many images as can tell; what is worse than expected, or cannot be told from chance, is warned of."""
+    """Show each teacher a few validation images. Collective. Raises ValueError if logits that a term compares are no
+    better than chance on as many images as can tell; what is worse than expected, or cannot be told from chance, is
+    warned of."""
     run = parts.run
-    if not (run.teacher and run.losses.needs.logits) or run.teacher.checkpoint == "random":
-        return
-    counts = count_right(run, parts.teacher, parts.device, classes=parts.train_loader.classes)
-    level, found = judge(run, *counts)
-    if counts[0] >= ENOUGH and is_guess(run, *counts):
-        raise ValueError(f"the teacher must know the classes of the data, found {found}: {ADVICE}")
-    text = f"{found}: {ADVICE}" if level != "ok" else found
-    logger.log(logging.INFO if level == "ok" or ranks.rank() else logging.WARNING, "teacher: %s", text)
+    for name, teacher in run.teachers.items():
+        if not run.losses_of(name).needs.logits or teacher.checkpoint == "random":
+            continue
+        counts = count_right(run, parts.teachers[name], parts.device, classes=parts.train_loader.classes)
+        level, found = judge(run, teacher, *counts)
+        if counts[0] >= ENOUGH and is_guess(run, *counts):
+            raise ValueError(f"{called(name)} must know the classes of the data, found {found}: {ADVICE}")
+        text = f"{found}: {ADVICE}" if level != "ok" else found
+        said = logging.INFO if level == "ok" or ranks.rank() else logging.WARNING
+        logger.log(said, "%s: %s", role_of(name), text)
 
 
 def check_fp8(parts: Parts) -> None:
-    """Say how much a teacher in fp8 differs from itself in bf16 on a micro-batch of validation images. Collective."""
-    teacher = parts.run.teacher
-    if teacher is None or not teacher.fp8 or teacher.checkpoint == "random":  # which another build would draw anew
-        return
-    plain = build.build_teacher(teacher, parts.run.data, **teacher_needs(parts.run))
+    """Log how much each fp8 teacher differs from itself in bf16 on a micro-batch of validation images. Collective."""
+    for name, teacher in parts.run.teachers.items():
+        if teacher.fp8 and teacher.checkpoint != "random":  # which another build would draw anew
+            _check_fp8(parts, name)
+
+
+def _check_fp8(parts: Parts, name: str) -> None:
+    """Do so for one teacher."""
+    run = parts.run
+    teacher = parts.teachers[name]
+    plain = build.build_teacher(run.teachers[name], run.data, role=role_of(name), **teacher_needs(run, name))
     with closing(parts.val_loader.epoch(0)) as micro_batches, torch.no_grad():
         images_BCHW, _ = ranks.together(lambda: next(micro_batches))
-        inputs_BCHW = parts.teacher.normalization.apply(images_BCHW, parts.teacher.dtype)
-        plain = plain.to(parts.device, parts.teacher.dtype)
+        inputs_BCHW = teacher.normalization.apply(images_BCHW, teacher.dtype)
+        plain = plain.to(parts.device, teacher.dtype)
         plain_BK = tap_features(plain, inputs_BCHW, None).logits_BK.float()
-        found_BK = parts.teacher(images_BCHW).logits_BK.float()
+        found_BK = teacher(images_BCHW).logits_BK.float()
     change = 100 * ((found_BK - plain_BK).norm() / plain_BK.norm()).item()
     same = 100 * (found_BK.argmax(1) == plain_BK.argmax(1)).float().mean().item()
-    answers = f", and {same:.1f} % of {len(images_BCHW)} answers stay" if parts.teacher_answers else ""
-    logger.info(f"teacher in fp8: its outputs change by {change:.2f} % (norm of the difference){answers}")
+    answers = f", and {same:.1f} % of {len(images_BCHW)} answers stay" if name in parts.answering else ""
+    logger.info(f"{role_of(name)} in fp8: its outputs change by {change:.2f} % (norm of the difference){answers}")
 
 
 def count_right(
@@ -107,27 +117,26 @@ def is_guess(run: Run, num_images: int, num_right: int) -> bool:
     return low < chance and high < chance + NEAR_CHANCE * (100 - chance)
 
 
-def judge(run: Run, num_images: int, num_right: int) -> tuple[Level, str]:
+def judge(run: Run, teacher: TeacherConfig, num_images: int, num_right: int) -> tuple[Level, str]:
     """Compare what was counted with the published figure, or else with chance; what was found, in words."""
     low, high = wilson_interval(num_images, num_right)
     found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
-    published = published_top1(run)
+    published = published_top1(run, teacher)
     if is_guess(run, num_images, num_right):
         return "error", f"{found}, which is no better than chance"
     if published is None and low < 100 / run.data.num_classes:
         return "warning", f"{found}, which cannot be told from chance with {num_images} images"
     if published is None:
-        order = "" if _states_classes(run) else "; nothing beside its file states the order of its classes"
+        order = "" if _states_classes(teacher) else "; nothing beside its file states the order of its classes"
         return "ok", f"{found}; no published figure is known of this file{order}"
     figure, source = published
     level = "error" if high < figure - FAR_PERCENT else "warning" if high < figure else "ok"
     return level, f"{found}, expected {figure:.2f} ({source})"
 
 
-def published_top1(run: Run) -> tuple[float, str] | None:
-    """The teacher's figure in percent and its source, of a .json beside the file or else of the model's name; None if
+def published_top1(run: Run, teacher: TeacherConfig) -> tuple[float, str] | None:
+    """A teacher's figure in percent and its source, of a .json beside the file or else of the model's name; None if
     none is known. Where there is none at the run's crop, it is that at crop 1."""
-    teacher = run.teacher
     data = run.data
     if teacher.head:
         return None  # it is another's answer
@@ -143,8 +152,8 @@ def published_top1(run: Run) -> tuple[float, str] | None:
     return None
 
 
-def _states_classes(run: Run) -> bool:
+def _states_classes(teacher: TeacherConfig) -> bool:
     """Whether the order of the teacher's classes is known to be the data's: it was compared when data was opened."""
-    if run.teacher.head:
+    if teacher.head:
         return False
-    return run.teacher.checkpoint == "hub" or "classes" in description_beside(build.teacher_file(run.teacher))
+    return teacher.checkpoint == "hub" or "classes" in description_beside(build.teacher_file(teacher))

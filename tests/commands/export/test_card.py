@@ -70,6 +70,12 @@ def test_a_student_without_a_run_or_classes_has_a_card_of_what_is_known(tmp_path
     assert f"`vit_large`. {said}." in text and "features = model(transform(image)[None])[0]" in text
     assert "softmax" not in text and "k-NN, a linear probe or retrieval" in text
 
+    del described["teacher"]
+    described["teachers"] = {name: {"model": name, "license": licence} for name in ("dino", "clip")}
+    (tmp_path / "student" / "student.json").write_text(json.dumps(described))
+    _, text = card_of(tmp_path / "student", tmp_path / "again")
+    assert f"`dino`. {said}. `clip`. {said}. Whether" in text
+
 
 def test_names_of_users_are_shown_as_text():
     assert code("a|b`c`\n# d") == r"`a/b'c'\n# d`"

@@ -99,5 +99,5 @@ def test_a_stored_run_whose_teacher_is_gone_packs_nothing(photos, tmp_path):
     run = run_of(photos / "train")
     teacher = TeacherConfig("deit_tiny_patch16_224", checkpoint=str(tmp_path / "gone.pth"))
     with pytest.raises(ValueError, match="teacher.checkpoint must be a file of weights, .*gone.pth"):
-        pack_folders(replace(run, teacher=teacher))
+        pack_folders(replace(run, teachers={"teacher": teacher}))
     assert names_in(photos) == ["train", "val"]

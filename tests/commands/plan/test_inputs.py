@@ -19,6 +19,7 @@ from vitkd_ds.commands.plan.predict import Layout, images_per_s, memory_bytes
 from vitkd_ds.commands.plan.text import plan_text
 from vitkd_ds.data.beton.format import read_tables
 from vitkd_ds.engine.ds_config import TEACHER_FILES
+from vitkd_ds.models.cost import forward_flops
 from vitkd_ds.recipes import build_run
 
 H100 = HARDWARE["h100"]
@@ -89,9 +90,14 @@ def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_the
     run = build_run("deit_small_from_deit3_base")
     losses = replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0), nkd=replace(run.losses.nkd, weight=0))
     losses = replace(losses, feature=replace(losses.feature, weight=1))
-    large = replace(run, losses=losses, teacher=replace(run.teacher, model="vit_7b_patch16_dinov3.lvd1689m"))
+    large = replace(
+        run,
+        losses=losses,
+        teachers={"teacher": replace(run.teachers["teacher"], model="vit_7b_patch16_dinov3.lvd1689m")},
+    )
     inputs, larger = (
-        inputs_of(each, H100) for each in (large, replace(large, teacher=replace(large.teacher, image_size=448)))
+        inputs_of(each, H100)
+        for each in (large, replace(large, teachers={"teacher": replace(large.teachers["teacher"], image_size=448)}))
     )
     # Two operations for each parameter and each of 201 tokens, and a little for attention.
     assert inputs.teacher_s == pytest.approx(2 * 6.716e9 * 201 / (0.4 * 989.4e12), rel=0.03)
@@ -104,6 +110,24 @@ def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_the
     assert re.search(
         r"teacher +145 images/s +assumed: 40% of 989\.4 TFLOP/s, for 2,725\.5 GFLOP an image, counted", text
     )
+
+
+def test_a_second_teacher_adds_its_forward_and_its_weights_under_the_same_bound_on_gathered_blocks():
+    run = build_run("deit_tiny_from_deit3_small")
+    losses = replace(run.losses, nkd=replace(run.losses.nkd, weight=1, teacher="other"))
+    two = replace(run, losses=losses, teachers=run.teachers | {"other": run.teachers["teacher"]})
+    one, both = inputs_of(run, H100), inputs_of(two, H100)
+    for name in ("teacher_s", "teacher_params", "gathers", "shard_host_s"):
+        assert getattr(both, name) == pytest.approx(2 * getattr(one, name)), name
+    for name in ("student_s", "loss_s", "gathered_params", "offloaded_params", "activation_bytes", "trained_params"):
+        assert getattr(both, name) == getattr(one, name), name
+    with torch.device("meta"):
+        teacher = timm.create_model("deit3_small_patch16_224")
+    assert both.flops - one.flops == forward_flops(teacher, 224)
+    assert both.image_bytes - one.image_bytes == 2 * 3 * 224**2, "its normalised images, bf16"
+    placed = replace(two.teachers["other"], placement="replica")
+    with pytest.raises(ValueError, match="one placement of all teachers, got replica and shard. Set --teach"):
+        plan_text(replace(two, teachers=two.teachers | {"other": placed}), nodes=1, gpus=8)
 
 
 def test_other_terms_of_tokens_are_charged_for_as_they_are_counted():

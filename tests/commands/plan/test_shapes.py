@@ -37,13 +37,10 @@ def test_operations_of_a_tiny_model_and_of_a_step_by_hand():
     attention = 2 * tokens * tokens * 6
     forward = 2 * (tokens * block + attention + 4 * 4 * 4 * 3 * 6 + 6 * 2)
     assert forward_flops(model, 8) == forward
-    assert shapes.step_flops(model, model, None, image_size=8, teacher_image_size=8) == 4 * forward
+    assert shapes.step_flops(model, [(model, 8)], None, image_size=8) == 4 * forward
     aligners, convolutions = 3 * 2 * 3, 2 * 9 * 3 * 3
     for loss, weights in (ViTKDLoss(2, 3), aligners + convolutions), (ViTKDLoss(3, 3), convolutions):
-        assert (
-            shapes.step_flops(model, model, loss, image_size=8, teacher_image_size=8)
-            == 4 * forward + 3 * 2 * 4 * weights
-        )
+        assert shapes.step_flops(model, [(model, 8)], loss, image_size=8) == 4 * forward + 3 * 2 * 4 * weights
 
 
 def test_checkpointing_keeps_the_blocks_inputs_and_one_block():

@@ -170,7 +170,7 @@ def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_pa
     [
         (["demo"], 2, {"optim.lrr": "1"}, "--optim.lrr is no option: did you mean optim.lr"),
         (["demo"], 2, {"grid.optim.lrr": "1,2"}, "--optim.lrr is no option"),
-        (["demo"], 2, {"grid.optim.lr": "1,-2"}, "optim.lr must be positive, found -2"),
+        (["demo"], 2, {"grid.optim.lr": "1,-2"}, "optim.lr must be a number above 0, got '-2'"),
         (["demo", "demo"], 2, {}, "a name of its own, found demo twice"),
         (["demo"], 2, {"seed": "3"}, "--seed must not be given to a sweep"),
         (["demo"], 1, {"recipe": "demo_plain"}, "--recipe must not be given to a sweep"),

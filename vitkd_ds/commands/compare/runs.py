@@ -10,6 +10,7 @@ from vitkd_ds.checkpoint.folder import FREE_KEYS, flattened
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.config.run_folder import CONFIG, DONE, METRICS, SUMMARY, read_json
+from vitkd_ds.config.teachers import MANY, of_any, places_in_file, read
 from vitkd_ds.data.images import SPLITS
 from vitkd_ds.train.statistics import wilson_interval
 
@@ -20,6 +21,7 @@ NEEDED = {
     "run": dict,
     "run.seed": int,
     "run.teacher": dict | None,
+    f"run.{MANY}": dict | None,
     "run.data.train": str,
     "run.data.val": str,
     "run.data.image_size": int,
@@ -95,7 +97,7 @@ class Result:
         run = self.config["run"]
         with suppress(ValueError):  # of a version whose settings this one does not know: as they are
             run = json.loads(json.dumps(as_dict(from_dict(Run, run))))  # fields that are newer than it have defaults
-        own = {key: value for key, value in flattened(run).items() if key not in FREE_KEYS | {"seed"}}
+        own = {key: value for key, value in flattened(run).items() if of_any(key) not in FREE_KEYS | {"seed"}}
         extended = self.config.get("extended_at_steps")
         return own | ({"extended_at_steps": extended} if extended else {})
 
@@ -115,10 +117,11 @@ class Result:
         return found
 
     def size(self, role: str, what: str) -> float | None:
-        """Return the "parameters" or "gflops" of the "student" or "teacher"; None if there is no such model, or if the
-        run is of a version that did not write them."""
-        model = self.config["models"][role] if "models" in self.config else None
-        return model[what] if model else None
+        """Return the "parameters" or "gflops" of the "student", or of each "teacher" together; None if there is no such
+        model, or if the run is of a version that did not write them."""
+        models = self.config.get("models", {})
+        found = [models["student"]] if role == "student" and models else [*read(models).values()]
+        return sum(model[what] for model in found) if found and models else None
 
 
 def evaluations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -145,7 +148,7 @@ def _read(folder: Path, name: str) -> Result:
         raise ValueError(f"{folder} must be a run folder, found no {config_file}: give what train.py had as --workdir")
     config = read_json(config_file, NEEDED)
     if "models" in config:  # runs of versions before 0.4 have none
-        roles = [role for role in ("student", "teacher") if config["run"].get(role)]
+        roles = ["student", *places_in_file(read(config["run"]))]
         read_json(config_file, {f"models.{role}.{what}": int | float for role in roles for what in SIZES})
     lines = read_lines(folder)
     summary = None

@@ -17,6 +17,7 @@ from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.run import DataConfig, TeacherConfig
 from vitkd_ds.config.run_folder import DESCRIPTION, EXPORTED, NOT_OF_THE_MODEL, STUDENT, find_student, read_json
+from vitkd_ds.config.teachers import read
 from vitkd_ds.models import build
 
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
@@ -42,21 +43,22 @@ class Speeds(NamedTuple):
 
     device: str
     images_per_s: list[tuple[float, float | None]]
-    """Of each run the student's and the teacher's; None without a teacher."""
+    """Of each run the student's and the teachers', one after another; None without a teacher."""
 
 
 def measure(results: Sequence[Result]) -> Speeds:
     """Measure each architecture once; raises ValueError, before any forward, for a student that cannot be rebuilt."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: dict[Key, nn.Module] = {}
-    keys = [(_student(result, models), _teacher(result, models)) for result in results]
+    keys = [(_student(result, models), _teachers(result, models)) for result in results]
     micro = MICRO_BATCH[device.type]
     dtype = DTYPE[device.type]
     ready = {key: model.to(device, dtype).eval() for key, model in models.items()}
     images = {key: torch.randn(micro, 3, key.size, key.size, device=device, dtype=dtype) for key in ready}
     speeds = {key: micro / seconds for key, seconds in forward_seconds(ready, images).items()}
     text = f"{_name(device)} ({str(dtype).removeprefix('torch.')}, {micro} images a forward)"
-    return Speeds(text, [(speeds[student], speeds[teacher] if teacher else None) for student, teacher in keys])
+    together = [1 / sum(1 / speeds[teacher] for teacher in teachers) if teachers else None for _, teachers in keys]
+    return Speeds(text, [(speeds[student], rate) for (student, _), rate in zip(keys, together)])
 
 
 @torch.inference_mode()
@@ -102,12 +104,13 @@ def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
     return key
 
 
-def _teacher(result: Result, models: dict[Key, nn.Module]) -> Key | None:
-    """Add the run's teacher to `models`, unless its architecture is there; its key, None for a run without one."""
+def _teachers(result: Result, models: dict[Key, nn.Module]) -> list[Key]:
+    """Add the run's teachers to `models`, unless their architectures are there; their keys."""
     run = result.config["run"]
-    if run.get("teacher") is None:
-        return None
-    teacher = from_dict(TeacherConfig, run["teacher"])
+    return [_teacher(from_dict(TeacherConfig, each), run, models) for each in read(run).values()]
+
+
+def _teacher(teacher: TeacherConfig, run: dict[str, Any], models: dict[Key, nn.Module]) -> Key:
     size = teacher.image_size or run["data"]["image_size"]
     num_classes = run["data"]["num_classes"]
     teacher = replace(teacher, checkpoint="random", head="", image_size=0)

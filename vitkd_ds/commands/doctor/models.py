@@ -7,6 +7,7 @@ without torch.compile, which takes minutes. On a CPU the micro-batch is a tiny o
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -15,7 +16,8 @@ from huggingface_hub import try_to_load_from_cache  # timm's own requirement
 from torch import Tensor, nn
 
 from vitkd_ds.commands.doctor.rows import Patient, Row, Skipped, error, judged, needed, ok, warning
-from vitkd_ds.config.run import Run
+from vitkd_ds.config.run import Run, StudentConfig, TeacherConfig
+from vitkd_ds.config.teachers import called, role_of
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.optimizers.base import state_bytes
 from vitkd_ds.engine.processes import peak_memory_gib, synchronised_time
@@ -30,8 +32,8 @@ from vitkd_ds.train.step import NonFiniteError, settle, train_step
 from vitkd_ds.train.teacher_check import ADVICE, count_right, judge
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm downloads, by preference
-KEYS = {"student": ("init", ""), "teacher": ("checkpoint", "random")}
-"""Key of each model's weights, and its value that is random weights."""
+KEYS = {StudentConfig: ("init", ""), TeacherConfig: ("checkpoint", "random")}
+"""Key of a model's weights, and its value that is random weights."""
 CPU_MICRO_BATCH = 2
 TIMED_STEPS = {"cuda": 3, "cpu": 1}  # after one that warms up
 MOST_MEMORY = 0.92
@@ -52,29 +54,31 @@ def check_settings(patient: Patient) -> Iterator[Row]:
 
 
 def check_models(patient: Patient) -> Iterator[Row]:
-    """Build both models, with their weights where those are at hand, and fit them. Collective."""
+    """Build all models, with their weights where those are at hand, and fit them. Collective."""
     run = patient.run
     torch.manual_seed(run.seed)  # the same student on every rank
-    loaded = [load_model(role, run) for role in KEYS if getattr(run, role)]
-    rows, models, have_weights = zip(*loaded)
-    yield from rows
+    loaded = {role: load_model(role, run) for role in run.models}
+    yield from [row for row, _, _ in loaded.values()]
+    student = loaded["student"][1]
+    teachers = {name: loaded[role_of(name)][1] for name in run.teachers}
     # What does not even have an architecture fails on all ranks, but a file may be missing on one node.
     # Nor can the engines start where some have the teacher's file and some a stand-in, which is no file.
-    is_alike = len(set(ranks.from_all(hasattr(models[-1], "weight_stream")))) == 1
-    if ranks.all_true(None not in models, patient.device) and is_alike:
-        patient.is_teacher_trained = ranks.all_true(bool(run.teacher) and have_weights[-1], patient.device)
-        fitting = training.fit_models(run, models[0], models[1] if run.teacher else None)
-        distiller = Distiller(fitting.student, run.losses, fitting.pair)
+    is_alike = len(set(ranks.from_all(tuple(hasattr(model, "weight_stream") for model in teachers.values())))) == 1
+    if ranks.all_true(student is not None and None not in teachers.values(), patient.device) and is_alike:
+        trained = [name for name in teachers if ranks.all_true(loaded[role_of(name)][2], patient.device)]
+        patient.trained_teachers = trained
+        fitting = training.fit_models(run, student, teachers)
+        distiller = Distiller(fitting.student, run.losses, fitting.pairs)
         patient.num_trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
         patient.state_bytes = state_bytes(distiller, run.optim)
         patient.models = fitting
 
 
 def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
-    """Build the student or the teacher without the network; a row, the model, and whether it was given weights. The
+    """Build the student or a teacher without the network; a row, the model, and whether it was given weights. The
     model is None if not even its architecture can be built."""
-    config = getattr(run, role)
-    key, random = KEYS[role]
+    config = run.models[role]
+    key, random = KEYS[type(config)]
     source = getattr(config, key)
     try:
         if source == "hub":
@@ -95,10 +99,12 @@ def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
 
 
 def _build(role: str, run: Run, weights: str) -> nn.Module:
-    config = replace(getattr(run, role), **{KEYS[role][0]: weights})
-    if role == "teacher":
-        return build.build_teacher(config, run.data, **training.teacher_needs(run))
-    return build.build_student(config, run.data, **training.student_needs(run))
+    config = run.models[role]
+    config = replace(config, **{KEYS[type(config)][0]: weights})
+    if role == "student":
+        return build.build_student(config, run.data, **training.student_needs(run))
+    name = next(name for name in run.teachers if role_of(name) == role)
+    return build.build_teacher(config, run.data, role=role, **training.teacher_needs(run, name))
 
 
 def _build_or_none(role: str, run: Run, weights: str) -> nn.Module | None:
@@ -111,7 +117,7 @@ def _build_or_none(role: str, run: Run, weights: str) -> nn.Module | None:
 def _cached_file(role: str, run: Run) -> str:
     """This node's copy of a model's file of the hub; "" if there is none."""
     with torch.device("meta"):
-        hub_id = _build(role, run, KEYS[role][1]).pretrained_cfg["hf_hub_id"]
+        hub_id = _build(role, run, KEYS[type(run.models[role])][1]).pretrained_cfg["hf_hub_id"]
     found = (try_to_load_from_cache(hub_id, name) for name in HUB_FILES)
     return next((file for file in found if isinstance(file, str)), "")
 
@@ -129,14 +135,16 @@ def check_engines(patient: Patient) -> Iterator[Row]:
     schedule = make_schedule(run, steps_per_epoch=1, accumulation_steps=1)
     patient.parts = training.start_engines(run, patient.ds_config | sizes, models, schedule, device)
     try:
-        terms, step_s, teacher_s = timed_steps(patient.parts)
+        terms, step_s, teachers_s = timed_steps(patient.parts)
     except NonFiniteError as caught:
         found = f"on random images {str(caught).partition(': ')[2]}"  # without the place in a run
         yield error("engines", found, "train without a term (--losses.NAME.weight=0) to see which one it is")
         return
     losses = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-    teacher = f"teacher ({run.teacher.placement}) {teacher_s:.2f} s, " if run.teacher else ""
-    found = f"{micro} random images: {teacher}student's step {step_s - teacher_s:.2f} s, losses finite ({losses})"
+    taught = [(role_of(name), run.teachers[name].placement, seconds) for name, seconds in teachers_s.items()]
+    teachers = "".join(f"{role} ({placement}) {seconds:.2f} s, " for role, placement, seconds in taught)
+    student_s = step_s - sum(teachers_s.values())
+    found = f"{micro} random images: {teachers}student's step {student_s:.2f} s, losses finite ({losses})"
     yield ok("engines", found)
     peak = f"{peak_memory_gib():.1f} GiB at the peak, with a micro-batch of {micro}"
     if device.type != "cuda":
@@ -149,44 +157,49 @@ def check_engines(patient: Patient) -> Iterator[Row]:
     yield judged(peak_memory_gib() <= most_gib, "memory", found, f"expected at most {most_gib:.1f} GiB", advice)
 
 
-def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, float]:
+def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[str, float]]:
     """Make a few updates with training's own step, on random images; the terms of the last one, and the least seconds
-    of an update as a whole and of the teacher within it. Collective."""
+    of an update as a whole and of each teacher within it. Collective."""
     data = parts.run.data
     micro = parts.run.micro_batch_size_per_gpu
     device = parts.device
     step_s = []
-    teacher_s = []
+    teachers_s = {name: [] for name in parts.teachers}
     images_BCHW = torch.randint(256, (micro, 3, data.image_size, data.image_size), dtype=torch.uint8, device=device)
     labels_B = torch.randint(max(1, data.num_classes), (micro,), device=device)
 
-    def teach(images_BCHW: Tensor, **options: Any) -> Features:
+    def teach(images_BCHW: Tensor, name: str, **options: Any) -> Features:
         start = synchronised_time()
-        features = parts.teacher(images_BCHW, **options)
-        teacher_s.append(synchronised_time() - start)
+        features = parts.teachers[name](images_BCHW, **options)
+        teachers_s[name].append(synchronised_time() - start)
         return features
 
     # Each is update 0, so that a short run's schedule does not end here.
-    timed = replace(parts, teacher=teach if parts.teacher else None)
+    timed = replace(parts, teachers={name: partial(teach, name=name) for name in parts.teachers})
     for _ in range(1 + TIMED_STEPS[device.type]):
         start = synchronised_time()
         update = train_step(timed, repeat((images_BCHW, labels_B)), 0)
         step_s.append(synchronised_time() - start)
         settle(update, parts.run)
-    return update.terms, min(step_s[1:]), min(teacher_s[1:], default=0.0)
+    return update.terms, min(step_s[1:]), {name: min(seconds[1:]) for name, seconds in teachers_s.items()}
 
 
 def check_top1(patient: Patient) -> Iterator[Row]:
-    """Show the teacher validation images, as a new run does, and compare it with its published figure. Collective."""
+    """Show the teachers validation images, as a new run does, and compare them with published figures. Collective."""
     run = patient.run
-    if run.teacher is None:
+    if not run.teachers:
         raise Skipped("the recipe has no teacher")
-    if not patient.is_teacher_trained:
-        raise Skipped("needs the teacher's weights, which are not at hand")
-    teacher = needed(patient.parts, "the engines").teacher
-    classes = needed(patient.loaders.get("val"), "data.val").classes
-    answers = ranks.together(lambda: training.check_teacher_classes(run, classes)) and patient.parts.teacher_answers
-    if not answers:
-        raise Skipped("the teacher has no logits of these classes, and no term compares any")
-    level, found = judge(run, *count_right(run, teacher, patient.device, classes=classes))
-    yield Row(level, "teacher top-1", found, "" if level == "ok" else ADVICE)
+    for name, teacher in run.teachers.items():
+        row = f"{role_of(name)} top-1"
+        if name not in patient.trained_teachers:
+            yield Row("skipped", row, f"needs {called(name)}'s weights, which are not at hand")
+            continue
+        parts = needed(patient.parts, "the engines")
+        classes = needed(patient.loaders.get("val"), "data.val").classes
+        knows = ranks.together(partial(training.check_teacher_classes, run, name, classes))
+        if not knows or name not in parts.answering:
+            yield Row("skipped", row, f"{called(name)} has no logits of these classes, and no term compares any")
+            continue
+        counts = count_right(run, parts.teachers[name], patient.device, classes=classes)
+        level, found = judge(run, teacher, *counts)
+        yield Row(level, row, found, "" if level == "ok" else ADVICE)

@@ -32,8 +32,8 @@ class Patient:
     split: BatchSplit | None = None
     ds_config: dict[str, Any] | None = None
     models: Models | None = None
-    is_teacher_trained: bool = False
-    """Whether the teacher has its own weights; random ones stand in for those that are not at hand."""
+    trained_teachers: list[str] = field(default_factory=list)
+    """Teachers that have their own weights; random ones stand in for those that are not at hand."""
     num_trained: int | None = None
     """Parameters of the student and the losses."""
     state_bytes: int = 0

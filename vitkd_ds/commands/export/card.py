@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from vitkd_ds.commands.compare.runs import read_lines
 from vitkd_ds.commands.predict import Exported
 from vitkd_ds.commands.show import one_line
+from vitkd_ds.config import teachers
 from vitkd_ds.config.metrics import EVALUATED, PREFIX, VAL_METRICS, Metric
 from vitkd_ds.config.reading import load_json
 from vitkd_ds.config.run import Run
@@ -26,8 +27,7 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
     config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
     evaluation = _evaluation(exported)
     num_images = int(evaluation.get(EVALUATED, 0))
-    found = {name: evaluation[PREFIX + name] for name in VAL_METRICS if evaluation.get(PREFIX + name) is not None}
-    said = {VAL_METRICS[name]: value for name, value in found.items() if VAL_METRICS[name].said}
+    found = {metric: evaluation.get(PREFIX + name) for name, metric in VAL_METRICS.items() if metric.said}
     return _template().render(
         name=one_line(name),
         source=json.dumps(source),
@@ -37,9 +37,11 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
         most_classes=MOST_CLASSES,
         cost=(config.get("models") or {}).get("student"),
         num_images=num_images,
-        results=[(metric.said, _value(metric, value, num_images)) for metric, value in said.items()],
+        results=[
+            (metric.said, _value(metric, value, num_images)) for metric, value in found.items() if value is not None
+        ],
         training=_training(exported, config.get("versions") or {}),
-        teacher=exported.description.get("teacher"),
+        teachers=[*teachers.read(exported.description).values()],
     )
 
 

@@ -87,17 +87,16 @@ def _check_without_images(run: Run) -> None:
     """Raise ValueError for a run that would be refused when its images are packed, where that shows without them."""
     check_begun(run)
     find_ds_config(run.ds_config)
-    for role, (key, words) in WEIGHTS.items():
-        config = getattr(run, role)
-        if config and getattr(config, key) not in words:
+    for role, config in run.models.items():
+        key, words = WEIGHTS[type(config)]
+        if getattr(config, key) not in words:
             check_is_there(getattr(config, key), f"{role}.{key}")
     if not console.is_first_rank():
         return
     from vitkd_ds.models.hub import check_model_name  # slow: timm
 
-    for role in WEIGHTS:
-        if config := getattr(run, role):
-            check_model_name(config.model, role=role)
+    for role, config in run.models.items():
+        check_model_name(config.model, role=role)
 
 
 def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", may_pack: bool) -> str:

@@ -14,6 +14,7 @@ from vitkd_ds.commands.plan.hardware import Hardware, Rate
 from vitkd_ds.commands.plan.predict import BACKWARD_PART, CONTEXT_BYTES, EFFICIENCY, LATENCY_S, Inputs
 from vitkd_ds.config.losses import TERMS
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.teachers import role_of, teacher_of
 from vitkd_ds.config.term import Term
 from vitkd_ds.data.beton.format import SUFFIX, read_beton
 from vitkd_ds.data.subset import use_part
@@ -65,23 +66,32 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     zero = _ds_config(run.ds_config)["zero_optimization"]
     if not is_bf16(_ds_config(run.ds_config)):
         raise ValueError(f"plan counts bytes of a student in bf16, found fp32 weights in {run.ds_config}: leave it out")
-    student, teacher = _models(run)
+    student, teachers = _models(run)
     size = run.data.image_size
-    teacher_size = run.teacher.image_size or run.data.image_size
-    teachers = {} if run.teacher.keep_tokens else known.TEACHERS
-    teacher_rate, teacher_source = _rate("teacher", run.teacher, teacher, teacher_size, teachers, hardware)
+    sizes = {name: config.image_size or size for name, config in run.teachers.items()}
+    rates = {}
+    pairs = {}
+    for name, config in run.teachers.items():
+        measured = {} if config.keep_tokens else known.TEACHERS
+        rates[name] = _rate("teacher", config, teachers[name], sizes[name], measured, hardware)
+        pairs[name] = check_pair(
+            student, teachers[name], run.losses_of(name), image_size=size, teacher_image_size=sizes[name]
+        )
     student_rate, student_source = _rate("student", run.student, student, size, known.STUDENTS, hardware)
-    pair = check_pair(student, teacher, run.losses, image_size=size, teacher_image_size=teacher_size)
     with torch.device("meta"):
-        distiller = Distiller(student, run.losses, pair)
+        distiller = Distiller(student, run.losses, pairs)
     loss = None
     loss_bytes = 0
     loss_s = 0.0
     for name, term in _measured(run).items():
         loss = distiller.parts[name]
+        pair = pairs[teacher_of(term, pairs)]
         loss_bytes = term.cost.bytes_per_patch * student.patch_embed.num_patches * pair.teacher_dim
         loss_s = hardware.slower * known.LOSS.seconds * (pair.teacher_dim / known.LOSS_DIM) ** 2
-    costs = [term_cost(term, pair, num_classes=run.data.num_classes) for term in _others(run).values()]
+    costs = [
+        term_cost(term, pairs[teacher_of(term, pairs)], num_classes=run.data.num_classes)
+        for term in _others(run).values()
+    ]
     others_flops = sum(flops for flops, _ in costs)
     others_bytes = sum(size for _, size in costs)
     others_s = others_flops / (ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e12)
@@ -90,13 +100,15 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     beyond_s -= known.UPDATE_MS / 1e3
     hooks_s = known.STEP_IMAGES * (known.SHARD.seconds - known.REPLICA.seconds)
     # Those were measured with one parameter a weight; flat ones make them shorter as they do on a CPU.
-    gathered = _gathered_modules(teacher)
-    hooks_s *= known.FLAT_GATHERS * len(gathered) / known.SHARD_BLOCKS
+    gathered = {name: _gathered_modules(teacher) for name, teacher in teachers.items()}
+    num_gathered = sum(map(len, gathered.values()))
+    hooks_s *= known.FLAT_GATHERS * num_gathered / known.SHARD_BLOCKS
     checkpointed = run.student.checkpoint_activations
-    step_flops = shapes.step_flops(student, teacher, loss, image_size=size, teacher_image_size=teacher_size)
+    step_flops = shapes.step_flops(student, [(teachers[name], sizes[name]) for name in teachers], loss, image_size=size)
+    bytes_per_value = shapes.IMAGE_BYTES_PER_VALUE + shapes.MORE_BYTES_PER_VALUE * (len(teachers) - 1)
     activation_bytes = shapes.activation_bytes(student, checkpointed=checkpointed)
     return Inputs(
-        teacher_s=teacher_rate.seconds,
+        teacher_s=sum(rate.seconds for rate, _ in rates.values()),
         # Checkpointing computes the forward again, which is a third of forward and backward.
         student_s=student_rate.seconds * (4 / 3 if checkpointed else 1),
         loss_s=loss_s + others_s,
@@ -106,16 +118,17 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         shard_host_s=hooks_s,
         flops=step_flops + others_flops,
         trained_params=num_parameters(distiller),
-        teacher_params=num_parameters(teacher),
-        gathers=len(gathered) + 1,
-        gathered_params=_gathered_params(teacher, gathered, "shard"),
-        offloaded_params=_gathered_params(teacher, gathered, "offload"),
+        teacher_params=sum(map(num_parameters, teachers.values())),
+        gathers=num_gathered + len(teachers),
+        # Teachers run one after another, under one bound.
+        gathered_params=max(_gathered_params(teachers[name], gathered[name], "shard") for name in teachers),
+        offloaded_params=max(_gathered_params(teachers[name], gathered[name], "offload") for name in teachers),
         activation_bytes=activation_bytes + loss_bytes + others_bytes,
-        image_bytes=shapes.IMAGE_BYTES_PER_VALUE * 3 * max(size, teacher_size) ** 2,
+        image_bytes=bytes_per_value * 3 * max(size, *sizes.values()) ** 2,
         is_compiled=run.is_compiled,
         state_bytes=state_bytes(distiller, run.optim),
         bucket_elements=int(zero.get("reduce_bucket_size", 500_000_000)),
-        teacher_source=teacher_source,
+        teacher_source="; ".join(source for _, source in rates.values()),
         student_source=student_source,
     )
 
@@ -130,17 +143,21 @@ def _others(run: Run) -> dict[str, Term]:
     return {name: term for name, term in run.losses.active().items() if term.needs.tokens and not term.cost}
 
 
-def _models(run: Run) -> tuple[nn.Module, nn.Module]:
-    """Student and teacher of a run, on the meta device. Raises ValueError if the student has no blocks to count."""
-    if not run.teacher:
+def _models(run: Run) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """Student and teachers of a run, on the meta device. Raises ValueError if the student has no blocks to count."""
+    if not run.teachers:
         raise ValueError(f"plan needs a teacher, found none in recipe {run.recipe}: name a recipe of a pair")
     with torch.device("meta"):
         student = build_student(replace(run.student, init=""), run.data)
-        needs_blocks = run.losses.needs.blocks("teacher")
-        teacher = build_teacher(replace(run.teacher, checkpoint="random", head=""), run.data, needs_blocks=needs_blocks)
-    if run.teacher.keep_tokens:
-        keep_patches(teacher, run.teacher.keep_tokens)
-    return student, teacher
+        teachers = {}
+        for name, config in run.teachers.items():
+            needs_blocks = run.losses_of(name).needs.blocks("teacher")
+            config = replace(config, checkpoint="random", head="")
+            teachers[name] = build_teacher(config, run.data, role=role_of(name), needs_blocks=needs_blocks)
+    for name, teacher in teachers.items():
+        if number := run.teachers[name].keep_tokens:
+            keep_patches(teacher, number)
+    return student, teachers
 
 
 def _rate(

@@ -4,6 +4,8 @@ It works on models without memory (torch's meta device). Operations are those of
 are left out.
 """
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from vitkd_ds.models.cost import forward_flops, num_tokens
@@ -16,16 +18,18 @@ CHECKPOINTED_BYTES_PER_TOKEN = 2
 """Bytes that a block keeps per token and unit of width with activation checkpointing: its input in bf16."""
 IMAGE_BYTES_PER_VALUE = 9
 """Bytes of one value of an image: as loaded (uint8), mixed (fp32), and normalised for each of two models (bf16)."""
+MORE_BYTES_PER_VALUE = 2
+"""The same for a further model."""
 
 
 def step_flops(
-    student: nn.Module, teacher: nn.Module, loss: nn.Module | None, *, image_size: int, teacher_image_size: int
+    student: nn.Module, teachers: Sequence[tuple[nn.Module, int]], loss: nn.Module | None, *, image_size: int
 ) -> int:
-    """Operations of one image in a training step: backward counts twice the forward, the teacher has only a forward,
+    """Operations of one image in a training step: backward counts twice the forward, a teacher has only a forward,
     and what activation checkpointing computes again does not count."""
     aligners_and_convolutions = [p.numel() for p in loss.parameters() if p.ndim in (2, 4)] if loss else []
     trained = forward_flops(student, image_size) + 2 * student.patch_embed.num_patches * sum(aligners_and_convolutions)
-    return 3 * trained + forward_flops(teacher, teacher_image_size)
+    return 3 * trained + sum(forward_flops(teacher, size) for teacher, size in teachers)
 
 
 def activation_bytes(student: nn.Module, *, checkpointed: bool) -> int:

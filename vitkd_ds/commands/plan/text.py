@@ -8,6 +8,7 @@ from vitkd_ds.commands.plan.hardware import LOADER, Hardware, find_hardware
 from vitkd_ds.commands.plan.inputs import TrainImages, inputs_of, source_rows, train_images
 from vitkd_ds.commands.plan.predict import Inputs, Layout
 from vitkd_ds.config.run import Run
+from vitkd_ds.config.teachers import role_of
 from vitkd_ds.data.order import steps_per_epoch
 from vitkd_ds.train.schedule import make_schedule, split_batch
 
@@ -37,7 +38,13 @@ def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str
 
 def _layout(run: Run, nodes: int, gpus: int) -> Layout:
     split = split_batch(run.global_batch_size, world_size=nodes * gpus, limit=run.micro_batch_size_per_gpu)
-    return Layout(nodes, gpus, split.micro_batch_size, split.accumulation_steps, run.teacher.placement)
+    placements = {teacher.placement for teacher in run.teachers.values()}
+    if len(placements) > 1:
+        raise ValueError(
+            f"plan needs one placement of all teachers, got {' and '.join(sorted(placements))}. Set "
+            f"{' '.join(f'--{role_of(name)}.placement' for name in run.teachers)} to the same one."
+        )
+    return Layout(nodes, gpus, split.micro_batch_size, split.accumulation_steps, placements.pop())
 
 
 def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainImages) -> str:

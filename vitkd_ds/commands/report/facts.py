@@ -7,6 +7,7 @@ from typing import Any
 
 from vitkd_ds.checkpoint.folder import flattened
 from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.config import teachers
 from vitkd_ds.config.metrics import PREFIX, VAL_METRICS
 from vitkd_ds.config.run import as_dict
 from vitkd_ds.config.run_folder import METRICS
@@ -80,11 +81,13 @@ def _facts(config: dict[str, Any]) -> list[tuple[str, Any]]:
     run = config["run"]
     models = config.get("models") or {}
     facts = [("recipe", run.get("recipe", ""))]
-    facts += [(role, _model(run[role], models[role])) for role in ("student", "teacher") if models.get(role)]
-    if models.get("teacher"):
-        stated = models["teacher"].get("license") or "not stated in timm's settings of these weights"
-        facts.append(("licence of the teacher", stated))
-    if not run.get("teacher"):
+    if models.get("student"):
+        facts.append(("student", _model(run["student"], models["student"])))
+    for name, cost in teachers.read(models).items():
+        stated = cost.get("license") or "not stated in timm's settings of these weights"
+        facts.append((teachers.role_of(name), _model(teachers.read(run)[name], cost)))
+        facts.append((f"licence of {teachers.called(name)}", stated))
+    if not teachers.read(run):
         facts.append(("teacher", "none: plain training"))
     facts.append(("data", f"{run['data']['train']} and {run['data']['val']}, {run['data']['num_classes']} classes"))
     for number, start in enumerate(start for start in config.get("starts") or [] if isinstance(start, dict)):
