@@ -198,9 +198,7 @@ MISTAKES = {
     },
     "commands/report/examples.py": {
         "_uri": {
-            "quality=85 => quality=75": (
-                f"{REPORT}large_photographs_are_jpegs_of_quality_85_and_small_images_are_png"
-            ),
+            "quality=85 => quality=75": (f"{REPORT}large_photographs_are_jpegs_of_quality_85_and_small_images_are_png"),
         },
     },
 }
