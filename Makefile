@@ -1,8 +1,8 @@
-# make demo, make test, make test-all: each does all the set-up, into .venv. A second call reuses it.
+# make demo, make lint, make test, make test-all: each does all the set-up, into .venv. A second call reuses it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all test-long mistakes mutants gpu site wheels fuzz
+.PHONY: setup lint demo test test-all test-long mistakes mutants gpu site wheels fuzz
 
 setup: .venv/.ready
 
@@ -30,6 +30,13 @@ demo: setup
 	@echo
 	@echo "the report, for a browser:"
 	@$(BIN)/vitkd-ds report runs/make_demo/distilled runs/make_demo/plain
+
+# Style and types; then the size of the package and of its tests, which nothing checks.
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python $(BIN)/python
+	@for folder in vitkd_ds tests; do echo "$$folder: $$(find $$folder -name '*.py' -exec cat {} + | wc -l) lines of Python"; done
 
 # The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
 # On two workers, each with one thread; PYTEST_WORKERS=0 runs all tests in one process.

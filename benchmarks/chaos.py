@@ -163,8 +163,8 @@ def calm_run(args, folder, steps, *options):
 def chaos(args, folder):
     """The run that is killed, after the one that is left alone."""
     draw, steps = random.Random(args.seed), STEPS_PER_KILL * args.kills
-    trust = Trust(folder)
-    options = [f"--teacher.checkpoint={trust.teacher}"]
+    trust = Trust(folder, folder / "chaos")
+    options = [trust.option]
     calm_s, start_s, step_s = calm_run(args, folder, steps, *options)
     trust.copy_other(folder / "calm")
     log = (folder / "log").open("w")

@@ -4,18 +4,19 @@ The job is the shipped script with a rank on each node. What dies is a rank, sru
 the job script or a node with all that runs on it; or for some seconds a node's link is cut, or the disk of the run
 folder is full or fails. The last faults come at the end of the run, while it evaluates and exports. Nothing is done for
 the run but what its user would do: a node that died comes back, and where Slurm has ended the job, the same command is
-given again. Reported are the seconds from each fault until the job is no longer running, except after a request to end,
-and the phases in which ranks say that another one has gone. Needs root, and pytest, as the Slurm is that of the tests.
+given again. Around some of them the link to the run folder is repointed for a moment, a second job looks at the lock
+from other namespaces, or the teacher's file is another one for the next start; and the job inherits another job's
+variables (`benchmarks/chaos_trust.py`). Reported are the seconds from each fault until the job is no longer running,
+except after a request to end, and the phases in which ranks say that another one has gone. Needs root, and pytest, as
+the Slurm is that of the tests.
 """
 
 import random
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import network
@@ -30,64 +31,38 @@ from benchmarks.chaos import (
     log_file,
     wait_for_moment,
 )
+from benchmarks.chaos_disk import build_failing_disk, fill, small_disk
+from benchmarks.chaos_trust import FOREIGN, Trust
 from benchmarks.network import INTERFACE, Network
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
+TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # of chaos_trust.py; FOREIGN is always inherited
+REPOINTED_S = 2.0  # at most, in which the run's link leads to another run
 WHAT = ("a rank", "a rank", "srun", "slurmstepd", "job script", "node", "link", "disk", "disk")
 STEPS_PER_FAULT = 20
 ALONE_STEPS = 30  # after so many more, a run has gone on without what it lost
 CUT_S = 5.0  # at most, which is less than Slurm waits for a node
-DISK_MIB = 200
 NUM_ENDINGS, ENDING_S = 5, 0.5  # faults at the end of a run, and in what time after its last step
 ALLOCATION = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=4", "--signal=B:USR1@120"]
 UNNOTICED_S = 400.0  # the time limit is over by then
 UNSTARTED_S = 600.0
-# Loaded into all processes of the job before libc: while a file FAILING is there, calls on files beside it fail.
-FAILING_DISK = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-static int fails(int fd) {
-  char link[64], path[4096];
-  const char* mark = getenv("FAILING");
-  if (!mark || access(mark, F_OK)) return 0;
-  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-  ssize_t length = readlink(link, path, sizeof path - 1);
-  if (length < 0 || strncmp(path, mark, strrchr(mark, '/') - mark)) return 0;
-  errno = EIO;
-  return 1;
-}
-#define WRAP(type, function, arguments, ...) \
-  type function arguments { \
-    static type (*real) arguments; \
-    if (!real) real = (type(*) arguments)dlsym(RTLD_NEXT, #function); \
-    return fails(fd) ? -1 : real(__VA_ARGS__); \
-  }
-WRAP(ssize_t, read, (int fd, void* out, size_t n), fd, out, n)
-WRAP(ssize_t, write, (int fd, const void* data, size_t n), fd, data, n)
-WRAP(int, fsync, (int fd), fd)
-"""
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 
 class Job:
     """The run as a job, submitted again where Slurm has ended it."""
 
-    def __init__(self, cluster: Cluster, workdir: Path, steps: int) -> None:
-        self.cluster, self.workdir, self.steps, self.ids, self.asked_at = cluster, workdir, steps, [], 0.0
-        self.mark, library = workdir.parent / "failing", workdir.parent.parent / "failing.so"
-        compiler = ["cc", "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", library, "-ldl"]
-        subprocess.run(compiler, input=FAILING_DISK, text=True, check=True)
-        exported = f"--export=ALL,MAX_FAILURES=1000000,LD_PRELOAD={library},FAILING={self.mark}"
+    def __init__(self, cluster: Cluster, trust: Trust, steps: int) -> None:
+        self.cluster, self.trust, self.workdir, self.steps = cluster, trust, trust.workdir, steps
+        self.ids, self.asked_at = [], 0.0
+        disk = self.workdir.parent
+        self.mark, library = disk / "failing", disk.parent / "failing.so"
+        build_failing_disk(library)
+        foreign = "".join(f",{name}={text}" for name, text in FOREIGN.items())
+        exported = f"--export=ALL{foreign},MAX_FAILURES=1000000,LD_PRELOAD={library},FAILING={self.mark}"
         self.command = [exported, *ALLOCATION, "slurm/vitkd_tiny.sh", *OPTIONS,
-                        f"--max_steps={steps}", f"--workdir={workdir}"]  # fmt: skip
+                        f"--max_steps={steps}", f"--workdir={trust.place('link')}", trust.option]  # fmt: skip
 
     def current(self) -> tuple[str, str]:
         """Which start of the job runs, and the state of it; of one that is over the state alone changes."""
@@ -122,8 +97,8 @@ class Job:
         """The processes of one kind that live now."""
         found = self.cluster.processes()
         words = {
-            "a rank": rf"^\S*python\S* -u train\.py .*{self.workdir}",
-            "srun": rf"^srun .*{self.workdir}",
+            "a rank": rf"^\S*python\S* -u train\.py .*{self.trust.link}",
+            "srun": rf"^srun .*{self.trust.link}",
             "slurmstepd": rf"^slurmstepd: \[{self.ids[-1]}\.\d",
             "job script": r"^/bin/bash \S*slurm_script ",
         }
@@ -176,32 +151,6 @@ def take_away(job: Job, which: str, draw: random.Random, among: Sequence[str]) -
         return None
 
 
-def fill(path: Path, seconds: float) -> None:
-    """Leave no room on the disk of `path`, and keep that up for some seconds."""
-    until = None
-    try:
-        with path.open("wb", buffering=0) as file:
-            while until is None or time.monotonic() < until:  # what is removed meanwhile makes room again
-                try:
-                    file.write(bytes(2**16))
-                except OSError:
-                    until = until or time.monotonic() + seconds
-                    time.sleep(0.01)
-    finally:
-        path.unlink()
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of its own for the run folder."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder])
-
-
 def until_noticed(job: Job, which: str, lost: str, began: float) -> float | None:
     """Wait until the start is over; returns the seconds since `began`, None if it goes on, or to the end."""
     step = last_step(job.workdir)
@@ -213,6 +162,27 @@ def until_noticed(job: Job, which: str, lost: str, began: float) -> float | None
         )
         time.sleep(0.1)
     return None if (job.workdir / "done").exists() else time.monotonic() - began
+
+
+def strike(job: Job, which: str, draw: random.Random, surroundings: ExitStack) -> str | None:
+    """Make a fault of chaos_trust.py; returns which. Another teacher stays until the end of `surroundings`."""
+    fault = draw.choice(TRUST)
+    if fault == "stale teacher" and not latest_step(job.workdir):  # nothing is there yet that it would not fit
+        return None
+    if fault == "stale teacher":
+        surroundings.enter_context(job.trust.changed_teacher())
+    job.trust.strike(fault, lambda: (job.workdir / "lock").exists() and not job.is_over(which))
+    if fault == "link":
+        time.sleep(draw.uniform(0, REPOINTED_S))
+        job.trust.place("link")
+    return fault
+
+
+def until_refused(job: Job) -> None:
+    """Wait until Slurm has ended the job: its next start finds another teacher, unless there is none."""
+    job.cluster.until_state(job.ids[-1], *FINAL, timeout_s=UNSTARTED_S)
+    if job.current()[1] == "FAILED":
+        assert "found changes in teacher.checkpoint" in job.log(), job.log()[-3000:]
 
 
 def wait_for_end(job: Job, draw: random.Random, was_over: Callable[[], bool], *, is_new: bool) -> str | None:
@@ -239,20 +209,25 @@ def make_faults(job: Job, num_faults: int, draw: random.Random, *, start_s: floa
             phase = None
             while not job.is_over(which):
                 time.sleep(0.5)
-        taken, before = (
-            take_away(job, which, draw, ("a rank",) if phase == "ending" else WHAT) if phase else None,
-            which,
-        )
-        if taken is None:
-            continue
-        what, how, node, began = taken
-        noticed_s, steps = until_noticed(job, which, what, began), (last_step(job.workdir), latest_step(job.workdir))
-        if what == "node":
-            job.cluster.start_node(node)
+        before = which
+        with ExitStack() as surroundings:
+            fault = strike(job, which, draw, surroundings) if phase else None
+            taken = take_away(job, which, draw, ("a rank",) if phase == "ending" else WHAT) if phase else None
+            if taken is None:
+                continue
+            what, how, node, began = taken
+            noticed_s = until_noticed(job, which, what, began)
+            steps = last_step(job.workdir), latest_step(job.workdir)
+            if what == "node":
+                job.cluster.start_node(node)
+            if fault == "stale teacher" and noticed_s is not None:
+                until_refused(job)
+        job.trust.check()
         became = "the run went on" if noticed_s is None else f"the start ended after {noticed_s:.1f} s"
         number += 1
+        described = f"{what}, {how}, {fault or 'no other'}"
         print(
-            f"fault {number} while {phase}, {what}, {how}: {became}, step and checkpoint {steps}, start {which}",
+            f"fault {number} while {phase}, {described}: {became}, step and checkpoint {steps}, start {which}",
             flush=True,
         )
         yield Fault(what, how, phase, noticed_s, 0 if noticed_s is None else max(0, steps[0] - steps[1]))
@@ -266,13 +241,15 @@ def chaos(args, folder) -> dict:
     if args.ranks != 2:
         raise SystemExit(f"--ranks must be 2 with --slurm, one on each node, found {args.ranks}")
     draw, steps = random.Random(args.seed), STEPS_PER_FAULT * args.kills
-    calm_s, start_s, step_s = calm_run(args, folder, steps)
     with small_disk(folder / "disk") as disk, Network(num_nodes=2) as links:
+        trust = Trust(folder, disk / "chaos")
+        calm_s, start_s, step_s = calm_run(args, folder, steps, trust.option)
+        trust.copy_other(folder / "calm")
         cluster = Cluster(folder / "slurm", 2, links)
         cluster.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
         try:
             cluster.start()
-            job = Job(cluster, disk / "chaos", steps)
+            job = Job(cluster, trust, steps)
             # A job's start describes the run before it trains it.
             faults = list(make_faults(job, args.kills, draw, start_s=2 * start_s, step_s=step_s))
             told, num_starts = re.findall(r"phase ([a-z ]+), after", job.log()), job.log().count("start: run folder")

@@ -47,9 +47,10 @@ class Trust:
     """The surroundings of one run: a link to its folder, a copy of its teacher, and another run that must stay as it
     is."""
 
-    def __init__(self, folder: Path) -> None:
-        self.workdir, self.link, self.other = folder / "chaos", folder / "link", folder / "other"
+    def __init__(self, folder: Path, workdir: Path) -> None:
+        self.workdir, self.link, self.other = workdir, folder / "link", folder / "other"
         self.teacher = folder / "teacher.safetensors"
+        self.option = f"--teacher.checkpoint={self.teacher}"
         shutil.copy(DEMO_TEACHER, self.teacher)
         shutil.copy(DEMO_TEACHER.with_suffix(".json"), self.teacher.with_suffix(".json"))
 

@@ -21,7 +21,7 @@ REFERENCE = {
             "attention", "feature", "relation", "balance", "part",
         )
     ],
-    "Data": ["vitkd_ds.data.loader", "vitkd_ds.train.mixing", "vitkd_ds.data.crops"],
+    "Data": ["vitkd_ds.data.loader", "vitkd_ds.data.epochs", "vitkd_ds.train.mixing", "vitkd_ds.data.crops"],
     "Settings": ["vitkd_ds.config.run", "vitkd_ds.config.losses", "vitkd_ds.config.term"],
     "Engines": ["vitkd_ds.engine.student", "vitkd_ds.engine.teacher", "vitkd_ds.engine.flat"],
 }  # fmt: skip

@@ -147,10 +147,13 @@ requeue_if_running() {
   state=$(job_state) || return 1
   [ "$state" != RUNNING ] || scontrol requeue "$job"
 }
-# add_one FILE: counts one more in it; prints how many there are.
+# add_one FILE: counts one more in it; prints how many there are. Anything but a number counts as none, because arithmetic
+# would run commands that stand in the file.
 add_one() {
   local count
-  count=$(($(cat "$1" 2>/dev/null || echo 0) + 1))
+  count=$(head -c 9 "$1" 2>/dev/null)
+  case $count in "" | *[!0-9]*) count=0 ;; esac
+  count=$((10#$count + 1))
   mkdir -p "$(dirname "$1")" && echo "$count" >"$1" && echo "$count"
 }
 

@@ -47,7 +47,7 @@ progress() {
     if [ -e "$dst/imagenet_$split.beton" ]; then
       echo "$dst/imagenet_$split.beton is packed"
     else
-      echo "$split has a journal of $(stat -c %s "$dst/.imagenet_$split.beton.partial.journal" 2>/dev/null || echo 0) bytes"
+      echo "$split has $(find "$dst/.imagenet_$split.beton.partial" -name '[0-9]*.json' 2>/dev/null | wc -l) finished parts"
     fi
   done | paste -sd ,
 }

@@ -187,7 +187,9 @@ def test_the_readme_is_short_and_its_tree_is_the_house():
         for name in re.findall(r"[\w/]+\.(?:py|md)|\w+/(?= )", description):
             assert (ROOT / room / name).exists() or (ROOT / name).exists(), (room, name)
     folders = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "vitkd_ds").rglob("*.py")}
-    assert folders - {"vitkd_ds/"} <= rooms.keys(), "a folder of the package that the tree does not name"
+    assert folders <= rooms.keys(), "a folder of the package that the tree does not name"
+    top = [path for pattern in ("*.py", "*.toml", "*.yml", "Makefile", "vitkd_ds/*.py") for path in ROOT.glob(pattern)]
+    assert [path.name for path in top if not re.search(rf"\b{path.name}\b", tree)] == []
 
 
 class Marked:

@@ -11,7 +11,7 @@ import pytest
 
 COSTLY = re.compile(r"\b(observed|whole_run)\b")
 """Session fixtures of tests/conftest.py that start processes."""
-FOLDERS = ("tests/commands/compare", "tests/commands/report", "tests/slurm")
+FOLDERS = ("tests/commands/compare", "tests/commands/report")
 """Folders whose tests share a costly fixture."""
 
 

@@ -7,7 +7,7 @@ signals before that.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.9.3"
+__version__ = "0.10.0"
 __all__ = ["Distiller", "ViTKDLoss", "build_loader", "kd_loss", "load_student", "nkd_loss", "tap_features"]
 
 _HOMES = {

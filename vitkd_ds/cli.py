@@ -17,7 +17,7 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
-from vitkd_ds.commands.betons import adopt, check
+from vitkd_ds.commands.pack.adopt import adopt, check
 from vitkd_ds.commands.pack.folders import pack_folders
 from vitkd_ds.commands.parse import command, parse_run, train_help
 from vitkd_ds.config.check import check_workdir

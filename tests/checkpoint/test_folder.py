@@ -62,9 +62,11 @@ def test_a_damaged_config_json_is_a_sentence_that_names_it(tmp_path, run, conten
         file.mkdir()
     else:
         file.write_bytes(content)
-    for ask in (folder.is_finished, folder.check_begun, lambda run: read_run(tmp_path)):
+    for ask in (folder.is_finished, folder.check_begun):
         with pytest.raises(ValueError, match=f"{file} must "):
             ask(run)
+    with pytest.raises(ValueError, match=f"{file} holds no run of this version: |no run at {file}: Is a directory"):
+        read_run(tmp_path)
 
 
 def test_a_finished_run_knows_its_images_whatever_they_are_called(tmp_path, run, demo_cache):

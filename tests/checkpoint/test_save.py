@@ -165,3 +165,14 @@ def test_a_lock_that_rank_0_lost_ends_all_ranks(tmp_path):
             saver.save(ENGINE, state_at(4))
 
     on_ranks(2, on_rank)
+
+
+def test_a_folder_in_which_rank_0_cannot_point_to_the_best_ends_the_start_on_all_ranks(tmp_path):
+    def on_rank(rank):
+        saver = Saver(tmp_path / str(rank), CheckpointConfig(), {})
+        (saver.folder / ("best" if rank == 0 else "other")).mkdir(parents=True)
+        manifest = {"train_state": {"best_step": 1}}
+        with pytest.raises(OSError):
+            saver.begin(SimpleNamespace(is_own=True, is_named=False, tag="step00000001", manifest=manifest))
+
+    on_ranks(2, on_rank)

@@ -30,14 +30,14 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_read_and_else_an_error_of_it
         load_json(path)
     attempts = []
 
-    def read():
+    def read(path):
         attempts.append(1)
         if len(attempts) == 2:
             path.unlink()
             path.write_text("[1]")
         return path.read_bytes()
 
-    assert patiently(read, path) == b"[1]" and len(attempts) == 2
+    assert patiently(read)(path) == b"[1]" and len(attempts) == 2
 
 
 CHECKPOINTS = """

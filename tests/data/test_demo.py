@@ -23,9 +23,13 @@ from vitkd_ds.recipes import build_run
 from vitkd_ds.train.evaluate import evaluate
 
 
-@pytest.mark.parametrize("split, per_class, pixels_crc32, labels_crc32", [
-    ("train", 600, 2487443892, 527393522), ("val", 200, 1824510815, 156889720),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "split, per_class, pixels_crc32, labels_crc32",
+    [
+        ("train", 600, 2487443892, 527393522),
+        ("val", 200, 1824510815, 156889720),
+    ],
+)
 def test_pixels_order_and_labels_are_those_of_the_pngs_of_version_0_2(
     demo_cache, split, per_class, pixels_crc32, labels_crc32
 ):
@@ -83,8 +87,10 @@ def test_the_packaged_files_are_small_with_their_licence_and_the_teacher_has_its
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     for key, value, expected in [
-        ("VITKD_DS_CACHE", "/a", "/a"), ("XDG_CACHE_HOME", "/b", "/b/vitkd_ds"), ("HOME", "/c", "/c/.cache/vitkd_ds"),
-    ]:  # fmt: skip
+        ("VITKD_DS_CACHE", "/a", "/a"),
+        ("XDG_CACHE_HOME", "/b", "/b/vitkd_ds"),
+        ("HOME", "/c", "/c/.cache/vitkd_ds"),
+    ]:
         for name in ("VITKD_DS_CACHE", "XDG_CACHE_HOME"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(key, value)

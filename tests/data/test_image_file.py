@@ -52,13 +52,16 @@ def ycck():
     return bytes(content)
 
 
-@pytest.mark.parametrize("kind, image", [
-    *[("PNG", Image.fromarray(GREY).convert(mode)) for mode in ("L", "P", "LA", "RGBA")],
-    *[(kind, Image.fromarray(SIXTEEN_BIT)) for kind in ("PNG", "TIFF")],
-    *[(kind, Image.fromarray(GREY)) for kind in ("GIF", "BMP", "PPM")],
-    ("TIFF", Image.fromarray(SIXTEEN_BIT.astype(np.int32))),
-    ("TIFF", Image.fromarray(GREY).convert("RGB").convert("CMYK")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, image",
+    [
+        *[("PNG", Image.fromarray(GREY).convert(mode)) for mode in ("L", "P", "LA", "RGBA")],
+        *[(kind, Image.fromarray(SIXTEEN_BIT)) for kind in ("PNG", "TIFF")],
+        *[(kind, Image.fromarray(GREY)) for kind in ("GIF", "BMP", "PPM")],
+        ("TIFF", Image.fromarray(SIXTEEN_BIT.astype(np.int32))),
+        ("TIFF", Image.fromarray(GREY).convert("RGB").convert("CMYK")),
+    ],
+)
 def test_every_colour_mode_becomes_rgb(kind, image):
     found = load_rgb(file_of(image, kind))
     assert found.dtype == np.uint8 and found.shape == (10, 25, 3)
@@ -106,10 +109,14 @@ def test_an_image_of_400_million_pixels_is_refused_and_half_of_pillows_limit_is_
     assert np.array_equal(load_rgb(file_of(Image.fromarray(PHOTO), "PNG")), PHOTO)
 
 
-@pytest.mark.parametrize("compression, message", [
-    ("tiff_lzw", "OSError: decoder error -2; "), ("tiff_adobe_deflate", "OSError: decoder error -2; Decoding error "),
-    ("jpeg", "ValueError: it is a damaged TIFF: Invalid JPEG file structure: two SOI markers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "compression, message",
+    [
+        ("tiff_lzw", "OSError: decoder error -2; "),
+        ("tiff_adobe_deflate", "OSError: decoder error -2; Decoding error "),
+        ("jpeg", "ValueError: it is a damaged TIFF: Invalid JPEG file structure: two SOI markers"),
+    ],
+)
 def test_libtiffs_messages_are_in_our_errors_and_not_on_stderr(compression, message, tmp_path, capfd):
     content = file_of(Image.fromarray(PHOTO), "TIFF", compression=compression)
     expected = load_rgb(content)

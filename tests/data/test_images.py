@@ -42,16 +42,22 @@ def labels_of(path, *, classes, backend="ffcv"):
     num_classes = len(classes) if classes else 4
     data = config(path, num_classes=num_classes, backend=backend)
     loader = another(data, split="val", micro_batch_size=5, classes=classes)
-    found = {image.numpy().tobytes(): label for images, labels in loader.epoch(0) for image, label in
-             zip(images, labels.tolist(), strict=True)}  # fmt: skip
+    found = {
+        image.numpy().tobytes(): label
+        for images, labels in loader.epoch(0)
+        for image, label in zip(images, labels.tolist(), strict=True)
+    }
     return found, loader
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-@pytest.mark.parametrize("name, said", [
-    ("other", "data.val has the 4 classes of data.train in another order"),
-    ("part", "data.val has 2 of the 4 classes of data.train"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("other", "data.val has the 4 classes of data.train in another order"),
+        ("part", "data.val has 2 of the 4 classes of data.train"),
+    ],
+)
 def test_each_image_of_a_part_or_another_order_has_the_label_that_it_has_in_the_whole(
     packed, caplog, backend, name, said
 ):

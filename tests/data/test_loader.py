@@ -105,9 +105,13 @@ def test_pixels_are_those_of_the_crop_resized_and_flipped_by_pillow(tmp_path, wr
         assert np.abs(difference).max() == 0 if write_mode == "raw" else np.abs(difference).mean() < 6
 
 
-@pytest.mark.parametrize("backend, num_images", [
-    *product(["ffcv"], [1, 2, 7, 22]), *product(["torchvision"], [1, 7, 22]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "backend, num_images",
+    [
+        *product(["ffcv"], [1, 2, 7, 22]),
+        *product(["torchvision"], [1, 7, 22]),
+    ],
+)
 def test_validation_sees_each_image_exactly_once_at_any_number_of_ranks_in_both_backends(beton, backend, num_images):
     images, labels = map(torch.cat, epoch_of(another(config(beton), split="val")))
     assert len(torch.unique(images, dim=0)) == 22 and labels.tolist() == [0] * 11 + [1] * 11

@@ -14,10 +14,13 @@ OTHER = ((0.1, 0.5, 0.9), (0.5, 0.25, 1.0))
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-@pytest.mark.parametrize("split, options", [
-    ("train", {"augment": AugmentConfig(color_jitter=0.3, random_erasing=0.5)}),
-    ("val", {"world_size": 4, "rank": 3, "micro_batch_size": 4}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "split, options",
+    [
+        ("train", {"augment": AugmentConfig(color_jitter=0.3, random_erasing=0.5)}),
+        ("val", {"world_size": 4, "rank": 3, "micro_batch_size": 4}),
+    ],
+)
 def test_images_are_those_of_trainings_own_normalisation_padding_rows_too(beton, backend, split, options):
     data = config(beton, backend=backend)
     raw = list(another(data, split=split, **options).epoch(0))
@@ -40,10 +43,23 @@ def test_timms_configuration_of_a_model_is_taken_as_it_is_and_a_state_is_as_with
     assert torch.allclose(next(first)[0], expected, atol=1e-6) and loaders[0].state_dict() == loaders[1].state_dict()
 
 
-@pytest.mark.parametrize("normalize", [
-    {"mean": MEAN, "std": STD}, MEAN, (MEAN,), (MEAN, STD, STD), (MEAN, STD[:2]), (MEAN, (0.2, 0.2, 0.0)),
-    (MEAN, (0.2, -0.2, 0.2)), (0.5, 0.5), (MEAN, (0.2, 0.2, float("nan"))), "imagenet", True,
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "normalize",
+    [
+        {"mean": MEAN, "std": STD},
+        MEAN,
+        (MEAN,),
+        (MEAN, STD, STD),
+        (MEAN, STD[:2]),
+        (MEAN, (0.2, 0.2, 0.0)),
+        (MEAN, (0.2, -0.2, 0.2)),
+        (0.5, 0.5),
+        (MEAN, (0.2, 0.2, float("nan"))),
+        "imagenet",
+        True,
+    ],
+    ids=str,
+)
 def test_what_is_no_mean_and_std_is_refused_when_the_loader_is_built(beton, normalize):
     with pytest.raises(ValueError, match=r"normalize must be None or a pair \(mean, std\) of 3 numbers each"):
         another(config(beton), normalize=normalize)

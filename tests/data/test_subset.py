@@ -93,9 +93,12 @@ def test_an_index_file_gives_the_training_images(three, tmp_path, caplog):
     with pytest.raises(ValueError, match="the loader's fingerprint must be the one that the state was saved with"):
         build_loader(data, split="train", micro_batch_size=1).load_state_dict(states[0])
     for text, message in (
-        ("30", "must hold numbers below 30, found 30"), ("-1", "found -1"), ("x", "a number per line, found .*'x'"),
-        ("9" * 40, "a number per line"), ("", "at least one of the 30 images .* found none in .*indices.txt'"),
-    ):  # fmt: skip
+        ("30", "must hold numbers below 30, found 30"),
+        ("-1", "found -1"),
+        ("x", "a number per line, found .*'x'"),
+        ("9" * 40, "a number per line"),
+        ("", "at least one of the 30 images .* found none in .*indices.txt'"),
+    ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             build_loader(data, split="train", micro_batch_size=1)

@@ -1,7 +1,8 @@
 """How many blocks a host gathers ahead of a device that does nothing before it is waited for; see `observed`."""
 
 from tests.engine import tiny
-from vitkd_ds.engine import ds_config, pace
+from vitkd_ds.engine import ds_config
+from vitkd_ds.engine import teacher as engine_teacher
 
 
 class LazyDevice:
@@ -36,11 +37,14 @@ def observe(seen):
     and whether blocks were freed before their ends were recorded."""
     images_BCHW, _ = tiny.make_batch(8)
     block_bytes = 2 * sum(p.numel() for p in tiny.make_models()[1].blocks[0].parameters())
-    before = pace.get_accelerator, ds_config.AHEAD_BYTES
+    before = engine_teacher.get_accelerator, ds_config.AHEAD_BYTES
     try:
         for placement, room in (("offload", 100), ("shard", 0.9), ("shard", 1)):
             device, in_flight, were_freed = LazyDevice(), [], []
-            pace.get_accelerator, ds_config.AHEAD_BYTES = lambda device=device: device, int(room * block_bytes)
+            engine_teacher.get_accelerator, ds_config.AHEAD_BYTES = (
+                lambda device=device: device,
+                int(room * block_bytes),
+            )
             teacher = tiny.make_teacher(placement)
             recorded = device.record_event
 
@@ -58,4 +62,4 @@ def observe(seen):
                 teacher(images_BCHW)
             seen[f"pace of {placement}, {room} more"] = {"in flight": in_flight, "freed": were_freed}
     finally:
-        pace.get_accelerator, ds_config.AHEAD_BYTES = before
+        engine_teacher.get_accelerator, ds_config.AHEAD_BYTES = before

@@ -48,24 +48,23 @@ def test_groups_keep_their_settings_and_a_long_one_is_cut_between_weights():
     for max_numel, lengths in ((1000, [9, 6]), (5, [9, 3, 3])):
         flat, _ = flat_and_plain(max_numel)
         assert [p.numel() for p in flat.flats] == lengths
-        assert [group["weight_decay"] for group in flat.parameter_groups()] == [0.1, 0.0]
-        places = [{name: place.start for name, place in group.items()} for group in flat.places()]
+        assert [group["weight_decay"] for group in flat.parameter_groups] == [0.1, 0.0]
+        places = [{name: place.start for name, place in group.items()} for group in flat.places]
         assert places == [{"first.weight": 0}, {"first.bias": 0, "second.bias": 3}]
 
 
-@pytest.mark.parametrize("rank, own", [(0, [(1, 4)]), (1, [(1, 2), (1, 1)])])
+@pytest.mark.parametrize("rank, own", [(0, [(1, 5)]), (1, [(1, 2), (1, 1)])])
 def test_whole_weights_are_dealt_out_and_each_rank_has_a_part_of_the_same_even_length(monkeypatch, rank, own):
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(ranks, "rank", lambda: rank)
-    plain = nn.ModuleList([nn.Linear(size, 1, bias=False) for size in (1, 3, 2)])
-    plain[1] = nn.Linear(4, 1, bias=False)
+    plain = nn.ModuleList([nn.Linear(size, 1, bias=False) for size in (1, 5, 2)])
     module = copy.deepcopy(plain)
     flat = FlatModule(module, [Group("matrices", list(module.parameters()), is_whole=True)], max_numel=1)
-    (group,) = flat.parameter_groups()
-    assert group["shapes"] == own and [len(p) for p in group["params"]] == [4, 4]
-    (places,) = flat.places()
+    (group,) = flat.parameter_groups
+    assert group["shapes"] == own and [len(p) for p in group["params"]] == [6, 6]
+    (places,) = flat.places
     starts = {name: place.start for name, place in places.items()}
-    assert starts == {"1.weight": 0, "2.weight": 4, "0.weight": 6} and places["2.weight"] == Place(4, (1, 2))
+    assert starts == {"1.weight": 0, "2.weight": 6, "0.weight": 8} and places["2.weight"] == Place(6, (1, 2))
     for name, weight in flat.views(flat.flats).items():
         assert torch.equal(weight, plain.get_parameter(name))
 

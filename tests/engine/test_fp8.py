@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import finish_ranks, run_command, start_ranks
 from tests.engine.tiny import make_models
-from vitkd_ds.engine.fp8 import quantize_blocks
+from vitkd_ds.engine.teacher import quantize_blocks
 
 DEMO = ["--recipe=demo", "--debug", "--teacher.placement=replica", "--micro_batch_size_per_gpu=48", "--max_steps=2"]
 

@@ -14,6 +14,8 @@ LISTS = (
     "losses",
     "models",
     "data",
+    "sources",
+    "ranks",
     "augment",
     "engine",
     "checkpoint",

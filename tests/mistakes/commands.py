@@ -9,10 +9,49 @@ EACH = f"{PREDICT}each_micro_batch_sends_its_gradients_and_ranks_share_the_way_f
 MEMORY = f"{PREDICT}memory_by_hand"
 MERGED = f"{DOCTOR}bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone"
 SEEDS = "commands/compare/test_seeds.py"
+REPORT = "commands/report/test_report.py::test_"
+SLOW_COUNT = f"{REPORT}classes_are_counted_as_a_slow_count_does"
 COPIED = f"{PREDICT}the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes"
 OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
 
+PARTS = "commands/pack/test_parts.py::test_"
+DAMAGED = f"{PARTS}images_that_an_ended_run_left_damaged_are_found_and_packed_again"
+
 MISTAKES = {
+    "commands/pack/parts.py": {
+        "Layout.place": {
+            "self._position + size > self._end => self._position + size > self._end + size": (
+                "commands/pack/test_pack.py::test_more_images_than_fit_into_a_page_lie_in_several"
+            ),
+            "-(-self._next_page // count) * count => self._next_page": (
+                "commands/pack/test_pack.py::test_a_raw_image_larger_than_ffcvs_page_gets_a_larger_page"
+            ),
+        },
+        "Unfinished.read_part": {
+            "len(rows) == len(self.places(number)) => True": (
+                f"{PARTS}a_part_without_a_whole_list_is_packed_again_and_what_lies_behind_it_too"
+            ),
+            "part.records['size'].sum() <= num_bytes => True": DAMAGED,
+        },
+        "Unfinished.sync": {
+            "content.unlink() => pass": f"{PARTS}a_pack_takes_little_more_than_the_space_of_the_file",
+        },
+        "Unfinished.forget": {
+            "self._list_path(number).unlink(missing_ok=True) => pass": DAMAGED,
+        },
+        "open_unfinished": {
+            "_check_settings(folder, settings) => None": (
+                f"{PARTS}other_settings_and_damaged_ones_are_rejected_and_what_is_there_can_be_thrown_away"
+            ),
+        },
+    },
+    "commands/pack/writer.py": {
+        "store_images": {
+            "packing.skip_bad or not part.bad => True": (
+                "commands/pack/test_bad_pack.py::test_an_image_that_was_bad_is_tried_again_without_skip_bad"
+            ),
+        },
+    },
     "commands/plan/inputs.py": {
         "inputs_of": {
             "loss_s + others_s => loss_s": OTHERS,
@@ -124,6 +163,21 @@ MISTAKES = {
             ),
         },
     },
+    "commands/report/page.py": {
+        "_template": {
+            "autoescape=True => autoescape=False": f"{REPORT}text_never_becomes_markup",
+        },
+    },
+    "commands/report/classes.py": {
+        "_rows": {
+            "own.student == own.teacher => own.student == own.label": SLOW_COUNT,
+        },
+        "_difference": {
+            "100 * (gained - lost) / len(right) => 100 * (lost - gained) / len(right)": (
+                f"{REPORT}the_classes_that_gained_and_lost_most_are_those_against_the_other_run"
+            ),
+        },
+    },
     "commands/compare/seeds.py": {
         "groups_of": {
             "(result for result in results if result.is_final) => (result for result in results)": SEEDS,
@@ -135,6 +189,16 @@ MISTAKES = {
         "_is_equal": {
             "result.settings == other.settings and (not result.other_images(other))"
             " => not result.other_images(other)": SEEDS,
+        },
+    },
+    "commands/report/facts.py": {
+        "_tiles": {
+            "if result.images_per_s: ... =>": f"{REPORT}the_speed_of_the_first_run_is_shown_where_it_is_known",
+        },
+    },
+    "commands/report/examples.py": {
+        "_uri": {
+            "quality=85 => quality=75": (f"{REPORT}large_photographs_are_jpegs_of_quality_85_and_small_images_are_png"),
         },
     },
 }

@@ -46,9 +46,7 @@ MISTAKES = {
         "Run": {
             "global_batch_size: Annotated[int, Gt(0)] => global_batch_size: Annotated[int, Ge(0)]": BOUNDS,
             "epochs: Annotated[Number, Gt(0)] => epochs: Annotated[Number, Ge(0)]": BOUNDS,
-            "log_every_steps: Annotated[int, Gt(0)] = 10 => log_every_steps: Annotated[int, Ge(0)] = 10": (
-                BOUNDS
-            ),
+            "log_every_steps: Annotated[int, Gt(0)] = 10 => log_every_steps: Annotated[int, Ge(0)] = 10": (BOUNDS),
         },
         "peak_lr": {
             "run.optim.lr * run.global_batch_size / run.optim.lr_batch_size => run.optim.lr": (
@@ -133,7 +131,7 @@ MISTAKES = {
         },
     },
     "config/reading.py": {
-        "patiently": {
+        "patiently.retrying": {
             "error.errno in NOT_THERE or isinstance(error, Unreadable) => isinstance(error, Unreadable)": (
                 "config/test_reading.py::test_what_is_no_file_is_said_at_once_and_brackets_without_end_are_no_json"
             ),

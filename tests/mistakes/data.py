@@ -163,19 +163,21 @@ MISTAKES = {
         },
     },
     "data/loader.py": {
-        "Loader._train_order": {
-            "{'seed': self._seed, 'epoch': epoch, **...} => {'seed': self._seed, 'epoch': 0, **...}": EPOCHS,
-            "self._seed => 0": "data/test_loader.py::test_the_order_follows_the_seed",
-            "key | {'repeats': self._repeats} => key": (
-                "data/test_loader.py::test_repeated_augmentation_shows_an_image_again_with_another_crop"
-            ),
-        },
         "build_loader": {
             "seed=seed => seed=0": "data/test_loader.py::test_seed_and_statistics_reach_the_augmenter",
             "statistics=statistics => statistics=IMAGENET": (
                 "data/test_loader.py::test_seed_and_statistics_reach_the_augmenter"
             ),
             "split == 'train' and Augmenter.has_work(augment) => Augmenter.has_work(augment)": AUGMENTED,
+        },
+    },
+    "data/epochs.py": {
+        "Loader._train_order": {
+            "{'seed': self._seed, 'epoch': epoch, **...} => {'seed': self._seed, 'epoch': 0, **...}": EPOCHS,
+            "self._seed => 0": "data/test_loader.py::test_the_order_follows_the_seed",
+            "key | {'repeats': self._repeats} => key": (
+                "data/test_loader.py::test_repeated_augmentation_shows_an_image_again_with_another_crop"
+            ),
         },
         "Loader.__init__": {
             "data.max_val_images or num_images => num_images": ONCE,

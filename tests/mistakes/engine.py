@@ -31,6 +31,7 @@ BLOCK = "engine/test_flat.py::test_a_block_is_frozen_in_eval_mode_and_one_parame
 WHOLE = "engine/test_flat.py::test_whole_weights_are_dealt_out_and_each_rank_has_a_part_of_the_same_even_length"
 STATE = f"{OPTIMIZERS}test_the_state_that_an_optimizer_declares_is_the_state_that_it_makes"
 DECAY = f"{OPTIMIZERS}test_weights_decay_by_the_setting_and_what_the_distiller_exempts_does_not"
+READ = "engine/test_state_files.py::test_a_rank_finds_its_part_by_the_names_of_the_weights"
 LAYOUT = f"{CONFIG}test_the_layout_in_a_manifest_differs_with_stage_precision_and_ranks"
 
 MISTAKES = {
@@ -44,7 +45,7 @@ MISTAKES = {
             " => RefusedElsewhere('; '.join(failed))": AGREE,
         },
         "on_main": {
-            "_outcome(function) if rank() == 0 else None => _outcome(function)": AGREE,
+            "_outcome(function) if rank() == 0 else (None, None) => _outcome(function)": AGREE,
         },
         "from_all": {
             "torch_dist.all_gather_object(values, value) => pass": AGREE,
@@ -60,14 +61,10 @@ MISTAKES = {
     "engine/flat.py": {
         "FlatModule.__init__": {
             "remove_duplicate=False => remove_duplicate=True": FLAT,
-            "{names[p]: p.shape for p in run} => {names[p]: p.shape for p in reversed(run)}": FLAT,
-        },
-        "FlatModule.parameter_groups": {
             "group.weight_decay => 0.0": GROUPS,
-            "of_flats[ranks.rank()] => of_flats[0]": WHOLE,
-        },
-        "FlatModule.places": {
-            "start += flat.numel() => start = at": WHOLE,
+            "runs[ranks.rank()] => runs[0]": WHOLE,
+            "start += len(padding) =>": WHOLE,
+            "{names[p]: p.shape for p in run} => {names[p]: p.shape for p in reversed(run)}": FLAT,
         },
         "_cut": {
             "_numel(run) + p.numel() > max_numel => _numel(run) + p.numel() >= max_numel + 10 ** 9": GROUPS,
@@ -81,7 +78,7 @@ MISTAKES = {
         },
         "FlatBlock.__init__": {
             "self.requires_grad_(False) =>": BLOCK,
-            "self._modules.pop('module').eval() => self._modules.pop('module')": BLOCK,
+            "block.eval() => block": BLOCK,
         },
     },
     "engine/clip.py": {
@@ -135,7 +132,7 @@ MISTAKES = {
         },
         "StudentEngine.weights_of": {
             "part.data.copy_(original) => pass": PLAIN,
-            "average and optimizer.ema_decay => not average and optimizer.ema_decay": PLAIN,
+            "... if average else () => ... if not average else ()": PLAIN,
         },
     },
     "engine/processes.py": {
@@ -204,7 +201,7 @@ MISTAKES = {
             "500000000 => 200000000": f"{CONFIG}test_a_bucket_is_deepspeeds_unless_the_file_gives_one",
         },
     },
-    "engine/pace.py": {
+    "engine/teacher.py": {
         "Pace.wait": {
             "self._left.popleft()[0].synchronize => self._left.popleft": PACE,
             "sum(size for _, size in self._left) => len(self._left) * self._largest": (
@@ -214,13 +211,17 @@ MISTAKES = {
         "Pace.__init__": {
             "block.register_forward_hook => block.register_forward_pre_hook": PACE,
         },
-    },
-    "engine/teacher.py": {
         "Teacher.__init__": {
             "runs_ahead() and (not keeps_whole(config.placement)) => runs_ahead()": PACE,
         },
     },
     "engine/state_files.py": {
+        "_cut": {
+            "max(0, ranks.rank() * size - places[name].start) => 0": READ,
+        },
+        "_fragments": {
+            "min(start + place.shape.numel(), size) => size": READ,
+        },
         "load_file": {
             "weights_only=True => weights_only=False": (
                 "checkpoint/test_load.py::test_code_in_a_state_file_is_not_run_even_with_a_fitting_manifest"

@@ -130,7 +130,7 @@ MISTAKES = {
             "self._found is not None => True": (
                 "models/test_attention.py::test_bf16_maps_are_fp32_and_another_call_has_its_own"
             ),
-            "prefix:, prefix: => :, :": f"{MAPS}[deit]",
+            "map_BNN[:, prefix:, prefix:] => map_BNN": f"{MAPS}[deit]",
         },
     },
     "models/selection.py": {

@@ -74,11 +74,9 @@ MISTAKES = {
             "run.checkpoint.every_steps or steps_per_epoch => steps_per_epoch": ODD,
             "accumulation_steps=accumulation_steps => accumulation_steps=1": STEPS,
         },
-        "loss_weight_at": {
-            "max(1, total_steps - 1) => total_steps": WEIGHTS,
-        },
         "loss_weights_at": {
-            "term.schedule => 'constant'": PLAIN,
+            "max(1, total_steps - 1) => total_steps": WEIGHTS,
+            "factors[term.schedule] => factors['constant']": PLAIN,
         },
         "split_batch": {
             "share % size == 0 => True": SHARED,

@@ -104,7 +104,5 @@ def test_blocks_that_are_compiled_one_by_one_share_no_graph_with_a_tapped_one():
 def test_blocks_whose_attention_is_not_known_are_refused():
     model = timm.create_model("vit_small_patch16_18x2_224", img_size=32, embed_dim=24, depth=1, num_heads=3)
     check_attention(build("deit")[0], (0, -1), role="student", term="x")
-    with pytest.raises(
-        ValueError, match="losses.x needs.*block 0 of the teacher is a ParallelThings"
-    ):
+    with pytest.raises(ValueError, match="losses.x needs.*block 0 of the teacher is a ParallelThings"):
         check_attention(model, (0,), role="teacher", term="x")

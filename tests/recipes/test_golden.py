@@ -12,6 +12,7 @@ from typing import get_origin, get_type_hints
 
 import vitkd_ds
 from tests.conftest import ROOT
+from vitkd_ds.commands.plan.hardware import HARDWARE
 from vitkd_ds.config.run import Run, as_dict
 from vitkd_ds.engine.ds_config import RECIPE_OWNED, TEACHER_FILES, load_ds_config, most_blocks, resolve_auto
 from vitkd_ds.recipes import RECIPES, build_run
@@ -97,8 +98,9 @@ def settings():
         "recipes": {name: changes(run, plain) for name, run in runs.items()},
         "recipes in debug size": small,
         "deepspeed": ds_configs(),
+        "hardware": {name: asdict(card) for name, card in HARDWARE.items()},
         "numbers": {
-            name: value for room in ("losses", "models", "recipes", "train", "config", "data.augment")
+            name: value for room in ("losses", "models", "recipes", "train", "config", "data.augment", "commands.plan")
             for name, value in numbers_of(room).items()
         },
     }  # fmt: skip

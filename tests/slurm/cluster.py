@@ -26,7 +26,7 @@ SlurmctldLogFile={folder}/slurmctld.log StateSaveLocation={folder}/state SlurmdP
 SlurmdLogFile={folder}/%n.log SlurmdSpoolDir={folder}/spool/%n SlurmdParameters=config_overrides MpiDefault=none
 ProctrackType=proctrack/linuxproc TaskPlugin=task/none JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres SelectTypeParameters=CR_CPU GresTypes=gpu ReturnToService=2 KillWait=30 SlurmdTimeout=15
-JobRequeue=1 PreemptType=preempt/partition_prio PreemptMode=REQUEUE
+JobRequeue=1 FirstJobId={first_job} PreemptType=preempt/partition_prio PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=100000
 """
 """cred_expire and the scheduler's intervals bring a requeued job back after 7 s instead of 120."""
@@ -77,7 +77,10 @@ class Cluster:
         host = socket.gethostname().split(".")[0]
         addresses = self.network.addresses if self.network else dict.fromkeys([*self.nodes, CONTROLLER], "127.0.0.1")
         text = CONFIGURATION if self.network else CONFIGURATION + LOOPBACK_ONLY
-        lines = text.format(host=host, address=addresses[CONTROLLER], port=free_port(), folder=self.folder).split()
+        # Ports and folders of a job come from its number, so the clusters of two workers must not share numbers.
+        first_job = 1 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        values = {"host": host, "address": addresses[CONTROLLER], "port": free_port(), "folder": self.folder}
+        lines = text.format(first_job=first_job, **values).split()
         gres = ["AutoDetect=off"]
         for node, port in self.nodes.items():
             self.disk(node).mkdir()

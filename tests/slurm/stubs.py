@@ -58,7 +58,8 @@ names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SL
 print(json.dumps({"python": sys.argv[2:], "environ": {n: os.environ.get(n) for n in names}}))' "$@" >>"$STUB_NOTES"
 case "$*" in *doctor*) exit "$STUB_DOCTOR" ;; esac
 if [ "$4" = pack ]; then
-  [ -z "$STUB_CHECKPOINT" ] || echo "$STUB_CHECKPOINT" >>"$(dirname "$6")/.$(basename "$6").partial.journal"
+  parts="$(dirname "$6")/.$(basename "$6").partial"
+  [ -z "$STUB_CHECKPOINT" ] || { mkdir -p "$parts" && touch "$parts/$(ls "$parts" | wc -l).json"; }
   [ -z "$STUB_DONE" ] || touch "$6"
 fi
 mkdir -p "$STUB_WORKDIR/checkpoints"

@@ -119,6 +119,15 @@ def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
     assert other_job.is_requeued, "each job counts its own"
 
 
+@pytest.mark.parametrize("content, count", [("a[$(touch RAN)]", 1), ("08", 9), ("7 + 1", 1), ("", 1)])
+def test_a_file_that_counts_failures_is_a_number_and_never_run(tmp_path, content, count):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "failures-7").write_text(content.replace("RAN", str(tmp_path / "ran")))
+    ended = run_script(tmp_path, *DEMO, code=1, MAX_FAILURES="20")
+    assert ended.is_requeued and (tmp_path / "run" / "failures-7").read_text() == f"{count}\n", ended.log
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_sbatch_inherits_from_another_job_is_not_taken_for_its_own(tmp_path):
     inherited = {"SLURM_ARRAY_JOB_ID": "3", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "1"}
     truth = {"STUB_BEGAN": "0", "STUB_RESTARTS": "0"}

@@ -5,12 +5,14 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.conftest import finish_ranks, start_ranks
 from tests.threaded import on_ranks
+from tests.train.test_teacher_check import micro_batches_of
 from vitkd_ds.cli import parse_run
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import leave, start_processes
@@ -109,6 +111,21 @@ def test_unequal_shares_give_the_statistics_of_all_and_every_rank_has_those_of_r
         torch.testing.assert_close(shift_D, torch.stack([share.double().mean(0) for share in shares]).mean(0))
         torch.testing.assert_close(mean_D, values.mean(0))
         torch.testing.assert_close(covariance_DD, values.T.cov(correction=0), rtol=1e-4, atol=1e-4)
+
+
+def test_images_that_one_rank_cannot_read_end_the_calibration_on_all():
+    module = torch.nn.Module()
+    module.num_calibrating = 1
+    schedule = SimpleNamespace(steps_per_epoch=1, accumulation_steps=1)
+
+    def on_rank(rank):
+        loader = SimpleNamespace(epoch=lambda number: micro_batches_of(rank))
+        engine = SimpleNamespace(distiller=torch.nn.ModuleDict({"feature": module}))
+        with pytest.raises(ValueError, match="no such image") as raised:
+            calibrate(SimpleNamespace(engine=engine, schedule=schedule, train_loader=loader))
+        return type(raised.value)
+
+    assert on_ranks(2, on_rank) == [ranks.RefusedElsewhere, ValueError]
 
 
 @pytest.mark.parametrize("kind, count, warns", [("phi_s", 7, True), ("phi_s", 8, False), ("standardize", 7, False)])

@@ -85,19 +85,6 @@ def test_a_line_comes_at_most_every_ten_seconds_and_at_the_end(monkeypatch, capl
     assert caplog.messages == ["step 4", "step 6", "step 8", "step 100"]
 
 
-def test_a_full_disk_under_the_messages_does_not_end_the_run(tmp_path):
-    code = (
-        "import logging, resource, signal; from vitkd_ds.train import console; console.install(); "
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
-        "logging.getLogger('vitkd_ds.any').warning('lost'); print('went on')"
-    )
-    with open(tmp_path / "messages", "w") as messages:
-        done = subprocess.run(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=messages, text=True, cwd=ROOT
-        )
-    assert done.stdout == "went on\n" and (tmp_path / "messages").read_text() == ""
-
-
 def test_a_message_beside_a_bar_on_a_broken_pipe_is_dropped(monkeypatch):
     reader, writer = os.pipe()
     with open(writer, "w", buffering=1) as stream:

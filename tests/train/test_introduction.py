@@ -58,16 +58,13 @@ def test_the_start_names_both_models_and_the_scaled_learning_rate(tmp_path, demo
     assert max(rates) == rates[3] == 1e-3 and rates[9] == 1e-6
 
 
-def test_a_warm_up_that_takes_the_whole_run_is_warned_of(tmp_path, demo_cache):
-    command = ["--recipe=demo_plain", "--debug", "--max_steps=2", f"--workdir={tmp_path / 'run'}"]
-    (outcome,) = run_several(1, tmp_path / "commands", [command])
-    assert "the learning rate never falls: the warm-up takes all 2 steps of this debug run" in outcome["said"]
-
-
-def test_a_run_of_a_few_steps_of_the_demo_trains_and_says_once_that_its_warm_up_is_shorter(tmp_path, demo_cache):
-    command = ["--recipe=demo_plain", "--max_steps=5", f"--workdir={tmp_path / 'run'}", "--data.max_val_images=64"]
-    (outcome,) = run_several(1, tmp_path / "commands", [command])
-    assert outcome["said"].count("the warm-up is shortened from 250 to 1 steps") == 1
+def test_a_warm_up_that_takes_the_whole_run_is_warned_of_and_one_that_is_shortened_is_said_once(tmp_path, demo_cache):
+    base = ["--recipe=demo_plain", "--data.max_val_images=64"]
+    lengths = {"debug": ["--debug", "--max_steps=2"], "run": ["--max_steps=5"]}
+    commands = [[*base, *words, f"--workdir={tmp_path / name}"] for name, words in lengths.items()]
+    debug, short = run_several(1, tmp_path / "commands", commands)
+    assert "the learning rate never falls: the warm-up takes all 2 steps of this debug run" in debug["said"]
+    assert short["said"].count("the warm-up is shortened from 250 to 1 steps") == 1
     assert [line["step"] for line in metrics_of(tmp_path / "run") if "lr" in line] == [5]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["plan"]["warmup_steps"] == 1
 

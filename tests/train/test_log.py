@@ -83,18 +83,6 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing_of_the_log(tmp_path, cap
     assert told == [f"the log: {file} must be written" for _ in (3, 4) for file in files]
 
 
-def test_an_event_file_that_cannot_be_written_says_nothing_of_the_lines(tmp_path, caplog):
-    log = MetricsLog(tmp_path, total_steps=1, resumed_step=0)
-    (board,) = (tmp_path / "tensorboard").iterdir()
-    try:
-        limit_file_size(board.stat().st_size)  # which is longer than the line
-        log.log(1, {"total": 1.0})
-    finally:
-        limit_file_size(-1)
-    log.close()
-    assert [text.split()[2] for text in warnings_of(caplog)] == [str(board)]
-
-
 def test_points_of_steps_that_run_again_are_purged(tmp_path):
     write_log(tmp_path, *((step, {"total": 1.0}) for step in (1, 2, 3)))
     write_log(tmp_path, (3, {"total": 2.0}), resumed_step=2)
@@ -141,17 +129,6 @@ def test_over_ranks_terms_and_waits_are_means_and_the_speed_is_that_of_all(obser
     # 8 images in a second of the mean of two timed updates, half of which on each of two GPUs of 2 TFLOP/s.
     speed = {"images_per_s": 8.0, "s_per_step": 1.0, "data_wait_s": 0.25, "tflops": 2.0, "mfu": 1.0}
     assert observed[2]["meter"] == [{"term": 8.0} | speed] * 2
-
-
-def test_where_the_devices_peak_is_known_the_speed_is_also_that_of_its_arithmetic():
-    now = iter([0.0, 50.0, 60.0])
-    meter = Meter(8, clock=lambda: next(now), image_gflops=500.0, peak_tflops=2.0)
-    for value in (1.0, 2.0, 3.0):
-        meter.start()
-        meter.add({"total": torch.tensor(value)})
-    speed = meter.read()
-    # 8 images in 5 s of 500 GFLOP each, on one rank.
-    assert (speed["tflops"], speed["mfu"]) == (0.8, 0.4)
 
 
 def test_the_time_spent_waiting_for_data_is_that_of_the_timed_steps_and_stands_on_the_progress_line():

@@ -196,11 +196,13 @@ def demo_with(**changes):
         if name in run.models:
             run = run.with_model(name, replace(run.models[name], **values))
         else:
-            run = replace(run, **{name: replace(getattr(run, name), **values)})
+            own = values if isinstance(values, str) else replace(getattr(run, name), **values)
+            run = replace(run, **{name: own})
     return run
 
 
 @pytest.mark.parametrize("changes, found", [
+    ({"ds_config": "none.json"}, "none.json"),
     ({"data": {"train": "none.beton"}}, "none.beton"),
     ({"data": {"val": "none.beton"}}, "none.beton"),
     ({"data": {"knn_train": "none.beton", "knn_val": "none.beton"}}, "data.knn_train must be a .beton or demo"),
@@ -215,6 +217,18 @@ def test_what_one_rank_lacks_ends_all_ranks_before_the_engines_start(demo_cache,
 
     (kind, text), (_, other_text) = on_ranks(2, on_rank)
     assert kind is ranks.RefusedElsewhere and "rank 1: " in text and found in text and found in other_text
+
+
+def test_a_teacher_that_has_other_classes_on_one_rank_is_refused_on_all(demo_cache, tmp_path):
+    (tmp_path / "teacher.json").write_text('{"classes": ["ant", "bird"]}')
+
+    def on_rank(rank):
+        other = {"teacher": {"checkpoint": str(tmp_path / "teacher.safetensors")}}
+        with pytest.raises(ValueError, match="must have the classes of data.train in the same order") as raised:
+            parts.build_parts(demo_with(**other if rank else {}), torch.device("cpu"))
+        return type(raised.value)
+
+    assert on_ranks(2, on_rank) == [ranks.RefusedElsewhere, ValueError]
 
 
 def test_a_teacher_that_one_rank_alone_has_whole_is_refused_on_all():

@@ -49,16 +49,31 @@ def test_a_signal_that_one_rank_got_ends_an_evaluation_and_a_start_on_all(monkey
     assert on_ranks(2, on_rank) == [(False, False)] * 2
 
 
-def test_a_job_that_lost_its_run_folder_writes_no_result_into_it(tmp_path):
-    def lose():
-        raise LockLost("another job has it")
-
+def finish_in(workdir, check):
+    """Finish a run on this rank."""
     run = build_run("demo")
     parts = SimpleNamespace(
-        run=replace(run, workdir=str(tmp_path)), student_description=dict, answering=(),
+        run=replace(run, workdir=str(workdir)), student_description=dict, answering=(),
         schedule=SimpleNamespace(steps_per_epoch=1), engine=SimpleNamespace(student_weights=dict),
     )  # fmt: skip
-    state = TrainState(1, 0, step=1, result={"top1": 1.0, "top5": 2.0})
-    with pytest.raises(LockLost, match="another job has it"):
-        results.finish(parts, state, None, check=lose)
+    return results.finish(parts, TrainState(1, 0, step=1, result={"top1": 1.0, "top5": 2.0}), None, check=check)
+
+
+def test_a_job_that_lost_its_run_folder_ends_on_all_ranks_and_writes_no_result_into_it(tmp_path):
+    def lose():
+        if ranks.rank() == 0:
+            raise LockLost("another job has it")
+
+    def on_rank(rank):
+        with pytest.raises(LockLost, match="another job has it"):
+            finish_in(tmp_path, lose)
+
+    on_ranks(2, on_rank)
     assert not any(tmp_path.iterdir())
+
+
+def test_rank_0_alone_looks_at_the_lock_and_writes_the_results(tmp_path):
+    looked = []
+    first, second = on_ranks(2, lambda rank: finish_in(tmp_path, lambda: looked.append(ranks.rank())))
+    assert looked == [0] and first == second
+    assert (tmp_path / "done").exists()

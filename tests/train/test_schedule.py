@@ -13,7 +13,7 @@ from vitkd_ds.train.schedule import (
     BatchSplit,
     Schedule,
     check_warmup,
-    loss_weight_at,
+    loss_weights_at,
     lr_at,
     make_schedule,
     split_batch,
@@ -39,7 +39,9 @@ def test_the_rate_warms_up_to_a_peak_that_scales_with_the_batch_and_falls_to_the
     ("constant", [2, 2, 2, 2]), ("linear", [2, 1.5, 1, 0]), ("cosine", [2, 1 + math.cos(math.pi / 4), 1, 0]),
 ])  # fmt: skip
 def test_loss_weights_start_whole_and_end_as_scheduled(schedule, values):
-    assert [loss_weight_at(step, 2.0, schedule, 101) for step in (0, 25, 50, 100)] == pytest.approx(values)
+    run = build_run("demo")
+    run = replace(run, losses=replace(run.losses, kd=replace(run.losses.kd, weight=2.0, schedule=schedule)))
+    assert [loss_weights_at(step, run, 101)["kd"] for step in (0, 25, 50, 100)] == pytest.approx(values)
 
 
 def test_epochs_become_steps_and_never_none():

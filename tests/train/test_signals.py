@@ -56,11 +56,14 @@ def test_nohup_keeps_a_run_from_hearing_of_its_terminal():
         assert process.stdout.readline() == "SIGUSR1 False\n"
 
 
-def test_the_end_of_a_launcher_above_asks_the_ranks_to_stop(tmp_path):
+@pytest.mark.parametrize("first, second", [
+    ("deepspeed", "deepspeed.launcher.launch"), ("torch.distributed.launch", "torchrun"),
+])  # fmt: skip
+def test_the_end_of_a_launcher_above_asks_the_ranks_to_stop(tmp_path, first, second):
     """As of `deepspeed`, whose first process dies of TERM and leaves the second and the ranks."""
-    inner = tmp_path / "deepspeed.launcher.launch"
+    inner = tmp_path / second
     inner.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LISTEN!r}])")
-    outer = tmp_path / "deepspeed"
+    outer = tmp_path / first
     outer.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-u', {str(inner)!r}])")
     options = {"cwd": ROOT, "text": True, "stdout": subprocess.PIPE, "start_new_session": True}
     process = subprocess.Popen([sys.executable, outer, "train.py"], **options)

@@ -116,14 +116,6 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, command, workd
     assert_same_result(workdir, whole_run)
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_ends_with_code_2_and_no_requeue_and_a_sentence(workdir, demo_cache):
-    options = ("--recipe=demo_plain", "--debug", "--optim.lr=1e38", "--max_steps=20", f"--workdir={workdir}")
-    for said in finish_ranks(start_ranks(2, "train.py", *options), codes=[2, 2]):
-        assert re.search(r"error: stopped before update \d+, rank \d, .* must be finite.*: the same command", said)
-        assert "Traceback" not in said
-
-
 TRAIN_WITH_SLOW_EVALUATIONS = """
 import time
 from vitkd_ds import cli

@@ -182,3 +182,28 @@ def test_a_file_that_one_rank_lacks_is_known_on_all_before_the_teacher_is_shown_
 
     of_main, of_other = on_ranks(2, on_rank)
     assert of_other[0] is ranks.RefusedElsewhere and of_main[1] in of_other[1] and "none.beton" in of_main[1]
+
+
+def micro_batches_of(rank):
+    """Micro-batches of which rank 1 cannot read the first."""
+    if rank == 1:
+        raise ValueError("no such image")
+    yield torch.zeros(2, 3, 28, 28, dtype=torch.uint8), torch.zeros(2)
+
+
+def test_images_that_one_rank_cannot_read_end_the_look_at_the_teacher_on_all(monkeypatch):
+    run = build_run("demo")
+    run = replace(run, teacher=replace(run.teacher, fp8=True))
+    device = torch.device("cpu")
+    loader = SimpleNamespace(num_batches=1, epoch=lambda number: micro_batches_of(ranks.rank()))
+    monkeypatch.setattr(teacher_check, "open_split", lambda *arguments, **options: loader)
+
+    def on_rank(rank):
+        with pytest.raises(ValueError, match="no such image") as counted:
+            teacher_check.count_right(run, None, device, classes=CLASSES)
+        parts = SimpleNamespace(run=run, device=device, val_loader=loader, teacher=None)
+        with pytest.raises(ValueError, match="no such image") as compared:
+            teacher_check.check_fp8(parts)
+        return type(counted.value), type(compared.value)
+
+    assert on_ranks(2, on_rank) == [(ranks.RefusedElsewhere,) * 2, (ValueError,) * 2]

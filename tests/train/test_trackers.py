@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.conftest import metrics_of, run_command
+from tests.conftest import metrics_of, run_command, wait_until
 from tests.tiers import costly
 from tests.train.test_log import points_of, warnings_of
 from vitkd_ds.commands.parse import parse_run
@@ -59,7 +59,10 @@ def wandb_records(file):
 
 def rows_of_wandb(workdir):
     """For each start: the id of the run, its settings, and the rows of its history."""
-    for file in sorted(workdir.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns):
+    files = [*workdir.glob("wandb/offline-run-*/run-*.wandb")]
+    # Its service writes the header at once, and the records perhaps only after `finish` has returned.
+    wait_until(lambda: all(file.stat().st_size > 7 for file in files), [], timeout=30)
+    for file in sorted(files, key=lambda file: file.parent.name):
         records = list(wandb_records(file))
         run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
         settings = {item.key: json.loads(item.value_json) for item in run.config.update}
@@ -219,20 +222,6 @@ def test_a_warning_shows_no_password_of_an_address(tmp_path, caplog, monkeypatch
     write_log(tmp_path / "run", ["mlflow"], (1, {"total": 1.0}))
     (told,) = [text for text in warnings_of(caplog) if "is disabled until" in text]
     assert "nothing://***@127.0.0.1:1/x?api_key=***&n=1" in told and "cret" not in told and "hidden" not in told
-
-
-def test_a_tracker_that_begins_to_fail_is_warned_of_once(tmp_path, caplog):
-    pytest.importorskip("mlflow", reason="MLflow is not installed: pip install 'vitkd_ds[mlflow]'")
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    log = MetricsLog(workdir, total_steps=9, resumed_step=0, trackers=["mlflow"], settings=SETTINGS)
-    log.log(1, {"total": 1.0})
-    (workdir / "mlflow").rename(workdir / "gone")
-    for step in (2, 3):
-        log.log(step, {"total": 1.0})
-    log.close()
-    assert [text.split()[0] for text in warnings_of(caplog) if "is disabled until" in text] == ["mlflow"]
-    assert [line["step"] for line in metrics_of(workdir)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("text", ["aim", "wandb,wandb", "none"])

@@ -67,7 +67,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} is of step {step}")
     # DeepSpeed looks for some of its files by pattern, so it would load a .pt file too many. Other files may lie there:
     # network file systems leave some, and so do people.
-    found = {*patiently(lambda: os.listdir(folder), folder)}
+    found = {*patiently(os.listdir)(folder)}
     for name in sorted((files.keys() - found) | {name for name in found - files.keys() if name.endswith(".pt")}):
         raise ValueError(f"{name} is {'missing' if name in files else 'not listed in the manifest'}")
     return manifest
@@ -84,7 +84,8 @@ def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_pa
 
 
 def _fault(path: Path, entry: dict[str, Any]) -> str:
-    def compare() -> str:
+    @patiently
+    def compare(path: Path) -> str:
         if (found := path.stat().st_size) != entry["bytes"]:
             return f"must have {entry['bytes']} bytes, found {found}"
         with path.open("rb") as file:
@@ -94,7 +95,7 @@ def _fault(path: Path, entry: dict[str, Any]) -> str:
         return "" if found_hash.hexdigest() == entry["blake2b"] else "has changed: its checksum differs"
 
     try:
-        return patiently(compare, path)
+        return compare(path)
     except Unreadable:
         raise
     except OSError as error:  # it is gone by now, or a folder

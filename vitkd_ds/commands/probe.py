@@ -6,7 +6,8 @@ from vitkd_ds.commands.pack.folders import find_packed
 from vitkd_ds.commands.predict import Exported, first_device, open_exported
 from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.demo import demo_beton
-from vitkd_ds.data.loader import Loader, build_loader
+from vitkd_ds.data.epochs import Loader
+from vitkd_ds.data.loader import build_loader
 from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.models import build
 from vitkd_ds.train.evaluate import pooled_features

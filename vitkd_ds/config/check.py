@@ -36,7 +36,9 @@ def check_run(run: Run) -> None:
     _check_is_complete(run)
     _check_rate(run)
     if not run.losses.active():
-        raise ValueError("losses must have at least one term, got none. Give one a weight: --losses.ce.weight=1.")
+        raise ValueError(
+            "losses must have at least one term, got none with a weight above 0. Set --losses.ce.weight=1."
+        )
     _check_teachers(run)
     for term in run.losses.active().values():
         term.check_run(run)

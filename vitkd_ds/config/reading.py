@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import time
+from functools import wraps
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
@@ -26,27 +27,32 @@ class Unreadable(OSError):
     """The disk, or the right to read, failed again and again; the same command may succeed later."""
 
 
-def patiently(read: Callable[[], T], path: str | Path) -> T:
-    """Call `read`, which reads `path`, and a few times more if it fails.
+def patiently(read: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a function whose first argument is the path that it reads: it is called a few times more if it fails.
 
-    Raises:
+    It raises:
         OSError: there is no such file, or it is a folder; at once.
         Unreadable: it failed each time.
     """
-    for wait_s in (*WAITS_S, None):
-        try:
-            return read()
-        except OSError as error:
-            if error.errno in NOT_THERE or isinstance(error, Unreadable):
-                raise
-            if wait_s is None:
-                raise Unreadable(
-                    f"{path} must be readable, found {error}, {len(WAITS_S) + 1} times in {sum(WAITS_S):.0f} s: check "
-                    "its disk, and the right to read it; then the same command goes on"
-                ) from error
-            logger.warning("%s cannot be read, %s: another attempt in %g s", path, error, wait_s)
-            time.sleep(wait_s)
-    raise AssertionError("the last attempt returns or raises")
+
+    @wraps(read)
+    def retrying(path: str | Path, *arguments: Any) -> T:
+        for wait_s in (*WAITS_S, None):
+            try:
+                return read(path, *arguments)
+            except OSError as error:
+                if error.errno in NOT_THERE or isinstance(error, Unreadable):
+                    raise
+                if wait_s is None:
+                    raise Unreadable(
+                        f"{path} must be readable, found {error}, {len(WAITS_S) + 1} times in {sum(WAITS_S):.0f} s: "
+                        "check its disk, and the right to read it; then the same command goes on"
+                    ) from error
+                logger.warning("%s cannot be read, %s: another attempt in %g s", path, error, wait_s)
+                time.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    return retrying
 
 
 def raise_if_of_the_disk(error: BaseException, what: str) -> None:
@@ -57,13 +63,14 @@ def raise_if_of_the_disk(error: BaseException, what: str) -> None:
         ) from error
 
 
+@patiently
 def read_bytes(file: Path) -> bytes:
-    """Read a whole file; raises as `patiently` does."""
-    return patiently(file.read_bytes, file)
+    """Read a whole file; raises as `patiently` says."""
+    return file.read_bytes()
 
 
 def load_json(file: Path) -> Any:
-    """Read a JSON file; raises as `patiently` does, and ValueError if it holds none."""
+    """Read a JSON file; raises as `patiently` says, and ValueError if it holds none."""
     try:
         return json.loads(read_bytes(file).decode())
     except RecursionError:

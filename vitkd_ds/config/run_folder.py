@@ -43,21 +43,21 @@ EXPORTED = {
 
 def tags(folder: Path) -> list[str]:
     """Published checkpoints in a checkpoints folder, newest first."""
-    names = _read_if_there(lambda: os.listdir(folder), folder) or ()
+    names = _read_if_there(os.listdir, folder) or ()
     return sorted((name for name in names if TAG.fullmatch(name)), reverse=True)
 
 
 def pointer(folder: Path, name: str) -> str:
     """The checkpoint that `latest` or `best` names, "" if there is none."""
-    content = _read_if_there((folder / name).read_bytes, folder / name) or b""
+    content = _read_if_there(Path.read_bytes, folder / name) or b""
     text = content.decode(errors="replace").strip()
     return text if TAG.fullmatch(text) else ""
 
 
-def _read_if_there(read: Callable[[], T], path: Path) -> T | None:
-    """Call `patiently`; return None where there is no such file."""
+def _read_if_there(read: Callable[[Path], T], path: Path) -> T | None:
+    """Read `patiently`; return None where there is no such file."""
     try:
-        return patiently(read, path)
+        return patiently(read)(path)
     except OSError as error:
         if error.errno in NOT_THERE:
             return None

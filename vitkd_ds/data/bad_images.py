@@ -16,8 +16,16 @@ MAX_REPLACEMENTS = 100
 """Images tried in place of one that cannot be decoded."""
 
 
-def handle_bad_images(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, labels_B: np.ndarray,
-                      status_B: np.ndarray, *, on_bad: str, is_train: bool) -> int:  # fmt: skip
+def handle_bad_images(
+    images: Images,
+    samples: np.ndarray,
+    images_BHWC: np.ndarray,
+    labels_B: np.ndarray,
+    status_B: np.ndarray,
+    *,
+    on_bad: str,
+    is_train: bool,
+) -> int:
     """Change images and labels of a micro-batch in place where the status is not 0 (decoded); return how many. What the
     disk did not give is read again first, a few times.
 
@@ -79,7 +87,8 @@ def _class_of(images: Images, index: int) -> str:
 
 def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
     """Find the next image of the file that decodes, cut and flipped by its own draws: pixels and label."""
-    other, place = sample.copy(), int(np.searchsorted(images.chosen, sample["index"][0]))
+    other = sample.copy()
+    place = int(np.searchsorted(images.chosen, sample["index"][0]))
     for step in range(1, MAX_REPLACEMENTS + 1):
         other["index"] = images.chosen[(place + step) % len(images.chosen)]
         images_BHWC, status_B = images.decode(other)

@@ -17,11 +17,8 @@ BILINEAR, BICUBIC = 0, 1
 FILTERS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
 """data.interpolation -> the filters from which each image's is drawn."""
 
-CROP_FIELDS = (
-    "index", "repeat", "flip", "filter", "top", "left", "height", "width",
-    "resized_height", "resized_width", "window_top", "window_left",
-)  # fmt: skip
-CROP_DTYPE = np.dtype([(name, "<i4") for name in CROP_FIELDS])
+CROP_FIELDS = "index repeat flip filter top left height width resized_height resized_width window_top window_left"
+CROP_DTYPE = np.dtype([(name, "<i4") for name in CROP_FIELDS.split()])
 """One image of a micro-batch. Take image `index`, cut the box (top, left, height, width; pixels), resize it to
 resized_height x resized_width with `filter`, cut the square of the loader's size at (window_top, window_left) out of
 that, and flip it left to right if `flip` is 1. The C struct of `csrc/decode.h` has the same fields."""
@@ -60,7 +57,8 @@ class TrainCrops:
         heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
         keys_N = sample_keys(samples, seed=self.seed)
         rows = np.zeros(len(samples), CROP_DTYPE)
-        rows["index"], rows["repeat"] = samples["index"], samples["repeat"]
+        rows["index"] = samples["index"]
+        rows["repeat"] = samples["repeat"]
         rows["flip"] = uniform(keys_N, FLIP_DRAW) < self.flip_probability
         filters = np.array(FILTERS[self.interpolation])
         rows["filter"] = filters[(uniform(keys_N, FILTER_DRAW) * len(filters)).astype(np.int64)]
@@ -77,7 +75,8 @@ class TrainCrops:
             taken = pending[fits]
             rows["top"][taken] = (top_u * (heights - box_heights + 1))[fits]
             rows["left"][taken] = (left_u * (widths - box_widths + 1))[fits]
-            rows["height"][taken], rows["width"][taken] = box_heights[fits], box_widths[fits]
+            rows["height"][taken] = box_heights[fits]
+            rows["width"][taken] = box_widths[fits]
             pending = pending[~fits]
         return rows
 
@@ -115,7 +114,9 @@ class CentreCrops:
         shorter = math.floor(self.size / self.crop_fraction)
         shorter_N = np.minimum(heights_N, widths_N)
         rows = np.zeros(len(samples), CROP_DTYPE)
-        rows["index"], rows["height"], rows["width"] = samples["index"], heights_N, widths_N
+        rows["index"] = samples["index"]
+        rows["height"] = heights_N
+        rows["width"] = widths_N
         (rows["filter"],) = FILTERS[val_interpolation(self.interpolation)]
         for lengths_N, side, start in ((heights_N, "height", "top"), (widths_N, "width", "left")):
             rows[f"resized_{side}"] = shorter * lengths_N // shorter_N

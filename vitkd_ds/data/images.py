@@ -68,9 +68,14 @@ class Images(Protocol):
 
 
 def open_images(
-    data: DataConfig, *, split: str, seed: int, micro_batch_size: int, classes: tuple[str, ...] | None = None,
+    data: DataConfig,
+    *,
+    split: str,
+    seed: int,
+    micro_batch_size: int,
+    classes: tuple[str, ...] | None = None,
     augmenter: Augmenter | None = None,
-) -> Images:  # fmt: skip
+) -> Images:
     """Open the images of a split in the backend that `data` names.
 
     Args:
@@ -81,7 +86,8 @@ def open_images(
     Raises:
         ValueError: an unfit file or number of classes, or a class that `classes` lacks.
     """
-    key, path = f"data.{split}", data.train if split == "train" else data.val
+    key = f"data.{split}"
+    path = data.train if split == "train" else data.val
     crops = crops_of(data, split=split, seed=seed)
     sizes = {"micro_batch_size": micro_batch_size, "num_workers": data.num_workers or len(os.sched_getaffinity(0))}
     is_quasi_random = split == "train" and data.order == "quasi_random"
@@ -102,7 +108,8 @@ def open_images(
     images.labels, images.classes, images.chosen = parts
     images.fingerprint = part_fingerprint(images.fingerprint, data, images.chosen, len(images.labels))
     if data.labels == "ignore":
-        images.labels, images.classes = np.zeros_like(images.labels), ()
+        images.labels = np.zeros_like(images.labels)
+        images.classes = ()
     if classes is not None:
         _renumber(images, classes, key, is_known=not data.train)
     _check_num_classes(images, data.num_classes, key)
@@ -115,10 +122,13 @@ def fingerprint_of(data: DataConfig, split: str) -> int:
     path = demo_beton(split) if path == "demo" else Path(path)
     if data.backend == "torchvision" and path.suffix != SUFFIX:
         source = open_source(path)
-        fingerprint, labels, classes = zlib.crc32(source.fingerprint().encode()), source.labels, source.classes
+        fingerprint = zlib.crc32(source.fingerprint().encode())
+        labels = source.labels
+        classes = source.classes
     else:
         info, images, labels = read_beton(path)
-        fingerprint, classes = beton_fingerprint(images, labels), info.classes
+        fingerprint = beton_fingerprint(images, labels)
+        classes = info.classes
     *_, chosen = use_part(data, np.asarray(labels, np.int64), classes, path=str(path), split=split)
     return part_fingerprint(fingerprint, data, chosen, len(labels))
 

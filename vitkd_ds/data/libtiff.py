@@ -43,7 +43,8 @@ def _listen() -> ctypes._CFuncPtr | None:
 
     handler = HANDLER(keep)
     for function in (pillow.TIFFSetErrorHandler, pillow.TIFFSetWarningHandler):
-        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+        function.argtypes = [ctypes.c_void_p]
+        function.restype = ctypes.c_void_p
     pillow.TIFFSetErrorHandler(ctypes.cast(handler, ctypes.c_void_p))
     pillow.TIFFSetWarningHandler(None)
     return handler

@@ -1,253 +1,35 @@
-"""The loader: micro-batches of one split for one rank.
+"""Build the loader of one split for one rank.
 
 Pixels come from one of two backends, `vitkd_ds.data.beton.stream` (on FFCV) and `vitkd_ds.data.torchvision`.
-Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch can be had at once and bit for bit.
-`torch.distributed` is not imported: rank and world size are arguments.
 """
 
-from collections.abc import Iterator
-from contextlib import closing
-from weakref import WeakSet
-
-import numpy as np
 import torch
 
 from vitkd_ds.config.run import AugmentConfig, DataConfig
-from vitkd_ds.data import order
 from vitkd_ds.data.augment.augmenter import Augmenter
-from vitkd_ds.data.bad_images import PADDING_LABEL, handle_bad_images
 from vitkd_ds.data.colours import IMAGENET, Statistics
-from vitkd_ds.data.images import SPLITS, Images, open_images
-from vitkd_ds.data.normalize import build_normalizer
-from vitkd_ds.data.transfer import CopyStream, RecycledMemory, send
+from vitkd_ds.data.epochs import Loader
+from vitkd_ds.data.images import SPLITS, open_images
 
 CPU = torch.device("cpu")
-MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
-"""images_BCHW (uint8, or fp32 if they are normalised; RGB, channels last in memory) and labels_B (int64), both on the
-loader's device and copies."""
-
-
-class Loader:
-    """Micro-batches of one split for one rank; made by `build_loader`. Its length is `num_batches`.
-
-    Attributes:
-        classes: names in label order.
-        steps_per_epoch: optimizer steps of an epoch; in validation, the same as `num_batches`.
-        num_batches: micro-batches per rank and epoch.
-        num_skipped: images of this rank so far that could not be decoded, where data.on_bad is skip.
-        fingerprint: a number that changes when images, their numbers in the file, or which of them are used, do.
-        content: a number that changes with the bytes of the images, too, as far as a file lists their checksums.
-        indices_B: numbers in the file of the images of the micro-batch that was given last, int64; where data.on_bad is
-            skip, that of an image whose place another took stays.
-
-    As a context manager it closes at the end of the block.
-    """
-
-    def __init__(self, images: Images, data: DataConfig, *, split: str, repeats: int, rank: int, world_size: int,
-                 micro_batch_size: int, global_batch_size: int, seed: int, device: torch.device,
-                 normalize: Statistics | None):  # fmt: skip
-        self.path, self.classes = images.path, images.classes
-        self.fingerprint, self.content = images.fingerprint, images.content
-        self._images, self._data, self._seed, self._device = images, data, seed, device
-        self._rank, self._sizes = rank, {"world_size": world_size, "micro_batch_size": micro_batch_size}
-        self._is_train, self._repeats, self._global_batch_size = split == "train", repeats, global_batch_size
-        self.num_skipped, self.indices_B = 0, np.zeros(0, np.int64)
-        self._running: WeakSet[MicroBatches] = WeakSet()
-        self._is_closed = False
-        self._normalize = build_normalizer(normalize, device) if normalize is not None else None
-        # FFCV pins its ring where there is a GPU.
-        self._copies = CopyStream(device) if device.type == "cuda" else None
-        self._memory = RecycledMemory()
-        self._state, self._iterator = {"epoch": 0, "images": 0}, None
-        order.check_rank(rank, world_size)
-        num_images = len(images.chosen)
-        if self._is_train:
-            self.steps_per_epoch = order.steps_per_epoch(num_images, global_batch_size=global_batch_size)
-            accumulation_steps = order.accumulation_steps(global_batch_size=global_batch_size, **self._sizes)
-            self.num_batches = self.steps_per_epoch * accumulation_steps
-        else:
-            self._num_val_images = min(num_images, data.max_val_images or num_images)
-            rows_per_rank = -(-self._num_val_images // world_size)
-            self.num_batches = self.steps_per_epoch = -(-rows_per_rank // micro_batch_size)
-        self._num_rows = self.steps_per_epoch * global_batch_size  # that all ranks together take of a training epoch
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __enter__(self) -> "Loader":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the decoding of all iterators and close the file; a second call does nothing. Iterators that are asked
-        for more afterwards end, or raise ValueError where they are new."""
-        self._is_closed = True
-        try:
-            for micro_batches in list(self._running):
-                micro_batches.close()
-        finally:
-            self._images.close()
-
-    def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
-        """Iterate over one epoch.
-
-        In validation the last micro-batch may be smaller, equally on all ranks, and padding rows have label -1. Leaving
-        the loop early ends the decoding as soon as the iterator is dropped or closed.
-
-        Args:
-            epoch: decides order, crops and augmentation in training; makes no difference in validation.
-            start_step: optimizer steps of this epoch that are already done; what follows is bit for bit what an
-                uninterrupted epoch gives after them.
-        """
-        if not 0 <= start_step <= self.steps_per_epoch:
-            raise ValueError(
-                f"start_step must be in [0, {self.steps_per_epoch}], the steps per epoch of {self.path!r}, "
-                f"found {start_step}: resume with the batch size and data the checkpoint was made with"
-            )
-        if self._is_train:
-            return self._train_epoch(epoch, start_step * self._global_batch_size)
-        samples, labels = self._val_samples()
-        done = start_step * self._sizes["micro_batch_size"]
-        return self._begin(samples[done:], labels[done:])
-
-    def __iter__(self) -> MicroBatches:
-        """Iterate over the rest of the current epoch, as `epoch` does; at its end the next one becomes current. In
-        validation every epoch is the same. In training a newer iterator or a loaded state makes this one an error."""
-        if not self._is_train:
-            return self.epoch(0)
-        self._iterator = object()
-        return self._rest_of_epoch(self._iterator)
-
-    def _rest_of_epoch(self, iterator: object) -> MicroBatches:
-        self._check_current(iterator)
-        per_micro_batch = self._sizes["world_size"] * self._sizes["micro_batch_size"]
-        with closing(self._train_epoch(self._state["epoch"], self._state["images"])) as micro_batches:
-            for micro_batch in micro_batches:
-                self._check_current(iterator)
-                self._set_state(self._state["epoch"], self._state["images"] + per_micro_batch)
-                yield micro_batch
-
-    def _check_current(self, iterator: object) -> None:
-        if iterator is not self._iterator:
-            raise ValueError(
-                f"the loader of {self.path!r} moves on with its newest iterator alone, found an older one in use after "
-                f"another was begun or a state was loaded: begin a new one, or use epoch(), which has no state"
-            )
-
-    def _set_state(self, epoch: int, images: int) -> None:
-        """Note how far all ranks are; the end of an epoch is the beginning of the next."""
-        whole_epochs, images = divmod(images, self._num_rows)
-        self._state = {"epoch": epoch + whole_epochs, "images": images}
-
-    def state_dict(self) -> dict[str, int | str]:
-        """Return where `iter(loader)` stands: the epoch, the images that all ranks together have taken of it, and what
-        the order depends on. It is the same on all ranks that have taken as many micro-batches."""
-        return self._state | self._identity()
-
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Continue, at any number of ranks and any micro-batch size, with the very next image; raises ValueError if the
-        state is of another order (data, seed, global batch, repeats) or damaged, or the ranks cannot share what is left
-        of the epoch."""
-        order.check_state(state, self._identity(), num_rows=self._num_rows)
-        self._take_share(np.arange(state["images"], self._num_rows))
-        self._set_state(state["epoch"], state["images"])
-        self._iterator = None
-
-    def _identity(self) -> dict[str, int | str]:
-        if not self._is_train:
-            raise ValueError("only a training loader has a state, found split val: iterate over epoch(0)")
-        return {
-            "seed": self._seed, "num_images": len(self._images.chosen), "global_batch_size": self._global_batch_size,
-            "repeats": self._repeats, "order": self._data.order, "fingerprint": self.fingerprint,
-        }  # fmt: skip
-
-    def _take_share(self, samples: np.ndarray) -> np.ndarray:
-        return order.rank_slice(samples, rank=self._rank, **self._sizes)
-
-    def _train_epoch(self, epoch: int, num_done: int) -> MicroBatches:
-        self._check_open()
-        samples = self._take_share(self._train_order(epoch)[num_done:])
-        return self._begin(samples, self._images.labels[samples["index"]])
-
-    def _train_order(self, epoch: int) -> np.ndarray:
-        key = {"seed": self._seed, "epoch": epoch, "global_batch_size": self._global_batch_size}
-        key, chosen = key | {"repeats": self._repeats}, self._images.chosen
-        if self._data.order == "random":
-            samples = order.random_order(len(chosen), **key)
-        elif self._data.order == "class_balanced":
-            samples = order.class_balanced_order(self._images.labels[chosen], **key)
-        else:
-            pages = self._images.pages()
-            samples = order.quasi_random_order(**pages | {"offsets_N": pages["offsets_N"][chosen]}, **key)
-        samples["index"] = chosen[samples["index"]]
-        return samples
-
-    def train_numbers(self, epoch: int, step: int) -> list[np.ndarray]:
-        """Of each rank, the numbers in their file of the images that a step of an epoch trains on, int64, in order.
-        Images that could not be decoded are among them, and not those that took their places."""
-        samples = self._train_order(epoch)[step * self._global_batch_size :][: self._global_batch_size]
-        shares = [order.rank_slice(samples, rank=rank, **self._sizes) for rank in range(self._sizes["world_size"])]
-        return [share["index"].astype(np.int64) for share in shares]
-
-    def val_numbers(self) -> np.ndarray:
-        """Of each validation image of all ranks, in order, its number in its file, int64; if not all are wanted, evenly
-        spread, as files are sorted by class."""
-        chosen = self._images.chosen
-        return chosen[np.arange(self._num_val_images, dtype=np.int64) * len(chosen) // self._num_val_images]
-
-    def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """This rank's samples and labels."""
-        indices, is_real = order.val_share(self._num_val_images, rank=self._rank, world_size=self._sizes["world_size"])
-        samples = np.zeros(len(indices), order.SAMPLE_DTYPE)
-        samples["index"] = self.val_numbers()[indices]
-        return samples, np.where(is_real, self._images.labels[samples["index"]], PADDING_LABEL)
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ValueError(f"the loader of {self.path!r} must be open, found it closed: build another")
-
-    def _begin(self, samples: np.ndarray, labels: np.ndarray) -> MicroBatches:
-        self._check_open()
-        micro_batches = self._micro_batches(samples, labels)
-        self._running.add(micro_batches)
-        return micro_batches
-
-    def _micro_batches(self, samples: np.ndarray, labels: np.ndarray) -> MicroBatches:
-        copied, first = None, 0
-        with closing(self._images.decoded(samples)) as source:
-            try:
-                for images_BHWC, status_B in source:
-                    chunk = slice(first, first + len(images_BHWC))
-                    labels_B = labels[chunk].astype(np.int64)
-                    self.num_skipped += handle_bad_images(
-                        self._images, samples[chunk], images_BHWC, labels_B, status_B,
-                        on_bad=self._data.on_bad, is_train=self._is_train,
-                    )  # fmt: skip
-                    if self._copies:
-                        on_device_BHWC, copied = self._copies.copy(images_BHWC)
-                    else:
-                        on_device_BHWC = self._memory.copy(images_BHWC)
-                    images_BCHW = on_device_BHWC.permute(0, 3, 1, 2)
-                    normalized_BCHW = images_BCHW if self._normalize is None else self._normalize(images_BCHW)
-                    self.indices_B = samples["index"][chunk]
-                    yield normalized_BCHW, send(labels_B, self._device)
-                    # FFCV overwrites this micro-batch once the next is asked for, so the copy must be done by then.
-                    if copied is not None:
-                        copied.synchronize()
-                    first = chunk.stop
-            finally:
-                if copied is not None:
-                    copied.synchronize()
 
 
 def build_loader(
-    data: DataConfig, *, split: str, augment: AugmentConfig | None = None, rank: int = 0, world_size: int = 1,
-    micro_batch_size: int, global_batch_size: int | None = None, seed: int = 0, classes: tuple[str, ...] | None = None,
-    device: torch.device | str = CPU, normalize: Statistics | None = None, statistics: Statistics = IMAGENET,
-) -> Loader:  # fmt: skip
-    """Open the images of one split for one rank; all checks of them run here, before training.
+    data: DataConfig,
+    *,
+    split: str,
+    augment: AugmentConfig | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batch_size: int,
+    global_batch_size: int | None = None,
+    seed: int = 0,
+    classes: tuple[str, ...] | None = None,
+    device: torch.device | str = CPU,
+    normalize: Statistics | None = None,
+    statistics: Statistics = IMAGENET,
+) -> Loader:
+    """Open the images of one split for one rank; all checks of them run here, before training, and raise ValueError.
 
     Args:
         data: where the images are and how they are cropped; "demo" as a path is the data inside the package.
@@ -260,9 +42,6 @@ def build_loader(
         normalize: None leaves the images uint8; (mean, std), each of 3 numbers for images in 0..1, gives fp32 images
             (x / 255 - mean) / std.
         statistics: the model's (mean, std), for the colour of what RandAugment uncovers and the noise of erasing.
-
-    Raises:
-        ValueError: an unfit file, class count, label, batch size, rank or normalisation.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
@@ -276,12 +55,20 @@ def build_loader(
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
-    augment, augmenter = augment or AugmentConfig(), None
-    if split == "train" and Augmenter.has_work(augment):
-        augmenter = Augmenter(augment, seed=seed, statistics=statistics)
+    # What is wrong with the images themselves is found when they are opened.
+    augment = augment or AugmentConfig()
+    has_work = split == "train" and Augmenter.has_work(augment)
+    augmenter = Augmenter(augment, seed=seed, statistics=statistics) if has_work else None
     options = {"split": split, "seed": seed, "micro_batch_size": micro_batch_size}
     images = open_images(data, classes=classes, augmenter=augmenter, **options)
     return Loader(
-        images, data, repeats=augment.repeats, rank=rank, world_size=world_size, global_batch_size=global_batch_size,
-        device=device, normalize=normalize, **options,
-    )  # fmt: skip
+        images,
+        data,
+        repeats=augment.repeats,
+        rank=rank,
+        world_size=world_size,
+        global_batch_size=global_batch_size,
+        device=device,
+        normalize=normalize,
+        **options,
+    )

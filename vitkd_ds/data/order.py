@@ -53,7 +53,8 @@ def class_balanced_order(
     `random_order` returns. A class gives all its images before it gives one again, as another repeat of it, which is
     cut and augmented anew; where `repeats` is more than 1, each time so many repeats follow each other."""
     num_rows = steps_per_epoch(len(labels_N), global_batch_size=global_batch_size) * global_batch_size
-    rng, num_draws = keyed_rng(seed, epoch, ORDER_STREAM), -(-num_rows // repeats)
+    rng = keyed_rng(seed, epoch, ORDER_STREAM)
+    num_draws = -(-num_rows // repeats)
     # Each class in an order of its own, and the classes in turn, beginning anywhere.
     shuffled = rng.permutation(len(labels_N))
     by_class = shuffled[np.argsort(labels_N[shuffled], kind="stable")]
@@ -68,9 +69,15 @@ def class_balanced_order(
 
 
 def quasi_random_order(
-    offsets_N: np.ndarray, *, file_bytes: int, page_bytes: int, seed: int, epoch: int, global_batch_size: int,
+    offsets_N: np.ndarray,
+    *,
+    file_bytes: int,
+    page_bytes: int,
+    seed: int,
+    epoch: int,
+    global_batch_size: int,
     repeats: int = 1,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Shuffle the pages of a file that is larger than memory, and the images within windows of pages. `offsets_N` is
     where each image lies in the file, in bytes.
 

@@ -26,7 +26,8 @@ def keep_classes(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels and classes of images of which only the classes named in `file` are used: int64 [N], `UNUSED_LABEL` for
     the others. Raises ValueError if the images at `path` lack one that they must have."""
-    kept, known = read_classes(file), set(classes)
+    kept = read_classes(file)
+    known = set(classes)
     unknown = [name for name in kept if must_have_all and name not in known]
     if unknown:
         raise ValueError(

@@ -49,10 +49,21 @@ class TorchvisionImages:
     skippable = frozenset({NOT_DECODED})
     unread = frozenset({NOT_READ})
 
-    def __init__(self, path: str | Path, crops: TrainCrops | CentreCrops, augmenter: Augmenter | None, *,
-                 micro_batch_size: int, num_workers: int, source: Source | None = None):  # fmt: skip
-        self.path, self._crops, self._augmenter = str(path), crops, augmenter
-        self._micro_batch_size, self._num_workers = micro_batch_size, num_workers
+    def __init__(
+        self,
+        path: str | Path,
+        crops: TrainCrops | CentreCrops,
+        augmenter: Augmenter | None,
+        *,
+        micro_batch_size: int,
+        num_workers: int,
+        source: Source | None = None,
+    ):
+        self.path = str(path)
+        self._crops = crops
+        self._augmenter = augmenter
+        self._micro_batch_size = micro_batch_size
+        self._num_workers = num_workers
         self._check = None
         if source is None and Path(path).suffix == SUFFIX:
             self._source, (self.fingerprint, self.content) = open_beton(Path(path))
@@ -60,7 +71,8 @@ class TorchvisionImages:
             self._source = source or open_source(path)
             self.fingerprint = self.content = zlib.crc32(self._source.fingerprint().encode())
             self._check = damage_check(self.path)
-        self.classes, self.labels = self._source.classes, np.asarray(self._source.labels, np.int64)
+        self.classes = self._source.classes
+        self.labels = np.asarray(self._source.labels, np.int64)
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode samples in order, a micro-batch at a time, in worker processes; they end with the iterator."""
@@ -141,7 +153,8 @@ def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
     descriptors: dict[int, int] = {}  # by process: the workers are forked or spawned
 
     def read(index: int) -> bytes:
-        image, process = stored[index], os.getpid()
+        image = stored[index]
+        process = os.getpid()
         if process not in descriptors:
             descriptors[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         content = os.pread(descriptors[process], int(image["size"]), int(image["offset"]))
@@ -152,7 +165,8 @@ def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
         is_jpeg = image["mode"] == JPEG_MODE
         return ended(content) if is_jpeg else b"P6 %d %d 255\n" % (image["width"], image["height"]) + content
 
-    names, sizes = [f"image {i}" for i in range(info.num_images)], stored["size"].astype(np.int64)
+    names = [f"image {i}" for i in range(info.num_images)]
+    sizes = stored["size"].astype(np.int64)
     content = zlib.crc32(stored["crc32"].tobytes())
     return Source(".beton", info.classes, labels, names, sizes, read), (beton_fingerprint(stored, labels), content)
 

@@ -30,7 +30,8 @@ class CopyStream:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
 
     def copy(self, values: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
         """Queue a copy; what is queued on the current stream from now on waits for it, and the event tells when it is

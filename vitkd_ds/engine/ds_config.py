@@ -11,8 +11,11 @@ from typing import Any, Callable
 from vitkd_ds.config.reading import load_json
 
 RECIPE_OWNED = (
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-)  # fmt: skip
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
 FORBIDDEN = {
     "optimizer": "--optim.name, --optim.lr and the other options of optim",
     "scheduler": "--optim.warmup_epochs and --optim.min_lr",

@@ -53,69 +53,53 @@ class FlatModule(nn.Module):
             has one flat parameter per rank instead, all of the same length.
 
     Attributes:
-        flats: the flat parameters, which the state dict calls flat0, flat1 and so on; those of one group follow each
-            other, in the order of `groups`.
-        shapes: for each flat parameter name -> shape of the weights in it, in their order.
+        shapes: for each flat parameter name -> shape of the weights in it, in their order. The state dict calls the
+            flat parameters flat0, flat1 and so on; those of one group follow each other, in the order of `groups`.
+        places: for each group name -> place of its weights, in their order.
+        parameter_groups: torch's, with flat parameters in place of the module's, and for whole weights the `shapes` of
+            those in this rank's partition, which follow each other from its start.
     """
 
     def __init__(self, module: nn.Module, groups: Sequence[Group], *, max_numel: int) -> None:
         super().__init__()
         self.module = module
         self.shapes: list[dict[str, torch.Size]] = []
-        self._groups = groups
-        self._flats_of: list[list[nn.Parameter]] = []
+        self.places: list[dict[str, Place]] = []
+        self.parameter_groups: list[dict[str, Any]] = []
         names = {p: name for name, p in module.named_parameters()}
         for group in groups:
             runs = _deal(group.params, ranks.world_size()) if group.is_whole else [*_cut(group.params, max_numel)]
             length = max(_numel(run) for run in runs) if group.is_whole else 0
             flats = []
+            places = {}
+            start = 0
             for run in runs:
                 # ZeRO makes the length of a partition even.
                 padding = group.params[0].new_zeros(max(0, length + length % 2 - _numel(run)))
                 flats.append(nn.Parameter(torch.cat([*(p.detach().reshape(-1) for p in run), padding])))
                 self.register_parameter(f"flat{len(self.shapes)}", flats[-1])
                 self.shapes.append({names[p]: p.shape for p in run})
-            self._flats_of.append(flats)
+                for p in run:
+                    places[names[p]] = Place(start, p.shape)
+                    start += p.numel()
+                start += len(padding)
+            self.places.append(places)
+            self.parameter_groups.append({"params": flats, "weight_decay": group.weight_decay})
+            if group.is_whole:
+                self.parameter_groups[-1]["shapes"] = [p.shape for p in runs[ranks.rank()]]
         trained = {p for group in groups for p in group.params}
         # The module, the name in it and the weight's name; a weight that two modules share has two such places.
-        self._places: list[tuple[nn.Module, str, str]] = []
+        self._owners: list[tuple[nn.Module, str, str]] = []
         for path, p in list(module.named_parameters(remove_duplicate=False)):
             if p in trained:
                 owner, _, leaf = path.rpartition(".")
-                self._places.append((module.get_submodule(owner), leaf, names[p]))
+                self._owners.append((module.get_submodule(owner), leaf, names[p]))
         self._put({})
 
     @property
     def flats(self) -> list[nn.Parameter]:
-        """See above."""
+        """The flat parameters."""
         return [self.get_parameter(f"flat{i}") for i in range(len(self.shapes))]
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return torch's parameter groups with flat parameters in place of the module's, and for whole weights the
-        `shapes` of those in this rank's partition, which follow each other from its start."""
-        found = []
-        shapes = iter(self.shapes)
-        for group, flats in zip(self._groups, self._flats_of):
-            found.append({"params": flats, "weight_decay": group.weight_decay})
-            of_flats = [[*next(shapes).values()] for _ in flats]
-            if group.is_whole:
-                found[-1]["shapes"] = of_flats[ranks.rank()]
-        return found
-
-    def places(self) -> list[dict[str, Place]]:
-        """Return name -> place of the weights of each group, in their order."""
-        found: list[dict[str, Place]] = []
-        shapes = iter(self.shapes)
-        for flats in self._flats_of:
-            start = 0
-            found.append({})
-            for flat in flats:
-                at = start
-                for name, shape in next(shapes).items():
-                    found[-1][name] = Place(at, shape)
-                    at += shape.numel()
-                start += flat.numel()
-        return found
 
     def views(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Cut tensors of the flat parameters' lengths, such as these themselves, into weights by name."""
@@ -150,8 +134,9 @@ class FlatModule(nn.Module):
         self._put({})
 
     def _put(self, weights: dict[str, Tensor]) -> None:
-        for owner, leaf, name in self._places:
-            owner._parameters[leaf] = weights.get(name)  # register_parameter would refuse a view
+        for owner, leaf, name in self._owners:
+            parameters: dict[str, Any] = owner._parameters
+            parameters[leaf] = weights.get(name)  # register_parameter would refuse a view
 
 
 class FlatBlock(FlatModule):
@@ -167,7 +152,8 @@ class FlatBlock(FlatModule):
         self.requires_grad_(False)
         if not list(block.buffers()):
             # Out of DeepSpeed's sight, which would walk through all modules of a block whenever it gathers or releases.
-            self.__dict__["module"] = self._modules.pop("module").eval()
+            self.__dict__["module"] = block.eval()
+            del self._modules["module"]
         self._call = self.call
         if compile != "off":
             self._call = torch.compile(self.call, options=compile_options(compile, keeps_addresses=False))

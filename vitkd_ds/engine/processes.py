@@ -28,7 +28,6 @@ from torch._inductor import config as inductor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from vitkd_ds.engine import ranks
-from vitkd_ds.engine.internals import OPS, check_internals
 
 DRIVER = Path("/proc/driver/nvidia/version")
 """What NVIDIA's kernel driver says of itself, where there is one."""
@@ -179,7 +178,6 @@ def start_processes(timeout_minutes: float = 10) -> torch.device:
     if accelerator.device_name() == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce at the first start. That takes a minute, and a killed build
         # leaves a lock on which every later start waits for ever. gloo computes the same sums.
-        check_internals(deepspeed.ops, OPS)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(num_cpus())
@@ -202,11 +200,9 @@ def _meet_on_loopback(timeout: timedelta) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     rank, size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
-    options = {"world_size": size, "is_master": rank == 0, "timeout": timeout}
-    if rank == 0:
-        listener = socket.create_server((LOOPBACK[0], port))
-        options["master_listen_fd"] = listener.detach()  # the store's from here on
-    store = torch_dist.TCPStore(LOOPBACK[0], port, **options)
+    is_main = rank == 0
+    listener = socket.create_server((LOOPBACK[0], port)).detach() if is_main else None  # the store's from here on
+    store = torch_dist.TCPStore(LOOPBACK[0], port, size, is_main, timeout, master_listen_fd=listener)
     backend = get_accelerator().communication_backend_name()
     torch_dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
@@ -218,7 +214,8 @@ def make_deterministic() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, which costs a pass over all memory
+    # A debugging aid, which costs a pass over all memory.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     torch.backends.cudnn.benchmark = False
     inductor.deterministic = True  # it would time kernels, and choose another one each time
 

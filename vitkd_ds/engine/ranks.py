@@ -4,7 +4,7 @@ Every function that communicates says "Collective": all ranks must call it, the 
 group (the commands eval and export) there is one rank, and nothing is sent.
 """
 
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, TypeVar, cast
 
 import torch
 import torch.distributed as torch_dist
@@ -62,7 +62,8 @@ def gather(values: Tensor) -> Tensor:
     pass, in which an element gets the sum of its gradients on all ranks, too."""
     if world_size() == 1:
         return values
-    return wait_tensor(all_gather_single_autograd(values.contiguous(), gather_dim=0, group=torch_dist.group.WORLD))
+    everyone = cast(torch_dist.ProcessGroup, torch_dist.group.WORLD)
+    return wait_tensor(all_gather_single_autograd(values.contiguous(), gather_dim=0, group=everyone))
 
 
 def all_true(flag: bool | Tensor, device: torch.device) -> bool:
@@ -73,7 +74,7 @@ def all_true(flag: bool | Tensor, device: torch.device) -> bool:
     return bool(agreed)
 
 
-def from_main(value: Any) -> Any:
+def from_main(value: T) -> T:
     """Rank 0's `value` (picklable), on every rank. Collective."""
     box = [value]
     if is_running():
@@ -81,7 +82,7 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
-def from_all(value: Any) -> list[Any]:
+def from_all(value: T) -> list[T]:
     """Every rank's `value` (picklable), in order of rank, on every rank. Collective."""
     values = [value] * world_size()
     if is_running():
@@ -91,10 +92,10 @@ def from_all(value: Any) -> list[Any]:
 
 def on_main(function: Callable[[], T]) -> T:
     """Call `function` on rank 0; return its result, or raise its exception, on every rank. Collective."""
-    result, error = from_main(_outcome(function) if rank() == 0 else None)
+    result, error = from_main(_outcome(function) if rank() == 0 else (None, None))
     if error is not None:
         raise error
-    return result
+    return cast(T, result)
 
 
 def together(function: Callable[[], T]) -> T:
@@ -108,7 +109,7 @@ def together(function: Callable[[], T]) -> T:
     if failed := _failures(error):
         is_refused = all(from_all(error is None or isinstance(error, ValueError)))
         raise error or (RefusedElsewhere if is_refused else FailedElsewhere)("; ".join(failed))
-    return result
+    return cast(T, result)
 
 
 def failures(function: Callable[[], Any]) -> list[str]:

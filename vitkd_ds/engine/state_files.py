@@ -36,8 +36,9 @@ from vitkd_ds.config.reading import patiently
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.flat import FlatModule, Place
 
-MODEL_FILES, OPTIMIZER_FILES = "*_model_states.pt", "*_optim_states.pt"
-ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
+MODEL_FILES = "*_model_states.pt"
+OPTIMIZER_FILES = "*_optim_states.pt"
+ALLOWED: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
 """All classes in DeepSpeed's files of ZeRO stages 1 and 2; making one of them has no effect."""
 
 
@@ -62,12 +63,10 @@ def load_file(path: str | Path) -> Any:
         ) from None
 
 
+@patiently
 def _first_bytes(path: Path) -> bytes:
-    def read() -> bytes:
-        with path.open("rb") as file:
-            return file.read(4)
-
-    return patiently(read, path)
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 class Collector(CheckpointEngine):
@@ -100,19 +99,18 @@ class Collector(CheckpointEngine):
 def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
     """Replace the flat parameters in this rank's collected files by the weights that they hold."""
     named = {}
-    groups = flat.places()
     for file, content in files.items():
         if "module" in content:
             module = content["module"]
             weights = flat.views([module[f"flat{i}"] for i in range(len(flat.flats))])
             others = {k.removeprefix("module."): v for k, v in module.items() if k.startswith("module.")}
-            shapes = [{name: place.shape for name, place in places.items()} for places in groups]
+            shapes = [{name: place.shape for name, place in places.items()} for places in flat.places]
             content = content | {"module": weights | others, PARAM_SHAPES: shapes}
         if OPTIMIZER_STATE_DICT in content:
             state = content[OPTIMIZER_STATE_DICT]
             sizes = [len(p) + pad for p, pad in zip(state[SINGLE_PARTITION_OF_FP32_GROUPS], state[GROUP_PADDINGS])]
-            mappings = [_fragments(places, size) for places, size in zip(groups, sizes)]
-            paddings = [[0] * len(places) for places in groups]
+            mappings = [_fragments(places, size) for places, size in zip(flat.places, sizes)]
+            paddings = [[0] * len(places) for places in flat.places]
             state = state | {PARAM_SLICE_MAPPINGS: mappings, PARAM_ALIGNMENT_PADDINGS: paddings}
             content = content | {OPTIMIZER_STATE_DICT: state}
         named[file] = content
@@ -153,8 +151,8 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
     Raises:
         ValueError: the checkpoint holds other weights, or a file what is not data of ours.
     """
-    by_rank = sorted(checkpoint.glob(OPTIMIZER_FILES), key=lambda path: int(re.search(r"_pp_rank_(\d+)", path.name)[1]))
-    saved = [load_file(path)[OPTIMIZER_STATE_DICT] for path in by_rank]
+    by_rank = {int(re.findall(r"_pp_rank_(\d+)", path.name)[0]): path for path in checkpoint.glob(OPTIMIZER_FILES)}
+    saved = [load_file(by_rank[rank])[OPTIMIZER_STATE_DICT] for rank in sorted(by_rank)]
     (model_file,) = checkpoint.glob(MODEL_FILES)
     model = load_file(model_file)
     found = [dict(group) for group in model[PARAM_SHAPES]]

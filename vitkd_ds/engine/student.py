@@ -12,7 +12,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitkd_ds.config.run import Run
 from vitkd_ds.engine import ranks
@@ -20,9 +20,9 @@ from vitkd_ds.engine.clip import clip_gradients
 from vitkd_ds.engine.compile import compile_options
 from vitkd_ds.engine.ds_config import bucket_size, check_student, is_bf16, layout, load_ds_config, resolve_auto
 from vitkd_ds.engine.flat import FlatModule
-from vitkd_ds.engine.internals import STUDENT, STUDENT_OPTIMIZER, check_internals
 from vitkd_ds.engine.optimizers.base import optimizer_class
 from vitkd_ds.engine.state_files import Collector, read_partition, with_names
+from vitkd_ds.models.distiller import Distiller
 
 
 def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
@@ -46,13 +46,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
 
 
 class Outcome:
-    """What all ranks agreed on at an update, on its way from the device.
-
-    Attributes, which wait for the device to have come so far:
-        grad_norm: of the whole gradient, before clipping; nan if this update or one before it was left out.
-        num_vetoes, counted: sums over the ranks of the `veto` and the `count` of the update.
-        group_norms: of the gradient of each parameter group, before clipping; inf or nan where it was found so.
-    """
+    """All-reduced result of one update, copied to the host asynchronously; reading a value waits for the copy."""
 
     def __init__(self, agreed: Tensor) -> None:
         self._event = None
@@ -67,30 +61,19 @@ class Outcome:
             self._event.synchronize()  # waits for this update alone, and not for what was queued since
         return self._agreed.tolist()
 
+    grad_norm = property(lambda self: self._values[0])
+    """Norm of the whole gradient before clipping; nan if this update or one before it was skipped."""
+    num_vetoes = property(lambda self: self._values[1])
+    """Sum over the ranks of the `veto` of the update."""
+    counted = property(lambda self: self._values[2])
+    """Sum over the ranks of the `count` of the update."""
+    group_norms = property(lambda self: self._values[3:])
+    """Norm of each parameter group's gradient before clipping; inf or nan where it was found so."""
+
     @property
     def is_applied(self) -> bool:
         """Whether the weights were updated; if not, no later update changes them."""
         return not math.isnan(self.grad_norm)
-
-    @property
-    def grad_norm(self) -> float:
-        """See above."""
-        return self._values[0]
-
-    @property
-    def num_vetoes(self) -> float:
-        """See above."""
-        return self._values[1]
-
-    @property
-    def counted(self) -> float:
-        """See above."""
-        return self._values[2]
-
-    @property
-    def group_norms(self) -> list[float]:
-        """See above."""
-        return self._values[3:]
 
 
 class StudentEngine:
@@ -107,7 +90,7 @@ class StudentEngine:
         dtype: what the student computes in.
     """
 
-    def __init__(self, module: nn.Module, run: Run, ds_config: dict[str, Any]) -> None:
+    def __init__(self, module: Distiller, run: Run, ds_config: dict[str, Any]) -> None:
         self.distiller = module
         chosen = optimizer_class(run.optim.name)
         groups = chosen.groups(module, run.optim)
@@ -115,11 +98,10 @@ class StudentEngine:
         self._flat = FlatModule(module, groups, max_numel=bucket_size(ds_config))
         start = [flat.detach().clone() for flat in self._flat.flats]
         is_fused = get_accelerator().device_name() == "cuda"
-        optimizer = chosen(self._flat.parameter_groups(), run.optim, is_fused=is_fused)
-        self.engine, *_ = deepspeed.initialize(model=self._flat, optimizer=optimizer, config=ds_config)
-        check_internals(self.engine, STUDENT)
-        check_internals(self.engine.optimizer, STUDENT_OPTIMIZER)
-        self.engine.checkpoint_engine = Collector()
+        self._optimizer = chosen(self._flat.parameter_groups, run.optim, is_fused=is_fused)
+        self.engine: Any = deepspeed.initialize(model=self._flat, optimizer=self._optimizer, config=ds_config)[0]
+        self._collector = Collector()
+        self.engine.checkpoint_engine = self._collector
         # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
         self.engine._copy_recovery_script = lambda folder: None
         self.layout = layout(ds_config, ranks.world_size())
@@ -154,14 +136,15 @@ class StudentEngine:
         fails, as its gradient is inf or nan or a `veto` is above 0 on any rank, is left out with all that follow.
         """
         zero = torch.zeros((), device=self.engine.device)
-        veto, count = zero if veto is None else veto, zero if count is None else count
+        veto = zero if veto is None else veto
+        count = zero if count is None else count
         gradients = self.engine.optimizer.averaged_gradients
         # In the order of the groups, on which the norm's last bit depends; the dict has that of the backward pass.
         ordered = [gradients[group] for group in sorted(gradients)]
         agreed = clip_gradients(ordered, self._max_norm, veto=veto, count=count)
         self._failed = torch.maximum(self._failed, torch.isnan(agreed[0]).float())
         agreed[0] = torch.where(self._failed > 0, torch.nan, agreed[0])
-        self.engine.basic_optimizer.leave_out = self._failed
+        self._optimizer.leave_out = self._failed
         self.engine.step()
         return Outcome(agreed)
 
@@ -177,22 +160,22 @@ class StudentEngine:
     def weights_of(self, *modules: str, average: bool = True) -> dict[str, dict[str, Tensor]]:
         """The fp32 weights of modules of the distiller, such as a term's, by the module's name, or their averages if
         the run keeps them, whole, on every rank's CPU. Collective."""
-        optimizer = self.engine.basic_optimizer
         swapped = []  # DeepSpeed joins the fp32 weights alone, so the average takes their place for the moment
-        for group in optimizer.param_groups if average and optimizer.ema_decay else []:
-            for part in group["params"]:
-                if "ema" in optimizer.state[part]:  # absent before the first update, when the weights are the average
-                    swapped.append((part, part.detach().clone()))
-                    part.data.copy_(optimizer.state[part]["ema"])
+        for part, state in self._optimizer.state.items() if average else ():
+            if "ema" in state:  # absent before the first update, when the weights are the average
+                swapped.append((part, part.detach().clone()))
+                part.data.copy_(state["ema"])
         try:
             flats = [safe_get_full_fp32_param(flat).cpu() for flat in self._flat.flats]
         finally:
             for part, original in swapped:
                 part.data.copy_(original)
-        weights, found = self._flat.views(flats), {}
+        weights = self._flat.views(flats)
+        found = {}
         for module in modules:
             # What is not trained: buffers, and weights that the model itself has frozen.
-            state, prefix = self.distiller.get_submodule(module).state_dict(), f"{module}."
+            state = self.distiller.get_submodule(module).state_dict()
+            prefix = f"{module}."
             found[module] = {key.removeprefix(prefix): p for key, p in weights.items() if key.startswith(prefix)}
             found[module] |= {key: value.float().cpu() for key, value in state.items()}
         return found
@@ -201,7 +184,7 @@ class StudentEngine:
         """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective. These are
         references to the live state, so they must be written before the next update."""
         self.engine.save_checkpoint("unused", tag="step", save_latest=False)
-        return with_names(self.engine.checkpoint_engine.saved, self._flat)
+        return with_names(self._collector.saved, self._flat)
 
     def load(self, checkpoint: Path) -> None:
         """Restore weights, optimizer and moving average from a checkpoint of any number of ranks. Collective.
@@ -209,14 +192,13 @@ class StudentEngine:
         Raises:
             ValueError: it is of another module.
         """
-        optimizer, states = self.engine.optimizer, self.engine.basic_optimizer.state
-        masters = optimizer.single_partition_of_fp32_groups
+        masters = self.engine.optimizer.single_partition_of_fp32_groups
         sizes = [len(master) for master in masters]
-        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.places(), sizes))
+        saved = ranks.together(lambda: read_partition(checkpoint, self._flat.places, sizes))
         for master, group in zip(masters, saved.groups):
             master.data.copy_(group.pop("fp32"))
-            states[master] = {key: value.to(master.device) for key, value in group.items()}
-        optimizer.update_lp_params()
+            self._optimizer.state[master] = {key: value.to(master.device) for key, value in group.items()}
+        self.engine.optimizer.update_lp_params()
         if differing := self.distiller.state_dict().keys() ^ saved.others.keys():
             raise ValueError(
                 f"{checkpoint} must hold the buffers of this student, found {sorted(differing)[:3]} differ"

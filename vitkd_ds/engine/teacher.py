@@ -8,10 +8,11 @@ give the same features, up to rounding, in the dtype of `ds_configs/teacher_zero
 from collections import deque
 from copy import deepcopy
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -20,11 +21,8 @@ from vitkd_ds.config.teachers import USUAL
 from vitkd_ds.config.term import Needs
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.compile import compile_options
-from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, resolve_auto
+from vitkd_ds.engine.ds_config import TEACHER_FILES, is_bf16, load_ds_config, most_blocks, resolve_auto
 from vitkd_ds.engine.flat import FlatBlock
-from vitkd_ds.engine.fp8 import quantize_blocks
-from vitkd_ds.engine.internals import SHARD_OPTIMIZER, SHARD_PARAMETER, check_internals
-from vitkd_ds.engine.pace import Pace, runs_ahead
 from vitkd_ds.models.attention import AttentionMaps
 from vitkd_ds.models.build import normalization_of
 from vitkd_ds.models.features import Features, tap_features
@@ -54,9 +52,13 @@ class FeatureModule(nn.Module):
 
 
 def partition_blocks(
-    model: nn.Module, stream: WeightStream, run: Run, ds_config: dict[str, Any], dtype: torch.dtype,
+    model: nn.Module,
+    stream: WeightStream,
+    run: Run,
+    ds_config: dict[str, Any],
+    dtype: torch.dtype,
     on_block: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
+) -> None:
     """Give a model on the meta device its weights, each block partitioned over the ranks before the next is read.
     Collective.
 
@@ -67,7 +69,8 @@ def partition_blocks(
         ValueError, OSError: the file cannot be read.
         FailedElsewhere: on another rank.
     """
-    is_reader, first = ranks.rank() == 0, None
+    is_reader = ranks.rank() == 0
+    first = None
     for number, block in enumerate(model.blocks):
         on_block()
         ranks.together(partial(stream.fill, block, f"blocks.{number}.", dtype, is_read=is_reader))
@@ -75,7 +78,6 @@ def partition_blocks(
         if first is None:
             deepspeed.zero.Init(module=flat, config_dict_or_path=deepcopy(ds_config), dtype=dtype)
             first = flat.flats[0]
-            check_internals(first, SHARD_PARAMETER)
         else:
             first.convert_to_zero_parameters(param_list=flat.flats)
         model.blocks[number] = flat
@@ -148,7 +150,6 @@ class Teacher:
             elif blocks := getattr(model, "blocks", ()):  # other models than vision transformers stay as they are
                 model.blocks = nn.Sequential(*(FlatBlock(block, compile=run.compile) for block in blocks))
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
-            check_internals(self.module.optimizer, SHARD_OPTIMIZER)
             for hook in self.module.optimizer.backward_hooks:
                 hook.remove()  # there is no backward pass, and they cost a forward as much as all the rest of ZeRO
             if runs_ahead() and not keeps_whole(config.placement):
@@ -168,7 +169,8 @@ class Teacher:
         """
         if any(module.training for module in self._modules):
             self.module.eval()  # somebody called train() on a module inside: dropout and drop path would be on
-        num_images, missing = len(images_BCHW), self._fill_up_to - len(images_BCHW)
+        num_images = len(images_BCHW)
+        missing = self._fill_up_to - num_images
         if missing > 0:
             is_channels_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
             images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])
@@ -184,3 +186,70 @@ class Teacher:
         if missing > 0:
             features = tree_map_only(Tensor, lambda feature: feature[:num_images], features)
         return features
+
+
+def runs_ahead() -> bool:
+    """Whether the host does not wait for each operation of the device."""
+    return not get_accelerator().is_synchronized_device()
+
+
+def _gathered_bytes(p: Any) -> int:
+    """Bytes of a parameter of DeepSpeed's stage 3 when it is gathered."""
+    return p.ds_numel * p.element_size()
+
+
+class Pace:
+    """Limit to how far the host runs ahead of a GPU: `most_blocks` gathered blocks that are not computed yet.
+
+    DeepSpeed gathers a block when the host enters it and frees it when the host leaves it, but on a GPU its memory can
+    be used again only once the block is computed. A host that is ten blocks ahead has ten of them gathered, and one
+    that copies an offloaded teacher faster than the GPU computes has all. So after each block the host waits for an
+    earlier one. The GPU still has the block that was just left to work on, while the next one is copied. What DeepSpeed
+    gathers ahead of the host, by `stage3_prefetch_bucket_size`, comes on top.
+
+    It must be made after DeepSpeed's engine: only hooks that are registered later see a block that was freed.
+
+    Args:
+        left: end and size of each block that the host has left and the GPU may not have computed yet. Teachers that run
+            one after another share it, so that the bound holds for all of them together.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], left: deque[tuple[Any, int]], *, placement: str) -> None:
+        sizes = [sum(_gathered_bytes(p) for p in block.parameters()) for block in blocks]
+        self._largest = max(sizes, default=1)
+        self._most_bytes = self._largest * most_blocks(placement, self._largest)
+        self._left = left
+        for block in blocks:
+            block.register_forward_hook(self._leave)
+
+    def wait(self) -> None:
+        """Wait until another block of this teacher has room; to be called before its forward pass, too."""
+        while self._left and sum(size for _, size in self._left) + self._largest > self._most_bytes:
+            self._left.popleft()[0].synchronize()
+
+    def _leave(self, *_: Any) -> None:
+        self._left.append((get_accelerator().current_stream().record_event(), self._largest))
+        self.wait()
+
+
+def quantize_blocks(model: nn.Module) -> None:
+    """Put the weights of the linear layers in a model's blocks into fp8 (e4m3), a scale for each output channel, in
+    place; their inputs are rounded likewise when they are called, a scale for each token. Embedding, norms, attention's
+    softmax and classifier stay as they are.
+
+    Raises:
+        ValueError: torchao is not installed, the model has no blocks, or torchao refuses the device that it is on.
+    """
+    try:
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
+        from torchao.quantization.quant_api import quantize_
+    except ImportError as error:
+        raise ValueError(
+            f"teacher.fp8 needs torchao, found {error}: pip install 'vitkd_ds[fp8]', or leave teacher.fp8 off"
+        ) from None
+    if not isinstance(blocks := getattr(model, "blocks", None), nn.Module):
+        raise ValueError(f"teacher.fp8 needs a model with blocks, found {type(model).__name__}: leave teacher.fp8 off")
+    try:
+        quantize_(blocks, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
+    except AssertionError as error:
+        raise ValueError(f"teacher.fp8 needs a GPU that multiplies in fp8, found that {error}: leave it off") from None

@@ -23,9 +23,18 @@ _OWNED_ARGS = {
 """Arguments of a model that model_args may not set, and why."""
 _NOT_ARGUMENTS = ("self", "cfg", "args", "kwargs")
 _PREPROCESSING = (
-    "mean", "std", "input_size", "test_input_size", "crop_pct", "test_crop_pct", "crop_mode", "interpolation",
-    "num_classes", "label_names", "label_descriptions",
-)  # fmt: skip
+    "mean",
+    "std",
+    "input_size",
+    "test_input_size",
+    "crop_pct",
+    "test_crop_pct",
+    "crop_mode",
+    "interpolation",
+    "num_classes",
+    "label_names",
+    "label_descriptions",
+)
 """Keys of timm's pretrained_cfg that a description may set. Others name files that timm would load."""
 
 

@@ -260,8 +260,8 @@ def _create(
         if data.image_size % height or data.image_size % width:
             raise ValueError(
                 f"{size_key_of(config, role)} must be a multiple of the patches of {role}.model={config.model} "
-                f"({height} x {width}), found {data.image_size}: timm would ignore the last pixels, so change one of the "
-                "two"
+                f"({height} x {width}), found {data.image_size}: timm would ignore the last pixels, so change one "
+                "of the two"
             )
     assert type(model) is type(default), f"timm made a {type(model).__name__} with {args}"
     return model

@@ -14,9 +14,11 @@ from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.selection import KeptTokens
 
 PEAK_TFLOPS = {
-    "NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H200": 989.4, "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA H100 80GB HBM3": 989.4,
+    "NVIDIA H200": 989.4,
+    "NVIDIA A100-SXM4-80GB": 312.0,
     "NVIDIA GeForce RTX 4090": 165.2,
-}  # fmt: skip
+}
 """Dense bf16 matrix products, summed in fp32, of a GPU by the name that its driver prints: NVIDIA's data sheets,
 without sparsity."""
 
@@ -39,7 +41,8 @@ def forward_flops(model: nn.Module, image_size: int) -> int:
     torch counts those of matrix products, convolutions and attention, two for a multiply-add. Norms, activations and
     softmaxes are left out, as is usual for MFU.
     """
-    is_training, weight = model.training, next(model.parameters())
+    is_training = model.training
+    weight = next(model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
     model.train(is_training)

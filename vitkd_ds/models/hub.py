@@ -76,7 +76,7 @@ def check_hub(
 ) -> None:
     """Check, before anything is fetched, that the weights that timm describes for the `default` model fit as they
     are."""
-    pretrained = default.pretrained_cfg
+    pretrained: Any = default.pretrained_cfg
     key = "student.init" if role == "student" else f"{role}.checkpoint"
     source = f"{key}=hub of {config.model}"
     if "patch_size" in config.model_args:

@@ -41,7 +41,8 @@ class WeightStream:
         for file in sorted(set(files.values())):
             wanted = [name for name, each in files.items() if each == file and name is not None]
             for name, tensor in _header(file, wanted).items():
-                found[name], self._places[name] = tensor, (file, name)
+                found[name] = tensor
+                self._places[name] = (file, name)
         self.shapes = rename(found)
         names = {id(tensor): name for name, tensor in found.items()}
         self._places = {name: self._places[names[id(tensor)]] for name, tensor in self.shapes.items()}

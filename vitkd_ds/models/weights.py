@@ -21,7 +21,8 @@ from torch import Tensor
 
 from vitkd_ds.config.reading import Unreadable, load_json
 
-SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema")
 """Keys under which training checkpoints keep the weights; the average is taken only if there are no others."""
@@ -117,7 +118,8 @@ def damaged(file: Path, error: SafetensorError) -> ValueError:
 
 def _load_parts(path: Path) -> dict[str, Tensor]:
     """The tensors that an index lists, from its files."""
-    files, state = files_of_index(path), {}
+    files = files_of_index(path)
+    state: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
         if not file.is_file():
             raise ValueError(f"weights must be an existing file, found none at {file}: check the path")

@@ -17,14 +17,24 @@ logger = logging.getLogger(__name__)
 RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__: recipe
     for recipe in (
-        demo.demo, demo.demo_plain, demo.demo_teacher, demo.demo_label_free, imagenet.deit_tiny_from_deit3_small,
-        imagenet.deit_small_from_deit3_base, imagenet.deit_base_from_deit3_large,
-        imagenet.deit_small_from_deit3_base_3augment, rivals.deit_tiny_soft_kd,
-        rivals.deit_tiny_wttm_vitkd, rivals.deit_tiny_vkd_regnety160, rivals.deit_small_vkd_regnety160,
-        foundation.deit_tiny_from_dinov3_large_probe, foundation.vit_small_from_dinov3_large,
-        foundation.vit_small_from_dinov3_7b, images.images,
+        demo.demo,
+        demo.demo_plain,
+        demo.demo_teacher,
+        demo.demo_label_free,
+        imagenet.deit_tiny_from_deit3_small,
+        imagenet.deit_small_from_deit3_base,
+        imagenet.deit_base_from_deit3_large,
+        imagenet.deit_small_from_deit3_base_3augment,
+        rivals.deit_tiny_soft_kd,
+        rivals.deit_tiny_wttm_vitkd,
+        rivals.deit_tiny_vkd_regnety160,
+        rivals.deit_small_vkd_regnety160,
+        foundation.deit_tiny_from_dinov3_large_probe,
+        foundation.vit_small_from_dinov3_large,
+        foundation.vit_small_from_dinov3_7b,
+        images.images,
     )
-}  # fmt: skip
+}
 
 
 def build_run(recipe: str, *, debug: bool = False) -> Run:
@@ -55,7 +65,9 @@ def _debug_size(run: Run) -> Run:
     teachers = dict(run.teachers)
     for name, teacher in run.teachers.items():
         if teacher.checkpoint == "hub":
-            args = teacher.model_args | ({"depth": 2} if "_7b_" in teacher.model else {})  # whole, it is no laptop's
+            args = dict(teacher.model_args)
+            if "_7b_" in teacher.model:
+                args["depth"] = 2  # whole, it is no laptop's
             teachers[name] = replace(teacher, checkpoint="random", model_args=args)
     return replace(
         run,

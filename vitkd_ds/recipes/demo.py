@@ -60,7 +60,7 @@ def demo_plain() -> Run:
             crop_scale=(0.8, 1.0),
             crop_ratio=(0.9, 1.1),
             val_crop_fraction=1.0,
-        ),  # fmt: skip
+        ),
         augment=AugmentConfig(),
         losses=LossesConfig(ce=CrossEntropyTerm(weight=1, label_smoothing=0.1)),
         optim=OptimConfig(lr=1.5e-3, lr_batch_size=48, warmup_epochs=2),

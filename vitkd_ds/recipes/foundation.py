@@ -71,6 +71,6 @@ def vit_small_from_dinov3_7b() -> Run:
     Command: as there, with `--recipe vit_small_from_dinov3_7b`; `vitkd-ds plan --recipe vit_small_from_dinov3_7b`
     predicts speed and memory. Expected accuracy: unknown.
     """
-    run, name = vit_small_from_dinov3_large(), "vit_small_from_dinov3_7b"
+    name = "vit_small_from_dinov3_7b"
     teachers = {"teacher": TeacherConfig(model="vit_7b_patch16_dinov3.lvd1689m")}
-    return replace(run, recipe=name, workdir=f"runs/{name}", teachers=teachers)
+    return replace(vit_small_from_dinov3_large(), recipe=name, workdir=f"runs/{name}", teachers=teachers)

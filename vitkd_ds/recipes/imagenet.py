@@ -41,8 +41,8 @@ def deit_base_from_deit3_large() -> Run:
     paper's recipe: 16 GPUs x 64 images.
     """
     run = _paper_run("deit_base_from_deit3_large", "deit_base_patch16_224", "deit3_large")
-    student, optim = replace(run.student, drop_path_rate=0.1), replace(run.optim, ema_decay=1 - 4e-5)
-    return replace(run, student=student, optim=optim)
+    student = replace(run.student, drop_path_rate=0.1)
+    return replace(run, student=student, optim=replace(run.optim, ema_decay=1 - 4e-5))
 
 
 def deit_small_from_deit3_base_3augment() -> Run:
@@ -79,7 +79,7 @@ def _paper_run(recipe: str, student: str, teacher: str) -> Run:
             random_erasing=0.25,
             mixup_alpha=0.8,
             cutmix_alpha=1.0,
-        ),  # fmt: skip
+        ),
         losses=LossesConfig(
             ce=CrossEntropyTerm(weight=1, label_smoothing=0.1), nkd=NKDTerm(weight=1), vitkd=ViTKDTerm(weight=1)
         ),

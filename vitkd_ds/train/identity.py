@@ -7,7 +7,6 @@ count, as files may move, and neither do times of change, which anybody can set.
 import hashlib
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +67,8 @@ def _hash(file: Path) -> str:
     found = hashlib.blake2b(json.dumps([described.get(key) for key in OF_DESCRIPTION]).encode(), digest_size=16)
     parts = sorted({*files_of_index(file).values()}) if file.name.endswith(INDEX_SUFFIX) else []
     for part in (file, *parts):
-        with patiently(partial(part.open, "rb"), part) as opened:
-            while chunk := patiently(partial(opened.read, _CHUNK), part):
+        with patiently(Path.open)(part, "rb") as opened:
+            while chunk := patiently(lambda _: opened.read(_CHUNK))(part):
                 found.update(chunk)
     return found.hexdigest()
 

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
@@ -144,6 +145,7 @@ OF_THE_MACHINE = ("images_per_s", "s_per_step", "data_wait_s", "memory_gib", "tf
 """What of a line in metrics.jsonl tells of the machine, and not of what was learned."""
 
 
+@dataclass
 class Meter:
     """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
 
@@ -153,19 +155,14 @@ class Meter:
     image.
     """
 
-    def __init__(
-        self,
-        global_batch_size: int,
-        clock: Callable[[], float],
-        image_gflops: float = 0.0,
-        peak_tflops: float | None = None,
-    ) -> None:
-        self.global_batch_size = global_batch_size
-        self.clock = clock
-        self.image_gflops = image_gflops
-        self.peak_tflops = peak_tflops
-        self.started: float | None = None
-        self.warmup_s: float | None = None
+    global_batch_size: int
+    clock: Callable[[], float]
+    image_gflops: float = 0.0
+    peak_tflops: float | None = None
+    started: float | None = None
+    warmup_s: float | None = None
+
+    def __post_init__(self) -> None:
         self.continue_from(0.0, 0)
 
     def continue_from(self, timed_s: float, timed_steps: int) -> None:

@@ -191,14 +191,13 @@ class Session:
         run = self.parts.run
         schedule = self.parts.schedule
         state = self.state
-        meter = self.meter
         health = Health(run, total_steps=schedule.total_steps)
         queued: deque[Update] = deque()
         is_asked_to_stop = False
         while state.step < schedule.total_steps:
-            meter.start()
+            self.meter.start()
             queued.append(train_step(self.parts, micro_batches, state.step))
-            meter.add(queued[-1].terms, waited_s=queued[-1].waited_s)
+            self.meter.add(queued[-1].terms, waited_s=queued[-1].waited_s)
             if profiler:
                 profiler.step()
             state.step += 1
@@ -212,7 +211,7 @@ class Session:
                 is_asked_to_stop |= settle(update, run)
                 health.observe_step(update.step + 1, update.outcome.grad_norm)
             if is_logged:
-                values = meter.read() | step_values(self.parts, update)
+                values = self.meter.read() | step_values(self.parts, update)
                 self.log.log(state.step, values)
                 health.observe_terms(state.step, values, loss_weights_at(state.step - 1, run, schedule.total_steps))
             if is_asked_to_stop:

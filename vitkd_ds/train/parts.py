@@ -17,8 +17,9 @@ from vitkd_ds.config.teachers import called, role_of, stored
 from vitkd_ds.data.beton.format import check_beton
 from vitkd_ds.data.crops import val_interpolation
 from vitkd_ds.data.demo import demo_beton
+from vitkd_ds.data.epochs import Loader
 from vitkd_ds.data.images import check_classes
-from vitkd_ds.data.loader import Loader, build_loader
+from vitkd_ds.data.loader import build_loader
 from vitkd_ds.engine import ranks
 from vitkd_ds.engine.processes import num_cpus
 from vitkd_ds.engine.student import StudentEngine, student_ds_config

@@ -14,8 +14,9 @@ from vitkd_ds.engine import ranks
 logger = logging.getLogger(__name__)
 
 WAIT = 5
+"""Steps before the trace without the profiler, as they compile."""
 WARMUP = 3
-"""Steps before the trace: without the profiler, as they compile; and with it, as its own start is slow."""
+"""Steps before the trace with the profiler, whose start is slow."""
 PARTS = ("data", "teacher", "forward", "backward", "update")
 """Names under which `vitkd_ds.train.step.train_step` marks its parts."""
 ROWS = 30
@@ -36,14 +37,6 @@ def profiled(num_steps: int, workdir: Path) -> AbstractContextManager[Any]:
 
 
 def _write(done: profile, folder: Path) -> None:
-    try:
-        _write_files(done, folder)
-    except (OSError, RuntimeError) as error:  # a full disk must not end the run, whose other ranks would wait
-        logger.warning("the trace could not be written to %s: %s", folder, error)
-
-
-def _write_files(done: profile, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     averages = done.key_averages()
     parts = [event for event in averages if event.key in PARTS]
     lines = [f"{'part':10}{'calls':>8}{'host ms':>12}{'device ms':>12}"]
@@ -51,6 +44,12 @@ def _write_files(done: profile, folder: Path) -> None:
         host, device = (1e-3 * us / event.count for us in (event.cpu_time_total, event.device_time_total))
         lines.append(f"{event.key:10}{event.count:8}{host:12.3f}{device:12.3f}")
     by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    write_text(folder / "table.txt", "\n".join([*lines, "", averages.table(sort_by=by, row_limit=ROWS)]) + "\n")
-    done.export_chrome_trace(str(folder / "trace.json.gz"))
+    table = "\n".join([*lines, "", averages.table(sort_by=by, row_limit=ROWS)])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "table.txt", f"{table}\n")
+        done.export_chrome_trace(str(folder / "trace.json.gz"))
+    except (OSError, RuntimeError) as error:  # a full disk must not end the run, whose other ranks would wait
+        logger.warning("the trace could not be written to %s: %s", folder, error)
+        return
     logger.info("the trace is %s, its table table.txt beside it", folder / "trace.json.gz")

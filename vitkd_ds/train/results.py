@@ -17,7 +17,7 @@ from vitkd_ds.checkpoint.load import TrainState
 from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, deciding, summary_of
 from vitkd_ds.config.run_folder import DONE, SUMMARY
 from vitkd_ds.config.teachers import teacher_of
-from vitkd_ds.data.loader import Loader
+from vitkd_ds.data.epochs import Loader
 from vitkd_ds.engine import ranks
 from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.evaluate import evaluate, evaluate_features, evaluate_knn
@@ -71,10 +71,9 @@ def _evaluate_weights(
     model.load_state_dict(weights["student"])
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     if not parts.run.data.num_classes:
-        for name, part in watched.items():
-            part.load_state_dict(weights[name])
         watch = {name: [] for name in parts.teachers}
-        for name, part in watched.items():
+        for term, part in watched.items():
+            part.load_state_dict(weights[term])
             watch[teacher_of(part.term, parts.teachers)].append(deepcopy(part).to(parts.device).metrics)
         result = evaluate_features(model, parts.val_loader, teachers=parts.teachers, watch=watch, **options)
         if result is None or parts.knn_loaders is None or not average:

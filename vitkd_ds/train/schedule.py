@@ -114,17 +114,10 @@ def lr_at(step: int, schedule: Schedule, run: Run) -> float:
 
 
 def loss_weights_at(step: int, run: Run, total_steps: int) -> dict[str, float]:
-    """Weight of each active loss term at the step-th update."""
-    return {
-        name: loss_weight_at(step, term.weight, term.schedule, total_steps)
-        for name, term in run.losses.active().items()
-    }
-
-
-def loss_weight_at(step: int, weight: float, schedule: str, total_steps: int) -> float:
-    """Weight of a loss term at the step-th update: constant, or falling to 0 at the last one."""
+    """Return the weight of each active loss term at the step-th update: constant, or falling to 0 at the last one."""
     progress = step / max(1, total_steps - 1)
-    return weight * {"constant": 1.0, "linear": 1 - progress, "cosine": _cosine(progress)}[schedule]
+    factors = {"constant": 1.0, "linear": 1 - progress, "cosine": _cosine(progress)}
+    return {name: term.weight * factors[term.schedule] for name, term in run.losses.active().items()}
 
 
 def _cosine(progress: float) -> float:

@@ -21,7 +21,14 @@ ASKING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LAUNCHER = "the launcher's end"
 URGING = (*(number.name for number in ASKING if number != signal.SIGUSR1), LAUNCHER)
 """Signals after which a launcher waits half a minute and kills; USR1 leaves the time that the job script asked for."""
-LAUNCHERS = ("deepspeed", "ds", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
+LAUNCHERS = (
+    "deepspeed",
+    "ds",
+    "deepspeed.launcher.launch",
+    "torchrun",
+    "torch.distributed.run",
+    "torch.distributed.launch",
+)
 """Programs and modules of Python that start ranks and, if they are killed, leave them without a signal."""
 
 _came: dict[str, float] = {}

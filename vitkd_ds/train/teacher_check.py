@@ -22,8 +22,9 @@ from vitkd_ds.train.statistics import wilson_interval
 logger = logging.getLogger(__name__)
 
 IMAGES = 512
+"""Most images that the teacher is shown."""
 MOST_S = 20.0
-"""Most images that the teacher is shown, and most seconds; a large one on a CPU sees fewer images."""
+"""Most seconds that this takes; a large teacher on a CPU sees fewer images."""
 ENOUGH = 100
 """Images below which a teacher that seems to guess is only warned of."""
 NEAR_CHANCE = 0.1

@@ -9,13 +9,13 @@ import logging
 import math
 import netrc
 import os
-import queue
 import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -80,8 +80,10 @@ class _Forgiving:
 
     def _attempt(self, function: Callable[[], Any], limit_s: float) -> Any:
         try:
-            # The packages have limits of their own, but a server that sends a byte now and then outlasts those.
-            return within(limit_s, function)
+            # The packages have limits of their own, but a server that sends a byte now and then outlasts those, and
+            # trackio with a login waits for the hub without end. Their advice on stdout does not fit a run.
+            with redirect_stdout(io.StringIO()):
+                return within(limit_s, function)
         except Exception as error:  # any kind: these packages raise their own, and those of what they are built on
             self._tracker = None
             logger.warning(
@@ -200,8 +202,7 @@ class _Trackio:
 
         # It finds a run by its name, and two run folders may have the same.
         name = _id_of(workdir, "trackio", lambda: f"{workdir.name}-{secrets.token_hex(4)}")
-        start = partial(
-            trackio.init,
+        self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             name=name,
             config=dict(settings),
@@ -211,50 +212,37 @@ class _Trackio:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-        # With a login it asks the hub for the user's name, and would wait for an answer without end.
-        self._run = _silently(lambda: within(START_S, start))
         logger.info("trackio: run %s, TRACKIO_DIR=%s", name, os.environ["TRACKIO_DIR"])
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        _silently(self._run.finish)
-
-
-def _silently(function: Callable[[], Any]) -> Any:
-    """Call a function without its output on stdout."""
-    with redirect_stdout(io.StringIO()):
-        return function()
+        self._run.finish()
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
-    """What a function returns or raises; raises TimeoutError, and leaves it to itself, if it takes longer."""
-    ended: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    """Return or raise what a function does; if it takes longer, raise TimeoutError and leave it to its thread."""
+    future: Future[Any] = Future()
 
     def call() -> None:
         try:
-            ended.put((function(), None))
+            future.set_result(function())
         except Exception as error:  # for the other thread
-            ended.put((None, error))
+            future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
-    try:
-        result, error = ended.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error:
-        raise error
-    return result
+    if not wait([future], timeout=seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return future.result()
 
 
 def _id_of(workdir: Path, name: str, begin: Callable[[], str]) -> str:
     """The id of this run in a tracker: that of an earlier start, or that of the one that `begin` makes."""
     ids = {}
-    with suppress(OSError, ValueError):  # lost or damaged: a new one is begun
-        found = load_json(workdir / IDS)
-        ids = {key: value for key, value in found.items() if isinstance(value, str)} if type(found) is dict else {}
-    if name not in ids:
+    with suppress(OSError, ValueError, TypeError):  # lost or damaged: a new one is begun
+        ids |= load_json(workdir / IDS)
+    if not isinstance(ids.get(name), str):
         ids[name] = begin()
         write_json(workdir / IDS, ids)
     return ids[name]

@@ -12,7 +12,7 @@ from tests.commands.pack.test_pack import COMMAND, content_of, names_in, noise, 
 from tests.data.conftest import write_images
 from tests.data.test_image_file import file_of, photograph, zeroed
 from vitkd_ds.commands.pack import images as pack_module
-from vitkd_ds.commands.pack import pack, writer
+from vitkd_ds.commands.pack import pack, parts, writer
 from vitkd_ds.data.beton.format import check_beton, read_beton
 from vitkd_ds.data.beton.side_file import side_path
 
@@ -41,19 +41,29 @@ def test_bad_files_are_left_out_and_named_when_asked(tmp_path, caplog):
 
 
 def test_what_is_kept_after_a_bad_file_is_said_and_skip_bad_goes_on_with_it(tmp_path, caplog):
-    images = noise(writer.CHUNK + 8, 64, 64)
+    images = noise(parts.PART + 8, 16, 16)
     src, dst = one_class(tmp_path, images), tmp_path / "x.beton"
     (src / "only" / "zz.jpg").write_bytes(zeroed(photograph()))
     with pytest.raises(ValueError, match="only/zz.jpg' does not .*damaged JPEG.* the same command with --skip_bad"):
         pack(src, dst, write_mode="raw", workers=1)
-    partial = [f".{dst.name}.partial", f".{dst.name}.partial.journal"]
-    assert names_in(tmp_path) == [*partial, "images"]
-    assert f"{writer.CHUNK} images, 0.00 GB, are kept in" in caplog.text
-    assert caplog.text.rstrip().endswith(f"rm {tmp_path / partial[0]} {tmp_path / partial[1]}")
+    partial = f".{dst.name}.partial"
+    assert names_in(tmp_path) == [partial, "images"]
+    assert "1 finished parts of up to 64 images, 0.00 GB, are kept in" in caplog.text
+    assert caplog.text.rstrip().endswith(f"rm -r {tmp_path / partial}")
     caplog.clear()
     info = pack(src, dst, write_mode="raw", workers=1, skip_bad=True)
-    assert f"which holds {writer.CHUNK} images" in caplog.text and "left out" in caplog.text
+    assert "which holds 1 finished parts" in caplog.text and "left out" in caplog.text
     assert info.num_images == len(images) and names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
+
+
+def test_an_image_that_was_bad_is_tried_again_without_skip_bad(tmp_path, monkeypatch):
+    src, dst = one_class(tmp_path, GOOD | {"bad.png": bytes(100)}), tmp_path / "x.beton"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(pack_module, "damaged_images", lambda *args, **options: 1 // 0)
+        pack(src, dst, workers=1, skip_bad=True)
+    bad = src / "only" / "bad.png"
+    bad.write_bytes(file_of(GOOD["good_a.png"], "PNG").ljust(100, b"\0")[:100])
+    assert len(bad.read_bytes()) == 100 and pack(src, dst, workers=1).num_images == 3
 
 
 def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason(tmp_path, caplog):
@@ -71,21 +81,26 @@ def test_originals_that_are_not_stored_as_they_are_are_counted_with_their_reason
 
 
 def test_a_file_that_cannot_be_read_is_no_bad_image_but_an_error(tmp_path, monkeypatch):
-    src, begin = one_class(tmp_path, GOOD), pack_module.open_journal
+    src, begin = one_class(tmp_path, GOOD), pack_module.open_unfinished
 
     def remove_one(*args, **options):
         (src / "only" / "good_z.png").unlink()
         return begin(*args, **options)
 
-    monkeypatch.setattr(pack_module, "open_journal", remove_one)
+    monkeypatch.setattr(pack_module, "open_unfinished", remove_one)
     with pytest.raises(RuntimeError, match="only/good_z.png' cannot be read"):
         pack(src, tmp_path / "x.beton", workers=1, skip_bad=True)
     assert not (tmp_path / "x.beton").exists()
 
 
 def test_a_file_that_appears_while_packing_is_not_overwritten(tmp_path, monkeypatch):
-    src, dst, check = write_images(tmp_path / "images", 2), tmp_path / "x.beton", pack_module.check_images
-    monkeypatch.setattr(pack_module, "check_images", lambda *a, **k: (dst.write_text("precious"), check(*a, **k)))
+    src, dst, check = write_images(tmp_path / "images", 2), tmp_path / "x.beton", pack_module.damaged_images
+
+    def appear(*args, **options):
+        dst.write_text("precious")
+        return check(*args, **options)
+
+    monkeypatch.setattr(pack_module, "damaged_images", appear)
     with pytest.raises(ValueError, match="appeared meanwhile"):
         pack(src, dst, workers=1)
     assert dst.read_text() == "precious" and not side_path(dst).exists()
@@ -127,17 +142,17 @@ def test_what_a_run_left_that_died_between_naming_its_two_files_is_used_or_repla
 @pytest.mark.parametrize("is_cut, message", [(False, "its CRC-32 differs"), (True, "cannot be read whole")])
 def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path, monkeypatch, is_cut, message):
     src = one_class(tmp_path, {f"{i}.png": Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)})
-    dst, check = tmp_path / "x.beton", pack_module.check_images
+    dst, check = tmp_path / "x.beton", pack_module.damaged_images
 
     def damage(path, images, **options):
         content = bytearray(path.read_bytes())
         start = int(images["offset"][3])
         content[start + 9] ^= 16
         path.write_bytes(content[: start + 50] if is_cut else content)
-        check(path, images, **options)
+        return check(path, images, **options)
 
-    monkeypatch.setattr(pack_module, "check_images", damage)
-    with pytest.raises(ValueError, match=f"images/only/3.png' in .*{message}.*the same command packs"):
+    monkeypatch.setattr(pack_module, "damaged_images", damage)
+    with pytest.raises(ValueError, match=f"damaged: that of .*only/3.png' .*{message}.*which packs the damaged"):
         pack(src, dst, write_mode="raw", workers=1)
     assert not dst.exists() and not side_path(dst).exists()
     monkeypatch.undo()
@@ -148,9 +163,10 @@ def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path,
 
 def test_a_worker_that_fails_names_the_reason(tmp_path, monkeypatch):
     src = write_images(tmp_path / "images", 2)
-    monkeypatch.setattr(writer._Pages, "add", lambda self, number, image: 1 // 0)
-    with pytest.raises(RuntimeError, match="a packing worker failed: (.|\n)*ZeroDivisionError"):
+    monkeypatch.setattr(writer, "_load", lambda packing, index: 1 // 0)
+    with pytest.raises(ZeroDivisionError) as failed:
         pack(src, tmp_path / "x.beton", workers=2)
+    assert "_store_part" in str(failed.value.__cause__)
     assert names_in(tmp_path) == ["images"]
 
 
@@ -158,13 +174,13 @@ def test_a_file_that_may_not_grow_is_a_clear_error(tmp_path):
     src, dst = write_images(tmp_path / "images", 40), tmp_path / "x.beton"
     words = shlex.join(map(str, (*COMMAND, src, dst, "--write_mode", "raw", "--workers", "2")))
     done = subprocess.run(["bash", "-c", f"ulimit -f 8200; {words}"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "images cannot be written, found [Errno 27] File too large" in done.stderr
-    assert names_in(tmp_path) == ["images"] and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "images cannot be written: [Errno 27] File too large" in done.stderr
+    assert names_in(tmp_path) == [".x.beton.partial", "images"] and "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
-    images, disk = noise(80, 256, 256), tmp_path / "disk"
+    images, disk = noise(80, 220, 220), tmp_path / "disk"
     src = one_class(tmp_path, images)
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True).returncode:
@@ -173,7 +189,7 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
         with pytest.raises(RuntimeError, match="No space left on device"):
             pack(src, disk / "x.beton", write_mode="raw", workers=1)
         assert not (disk / "x.beton").exists()
-        assert "42 images, 0.01 GB, are kept in" in caplog.text and "the same command continues" in caplog.text
+        assert "1 finished parts of up to 64 images, 0.01 GB, are kept in" in caplog.text
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         info = pack(src, disk / "x.beton", write_mode="raw", workers=1)
         assert content_of(info.path) == [pixels.tobytes() for pixels in images]
@@ -181,14 +197,21 @@ def test_a_full_disk_is_a_clear_error_and_more_room_helps(tmp_path, caplog):
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("dst, options, message", [
-    ("x.bin", {}, "must end in .beton"), ("no/x.beton", {}, "folder of dst must exist"),
-    ("old.beton", {}, "must not exist yet"), ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
-    ("x.beton", {"quality": 0}, "quality must be"), ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
-    ("x.beton", {"short_side": -1}, "short_side must be"), ("x.beton", {"workers": -1}, "workers must be"),
-    ("x.beton", {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
-    ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "dst, options, message",
+    [
+        ("x.bin", {}, "must end in .beton"),
+        ("no/x.beton", {}, "folder of dst must exist"),
+        ("old.beton", {}, "must not exist yet"),
+        ("x.beton", {"write_mode": "smart"}, "one of jpg, raw, proportion"),
+        ("x.beton", {"quality": 0}, "quality must be"),
+        ("x.beton", {"max_resolution": 70000}, "max_resolution must be"),
+        ("x.beton", {"short_side": -1}, "short_side must be"),
+        ("x.beton", {"workers": -1}, "workers must be"),
+        ("x.beton", {"short_side": 5, "max_resolution": 5}, "max_resolution or short_side, found both"),
+        ("x.beton", {"passthrough": True, "write_mode": "raw"}, "passthrough stores JPEGs"),
+    ],
+)
 def test_unfit_arguments_are_refused_and_nothing_is_overwritten(tmp_path, dst, options, message):
     (tmp_path / "old.beton").write_text("precious")
     with pytest.raises(ValueError, match=message):

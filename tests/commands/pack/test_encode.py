@@ -23,13 +23,16 @@ def passthrough(**changes):
     return jpg(passthrough=True, **changes)
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "it is empty"),
-    (b"not an image", "it is no image of the formats"),
-    (file_of(Image.fromarray(PHOTO), "JPEG", quality=95)[:-400], "damaged JPEG"),
-    (file_of(Image.fromarray(PHOTO), "PNG")[:100], "truncated"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image of the formats"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "it is empty"),
+        (b"not an image", "it is no image of the formats"),
+        (file_of(Image.fromarray(PHOTO), "JPEG", quality=95)[:-400], "damaged JPEG"),
+        (file_of(Image.fromarray(PHOTO), "PNG")[:100], "truncated"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image of the formats"),
+    ],
+)
 @pytest.mark.parametrize("encoding", [passthrough(), jpg(max_resolution=50)])
 def test_what_is_damaged_or_no_image_is_refused(content, reason, encoding):
     with pytest.raises((ValueError, OSError), match=reason):
@@ -52,6 +55,17 @@ def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(o
             encode(lacking, encoding, number=0)
 
 
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_a_damaged_segment_between_restart_markers_is_refused_wherever_it_is(number):
+    good = photograph(restart_marker_rows=1)
+    ends = [at for at in range(len(good) - 1) if good[at] == 0xFF and 0xD0 <= good[at + 1] <= 0xD7]
+    first, last = list(zip(ends, ends[1:]))[number]
+    content = good[: first + 2] + bytes(last - first - 2) + good[last:]
+    encode(good, passthrough(), number=0)
+    with pytest.raises(ValueError, match="damaged JPEG"):
+        encode(content, passthrough(), number=0)
+
+
 @pytest.mark.parametrize("encoding", [passthrough(), jpg()], ids=str)
 def test_a_lossless_jpeg_is_not_called_damaged(encoding):
     frame = b"\xff\xc3" + bytes([0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0])
@@ -64,10 +78,18 @@ def test_a_lossless_jpeg_is_not_called_damaged(encoding):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
-@pytest.mark.parametrize("encoding", [
-    passthrough(), passthrough(restart_markers=True), jpg(), jpg(max_resolution=200), jpg(short_side=99),
-    jpg(write_mode="raw"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        passthrough(),
+        passthrough(restart_markers=True),
+        jpg(),
+        jpg(max_resolution=200),
+        jpg(short_side=99),
+        jpg(write_mode="raw"),
+    ],
+    ids=str,
+)
 def test_a_jpeg_that_lacks_only_its_end_marker_is_stored_with_the_pixels_of_the_whole_one(options, encoding):
     good = photograph(**options)
     whole = encode(good, encoding, number=0)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.commands.pack.test_journal import end, feed, with_late_image
 from tests.commands.pack.test_pack import content_of, names_in
+from tests.commands.pack.test_parts import end, feed, finished, with_late_image
 from tests.conftest import ROOT, finish_ranks, run_command, wait_until
 from tests.data.conftest import write_images
 from tests.tiers import costly
@@ -127,8 +127,12 @@ def test_a_folder_of_validation_takes_the_classes_of_whatever_training_is(tmp_pa
     assert check_beton(photos / "val.beton").classes == ("ant", "bird", "cat")
     os.rename(photos / "val" / "cat", photos / "val" / "cats")
     (photos / "val.beton").unlink()
-    refused(train, photos / "val", match=r"data.val is packed as `vitkd-ds pack .*/val .*/val.beton --classes .*/own."
-            r"beton --passthrough` does it, which found: each class folder .*cats' \(did you mean cat")  # fmt: skip
+    refused(
+        train,
+        photos / "val",
+        match=r"data.val is packed as `vitkd-ds pack .*/val .*/val.beton --classes .*/own."
+        r"beton --passthrough` does it, which found: each class folder .*cats' \(did you mean cat",
+    )
     refused("no.beton", photos / "val", match="'no.beton' must be a .beton file, but does not exist")
 
 
@@ -167,7 +171,7 @@ def test_a_folder_that_changed_is_refused_until_the_file_is_removed(photos, chan
 def test_a_file_that_was_packed_by_hand_counts_and_one_that_does_not_say_from_what_is_refused(photos):
     (photos / "names").write_text("cat\ndog\nant\n")
     (photos / "val" / "ant" / "bad.png").write_bytes(b"no image")
-    refused(photos / "train", photos / "val", match="data.val is packed as `.*`.*every image must decode.*--skip_bad")
+    refused(photos / "train", photos / "val", match="data.val is packed as `.*`.*bad.png' does not decode.*--skip_bad")
     pack(photos / "val", photos / "val.beton", classes=str(photos / "names"), skip_bad=True, shuffle=True, restart=True)
     assert packed(photos / "train", photos / "val") == (f"{photos}/train.beton", f"{photos}/val.beton")
     side = side_path(photos / "val.beton")
@@ -183,8 +187,11 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(photos):
             os.chmod(path, mode)
         os.seteuid(65534 if os.getuid() == 0 else os.getuid())  # root may write anywhere
         try:
-            refused(Path(top, "photos", "train"), match="data.train is a folder, and must be packed into '.*train.beton"
-                    "', found .*Permission denied.*: make '.*photos' writable, or pack it elsewhere")  # fmt: skip
+            refused(
+                Path(top, "photos", "train"),
+                match="data.train is a folder, and must be packed into '.*train.beton"
+                "', found .*Permission denied.*: make '.*photos' writable, or pack it elsewhere",
+            )
         finally:
             os.seteuid(os.getuid())
         assert names_in(Path(top, "photos")) == ["train", "val"]
@@ -205,12 +212,12 @@ def start():
     processes = []
 
     def start_all(src, *ranks):
-        notes = Path(f"{partial_path(src.with_name(src.name + '.beton'))}.journal")
+        dst = src.with_name(f"{src.name}.beton")
         for rank in ranks:
             words = [sys.executable, "-u", "-c", PROGRAM, str(src), "demo", "2"]
             streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             processes.append(subprocess.Popen(words, env=os.environ | {"RANK": rank}, cwd=ROOT, **streams))
-            wait_until(lambda: notes.exists() and notes.stat().st_size > 2000, processes)
+            wait_until(lambda: len(finished(dst)) >= 3, processes)
         return processes
 
     yield start_all
@@ -255,16 +262,20 @@ def test_a_wait_is_given_up_when_nothing_grows_and_when_a_signal_comes(photos, m
     for name, seconds in (("POLL_S", 0.05), ("SAY_S", 0.4), ("PATIENCE_S", 0.6)):
         monkeypatch.setattr(folders, name, seconds)
     partial, begun = partial_path(photos / "train.beton"), time.monotonic()
+    partial.mkdir()
 
     def grow():
         for i in range(12):
-            partial.write_bytes(bytes(1000 * i))
+            (partial / "images").write_bytes(bytes(1000 * i))
             time.sleep(0.2)
 
     thread = threading.Thread(target=grow)
     thread.start()
-    refused(photos / "train", match="train.beton' must be packed from '.*train' by another process, found that "
-            ".*partial' has not grown for 0.01 minutes")  # fmt: skip
+    refused(
+        photos / "train",
+        match="train.beton' must be packed from '.*train' by another process, found that "
+        ".*partial' has not grown for 0.01 minutes",
+    )
     thread.join()
     assert time.monotonic() - begun > 2.4
     assert caplog.text.count("which another process packs: 0.00 GB so far") >= 3

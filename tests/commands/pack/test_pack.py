@@ -64,9 +64,13 @@ def test_raw_images_come_back_pixel_for_pixel_with_labels_in_name_order(tmp_path
     assert Reader(str(info.path)).metadata["f1"].tolist() == [info.classes.index(path.parent.name) for path in paths]
 
 
-@pytest.mark.parametrize("settings, shape", [
-    ({"max_resolution": 50, "short_side": 0}, (25, 50, 3)), ({"max_resolution": 0, "short_side": 50}, (50, 100, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, shape",
+    [
+        ({"max_resolution": 50, "short_side": 0}, (25, 50, 3)),
+        ({"max_resolution": 0, "short_side": 50}, (50, 100, 3)),
+    ],
+)
 def test_larger_images_are_scaled_down_and_smaller_ones_left(tmp_path, settings, shape):
     images = {"big.png": Image.new("RGB", (200, 100)), "small.png": Image.new("RGB", (30, 20))}
     info = pack(one_class(tmp_path, images), tmp_path / "x.beton", write_mode="raw", workers=1, **settings)

@@ -62,21 +62,34 @@ def test_the_classes_of_a_folder_are_those_of_its_file_which_a_list_may_have_giv
     assert parse_run((), flags | {"data.backend": "torchvision"}).data.num_classes == 3
 
 
-@pytest.mark.parametrize("flags, message", [
-    ({"student.model": "deit_tiny_patch16_244"}, "student.model must be a timm model, found 'deit_tiny_patch16_244'"),
-    ({"teacher.model": "regnet", "losses.nkd.weight": "1"}, "teacher.model must be a timm model, found 'regnet'"),
-    ({"ds_config": "ds_configs/none.json"}, "ds_configs/none.json"),
-    ({"workdir": "used"}, "seed: 1 there, 0 now; .*: give another --workdir"),
-    ({"teacher.model": "deit_tiny_patch16_224", "teacher.checkpoint": "none.pth", "losses.nkd.weight": "1"},
-     "teacher.checkpoint must be a file of weights, .* found none at none.pth"),
-    ({"student.init": "runs/missing"}, "student.init must be a file of weights, .* found none at runs/missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            {"student.model": "deit_tiny_patch16_244"},
+            "student.model must be a timm model, found 'deit_tiny_patch16_244'",
+        ),
+        ({"teacher.model": "regnet", "losses.nkd.weight": "1"}, "teacher.model must be a timm model, found 'regnet'"),
+        ({"ds_config": "ds_configs/none.json"}, "ds_configs/none.json"),
+        ({"workdir": "used"}, "seed: 1 there, 0 now; .*: give another --workdir"),
+        (
+            {"teacher.model": "deit_tiny_patch16_224", "teacher.checkpoint": "none.pth", "losses.nkd.weight": "1"},
+            "teacher.checkpoint must be a file of weights, .* found none at none.pth",
+        ),
+        ({"student.init": "runs/missing"}, "student.init must be a file of weights, .* found none at runs/missing"),
+    ],
+)
 def test_a_run_that_is_refused_anyway_packs_nothing(photos, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "used").mkdir()
     finish(replace(build_run("demo_plain"), workdir="used", seed=1))
-    flags = {"recipe": "demo_plain", "workdir": "new", "data.train": str(photos / "train"), "data.num_classes": "0",
-             "student.model_args": "{}"} | flags  # fmt: skip
+    flags = {
+        "recipe": "demo_plain",
+        "workdir": "new",
+        "data.train": str(photos / "train"),
+        "data.num_classes": "0",
+        "student.model_args": "{}",
+    } | flags
     with pytest.raises(ValueError, match=message):
         pack_folders(parse_run((), flags))
     assert names_in(photos) == ["train", "val"]

@@ -126,7 +126,7 @@ def test_a_second_teacher_adds_its_forward_and_its_weights_under_the_same_bound_
     assert both.flops - one.flops == forward_flops(teacher, 224)
     assert both.image_bytes - one.image_bytes == 2 * 3 * 224**2, "its normalised images, bf16"
     placed = replace(two.teachers["other"], placement="replica")
-    with pytest.raises(ValueError, match="one placement of all teachers, got replica and shard. Set --teacher.placement"):
+    with pytest.raises(ValueError, match="one placement of all teachers, got replica and shard. Set --teach"):
         plan_text(replace(two, teachers=two.teachers | {"other": placed}), nodes=1, gpus=8)
 
 

@@ -1,5 +1,7 @@
 """What a report says, against slow counts of the run's files; runs that go on, older ones, and what is refused."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -8,11 +10,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.commands.compare.conftest import change
 from tests.conftest import metrics_of, run_command
 from vitkd_ds.commands.compare.runs import read_results
-from vitkd_ds.commands.report import report
+from vitkd_ds.commands.report import examples, report
 from vitkd_ds.commands.report.answers import Answers, read_answers
 from vitkd_ds.commands.report.curves import charts_of
 from vitkd_ds.train.statistics import paired_interval, wilson_interval
@@ -64,6 +67,8 @@ def answers(run):
 
 def test_classes_are_counted_as_a_slow_count_does(runs):
     own, other = answers(runs / "taught"), answers(runs / "plain")
+    own["teacher"] = [(answer + place % 2) % 10 for place, answer in enumerate(own["teacher"])]  # not always right
+    (runs / "taught" / "predictions.json").write_text(json.dumps(own))
     head, *rows = tables(runs / "taught", runs / "plain")["classes-table"]
     assert head == [
         "class",
@@ -115,6 +120,32 @@ def test_the_classes_that_gained_and_lost_most_are_those_against_the_other_run(r
     assert re.findall(bars, hurt) == [(names[3], "down", "83.3", "-62.5")]
     # In the other order the signs are turned.
     assert "-4.69 points" in written(runs / "plain", runs / "taught")
+
+
+def test_the_speed_of_the_first_run_is_shown_where_it_is_known(runs):
+    pace = re.search(
+        r'<div class="tile"><b>([\d,]+)</b><span>images/s in training, all ranks', written(runs / "taught")
+    )
+    summary = json.loads((runs / "taught" / "summary.json").read_text())
+    assert pace and int(pace[1].replace(",", "")) == round(summary["images_per_s"])
+
+
+def test_large_photographs_are_jpegs_of_quality_85_and_small_images_are_png():
+    photo = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    kinds = {}
+    for pixels in (photo, photo[:28, :28]):
+        head, _, text = examples._uri(pixels).partition(";base64,")
+        kinds[head] = Image.open(io.BytesIO(base64.b64decode(text)))
+    expected = io.BytesIO()
+    Image.fromarray(photo).save(expected, "JPEG", quality=85)
+    assert kinds["data:image/jpeg"].quantization == Image.open(expected).quantization
+    np.testing.assert_array_equal(np.array(kinds["data:image/png"]), photo[:28, :28])
+
+
+def test_the_key_of_colours_belongs_to_the_chart_of_shares_alone(runs):
+    figures = re.findall(r'<figure class="chart"[^>]* data-key="(\w+)">(.*?)</figure>', written(runs / "taught"))
+    assert {key for key, _ in figures} > {"shares"}
+    assert all(('class="swatch"' in content) == (key == "shares") for key, content in figures)
 
 
 def test_runs_on_other_images_are_not_compared_class_by_class(runs):
@@ -183,7 +214,7 @@ def test_differences_to_the_recipe_versions_and_starts_are_said(runs):
     assert "not stated in timm" in text
     change(runs / "taught", models__teacher__license="cc-by-nc-4.0", run__recipe="gone/config.json")
     text = written(runs / "taught")
-    assert "<dd>cc-by-nc-4.0</dd>" in text and "The recipe cannot be read here: gone/config.json must hold" in text
+    assert "<dd>cc-by-nc-4.0</dd>" in text and "The recipe cannot be read here: no run at gone/config.json" in text
 
 
 def going(run):

@@ -13,12 +13,23 @@ from vitkd_ds.data.beton import decode
 FACTORS = [0.0, 0.1, 0.19, 0.7, 1.0, 1.3, 1.81, 1.9]
 SHIFTS = [-0.9, -0.45, 0.0, 0.1, 0.25, 0.4057, 1.0, 9.0]
 ARGUMENTS = {
-    "AutoContrast": [0.0], "Equalize": [0.0], "Invert": [0.0], "Posterize": [-4.0, 0.0, 1.0, 2.0, 3.0, 4.0],
-    "Solarize": [0.0, 1.0, 25.0, 128.0, 255.0, 256.0], "SolarizeAdd": [0.0, 55.0, 99.0, 110.0], "Color": FACTORS,
-    "Contrast": FACTORS, "Brightness": FACTORS, "Sharpness": FACTORS, "Rotate": [-30.0, -13.7, 0.0, 1e-3, 7.1, 27.3],
-    "ShearX": [-0.3, -0.27, 0.0, 0.013, 0.29], "ShearY": [-0.3, -0.27, 0.0, 0.013, 0.29], "TranslateXRel": SHIFTS,
-    "TranslateYRel": SHIFTS, "GaussianBlur": [0.1, 0.35, 0.577, 0.578, 0.9, 1.2, 1.63, 1.64, 2.0],
-}  # fmt: skip
+    "AutoContrast": [0.0],
+    "Equalize": [0.0],
+    "Invert": [0.0],
+    "Posterize": [-4.0, 0.0, 1.0, 2.0, 3.0, 4.0],
+    "Solarize": [0.0, 1.0, 25.0, 128.0, 255.0, 256.0],
+    "SolarizeAdd": [0.0, 55.0, 99.0, 110.0],
+    "Color": FACTORS,
+    "Contrast": FACTORS,
+    "Brightness": FACTORS,
+    "Sharpness": FACTORS,
+    "Rotate": [-30.0, -13.7, 0.0, 1e-3, 7.1, 27.3],
+    "ShearX": [-0.3, -0.27, 0.0, 0.013, 0.29],
+    "ShearY": [-0.3, -0.27, 0.0, 0.013, 0.29],
+    "TranslateXRel": SHIFTS,
+    "TranslateYRel": SHIFTS,
+    "GaussianBlur": [0.1, 0.35, 0.577, 0.578, 0.9, 1.2, 1.63, 1.64, 2.0],
+}
 """Among them values where nothing moves, where all moves out, and where a result is almost a whole number."""
 
 

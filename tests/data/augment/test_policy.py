@@ -21,9 +21,10 @@ WITH_INCREASING = {"Posterize", "Solarize", *drawn.ENHANCEMENTS}
 
 def test_the_recipes_notation_is_read_as_timm_reads_it_without_torch():
     for text, expected in [
-        ("rand-m9-mstd0.5-inc1", RandAugment(9, 2, 0.5, 0.5, 10, True)), ("rand-m9", RandAugment(magnitude=9)),
+        ("rand-m9-mstd0.5-inc1", RandAugment(9, 2, 0.5, 0.5, 10, True)),
+        ("rand-m9", RandAugment(magnitude=9)),
         ("rand-m7-n3-p0.8-mmax20-inc0", RandAugment(7, 3, 0.8, 0.0, 20, False)),
-    ]:  # fmt: skip
+    ]:
         ours, theirs = parse_rand_augment(text), auto_augment.rand_augment_transform(text, {})
         op = theirs.ops[0]
         assert ours == expected and (ours.magnitude, ours.num_layers) == (op.magnitude, theirs.num_layers)
@@ -34,10 +35,30 @@ def test_the_recipes_notation_is_read_as_timm_reads_it_without_torch():
     assert "torch" not in source.partition('"""\n\n')[2].partition("MAX_LAYERS")[0]
 
 
-@pytest.mark.parametrize("text", [
-    "rand-", "aug-m9", "rand-w0", "rand-tweights", "rand-m9-x1", "rand-m9.5", "rand-m", "rand-m-9", "rand-m9-m8", "",
-    "rand-n0", "rand-n99", "rand-p1.5", "rand-mstd101", "rand-inc2", "rand-mmax0", "rand-mstdinf", "rand-m9-", "RAND",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rand-",
+        "aug-m9",
+        "rand-w0",
+        "rand-tweights",
+        "rand-m9-x1",
+        "rand-m9.5",
+        "rand-m",
+        "rand-m-9",
+        "rand-m9-m8",
+        "",
+        "rand-n0",
+        "rand-n99",
+        "rand-p1.5",
+        "rand-mstd101",
+        "rand-inc2",
+        "rand-mmax0",
+        "rand-mstdinf",
+        "rand-m9-",
+        "RAND",
+    ],
+)
 def test_what_the_notation_does_not_know_is_refused_by_name(text):
     with pytest.raises(ValueError, match=f"augment.rand_augment.*{re.escape(repr(text))}"):
         parse_rand_augment(text)

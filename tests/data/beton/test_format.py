@@ -82,25 +82,28 @@ def zeroed(content, field):
 BAD_CRC, BAD_SIZE = "beton' must have tables of CRC32", "bytes long by its own header"
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda content, end: flipped(content, 4), BAD_CRC),
-    (lambda content, end: flipped(content, METADATA_START - 1), BAD_CRC),
-    (lambda content, end: flipped(content, METADATA_START + 24 + 16), BAD_CRC),
-    (lambda content, end: flipped(content, end + 40), BAD_CRC),
-    (lambda content, end: content[: METADATA_START + 100], BAD_SIZE),
-    (lambda content, end: content[:METADATA_START], BAD_SIZE),
-    (lambda content, end: content[: HEADER_DTYPE.itemsize], "must be whole"),
-    (lambda content, end: content[:end], BAD_SIZE),
-    (lambda content, end: content[: end + 252], BAD_SIZE),
-    (lambda content, end: content[: len(content) // 2], BAD_SIZE),
-    (lambda content, end: content[:-1], BAD_SIZE),
-    (lambda content, end: zeroed(content, "alloc_table_ptr"), BAD_SIZE),
-    (lambda content, end: zeroed(content, "num_samples"), "is empty"),
-    (lambda content, end: b"", "has only 0 bytes"),
-    (lambda content, end: b"0123456789", "has only 10 bytes"),
-    (lambda content, end: b"\x89PNG" * 5000, "must be an FFCV .beton"),
-    (lambda content, end: b"\x02\x00\x02\x00" + bytes(60), "ends inside its header"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda content, end: flipped(content, 4), BAD_CRC),
+        (lambda content, end: flipped(content, METADATA_START - 1), BAD_CRC),
+        (lambda content, end: flipped(content, METADATA_START + 24 + 16), BAD_CRC),
+        (lambda content, end: flipped(content, end + 40), BAD_CRC),
+        (lambda content, end: content[: METADATA_START + 100], BAD_SIZE),
+        (lambda content, end: content[:METADATA_START], BAD_SIZE),
+        (lambda content, end: content[: HEADER_DTYPE.itemsize], "must be whole"),
+        (lambda content, end: content[:end], BAD_SIZE),
+        (lambda content, end: content[: end + 252], BAD_SIZE),
+        (lambda content, end: content[: len(content) // 2], BAD_SIZE),
+        (lambda content, end: content[:-1], BAD_SIZE),
+        (lambda content, end: zeroed(content, "alloc_table_ptr"), BAD_SIZE),
+        (lambda content, end: zeroed(content, "num_samples"), "is empty"),
+        (lambda content, end: b"", "has only 0 bytes"),
+        (lambda content, end: b"0123456789", "has only 10 bytes"),
+        (lambda content, end: b"\x89PNG" * 5000, "must be an FFCV .beton"),
+        (lambda content, end: b"\x02\x00\x02\x00" + bytes(60), "ends inside its header"),
+    ],
+)
 def test_a_file_that_is_damaged_cut_short_or_no_beton_is_refused(copy, damage, message):
     content = copy.read_bytes()
     copy.write_bytes(damage(content, int(np.frombuffer(content, HEADER_DTYPE, count=1)[0]["alloc_table_ptr"])))
@@ -113,10 +116,12 @@ def test_a_missing_or_unfinished_file_a_folder_and_a_missing_side_file_are_refus
     partial = partial_path(tmp_path / "new.beton")
     partial.write_bytes(b"")
     for path, message in [
-        (tmp_path / "no.beton", "does not exist"), (tmp_path, "is a folder"), (copy, "must have its side file"),
+        (tmp_path / "no.beton", "does not exist"),
+        (tmp_path, "is a folder"),
+        (copy, "must have its side file"),
         (tmp_path / "new.beton", "still being packed, or its packing was interrupted"),
         (partial, "must be a finished .beton"),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(ValueError, match=message):
             check_beton(path)
 
@@ -134,20 +139,29 @@ def test_other_fields_are_refused(tmp_path, names):
         check_beton(path)
 
 
-@pytest.mark.parametrize("change, message", [
-    *[(text, "must (be JSON|have format)") for text in ("", "[1]", "{", "7")],
-    ({"bytes": 1}, "must be 1 bytes long by its side file"), ({"num_images": 3}, "must hold 3 images"),
-    ({"format": 99}, "must have format 2"), ({"classes": None}, "classes is missing"),
-    ({"lengths": None}, "lengths is missing"), ({"classes": 5}, "classes is of another"),
-    ({"classes": [1, 2]}, "classes is of another"), ({"classes": ["a", "a"]}, "name each class once"),
-    ({"shuffled": "no"}, "shuffled is of another"), ({"num_images": "22"}, "num_images is of another"),
-    ({"source": 5}, "source is of another"), ({"tables_crc32": 7}, "must have tables of CRC32 7 by its side file"),
-    ({"lengths": "AAAA"}, "must hold 32-bit numbers in base64 as 'lengths'"),
-    ({"crc32s": "no base64!"}, "must hold 32-bit numbers in base64 as 'crc32s'"),
-    ({"crc32s": 5}, "must hold 32-bit numbers in base64 as 'crc32s'"),
-    ({"crc32s": "AAAAAA=="}, "must give the length and CRC32 of the 22 images"),
-    ({"lengths": "AAAA" * 29 + "AA=="}, "must give the length and CRC32 of the 22 images"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        *[(text, "must (be JSON|have format)") for text in ("", "[1]", "{", "7")],
+        ({"bytes": 1}, "must be 1 bytes long by its side file"),
+        ({"num_images": 3}, "must hold 3 images"),
+        ({"format": 99}, "must have format 2"),
+        ({"classes": None}, "classes is missing"),
+        ({"lengths": None}, "lengths is missing"),
+        ({"classes": 5}, "classes is of another"),
+        ({"classes": [1, 2]}, "classes is of another"),
+        ({"classes": ["a", "a"]}, "name each class once"),
+        ({"shuffled": "no"}, "shuffled is of another"),
+        ({"num_images": "22"}, "num_images is of another"),
+        ({"source": 5}, "source is of another"),
+        ({"tables_crc32": 7}, "must have tables of CRC32 7 by its side file"),
+        ({"lengths": "AAAA"}, "must hold 32-bit numbers in base64 as 'lengths'"),
+        ({"crc32s": "no base64!"}, "must hold 32-bit numbers in base64 as 'crc32s'"),
+        ({"crc32s": 5}, "must hold 32-bit numbers in base64 as 'crc32s'"),
+        ({"crc32s": "AAAAAA=="}, "must give the length and CRC32 of the 22 images"),
+        ({"lengths": "AAAA" * 29 + "AA=="}, "must give the length and CRC32 of the 22 images"),
+    ],
+)
 def test_a_side_file_that_does_not_agree_or_is_no_json_object_is_refused(copy, change, message):
     if isinstance(change, dict):
         values = json.loads(side_path(copy).read_text()) | change
@@ -170,14 +184,21 @@ def forged(path, key, value):
     side_path(path).write_text(json.dumps(side))
 
 
-@pytest.mark.parametrize("key, value, message", [
-    ("height", 0, "be at least 1 x 1 pixel, but image 3"), ("width", 0, "be at least 1 x 1 pixel, but image 3"),
-    ("mode", 2, "have mode 0 .* or 1 .*, but image 3"), ("mode", 1, "three bytes per pixel .*, but image 3"),
-    ("label", -1, r"labels in \[0, 2\), but that of image 3 is -1"),
-    ("label", 2, r"labels in \[0, 2\), but that of image 3 is 2"), ("offset", 40, "where both tables say, but image 3"),
-    ("sample", 5, "be listed once, but image 3"), ("size", 2**40, "lie between the tables, but image 3"),
-    ("size", 2**64 - 1, "lie between the tables, but image 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("height", 0, "be at least 1 x 1 pixel, but image 3"),
+        ("width", 0, "be at least 1 x 1 pixel, but image 3"),
+        ("mode", 2, "have mode 0 .* or 1 .*, but image 3"),
+        ("mode", 1, "three bytes per pixel .*, but image 3"),
+        ("label", -1, r"labels in \[0, 2\), but that of image 3 is -1"),
+        ("label", 2, r"labels in \[0, 2\), but that of image 3 is 2"),
+        ("offset", 40, "where both tables say, but image 3"),
+        ("sample", 5, "be listed once, but image 3"),
+        ("size", 2**40, "lie between the tables, but image 3"),
+        ("size", 2**64 - 1, "lie between the tables, but image 3"),
+    ],
+)
 def test_tables_that_say_what_cannot_be_are_refused_also_where_all_checksums_agree(copy, key, value, message):
     forged(copy, key, value)
     with pytest.raises(ValueError, match=f"beton' must (hold images that each |have ).*{message}"):

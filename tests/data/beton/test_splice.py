@@ -50,9 +50,13 @@ def test_a_part_has_the_pixels_of_the_whole_wherever_it_lies(kind, options, deco
     whole = pixels_of(file)
     for size in (1, 16, 33):
         # Around the edges of segments, where chroma is interpolated with what lies beyond.
-        edges = [sorted({min(max(0, k), side - size) for k in near}) for side, near in (
-            (HEIGHT, (0, 7, 8, 9, 15, 16, 17, 31, 32, 33, 99)), (WIDTH, (0, 7, 8, 15, 16, 17, 47, 48, 49, 79, 96, 999)),
-        )]  # fmt: skip
+        edges = [
+            sorted({min(max(0, k), side - size) for k in near})
+            for side, near in (
+                (HEIGHT, (0, 7, 8, 9, 15, 16, 17, 31, 32, 33, 99)),
+                (WIDTH, (0, 7, 8, 15, 16, 17, 47, 48, 49, 79, 96, 999)),
+            )
+        ]
         boxes = [(top, left, size, size) for top, left in product(*edges)]
         rows = np.concatenate([crop_row(box=box, resized=(size, size)) for box in boxes])
         images, status, _ = decode_rows([file], [(HEIGHT, WIDTH)], rows, size)
@@ -82,8 +86,9 @@ def test_segments_that_a_crop_does_not_need_are_not_read_unless_it_is_asked_to_b
         assert decode_box(joined(header, lacking, markers), box)[1] == BAD_JPEG
 
 
-@pytest.mark.parametrize("change", [lambda s, n=n: s + b"\x5a" * n for n in range(1, 12)]
-                         + [lambda s, n=n: s[:-n] for n in range(1, 6)])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [lambda s, n=n: s + b"\x5a" * n for n in range(1, 12)] + [lambda s, n=n: s[:-n] for n in range(1, 6)]
+)
 def test_a_segment_with_a_byte_too_many_or_too_few_is_damage(change, decode_box):
     header, segments, markers = segments_of(jpeg(photo(HEIGHT, WIDTH), subsampling=2, restart_marker_blocks=3))
     assert decode_box(joined(header, segments, markers), (0, 0, HEIGHT, WIDTH))[1] == DECODED

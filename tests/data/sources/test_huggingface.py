@@ -79,17 +79,29 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     refused(tmp_path / "hub", match="one of the splits of .*, test, train, found ''")
 
 
-@pytest.mark.parametrize("names, message", [
-    (["train-00000-of-00003", "train-00002-of-00003"], "lacks 1 of the 3 parts .* the first is number 00001"),
-    (["train-00001-of-00003-0a1b"], "lacks 2 of the 3 parts .* the first is number 00000: fetch them"),
-    (["train-00000-of-00002", "train-00001-of-00003"], "mixes parts of two exports, .*-of-00002.* and .*-of-00003"),
-    (["train", "train-00000-of-00001"], "mixes parts of two exports, 'train-.*' and 'train.parquet'"),
-    (["train-00000-of-00001-0a", "train-00000-of-00001-1b"], "2 files of 1 parts, such as 'train-00000-of-00001-0a.p"),
-    (["train-000000-of-000002"], "lacks 1 of the 2 parts .* the first is number 00001"),
-    (["train_0_of_2"], "lacks 1 of the 2 parts .* the first is number 00001"),
-    (["train-00000-of-00001", "data/train-00000-of-00001"], "2 files of 1 parts, such as 'train-00000-of-00001.parq"),
-    (["train-00000-of-00001", "train-00005-of-00001"], "2 files of 1 parts, such as 'train-00005-of-00001.parquet'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["train-00000-of-00003", "train-00002-of-00003"], "lacks 1 of the 3 parts .* the first is number 00001"),
+        (["train-00001-of-00003-0a1b"], "lacks 2 of the 3 parts .* the first is number 00000: fetch them"),
+        (["train-00000-of-00002", "train-00001-of-00003"], "mixes parts of two exports, .*-of-00002.* and .*-of-00003"),
+        (["train", "train-00000-of-00001"], "mixes parts of two exports, 'train-.*' and 'train.parquet'"),
+        (
+            ["train-00000-of-00001-0a", "train-00000-of-00001-1b"],
+            "2 files of 1 parts, such as 'train-00000-of-00001-0a.p",
+        ),
+        (["train-000000-of-000002"], "lacks 1 of the 2 parts .* the first is number 00001"),
+        (["train_0_of_2"], "lacks 1 of the 2 parts .* the first is number 00001"),
+        (
+            ["train-00000-of-00001", "data/train-00000-of-00001"],
+            "2 files of 1 parts, such as 'train-00000-of-00001.parq",
+        ),
+        (
+            ["train-00000-of-00001", "train-00005-of-00001"],
+            "2 files of 1 parts, such as 'train-00005-of-00001.parquet'",
+        ),
+    ],
+)
 def test_parquet_files_of_which_a_part_is_missing_or_foreign_are_refused(tmp_path, names, message):
     (tmp_path / "hub" / "data").mkdir(parents=True)
     for first, name in enumerate(names):
@@ -146,7 +158,7 @@ def test_rows_with_neither_bytes_nor_path_are_counted_and_named(tmp_path, caplog
     counted = "2 rows of 'rows' have neither bytes nor a path and count as damaged images, the first is row 1"
     assert counted in caplog.text
     assert everything(source)[1:] == [(NAMES[1], b""), (NAMES[2], jpeg(2)), (NAMES[0], b"")]
-    with pytest.raises(ValueError, match=r"every image must decode, but 'rows\[1\]' does not .*it is empty"):
+    with pytest.raises(ValueError, match=r"'rows\[1\]' does not decode .*it is empty"):
         pack(tmp_path / "rows", tmp_path / "x.beton", workers=1)
     assert pack(tmp_path / "rows", tmp_path / "x.beton", workers=1, skip_bad=True, restart=True).num_images == 2
     caplog.clear()

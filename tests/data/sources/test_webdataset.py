@@ -34,9 +34,11 @@ def test_folders_tars_and_patterns_give_their_tars(tmp_path):
     whole = everything(source)
     assert whole == [(text, jpeg(i)) for i, text in enumerate("1021021")]
     for pattern, part in (
-        ("train-*.tar", whole), ("train-{000000..000002}.tar", whole), ("train-000000.tar", whole[:3]),
+        ("train-*.tar", whole),
+        ("train-{000000..000002}.tar", whole),
+        ("train-000000.tar", whole[:3]),
         ("train-00000{2,0}.tar", whole[6:] + whole[:3]),
-    ):  # fmt: skip
+    ):
         assert everything(open_source(root / pattern)) == part
     refused(root / "{train,}-00000[012].tar", match="must be tars that exist, found none at '.*/-00000")
 
@@ -74,13 +76,16 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
     assert open_source(pets, classes=str(train)).labels.tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("members, message", [
-    ([("0.jpg", jpeg(0))], "must hold 0.cls with the class of '0.jpg'"),
-    ([("0.jpg", jpeg(0)), ("0.png", jpeg(0)), ("0.cls", b"1")], "found '0.jpg' and '0.png'"),
-    ([("0.jpg", jpeg(0)), ("0.cls", b" \n")], "must hold 0.cls with the class of '0.jpg', found an empty one"),
-    ([("0.txt", b"x")], "found none in"),
-    ([("0.jpg", jpeg(0)), ("0.cls", b"x" * 1001)], "'0.cls' in '.*s.tar' has 1001 bytes, a class at most 1000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ([("0.jpg", jpeg(0))], "must hold 0.cls with the class of '0.jpg'"),
+        ([("0.jpg", jpeg(0)), ("0.png", jpeg(0)), ("0.cls", b"1")], "found '0.jpg' and '0.png'"),
+        ([("0.jpg", jpeg(0)), ("0.cls", b" \n")], "must hold 0.cls with the class of '0.jpg', found an empty one"),
+        ([("0.txt", b"x")], "found none in"),
+        ([("0.jpg", jpeg(0)), ("0.cls", b"x" * 1001)], "'0.cls' in '.*s.tar' has 1001 bytes, a class at most 1000"),
+    ],
+)
 def test_tars_without_whole_samples_are_refused(tmp_path, members, message):
     refused(write_tar(tmp_path / "s.tar", members), match=message)
 
@@ -149,9 +154,10 @@ def test_tars_are_packed_in_place_and_cut_and_compressed_ones_refused_by_name(tm
     second = root / "train-000001.tar"
     content = second.read_bytes()
     for damaged, message in (
-        (content[: len(content) // 3], "must"), (content[:-10240] + b"x" * 600, "must"),
+        (content[: len(content) // 3], "must"),
+        (content[:-10240] + b"x" * 600, "must"),
         (gzip.compress(content), "must be a whole, uncompressed tar"),
-    ):  # fmt: skip
+    ):
         second.write_bytes(damaged)
         refused(root, match=f"train-000001.tar' {message}")
 

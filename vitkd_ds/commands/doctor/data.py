@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vitkd_ds.commands.doctor.rows import Patient, Row, error, judged, needed, ok, unequal, warning
 from vitkd_ds.config.run import Run
-from vitkd_ds.data.loader import Loader
+from vitkd_ds.data.epochs import Loader
 from vitkd_ds.engine import ranks
 from vitkd_ds.train.parts import open_knn, open_split, split_of
 from vitkd_ds.train.schedule import check_warmup, make_schedule

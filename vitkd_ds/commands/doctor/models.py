@@ -196,7 +196,7 @@ def check_top1(patient: Patient) -> Iterator[Row]:
             continue
         parts = needed(patient.parts, "the engines")
         classes = needed(patient.loaders.get("val"), "data.val").classes
-        knows = ranks.together(lambda name=name: training.check_teacher_classes(run, name, classes))
+        knows = ranks.together(partial(training.check_teacher_classes, run, name, classes))
         if not knows or name not in parts.answering:
             yield Row("skipped", row, f"{called(name)} has no logits of these classes, and no term compares any")
             continue

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vitkd_ds.config.run import Run
-from vitkd_ds.data.loader import Loader
+from vitkd_ds.data.epochs import Loader
 from vitkd_ds.train.parts import Models, Parts
 from vitkd_ds.train.schedule import BatchSplit
 

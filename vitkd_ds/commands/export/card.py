@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from vitkd_ds.commands.compare.runs import read_lines
 from vitkd_ds.commands.predict import Exported
@@ -24,19 +24,11 @@ MOST_CLASSES = 50
 def model_card(exported: Exported, *, name: str, source: str) -> str:
     """Write README.md: a head for the hub, then data, recipe, teacher and its licence, results with the number of
     images, use, and the lines by which timm loads the student from `source`."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["code"] = code
     config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
     evaluation = _evaluation(exported)
     num_images = int(evaluation.get(EVALUATED, 0))
     found = {metric: evaluation.get(PREFIX + name) for name, metric in VAL_METRICS.items() if metric.said}
-    return environment.get_template("card.md").render(
+    return _template().render(
         name=one_line(name),
         source=json.dumps(source),
         task="image-classification" if exported.classes else "image-feature-extraction",
@@ -51,6 +43,18 @@ def model_card(exported: Exported, *, name: str, source: str) -> str:
         training=_training(exported, config.get("versions") or {}),
         teachers=[*teachers.read(exported.description).values()],
     )
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = code
+    return environment.get_template("card.md")
 
 
 def code(text: Any) -> str:

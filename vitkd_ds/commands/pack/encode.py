@@ -148,7 +148,8 @@ def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
 def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, origin: int) -> Encoded:
     """Scale to `max_resolution` and encode, both as FFCV's own field does, but for restart markers and Huffman tables
     of the image's own, which change no pixel."""
-    mode, longest = encoding.write_mode, max(pixels_HWC.shape[:2])
+    mode = encoding.write_mode
+    longest = max(pixels_HWC.shape[:2])
     if mode == "proportion":
         mode = "jpg" if keyed_rng(PROPORTION_STREAM, number).random() < 0.5 else "raw"
     if 0 < encoding.max_resolution < longest:

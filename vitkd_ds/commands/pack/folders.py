@@ -141,7 +141,7 @@ def _command(key: str, folder: Path, dst: Path, classes: str) -> str:
 def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     """Pack a folder as `_command` does; return whether it was done here, and not by another process."""
     from vitkd_ds.commands.pack.images import pack
-    from vitkd_ds.commands.pack.journal import PackedElsewhere
+    from vitkd_ds.commands.pack.parts import PackedElsewhere
     from vitkd_ds.commands.pack.writer import handled_by
 
     if signals.received():
@@ -184,19 +184,22 @@ def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
         fingerprints = (of(source, without=f"{folder}/") for of in (Source.fingerprint, earlier_fingerprint))
         is_same = packed_from in fingerprints
     except ValueError as error:
-        is_same, why = False, f" ({error})"
+        is_same = False
+        why = f" ({error})"
     if not is_same:
         raise ValueError(f"{str(folder)!r} has changed since {str(dst)!r} was packed from it{why}: {remedy}")
 
 
 def _wait_for(folder: Path, dst: Path) -> None:
     """Wait until another process has packed `dst`; raise ValueError when its partial file has not grown for long."""
-    partial, growth = partial_path(dst), None
+    partial = partial_path(dst)
+    growth = None
     grown_at = said_at = time.monotonic()
     while not (dst.exists() and side_path(dst).exists()):
         now = time.monotonic()
         if (found := _growth(partial)) != growth:
-            growth, grown_at = found, now
+            growth = found
+            grown_at = now
         if now - grown_at > PATIENCE_S:
             raise ValueError(
                 f"{str(dst)!r} must be packed from {str(folder)!r} by another process, found that "
@@ -212,9 +215,8 @@ def _wait_for(folder: Path, dst: Path) -> None:
 
 
 def _growth(partial: Path) -> tuple[int, int] | None:
-    """Size in bytes and time of the last write; None while there is no file."""
+    """Return the bytes packed so far, and when a part was last added or moved; None while there is nothing."""
     try:
-        stat = partial.stat()
+        return (partial / "images").stat().st_size, partial.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-    return stat.st_size, stat.st_mtime_ns

@@ -185,7 +185,7 @@ def _gathered_modules(teacher: nn.Module) -> list[nn.Module]:
 def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: str) -> int:
     """Most parameters of a partitioned teacher on one GPU at a time, with DeepSpeed's file as shipped or edited.
 
-    The GPU is behind the host by as many blocks as `engine.pace` lets it, or by all of a teacher without blocks.
+    The GPU is behind the host by as many blocks as `Pace` lets it, or by all of a teacher without blocks.
     Where the host is, each module that DeepSpeed enters gathers another prefetch bucket ahead, whatever is there
     already, up to its limit on live parameters and a block more; when the first block starts, FETCHES modules have.
     """

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup  # Jinja2's own requirement
 
 from vitkd_ds.commands.compare.runs import Result
@@ -39,27 +39,24 @@ def page(results: Sequence[Result]) -> str:
     kinds = {mark["kind"] for mark in marks}
     charts = charts_of(results)
     runs = [{"name": some.name, "steps_per_epoch": some.config["plan"]["steps_per_epoch"]} for some in results]
+    # Names here are those of page.html.
     content = what_was_run(result) | {"result": result, "others": others, "own": own, "charts": charts}
     if own is not None:
         content |= per_class(own, results[compared] if compared else None, answers[compared] if compared else None)
         content["images"] = examples(result, own)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            content,
-            runs=table_of_runs(results),
-            legend=[text for kind, text in KINDS.items() if kind in kinds],
-            curves={"runs": runs, "charts": charts, "marks": marks},
-            num_colours=NUM_COLOURS,
-            most_points=MOST_POINTS,
-            style=Markup((FOLDER / "page.css").read_text()),
-            script=Markup((FOLDER / "page.js").read_text()),
-        )
+    return _template().render(
+        content,
+        runs=table_of_runs(results),
+        legend=[text for kind, text in KINDS.items() if kind in kinds],
+        curves={"runs": runs, "charts": charts, "marks": marks},
+        num_colours=NUM_COLOURS,
+        most_points=MOST_POINTS,
+        style=Markup((FOLDER / "page.css").read_text()),
+        script=Markup((FOLDER / "page.js").read_text()),
     )
 
 
-def _environment() -> Environment:
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -69,7 +66,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment
+    return environment.get_template("page.html")
 
 
 def _other(results: Sequence[Result], answers: Sequence[Answers | None]) -> int | None:

@@ -18,9 +18,12 @@ class _Plan(ctypes.Structure):
     """AugmentPlan of `csrc/augment.h`."""
 
     _fields_ = [
-        ("operations", ctypes.c_void_p), ("num_layers", ctypes.c_int64), ("rectangles", ctypes.c_void_p),
-        ("levels", ctypes.c_void_p), ("fill", ctypes.c_uint8 * 8),
-    ]  # fmt: skip
+        ("operations", ctypes.c_void_p),
+        ("num_layers", ctypes.c_int64),
+        ("rectangles", ctypes.c_void_p),
+        ("levels", ctypes.c_void_p),
+        ("fill", ctypes.c_uint8 * 8),
+    ]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Augmenter:
     """
 
     def __init__(self, config: AugmentConfig, *, seed: int, statistics: Statistics):
-        self._config, self._seed = config, seed
+        self._config = config
+        self._seed = seed
         self._rand_augment = drawn.parse_rand_augment(config.rand_augment) if config.rand_augment else None
         self._levels = noise_levels(statistics)
         self._fill = tuple(min(255, round(255 * value)) for value in statistics[0])
@@ -69,7 +73,8 @@ class Augmenter:
         """Draw what is done to some samples of one epoch (`vitkd_ds.data.order.SAMPLE_DTYPE` [B]), of this size in
         pixels."""
         keys_B = sample_keys(samples, seed=self._seed)
-        layers, rectangles = self._layers(keys_B), np.zeros(len(samples), RECTANGLE_DTYPE)
+        layers = self._layers(keys_B)
+        rectangles = np.zeros(len(samples), RECTANGLE_DTYPE)
         if probability := self._config.random_erasing:
             rectangles["key"] = keys_B
             boxes_B4 = drawn.draw_rectangles(keys_B, probability=probability, height=height, width=width)

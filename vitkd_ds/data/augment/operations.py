@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from vitkd_ds.data.augment.policy import Layer
+from vitkd_ds.data.augment.policy import SIGNED_RANGES, Layer
 from vitkd_ds.data.crops import BICUBIC, BILINEAR
 
 OPERATION_DTYPE = np.dtype([("op", "<i4"), ("filter", "<i4"), ("arguments", "<f8", 6)])
@@ -19,39 +19,32 @@ def operations_of(layers: list[Layer], num_images: int, *, height: int, width: i
     rows = np.zeros((num_images, len(layers)), OPERATION_DTYPE)
     for number, layer in enumerate(layers):
         its = rows[:, number]
-        its["op"], its["filter"] = layer.op_B, np.where(layer.is_cubic_B, BICUBIC, BILINEAR)
+        its["op"] = layer.op_B
+        its["filter"] = np.where(layer.is_cubic_B, BICUBIC, BILINEAR)
         its["arguments"][:, 0] = layer.argument_B
-        for op, make in (("Rotate", _rotation), ("ShearX", _shear_x), ("ShearY", _shear_y),
-                         ("TranslateXRel", _translation_x), ("TranslateYRel", _translation_y)):  # fmt: skip
+        for op in SIGNED_RANGES:
             for i in layer.members(op).tolist():
-                its["arguments"][i] = make(float(layer.argument_B[i]), height, width)
+                its["arguments"][i] = _affine(op, float(layer.argument_B[i]), height=height, width=width)
         blurred = layer.members("GaussianBlur")
         its["arguments"][blurred, :3] = box_weights(layer.argument_B[blurred])
     return rows
 
 
-def _rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
-    """Pillow's matrix of a counter-clockwise rotation around the centre, rounded as there."""
-    radians = -math.radians(degrees % 360.0)
-    cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
-    x, y = width / 2, height / 2
-    return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
-
-
-def _shear_x(factor: float, height: int, width: int) -> tuple[float, ...]:
-    return 1, factor, 0, 0, 1, 0
-
-
-def _shear_y(factor: float, height: int, width: int) -> tuple[float, ...]:
-    return 1, 0, 0, factor, 1, 0
-
-
-def _translation_x(part: float, height: int, width: int) -> tuple[float, ...]:
-    return 1, 0, part * width, 0, 1, 0
-
-
-def _translation_y(part: float, height: int, width: int) -> tuple[float, ...]:
-    return 1, 0, 0, 0, 1, part * height
+def _affine(op: str, argument: float, *, height: int, width: int) -> tuple[float, ...]:
+    """Return the six numbers of Pillow's transformation. A rotation is counter-clockwise around the centre, and rounded
+    as there."""
+    if op == "Rotate":
+        radians = -math.radians(argument % 360.0)
+        cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
+        x, y = width / 2, height / 2
+        return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
+    matrices = {
+        "ShearX": (1, argument, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, argument, 1, 0),
+        "TranslateXRel": (1, 0, argument * width, 0, 1, 0),
+        "TranslateYRel": (1, 0, 0, 0, 1, argument * height),
+    }
+    return matrices[op]
 
 
 def box_weights(radii_N: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ def augment(image_HWC: np.ndarray, plan: Plan, number: int) -> np.ndarray:
     image = Image.fromarray(image_HWC)
     for layer in plan.layers:
         if layer.op_B[number] != NO_OP:
-            name, argument = OPS[layer.op_B[number]], float(layer.argument_B[number])
+            name = OPS[layer.op_B[number]]
+            argument = float(layer.argument_B[number])
             image = _operate(name, image, argument, is_cubic=bool(layer.is_cubic_B[number]), fill=plan.fill)
     result_HWC = np.array(image)
     if plan.rectangles["height"][number]:

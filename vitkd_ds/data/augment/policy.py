@@ -16,9 +16,9 @@ from vitkd_ds.config.part import require
 from vitkd_ds.data.draws import AUGMENT_DRAWS, normal, uniform
 
 RAND_AUGMENT_OPS = (
-    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",
-    "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
-)  # fmt: skip
+    *"AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast Brightness Sharpness".split(),
+    *"ShearX ShearY TranslateXRel TranslateYRel".split(),
+)
 """timm's names and order; timm appends "Increasing" to those whose level depends on inc."""
 OPS = (*RAND_AUGMENT_OPS, "GaussianBlur")
 NO_OP = -1
@@ -72,9 +72,13 @@ class Layer:
 
 
 PARTS = {
-    "m": ("magnitude", int), "n": ("num_layers", int), "p": ("probability", float),
-    "mstd": ("magnitude_std", float), "mmax": ("magnitude_max", int), "inc": ("is_increasing", int),
-}  # fmt: skip
+    "m": ("magnitude", int),
+    "n": ("num_layers", int),
+    "p": ("probability", float),
+    "mstd": ("magnitude_std", float),
+    "mmax": ("magnitude_max", int),
+    "inc": ("is_increasing", int),
+}
 """Part of timm's notation -> field of `RandAugment`, and its type."""
 
 
@@ -85,7 +89,8 @@ def parse_rand_augment(text: str) -> RandAugment:
     **Differs** from timm: a part it would pass over, a repeated part, weights (w, t) and a magnitude_std above 100
     (there: uniform magnitudes) are refused.
     """
-    key, settings = "augment.rand_augment", {}
+    key = "augment.rand_augment"
+    settings = {}
     head, *parts = text.split("-")
     require(head == "rand", key, text, "start with rand-, such as rand-m9-mstd0.5-inc1")
     for part in parts:
@@ -136,7 +141,8 @@ def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation:
         is_negative_B = uniform(keys_B, first + 4) > 0.5
         argument_B = np.zeros(len(keys_B))
         for number, op in enumerate(RAND_AUGMENT_OPS):
-            its, is_increasing = op_B == number, policy.is_increasing
+            its = op_B == number
+            is_increasing = policy.is_increasing
             argument_B[its] = level_arguments(op, magnitude_B[its], is_negative_B[its], is_increasing=is_increasing)
         op_B[uniform(keys_B, first + 1) >= policy.probability] = NO_OP
         is_cubic_B = uniform(keys_B, first + 5) < {"bilinear": 0.0, "random": 0.5, "bicubic": 1.0}[interpolation]

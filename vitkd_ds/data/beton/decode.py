@@ -62,11 +62,10 @@ def _load_library() -> ctypes.CDLL:
     if not hasattr(library, "vitkd_augment"):
         raise ImportError(f"{str(found)!r} must be this version's decoder, found an older one: run `make setup`")
     number, pointer, long = ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
-    library.vitkd_decode.argtypes = [
-        number, pointer, long, pointer, long, number, number, pointer, pointer, pointer, number
-    ]  # fmt: skip
+    table_and_rows = [pointer, long, pointer, long]
+    library.vitkd_decode.argtypes = [number, *table_and_rows, number, number, pointer, pointer, pointer, number]
     library.vitkd_augment.argtypes = [pointer, long, number, number, pointer, number]
-    library.vitkd_read_ahead.argtypes = [number, pointer, long, pointer, long, number, pointer]
+    library.vitkd_read_ahead.argtypes = [number, *table_and_rows, number, pointer]
     library.vitkd_resize.argtypes = [pointer, number, number, pointer, number, number, pointer]
     library.vitkd_restart_interval.argtypes = [number, number]
     library.vitkd_transcode.argtypes = [ctypes.c_char_p, ctypes.c_uint64, pointer, ctypes.c_uint64]
@@ -135,7 +134,8 @@ class Decoder:
 
     def __init__(self, path: str | os.PathLike, table: np.ndarray):
         _check("table", table, STORED_DTYPE, (None,), writeable=True)
-        self._path, self.table = os.fspath(path), table
+        self._path = os.fspath(path)
+        self.table = table
         self.fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         self._identity = self._look()
 
@@ -157,9 +157,14 @@ class Decoder:
             self.table["checked"] = 0
 
     def decode(
-        self, rows: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray, *, num_threads: int,
+        self,
+        rows: np.ndarray,
+        images_BHWC: np.ndarray,
+        status_B: np.ndarray,
+        *,
+        num_threads: int,
         plan: Plan | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Decode a micro-batch, and augment it if there is a plan.
 
         Args:

@@ -130,11 +130,17 @@ class TamedLoader(FFCVLoader):
 
     def __init__(self, path: Path, operation: Operation, *, micro_batch_size: int, num_workers: int):
         # Not super().__init__: it builds the original of the memory manager above, and nothing in it can be declined.
-        self.fname, self.batch_size, self.batches_ahead = str(path), micro_batch_size, BATCHES_AHEAD
-        self.num_workers, self.traversal_order, self.recompile = num_workers, None, False
-        self.memory_manager, self.reader = _NoMemory(), Reader(self.fname)
+        self.fname = str(path)
+        self.batch_size = micro_batch_size
+        self.batches_ahead = BATCHES_AHEAD
+        self.num_workers = num_workers
+        self.traversal_order = None
+        self.recompile = False
+        self.memory_manager = _NoMemory()
+        self.reader = Reader(self.fname)
         self.field_name_to_f_ix = {name: i for i, name in enumerate(self.reader.field_names)}
-        pipelines, names = {"image": PipelineSpec("image", decoder=operation)}, self.field_name_to_f_ix
+        pipelines = {"image": PipelineSpec("image", decoder=operation)}
+        names = self.field_name_to_f_ix
         self.graph = Graph(pipelines, self.reader.handlers, names, self.reader.metadata, memory_read=None)
         self.generate_code()
         self.reader.alloc_table = None  # 24 bytes per image, which the decoder's table holds already

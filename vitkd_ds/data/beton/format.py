@@ -27,21 +27,32 @@ PAGE_BYTES = 8 * 2**20
 JPEG_MODE, RAW_MODE = 0, 1
 """FFCV's marks of an image that is a JPEG, and of one that is pixels."""
 
-HEADER_DTYPE = np.dtype([
-    ("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8"),
-], align=True)  # fmt: skip
+HEADER_DTYPE = np.dtype(
+    {
+        "names": "version num_fields page_size num_samples alloc_table_ptr".split(),
+        "formats": "<u2 <u2 <u4 <u8 <u8".split(),
+    },
+    align=True,
+)
 FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
-METADATA_DTYPE = np.dtype({
-    "names": ["mode", "width", "height", "offset", "label"], "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
-    "offsets": [0, 1, 3, 5, 16], "itemsize": 24,
-})  # fmt: skip
+METADATA_DTYPE = np.dtype(
+    {
+        "names": "mode width height offset label".split(),
+        "formats": "u1 <u2 <u2 <u8 <i8".split(),
+        "offsets": [0, 1, 3, 5, 16],
+        "itemsize": 24,
+    }
+)
 """A row of the table behind the field descriptors: FFCV's two fields side by side, the label aligned to 8 bytes."""
 ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
 """A row of the table at the end of the file; one row per image."""
-STORED_DTYPE = np.dtype([
-    ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("height", "<u2"), ("width", "<u2"),
-    ("mode", "u1"), ("has_crc", "u1"), ("checked", "u1"), ("thorough", "u1"),
-], align=True)  # fmt: skip
+STORED_DTYPE = np.dtype(
+    {
+        "names": "offset size crc32 height width mode has_crc checked thorough".split(),
+        "formats": "<u8 <u4 <u4 <u2 <u2 u1 u1 u1 u1".split(),
+    },
+    align=True,
+)
 """One image of a file, for our decoder: where its bytes are, height and width in pixels, and JPEG_MODE or RAW_MODE. If
 `has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1. If
 `thorough`, all of a JPEG up to the end of the crop is read, though restart markers may allow to leave some out."""
@@ -78,8 +89,10 @@ def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, 
     for descriptor, (name, type_id) in zip(descriptors, FIELDS):
         descriptor["type_id"] = type_id
         descriptor["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
-    metadata, allocations = np.zeros(len(images), METADATA_DTYPE), np.zeros(len(images), ALLOCATION_DTYPE)
-    metadata["label"], allocations["sample"] = labels, np.arange(len(images))
+    metadata = np.zeros(len(images), METADATA_DTYPE)
+    allocations = np.zeros(len(images), ALLOCATION_DTYPE)
+    metadata["label"] = labels
+    allocations["sample"] = np.arange(len(images))
     for table, keys in ((metadata, ("mode", "width", "height", "offset")), (allocations, ("offset", "size"))):
         for key in keys:
             table[key] = images[key]
@@ -109,13 +122,15 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
         raise refuse(path, f"have the fields (name, FFCV type) {FIELDS}", f"has {header['num_fields']}: {found}, ...")
     if header["num_samples"] == 0:
         raise refuse(path, "hold images", "is empty")
-    start, num_images = int(header["alloc_table_ptr"]), int(header["num_samples"])
+    start = int(header["alloc_table_ptr"])
+    num_images = int(header["num_samples"])
     end = start + num_images * ALLOCATION_DTYPE.itemsize
     if start < METADATA_START + num_images * METADATA_DTYPE.itemsize or size != end:
         raise refuse(path, f"be {end} bytes long by its own header", f"is {size}", COPY_AGAIN)
     return header
 
 
+@patiently
 def read_tables(path: Path) -> Tables:
     """Read header and tables of a .beton.
 
@@ -123,10 +138,6 @@ def read_tables(path: Path) -> Tables:
         ValueError: another kind of file or fields, an empty one, or one that is cut short.
         Unreadable: the disk failed.
     """
-    return patiently(lambda: _read_tables(path), path)
-
-
-def _read_tables(path: Path) -> Tables:
     with open(path, "rb") as file:
         head = file.read(METADATA_START)
         header = _read_header(path, head, os.fstat(file.fileno()).st_size)
@@ -158,7 +169,8 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
     """
     path = Path(path)
     _check_is_finished(path)
-    tables, values = read_tables(path), read_side(path)
+    tables = read_tables(path)
+    values = read_side(path)
     values["classes"] = tuple(values["classes"])
     info = BetonInfo(path=path, **{key: values[key] for key in SIDE_KEYS})
     for key, found, must in (
@@ -169,13 +181,16 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
         if values[key] != found:
             side_says = must.format(values[key])
             raise refuse(path, f"{side_says} by its side file", f"the file says {found}", "copy both files again")
-    images, labels = stored_images(path, tables), tables.metadata["label"].astype(np.int64)
+    images = stored_images(path, tables)
+    labels = tables.metadata["label"].astype(np.int64)
     check_labels(path, labels, num_classes=len(info.classes))
-    lengths, crc32s = values["lengths"], values["crc32s"]
+    lengths = values["lengths"]
+    crc32s = values["crc32s"]
     if not (len(lengths) == len(crc32s) == info.num_images and (lengths == images["size"]).all()):
         must = f"give the length and CRC32 of the {info.num_images} images of the .beton"
         raise refuse(side_path(path), must, "its numbers are other ones", "copy both files again")
-    images["crc32"], images["has_crc"] = crc32s, 1
+    images["crc32"] = crc32s
+    images["has_crc"] = 1
     return info, images, labels
 
 
@@ -191,7 +206,8 @@ def stored_images(path: Path, tables: Tables) -> np.ndarray:
     start = METADATA_START + tables.metadata.nbytes
     end = np.uint64(path.stat().st_size - tables.allocations.nbytes)
     height, width, mode = (images[key].astype(np.int64) for key in ("height", "width", "mode"))
-    size, offset = images["size"].astype(np.int64), images["offset"]
+    size = images["size"].astype(np.int64)
+    offset = images["offset"]
     for is_right, must in (
         (places["sample"] == np.arange(len(places)), "be listed once"),
         (places["offset"] == offset, "lie where both tables say"),

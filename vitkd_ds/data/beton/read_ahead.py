@@ -27,8 +27,12 @@ class ReadAhead(threading.Thread):
 
     def __init__(self, decoder: Decoder, indices: np.ndarray, *, micro_batch_size: int) -> None:
         super().__init__(daemon=True, name="read ahead")
-        self._decoder, self._indices, self._size = decoder, np.ascontiguousarray(indices), micro_batch_size
-        self._taken, self._is_over, self._changed = 0, False, threading.Condition()
+        self._decoder = decoder
+        self._indices = np.ascontiguousarray(indices)
+        self._size = micro_batch_size
+        self._taken = 0
+        self._is_over = False
+        self._changed = threading.Condition()
 
     def run(self) -> None:
         """Read micro-batch after micro-batch, except those that are taken already."""

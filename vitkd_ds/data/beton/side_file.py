@@ -75,10 +75,8 @@ def read_side(path: Path) -> dict:
     disk fails."""
     side = side_path(path)
     if not side.is_file():
-        must, remedy = (
-            f"have its side file {side.name!r} in the same folder",
-            "copy it along, or give a file that FFCV wrote one (vitkd-ds adopt)",
-        )
+        must = f"have its side file {side.name!r} in the same folder"
+        remedy = "copy it along, or give a file that FFCV wrote one (vitkd-ds adopt)"
         raise refuse(path, must, "there is none", remedy)
     try:
         values = load_json(side)

@@ -33,14 +33,18 @@ class CropDecoder(Operation):
 
     def __init__(
         self, crops: TrainCrops | CentreCrops, augmenter: Augmenter | None, decoder: Decoder, *, num_threads: int
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        self.crops, self.augmenter, self.decoder, self.num_threads = crops, augmenter, decoder, num_threads
+        self.crops = crops
+        self.augmenter = augmenter
+        self.decoder = decoder
+        self.num_threads = num_threads
 
     def declare_state_and_memory(self, previous_state):
         """Ask FFCV for the two output buffers, per image."""
         size = self.crops.size
-        image, status = AllocationQuery((size, size, 3), np.dtype("u1")), AllocationQuery((), np.dtype("i4"))
+        image = AllocationQuery((size, size, 3), np.dtype("u1"))
+        status = AllocationQuery((), np.dtype("i4"))
         return replace(previous_state, jit_mode=True, shape=image.shape, dtype=image.dtype), (image, status)
 
     def generate_code(self) -> Callable:
@@ -67,16 +71,27 @@ class CropLoader(TamedLoader):
     skippable = IMAGE_FAULTS
     unread = frozenset({SHORT_READ})
 
-    def __init__(self, path: Path, crops: TrainCrops | CentreCrops, augmenter: Augmenter | None, *,
-                 micro_batch_size: int, num_workers: int, is_quasi_random: bool):  # fmt: skip
+    def __init__(
+        self,
+        path: Path,
+        crops: TrainCrops | CentreCrops,
+        augmenter: Augmenter | None,
+        *,
+        micro_batch_size: int,
+        num_workers: int,
+        is_quasi_random: bool,
+    ):
         info, table, self.labels = read_beton(path)
         if is_quasi_random and not info.shuffled:
             raise ValueError(
                 f"data.train must be packed with --shuffle for data.order=quasi_random, found {str(path)!r} in the "
                 f"order of its classes: pack it again, or use data.order=random"
             )
-        self.path, self.classes, self._is_quasi_random = str(path), info.classes, is_quasi_random
-        self.fingerprint, self.content = beton_fingerprint(table, self.labels), zlib.crc32(table["crc32"].tobytes())
+        self.path = str(path)
+        self.classes = info.classes
+        self._is_quasi_random = is_quasi_random
+        self.fingerprint = beton_fingerprint(table, self.labels)
+        self.content = zlib.crc32(table["crc32"].tobytes())
         self.decoder = Decoder(path, table)
         self.operation = CropDecoder(crops, augmenter, self.decoder, num_threads=num_workers)
         super().__init__(path, self.operation, micro_batch_size=micro_batch_size, num_workers=num_workers)
@@ -103,7 +118,8 @@ class CropLoader(TamedLoader):
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode samples at once, in the calling thread."""
         size = self.operation.crops.size
-        images_BHWC, status_B = np.zeros((len(samples), size, size, 3), np.uint8), np.zeros(len(samples), np.int32)
+        images_BHWC = np.zeros((len(samples), size, size, 3), np.uint8)
+        status_B = np.zeros(len(samples), np.int32)
         return self.operation.decode(samples, images_BHWC, status_B)
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

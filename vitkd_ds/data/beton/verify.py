@@ -7,7 +7,7 @@ message. So a file is published only after this check.
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -25,21 +25,6 @@ CHUNK = 256
 """Images per call of the decoder."""
 
 
-def check_images(path: Path, images: np.ndarray, *, name_of: Callable[[int], str], num_threads: int) -> None:
-    """Read back and decode every image; raises ValueError if one is not what was written, or cannot be decoded.
-
-    Args:
-        path: a .beton, complete or not, whose images are on the disk.
-        images: STORED_DTYPE [number of images], with the CRC32 of what was written; not changed.
-        name_of: the name in the source of the i-th row, for the message.
-    """
-    for row, reason in damaged_images(path, images, num_threads=num_threads):
-        raise ValueError(
-            f"every stored image must be read back and decode, but that of {name_of(row)!r} in {str(path)!r} "
-            f"{reason}: check disk and memory; the same command packs what is damaged again"
-        )
-
-
 def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Iterator[tuple[int, str]]:
     """Read and decode every image, from the disk where the system can; yield the row of each that does not, or whose
     CRC32 is another, and the end of the sentence "image 7 ..."."""
@@ -50,7 +35,8 @@ def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Itera
         for first in range(0, len(images), CHUNK):
             chunk = images[first : first + CHUNK]
             rows = np.zeros(len(chunk), CROP_DTYPE)  # of whole images, so that all their pixels are decoded
-            rows["index"], rows["filter"] = first + np.arange(len(chunk)), BILINEAR
+            rows["index"] = first + np.arange(len(chunk))
+            rows["filter"] = BILINEAR
             rows["height"], rows["width"] = chunk["height"], chunk["width"]
             rows["resized_height"] = rows["resized_width"] = CHECK_SIZE
             status_B = np.zeros(len(chunk), np.int32)
@@ -64,13 +50,20 @@ def damaged_images(path: Path, images: np.ndarray, *, num_threads: int) -> Itera
 def jpeg_status(content: bytes, *, height: int, width: int) -> int:
     """Ask the decoder that training uses about a JPEG of this size: one of `vitkd_ds.data.beton.decode`'s statuses.
     Only the last pixel is made, for which all coefficients must be read, and it is there that damage shows."""
-    image, row = np.zeros(1, STORED_DTYPE), np.zeros(1, CROP_DTYPE)
-    image["size"], image["height"], image["width"], image["mode"] = len(content), height, width, JPEG_MODE
+    image = np.zeros(1, STORED_DTYPE)
+    row = np.zeros(1, CROP_DTYPE)
+    image["size"] = len(content)
+    image["height"] = height
+    image["width"] = width
+    image["mode"] = JPEG_MODE
     image["thorough"] = 1
-    row["top"], row["left"], row["filter"] = height - 1, width - 1, BILINEAR
+    row["top"] = height - 1
+    row["left"] = width - 1
+    row["filter"] = BILINEAR
     for key in ("height", "width", "resized_height", "resized_width"):
         row[key] = 1
-    pixel_BHWC, status_B = np.empty((1, 1, 1, 3), np.uint8), np.zeros(1, np.int32)
+    pixel_BHWC = np.empty((1, 1, 1, 3), np.uint8)
+    status_B = np.zeros(1, np.int32)
     memory = os.memfd_create("image")  # the decoder reads files
     try:
         os.pwrite(memory, content, 0)
@@ -94,13 +87,6 @@ def check_jpeg(content: bytes, *, height: int, width: int) -> bool:
     if status in (BAD_JPEG, MISSING_SCANS, UNKNOWN_KIND):
         raise ValueError(f"it {STATUS_TEXT[status]}")
     return status == DECODED
-
-
-def are_intact(path: Path, images: np.ndarray, *, num_threads: int) -> np.ndarray:
-    """Check, without decoding, whether each image in a file of any length has its length and CRC32: bool [N]. `images`
-    has the fields offset, size and crc32."""
-    lengths, crc32s = checksums(path, images, num_threads=num_threads)
-    return (lengths == images["size"]) & (crc32s == images["crc32"])
 
 
 def checksums(path: Path, images: np.ndarray, *, num_threads: int) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,8 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
         if given := [f"--{name}" for name, value in options.items() if value]:
             raise ValueError(f"{given[0]} does not belong to {str(src)!r}, a source of another package. Leave it out.")
         return kind.open(str(src))
-    path, must = Path(src), f"src must be one of: {'; '.join(KINDS)}, found"
+    path = Path(src)
+    must = f"src must be one of: {'; '.join(KINDS)}, found"
     if not path.exists() and not any(sign in str(src) for sign in "*?[{"):  # signs of a pattern of tars
         raise ValueError(f"{must} nothing at {str(src)!r}: check the path")
     if labels == NO_LABELS:

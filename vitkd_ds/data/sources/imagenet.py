@@ -114,13 +114,8 @@ def _text_labels(file: Path) -> dict[str, str]:
 
 def _devkit_labels(file: Path) -> dict[str, str]:
     """Image name without ending -> wnid, from the devkit's tar.gz."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ValueError(
-            f"the devkit {str(file)!r} needs scipy to be read, found none: pip install 'vitkd_ds[imagenet]', or give "
-            f"--labels a text file"
-        ) from error
+    from scipy.io import loadmat  # slow
+
     try:
         with tarfile.open(file) as tar:
             members = {member.name.partition("/")[2]: member for member in tar if member.isreg()}

@@ -52,13 +52,16 @@ def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member
     place = f"{str(path)!r}" + (f", member {inside.name!r}," if inside else "")
     if not path.is_file():  # a FIFO, say, would be waited for
         raise ValueError(f"{place} must be a plain file to be read as a tar, found none: give another")
-    start, files, others = inside.offset if inside else 0, {}, []
+    start = inside.offset if inside else 0
+    files = {}
+    others = []
     try:
         with tarfile.open(path, "r:") as outer:
             file = outer.fileobj
             if inside:
                 stretch = tarfile.TarInfo(inside.name)
-                stretch.offset_data, stretch.size = inside.offset, inside.size
+                stretch.offset_data = inside.offset
+                stretch.size = inside.size
                 file = outer.extractfile(stretch)
             first = 0
             while first is not None:
@@ -122,7 +125,8 @@ def source_of(
     opened: dict[int, int] = {}
 
     def read(index: int) -> bytes:
-        number, size = int(numbers[index]), int(sizes[index])
+        number = int(numbers[index])
+        size = int(sizes[index])
         if number not in opened:
             for descriptor in opened.values():
                 os.close(descriptor)

@@ -38,7 +38,8 @@ def open_samples(src: Path, classes_file: str) -> Source:
     """List the samples of all tars in their order; warnings count those without an image, and hidden files. Raises
     ValueError if a tar is damaged, or a sample lacks its class or has two images."""
     tars = _tars(src)
-    without, hidden = [], []
+    without = []
+    hidden = []
     samples = [(number, *sample) for number, tar in enumerate(tars) for sample in _samples(tar, without, hidden)]
     endings = " ".join(IMAGE_ENDINGS)
     if not samples:
@@ -47,7 +48,8 @@ def open_samples(src: Path, classes_file: str) -> Source:
         found = (len(without), len(without) + len(samples), str(src), endings, without[0])
         logger.warning("%d of the %d samples of %r have no image (%s) and are left out, the first is %r", *found)
     warn_of_left_out("hidden files", hidden)
-    members, texts = [sample[:2] for sample in samples], [text for _, _, text in samples]
+    members = [sample[:2] for sample in samples]
+    texts = [text for _, _, text in samples]
     names = [f"{tars[number].name}/{image.name}" for number, image in members]
     classes, labels = _classes(texts, names, classes_file)
     return source_of("WebDataset", classes, labels, names, tars, members)
@@ -102,7 +104,8 @@ def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple
     for member in list_members(tar):
         folder, base = os.path.split(member.name)
         key, _, ending = base.partition(".")
-        key, ending = os.path.join(folder, key), ending.lower()
+        key = os.path.join(folder, key)
+        ending = ending.lower()
         if base.startswith("."):
             hidden.append(f"{tar.name}/{member.name}")
         elif ending in (*IMAGE_ENDINGS, CLASS_ENDING):
@@ -161,9 +164,11 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
                 f"every class number must occur, found none of {absent} below {_shown(texts[row])} at {names[row]!r}: "
                 "give --classes a file with a name per line, which may have classes without images"
             )
-        classes, remedy = [str(number) for number in range(num_classes)], ""
+        classes = [str(number) for number in range(num_classes)]
+        remedy = ""
     else:
-        classes, remedy = sorted(set(texts)), ""
+        classes = sorted(set(texts))
+        remedy = ""
     position = {name: label for label, name in enumerate(classes)}
     labels = [int(text) if are_numbers else position.get(text, len(classes)) for text in texts]
     unknown = next((row for row, label in enumerate(labels) if label >= len(classes)), None)
@@ -177,7 +182,8 @@ def _check_are_names(texts: list[str], names: list[str]) -> None:
     """Raise ValueError for numbers that are no class numbers, such as -1 and 3.0: taken as names, all classes would be
     sorted as text. A warning says that there are both numbers and names."""
     others = [row for row, text in enumerate(texts) if not text.isdecimal()]
-    are_mixed, first = len(others) < len(texts), others[0]
+    are_mixed = len(others) < len(texts)
+    first = others[0]
     odd = [row for row in others if _is_number(texts[row])]
     if odd and (are_mixed or len(odd) == len(texts)):
         first = odd[0]

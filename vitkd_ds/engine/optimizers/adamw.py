@@ -17,11 +17,6 @@ class Choice(Optimizer, torch.optim.AdamW):
         super().__init__(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=is_fused)
         self.ema_decay = optim.ema_decay
 
-    @property
-    def is_asynchronous(self) -> bool:
-        """Whether torch's fused kernel updates, which reads `found_inf` on the device."""
-        return self.param_groups[0]["fused"]
-
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
         """Return the weights with decay and those without, each with the moments of AdamW."""

@@ -17,19 +17,22 @@ from vitkd_ds.models.distiller import Distiller
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of the class `Choice` of each file, before one of torch's optimizers, whose `step` it extends.
+    """Base class of every `Choice`. It stands before one of torch's optimizers and extends the `step` of that.
 
     The average `ema` = decay * ema + (1 - decay) * parameter follows each update, from the parameters before the first
     one. A decay of 0 keeps none.
 
     Attributes:
-        is_asynchronous: an update reads `found_inf` on the device and needs no check on the host.
         leave_out: fp32 scalar on the device, set before `step`; 1 skips the update of weights, state and average.
     """
 
     ema_decay: float
-    is_asynchronous: bool
     leave_out: Tensor | None = None
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether an update reads `found_inf` on the device, as torch's fused kernels do, so that nothing waits."""
+        return self.param_groups[0]["fused"]
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
@@ -56,7 +59,7 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def optimizer_class(name: str) -> Any:
-    """Return the class of `--optim.name`, which is made of parameter groups, `OptimConfig` and `is_fused`."""
+    """Return the class of `--optim.name`. Its arguments are torch's parameter groups, `OptimConfig` and `is_fused`."""
     return import_module(f"vitkd_ds.engine.optimizers.{name}").Choice
 
 

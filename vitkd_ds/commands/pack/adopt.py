@@ -32,8 +32,10 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
         raise ValueError(
             f"the side file goes beside FILE, found no permission to write in {str(path.parent)!r}: get it"
         )
-    names, tables = read_classes(classes), read_tables(path)
-    images, labels = stored_images(path, tables), tables.metadata["label"]
+    names = read_classes(classes)
+    tables = read_tables(path)
+    images = stored_images(path, tables)
+    labels = tables.metadata["label"]
     check_labels(path, labels, num_classes=len(names))
     # FFCV keeps no checksum, so what is read now counts as whole if it decodes.
     num_threads = len(os.sched_getaffinity(0))
@@ -42,10 +44,19 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
     _check(path, images, num_threads=num_threads)
     modes = {(True, False): "jpg", (False, True): "raw"}
     info = BetonInfo(
-        path=path, num_images=len(images), classes=names, bytes=path.stat().st_size, shuffled=shuffled,
-        write_mode=modes.get((0 in images["mode"], 1 in images["mode"]), "proportion"), max_resolution=0, short_side=0,
-        quality=0, passthrough=0, max_height=int(images["height"].max()), max_width=int(images["width"].max()),
-    )  # fmt: skip
+        path=path,
+        num_images=len(images),
+        classes=names,
+        bytes=path.stat().st_size,
+        shuffled=shuffled,
+        write_mode=modes.get((0 in images["mode"], 1 in images["mode"]), "proportion"),
+        max_resolution=0,
+        short_side=0,
+        quality=0,
+        passthrough=0,
+        max_height=int(images["height"].max()),
+        max_width=int(images["width"].max()),
+    )
     checks = {"tables_crc32": tables.crc32, "lengths": images["size"], "crc32s": images["crc32"]}
     write_text(side_path(path), side_text(info, **checks))
     sync_folder(path.parent)

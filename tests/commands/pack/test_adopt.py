@@ -107,10 +107,14 @@ def test_the_side_file_says_what_is_known(stock, vitkd_ds):
     assert code == 2 and "must have no side file yet" in said
 
 
-@pytest.mark.parametrize("names, message", [
-    ("a\n", r"labels in \[0, 1\), but that of image 45 is 1"), ("a\na\n", "name each class once"),
-    (None, "needs --classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("a\n", r"labels in \[0, 1\), but that of image 45 is 1"),
+        ("a\na\n", "name each class once"),
+        (None, "needs --classes"),
+    ],
+)
 def test_unfit_classes_are_refused_and_nothing_is_written(stock, vitkd_ds, names, message):
     (stock / "classes.txt").write_text(names or "")
     options = ["--classes", stock / "classes.txt"] if names else []
