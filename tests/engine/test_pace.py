@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.engine.observe_pace import LazyDevice
-from vitkd_ds.engine import ds_config, pace
+from vitkd_ds.engine import ds_config, teacher
 
 
 def blocks_of(number, size):
@@ -19,12 +19,12 @@ def blocks_of(number, size):
 
 def test_teachers_that_run_one_after_another_have_one_bound_on_the_blocks_ahead(monkeypatch):
     device = LazyDevice()
-    monkeypatch.setattr(pace, "get_accelerator", lambda: device)
+    monkeypatch.setattr(teacher, "get_accelerator", lambda: device)
     monkeypatch.setattr(ds_config, "AHEAD_BYTES", 400)
     left = deque()
     sizes = {"large": 400, "small": 100}
     blocks = {"large": blocks_of(4, 400), "small": blocks_of(9, 100)}
-    paces = {name: pace.Pace(each, left, placement="shard") for name, each in blocks.items()}
+    paces = {name: teacher.Pace(each, left, placement="shard") for name, each in blocks.items()}
     ahead = {"large": [], "small": []}
     for name in ("large", "small", "large", "small"):
         paces[name].wait()

@@ -193,7 +193,7 @@ def micro_batches_of(rank):
 
 def test_images_that_one_rank_cannot_read_end_the_look_at_the_teacher_on_all(monkeypatch):
     run = build_run("demo")
-    run = replace(run, teacher=replace(run.teacher, fp8=True))
+    run = run.with_model("teacher", replace(run.teachers["teacher"], fp8=True))
     device = torch.device("cpu")
     loader = SimpleNamespace(num_batches=1, epoch=lambda number: micro_batches_of(ranks.rank()))
     monkeypatch.setattr(teacher_check, "open_split", lambda *arguments, **options: loader)
@@ -201,7 +201,7 @@ def test_images_that_one_rank_cannot_read_end_the_look_at_the_teacher_on_all(mon
     def on_rank(rank):
         with pytest.raises(ValueError, match="no such image") as counted:
             teacher_check.count_right(run, None, device, classes=CLASSES)
-        parts = SimpleNamespace(run=run, device=device, val_loader=loader, teacher=None)
+        parts = SimpleNamespace(run=run, device=device, val_loader=loader, teachers={"teacher": None})
         with pytest.raises(ValueError, match="no such image") as compared:
             teacher_check.check_fp8(parts)
         return type(counted.value), type(compared.value)
