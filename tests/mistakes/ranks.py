@@ -35,7 +35,8 @@ MISTAKES = {
             " => open_split(run, 'val', split.micro_batch_size, device, classes=classes)": LACKED,
             "ranks.together(lambda: open_knn(run, split.micro_batch_size, device))"
             " => open_knn(run, split.micro_batch_size, device)": LACKED,
-            "ranks.together(lambda: [name for name in ...]) => [n for n in run.teachers if check_teacher_classes(run, n, classes)]": (
+            "ranks.together(lambda: [name for name in run.teachers if check_teacher_classes(run, name, classes)])"
+            " => [name for name in run.teachers if check_teacher_classes(run, name, classes)]": (
                 "train/test_parts.py::test_a_teacher_that_has_other_classes_on_one_rank_is_refused_on_all"
             ),
             "ranks.together(lambda: build_models(run, classes)) => build_models(run, classes)": LACKED,
