@@ -16,6 +16,7 @@ import os
 import runpy
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 SLOW_PACKAGES = (
@@ -231,12 +233,18 @@ def _reset_torch(environ: Mapping[str, str]) -> None:
     numpy.random.seed()
 
 
+def _editable_installs() -> list[str]:
+    """Return the folders that the .pth files of installed packages add."""
+    files = [file for folder in site.getsitepackages() for file in Path(folder).glob("*.pth")]
+    return [line for file in files for line in file.read_text().splitlines() if os.path.isdir(line)]
+
+
 def _set_path(program: Program, environ: Mapping[str, str]) -> None:
     first = {"-m": os.getcwd(), "-c": "", "file": os.path.dirname(os.path.realpath(program.what))}[program.kind]
     own = [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     prefixes = (sys.prefix, sys.base_prefix)
-    installed = [path for path in sys.path if path.startswith(prefixes) and path not in (first, *own)]
-    sys.path[:] = [first, *own, *installed]
+    installed = [path for path in sys.path if path.startswith(prefixes)] + _editable_installs()
+    sys.path[:] = [first, *own, *(path for path in installed if path not in (first, *own))]
     sys.path_importer_cache.clear()
     sys.argv[:] = program.argv
     sys.dont_write_bytecode = bool(environ.get("PYTHONDONTWRITEBYTECODE"))

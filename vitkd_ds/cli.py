@@ -168,8 +168,7 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     print(show_run(run, Path(dst)))
 
 
-@command("STUDENT", val=str, teacher=str, teacher_checkpoint=str, micro_batch_size=int, knn=bool, probe=bool,
-          train=str)  # fmt: skip
+@command("STUDENT", val=str, teacher=str, teacher_checkpoint=str, micro_batch_size=int, knn=bool, probe=bool, train=str)
 def evaluate(student: str, **options: Any) -> None:
     """Evaluate an exported student: top-1 and top-5, and the agreement with a teacher; or its features alone.
 

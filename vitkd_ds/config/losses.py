@@ -284,10 +284,20 @@ NAMES_TAKEN = ("student", "balance", "blocks", "forward", "maps", "parts", "trai
 BAD_ENTRY_POINTS: list[str] = []
 """What is wrong with terms of other packages."""
 TERMS: dict[str, type[Term]] = {
-    "ce": CrossEntropyTerm, "kd": KDTerm, "nkd": NKDTerm, "vitkd": ViTKDTerm, "wttm": WTTMTerm, "dist": DISTTerm,
-    "dkd": DKDTerm, "distillation_token": DistillationTokenTerm, "vkd": VkDTerm, "spectral": SpectralTerm,
-    "feature": FeatureTerm, "relation": RelationTerm, "attention": AttentionTerm,
-}  # fmt: skip
+    "ce": CrossEntropyTerm,
+    "kd": KDTerm,
+    "nkd": NKDTerm,
+    "vitkd": ViTKDTerm,
+    "wttm": WTTMTerm,
+    "dist": DISTTerm,
+    "dkd": DKDTerm,
+    "distillation_token": DistillationTokenTerm,
+    "vkd": VkDTerm,
+    "spectral": SpectralTerm,
+    "feature": FeatureTerm,
+    "relation": RelationTerm,
+    "attention": AttentionTerm,
+}
 """Every term by its name, in the order in which the log shows them."""
 _add_terms_of_others()
 

@@ -17,6 +17,15 @@ from vitkd_ds.losses.vkd import vkd_loss
 from vitkd_ds.losses.wttm import wttm_loss
 
 __all__ = [
-    "ViTKDLoss", "dist_loss", "dkd_loss", "global_relation_loss", "kd_loss", "local_relation_loss", "nkd_loss",
-    "soft_cross_entropy", "spectral_loss", "vkd_loss", "wttm_loss",
-]  # fmt: skip
+    "ViTKDLoss",
+    "dist_loss",
+    "dkd_loss",
+    "global_relation_loss",
+    "kd_loss",
+    "local_relation_loss",
+    "nkd_loss",
+    "soft_cross_entropy",
+    "spectral_loss",
+    "vkd_loss",
+    "wttm_loss",
+]

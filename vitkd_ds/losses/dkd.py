@@ -19,9 +19,14 @@ class DKD(LossPart):
 
 
 def dkd_loss(
-    student_logits_BK: Tensor, teacher_logits_BK: Tensor, labels_B: Tensor, *, alpha: float = 1.0, beta: float = 0.5,
+    student_logits_BK: Tensor,
+    teacher_logits_BK: Tensor,
+    labels_B: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 0.5,
     temperature: float = 1.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Compute T^2 (alpha KL(b_T || b_S) + beta KL(n_T || n_S)), mean over images.
 
     Of the softmaxes at temperature T of student and teacher, b is the pair (probability of the label, of all others),

@@ -18,9 +18,13 @@ class NKD(LossPart):
 
 
 def nkd_loss(
-    student_logits_BK: Tensor, teacher_logits_BK: Tensor, targets: Tensor, *, temperature: float = 1.0,
+    student_logits_BK: Tensor,
+    teacher_logits_BK: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
     gamma: float = 1.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Compute - T_t log S_t - gamma tau^2 sum_{i != t} That_i log Shat_i, mean over images.
 
     S and T are the softmaxes of student and teacher without temperature, t is the target class. Shat and That are

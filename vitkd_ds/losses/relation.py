@@ -83,9 +83,13 @@ def local_relation_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, temperature
 
 
 def global_relation_loss(
-    student_BD: Tensor, teacher_BD: Tensor, queue_QD: Tensor, is_filled_Q: Tensor | None = None, *,
+    student_BD: Tensor,
+    teacher_BD: Tensor,
+    queue_QD: Tensor,
+    is_filled_Q: Tensor | None = None,
+    *,
     temperature: float = 0.07,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Compute KL(r_T || r_S), mean over images: r is the softmax of an image's cosines with the images of a queue,
     divided by the temperature.
 

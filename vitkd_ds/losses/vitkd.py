@@ -57,9 +57,17 @@ class ViTKDLoss(nn.Module):
     """
 
     def __init__(
-        self, student_dim: int, teacher_dim: int, *, alpha: float = 3e-5, beta: float = 3e-6, mask_ratio: float = 0.5,
-        scaled: bool = False, student_grid: Grid | None = None, teacher_grid: Grid | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        *,
+        alpha: float = 3e-5,
+        beta: float = 3e-6,
+        mask_ratio: float = 0.5,
+        scaled: bool = False,
+        student_grid: Grid | None = None,
+        teacher_grid: Grid | None = None,
+    ) -> None:
         super().__init__()
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must be between 0 and 1, found {mask_ratio}")
@@ -79,9 +87,14 @@ class ViTKDLoss(nn.Module):
         )
 
     def forward(
-        self, student_shallow_BLPD: Tensor, student_deep_BPD: Tensor, teacher_shallow_BLPD: Tensor,
-        teacher_deep_BPD: Tensor, *, noise_BP: Tensor | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self,
+        student_shallow_BLPD: Tensor,
+        student_deep_BPD: Tensor,
+        teacher_shallow_BLPD: Tensor,
+        teacher_deep_BPD: Tensor,
+        *,
+        noise_BP: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Compute the two weighted terms and their sum.
 
         Args:

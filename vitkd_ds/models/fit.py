@@ -21,9 +21,14 @@ OTHER_RESOLUTION = (
 
 
 def load_weights(
-    model: nn.Module, path: Path, *, key: str, allow_other_grid: bool, needs_classifier: bool,
+    model: nn.Module,
+    path: Path,
+    *,
+    key: str,
+    allow_other_grid: bool,
+    needs_classifier: bool,
     has_other_classes: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Load a local file into a timm model of the configured classes.
 
     Args:
@@ -38,9 +43,15 @@ def load_weights(
 
 
 def fit_state(
-    model: nn.Module, state: dict[str, Tensor], path: Path, *, key: str, allow_other_grid: bool,
-    needs_classifier: bool, has_other_classes: bool = False,
-) -> dict[str, Tensor]:  # fmt: skip
+    model: nn.Module,
+    state: dict[str, Tensor],
+    path: Path,
+    *,
+    key: str,
+    allow_other_grid: bool,
+    needs_classifier: bool,
+    has_other_classes: bool = False,
+) -> dict[str, Tensor]:
     """Fit a state dict to a timm model of the configured classes, by names and shapes alone.
 
     Args:

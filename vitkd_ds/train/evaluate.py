@@ -163,9 +163,13 @@ def evaluate_knn(
 
 @torch.no_grad()
 def pooled_features(
-    model: nn.Module, loader: Any, *, normalization: Normalization, must_stop: Callable[[], bool] = lambda: False,
+    model: nn.Module,
+    loader: Any,
+    *,
+    normalization: Normalization,
+    must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Pooled features [N, D] in fp32 and labels [N] of this rank's images of a validation loader, in their order, with
     padding rows, of label -1. Raises GivenUp if `must_stop` says so."""
     features, labels = [], []

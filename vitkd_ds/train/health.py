@@ -47,8 +47,10 @@ class Health:
             logger.warning(
                 "every gradient of the last %d steps was clipped (norm %.3g now, optim.clip_grad_norm %g), so that its "
                 "size no longer counts: lower the weight of the largest term, or raise --optim.clip_grad_norm",
-                self._patience, grad_norm, most,
-            )  # fmt: skip
+                self._patience,
+                grad_norm,
+                most,
+            )
 
     def observe_terms(self, step: int, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
         """Look at the unweighted terms in a log line, and their total, given the weight of each term."""

@@ -42,10 +42,18 @@ def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) ->
 
 
 def mix(
-    images_BCHW: Tensor, labels_B: Tensor, *, num_classes: int, mixup_alpha: float, cutmix_alpha: float,
-    label_smoothing: float, rng: np.random.Generator, mix_mode: str = "batch", render: Callable[..., T] | None = None,
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    *,
+    num_classes: int,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    label_smoothing: float,
+    rng: np.random.Generator,
+    mix_mode: str = "batch",
+    render: Callable[..., T] | None = None,
     out: Tensor | None = None,
-) -> tuple[Tensor | T, Tensor]:  # fmt: skip
+) -> tuple[Tensor | T, Tensor]:
     """Mix each image of a micro-batch with a partner, by one of Mixup and CutMix, at even odds if both are on.
 
     Mixup blends, ``lam * image + (1 - lam) * partner``; CutMix pastes a box of the partner, and lam becomes the part of
@@ -160,9 +168,15 @@ def _send(drawn: Mixing, device: torch.device) -> Mixing:
 
 
 def mix_step(
-    run: Run, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int, render: Callable[..., T] | None = None,
+    run: Run,
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    *,
+    step: int,
+    place: int,
+    render: Callable[..., T] | None = None,
     out: Tensor | None = None,
-) -> tuple[Tensor | T, Tensor]:  # fmt: skip
+) -> tuple[Tensor | T, Tensor]:
     """Mix a micro-batch with the settings of a run (see `mix`), and seed torch's generator for masks and drop path.
     Both are keyed by seed, step and the micro-batch's place in the step, over all ranks: there is no generator to save,
     and the number of ranks does not matter. With `render`, its result of the images as they are and their `Mixing`,
@@ -170,7 +184,14 @@ def mix_step(
     rng = keyed_rng(run.seed, step, place, MIX_STREAM)
     torch.manual_seed(int(rng.integers(2**63)))
     return mix(
-        images_BCHW, labels_B, num_classes=run.data.num_classes, mixup_alpha=run.augment.mixup_alpha,
-        cutmix_alpha=run.augment.cutmix_alpha, mix_mode=run.augment.mix_mode,
-        label_smoothing=run.losses.label_smoothing, rng=rng, render=render, out=out,
-    )  # fmt: skip
+        images_BCHW,
+        labels_B,
+        num_classes=run.data.num_classes,
+        mixup_alpha=run.augment.mixup_alpha,
+        cutmix_alpha=run.augment.cutmix_alpha,
+        mix_mode=run.augment.mix_mode,
+        label_smoothing=run.losses.label_smoothing,
+        rng=rng,
+        render=render,
+        out=out,
+    )

@@ -58,9 +58,13 @@ def kind_of(parts: Parts) -> str:
 
 
 def _evaluate_weights(
-    parts: Parts, *, with_teachers: bool, average: bool = True, allow_tf32: bool = False,
+    parts: Parts,
+    *,
+    with_teachers: bool,
+    average: bool = True,
+    allow_tf32: bool = False,
     predictions: Predictions | None = None,
-) -> dict[str, float] | None:  # fmt: skip
+) -> dict[str, float] | None:
     def must_stop() -> bool:
         return not ranks.all_true(not signals.received(), parts.device)
 
@@ -94,7 +98,7 @@ def skipped_images(name: str, parts: Parts, *loaders: Loader) -> dict[str, float
 
 def finish(
     parts: Parts, state: TrainState, images_per_s: float | None, *, check: Callable[[], None]
-) -> dict[str, Any] | None:  # fmt: skip
+) -> dict[str, Any] | None:
     """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
     watchdog.enter("export", state.step)
     result = state.result
