@@ -122,7 +122,7 @@ def test_images_that_one_rank_cannot_read_end_the_calibration_on_all():
         loader = SimpleNamespace(epoch=lambda number: micro_batches_of(rank))
         engine = SimpleNamespace(distiller=torch.nn.ModuleDict({"feature": module}))
         with pytest.raises(ValueError, match="no such image") as raised:
-            calibrate(SimpleNamespace(engine=engine, schedule=schedule, train_loader=loader))
+            calibrate(SimpleNamespace(run=build_run("demo"), engine=engine, schedule=schedule, train_loader=loader))
         return type(raised.value)
 
     assert on_ranks(2, on_rank) == [ranks.RefusedElsewhere, ValueError]

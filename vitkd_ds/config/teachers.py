@@ -43,6 +43,11 @@ def of_any(key: str) -> str:
     return ".".join([USUAL, *path[2:]]) if path[0] == MANY else key
 
 
+def by_name(value: Any) -> dict[str, Any]:
+    """Return values of teachers by name; anything but a dict is the value of the usual one."""
+    return value if isinstance(value, dict) else {USUAL: value}
+
+
 def stored(values: Mapping[str, T]) -> dict[str, Any]:
     """Return values of teachers by name as files hold them: under "teacher" of the usual one only, None without any."""
     return {USUAL: values.get(USUAL)} if values.keys() <= {USUAL} else {MANY: dict(values)}

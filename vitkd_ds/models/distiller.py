@@ -6,14 +6,13 @@ projector are sharded, clipped, checkpointed and compiled with the student. The 
 """
 
 from importlib import import_module
-from types import MappingProxyType
-from typing import Callable, Mapping
+from typing import Any, Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from vitkd_ds.config.losses import FACTOR, LossesConfig, Term
-from vitkd_ds.config.teachers import teacher_of
+from vitkd_ds.config.teachers import by_name, teacher_of
 from vitkd_ds.losses.balance import Balance
 from vitkd_ds.losses.part import Features, LossPart, PairInfo, alone
 from vitkd_ds.models.attention import AttentionMaps
@@ -27,10 +26,10 @@ class Distiller(nn.Module):
     Args:
         student: the timm model that is trained and exported.
         losses: the terms; those with weight 0 are neither computed nor given parameters.
-        pairs: widths and patch grids of student and each teacher, by the teacher's name; None where no term compares
-            its tokens.
-        keep_tokens: number of patches that the student's attention chooses for a teacher, by its name; without it, or
-            0, a teacher sees all.
+        pair: widths and patch grids of student and teacher, None where no term compares tokens; with several teachers a
+            dict of these by the teachers' names.
+        keep_tokens: number of patches that the student's attention chooses for the teacher, 0 if it sees all; or a dict
+            likewise.
         gather: joins a tensor of all ranks, see `LossPart`; None on one rank.
     """
 
@@ -38,10 +37,10 @@ class Distiller(nn.Module):
         self,
         student: nn.Module,
         losses: LossesConfig,
-        pairs: Mapping[str, PairInfo | None],
+        pair: PairInfo | dict[str, PairInfo | None] | None,
         gather: Callable[[Tensor], Tensor] | None = None,
         *,
-        keep_tokens: Mapping[str, int] = MappingProxyType({}),
+        keep_tokens: int | dict[str, int] = 0,
     ) -> None:
         super().__init__()
         self.student = student
@@ -50,8 +49,9 @@ class Distiller(nn.Module):
         self.maps = AttentionMaps(student, attention) if attention else None
         if losses.needs.second_head:
             student.set_distilled_training(True)  # in training both heads' logits; in eval their mean, as else
-        self.keep_tokens = {name: number for name, number in keep_tokens.items() if number}
+        self.keep_tokens = {name: number for name, number in by_name(keep_tokens).items() if number}
         self._terms = tuple(losses.active())
+        pairs = by_name(pair)
         self._teachers = {name: teacher_of(term, pairs) for name, term in losses.active().items()}
         for name, term in losses.active().items():
             self.add_module(name, part_of(term)(term, pairs.get(self._teachers[name]), gather or alone))
@@ -67,7 +67,7 @@ class Distiller(nn.Module):
         self,
         images_BCHW: Tensor,
         targets_BK: Tensor,
-        teachers: Mapping[str, Features | Callable[[Tensor], Features]],
+        teacher: Features | Callable[[Tensor], Features] | dict[str, Any] | None,
         weights: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Compute the named loss terms of one micro-batch, and their total.
@@ -75,8 +75,9 @@ class Distiller(nn.Module):
         Args:
             images_BCHW: normalised images in the student's dtype.
             targets_BK: soft labels, fp32; [B, 0] without labels.
-            teachers: each teacher's features of the same images, by its name. For one with keep_tokens, a function
-                that gives them for the numbers of the chosen patches, int64 [B, keep_tokens].
+            teacher: the teacher's features of the same images; None if no term needs them. With keep_tokens, a
+                function that gives them for the numbers of the chosen patches, int64 [B, keep_tokens]. With several
+                teachers a dict of these by their names.
             weights: weight of each active term at this step, fp32 scalars.
 
         Returns:
@@ -84,6 +85,7 @@ class Distiller(nn.Module):
             term's parts, unweighted and detached, for the log. ViTKD's term is the sum of `vitkd_mimic` and
             `vitkd_generate`. With `losses.balance` also each term's factor, as balance_TERM.
         """
+        teachers = by_name(teacher)
         if self.keep_tokens:
             student, attention_BP = logits_and_attention(self.student, images_BCHW)
             kept = {name: attention_BP.topk(number).indices for name, number in self.keep_tokens.items()}
