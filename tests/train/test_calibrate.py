@@ -19,6 +19,7 @@ from vitkd_ds.engine.processes import leave, start_processes
 from vitkd_ds.losses.feature import Target
 from vitkd_ds.models.build import without_fused_attention
 from vitkd_ds.models.features import tap_features
+from vitkd_ds.recipes import build_run
 from vitkd_ds.train import loop
 from vitkd_ds.train.calibrate import Sums, calibrate, fix
 from vitkd_ds.train.mixing import mix_step
