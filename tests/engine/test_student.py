@@ -38,7 +38,7 @@ def test_a_state_file_that_one_rank_cannot_read_ends_the_start_on_all(tmp_path, 
     optimizer = SimpleNamespace(single_partition_of_fp32_groups=[], update_lp_params=lambda: None)
     engine = SimpleNamespace(
         engine=SimpleNamespace(optimizer=optimizer, basic_optimizer=SimpleNamespace(state={})),
-        _flat=SimpleNamespace(group_shapes=list), distiller=nn.Module(),
+        _flat=SimpleNamespace(places=[]), distiller=nn.Module(),
     )  # fmt: skip
 
     def on_rank(rank):

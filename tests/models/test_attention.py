@@ -60,7 +60,7 @@ def test_maps_are_the_attention_inside_the_model_and_its_answers_stay(name, monk
     assert torch.equal(features.logits_BK, logits) and list(features.maps) == [1, -1]
     for number, found in features.maps.items():
         torch.testing.assert_close(found, expected[number], rtol=1e-4, atol=1e-6)
-        assert found.requires_grad and found.std() > 1e-3
+        assert found.requires_grad and found.std() > 3e-4
 
 
 def test_bf16_maps_are_fp32_and_another_call_has_its_own():

@@ -81,19 +81,20 @@ def steal(workdir):
 
 def stolen_before(name, run):
     """Train with a lock that another job takes just before a function of the loop is called; the error's name."""
-    function = getattr(loop, name)
+    owner = OWNERS[name]
+    function = getattr(owner, name)
 
     def after_theft(*arguments, **options):
         steal(Path(run.workdir))
         return function(*arguments, **options)
 
-    setattr(loop, name, after_theft)
+    setattr(owner, name, after_theft)
     try:
         loop.train(run)
     except LockLost as error:
         return str(error)
     finally:
-        setattr(loop, name, function)
+        setattr(owner, name, function)
     return ""
 
 
@@ -101,18 +102,18 @@ def main(folder):
     start_processes()
     torch.set_num_threads(1)
     loop.RunLock = partial(RunLock, heartbeat_s=600)  # the first heartbeat would end this process
-    said = {name: stolen_before(name, parse_run((), FLAGS | {"workdir": str(folder / name)})) for name in NAMES}
+    said = {name: stolen_before(name, parse_run((), FLAGS | {"workdir": str(folder / name)})) for name in OWNERS}
     (folder / "said.json").write_text(json.dumps(said))
     leave()
 
 
-NAMES = ("save", "finish")
+OWNERS = {"save": loop.Session, "finish": loop}
 
 
 def test_a_job_whose_folder_was_taken_saves_no_checkpoint_and_writes_no_result(tmp_path, demo_cache):
     finish_ranks(start_ranks(1, "-m", __name__, tmp_path))
     said = json.loads((tmp_path / "said.json").read_text())
-    for name in NAMES:
+    for name in OWNERS:
         assert "considered this job dead and took" in said[name]
         assert not (tmp_path / name / "done").exists() and not (tmp_path / name / "student.json").exists()
     assert not list((tmp_path / "save").glob("checkpoints/step*"))

@@ -143,7 +143,8 @@ def test_large_photographs_are_jpegs_of_quality_85_and_small_images_are_png():
 
 
 def test_the_key_of_colours_belongs_to_the_chart_of_shares_alone(runs):
-    figures = re.findall(r'<figure class="chart"[^>]* data-key="(\w+)">(.*?)</figure>', written(runs / "taught"))
+    page = written(runs / "taught")
+    figures = re.findall(r'<figure class="chart"[^>]* data-key="(\w+)">(.*?)</figure>', page, re.DOTALL)
     assert {key for key, _ in figures} > {"shares"}
     assert all(('class="swatch"' in content) == (key == "shares") for key, content in figures)
 
