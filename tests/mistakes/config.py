@@ -81,8 +81,8 @@ MISTAKES = {
     },
     "config/term.py": {
         "Needs.__or__": {
-            "self.tokens or other.tokens => self.tokens": NEEDS,
-            "other.teacher_blocks => other.student_blocks": NEEDS,
+            "own or others => own": NEEDS,
+            "{*own, *others} => {*own}": NEEDS,
         },
         "Needs.tapped": {
             "getattr(self, f'{role}_blocks') => self.student_blocks": NEEDS,

@@ -136,7 +136,7 @@ MISTAKES = {
     "models/selection.py": {
         "logits_and_attention": {
             "len(model.blocks) - 2 => len(model.blocks) - 1": ATTENTION,
-            "...[:, model.num_prefix_tokens:] => ...[:, :-model.num_prefix_tokens]": ATTENTION,
+            "...[:, 0, model.num_prefix_tokens:] => ...[:, 0, :-model.num_prefix_tokens]": ATTENTION,
         },
         "KeptTokens.forward": {
             "patches.gather(1, chosen) => patches[:, :chosen.shape[1]]": KEPT,

@@ -22,7 +22,7 @@ MISTAKES = {
             "ranks.together(lambda: lock.check_is_seen(token)) =>": SEEN,
         },
         "train_from": {
-            "{'check': lock.check, **...} => {'check': lambda: None, **...}": TAKEN,
+            "Saver(..., ..., ..., lock.check, ...) => Saver(..., ..., ..., lambda: None, ...)": TAKEN,
             "check=lock.check => check=lambda: None": TAKEN,
         },
     },
@@ -66,8 +66,8 @@ MISTAKES = {
         },
     },
     "checkpoint/save.py": {
-        "Saver._checked": {
-            "ranks.on_main(look) => look()": f"{SAVE}test_a_lock_that_rank_0_lost_ends_all_ranks",
+        "_failures_on_main": {
+            "ranks.on_main(attempt) => attempt()": f"{SAVE}test_a_lock_that_rank_0_lost_ends_all_ranks",
         },
         "Saver.begin": {
             "ranks.on_main(point) => point()": (
