@@ -1,5 +1,6 @@
 """A run that is watched from its folder: what is said of a job that works, dies and goes on, and of the end."""
 
+import io
 import json
 import logging
 import os
@@ -84,6 +85,8 @@ def test_steps_and_evaluations_are_said_as_the_run_says_them_and_its_end_ends_it
     lock = RunLock(watched.folder)
     lock.acquire()
     watched.until(f"process {os.getpid()} on ")
+    watched.log({"step": 0, "val_num_images": 64.0, "val_top1": 10.0})
+    watched.until("step 0/30  val_num_images 64  val_top1 10")
     watched.log(step(10), {"step": 10, "val_num_images": 64.0, "val_top1": 12.5, "val_cka": None})
     watched.until("step 10/30  100 images/s  eta 0:00:40  total 0.5")
     watched.until("step 10/30  val_num_images 64  val_top1 12.5")
@@ -100,6 +103,23 @@ def test_steps_and_evaluations_are_said_as_the_run_says_them_and_its_end_ends_it
     watched.thread.join(10)
     assert watched.summary == {"student_top1": 50.0}
     assert "step 30/30  val_num_images 64  val_top1 50" in watched.said
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_a_bar_stands_at_the_newest_step_with_its_total(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for name, content in {"config.json": CONFIG, "summary.json": {"steps": 20}, "metrics.jsonl": step(20)}.items():
+        (tmp_path / name).write_text(json.dumps(content) + "\n")
+    (tmp_path / "done").touch()
+    assert watch.watch(str(tmp_path)) == {"steps": 20}
+    *_, bar = sys.stderr.getvalue().strip().splitlines()
+    assert "20/30" in bar and "total 0.5" in bar
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_is_followed_and_says_each_evaluation_once(watched):

@@ -10,7 +10,10 @@ MEMORY = f"{PREDICT}memory_by_hand"
 MERGED = f"{DOCTOR}bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone"
 SEEDS = "commands/compare/test_seeds.py"
 REPORT = "commands/report/test_report.py::test_"
-SLOW_COUNT = f"{REPORT}classes_are_counted_as_a_slow_count_does"
+EXAMPLES = "commands/report/test_examples.py::test_"
+FACTS = "commands/report/test_facts.py::test_"
+CLASSES = "commands/report/test_classes.py::test_"
+SLOW_COUNT = f"{CLASSES}classes_are_counted_as_a_slow_count_does"
 COPIED = f"{PREDICT}the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortened_run_takes"
 OTHERS = "commands/plan/test_inputs.py::test_other_terms_of_tokens_are_charged_for_as_they_are_counted"
 
@@ -174,7 +177,7 @@ MISTAKES = {
         },
         "_difference": {
             "100 * (gained - lost) / len(right) => 100 * (lost - gained) / len(right)": (
-                f"{REPORT}the_classes_that_gained_and_lost_most_are_those_against_the_other_run"
+                f"{CLASSES}the_classes_that_gained_and_lost_most_are_those_against_the_other_run"
             ),
         },
     },
@@ -193,12 +196,12 @@ MISTAKES = {
     },
     "commands/report/facts.py": {
         "_tiles": {
-            "if result.images_per_s: ... =>": f"{REPORT}the_speed_of_the_first_run_is_shown_where_it_is_known",
+            "if result.images_per_s: ... =>": f"{FACTS}the_speed_of_the_first_run_is_shown_where_it_is_known",
         },
     },
     "commands/report/examples.py": {
         "_uri": {
-            "quality=85 => quality=75": (f"{REPORT}large_photographs_are_jpegs_of_quality_85_and_small_images_are_png"),
+            "quality=85 => quality=75": f"{EXAMPLES}large_photographs_are_jpegs_of_quality_85_and_small_images_are_png",
         },
     },
 }

@@ -1,7 +1,9 @@
 """`adopt` and `check`: a .beton of stock FFCV trains as one of ours, and what is damaged is named by number."""
 
 import json
+import os
 import shutil
+import tempfile
 import time
 
 import numpy as np
@@ -155,6 +157,22 @@ def test_a_file_without_a_side_file_or_with_another_is_told_apart_from_a_damaged
     side_path(stock / "raw.beton").write_text(json.dumps({"mine": 1}))
     assert vitkd_ds("adopt", stock / "raw.beton", "--classes", stock / "classes.txt")[0] == 2
     assert json.loads(side_path(stock / "raw.beton").read_text()) == {"mine": 1}
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_images_are_read(stock, vitkd_ds):
+    with tempfile.TemporaryDirectory() as top:  # not pytest's, which only its owner may enter
+        for name in ("raw.beton", "classes.txt"):
+            shutil.copy(stock / name, top)
+        before = os.getresuid()
+        os.chmod(top, 0o555)
+        os.setresuid(65534 if before[0] == 0 else -1, -1, -1)  # root may write anywhere
+        try:
+            code, said = vitkd_ds("adopt", f"{top}/raw.beton", "--classes", f"{top}/classes.txt")
+        finally:
+            os.setresuid(*before)
+        assert code == 2 and f"found no permission to write in {top!r}: get it" in said
+        assert sorted(os.listdir(top)) == ["classes.txt", "raw.beton"]
+        os.chmod(top, 0o755)
 
 
 def test_a_file_with_a_jpeg_that_lacks_scans_is_not_adopted(tmp_path, vitkd_ds):

@@ -14,7 +14,7 @@ from tests.data.conftest import write_images
 from vitkd_ds.commands.pack import pack
 from vitkd_ds.commands.plan import hardware as known
 from vitkd_ds.commands.plan.hardware import HARDWARE
-from vitkd_ds.commands.plan.inputs import inputs_of
+from vitkd_ds.commands.plan.inputs import _loss_rows, inputs_of
 from vitkd_ds.commands.plan.predict import Layout, images_per_s, memory_bytes
 from vitkd_ds.commands.plan.text import plan_text
 from vitkd_ds.data.beton.format import read_tables
@@ -145,6 +145,24 @@ def test_other_terms_of_tokens_are_charged_for_as_they_are_counted():
         r"other losses of tokens +5\.2 us an image +assumed: 25% .* for 1\.28 GFLOP of feature, counted", text
     )
     assert re.search("ViTKD loss +26,500 images/s", text), "the measured one is as it was"
+    ((_, measured, _), (_, value, source)) = _loss_rows(more, replace(after, loss_s=0.6, others_s=0.1), H100)
+    assert (measured, value) == ("2 images/s", "100000.0 us an image") and "for 24735.00 GFLOP of feature" in source
+
+
+def test_models_are_made_without_memory_and_without_random_numbers():
+    class Watch(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.device.type != "meta":
+                self.largest = max(self.largest, made.numel())
+            return made
+
+    state = torch.get_rng_state()
+    with Watch() as watch:
+        inputs_of(build_run("deit_tiny_from_deit3_small"), H100)
+    assert watch.largest < 1000 and torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_teacher_without_blocks_is_gathered_module_by_module():
@@ -257,6 +275,10 @@ def test_the_own_file_gives_images_and_bytes_and_what_follows_from_them(tmp_path
     row = known.LOADER.row
     assert re.search(rf"images on disk +57.6 kB an image +measured, row {row}: ImageNet's", assumed)
     assert "160,145 steps of 8 images" in assumed and "(74 GB" in assumed
+    (tmp_path / "names").write_text("dog\n")
+    other = replace(own, data=replace(own.data, classes=str(tmp_path / "names")))
+    with pytest.raises(ValueError, match=f"classes of '{twice.path}', found 'dog'"):
+        plan_text(other, nodes=1, gpus=1)
     with pytest.raises(ValueError, match="found 40 training images and global_batch_size 48"):
         plan_text(replace(own, global_batch_size=48), nodes=1, gpus=1)
     twice.path.write_bytes(twice.path.read_bytes()[:-1])

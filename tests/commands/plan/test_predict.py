@@ -3,14 +3,15 @@
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from vitkd_ds import cli
 from vitkd_ds.commands.plan import predict
 from vitkd_ds.commands.plan.hardware import HARDWARE, hardware_of
-from vitkd_ds.commands.plan.inputs import inputs_of
-from vitkd_ds.commands.plan.text import plan_text
+from vitkd_ds.commands.plan.inputs import TrainImages, inputs_of
+from vitkd_ds.commands.plan.text import _per_node, plan_text
 from vitkd_ds.recipes import build_run
 
 INPUTS = predict.Inputs(
@@ -168,9 +169,12 @@ def test_fields_of_the_run_can_be_set(capsys):
         ({"node": "3"}, "--node is no option"),
         ({"gpus": "many"}, "--gpus must be a whole number"),
         ({"recipe": None}, "plan needs --recipe"),
+        ({"ds_config": "fp32.json"}, "student in bf16, found fp32 weights in .*fp32.json: leave it out"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(flags, message):
+def test_what_cannot_be_predicted_is_refused(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("fp32.json").write_text('{"bf16": {"enabled": false}, "zero_optimization": {"stage": 2}}')
     flags = {"recipe": "deit_base_from_deit3_large"} | flags
     with pytest.raises(ValueError, match=message):
         cli.plan(**{key: text for key, text in flags.items() if text})
@@ -195,6 +199,34 @@ def test_cards_are_known_by_their_drivers_names_and_others_are_not_taken_for_the
     )
     for device in (*known, *others):
         assert hardware_of(device) is HARDWARE.get(known.get(device)), device
+
+
+def test_rates_and_memory_are_those_of_the_data_sheets():
+    def rates(name):
+        kind = HARDWARE[name]
+        return kind.memory_gib, kind.nvlink_gb_per_s, kind.network_gb_per_s, kind.pcie_gb_per_s, kind.peak_tflops
+
+    # NVLink 900 GB/s both ways and a port of 400 Gb/s; 600 and 200; none, 25 Gb/s. PCIe 5.0 and 4.0 with 16 lanes.
+    assert rates("h100") == (79.1, 900 / 2, 400 / 8, 64, 989.4)
+    assert rates("h200") == (139.8, 900 / 2, 400 / 8, 64, 989.4)
+    assert rates("a100") == (79.1, 600 / 2, 200 / 8, 32, 312)
+    assert rates("rtx4090") == (23.5, 32, round(25 / 8, 1), 32, 165.2)
+    assert [kind.is_measured for kind in HARDWARE.values()] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "size, text", [(10_499_999_999, "10"), (10_500_000_001, "11"), (9_949_999_999, "9.9"), (9_950_000_001, "10")]
+)
+def test_a_node_reads_and_decodes_its_share_of_the_images_per_second(size, text):
+    layout = predict.Layout(nodes=2, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
+    images = TrainImages(num_images=2, bytes_per_image=size / 2, name="", bytes_source="")
+    per_s = predict.images_per_s(INPUTS, layout, CARD) / 2
+    cores = per_s / 1548
+    lines = _per_node(INPUTS, layout, CARD, images).splitlines()
+    loader, disk = (re.split(" {2,}", line.strip()) for line in lines[1:])
+    assert loader == ["loader cores", f"{cores:.0f}", f"{cores / 2:.1f} a GPU"]
+    about = f"until the file is in memory ({text} GB, read once if there is room)"
+    assert disk == ["disk", f"{per_s * size / 2 / 1e6:,.0f} MB/s", about]
 
 
 def test_the_text_says_when_nothing_fits():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from tests.commands.compare.conftest import change
+from tests.commands.report.written import made
 from tests.conftest import metrics_of
 from vitkd_ds.commands.compare.runs import read_results
 from vitkd_ds.commands.report.curves import MOST_MEANS, MOST_POINTS, charts_of, marks_of, means_of, thinned
+from vitkd_ds.config.metrics import VAL_METRICS
 
 
 def test_marks_are_restarts_kept_checkpoints_and_skipped_images(runs):
@@ -35,6 +37,41 @@ def test_the_healthy_range_of_the_gradient_is_that_of_the_clipping(runs):
     assert zone() == (None, 1.5)
     change(runs / "plain", run__optim__clip_grad_norm=0)
     assert zone() is None
+
+
+def test_every_value_that_a_run_logs_has_its_chart_title_and_unit():
+    evaluated = dict.fromkeys((f"val_{name}" for name in VAL_METRICS), 1.0) | {"val_num_images": 4.0}
+    trained = {"total": 1.0, "ce": 0.5, "epoch": 1.0, "s_per_step": 0.1, "tflops": 3.0, "data_wait_s": 0.0}
+    trained |= {"grad_norm": 1.0, "lr": 0.1, "images_per_s": 9.0, "mfu": 0.3, "memory_gib": 2.0, "images_skipped": 0}
+    lines = [{"step": 1} | trained, {"step": 1, "val_images_skipped": 0} | evaluated]
+    charts = charts_of([made(lines)])
+    assert [(chart["key"], chart["title"], chart["unit"]) for chart in charts] == [
+        ("val_top1", "Validation top-1", "%"),
+        ("val_agreement", "Agreement with the teacher", "%"),
+        ("val_kl", "KL(teacher || student)", "nats"),
+        ("val_cka", "CKA with the teacher", ""),
+        ("val_cka_patches", "CKA of patch tokens", ""),
+        ("val_cosine", "Cosine with the target", ""),
+        ("val_cosine_patches", "Cosine of patch tokens", ""),
+        ("val_knn_top1", "k-NN top-1", "%"),
+        ("total", "Total loss", ""),
+        ("ce", "Loss term ce, unweighted", ""),
+        ("grad_norm", "Gradient norm before clipping", ""),
+        ("lr", "Learning rate", ""),
+        ("images_per_s", "Training speed", "images/s"),
+        ("data_wait_s", "Waiting for data, of a step", "s"),
+        ("mfu", "Model FLOPs utilisation (MFU)", ""),
+        ("memory_gib", "Peak memory of rank 0", "GiB"),
+        ("images_skipped", "Images skipped since the start", ""),
+        ("val_images_skipped", "Validation images skipped", ""),
+    ]
+    by_key = {chart["key"]: chart for chart in charts}
+    assert [(one["name"], one["dash"]) for one in by_key["val_top1"]["series"]] == [
+        ("run", False),
+        ("run (teacher)", True),
+    ]
+    assert by_key["val_top1"]["note"] == "dashed: the teacher" and by_key["val_kl"]["note"] == ""
+    assert [chart["key"] for chart in charts if chart["is_log"]] == ["grad_norm"]
 
 
 def test_long_curves_keep_logged_points_with_the_extremes():
