@@ -1,5 +1,6 @@
 """`vitkd-ds doctor`: real processes on sound and on sick runs, and the judgements that need no process."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -175,6 +176,35 @@ def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():
     assert rows.merged([[good], *[[bad]] * 8], many)[0].found == "n1, n2, n3, n4 and 4 more: full"
     slow = rows.warning("disk", "slow", "see")
     assert rows.merged([[good], [slow]], ["a", "b"]) == [replace(slow, found="rank 1 on b: slow")]
+
+
+def test_the_verdict_counts_what_is_bad_and_sizes_have_their_unit():
+    assert [rows.size_text(size) for size in (2**30 - 2**20, 2**30, 3 * 2**29)] == ["1023.0 MiB", "1.0 GiB", "1.5 GiB"]
+    good, bad = rows.ok("disk", "5 GiB", seconds=0.25), rows.error("disk", "full", "clear it")
+    slow = rows.warning("network", "slow", "see")
+    assert rows.table([good]).splitlines()[1:] == [f"{'ok':8} {'disk':20} {'0.2':>6}  5 GiB", "doctor: nothing to do"]
+    for found, verdict in (([good, bad], "1 error"), ([bad, slow, slow], "1 error, 2 warnings"), ([slow], "1 warning")):
+        assert rows.table(found).splitlines()[-1] == f"doctor: {verdict}"
+    assert f"{' ' * 37}-> clear it" in rows.table([bad]).splitlines()
+
+
+def test_space_that_is_written_already_is_not_needed_again(tmp_path):
+    run = replace(build_run("demo"), workdir=str(tmp_path))
+    (tmp_path / "checkpoints" / "step00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step00000001" / "state").write_bytes(bytes(3 * 2**20))
+    row = folder.space_row(run, 100_000, 800_000)
+    assert row.level == "ok" and "3.0 MiB of them written: 3.9 MiB needed" in row.found
+    assert "written: 0.0 MiB needed" in folder.space_row(run, 1, 1).found
+
+
+@pytest.mark.parametrize("silent_s, level", [(0, "error"), (90, "warning")])
+def test_a_job_of_another_machine_has_the_folder_until_it_was_silent_for_long(tmp_path, silent_s, level):
+    lock = RunLock(tmp_path)
+    (tmp_path / "lock").write_text(json.dumps(lock.me | {"machine": "another"}))
+    seconds = (tmp_path / "lock").stat().st_mtime - silent_s
+    os.utime(tmp_path / "lock", (seconds, seconds))
+    (row,) = folder.lock_rows(tmp_path)
+    assert row.level == level and ("in use by" in row.found) == (level == "error")
 
 
 def test_the_teacher_is_counted_with_trainings_numbers_whatever_the_order_of_validation(tmp_path):

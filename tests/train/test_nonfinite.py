@@ -1,10 +1,19 @@
 """RUN/nonfinite: what it says of an update that was left out, and that its command repeats that update."""
 
 import json
+import logging
 import math
 import shlex
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
 
 from tests.conftest import metrics_of, run_command
+from tests.threaded import on_ranks
+from vitkd_ds.recipes import build_run
+from vitkd_ds.train.nonfinite import report_nonfinite
+from vitkd_ds.train.step import Update
 
 
 def only_file(workdir):
@@ -43,3 +52,30 @@ def test_every_ranks_terms_and_images_are_told_with_the_norms_that_were_found(ob
     assert seen["labels of its images"] == seen["labels that were seen"]
     assert len(set(map(tuple, seen["images"]["ranks"]))) == 2
     assert seen["replay"].startswith("torchrun --nproc_per_node 2 train.py --recipe=")
+
+
+def test_rank_0_alone_writes_and_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="vitkd_ds")
+    parts = SimpleNamespace(
+        run=replace(build_run("demo"), workdir=str(tmp_path)),
+        schedule=SimpleNamespace(steps_per_epoch=4, total_steps=8),
+        train_loader=SimpleNamespace(train_numbers=lambda epoch, step: [torch.tensor([epoch, step])]),
+        engine=SimpleNamespace(group_names=["all"]),
+    )
+    outcome = SimpleNamespace(group_norms=[math.inf])
+    file = tmp_path / "nonfinite" / "step00000006.json"
+
+    def said():
+        caplog.clear()
+        on_ranks(2, lambda rank: report_nonfinite(parts, Update(5, 0.1, {"ce": torch.tensor(rank)}, outcome, 0.0)))
+        return [(record.levelname, record.getMessage()) for record in caplog.records if record.name != "root"]
+
+    file.parent.touch()
+    ((level, message),) = said()
+    assert level == "WARNING" and f"update 6 could not be written to {file}: [Errno 17] File exists" in message
+    file.parent.unlink()
+    about = f"the terms, gradients and images of update 6, and how to replay it: {file}"
+    assert said() == [("INFO", about)]
+    found = json.loads(file.read_text())
+    assert found["terms"] == [{"ce": 0}, {"ce": 1}] and found["images"]["ranks"] == [[1, 1]]
+    assert (found["step"], found["epoch"], found["checkpoint"]) == (6, 1, "")

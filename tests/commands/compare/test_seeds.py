@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from tests.commands.compare.conftest import SEEDS, change, evaluated, rows_of, shown, unfinish
 from tests.conftest import metrics_of
+from vitkd_ds.commands.compare.runs import Result
+from vitkd_ds.commands.compare.seeds import WIDEST, _seeds, _with_value, settings_line
 
 
 def below(*folders):
@@ -48,6 +51,26 @@ def test_differences_are_over_the_seeds_that_both_have_with_students_interval(ru
             f"group 2 - group 1: top-1 {sign * pairs.mean():+.2f} points, 95 % interval [{low:+.2f}, {high:+.2f}], "
         )
         assert below(*first, *second)[2] == expected + "n = 2 pairs, seeds 0, 1"
+
+
+def test_lines_name_at_most_twelve_seeds_and_short_values():
+    assert _seeds(range(12)) == "seeds 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    assert _seeds(range(13)).endswith(", 11 and 1 more") and _seeds([4]) == "seed 4"
+    assert _with_value("key", {"key": 20 * "x"}) == f"key={20 * 'x'}"
+    assert _with_value("key", {"key": 21 * "x"}) == _with_value("key", {"key": ""}) == "key"
+
+
+def test_settings_of_the_whole_run_come_first_in_a_line_of_at_most_120_characters():
+    def group(**settings):
+        run = {"data": {"train": "", "val": ""}} | settings
+        return {0: Result(Path("x"), "x", {"run": run, "images": {"train": 1, "val": 1}}, [], {}, None)}
+
+    line = settings_line(2, group(a={"b": 1}, z=2, seed=3), group(a={"b": 0}, z=1))
+    assert line == "group 2 differs in: z=2, a.b=1"
+    for spare, end in ((0, "b=2"), (1, "and 1 more")):
+        key = "a" * (WIDEST - len("group 2 differs in: =1, b=2") + spare)
+        line = settings_line(2, group(**{key: 1, "b": 2}), group(**{key: 0, "b": 0}))
+        assert line.endswith(end) and len(line) == (WIDEST if not spare else len(f"group 2 differs in: {key}=1 {end}"))
 
 
 def test_one_seed_gives_no_interval_and_no_common_seed_no_difference(runs):

@@ -11,7 +11,7 @@ from vitkd_ds import cli
 from vitkd_ds.commands.plan import predict
 from vitkd_ds.commands.plan.hardware import HARDWARE, hardware_of
 from vitkd_ds.commands.plan.inputs import TrainImages, inputs_of
-from vitkd_ds.commands.plan.text import _per_node, plan_text
+from vitkd_ds.commands.plan.text import _per_node, _placement, _speed, plan_text
 from vitkd_ds.recipes import build_run
 
 INPUTS = predict.Inputs(
@@ -227,6 +227,51 @@ def test_a_node_reads_and_decodes_its_share_of_the_images_per_second(size, text)
     assert loader == ["loader cores", f"{cores:.0f}", f"{cores / 2:.1f} a GPU"]
     about = f"until the file is in memory ({text} GB, read once if there is room)"
     assert disk == ["disk", f"{per_s * size / 2 / 1e6:,.0f} MB/s", about]
+
+
+def rows_of(section):
+    """The cells of a section's rows by the first of each."""
+    lines = [line for line in section.splitlines() if line.startswith("  ")]
+    return {cells[0]: cells[1:] for cells in (re.split(" {2,}", line.strip()) for line in lines)}
+
+
+@pytest.mark.parametrize(
+    "own, length",
+    [
+        ({"epochs": 100.0}, ("100 epochs", "1.2 h")),
+        ({"epochs": 60.0}, ("60 epochs", "0.7 h")),
+        ({"epochs": 100.0, "max_steps": 72_000}, ("100 epochs", "1.2 h")),
+        ({"epochs": 100.0, "max_steps": 12_000}, ("12,000 steps", "0.19 h")),
+    ],
+)
+def test_speed_and_length_by_hand(own, length):
+    run = replace(build_run("deit_base_from_deit3_large"), global_batch_size=200, **own)
+    layout = predict.Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
+    images = TrainImages(num_images=143_999, bytes_per_image=1.0, name="", bytes_source="")
+    rows = rows_of(_speed(run, INPUTS, layout, CARD, images))
+    # 58.35 ms a step, as above; 719 steps an epoch. A GPU computes 1714 x 1e9 operations a second.
+    assert rows["images/s"] == ["3,428", "1,714 a GPU"] and rows["step"] == ["58.3 ms", "100 images x 1 a GPU"]
+    assert rows["TFLOP/s a GPU"] == ["2", "MFU 0.2% of 989.4"]
+    about = "719 steps of 200 images an epoch; without evaluations and checkpoints"
+    assert rows[length[0]] == [length[1], about] and len(rows) == 12
+
+
+def test_the_fastest_placement_that_fits_is_advised_with_what_a_shard_costs():
+    layout = predict.Layout(nodes=1, gpus_per_node=4, micro_batch=100, accumulation=1, placement="shard")
+    parts = {name: predict.memory_bytes(INPUTS, replace(layout, placement=name)) for name in ("replica", "shard")}
+    replica, shard = (sum(of_one.values()) / 2**30 for of_one in parts.values())
+    # 0.9 of a card may be filled; a shard takes 0.2 GiB less than a replica, and a shade more than what is offloaded.
+    for memory_gib, best in (
+        (replica / 0.899, "replica"),
+        (replica / 0.901, "shard"),
+        (shard / 0.901, "offload"),
+        (2, ""),
+    ):
+        text = _placement(INPUTS, layout, replace(CARD, memory_gib=memory_gib))
+        assert re.findall(r"--teacher.placement=(\w+) is the fastest that fits", text) == ([best] if best else [])
+        assert ("nothing fits" in text) is not bool(best)
+    *_, advice = _placement(INPUTS, layout, CARD).splitlines()
+    assert advice.endswith("a shard takes 4.1% longer than a replica, and -0.2 GiB")
 
 
 def test_the_text_says_when_nothing_fits():

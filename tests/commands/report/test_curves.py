@@ -1,6 +1,7 @@
 """The points of curves, and what is marked and shaded beside them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,19 @@ from tests.commands.compare.conftest import change
 from tests.commands.report.written import made
 from tests.conftest import metrics_of
 from vitkd_ds.commands.compare.runs import read_results
-from vitkd_ds.commands.report.curves import MOST_MEANS, MOST_POINTS, charts_of, marks_of, means_of, thinned
+from vitkd_ds.commands.report.curves import (
+    MOST_MEANS,
+    MOST_POINTS,
+    _drawn,
+    _shares,
+    charts_of,
+    marks_of,
+    means_of,
+    thinned,
+)
 from vitkd_ds.config.metrics import VAL_METRICS
+from vitkd_ds.config.run import as_dict
+from vitkd_ds.recipes import build_run
 
 
 def test_marks_are_restarts_kept_checkpoints_and_skipped_images(runs):
@@ -22,9 +34,32 @@ def test_marks_are_restarts_kept_checkpoints_and_skipped_images(runs):
     (result,) = read_results([str(run)])
     marks = marks_of(result)
     assert [mark["step"] for mark in marks if mark["kind"] == "restart"] == [7]
+    kept = [mark["text"] for mark in marks if mark["kind"] == "checkpoint"]
+    assert [text.removesuffix(", the best") for text in kept] == ["checkpoint step00000007", "checkpoint step00000014"]
+    assert sum(text.endswith(", the best") for text in kept) == 1
     skipped = [(mark["step"], mark["text"]) for mark in marks if mark["kind"] == "skipped"]
     # A restart counts anew, so a lower count is no news.
     assert skipped == [(3, "2 images skipped so far"), (5, "5 images skipped so far"), (7, "1 images skipped so far")]
+
+
+def test_restarts_are_every_start_but_a_first_one_at_step_0():
+    def texts(**config):
+        return [mark["text"] for mark in marks_of(made(folder="none", **config))]
+
+    assert texts(starts=[{"step": 0, "time": "a"}, {"step": 0, "time": "b"}]) == ["went on at step 0 b"]
+    assert texts(starts=[{"step": 5, "time": "a"}]) == ["went on at step 5 a"], "an earlier version began the run"
+    assert texts(starts=["damaged", {"step": "x"}, {"step": 6}]) == ["went on at step 6"]
+    assert texts(resumed_step=3) == ["went on at step 3"] and texts(resumed_step=0) == texts() == []
+
+
+def test_parts_of_the_total_follow_the_weights_of_their_step():
+    run = build_run("demo")
+    losses = replace(run.losses, nkd=replace(run.losses.nkd, weight=2.0, schedule="linear"))
+    lines = [{"step": step, "total": 4.0, "ce": 1.0, "nkd": 1.0} for step in (1, 6, 11)]
+    shares = _shares(made(lines, run=as_dict(replace(run, losses=losses)), plan={"total_steps": 11}))
+    parts = {series.name: series.values for series in shares.series}
+    # A weight of 2, 1 and 0: it is that of the updates before a step.
+    assert parts == {"ce": [25, 25, 25], "nkd": [50, 25, 0]}
 
 
 def test_the_healthy_range_of_the_gradient_is_that_of_the_clipping(runs):
@@ -101,5 +136,6 @@ def test_means_are_of_equal_stretches_and_only_long_curves_have_them(runs):
     assert total()["means"] == total()["mean_steps"] == []
     lines = [{"step": step, "total": 1.0 + step % 2} for step in range(1, 401)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [len(_drawn(0, "", points[:number]).means) for number in (200, 201)] == [0, MOST_MEANS]
     assert total()["means"] == [1.5] * MOST_MEANS and total()["mean_steps"][:2] == [2.5, 6.5]
     assert total()["values"] == [line["total"] for line in lines]

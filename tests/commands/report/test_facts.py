@@ -24,6 +24,7 @@ def test_differences_to_the_recipe_versions_and_starts_are_said(runs):
     text = written(runs / "plain")
     settings = {row[0]: row[1:] for row in Page(text).tables["settings"][1:]}
     assert settings["optim.lr"] == ["0.0015", "0.002"] and settings["max_steps"] == ["4", "14"]
+    assert [*settings] == sorted(settings)
     assert settings["data.train"][0] == "demo" and "workdir" not in settings and "optim.betas" not in settings
     config = json.loads((runs / "plain" / "config.json").read_text())
     for words in (f"torch {config['versions']['torch']}", config["git_commit"], "none: plain training"):

@@ -34,6 +34,8 @@ def test_every_link_leads_to_its_section_and_every_class_has_a_rule(runs):
     used = {name for names in re.findall(r'\bclass="([^"]*)"', markup) for name in names.split()}
     rules = re.sub(r"\{[^}]*\}", "", (FOLDER / "page.css").read_text())
     assert used - {*re.findall(r"\.([a-z]\w*)", rules)} == set()
+    legend = re.search(r'<div class="legend">(.*?)</div>', page)[1]
+    assert legend == "<span>┆ the run went on after a stop</span><span>▲ a checkpoint that is kept</span>(of taught)"
     assert {"key", "swatch", "tile", "sorts", "settings", "confusion"} <= used
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from scipy import stats
 from tests.conftest import run_command
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.sweep.curves import curve_of, draw
-from vitkd_ds.commands.sweep.members import members_of
+from vitkd_ds.commands.sweep.members import _name, members_of
 from vitkd_ds.commands.sweep.run import run_missing
 from vitkd_ds.commands.sweep.table import markdown, rows_of
 
@@ -30,6 +31,7 @@ SMALL = [
     "--eval_every_epochs=0.01",
 ]
 SWEEP = ["vitkd-ds", "sweep", "--recipes", "demo_plain", "--grid.optim.lr=1e-3,2e-2", *SMALL]
+WITHOUT_LABELS = {"data.labels": "ignore", "data.num_classes": "0", "losses.ce.weight": "0", "losses.nkd.weight": "0"}
 NAMES = ["demo_plain,optim.lr=1e-3", "demo_plain,optim.lr=2e-2"]
 
 
@@ -145,9 +147,9 @@ def test_class_folders_are_packed_once_before_the_runs(tmp_path):
 def test_each_job_has_its_own_cpus_and_one_gpu(monkeypatch):
     from vitkd_ds.commands.sweep import run
 
-    monkeypatch.setattr(os, "listdir", lambda folder: ["nvidia0", "nvidia1", "nvidiactl", "null"])
+    monkeypatch.setattr(os, "listdir", lambda folder: ["nvidia10", "nvidia2", "nvidia0", "nvidiactl", "null"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert run._gpus() == ["0", "1"]
+    assert run._gpus() == ["0", "2", "10"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert run._gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
@@ -163,6 +165,8 @@ def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_pa
     blocks = members_of(["demo"], 1, tmp_path, {"grid.losses.vitkd.blocks": "(0,1),(1,2)"})
     assert [member.run.losses.vitkd.blocks for member in blocks] == [(0, 1), (1, 2)]
     assert list(tmp_path.iterdir()) == []
+    names = {"demo": "demo", "runs/x.json": "x", "./x.json": "x", "runs/first/config.json": "first"}
+    assert {recipe: _name(recipe) for recipe in names} == names
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,7 @@ def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_pa
         (["demo"], 1, {"grid.workdir": "a,b"}, "--grid.workdir must not be given to a sweep"),
         (["demo"], 1, {"grid.optim.lr": ""}, "--grid.optim.lr must have values"),
         (["demo"], 0, {}, "needs a recipe and a seed"),
+        (["demo"], 1, WITHOUT_LABELS, "must have a top-1, found data.labels=ignore in demo"),
         ([], 1, {}, "needs a recipe and a seed"),
         (["demo"], 1, {"grid.optim.lr": "1", "optim.lr": "2"}, "found it and --grid.optim.lr"),
     ],
@@ -219,6 +224,20 @@ def test_differences_are_over_the_seeds_that_both_have_and_one_seed_has_no_inter
     assert len({len(line) for line in lines}) == 1 and "+3.50" in lines[3]
 
 
+def test_the_table_by_hand():
+    rows = rows_of({"a": results_of({0: 50.0, 1: 60.0}), "name": {0: result_of(51.0, (10, 30))}})
+    assert markdown(rows).splitlines() == [
+        "| runs |  n | top-1 % |   95 % interval | difference | 95 % interval |           p | time |",
+        "| ---- | -: | ------: | --------------: | ---------: | ------------: | ----------: | ---: |",
+        "| a    |  2 |   55.00 | [-8.53, 118.53] |            |               |             |  5 s |",
+        "| name |  1 |   51.00 |     n too small |      +1.00 |   n too small | n too small |  8 s |",
+    ]
+    assert [row.seconds for row in rows] == [5, 7.5]
+    unknown = replace(result_of(50.0), summary=None)
+    (row,) = rows_of({"a": {0: unknown}})
+    assert row.seconds is None and markdown([row]).endswith("|      |")
+
+
 def test_equal_differences_are_too_few_to_test_and_no_certainty():
     first, second, third = {0: 50.2, 1: 60.6, 2: 70.4}, {0: 51.4, 1: 61.8, 2: 71.6}, {0: 51.4, 1: 61.8, 2: 71.8}
     rows = rows_of({"a": results_of(first), "b": results_of(second), "c": results_of(third)})
@@ -254,6 +273,7 @@ def test_curves_are_means_with_bands_at_the_epochs_that_all_seeds_have():
     (axes,) = draw({"first": by_seed, "second": {0: result_of(7.0)}}).axes
     assert [line.get_label() for line in axes.lines] == ["first", "second"]
     assert list(axes.lines[0].get_ydata()) == means and len(axes.collections) == 2
+    assert axes.xaxis.get_gridlines()[0].get_visible() and axes.yaxis.get_gridlines()[0].get_visible()
     assert curve_of({}) == ([], [], [], [])
     equal = {0: result_of(20.0), 1: result_of(20.0)}
     assert curve_of(equal) == ([1.0, 2.0], [10, 20], [10, 20], [10, 20])
