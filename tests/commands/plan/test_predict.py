@@ -240,6 +240,7 @@ def rows_of(section):
     [
         ({"epochs": 100.0}, ("100 epochs", "1.2 h")),
         ({"epochs": 60.0}, ("60 epochs", "0.7 h")),
+        ({"epochs": 900.0}, ("900 epochs", "10.5 h")),
         ({"epochs": 100.0, "max_steps": 72_000}, ("100 epochs", "1.2 h")),
         ({"epochs": 100.0, "max_steps": 12_000}, ("12,000 steps", "0.19 h")),
     ],
