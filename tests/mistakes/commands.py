@@ -60,6 +60,8 @@ MISTAKES = {
             "loss_s + others_s => loss_s": OTHERS,
             "... + others_flops => ... + 0": OTHERS,
             "... + loss_bytes + others_bytes => ... + loss_bytes": OTHERS,
+        },
+        "_others_cost": {
             "_others(run).values() => list(_others(run).values())[:0]": OTHERS,
         },
         "_gathered_modules": {

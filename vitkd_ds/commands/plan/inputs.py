@@ -88,21 +88,11 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         pair = pairs[teacher_of(term, pairs)]
         loss_bytes = term.cost.bytes_per_patch * student.patch_embed.num_patches * pair.teacher_dim
         loss_s = hardware.slower * known.LOSS.seconds * (pair.teacher_dim / known.LOSS_DIM) ** 2
-    costs = [
-        term_cost(term, pairs[teacher_of(term, pairs)], num_classes=run.data.num_classes)
-        for term in _others(run).values()
-    ]
-    others_flops = sum(flops for flops, _ in costs)
-    others_bytes = sum(size for _, size in costs)
+    others_flops, others_bytes = _others_cost(run, pairs)
     others_s = others_flops / (ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e12)
-    # What a whole step takes beyond its parts alone: the update, and launches and hooks, which no GPU work hides.
-    beyond_s = known.STEP_IMAGES * (known.STEP.seconds - sum(part.seconds for part in known.STEP_PARTS))
-    beyond_s -= known.UPDATE_MS / 1e3
-    hooks_s = known.STEP_IMAGES * (known.SHARD.seconds - known.REPLICA.seconds)
-    # Those were measured with one parameter a weight; flat ones make them shorter as they do on a CPU.
     gathered = {name: _gathered_modules(teacher) for name, teacher in teachers.items()}
     num_gathered = sum(map(len, gathered.values()))
-    hooks_s *= known.FLAT_GATHERS * num_gathered / known.SHARD_BLOCKS
+    host_s, shard_host_s = _host_seconds(num_gathered)
     checkpointed = run.student.checkpoint_activations
     step_flops = shapes.step_flops(student, [(teachers[name], sizes[name]) for name in teachers], loss, image_size=size)
     bytes_per_value = shapes.IMAGE_BYTES_PER_VALUE + shapes.MORE_BYTES_PER_VALUE * (len(teachers) - 1)
@@ -113,9 +103,9 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         student_s=student_rate.seconds * (4 / 3 if checkpointed else 1),
         loss_s=loss_s + others_s,
         others_s=others_s,
-        host_s=beyond_s * known.FLAT_BACKWARD,
+        host_s=host_s,
         update_s=known.UPDATE_MS / 1e3 * known.FLAT_UPDATE,
-        shard_host_s=hooks_s,
+        shard_host_s=shard_host_s,
         flops=step_flops + others_flops,
         trained_params=num_parameters(distiller),
         teacher_params=sum(map(num_parameters, teachers.values())),
@@ -131,6 +121,26 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         teacher_source="; ".join(source for _, source in rates.values()),
         student_source=student_source,
     )
+
+
+def _host_seconds(num_gathered: int) -> tuple[float, float]:
+    """Return a step's seconds of launches that no GPU work hides, and those of hooks of so many gathered modules."""
+    # What a whole step takes beyond its parts alone: the update, and launches and hooks.
+    beyond_s = known.STEP_IMAGES * (known.STEP.seconds - sum(part.seconds for part in known.STEP_PARTS))
+    beyond_s -= known.UPDATE_MS / 1e3
+    hooks_s = known.STEP_IMAGES * (known.SHARD.seconds - known.REPLICA.seconds)
+    # Those were measured with one parameter a weight; flat ones make them shorter as they do on a CPU.
+    hooks_s *= known.FLAT_GATHERS * num_gathered / known.SHARD_BLOCKS
+    return beyond_s * known.FLAT_BACKWARD, hooks_s
+
+
+def _others_cost(run: Run, pairs: dict[str, Any]) -> tuple[float, float]:
+    """Return FLOPs and bytes of an image of the active terms whose speed was not measured."""
+    costs = [
+        term_cost(term, pairs[teacher_of(term, pairs)], num_classes=run.data.num_classes)
+        for term in _others(run).values()
+    ]
+    return sum(flops for flops, _ in costs), sum(size for _, size in costs)
 
 
 def _measured(run: Run) -> dict[str, Term]:
