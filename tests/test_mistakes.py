@@ -34,7 +34,7 @@ def test_the_page_has_the_number_of_them():
     mistakes = list(all_mistakes())
     known = sum(bool(mistake.reason) for mistake in mistakes)
     text = (ROOT / "docs" / "tested.md").read_text()
-    assert f"Of {len(mistakes)} mistakes {len(mistakes) - known} were noticed" in text and f"{known} survive" in text
+    assert f"The list has {len(mistakes)} mistakes" in text and f"{known} survive" in text
 
 
 def test_each_mistake_matches_once_and_changes_the_tree_and_its_test_is_there():
