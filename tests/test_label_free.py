@@ -30,7 +30,7 @@ from vitkd_ds.train.evaluate import evaluate_features
 from vitkd_ds.train.parts import open_knn
 
 CPU = torch.device("cpu")
-WORKING = "vitkd, vkd, spectral, feature, relation"
+WORKING = "vitkd, vkd, spectral, feature, relation, attention"
 
 
 def options(workdir, data, *more):
@@ -174,7 +174,7 @@ def test_the_cosines_are_those_of_the_trained_adapters(runs, monkeypatch):
     feature = Feature(build_run("demo_label_free").losses.feature, PairInfo(64, 128, (7, 7), (7, 7))).eval()
     # The last weights in bf16, where the run has their average, which follows them closely.
     feature.load_state_dict({name[8:]: each for name, each in module.items() if name.startswith("feature.")})
-    asked = partial(evaluate_features, watch=[feature.metrics])
+    asked = partial(evaluate_features, watch={"teacher": [feature.metrics]})
     monkeypatch.setattr("vitkd_ds.commands.evaluate.evaluate_features", asked)
     found = evaluate_exported(str(runs / "none"))
     for name in ("cosine", "cosine_patches"):
