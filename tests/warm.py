@@ -160,6 +160,7 @@ def _reset(environ: Mapping[str, str]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen has set both to their defaults
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     faulthandler.disable()
+    sys.excepthook = sys.__excepthook__  # each process group of this process adds one more prefix to every line
     atexit._clear()
     weakref.finalize._registry.clear()
     weakref.finalize._registered_with_atexit = False

@@ -17,12 +17,13 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds.commands.pack import OPTIONS as PACK_OPTIONS
 from vitkd_ds.commands.pack.adopt import adopt, check
-from vitkd_ds.commands.pack.folders import pack_folders
+from vitkd_ds.commands.pack.folders import pack_folders, packed_or_exit
 from vitkd_ds.commands.parse import command, parse_run, train_help
 from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.overrides import nearest
-from vitkd_ds.config.run import Run, as_dict
+from vitkd_ds.config.run import as_dict
 from vitkd_ds.recipes import RECIPES
 from vitkd_ds.train import console, signals, watchdog
 
@@ -87,7 +88,7 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
         return
     check_workdir(run)
     console.secure("stdout")
-    run = _with_packed_folders(run)
+    run = packed_or_exit(run)
     from vitkd_ds.engine.processes import leave
     from vitkd_ds.train.loop import train as train_run
     from vitkd_ds.train.step import NonFiniteError
@@ -103,27 +104,11 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     leave()
 
 
-def _with_packed_folders(run: Run) -> Run:
-    """The run that reads .betons where its data are class folders, which are packed at their first use."""
-    try:
-        return pack_folders(run)
-    except RuntimeError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped before the images were packed; the same command goes on", file=sys.stderr)
-        sys.exit()
-
-
 @command()
 def recipes() -> None:
     """List the recipes, each with what it trains."""
     for name, recipe in RECIPES.items():
         print(f"{name:{max(map(len, RECIPES))}}  {recipe.__doc__.splitlines()[0]}")
-
-
-PACK_OPTIONS = dict.fromkeys(("passthrough", "restart_markers", "shuffle", "skip_bad", "restart"), bool)
-PACK_OPTIONS |= dict.fromkeys(("max_resolution", "short_side", "quality", "workers"), int)
-PACK_OPTIONS |= dict.fromkeys(("write_mode", "labels", "classes", "split"), str)
 
 
 @command("SRC DST", **PACK_OPTIONS)

@@ -286,10 +286,8 @@ def test_a_sum_over_ranks_is_judged_by_what_the_devices_can_do():
 
 
 NO_COMPILER = """
-import torch
-from vitkd_ds.commands.doctor.machine import compiler_row
-row = compiler_row(torch.device("cpu"))
-print(row.level, row.advice)
+import torch; from vitkd_ds.commands.doctor.machine import compiler_row
+row = compiler_row(torch.device("cpu")); print(row.level, row.advice)
 """
 
 

@@ -4,8 +4,12 @@ An installed package names them in the groups `vitkd_ds.losses`, `vitkd_ds.teach
 `vitkd_ds.sources`. A run stores their names only, so no stored file can make a command import code.
 """
 
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
+from keyword import iskeyword
 from typing import Any
+
+from vitkd_ds.config.term import Term
 
 
 def installed(kind: str) -> list[EntryPoint]:
@@ -35,3 +39,32 @@ def load(point: EntryPoint) -> Any:
         raise ValueError(
             f"{described(point)} does not load: {type(error).__name__}: {error}. Fix or remove the package."
         ) from error
+
+
+def find_terms(taken: Collection[str]) -> tuple[dict[str, type[Term]], list[str]]:
+    """Return the loss terms of other installed packages by name, and an error message for each that cannot be added.
+
+    Args:
+        taken: names that no term of another package may have.
+    """
+    terms: dict[str, type[Term]] = {}
+    problems = []
+    # In the order of their names: parameters follow it, and every node and every later start must cut them alike.
+    for point in installed("losses"):
+        where = described(point)
+        if point.name in (*taken, *terms) or not point.name.isidentifier() or iskeyword(point.name):
+            problems.append(f"a term of another package must have a name of its own, found {where}: rename it")
+            continue
+        try:
+            term = point.load()
+            if not (isinstance(term, type) and issubclass(term, Term)):
+                raise TypeError(f"{term!r} is no dataclass of vitkd_ds.config.term.Term")
+            term()
+        except Exception as error:  # whatever another package does wrong
+            problems.append(
+                f"a term of another package must load and have defaults, found {type(error).__name__}: {error} of "
+                f"{where}: mend or remove the package"
+            )
+            continue
+        terms[point.name] = term
+    return terms, problems

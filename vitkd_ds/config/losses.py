@@ -5,7 +5,6 @@ Nothing here imports torch: a term names its module, and says what it compares a
 """
 
 from dataclasses import field, replace
-from keyword import iskeyword
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
@@ -256,33 +255,8 @@ class Losses(Part, place="losses"):
         return needs
 
 
-def _add_terms_of_others() -> None:
-    """Add the terms of other installed packages to TERMS; what cannot be added is refused by `check_run`, as a command
-    says it then in a sentence."""
-    # In the order of their names: parameters follow it, and every node and every later start must cut them alike.
-    for point in entry_points.installed("losses"):
-        where = entry_points.described(point)
-        if point.name in (*TERMS, *NAMES_TAKEN) or not point.name.isidentifier() or iskeyword(point.name):
-            BAD_ENTRY_POINTS.append(f"a term of another package must have a name of its own, found {where}: rename it")
-            continue
-        try:
-            term = point.load()
-            if not (isinstance(term, type) and issubclass(term, Term)):
-                raise TypeError(f"{term!r} is no dataclass of vitkd_ds.config.term.Term")
-            term()
-        except Exception as error:  # whatever another package does wrong
-            BAD_ENTRY_POINTS.append(
-                f"a term of another package must load and have defaults, found {type(error).__name__}: {error} of "
-                f"{where}: mend or remove the package"
-            )
-            continue
-        TERMS[point.name] = term
-
-
 NAMES_TAKEN = ("student", "balance", "blocks", "forward", "maps", "parts", "training", *dir(Losses))
 """Names of a `Distiller` and of `Losses` that no term may have."""
-BAD_ENTRY_POINTS: list[str] = []
-"""What is wrong with terms of other packages."""
 TERMS: dict[str, type[Term]] = {
     "ce": CrossEntropyTerm,
     "kd": KDTerm,
@@ -299,7 +273,9 @@ TERMS: dict[str, type[Term]] = {
     "attention": AttentionTerm,
 }
 """Every term by its name, in the order in which the log shows them."""
-_add_terms_of_others()
+_OTHERS, BAD_ENTRY_POINTS = entry_points.find_terms({*TERMS, *NAMES_TAKEN})
+"""Terms of other installed packages, and what is wrong with those that cannot be added: `check_run` says it."""
+TERMS |= _OTHERS
 
 _FIELDS = {"__annotations__": TERMS, "__module__": __name__, "__doc__": Losses.__doc__}
 LossesConfig = dataclass(frozen=True)(

@@ -33,14 +33,14 @@ from vitkd_ds.train import signals
 PROGRAM = """
 import sys
 from dataclasses import replace
-from vitkd_ds.commands.pack.folders import pack_folders
+from vitkd_ds.commands.pack.folders import packed_or_exit
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train import console, signals
 signals.listen()
 console.install()
 run = build_run("demo_plain")
 data = replace(run.data, train=sys.argv[1], val=sys.argv[2], num_classes=int(sys.argv[3]))
-found = pack_folders(replace(run, data=data))
+found = packed_or_exit(replace(run, data=data))
 print("RESULT", found.data.train, found.data.val, "torch" in sys.modules, flush=True)
 """
 
@@ -248,8 +248,8 @@ def test_a_run_that_is_ended_while_it_packs_goes_on_with_it(tmp_path, caplog, st
     (process,) = start(src, "0")
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     said = end(process, workers, number)
-    assert process.returncode != 0 and not (tmp_path / "images.beton").exists()
-    assert number == signal.SIGKILL or "are kept in" in said
+    assert process.returncode == (-9 if number == signal.SIGKILL else 0) and not (tmp_path / "images.beton").exists()
+    assert number == signal.SIGKILL or "are kept in" in said and "the same command goes on" in said
     feed(src)
     assert packed(src, num_classes=2)[0] == f"{src}.beton"
     assert "continuing" in caplog.text and check_beton(f"{src}.beton").num_images == 202

@@ -8,6 +8,7 @@ there is something to pack.
 import logging
 import shlex
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,17 @@ logger = logging.getLogger(__name__)
 POLL_S, SAY_S, PATIENCE_S = 1.0, 60.0, 600.0
 """Seconds between two looks at what another process packs, between two lines about it, and without any growth before it
 is given up."""
+
+
+def packed_or_exit(run: Run) -> Run:
+    """Return the run that reads .betons, as `pack_folders` does; exit if a worker failed or a signal came."""
+    try:
+        return pack_folders(run)
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        logger.warning("stopped before the images were packed; the same command goes on")
+        sys.exit()
 
 
 def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
