@@ -26,6 +26,7 @@ from vitkd_ds.checkpoint.files import write_json
 from vitkd_ds.checkpoint.folder import flattened
 from vitkd_ds.config import entry_points
 from vitkd_ds.config.reading import load_json
+from vitkd_ds.config.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +61,19 @@ def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, An
         for point in entry_points.installed("trackers")
     }
     kinds |= {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
-    return [_Forgiving(name, partial(kinds[name], workdir, settings)) for name in names if name in kinds]
+    opened = [name for name in names if name in kinds]
+    # All ranks wait for the first, so all trackers together may take half of what the watchdog allows.
+    most_s = 30 * settings.get("timeout_minutes", Run.timeout_minutes) / max(1, len(opened))
+    return [_Forgiving(name, partial(kinds[name], workdir, settings), most_s) for name in opened]
 
 
 class _Forgiving:
-    """A tracker that warns once where another would raise, and does nothing from then on."""
+    """A tracker that warns once where another would raise or takes more than `most_s` seconds, and does nothing from
+    then on."""
 
-    def __init__(self, name: str, build: Callable[[], Tracker]) -> None:
+    def __init__(self, name: str, build: Callable[[], Tracker], most_s: float) -> None:
         self._name = name
+        self._most_s = most_s
         self._tracker = self._attempt(build, 2 * START_S)
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
@@ -83,7 +89,7 @@ class _Forgiving:
             # The packages have limits of their own, but a server that sends a byte now and then outlasts those, and
             # trackio with a login waits for the hub without end. Their advice on stdout does not fit a run.
             with redirect_stdout(io.StringIO()):
-                return within(limit_s, function)
+                return within(min(limit_s, self._most_s), function)
         except Exception as error:  # any kind: these packages raise their own, and those of what they are built on
             self._tracker = None
             logger.warning(
