@@ -230,6 +230,7 @@ def _reset_torch(environ: Mapping[str, str]) -> None:
 
     torch.set_num_threads(int(environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     torch.set_grad_enabled(True)
+    torch._dynamo.reset()  # a size that this process saw vary would be a variable in the child
     torch.seed()
     numpy.random.seed()
 

@@ -1,0 +1,27 @@
+"""Forked programs start as new ones: nothing that this process compiled or hooked reaches them."""
+
+import subprocess
+import sys
+
+import torch
+
+COMPILE = """
+import sys
+
+import torch
+
+def note(graph, inputs):
+    print([tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)], len(inputs))
+    return graph
+
+torch.compile(torch.nn.functional.normalize, backend=note)(torch.ones(5, 4))
+print(sys.excepthook is sys.__excepthook__)
+"""
+
+
+def test_sizes_that_varied_here_and_hooks_set_here_are_unknown_to_a_child(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", lambda *error: None)
+    for size in (2, 3):
+        torch.compile(torch.nn.functional.normalize, backend="eager")(torch.ones(size, 4))
+    done = subprocess.run([sys.executable, "-c", COMPILE], text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines() == ["[(5, 4)] 1", "True"]
