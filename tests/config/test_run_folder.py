@@ -107,7 +107,7 @@ def test_a_file_of_a_run_must_have_its_keys_with_their_types(tmp_path, text, fou
 
 @pytest.mark.parametrize("content, advice", [
     ({"model_type": "vit", "architectures": ["ViTForImageClassification"]},
-     r"a model folder of transformers \(ViTForImageClassification\), .*--teacher.checkpoint hub"),
+     r"a model folder of transformers \(vit\), .*--teacher.checkpoint hub"),
     ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}},
      "a model folder of timm: for a teacher, pass --teacher.model vit_tiny_patch16_224 and --teacher.checkpoint .*"),
 ])  # fmt: skip

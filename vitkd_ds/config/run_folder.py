@@ -91,7 +91,7 @@ def find_student(source: str | Path) -> Path:
         folder = folder / CHECKPOINTS / tag
     for file in student_files(folder):
         if not file.is_file():
-            advice = hub_folder.advice_for(folder)
+            advice = hub_folder.advice_for(folder / CONFIG)
             raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {file}{advice}")
     return folder
 
@@ -99,15 +99,15 @@ def find_student(source: str | Path) -> Path:
 def student_files(folder: Path) -> tuple[Path, Path]:
     """Return the weights and the description of the student in a folder: of a run, or of an export for the hub."""
     ours = folder / STUDENT, folder / DESCRIPTION
-    if ours[0].is_file() or not hub_folder.description_of(folder):
+    if ours[0].is_file() or not hub_folder.description_of(folder / CONFIG):
         return ours
-    return folder / hub_folder.WEIGHTS, folder / hub_folder.CONFIG
+    return folder / hub_folder.WEIGHTS, folder / CONFIG
 
 
 def read_description(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Read the description of the student in a folder, which must hold `keys`; raises what `read_json` raises."""
     file = student_files(folder)[1]
-    return read_json(file, keys) if file.name == DESCRIPTION else hub_folder.description_of(folder)
+    return read_json(file, keys) if file.name == DESCRIPTION else hub_folder.description_of(folder / CONFIG)
 
 
 def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
@@ -194,7 +194,7 @@ def description_beside(weights: Path) -> dict[str, Any]:
     """
     path = weights.with_suffix(".json")
     if not path.is_file():
-        return hub_folder.description_of(weights.parent) if weights.name == hub_folder.WEIGHTS else {}
+        return hub_folder.description_of(weights.with_name(CONFIG)) if weights.name == hub_folder.WEIGHTS else {}
     try:
         found = load_json(path)
     except ValueError as error:
