@@ -71,3 +71,11 @@ def test_tables_fit_a_page_of_1280_pixels(site, browser):  # noqa: F811
         lambda driver: driver.find_elements("css selector", ".md-typeset__scrollwrap"),
     )
     assert browser.execute_script(wide) == []
+
+
+def test_the_results_of_the_first_page_are_whole_at_1280_pixels(site, browser):  # noqa: F811
+    browser.set_window_size(1280, 900)
+    browser.get((site / "index.html").as_uri())
+    find = "[...document.querySelectorAll('pre code')].find((code) => code.innerText.includes('student top-1'))"
+    cut = f"const table = {find}; return table.scrollWidth - table.clientWidth"
+    assert browser.execute_script(cut) == 0

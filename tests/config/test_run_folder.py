@@ -103,3 +103,20 @@ def test_a_file_of_a_run_must_have_its_keys_with_their_types(tmp_path, text, fou
         folder.read_json(file, {"a": int, "b.c": list})
     file.write_text('{"a": 1, "b": {"c": []}}')
     assert folder.read_json(file, {"a": int, "b.c": list}) == {"a": 1, "b": {"c": []}}
+
+
+@pytest.mark.parametrize("content, advice", [
+    ({"model_type": "vit", "architectures": ["ViTForImageClassification"]},
+     r"a model folder of transformers \(vit\), .*--teacher.checkpoint hub"),
+    ({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}},
+     "a model folder of timm: for a teacher, pass --teacher.model vit_tiny_patch16_224 and --teacher.checkpoint .*"),
+])  # fmt: skip
+def test_a_foreign_model_folder_is_named_and_leads_to_the_option(tmp_path, content, advice):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=f"found no .*student.safetensors. It is {advice}"):
+        folder.find_weights(str(tmp_path), "teacher.checkpoint")
+    assert folder.description_beside(tmp_path / "model.safetensors") == {}
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="found no .*student.safetensors$"):
+        folder.find_student(tmp_path)

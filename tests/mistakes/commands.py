@@ -177,7 +177,7 @@ MISTAKES = {
         "_rows": {
             "own.student == own.teacher => own.student == own.label": SLOW_COUNT,
         },
-        "_difference": {
+        "difference": {
             "100 * (gained - lost) / len(right) => 100 * (lost - gained) / len(right)": (
                 f"{CLASSES}the_classes_that_gained_and_lost_most_are_those_against_the_other_run"
             ),

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.models import VisionTransformer
 
 from tests.models.families import FAMILIES, source_model
 from vitkd_ds.config.run import DataConfig, TeacherConfig
@@ -194,3 +195,30 @@ def test_each_family_loads_from_each_format_with_identical_logits(tmp_path, fami
     images_BCHW = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(teacher(images_BCHW), source(images_BCHW))
+
+
+def torchvision_state():
+    return VisionTransformer(32, 8, num_layers=2, num_heads=3, hidden_dim=48, mlp_dim=192, num_classes=5).state_dict()
+
+
+# As transformers 4 names them.
+TRANSFORMERS = (
+    "vit.embeddings.cls_token",
+    "vit.embeddings.patch_embeddings.projection.weight",
+    "vit.encoder.layer.0.attention.attention.query.weight",
+)
+
+
+@pytest.mark.parametrize("library, state", [
+    ("torchvision", torchvision_state()), ("transformers", {name: torch.zeros(1) for name in TRANSFORMERS}),
+])  # fmt: skip
+def test_a_file_of_another_library_is_named_with_what_to_give_instead(tmp_path, library, state):
+    save_file(state, tmp_path / "foreign.safetensors")
+    name, args = FAMILIES["deit"]
+    config = TeacherConfig(model=name, model_args=args, checkpoint=str(tmp_path / "foreign.safetensors"))
+    data = DataConfig(train="demo", val="demo", image_size=32, num_classes=5)
+    with pytest.raises(ValueError, match=f"The file is of a {library} model, .* --teacher.checkpoint hub"):
+        build_teacher(config, data)
+    save_file({"odd": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="Give its own file"):
+        build_teacher(config, data)

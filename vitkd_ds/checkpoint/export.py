@@ -1,6 +1,5 @@
 """Exported students: write one, find one, copy one out of a run."""
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,7 +11,17 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from vitkd_ds.checkpoint.files import write_json, write_whole
-from vitkd_ds.config.run_folder import CHECKPOINTS, DESCRIPTION, STUDENT, find_student, newest, pointer, read_student
+from vitkd_ds.config.run_folder import (
+    CHECKPOINTS,
+    DESCRIPTION,
+    STUDENT,
+    find_student,
+    newest,
+    pointer,
+    read_description,
+    read_student,
+    student_files,
+)
 from vitkd_ds.models.weights import load_tensors
 
 
@@ -73,7 +82,7 @@ def export_student(source: str, destination: str, *, which: str = "last", half: 
     target = Path(destination)
 
     def read(folder: Path) -> tuple[dict[str, Tensor], Any]:
-        return read_weights(folder, half=half), json.loads((folder / DESCRIPTION).read_text())
+        return read_weights(folder, half=half), read_description(folder, {})
 
     student = read_student(lambda: find_source(source, which), read)
     with new_folder(target) as temporary:
@@ -83,4 +92,4 @@ def export_student(source: str, destination: str, *, which: str = "last", half: 
 
 def read_weights(folder: Path, *, half: bool) -> dict[str, Tensor]:
     """Weights of an exported student under timm's names; with `half` in fp16."""
-    return {name: weight.half() if half else weight for name, weight in load_tensors(folder / STUDENT).items()}
+    return {name: weight.half() if half else weight for name, weight in load_tensors(student_files(folder)[0]).items()}

@@ -19,13 +19,13 @@ from vitkd_ds.commands.show import one_line
 from vitkd_ds.config.run import DataConfig, Run
 from vitkd_ds.config.run_folder import (
     CONFIG,
-    DESCRIPTION,
     EXPORTED,
     STUDENT,
     find_student,
-    read_json,
+    read_description,
     read_run,
     read_student,
+    student_files,
 )
 from vitkd_ds.data.images import crops_of
 from vitkd_ds.data.order import SAMPLE_DTYPE
@@ -64,7 +64,7 @@ class Exported:
     def build(self) -> nn.Module:
         """Build it in fp32 on the CPU."""
         find = partial(find_student, self.source)
-        return read_student(find, lambda folder: build.build_exported(self.description, folder / STUDENT))
+        return read_student(find, lambda folder: build.build_exported(self.description, student_files(folder)[0]))
 
     def model(self) -> nn.Module:
         """Build it in fp32 on this machine's first device."""
@@ -79,9 +79,10 @@ class Exported:
 def open_exported(student: str) -> Exported:
     """Find the exported student that a run folder, checkpoint or export means; raises ValueError if there is none."""
     find = partial(find_student, student)
-    folder, description = read_student(find, lambda folder: (folder, read_json(folder / DESCRIPTION, EXPORTED)))
+    folder, description = read_student(find, lambda folder: (folder, read_description(folder, EXPORTED)))
     # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
-    beside = [place for place in (folder, folder.parent.parent) if (place / CONFIG).is_file()]
+    places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # the hub's config.json is no run
+    beside = [place for place in places if (place / CONFIG).is_file()]
     return Exported(student, folder, description, read_run(beside[0]) if beside else None, next(iter(beside), None))
 
 

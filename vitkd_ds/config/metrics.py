@@ -130,6 +130,7 @@ VAL_METRICS = {
         unit="%",
         digits=2,
         chart="k-NN top-1",
+        tile="k-NN top-1",
         summary="knn_top1",
     ),
     "probe_top1": Metric(unit="%", digits=2),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
+from vitkd_ds.config import hub_folder
 from vitkd_ds.config.overrides import from_dict
 from vitkd_ds.config.reading import NOT_THERE, Unreadable, load_json, patiently
 from vitkd_ds.config.run import Run
@@ -75,22 +76,38 @@ def find_student(source: str | Path) -> Path:
     """The folder with student.safetensors and student.json that `source` means: an export, a checkpoint, or a run.
 
     RUN/best and RUN/latest, or RUN/checkpoints/best and .../latest, are the checkpoints that these pointers name. A run
-    that is not finished means its newest checkpoint. The path of the file student.safetensors is its folder.
+    that is not finished means its newest checkpoint. The path of the file of weights is its folder. An export may have
+    the hub's format.
 
     Raises:
         ValueError: one of the two files is not there.
     """
     source = Path(source)
-    folder = source.parent if source.name == STUDENT else source
+    folder = source.parent if source.name in (STUDENT, hub_folder.WEIGHTS) else source
     if folder.name in POINTERS and not folder.is_dir():
         checkpoints = folder.parent if folder.parent.name == CHECKPOINTS else folder.parent / CHECKPOINTS
         folder = checkpoints / (pointer(checkpoints, folder.name) or folder.name)
     elif not (folder / DONE).exists() and (tag := newest(folder / CHECKPOINTS)):
         folder = folder / CHECKPOINTS / tag
-    for name in (STUDENT, DESCRIPTION):
-        if not (folder / name).is_file():
-            raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {folder / name}")
+    for file in student_files(folder):
+        if not file.is_file():
+            advice = hub_folder.advice_for(folder / CONFIG)
+            raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {file}{advice}")
     return folder
+
+
+def student_files(folder: Path) -> tuple[Path, Path]:
+    """Return the weights and the description of the student in a folder: of a run, or of an export for the hub."""
+    ours = folder / STUDENT, folder / DESCRIPTION
+    if ours[0].is_file() or not hub_folder.description_of(folder / CONFIG):
+        return ours
+    return folder / hub_folder.WEIGHTS, folder / CONFIG
+
+
+def read_description(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the description of the student in a folder, which must hold `keys`; raises what `read_json` raises."""
+    file = student_files(folder)[1]
+    return read_json(file, keys) if file.name == DESCRIPTION else hub_folder.description_of(folder / CONFIG)
 
 
 def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
@@ -102,7 +119,7 @@ def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
             folder = find()
             return use(folder)
         except (OSError, ValueError):
-            if folder is not None and all((folder / name).is_file() for name in (STUDENT, DESCRIPTION)):
+            if folder is not None and all(file.is_file() for file in student_files(folder)):
                 raise
     return use(find())
 
@@ -115,8 +132,8 @@ def find_weights(source: str, key: str) -> Path:
         check_is_there(str(path), key)
         return path
     folder = find_student(path)
-    read_json(folder / DESCRIPTION, {"model": str, "args": dict})
-    return folder / STUDENT
+    read_description(folder, {"model": str, "args": dict})
+    return student_files(folder)[0]
 
 
 def is_student(path: Path) -> bool:
@@ -177,7 +194,7 @@ def description_beside(weights: Path) -> dict[str, Any]:
     """
     path = weights.with_suffix(".json")
     if not path.is_file():
-        return {}
+        return hub_folder.description_of(weights.with_name(CONFIG)) if weights.name == hub_folder.WEIGHTS else {}
     try:
         found = load_json(path)
     except ValueError as error:

@@ -10,7 +10,7 @@ from timm.models import Eva, eva, vision_transformer
 from torch import Tensor, nn
 
 from vitkd_ds.models.features import TOKEN_MODELS
-from vitkd_ds.models.weights import key_differences, load_state_dict_file
+from vitkd_ds.models.weights import key_differences, library_of, load_state_dict_file
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,14 @@ def fit_state(
             own = model.state_dict()
         state |= {name: own[name] for name in names if name in own}
     if differences := key_differences(own, state):
+        advice = "Give its own file, or change model, model_args or data.num_classes to the file's"
+        if library := library_of(state):
+            advice = (
+                f"The file is of a {library} model, whose tensors have other names than timm's. Give the same model's "
+                f"weights from timm: --{key} hub, where timm has them"
+            )
         raise ValueError(
-            f"{key} must hold exactly the weights of the configured model, found in {path}: {differences}. "
-            "Give its own file, or change model, model_args or data.num_classes to the file's"
+            f"{key} must hold exactly the weights of the configured model, found in {path}: {differences}. {advice}"
         )
     if misfit:
         logger.info("%s=%s %s: the classifier is left out", key, path, misfit)

@@ -9,7 +9,7 @@ import argparse
 import pickle
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ _MM_RULES = (
 Source: open-mmlab/mmpretrain `mmpretrain/models/backbones/{vision_transformer,deit,deit3}.py`,
 `mmpretrain/models/heads/{vision_transformer_head,deit_head}.py`, `tools/model_converters/deit3_to_mmpretrain.py`.
 """
+
+_FOREIGN = {
+    "transformers": r"(^|\.)(embeddings\.(cls_token|class_embedding|patch_embedding)|embedder\.)",
+    "torchvision": r"^encoder\.layers\.encoder_layer_\d+\.|^features\.\d+\.\d+\.",
+}
+"""Library -> pattern of a tensor's name in its vision models."""
 
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
 """Errors that torch.load raises on bytes that are no torch file, depending on where it trips."""
@@ -174,6 +180,13 @@ def key_differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> s
         for kind, names in kinds.items()
         if names
     )
+
+
+def library_of(names: Iterable[str]) -> str:
+    """Return the library whose models have tensors of these names, where it is a foreign one; else ""."""
+    names = list(names)
+    found = (library for library, pattern in _FOREIGN.items() if any(re.search(pattern, name) for name in names))
+    return next(found, "")
 
 
 def _renamed(new_names: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,14 +7,20 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.commands.export.hub_server import TOKEN, hub_server
 from tests.commands.test_evaluate import MEAN, STD, write_export
 from tests.commands.test_probe import write_student
 from tests.conftest import run_command
+from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.export import export
+from vitkd_ds.commands.predict import load_student, predict
+from vitkd_ds.config.options import apply_options
 from vitkd_ds.data.demo import CLASSES
+from vitkd_ds.models.build import build_teacher
+from vitkd_ds.recipes import build_run
 
 FAMILIES = {
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_classes": 10},
@@ -168,3 +174,30 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export(str(tmp_path / "student"), str(tmp_path / "out"), **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_for_the_hub_predicts_is_evaluated_teaches_and_is_exported_again(tmp_path, small_beton):
+    model = write_export(tmp_path / "student")
+    export(str(tmp_path / "student"), str(tmp_path / "hf"), format="hf")
+    ours, theirs = (str(tmp_path / name) for name in ("student", "hf"))
+    loaded = load_student(theirs)
+    images_BCHW = torch.randn(2, 3, 28, 28)
+    assert torch.equal(loaded(images_BCHW), model(images_BCHW))
+    assert loaded.pretrained_cfg == load_student(ours).pretrained_cfg
+    image = str(tmp_path / "image.png")
+    Image.new("RGB", (40, 30), "teal").save(image)
+    assert [*predict(theirs, [image])] == [*predict(ours, [image])]
+    expected = evaluate_exported(ours, val=str(small_beton), teacher=ours)
+    assert evaluate_exported(theirs, val=str(small_beton), teacher=theirs) == expected
+    assert evaluate_exported(f"{theirs}/model.safetensors", val=str(small_beton), teacher=ours) == expected
+    # As a teacher: the option finds its model, its arguments and its normalisation.
+    options = {"teacher.checkpoint": theirs, "workdir": str(tmp_path / "run")}
+    config = apply_options(build_run("demo"), options).teachers["teacher"]
+    assert (config.model, config.checkpoint) == ("deit_tiny_patch16_224", f"{theirs}/model.safetensors")
+    teacher = build_teacher(config, build_run("demo").data)
+    assert list(teacher.pretrained_cfg["mean"]) == MEAN
+    assert torch.equal(teacher(images_BCHW), model(images_BCHW))
+    export(theirs, str(tmp_path / "again"))
+    again = json.loads((tmp_path / "again" / "student.json").read_text())
+    assert again == json.loads((tmp_path / "student" / "student.json").read_text())
+    assert export(theirs, str(tmp_path / "hf_again"), format="hf")

@@ -6,8 +6,10 @@ import time
 
 import pytest
 
-from tests.conftest import run_several
+from tests.conftest import ROOT, run_several
 
+AXE = ROOT / "build" / "node" / "node_modules" / "axe-core" / "axe.min.js"
+"""Where .ci/test_programs installs it."""
 STEPS, STOPPED = 14, 7
 
 

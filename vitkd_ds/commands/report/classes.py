@@ -26,7 +26,7 @@ def per_class(own: Answers, other: Result | None, other_answers: Answers | None)
     return found | {
         "other": other,
         "other_step": other_answers.step,
-        "whole": _difference(own.right(), other_answers.right()),
+        "whole": difference(own.right(), other_answers.right()),
         "helped": [row for row in ranked if row["points"] > 0][:MOST_BARS],
         "hurt": [row for row in reversed(ranked) if row["points"] < 0][:MOST_BARS],
         "most_points_of_a_class": max(1e-9, *(abs(row["points"]) for row in rows)),
@@ -50,13 +50,13 @@ def _rows(own: Answers, other: Answers | None) -> list[dict[str, Any]]:
             row["teacher"] = 100 * int(by_teacher[here].sum()) / count
             row["agreement"] = 100 * int((own.student == own.teacher)[here].sum()) / count
         if by_other is not None:
-            row |= _difference(right[here], by_other[here])
+            row |= difference(right[here], by_other[here])
         rows.append(row)
     return rows
 
 
-def _difference(right: np.ndarray, by_other: np.ndarray) -> dict[str, float]:
-    """Images that only one of two models answers right, and the difference in points with its interval."""
+def difference(right: np.ndarray, by_other: np.ndarray) -> dict[str, float]:
+    """Count the images that only one of two models answers right; with the difference in points and its interval."""
     gained = int((right & ~by_other).sum())
     lost = int((by_other & ~right).sum())
     low, high = paired_interval(len(right), gained, lost)

@@ -22,7 +22,7 @@ def what_was_run(result: Result) -> dict[str, Any]:
     run = result.config["run"]
     return {
         "state": _state(result),
-        "tiles": _tiles(result),
+        "tiles": _tiles(result) if run["data"]["num_classes"] else _with_knn(_tiles(result)),
         "facts": _facts(result.config),
         "command": [shlex.quote(str(word)) for word in result.config.get("command") or []],
         "differences": _differences(run),
@@ -74,6 +74,14 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
     if result.images_per_s:
         tiles.append((f"{result.images_per_s:,.0f}", "images/s in training, all ranks"))
     return tiles
+
+
+def _with_knn(tiles: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the tiles of a student without classes: k-NN first, or how to measure it."""
+    knn = [tile for tile in tiles if tile[1].startswith(VAL_METRICS["knn_top1"].tile)]
+    rest = [tile for tile in tiles if tile not in knn]
+    how = "k-NN top-1: train with --data.knn_train and --data.knn_val, or call vitkd-ds eval RUN --knn"
+    return [*(knn or [("not measured", how)]), *rest]
 
 
 def _facts(config: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -3,10 +3,9 @@
 "use strict";
 
 const { runs, charts, marks } = JSON.parse(document.getElementById("data").textContent);
-const COLOURS = 8, HEIGHT = 190, PLOT = { left: 50, right: 10, top: 8, bottom: 34 };
+const HEIGHT = 190, PLOT = { left: 50, right: 10, top: 8, bottom: 34 };
 const shown = new Set(runs.map((_, i) => i));
 
-const colour = (number) => `var(--c${number % COLOURS})`;
 const epochOf = (run, step) => step / runs[run].steps_per_epoch;
 
 function svg(name, attributes, parent, text) {
@@ -121,10 +120,12 @@ function drawMarks(picture, x, foot, last) {
   }
 }
 
-const strokeOf = (chart, one, number) => colour(chart.key === "shares" ? number + 2 : one.run);
+function strokeOf(chart, one, number) {
+  return chart.key === "shares" ? `var(--c${(number + 2) % 8})` : runs[one.run].colour;
+}
 
 function drawCurve(picture, chart, one, number, x, y) {
-  const stroke = strokeOf(chart, one, number), dash = one.dash ? "5 4" : one.run >= COLOURS ? "2 2" : "none";
+  const stroke = strokeOf(chart, one, number), dash = one.dash ? "5 4" : runs[one.run].is_dotted ? "2 2" : "none";
   const place = (steps, values) => steps.map((step, i) => [step, values[i]])
     .filter(([, value]) => !chart.is_log || value > 0)
     .map(([step, value]) => [x(epochOf(one.run, step)), y(value)]);
@@ -219,8 +220,34 @@ for (const choice of document.querySelectorAll("input[data-outcome]")) {
   });
 }
 
-// A click on a heading sorts by its column, a second one the other way round; what is no number comes last.
+// A table that is wider than its place says so; one that scrolls can be reached and scrolled by keyboard.
+for (const place of document.querySelectorAll(".scroll")) {
+  new ResizeObserver(() => {
+    const isWide = place.scrollWidth > place.clientWidth, isHigh = place.scrollHeight > place.clientHeight;
+    place.classList.toggle("wide", isWide);
+    if (isWide || isHigh) place.tabIndex = 0; else place.removeAttribute("tabindex");
+  }).observe(place);
+}
+
+// The values of a chart without a pointer: a table, made when it is first opened.
+for (const details of document.querySelectorAll(".chart details")) {
+  details.addEventListener("toggle", () => {
+    const { series } = charts[details.parentNode.dataset.chart];
+    const table = html("table", "", details.querySelector(".scroll")), head = table.createTHead().insertRow();
+    for (const name of ["step", ...series.map((one) => one.name)]) html("th", "", head, name).scope = "col";
+    const body = table.createTBody(), steps = [...new Set(series.flatMap((one) => one.steps))];
+    const valuesAt = series.map((one) => new Map(one.steps.map((step, i) => [step, one.values[i]])));
+    for (const step of steps.sort((one, other) => one - other)) {
+      const row = body.insertRow(), values = valuesAt.map((each) => each.get(step) ?? "");
+      for (const value of [step, ...values]) html("td", "", row, String(value));
+    }
+  }, { once: true });
+}
+
+// A heading sorts by its column, a second time the other way round; what is no number comes last.
 for (const head of document.querySelectorAll("table.sorts th")) {
+  const button = html("button", "", head);
+  button.append(...[...head.childNodes].filter((node) => node !== button));
   head.addEventListener("click", () => {
     const body = head.closest("table").tBodies[0], column = head.cellIndex;
     const descends = head.getAttribute("aria-sort") !== "descending" && (column > 0 || head.ariaSort === "ascending");

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup  # Jinja2's own requirement
@@ -13,6 +14,7 @@ from vitkd_ds.commands.report.curves import MOST_POINTS, charts_of, marks_of
 from vitkd_ds.commands.report.examples import examples
 from vitkd_ds.commands.report.facts import what_was_run
 from vitkd_ds.commands.report.runs import table_of_runs
+from vitkd_ds.commands.report.worth import worth
 
 FOLDER = Path(__file__).parent
 KINDS = {
@@ -22,6 +24,8 @@ KINDS = {
 }
 NUM_COLOURS = 8
 """Colours of page.css."""
+SHADES = ("{}", "color-mix(in oklab, {} 58%, var(--text))", "color-mix(in oklab, {} 58%, var(--card))")
+"""CSS colours of the runs of a group, made of the group's colour."""
 
 
 def page(results: Sequence[Result]) -> str:
@@ -38,15 +42,21 @@ def page(results: Sequence[Result]) -> str:
     marks = marks_of(result)
     kinds = {mark["kind"] for mark in marks}
     charts = charts_of(results)
-    runs = [{"name": some.name, "steps_per_epoch": some.config["plan"]["steps_per_epoch"]} for some in results]
+    runs = [
+        {"name": some.name, "steps_per_epoch": some.config["plan"]["steps_per_epoch"]} | look
+        for some, look in zip(results, looks_of(results))
+    ]
     # Names here are those of page.html.
     content = what_was_run(result) | {"result": result, "others": others, "own": own, "charts": charts}
+    if result.config["run"]["data"]["num_classes"]:
+        content["tiles"] = [worth(results, answers), *content["tiles"]]
     if own is not None:
         content |= per_class(own, results[compared] if compared else None, answers[compared] if compared else None)
         content["images"] = examples(result, own)
     return _template().render(
         content,
         runs=table_of_runs(results),
+        looks=runs,
         legend=[text for kind, text in KINDS.items() if kind in kinds],
         curves={"runs": runs, "charts": charts, "marks": marks},
         num_colours=NUM_COLOURS,
@@ -54,6 +64,25 @@ def page(results: Sequence[Result]) -> str:
         style=Markup((FOLDER / "page.css").read_text()),
         script=Markup((FOLDER / "page.js").read_text()),
     )
+
+
+def looks_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return how the curves of each run are drawn: runs that differ in their seed alone have shades of one colour."""
+    groups: list[list[Result]] = []
+    looks = []
+    for result in results:
+        places = [i for i, (one, *_) in enumerate(groups) if _differs_in_seed(one, result)]
+        place = places[0] if places else len(groups)
+        groups += [] if places else [[]]
+        number = len(groups[place])
+        groups[place].append(result)
+        colour = SHADES[number % len(SHADES)].format(f"var(--c{place % NUM_COLOURS})")
+        looks.append({"colour": colour, "is_dotted": place >= NUM_COLOURS or number >= len(SHADES)})
+    return looks
+
+
+def _differs_in_seed(one: Result, other: Result) -> bool:
+    return one.settings == other.settings and not one.other_images(other)
 
 
 def _template() -> Template:

@@ -1,0 +1,119 @@
+"""The first tile of a report: what the teacher was worth, or k-NN of a student without classes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.commands.compare.conftest import change
+from tests.commands.report.written import made, written
+from tests.conftest import metrics_of
+from vitkd_ds.commands.compare.runs import evaluations
+from vitkd_ds.commands.report.answers import Answers
+from vitkd_ds.commands.report.page import SHADES, looks_of
+from vitkd_ds.commands.report.worth import worth
+from vitkd_ds.train.statistics import paired_interval, t_interval_of_differences
+
+
+def run(name, top1, *, seed=0, teacher=None, val=7, lr=1, is_final=True):
+    line = {"step": 9, "val_num_images": 200, "val_top1": top1, "val_top5": 99.0}
+    settings = {"seed": seed, "teacher": teacher, "optim": {"lr": lr}, "data": {"train": "t", "val": "v"}}
+    found = made(
+        [line], name=name, summary={"steps": 9} if is_final else None, run=settings, images={"train": 1, "val": val}
+    )
+    assert evaluations([line]) == [found.evaluation]
+    return found
+
+
+def taught(name, top1, **options):
+    return run(name, top1, teacher={"model": "deit3"}, **options)
+
+
+def answered(num_right):
+    label = np.zeros(200, int)
+    return Answers(
+        9, ["a", "b"], np.arange(200), label, (np.arange(200) >= num_right).astype(int), np.ones(200), None, None
+    )
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_over_seeds_it_is_the_mean_of_pairs_whichever_run_comes_first(is_turned):
+    results = [taught("t0", 82.0), taught("t1", 84.0, seed=1), run("p0", 80.0), run("p1", 79.0, seed=1)]
+    low, high = t_interval_of_differences([2.0, 5.0])
+    number, words = worth(results[::-1] if is_turned else results, [None] * 4)
+    assert number == "+3.50 points"
+    assert words == (
+        "what the teacher was worth: top-1 against p0, "
+        f"95 % interval [{low:+.2f}, {high:+.2f}], mean of 2 pairs of seeds"
+    )
+
+
+def test_of_one_seed_its_interval_is_over_the_images_and_other_settings_are_named():
+    results = [taught("t", 80.0), run("p", 75.0, lr=2)]
+    low, high = paired_interval(200, 10, 0)
+    words = "what the teacher was worth: top-1 against p, {}seed 0. The runs also differ in optim.lr"
+    with_interval = words.format(f"95 % interval [{low:+.2f}, {high:+.2f}], over the images, ")
+    assert worth(results, [answered(160), answered(150)]) == ("+5.00 points", with_interval)
+    assert worth(results, [answered(160), None]) == ("+5.00 points", words.format(""))
+    # Of two runs without a teacher the nearer one is taken.
+    nearer = worth([*results, run("q", 70.0)], [None] * 3)
+    assert nearer == ("+10.00 points", "what the teacher was worth: top-1 against q, seed 0")
+
+
+@pytest.mark.parametrize("others, why", [
+    ([], "add a finished run without a teacher (--teacher none), of the same seed"),
+    ([run("p", 70.0, val=8)], "add a finished run without"),
+    ([run("p", 70.0, seed=1)], "add a finished run without"),
+    ([run("p", 70.0, is_final=False)], "add a finished run without"),
+    ([taught("u", 70.0, lr=2)], "add a finished run without"),
+])  # fmt: skip
+def test_without_a_pair_it_is_not_known_and_the_tile_says_what_is_missing(others, why):
+    number, words = worth([taught("t", 80.0), *others], [None] * 2)
+    assert number == "not known" and why in words
+    assert "add a finished run with a teacher" in worth([run("p", 70.0)], [None])[1]
+    assert "this run is not finished" in worth([taught("t", 80.0, is_final=False)], [None])[1]
+
+
+def first_tile(*runs):
+    return written(*runs).partition('<div class="tile"><b>')[2].partition("</span>")[0].split("</b><span>")
+
+
+def test_the_first_tile_has_the_difference_of_the_runs(runs):
+    top1 = [
+        [line["val_top1"] for line in metrics_of(runs / name) if "val_top1" in line][-1] for name in ("taught", "plain")
+    ]
+    number, words = first_tile(runs / "taught", runs / "plain")
+    assert number == f"{top1[0] - top1[1]:+.2f} points"
+    assert words.startswith("what the teacher was worth: top-1 against plain, 95 % interval [")
+    assert words.endswith("over the images, seed 0. The runs also differ in extended_at_steps, optim.lr")
+    assert first_tile(runs / "taught")[0] == "not known"
+
+
+def test_a_student_without_classes_begins_with_k_nn(runs):
+    lines = [{"step": 2, "val_num_images": 4.0, "val_cka": 0.25, "val_knn_top1": 61.5}]
+    (runs / "taught" / "metrics.jsonl").write_text(json.dumps(lines[0]))
+    change(runs / "taught", run__data__num_classes=0)
+    assert first_tile(runs / "taught") == ["61.50 %", "k-NN top-1, step 2"]
+    del lines[0]["val_knn_top1"]
+    (runs / "taught" / "metrics.jsonl").write_text(json.dumps(lines[0]))
+    assert first_tile(runs / "taught")[0] == "not measured"
+
+
+def test_runs_that_differ_in_their_seed_alone_have_shades_of_one_colour():
+    seeds = [taught("t", 80.0, seed=seed) for seed in range(4)]
+    looks = looks_of([seeds[0], run("p", 70.0), *seeds[1:]])
+    first, plain, *more = [look["colour"] for look in looks]
+    assert (first, plain) == ("var(--c0)", "var(--c1)")
+    assert len({first, *more}) == len(SHADES) == 3 and all("var(--c0)" in colour for colour in more)
+    assert [look["is_dotted"] for look in looks] == [False] * 4 + [True]
+    many = looks_of([run("p", 70.0, lr=lr) for lr in range(9)])
+    assert [look["colour"] for look in many] == [f"var(--c{i % 8})" for i in range(9)]
+    assert [look["is_dotted"] for look in many] == [False] * 8 + [True]
+
+
+def test_the_boxes_of_runs_show_their_colours(runs):
+    shutil.copytree(runs / "plain", runs / "plain1")
+    change(runs / "plain1", run__seed=1)
+    boxes = written(runs / "plain", runs / "plain1").partition('class="controls runs"')[2].partition("</div>")[0]
+    assert boxes.count("--colour:") == boxes.count("var(--c0)") == 2

@@ -1,0 +1,60 @@
+"""Folders in the Hugging Face hub's format: those of `vitkd-ds export --format hf`, and the names of foreign ones."""
+
+from pathlib import Path
+from typing import Any
+
+from vitkd_ds.config.reading import Unreadable, load_json
+
+WEIGHTS = "model.safetensors"
+OF_DESCRIPTION = {"val_crop_fraction": "crop_pct", "interpolation": "interpolation", "classes": "label_names"}
+"""Key of student.json -> key of `pretrained_cfg` in the file of the hub."""
+
+
+def description_of(file: Path) -> dict[str, Any]:
+    """Return what student.json said of an exported student, from config.json; {} if the export is not ours.
+
+    Our exports are told from other timm folders by the number of classes among the model's arguments and by the names
+    of the classes. Folders of the hub's cache stay foreign: their weights are used as timm describes them.
+    """
+    config = _read(file)
+    args, stated = config.get("model_args"), config.get("pretrained_cfg")
+    if not (isinstance(args, dict) and isinstance(stated, dict) and "architecture" in config and "num_classes" in args):
+        return {}
+    if not {"mean", "std", "input_size", *OF_DESCRIPTION.values()} <= stated.keys():
+        return {}
+    return {
+        "model": config["architecture"],
+        "args": args,
+        "normalization": {key: stated[key] for key in ("mean", "std")},
+        "image_size": stated["input_size"][-1],
+        **{key: stated[name] for key, name in OF_DESCRIPTION.items()},
+    }
+
+
+def advice_for(file: Path) -> str:
+    """Return the end of an error message: what lies beside a foreign config.json and how to use it; "" if unknown."""
+    config = _read(file)
+    if "architecture" in config:
+        model = config["architecture"]
+        return (
+            f". It is a model folder of timm: for a teacher, pass --teacher.model {model} and "
+            f"--teacher.checkpoint {file.parent / WEIGHTS}."
+        )
+    if "model_type" in config or "transformers_version" in config:
+        kind = config.get("model_type", "of an unknown type")
+        return (
+            f". It is a model folder of transformers ({kind}), whose weights have other names than timm's. Choose the "
+            "same model in timm: --teacher.model NAME --teacher.checkpoint hub."
+        )
+    return ""
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Read a JSON object; {} if there is none or it is damaged."""
+    try:
+        found = load_json(file)
+    except Unreadable:
+        raise
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
