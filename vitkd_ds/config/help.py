@@ -9,7 +9,7 @@ from typing import Any, Mapping
 
 from pydantic_core import PydanticUndefined
 
-from vitkd_ds.config.overrides import Setting, nearest, settings_of
+from vitkd_ds.config.overrides import Setting, nearest_option, settings_of
 from vitkd_ds.config.part import what
 from vitkd_ds.config.run import Run
 
@@ -28,7 +28,7 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
     chosen = [setting for setting in settings if not topic or f"{setting.key}.".startswith(f"{topic}.")]
     if not chosen:
         names = {name for setting in settings for name in accumulate(setting.key.split("."), "{}.{}".format)}
-        raise ValueError(f"--help {topic} is no group or field of a run: {nearest(topic, names)}")
+        raise ValueError(f"--help {topic} is no group or field of a run: {nearest_option(topic, names)}")
     lines = []
     for heading, group in groupby(chosen, key=_heading):
         lines += ["", *wrap(heading, width)]
