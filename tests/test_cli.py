@@ -1,6 +1,9 @@
 """Command line -> checked command: text stays text, what is unknown is refused by name; help."""
 
+import importlib
+import inspect
 import json
+import re
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -8,8 +11,9 @@ from unittest.mock import Mock
 import pytest
 
 from tests.conftest import ROOT, numerics_of, run_command
-from vitkd_ds import cli
+from vitkd_ds import __version__, cli
 from vitkd_ds.cli import parse_run
+from vitkd_ds.commands.manual import GROUPS, PAGES
 from vitkd_ds.config.run import as_dict
 from vitkd_ds.recipes import RECIPES, build_run
 
@@ -170,9 +174,54 @@ def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vi
 def test_help_is_had_anywhere_and_the_launchers_local_rank_is_no_option(vitkd_ds):
     for words in ("--local_rank=1 pack --help", "pack --local-rank=1 -h", "--help pack", "pack a --quality=3 --help b"):
         assert vitkd_ds(*words.split()).startswith("Write a set of images")
-    for words in ((), ("--help",), ("-h",)):
-        text = vitkd_ds(*words)
-        assert all(f"{name}: " in text for name in cli.COMMANDS) and "Usage: doctor" in text
+    assert vitkd_ds("help", "pack") == vitkd_ds("pack", "--help")
+    assert vitkd_ds("help", "train", "seed") == vitkd_ds("train", "--help", "seed")
+
+
+def test_the_index_groups_the_commands_with_one_line_each_on_80_columns(vitkd_ds, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = vitkd_ds()
+    assert text == vitkd_ds("help") == vitkd_ds("--help") == vitkd_ds("-h")
+    assert [name for names in GROUPS.values() for name in names] == re.findall(r"^  (\w+) ", text, re.M)
+    assert sorted(PAGES) == sorted(cli.COMMANDS) == sorted(re.findall(r"^  (\w+) .*\.$", text, re.M))
+
+
+def test_the_version_is_the_packages(vitkd_ds):
+    assert vitkd_ds("--version") == vitkd_ds("--version", main=cli.train_main) == f"vitkd_ds {__version__}\n"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_commands_help_explains_every_word_and_option_and_shows_two_examples(vitkd_ds, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = vitkd_ds(name, "--help")
+    page = PAGES[name]
+    for key in [*page.words, *(f"--{key}" for key in page.options)]:
+        about = re.search(rf"^  {re.escape(key)}(?: .*)?\n      (\S.*)", text, re.M)
+        assert about and len(about[1]) > 10, key
+    assert len(re.findall(r"^  (?:vitkd-ds|srun|eval) ", text.partition("examples:\n")[2], re.M)) == 2
+
+
+@pytest.mark.parametrize("name, function", {
+    "pack": "pack.images.pack", "eval": "evaluate.evaluate_exported", "export": "export.export",
+    "compare": "compare.compare", "report": "report.report", "predict": "predict.predict", "adopt": "pack.adopt.adopt",
+    "check": "pack.adopt.check",
+}.items())  # fmt: skip
+def test_a_page_has_the_options_of_the_function_that_it_calls(name, function):
+    module, _, attribute = function.rpartition(".")
+    found = inspect.signature(getattr(importlib.import_module(f"vitkd_ds.commands.{module}"), attribute)).parameters
+    assert {key for key, each in found.items() if each.kind is each.KEYWORD_ONLY} == PAGES[name].options.keys()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("words", ["help", "recipes", "help pack", "help sweep", "help export", "help train"])
+def test_text_keeps_within_the_terminal_and_breaks_between_words(vitkd_ds, monkeypatch, width, words):
+    monkeypatch.setenv("COLUMNS", "1000")
+    whole = vitkd_ds(*words.split()).replace("\\\n", "").split()
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = vitkd_ds(*words.split())
+    assert text.replace("\\\n", "").split() == whole
+    shorter = [line for line in text.splitlines() if " " in line.strip(" \\")]  # a path may be longer than a line
+    assert width - 20 < max(map(len, shorter)) <= width
 
 
 def test_help_on_train_lists_the_fields_of_the_recipe_beside_it(vitkd_ds, monkeypatch):
@@ -186,7 +235,8 @@ def test_help_on_train_lists_the_fields_of_the_recipe_beside_it(vitkd_ds, monkey
         assert "--seed" not in text and 60 < max(map(len, text.splitlines())) <= 70
 
 
-def test_recipes_are_listed_with_the_first_line_of_their_docstrings(vitkd_ds):
+def test_recipes_are_listed_with_the_first_line_of_their_docstrings(vitkd_ds, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     lines = vitkd_ds("recipes").splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert lines[1].endswith("  The demo's student without a teacher.")

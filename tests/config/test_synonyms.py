@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from vitkd_ds.commands.manual import PAGES
 from vitkd_ds.config.options import apply_options
 from vitkd_ds.config.overrides import nearest, settings_of
 from vitkd_ds.config.run import Run
@@ -69,8 +70,7 @@ def test_a_name_for_what_is_set_elsewhere_says_where(names, remedy):
 
 def test_the_table_names_options_that_exist_and_nothing_twice_in_a_row():
     keys = {setting.key for setting in settings_of(Run, build_run("demo"))}
-    of_commands = {"teacher", "classes", "format", "half", "micro_batch_size", "out", "plot", "seeds", "short_side"}
-    of_commands |= {"top", "val", "workers"}
+    of_commands = {key for page in PAGES.values() for key in page.options}
     assert {key.partition("=")[0] for key in NAMES} <= keys | of_commands
     for others in (*NAMES.values(), *ELSEWHERE.values()):
         assert len({*others.split()}) == len(others.split())
