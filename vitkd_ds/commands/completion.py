@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args, get_origin
 
 from vitkd_ds.commands.manual import PAGES, Option, Page
@@ -41,8 +41,10 @@ def script(shell: str, summaries: Mapping[str, str]) -> str:
     options = {name: [*_options(page), "help", *(settings if page.takes_run else [])] for name, page in PAGES.items()}
     text = BASH.format(
         commands=" ".join([*summaries, "help", "--version"]),
-        values="\n".join(_case(f"--{key}", words) for key, words in _values(settings).items()),
-        options="\n".join(_case(name, [f"--{key}" for key in keys]) for name, keys in options.items()),
+        values="\n".join(
+            [_case("help", [*summaries]), *(_case(f"--{key}", words) for key, words in _values(settings).items())]
+        ),
+        options="\n".join(_case(name, dict.fromkeys(f"--{key}" for key in keys)) for name, keys in options.items()),
     )
     return f"{ZSH}\n{text}" if shell == "zsh" else text
 
@@ -52,7 +54,7 @@ def _options(page: Page) -> dict[str, Option]:
     return {key: option for key, option in page.options.items() if key.islower()}
 
 
-def _case(pattern: str, words: Sequence[str]) -> str:
+def _case(pattern: str, words: Iterable[str]) -> str:
     """Return a branch of bash's case that sets `words`."""
     return f"        {pattern}) words={shlex.quote(' '.join(words))} ;;"
 
@@ -95,5 +97,5 @@ def _fish_option(condition: str, key: str, about: str, values: Sequence[str] | N
 
 def _fish_quoted(text: str) -> str:
     """Quote the first sentence for fish, which unlike sh escapes an apostrophe inside apostrophes."""
-    sentence = re.split(r"[.;] ", text)[0]
+    sentence = re.split(r"[.;] ", text)[0].rstrip(".")
     return "'" + sentence.replace("\\", "\\\\").replace("'", "\\'") + "'"
