@@ -1,9 +1,6 @@
 """Command line -> checked command: text stays text, what is unknown is refused by name; help."""
 
-import importlib
-import inspect
 import json
-import re
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,24 +8,11 @@ from unittest.mock import Mock
 import pytest
 
 from tests.conftest import ROOT, numerics_of, run_command
-from vitkd_ds import __version__, cli
+from vitkd_ds import cli
 from vitkd_ds.cli import parse_run
-from vitkd_ds.commands.manual import GROUPS, PAGES
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.recipes import RECIPES, build_run
-
-
-@pytest.fixture
-def vitkd_ds(monkeypatch, capsys):
-    """Run the console script with some words in this process; returns what it printed on stdout."""
-    monkeypatch.setattr(cli.signals, "listen", lambda: None)  # the handlers of the tests stay
-
-    def run(*words, main=cli.main):
-        monkeypatch.setattr("sys.argv", ["vitkd-ds", *map(str, words)])
-        main()
-        return capsys.readouterr().out
-
-    return run
 
 
 def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type():
@@ -82,6 +66,16 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
         parse_run((), flags)
 
 
+def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
+    caplog.set_level("INFO", logger="vitkd_ds")
+    for flags in ({}, {"data.train": "demo"}, {"recipe": "demo", "data.train": str(demo_beton("train"))}):
+        parse_run((), flags)
+    assert not caplog.messages
+    parse_run((), {"data.train": str(demo_beton("train")), "data.val": "demo"})
+    (message,) = caplog.messages
+    assert f"{demo_beton('train')} gets the settings of the demo" in message and "Pass --recipe images" in message
+
+
 @pytest.mark.parametrize("words, message", [
     (["train", "demo"], "every argument must be a --flag, found 'demo': put -- before its name"),
     (["trian"], "vitkd-ds trian is no command: did you mean train"),
@@ -98,6 +92,9 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
     (["plan", "--recipe=demo", "--nodes=many"], "--nodes must be a whole number"),
     (["show", "a", "--print_config"], "--print_config is no option"),
     (["train", "--print_config=maybe"], "--print_config must be true or false"),
+    (["train", "--help", "teachers"], "--help teachers is no group or field of a run: did you mean teacher?"),
+    (["eval", "x", "--batch_size=3"], "--batch_size is no option: did you mean micro_batch_size?"),
+    (["report", "x", "--output=y"], "--output is no option: did you mean out?"),
     (["train", "--help", "optimm"], "--help optimm is no group or field of a run: did you mean optim"),
     (["train", "--help", "--recipe", "demoo"], "--recipe demoo is no recipe"),
     (["train", "--recipe=./none"], "no run at none"),
@@ -176,52 +173,6 @@ def test_help_is_had_anywhere_and_the_launchers_local_rank_is_no_option(vitkd_ds
         assert vitkd_ds(*words.split()).startswith("Write a set of images")
     assert vitkd_ds("help", "pack") == vitkd_ds("pack", "--help")
     assert vitkd_ds("help", "train", "seed") == vitkd_ds("train", "--help", "seed")
-
-
-def test_the_index_groups_the_commands_with_one_line_each_on_80_columns(vitkd_ds, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    text = vitkd_ds()
-    assert text == vitkd_ds("help") == vitkd_ds("--help") == vitkd_ds("-h")
-    assert [name for names in GROUPS.values() for name in names] == re.findall(r"^  (\w+) ", text, re.M)
-    assert sorted(PAGES) == sorted(cli.COMMANDS) == sorted(re.findall(r"^  (\w+) .*\.$", text, re.M))
-
-
-def test_the_version_is_the_packages(vitkd_ds):
-    assert vitkd_ds("--version") == vitkd_ds("--version", main=cli.train_main) == f"vitkd_ds {__version__}\n"
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_each_commands_help_explains_every_word_and_option_and_shows_two_examples(vitkd_ds, monkeypatch, name):
-    monkeypatch.setenv("COLUMNS", "80")
-    text = vitkd_ds(name, "--help")
-    page = PAGES[name]
-    for key in [*page.words, *(f"--{key}" for key in page.options)]:
-        about = re.search(rf"^  {re.escape(key)}(?: .*)?\n      (\S.*)", text, re.M)
-        assert about and len(about[1]) > 10, key
-    assert len(re.findall(r"^  (?:vitkd-ds|srun|eval) ", text.partition("examples:\n")[2], re.M)) == 2
-
-
-@pytest.mark.parametrize("name, function", {
-    "pack": "pack.images.pack", "eval": "evaluate.evaluate_exported", "export": "export.export",
-    "compare": "compare.compare", "report": "report.report", "predict": "predict.predict", "adopt": "pack.adopt.adopt",
-    "check": "pack.adopt.check",
-}.items())  # fmt: skip
-def test_a_page_has_the_options_of_the_function_that_it_calls(name, function):
-    module, _, attribute = function.rpartition(".")
-    found = inspect.signature(getattr(importlib.import_module(f"vitkd_ds.commands.{module}"), attribute)).parameters
-    assert {key for key, each in found.items() if each.kind is each.KEYWORD_ONLY} == PAGES[name].options.keys()
-
-
-@pytest.mark.parametrize("width", [60, 80, 100])
-@pytest.mark.parametrize("words", ["help", "recipes", "help pack", "help sweep", "help export", "help train"])
-def test_text_keeps_within_the_terminal_and_breaks_between_words(vitkd_ds, monkeypatch, width, words):
-    monkeypatch.setenv("COLUMNS", "1000")
-    whole = vitkd_ds(*words.split()).replace("\\\n", "").split()
-    monkeypatch.setenv("COLUMNS", str(width))
-    text = vitkd_ds(*words.split())
-    assert text.replace("\\\n", "").split() == whole
-    shorter = [line for line in text.splitlines() if " " in line.strip(" \\")]  # a path may be longer than a line
-    assert width - 20 < max(map(len, shorter)) <= width
 
 
 def test_help_on_train_lists_the_fields_of_the_recipe_beside_it(vitkd_ds, monkeypatch):

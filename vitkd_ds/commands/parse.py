@@ -1,6 +1,7 @@
 """From the words and flags of a command line to checked arguments and one checked run. Nothing here imports torch."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.data.augment.policy import parse_rand_augment
 from vitkd_ds.data.classes import count_classes
 from vitkd_ds.recipes import build_run
+
+logger = logging.getLogger(__name__)
 
 OF_RUN = ("recipe", "teacher", "workdir", "help", "grid.KEY")
 """Options on a command's page that are not its own but the run's, or that the command reads from `flags`."""
@@ -70,6 +73,13 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
     """The run that a command line asks for; raises ValueError for a word that is no flag, and for an unknown flag,
     recipe or value, with the nearest valid name."""
     check_words(words, "")
+    own = [flags[key] for key in ("data.train", "data.val") if flags.get(key, "demo") != "demo"]
+    if own and "recipe" not in flags:
+        logger.info(
+            "no --recipe given, so %s gets the settings of the demo, which are for 28-px images. "
+            "Pass --recipe images for your own images.",
+            own[0],
+        )
     debug = convert(flags.pop("debug", "false"), bool, "debug")
     return checked(apply_options(build_run(flags.pop("recipe", "demo"), debug=debug), flags))
 

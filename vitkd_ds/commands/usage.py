@@ -19,7 +19,7 @@ def index_text(summaries: dict[str, str]) -> str:
     lines = ["usage: vitkd-ds COMMAND [ARGUMENTS] [--OPTION VALUE ...]"]
     for group, names in GROUPS.items():
         lines += ["", group, *(line for name in names for line in _row(name, summaries[name], widest))]
-    return "\n".join([*lines, "", *_wrapped(MORE)])
+    return "\n".join([*lines, "", *wrapped(MORE)])
 
 
 def table_text(rows: dict[str, str]) -> str:
@@ -31,14 +31,14 @@ def page_text(name: str, summary: str) -> str:
     """Explain a command: arguments, options, examples."""
     page = PAGES[name]
     usage = " ".join(["usage: vitkd-ds", name, *page.words, *["[OPTIONS]"] * bool(page.options or page.takes_run)])
-    lines = [*_wrapped(summary), "", *_wrapped(usage, after=8)]
-    lines += ["", *_wrapped(page.more)] if page.more else []
+    lines = [*wrapped(summary), "", *wrapped(usage, after=8)]
+    lines += ["", *wrapped(page.more)] if page.more else []
     entries = page.words | {_typed(key, option): option.about for key, option in page.options.items()}
     if page.takes_run:
         entries["--KEY VALUE"] = "Any setting of a run, such as --optim.lr 1e-3; vitkd-ds train --help lists them."
     lines += [""] * bool(entries)
     for entry, about in entries.items():
-        lines += [f"  {entry}", *_wrapped(about, indent=6)]
+        lines += [f"  {entry}", *wrapped(about, indent=6)]
     examples = [line for example in page.examples for line in _continued(example)]
     return "\n".join([*lines, "", "examples:", *examples])
 
@@ -50,7 +50,7 @@ def _typed(key: str, option: Option) -> str:
 def _row(name: str, text: str, widest: int, *, indent: int = 2) -> list[str]:
     """Put a name before a text; the text continues below itself, or below the name where the terminal is narrow."""
     after = indent + widest + 2
-    return _wrapped(f"{name:{widest}}  {text}", indent=indent, after=after if after < columns() / 2 else indent + 4)
+    return wrapped(f"{name:{widest}}  {text}", indent=indent, after=after if after < columns() / 2 else indent + 4)
 
 
 def _continued(command: str) -> list[str]:
@@ -59,7 +59,7 @@ def _continued(command: str) -> list[str]:
     return "\n".join(lines).replace("\n", " \\\n    ").join(["  ", ""]).splitlines()
 
 
-def _wrapped(text: str, *, indent: int = 0, after: int | None = None) -> list[str]:
-    """Wrap a text to the terminal, between words only."""
+def wrapped(text: str, *, indent: int = 0, after: int | None = None, widest: int = 80) -> list[str]:
+    """Wrap a text to the terminal, between words only; lines after the first begin with `after` spaces."""
     spaces = {"initial_indent": " " * indent, "subsequent_indent": " " * (indent if after is None else after)}
-    return wrap(text, columns(), **spaces, break_long_words=False, break_on_hyphens=False)
+    return wrap(text, columns(widest), **spaces, break_long_words=False, break_on_hyphens=False)
