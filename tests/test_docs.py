@@ -184,6 +184,24 @@ def test_published_accuracies_are_those_of_the_recipes():
         assert all(accuracy in inspect.getdoc(RECIPES[recipe]) for accuracy in accuracies), recipe
 
 
+def test_the_readmes_first_commands_have_own_images_and_the_default_that_launchers_run():
+    """`tests/test_end_to_end.py` runs the latter, with --debug, under two launchers."""
+    section = TEXT["README.md"].partition("## First commands")[2].partition("\n## ")[0]
+    (own,) = re.findall(r"^vitkd-ds train --recipe images .*--data.train \S+ --data.val \S+", section, re.M)
+    assert "deepspeed train.py --ds_config ds_configs/zero2.json" in section and own
+    run = (ROOT / "tests/test_end_to_end.py").read_text()
+    assert '["train.py", "--ds_config", "ds_configs/zero2.json", "--debug"' in run
+
+
+def test_the_small_student_of_the_page_is_a_smaller_one():
+    (args,) = re.findall(r"^\| a smaller student \| `--student.model_args='(.*)'`", TEXT["docs/images.md"], re.M)
+    sizes = [
+        sum(weight.numel() for weight in timm.create_model("deit_tiny_patch16_224", **made).parameters())
+        for made in (json.loads(args), {})
+    ]
+    assert json.loads(args).keys() == {"embed_dim", "depth", "num_heads"} and sizes[0] < sizes[1] / 2
+
+
 def test_the_readme_is_short_and_its_tree_is_the_house():
     assert len(TEXT["README.md"].splitlines()) <= 100
     (tree,) = re.findall(r"## The rooms\n\n```\n(.*?)```", TEXT["README.md"], re.S)

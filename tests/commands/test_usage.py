@@ -2,13 +2,17 @@
 
 import importlib
 import inspect
+import os
+import pty
 import re
+from contextlib import suppress
 
 import pytest
 
 from vitkd_ds import __version__, cli
 from vitkd_ds.commands.doctor import rows
 from vitkd_ds.commands.manual import GROUPS, PAGES
+from vitkd_ds.train.console import Progress
 
 
 def test_the_index_groups_the_commands_with_one_line_each_on_80_columns(vitkd_ds, monkeypatch):
@@ -65,3 +69,22 @@ def test_the_table_of_doctor_is_as_wide_as_the_terminal_and_breaks_between_words
         text = rows.table(found)
         assert width - 40 < max(map(len, text.splitlines())) <= width
         assert text.split()[-3 - 2 * len(words) - 1 : -3] == [*words, "->", *words]
+
+
+@pytest.mark.parametrize("words", ["help", "recipes", "help pack", "train --help optim", "pakc"])
+def test_a_terminal_with_no_color_gets_no_colours(vitkd_ds, monkeypatch, words):
+    monkeypatch.setenv("NO_COLOR", "1")
+    master, slave = pty.openpty()
+    with open(slave, "w") as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        monkeypatch.setattr("sys.stderr", terminal)
+        with suppress(SystemExit):
+            vitkd_ds(*words.split())
+        progress = Progress(9, start_step=0)
+        progress.show(1, "text", "line")
+        progress.close()
+        terminal.flush()
+        text = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "1/9" in text or len(text) > 1000
+    assert "\x1b[" not in text.replace("\x1b[A", "")
