@@ -1,10 +1,13 @@
 """Help as a user reads it: the index, the version, each command's page, as wide as the terminal."""
 
+import fcntl
 import importlib
 import inspect
 import os
 import pty
 import re
+import struct
+import termios
 from contextlib import suppress
 
 import pytest
@@ -71,10 +74,11 @@ def test_the_table_of_doctor_is_as_wide_as_the_terminal_and_breaks_between_words
         assert text.split()[-3 - 2 * len(words) - 1 : -3] == [*words, "->", *words]
 
 
-@pytest.mark.parametrize("words", ["help", "recipes", "help pack", "train --help optim", "pakc"])
+@pytest.mark.parametrize("words", ["help", "recipes", "help report", "pakc"])
 def test_a_terminal_with_no_color_gets_no_colours(vitkd_ds, monkeypatch, words):
     monkeypatch.setenv("NO_COLOR", "1")
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with open(slave, "w") as terminal:
         monkeypatch.setattr("sys.stdout", terminal)
         monkeypatch.setattr("sys.stderr", terminal)
@@ -83,8 +87,10 @@ def test_a_terminal_with_no_color_gets_no_colours(vitkd_ds, monkeypatch, words):
         progress = Progress(9, start_step=0)
         progress.show(1, "text", "line")
         progress.close()
-        terminal.flush()
-        text = os.read(master, 1 << 16).decode()
+        print("THE END", file=terminal, flush=True)
+        text = ""
+        while "THE END" not in text:
+            text += os.read(master, 1 << 16).decode()
     os.close(master)
-    assert "1/9" in text or len(text) > 1000
+    assert "/9 [" in text
     assert "\x1b[" not in text.replace("\x1b[A", "")
