@@ -19,6 +19,11 @@ def test_it_has_ten_cells_without_outputs_and_its_pages_exist():
         assert (ROOT / "docs" / page).is_file(), page
 
 
+def test_the_readme_links_it_and_its_first_cell_says_how_to_start_it():
+    assert "](docs/demo.ipynb)" in (ROOT / "README.md").read_text()
+    assert "`.venv/bin/jupyter lab docs/demo.ipynb`" in "".join(CELLS[0]["source"])
+
+
 @pytest.mark.slow
 def test_the_cells_run(tmp_path, demo_cache):
     code = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code")
