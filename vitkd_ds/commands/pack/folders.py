@@ -182,7 +182,7 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
 def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
     """Raise ValueError unless a .beton was packed from the folder as it is now."""
     again = f"{shlex.join(['rm', str(dst), str(side_path(dst))])} && {_command(key, folder, dst, classes)}"
-    remedy = f"give --{key}={dst} to use the file as it is, or pack it again: {again}"
+    remedy = f"give {shlex.quote(str(dst))} in place of the folder to use it as it is, or pack it again: {again}"
     packed_from = read_side(dst).get(SOURCE_KEY)
     if packed_from is None:
         raise ValueError(
