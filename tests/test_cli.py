@@ -1,6 +1,9 @@
 """Command line -> checked command: text stays text, what is unknown is refused by name; help."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -213,6 +216,24 @@ def test_answers_come_without_the_slow_imports(words):
     code = "import atexit, sys; from vitkd_ds.cli import main; "
     code += "atexit.register(lambda: print('slow:', {'torch', 'deepspeed', 'timm'} & {*sys.modules})); main()"
     assert "slow: set()" in run_command(sys.executable, "-c", code, *words.split(), check=False).stdout
+
+
+@pytest.mark.parametrize("words", ["recipes", "train --help", "train --print_config", "--help"])
+def test_a_reader_that_stops_reading_ends_a_command_without_a_traceback(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "vitkd_ds", *words.split()]
+    ended = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("command", ["compare", "doctor", "recipes"])
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, vitkd_ds, command):
+    monkeypatch.setitem(cli.COMMANDS, command, Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(SystemExit) as ended:
+        vitkd_ds(command)
+    assert ended.value.code == 128 + signal.SIGINT
 
 
 def test_a_run_is_reproduced_bit_for_bit_from_its_folder(tmp_path, demo_cache):

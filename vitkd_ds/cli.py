@@ -43,6 +43,7 @@ def main() -> None:
     _run()
 
 
+@console.ending_quietly()
 def _run(*first: str) -> None:
     # Read when torch is imported. Waiting OpenMP threads would spin, and steal the cores from decoders and neighbours.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -63,6 +64,8 @@ def _run(*first: str) -> None:
             raise ValueError(f"vitkd-ds {name} is no command: {nearest(name, COMMANDS)}")
         else:
             fire.Fire(SetParseFn(str)(COMMANDS[name]), command=words, name=name)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, OSError) else REFUSED)  # what cannot be read now may be at another start

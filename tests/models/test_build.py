@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
+import socket
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from timm.models import _builder
 
 from tests.models.families import FAMILIES, SMALL, source_model
 from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
-from vitkd_ds.models import build
+from vitkd_ds.models import build, hub
 from vitkd_ds.models.build import build_student, build_teacher, model_args_of, normalization_of, statistics_of
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.models.pair import check_pair
@@ -73,7 +75,8 @@ def test_the_export_arguments_rebuild_the_model():
 
 
 def hub_with(monkeypatch, state: dict[str, torch.Tensor]) -> None:
-    """Let timm's own loading path find `state` where it would ask the network."""
+    """Let timm's own loading path find `state` where it would ask the network, which answers."""
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **kwargs: dict(state))
 
 
@@ -112,9 +115,29 @@ def test_an_unreachable_hub_names_the_model(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("no route")
 
+    hub_with(monkeypatch, {})
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", unreachable)
     with pytest.raises(ValueError, match="teacher.model=deit_tiny.*no route.*give the file"):
         build_teacher(TeacherConfig(model=TINY), IMAGENET_DATA)
+
+
+def test_an_unreachable_hub_is_asked_once_with_a_short_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait for an answer that never comes
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(hub, "REACH_S", 0.2)
+        monkeypatch.setattr(hub, "hf_hub_url", lambda repository, file: f"{address}/{repository}/{file}")
+        for build_it in (
+            lambda: build_teacher(TeacherConfig(model=TINY), IMAGENET_DATA),
+            lambda: build_student(StudentConfig(model=TINY, init="hub"), IMAGENET_DATA),
+        ):
+            with pytest.raises(ValueError, match="=hub of deit_tiny.* is not in this node's cache and could not be"):
+                build_it()
+            silent.accept()[0].close()
+        silent.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

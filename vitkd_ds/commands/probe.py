@@ -34,7 +34,8 @@ def probe_exported(
         ValueError: files that do not fit, or without labels.
     """
     exported = open_exported(student)
-    kept = exported.run.data.classes if exported.run and not train else ""
+    own = exported.run.data if exported.run and not train else None
+    kept = own.classes if own and not own.knn_train else ""
     train, val = (_labelled(exported, split, path) for split, path in (("train", train), ("val", val)))
     # Both splits are cut as in validation, and the labels of val are numbered as those of train.
     classes = read_classes(kept) if kept else check_beton(train).classes

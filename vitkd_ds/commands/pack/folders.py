@@ -105,10 +105,13 @@ def _check_without_images(run: Run) -> None:
             check_is_there(getattr(config, key), f"{role}.{key}")
     if not console.is_first_rank():
         return
-    from vitkd_ds.models.hub import check_model_name  # slow: timm
+    from vitkd_ds.models.hub import check_hub_is_reached, check_model_name  # slow: timm
 
     for role, config in run.models.items():
         check_model_name(config.model, role=role)
+        key, _ = WEIGHTS[type(config)]
+        if getattr(config, key) == "hub":
+            check_hub_is_reached(config.model, key=f"{role}.{key}")
 
 
 def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", may_pack: bool) -> str:
