@@ -17,6 +17,7 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds.commands.ending import ending
 from vitkd_ds.commands.pack import OPTIONS as PACK_OPTIONS
 from vitkd_ds.commands.pack.adopt import adopt, check
 from vitkd_ds.commands.pack.folders import pack_folders, packed_or_exit
@@ -97,13 +98,16 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     from vitkd_ds.train.step import NonFiniteError
 
     try:
-        train_run(run)
+        is_done = train_run(run) is not None
     except (ValueError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(REFUSED)  # not sys.exit, see `leave`
     except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
         watchdog.report(error)
         os._exit(1)
+    if is_done and console.is_first_rank():
+        with suppress(OSError, ValueError):  # the run is finished, whatever may not be read again now
+            print(ending(run.workdir), file=sys.stderr)
     leave()
 
 
@@ -207,7 +211,8 @@ def watch(run: str) -> None:
     from vitkd_ds.commands.watch import watch as watch_run
 
     with suppress(KeyboardInterrupt):
-        print(f"{run}: done, {json.dumps(watch_run(run))}")
+        watch_run(run)
+        print(ending(run))
 
 
 @command("[RECIPE ...]", takes_run=True, recipes=str, seeds=int, jobs=int, list=bool)
