@@ -58,7 +58,7 @@ def _labelled(exported: Exported, split: str, path: str) -> str:
     if not path and exported.run is None:
         raise ValueError(f"--{split} must name labelled images, found no run beside {exported.folder}: give it")
     # What k-NN is asked for while a run without labels trains, or else what it trains on.
-    path = path or getattr(exported.run.data, f"knn_{split}") or getattr(exported.run.data, split)
+    path = path or exported.own_images(f"knn_{split}" if getattr(exported.run.data, f"knn_{split}") else split)
     found = str(demo_beton(split)) if path == "demo" else find_packed(split, path)
     if len(check_beton(found).classes) < 2:
         raise ValueError(
