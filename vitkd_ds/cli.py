@@ -269,7 +269,7 @@ def predict(student: str, *images: str, **options: Any) -> None:
 
 
 @command(takes_run=True, nodes=int, gpus=int, hardware=str)
-def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str = "h100") -> None:
+def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hardware: str = "h100") -> None:
     """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
 
     Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node
