@@ -105,6 +105,15 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
     (["doctor", "--recipe=no/run"], "no run at no/run"),
     (["doctor", "--epochs=2"], "optim.warmup_epochs must be less than epochs"),
     (["plan", "--recipe=no/run"], "no run at no/run"),
+    (["plan", "--recipe=demo", "--hardware=h10"], "--hardware h10 is unknown: did you mean h100"),
+    (["eval", "no-run"], "no-run must be a run, a checkpoint or an exported student"),
+    (["eval", "no-run", "--knn"], "no-run must be a run, a checkpoint or an exported student"),
+    (["predict", "no-run", "x.jpg"], "no-run must be a run, a checkpoint or an exported student"),
+    (["export", "no-run", "new"], "no-run must be a run, a checkpoint or an exported student"),
+    (["export", "no-run", "new", "--format=zip"], "--format zip is unknown: valid names are hf, onnx, timm, torch_exp"),
+    (["show", "demo", "no/such.png"], "DST must lie in a folder that exists, found none at 'no'"),
+    (["show", "demo", "x.gif"], "DST must end in .png, found 'x.gif'"),
+    (["train", "--ds_config=none.json"], "none.json"),
 ])  # fmt: skip
 def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message):
     with pytest.raises(SystemExit, match="2"):
@@ -129,6 +138,8 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
         "restart": ("no", False), "labels": ("1_0", "1_0"), "classes": ("5", "5"), "split": ("6", "6")}),
 ])  # fmt: skip
 def test_words_and_options_reach_the_command_converted(monkeypatch, command, target, words, options):
+    for name in ("check_student", "check_export"):  # of files, of which there are none here
+        monkeypatch.setattr(cli, name, lambda *words: None)
     called = Mock(side_effect=ValueError("called"))
     monkeypatch.setattr(f"vitkd_ds.{target}", called)
     with pytest.raises(ValueError, match="called"):
@@ -138,6 +149,7 @@ def test_words_and_options_reach_the_command_converted(monkeypatch, command, tar
 
 def test_predict_hands_over_its_images_and_prints_what_it_gets(monkeypatch, capsys):
     calls = []
+    monkeypatch.setattr(cli, "check_student", lambda *words: None)
     monkeypatch.setattr("vitkd_ds.commands.predict.predict", lambda *words, **own: calls.append((words, own)) or "xy")
     cli.predict("S", "a.png", "b", top="3", features="true")
     assert calls == [(("S", ("a.png", "b")), {"top": 3, "features": True})] and capsys.readouterr().out == "x\ny\n"
@@ -149,14 +161,14 @@ def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):
     monkeypatch.setattr("vitkd_ds.commands.plan.text.plan_text", lambda *words, **own: calls.append((*words, own)))
     cli.show("x.beton", "x.png", recipe="demo_plain", seed="3")
     cli.show("demo")
-    cli.plan(recipe="demo", nodes="2", gpus="3", hardware="x", seed="4")
+    cli.plan(recipe="demo", nodes="2", gpus="3", hardware="h200", seed="4")
     assert calls == [
         (
             parse_run((), {"recipe": "demo_plain", "seed": "3", "data.train": "x.beton", "data.val": "x.beton"}),
             Path("x.png"),
         ),
         (parse_run((), {"teacher": "none"}), Path("show.png")),
-        (parse_run((), {"seed": "4"}), {"nodes": 2, "gpus": 3, "hardware": "x"}),
+        (parse_run((), {"seed": "4"}), {"nodes": 2, "gpus": 3, "hardware": "h200"}),
     ]
 
 
@@ -209,8 +221,11 @@ def test_the_printed_config_is_the_run_and_a_recipe_again(vitkd_ds, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "words", ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc", "compare no-run"]
-)
+    "words",
+    ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc", "compare no-run", "eval no-run",
+     "predict no-run x.jpg", "export no-run new", "show demo x.gif", "plan --recipe demo --hardware x", "report no-run",
+     "train --ds_config none.json"],
+)  # fmt: skip
 @pytest.mark.cold
 def test_answers_come_without_the_slow_imports(words):
     code = "import atexit, sys; from vitkd_ds.cli import main; "

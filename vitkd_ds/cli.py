@@ -17,14 +17,17 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds.commands.early import check_export, check_picture, check_student
 from vitkd_ds.commands.ending import ending
 from vitkd_ds.commands.pack import OPTIONS as PACK_OPTIONS
 from vitkd_ds.commands.pack.adopt import adopt, check
 from vitkd_ds.commands.pack.folders import pack_folders, packed_or_exit
 from vitkd_ds.commands.parse import command, parse_run, train_help
+from vitkd_ds.commands.plan.hardware import check_hardware
 from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.recipes import RECIPES
 from vitkd_ds.train import console, signals, watchdog
 
@@ -91,6 +94,7 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
             print(json.dumps(as_dict(run), indent=2))
         return
     check_workdir(run)
+    find_ds_config(run.ds_config)
     console.secure("stdout")
     run = packed_or_exit(run)
     from vitkd_ds.engine.processes import leave
@@ -154,6 +158,7 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     flags = {"recipe": "demo" if data == "demo" else "images"} | flags | {"data.train": data, "data.val": data}
     if not any(key.startswith(("teacher", "losses")) for key in flags):
         flags["teacher"] = "none"  # no picture depends on it, and `images` would ask for one
+    check_picture(Path(dst))
     run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.show import show as show_run
 
@@ -169,6 +174,7 @@ def evaluate(student: str, **options: Any) -> None:
     or an exported student, and PATH a .beton, demo, or a folder that train or pack has packed. A run folder knows its
     data and teacher. --knn and --probe classify val by the features of train: 20 neighbours, and a linear probe.
     """
+    check_student(student, (options.get("val", ""), options.get("train", "")), options.get("teacher", ""))
     from vitkd_ds.commands.evaluate import evaluate_exported
     from vitkd_ds.config.metrics import digits_of
 
@@ -199,7 +205,9 @@ def report(*runs: str, **options: Any) -> None:
     """
     from vitkd_ds.commands.report import report as write_report
 
-    print(write_report(*runs, **options))
+    path = write_report(*runs, **options)
+    print(path)
+    print(f"wrote the report; open it in a browser: {Path(path).resolve().as_uri()}", file=sys.stderr)
 
 
 @command("RUN")
@@ -247,6 +255,7 @@ def export(source: str, destination: str, **options: Any) -> None:
     private repository. --half stores fp16. Options come after the folders, as --half would take the next word for its
     value.
     """
+    check_export(source, destination, options.get("format", "timm"))
     from vitkd_ds.commands.export import export as export_student
 
     print(export_student(source, destination, **options))
@@ -262,6 +271,7 @@ def predict(student: str, *images: str, **options: Any) -> None:
     with classes for its pooled features. Options come after the images, as --features would take the next word for its
     value.
     """
+    check_student(student, images)
     from vitkd_ds.commands.predict import predict as predict_images
 
     for line in predict_images(student, images, **options):
@@ -272,13 +282,14 @@ def predict(student: str, *images: str, **options: Any) -> None:
 def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hardware: str = "h100") -> None:
     """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
 
-    Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100] [--KEY=VALUE ...], where --gpus is per node
+    Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100|cpu] [--KEY=VALUE ...], --gpus is per node
     and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu. Images are
     counted where --data.train is a .beton; without it the numbers are those of ImageNet. Models that were not measured
     at 224 pixels, as the ImageNet recipes' were, run at an assumed part of the peak.
     """
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe, found none: name one of a pair")
+    check_hardware(hardware)
     run = parse_run((), flags)
     from vitkd_ds.commands.plan.text import plan_text
 

@@ -148,6 +148,12 @@ def check_is_there(file: str, key: str) -> None:
         )
 
 
+def check_is_new(target: Path) -> None:
+    """Raise ValueError if something is at `target`."""
+    if target.exists():
+        raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
+
+
 def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Read a JSON file that a run has written.
 

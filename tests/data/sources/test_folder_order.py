@@ -62,7 +62,9 @@ def test_what_an_earlier_version_packed_from_nested_folders_is_used_until_they_c
 
 
 def test_a_folder_of_splits_is_refused_with_the_command_that_packs_one_of_them(tmp_path):
-    src = tree(tmp_path / "photos", "train/ant/x.jpg", "train/bee/y.jpg", "train/.x.jpg", "train/README.txt", "val/ant/z.jpg")
+    src = tree(
+        tmp_path / "photos", "train/ant/x.jpg", "train/bee/y.jpg", "train/.x.jpg", "train/README.txt", "val/ant/z.jpg"
+    )
     train = src / "train"
     found = rf"'{train}' is no class: it holds no images of its own, only folders \(ant, bee\). If those are the "
     with pytest.raises(ValueError, match=f"{found}.*: vitkd-ds pack {train} {train}.beton. Otherwise .* --classes"):

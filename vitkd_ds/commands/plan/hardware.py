@@ -8,10 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
 from vitkd_ds.config.overrides import nearest
-from vitkd_ds.models.cost import PEAK_TFLOPS
 
 
 class Rate(NamedTuple):
@@ -95,6 +92,8 @@ class Hardware:
     @property
     def peak_tflops(self) -> float:
         """Rate of dense bf16 matrix products."""
+        from vitkd_ds.models.cost import PEAK_TFLOPS  # slow: torch, without which a mistyped name is found
+
         return PEAK_TFLOPS[self.device_name]
 
 
@@ -134,14 +133,28 @@ def find_hardware(name: str, *, processes: int = 1) -> Hardware:
     if name == "cpu":
         gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         rate = float(f"{matmul_tflops() / processes:.3g}")
-        return Cpu("cpu", round(gib / processes, 1), nvlink_gb_per_s=5, network_gb_per_s=1, pcie_gb_per_s=10, matmul_tflops=rate)
-    if name not in HARDWARE:
-        raise ValueError(f"--hardware {name} is unknown: {nearest(name, [*HARDWARE, 'cpu'])}")
+        return Cpu(
+            "cpu",
+            round(gib / processes, 1),
+            nvlink_gb_per_s=5,
+            network_gb_per_s=1,
+            pcie_gb_per_s=10,
+            matmul_tflops=rate,
+        )
+    check_hardware(name)
     return HARDWARE[name]
+
+
+def check_hardware(name: str) -> None:
+    """Raise ValueError for a name that `find_hardware` does not know."""
+    if name not in (*HARDWARE, "cpu"):
+        raise ValueError(f"--hardware {name} is unknown: {nearest(name, [*HARDWARE, 'cpu'])}")
 
 
 def matmul_tflops(size: int = 512, rounds: int = 9) -> float:
     """Measure the rate of square bf16 matrix products on all CPU cores of this process: that of the fastest."""
+    import torch
+
     a, b = torch.ones(2, size, size, dtype=torch.bfloat16)
     seconds = []
     for _ in range(rounds):

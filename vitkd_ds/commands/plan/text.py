@@ -70,11 +70,12 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
         length = f"{run.max_steps:,} steps"
     about = f"{steps:,} steps of {run.global_batch_size} images an epoch; without evaluations and checkpoints"
     tflops = speed / layout.ranks * inputs.flops / 1e12
+    shown = f"{tflops:.0f}" if tflops >= 1 else f"{tflops:.2g}"
     rows = [
         ("images/s", f"{speed:,.0f}", f"{speed / layout.ranks:,.0f} a GPU"),
         ("step", f"{1e3 * total:.1f} ms", f"{layout.micro_batch} images x {layout.accumulation} a GPU"),
         *((f"  {part}", f"{1e3 * part_s:.1f} ms", left.get(part, "")) for part, part_s in parts.items()),
-        ("TFLOP/s a GPU", f"{tflops:.0f}" if tflops >= 1 else f"{tflops:.2g}", f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
+        ("TFLOP/s a GPU", shown, f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
         (length, _duration(schedule.total_steps * total), about),
     ]
     return _section("speed", rows)
