@@ -185,3 +185,18 @@ def whole_run(tmp_path_factory, small_beton, demo_cache):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     finish_ranks(start_ranks(2, "train.py", *everything_on(workdir, small_beton)))
     return workdir
+
+
+@pytest.fixture
+def vitkd_ds(monkeypatch, capsys):
+    """Run the console script with some words in this process; returns what it printed on stdout."""
+    from vitkd_ds import cli
+
+    monkeypatch.setattr(cli.signals, "listen", lambda: None)  # the handlers of the tests stay
+
+    def run(*words, main=cli.main):
+        monkeypatch.setattr("sys.argv", ["vitkd-ds", *map(str, words)])
+        main()
+        return capsys.readouterr().out
+
+    return run

@@ -14,20 +14,8 @@ from tests.conftest import ROOT, numerics_of, run_command
 from vitkd_ds import cli
 from vitkd_ds.cli import parse_run
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.recipes import RECIPES, build_run
-
-
-@pytest.fixture
-def vitkd_ds(monkeypatch, capsys):
-    """Run the console script with some words in this process; returns what it printed on stdout."""
-    monkeypatch.setattr(cli.signals, "listen", lambda: None)  # the handlers of the tests stay
-
-    def run(*words, main=cli.main):
-        monkeypatch.setattr("sys.argv", ["vitkd-ds", *map(str, words)])
-        main()
-        return capsys.readouterr().out
-
-    return run
 
 
 def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type():
@@ -81,6 +69,16 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
         parse_run((), flags)
 
 
+def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
+    caplog.set_level("INFO", logger="vitkd_ds")
+    for flags in ({}, {"data.train": "demo"}, {"recipe": "demo", "data.train": str(demo_beton("train"))}):
+        parse_run((), flags)
+    assert not caplog.messages
+    parse_run((), {"data.train": str(demo_beton("train")), "data.val": "demo"})
+    (message,) = caplog.messages
+    assert f"{demo_beton('train')} gets the settings of the demo" in message and "Pass --recipe images" in message
+
+
 @pytest.mark.parametrize("words, message", [
     (["train", "demo"], "every argument must be a --flag, found 'demo': put -- before its name"),
     (["trian"], "vitkd-ds trian is no command: did you mean train"),
@@ -97,6 +95,9 @@ def test_what_cannot_be_is_refused_with_key_and_value(flags, message):
     (["plan", "--recipe=demo", "--nodes=many"], "--nodes must be a whole number"),
     (["show", "a", "--print_config"], "--print_config is no option"),
     (["train", "--print_config=maybe"], "--print_config must be true or false"),
+    (["train", "--help", "teachers"], "--help teachers is no group or field of a run: did you mean teacher?"),
+    (["eval", "x", "--batch_size=3"], "--batch_size is no option: did you mean micro_batch_size?"),
+    (["report", "x", "--output=y"], "--output is no option: did you mean out?"),
     (["train", "--help", "optimm"], "--help optimm is no group or field of a run: did you mean optim"),
     (["train", "--help", "--recipe", "demoo"], "--recipe demoo is no recipe"),
     (["train", "--recipe=./none"], "no run at none"),
@@ -185,9 +186,8 @@ def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vi
 def test_help_is_had_anywhere_and_the_launchers_local_rank_is_no_option(vitkd_ds):
     for words in ("--local_rank=1 pack --help", "pack --local-rank=1 -h", "--help pack", "pack a --quality=3 --help b"):
         assert vitkd_ds(*words.split()).startswith("Write a set of images")
-    for words in ((), ("--help",), ("-h",)):
-        text = vitkd_ds(*words)
-        assert all(f"{name}: " in text for name in cli.COMMANDS) and "Usage: doctor" in text
+    assert vitkd_ds("help", "pack") == vitkd_ds("pack", "--help")
+    assert vitkd_ds("help", "train", "seed") == vitkd_ds("train", "--help", "seed")
 
 
 def test_help_on_train_lists_the_fields_of_the_recipe_beside_it(vitkd_ds, monkeypatch):
@@ -201,7 +201,8 @@ def test_help_on_train_lists_the_fields_of_the_recipe_beside_it(vitkd_ds, monkey
         assert "--seed" not in text and 60 < max(map(len, text.splitlines())) <= 70
 
 
-def test_recipes_are_listed_with_the_first_line_of_their_docstrings(vitkd_ds):
+def test_recipes_are_listed_with_the_first_line_of_their_docstrings(vitkd_ds, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     lines = vitkd_ds("recipes").splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert lines[1].endswith("  The demo's student without a teacher.")

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 import vitkd_ds
 from tests.conftest import ROOT, run_command
 from vitkd_ds import cli
+from vitkd_ds.commands import manual
+from vitkd_ds.commands.parse import own_options
 from vitkd_ds.config.check import check_run
 from vitkd_ds.config.overrides import apply_overrides
 from vitkd_ds.config.run import as_dict
@@ -28,6 +30,8 @@ TEXT = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(PAGES)}
 RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text()
 SCRIPTS = {f"slurm/{path.name}": re.search(r"RECIPE=(\w+)", path.read_text()).group(1)
            for path in ROOT.glob("slurm/vitkd_*.sh")}  # fmt: skip
+STARTS_NOTHING = {"--help", "--print_config", "recipes", "--list"}
+"""Words of commands that are run here."""
 OURS = ("train.py", "make", "vitkd-ds", "python")
 STUDENT_ARGS = {"img_size": 28, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
 
@@ -46,6 +50,10 @@ def commands():
             first = next((i for i, word in enumerate(words) if word in OURS or word in SCRIPTS), None)
             if first is not None:
                 yield page, words[first:]
+    for name, page in manual.PAGES.items():
+        for example in page.examples:
+            words = shlex.split(example)
+            yield f"help {name}", words[words.index("vitkd-ds") :] if "vitkd-ds" in words else ["vitkd-ds", name]
 
 
 COMMANDS = list(commands())
@@ -83,7 +91,7 @@ def finished_run(tmp_path, monkeypatch):
 def test_commands_are_accepted(page, words, finished_run):
     program, *rest = words[1:] if words[0] == "python" else words
     rest += ["--list"] if rest[:1] == ["sweep"] else []
-    if {"--help", "--print_config", "recipes", "--list"} & {*rest}:  # they start nothing, so they are run
+    if STARTS_NOTHING & {*rest} and "|" not in rest:
         command = [program] if program == "vitkd-ds" else ["python", ROOT / program]
         assert run_command(*command, *rest, cwd=finished_run).stdout
     elif program == "train.py":
@@ -94,10 +102,11 @@ def test_commands_are_accepted(page, words, finished_run):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert {word for word in rest if "=" not in word} <= set(targets)
     elif program == "vitkd-ds":
-        usage = inspect.getdoc(cli.COMMANDS[rest[0]])
-        flags = flags_of(rest[1:])
-        of_a_run = {flag: value for flag, value in flags.items() if flag == "recipe" or f"--{flag}" not in usage}
-        assert not of_a_run or cli.parse_run((), _on_the_demos_data(of_a_run))
+        takes_run = manual.PAGES[rest[0]].takes_run
+        flags = {key: value for key, value in flags_of(rest[1:]).items() if not key.startswith("grid.")}
+        of_a_run = {key: value for key, value in flags.items() if key not in own_options(rest[0])}
+        of_a_run.pop("workdir", None)
+        assert not of_a_run or (takes_run and cli.parse_run((), _on_the_demos_data(of_a_run)))
     else:
         assert (ROOT / program).is_file()
 

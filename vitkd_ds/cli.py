@@ -17,13 +17,14 @@ from typing import Any
 import fire
 from fire.decorators import SetParseFn
 
+from vitkd_ds import __version__
 from vitkd_ds.commands.early import check_export, check_picture, check_student
 from vitkd_ds.commands.ending import ending
-from vitkd_ds.commands.pack import OPTIONS as PACK_OPTIONS
 from vitkd_ds.commands.pack.adopt import adopt, check
 from vitkd_ds.commands.pack.folders import pack_folders, packed_or_exit
 from vitkd_ds.commands.parse import command, parse_run, train_help
 from vitkd_ds.commands.plan.hardware import check_hardware
+from vitkd_ds.commands.usage import index_text, table_text
 from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import as_dict
@@ -53,8 +54,8 @@ def _run(*first: str) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.argv[1:] = [word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in LAUNCHER_FLAGS]
     words = ["--help" if word == "-h" else word for word in (*first, *sys.argv[1:])]
-    if words[:1] == ["--help"]:
-        words = [*words[1:], "--help"]  # `--help train` asks what `train --help` asks
+    if words[:1] in (["--help"], ["help"]):
+        words = [*words[1:2], "--help", *words[2:]]  # `help train optim` asks what `train --help optim` asks
     name, *words = words or ["--help"]
     console.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -63,7 +64,9 @@ def _run(*first: str) -> None:
         signals.listen()  # before the slow imports
     try:
         if name == "--help":
-            print("\n\n".join(f"{name}: {inspect.getdoc(each)}" for name, each in COMMANDS.items()))
+            print(index_text(summaries()))
+        elif "--version" in sys.argv[1:2]:
+            print(f"vitkd_ds {__version__}")
         elif name not in COMMANDS:
             raise ValueError(f"vitkd-ds {name} is no command: {nearest(name, COMMANDS)}")
         else:
@@ -75,19 +78,9 @@ def _run(*first: str) -> None:
         sys.exit(1 if isinstance(error, OSError) else REFUSED)  # what cannot be read now may be at another start
 
 
-@command(takes_run=True, about=lambda flags: train_help(flags, inspect.getdoc(train)), print_config=bool)
+@command("train", about=train_help)
 def train(*, flags: dict[str, str], print_config: bool = False) -> None:
-    """Distil (or plainly train) a student.
-
-    Usage: train [--recipe NAME|PATH] [--ds_config FILE] [--workdir DIR] [--resume auto|none|PATH] [--extend]
-    [--data.train PATH --data.val PATH] [--teacher none | --teacher.checkpoint PATH|hub] [--teacher.placement
-    shard|replica|offload] [--compile] [--debug] [--KEY=VALUE ...], where KEY is any field of the run, such as optim.lr
-    or losses.nkd.weight. --help lists the fields, --help GROUP those of one group, such as optim.
-
-    --print_config prints the resolved run as JSON and ends. --recipe takes it back from a file, as it takes the
-    config.json of a run folder, or the folder: with the stored workdir the command continues that run, with --workdir
-    NEW it trains the run again from its beginning. Relative paths in it count from the current folder.
-    """
+    """Distil a student from a teacher, or train it without one."""
     run = parse_run((), flags)
     if print_config:
         if console.is_first_rank():
@@ -115,25 +108,15 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     leave()
 
 
-@command()
+@command("recipes")
 def recipes() -> None:
     """List the recipes, each with what it trains."""
-    for name, recipe in RECIPES.items():
-        print(f"{name:{max(map(len, RECIPES))}}  {recipe.__doc__.splitlines()[0]}")
+    print(table_text({name: (inspect.getdoc(recipe) or "").splitlines()[0] for name, recipe in RECIPES.items()}))
 
 
-@command("SRC DST", **PACK_OPTIONS)
+@command("pack")
 def pack(src: str, dst: str, **options: Any) -> None:
-    """Write a set of images as a .beton file. Given again after a kill, the same command continues.
-
-    Usage: pack SRC DST [--passthrough [--restart_markers]] [--max_resolution 500 | --short_side N]
-    [--write_mode jpg|raw|proportion] [--quality 90] [--shuffle] [--workers N] [--skip_bad] [--restart]
-    [--labels FILE|none] [--classes FILE] [--split NAME], where SRC is an ImageFolder tree, ILSVRC2012_img_train.tar,
-    ILSVRC2012_img_val.tar (--labels: the devkit, or a text file), WebDataset tars (a folder, a tar, or a pattern in
-    quotes), a Hugging Face data set (a save_to_disk folder, or a folder of parquet files; --split), or with --labels
-    none the images in any folder, without classes. --classes, for an ImageFolder tree or WebDataset tars, is a text
-    file with a class name per line in label order, or another .beton; classes without images may be among them.
-    """
+    """Write a set of images as a .beton file."""
     from vitkd_ds.commands.pack import pack as pack_images
 
     try:
@@ -146,15 +129,9 @@ def pack(src: str, dst: str, **options: Any) -> None:
     print(f"{dst}: {info.num_images} images {classes}, {info.passthrough} of them as they were")
 
 
-@command("DATA [DST]", takes_run=True)
+@command("show")
 def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
-    """Write a grid of augmented, mixed training images with their labels to a PNG.
-
-    Usage: show DATA [DST] [--recipe NAME|PATH] [--KEY=VALUE ...], where DATA is what --data.train takes (of
-    a folder that is not packed yet, the command that packs it is told), DST is show.png if not given, and KEY any field
-    of the run (`train --help`), such as augment.rand_augment or seed. Without --recipe it is `images`, or `demo` for
-    the demo's data.
-    """
+    """Write a PNG with augmented training images and their labels."""
     flags = {"recipe": "demo" if data == "demo" else "images"} | flags | {"data.train": data, "data.val": data}
     if not any(key.startswith(("teacher", "losses")) for key in flags):
         flags["teacher"] = "none"  # no picture depends on it, and `images` would ask for one
@@ -165,15 +142,9 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     print(show_run(run, Path(dst)))
 
 
-@command("STUDENT", val=str, teacher=str, teacher_checkpoint=str, micro_batch_size=int, knn=bool, probe=bool, train=str)
+@command("eval")
 def evaluate(student: str, **options: Any) -> None:
-    """Evaluate an exported student: top-1 and top-5, and the agreement with a teacher; or its features alone.
-
-    Usage: eval STUDENT [--val PATH] [--teacher RUN | --teacher MODEL --teacher_checkpoint PATH|hub]
-    [--micro_batch_size 64] [--knn] [--probe] [--train PATH], where STUDENT and RUN are each a run folder, a checkpoint
-    or an exported student, and PATH a .beton, demo, or a folder that train or pack has packed. A run folder knows its
-    data and teacher. --knn and --probe classify val by the features of train: 20 neighbours, and a linear probe.
-    """
+    """Evaluate a student: top-1, top-5 and agreement with a teacher."""
     check_student(student, (options.get("val", ""), options.get("train", "")), options.get("teacher", ""))
     from vitkd_ds.commands.evaluate import evaluate_exported
     from vitkd_ds.config.metrics import digits_of
@@ -182,27 +153,17 @@ def evaluate(student: str, **options: Any) -> None:
         print(f"{name:12} {value:.{digits_of(name)}f}")
 
 
-@command("RUN [RUN ...]", csv=bool, plot=str, speed=bool)
+@command("compare")
 def compare(*runs: str, **options: Any) -> None:
-    """Compare runs, finished or still going: accuracy, size and speed, and differences over the seeds that they share.
-
-    Usage: compare RUN [RUN ...] [--csv] [--plot FILE.png] [--speed false], where RUN is a run folder. Options come
-    after the folders, as --csv would take the next word for its value. The speed of student and teacher at inference is
-    measured here, on random images, unless --speed is false. --csv prints the rows as CSV. --plot draws validation
-    top-1 and training loss over the epochs.
-    """
+    """Compare runs: accuracy, size, speed, and differences over seeds."""
     from vitkd_ds.commands.compare import compare as compare_runs
 
     print(compare_runs(*runs, **options))
 
 
-@command("RUN [RUN ...]", out=str)
+@command("report")
 def report(*runs: str, **options: Any) -> None:
-    """Write a report on a run, finished or still going, as one HTML file: curves, classes, images, beside other runs.
-
-    Usage: report RUN [RUN ...] [--out FILE.html], where RUN is a run folder. The report is on the first, with the
-    others beside it. FILE.html is report.html in its folder if not given. Nothing is trained or evaluated again.
-    """
+    """Write one HTML file on a run: curves, classes, images, other runs."""
     from vitkd_ds.commands.report import report as write_report
 
     path = write_report(*runs, **options)
@@ -210,12 +171,9 @@ def report(*runs: str, **options: Any) -> None:
     print(f"wrote the report; open it in a browser: {Path(path).resolve().as_uri()}", file=sys.stderr)
 
 
-@command("RUN")
+@command("watch")
 def watch(run: str) -> None:
-    """Watch a run that trains elsewhere, such as in a job: progress, evaluations, stops and end, from its folder.
-
-    Usage: watch RUN. It ends with the run, or by Ctrl-C, which does not touch the run.
-    """
+    """Watch a run that trains elsewhere, from its folder."""
     from vitkd_ds.commands.watch import watch as watch_run
 
     with suppress(KeyboardInterrupt):
@@ -223,18 +181,11 @@ def watch(run: str) -> None:
         print(ending(run))
 
 
-@command("[RECIPE ...]", takes_run=True, recipes=str, seeds=int, jobs=int, list=bool)
+@command("sweep")
 def sweep_seeds(
     *more: str, flags: dict[str, str], recipes: str = "", seeds: int = 5, jobs: int = 1, list: bool = False
 ) -> None:
-    """Compare recipes and settings over seeds: train what is missing, then one table, with paired differences.
-
-    Usage: sweep --recipes A B C [--seeds 5] [--workdir runs/sweep] [--jobs N] [--KEY=VALUE ...] [--grid.KEY=V1,V2 ...]
-    [--list], where A, B and C are what train's --recipe takes, KEY is any field of the run (`train --help`), and the
-    runs are every recipe with every combination of the grid's values, with seeds 0, 1 and so on. Differences are to the
-    first. Given again, the same command goes on; what is finished is never trained again. --jobs trains N at a time,
-    each one process with its share of the CPUs and one GPU. --list prints the options of each run, a line a run.
-    """
+    """Train recipes and settings over several seeds, and compare them."""
     from vitkd_ds.commands.sweep import commands, sweep
     from vitkd_ds.commands.sweep.members import members_of
 
@@ -243,34 +194,18 @@ def sweep_seeds(
     print(commands(runs) if list else sweep(runs, jobs=jobs))
 
 
-@command("RUN DST", format=str, which=str, half=bool, val=str, push=str)
+@command("export")
 def export(source: str, destination: str, **options: Any) -> None:
-    """Copy a student out of a run, or write it as a graph or for the Hugging Face hub.
-
-    Usage: export RUN DST [--format timm|onnx|torch_export|hf] [--which last|best] [--half] [--val PATH]
-    [--push USER/NAME], where RUN is a run folder, one of its checkpoints or an export, and DST a new folder. timm, the
-    default, writes student.safetensors (a plain timm state dict) and student.json; onnx model.onnx and torch_export
-    model.pt2, each with its preprocessing inside and compared with torch on 16 images of --val, which a run knows; hf a
-    folder for timm.create_model("local-dir:DST", pretrained=True) with a model card, which --push uploads to a new
-    private repository. --half stores fp16. Options come after the folders, as --half would take the next word for its
-    value.
-    """
+    """Copy a student out of a run; as ONNX or for Hugging Face, too."""
     check_export(source, destination, options.get("format", "timm"))
     from vitkd_ds.commands.export import export as export_student
 
     print(export_student(source, destination, **options))
 
 
-@command("STUDENT IMAGE [IMAGE ...]", top=int, features=bool)
+@command("predict")
 def predict(student: str, *images: str, **options: Any) -> None:
-    """Say of images what a student sees: its likeliest classes with probabilities, or features where it has no classes.
-
-    Usage: predict STUDENT IMAGE [IMAGE ...] [--top 5] [--features], where STUDENT is a run folder, a checkpoint or an
-    exported student, and IMAGE a file, or a folder with images at any depth. Images are cut and normalised as in
-    evaluation. With a folder, and for features, the output is CSV, with a line per image. --features asks a student
-    with classes for its pooled features. Options come after the images, as --features would take the next word for its
-    value.
-    """
+    """Predict classes of images, with probabilities, or features."""
     check_student(student, images)
     from vitkd_ds.commands.predict import predict as predict_images
 
@@ -278,15 +213,9 @@ def predict(student: str, *images: str, **options: Any) -> None:
         print(line)
 
 
-@command(takes_run=True, nodes=int, gpus=int, hardware=str)
+@command("plan")
 def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hardware: str = "h100") -> None:
-    """Predict images/s, hours, memory, loader cores and disk of a recipe on a cluster, each input with its source.
-
-    Usage: plan --recipe NAME|PATH [--nodes N] [--gpus G] [--hardware h100|cpu] [--KEY=VALUE ...], --gpus is per node
-    and KEY is any field of the run (`train --help`), such as teacher.placement or micro_batch_size_per_gpu. Images are
-    counted where --data.train is a .beton; without it the numbers are those of ImageNet. Models that were not measured
-    at 224 pixels, as the ImageNet recipes' were, run at an assumed part of the peak.
-    """
+    """Predict speed, hours, memory and disk of a run on a cluster."""
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe, found none: name one of a pair")
     check_hardware(hardware)
@@ -296,13 +225,9 @@ def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hard
     print(plan_text(run, nodes=nodes, gpus=gpus, hardware=hardware))
 
 
-@command(takes_run=True)
+@command("doctor")
 def doctor(*, flags: dict[str, str]) -> None:
-    """Examine the machine, the data and the models for a run, in under two minutes; exit code 1 if it would fail.
-
-    Usage: doctor [--recipe NAME|PATH] [--KEY=VALUE ...], where KEY is any field of the run, on one node, or under srun
-    on all with the ranks of the run. Prints a table of what is ok, what is not, and what to do about it.
-    """
+    """Check machine, data and models for a run in under two minutes."""
     run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.doctor import examine
     from vitkd_ds.engine.processes import leave, shut_down
@@ -313,7 +238,20 @@ def doctor(*, flags: dict[str, str]) -> None:
     sys.exit(1)
 
 
+@command("completion")
+def completion(shell: str) -> None:
+    """Print the script that completes commands and options in a shell."""
+    from vitkd_ds.commands.completion import script
+
+    print(script(shell, summaries()))
+
+
+def summaries() -> dict[str, str]:
+    """Return the first line of each command's docstring."""
+    return {name: (inspect.getdoc(each) or "").splitlines()[0] for name, each in COMMANDS.items()}
+
+
 COMMANDS = {"train": train, "recipes": recipes, "pack": pack, "show": show, "eval": evaluate, "export": export}
 COMMANDS |= {"predict": predict, "compare": compare, "report": report, "watch": watch, "sweep": sweep_seeds}
-COMMANDS |= {"plan": plan, "doctor": doctor, "check": command("FILE")(check)}
-COMMANDS |= {"adopt": command("FILE", classes=str, shuffled=bool)(adopt)}
+COMMANDS |= {"plan": plan, "doctor": doctor, "check": command("check")(check), "adopt": command("adopt")(adopt)}
+COMMANDS |= {"completion": completion}

@@ -9,7 +9,7 @@ from typing import Any, Mapping
 
 from pydantic_core import PydanticUndefined
 
-from vitkd_ds.config.overrides import Setting, nearest, settings_of
+from vitkd_ds.config.overrides import Setting, nearest_option, settings_of
 from vitkd_ds.config.part import what
 from vitkd_ds.config.run import Run
 
@@ -28,15 +28,15 @@ def field_help(run: Run, topic: str = "", *, width: int) -> str:
     chosen = [setting for setting in settings if not topic or f"{setting.key}.".startswith(f"{topic}.")]
     if not chosen:
         names = {name for setting in settings for name in accumulate(setting.key.split("."), "{}.{}".format)}
-        raise ValueError(f"--help {topic} is no group or field of a run: {nearest(topic, names)}")
+        raise ValueError(f"--help {topic} is no group or field of a run: {nearest_option(topic, names)}")
     lines = []
+    whole_words = {"width": width, "break_long_words": False, "break_on_hyphens": False}
     for heading, group in groupby(chosen, key=_heading):
-        lines += ["", *wrap(heading, width)]
+        lines += ["", *wrap(heading, **whole_words)]
         for setting in group:
             option = f"--{setting.key}{_typed(setting.value)}  ({what(setting.field)})"
-            indents = {"initial_indent": "  ", "subsequent_indent": " " * 8}
-            lines += wrap(option, width, **indents, break_long_words=False, break_on_hyphens=False)
-            lines += wrap(docstring(setting), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += wrap(option, **whole_words, initial_indent="  ", subsequent_indent=" " * 8)
+            lines += wrap(docstring(setting), **whole_words, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines[1:])
 
 

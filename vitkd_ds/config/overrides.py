@@ -13,12 +13,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from vitkd_ds.config.part import KINDS, explain, holds_many, locate, part_in, require, what
+from vitkd_ds.config.synonyms import advice
 from vitkd_ds.config.teachers import ANY, path_of, shortened
 
 T = TypeVar("T")
 
 MANY = 20
 """Most names that a message lists."""
+NEARLY_AS_CLOSE = 0.1
+"""Likeness, from 0 to 1, by which a suggested name may be behind the nearest."""
 
 
 class Setting(NamedTuple):
@@ -35,13 +38,24 @@ class Setting(NamedTuple):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence that helps with an unknown name: the nearest valid ones, else all of them unless they are many."""
+    """Return a clause that helps with an unknown name: the nearest valid ones, else all if they are few."""
     valid = sorted(set(valid))
     close = [key for key in valid if key.endswith(f".{name}")]  # "lr" means "optim.lr"
-    close = close or difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
-    if not close and len(valid) > MANY:
-        close = difflib.get_close_matches(name, valid, n=3, cutoff=0)
-    return f"did you mean {' or '.join(close)}?" if close else f"valid names are {', '.join(valid)}"
+    if not close:
+        close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+        likeness = [difflib.SequenceMatcher(None, key, name).ratio() for key in close]
+        close = [key for key, ratio in zip(close, likeness) if ratio > max(likeness) - NEARLY_AS_CLOSE]
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    if len(valid) > MANY:
+        return f"none of the {len(valid)} valid names is similar"
+    return f"valid names are {', '.join(valid)}"
+
+
+def nearest_option(name: str, valid: Iterable[str]) -> str:
+    """Return a clause that helps with an unknown option: what is meant by it elsewhere, else the nearest names."""
+    valid = set(valid)
+    return advice(name, valid) or nearest(name, valid)
 
 
 def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:
@@ -74,7 +88,7 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
         field = locate(type(run), path)[1]
         if field is None:
             valid = [setting.key for setting in settings_of(type(run), run)]
-            raise ValueError(f"--{key} is no option: {nearest(shortened(key), valid)}")
+            raise ValueError(f"--{key} is no option: {nearest_option(shortened(key), valid)}")
         try:
             value = _plain(text, field.annotation)
         except (ValueError, RecursionError):

@@ -150,6 +150,19 @@ def test_names_are_as_long_as_they_must_be_and_a_wide_table_is_cut_in_two(runs):
     assert cells[0] + cells[1] == table(short)["taught0"] and max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.parametrize("width, pieces", [(60, 3), (80, 2), (140, 1)])
+def test_the_text_fits_the_terminal_and_each_piece_names_the_runs(runs, monkeypatch, width, pieces):
+    monkeypatch.setenv("COLUMNS", "1000")
+    whole = table(shown(runs / "plain0", runs / "taught0"))
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = shown(runs / "plain0", runs / "taught0")
+    assert max(map(len, text.splitlines())) <= width
+    _, *found, below = text.split("\n\n")
+    assert len(found) >= pieces and below.startswith("group 1: plain0")
+    rows = [re.split(" {2,}", piece.splitlines()[-1]) for piece in found]
+    assert {row[0] for row in rows} == {"taught0"} and sum((row[1:] for row in rows), []) == whole["taught0"]
+
+
 def test_different_numbers_of_images_are_said(runs):
     lines = metrics_of(runs / "plain1")
     lines[-1]["val_num_images"] = 2000.0

@@ -5,8 +5,9 @@ All is read without torch, so a folder that is no run is refused at once. Only t
 
 from vitkd_ds.commands.compare.plot import check_plot, write_plot
 from vitkd_ds.commands.compare.runs import read_results
-from vitkd_ds.commands.compare.seeds import differences_text, groups_of
+from vitkd_ds.commands.compare.seeds import WIDEST, differences_text, groups_of
 from vitkd_ds.commands.compare.table import csv_text, table_text
+from vitkd_ds.commands.usage import wrapped
 
 
 def compare(*runs: str, csv: bool = False, plot: str = "", speed: bool = True) -> str:
@@ -33,5 +34,6 @@ def compare(*runs: str, csv: bool = False, plot: str = "", speed: bool = True) -
     groups = groups_of(results)
     if csv:
         return csv_text(results, groups, speeds)
-    below = differences_text(results, groups)
+    sentences = differences_text(results, groups).splitlines()
+    below = "\n".join(line for text in sentences for line in wrapped(text, after=4, widest=WIDEST))
     return "\n\n".join([table_text(results, speeds), *([below] if below else [])])

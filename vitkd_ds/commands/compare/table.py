@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Sequence
 
 from vitkd_ds.commands.compare.runs import Result
 from vitkd_ds.commands.compare.seeds import WIDEST, Group
+from vitkd_ds.commands.usage import columns
 from vitkd_ds.config.metrics import PREFIX, VAL_METRICS, deciding
 
 if TYPE_CHECKING:
@@ -46,12 +47,22 @@ def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
     images = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     about = f"{images} validation images" + (f"; inference on {speeds.device}" if speeds else "")
     rows = table_rows(results, speeds)
+    width = columns(WIDEST)
     lines = _lines(rows)
-    # A table with long names is cut in two, before the student's size.
-    if max(map(len, lines)) > WIDEST:
+    # A table that is too wide is cut before the student's size, and again where a piece is still too wide.
+    if max(map(len, lines)) > width:
         cut = len(ACCURACY)
-        lines = [*_lines([row[:cut] for row in rows]), "", *_lines([(row[0], *row[cut:]) for row in rows])]
+        lines = [*_pieces([row[:cut] for row in rows], width), ""]
+        lines += _pieces([(row[0], *row[cut:]) for row in rows], width)
     return "\n".join([about, "", *lines])
+
+
+def _pieces(rows: Sequence[tuple[Any, ...]], width: int) -> list[str]:
+    """Make the lines of a table, cut between columns into pieces that fit, each with the names of the runs."""
+    last = len(rows[0])
+    end = next((end for end in range(last, 2, -1) if max(map(len, _lines([row[:end] for row in rows]))) <= width), 2)
+    lines = _lines([row[:end] for row in rows])
+    return lines if end == last else [*lines, "", *_pieces([(row[0], *row[end:]) for row in rows], width)]
 
 
 def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple[Any, ...]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vitkd_ds.commands.usage import columns
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.epochs import Loader
 from vitkd_ds.train.parts import Models, Parts
@@ -18,7 +19,7 @@ MAX_NAMED = 4
 """Most nodes that a row names."""
 WIDTH = 120
 INDENT = 37
-"""Characters of a line, and of its start: level, name, seconds."""
+"""Characters of a line where no terminal says another number, and of its start: level, name, seconds."""
 
 
 @dataclass
@@ -111,9 +112,9 @@ def size_text(num_bytes: float) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text of at most WIDTH characters a line, advice below the finding, and a line with the verdict."""
+    """The rows as text as wide as the terminal, advice below the finding, and a line with the verdict."""
     # File names stay whole, so that they can be copied.
-    wrap = partial(textwrap.wrap, width=WIDTH, break_long_words=False, break_on_hyphens=False)
+    wrap = partial(textwrap.wrap, width=columns(WIDTH), break_long_words=False, break_on_hyphens=False)
     lines = [f"{'':8} {'check':20} {'s':>6}  found, and what to do"]
     for row in rows:
         taken = "" if row.seconds is None else f"{row.seconds:.1f}"

@@ -14,9 +14,3 @@ def __getattr__(name: str) -> Any:
     if name == "pack":
         return import_module("vitkd_ds.commands.pack.images").pack
     raise AttributeError(f"module 'vitkd_ds.commands.pack' has no attribute {name!r}")
-
-
-OPTIONS = dict.fromkeys(("passthrough", "restart_markers", "shuffle", "skip_bad", "restart"), bool)
-OPTIONS |= dict.fromkeys(("max_resolution", "short_side", "quality", "workers"), int)
-OPTIONS |= dict.fromkeys(("write_mode", "labels", "classes", "split"), str)
-"""Options of `vitkd-ds pack` with their types."""

@@ -9,12 +9,7 @@ MOST_NAMED = 10
 
 
 def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
-    """Give a .beton that stock FFCV wrote its side file, after each of its images was read and decoded.
-
-    Usage: adopt FILE.beton --classes LIST [--shuffled], where FILE has the fields image (RGBImageField) and label
-    (IntField), and LIST is a text file with a class name per line in label order, or another .beton. --shuffled says
-    that its images lie in a random order, for data.order=quasi_random. FILE itself is not changed.
-    """
+    """Check a .beton that stock FFCV wrote, and write its side file."""
     from vitkd_ds.checkpoint.files import sync_folder, write_text
     from vitkd_ds.data.beton.format import check_labels, read_tables, stored_images
     from vitkd_ds.data.beton.side_file import BetonInfo, side_path, side_text
@@ -64,10 +59,7 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
 
 
 def check(file: str) -> None:
-    """Read and decode every image of a .beton and compare its CRC32, as after a copy; exit code 2 if one is damaged.
-
-    Usage: check FILE.beton, which has its side file beside it.
-    """
+    """Read and decode every image of a .beton and compare its CRC32."""
     from vitkd_ds.data.beton.format import read_beton
 
     info, images, _ = read_beton(file)

@@ -1,0 +1,65 @@
+"""Text of --help: the index of commands and the page of each, as wide as the terminal."""
+
+import shutil
+from textwrap import wrap
+
+from vitkd_ds.commands.manual import GROUPS, PAGES, Option
+
+MORE = "vitkd-ds help COMMAND explains a command, vitkd-ds train --help every setting of a run."
+
+
+def columns(widest: int = 80) -> int:
+    """Return the width of the terminal, or `widest` where there is none."""
+    return shutil.get_terminal_size((widest, 24)).columns
+
+
+def index_text(summaries: dict[str, str]) -> str:
+    """List the commands by group, each with its summary."""
+    widest = max(map(len, summaries))
+    lines = ["usage: vitkd-ds COMMAND [ARGUMENTS] [--OPTION VALUE ...]"]
+    for group, names in GROUPS.items():
+        lines += ["", group, *(line for name in names for line in _row(name, summaries[name], widest))]
+    return "\n".join([*lines, "", *wrapped(MORE)])
+
+
+def table_text(rows: dict[str, str]) -> str:
+    """Make a table of names and texts, wrapped to the terminal."""
+    return "\n".join(line for name, text in rows.items() for line in _row(name, text, max(map(len, rows)), indent=0))
+
+
+def page_text(name: str, summary: str) -> str:
+    """Explain a command: arguments, options, examples."""
+    page = PAGES[name]
+    usage = " ".join(["usage: vitkd-ds", name, *page.words, *["[OPTIONS]"] * bool(page.options or page.takes_run)])
+    lines = [*wrapped(summary), "", *wrapped(usage, after=8)]
+    lines += ["", *wrapped(page.more)] if page.more else []
+    entries = page.words | {_typed(key, option): option.about for key, option in page.options.items()}
+    if page.takes_run:
+        entries["--KEY VALUE"] = "Any setting of a run, such as --optim.lr 1e-3; vitkd-ds train --help lists them."
+    lines += [""] * bool(entries)
+    for entry, about in entries.items():
+        lines += [f"  {entry}", *wrapped(about, indent=6)]
+    examples = [line for example in page.examples for line in _continued(example)]
+    return "\n".join([*lines, "", "examples:", *examples])
+
+
+def _typed(key: str, option: Option) -> str:
+    return f"--{key} {option.value}".rstrip()
+
+
+def _row(name: str, text: str, widest: int, *, indent: int = 2) -> list[str]:
+    """Put a name before a text; the text continues below itself, or below the name where the terminal is narrow."""
+    after = indent + widest + 2
+    return wrapped(f"{name:{widest}}  {text}", indent=indent, after=after if after < columns() / 2 else indent + 4)
+
+
+def _continued(command: str) -> list[str]:
+    r"""Break a command line with \ where the terminal ends."""
+    lines = wrap(command, columns() - 6, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\n", " \\\n    ").join(["  ", ""]).splitlines()
+
+
+def wrapped(text: str, *, indent: int = 0, after: int | None = None, widest: int = 80) -> list[str]:
+    """Wrap a text to the terminal, between words only; lines after the first begin with `after` spaces."""
+    spaces = {"initial_indent": " " * indent, "subsequent_indent": " " * (indent if after is None else after)}
+    return wrap(text, columns(widest), **spaces, break_long_words=False, break_on_hyphens=False)
