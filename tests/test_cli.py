@@ -1,6 +1,9 @@
 """Command line -> checked command: text stays text, what is unknown is refused by name; help."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -103,6 +106,15 @@ def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
     (["doctor", "--recipe=no/run"], "no run at no/run"),
     (["doctor", "--epochs=2"], "optim.warmup_epochs must be less than epochs"),
     (["plan", "--recipe=no/run"], "no run at no/run"),
+    (["plan", "--recipe=demo", "--hardware=h10"], "--hardware h10 is unknown: did you mean h100"),
+    (["eval", "no-run"], "no-run must be a run, a checkpoint or an exported student"),
+    (["eval", "no-run", "--knn"], "no-run must be a run, a checkpoint or an exported student"),
+    (["predict", "no-run", "x.jpg"], "no-run must be a run, a checkpoint or an exported student"),
+    (["export", "no-run", "new"], "no-run must be a run, a checkpoint or an exported student"),
+    (["export", "no-run", "new", "--format=zip"], "--format zip is unknown: valid names are hf, onnx, timm, torch_exp"),
+    (["show", "demo", "no/such.png"], "DST must lie in a folder that exists, found none at 'no'"),
+    (["show", "demo", "x.gif"], "DST must end in .png, found 'x.gif'"),
+    (["train", "--ds_config=none.json"], "none.json"),
 ])  # fmt: skip
 def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message):
     with pytest.raises(SystemExit, match="2"):
@@ -127,6 +139,8 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
         "restart": ("no", False), "labels": ("1_0", "1_0"), "classes": ("5", "5"), "split": ("6", "6")}),
 ])  # fmt: skip
 def test_words_and_options_reach_the_command_converted(monkeypatch, command, target, words, options):
+    for name in ("check_student", "check_export"):  # of files, of which there are none here
+        monkeypatch.setattr(cli, name, lambda *words: None)
     called = Mock(side_effect=ValueError("called"))
     monkeypatch.setattr(f"vitkd_ds.{target}", called)
     with pytest.raises(ValueError, match="called"):
@@ -136,6 +150,7 @@ def test_words_and_options_reach_the_command_converted(monkeypatch, command, tar
 
 def test_predict_hands_over_its_images_and_prints_what_it_gets(monkeypatch, capsys):
     calls = []
+    monkeypatch.setattr(cli, "check_student", lambda *words: None)
     monkeypatch.setattr("vitkd_ds.commands.predict.predict", lambda *words, **own: calls.append((words, own)) or "xy")
     cli.predict("S", "a.png", "b", top="3", features="true")
     assert calls == [(("S", ("a.png", "b")), {"top": 3, "features": True})] and capsys.readouterr().out == "x\ny\n"
@@ -147,14 +162,14 @@ def test_show_and_plan_hand_over_the_run_and_what_is_theirs(monkeypatch):
     monkeypatch.setattr("vitkd_ds.commands.plan.text.plan_text", lambda *words, **own: calls.append((*words, own)))
     cli.show("x.beton", "x.png", recipe="demo_plain", seed="3")
     cli.show("demo")
-    cli.plan(recipe="demo", nodes="2", gpus="3", hardware="x", seed="4")
+    cli.plan(recipe="demo", nodes="2", gpus="3", hardware="h200", seed="4")
     assert calls == [
         (
             parse_run((), {"recipe": "demo_plain", "seed": "3", "data.train": "x.beton", "data.val": "x.beton"}),
             Path("x.png"),
         ),
         (parse_run((), {"teacher": "none"}), Path("show.png")),
-        (parse_run((), {"seed": "4"}), {"nodes": 2, "gpus": 3, "hardware": "x"}),
+        (parse_run((), {"seed": "4"}), {"nodes": 2, "gpus": 3, "hardware": "h200"}),
     ]
 
 
@@ -207,13 +222,34 @@ def test_the_printed_config_is_the_run_and_a_recipe_again(vitkd_ds, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "words", ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc", "compare no-run"]
-)
+    "words",
+    ["train --help", "train --print_config", "recipes", "train --optim.lrr=1", "pakc", "compare no-run", "eval no-run",
+     "predict no-run x.jpg", "export no-run new", "show demo x.gif", "plan --recipe demo --hardware x", "report no-run",
+     "train --ds_config none.json"],
+)  # fmt: skip
 @pytest.mark.cold
 def test_answers_come_without_the_slow_imports(words):
     code = "import atexit, sys; from vitkd_ds.cli import main; "
     code += "atexit.register(lambda: print('slow:', {'torch', 'deepspeed', 'timm'} & {*sys.modules})); main()"
     assert "slow: set()" in run_command(sys.executable, "-c", code, *words.split(), check=False).stdout
+
+
+@pytest.mark.parametrize("words", ["recipes", "train --help", "train --print_config", "--help"])
+def test_a_reader_that_stops_reading_ends_a_command_without_a_traceback(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "vitkd_ds", *words.split()]
+    ended = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("command", ["compare", "doctor", "recipes"])
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, vitkd_ds, command):
+    monkeypatch.setitem(cli.COMMANDS, command, Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(SystemExit) as ended:
+        vitkd_ds(command)
+    assert ended.value.code == 128 + signal.SIGINT
 
 
 def test_a_run_is_reproduced_bit_for_bit_from_its_folder(tmp_path, demo_cache):

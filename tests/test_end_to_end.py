@@ -107,8 +107,8 @@ def test_a_finished_run_of_other_settings_or_images_is_refused_but_not_a_moved_c
     before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
     base = everything_on(whole_run, small_beton)
     refused = [
-        ([*base, "--optim.lr=0.5"], "optim.lr: 0.002 there, 0.5 now: give another --workdir"),
-        ([*base, "--max_steps=40"], "30 there, 40 now: give another --workdir (or train it longer with --extend)"),
+        ([*base, "--optim.lr=0.5"], "optim.lr: 0.002 there, 0.5 now. Pass another --workdir for a new run."),
+        ([*base, "--max_steps=40"], "30 there, 40 now. Pass another --workdir for a new run, or add --extend to"),
         (everything_on(whole_run, other), f"was trained with data.train={small_beton}, found {other} now, which"),
         ([*base, f"--data.val={other}"], f"was trained with data.val=demo, found {other} now"),
         ([*base, "--max_steps=20", "--extend"], "--extend needs more than the 30 steps of"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import assert_same_result, metrics_of, run_several
+from vitkd_ds import cli
 from vitkd_ds.checkpoint.manifest import read_manifest
 from vitkd_ds.cli import parse_run
 from vitkd_ds.commands.compare import compare
@@ -98,7 +100,7 @@ def test_ignored_labels_and_none_train_the_same_student_bit_for_bit_also_from_a_
     assert_same_result(runs / "resumed", runs / "none")
 
 
-def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agrees_most(runs):
+def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agrees_most(runs, capsys):
     lines = [line for line in metrics_of(runs / "none") if "val_num_images" in line]
     assert [line["step"] for line in lines] == [7, 14, 21] and all(line["val_num_images"] == 60 for line in lines)
     assert all(0 < line[f"val_{name}"] < 1 for line in lines for name in ("cka", "cka_patches"))
@@ -115,8 +117,12 @@ def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agre
     # One process, with the teacher in fp32 and not in bf16.
     found = evaluate_exported(str(runs / "none"))
     assert found["cka"] == pytest.approx(summary["cka"], rel=0.03) and found["num_images"] == 60
-    with pytest.raises(ValueError, match="none must have been trained with classes, found data.num_classes=0"):
+    with pytest.raises(ValueError, match="none was trained without classes .data.num_classes=0.") as refusal:
         compare(str(runs / "none"))
+    advised = shlex.split(str(refusal.value).partition("`vitkd-ds ")[2].partition("`")[0])
+    assert advised == ["eval", str(runs / "none"), "--knn", "--probe"]
+    cli.evaluate(advised[1], knn="true", probe="true")
+    assert "knn_top1" in capsys.readouterr().out
 
 
 def test_k_nn_in_the_run_is_that_of_eval_for_the_images_of_all_ranks(runs, labelled):

@@ -18,13 +18,17 @@ import fire
 from fire.decorators import SetParseFn
 
 from vitkd_ds import __version__
+from vitkd_ds.commands.early import check_export, check_picture, check_student
+from vitkd_ds.commands.ending import ending
 from vitkd_ds.commands.pack.adopt import adopt, check
 from vitkd_ds.commands.pack.folders import pack_folders, packed_or_exit
 from vitkd_ds.commands.parse import command, parse_run, train_help
+from vitkd_ds.commands.plan.hardware import check_hardware
 from vitkd_ds.commands.usage import index_text, table_text
 from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.engine.ds_config import find_ds_config
 from vitkd_ds.recipes import RECIPES
 from vitkd_ds.train import console, signals, watchdog
 
@@ -44,6 +48,7 @@ def main() -> None:
     _run()
 
 
+@console.ending_quietly()
 def _run(*first: str) -> None:
     # Read when torch is imported. Waiting OpenMP threads would spin, and steal the cores from decoders and neighbours.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -66,6 +71,8 @@ def _run(*first: str) -> None:
             raise ValueError(f"vitkd-ds {name} is no command: {nearest(name, COMMANDS)}")
         else:
             fire.Fire(SetParseFn(str)(COMMANDS[name]), command=words, name=name)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, OSError) else REFUSED)  # what cannot be read now may be at another start
@@ -80,6 +87,7 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
             print(json.dumps(as_dict(run), indent=2))
         return
     check_workdir(run)
+    find_ds_config(run.ds_config)
     console.secure("stdout")
     run = packed_or_exit(run)
     from vitkd_ds.engine.processes import leave
@@ -87,13 +95,16 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
     from vitkd_ds.train.step import NonFiniteError
 
     try:
-        train_run(run)
+        is_done = train_run(run) is not None
     except (ValueError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(REFUSED)  # not sys.exit, see `leave`
     except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
         watchdog.report(error)
         os._exit(1)
+    if is_done and console.is_first_rank():
+        with suppress(OSError, ValueError):  # the run is finished, whatever may not be read again now
+            print(ending(run.workdir), file=sys.stderr)
     leave()
 
 
@@ -124,6 +135,7 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     flags = {"recipe": "demo" if data == "demo" else "images"} | flags | {"data.train": data, "data.val": data}
     if not any(key.startswith(("teacher", "losses")) for key in flags):
         flags["teacher"] = "none"  # no picture depends on it, and `images` would ask for one
+    check_picture(Path(dst))
     run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.show import show as show_run
 
@@ -133,6 +145,7 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
 @command("eval")
 def evaluate(student: str, **options: Any) -> None:
     """Evaluate a student: top-1, top-5 and agreement with a teacher."""
+    check_student(student, (options.get("val", ""), options.get("train", "")), options.get("teacher", ""))
     from vitkd_ds.commands.evaluate import evaluate_exported
     from vitkd_ds.config.metrics import digits_of
 
@@ -153,7 +166,9 @@ def report(*runs: str, **options: Any) -> None:
     """Write one HTML file on a run: curves, classes, images, other runs."""
     from vitkd_ds.commands.report import report as write_report
 
-    print(write_report(*runs, **options))
+    path = write_report(*runs, **options)
+    print(path)
+    print(f"wrote the report; open it in a browser: {Path(path).resolve().as_uri()}", file=sys.stderr)
 
 
 @command("watch")
@@ -162,7 +177,8 @@ def watch(run: str) -> None:
     from vitkd_ds.commands.watch import watch as watch_run
 
     with suppress(KeyboardInterrupt):
-        print(f"{run}: done, {json.dumps(watch_run(run))}")
+        watch_run(run)
+        print(ending(run))
 
 
 @command("sweep")
@@ -181,6 +197,7 @@ def sweep_seeds(
 @command("export")
 def export(source: str, destination: str, **options: Any) -> None:
     """Copy a student out of a run; as ONNX or for Hugging Face, too."""
+    check_export(source, destination, options.get("format", "timm"))
     from vitkd_ds.commands.export import export as export_student
 
     print(export_student(source, destination, **options))
@@ -189,6 +206,7 @@ def export(source: str, destination: str, **options: Any) -> None:
 @command("predict")
 def predict(student: str, *images: str, **options: Any) -> None:
     """Predict classes of images, with probabilities, or features."""
+    check_student(student, images)
     from vitkd_ds.commands.predict import predict as predict_images
 
     for line in predict_images(student, images, **options):
@@ -196,10 +214,11 @@ def predict(student: str, *images: str, **options: Any) -> None:
 
 
 @command("plan")
-def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int = 8, hardware: str = "h100") -> None:
+def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hardware: str = "h100") -> None:
     """Predict speed, hours, memory and disk of a run on a cluster."""
     if "recipe" not in flags:
         raise ValueError("plan needs --recipe, found none: name one of a pair")
+    check_hardware(hardware)
     run = parse_run((), flags)
     from vitkd_ds.commands.plan.text import plan_text
 

@@ -114,12 +114,28 @@ def test_what_is_learned_is_not_free():
     assert folder.FREE_KEYS == {f"{part}.{key}".lstrip(".") for part, keys in free.items() for key in keys}
 
 
+@pytest.mark.parametrize(
+    "files, what", [(["checkpoints/step00000012/x"], "a run at step 12"), (["done"], "a finished run")]
+)
+def test_other_settings_are_told_with_what_the_folder_holds(tmp_path, run, files, what):
+    (tmp_path / "config.json").write_text(json.dumps({"run": as_dict(run)}))
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"^{tmp_path} holds {what} of recipe {run.recipe}, whose settings differ"):
+        folder.check_settings(replace(run, seed=9), tmp_path / "config.json")
+
+
 def test_a_longer_run_must_be_asked_for(tmp_path, run):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"run": as_dict(run)}))
     longer = replace(run, epochs=run.epochs + 1)
-    with pytest.raises(ValueError, match=r"found epochs: .* \(or train it longer with --extend\)"):
+    held = f"{tmp_path} holds a run of recipe {run.recipe}, whose settings differ from those given: epochs"
+    with pytest.raises(ValueError, match=f"{held}: .* now. Pass another --workdir for a new run, or add --extend"):
         folder.check_settings(longer, config)
+    for shorter in (replace(run, epochs=run.epochs / 2), replace(longer, max_steps=3)):
+        with pytest.raises(ValueError, match=r"now. Pass another --workdir for a new run\.$"):
+            folder.check_settings(shorter, config)
     assert folder.check_settings(replace(longer, extend=True), config) == run
 
 
@@ -131,8 +147,8 @@ def test_settings_that_change_what_is_learned_may_not_change(tmp_path, run):
     folder.check_settings(moved, config)
     student = replace(run.student, model_args=run.student.model_args | {"depth": 5})
     for change, message in (
-        ({"seed": 1}, "found seed: 0 there, 1 now: give another --workdir"),
-        ({"student": student, "seed": 1}, r"found seed: 0 there, 1 now; student.model_args: \{.*\} there, \{.*\} now"),
+        ({"seed": 1}, "given: seed: 0 there, 1 now. Pass another --workdir"),
+        ({"student": student, "seed": 1}, r"given: seed: 0 there, 1 now; student.model_args: \{.*\} there, \{.*\} now"),
     ):
         with pytest.raises(ValueError, match=message):
             folder.check_settings(replace(run, **change), config)

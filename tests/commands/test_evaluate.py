@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from safetensors.torch import save_file
 
 from vitkd_ds.commands.evaluate import evaluate_exported
 from vitkd_ds.commands.pack import pack
-from vitkd_ds.config.run import as_dict
+from vitkd_ds.config.run import TeacherConfig, as_dict
 from vitkd_ds.data.beton.format import read_beton
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.data.torchvision import open_beton
@@ -169,3 +172,29 @@ def test_a_run_on_a_part_of_the_classes_is_evaluated_on_their_images(tmp_path, s
     labels = read_beton(small_beton)[2]
     found = evaluate_exported(str(folder))
     assert found["num_images"] == np.isin(labels, [2, 7]).sum() > 0
+
+
+def test_a_run_is_evaluated_from_another_folder_on_the_images_of_its_config(tmp_path, small_beton, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project / "runs", project / "photos", elsewhere / "photos"):
+        folder.mkdir(parents=True)
+    for suffix in ("", ".json"):
+        shutil.copy(f"{small_beton}{suffix}", project / "photos" / f"val.beton{suffix}")
+    (elsewhere / "photos" / "val.beton").write_text("another project's")
+    folder = project / "runs" / "x"
+    write_export(folder)
+    write_export(project / "teacher")
+    run = build_run("demo")
+    teacher = TeacherConfig(model=MODEL, model_args=STUDENT_ARGS, checkpoint="teacher/student.safetensors")
+    run = replace(run, workdir="runs/x", data=replace(run.data, val="photos/val.beton"), teachers={"teacher": teacher})
+    (folder / "config.json").write_text(json.dumps({"run": as_dict(run)}))
+    expected = evaluate_exported(str(folder), val=str(small_beton), teacher=str(project / "teacher"))
+    for place in (elsewhere, project, folder):
+        monkeypatch.chdir(place)
+        caplog.clear()
+        assert evaluate_exported(os.path.relpath(folder)) == expected and expected["agreement"] == 100
+        assert f"photos/val.beton (data.val in {Path(os.path.relpath(folder), 'config.json')})" in caplog.text
+    shutil.rmtree(project / "photos")
+    with pytest.raises(ValueError, match=r"^photos/val.beton does not exist, which is data.val in config.json. Pass"):
+        evaluate_exported("./")

@@ -23,6 +23,7 @@ from tests.conftest import (
 )
 from vitkd_ds.checkpoint.lock import RunLock
 from vitkd_ds.commands import watch
+from vitkd_ds.commands.ending import ending
 from vitkd_ds.train import console
 
 CONFIG = {"plan": {"total_steps": 30}}
@@ -153,11 +154,32 @@ def test_a_job_without_a_sign_of_life_is_told_from_one_that_lives(watched, holde
 
 
 def test_what_is_no_run_is_refused_and_a_finished_one_ends_at_once(whole_run, tmp_path):
-    done = run_command("vitkd-ds", "watch", tmp_path / "none", check=False)
-    assert done.returncode == 2 and "none must be a run folder, found no config.json in it: give" in done.stderr
+    (tmp_path / "photo.jpg").touch()
+    done = run_command("vitkd-ds", "watch", tmp_path, check=False)
+    assert done.returncode == 2 and f"{tmp_path} holds no config.json, so it is no run folder. Give the" in done.stderr
     done = run_command("vitkd-ds", "watch", whole_run)
-    assert done.stdout.startswith(f"{whole_run}: done, ") and "step 30/30  val_num_images 64" in done.stderr
-    assert json.loads(done.stdout.partition("done, ")[2]) == json.loads((whole_run / "summary.json").read_text())
+    assert done.stdout == f"{ending(whole_run)}\n" and "step 30/30  val_num_images 64" in done.stderr
+
+
+def test_a_run_that_is_just_starting_is_waited_for(watched):
+    folder = watched.folder.parent / "later"
+    summaries = []
+    waiting = threading.Thread(target=lambda: summaries.append(watch.watch(str(folder))))
+    waiting.start()
+    watched.until(f"no run in {folder} yet: waiting for one to start there")
+    folder.mkdir()
+    waiting.join(0.05)
+    lock = RunLock(folder)
+    lock.acquire()
+    waiting.join(0.05)
+    for name, content in {"config.json": CONFIG, "summary.json": {"steps": 30}}.items():
+        (folder / f".{name}").write_text(json.dumps(content))
+        (folder / f".{name}").replace(folder / name)
+    watched.until(f"process {os.getpid()} on ")
+    (folder / "done").touch()
+    waiting.join(10)
+    lock.release()
+    assert summaries == [{"steps": 30}] and sum("no run in" in line for line in watched.said) == 1
 
 
 @pytest.mark.long
@@ -175,7 +197,7 @@ def test_a_real_run_is_watched_over_a_kill_to_its_end(small_beton, tmp_path, dem
     ranks[0].communicate()
     wait_until(lambda: "is gone, or cut off" in (tmp_path / "errors").read_text(), [watching])
     finish_ranks(start_ranks(1, *command))
-    assert watching.wait(60) == 0 and f"{workdir}: done, " in (tmp_path / "said").read_text()
+    assert watching.wait(60) == 0 and "% top-1 on 64 images" in (tmp_path / "said").read_text()
     errors = (tmp_path / "errors").read_text()
     assert errors.count("val_top1") == sum("val_top1" in line for line in metrics_of(workdir))
 

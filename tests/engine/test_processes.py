@@ -1,9 +1,13 @@
 """What a rank learns of itself from the variables of its launcher, and of others that fail."""
 
+import logging
 import os
+import sys
 import tempfile
 
 import pytest
+from deepspeed.accelerator import real_accelerator
+from deepspeed.utils import logger
 
 from tests.conftest import finish_ranks, free_port, start_ranks
 from vitkd_ds.engine import ranks
@@ -19,6 +23,18 @@ from vitkd_ds.engine.processes import (
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
 SLURM |= {"SLURM_NTASKS": "1"}  # the job's, under `srun --preserve-env`
+
+
+def test_deepspeed_does_not_tell_that_it_computes_on_the_cpu(monkeypatch, capfd):
+    monkeypatch.setattr(real_accelerator, "ds_accelerator", None)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    handler = next(handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler))
+    monkeypatch.setattr(handler, "stream", sys.stdout)
+    logger.warning("another warning")
+    assert real_accelerator.get_accelerator().device_name() == "cpu"
+    said = capfd.readouterr()
+    assert "another warning" in said.out and "Setting accelerator" not in said.out + said.err
 
 
 def test_a_process_that_no_launcher_started_is_one_rank_with_a_port_of_its_own():

@@ -194,7 +194,7 @@ def test_weights_that_the_hub_does_not_give_are_a_sentence_and_nothing_is_built(
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: pytest.fail("timm was asked"))
     hub = TeacherConfig(model="vit_7b_patch16_dinov3.lvd1689m")
     with pytest.raises(
-        ValueError, match="must be in this node's cache or fetched, found LocalEntryNotFoundError: .*hf auth"
+        ValueError, match="is not in this node's cache and could not be fetched: OfflineModeIsEnabled: .*hf auth"
     ):
         build_teacher(hub, replace(DATA, image_size=224), needs_logits=False, stream=True)
 

@@ -12,7 +12,7 @@ from timm.models import _builder
 from tests.models.families import FAMILIES, SMALL, source_model
 from vitkd_ds.config.losses import LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import DataConfig, StudentConfig, TeacherConfig
-from vitkd_ds.models import build
+from vitkd_ds.models import build, hub
 from vitkd_ds.models.build import build_student, build_teacher, model_args_of, normalization_of, statistics_of
 from vitkd_ds.models.normalization import Normalization
 from vitkd_ds.models.pair import check_pair
@@ -73,7 +73,8 @@ def test_the_export_arguments_rebuild_the_model():
 
 
 def hub_with(monkeypatch, state: dict[str, torch.Tensor]) -> None:
-    """Let timm's own loading path find `state` where it would ask the network."""
+    """Let timm's own loading path find `state` where it would ask the network, which answers."""
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **kwargs: dict(state))
 
 
@@ -112,6 +113,7 @@ def test_an_unreachable_hub_names_the_model(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("no route")
 
+    hub_with(monkeypatch, {})
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", unreachable)
     with pytest.raises(ValueError, match="teacher.model=deit_tiny.*no route.*give the file"):
         build_teacher(TeacherConfig(model=TINY), IMAGENET_DATA)

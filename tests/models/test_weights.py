@@ -105,6 +105,17 @@ def test_the_conversion_that_a_refusal_offers_works(tmp_path):
     assert_same(load_file(path.with_suffix(".safetensors")), state)
 
 
+@pytest.mark.parametrize("pack", [lambda model: model, lambda model: {"model": model, "epoch": 3}])
+def test_the_conversion_works_for_a_pickled_module(tmp_path, pack):
+    model = torch.nn.Linear(2, 3)
+    torch.save(pack(model), tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match="torch.nn.modules.linear.Linear") as refusal:
+        load_state_dict_file(tmp_path / "whole.pth")
+    _, *arguments = shlex.split(str(refusal.value).partition("\n")[2])
+    subprocess.run([sys.executable, *arguments], check=True, timeout=60)
+    assert_same(load_file(tmp_path / "whole.safetensors"), model.state_dict())
+
+
 def test_a_missing_file_and_an_unknown_suffix_are_errors(tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"")
     cases = ("nowhere.pth", "nowhere.pth"), ("", "existing file"), ("weights.npz", r"\.safetensors.*'\.npz'")

@@ -15,6 +15,7 @@ from vitkd_ds.config.run_folder import (
     CHECKPOINTS,
     DESCRIPTION,
     STUDENT,
+    check_is_new,
     find_student,
     newest,
     pointer,
@@ -47,12 +48,6 @@ def find_source(source: str, which: str) -> Path:
             raise ValueError(f"{folder} must have a {which} checkpoint, found none yet")
         folder = folder / CHECKPOINTS / tag
     return find_student(folder)
-
-
-def check_is_new(target: Path) -> None:
-    """Raise ValueError if something is at `target`."""
-    if target.exists():
-        raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
 
 
 @contextmanager

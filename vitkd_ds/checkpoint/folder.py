@@ -1,6 +1,7 @@
 """Whether a run is finished, or may go on in its folder, by the settings and images in config.json."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,26 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
     changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
-        longer = " (or train it longer with --extend)" if set(changed) <= set(LENGTH) else ""
+        is_longer = set(changed) <= set(LENGTH) and _length(run) > _length(stored)
+        longer = ", or add --extend to train this one longer" if is_longer else ""
         raise ValueError(
-            f"a continued run must have the settings of {config}, found {listed}: give another --workdir{longer}"
+            f"{config.parent} holds {_held(stored, config)}, whose settings differ from those given: {listed}. Pass "
+            f"another --workdir for a new run{longer}."
         )
     return stored
+
+
+def _length(run: Run) -> tuple[float, float]:
+    """Order runs by their length; max_steps=0 is no limit."""
+    return (run.max_steps or math.inf, run.epochs)
+
+
+def _held(stored: Run, config: Path) -> str:
+    """Say in words what a run folder, or the folder of a checkpoint, holds."""
+    is_finished = (config.parent / DONE).exists()
+    tag = newest(config.parent / CHECKPOINTS)
+    state = "a finished run" if is_finished else f"a run at step {int(tag[4:])}" if tag else "a run"
+    return f"{state} of recipe {stored.recipe}"
 
 
 def _check_images(run: Run, before: Run, config: Path) -> None:

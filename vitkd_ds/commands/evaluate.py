@@ -59,9 +59,9 @@ def evaluate_exported(
     classes = exported.classes
     device = first_device()
     kept = run.data.classes if run and not val else ""  # of the run's own images, which may have more
-    val = val or (run.data.val if run else "")
-    if not val:
+    if not val and not run:
         raise ValueError(f"validation data must be known, found no config.json beside {exported.folder}: give --val")
+    val = val or exported.own_images("val")
     # A student without a classifier needs no labels: whatever there are is left alone.
     most = run.data.max_val_images if run else 0
     labels = "use" if classes else "ignore"

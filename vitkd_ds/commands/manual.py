@@ -52,8 +52,8 @@ PAGES = {
         {
             "recipe": RECIPE,
             "nodes": Option(int, "N", "Number of nodes; 1 if omitted."),
-            "gpus": Option(int, "N", "GPUs per node; 8 if omitted."),
-            "hardware": Option(str, "h100|h200|a100|rtx4090", "Kind of GPU; h100 if omitted."),
+            "gpus": Option(int, "N", "GPUs per node, 8 if omitted; with --hardware cpu processes, 1 if omitted."),
+            "hardware": Option(str, "h100|h200|a100|rtx4090|cpu", "Kind of GPU, or this CPU; h100 if omitted."),
         },
         (
             "vitkd-ds plan --recipe deit_tiny_from_deit3_small --nodes 2",

@@ -26,6 +26,7 @@ from vitkd_ds.config.run_folder import (
     read_run,
     read_student,
     student_files,
+    with_found_paths,
 )
 from vitkd_ds.data.images import crops_of
 from vitkd_ds.data.order import SAMPLE_DTYPE
@@ -70,6 +71,17 @@ class Exported:
         """Build it in fp32 on this machine's first device."""
         return self.build().to(first_device())
 
+    def own_images(self, key: str) -> str:
+        """Return where the run's images are, by the entry `key` of data in its config.json. Raises ValueError if they
+        are not there."""
+        path = getattr(self.run.data, key)
+        entry = f"data.{key} in {self.run_folder / CONFIG}"
+        if path != "demo" and not os.path.exists(path):
+            option = key.removeprefix("knn_")
+            raise ValueError(f"{path} does not exist, which is {entry}. Pass --{option} with the path of the images.")
+        logger.info("images: %s (%s)", path, entry)
+        return path
+
     def data(self, val: str, *, num_classes: int, **changes: Any) -> DataConfig:
         """Validation images, cut as the student was evaluated."""
         described = {key: self.description[key] for key in ("image_size", "val_crop_fraction", "interpolation")}
@@ -83,7 +95,8 @@ def open_exported(student: str) -> Exported:
     # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
     places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # the hub's config.json is no run
     beside = [place for place in places if (place / CONFIG).is_file()]
-    return Exported(student, folder, description, read_run(beside[0]) if beside else None, next(iter(beside), None))
+    run = with_found_paths(read_run(beside[0]), beside[0]) if beside else None
+    return Exported(student, folder, description, run, next(iter(beside), None))
 
 
 def load_student(student: str | Path) -> nn.Module:

@@ -22,8 +22,8 @@ def probe_exported(
     Args:
         student: a run folder, a checkpoint or an exported student.
         knn, probe: which of the two.
-        train, val: labelled .betons, packed class folders, or "demo"; "" is the run's own, of which the classes of its
-            data.classes count.
+        train, val: labelled .betons, packed class folders, or "demo"; "" is the run's data.knn_train and data.knn_val,
+            or else its data.train and data.val, of which the classes of its data.classes count.
         micro_batch_size: images per forward.
         seed: of the probe's held-out images and order.
 
@@ -34,7 +34,8 @@ def probe_exported(
         ValueError: files that do not fit, or without labels.
     """
     exported = open_exported(student)
-    kept = exported.run.data.classes if exported.run and not train else ""
+    own = exported.run.data if exported.run and not train else None
+    kept = own.classes if own and not own.knn_train else ""
     train, val = (_labelled(exported, split, path) for split, path in (("train", train), ("val", val)))
     # Both splits are cut as in validation, and the labels of val are numbered as those of train.
     classes = read_classes(kept) if kept else check_beton(train).classes
@@ -56,7 +57,8 @@ def _labelled(exported: Exported, split: str, path: str) -> str:
     """The .beton that --train or --val means. Raises ValueError if there is none, or it has no labels."""
     if not path and exported.run is None:
         raise ValueError(f"--{split} must name labelled images, found no run beside {exported.folder}: give it")
-    path = path or getattr(exported.run.data, split)
+    # What k-NN is asked for while a run without labels trains, or else what it trains on.
+    path = path or exported.own_images(f"knn_{split}" if getattr(exported.run.data, f"knn_{split}") else split)
     found = str(demo_beton(split)) if path == "demo" else find_packed(split, path)
     if len(check_beton(found).classes) < 2:
         raise ValueError(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from vitkd_ds.commands.early import check_picture
 from vitkd_ds.config.run import Run
 from vitkd_ds.data.images import open_images
 from vitkd_ds.data.loader import build_loader
@@ -48,10 +49,7 @@ def show(run: Run, dst: Path) -> Path:
     Raises:
         ValueError: the data does not fit the run, or `dst` is no .png.
     """
-    if dst.suffix != ".png":
-        raise ValueError(f"DST must end in .png, found {str(dst)!r}: give another name")
-    if not dst.parent.is_dir():
-        raise ValueError(f"DST must lie in a folder that exists, found none at {str(dst.parent)!r}: make it")
+    check_picture(dst)
     images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
     size = min(ROWS * COLUMNS, len(images.chosen))
     statistics = build.statistics_of(run.student)

@@ -21,12 +21,14 @@ LOOK_EVERY_S = 1.0
 def watch(run: str) -> dict[str, Any]:
     """Show the progress of a run as its own terminal does, until it is finished; return its summary.
 
-    A run whose job ended, or gives no sign of life, is said to wait, and is watched on: the same command may go on.
+    A folder that does not exist, or holds no config.json yet beside the lock of a job, is waited for. A run whose job
+    ended, or gives no sign of life, is said to wait, and is watched on: the same command may go on.
 
     Raises:
         ValueError: a folder that is no run.
     """
     folder = Path(run)
+    _wait_for_a_start(folder)
     log = _Growing(Path(run) / METRICS)
     total_steps = _total_steps(folder)
     progress = Progress(total_steps, start_step=0)
@@ -82,11 +84,19 @@ class _Growing:
         return whole_lines(content.decode(errors="replace")), is_anew
 
 
+def _wait_for_a_start(folder: Path) -> None:
+    """Return when the folder holds a run. Raise ValueError for a folder of something else."""
+    is_told = False
+    while not (folder / CONFIG).is_file():
+        if folder.exists() and holder_of(folder) is None and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} holds no {CONFIG}, so it is no run folder. Give the --workdir of train.")
+        if not is_told:
+            logger.info("no run in %s yet: waiting for one to start there. Press Ctrl-C to stop.", folder)
+        is_told = True
+        time.sleep(LOOK_EVERY_S)
+
+
 def _total_steps(folder: Path) -> int:
-    if not (folder / CONFIG).is_file():
-        raise ValueError(
-            f"{folder} must be a run folder, found no config.json in it: give what train.py had as --workdir"
-        )
     return read_json(folder / CONFIG, {"plan.total_steps": int})["plan"]["total_steps"]
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
@@ -25,6 +26,9 @@ STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 TAG = re.compile(r"step\d{8}")
 POINTERS = ("latest", "best")
 """Files in the checkpoints folder, each with the name of a checkpoint in it."""
+PATHS_OF_DATA = ("train", "val", "knn_train", "knn_val", "classes")
+NO_PATHS = ("", "demo", "hub", "random")
+"""Values in the place of a path."""
 NOT_OF_THE_MODEL = ("num_classes", "img_size", "pretrained_cfg_overlay")
 """Arguments in a description that a run sets by itself, from its data."""
 
@@ -161,6 +165,12 @@ def check_is_there(file: str, key: str) -> None:
         )
 
 
+def check_is_new(target: Path) -> None:
+    """Raise ValueError if something is at `target`."""
+    if target.exists():
+        raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
+
+
 def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Read a JSON file that a run has written.
 
@@ -227,3 +237,19 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"no run at {file}: {error.strerror}. Check the path.") from None
     except ValueError as error:
         raise ValueError(f"{file} holds no run of this version: {error}") from None
+
+
+def with_found_paths(run: Run, folder: Path) -> Run:
+    """Return a run whose relative paths lead to its files from the current folder: `folder` is where it lies now, and
+    the end of that path, its --workdir, says where `train` was started. A path that leads nowhere there stays."""
+    workdir, place = Path(run.workdir), folder.resolve()
+    start = Path(*place.parts[: len(place.parts) - len(workdir.parts)])
+    if workdir.is_absolute() or start / workdir != place or start == Path.cwd():
+        return run
+
+    def found(part: Any, *keys: str) -> Any:
+        paths = {key: start / getattr(part, key) for key in keys if getattr(part, key) not in NO_PATHS}
+        return replace(part, **{key: str(path) for key, path in paths.items() if path.exists()})
+
+    teachers = {name: found(teacher, "checkpoint", "head") for name, teacher in run.teachers.items()}
+    return replace(run, data=found(run.data, *PATHS_OF_DATA), teachers=teachers)

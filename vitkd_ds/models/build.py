@@ -24,7 +24,7 @@ from vitkd_ds.config.term import terms_of_blocks
 from vitkd_ds.models.arguments import check_model_args, preprocessing_of, takes_image_size
 from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.fit import fit_state, load_weights
-from vitkd_ds.models.hub import check_hub, check_model_name, hub_file, size_key_of
+from vitkd_ds.models.hub import check_hub, check_hub_is_reached, check_model_name, hub_file, size_key_of
 from vitkd_ds.models.linear_head import load_head
 from vitkd_ds.models.normalization import Normalization, ResizedNormalization
 from vitkd_ds.models.stream import WeightStream, can_stream, make_buffers
@@ -237,6 +237,8 @@ def _create(
         )
     if pretrained:
         check_hub(config, data, default, role=role, needs_logits=needs_logits)
+    if pretrained and fetch:
+        check_hub_is_reached(config.model, key="student.init" if role == "student" else f"{role}.checkpoint")
     check_model_args(config.model_args, type(default), role=role)
     args = model_args_of(config, data)["args"]
     if not takes_image_size(type(default)):

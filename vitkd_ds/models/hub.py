@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download  # timm's own requirement
+from huggingface_hub import (  # timm's own requirement
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from timm.models import register_model
 from torch import nn
@@ -17,6 +22,10 @@ from vitkd_ds.models.features import TOKEN_MODELS
 from vitkd_ds.models.fit import OTHER_RESOLUTION
 
 HUB_FILE = "model.safetensors"
+CACHED_FILES = (HUB_FILE, "pytorch_model.bin")
+"""Files of weights that timm takes from the hub."""
+REACH_S = 4
+"""Longest that the hub may take to answer. Its client would ask six times in 23 seconds."""
 _OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 """Arguments that timm.create_model gives to each model function."""
 
@@ -58,17 +67,37 @@ def hub_file(name: str, *, key: str = "teacher.checkpoint") -> Path | None:
     pretrained = timm.get_pretrained_cfg(name)
     if not pretrained or not pretrained.hf_hub_id:
         return None
+    check_hub_is_reached(name, key=key)
     try:
         return Path(hf_hub_download(pretrained.hf_hub_id, HUB_FILE))
     except (OSError, ValueError, HfHubHTTPError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
-        raise_if_of_the_disk(error, f"the cached weights of {name}")
-        raise ValueError(
-            f"{key}=hub of {name} must be in this node's cache or fetched, found {type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]} Fetch it where there is a network, after `hf auth login` where its "
-            "licence must be accepted, with the HF_HOME that the nodes share, or give the file"
-        ) from error
+        raise _not_had(name, key, error) from error
+
+
+def check_hub_is_reached(name: str, *, key: str) -> None:
+    """Ask the hub once for pretrained weights that the local cache lacks. Raises ValueError if it gives no answer."""
+    pretrained = timm.get_pretrained_cfg(name)
+    repository = pretrained.hf_hub_id if pretrained else None
+    if not repository or any(isinstance(try_to_load_from_cache(repository, file), str) for file in CACHED_FILES):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, HUB_FILE), timeout=REACH_S)
+    except HfHubHTTPError:
+        return  # an answer, from which its client or timm goes on
+    except Exception as error:  # of the hub's HTTP client, whose kinds change between versions, and of the system
+        raise _not_had(name, key, error) from error
+
+
+def _not_had(name: str, key: str, error: Exception) -> ValueError:
+    """Make the error of weights that are not to be had. Raises Unreadable instead where the disk failed."""
+    raise_if_of_the_disk(error, f"the cached weights of {name}")
+    return ValueError(
+        f"{key}=hub of {name} is not in this node's cache and could not be fetched: {type(error).__name__}: "
+        f"{str(error).partition(chr(10))[0]}. Fetch it where there is a network, after `hf auth login` where its "
+        "licence must be accepted, with the HF_HOME that the nodes share, or give the file"
+    )
 
 
 def check_hub(

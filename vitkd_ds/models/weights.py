@@ -58,7 +58,9 @@ _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, Looku
 _CONVERT = (
     "import sys, torch; from safetensors.torch import save_file; "
     "c = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
+    "c = c if isinstance(c, dict) else {'model': c}; "
     "s = next((c[k] for k in ('model', 'state_dict', 'model_state_dict') if k in c), c); "
+    "s = s.state_dict() if isinstance(s, torch.nn.Module) else s; "
     "save_file({k: v.clone().contiguous() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])"
 )
 

@@ -17,7 +17,7 @@ from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, Stu
 def deit_tiny_from_deit3_small() -> Run:
     """DeiT-Tiny from DeiT III-Small.
 
-    Command: `deepspeed train.py --ds_config ds_configs/zero2.json --recipe deit_tiny_from_deit3_small --data.train
+    Command: `deepspeed --quiet train.py --recipe deit_tiny_from_deit3_small --data.train
     train.beton --data.val val.beton`. Expected top-1: 77.78 (74.42 without distillation, 76.06 with ViTKD alone), as
     published; not yet run here. Hardware of the paper's recipe: 4 GPUs x 256 images.
     """

@@ -7,7 +7,7 @@ from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, Stu
 def images() -> Run:
     """Your own images: a student distilled from a teacher that you name, or trained with --teacher none.
 
-    Command: `deepspeed train.py --recipe images --data.train TRAIN --data.val VAL --student.model MODEL
+    Command: `python train.py --recipe images --data.train TRAIN --data.val VAL --student.model MODEL
     --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are folders with a folder per class, or .betons. Expected
     top-1: depends on the images; docs/images.md goes through it. Hardware: anything from two CPU cores on.
 

@@ -7,10 +7,11 @@ line every few seconds says the same. This file imports no torch: messages must 
 
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -48,6 +49,21 @@ class _Unfailing:
         """Flush if possible."""
         with suppress(OSError, ValueError):
             self._stream.flush()
+
+
+@contextmanager
+def ending_quietly() -> Iterator[None]:
+    """End without a traceback, and as a shell expects it, where nobody reads stdout any more (`vitkd-ds recipes | head
+    -1`), and on Ctrl-C."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which the interpreter flushes at its end
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        write_now("stopped")
+        sys.exit(128 + signal.SIGINT)
 
 
 def is_first_rank() -> bool:

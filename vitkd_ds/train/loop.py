@@ -164,7 +164,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         is_whole = session.after_step() and session.train_steps(profiler)  # first what was due when a signal came
         summary = finish(parts, state, meter.images_per_s, check=lock.check) if is_whole else None
         stopped = f"stopped and saved at step {state.step}; the same command goes on"
-        logger.info("%s: %s", run.recipe, f"done, {json.dumps(summary)}" if summary else stopped)
+        logger.info("%s: %s", run.recipe, "done" if summary else stopped)
     return summary
 
 

@@ -49,6 +49,7 @@ def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_
         "| recipe | `demo` |" in text and "| weights | moving average |" in text and "`deit3_small_patch16_224`" in text
     )
     assert f'timm.create_model("local-dir:{(tmp_path / "out").name}", pretrained=True)' in text
+    assert text.startswith("\n# run\n"), "the title is the run's"
     assert str(tmp_path) not in text and all(f"`{name}`" in text for name in CLASSES)
 
 

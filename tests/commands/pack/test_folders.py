@@ -155,7 +155,7 @@ def test_a_folder_that_changed_is_refused_until_the_file_is_removed(photos, chan
         shutil.rmtree(train / "bird")
     with pytest.raises(ValueError, match=r"train' has changed since '.*train.beton' was packed from it") as refusal:
         packed(train)
-    assert f": give --data.train={train}.beton to use the file as it is, or pack it again: rm " in str(refusal.value)
+    assert f": give {train}.beton in place of the folder to use it as it is, or pack it again:" in str(refusal.value)
     assert packed(f"{train}.beton")[0] == f"{train}.beton"
     command = str(refusal.value).partition("pack it again: ")[2]
     assert command == f"rm {train}.beton {train}.beton.json && vitkd-ds pack {train} {train}.beton"

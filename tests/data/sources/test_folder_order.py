@@ -61,6 +61,26 @@ def test_what_an_earlier_version_packed_from_nested_folders_is_used_until_they_c
         find_packed("data.train", str(src))
 
 
+def test_a_folder_of_splits_is_refused_with_the_command_that_packs_one_of_them(tmp_path):
+    src = tree(
+        tmp_path / "photos", "train/ant/x.jpg", "train/bee/y.jpg", "train/.x.jpg", "train/README.txt", "val/ant/z.jpg"
+    )
+    train = src / "train"
+    found = rf"'{train}' is no class: it holds no images of its own, only folders \(ant, bee\). If those are the "
+    with pytest.raises(ValueError, match=f"{found}.*: vitkd-ds pack {train} {train}.beton. Otherwise .* --classes"):
+        open_source(src)
+    (tmp_path / "names.txt").write_text("train\nval\n")
+    assert open_source(src, classes=str(tmp_path / "names.txt")).labels.tolist() == [0, 0, 1]
+    tree(src, "more/x.jpg")
+    with pytest.raises(ValueError, match=found):
+        open_source(src)  # by its name, though another folder has images of its own
+    tree(src, "train/x.jpg", "val/x.jpg")  # images beside the folders: a class with parts
+    assert open_source(src).classes == ("more", "train", "val")
+    years = tree(tmp_path / "years", "2024/ant/x.jpg", "2025/ant/y.jpg")
+    with pytest.raises(ValueError, match="'.*2024' is no class: it holds no images of its own, only folders"):
+        open_source(years)
+
+
 def test_hidden_files_and_folders_which_torchvision_reads_are_counted(tmp_path, caplog):
     src = tree(tmp_path / "train", "a/x.jpg", "b/y.jpg")
     expected = list(open_source(src).names)

@@ -1,6 +1,7 @@
 """Read a run folder, finished or still going: its settings, its newest evaluation, its size and its speed."""
 
 import json
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,10 +160,13 @@ def _read(folder: Path, name: str) -> Result:
 
 def _check_is_evaluated(result: Result) -> None:
     folder = result.folder
-    if not result.config["run"]["data"]["num_classes"]:
+    data = result.config["run"]["data"]
+    if not data["num_classes"]:
+        # The run's own labelled images, if it has some; else the user's.
+        own = "" if data.get("knn_train") else " --train FOLDER --val FOLDER"
         raise ValueError(
-            f"{folder} must have been trained with classes, found data.num_classes=0, where there is no top-1: leave "
-            f"it out, and see `vitkd-ds eval {folder} --knn --probe`"
+            f"{folder} was trained without classes (data.num_classes=0), so it has no top-1 to compare. Leave it out, "
+            f"and run `vitkd-ds eval {shlex.quote(str(folder))} --knn --probe{own}` on labelled images."
         )
     if not result.evaluation:
         raise ValueError(f"{folder} must have evaluated its student, found none in {folder / METRICS}: wait for one")

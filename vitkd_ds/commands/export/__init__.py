@@ -1,17 +1,24 @@
 """Hand a student on: as a plain timm state dict, as a graph without Python, or as a folder for the Hugging Face hub."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from vitkd_ds.checkpoint.export import check_is_new, export_student, find_source, new_folder, read_weights
+from vitkd_ds.commands.early import GRAPHS, check_export
 from vitkd_ds.commands.predict import Exported, open_exported
-from vitkd_ds.config.overrides import nearest
 from vitkd_ds.config.run_folder import read_student
 
-GRAPHS = ("onnx", "torch_export")
-FORMATS = ("timm", *GRAPHS, "hf")
+logger = logging.getLogger(__name__)
+OPENED_BY = {
+    "timm": 'vitkd_ds.load_student("{}")',
+    "onnx": 'onnxruntime.InferenceSession("{}/model.onnx")',
+    "torch_export": 'torch.export.load("{}/model.pt2").module()',
+    "hf": 'timm.create_model("local-dir:{}", pretrained=True)',
+}
+"""Python that loads each format from its folder."""
 
 
 def export(
@@ -37,14 +44,13 @@ def export(
         ValueError: there is nothing to export, `destination` exists, options do not fit, a graph does not compute what
             torch does, or the hub refuses.
     """
-    if format not in FORMATS:
-        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, found {format!r}: {nearest(format, FORMATS)}")
+    check_export(source, destination, format)
     if val and format not in GRAPHS:
         raise ValueError(f"--val belongs to --format onnx and torch_export, found --format {format}: leave it out")
     if push and format != "hf":
         raise ValueError(f"--push needs --format hf, found --format {format}: change it, or leave --push out")
     if format == "timm":
-        return str(export_student(source, destination, which=which, half=half))
+        return _told(export_student(source, destination, which=which, half=half), format)
     find = partial(find_source, source, which)
     target = Path(destination)
     exported, model, weights = read_student(find, partial(_read, half=half))
@@ -56,14 +62,22 @@ def export(
         check_packages(format)
         with new_folder(target) as folder:
             said = write_graph(exported, model, folder, format=format, half=half, val=val)
-        return f"{target}: {said}"
+        return f"{_told(target, format)}: {said}"
     from vitkd_ds.commands.export.hub import check_repository, push_folder, write_hub_folder
 
     if push:
         check_repository(push)
     with new_folder(target) as folder:
         write_hub_folder(exported, model, weights, folder, name=target.resolve().name, repository=push)
-    return f"{target}\n{push_folder(target, push)}" if push else str(target)
+    told = _told(target, format)
+    return f"{told}\n{push_folder(target, push)}" if push else told
+
+
+def _told(folder: Path, format: str) -> str:
+    """Log what was written and how Python loads it; return the folder as text."""
+    logger.info("wrote %s in %s", ", ".join(sorted(path.name for path in folder.iterdir())), folder)
+    logger.info("load it in Python: %s", OPENED_BY[format].format(folder))
+    return str(folder)
 
 
 def _read(folder: Path, *, half: bool) -> tuple[Exported, nn.Module, dict[str, Tensor]]:

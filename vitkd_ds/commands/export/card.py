@@ -23,13 +23,13 @@ MOST_CLASSES = 50
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
     """Write README.md: a head for the hub, then data, recipe, teacher and its licence, results with the number of
-    images, use, and the lines by which timm loads the student from `source`."""
+    images, use, and the lines by which timm loads the student from `source`. Its title is the run's, else `name`."""
     config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
     evaluation = _evaluation(exported)
     num_images = int(evaluation.get(EVALUATED, 0))
     found = {metric: evaluation.get(PREFIX + name) for name, metric in VAL_METRICS.items() if metric.said}
     return _template().render(
-        name=one_line(name),
+        name=one_line(exported.run_folder.resolve().name if exported.run_folder else name),
         source=json.dumps(source),
         task="image-classification" if exported.classes else "image-feature-extraction",
         described=exported.description,

@@ -88,7 +88,7 @@ def validation_images(exported: Exported, val: str) -> Tensor:
             "--val, a .beton, a packed folder of classes, or demo"
         )
     if not val:
-        val = run.data.val
+        val = exported.own_images("val")
         backend = run.data.backend
     path = val if backend == "torchvision" else find_packed("val", val)
     data = exported.data(

@@ -105,10 +105,13 @@ def _check_without_images(run: Run) -> None:
             check_is_there(getattr(config, key), f"{role}.{key}")
     if not console.is_first_rank():
         return
-    from vitkd_ds.models.hub import check_model_name  # slow: timm
+    from vitkd_ds.models.hub import check_hub_is_reached, check_model_name  # slow: timm
 
     for role, config in run.models.items():
         check_model_name(config.model, role=role)
+        key, _ = WEIGHTS[type(config)]
+        if getattr(config, key) == "hub":
+            check_hub_is_reached(config.model, key=f"{role}.{key}")
 
 
 def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", may_pack: bool) -> str:
@@ -182,7 +185,7 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
 def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
     """Raise ValueError unless a .beton was packed from the folder as it is now."""
     again = f"{shlex.join(['rm', str(dst), str(side_path(dst))])} && {_command(key, folder, dst, classes)}"
-    remedy = f"give --{key}={dst} to use the file as it is, or pack it again: {again}"
+    remedy = f"give {shlex.quote(str(dst))} in place of the folder to use it as it is, or pack it again: {again}"
     packed_from = read_side(dst).get(SOURCE_KEY)
     if packed_from is None:
         raise ValueError(

@@ -1,13 +1,14 @@
 """Kinds of GPU by their makers' figures, and the speeds that were measured on one of them, with their sources.
 
-Only data is here; a test compares every measured row with `benchmarks/RESULTS.md`.
+A test compares every measured row with `benchmarks/RESULTS.md`.
 """
 
+import os
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from vitkd_ds.config.overrides import nearest
-from vitkd_ds.models.cost import PEAK_TFLOPS
 
 
 class Rate(NamedTuple):
@@ -91,6 +92,8 @@ class Hardware:
     @property
     def peak_tflops(self) -> float:
         """Rate of dense bf16 matrix products."""
+        from vitkd_ds.models.cost import PEAK_TFLOPS  # slow: torch, without which a mistyped name is found
+
         return PEAK_TFLOPS[self.device_name]
 
 
@@ -105,11 +108,60 @@ SOURCE = "NVIDIA's data sheets (without sparsity) and DGX guides; of the RTX 409
 x16 in place of NVLink, and 25 Gb/s to other nodes."""
 
 
-def find_hardware(name: str) -> Hardware:
-    """Look up a kind of GPU by its name here; ValueError if there is none."""
-    if name not in HARDWARE:
-        raise ValueError(f"--hardware must be one of {', '.join(HARDWARE)}, found {name!r}: {nearest(name, HARDWARE)}")
+@dataclass(frozen=True)
+class Cpu(Hardware):
+    """One process's share of this machine's CPU cores and memory. The rates between processes are assumed."""
+
+    matmul_tflops: float
+    """Rate of bf16 matrix products, measured here."""
+
+    @property
+    def peak_tflops(self) -> float:
+        """Rate of dense bf16 matrix products."""
+        return self.matmul_tflops
+
+    @property
+    def slower(self) -> float:
+        """Times as long as on the measured GPU that its loss takes, which waits for memory: 3,350 GB/s there, and 20
+        GB/s of a CPU, assumed."""
+        return 3350 / 20
+
+
+def find_hardware(name: str, *, processes: int = 1) -> Hardware:
+    """Look up a kind of GPU by its name here, or measure this machine's CPU, which `processes` share; ValueError if
+    there is none of this name."""
+    if name == "cpu":
+        gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        rate = float(f"{matmul_tflops() / processes:.3g}")
+        return Cpu(
+            "cpu",
+            round(gib / processes, 1),
+            nvlink_gb_per_s=5,
+            network_gb_per_s=1,
+            pcie_gb_per_s=10,
+            matmul_tflops=rate,
+        )
+    check_hardware(name)
     return HARDWARE[name]
+
+
+def check_hardware(name: str) -> None:
+    """Raise ValueError for a name that `find_hardware` does not know."""
+    if name not in (*HARDWARE, "cpu"):
+        raise ValueError(f"--hardware {name} is unknown: {nearest(name, [*HARDWARE, 'cpu'])}")
+
+
+def matmul_tflops(size: int = 512, rounds: int = 9) -> float:
+    """Measure the rate of square bf16 matrix products on all CPU cores of this process: that of the fastest."""
+    import torch
+
+    a, b = torch.ones(2, size, size, dtype=torch.bfloat16)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) / 1e12
 
 
 def hardware_of(device_name: str) -> Hardware | None:

@@ -17,6 +17,7 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.config.teachers import role_of, teacher_of
 from vitkd_ds.config.term import Term
 from vitkd_ds.data.beton.format import SUFFIX, read_beton
+from vitkd_ds.data.demo import demo_beton
 from vitkd_ds.data.subset import use_part
 from vitkd_ds.engine.ds_config import TEACHER_FILES, find_ds_config, is_bf16, most_blocks
 from vitkd_ds.engine.optimizers.base import state_bytes
@@ -52,7 +53,7 @@ class TrainImages:
 def train_images(run: Run) -> TrainImages:
     """Count the images of data.train where it is a .beton that exists, else take ImageNet-1k's as the loader was
     measured on them; raises ValueError for a .beton that is unfit."""
-    path = Path(run.data.train)
+    path = demo_beton("train") if run.data.train == "demo" else Path(run.data.train)
     if path.suffix == SUFFIX and path.is_file():
         info, stored, labels = read_beton(path)
         *_, chosen = use_part(run.data, labels, info.classes, path=str(path), split="train")
@@ -95,7 +96,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     host_s, shard_host_s = _host_seconds(num_gathered)
     checkpointed = run.student.checkpoint_activations
     step_flops = shapes.step_flops(student, [(teachers[name], sizes[name]) for name in teachers], loss, image_size=size)
-    bytes_per_value = shapes.IMAGE_BYTES_PER_VALUE + shapes.MORE_BYTES_PER_VALUE * (len(teachers) - 1)
+    bytes_per_value = shapes.IMAGE_BYTES_PER_VALUE + shapes.MORE_BYTES_PER_VALUE * max(0, len(teachers) - 1)
     activation_bytes = shapes.activation_bytes(student, checkpointed=checkpointed)
     return Inputs(
         teacher_s=sum(rate.seconds for rate, _ in rates.values()),
@@ -109,12 +110,12 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         flops=step_flops + others_flops,
         trained_params=num_parameters(distiller),
         teacher_params=sum(map(num_parameters, teachers.values())),
-        gathers=num_gathered + len(teachers),
+        gathers=max(1, num_gathered + len(teachers)),
         # Teachers run one after another, under one bound.
-        gathered_params=max(_gathered_params(teachers[name], gathered[name], "shard") for name in teachers),
-        offloaded_params=max(_gathered_params(teachers[name], gathered[name], "offload") for name in teachers),
+        gathered_params=max([0, *(_gathered_params(teachers[name], gathered[name], "shard") for name in teachers)]),
+        offloaded_params=max([0, *(_gathered_params(teachers[name], gathered[name], "offload") for name in teachers)]),
         activation_bytes=activation_bytes + loss_bytes + others_bytes,
-        image_bytes=bytes_per_value * 3 * max(size, *sizes.values()) ** 2,
+        image_bytes=bytes_per_value * 3 * max([size, *sizes.values()]) ** 2,
         is_compiled=run.is_compiled,
         state_bytes=state_bytes(distiller, run.optim),
         bucket_elements=int(zero.get("reduce_bucket_size", 500_000_000)),
@@ -155,8 +156,6 @@ def _others(run: Run) -> dict[str, Term]:
 
 def _models(run: Run) -> tuple[nn.Module, dict[str, nn.Module]]:
     """Student and teachers of a run, on the meta device. Raises ValueError if the student has no blocks to count."""
-    if not run.teachers:
-        raise ValueError(f"plan needs a teacher, found none in recipe {run.recipe}: name a recipe of a pair")
     with torch.device("meta"):
         student = build_student(replace(run.student, init=""), run.data)
         teachers = {}
@@ -226,24 +225,28 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImage
     shard = f"measured, rows {known.SHARD.row} and {known.REPLICA.row}, scaled by blocks and {hosts}"
     kept = f"counted: {shapes.BLOCK_BYTES_PER_TOKEN} bytes a token and unit of width, and what the losses keep"
     links = f"{hardware.nvlink_gb_per_s:g} / {hardware.network_gb_per_s:g} / {hardware.pcie_gb_per_s:g} GB/s"
+    rates = "assumed" if isinstance(hardware, known.Cpu) else known.SOURCE
     loader = f"{known.LOADER.images_per_s:,.0f} images/s a core"
+    of_teacher = [
+        ("more for a sharded teacher", f"{1e3 * inputs.shard_host_s:.1f} ms", shard),
+        ("teacher's parameters", f"{inputs.teacher_params:,}", "counted"),
+        ("of a shard gathered at a time", f"{inputs.gathered_params:,}", "counted, at most (see EXPERIMENTS.md)"),
+        ("of an offloaded one", f"{inputs.offloaded_params:,}", "counted, at most"),
+    ]
     # Compiled as a whole, the student hands out all gradients at the end of backward.
     beside = "nothing" if inputs.is_compiled else f"{BACKWARD_PART:.0%} of student and loss"
     return [
-        ("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", inputs.teacher_source),
+        *([("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", inputs.teacher_source)] if run.teachers else []),
         ("student", f"{1 / inputs.student_s:,.0f} images/s", inputs.student_source + again),
         *_loss_rows(run, inputs, hardware),
         ("fixed time a micro-batch", f"{1e3 * inputs.host_s:.1f} ms", host),
         ("fixed time a step", f"{1e3 * inputs.update_s:.1f} ms", update),
-        ("more for a sharded teacher", f"{1e3 * inputs.shard_host_s:.1f} ms", shard),
         ("trained parameters", f"{inputs.trained_params:,}", "counted: fp32 gradients, bf16 weights on the wire"),
-        ("teacher's parameters", f"{inputs.teacher_params:,}", "counted"),
-        ("of a shard gathered at a time", f"{inputs.gathered_params:,}", "counted, at most (see EXPERIMENTS.md)"),
-        ("of an offloaded one", f"{inputs.offloaded_params:,}", "counted, at most"),
+        *(of_teacher if run.teachers else []),
         ("arithmetic", f"{inputs.flops / 1e9:.1f} GFLOP an image", "counted, matrix products and attention"),
         ("kept for backward", f"{inputs.activation_bytes / 2**20:.1f} MiB an image", kept),
         ("images themselves", f"{inputs.image_bytes / 2**20:.1f} MiB an image", "counted: uint8, fp32, twice bf16"),
-        ("links", links, f"within a node, network and PCIe of a GPU: {known.SOURCE}"),
+        ("links", links, f"within a node, network and PCIe of a GPU: {rates}"),
         ("of which used", f"{EFFICIENCY:.0%}, {1e6 * LATENCY_S:.0f} us to start", "assumed"),
         ("reductions run beside", beside, "counted on a CPU" if inputs.is_compiled else "assumed"),
         ("context, fragmentation", f"{CONTEXT_BYTES / 2**30:.1f} GiB", "assumed"),
@@ -255,8 +258,9 @@ def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImage
 
 def _loss_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, str, str]]:
     measured = others = "none", "counted: its weight is 0"
+    limit = "memory" if isinstance(hardware, known.Cpu) else "peak"
     if measured_s := inputs.loss_s - inputs.others_s:
-        source = f"measured, row {known.LOSS.row}, scaled by the width squared and the peak of this GPU (assumed)"
+        source = f"measured, row {known.LOSS.row}, scaled by the width squared and the {limit} of this GPU (assumed)"
         measured = f"{1 / measured_s:,.0f} images/s", source
     if names := ", ".join(_others(run)):
         part = ASSUMED_MFU["loss"]

@@ -12,16 +12,21 @@ from vitkd_ds.config.teachers import role_of
 from vitkd_ds.data.order import steps_per_epoch
 from vitkd_ds.train.schedule import make_schedule, split_batch
 
+OF_A_TEACHER = {"teacher", "gathers"}
+"""Parts of a step that a plain run has not."""
 FULL = 0.9
 """Part of a GPU's memory that a layout may fill."""
 
 
-def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str:
-    """Predict a run, which need not be able to train here, on `nodes` machines with `gpus` GPUs each; raises ValueError
-    for unknown hardware, models without blocks, or GPUs that cannot share the global batch."""
+def plan_text(run: Run, *, nodes: int, gpus: int | None = None, hardware: str = "h100") -> str:
+    """Predict a run, which need not be able to train here, on `nodes` machines with `gpus` GPUs each, or with so many
+    processes on this machine's CPU; None is eight GPUs, or one process. Raises ValueError for unknown hardware, models
+    without blocks, or GPUs that cannot share the global batch."""
+    if gpus is None:
+        gpus = 1 if hardware == "cpu" else 8
     if min(nodes, gpus) < 1:
         raise ValueError(f"--nodes and --gpus must be positive, found {nodes} and {gpus}: GPUs are counted per node")
-    kind = find_hardware(hardware)
+    kind = find_hardware(hardware, processes=gpus)
     inputs = inputs_of(run, kind)
     layout = _layout(run, nodes, gpus)
     images = train_images(run)
@@ -30,15 +35,16 @@ def plan_text(run: Run, *, nodes: int, gpus: int, hardware: str = "h100") -> str
         _speed(run, inputs, layout, kind, images),
         _memory(inputs, layout, kind),
         _per_node(inputs, layout, kind, images),
-        _placement(inputs, layout, kind),
+        *([_placement(inputs, layout, kind)] if run.teachers else []),
         _section("inputs", source_rows(run, inputs, kind, images)),
     ]
-    return "\n\n".join(sections)
+    text = "\n\n".join(sections)
+    return text.replace("GPUs", "processes").replace("GPU", "process") if hardware == "cpu" else text
 
 
 def _layout(run: Run, nodes: int, gpus: int) -> Layout:
     split = split_batch(run.global_batch_size, world_size=nodes * gpus, limit=run.micro_batch_size_per_gpu)
-    placements = {teacher.placement for teacher in run.teachers.values()}
+    placements = {teacher.placement for teacher in run.teachers.values()} or {"replica"}
     if len(placements) > 1:
         raise ValueError(
             f"plan needs one placement of all teachers, got {' and '.join(sorted(placements))}. Set "
@@ -56,28 +62,36 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB a GPU, what arithmetic does not hide" for part in sent}
     if copied := predict.copied_bytes(layout, teacher_params=inputs.teacher_params):
         left["gathers"] += f", with {copied / 1e6:,.0f} MB from the CPU's memory"
+    parts = seconds if run.teachers else {part: seconds[part] for part in seconds if part not in OF_A_TEACHER}
     steps = steps_per_epoch(images.num_images, global_batch_size=run.global_batch_size)
     schedule = make_schedule(run, steps_per_epoch=steps, accumulation_steps=layout.accumulation)
-    hours = schedule.total_steps * total / 3600
     length = f"{run.epochs:g} epochs"
     if run.max_steps and schedule.total_steps == run.max_steps:
         length = f"{run.max_steps:,} steps"
     about = f"{steps:,} steps of {run.global_batch_size} images an epoch; without evaluations and checkpoints"
     tflops = speed / layout.ranks * inputs.flops / 1e12
+    shown = f"{tflops:.0f}" if tflops >= 1 else f"{tflops:.2g}"
     rows = [
         ("images/s", f"{speed:,.0f}", f"{speed / layout.ranks:,.0f} a GPU"),
         ("step", f"{1e3 * total:.1f} ms", f"{layout.micro_batch} images x {layout.accumulation} a GPU"),
-        *((f"  {part}", f"{1e3 * part_s:.1f} ms", left.get(part, "")) for part, part_s in seconds.items()),
-        ("TFLOP/s a GPU", f"{tflops:.0f}", f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
-        (length, f"{hours:.1f} h" if hours >= 1 else f"{hours:.2g} h", about),
+        *((f"  {part}", f"{1e3 * part_s:.1f} ms", left.get(part, "")) for part, part_s in parts.items()),
+        ("TFLOP/s a GPU", shown, f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
+        (length, _duration(schedule.total_steps * total), about),
     ]
     return _section("speed", rows)
+
+
+def _duration(seconds: float) -> str:
+    """Say a time in hours, minutes or seconds, whichever it has more than one of."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _memory(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     parts = predict.memory_bytes(inputs, layout)
     gib = sum(parts.values()) / 2**30
-    rows = [(name, f"{size / 2**30:.2f} GiB", "") for name, size in parts.items()]
+    rows = [(name, f"{size / 2**30:.2f} GiB", "") for name, size in parts.items() if size]
     fits = "fits" if gib <= FULL * hardware.memory_gib else "DOES NOT FIT: see the advice"
     return _section("memory per GPU", [*rows, ("in all", f"{gib:.1f} GiB", f"of {hardware.memory_gib:g}: {fits}")])
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,11 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from vitkd_ds.config.overrides import nearest
+from vitkd_ds.data.beton.format import SUFFIX
 from vitkd_ds.data.image_file import EXTENSIONS
 from vitkd_ds.data.sources.class_list import read_classes
 from vitkd_ds.data.sources.source import Source, is_image, warn_of_left_out
 
 logger = logging.getLogger(__name__)
+
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
+"""Usual names of the parts of a data set, each with a folder per class."""
 
 
 def has_class_folders(src: Path) -> bool:
@@ -40,10 +45,12 @@ def list_images(src: Path, classes_file: str = "") -> Source:
             folder or without images. "" takes the folders, sorted.
 
     Raises:
-        ValueError: a class folder has no image, or is none of those named, or links lead to one folder twice, or a
-            folder cannot be listed.
+        ValueError: a class folder has no image, or only folders and no list names it, or is none of those named, or
+            links lead to one folder twice, or a folder cannot be listed.
     """
     classes = _classes(src, classes_file)
+    if not classes_file:
+        _check_are_no_splits(src, classes)
     known = set(class_names(src))  # a class that is called a/b or .. is no way into another folder
     hidden = sorted(entry.path for entry in os.scandir(src) if entry.name.startswith("."))
     loose = {entry.path for entry in os.scandir(src) if not entry.is_dir()}.difference(hidden)
@@ -137,6 +144,29 @@ def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
             f"name, or move the folder away"
         )
     return classes
+
+
+def _check_are_no_splits(src: Path, classes: Sequence[str]) -> None:
+    """Raise ValueError for folders such as train/, whose folders are the classes, in the place of classes: by their
+    names, or because none of them has images of its own."""
+    inner = {name: _folders_only(src / name) for name in classes}
+    splits = [name for name in SPLIT_NAMES if inner.get(name)] or list(classes if all(inner.values()) else ())
+    if splits:
+        folder = src / splits[0]
+        folders = inner[splits[0]]
+        raise ValueError(
+            f"{str(folder)!r} is no class: it holds no images of its own, only folders ({', '.join(folders[:3])}"
+            f"{', ...' * (len(folders) > 3)}). If those are the classes, give {str(folder)!r} instead: "
+            f"vitkd-ds pack {shlex.join([str(folder), f'{folder}{SUFFIX}'])}. Otherwise write the names of the folders "
+            f"in {str(src)!r} into a file, one per line, and pass it as --classes"
+        )
+
+
+def _folders_only(folder: Path) -> list[str]:
+    """Return the folders in one that holds no image beside them; hidden entries do not count."""
+    _, folders, names = next(os.walk(folder, onerror=_cannot_list))
+    has_images = any(is_image(name) and not name.startswith(".") for name in names)
+    return [] if has_images else sorted(name for name in folders if not name.startswith("."))
 
 
 def class_names(src: Path) -> list[str]:

@@ -1,0 +1,55 @@
+"""Paths and names that are checked before torch is imported, and what export and report say of their files."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from tests.commands.test_evaluate import write_export
+from vitkd_ds import cli
+from vitkd_ds.commands.early import check_export, check_student
+
+
+def test_a_student_its_images_and_its_teacher_must_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_export(tmp_path / "student")
+    Path("x.jpg").touch()
+    check_student("student", ("", "demo", "x.jpg"), "deit_tiny_patch16_224")
+    check_student("student", (), "./student")
+    with pytest.raises(ValueError, match="no images at 'y.jpg'. Check the path."):
+        check_student("student", ("x.jpg", "y.jpg"))
+    with pytest.raises(ValueError, match="--teacher must be a file of weights, or a run"):
+        check_student("student", (), "runs/none")
+
+
+def test_an_export_needs_a_student_and_a_new_folder(tmp_path, whole_run):
+    write_export(tmp_path / "student")
+    check_export(str(tmp_path / "student"), str(tmp_path / "new"))
+    with pytest.raises(ValueError, match="student must not exist yet, so that nothing is overwritten"):
+        check_export(str(whole_run), str(tmp_path / "student"))
+    unfinished = shutil.copytree(whole_run, tmp_path / "run")
+    (unfinished / "student.safetensors").unlink()
+    check_export(str(unfinished), str(tmp_path / "new"))
+
+
+@pytest.mark.parametrize("format, file", [("timm", "student.safetensors"), ("hf", "README.md")])
+def test_export_says_what_it_wrote_and_the_python_that_loads_it(tmp_path, caplog, capsys, format, file):
+    caplog.set_level("INFO")
+    model = write_export(tmp_path / "student")
+    cli.export(str(tmp_path / "student"), str(tmp_path / "out"), format=format)
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    wrote, load = caplog.messages[-2:]
+    assert wrote.startswith("wrote ") and file in wrote and wrote.endswith(f" in {tmp_path / 'out'}")
+    import vitkd_ds
+
+    loaded = eval(load.partition("load it in Python: ")[2], {"vitkd_ds": vitkd_ds, "timm": timm})
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in loaded.state_dict().items())
+
+
+def test_report_says_how_to_open_its_file(whole_run, tmp_path, capsys):
+    cli.report(str(whole_run), out=str(tmp_path / "my report.html"))
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path}/my report.html\n"
+    assert said.err.endswith(f"open it in a browser: file://{tmp_path}/my%20report.html\n")

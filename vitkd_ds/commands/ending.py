@@ -1,0 +1,66 @@
+"""Last lines of a finished run: how good its student is, where it is, and the next command."""
+
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+from vitkd_ds.commands.compare.runs import Result, read_results
+from vitkd_ds.config import teachers
+from vitkd_ds.config.metrics import VAL_METRICS
+from vitkd_ds.config.run_folder import CONFIG, DONE, STUDENT, read_json
+
+OF_DISTILLATION = ("recipe", "teacher", "losses")
+"""Settings in which a distilled run and its plain control differ."""
+OF_FEATURES = ("knn_top1", "cka")
+"""Metrics that are told of a student without classes."""
+
+
+def ending(run: str | Path) -> str:
+    """Return the three lines for a finished run, named as the user named its folder."""
+    folder = Path(run)
+    (result,) = read_results([str(folder)], must_be_evaluated=False)
+    plain = _plain_run_beside(result) if result.evaluation and teachers.read(result.config["run"]) else None
+    also = f" {shlex.quote(str(plain.folder))}" if plain else ""
+    lines = [
+        f"accuracy: {_accuracy(result, plain)}" if result.evaluation else f"features: {_features(result)}",
+        f"student: {folder / STUDENT}",
+        f"next: vitkd-ds report {shlex.quote(str(folder))}{also}",
+    ]
+    return "\n".join(lines)
+
+
+def _accuracy(result: Result, plain: Result | None) -> str:
+    low, high = result.top1_interval
+    text = f"{result.top1:.2f} % top-1 on {result.num_images:,} images, 95 % interval {low:.2f} to {high:.2f}"
+    return text + (f"; {result.top1 - plain.top1:+.2f} points to the plain run {plain.folder}" if plain else "")
+
+
+def _features(result: Result) -> str:
+    summary = result.summary or {}
+    values = [(VAL_METRICS[name], summary.get(VAL_METRICS[name].summary)) for name in OF_FEATURES]
+    known = [f"{metric.chart} {value:.{metric.digits}f} {metric.unit}".strip() for metric, value in values if value]
+    return ", ".join(known) or "not evaluated"
+
+
+def _plain_run_beside(result: Result) -> Result | None:
+    """Find a finished run in the same folder without a teacher: with equal images and seed, and equal settings but for
+    those of distillation."""
+    here = result.folder.resolve()
+    for folder in sorted(result.folder.parent.iterdir()):
+        # What is no run, or one of an unknown version, is no control.
+        with suppress(OSError, ValueError):
+            if folder.resolve() == here or not (folder / DONE).exists():
+                continue
+            if teachers.read(read_json(folder / CONFIG, {"run": dict})["run"]):
+                continue
+            (other,) = read_results([str(folder)])
+            if other.is_final and other.seed == result.seed and _differ_in_distillation(result, other):
+                return other
+    return None
+
+
+def _differ_in_distillation(result: Result, other: Result) -> bool:
+    own, others = result.settings, other.settings
+    changed = {key for key in own.keys() | others.keys() if own.get(key) != others.get(key)}
+    is_of_distillation = all(key.partition(".")[0] in (*OF_DISTILLATION, teachers.MANY) for key in changed)
+    return is_of_distillation and not result.other_images(other)
