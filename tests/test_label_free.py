@@ -201,12 +201,15 @@ def test_the_student_is_a_timm_model_without_a_head_and_says_what_its_features_a
         assert torch.equal(pooled, model.forward_features(images)[:, 0]) and torch.equal(pooled, model(images))
 
 
-def test_the_features_are_asked_with_the_data_of_the_run_or_others(runs, small_beton):
-    found = evaluate_exported(str(runs / "ignored"), knn=True)
-    assert found == evaluate_exported(str(runs / "none"), knn=True, train=str(small_beton), val=str(small_beton))
+def test_the_features_are_asked_with_the_data_of_the_run_or_others(runs, small_beton, unlabelled):
+    given = {"train": str(small_beton), "val": str(small_beton)}
+    found = evaluate_exported(str(runs / "ignored"), knn=True, **given)
+    assert found == evaluate_exported(str(runs / "none"), knn=True, **given)
     assert found["num_train"] == found["num_images"] == 60 and 0 < found["knn_top1"] <= 100
-    with pytest.raises(ValueError, match="--train must name images with labels of two or more classes, found none"):
-        evaluate_exported(str(runs / "none"), knn=True)
+    own = evaluate_exported(str(runs / "none"), knn=True)
+    assert own["num_train"] == own["num_images"] == 59, "those of data.knn_train and data.knn_val"
+    with pytest.raises(ValueError, match="--train must name images with labels of two or more classes, "):
+        evaluate_exported(str(runs / "none"), knn=True, train=str(unlabelled), val=str(unlabelled))
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
