@@ -55,7 +55,7 @@ class LossPart(nn.Module):
         term: settings, a dataclass of `vitkd_ds.config.losses`.
         pair: widths and grids of student and teacher; None if no term compares tokens of this teacher.
         gather: collective that concatenates each rank's tensor [B, ...] along the first axis; every rank must call it
-            and gets the same result. Gradients are averaged over ranks.
+            and gets the same result. In backward, an element gets the gradient of the mean loss over ranks.
     """
 
     def __init__(self, term: Any, pair: PairInfo | None, gather: Callable[[Tensor], Tensor] = alone) -> None:
