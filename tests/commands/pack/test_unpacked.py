@@ -71,7 +71,7 @@ def test_the_classes_of_a_folder_are_those_of_its_file_which_a_list_may_have_giv
         ),
         ({"teacher.model": "regnet", "losses.nkd.weight": "1"}, "teacher.model must be a timm model, found 'regnet'"),
         ({"ds_config": "ds_configs/none.json"}, "ds_configs/none.json"),
-        ({"workdir": "used"}, "seed: 1 there, 0 now; .*: give another --workdir"),
+        ({"workdir": "used"}, "seed: 1 there, 0 now; .* Pass another --workdir"),
         (
             {"teacher.model": "deit_tiny_patch16_224", "teacher.checkpoint": "none.pth", "losses.nkd.weight": "1"},
             "teacher.checkpoint must be a file of weights, .* found none at none.pth",
