@@ -148,11 +148,11 @@ def test_folders_of_compiled_code_are_private_or_refused(tmp_path):
         check_code_folders(both | {name: str(folder)})
         assert folder.stat().st_mode & 0o777 == 0o700
         folder.chmod(0o777)
-        with pytest.raises(ValueError, match=f"new has code .* but other users .*owner {os.getuid()}, mode"):
+        with pytest.raises(ValueError, match=f"from .*new, but other users .*owner {os.getuid()}, mode"):
             check_code_folders(both | {name: str(folder)})
         folder.chmod(0o700)
         folder.parent.chmod(0o777)
-        with pytest.raises(ValueError, match="new has code .* or replace it"):
+        with pytest.raises(ValueError, match="from .*new, but .* or replace it"):
             check_code_folders(both | {name: str(folder)})
         folder.parent.chmod(0o1777)
         check_code_folders(both | {name: str(folder)})

@@ -33,11 +33,11 @@ for a shorter time."""
 
 
 class LockLost(RuntimeError):
-    """Another job took over the run folder, or the folder was removed or replaced."""
+    """Loss of the lock: another job took over the run folder, or the folder was removed or replaced."""
 
 
 class LockFailed(OSError):
-    """The lock cannot be written: the disk is full, read-only or unavailable."""
+    """Failure to write the lock: the disk is full, read-only or unavailable."""
 
 
 class RunLock:

@@ -83,7 +83,7 @@ class Saver:
         _warn(f"{text}Training goes on; failure {self.num_failures}, at {self.config.max_failures} in a row it stops.")
 
     def begin(self, start: Start | None) -> None:
-        """Point `best` and `latest` to the state at `start`, if that is a checkpoint in this folder. Collective.
+        """Reset `best` and `latest` to fit `start`, if that is a checkpoint in this folder. Collective.
 
         `best` becomes the best checkpoint up to `start`. `latest` becomes `start` if --resume names it, because the
         next start uses `latest`.

@@ -22,8 +22,8 @@ def clip_gradients(groups: Iterable[Sequence[Tensor]], max_norm: float, *, veto:
 
     Returns:
         fp32 [3 + groups], equal on all ranks: norm before clipping, sums of `veto` and `count`, and each group's norm
-        before clipping, not adjusted. If the norm is not finite or any rank vetoes, the first element and every element
-        of the gradient become nan.
+        before clipping, even if it is not finite. If the total norm is not finite or any rank vetoes, the first element
+        and the whole gradient become nan.
 
     **Source**: DeepSpeed 0.19.8, `get_grad_norm_direct`, `combine_grad_norm_groups` and `unscale_and_clip_grads`.
     **Differs**: uses a few kernels and one collective, where DeepSpeed copies each parameter's gradient to fp64 and

@@ -32,7 +32,7 @@ AUTO: dict[str, Callable[[bool, bool], Any]] = {
     "overlap_comm": lambda is_alone, is_compiled: not is_alone and not is_compiled,
     "stage3_param_persistence_threshold": lambda is_alone, is_compiled: 2**62 if is_alone else 0,
 }
-"""Value of "auto" for each key of zero_optimization, given whether there is one rank and whether it is compiled."""
+"""Rules for "auto" in zero_optimization, given whether there is only one rank and the module is compiled."""
 
 TEACHER_FILES = {
     "shard": "teacher_zero3.json",

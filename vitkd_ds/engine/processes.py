@@ -161,7 +161,7 @@ def check_code_folders(environ: Mapping[str, str] = os.environ) -> None:
         if found.st_uid not in (0, os.getuid()) or found.st_mode & stat.S_IWOTH or is_replaceable:
             owner = f"owner {found.st_uid}, mode {found.st_mode & 0o777:o}"
             raise ValueError(
-                f"{folder} has code that runs load, but other users can write to it or replace it ({owner}). Set "
+                f"runs load code from {folder}, but other users can write to it or replace it ({owner}). Set "
                 "TORCH_EXTENSIONS_DIR and TORCHINDUCTOR_CACHE_DIR to private folders."
             )
 

@@ -118,7 +118,7 @@ def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
 
 
 def _fragments(places: dict[str, Place], size: int) -> dict[str, fragment_address]:
-    """Return positions of a group's weights in this rank's partition of `size` elements, without weights outside it."""
+    """Return the fragments of a group's weights that are in this rank's partition of `size` elements, by name."""
     fragments = {}
     for name, place in places.items():
         start = place.start - ranks.rank() * size

@@ -40,7 +40,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
     config = load_ds_config(run.ds_config, owned)
     check_student(config, source=run.ds_config)
     resolve_auto(config, world_size=ranks.world_size(), is_compiled=run.is_compiled)
-    # `StudentEngine.step` clips, not DeepSpeed. DeepSpeed tests optimizers by exact class, so it would reject ours.
+    # `StudentEngine.step` clips, so DeepSpeed must not. DeepSpeed compares exact classes, so ours is untested.
     forced = {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
     return {"steps_per_print": None} | config | forced
 
@@ -139,7 +139,7 @@ class StudentEngine:
 
         Args:
             veto: fp32 scalar on the device, summed over the ranks in the all-reduce of the norm; None for 0.
-            count: second such scalar, only summed; None for 0.
+            count: fp32 scalar on the device, summed in the same all-reduce; None for 0.
         """
         zero = torch.zeros((), device=self.engine.device)
         veto = zero if veto is None else veto

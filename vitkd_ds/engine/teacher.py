@@ -112,7 +112,7 @@ class Teacher:
 
     Args:
         name: the teacher's name in `run.teachers`.
-        micro_batch_size: most images per call.
+        micro_batch_size: largest number of images per call.
         on_block: called before each block is read from a file, because reading may take long.
         left: see `Pace`; shared by teachers that run one after another.
     """
@@ -156,7 +156,7 @@ class Teacher:
                 model.blocks = nn.Sequential(*(FlatBlock(block, compile=run.compile) for block in blocks))
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
             for hook in self.module.optimizer.backward_hooks:
-                hook.remove()  # unused without backward, and as slow in forward as the rest of ZeRO together
+                hook.remove()  # unused without backward; in forward they cost as much as the rest of ZeRO
             if runs_ahead() and not keeps_whole(config.placement):
                 left = deque() if left is None else left
                 self._pace = Pace(getattr(model, "blocks", ()), left, placement=config.placement)
@@ -208,7 +208,7 @@ def _gathered_bytes(p: Any) -> int:
 
 
 class Pace:
-    """Limit on gathered teacher blocks that the GPU has not computed yet: `most_blocks`.
+    """Throttle that lets the host gather at most `most_blocks` blocks that the GPU has not computed yet.
 
     DeepSpeed gathers a block when the host enters it and frees it when the host leaves it. The GPU can reuse the memory
     only after computing the block. A host that is ten blocks ahead therefore holds ten gathered blocks, and a host that

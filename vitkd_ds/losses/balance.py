@@ -14,7 +14,7 @@ LEARNING_RATE, WEIGHT_DECAY = 0.025, 0.01
 class Balance(nn.Module):
     """Learned factors T p_i for T loss terms, where p = softmax(w).
 
-    Gradient descent on 1/2 (sum_i p_i log L_i)^2 updates w. It needs only the terms' values L_i, not their gradients.
+    Gradient descent on 1/2 (sum_i p_i log L_i)^2 updates w. Its only inputs are the terms' values L_i.
 
     Args:
         num_terms: T; all factors start at 1.

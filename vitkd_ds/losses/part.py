@@ -21,7 +21,7 @@ class Features(NamedTuple):
     final_BPD: Tensor | None = None
     """Patch tokens after the last block and the final norm, or the positions of a convolutional model's last map."""
     blocks: dict[int, Tensor] | None = None
-    """Patch tokens [B, P, D] of the residual stream after each tapped block, before any norm, keyed by block number."""
+    """Patch tokens [B, P, D] of the residual stream after each tapped block, not normalised, keyed by block number."""
     distillation_BK: Tensor | None = None
     """Logits of the distillation-token head."""
     maps: dict[int, Tensor] | None = None

@@ -13,10 +13,10 @@ from vitkd_ds.losses.precision import at_least_fp32
 class Relation(LossPart):
     """Loss term `relation`: `relation_local` for final patch tokens and `relation_global` for pooled features.
 
-    One linear layer each maps the student's patch tokens and pooled features to the teacher's width. The queue holds
-    the teacher's pooled features of the latest images over all ranks, including this micro-batch. It is equal on all
-    ranks, so a checkpoint stores one copy. Each image is also compared with itself, as in the source; for a teacher
-    with sharp similarities, that entry dominates. Until the queue is full, only its filled rows count.
+    Two linear layers map the student's patch tokens and its pooled features to the teacher's width. The queue holds the
+    teacher's pooled features of the latest images over all ranks, including this micro-batch. It is equal on all ranks,
+    so a checkpoint stores one copy. Each image is also compared with itself, as in the source; for a teacher with sharp
+    similarities, that entry dominates. Until the queue is full, only its filled rows count.
 
     **Source**: lightly-train's distillation v3, `distillationv3.py`.
 

@@ -21,7 +21,7 @@ PAPER_SUMMANDS = 196 * 384
 
 
 class ViTKDLoss(nn.Module):
-    """alpha * mimic + (beta / mask_ratio) * generate: sums of squares divided by the number of images.
+    """ViTKD loss, alpha * mimic + (beta / mask_ratio) * generate: sums of squares over the number of images.
 
     mimic = sum over two shallow blocks, tokens and channels of (fc_l(student) - teacher)^2.
     generate = sum over masked tokens and channels of (G(masked fc(student)) - teacher)^2, G = conv3x3, ReLU, conv3x3.
@@ -99,7 +99,7 @@ class ViTKDLoss(nn.Module):
         """Compute the two weighted terms and their sum.
 
         Args:
-            student_shallow_BLPD: student's patch tokens after two shallow blocks, before any norm, [B, 2, P, Ds]; they
+            student_shallow_BLPD: student's patch tokens after two shallow blocks, not normalised, [B, 2, P, Ds]; they
                 receive gradients.
             student_deep_BPD: student's patch tokens after the last block and the final norm, [B, P, Ds]; they receive
                 gradients.
