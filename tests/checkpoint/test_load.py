@@ -87,7 +87,7 @@ def test_damage_is_named_and_the_next_older_one_taken(tmp_path, caplog, damage, 
     damage(newest)
     found = newest_whole(find("auto", tmp_path))
     assert found.tag == "step00000002" and found.manifest["train_state"] == {"step": 2}
-    assert f"step00000003 is {'damaged' if newest.exists() else 'not there'} and passed over" in caplog.text
+    assert f"skipping {'damaged' if newest.exists() else 'missing'} checkpoint {newest}" in caplog.text
     with pytest.raises(ValueError, match=message):
         newest_whole(find(str(newest), tmp_path) if newest.exists() else Start(newest.parent, newest.name, True, True))
 
