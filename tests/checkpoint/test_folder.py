@@ -118,7 +118,7 @@ def test_a_longer_run_must_be_asked_for(tmp_path, run):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"run": as_dict(run)}))
     longer = replace(run, epochs=run.epochs + 1)
-    with pytest.raises(ValueError, match=r"found epochs: .* \(or train it longer with --extend\)"):
+    with pytest.raises(ValueError, match=r"these differ: epochs: .* \(or train it longer with --extend\)"):
         folder.check_settings(longer, config)
     assert folder.check_settings(replace(longer, extend=True), config) == run
 
