@@ -1,6 +1,6 @@
-"""Package, dependency ranges and the console script; tool settings are in pyproject.toml.
+"""Package metadata, dependencies, the C++ decoder and the console script. Tool settings are in pyproject.toml.
 
-torch must be installed before deepspeed is built (DS_BUILD_OPS=0), and both before this package: `make setup` does so.
+`make setup` installs in the required order: torch, then deepspeed (DS_BUILD_OPS=0), then this package.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-# For machines that cannot build FFCV or the decoder: data.backend=torchvision works, packing does not.
+# For machines that cannot build FFCV or the decoder: data.backend=torchvision still works, but packing does not.
 WITHOUT_FFCV = bool(os.environ.get("VITKD_DS_WITHOUT_FFCV"))
 TRACKIO = [
     "brotli>=1",
@@ -30,10 +30,10 @@ setup(
     description="ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # ds_configs/ stands at the top of the checkout and is also package data, for use outside a checkout.
+    # ds_configs/ is at the top of the checkout, and also package data for use outside a checkout.
     packages=[*find_packages(include=["vitkd_ds", "vitkd_ds.*"]), "vitkd_ds.ds_configs"],
     package_dir={"vitkd_ds.ds_configs": "ds_configs"},
-    # Plain C functions, loaded with ctypes: built like a Python module, but not one.
+    # Plain C functions, loaded with ctypes. It is built like a Python extension but cannot be imported.
     ext_modules=[]
     if WITHOUT_FFCV
     else [
@@ -42,7 +42,7 @@ setup(
             sources=sorted(glob("vitkd_ds/data/beton/csrc/*.cpp")),
             depends=sorted(glob("vitkd_ds/data/beton/csrc/*.h")),
             libraries=["jpeg", "z"],
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread"],  # the same bits on every CPU
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-pthread"],  # same bits on every CPU
             extra_link_args=["-pthread"],
         )
     ],
@@ -59,24 +59,25 @@ setup(
         "fire>=0.7",
         "jinja2>=3",
         "numpy>=2.2",
-        "pillow>=13",  # resizes in the order of our decoder from here on
+        "pillow>=13",  # first version that resizes in the same order as our decoder
         "pydantic>=2.7",
         "safetensors>=0.4",
         "scipy>=1.11",
-        "setuptools",  # ffcv imports distutils, which Python 3.12 took out
+        "setuptools",  # ffcv imports distutils, which Python 3.12 removed
         "tensorboard>=2.16",
-        "timm>=1.0.26,<2",  # before, checkpoint_path was unpickled
+        "timm>=1.0.26,<2",  # earlier versions unpickle checkpoint_path
         "torch>=2.13",
         "tqdm",
     ],
     extras_require={
         "fp8": ["torchao>=0.18"],  # teacher.fp8
-        "hf": ["datasets>=4"],  # pack: Hugging Face data sets on disk
+        "hf": ["datasets>=4"],  # pack: Hugging Face datasets on disk
         "mlflow": ["mlflow-skinny>=3"],  # --trackers mlflow
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],  # export --format onnx
-        "imagenet": ["scipy>=1.11"],  # kept for commands of earlier versions: scipy is always installed now
+        "imagenet": ["scipy>=1.11"],  # kept for old install commands; scipy is always installed now
         "plot": ["matplotlib>=3.9"],  # compare --plot
-        # --trackers trackio: what it needs but Pillow below 13; then trackio by itself (vitkd_ds/config/check.py).
+        # --trackers trackio: its dependencies, except its pin of Pillow below 13. Install trackio itself without
+        # dependencies afterwards (vitkd_ds/config/check.py).
         "trackio": TRACKIO,
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],  # make site
         "test": [

@@ -33,7 +33,7 @@ from vitkd_ds.checkpoint.lock import RunLock
 try:
     RunLock(Path(sys.argv[1])).acquire()
 except ValueError as error:
-    sys.exit(7 * ("by one job at a time" in str(error)))
+    sys.exit(7 * ("is in use by" in str(error)))
 """
 REFUSED = 7
 GROUPS = (

@@ -1,7 +1,16 @@
 """ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV.
 
-The public surface. Each name is imported on first use: torch, timm and ffcv take seconds, and a command must listen to
-signals before that.
+This module exports the public Python names. Each is imported on first use, because importing torch, timm and ffcv takes
+seconds and commands must handle signals before that. Packages, by topic:
+
+- `cli`: entry point of all commands. Start reading here.
+- `commands`: one module or folder per command.
+- `train`: the training loop.
+- `engine`: DeepSpeed engines of student and teacher.
+- `models`, `losses`: student and teacher models, and the distillation losses.
+- `data`: packing, decoding and loading images.
+- `checkpoint`: checkpoints and the run folder's lock.
+- `config`, `recipes`: settings and their presets.
 """
 
 from importlib import import_module

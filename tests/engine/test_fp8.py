@@ -43,10 +43,10 @@ def test_the_blocks_linear_layers_alone_are_in_fp8_and_change_the_outputs_a_litt
 
 
 def test_what_cannot_be_is_said(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="needs a model with blocks, found Linear"):
+    with pytest.raises(ValueError, match="needs a model with blocks, got Linear"):
         quantize_blocks(torch.nn.Linear(2, 2))
     done = run_command("python", "train.py", *DEMO, "--teacher.fp8", f"--workdir={tmp_path / 'cpu'}", check=False)
-    assert done.returncode == 2 and "teacher.fp8 needs a GPU that multiplies in fp8, found that" in done.stderr
+    assert done.returncode == 2 and "teacher.fp8 does not work on this device: " in done.stderr
     assert not list((tmp_path / "cpu").glob("checkpoints/*"))
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match=r"needs torchao.*pip install 'vitkd_ds\[fp8\]'"):

@@ -57,7 +57,7 @@ def test_slurms_variables_become_ranks_and_under_srun_alone_the_first_nodes_addr
     assert environ["MASTER_ADDR"] == "127.0.0.1", "on one node"
     environ = SLURM | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[1-2]"}
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="under srun MASTER_ADDR must be set where scontrol cannot tell"):
+    with pytest.raises(ValueError, match="MASTER_ADDR is not set, and scontrol cannot determine the first node"):
         set_rank_variables(dict(environ))
     (tmp_path / "scontrol").write_text(
         "#!/bin/sh\n[ $2 = hostnames ] && echo n1 && echo n2 || echo NodeName=$3 NodeAddr=10.0.0.1 Port=6818\n"
@@ -69,7 +69,7 @@ def test_slurms_variables_become_ranks_and_under_srun_alone_the_first_nodes_addr
 
 def test_a_rank_without_a_world_is_refused():
     missing = "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"
-    with pytest.raises(ValueError, match=f"RANK is set, so {missing} must be set too"):
+    with pytest.raises(ValueError, match=f"RANK is set without {missing}"):
         set_rank_variables({"RANK": "0"})
 
 
@@ -103,7 +103,7 @@ def test_local_rank_is_the_number_of_the_ranks_device():
     alone = environ | {"SLURM_GPUS_PER_TASK": "1"}
     choose_device(1, alone)
     assert alone["LOCAL_RANK"] == "0"
-    with pytest.raises(ValueError, match="below the number of visible GPUs, found 1 and 1 .*: start as many ranks"):
+    with pytest.raises(ValueError, match="below the number of visible GPUs, got 1 and 1 .* Start one rank per GPU"):
         choose_device(1, environ)
 
 
@@ -153,7 +153,7 @@ def test_no_rank_starts_with_a_folder_of_compiled_code_that_is_not_private(tmp_p
         monkeypatch.setenv(name, text)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    with pytest.raises(ValueError, match="must be a folder for compiled code, found .* Remove it"):
+    with pytest.raises(ValueError, match="cannot hold compiled code: .* Remove it"):
         start_processes(0.01)
 
 
@@ -164,16 +164,16 @@ def test_folders_of_compiled_code_are_private_or_refused(tmp_path):
         check_code_folders(both | {name: str(folder)})
         assert folder.stat().st_mode & 0o777 == 0o700
         folder.chmod(0o777)
-        with pytest.raises(ValueError, match=f"new holds code .* and others .*owner {os.getuid()}, mode"):
+        with pytest.raises(ValueError, match=f"from .*new, but other users .*owner {os.getuid()}, mode"):
             check_code_folders(both | {name: str(folder)})
         folder.chmod(0o700)
         folder.parent.chmod(0o777)
-        with pytest.raises(ValueError, match="new holds code .* or replace it"):
+        with pytest.raises(ValueError, match="from .*new, but .* or replace it"):
             check_code_folders(both | {name: str(folder)})
         folder.parent.chmod(0o1777)
         check_code_folders(both | {name: str(folder)})
         (tmp_path / f"link {name}").symlink_to(tmp_path)
-        with pytest.raises(ValueError, match="must be a folder for compiled code, found .* Remove it"):
+        with pytest.raises(ValueError, match="cannot hold compiled code: .* Remove it"):
             check_code_folders(both | {name: str(tmp_path / f"link {name}")})
     if os.getuid() == 0:
         os.chown(tmp_path / "good", 65534, 65534)

@@ -177,12 +177,12 @@ def test_the_convolutions_get_channels_last_images_without_a_copy():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: ViTKDLoss(4, 6, mask_ratio=1.0), "mask_ratio must be between 0 and 1, found 1.0"),
+    (lambda: ViTKDLoss(4, 6, mask_ratio=1.0), "mask_ratio must be between 0 and 1, got 1.0"),
     (lambda: call(ViTKDLoss(4, 6), features((4, 4), 5, 6)), "student features must be"),
-    (lambda: call(ViTKDLoss(4, 6), features((2, 4), 4, 6)), "8 student tokens are no square grid"),
+    (lambda: call(ViTKDLoss(4, 6), features((2, 4), 4, 6)), "8 student tokens do not form a square grid"),
     (lambda: kd_loss(STUDENT, logits(1, (5, 8))), "must both be"),
     (lambda: nkd_loss(STUDENT, TEACHER, torch.rand(5)), "targets must be integer class indices"),
-    (lambda: soft_cross_entropy(STUDENT, torch.zeros(5, dtype=torch.long)), "turn class indices into one-hot"),
+    (lambda: soft_cross_entropy(STUDENT, torch.zeros(5, dtype=torch.long)), "Convert class indices to one-hot"),
 ])  # fmt: skip
 def test_inputs_that_cannot_be_are_refused_with_what_was_found(make, message):
     with pytest.raises(ValueError, match=message):

@@ -92,7 +92,7 @@ def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(co
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 6)
     refused = run_command(sys.executable, *command, check=False)
-    assert refused.returncode == 2 and "must be used by one job at a time" in refused.stderr
+    assert refused.returncode == 2 and "is in use by" in refused.stderr
     assert all(process.poll() is None for process in processes), "the first job goes on"
     stood_still = time.monotonic()
     processes[1].send_signal(signal.SIGSTOP)  # as a rank whose device hangs: nobody closes its connections

@@ -1,4 +1,4 @@
-"""Exported students: write one, find one, copy one out of a run."""
+"""Exported students: write, find, and copy out of a run."""
 
 import shutil
 import uuid
@@ -27,8 +27,10 @@ from vitkd_ds.models.weights import load_tensors
 
 
 def write_student(folder: Path, weights: dict[str, Tensor], description: dict[str, Any]) -> dict[str, Any]:
-    """Write student.safetensors, a plain timm state dict, and student.json, which says how to rebuild and use it.
-    Return the manifest's entry for each."""
+    """Write student.safetensors, a plain timm state dict, and student.json, the settings to rebuild and use it.
+
+    Return the manifest entry of each file.
+    """
     content = safetensors_bytes({name: weight.contiguous() for name, weight in weights.items()})
     return {
         STUDENT: write_whole(folder / STUDENT, lambda file: file.write(content)),
@@ -37,27 +39,37 @@ def write_student(folder: Path, weights: dict[str, Tensor], description: dict[st
 
 
 def find_source(source: str, which: str) -> Path:
-    """The folder of the student that an export of `source`, a run folder, checkpoint or export, copies: of a run folder
-    that of its `which` checkpoint, last or best. Raises ValueError if there is none."""
+    """Return the folder of the exported student in `source`.
+
+    Args:
+        source: run folder, checkpoint or export.
+        which: checkpoint of a run folder, "last" or "best".
+
+    Raises:
+        ValueError: there is no such student.
+    """
     if which not in ("last", "best"):
-        raise ValueError(f"--which must be last or best, found {which}")
+        raise ValueError(f"--which must be last or best, got {which}")
     folder = Path(source)
     if (folder / CHECKPOINTS).is_dir():
         tag = newest(folder / CHECKPOINTS) if which == "last" else pointer(folder / CHECKPOINTS, "best")
         if not tag:
-            raise ValueError(f"{folder} must have a {which} checkpoint, found none yet")
+            raise ValueError(f'{folder} has no "{which}" checkpoint yet. Wait until the run has saved one.')
         folder = folder / CHECKPOINTS / tag
     return find_student(folder)
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which gets the name `target` at the end, or is removed after an error. Raises ValueError if
-    `target` exists."""
+    """Yield a temporary folder to fill, then rename it to `target`; after an error, remove it.
+
+    Raises:
+        ValueError: `target` exists.
+    """
     check_is_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()  # with the umask's mode, which tempfile ignores
+    temporary.mkdir()  # with the umask's mode, unlike tempfile
     try:
         yield temporary
         temporary.rename(target)
@@ -67,9 +79,13 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def export_student(source: str, destination: str, *, which: str = "last", half: bool = False) -> Path:
-    """Copy the student that `find_source` finds into a new folder; return it.
+    """Copy the student in `source` to a new folder, and return the folder.
 
-    With `half` it is stored in fp16, which halves the size.
+    Args:
+        source: see `find_source`.
+        destination: the new folder.
+        which: see `find_source`.
+        half: store the weights in fp16, at half the size.
 
     Raises:
         ValueError: there is nothing to export, or `destination` exists.
@@ -86,5 +102,5 @@ def export_student(source: str, destination: str, *, which: str = "last", half: 
 
 
 def read_weights(folder: Path, *, half: bool) -> dict[str, Tensor]:
-    """Weights of an exported student under timm's names; with `half` in fp16."""
+    """Return the weights of an exported student under timm's names, in fp16 if `half`."""
     return {name: weight.half() if half else weight for name, weight in load_tensors(student_files(folder)[0]).items()}

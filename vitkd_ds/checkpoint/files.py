@@ -1,4 +1,4 @@
-"""Write files whole or not at all, flushed to the disk."""
+"""Atomic file writes, flushed to disk."""
 
 import errno
 import hashlib
@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, Callable
 
 
 class HashingFile:
-    """A binary file for torch.save and others that counts and hashes what it writes.
+    """Binary file that counts and hashes the bytes written to it, for example by torch.save.
 
-    It notes a failing write, and `finish` raises it: an exception must not pass through torch's C++ writer.
+    A failed write is raised by `finish` instead, because an exception must not pass through torch's C++ writer.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -34,10 +34,10 @@ class HashingFile:
         return length
 
     def flush(self) -> None:
-        """Do nothing: `finish` flushes once, to the disk."""
+        """Do nothing: `finish` flushes once, to disk."""
 
     def finish(self) -> dict[str, Any]:
-        """Flush to the disk; return the file's entry for a manifest. Raises OSError if any write failed."""
+        """Flush to disk and return the file's manifest entry. Raises OSError if any write failed."""
         if self.error is not None:
             raise self.error
         self.file.flush()
@@ -46,43 +46,49 @@ class HashingFile:
 
 
 def write_whole(path: Path, fill: Callable[[HashingFile], Any]) -> dict[str, Any]:
-    """Write or replace a file through `fill`, so that a reader sees its old or its new content and never a part.
+    """Write or replace a file atomically: readers see the old or the new content, never a mix.
 
-    The name appears when all bytes are on the disk; `sync_folder` makes the name last. Returns the file's length and
-    BLAKE2b checksum, as a manifest lists them.
+    The name appears after all bytes are on disk; call `sync_folder` to make the name durable.
+
+    Args:
+        path: the file.
+        fill: function that writes the content.
+
+    Returns:
+        The file's manifest entry: length and BLAKE2b checksum.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # left by a kill, or a link that somebody put there
-        with temporary.open("xb") as file:  # x: a link that appears meanwhile is not followed
+        temporary.unlink(missing_ok=True)  # left by a killed process, or a planted link
+        with temporary.open("xb") as file:  # x does not follow a link that appears meanwhile
             hashing = HashingFile(file)
             fill(hashing)
             entry = hashing.finish()
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # the disk may be read-only by now, and the first error says more
+        with suppress(OSError):  # the disk may be read-only, and the first error is more informative
             temporary.unlink()
         raise
     return entry
 
 
 def write_text(path: Path, text: str) -> dict[str, Any]:
-    """Write a text file whole, as UTF-8, with bytes of names that are none as \\udcXX; see `write_whole`."""
+    """Write a UTF-8 text file atomically; undecodable bytes of file names become \\udcXX. See `write_whole`."""
     return write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, content: Any) -> dict[str, Any]:
-    """Write readable JSON whole; see `write_whole`."""
+    """Write indented JSON atomically. See `write_whole`."""
     return write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's names to the disk, where the file system can."""
+    """Flush a folder's entries to disk, if the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems flush names by themselves
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems flush names automatically
             raise
     finally:
         os.close(descriptor)

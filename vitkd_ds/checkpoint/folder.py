@@ -1,4 +1,4 @@
-"""Whether a run is finished, or may go on in its folder, by the settings and images in config.json."""
+"""Whether a run is finished or may continue in its folder, given its config.json."""
 
 import json
 import math
@@ -21,22 +21,23 @@ FREE_KEYS = frozenset(
     student.checkpoint_activations
     """.split()
 )
-"""Settings that may differ between a run and its continuation: what is learned changes by rounding at most. The size of
-a micro-batch and the number of ranks also change the draws of mixing and masks, what `dist` correlates within a
-micro-batch, and how often `balance` learns. The data may have moved; whether it is the same data is compared by
-`TrainState`, but for what k-NN is asked, which nothing is learned from."""
+"""Settings that may change when a run continues, because they change the result only by rounding.
+
+Micro-batch size and number of ranks have further effects: on the random draws for mixing and masks, on the images that
+`dist` correlates, and on how often `balance` updates. The data may move; `TrainState` has the fingerprint that detects
+other images. k-NN data are not checked, because nothing is learned from them."""
 LENGTH = ("epochs", "max_steps")
-"""Settings that a run may have more of than the one that it extends."""
+"""Settings that --extend may increase."""
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the run folder holds a finished run that is left alone.
+    """Return whether the run folder has a finished run, so that there is nothing to do.
 
-    A finished run with fewer epochs or max_steps is not, if the run extends it.
+    Return False if the run extends a finished one to more epochs or max_steps.
 
     Raises:
-        ValueError: it was trained with other settings or on other images, its config.json or summary.json is gone, or
-            its last checkpoint is gone and so cannot be extended.
+        ValueError: the finished run had other settings or images, its config.json or summary.json is missing, or it
+            cannot be extended because its last checkpoint is missing.
     """
     workdir = Path(run.workdir)
     if run.resume == "none" or not (workdir / DONE).exists():
@@ -44,8 +45,8 @@ def is_finished(run: Run) -> bool:
     config = workdir / CONFIG
     if not config.exists():
         raise ValueError(
-            f"{workdir} is finished by its file {DONE}, and must say in config.json what was trained, found none: put "
-            "it back, or give another --workdir"
+            f"{workdir} has a finished run (file {DONE}), but config.json with its settings is missing. Restore it, or "
+            "pass another --workdir."
         )
     before = check_settings(run, config)
     _check_images(run, before, config)
@@ -53,37 +54,41 @@ def is_finished(run: Run) -> bool:
         read_json(workdir / SUMMARY, {})
         return True
     if not newest(workdir / CHECKPOINTS):
-        raise ValueError(f"--extend needs the last checkpoint of {workdir}, found none: give another --workdir")
+        raise ValueError(f"--extend needs the last checkpoint of {workdir}, which is missing. Pass another --workdir.")
     return False
 
 
 def check_begun(run: Run) -> None:
-    """Check the settings of a run that its folder holds already, so far as this needs no images. Raises ValueError as
-    `check_settings` does."""
+    """Check the settings against the run already in the folder, without reading images.
+
+    Raises:
+        ValueError: see `check_settings`.
+    """
     workdir = Path(run.workdir)
     check_settings(run, workdir / CONFIG if run.resume != "none" and is_begun(workdir) else None)
 
 
 def check_settings(run: Run, config: Path | None) -> Run | None:
-    """Check that a run may use its folder, and goes on with the settings that it began with; return those. Reads only.
+    """Check that a run may use its folder and keeps its original settings; return those. Reads only.
 
-    They stand in `config`, beside the checkpoint that the run starts from; None is a new run. A run that extends
-    another may have more epochs or max_steps.
+    Args:
+        run: settings of this start. With `extend`, epochs and max_steps may differ.
+        config: config.json of the run that saved the starting checkpoint; None for a new run.
 
     Raises:
-        ValueError: `--resume none` on a used folder, a damaged config.json, or settings outside FREE_KEYS differ: each
-            with both values.
+        ValueError: `--resume none` on a used folder, a damaged config.json, or changed settings outside FREE_KEYS; the
+            message shows both values of each.
     """
     if config is None and newest(Path(run.workdir) / CHECKPOINTS):
-        raise ValueError(f"--resume none needs an unused folder, found a run in {run.workdir}: give another --workdir")
+        raise ValueError(f"--resume none needs an unused folder, but {run.workdir} has a run. Pass another --workdir.")
     if config is None or not config.exists():
         return None
     try:
         stored = from_dict(Run, read_json(config, {"run": dict})["run"])
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{config} must say what run the checkpoints beside it are of, found {error!r}: put it back, or give "
-            "another --workdir"
+            f"{config} does not have valid settings for the checkpoints in its folder: {error!r}. Restore it, or pass "
+            "another --workdir."
         ) from None
     before, now = learned_settings(stored), learned_settings(run)
     free = LENGTH if run.extend else ()
@@ -113,9 +118,9 @@ def _held(stored: Run, config: Path) -> str:
 
 
 def _check_images(run: Run, before: Run, config: Path) -> None:
-    """Check that a finished run's data are the images that it was trained on, wherever they lie.
+    """Check that the data are the images of the finished run, even if they have moved.
 
-    Data that are gone under the same name are not missed, as a finished run needs none.
+    Missing data under an unchanged path are accepted, because a finished run no longer needs them.
     """
     stored = read_json(config, {"images": dict | None}).get("images") or {}
     for split in SPLITS:
@@ -126,19 +131,19 @@ def _check_images(run: Run, before: Run, config: Path) -> None:
         if stored.get(split) != fingerprint_of(run.data, split):
             now = "other images there now" if path == old_path else f"{path} now, which are not the same images"
             raise ValueError(
-                f"{run.workdir} is finished, and was trained with data.{split}={old_path}, found {now}: give another "
-                "--workdir"
+                f"{run.workdir} has a finished run that was trained with data.{split}={old_path}. The images have "
+                f"changed ({now}). Pass another --workdir."
             )
 
 
 def learned_settings(run: Run) -> dict[str, Any]:
-    """Dotted key -> value, as JSON gives it back, of the settings that change what is learned."""
+    """Return the settings that affect the learned weights, as dotted keys with their values after a JSON round trip."""
     flat = flattened(json.loads(json.dumps(as_dict(run))))
     return {key: value for key, value in flat.items() if of_any(key) not in FREE_KEYS}
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; arguments of a model stay one value."""
+    """Flatten nested settings to dotted keys; a model's arguments (`*_args`) stay one value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         is_part = isinstance(value, dict) and not key.endswith("_args")
@@ -147,7 +152,7 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """Commit of the checkout that this package runs from, marked if files differ from it; "" outside a checkout."""
+    """Return the commit of this package's checkout, marked "-dirty" if files differ, or "" outside a checkout."""
     root = Path(vitkd_ds.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return ""

@@ -1,4 +1,4 @@
-"""The holder of a run folder's lock: the entry that describes a process, and whether that process exists."""
+"""Holder of a run folder's lock: the process's description, and whether it exists."""
 
 import os
 import socket
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 UNKNOWN = dict.fromkeys(("token", "host", "machine", "pid", "start_time", "job", "restart", "since"), "unknown")
-"""The holder by a lock that is damaged, or was left empty by a crash of its node: nobody, unless its time changes."""
+"""Holder for a lock that is damaged or was left empty by a node's crash; dead unless the lock's time changes."""
 
 
 def is_former_self(holder: dict[str, Any], me: dict[str, Any]) -> bool:
-    """Whether a holder is an earlier start of this Slurm job, which ended before the job came back."""
+    """Return whether the holder is an earlier start of this Slurm job, which ended before the job was requeued."""
     starts = [each["restart"] for each in (holder, me) if each["job"] and each["job"] == me["job"]]
     return len(starts) == 2 and all(map(str.isdecimal, starts)) and int(starts[0]) < int(starts[1])
 
 
 def is_found(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
-    """Whether a holder's process exists on this machine; None if that cannot be seen from here."""
+    """Return whether the holder's process exists on this machine; None if it cannot be determined here."""
     if holder["machine"] != me["machine"]:
         return None
     if started := start_time(holder["pid"]):
@@ -34,15 +34,18 @@ def is_found(holder: dict[str, Any], me: dict[str, Any]) -> bool | None:
 
 
 def describe_this_process() -> dict[str, Any]:
-    """Return this process's entry for the lock. `machine` is the scope of process numbers: this boot of this kernel, in
-    this container; unique if it is unknown or /proc shows another scope."""
+    """Return this process's entry for the lock.
+
+    `machine` combines boot ID and PID namespace, because process IDs are unique only within these. It is random if they
+    are unknown or /proc shows another namespace.
+    """
     machine = uuid.uuid4().hex
     with suppress(OSError):
         if os.readlink("/proc/self") == str(os.getpid()):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
     job = os.environ.get("SLURM_JOB_ID", "")
-    # slurm/job.sh asked Slurm for the number of this start; SLURM_RESTART_COUNT may be inherited from another job.
+    # slurm/job.sh asks Slurm for this start's restart count; SLURM_RESTART_COUNT may be inherited from another job.
     verified, _, restart = os.environ.get("VITKD_DS_START", "").partition(".")
     return {
         "token": uuid.uuid4().hex,
@@ -57,8 +60,10 @@ def describe_this_process() -> dict[str, Any]:
 
 
 def start_time(pid: int) -> str:
-    """Start time of a process in kernel ticks, which tells it from a later one of that number; "ended" for a zombie, ""
-    if it is not found."""
+    """Return a process's start time in kernel ticks, which distinguishes it from a later process with the same ID.
+
+    Return "ended" for a zombie, and "" if the process is not found.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -67,7 +72,7 @@ def start_time(pid: int) -> str:
 
 
 def name_of(holder: dict[str, Any]) -> str:
-    """Name a holder in messages."""
+    """Return the holder's name for messages."""
     if holder is UNKNOWN:
         return "a job that its damaged lock does not name"
     job = f"Slurm job {holder['job']}, " if holder["job"] else ""

@@ -1,9 +1,9 @@
-"""Find the checkpoint that a run starts from, check that it is whole, and restore the run from it.
+"""Find the checkpoint to start from, check that it is intact, and restore the run.
 
-The folder checkpoints/step00001234 is written under a name with a dot. When every rank's files are on the disk and the
-manifest lists them, it gets its name, and then `latest` names it. So each named folder was whole once, and all ranks
-check that it still is before anything is loaded. The exported student lies beside DeepSpeed's state files, so exporting
-unpickles nothing.
+A checkpoint folder such as checkpoints/step00001234 is written under a temporary name that starts with a dot. Once all
+ranks' files are on disk and listed in the manifest, the folder is renamed, and `latest` then points to it. So each
+named folder was intact at first. Before loading, all ranks check that it still is. The exported student has its own
+files next to DeepSpeed's, so exporting unpickles nothing.
 """
 
 import logging
@@ -21,66 +21,67 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainState:
-    """State that must survive a restart besides the engine's own.
+    """Training state outside the engine that must survive a restart.
 
-    Every random draw is keyed by seed, rank and step, and every schedule is a function of the step, so this is all.
+    Nothing else is needed: every random draw is keyed by seed, rank and step, and every schedule is a function of the
+    step.
     """
 
     steps_per_epoch: int
-    """Updates in an epoch of the data that the checkpoint was made with."""
+    """Updates per epoch with the data used for the checkpoint."""
     data: int
-    """Fingerprint of the training images; another number means other images, or the same ones numbered otherwise."""
+    """Fingerprint of the training images; it differs for other images or another numbering."""
     step: int = 0
     """Optimizer updates done."""
     best_top1: float = -1.0
-    """Best validation top-1 in percent, or without labels the best cka; -1 before the first evaluation."""
+    """Best validation top-1 in percent, or best `cka` without labels; -1 before the first evaluation."""
     best_step: int = 0
     result: dict[str, float] = field(default_factory=dict)
     """Result of the last evaluation."""
     result_step: int = -1
     timed_s: float = 0.0
-    """Seconds of the timed steps so far, for the speed in the summary."""
+    """Total seconds of the timed steps, for the throughput in the summary."""
     timed_steps: int = 0
 
 
 @dataclass(frozen=True)
 class Start:
-    """The checkpoint that a run starts from."""
+    """Checkpoint that a run starts from."""
 
     folder: Path
-    """The checkpoints folder."""
+    """Folder `checkpoints` that contains it."""
     tag: str
     is_own: bool
-    """Whether it lies in the run's own folder."""
+    """Whether it is in the run's own folder."""
     is_named: bool
-    """Whether `--resume PATH` names it, so that no other checkpoint will do."""
+    """Whether `--resume PATH` names it, so that no older checkpoint may replace it."""
     manifest: dict[str, Any] = field(default_factory=dict)
-    """The manifest that `newest_whole` checked; empty before."""
+    """Manifest, once `newest_whole` has checked it; empty before."""
 
     @property
     def path(self) -> Path:
-        """The checkpoint's folder."""
+        """Folder of the checkpoint."""
         return self.folder / self.tag
 
     @property
     def num_steps(self) -> int:
-        """Updates that it has done, by the manifest."""
+        """Updates done, from the manifest."""
         return self.manifest["train_state"]["step"]
 
     @property
     def config(self) -> Path:
-        """config.json of the run that made the checkpoint."""
+        """Path of config.json of the run that saved the checkpoint."""
         return self.folder.parent / CONFIG
 
 
 def find(resume: str, workdir: Path) -> Start | None:
-    """Find the checkpoint that a run starts from; None for a new run. Reads only.
+    """Find the checkpoint to start from; return None for a new run. Reads only.
 
-    A run that began with a named checkpoint, of another run or an earlier one of its own, goes on from its newest by
-    the same command, also when the named one is gone.
+    If a run was started from a named checkpoint (another run's, or an earlier one in this folder), rerunning the same
+    command resumes from its newest checkpoint, even if the named one no longer exists.
 
     Raises:
-        ValueError: a path without a checkpoint, or a damaged config.json.
+        ValueError: `resume` is a path without a checkpoint, or config.json is damaged.
     """
     own = workdir / CHECKPOINTS
     latest = newest(own)
@@ -93,7 +94,7 @@ def find(resume: str, workdir: Path) -> Start | None:
     if TAG.fullmatch(path.name) and path.is_dir():
         folder, tag = path.parent, path.name
     if not tag:
-        raise ValueError(f"--resume must be auto, none, a run folder or a checkpoint in one, found {resume}")
+        raise ValueError(f"--resume must be auto, none, a run folder or a checkpoint in one, got {resume}")
     if folder.resolve() == own.resolve():
         return Start(own, tag, is_own=True, is_named=True)
     if latest:
@@ -102,7 +103,7 @@ def find(resume: str, workdir: Path) -> Start | None:
 
 
 def _has_begun_with(path: Path, workdir: Path) -> bool:
-    """Whether the last start of a run had this path as --resume, by config.json, which is written once it has begun."""
+    """Return whether config.json, written at the last start of the run, has this path as run.resume."""
     config = workdir / CONFIG
     if not config.exists():
         return False
@@ -111,26 +112,26 @@ def _has_begun_with(path: Path, workdir: Path) -> bool:
 
 
 def newest_whole(start: Start | None) -> Start | None:
-    """Check the files of the checkpoint to start from, and take an older one if they are damaged and it is not named.
+    """Check the files of the starting checkpoint; if they are damaged and it is not named, try older ones. Collective.
 
-    Collective: the ranks share the files. The result, with the manifest, is the same on every rank.
+    Each rank checks a share of the files. The result includes the manifest and is equal on all ranks.
 
     Raises:
-        ValueError: none is whole.
-        Unreadable: the disk failed, so nobody knows; an older one would cost the steps since.
+        ValueError: no checkpoint is intact.
+        Unreadable: the disk failed, so the checkpoint may be intact, and an older one would lose steps.
     """
     if start is None:
         return None
     older = [] if start.is_named else [tag for tag in ranks.from_main(tags(start.folder)) if tag < start.tag]
     latest = pointer(start.folder, "latest")
     if ranks.rank() == 0 and latest and not start.is_named and latest != start.tag:
-        logger.warning("checkpoint %s is not there and passed over, though `latest` names it", start.folder / latest)
+        logger.warning("skipping missing checkpoint %s, which `latest` points to", start.folder / latest)
     reasons = []
     for tag in [start.tag, *older]:
         folder = start.folder / tag
         try:
             manifest = ranks.on_main(lambda folder=folder: read_manifest(folder))
-        except ValueError as error:  # the same on every rank
+        except ValueError as error:  # equal on every rank
             reason = str(error)
         else:
             check = partial(check_files, folder, manifest, part=ranks.rank(), num_parts=ranks.world_size())
@@ -140,25 +141,28 @@ def newest_whole(start: Start | None) -> Start | None:
             return replace(start, tag=tag, manifest=manifest)
         reasons.append(f"{tag}: {reason}")
         if ranks.rank() == 0:
-            logger.warning("checkpoint %s is damaged and passed over: %s", folder, reason)
+            logger.warning("skipping damaged checkpoint %s: %s", folder, reason)
     raise ValueError(
-        f"{start.folder} must hold a whole checkpoint, found {'; '.join(reasons)}: put the files back, or give another "
-        "--workdir"
+        f"no intact checkpoint in {start.folder}: {'; '.join(reasons)}. Restore the files, or pass another --workdir."
     )
 
 
 def restore(engine: Any, start: Start | None, *, steps_per_epoch: int, data: int) -> TrainState:
-    """Load a whole checkpoint, of any number of ranks, into a `StudentEngine`; without one return the state of a new
-    run. Collective. Raises ValueError if a version with another state wrote it."""
+    """Load a checkpoint into a `StudentEngine`, and return its training state. Collective.
+
+    The checkpoint may come from any number of ranks. Without one (`start` is None), return a new run's state.
+
+    Raises:
+        ValueError: another version saved a different state, or the checkpoint does not fit the engine.
+    """
     if start is None:
         return TrainState(steps_per_epoch, data)
     try:
         state = TrainState(**start.manifest["train_state"])
     except TypeError as error:
         raise ValueError(
-            f"{start.path} must have the state that this version writes, found another one ({error}): go on "
-            "with the version that wrote it, which config.json names"
+            f"{start.path} was saved by another version: {error}. Resume with that version; config.json has its number."
         ) from None
     engine.load(start.path)
-    # The best checkpoint of another run is not in this run's folder.
+    # Another run's best checkpoint is not in this run's folder.
     return state if start.is_own else replace(state, best_top1=-1.0, best_step=0)

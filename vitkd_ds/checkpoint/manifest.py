@@ -1,8 +1,9 @@
-"""The manifest of a checkpoint: which files belong to it, and whether they are whole.
+"""Manifest of a checkpoint: its files, and whether they are intact.
 
-manifest.json is written last. It lists every other file of the folder with its length and BLAKE2b checksum, and has a
-checksum of its own. The checksums find damage and careless changes. They do not stop tampering: a writer can forge the
-manifest. Nothing here communicates; `vitkd_ds.checkpoint.load` lets the ranks agree.
+manifest.json is written last. It lists every other file with its length and BLAKE2b checksum, and includes its own
+checksum. The checksums detect damage and accidental changes. They do not prevent tampering, because anyone who can
+write the files can also forge the manifest. Nothing here communicates; `vitkd_ds.checkpoint.load` coordinates the
+ranks.
 """
 
 import hashlib
@@ -16,18 +17,24 @@ from vitkd_ds.config.reading import Unreadable, load_json, patiently
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-"""Counted up when a checkpoint of an older version can no longer be read."""
+"""Format version, increased when older checkpoints can no longer be read."""
 
 _CHUNK = 1 << 20
 
 
 def tag_of(step: int) -> str:
-    """Name of the checkpoint after this many updates."""
+    """Return the name of the checkpoint after `step` updates."""
     return f"step{step:08d}"
 
 
 def write_manifest(folder: Path, files: dict[str, Any], content: dict[str, Any]) -> None:
-    """Write or replace manifest.json when the files that it lists, as `write_whole` returned them, are on the disk."""
+    """Write or replace manifest.json. The listed files must already be on disk.
+
+    Args:
+        folder: folder of the checkpoint.
+        files: name to entry, as returned by `write_whole`.
+        content: further content of the manifest.
+    """
     manifest = {"format": FORMAT} | content | {"files": files}
     write_text(folder / MANIFEST, json.dumps(manifest | {"blake2b": _checksum(manifest)}, indent=1) + "\n")
     sync_folder(folder)
@@ -39,11 +46,11 @@ def _checksum(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read manifest.json, and check that the folder holds the files it lists and none besides that DeepSpeed loads.
+    """Read manifest.json, and check that all its files exist, with no unlisted .pt file.
 
     Raises:
-        ValueError: why the checkpoint is not whole; the message begins with the file's name.
-        Unreadable: the disk failed, so nobody knows.
+        ValueError: the checkpoint is damaged; the message starts with the file's name.
+        Unreadable: the disk failed, so the checkpoint may be intact.
     """
     try:
         manifest = load_json(folder / MANIFEST)
@@ -52,7 +59,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         step = manifest["train_state"]["step"]
         entries = [(type(entry["bytes"]), type(entry["blake2b"])) for entry in files.values()]
         if type(step) is not int or {*entries} - {(int, str)}:
-            raise ValueError("a step or a length that is no whole number, or a checksum that is no text")
+            raise ValueError("a step or length is not an integer, or a checksum is not a string")
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
     except Unreadable:
@@ -60,13 +67,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{MANIFEST} cannot be read: {error!r}") from None
     if version != FORMAT:
-        raise ValueError(f"{MANIFEST} has format {version}, this version reads {FORMAT}")
+        raise ValueError(f"{MANIFEST} has format {version}, but this version reads format {FORMAT}")
     if manifest.get("blake2b") != _checksum(manifest):
         raise ValueError(f"{MANIFEST} has changed: its checksum differs")
     if folder.name != tag_of(step):
-        raise ValueError(f"{MANIFEST} is of step {step}")
-    # DeepSpeed looks for some of its files by pattern, so it would load a .pt file too many. Other files may lie there:
-    # network file systems leave some, and so do people.
+        raise ValueError(f"{MANIFEST} belongs to step {step}")
+    # DeepSpeed finds some of its files by pattern, so it would load an extra .pt file. Other extra files are harmless:
+    # network file systems and users leave some.
     found = {*patiently(os.listdir)(folder)}
     for name in sorted((files.keys() - found) | {name for name in found - files.keys() if name.endswith(".pt")}):
         raise ValueError(f"{name} is {'missing' if name in files else 'not listed in the manifest'}")
@@ -74,8 +81,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: dict[str, Any], *, part: int = 0, num_parts: int = 1) -> str:
-    """Check lengths and checksums of a part of the files, about as many bytes for each of `num_parts` callers; return
-    what is wrong with the first bad one, "" if all are whole. Raises Unreadable where the disk fails."""
+    """Check lengths and checksums of one share of the files.
+
+    Args:
+        folder: folder of the checkpoint.
+        manifest: its manifest.
+        part: index of the share.
+        num_parts: number of shares, which have about equal bytes.
+
+    Returns:
+        The fault of the first damaged file, "" if all are intact.
+
+    Raises:
+        Unreadable: the disk failed.
+    """
     by_size = sorted(manifest["files"].items(), key=lambda item: (-item[1]["bytes"], item[0]))
     for name, entry in by_size[part::num_parts]:
         if reason := _fault(folder / name, entry):
@@ -98,5 +117,5 @@ def _fault(path: Path, entry: dict[str, Any]) -> str:
         return compare(path)
     except Unreadable:
         raise
-    except OSError as error:  # it is gone by now, or a folder
+    except OSError as error:  # missing by now, or a folder
         return f"cannot be read: {error}"

@@ -1,8 +1,8 @@
-"""Save checkpoints: on all ranks, whole or not at all, and never at the price of the previous one.
+"""Save checkpoints atomically over all ranks; a failed save never harms the previous one.
 
-DeepSpeed says what is to be written; the files are written here, so that a rank that fails, on a full disk for
-instance, can tell the others before anybody waits for it. It happens in the foreground: a background thread would have
-to copy the state and agree with the other ranks' threads, and the demo's checkpoints cost 0.1 % of its time.
+DeepSpeed provides the content, and this module writes the files. So a rank that fails, for example on a full disk, can
+tell the others before they wait for it. Saving runs in the foreground: a background thread would need a copy of the
+state and agreement between the ranks' threads, and saving takes only 0.1 % of the demo's time.
 """
 
 import logging
@@ -27,38 +27,39 @@ logger = logging.getLogger(__name__)
 
 
 class SaveError(RuntimeError):
-    """Checkpoints cannot be saved; raised on all ranks."""
+    """Failure to save checkpoints; raised on all ranks."""
 
 
 @dataclass
 class Saver:
-    """Save the checkpoints of a run.
+    """Writer of a run's checkpoints.
 
-    A failed save leaves the previous checkpoint valid and is only warned of, until `max_failures` follow each other.
+    A failed save leaves the previous checkpoint valid. It only causes a warning, unless there are
+    `checkpoint.max_failures` in a row.
     """
 
     workdir: Path
     config: CheckpointConfig
     description: dict[str, Any]
-    """For student.json."""
+    """Content of student.json."""
     check: Callable[[], None] = lambda: None
-    """Called on rank 0 before a checkpoint is written and before it is published; LockLost ends the run."""
+    """Function that rank 0 calls before it writes a checkpoint and before it publishes one. LockLost ends the run."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """For the manifest: what run the checkpoint is of."""
+    """Identity of the run, for the manifest."""
     saved_step: int = -1
-    """Step of the last checkpoint in this folder, which may be the one that the run was started from."""
+    """Step of the last checkpoint in this folder, which may be the run's starting point."""
     num_failures: int = 0
-    """Failed saves in a row."""
+    """Number of consecutive failed saves."""
 
     def __post_init__(self) -> None:
         self.folder = self.workdir / CHECKPOINTS
 
     def save(self, engine: Any, state: TrainState, *, is_last_chance: bool = False) -> None:
-        """Write a checkpoint, publish it as `latest` (and `best`), delete what is no longer kept. Collective.
+        """Write a checkpoint, publish it as `latest` (and `best`), and delete old ones. Collective.
 
         Raises:
-            SaveError: too many failures in a row, or one at the last chance.
-            LockLost: another job has the run folder, or it is gone; nothing is published.
+            SaveError: too many failures in a row, or a failure with `is_last_chance`.
+            LockLost: another job took over the run folder, or the folder was removed; nothing is published.
         """
         part = ranks.from_main(self.folder / f".{tag_of(state.step)}.{uuid.uuid4().hex}.part")
         failures = _failures_on_main(self.check) or self._write(engine, state, part)
@@ -70,20 +71,26 @@ class Saver:
         self.num_failures += 1
         try:
             latest = ranks.on_main(lambda: pointer(self.folder, "latest")) or "none"
-        except OSError as error:  # where the right to read is lost too; the same on every rank
+        except OSError as error:  # read permission is lost as well; equal on every rank
             latest = f"not to be read ({error})"
         text = f"SAVING FAILED at step {state.step}: {'; '.join(failures)}. The last whole checkpoint is {latest}. "
         if is_last_chance or self.num_failures >= self.config.max_failures:
             raise SaveError(
                 f"{text}Stopped after {self.num_failures} failed saves in a row (checkpoint.max_failures is "
-                f"{self.config.max_failures}): make room or give the right to write, and start again"
+                f"{self.config.max_failures}). Free disk space or restore write permission, and rerun the same command "
+                "to resume."
             )
         _warn(f"{text}Training goes on; failure {self.num_failures}, at {self.config.max_failures} in a row it stops.")
 
     def begin(self, start: Start | None) -> None:
-        """Let the run go on from `start` alone: if that is a checkpoint of its own, point `best` to the best one up to
-        there, and `latest` to it if it is named, as the next start takes what `latest` names. Collective. Raises
-        OSError where that cannot be written."""
+        """Reset `best` and `latest` to fit `start`, if that is a checkpoint in this folder. Collective.
+
+        `best` becomes the best checkpoint up to `start`. `latest` becomes `start` if --resume names it, because the
+        next start uses `latest`.
+
+        Raises:
+            OSError: a pointer cannot be written.
+        """
 
         def point() -> None:
             best = tag_of(start.manifest["train_state"]["best_step"])
@@ -98,8 +105,10 @@ class Saver:
             ranks.on_main(point)
 
     def note(self, state: TrainState) -> None:
-        """Put the result of an evaluation into the checkpoint of this step, and point `best` to it if it is the best.
-        Collective. A failure is only warned of: the next start evaluates again."""
+        """Add an evaluation's result to this step's checkpoint, and update `best`. Collective.
+
+        A failure only causes a warning, because the next start evaluates again.
+        """
 
         def renew() -> None:
             self.check()
@@ -112,7 +121,7 @@ class Saver:
             _warn(f"THE EVALUATION OF step {state.step} IS NOT IN ITS CHECKPOINT: {'; '.join(failures)}")
 
     def _write(self, engine: Any, state: TrainState, part: Path) -> list[str]:
-        """Write and publish; return what went wrong, the same on every rank. No rank waits for one that failed."""
+        """Write and publish a checkpoint; return the failures, equal on every rank. No rank waits for a failed one."""
         state_files = engine.state_files()
         weights = engine.student_weights()
         files: dict[str, Any] = {}
@@ -132,9 +141,9 @@ class Saver:
 
     def _publish(self, part: Path, state: TrainState, files: dict[str, Any], content: dict[str, Any]) -> None:
         write_manifest(part, files, content)
-        self.check()  # again, because writing takes long enough for this job to be considered dead
+        self.check()  # again, because after a long write another job may have considered this one dead
         final = self.folder / tag_of(state.step)
-        if final.exists():  # damaged, or left behind by a start from an older checkpoint
+        if final.exists():  # damaged, or left over because the run restarted from an older checkpoint
             final.rename(self.folder / f".{final.name}.{uuid.uuid4().hex}.old")
         part.rename(final)
         self._point(state)
@@ -153,14 +162,14 @@ class Saver:
 
 
 def _failures_on_main(function: Callable[[], None]) -> list[str]:
-    """Call `function` on rank 0; return what it raised, the same on every rank; LockLost is raised on all."""
+    """Call `function` on rank 0 and return its failure, equal on every rank; raise LockLost on all ranks."""
 
     def attempt() -> list[str]:
         try:
             function()
         except LockLost:
             raise
-        except Exception as error:  # any kind: a failed save must not end one rank while the others wait
+        except Exception as error:  # any exception: a failed save must not end one rank while the others wait
             return [f"rank 0: {type(error).__name__}: {error}"]
         return []
 
@@ -173,8 +182,8 @@ def _warn(text: str) -> None:
 
 
 def _delete_old(folder: Path, keep_last: int) -> None:
-    """Delete checkpoints that are no longer kept, and what crashes left."""
-    # Those after `latest` were left behind when a run was started from an older one.
+    """Delete checkpoints beyond `keep_last`, except `best` and `latest`, and leftovers of crashes."""
+    # Checkpoints after `latest` remain if the run was restarted from an older one; they do not count.
     latest = pointer(folder, "latest")
     kept = {*[tag for tag in tags(folder) if tag <= latest][:keep_last], pointer(folder, "best"), latest}
     for tag in tags(folder):

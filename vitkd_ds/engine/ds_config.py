@@ -1,7 +1,7 @@
-"""Read DeepSpeed's JSON files: find them, fill in what the recipe owns, refuse what does not belong there.
+"""DeepSpeed's JSON files: find, read, complete with the recipe's values, and validate.
 
-Each number has one owner. The recipe owns batch sizes, clipping, optimizer and schedule; the file owns the engine's
-mechanics and says "auto" where the recipe decides. If a number stands in both and differs, the error names both.
+Each setting has one owner. The recipe owns batch sizes, clipping, optimizer and schedule. The file owns the engine's
+mechanics and has "auto" for settings of the recipe. If the two disagree on a number, the error shows both values.
 """
 
 import json
@@ -25,37 +25,39 @@ FORBIDDEN = {
     "data_efficiency": "vitkd_ds.data",
     "curriculum_learning": "vitkd_ds.data",
 }
-"""Sections that must not stand in a file, and what to use instead."""
+"""Sections that a file must not have, each with its replacement."""
 
 AUTO: dict[str, Callable[[bool, bool], Any]] = {
-    # A module that is compiled as a whole gives all gradients at the end of its backward pass: nothing can overlap.
+    # A module compiled as a whole yields all gradients at the end of backward, so communication cannot overlap.
     "overlap_comm": lambda is_alone, is_compiled: not is_alone and not is_compiled,
     "stage3_param_persistence_threshold": lambda is_alone, is_compiled: 2**62 if is_alone else 0,
 }
-"""Meaning of "auto" in zero_optimization, given whether there is one rank and whether the module is compiled."""
+"""Rules for "auto" in zero_optimization, given whether there is only one rank and the module is compiled."""
 
 TEACHER_FILES = {
     "shard": "teacher_zero3.json",
-    "replica": "teacher_zero3.json",  # its precision alone
+    "replica": "teacher_zero3.json",  # only for its precision
     "offload": "teacher_zero3_offload.json",
 }
 
 
 AHEAD_BYTES = 400 * 2**20
-"""What a shard may have gathered besides two blocks: 16 more of a DeiT III-Large, one more of a 7 B model."""
+"""Bytes of blocks that a shard may gather beyond the first two: 16 blocks of DeiT III-Large, one of a 7B model."""
 
 
 def most_blocks(placement: str, block_bytes: int) -> int:
-    """Blocks of so many bytes of a partitioned teacher that are on a GPU at a time: the one that is computed and the
-    one on its way; of a shard as many more as AHEAD_BYTES have room for."""
+    """Return how many gathered blocks of a partitioned teacher a GPU may hold at a time.
+
+    These are the block being computed and the next one. A shard may gather further blocks of up to AHEAD_BYTES.
+    """
     return 2 + (AHEAD_BYTES // block_bytes if placement == "shard" else 0)
 
 
 def find_ds_config(path: str) -> Path:
-    """The file itself, or for a path such as ds_configs/zero2.json the copy that ships with the package.
+    """Return the path of an existing file. For a path like ds_configs/zero2.json, fall back to the packaged copy.
 
     Raises:
-        ValueError: neither exists.
+        ValueError: neither file exists.
     """
     package = Path(__file__).resolve().parents[1]
     shipped = [folder / Path(path).name for folder in (package / "ds_configs", package.parent / "ds_configs")]
@@ -63,49 +65,52 @@ def find_ds_config(path: str) -> Path:
         if candidate.is_file():
             return candidate
     names = sorted({f"ds_configs/{p.name}" for folder in shipped for p in folder.parent.glob("zero*.json")})
-    raise ValueError(f"ds_config must be a JSON file, found no file {path}: give a path or one of {', '.join(names)}")
+    raise ValueError(f"ds_config file {path} does not exist. Pass a path to a JSON file or one of {', '.join(names)}.")
 
 
 def load_ds_config(path: str, owned: dict[str, Any]) -> dict[str, Any]:
-    """Read a DeepSpeed file and replace its "auto" by `owned`: the recipe's number for each key of RECIPE_OWNED that
-    applies.
+    """Read a DeepSpeed file and fill in the recipe's numbers.
+
+    Args:
+        path: see `find_ds_config`.
+        owned: the recipe's number for each key of RECIPE_OWNED that applies to this engine.
 
     Raises:
-        ValueError: no such file, no JSON object, a forbidden section, or a number that differs from the recipe's.
+        ValueError: the file is missing or not a JSON object, has a forbidden section, or contradicts the recipe.
     """
     file = find_ds_config(path)
     try:
         config = load_json(file)
     except ValueError as error:
-        raise ValueError(f"{file} must be JSON, found {error}: mend the file") from None
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a JSON object, found {type(config).__name__}: mend the file")
+        raise ValueError(f"{file} must contain a JSON object, got {type(config).__name__}")
     for key, instead in FORBIDDEN.items():
         if key in config:
-            raise ValueError(f'{file} must not set "{key}", which the recipe owns: use {instead}')
+            raise ValueError(f'{file} must not set "{key}", which belongs to the recipe. Use {instead}.')
     for key in RECIPE_OWNED:
         if key in config and key not in owned:
-            raise ValueError(f'{file} must not set "{key}", which has no meaning for this engine: remove it')
+            raise ValueError(f'{file} must not set "{key}", which has no effect on this engine. Remove it.')
         if key in config and config[key] not in ("auto", owned[key]):
             raise ValueError(
-                f'{file} sets "{key}" to {config[key]}, the recipe to {owned[key]}: write "auto" in the file, or '
-                "change the recipe's number on the command line"
+                f'{file} sets "{key}" to {config[key]}, but the recipe sets it to {owned[key]}. Write "auto" in the '
+                "file, or change the recipe's number on the command line."
             )
     return config | owned
 
 
 def is_bf16(config: dict[str, Any]) -> bool:
-    """Whether the engine of this configuration computes in bf16 (else fp32)."""
+    """Return whether this configuration computes in bf16 instead of fp32."""
     return config.get("bf16", {}).get("enabled", False) is True
 
 
 def bucket_size(config: dict[str, Any]) -> int:
-    """Elements that ZeRO reduces at once."""
+    """Return the number of elements in one of ZeRO's reduction buckets."""
     return int(config["zero_optimization"].get("reduce_bucket_size", 500_000_000))  # DeepSpeed's default
 
 
 def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
-    """Collect what decides how an engine cuts its state into files, for the manifest of a checkpoint."""
+    """Return the settings that determine how an engine partitions its state files, for a checkpoint's manifest."""
     return {
         "world_size": world_size,
         "zero_stage": config["zero_optimization"]["stage"],
@@ -115,15 +120,15 @@ def layout(config: dict[str, Any], world_size: int) -> dict[str, Any]:
 
 
 def check_student(config: dict[str, Any], *, source: str) -> None:
-    """Check that DeepSpeed leaves the norm, the finite check and the clipping to `vitkd_ds.engine.clip`.
+    """Check that DeepSpeed leaves gradient norm, finite check and clipping to `vitkd_ds.engine.clip`.
 
     Raises:
-        ValueError: it does not, the stage is not 2, autocast is to fp16, or weights are to lie elsewhere than one after
-            the other; the message names the file, `source`.
+        ValueError: it does not, the ZeRO stage is not 2, autocast uses fp16, or weights would not be contiguous and in
+            order. The message names `source`, the file.
     """
     for section, key, value, only_bf16 in (
         ("zero_optimization", "stage", 2, False),
-        # DeepSpeed would norm and scan parameter by parameter: 2,551 calls an update in place of some 50.
+        # DeepSpeed would compute norms and scan for inf per parameter: 2,551 calls per update instead of about 50.
         ("zero_optimization", "compute_grad_norm", False, False),
         ("bf16", "check_grad_overflow", False, True),
         ("data_types", "grad_accum_dtype", "fp32", True),  # clipping would round a bf16 gradient a second time
@@ -131,34 +136,36 @@ def check_student(config: dict[str, Any], *, source: str) -> None:
         found = config.get(section, {}).get(key)
         if found != value and (is_bf16(config) or not only_bf16):
             raise ValueError(
-                f'{source} must have {section} "{key}": {json.dumps(value)} for the student, found '
-                f"{json.dumps(found)}: set it as ds_configs/zero2.json does"
+                f'{source} must have {section} "{key}": {json.dumps(value)} for the student, got '
+                f"{json.dumps(found)}. Set it as in ds_configs/zero2.json."
             )
     autocast = config.get("torch_autocast", {})
     if autocast.get("enabled") and autocast.get("dtype") != "bfloat16":
         raise ValueError(
-            f'{source} must have torch_autocast "dtype": "bfloat16", found {json.dumps(autocast.get("dtype"))}: fp16 '
-            "needs a loss scale that the non-finite check would fight"
+            f'{source} must have torch_autocast "dtype": "bfloat16", got {json.dumps(autocast.get("dtype"))}. fp16 '
+            "needs loss scaling, which conflicts with the non-finite check."
         )
     for key in ("parameter_alignment", "round_robin_gradients"):
         if config["zero_optimization"].get(key):
             raise ValueError(
-                f'{source} must not set zero_optimization "{key}", as the student trains as a few flat '
-                "parameters: remove it"
+                f'{source} must not set zero_optimization "{key}", because the student trains as a few flat '
+                "parameters. Remove it."
             )
 
 
 def resolve_auto(config: dict[str, Any], *, world_size: int, is_compiled: bool = False) -> None:
-    """Replace each "auto" of zero_optimization by the rule of AUTO, in place; `ds_configs/README.md` gives the reasons.
+    """Replace each "auto" in zero_optimization, in place, by its rule in AUTO.
+
+    ds_configs/README.md explains the rules.
 
     Raises:
-        ValueError: the key has no rule.
+        ValueError: a key has no rule.
     """
     zero = config.get("zero_optimization", {})
     for key in [key for key, value in zero.items() if value == "auto"]:
         if key not in AUTO:
             raise ValueError(
-                f'zero_optimization must give a value for "{key}", found "auto", which only {", ".join(AUTO)} may '
-                "have: write a value in the DeepSpeed file"
+                f'zero_optimization "{key}" must have a value, got "auto", which only {", ".join(AUTO)} accept. '
+                "Write a value in the DeepSpeed file."
             )
         zero[key] = AUTO[key](world_size == 1, is_compiled)

@@ -1,8 +1,8 @@
-"""Flat parameters: a module trains as a few long parameters, and its own weights are views of them.
+"""Flat parameters: a module trains as a few long parameters, and its weights are views of them.
 
-ZeRO's hooks, buckets and copies run in Python once for every parameter, and a vision transformer of 12 blocks has 163:
-at small micro-batches a GPU waits for them. Outside the engine nothing changes: weights keep their names and shapes in
-exports, checkpoints and messages, and the arithmetic is the same, so no bit of a loss or a weight differs.
+ZeRO's Python hooks, buckets and copies run once per parameter. A vision transformer with 12 blocks has 163 parameters,
+so at small micro-batches the GPU waits for Python. Outside the engine nothing changes: exports, checkpoints and
+messages keep the weights' names and shapes, and losses and weights are bit-identical.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,46 +18,46 @@ from vitkd_ds.engine.compile import compile_options
 
 @dataclass(frozen=True)
 class Group:
-    """Trainable parameters that an optimizer treats alike."""
+    """Parameters with the same optimizer settings."""
 
     name: str
     params: list[nn.Parameter]
     weight_decay: float = 0.0
     num_states: int = 0
-    """fp32 values that the optimizer keeps per weight, besides the moving average."""
+    """fp32 values of optimizer state per element, without the moving average."""
     is_whole: bool = False
-    """Keep each weight whole in the partition of one rank, and tell the optimizer its shape; else a partition may begin
-    within a weight."""
+    """Keep each weight whole within one rank's partition, and pass its shape to the optimizer. If False, a partition
+    may start in the middle of a weight."""
 
 
 class Place(NamedTuple):
-    """Place of a weight in the row of its group, which ZeRO cuts into equal partitions."""
+    """Location of a weight in its group's row, the concatenation that ZeRO splits into equal partitions."""
 
     start: int
-    """Element of the row at which it begins."""
+    """Index of the weight's first element in the row."""
     shape: torch.Size
 
 
 class FlatModule(nn.Module):
-    """A module of which the engine sees a few flat parameters instead of its own.
+    """Wrapper that replaces a module's parameters with a few flat parameters for the engine.
 
-    The module gives up the parameters of `groups` and keeps everything else: buffers, frozen parameters, train and eval
-    mode. In a forward pass views of the flat parameters stand in their places, so a flat parameter's gradient is whole
-    when that of its first weight is.
+    The module gives up the parameters in `groups`. It keeps buffers, frozen parameters, and train or eval mode. During
+    forward, each weight is a view into its flat parameter. A flat gradient is complete once backward has reached all
+    its weights.
 
     Args:
-        module: on the CPU, in fp32.
-        groups: its trainable parameters.
-        max_numel: elements of a flat parameter at most, unless one weight alone has more. It is ZeRO's bucket: a longer
-            parameter would be reduced by itself, and nothing before all of it has a gradient. A group of whole weights
-            has one flat parameter per rank instead, all of the same length.
+        module: module on the CPU, in fp32.
+        groups: its parameters to flatten.
+        max_numel: most elements of a flat parameter, unless a single weight has more. Pass ZeRO's bucket size: ZeRO
+            reduces a longer parameter outside the bucket, after its whole gradient is complete. A group with `is_whole`
+            has one flat parameter per rank instead, all of equal length.
 
     Attributes:
-        shapes: for each flat parameter name -> shape of the weights in it, in their order. The state dict calls the
-            flat parameters flat0, flat1 and so on; those of one group follow each other, in the order of `groups`.
-        places: for each group name -> place of its weights, in their order.
-        parameter_groups: torch's, with flat parameters in place of the module's, and for whole weights the `shapes` of
-            those in this rank's partition, which follow each other from its start.
+        shapes: one dict per flat parameter, from name to shape of its weights, in order. In the state dict, the flat
+            parameters are flat0, flat1, ...; the order follows `groups`.
+        places: one dict per group, from name to place of its weights, in order.
+        parameter_groups: torch's parameter groups, with flat parameters. If `is_whole`, `shapes` lists the weights in
+            this rank's partition, which are consecutive from its start.
     """
 
     def __init__(self, module: nn.Module, groups: Sequence[Group], *, max_numel: int) -> None:
@@ -74,7 +74,7 @@ class FlatModule(nn.Module):
             places = {}
             start = 0
             for run in runs:
-                # ZeRO makes the length of a partition even.
+                # ZeRO rounds partition lengths up to even.
                 padding = group.params[0].new_zeros(max(0, length + length % 2 - _numel(run)))
                 flats.append(nn.Parameter(torch.cat([*(p.detach().reshape(-1) for p in run), padding])))
                 self.register_parameter(f"flat{len(self.shapes)}", flats[-1])
@@ -88,7 +88,7 @@ class FlatModule(nn.Module):
             if group.is_whole:
                 self.parameter_groups[-1]["shapes"] = [p.shape for p in runs[ranks.rank()]]
         trained = {p for group in groups for p in group.params}
-        # The module, the name in it and the weight's name; a weight that two modules share has two such places.
+        # (owning module, attribute name, weight name); a weight shared by two modules has two entries.
         self._owners: list[tuple[nn.Module, str, str]] = []
         for path, p in list(module.named_parameters(remove_duplicate=False)):
             if p in trained:
@@ -98,11 +98,11 @@ class FlatModule(nn.Module):
 
     @property
     def flats(self) -> list[nn.Parameter]:
-        """The flat parameters."""
+        """Flat parameters, in order."""
         return [self.get_parameter(f"flat{i}") for i in range(len(self.shapes))]
 
     def views(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Cut tensors of the flat parameters' lengths, such as these themselves, into weights by name."""
+        """Split the flat parameters, or tensors of the same lengths, into views of weights by name."""
         views: dict[str, Tensor] = {}
         for flat, shapes in zip(flats, self.shapes):
             sizes = [shape.numel() for shape in shapes.values()]
@@ -112,17 +112,17 @@ class FlatModule(nn.Module):
         return views
 
     def call(self, flats: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The module's forward with weights from tensors of the flat parameters' lengths, which are not kept."""
+        """Run the module's forward with weights from tensors of the flat parameters' lengths; keep no views."""
         self._put(self.views(flats))
         result = self.module(*args, **kwargs)
         self.release()
         return result
 
     def forward(self, *args: Any) -> Any:
-        """The module's forward with the flat parameters.
+        """Run the module's forward with the flat parameters.
 
-        Their views stay in their places until `release`, because activation checkpointing runs blocks once more in the
-        backward pass. A compiled graph contains that, so there they are not kept.
+        The views stay in the module until `release`, because activation checkpointing reruns blocks in backward. A
+        compiled graph includes the rerun, so it keeps no views.
         """
         if torch.compiler.is_compiling():
             return self.call(self.flats, *args)
@@ -130,20 +130,20 @@ class FlatModule(nn.Module):
         return self.module(*args)
 
     def release(self) -> None:
-        """Take the views of the last forward pass out of the module, when its backward pass is done."""
+        """Remove the last forward's views from the module. Call it after backward."""
         self._put({})
 
     def _put(self, weights: dict[str, Tensor]) -> None:
         for owner, leaf, name in self._owners:
             parameters: dict[str, Any] = owner._parameters
-            parameters[leaf] = weights.get(name)  # register_parameter would refuse a view
+            parameters[leaf] = weights.get(name)  # register_parameter rejects views
 
 
 class FlatBlock(FlatModule):
-    """A frozen block with one flat parameter, so that ZeRO-3 gathers and releases one tensor a block.
+    """Frozen block with one flat parameter, so that ZeRO-3 gathers and releases one tensor per block.
 
-    Its forward may be compiled, as `Run.compile` says; DeepSpeed's hooks are around it and must not be. Views of
-    gathered weights are not kept, or the weights would stay gathered.
+    `compile` is `Run.compile`; it compiles the block's forward without DeepSpeed's hooks around it. No views of
+    gathered weights are kept, because they would keep the gathered memory alive.
     """
 
     def __init__(self, block: nn.Module, *, compile: str) -> None:
@@ -151,7 +151,7 @@ class FlatBlock(FlatModule):
         super().__init__(block, [Group("frozen", params)], max_numel=_numel(params))
         self.requires_grad_(False)
         if not list(block.buffers()):
-            # Out of DeepSpeed's sight, which would walk through all modules of a block whenever it gathers or releases.
+            # Hide the block from DeepSpeed, which would traverse all its submodules on each gather and release.
             self.__dict__["module"] = block.eval()
             del self._modules["module"]
         self._call = self.call
@@ -159,7 +159,7 @@ class FlatBlock(FlatModule):
             self._call = torch.compile(self.call, options=compile_options(compile, keeps_addresses=False))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's forward."""
+        """Run the block's forward."""
         return self._call(self.flats, *args, **kwargs)
 
 
@@ -168,7 +168,7 @@ def _numel(params: Sequence[nn.Parameter]) -> int:
 
 
 def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Parameter]]:
-    """Cut a group into runs of at most so many elements; a longer parameter is a run of its own."""
+    """Split a group into runs of at most `max_numel` elements; a longer parameter gets its own run."""
     run: list[nn.Parameter] = []
     for p in params:
         if run and _numel(run) + p.numel() > max_numel:
@@ -180,7 +180,7 @@ def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Par
 
 
 def _deal(params: Sequence[nn.Parameter], num_ranks: int) -> list[list[nn.Parameter]]:
-    """Give each weight to the rank that has the fewest elements so far, the longest first."""
+    """Assign weights to ranks, largest first, each to the rank with the fewest elements so far."""
     runs: list[list[nn.Parameter]] = [[] for _ in range(num_ranks)]
     for p in sorted(params, key=nn.Parameter.numel, reverse=True):
         min(runs, key=_numel).append(p)

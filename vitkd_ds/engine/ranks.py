@@ -1,7 +1,7 @@
-"""Let the ranks agree: the collectives of the project, and the one way to learn that another rank failed.
+"""Collectives, and error handling across ranks.
 
-Every function that communicates says "Collective": all ranks must call it, the same number of times. Without a process
-group (the commands eval and export) there is one rank, and nothing is sent.
+Functions marked "Collective" communicate: all ranks must call them equally often and in the same order. Without a
+process group (in the commands eval and export), there is one rank, and nothing is sent.
 """
 
 from typing import Any, Callable, TypeVar, cast
@@ -15,25 +15,25 @@ T = TypeVar("T")
 
 
 class FailedElsewhere(RuntimeError):
-    """Another rank failed; `together` raises it on the ranks on which nothing did."""
+    """Failure on another rank; `together` raises it on the ranks that did not fail."""
 
 
 class RefusedElsewhere(FailedElsewhere, ValueError):
-    """Another rank refused what it was given, so no start of the same command would go further."""
+    """Invalid input on another rank, so rerunning the same command would fail again."""
 
 
 def is_running() -> bool:
-    """Whether a process group exists."""
+    """Return whether a process group exists."""
     return torch_dist.is_available() and torch_dist.is_initialized()
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """Return this process's rank, 0 without a process group."""
     return torch_dist.get_rank() if is_running() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 without a process group."""
+    """Return the number of ranks, 1 without a process group."""
     return torch_dist.get_world_size() if is_running() else 1
 
 
@@ -44,22 +44,24 @@ def barrier() -> None:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over the ranks, in place. Collective."""
+    """Sum `tensor` over the ranks, in place, and return it. Collective."""
     if is_running():
         torch_dist.all_reduce(tensor)
     return tensor
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """Give every rank the `tensor` of rank 0, in place. Collective."""
+    """Copy rank 0's `tensor` to all ranks, in place, and return it. Collective."""
     if is_running():
         torch_dist.broadcast(tensor, src=0)
     return tensor
 
 
 def gather(values: Tensor) -> Tensor:
-    """Join a tensor [B, ...] of each rank along its first axis, in the order of the ranks. Collective, and its backward
-    pass, in which an element gets the sum of its gradients on all ranks, too."""
+    """Concatenate each rank's tensor [B, ...] along the first axis, in rank order. Collective, also in backward.
+
+    In backward, an element gets the sum of its gradients over all ranks.
+    """
     if world_size() == 1:
         return values
     everyone = cast(torch_dist.ProcessGroup, torch_dist.group.WORLD)
@@ -67,7 +69,7 @@ def gather(values: Tensor) -> Tensor:
 
 
 def all_true(flag: bool | Tensor, device: torch.device) -> bool:
-    """Whether `flag` holds on every rank. Collective; waits for the device."""
+    """Return whether `flag` is true on every rank. Collective; waits for the device."""
     agreed = torch.tensor(float(flag), device=device)
     if is_running():
         torch_dist.all_reduce(agreed, op=torch_dist.ReduceOp.MIN)
@@ -75,7 +77,7 @@ def all_true(flag: bool | Tensor, device: torch.device) -> bool:
 
 
 def from_main(value: T) -> T:
-    """Rank 0's `value` (picklable), on every rank. Collective."""
+    """Return rank 0's `value` (picklable) on every rank. Collective."""
     box = [value]
     if is_running():
         torch_dist.broadcast_object_list(box, src=0)
@@ -83,7 +85,7 @@ def from_main(value: T) -> T:
 
 
 def from_all(value: T) -> list[T]:
-    """Every rank's `value` (picklable), in order of rank, on every rank. Collective."""
+    """Return all ranks' `value` (picklable) in rank order, on every rank. Collective."""
     values = [value] * world_size()
     if is_running():
         torch_dist.all_gather_object(values, value)
@@ -91,7 +93,7 @@ def from_all(value: T) -> list[T]:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Call `function` on rank 0; return its result, or raise its exception, on every rank. Collective."""
+    """Call `function` on rank 0, and return its result or raise its exception on every rank. Collective."""
     result, error = from_main(_outcome(function) if rank() == 0 else (None, None))
     if error is not None:
         raise error
@@ -99,11 +101,13 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def together(function: Callable[[], T]) -> T:
-    """Call `function` on every rank; what it raises on one rank is raised on all. Collective.
+    """Call `function` on every rank and return its result; if it raises on one rank, raise on all. Collective.
+
+    A failed rank raises its own exception. The other ranks raise one that quotes the failed ranks.
 
     Raises:
-        RefusedElsewhere: other ranks only raised, and each a ValueError; the message quotes them.
-        FailedElsewhere: it failed on another rank only, in another way.
+        RefusedElsewhere: not failed on this rank; every failed rank raised a ValueError.
+        FailedElsewhere: not failed on this rank; another rank raised a different exception.
     """
     result, error = _outcome(function)
     if failed := _failures(error):
@@ -113,18 +117,18 @@ def together(function: Callable[[], T]) -> T:
 
 
 def failures(function: Callable[[], Any]) -> list[str]:
-    """Call `function` on every rank; list what it raised, as "rank 1: OSError: ...", alike on all ranks. Collective.
+    """Call `function` on every rank and return all exceptions as texts like "rank 1: OSError: ...". Collective.
 
-    For work that may fail on some ranks and that the run survives, such as a checkpoint on a full disk.
+    The list is equal on all ranks. Use it if the run can continue after a failure, such as saving to a full disk.
     """
     return _failures(_outcome(function)[1])
 
 
 def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """The result, or the exception as a value: a rank must tell the others before it raises, or they wait for it."""
+    """Return (result, exception). The exception is not raised yet: first the other ranks must learn of it."""
     try:
         return function(), None
-    except Exception as error:  # any kind: DeepSpeed raises what pickle, zip or the file system raise
+    except Exception as error:  # DeepSpeed passes on errors of pickle, zip and the file system
         return None, error
 
 

@@ -1,12 +1,12 @@
-"""DeepSpeed's part of a checkpoint: what it would write, what may be read, and the cut for any number of ranks.
+"""DeepSpeed's state files: collect them for writing, read them safely, repartition them.
 
-DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so the full disk of one rank would hang the
-others. So its checkpoint engine is replaced by one that only collects, and `vitkd_ds.checkpoint.save` writes. The files
-are those of an engine without flat parameters, so DeepSpeed itself reads them, and earlier versions of this package do.
+DeepSpeed's `save_checkpoint` has barriers between writes that can fail, so a full disk on one rank would hang the
+others. Therefore `Collector` replaces its checkpoint engine and only collects the state; `vitkd_ds.checkpoint.save`
+writes it. The format is the one without flat parameters, which DeepSpeed and earlier versions of this package can read.
 
-A rank's file holds, for each of the optimizer's groups, its partition of the group's row of fp32 weights, and of each
-optimizer state and the moving average, and says which part of which weight lies where in it. So any number of ranks can
-read the files, however it lays out its own rows.
+For each optimizer group, a rank's file has its partition of the group's row (`vitkd_ds.engine.flat.Place`): fp32
+weights, optimizer states and moving average. It also maps each weight fragment to its position in the partition, so any
+number of ranks can read the files, whatever their own layout.
 """
 
 import os
@@ -39,27 +39,27 @@ from vitkd_ds.engine.flat import FlatModule, Place
 MODEL_FILES = "*_model_states.pt"
 OPTIMIZER_FILES = "*_optim_states.pt"
 ALLOWED: list[Any] = [LossScaler, ZeroStageEnum, fragment_address]
-"""All classes in DeepSpeed's files of ZeRO stages 1 and 2; making one of them has no effect."""
+"""Classes in DeepSpeed's ZeRO stage 1 and 2 files; instantiating them has no side effects."""
 
 
 def load_file(path: str | Path) -> Any:
-    """Map one of DeepSpeed's files.
+    """Memory-map one of DeepSpeed's files, allowing only tensors, plain data and `ALLOWED`.
 
     Raises:
-        ValueError: it holds anything that is not data of ours.
-        Unreadable: the disk fails at once. Where it fails later, the system ends the process (SIGBUS).
+        ValueError: the file contains other objects, or is not in torch.save's zip format.
+        Unreadable: the first read fails. If the disk fails after that, the system kills the process (SIGBUS).
     """
-    if _first_bytes(Path(path)) != b"PK\x03\x04":  # torch's older form cannot be mapped
-        raise ValueError(f"{path} must be a file as torch.save writes it, found another: put it back")
+    if _first_bytes(Path(path)) != b"PK\x03\x04":  # torch's legacy format cannot be memory-mapped
+        raise ValueError(f"{path} is not in torch.save's zip format. Restore the original file.")
     try:
         with torch.serialization.safe_globals(ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:  # torch's text says how to switch the protection off
+    except pickle.UnpicklingError as error:  # torch's own message explains how to disable this protection
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         found = f"the Python object {wanted[1]}" if wanted else "what torch's restricted unpickler refuses"
         raise ValueError(
-            f"{path} must hold tensors and plain data alone, found {found}: making it could run code from the file, so "
-            "the checkpoint is refused; put the file back as it was, or give another --workdir"
+            f"{path} contains {found}, but only tensors and plain data are allowed, because other objects can run "
+            "code from the file. Restore the original file, or pass another --workdir."
         ) from None
 
 
@@ -70,34 +70,34 @@ def _first_bytes(path: Path) -> bytes:
 
 
 class Collector(CheckpointEngine):
-    """A checkpoint engine that keeps what DeepSpeed saves in `saved`, by file name, and loads through `load_file`."""
+    """Checkpoint engine that collects DeepSpeed's state in `saved`, by file name, and loads with `load_file`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.saved: dict[str, Any] = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """Forget the files of the last checkpoint."""
+        """Drop the files of the last checkpoint."""
         self.saved = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Do nothing, as no file will follow."""
+        """Do nothing, because `save` writes no files."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Keep a reference to the live state, which must be written before the next update."""
+        """Keep a reference to the live state. It must be written before the next update."""
         self.saved[os.path.basename(path)] = state_dict
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Map a file through `load_file`."""
+        """Memory-map a file with `load_file`."""
         return load_file(path)
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """Tell DeepSpeed that all is well."""
+        """Report success to DeepSpeed."""
         return True
 
 
 def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
-    """Replace the flat parameters in this rank's collected files by the weights that they hold."""
+    """Replace the flat parameters in this rank's collected files with the module's own weights."""
     named = {}
     for file, content in files.items():
         if "module" in content:
@@ -118,7 +118,7 @@ def with_names(files: dict[str, Any], flat: FlatModule) -> dict[str, Any]:
 
 
 def _fragments(places: dict[str, Place], size: int) -> dict[str, fragment_address]:
-    """Where the weights of a group lie in this rank's partition, of `size` elements; those outside are left out."""
+    """Return the fragments of a group's weights that are in this rank's partition of `size` elements, by name."""
     fragments = {}
     for name, place in places.items():
         start = place.start - ranks.rank() * size
@@ -131,25 +131,27 @@ def _fragments(places: dict[str, Place], size: int) -> dict[str, fragment_addres
 
 @dataclass(frozen=True)
 class Partition:
-    """What one rank needs of a checkpoint."""
+    """One rank's partition of a checkpoint."""
 
     groups: list[dict[str, Tensor]]
-    """For each of the optimizer's groups `fp32`, the weights, and each of its states by name: this rank's partitions,
-    padded with zeros, and scalars such as Adam's `step` in fp32. No states where no update was made yet."""
+    """For each optimizer group, the weights as `fp32` and each optimizer state by name: this rank's partitions, padded
+    with zeros, and scalars such as Adam's `step`, in fp32. Before the first update there are no states."""
     others: dict[str, Tensor]
-    """What the module holds besides trained weights, by name."""
+    """Buffers and frozen weights of the module, by name."""
 
 
 def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: Sequence[int]) -> Partition:
-    """Read this rank's partitions, of `sizes` elements, from a checkpoint of any number of ranks.
+    """Read this rank's partitions from a checkpoint written by any number of ranks.
 
-    Files are mapped, so of another rank's file only what is needed comes into memory.
+    Files are memory-mapped, so only the needed parts of other ranks' files are read.
 
     Args:
-        groups: for each group of the optimizer name -> place of its weights.
+        checkpoint: folder of the checkpoint.
+        groups: for each optimizer group, name to place of its weights.
+        sizes: for each optimizer group, elements of a rank's partition.
 
     Raises:
-        ValueError: the checkpoint holds other weights, or a file what is not data of ours.
+        ValueError: the checkpoint is for other weights, or `load_file` rejects a file.
     """
     by_rank = {int(re.findall(r"_pp_rank_(\d+)", path.name)[0]): path for path in checkpoint.glob(OPTIMIZER_FILES)}
     saved = [load_file(by_rank[rank])[OPTIMIZER_STATE_DICT] for rank in sorted(by_rank)]
@@ -160,7 +162,7 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
     if found != asked:
         differing = {name for group in found for name in group} ^ {name for group in asked for name in group}
         listed = ", ".join(sorted(differing)[:3]) or "the shapes"
-        raise ValueError(f"{checkpoint} must hold the weights of this student and its losses, found {listed} differ")
+        raise ValueError(f"{checkpoint} does not fit this student and its losses: {listed} differ")
     partitions = []
     for i, (places, size) in enumerate(zip(groups, sizes)):
         mappings = [state[PARAM_SLICE_MAPPINGS][i] for state in saved]
@@ -168,7 +170,7 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
         for row, state in zip(rows, saved):
             row |= state[BASE_OPTIMIZER_STATE]["state"].get(i, {})
         if any(row.keys() != rows[0].keys() for row in rows):
-            raise ValueError(f"{checkpoint} must hold the same states of each rank, found others: it is damaged")
+            raise ValueError(f"{checkpoint} is damaged: the ranks' files have different optimizer states")
         partitions.append({key: _cut([row[key] for row in rows], mappings, places, size) for key in rows[0]})
     trained = {name for group in asked for name in group}
     return Partition(partitions, {name: value for name, value in model["module"].items() if name not in trained})
@@ -177,9 +179,9 @@ def read_partition(checkpoint: Path, groups: Sequence[dict[str, Place]], sizes: 
 def _cut(
     rows: Sequence[Tensor], mappings: Sequence[dict[str, fragment_address]], places: dict[str, Place], size: int
 ) -> Tensor:
-    """This rank's partition of a group, whose fragments lie in the partitions `rows` of the ranks that saved it."""
+    """Assemble this rank's partition of a group from `rows`, the partitions of the ranks that saved it."""
     if torch.as_tensor(rows[0]).ndim == 0:
-        return torch.as_tensor(rows[0], dtype=torch.float32).clone()  # or the file would stay mapped
+        return torch.as_tensor(rows[0], dtype=torch.float32).clone()  # the clone releases the mapped file
     partition = torch.zeros(size)
     for name, own in _fragments(places, size).items():
         saved = [(row, mapping[name]) for row, mapping in zip(rows, mappings) if name in mapping]

@@ -1,6 +1,6 @@
-"""The student's engine: DeepSpeed ZeRO-2 around the `Distiller`, with the project's own update and state files.
+"""Student engine: DeepSpeed ZeRO-2 around the `Distiller`, with our own update and state files.
 
-A step of the training loop is `engine(...)`, `engine.backward(total)` for each micro-batch, then `engine.step()`.
+An optimizer step is `engine(...)` and `engine.backward(total)` for each micro-batch, then `engine.step()`.
 """
 
 import math
@@ -26,10 +26,10 @@ from vitkd_ds.models.distiller import Distiller
 
 
 def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: int) -> dict[str, Any]:
-    """The student's DeepSpeed configuration with the recipe's numbers; reads one file, touches no device.
+    """Return the student's DeepSpeed configuration, completed with the recipe's numbers. Needs no device.
 
     Raises:
-        ValueError: the file contradicts the recipe, or asks for what the student's engine cannot do.
+        ValueError: the file contradicts the recipe, or has settings that the student engine does not support.
     """
     owned = {
         "train_batch_size": run.global_batch_size,
@@ -40,7 +40,7 @@ def student_ds_config(run: Run, *, micro_batch_size: int, accumulation_steps: in
     config = load_ds_config(run.ds_config, owned)
     check_student(config, source=run.ds_config)
     resolve_auto(config, world_size=ranks.world_size(), is_compiled=run.is_compiled)
-    # `StudentEngine.step` clips, to the recipe's norm. DeepSpeed's list of tested optimizers goes by the exact class.
+    # `StudentEngine.step` clips, so DeepSpeed must not. DeepSpeed compares exact classes, so ours is untested.
     forced = {"gradient_clipping": 0.0, "zero_allow_untested_optimizer": True}
     return {"steps_per_print": None} | config | forced
 
@@ -58,36 +58,39 @@ class Outcome:
     @cached_property
     def _values(self) -> list[float]:
         if self._event is not None:
-            self._event.synchronize()  # waits for this update alone, and not for what was queued since
+            self._event.synchronize()  # waits for this update, not for later work in the queue
         return self._agreed.tolist()
 
     grad_norm = property(lambda self: self._values[0])
-    """Norm of the whole gradient before clipping; nan if this update or one before it was skipped."""
+    """Gradient norm before clipping; nan if this update or an earlier one was skipped."""
     num_vetoes = property(lambda self: self._values[1])
-    """Sum over the ranks of the `veto` of the update."""
+    """Sum of `veto` over the ranks."""
     counted = property(lambda self: self._values[2])
-    """Sum over the ranks of the `count` of the update."""
+    """Sum of `count` over the ranks."""
     group_norms = property(lambda self: self._values[3:])
-    """Norm of each parameter group's gradient before clipping; inf or nan where it was found so."""
+    """Gradient norm of each parameter group before clipping; may be inf or nan."""
 
     @property
     def is_applied(self) -> bool:
-        """Whether the weights were updated; if not, no later update changes them."""
+        """Whether the weights were updated. If not, no later update changes them either."""
         return not math.isnan(self.grad_norm)
 
 
 class StudentEngine:
-    """The ZeRO engine that trains a `Distiller`; every rank builds it and calls the same methods in the same order.
+    """ZeRO engine that trains a `Distiller`. Every rank builds it and calls the same methods in the same order.
 
-    The module, a `Distiller`, comes on the CPU in fp32, the same on every rank, and trains as a `FlatModule`. The fp32
-    master weights start from its weights; DeepSpeed alone would start them from those rounded to bf16. `ds_config` is
-    from `student_ds_config`.
+    The fp32 master weights start from the module's fp32 weights; DeepSpeed would start from their bf16 rounding.
+
+    Args:
+        module: distiller on the CPU in fp32, equal on all ranks; it trains as a `FlatModule`.
+        run: settings of the run.
+        ds_config: configuration from `student_ds_config`.
 
     Attributes:
-        distiller: the module; its weights are in the flat parameters.
+        distiller: the module, with its weights in flat parameters.
         group_names: names of the parameter groups, in the order of `Outcome.group_norms`.
-        layout: how the state is cut over the ranks; see `vitkd_ds.engine.ds_config.layout`.
-        dtype: what the student computes in.
+        layout: settings that determine how the state is partitioned; see `vitkd_ds.engine.ds_config.layout`.
+        dtype: dtype of the student's computations.
     """
 
     def __init__(self, module: Distiller, run: Run, ds_config: dict[str, Any]) -> None:
@@ -102,44 +105,47 @@ class StudentEngine:
         self.engine: Any = deepspeed.initialize(model=self._flat, optimizer=self._optimizer, config=ds_config)[0]
         self._collector = Collector()
         self.engine.checkpoint_engine = self._collector
-        # save_checkpoint would write two scripts on rank 0 between two barriers; a failure there would hang the others.
+        # save_checkpoint writes two scripts on rank 0 between two barriers; a failure there would hang the other ranks.
         self.engine._copy_recovery_script = lambda folder: None
         self.layout = layout(ds_config, ranks.world_size())
         for flat, values in zip(self._flat.flats, start):
             safe_set_full_fp32_param(flat, values.to(flat.device))
         if run.is_compiled:
-            # With torch's own random numbers: masks and drop path are then drawn as without compilation.
+            # fallback_random gives masks and drop path the same random numbers as without compilation.
             self.engine.compile(compile_kwargs={"options": compile_options(run.compile) | {"fallback_random": True}})
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
-        # DeepSpeed rounds the parameters alone, and a buffer beside them in fp32 would not meet their dtype.
+        # DeepSpeed converts only parameters; an fp32 buffer would not match their dtype.
         self.distiller.student.to(self.dtype)
         self._max_norm = run.optim.clip_grad_norm
         self._failed = torch.zeros((), device=self.engine.device)
 
     def __call__(self, *args: Any) -> dict[str, Tensor]:
-        """The distiller's forward, through the engine."""
+        """Run the distiller's forward through the engine."""
         return self.engine(*args)
 
     def backward(self, total: Tensor) -> None:
-        """Run a micro-batch's backward pass; an update's gradient is the mean over its micro-batches. Collective."""
+        """Run backward for a micro-batch; an update's gradient is the mean over its micro-batches. Collective."""
         self.engine.backward(total)
         self._flat.release()
-        torch.compiler.cudagraph_mark_step_begin()  # a CUDA graph may now write over this micro-batch's results
+        torch.compiler.cudagraph_mark_step_begin()  # a CUDA graph may now overwrite this micro-batch's results
         if not self.engine.is_gradient_accumulation_boundary():
-            self.engine.step()  # DeepSpeed counts the micro-batches of an update there
+            self.engine.step()  # no update yet: DeepSpeed only counts the micro-batch
 
     def step(self, *, veto: Tensor | None = None, count: Tensor | None = None) -> Outcome:
-        """Clip, and update the weights; to be called once after all micro-batches of an update. Collective.
+        """Clip the gradient and update the weights, once after all micro-batches of an update. Collective.
 
-        What all ranks must know at an update rides on the all-reduce of the norm: `veto` and `count`, fp32 scalars on
-        the device, None for 0. Nothing here waits for the device: the outcome may be read later, and an update that
-        fails, as its gradient is inf or nan or a `veto` is above 0 on any rank, is left out with all that follow.
+        The update is skipped, and so are all later ones, if the gradient is not finite or any rank's `veto` is
+        positive. Nothing here waits for the device; read the outcome later.
+
+        Args:
+            veto: fp32 scalar on the device, summed over the ranks in the all-reduce of the norm; None for 0.
+            count: fp32 scalar on the device, summed in the same all-reduce; None for 0.
         """
         zero = torch.zeros((), device=self.engine.device)
         veto = zero if veto is None else veto
         count = zero if count is None else count
         gradients = self.engine.optimizer.averaged_gradients
-        # In the order of the groups, on which the norm's last bit depends; the dict has that of the backward pass.
+        # Sort by group: the norm's last bit depends on the order, and the dict is in the order of backward.
         ordered = [gradients[group] for group in sorted(gradients)]
         agreed = clip_gradients(ordered, self._max_norm, veto=veto, count=count)
         self._failed = torch.maximum(self._failed, torch.isnan(agreed[0]).float())
@@ -154,15 +160,22 @@ class StudentEngine:
             group["lr"] = lr
 
     def student_weights(self, *, average: bool = True) -> dict[str, Tensor]:
-        """The student's fp32 weights, or their average if the run keeps one, whole, on every rank's CPU. Collective."""
+        """Return the student's whole fp32 weights, or their moving average, on every rank's CPU. Collective.
+
+        See `weights_of`.
+        """
         return self.weights_of("student", average=average)["student"]
 
     def weights_of(self, *modules: str, average: bool = True) -> dict[str, dict[str, Tensor]]:
-        """The fp32 weights of modules of the distiller, such as a term's, by the module's name, or their averages if
-        the run keeps them, whole, on every rank's CPU. Collective."""
-        swapped = []  # DeepSpeed joins the fp32 weights alone, so the average takes their place for the moment
+        """Return whole fp32 state dicts of submodules of the distiller, on every rank's CPU. Collective.
+
+        Args:
+            modules: names of the submodules, such as a loss term's; the result is keyed by them.
+            average: return moving averages if the run keeps them.
+        """
+        swapped = []  # DeepSpeed gathers only the fp32 weights, so the averages temporarily replace them
         for part, state in self._optimizer.state.items() if average else ():
-            if "ema" in state:  # absent before the first update, when the weights are the average
+            if "ema" in state:  # absent before the first update, when weights and average are equal
                 swapped.append((part, part.detach().clone()))
                 part.data.copy_(state["ema"])
         try:
@@ -173,7 +186,7 @@ class StudentEngine:
         weights = self._flat.views(flats)
         found = {}
         for module in modules:
-            # What is not trained: buffers, and weights that the model itself has frozen.
+            # Buffers and frozen weights; the trained weights are in the flat parameters.
             state = self.distiller.get_submodule(module).state_dict()
             prefix = f"{module}."
             found[module] = {key.removeprefix(prefix): p for key, p in weights.items() if key.startswith(prefix)}
@@ -181,16 +194,18 @@ class StudentEngine:
         return found
 
     def state_files(self) -> dict[str, Any]:
-        """What this rank has to write for a checkpoint: file name -> what torch.save shall store. Collective. These are
-        references to the live state, so they must be written before the next update."""
+        """Return this rank's checkpoint files: file name to the object for `torch.save`. Collective.
+
+        The objects reference the live state, so write them before the next update.
+        """
         self.engine.save_checkpoint("unused", tag="step", save_latest=False)
         return with_names(self._collector.saved, self._flat)
 
     def load(self, checkpoint: Path) -> None:
-        """Restore weights, optimizer and moving average from a checkpoint of any number of ranks. Collective.
+        """Restore weights, optimizer state and moving average from a checkpoint of any number of ranks. Collective.
 
         Raises:
-            ValueError: it is of another module.
+            ValueError: the checkpoint is damaged or for another module.
         """
         masters = self.engine.optimizer.single_partition_of_fp32_groups
         sizes = [len(master) for master in masters]
@@ -201,6 +216,6 @@ class StudentEngine:
         self.engine.optimizer.update_lp_params()
         if differing := self.distiller.state_dict().keys() ^ saved.others.keys():
             raise ValueError(
-                f"{checkpoint} must hold the buffers of this student, found {sorted(differing)[:3]} differ"
+                f"{checkpoint} does not fit this student: buffers {', '.join(sorted(differing)[:3])} differ"
             )
         self.distiller.load_state_dict(saved.others)

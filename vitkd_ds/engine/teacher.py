@@ -1,8 +1,8 @@
-"""The frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
+"""Frozen teacher: a ZeRO-Inference shard, a replica, or a shard in CPU memory.
 
-shard and offload are DeepSpeed stage-3 engines without an optimizer: their weights are partitioned over the ranks and
-gathered block by block, each as one flat parameter, during the forward. replica is the plain module on every rank. All
-give the same features, up to rounding, in the dtype of `ds_configs/teacher_zero3.json`.
+`shard` and `offload` are DeepSpeed stage-3 engines without an optimizer. Their weights are partitioned over the ranks,
+and forward gathers them block by block, each block as one flat parameter. `replica` is the plain module on every rank.
+All three return the same features, up to rounding, in the dtype of ds_configs/teacher_zero3.json.
 """
 
 from collections import deque
@@ -31,8 +31,10 @@ from vitkd_ds.models.stream import WeightStream
 
 
 class FeatureModule(nn.Module):
-    """A module whose forward is `tap_features`, because DeepSpeed's hooks run only around a forward; of the patches
-    `kept_BL` alone, if they are given, where `patch_drop` is a `KeptTokens`."""
+    """Module with `tap_features` as its forward, because DeepSpeed's hooks run only around a module's forward.
+
+    If `kept_BL` is given, only these patches are computed. The model's `patch_drop` must then be a `KeptTokens`.
+    """
 
     def __init__(self, model: nn.Module, needs: Needs) -> None:
         super().__init__()
@@ -59,15 +61,15 @@ def partition_blocks(
     dtype: torch.dtype,
     on_block: Callable[[], None] = lambda: None,
 ) -> None:
-    """Give a model on the meta device its weights, each block partitioned over the ranks before the next is read.
-    Collective.
+    """Load the weights of a model on the meta device, partitioning each block over the ranks. Collective.
 
-    Rank 0 reads, and DeepSpeed sends what it read to the others. So a rank has a block at a time beside its part, and
-    in the end what is in no block, which the engine partitions. `on_block` is called before each block.
+    Rank 0 reads a block, DeepSpeed partitions it over the ranks, and then the next block is read. So a rank holds its
+    partition and at most one whole block. The weights outside blocks come last and are partitioned by the engine.
+    `on_block` is called before each block.
 
     Raises:
         ValueError, OSError: the file cannot be read.
-        FailedElsewhere: on another rank.
+        FailedElsewhere: the file cannot be read on another rank.
     """
     is_reader = ranks.rank() == 0
     first = None
@@ -86,13 +88,15 @@ def partition_blocks(
 
 
 def keeps_whole(placement: str) -> bool:
-    """Whether a rank keeps all of a partitioned teacher that it has gathered once."""
+    """Return whether a rank keeps gathered blocks instead of releasing them: a shard on a single rank."""
     return ranks.world_size() == 1 and placement == "shard"
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Move the buffers, such as those of rotary embeddings: DeepSpeed moves parameters alone where some are partitioned
-    before it comes."""
+    """Move all buffers (for example, of rotary embeddings) to a device.
+
+    DeepSpeed moves only parameters if some are already partitioned when its engine is built.
+    """
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             if buffer is not None:
@@ -100,16 +104,17 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 class Teacher:
-    """Images in, features out, without gradient, always in eval mode.
+    """Frozen model from images to features, without gradients and always in eval mode.
 
-    It is not an nn.Module, so it cannot become part of the student's module, optimizer, moving average or checkpoint,
-    and nobody's `train()` reaches it. All ranks must build it, and call it the same number of times, with at most
-    `micro_batch_size` images. It is compiled as a whole, or block by block where weights are gathered. `on_block` is
-    called before each block that is read from a file, which may take long.
+    It is not an nn.Module, so it cannot end up in the student's module, optimizer, moving average or checkpoint, and
+    `train()` on the student does not reach it. All ranks must build it and call it equally often. It is compiled as a
+    whole, or block by block if weights are gathered.
 
     Args:
         name: the teacher's name in `run.teachers`.
-        left: see `Pace`; teachers that run one after another share it.
+        micro_batch_size: largest number of images per call.
+        on_block: called before each block is read from a file, because reading may take long.
+        left: see `Pace`; shared by teachers that run one after another.
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class Teacher:
         self.dtype = torch.bfloat16 if is_bf16(ds_config) else torch.float32
         if config.keep_tokens:
             model.patch_drop = KeptTokens(model.num_prefix_tokens)
-        # Buffers too, such as a batch norm's: DeepSpeed rounds the parameters alone.
+        # DeepSpeed would convert only the parameters; this also converts buffers, such as a batch norm's.
         module = FeatureModule(model.requires_grad_(False), run.losses_of(name).needs).to(self.dtype)
         self._pace: Pace | None = None
         if config.placement == "replica":
@@ -147,28 +152,32 @@ class Teacher:
             if stream := getattr(model, "weight_stream", None):
                 partition_blocks(model, stream, run, ds_config, self.dtype, on_block)
                 move_buffers(module, device)
-            elif blocks := getattr(model, "blocks", ()):  # other models than vision transformers stay as they are
+            elif blocks := getattr(model, "blocks", ()):  # models other than vision transformers stay unchanged
                 model.blocks = nn.Sequential(*(FlatBlock(block, compile=run.compile) for block in blocks))
             self.module, *_ = deepspeed.initialize(model=module, config=ds_config)
             for hook in self.module.optimizer.backward_hooks:
-                hook.remove()  # there is no backward pass, and they cost a forward as much as all the rest of ZeRO
+                hook.remove()  # unused without backward; in forward they cost as much as the rest of ZeRO
             if runs_ahead() and not keeps_whole(config.placement):
                 left = deque() if left is None else left
                 self._pace = Pace(getattr(model, "blocks", ()), left, placement=config.placement)
         self.module.eval()
-        self._modules = tuple(module.modules())  # DeepSpeed's engine itself is always in training mode
+        self._modules = tuple(module.modules())  # without DeepSpeed's engine, which is always in training mode
 
-    @torch.compiler.disable  # with keep_tokens the student's compiled forward calls it
+    @torch.compiler.disable  # with keep_tokens, the student's compiled forward calls this
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor, *, are_normalized: bool = False, kept_BL: Tensor | None = None) -> Features:
-        """Features of images with values 0 to 255, which are normalised with the teacher's own mean and std, unless
-        they are so already, in its dtype; of the patches numbered `kept_BL` alone, if these are given.
+        """Compute features in the teacher's dtype.
 
-        For a compiled teacher fewer images than a micro-batch, as an evaluation ends with, are filled up: it would be
-        compiled anew for each number of images, and stay slower for the rest of the run.
+        A compiled teacher pads a smaller batch, such as the last of an evaluation, to a full micro-batch. Otherwise it
+        would be recompiled for each batch size and stay slower for the rest of the run.
+
+        Args:
+            images_BCHW: images with values 0 to 255.
+            are_normalized: the images are already normalised with the teacher's mean and std.
+            kept_BL: indices of the patches to compute; None for all.
         """
         if any(module.training for module in self._modules):
-            self.module.eval()  # somebody called train() on a module inside: dropout and drop path would be on
+            self.module.eval()  # after train() on a submodule, dropout and drop path would be active
         num_images = len(images_BCHW)
         missing = self._fill_up_to - num_images
         if missing > 0:
@@ -176,7 +185,7 @@ class Teacher:
             images_BCHW = torch.cat([images_BCHW, images_BCHW[:1].expand(missing, -1, -1, -1)])
             if kept_BL is not None:
                 kept_BL = torch.cat([kept_BL, kept_BL[:1].expand(missing, -1)])
-            if is_channels_last:  # other strides would be compiled anew, too
+            if is_channels_last:  # different strides would also trigger recompilation
                 images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         if not are_normalized:
             images_BCHW = self.normalization.apply(images_BCHW, self.dtype)
@@ -189,29 +198,29 @@ class Teacher:
 
 
 def runs_ahead() -> bool:
-    """Whether the host does not wait for each operation of the device."""
+    """Return whether device operations are asynchronous to the host."""
     return not get_accelerator().is_synchronized_device()
 
 
 def _gathered_bytes(p: Any) -> int:
-    """Bytes of a parameter of DeepSpeed's stage 3 when it is gathered."""
+    """Return the bytes of a ZeRO stage-3 parameter once gathered."""
     return p.ds_numel * p.element_size()
 
 
 class Pace:
-    """Limit to how far the host runs ahead of a GPU: `most_blocks` gathered blocks that are not computed yet.
+    """Throttle that lets the host gather at most `most_blocks` blocks that the GPU has not computed yet.
 
-    DeepSpeed gathers a block when the host enters it and frees it when the host leaves it, but on a GPU its memory can
-    be used again only once the block is computed. A host that is ten blocks ahead has ten of them gathered, and one
-    that copies an offloaded teacher faster than the GPU computes has all. So after each block the host waits for an
-    earlier one. The GPU still has the block that was just left to work on, while the next one is copied. What DeepSpeed
-    gathers ahead of the host, by `stage3_prefetch_bucket_size`, comes on top.
+    DeepSpeed gathers a block when the host enters it and frees it when the host leaves it. The GPU can reuse the memory
+    only after computing the block. A host that is ten blocks ahead therefore holds ten gathered blocks, and a host that
+    copies an offloaded teacher faster than the GPU computes holds the whole model. So after each block, the host waits
+    for an earlier one. Meanwhile the GPU computes the block just left, and the next one is copied. Blocks prefetched by
+    DeepSpeed (`stage3_prefetch_bucket_size`) are not counted.
 
-    It must be made after DeepSpeed's engine: only hooks that are registered later see a block that was freed.
+    Create it after DeepSpeed's engine: hooks registered earlier run before the block is freed.
 
     Args:
-        left: end and size of each block that the host has left and the GPU may not have computed yet. Teachers that run
-            one after another share it, so that the bound holds for all of them together.
+        left: end event and bytes of each block that the host has left and the GPU may not have computed. Teachers that
+            run one after another share it, so the limit covers all of them together.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], left: deque[tuple[Any, int]], *, placement: str) -> None:
@@ -223,7 +232,7 @@ class Pace:
             block.register_forward_hook(self._leave)
 
     def wait(self) -> None:
-        """Wait until another block of this teacher has room; to be called before its forward pass, too."""
+        """Wait until there is room for another block of this teacher. Also call it before the forward pass."""
         while self._left and sum(size for _, size in self._left) + self._largest > self._most_bytes:
             self._left.popleft()[0].synchronize()
 
@@ -233,23 +242,24 @@ class Pace:
 
 
 def quantize_blocks(model: nn.Module) -> None:
-    """Put the weights of the linear layers in a model's blocks into fp8 (e4m3), a scale for each output channel, in
-    place; their inputs are rounded likewise when they are called, a scale for each token. Embedding, norms, attention's
-    softmax and classifier stay as they are.
+    """Quantize the linear layers in a model's blocks to fp8 (e4m3), in place.
+
+    Weights get one scale per output channel. Inputs are quantized on each call, with one scale per token. Embedding,
+    norms, attention softmax and classifier keep their precision.
 
     Raises:
-        ValueError: torchao is not installed, the model has no blocks, or torchao refuses the device that it is on.
+        ValueError: torchao is not installed, the model has no blocks, or torchao does not support its device.
     """
     try:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
         from torchao.quantization.quant_api import quantize_
     except ImportError as error:
         raise ValueError(
-            f"teacher.fp8 needs torchao, found {error}: pip install 'vitkd_ds[fp8]', or leave teacher.fp8 off"
+            f"teacher.fp8 needs torchao: {error}. Run pip install 'vitkd_ds[fp8]', or remove --teacher.fp8."
         ) from None
     if not isinstance(blocks := getattr(model, "blocks", None), nn.Module):
-        raise ValueError(f"teacher.fp8 needs a model with blocks, found {type(model).__name__}: leave teacher.fp8 off")
+        raise ValueError(f"teacher.fp8 needs a model with blocks, got {type(model).__name__}. Remove --teacher.fp8.")
     try:
         quantize_(blocks, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
     except AssertionError as error:
-        raise ValueError(f"teacher.fp8 needs a GPU that multiplies in fp8, found that {error}: leave it off") from None
+        raise ValueError(f"teacher.fp8 does not work on this device: {error}. Remove --teacher.fp8.") from None

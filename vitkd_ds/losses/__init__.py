@@ -1,8 +1,9 @@
-"""The losses, one paper per file.
+"""Distillation losses, one paper per file.
 
-A loss takes tensors and returns an fp32 scalar (fp64 for fp64 input) or a dict of them. It knows no rank, device or
-model. Beside it stands its `LossPart`, which hands it the features and settings that it needs; docs/losses.md says how
-to add one.
+Each file has a function or module with the formula, and its `LossPart`, which passes it features and settings. A loss
+takes tensors and returns an fp32 scalar (fp64 for fp64 input) or a dict of such scalars; it does not depend on ranks,
+devices or models. Start with `part.py`, the interface, and `kd.py`, the smallest loss. docs/losses.md explains how to
+add one.
 """
 
 from vitkd_ds.losses.cross_entropy import soft_cross_entropy

@@ -1,4 +1,4 @@
-"""Attention distillation: match what each patch attends to in chosen blocks; no parameters."""
+"""Attention distillation: match patch-to-patch attention in chosen blocks; no parameters."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from vitkd_ds.losses.part import Features, LossPart, PairInfo, check_same_grid
 from vitkd_ds.losses.precision import at_least_fp32
 
 LEAST = 1e-12
-"""Smallest probability whose logarithm is taken."""
+"""Lower bound of an attention probability before the logarithm."""
 
 
 class Attention(LossPart):
-    """The term `attention`."""
+    """Loss term `attention`."""
 
     def __init__(self, term: Any, pair: PairInfo, *others: Any) -> None:
         super().__init__(term, pair, *others)
@@ -27,21 +27,21 @@ class Attention(LossPart):
 
 
 def attention_loss(student_BPP: Tensor, teacher_BPP: Tensor) -> Tensor:
-    """Compute KL(a_T || a_S), mean over patches and images: a is the attention of a patch to all patches.
+    """Compute KL(a_T || a_S), mean over patches and images: a is one patch's attention over all patches.
 
     Args:
-        student_BPP: attention of patches (rows) to patches, mean over heads; it gets the gradient. Each row is divided
-            by its sum, because prefix tokens have the rest.
-        teacher_BPP: the teacher's, detached.
+        student_BPP: student's attention from patches (rows) to patches, mean over heads; it receives gradients. Rows
+            are renormalised to sum to 1, because part of the attention goes to prefix tokens.
+        teacher_BPP: teacher's attention in the same form; it is detached.
 
     Returns:
         fp32 scalar.
 
     **Source**: MiniLM (arXiv 2002.10957), equation 2, the attention part of its loss.
 
-    **Differs**: the mean over heads is compared, where the source compares head with head, so that the numbers of heads
-    may differ; patches only, in rows that sum to 1 again; chosen pairs of blocks, where the source has the last block
-    only; no values; probabilities are at least 1e-12; at least fp32.
+    **Differs**: compares the mean over heads, so that the numbers of heads may differ, where the source compares single
+    heads; patches only, with renormalised rows; chosen pairs of blocks, where the source uses only the last block; no
+    loss on attention values; probabilities are at least 1e-12; at least fp32.
     """
     rows = []
     for map_BPP in (student_BPP, teacher_BPP.detach()):

@@ -1,4 +1,4 @@
-"""Factors of the terms that are learnt of the terms' sizes."""
+"""Loss factors learned from loss magnitudes."""
 
 from typing import Callable
 
@@ -12,20 +12,21 @@ LEARNING_RATE, WEIGHT_DECAY = 0.025, 0.01
 
 
 class Balance(nn.Module):
-    """Learn p = softmax(w), a factor T p_i for each of T terms, by gradient descent on 1/2 (sum_i p_i log L_i)^2, of
-    the terms' values L_i alone.
+    """Learned factors T p_i for T loss terms, where p = softmax(w).
+
+    Gradient descent on 1/2 (sum_i p_i log L_i)^2 updates w. Its only inputs are the terms' values L_i.
 
     Args:
         num_terms: T; all factors start at 1.
-        gather: joins a tensor of all ranks, so that all have the same factors; see `LossPart`.
+        gather: collective over ranks that keeps the factors equal on all of them; see `LossPart`.
 
     **Source**: DTO-KD (ICLR 2026), the cheap form: learning rate 0.025, decay 0.01.
 
-    **Differs**: plain gradient descent, a step for each micro-batch, also where gradients accumulate; factors are
-    multiplied by T, so that weights mean the same with and without.
+    **Differs**: plain gradient descent, one step per micro-batch even under gradient accumulation; factors are
+    multiplied by T, so that a term's weight has the same scale with and without balancing.
     """
 
-    _keep_in_fp32_modules_strict = ["w_T"]  # read by DeepSpeed, which rounds other buffers to bf16
+    _keep_in_fp32_modules_strict = ["w_T"]  # DeepSpeed rounds all other buffers to bf16
 
     def __init__(self, num_terms: int, gather: Callable[[Tensor], Tensor] = alone) -> None:
         super().__init__()
@@ -33,10 +34,10 @@ class Balance(nn.Module):
         self.register_buffer("w_T", torch.zeros(num_terms))
 
     def forward(self, values_T: Tensor) -> Tensor:
-        """Make the factors of this micro-batch, and learn of its values, means over the ranks, those of the next.
+        """Return this micro-batch's factors, then update w from its values, averaged over ranks, for the next.
 
         Args:
-            values_T: the unweighted terms, positive.
+            values_T: unweighted terms, positive.
         """
         p_T = self.w_T.softmax(0)
         factors_T = len(p_T) * p_T

@@ -1,4 +1,4 @@
-"""Cross-entropy with soft targets, as Mixup, CutMix and label smoothing make them."""
+"""Cross-entropy with soft targets from Mixup, CutMix and label smoothing."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,7 @@ from vitkd_ds.losses.precision import at_least_fp32
 
 
 class CrossEntropy(LossPart):
-    """The term `ce`."""
+    """Loss term `ce`."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
         """See `soft_cross_entropy`."""
@@ -19,7 +19,7 @@ def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     """Compute - sum_k targets_k log softmax(student)_k, mean over images.
 
     Args:
-        student_logits_BK: student logits; they get the gradient.
+        student_logits_BK: student logits; they receive gradients.
         targets_BK: probabilities that sum to 1 per image (mixed and smoothed labels).
 
     Returns:
@@ -28,15 +28,15 @@ def soft_cross_entropy(student_logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     Raises:
         ValueError: the two shapes differ.
 
-    **Source**: the `original` label-smoothing cross-entropy of mmcls that cls_KD trains with; the smoothing itself is
-    done where labels are mixed (`vitkd_ds.train.mixing`).
+    **Source**: mmcls's `original` label-smoothing cross-entropy, used by cls_KD. `vitkd_ds.train.mixing` smooths and
+    mixes the labels.
 
-    **Differs**: softmax and sum in at least fp32.
+    **Differs**: softmax and sum are in at least fp32.
     """
     if student_logits_BK.shape != targets_BK.shape:
         raise ValueError(
-            f"targets must be soft labels of the logits' shape {tuple(student_logits_BK.shape)}, found "
-            f"{tuple(targets_BK.shape)}: turn class indices into one-hot rows first"
+            f"targets must be soft labels of the logits' shape {tuple(student_logits_BK.shape)}, got "
+            f"{tuple(targets_BK.shape)}. Convert class indices to one-hot rows first."
         )
     log_student_BK = F.log_softmax(at_least_fp32(student_logits_BK), dim=1)
     return -(at_least_fp32(targets_BK) * log_student_BK).sum(1).mean()

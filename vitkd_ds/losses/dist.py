@@ -1,4 +1,4 @@
-"""DIST: match the correlations of probabilities, within an image and within a class, instead of their values."""
+"""DIST: correlate predicted probabilities within images and within classes."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,10 +8,10 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 class DIST(LossPart):
-    """The term `dist`."""
+    """Loss term `dist`."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
-        """See `dist_loss`; with scope=all_ranks its images are those of the micro-batches of all ranks."""
+        """See `dist_loss`. With scope=all_ranks, it covers the micro-batches of all ranks."""
         student_BK, teacher_BK = student.logits_BK, teacher.logits_BK
         if self.term.scope == "all_ranks":
             student_BK, teacher_BK = self.gather(student_BK), self.gather(teacher_BK.detach())
@@ -19,15 +19,17 @@ class DIST(LossPart):
 
 
 def dist_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
-    """Compute beta (1 - mean_images rho) + gamma (1 - mean_classes rho), where rho is Pearson's correlation of the two
-    models' probabilities: of an image over the classes, and of a class over the images.
+    """Compute beta (1 - mean_images rho) + gamma (1 - mean_classes rho).
+
+    rho is Pearson's correlation between both models' probabilities: for an image over the classes, and for a class over
+    the images.
 
     Args:
-        student_logits_BK: student logits; they get the gradient.
+        student_logits_BK: student logits; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
-        beta: weight of the relations within an image.
-        gamma: weight of the relations within a class. They are over the given images, so their meaning changes with the
-            number of these; with one image the part is constant.
+        beta: weight of the correlations within images.
+        gamma: weight of the correlations within classes. They depend on the number of images; for a single image this
+            part is constant.
 
     Returns:
         fp32 scalar.
@@ -48,6 +50,6 @@ def dist_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, beta: flo
 
 def _pearson(x: Tensor, y: Tensor, dim: int) -> Tensor:
     x, y = x - x.mean(dim, keepdim=True), y - y.mean(dim, keepdim=True)
-    # The norm of a constant row has no gradient, hence the square root of what is above 0.
+    # sqrt has an infinite gradient at 0 (a constant row), so its argument is clamped.
     norms = [each.square().sum(dim).clamp_min(1e-30).sqrt() for each in (x, y)]
     return (x * y).sum(dim) / (norms[0] * norms[1] + 1e-8)

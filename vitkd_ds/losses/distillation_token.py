@@ -1,4 +1,4 @@
-"""DeiT's distillation token: the second head of a distilled student learns from the teacher."""
+"""DeiT's distillation token: a distilled student's second head learns from the teacher."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,14 +9,15 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 class DistillationToken(LossPart):
-    """The term `distillation_token`."""
+    """Loss term `distillation_token`."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
-        """`hard_distillation_loss` or `kd_loss` of the second head's logits.
+        """Compute `hard_distillation_loss` or `kd_loss` of the second head's logits.
 
         **Source**: DeiT (arXiv 2012.12877) and its code, `losses.py`.
 
-        **Differs**: DeiT's soft form divides by images and classes, ours by images, so K of its weights are one here.
+        **Differs**: DeiT's soft form is a mean over images and K classes, this one over images, so a weight of 1 here
+        equals a weight of K there.
         """
         if self.term.kind == "hard":
             return {"distillation_token": hard_distillation_loss(student.distillation_BK, teacher.logits_BK)}
@@ -25,7 +26,7 @@ class DistillationToken(LossPart):
 
 
 def hard_distillation_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor) -> Tensor:
-    """Compute the cross-entropy with the teacher's most likely class, mean over images: an fp32 scalar.
+    """Compute the cross-entropy with the teacher's most likely class as label: fp32 scalar, mean over images.
 
     Raises:
         ValueError: the shapes differ.

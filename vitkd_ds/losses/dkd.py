@@ -1,4 +1,4 @@
-"""Decoupled distillation: the label against the rest, and the rest by itself."""
+"""Decoupled knowledge distillation (DKD): separate terms for the label and for the other classes."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 class DKD(LossPart):
-    """The term `dkd`. Labels may be smoothed, but not mixed: the largest entry of a target is its label."""
+    """Loss term `dkd`. Labels may be smoothed but not mixed: the largest entry of a target is its label."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
         """See `dkd_loss`."""
@@ -29,34 +29,34 @@ def dkd_loss(
 ) -> Tensor:
     """Compute T^2 (alpha KL(b_T || b_S) + beta KL(n_T || n_S)), mean over images.
 
-    Of the softmaxes at temperature T of student and teacher, b is the pair (probability of the label, of all others),
-    and n the softmax over the other K - 1 classes.
+    For each model's softmax at temperature T, b is the pair (probability of the label, total probability of the other
+    classes), and n is the softmax over the other K - 1 classes.
 
     Args:
-        student_logits_BK: student logits; they get the gradient.
+        student_logits_BK: student logits; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
-        labels_B: integer class indices. Of mixed labels there is no such loss; NKD has one.
-        alpha: weight of the label against the rest.
-        beta: weight of the rest by itself.
-        temperature: T, which divides all logits.
+        labels_B: integer class indices. DKD is not defined for mixed labels; NKD is.
+        alpha: weight of the first KL, label against all other classes.
+        beta: weight of the second KL, among the other classes.
+        temperature: T, the divisor of all logits.
 
     Returns:
         fp32 scalar, mean over images.
 
     Raises:
-        ValueError: the logits' shapes differ, or labels_B are no class indices [B].
+        ValueError: the logits' shapes differ, or labels_B is not integer class indices [B].
 
     **Source**: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022 (arXiv 2203.08679), in the code of logit
     standardisation, `DKD.py`.
 
-    **Differs**: the label's logit is taken out of the second part, in place of 1,000 subtracted from it; logarithms of
-    probabilities are computed of logits; at least fp32.
+    **Differs**: the label's logit is removed from the second KL, where the source subtracts 1,000 from it;
+    log-probabilities are computed from logits; at least fp32.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     if labels_B.shape != student_logits_BK.shape[:1] or labels_B.is_floating_point():
         raise ValueError(
-            f"labels must be integer class indices [{len(student_logits_BK)}], found {labels_B.dtype} of shape "
-            f"{tuple(labels_B.shape)}: this loss has no form for mixed labels"
+            f"labels must be integer class indices [{len(student_logits_BK)}], got {labels_B.dtype} of shape "
+            f"{tuple(labels_B.shape)}. DKD is not defined for mixed labels; use NKD."
         )
     label_B1 = labels_B.long()[:, None]
     pairs, others = [], []

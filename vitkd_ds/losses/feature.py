@@ -1,4 +1,4 @@
-"""Feature distillation from foundation models: the class token and the patch tokens, through adapters, label-free."""
+"""Label-free feature distillation from foundation models: class and patch tokens through adapters."""
 
 from typing import Any
 
@@ -10,25 +10,25 @@ from vitkd_ds.losses.part import Features, LossPart, PairInfo
 from vitkd_ds.losses.precision import at_least_fp32
 
 FLOOR = 1e-4
-"""Least variance of a channel that is standardised, relative to the mean of all."""
+"""Smallest channel variance used by `standardize`, relative to the mean over channels."""
 SMOOTH = 0.1
-"""Part of the smooth L1 distance in the loss of patch tokens; the rest is 1 - cosine."""
+"""Weight of the smooth L1 distance in the patch-token loss; the rest weighs 1 - cosine."""
 
 
 class Feature(LossPart):
-    """The term `feature`: `feature_class` of the pooled features, and `feature_patches` of the final patch tokens.
+    """Loss term `feature`: `feature_class` for pooled features and `feature_patches` for final patch tokens.
 
-    The teacher's features are the targets as they are, LayerNormed, or transformed by statistics that `calibrate` takes
-    once of the first micro-batches of a run, and that its checkpoints hold: `standardize` gives each channel mean 0 and
-    variance 1, `phi_s` gives all the same variance by one scale and a rotation.
+    The targets are the teacher's features: raw, LayerNormed, or transformed with statistics. `calibrate` computes these
+    statistics once, from a run's first micro-batches, and checkpoints store them. `standardize` gives each channel mean
+    0 and variance 1. `phi_s` gives all channels equal variance with one rotation and one scale.
 
-    **Source**: EUPE (arXiv 2603.22387) for the losses and the adapter; PHI-S of arXiv 2410.01680 and NVlabs/RADIO.
+    **Source**: EUPE (arXiv 2603.22387) for the losses and the adapter; PHI-S from arXiv 2410.01680 and NVlabs/RADIO.
 
-    **Differs**: statistics come of the first batches before training, not of 500 iterations of another run; the
-    adapter's hidden width is the teacher's, not 3,072.
+    **Differs**: statistics are computed from the first batches before training, not from 500 iterations of another run;
+    the adapter's hidden width is the teacher's, not 3,072.
     """
 
-    _keep_in_fp32_modules_strict = ["mean_D", "transform_DD"]  # read by DeepSpeed, which rounds other buffers to bf16
+    _keep_in_fp32_modules_strict = ["mean_D", "transform_DD"]  # DeepSpeed rounds all other buffers to bf16
 
     def __init__(self, term: Any, pair: PairInfo, *others: Any) -> None:
         super().__init__(term, pair, *others)
@@ -43,14 +43,14 @@ class Feature(LossPart):
         return {"feature_class": cosine_distance(*pooled), "feature_patches": patch_distance(*patches)}
 
     def metrics(self, student: Features, teacher: Features) -> dict[str, Tensor]:
-        """How alike what is compared is, in fp32 [B]: `cosine` of the pooled features, and `cosine_patches`, the mean
-        over an image's patch tokens."""
+        """Return student-teacher cosine similarities, fp32 [B]: `cosine` of the pooled features, and `cosine_patches`,
+        the mean over each image's patch tokens."""
         pooled, patches = (map(at_least_fp32, pair) for pair in self._compared(student, teacher))
         cosine_BP = F.cosine_similarity(*patches, dim=-1)
         return {"cosine": F.cosine_similarity(*pooled, dim=-1), "cosine_patches": cosine_BP.mean(1)}
 
     def _compared(self, student: Features, teacher: Features) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Student's and teacher's pooled features [B, Dt], and their patch tokens on one grid [B, P, Dt]."""
+        """Return the pairs to compare, student first: pooled features [B, Dt], patch tokens on one grid [B, P, Dt]."""
         pooled_BD = self.adapters["pooled"](student.pooled_BD)
         patches_BPD = self.adapters["patches"](student.final_BPD)
         target_BD = self.targets["pooled"](teacher.pooled_BD.detach())
@@ -60,20 +60,21 @@ class Feature(LossPart):
 
     @property
     def num_calibrating(self) -> int:
-        """Micro-batches of each rank that the statistics are taken of; 0 where there are none."""
+        """Micro-batches per rank used to compute the statistics; 0 if the targets need none."""
         return self.term.calibration_batches if self.term.target in STATISTICS else 0
 
     def features_to_calibrate(self, teacher: Features) -> dict[str, Tensor]:
-        """What the statistics are taken of: the path of each `Target` in this module, and its features [..., Dt]."""
+        """Return the features [..., Dt] to compute statistics from, keyed by the path of their `Target` in this
+        module."""
         return {"targets.pooled": teacher.pooled_BD, "targets.patches": teacher.final_BPD}
 
 
 STATISTICS = ("standardize", "phi_s")
-"""Targets that are transformed by statistics."""
+"""Kinds of target that are transformed with statistics."""
 
 
 class Target(nn.Module):
-    """What a feature of the teacher is turned into, in at least fp32, before the student's is compared with it."""
+    """Transform from a teacher feature to the student's target, in at least fp32."""
 
     def __init__(self, kind: str, dim: int) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class Target(nn.Module):
             self.register_buffer("mean_D", torch.zeros(dim))
             self.register_buffer("transform_DD", torch.eye(dim))
         self.least_samples = dim if kind == "phi_s" else 0
-        """Fewest samples, of pooled features images, whose covariance can have full rank; 0 where none is needed."""
+        """Fewest samples (images or patches) that can give a covariance of full rank; 0 if any number will do."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Transform the last axis of [..., D]."""
@@ -95,13 +96,15 @@ class Target(nn.Module):
             return F.linear(features - self.mean_D, self.transform_DD)
 
     def fix(self, mean_D: Tensor, covariance_DD: Tensor) -> None:
-        """Set the transform from the features' mean and covariance, of all ranks, in fp64. Features that are the same
-        for all images, as of an untrained teacher, get none, and lose their mean alone."""
+        """Set the transform from the features' fp64 mean and covariance over all ranks.
+
+        If the features are the same for all images (for example, an untrained teacher), only the mean is subtracted.
+        """
         if not (covariance_DD.diagonal() > 0).any():
             transform_DD = torch.eye(len(mean_D))
         elif self.kind == "standardize":
             variance_D = covariance_DD.diagonal()
-            # A channel that hardly varied would become noise of any size.
+            # Without a floor, a nearly constant channel would be scaled up to pure noise.
             transform_DD = torch.diag(variance_D.clamp_min(FLOOR * variance_D.mean()).rsqrt())
         else:
             transform_DD = phi_s(covariance_DD)
@@ -110,13 +113,13 @@ class Target(nn.Module):
 
 
 def adapter(student_dim: int, teacher_dim: int) -> nn.Sequential:
-    """Linear, LayerNorm, GELU, Linear, without biases, hidden width that of the teacher."""
+    """Build Linear, LayerNorm, GELU, Linear: linear layers without bias, hidden width equal to the teacher's."""
     first, last = (nn.Linear(dim, teacher_dim, bias=False) for dim in (student_dim, teacher_dim))
     return nn.Sequential(first, nn.LayerNorm(teacher_dim), nn.GELU(), last)
 
 
 def cosine_distance(student: Tensor, target: Tensor) -> Tensor:
-    """Compute 1 - cosine of the last axis of [..., D], mean over the others, in at least fp32."""
+    """Compute 1 - cosine along the last axis of [..., D], mean over the other axes, in at least fp32."""
     return (1 - F.cosine_similarity(at_least_fp32(student), at_least_fp32(target), dim=-1)).mean()
 
 
@@ -144,15 +147,16 @@ def _resized(tokens_BPD: Tensor, old: tuple[int, int], new: tuple[int, int]) -> 
 
 
 def phi_s(covariance_DD: Tensor) -> Tensor:
-    """The matrix W of PHI-S: of W (x - mean) every channel has variance 1, and W is a rotation times a scale, so that
-    distances keep their proportions.
+    """Compute the PHI-S matrix W: every channel of W (x - mean) has variance 1.
+
+    W is a rotation times a scale, so it preserves ratios of distances.
 
     Args:
-        covariance_DD: of the features, fp64.
+        covariance_DD: fp64 covariance of the features.
 
     Returns:
-        a H U^T: U the eigenvectors, H an orthogonal matrix whose entries are of equal size (Hadamard's) or nearly so,
-        1 / a^2 the mean of the eigenvalues.
+        a H U^T: U has the eigenvectors as columns, H is an orthogonal matrix with entries of (nearly) equal magnitude,
+        as in a Hadamard matrix, and 1 / a^2 is the mean eigenvalue.
 
     **Source**: arXiv 2410.01680; NVlabs/RADIO `phi_s.py`.
 
@@ -165,8 +169,11 @@ def phi_s(covariance_DD: Tensor) -> Tensor:
 
 
 def equal_variances(values_D: Tensor) -> Tensor:
-    """An orthogonal R with the diagonal of R diag(values) R^T constant: Hadamard's where the width is 2^k or 12 x 2^k,
-    else a product of rotations of two axes, each of which gives one axis the mean."""
+    """Return an orthogonal R such that R diag(values) R^T has a constant diagonal.
+
+    R is a scaled Hadamard matrix if the width is 2^k or 12 x 2^k. Otherwise it is a product of rotations of two axes;
+    each rotation sets one diagonal entry to the mean.
+    """
     dim, mean = len(values_D), values_D.mean()
     for order in (1, 12):
         doublings = dim // order
@@ -179,7 +186,7 @@ def equal_variances(values_D: Tensor) -> Tensor:
         low, high = int(offset_D.argmin()), int(offset_D.argmax())
         if offset_D[high] - offset_D[low] <= 1e-12 * mean.abs():  # both are 0 for constant features
             break
-        # The angle at which axis `low` gets the mean: a solution of a t^2 + 2 b t + c = 0 in its tangent.
+        # Rotate so that entry `low` becomes the mean: the tangent t of the angle solves a t^2 + 2 b t + c = 0.
         a, b, c = offset_D[high], current_DD[low, high], offset_D[low]
         tangent = (-b + (b * b - a * c).clamp_min(0).sqrt()) / a
         cosine = (1 + tangent * tangent).rsqrt()
@@ -192,8 +199,11 @@ def equal_variances(values_D: Tensor) -> Tensor:
 
 
 def hadamard(order: int, doublings: int) -> Tensor:
-    """A matrix of 1 and -1 with orthogonal rows, of size order x doublings: Paley's of order 12, or [1], doubled by
-    Sylvester until it has that size; `doublings` is a power of two."""
+    """Return a Hadamard matrix (entries 1 and -1, orthogonal rows) of size order x doublings.
+
+    It starts as [1] (order 1) or Paley's matrix (order 12). Sylvester's construction then doubles its size until it is
+    `doublings` times as large; `doublings` is a power of two.
+    """
     matrix = torch.ones(1, 1, dtype=torch.float64)
     if order == 12:
         squares = {i * i % 11 for i in range(1, 11)}

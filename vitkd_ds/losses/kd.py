@@ -1,4 +1,4 @@
-"""Hinton's knowledge distillation on logits."""
+"""Hinton's knowledge distillation on logits (KD)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,7 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits, standard
 
 
 class KD(LossPart):
-    """The term `kd`."""
+    """Loss term `kd`."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
         """See `kd_loss`."""
@@ -22,11 +22,11 @@ def kd_loss(
     """Compute T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images.
 
     Args:
-        student_logits_BK: student logits; they get the gradient.
+        student_logits_BK: student logits; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
-        temperature: T, which divides both logits; T^2 keeps the gradient's size when T changes.
-        standardize: give each image's logits mean 0 and standard deviation 1 first, in both models, so that the student
-            need not match the size of the teacher's logits.
+        temperature: T, the divisor of both models' logits; the factor T^2 keeps the gradient's scale independent of T.
+        standardize: standardise each image's logits to mean 0 and standard deviation 1 first, in both models, so that
+            the student need not match the scale of the teacher's logits.
 
     Returns:
         fp32 scalar, mean over images (a mean over images and classes would be K times weaker).
@@ -34,10 +34,10 @@ def kd_loss(
     Raises:
         ValueError: the shapes differ.
 
-    **Source**: arXiv 1503.02531, section 2; cls_KD `kd.py`. Standardised: arXiv 2403.01427 and its code.
+    **Source**: arXiv 1503.02531, section 2; cls_KD `kd.py`. `standardize`: arXiv 2403.01427 and its code.
 
-    **Differs**: cls_KD uses the cross-entropy form and its own weight, so its value is
-    alpha * (this + T^2 * entropy of the teacher), and its gradient alpha times ours; softmax and sum in at least fp32.
+    **Differs**: cls_KD uses the cross-entropy form and its own weight alpha. Its value is alpha * (this + T^2 * the
+    teacher's entropy), and its gradient is alpha times this one. Softmax and sum are in at least fp32.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     student_BK, teacher_BK = at_least_fp32(student_logits_BK), at_least_fp32(teacher_logits_BK.detach())

@@ -1,4 +1,4 @@
-"""Normalised knowledge distillation, which distils the target class and the other classes separately."""
+"""Normalised knowledge distillation (NKD): separate terms for the target and the other classes."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 class NKD(LossPart):
-    """The term `nkd`."""
+    """Loss term `nkd`."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
         """See `nkd_loss`."""
@@ -27,19 +27,19 @@ def nkd_loss(
 ) -> Tensor:
     """Compute - T_t log S_t - gamma tau^2 sum_{i != t} That_i log Shat_i, mean over images.
 
-    S and T are the softmaxes of student and teacher without temperature, t is the target class. Shat and That are
-    softmaxes over the other K - 1 logits divided by tau: the target's logit is taken out, not set to zero.
+    S and T are the softmaxes of student and teacher without temperature; t is the target class. Shat and That are
+    softmaxes over the other K - 1 logits divided by tau: the target's logit is removed, not set to zero.
 
     Args:
-        student_logits_BK: student logits; they get the gradient.
+        student_logits_BK: student logits; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
-        targets: class indices [B] (integer), or soft labels [B, K], whose largest entry is the target: under Mixup or
-            CutMix the second class counts as a non-target.
-        temperature: tau, which divides the logits of the second term alone.
+        targets: integer class indices [B], or soft labels [B, K] with the target as largest entry. Under Mixup or
+            CutMix, the second class counts as a non-target.
+        temperature: tau; it divides only the second term's logits.
         gamma: weight of the second term.
 
     Returns:
-        fp32 scalar, mean over images; to be added to the full cross-entropy.
+        fp32 scalar, mean over images, to add to the full cross-entropy.
 
     Raises:
         ValueError: the logits' shapes differ, or `targets` has neither of the two forms.
@@ -63,9 +63,9 @@ def nkd_loss(
 
 
 def other_logits(logits_BK: Tensor, target_B1: Tensor) -> Tensor:
-    """The K - 1 logits of each image that are not its target's, in their order."""
+    """Return the K - 1 non-target logits of each image, in order."""
     others = torch.arange(logits_BK.shape[1] - 1, device=logits_BK.device)[None]
-    others = others + (others >= target_B1)  # indices that skip the target, without waiting for the device
+    others = others + (others >= target_B1)  # unlike a boolean mask, this does not synchronise with the device
     return logits_BK.gather(1, others)
 
 
@@ -75,6 +75,6 @@ def _target_indices(targets: Tensor, logits_BK: Tensor) -> Tensor:
     if targets.ndim == 1 and len(targets) == len(logits_BK) and not targets.is_floating_point():
         return targets.long()
     raise ValueError(
-        f"targets must be integer class indices [{len(logits_BK)}] or soft labels {tuple(logits_BK.shape)}, found "
-        f"{targets.dtype} of shape {tuple(targets.shape)}: pass one of the two"
+        f"targets must be integer class indices [{len(logits_BK)}] or soft labels {tuple(logits_BK.shape)}, got "
+        f"{targets.dtype} of shape {tuple(targets.shape)}"
     )

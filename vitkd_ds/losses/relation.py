@@ -1,4 +1,4 @@
-"""Relations instead of values: how a token resembles those of its image, and an image those of a queue."""
+"""Relation losses: similarities of a token to its image's tokens, and of an image to a queue."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from vitkd_ds.losses.precision import at_least_fp32
 
 
 class Relation(LossPart):
-    """The term `relation`: `relation_local` of the final patch tokens, and `relation_global` of the pooled features.
+    """Loss term `relation`: `relation_local` for final patch tokens and `relation_global` for pooled features.
 
-    The queue holds the teacher's pooled features of the last images of all ranks, those of this micro-batch among them,
-    the same on every rank, so that a checkpoint has one. So an image is compared with itself too, as in the source: of
-    a sharp teacher that one entry is nearly all. Until the queue is full, only what has come counts. The student's
-    features are mapped to the teacher's width by a linear layer each.
+    Two linear layers map the student's patch tokens and its pooled features to the teacher's width. The queue holds the
+    teacher's pooled features of the latest images over all ranks, including this micro-batch. It is equal on all ranks,
+    so a checkpoint stores one copy. Each image is also compared with itself, as in the source; for a teacher with sharp
+    similarities, that entry dominates. Until the queue is full, only its filled rows count.
 
     **Source**: lightly-train's distillation v3, `distillationv3.py`.
 
-    **Differs**: one queue for all ranks, where the source has one per GPU; rows of the queue that are still empty do
-    not count, where the source compares with their zeros; models must have one patch grid, where the source resizes the
-    student's projected tokens to the teacher's; the layers' biases start at 0.
+    **Differs**: one queue for all ranks, where the source has one per GPU; empty rows of the queue are ignored, where
+    the source compares with zeros; both models need the same patch grid, where the source resizes the student's
+    projected tokens to the teacher's grid; the layers' biases start at 0.
     """
 
-    _keep_in_fp32_modules_strict = ["queue_QD"]  # read by DeepSpeed, which rounds other buffers to bf16
+    _keep_in_fp32_modules_strict = ["queue_QD"]  # DeepSpeed rounds all other buffers to bf16
 
     def __init__(self, term: Any, pair: PairInfo, *others: Any) -> None:
         super().__init__(term, pair, *others)
@@ -49,7 +49,7 @@ class Relation(LossPart):
         return {"relation_local": local, "relation_global": image}
 
     def _remember(self, teacher_BD: Tensor) -> None:
-        """Put features of all ranks into the queue in place of its oldest."""
+        """Replace the oldest rows of the queue with these features, gathered over all ranks."""
         size = len(self.queue_QD)
         newest_BD = F.normalize(at_least_fp32(teacher_BD[-size:]), dim=1)
         places_B = (self.num_seen + torch.arange(len(newest_BD), device=newest_BD.device)) % size
@@ -58,13 +58,14 @@ class Relation(LossPart):
 
 
 def local_relation_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """Compute KL(r_T || r_S), mean over tokens and images: r is the softmax of a token's cosines with all tokens of its
-    image, itself included, divided by the temperature.
+    """Compute KL(r_T || r_S), mean over tokens and images.
+
+    r is the softmax of cosine similarities / temperature between a token and all tokens of its image, itself included.
 
     Args:
-        student_BPD: patch tokens of any width; they get the gradient.
-        teacher_BPD: the teacher's, of any width; they are detached.
-        temperature: divisor of the cosines.
+        student_BPD: student's patch tokens, of any width; they receive gradients.
+        teacher_BPD: teacher's patch tokens, of any width; they are detached.
+        temperature: divisor of the cosine similarities.
 
     Returns:
         fp32 scalar.
@@ -90,15 +91,16 @@ def global_relation_loss(
     *,
     temperature: float = 0.07,
 ) -> Tensor:
-    """Compute KL(r_T || r_S), mean over images: r is the softmax of an image's cosines with the images of a queue,
-    divided by the temperature.
+    """Compute KL(r_T || r_S), mean over images.
+
+    r is the softmax of cosine similarities / temperature between an image and the queued images.
 
     Args:
-        student_BD: pooled features; they get the gradient.
-        teacher_BD: the teacher's; they are detached.
-        queue_QD: the teacher's normalised features of the images of a queue.
-        is_filled_Q: which rows of the queue count; None is all.
-        temperature: divisor of the cosines.
+        student_BD: student's pooled features, mapped to the teacher's width; they receive gradients.
+        teacher_BD: teacher's pooled features; they are detached.
+        queue_QD: teacher's L2-normalised pooled features of the queued images.
+        is_filled_Q: mask of the queue rows that count; None for all.
+        temperature: divisor of the cosine similarities.
 
     Returns:
         fp32 scalar.
@@ -113,6 +115,6 @@ def global_relation_loss(
             cosines_BQ = F.normalize(at_least_fp32(features_BD), dim=1) @ at_least_fp32(queue_QD).T
         cosines_BQ = cosines_BQ / temperature
         if is_filled_Q is not None:
-            cosines_BQ = cosines_BQ.masked_fill(~is_filled_Q, -1e4)  # exp of it is 0, and 0 x log 0 no nan
+            cosines_BQ = cosines_BQ.masked_fill(~is_filled_Q, -1e4)  # finite: with -inf, 0 x log 0 is nan
         rows.append(F.log_softmax(cosines_BQ, dim=1))
     return F.kl_div(*rows, reduction="batchmean", log_target=True)

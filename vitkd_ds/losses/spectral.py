@@ -1,4 +1,4 @@
-"""SpectralKD: match the two-dimensional spectra of token maps after chosen blocks; no parameters."""
+"""SpectralKD: match 2-D spectra of token maps after chosen blocks; no parameters."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from vitkd_ds.losses.precision import at_least_fp32
 
 
 class Spectral(LossPart):
-    """The term `spectral`."""
+    """Loss term `spectral`."""
 
     def __init__(self, term: Any, pair: PairInfo, *others: Any) -> None:
         super().__init__(term, pair, *others)
         check_same_grid(pair, "spectral")
         if pair.teacher_dim < pair.student_dim:
             raise ValueError(
-                f"losses.spectral needs a teacher no narrower than the student, found widths {pair.teacher_dim} and "
-                f"{pair.student_dim}: take a wider one, or set --losses.spectral.weight=0"
+                f"losses.spectral needs a teacher at least as wide as the student, got widths {pair.teacher_dim} and "
+                f"{pair.student_dim}. Use a wider teacher, or set --losses.spectral.weight=0."
             )
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
@@ -31,13 +31,15 @@ class Spectral(LossPart):
 
 
 def spectral_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, grid: tuple[int, int]) -> Tensor:
-    """Compute the squared difference of two token maps' real Fourier transforms over rows and columns, mean over real
-    and imaginary parts, frequencies, channels and images.
+    """Compute the mean squared difference between the real 2-D Fourier transforms of two token maps.
+
+    The mean is over real and imaginary parts, frequencies, channels and images.
 
     Args:
-        student_BPD: patch tokens [B, P, Ds] after a block; they get the gradient.
-        teacher_BPD: the teacher's [B, P, Dt], detached; wider ones are averaged over neighbouring channels to Ds.
-        grid: rows and columns of the tokens.
+        student_BPD: student patch tokens [B, P, Ds] after a block; they receive gradients.
+        teacher_BPD: teacher patch tokens [B, P, Dt]; they are detached. If Dt > Ds, neighbouring channels are averaged
+            down to Ds.
+        grid: rows and columns of the token grid.
 
     Returns:
         fp32 scalar.
@@ -47,14 +49,14 @@ def spectral_loss(student_BPD: Tensor, teacher_BPD: Tensor, *, grid: tuple[int, 
 
     **Source**: SpectralKD (arXiv 2412.19055); its code, `losses.py`.
 
-    **Differs**: at least fp32. The source's blocks are 0, 1 and 6 to 11 of DeiT and 0, 1 and 18 to 23 of CaiT-S24; the
-    term's are the first two unless others are named.
+    **Differs**: at least fp32. The source uses blocks 0, 1 and 6 to 11 of DeiT, and 0, 1 and 18 to 23 of CaiT-S24; the
+    default here is the first two blocks.
     """
     (B, P, D), width = student_BPD.shape, teacher_BPD.shape[2]
     if P != grid[0] * grid[1] or teacher_BPD.shape[:2] != (B, P) or width < D:
         raise ValueError(
-            f"tokens must fill a grid of {grid[0]} x {grid[1]} in both models, and the teacher's be no narrower, found "
-            f"{tuple(student_BPD.shape)} and {tuple(teacher_BPD.shape)}"
+            f"tokens must fill a {grid[0]} x {grid[1]} grid in both models, and the teacher must be at least as wide "
+            f"as the student, got {tuple(student_BPD.shape)} (student) and {tuple(teacher_BPD.shape)} (teacher)"
         )
     spectra = []
     for tokens_BPD in (student_BPD, teacher_BPD.detach()):

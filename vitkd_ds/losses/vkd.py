@@ -1,4 +1,4 @@
-"""VkD: one pooled vector of an image, through a projector that stays orthogonal."""
+"""VkD: match one pooled vector per image through an orthogonal projector."""
 
 from typing import Any
 
@@ -11,29 +11,29 @@ from vitkd_ds.losses.precision import at_least_fp32
 
 
 class OrthogonalProjector(nn.Module):
-    """A linear map Ds -> Dt without bias that keeps lengths and angles (Dt >= Ds), or projects onto Ds axes that are
-    orthogonal (Dt < Ds).
+    """Linear map Ds -> Dt without bias and with orthogonal weight.
 
-    The weight is the first columns of a product of Householder reflections, whose vectors are the columns of the
-    parameter's lower triangle. Any value of the parameter gives an orthogonal weight, whatever AdamW, rounding to bf16
-    and partitioning do to it.
+    It preserves lengths and angles if Dt >= Ds, and projects onto Dt orthogonal axes if Dt < Ds. The weight consists of
+    the first columns of a product of Householder reflections, and the reflection vectors are the columns of the
+    parameter's lower triangle. Every value of the parameter gives an orthogonal weight, so AdamW, rounding to bf16 and
+    partitioning cannot break orthogonality.
 
-    **Source**: as torch's `nn.utils.parametrizations.orthogonal` with its map "householder".
+    **Source**: torch's `nn.utils.parametrizations.orthogonal` with `orthogonal_map="householder"`.
 
-    **Differs**: the product in its compact form I - V T V', as torch's own takes thousands of calls backwards; at least
-    fp32 whatever the parameter's dtype; also where Ds = Dt; no base beside the parameter, so weight decay pulls towards
-    a fixed projection and not towards the random start.
+    **Differs**: the product has the compact form I - V T V', because torch's makes thousands of calls in backward; at
+    least fp32 for any parameter dtype; also for Ds = Dt; no base matrix, so weight decay pulls towards a fixed
+    projection instead of the random start.
     """
 
     def __init__(self, student_dim: int, teacher_dim: int) -> None:
         super().__init__()
         self.is_wide = teacher_dim < student_dim
         tall = torch.empty(max(student_dim, teacher_dim), min(student_dim, teacher_dim))
-        # torch has no geqrf on meta, where only the shape counts.
+        # torch has no geqrf on the meta device, where only the shape matters.
         self.reflections = nn.Parameter(tall if tall.is_meta else torch.geqrf(nn.init.normal_(tall))[0])
 
     def weight(self) -> Tensor:
-        """The weight [Dt, Ds], at least fp32; to be called outside autocast."""
+        """Return the weight [Dt, Ds], at least fp32. Call it outside autocast."""
         k = self.reflections.shape[1]
         vectors = torch.tril(at_least_fp32(self.reflections), diagonal=-1)
         vectors = vectors + torch.eye(*vectors.shape, dtype=vectors.dtype, device=vectors.device)
@@ -50,7 +50,7 @@ class OrthogonalProjector(nn.Module):
 
 
 class VkD(LossPart):
-    """The term `vkd`: the mean of the student's final patch tokens against the mean of the teacher's tokens or map."""
+    """Loss term `vkd`: the student's mean final patch token against the teacher's mean token or map position."""
 
     def __init__(self, term: Any, pair: PairInfo, *others: Any) -> None:
         super().__init__(term, pair, *others)
@@ -63,11 +63,11 @@ class VkD(LossPart):
 
 
 def vkd_loss(projected_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Compute the smooth L1 distance of a projected vector to the LayerNormed one of the teacher, mean over elements.
+    """Compute the smooth L1 distance from the projected to the LayerNormed teacher vector, mean over elements.
 
     Args:
-        projected_BD: the student's pooled tokens, projected to the teacher's width [B, Dt]; they get the gradient.
-        teacher_BD: the teacher's pooled tokens or map [B, Dt]; they are detached.
+        projected_BD: student's pooled tokens [B, Dt], projected to the teacher's width; they receive gradients.
+        teacher_BD: teacher's pooled tokens or map [B, Dt]; they are detached.
 
     Returns:
         fp32 scalar.
@@ -75,7 +75,7 @@ def vkd_loss(projected_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     **Source**: Miles, Elezi and Deng, "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024;
     its code, `engine.py`.
 
-    **Differs**: in nothing but the precision, which is at least fp32. The code also pools patch tokens only.
+    **Differs**: only in precision, at least fp32. The source also pools patch tokens only.
     """
     target_BD = at_least_fp32(teacher_BD.detach())
     return F.smooth_l1_loss(at_least_fp32(projected_BD), F.layer_norm(target_BD, target_BD.shape[1:]))

@@ -1,4 +1,4 @@
-"""Transformed teacher matching: the temperature on the teacher's side alone, as a power of its probabilities."""
+"""Transformed teacher matching (TTM, WTTM): a power of the teacher's probabilities as its temperature."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from vitkd_ds.losses.precision import at_least_fp32, check_same_logits
 
 
 class WTTM(LossPart):
-    """The term `wttm`."""
+    """Loss term `wttm`."""
 
     def forward(self, student: Features, teacher: Features | None, targets_BK: Tensor) -> dict[str, Tensor]:
         """See `wttm_loss`."""
@@ -18,18 +18,19 @@ class WTTM(LossPart):
 
 
 def wttm_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, gamma: float, weighted: bool = True) -> Tensor:
-    """Compute U KL(q || softmax(student)), mean over images: q_k = p_k^gamma / U, U = sum_k p_k^gamma, where p is the
-    teacher's softmax.
+    """Compute U KL(q || softmax(student)), mean over images.
+
+    q_k = p_k^gamma / U, U = sum_k p_k^gamma, and p is the teacher's softmax.
 
     Args:
-        student_logits_BK: student logits; they get the gradient, and have no temperature.
+        student_logits_BK: student logits, used without a temperature; they receive gradients.
         teacher_logits_BK: teacher logits; they are detached.
         gamma: power of the teacher's probabilities, 1 / temperature; below 1 is softer, above 1 sharper.
-        weighted: weigh each image by U; without it this is TTM. With gamma below 1, U is at least 1 and larger where
-            the teacher is less sure. Above 1 it is the reverse: U is at most 1 and larger where the teacher is surer.
+        weighted: weight each image by U (WTTM); if False, compute TTM. With gamma < 1, U is at least 1 and increases
+            with the teacher's uncertainty. With gamma > 1, U is at most 1 and increases with its confidence.
 
     Returns:
-        fp32 scalar, mean over images; to be added to the cross-entropy.
+        fp32 scalar, mean over images, to add to the cross-entropy.
 
     Raises:
         ValueError: the shapes differ.
@@ -37,7 +38,7 @@ def wttm_loss(student_logits_BK: Tensor, teacher_logits_BK: Tensor, *, gamma: fl
     **Source**: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024; its code,
     `wttm.py` and `ttm.py`.
 
-    **Differs**: powers and U are computed of log-probabilities, so that extreme logits stay finite; at least fp32.
+    **Differs**: powers and U are computed from log-probabilities, so that extreme logits stay finite; at least fp32.
     """
     check_same_logits(student_logits_BK, teacher_logits_BK)
     scaled_BK = gamma * F.log_softmax(at_least_fp32(teacher_logits_BK.detach()), dim=1)

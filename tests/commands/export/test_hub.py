@@ -106,7 +106,7 @@ def test_half_halves_the_weights_and_the_folder_is_not_overwritten(tmp_path):
         for path in (tmp_path / "student" / "student.safetensors", tmp_path / "out" / "model.safetensors")
     )
     assert all(torch.equal(halves[name], weight.half()) for name, weight in whole.items())
-    with pytest.raises(ValueError, match="out must not exist yet, so that nothing is overwritten: give another folder"):
+    with pytest.raises(ValueError, match="out already exists and is not overwritten. Pass another folder"):
         export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf")
 
 
@@ -166,7 +166,7 @@ def test_a_student_that_does_not_reach_the_hub_is_kept_and_the_message_says_how_
         ({"format": "onxx"}, "--format onxx is unknown: did you mean onnx"),
         ({"val": "demo"}, "--val belongs to --format onnx and torch_export, found --format timm: leave it out"),
         ({"format": "onnx", "push": "me/x"}, "--push needs --format hf, found --format onnx: change it, or leave"),
-        ({"format": "hf", "which": "first"}, "--which must be last or best, found first"),
+        ({"format": "hf", "which": "first"}, "--which must be last or best, got first"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, options, message):

@@ -1,1 +1,1 @@
-"""One optimizer, one file: `--optim.name` is the name of the file."""
+"""Optimizers, one per file; `--optim.name` is the file's name. Start with `base.py`, the interface."""

@@ -1,4 +1,4 @@
-"""torch's AdamW: two fp32 moments per weight, and weights that ZeRO may cut anywhere."""
+"""torch's AdamW: two fp32 moments per weight; ZeRO may split weights anywhere."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from vitkd_ds.models.distiller import Distiller
 
 
 class Choice(Optimizer, torch.optim.AdamW):
-    """torch.optim.AdamW; reads optim.betas, eps and weight_decay."""
+    """torch.optim.AdamW with optim.lr, betas, eps and weight_decay."""
 
     def __init__(self, groups: list[dict[str, Any]], optim: OptimConfig, *, is_fused: bool) -> None:
         super().__init__(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=is_fused)
@@ -19,7 +19,7 @@ class Choice(Optimizer, torch.optim.AdamW):
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
-        """Return the weights with decay and those without, each with the moments of AdamW."""
+        """Return two groups, with and without weight decay."""
         decayed, undecayed = distiller.split_by_decay()
         return [
             Group("with_weight_decay", decayed, weight_decay=optim.weight_decay, num_states=2),

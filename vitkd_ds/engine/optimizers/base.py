@@ -1,8 +1,8 @@
-"""Interface of an optimizer; the moving average and the skipped updates that all of them share.
+"""Interface of an optimizer, with the moving average and update skipping that all optimizers share.
 
-DeepSpeed hands the optimizer this rank's partition of the fp32 master weights, one tensor for each group. An average
-that is optimizer state is therefore fp32, sharded by ZeRO, and part of the checkpoint at no extra code. A bf16 average
-could not hold it: a step of 4e-5 of the difference is below its resolution.
+DeepSpeed passes the optimizer this rank's partition of the fp32 master weights, one tensor per group. The average is
+optimizer state, so it is fp32, sharded by ZeRO and saved in checkpoints without extra code. bf16 would be too coarse: a
+step of 4e-5 of the difference is below its resolution.
 """
 
 from importlib import import_module
@@ -17,10 +17,10 @@ from vitkd_ds.models.distiller import Distiller
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base class of every `Choice`. It stands before one of torch's optimizers and extends the `step` of that.
+    """Base class of every `Choice`: a mixin that extends `step` of the torch optimizer listed after it.
 
-    The average `ema` = decay * ema + (1 - decay) * parameter follows each update, from the parameters before the first
-    one. A decay of 0 keeps none.
+    After each update, ema = decay * ema + (1 - decay) * parameter. The average starts from the parameters before the
+    first update. A decay of 0 disables it.
 
     Attributes:
         leave_out: fp32 scalar on the device, set before `step`; 1 skips the update of weights, state and average.
@@ -31,17 +31,17 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether an update reads `found_inf` on the device, as torch's fused kernels do, so that nothing waits."""
+        """Whether `step` never waits for the device: torch's fused kernels read `found_inf` there."""
         return self.param_groups[0]["fused"]
 
     @staticmethod
     def groups(distiller: Distiller, optim: OptimConfig) -> list[Group]:
-        """Return the groups of trainable parameters: their order, decay and state, and which weights stay whole."""
+        """Return the groups of trainable parameters, in the order of the optimizer's parameter groups."""
         raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Make one update, then one of the average."""
+        """Update the weights, then the average, unless `leave_out` is 1."""
         part: Tensor | float = 1 - self.ema_decay
         if self.leave_out is not None and self.is_asynchronous:
             self.found_inf = self.leave_out
@@ -59,12 +59,12 @@ class Optimizer(torch.optim.Optimizer):
 
 
 def optimizer_class(name: str) -> Any:
-    """Return the class of `--optim.name`. Its arguments are torch's parameter groups, `OptimConfig` and `is_fused`."""
+    """Return the class of `--optim.name`, to be called with parameter groups, `OptimConfig` and `is_fused`."""
     return import_module(f"vitkd_ds.engine.optimizers.{name}").Choice
 
 
 def state_bytes(distiller: Distiller, optim: OptimConfig) -> int:
-    """Return the bytes of optimizer state and moving average over all ranks, besides the fp32 weights."""
+    """Return the bytes of optimizer state and moving average over all ranks, without the fp32 weights."""
     groups = optimizer_class(optim.name).groups(distiller, optim)
     averages = int(optim.ema_decay > 0)
     return sum(4 * (group.num_states + averages) * p.numel() for group in groups for p in group.params)
