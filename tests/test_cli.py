@@ -222,7 +222,7 @@ def test_a_run_is_reproduced_bit_for_bit_from_its_folder(tmp_path, demo_cache):
     printed = run_command(*train, *options, "--print_config").stdout
     run_command(*train, *options)
     assert json.loads(printed) == json.loads((first / "config.json").read_text())["run"]
-    assert "finished and left alone" in run_command(*train, "--recipe", first).stderr
+    assert "is already finished" in run_command(*train, "--recipe", first).stderr
     run_command(*train, "--recipe", first / "config.json", "--workdir", again)
     assert numerics_of(again) == numerics_of(first) and len(numerics_of(first)) > 1
     assert (again / "student.safetensors").read_bytes() == (first / "student.safetensors").read_bytes()

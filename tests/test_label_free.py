@@ -139,11 +139,11 @@ def test_k_nn_has_both_splits_and_no_classes_beside_it(flags, message):
 
 
 @pytest.mark.parametrize("train, val, message", [
-    ("unlabelled", "labelled", "data.knn_train must have labels of two or more classes.* found 60 images of 0 classes"),
-    ("labelled", "unlabelled", "data.knn_val must have .* those of data.knn_train.* found 60 images of 0 classes"),
-    ("few", "few", "data.knn_train must have labels .* and 20 images or more, found 10 images of 2 classes"),
-    ("labelled", "few", "data.knn_val must have .* those of data.knn_train.* found 10 images of 2 classes"),
-    ("labelled", "gone", "data.knn_val must be a .beton or demo, found no file gone: pack the images first"),
+    ("unlabelled", "labelled", "data.knn_train needs at least 20 images, .* two or more classes.* has 60 images of 0 classes"),
+    ("labelled", "unlabelled", "data.knn_val needs .*those of data.knn_train.* has 60 images of 0 classes"),
+    ("few", "few", "data.knn_train needs at least 20 images, labelled .* has 10 images of 2 classes"),
+    ("labelled", "few", "data.knn_val needs .*those of data.knn_train.* has 10 images of 2 classes"),
+    ("labelled", "gone", "data.knn_val: no file gone. Pack the images first"),
 ])  # fmt: skip
 def test_k_nn_is_asked_of_enough_images_with_labels(unlabelled, labelled, few, demo_cache, train, val, message):
     paths = {"labelled": labelled, "unlabelled": unlabelled, "few": few, "gone": "gone"}

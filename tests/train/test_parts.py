@@ -116,7 +116,7 @@ def test_the_student_keeps_its_classifier_only_for_the_classes_of_the_data(tmp_p
 
 def test_a_run_that_ends_within_its_warm_up_is_refused(small_beton):
     run = replace(run_of(small_beton, small_beton, 10), debug=False, max_steps=0, epochs=1)
-    with pytest.raises(ValueError, match="the warm-up must be shorter than the run, .*found (\\d+) of \\1 steps"):
+    with pytest.raises(ValueError, match="the warm-up must be shorter than the run, .*got (\\d+) of \\1 steps"):
         parts.build_parts(run, torch.device("cpu"))
 
 
@@ -234,7 +234,7 @@ def test_a_teacher_that_has_other_classes_on_one_rank_is_refused_on_all(demo_cac
 def test_a_teacher_that_one_rank_alone_has_whole_is_refused_on_all():
     def on_rank(rank):
         teacher = SimpleNamespace(weight_stream=None) if rank == 0 else SimpleNamespace()
-        with pytest.raises(ValueError, match="must be the same on all nodes, .* on ranks 1, 2: fetch it"):
+        with pytest.raises(ValueError, match="differs between nodes: ranks 1, 2 cannot stream it"):
             parts.check_is_read_alike(teacher, "teacher")
 
     on_ranks(3, on_rank)

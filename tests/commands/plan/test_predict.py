@@ -164,7 +164,7 @@ def test_fields_of_the_run_can_be_set(capsys):
     [
         ({"hardware": "h10"}, "--hardware must be one of h100, h200, a100, rtx4090, found 'h10'"),
         ({"nodes": "0"}, "--nodes and --gpus must be positive"),
-        ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, found 1024 and 24"),
+        ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, got 1024 and 24"),
         ({"recipe": "demo_plain"}, "plan needs a teacher, found none in recipe demo_plain"),
         ({"node": "3"}, "--node is no option"),
         ({"gpus": "many"}, "--gpus must be a whole number"),
