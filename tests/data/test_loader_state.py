@@ -73,14 +73,14 @@ def test_an_older_iterator_does_not_move_the_state_of_a_newer_one_or_of_a_loaded
     next(older)
     newer = iter(loader)
     expected = [images for images, _ in loader.epoch(0)]
-    with pytest.raises(ValueError, match="moves on with its newest iterator alone"):
+    with pytest.raises(ValueError, match="is outdated, because a newer one was started"):
         next(older)
     assert same([next(newer)[0]], expected[1:2]) and loader.state_dict()["images"] == 4
     loader.load_state_dict(loader.state_dict() | {"images": 10})
-    with pytest.raises(ValueError, match="another was begun or a state was loaded"):
+    with pytest.raises(ValueError, match="a newer one was started or a state was loaded"):
         next(newer)
     assert same([images for images, _ in loader], expected[5:])
-    with pytest.raises(ValueError, match="moves on with its newest"):
+    with pytest.raises(ValueError, match="is outdated, because a newer one was started"):
         list(zip(loader, loader))
 
 
@@ -104,9 +104,9 @@ def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path):
         (loader, state | {"images": -4}, "found image -4 of epoch 0"),
         (loader, state | {"images": 49}, "an epoch of 48 images, found image 49"),
         (loader, state | {"epoch": -1}, "epoch -1"),
-        (loader, state | {"epoch": "1"}, "epoch must be a whole number, found '1'"),
-        (loader, state | {"images": 2.0}, "images must be a whole number, found 2.0"),
-        (loader, state | {"images": None}, "images must be a whole number, found None"),
+        (loader, state | {"epoch": "1"}, "epoch must be an integer, got '1'"),
+        (loader, state | {"images": 2.0}, "images must be an integer, got 2.0"),
+        (loader, state | {"images": None}, "images must be an integer, got None"),
         (loader, {"epoch": 0}, "must come from its state_dict"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -51,7 +51,7 @@ def test_a_file_that_cannot_be_decoded_is_named_or_skipped_also_where_pillow_sho
     assert [status.tolist() for _, status in loader._images.decoded(loader._val_samples()[0])][-1] == [0, 0, 1]
     (src / "b" / "zz.jpg").unlink()
     (src / "a" / "002.png").write_bytes(b"no image")
-    found = r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is no image"
+    found = r"image 1 \(class 'a'\) cannot be decoded: .*002.png: ValueError: it is not an image"
     with pytest.raises(ValueError, match=found):
         epoch_of(another(config(src, backend="torchvision")))
     loader = another(config(src, backend="torchvision", on_bad="skip"))

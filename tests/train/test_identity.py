@@ -104,7 +104,7 @@ def test_nodes_with_other_images_are_refused_before_the_first_step(tmp_path, dem
     command = ["--recipe=demo_plain", "--debug", "--data.train=x.beton", "--data.val=x.beton"]
     sizes = [f"--workdir={tmp_path}/run", "--global_batch_size=2", "--micro_batch_size_per_gpu=1"]
     for said in finish_ranks(start_ranks(2, "-c", code, *command, *sizes, cwd=tmp_path), codes=[2, 2]):
-        assert "found other ones on rank 1 than on rank 0 for data.train, data.val. Copy" in said, said
+        assert "the files of data.train, data.val differ between rank 1 and rank 0. Copy" in said, said
     assert not (tmp_path / "run").exists()
 
 

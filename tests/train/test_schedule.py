@@ -120,7 +120,7 @@ def test_ranks_share_a_global_batch_in_the_largest_micro_batches_that_fit(global
 
 
 def test_ranks_that_cannot_share_a_global_batch_are_told_which_can():
-    with pytest.raises(ValueError, match="found 12 and 5 ranks: use 1, 2, 3, 4, 6, 12 ranks, or change --global_batch"):
+    with pytest.raises(ValueError, match="got 12 and 5 ranks. Use 1, 2, 3, 4, 6, 12 ranks, or change --global_batch"):
         split_batch(12, world_size=5, limit=4)
 
 

@@ -160,7 +160,7 @@ def val_share(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarra
     """
     check_rank(rank, world_size)
     if num_images < 1:
-        raise ValueError(f"validation must have at least one image, found {num_images}: give another data.val")
+        raise ValueError(f"validation needs at least one image, got {num_images}. Set another data.val.")
     indices = rank + world_size * np.arange(-(-num_images // world_size), dtype=np.int64)
     is_real = indices < num_images
     return np.where(is_real, indices, 0), is_real

@@ -42,7 +42,7 @@ def test_what_only_a_packed_file_can_be_read_of_is_told_so_with_the_command(phot
     monkeypatch.chdir(photos)
     (photos / "tars").mkdir()
     (photos / "tars" / "0.tar").touch()
-    match = rf"data.train must be a .beton, or a folder .* found '{name}': pack it first \(vitkd-ds pack {name} FILE.b"
+    match = rf"data.train must be a .beton or a folder .* got '{name}'. Pack it first \(vitkd-ds pack {name} FILE.b"
     refused(name, match=match)
     for flags in ({}, {"data.num_classes": "3"}):
         with pytest.raises(ValueError, match=match):

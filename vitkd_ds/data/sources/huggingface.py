@@ -104,7 +104,7 @@ def _parquet(datasets: Any, src: Path, split: str) -> Any:
     chosen = files[_choose(src, sorted(files), split)]
     _check_parts(src, [Path(file).name for file in chosen])
     try:
-        return datasets.load_dataset("parquet", data_files=chosen, split="train")  # the library's name for a single split
+        return datasets.load_dataset("parquet", data_files=chosen, split="train")  # its name for a single split
     except Exception as error:  # the library and Arrow raise many error types
         raise ValueError(
             f"{chosen[0]!r} and {len(chosen) - 1} more files cannot be read as parquet files: "
