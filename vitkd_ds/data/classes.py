@@ -77,7 +77,5 @@ def _count_classes(data: DataConfig) -> int:
             return len(class_names(path))
         path = packed_path(path)
     elif path.suffix != SUFFIX and path.exists():
-        raise ValueError(
-            f"{str(path)!r} does not list its classes. Pass --data.num_classes."
-        )
+        raise ValueError(f"{str(path)!r} does not list its classes. Pass --data.num_classes.")
     return len(check_beton(path).classes)

@@ -80,9 +80,7 @@ def list_unlabelled(src: Path) -> Source:
     others, hidden = [], []
     paths = _images(src, {}, others, hidden) if src.is_dir() else []
     if not paths:
-        raise ValueError(
-            f"no images ({' '.join(EXTENSIONS)}) at any depth in {str(src)!r}. Check the path."
-        )
+        raise ValueError(f"no images ({' '.join(EXTENSIONS)}) at any depth in {str(src)!r}. Check the path.")
     _warn_of_others(others, hidden)
     return Source("images without labels", (), np.zeros(len(paths), np.int64), paths, _sizes(paths), _reader(paths))
 
