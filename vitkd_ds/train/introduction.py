@@ -38,8 +38,8 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
     peak = peak_lr(run)
     steps = schedule.total_steps
     logger.info(
-        f"learning rate: {run.optim.lr:g} for {run.optim.lr_batch_size} images is {peak:g} for "
-        f"{run.global_batch_size}, reached after {schedule.warmup_steps} of {steps} steps and "
+        f"peak learning rate: {peak:g} for {run.global_batch_size} images ({run.optim.lr:g} for "
+        f"{run.optim.lr_batch_size}), reached after {schedule.warmup_steps} of {steps} steps, then "
         f"{'falling' if run.optim.min_lr <= peak else 'rising'} to {run.optim.min_lr:g}"
     )
     asked = round(asked_warmup(run, steps, schedule.steps_per_epoch))

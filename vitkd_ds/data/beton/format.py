@@ -114,7 +114,7 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
     header = np.frombuffer(head, HEADER_DTYPE, count=1)[0]
     if header["version"] != FFCV_FORMAT:
         must, found = f"be an FFCV .beton (format {FFCV_FORMAT})", f"its first bytes say {header['version']}"
-        raise refuse(path, must, found, "give a file that was packed by this package")
+        raise refuse(path, must, found, "pass a file packed by this package")
     num_fields = min(int(header["num_fields"]), len(FIELDS))
     if len(head) < HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize:
         raise refuse(path, "be whole", f"ends inside its header, at {size} bytes", COPY_AGAIN)
@@ -124,7 +124,7 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
     if header["num_fields"] != len(FIELDS) or found != FIELDS:
         raise refuse(path, f"have the fields (name, FFCV type) {FIELDS}", f"has {header['num_fields']}: {found}, ...")
     if header["num_samples"] == 0:
-        raise refuse(path, "hold images", "is empty")
+        raise refuse(path, "contain images", "is empty")
     start = int(header["alloc_table_ptr"])
     num_images = int(header["num_samples"])
     end = start + num_images * ALLOCATION_DTYPE.itemsize
@@ -191,7 +191,7 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
     crc32s = values["crc32s"]
     if not (len(lengths) == len(crc32s) == info.num_images and (lengths == images["size"]).all()):
         must = f"give the length and CRC32 of the {info.num_images} images of the .beton"
-        raise refuse(side_path(path), must, "its numbers are other ones", "copy both files again")
+        raise refuse(side_path(path), must, "its numbers differ", "copy both files again")
     images["crc32"] = crc32s
     images["has_crc"] = 1
     return info, images, labels

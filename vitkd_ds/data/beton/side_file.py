@@ -99,9 +99,9 @@ def read_side(path: Path) -> dict:
     wrong += [SOURCE_KEY] if not isinstance(values.get(SOURCE_KEY, ""), str) else []
     names = values["classes"]
     if wrong or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise refuse(side, "have values of the right types", f"{', '.join(wrong) or 'classes'} is of another")
+        raise refuse(side, "have values of the right types", f"{', '.join(wrong) or 'classes'} has another")
     if len(set(names)) != len(names):
-        raise refuse(side, "name each class once", "some name stands there twice")
+        raise refuse(side, "list each class once", "lists one twice")
     for key in ("lengths", "crc32s"):
         try:
             values[key] = np.frombuffer(base64.b64decode(values[key], validate=True), "<u4")
