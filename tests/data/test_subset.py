@@ -94,7 +94,7 @@ def test_an_index_file_gives_the_training_images(three, tmp_path, caplog):
         build_loader(data, split="train", micro_batch_size=1).load_state_dict(states[0])
     for text, message in (
         ("30", "must be numbers from 0 to 29, got 30"),
-        ("-1", "found -1"),
+        ("-1", "got -1"),
         ("x", "a number per line: .*'x'"),
         ("9" * 40, "a number per line"),
         ("", "indices.txt' select none of the 30 images"),

@@ -29,7 +29,7 @@ def build_loader(
     normalize: Statistics | None = None,
     statistics: Statistics = IMAGENET,
 ) -> Loader:
-    """Open the images of one split on one rank, and check them before training.
+    """Open and check the images of one split on one rank; raise ValueError if an argument, file or class is invalid.
 
     Args:
         data: paths and crop settings; the path "demo" means the data inside the package.
@@ -42,9 +42,6 @@ def build_loader(
         normalize: None keeps uint8 images; (mean, std), 3 numbers each for images in 0..1, returns fp32 images
             (x / 255 - mean) / std.
         statistics: the model's (mean, std), which give RandAugment's fill colour and random erasing's noise.
-
-    Raises:
-        ValueError: an argument, file or class list is invalid.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -53,13 +50,12 @@ def build_loader(
     if global_batch_size is None:
         global_batch_size = micro_batch_size * world_size
     if global_batch_size < 1:
-        raise ValueError(
-            f"global_batch_size must be at least 1, got {global_batch_size}. Pass None for no accumulation."
-        )
+        raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a torch device such as cuda:0, got {device!r}: {error}") from error
+    # The images themselves are checked when they are opened.
     augment = augment or AugmentConfig()
     has_work = split == "train" and Augmenter.has_work(augment)
     augmenter = Augmenter(augment, seed=seed, statistics=statistics) if has_work else None

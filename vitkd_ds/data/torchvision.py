@@ -93,8 +93,9 @@ class TorchvisionImages:
             except RuntimeError as error:
                 awaited = samples["index"][first : first + self._micro_batch_size].tolist()
                 raise RuntimeError(
-                    f"one of the {self._num_workers} processes that decode {self.path!r} died while decoding images "
-                    f"{', '.join(map(str, awaited))} ({error}). Provide more memory, or lower --data.num_workers."
+                    f"one of the {self._num_workers} processes that decode {self.path!r} died while images "
+                    f"{', '.join(map(str, awaited))} were awaited ({error}). Provide more memory, or lower "
+                    "--data.num_workers."
                 ) from error
             yield images_BHWC.numpy(), status_B.numpy()
 

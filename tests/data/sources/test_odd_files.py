@@ -51,7 +51,7 @@ def test_tars_one_behind_the_other_in_a_file_are_all_read_and_anything_else_behi
     path.write_bytes(b"".join(parts))
     assert everything(open_source(path)) == [(str(i), jpeg(i)) for i in range(3)]
     path.write_bytes(parts[0] + parts[1][: len(jpeg(1))])
-    refused(path, match="s.tar' must")
+    refused(path, match="s.tar' is (truncated|not a complete)")
     path.write_bytes(parts[0] + b"no tar" * 200)
     refused(path, match="s.tar' is (truncated|not a complete, uncompressed tar)")
 
@@ -97,7 +97,7 @@ def test_a_link_to_nothing_under_an_images_or_a_tars_name_is_refused_by_name(tmp
     write_tar(tmp_path / "tars" / "0.tar", [("0.jpg", jpeg(0)), ("0.cls", b"0")])
     (tmp_path / "tars" / "1.tar").symlink_to("nothing")
     refused(tmp_path / "tars", match="1.tar' is not a regular file")
-    refused(tmp_path / "tars" / "1.tar", match="found nothing at")
+    refused(tmp_path / "tars" / "1.tar", match="does not exist")
 
 
 def test_imagenets_own_tars_are_never_taken_for_samples_wherever_they_lie(tmp_path):

@@ -48,7 +48,7 @@ def test_a_range_of_millions_ends_at_the_first_tar_that_is_missing_and_no_tar_is
     root = write_tars(tmp_path / "tars", ["0", "1"], per_tar=1)
     missing = "train-000002.tar' of '.*train-{000000..99999999}.tar'. Check the name"
     refused(root / "train-{000000..99999999}.tar", match=missing)
-    refused(root / "train-{000000..99999999}{,.gz}.tar", match="found none at '.*/train-000000.gz.tar'")
+    refused(root / "train-{000000..99999999}{,.gz}.tar", match="no tar matches '.*/train-000000.gz.tar'")
     twice = r"matches '.*/train-000000.tar' twice, by '.*' and '.*'. Change the pattern"
     for pattern in ("train-{000000,000000}.tar", "train-[0{0..99999999}]*.tar", "{train,tra*}-000000.tar"):
         refused(root / pattern, match=twice)
@@ -65,7 +65,7 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
     source = open_source(numbers, **listed)
     assert source.labels.tolist() == [3, 0] and source.classes[3] == "bee"
     place = "'train-000000.tar/part/0000.jpg'"
-    refused(numbers, match=f"class number 1 does not occur, though 3 does at {place}. .* pass --classes")
+    refused(numbers, match=f"no image has class number 1, but the numbers go up to 3 at {place}. .* pass --classes")
     more = write_tars(tmp_path / "more", ["3", "4"])
     refused(more, **listed, match="class '4' at 'train-000000.tar/part/0001.JPEG' is not one of the 4 classes")
     refused(names, classes=str(tmp_path / "no"), match="is not a readable text file or .beton: .*No such file")
@@ -79,10 +79,10 @@ def test_names_and_a_class_list_give_the_labels(tmp_path):
 @pytest.mark.parametrize(
     "members, message",
     [
-        ([("0.jpg", jpeg(0))], "must hold 0.cls with the class of '0.jpg'"),
-        ([("0.jpg", jpeg(0)), ("0.png", jpeg(0)), ("0.cls", b"1")], "found '0.jpg' and '0.png'"),
-        ([("0.jpg", jpeg(0)), ("0.cls", b" \n")], "must hold 0.cls with the class of '0.jpg', found an empty one"),
-        ([("0.txt", b"x")], "found none in"),
+        ([("0.jpg", jpeg(0))], "needs a file 0.cls with the class of '0.jpg'"),
+        ([("0.jpg", jpeg(0)), ("0.png", jpeg(0)), ("0.cls", b"1")], "has '0.jpg' and '0.png'"),
+        ([("0.jpg", jpeg(0)), ("0.cls", b" \n")], "needs a file 0.cls with the class of '0.jpg', but has an empty one"),
+        ([("0.txt", b"x")], "no images"),
         ([("0.jpg", jpeg(0)), ("0.cls", b"x" * 1001)], "'0.cls' in '.*s.tar' has 1001 bytes, a class at most 1000"),
     ],
 )
@@ -166,6 +166,6 @@ def test_a_class_number_of_hundreds_of_digits_is_refused_before_a_list_of_so_man
     number = "9" * 400
     root = write_tars(tmp_path / "tars", ["1", number, "0"])
     place = r"9{40}\.\.\. \(400 signs\)'? at 'train-000000.tar/part/0001.JPEG'"
-    refused(root, match=f"class number 2 does not occur, though {place}. .* pass --classes")
+    refused(root, match=f"no image has class number 2, but the numbers go up to {place}. .* pass --classes")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     refused(root, classes=str(tmp_path / "classes.txt"), match=f"class '{place}")

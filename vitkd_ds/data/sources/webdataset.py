@@ -167,8 +167,8 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
             row = max(range(len(texts)), key=lambda row: int(texts[row]))
             absent = next(number for number in range(num_classes) if number not in numbers)
             raise ValueError(
-                f"class number {absent} does not occur, though {_shown(texts[row])} does at {names[row]!r}. If no tar "
-                "is missing, pass --classes a file with a name per line, which may include classes without images."
+                f"no image has class number {absent}, but the numbers go up to {_shown(texts[row])} at {names[row]!r}. "
+                "If no tar is missing, pass --classes a file with a name per line, which may have unused classes."
             )
         classes = [str(number) for number in range(num_classes)]
         remedy = ""
