@@ -1,4 +1,4 @@
-"""Check data.train and data.val before opening them, and count their classes. Does not import torch."""
+"""Check data.train and data.val before opening them, and count classes. No torch."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Colour statistics that a model was trained with: mean and standard deviation. Does not import torch."""
+"""Colour statistics of a model's training images: mean and standard deviation. No torch."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Crop boxes: pure functions of the image's size and, in training, of (seed, epoch, image, repeat).
+"""Crop boxes: functions of image size and, in training, (seed, epoch, image, repeat).
 
 FFCV draws crops in its decoder threads, from generators seeded by the operating system, so no two runs agree. Here the
 decoder receives the boxes and uses no randomness, so results do not depend on the thread, rank or restart that decodes

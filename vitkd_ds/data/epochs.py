@@ -1,4 +1,4 @@
-"""Iterate over one split's micro-batches on one rank: epochs, resuming, and copies to the device.
+"""Iterate over one split's micro-batches on one rank, also from a saved position.
 
 Every random draw is keyed by seed, epoch, image and repeat, so iteration can start at any step of any epoch, bit for
 bit. `torch.distributed` is not imported: rank and world size are arguments.

@@ -1,4 +1,7 @@
-"""Collect libtiff's messages for error texts; otherwise it prints them to stderr, about a file "tempfile.tif"."""
+"""Collect libtiff's messages for error texts.
+
+Otherwise it prints them to stderr, about a file "tempfile.tif".
+"""
 
 import ctypes
 import threading

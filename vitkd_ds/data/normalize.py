@@ -1,4 +1,7 @@
-"""Normalise images for custom training loops; this package's own training normalises per model instead."""
+"""Normalise images for custom training loops.
+
+This package's own training normalises per model instead.
+"""
 
 from collections.abc import Callable
 

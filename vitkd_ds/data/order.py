@@ -1,4 +1,4 @@
-"""Order of the images in an epoch and over ranks: pure functions of seed, epoch, rank and batch sizes.
+"""Order of images over epochs and ranks, from seed, epoch, rank and batch sizes.
 
 Each image appears at most once per epoch, a step uses the same images for any number of ranks, and a resumed epoch
 equals an uninterrupted one. This is separate from the loader so that tests can check these properties without FFCV.

@@ -1,4 +1,4 @@
-"""Choose the images of a split to use: apply data.classes, data.indices and data.fraction, in this order."""
+"""Choose the images of a split by data.classes, data.indices and data.fraction."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Fast copies of arrays to tensors: small arrays to a GPU, and micro-batches to a GPU or on the CPU."""
+"""Fast copies of arrays to tensors: to a GPU, or on the CPU."""
 
 import weakref
 from collections import deque

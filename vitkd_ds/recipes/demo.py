@@ -1,4 +1,4 @@
-"""Demo on Fashion-MNIST: a packaged small teacher and a much smaller student, minutes on a CPU.
+"""Demo on Fashion-MNIST: a small packaged teacher and a much smaller student.
 
 The student trains on 6,000 images (600 per class) and is evaluated on 2,000 of the 10,000 test images; the teacher saw
 no test image in training. EXPERIMENTS.md tells how the settings were chosen and measured.

@@ -1,7 +1,8 @@
-"""Students distilled from DINOv3. None of these recipes has run at full size, so their top-1 is unknown.
+"""Students distilled from DINOv3.
 
-The teacher's weights are Meta's. A run prints their licence at its start and stores it with the student. Only accounts
-that have accepted the licence can download them from the hub (`hf auth login`).
+None of these recipes has run at full size, so their top-1 is unknown. The teacher's weights are Meta's. A run prints
+their licence at its start and stores it with the student. Only accounts that have accepted the licence can download
+them from the hub (`hf auth login`).
 """
 
 from dataclasses import replace

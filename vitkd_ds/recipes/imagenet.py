@@ -1,4 +1,4 @@
-"""The paper's three pairs on ImageNet-1k, with the training recipe of the official code (cls_KD).
+"""The paper's three pairs on ImageNet-1k, with the recipe of the official code (cls_KD).
 
 Optimizer: AdamW 1e-3 at a global batch of 1,024, betas 0.9 / 0.999, weight decay 0.05, gradient clipping at 5.
 Schedule: 300 epochs, 20 of them warm-up from a thousandth of the peak, then cosine to 1e-5. The cosine decays at every

@@ -1,4 +1,4 @@
-"""Recipe for your own 1,000 to 1,000,000 images; options set the data, student, teacher and epochs."""
+"""Recipe for your own 1,000 to 1,000,000 images."""
 
 from vitkd_ds.config.losses import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig

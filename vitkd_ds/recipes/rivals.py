@@ -1,7 +1,7 @@
-"""Alternatives to ViTKD + NKD on ImageNet-1k: soft distillation, WTTM and VkD. No accuracy is reproduced yet.
+"""Alternatives to ViTKD + NKD on ImageNet-1k: soft distillation, WTTM and VkD.
 
-Each recipe notes the settings that its paper does not give. All other settings are those of ViTKD's own recipe
-(`vitkd_ds.recipes.imagenet`).
+None of their accuracies is reproduced yet. Each recipe notes the settings that its paper does not give. All other
+settings are those of ViTKD's own recipe (`vitkd_ds.recipes.imagenet`).
 """
 
 from dataclasses import replace

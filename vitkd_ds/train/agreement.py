@@ -1,4 +1,4 @@
-"""Feature similarity of a headless student and its teacher: linear CKA and further metrics such as the cosine."""
+"""Feature similarity of a headless student and its teacher, such as linear CKA."""
 
 from collections.abc import Callable, Sequence
 

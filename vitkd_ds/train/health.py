@@ -1,4 +1,4 @@
-"""Warnings about unhealthy training: one loss term dominates the total, or every gradient is clipped."""
+"""Warn if one loss term dominates the total, or if every gradient is clipped."""
 
 import logging
 from collections.abc import Mapping

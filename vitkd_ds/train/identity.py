@@ -1,4 +1,4 @@
-"""Run identity: the settings that affect the training result, and fingerprints of images and weights.
+"""Identity of a run: settings that affect the result, and fingerprints of its inputs.
 
 Each checkpoint's manifest stores it, so that a later start can check that it continues the same run. Paths and
 modification times are not part of it, because files may be moved and touched.

@@ -1,4 +1,4 @@
-"""Preprocess a micro-batch on the device: mix the images, then normalise them for each model."""
+"""Preprocess a micro-batch on the device: mix images, then normalise them per model."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Describe a run at its start, in the log and in config.json: models, learning rate and steps."""
+"""Describe a run at its start, in the log and in config.json."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""Diagnostic file RUN/nonfinite/stepN.json for an update whose loss or gradient is inf or nan.
+"""Write RUN/nonfinite/stepN.json for an update whose loss or gradient is inf or nan.
 
 It needs no bookkeeping during training: every random draw is keyed by the step, so the step's images can be recomputed.
 """

@@ -1,4 +1,4 @@
-"""Build a run's components on one rank: loaders, models and engines, with all checks of files and settings.
+"""Build a run's components on one rank, and check its files and settings.
 
 `vitkd-ds doctor` calls the same functions one at a time.
 """

@@ -1,4 +1,4 @@
-"""Predictions of all models for each validation image: the most likely class and its probability."""
+"""Predictions of all models for each validation image: class and probability."""
 
 from collections.abc import Mapping
 from typing import Any

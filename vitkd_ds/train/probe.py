@@ -1,4 +1,4 @@
-"""Measure frozen features with labels: k-nearest-neighbour classification and a linear probe.
+"""Measure frozen features with labels: k-nearest neighbours and a linear probe.
 
 These are plain functions of features and labels; equal features, labels and seed give equal results.
 """

@@ -1,4 +1,4 @@
-"""Stop signals (time limit, preemption, Ctrl-C): the run saves and stops after the current step.
+"""Stop signals (time limit, preemption, Ctrl-C): save and stop after the current step.
 
 The handler only sets a flag, so it is safe at any time: during an import, a collective or a checkpoint. Ranks share the
 flag in each step's check for finite values (`vitkd_ds.train.step.train_step`), so all stop after the same update even

@@ -1,4 +1,4 @@
-"""95 % intervals for accuracies and for means over seeds, and the paired t-test. Does not import torch."""
+"""95 % intervals for accuracies and means over seeds, and the paired t-test. No torch."""
 
 import math
 import statistics

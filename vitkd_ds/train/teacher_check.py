@@ -1,4 +1,4 @@
-"""Check that a teacher classifies validation images as well as expected, before training starts.
+"""Check before training that a teacher classifies images as well as expected.
 
 This reveals a wrong file, class order, crop or normalisation in seconds; a student would reveal it after days. Every
 new run checks, and so does `vitkd-ds doctor`.

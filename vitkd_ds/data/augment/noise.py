@@ -1,4 +1,4 @@
-"""Random erasing's noise: normally distributed levels per pixel and colour, with the model's mean and std.
+"""Random erasing's noise: normal levels with the model's mean and standard deviation.
 
 For each byte, a hash of the image's key and the byte's index gives 16 random bits; a table of normal quantiles maps
 them to a level. So the noise does not depend on a generator, thread, device or math library.

@@ -1,4 +1,7 @@
-"""Augment Pillow images with timm's operations, for the torchvision backend: slower than compiled code, same bits."""
+"""Augment with timm's operations on Pillow images, for the torchvision backend.
+
+This is slower than the compiled code, but gives the same bits.
+"""
 
 import numpy as np
 from PIL import Image, ImageFilter

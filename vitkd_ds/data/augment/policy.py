@@ -1,4 +1,4 @@
-"""Draw each image's operations, their arguments and erased rectangle, as functions of the images' keys.
+"""Draw each image's operations, their arguments and erased rectangle from its key.
 
 This uses only NumPy, so nothing waits for the device, and settings are checked without torch. Everything except erasing
 is a list of `Layer`s: n for RandAugment, one for 3-Augment, three for colour jitter. timm's options that no published

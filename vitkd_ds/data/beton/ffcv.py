@@ -1,6 +1,6 @@
-"""FFCV's loader with our decoder as its only operation, and epochs that always end. The only module that imports ffcv.
+"""FFCV's loader with our decoder as its only operation, and epochs that always end.
 
-Importing FFCV affects the whole process. This module undoes these effects:
+This is the only module that imports ffcv. Importing FFCV affects the whole process. This module undoes these effects:
 
 * It calls ``torch.set_num_threads(1)``, and at the start of each epoch it sets torch's thread count to its number of
   decoder threads, from another thread. This module replaces FFCV's setter by one that only records the number.

@@ -1,4 +1,4 @@
-"""Read, write and check the header and tables of a .beton, and compare them with its side file.
+"""Read, write and check a .beton's header and tables, and compare its side file.
 
 A ``<name>.beton`` has two FFCV fields, ``image`` (RGB) and ``label`` (integer). FFCV's format stores no class names and
 no checksums: if a .beton lacks its last byte, training silently uses a wrong image. So ``<name>.beton.json`` stores the

@@ -1,4 +1,4 @@
-"""Read images ahead of decoding from slow disks, such as network disks with latencies of milliseconds.
+"""Read images ahead of decoding, for slow disks such as network disks.
 
 The decoder has one thread per CPU, so each read that waits leaves a CPU idle. Here many threads wait concurrently, and
 the images are in the page cache when the decoder needs them. If they are already cached, or the disk is fast, only a

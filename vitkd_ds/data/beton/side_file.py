@@ -1,4 +1,4 @@
-"""The side file ``<name>.beton.json``: class names, packing settings and checksums of a .beton.
+"""The side file ``<name>.beton.json``: classes, settings and checksums of a .beton.
 
 FFCV's format stores none of these. `vitkd_ds.data.beton.format` compares the side file with the .beton's own tables.
 """

@@ -1,4 +1,4 @@
-"""Verify stored images: read them back, compare their CRC32, and decode them fully with the training decoder.
+"""Verify stored images: compare their CRC32, and decode them with the training decoder.
 
 FFCV trusts its files: for an image that it cannot decode, it silently returns another image's pixels with this image's
 label. So packing publishes a file only after this check.

@@ -1,4 +1,4 @@
-"""Demo images: a balanced subset of Fashion-MNIST in the package, so that the demo needs no network.
+"""Demo images in the package: a balanced subset of Fashion-MNIST.
 
 `demo_beton` unpacks the archive to a cache folder, from which both backends read. The archive contains two .betons with
 their side files: 6,000 images of 28 x 28 pixels for training and 2,000 for validation, made by

@@ -1,7 +1,8 @@
-"""Image sources for packing and for the torchvision backend. Start reading at `open_source`, which detects the kind.
+"""Image sources for packing and for the torchvision backend.
 
-There is one module per kind; `source` defines their interface. Nothing is unpacked: tar members are read at their
-offsets, so a file name inside an archive never becomes a path on this machine.
+Start reading at `open_source`, which detects the kind. There is one module per kind; `source` defines their interface.
+Nothing is unpacked: tar members are read at their offsets, so a file name inside an archive never becomes a path on
+this machine.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Folders of images: one folder per class as in torchvision's ImageFolder, or images without labels."""
+"""Folders of images: one per class as in torchvision's ImageFolder, or without labels."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Hugging Face image data sets on disk: a save_to_disk folder, or parquet files as on the hub.
+"""Hugging Face image data sets on disk: a save_to_disk folder, or parquet files.
 
 They are read with the `datasets` library (`pip install 'vitkd_ds[hf]'`), which converts parquet once to Arrow files in
 its cache (HF_DATASETS_CACHE). Decoding is disabled to get the original bytes. Nothing is downloaded, and no code from a

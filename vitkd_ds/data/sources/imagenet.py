@@ -1,4 +1,4 @@
-"""ImageNet's original files: the training tar (a tar of 1,000 class tars), and the validation tar with its labels."""
+"""ImageNet's original files: the training and validation tars, and the labels."""
 
 import io
 import re

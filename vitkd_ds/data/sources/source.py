@@ -1,4 +1,4 @@
-"""Interface of all image sources: a list of images with labels, and a function that reads the bytes of each."""
+"""Interface of all image sources: a list of images with labels, and their bytes."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""List and read the members of uncompressed tars, and of tars inside tars, without unpacking."""
+"""List and read members of uncompressed tars, also nested ones, without unpacking."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""WebDataset tars: members with the same key (KEY.jpg, KEY.cls) form a sample. Read with Python's tarfile."""
+"""WebDataset tars: members with the same key (KEY.jpg, KEY.cls) form a sample."""
 
 import glob
 import logging
