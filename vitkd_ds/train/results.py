@@ -70,7 +70,7 @@ def _evaluate_weights(
         return not ranks.all_true(not signals.received(), parts.device)
 
     model, normalization = parts.export_model, parts.normalization
-    # The loss terms' parameters match only the averaged weights, which are exported.
+    # The loss terms' parameters match only the exported weights.
     watched = parts.watched if average else {}
     weights = parts.engine.weights_of("student", *watched, average=average)
     model.load_state_dict(weights["student"])

@@ -61,7 +61,7 @@ class Schedule:
 
 
 def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) -> Schedule:
-    """Convert the run's epochs to steps; every length and interval is at least one step."""
+    """Convert the run's epochs to steps, with at least one step in total."""
     whole = max(1, round(run.epochs * steps_per_epoch))
     total = min(whole, run.max_steps) if run.max_steps else whole
     warmup = min(total, round(asked_warmup(run, total, steps_per_epoch)))

@@ -3,7 +3,7 @@
 For each byte, a hash of the image's key and the byte's index gives 16 random bits; a table of normal quantiles maps
 them to a level. So the noise does not depend on a generator, thread, device or math library.
 
-**Differs** from timm's mode "pixel", which adds N(0, 1) to normalised pixels. Mean and std are equal, but the uint8
+**Differs** from timm's mode "pixel", which draws N(0, 1) after normalisation. Mean and std are equal, but the uint8
 pipeline rounds and clips to 0..255; with ImageNet's statistics, about 3 % of the noise is clipped.
 **Differs** from the method's code (mmcls, mode "rand" with a fill_std), which clips but truncates: half a level darker.
 """

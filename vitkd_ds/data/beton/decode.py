@@ -8,8 +8,8 @@ image's pixels.
 
 Only the data that a crop needs is decoded, so only the CRC finds damage elsewhere. If restart markers divide a JPEG's
 rows, as in files from `vitkd-ds pack`, this means the segments that intersect the crop; otherwise, everything from the
-first pixel to the crop's last row. There are two differences from Pillow. Before version 13, it always resized the
-width first, even if the height shrinks far more, which rounds differently. It also smooths progressive JPEGs that lack
+first pixel to the crop's last row. There are two differences from Pillow. Before version 13, Pillow resized the width
+first even if the height shrinks far more, which rounds differently. Pillow also smooths progressive JPEGs that lack
 scans.
 """
 
