@@ -48,7 +48,7 @@ def test_what_only_a_packed_file_can_be_read_of_is_told_so_with_the_command(phot
         with pytest.raises(ValueError, match=match):
             pack_folders(parse_run((), {"recipe": "demo_plain", "data.train": name, "data.num_classes": "0"} | flags))
     flags = {"recipe": "demo_plain", "data.train": name, "data.num_classes": "0", "data.backend": "torchvision"}
-    with pytest.raises(ValueError, match="data.num_classes must be given for 'tars'|'one.tar' must be a .beton file"):
+    with pytest.raises(ValueError, match="'tars' does not list its classes|'one.tar' must be a .beton file"):
         parse_run((), flags)
 
 
