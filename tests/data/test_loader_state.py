@@ -95,10 +95,10 @@ def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path):
     state = loader.state_dict()
     for other, wrong, message in [
         (loader_of(shuffled, seed=1), state, "saved with seed 0, but the loader has 1"),
-        (loader_of(shuffled, global_batch_size=24), state, "global_batch_size must be .* found 24 and 12"),
-        (loader_of(beton), state, "num_images must be .* found 22 and 50"),
-        (loader_of(shuffled, order="quasi_random"), state, "order must be .* found quasi_random and random"),
-        (loader_of(shuffled, augment=AugmentConfig(repeats=3)), state, "repeats must be .* found 3 and 1"),
+        (loader_of(shuffled, global_batch_size=24), state, "global_batch_size 12, but the loader has 24"),
+        (loader_of(beton), state, "num_images 50, but the loader has 22"),
+        (loader_of(shuffled, order="quasi_random"), state, "order random, but the loader has quasi_random"),
+        (loader_of(shuffled, augment=AugmentConfig(repeats=3)), state, "repeats 1, but the loader has 3"),
         (loader_of(write_beton(tmp_path, 50, write_mode="raw")), state, "fingerprint must be"),
         (loader_of(shuffled, micro_batch_size=12), state | {"images": 2}, "the 46 images left .* found 12 x 1"),
         (loader, state | {"images": -4}, "found image -4 of epoch 0"),

@@ -30,10 +30,10 @@ from vitkd_ds.train.parts import build_models, build_parts, check_teacher_classe
 
 
 @pytest.mark.parametrize("found, message", [
-    (("dog", "cat"), "found class 0 'dog' where data.train has 'cat'"),
-    (("cat",), "found no 'dog'"), (("cat", "dog", "eel"), "found also 'eel'"),
-    (("cat", "eel"), "found no 'dog' and also 'eel'"),
-    (tuple("abcdefg"), "no 'cat', 'dog' and also 'a', 'b', 'c', 'd', 'e' and 2 more:"),
+    (("dog", "cat"), "it has class 0 'dog' where data.train has 'cat'"),
+    (("cat",), "it has no 'dog'"), (("cat", "dog", "eel"), "it has also 'eel'"),
+    (("cat", "eel"), "it has no 'dog' and also 'eel'"),
+    (tuple("abcdefg"), "no 'cat', 'dog' and also 'a', 'b', 'c', 'd', 'e' and 2 more. Pack"),
 ])  # fmt: skip
 def test_what_is_missing_or_too_much_or_the_first_difference_is_named(found, message):
     check_classes(("cat", "dog"), ("cat", "dog"), source="t.json")
@@ -49,7 +49,7 @@ def run_of(train, val, num_classes):
 
 @pytest.mark.parametrize("num_classes, error", [
     (2, "data.val. has classes that data.train does not have: 'birds' .*did you mean bird"),
-    (3, "data.train must have data.num_classes=3 classes, found 2 .* set --data.num_classes=2"),
+    (3, "data.train must have data.num_classes=3 classes, but .* has 2: set --data.num_classes=2"),
 ])  # fmt: skip
 def test_a_class_that_training_lacks_is_named_before_the_run(tmp_path, num_classes, error):
     src = write_images(tmp_path / "images", 12, classes=("ant", "bird"))
