@@ -160,7 +160,7 @@ def test_an_inner_tar_that_is_cut_or_empty_is_refused_by_name(tmp_path):
         (whole[: len(whole) // 2], WNIDS[1], "member 'n01440764.tar', is (truncated|not a complete)"),
         (gzip.compress(whole), WNIDS[1], "member 'n01440764.tar', is not a complete, uncompressed tar"),
         (tar_bytes([]), WNIDS[1], "class tar 'n0.* has no images"),
-        (whole, "extra", "found 'extra.tar'"),
+        (whole, "extra", "'extra.tar' in .* is a duplicate, or not a tar"),
     ):
         path = write_tar(tmp_path / "t.tar", [(f"{WNIDS[0]}.tar", content), (f"{second}.tar", other)])
         refused(path, match=message)
