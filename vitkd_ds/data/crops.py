@@ -15,7 +15,7 @@ from vitkd_ds.data.draws import CROP_DRAWS, sample_keys, uniform
 BILINEAR, BICUBIC = 0, 1
 """Values of a crop's `filter`: Pillow's filters of these names, which are antialiased when shrinking."""
 FILTERS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
-"""data.interpolation to the filters from which one is drawn per image."""
+"""data.interpolation to the filters to choose from, per image."""
 
 CROP_FIELDS = "index repeat flip filter top left height width resized_height resized_width window_top window_left"
 CROP_DTYPE = np.dtype([(name, "<i4") for name in CROP_FIELDS.split()])

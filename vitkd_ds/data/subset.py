@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 FRACTION_STREAM = 7
 """Random key of the fixed image order; data.fraction uses a prefix of each class."""
 UNUSED_LABEL = -1
-"""Label of images whose class is not in data.classes."""
+"""Label of images of classes not in data.classes."""
 
 
 def keep_classes(

@@ -49,7 +49,7 @@ IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS, MISSING_SCAN
 
 
 def _load_library() -> ctypes.CDLL:
-    # The container images of slurm/ set VITKD_DS_DECODER, since they run a checkout in which nothing was built.
+    # The container images of slurm/ set VITKD_DS_DECODER, since they run a checkout without build outputs.
     folders = [*filter(None, [os.environ.get("VITKD_DS_DECODER")]), str(Path(__file__).parent)]
     paths = [Path(folder, f"_decode{suffix}") for folder in folders for suffix in EXTENSION_SUFFIXES]
     found = next((path for path in paths if path.is_file()), None)

@@ -203,7 +203,7 @@ def stored_images(path: Path, tables: Tables) -> np.ndarray:
     Raises:
         ValueError: an image's mode or size is invalid, or it is not between the tables.
     """
-    # FFCV's writer lists allocations in the order in which its processes finished.
+    # FFCV's writer lists allocations in the order of completion by its processes.
     places = tables.allocations[np.argsort(tables.allocations["sample"], kind="stable")]
     images = np.zeros(len(places), STORED_DTYPE)
     for key in ("offset", "height", "width", "mode"):

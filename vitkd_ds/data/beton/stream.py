@@ -24,13 +24,13 @@ from vitkd_ds.data.beton.read_ahead import ReadAhead
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 
 READ_AHEAD = 8
-"""Number of micro-batches for which file pages are prefetched in a quasi-random order."""
+"""Number of micro-batches to prefetch file pages for, in a quasi-random order."""
 
 
 class CropDecoder(Operation):
     """FFCV operation from samples to uint8 RGB images [micro-batch, size, size, 3] and an int32 status for each.
 
-    The statuses are those of `vitkd_ds.data.beton.decode`; an image with a status other than DECODED is black.
+    `vitkd_ds.data.beton.decode` defines the statuses; an image with a status other than DECODED is black.
     """
 
     def __init__(
