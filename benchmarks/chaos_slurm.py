@@ -182,7 +182,7 @@ def until_refused(job: Job) -> None:
     """Wait until Slurm has ended the job: its next start finds another teacher, unless there is none."""
     job.cluster.until_state(job.ids[-1], *FINAL, timeout_s=UNSTARTED_S)
     if job.current()[1] == "FAILED":
-        assert "found changes in teacher.checkpoint" in job.log(), job.log()[-3000:]
+        assert "teacher.checkpoint changed" in job.log(), job.log()[-3000:]
 
 
 def wait_for_end(job: Job, draw: random.Random, was_over: Callable[[], bool], *, is_new: bool) -> str | None:

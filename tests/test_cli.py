@@ -32,7 +32,7 @@ def test_the_demo_runs_and_values_keep_their_text_and_convert_by_the_fields_type
 @pytest.mark.parametrize("flags, message", [
     ({"optim.lrr": "1"}, "--optim.lrr is no option: did you mean optim.lr"),
     ({"lr": "1"}, r"--lr is no option: did you mean optim.lr\?"),
-    ({"recipe": "demoo"}, "--recipe demoo is no recipe: did you mean demo"),
+    ({"recipe": "demoo"}, "--recipe demoo is not a recipe: did you mean demo"),
     ({"teacher.placement": "shards"}, "teacher.placement must be one of shard, replica, offload, got 'shards'"),
     ({"optim.lr": "fast"}, "optim.lr must be a number above 0, got 'fast'. Change it in the recipe or"),
     ({"optim.lr": "nan"}, "optim.lr must be a number above 0, got 'nan'"),
@@ -99,9 +99,9 @@ def test_own_images_without_a_recipe_get_a_hint(caplog, demo_cache):
     (["eval", "x", "--batch_size=3"], "--batch_size is no option: did you mean micro_batch_size?"),
     (["report", "x", "--output=y"], "--output is no option: did you mean out?"),
     (["train", "--help", "optimm"], "--help optimm is no group or field of a run: did you mean optim"),
-    (["train", "--help", "--recipe", "demoo"], "--recipe demoo is no recipe"),
+    (["train", "--help", "--recipe", "demoo"], "--recipe demoo is not a recipe"),
     (["train", "--recipe=./none"], "no run at none"),
-    (["train", "--recipe=./none", "--debug"], "--debug needs the name of a recipe, found --recipe ./none"),
+    (["train", "--recipe=./none", "--debug"], "--debug needs a named recipe, got the stored run ./none"),
     (["show", "demo", "--recipe=no/run"], "no run at no/run"),
     (["doctor", "--recipe=no/run"], "no run at no/run"),
     (["doctor", "--epochs=2"], "optim.warmup_epochs must be less than epochs"),
@@ -259,7 +259,7 @@ def test_a_run_is_reproduced_bit_for_bit_from_its_folder(tmp_path, demo_cache):
     printed = run_command(*train, *options, "--print_config").stdout
     run_command(*train, *options)
     assert json.loads(printed) == json.loads((first / "config.json").read_text())["run"]
-    assert "finished and left alone" in run_command(*train, "--recipe", first).stderr
+    assert "is already finished" in run_command(*train, "--recipe", first).stderr
     run_command(*train, "--recipe", first / "config.json", "--workdir", again)
     assert numerics_of(again) == numerics_of(first) and len(numerics_of(first)) > 1
     assert (again / "student.safetensors").read_bytes() == (first / "student.safetensors").read_bytes()

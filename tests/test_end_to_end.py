@@ -90,7 +90,7 @@ def test_a_finished_run_is_left_alone_and_no_folder_is_used_with_other_settings(
     ]  # fmt: skip
     commands += [[*everything_on(workdir, small_beton), *more] for workdir, more, _ in refused]
     finished, *outcomes = run_several(1, tmp_path / "commands", commands)
-    assert "finished and left alone" in finished["said"]
+    assert "is already finished" in finished["said"]
     assert before == {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
     for (_, _, message), outcome in zip(refused, outcomes, strict=True):
         assert message in outcome["refused"]
@@ -115,7 +115,7 @@ def test_a_finished_run_of_other_settings_or_images_is_refused_but_not_a_moved_c
     ]  # fmt: skip
     moved = [*everything_on(whole_run, copy), f"--data.val={demo_beton('val')}"]
     moved, *outcomes = run_several(1, tmp_path / "commands", [moved, *(options for options, _ in refused)])
-    assert "finished and left alone" in moved["said"]
+    assert "is already finished" in moved["said"]
     for (_, message), outcome in zip(refused, outcomes, strict=True):
         assert message in outcome["refused"]
     assert before == {path: path.stat().st_mtime_ns for path in whole_run.rglob("*")}
@@ -136,7 +136,7 @@ def test_an_extended_run_is_the_longer_run_from_there_on(whole_run, small_beton,
     assert json.loads((extended / "config.json").read_text())["extended_at_steps"] == [30]
     rates = {line["step"]: line["lr"] for line in metrics_of(extended) if "total" in line}
     assert list(rates) == list(range(1, 37)) and rates[31] > rates[30] and rates[36] == pytest.approx(1e-5)
-    assert "finished and left alone" in again["said"] and "finished and left alone" in plain["said"]
+    assert "is already finished" in again["said"] and "is already finished" in plain["said"]
     assert "--extend needs the last checkpoint" in refused["refused"] and not (none_left / "checkpoints").exists()
 
 
@@ -148,7 +148,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(whole_run, small_beton, tmp_
     (workdir / "checkpoints" / "latest").write_text("step00000028")
     command = ["train.py", *everything_on(workdir, small_beton)]
     refused = finish_ranks(start_ranks(3, *command), codes=[2] * 3)
-    message = "global_batch_size must be a multiple of the number of ranks, found 8 and 3 ranks: use 1, 2, 4, 8"
+    message = "global_batch_size must be a multiple of the number of ranks, got 8 and 3 ranks. Use 1, 2, 4, 8"
     assert message in refused[0]
     assert "step 28 of 30" in run_command(sys.executable, *command).stderr
     assert [line["step"] for line in metrics_of(workdir) if "total" in line] == list(range(1, 31))

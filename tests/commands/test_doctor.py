@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cac
         f"{teacher} must be a whole safetensors file",
         "error run folder",
         f"{workdir} must be writable, found Not a directory",
-        "rank 1 on node1: each image of 'val.beton' must decode, but image",
+        "rank 1 on node1: 'val.beton' has a bad image: image",
         "has other bytes than when it was packed",
         "losses finite",
         "ok data.train decoding",
@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_data_that_are_missing_another
         *finish_ranks(doctor(1, *flags, "--data.backend=torchvision"), codes=[1]),
         "ok decoder not needed",
         "error engines",
-        "on random images losses must be finite on every rank, found total",
+        "on random images a loss is inf or nan on some rank (this one has total",
         "error data.train",
         "none.beton",
         "skipped teacher top-1",
@@ -163,7 +163,7 @@ def test_a_warm_up_that_the_run_ends_in_is_an_error_once_its_steps_are_known():
     run = replace(build_run("demo"), epochs=2.004)
     assert not list(data.schedule_rows(run, 1000))
     (row,) = data.schedule_rows(run, 100)
-    assert row.level == "error" and "found 200 of 200 steps (optim.warmup_epochs=2, 100 steps an epoch" in row.found
+    assert row.level == "error" and "got 200 of 200 steps (optim.warmup_epochs=2, 100 steps per epoch" in row.found
 
 
 def test_bad_news_is_kept_once_with_its_nodes_and_good_news_of_rank_0_alone():

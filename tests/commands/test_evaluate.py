@@ -111,7 +111,7 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
         ),
         (
             {"val": "{}/student"},
-            "val must be a .beton, or a folder that holds a folder per class, found .*: pack it first",
+            "val must be a .beton or a folder with a folder per class, got .*. Pack it first",
         ),
     ],
 )
@@ -152,8 +152,8 @@ def test_a_packed_folder_is_evaluated_and_its_foreign_classes_are_the_students_b
     with pytest.raises(ValueError) as refusal:
         evaluate_exported(str(tmp_path / "student"), val=str(tmp_path / "photos"))
     said = str(refusal.value)
-    assert said.startswith("data.val must have no classes but those of the student, found also 'eel'")
-    assert said.endswith("give images of its classes, or rename the class") and "data.train" not in said
+    assert "(data.val) has classes that the student does not have: 'eel'" in said
+    assert said.endswith("give images of its classes, or rename the class.") and "data.train" not in said
 
 
 def test_a_run_on_a_part_of_the_classes_is_evaluated_on_their_images(tmp_path, small_beton):

@@ -117,7 +117,7 @@ def test_what_cannot_be_decoded_is_named_and_left_out(tmp_path, photos, caplog):
     with caplog.at_level(logging.WARNING):
         _, rows = table(predict(str(tmp_path / "student"), [str(photos)]))
     assert [os.path.basename(row[0]) for row in rows] == ["0.png", "1.png", "3.png", "4.png"]
-    assert f"cannot be decoded: {photos}/2.png: ValueError: it is no image" in caplog.text
+    assert f"cannot be decoded: {photos}/2.png: ValueError: it is not an image" in caplog.text
     with pytest.raises(ValueError, match="2.png must be an image that can be decoded, found none: give others"):
         [*predict(str(tmp_path / "student"), [str(photos / "2.png")])]
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_decoded_is_named_and_left_out(tmp_path, photos, caplog):
     "words, options, message",
     [
         (["none.png"], {}, "every image must be a file or a folder, found nothing at 'none.png': check the path"),
-        (["{}/empty"], {}, "a folder without classes must hold images .* found none in '.*empty': check the path"),
+        (["{}/empty"], {}, "no images .* at any depth in '.*empty'. Check the path"),
         (["{}/photos"], {"top": 0}, "--top must be 1 or more, found 0: give the number of classes to name per image"),
     ],
 )

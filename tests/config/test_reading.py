@@ -134,10 +134,10 @@ def test_images_and_their_tables_are_read_again_and_a_disk_that_stays_away_is_no
     path = write_beton(tmp_path, 8)
     said = run_on_a_failing_disk(tmp_path, IMAGES, path).splitlines()
     assert said[:6] == ["opened 8 0", "opened 8 0", "unreadable 0"] * 2
-    failed = "each image of 'x' must be read, but the disk failed at 0, 1, 2, 3, 2 times again: check it, and the same"
+    failed = "the disk failed to read images 0, 1, 2, 3 of 'x', also after 2 retries. Check the disk, then"
     assert said[6:] == [
         line for backend in ("ffcv", "torchvision")
-        for line in (f"{backend} True", f"{backend} {failed} command goes on")
+        for line in (f"{backend} True", f"{backend} {failed} rerun the same command to resume.")
     ]  # fmt: skip
 
 

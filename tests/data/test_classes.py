@@ -14,7 +14,7 @@ from vitkd_ds.config.options import apply_options
 from vitkd_ds.data.loader import build_loader
 from vitkd_ds.recipes import build_run
 
-FOUND = r"data.train must have two or more classes, found one in '.*photos(.beton)?': .* \((--.*)\)"
+FOUND = r"data.train needs two or more classes, but '.*photos(.beton)?' has one. .* \((--.*)\)"
 
 
 def remedy_of(error):

@@ -97,7 +97,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
         assert str(cache_dir()) == expected
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VITKD_DS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match="set VITKD_DS_CACHE to another"):
+    with pytest.raises(ValueError, match="Set VITKD_DS_CACHE to another"):
         demo_beton("val")
     with pytest.raises(ValueError, match="split must be one of train, val"):
         demo_beton("test")

@@ -151,7 +151,7 @@ def test_it_says_which_images_a_micro_batch_has_and_closes_with_its_block(beton,
     loader.close()
     training.close()
     for closed in (loader, training):
-        with pytest.raises(ValueError, match="must be open, found it closed: build another"):
+        with pytest.raises(ValueError, match="is closed. Build a new one"):
             next(iter(closed))
 
 
@@ -272,16 +272,16 @@ def test_torchs_thread_number_and_ffcvs_compiler_are_left_as_they_were(beton, tr
 def test_what_cannot_work_is_refused_before_the_first_step(beton, train):
     ok = dict(split="train", micro_batch_size=2)
     for data, options, message in [
-        (config(beton), ok | {"micro_batch_size": 23}, "found 22 training images and global_batch_size 23"),
+        (config(beton), ok | {"micro_batch_size": 23}, "22 training images are fewer than one global batch"),
         (config(beton), ok | {"global_batch_size": 5}, "global_batch_size must be a multiple"),
-        (config(beton), ok | {"global_batch_size": 0}, "global_batch_size must be at least 1, found 0"),
-        (config(beton), ok | {"device": "gpu"}, "device must be one of torch's, .* found 'gpu'"),
+        (config(beton), ok | {"global_batch_size": 0}, "global_batch_size must be at least 1, got 0"),
+        (config(beton), ok | {"device": "gpu"}, "device must be a torch device .* got 'gpu'"),
         (config(beton), ok | {"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
         (config(beton), ok | {"split": "test"}, "split must be one of train, val"),
-        (config(beton), ok | {"rank": 1}, "found rank 1 of 1"),
-        (config(beton, num_classes=10), ok, "data.train must have data.num_classes=10 classes, found 2"),
-        (config(beton, num_classes=9), ok | {"split": "val"}, "found 2 in .* give images of all classes, or"),
-        (config(beton, order="quasi_random"), ok, "data.train must be packed with --shuffle"),
+        (config(beton), ok | {"rank": 1}, "got rank 1 of 1"),
+        (config(beton, num_classes=10), ok, "data.train must have data.num_classes=10 classes, but .* has 2"),
+        (config(beton, num_classes=9), ok | {"split": "val"}, "has 2: give images of all classes, or"),
+        (config(beton, order="quasi_random"), ok, "data.order=quasi_random needs a shuffled file"),
         (config("no.beton"), ok, "'no.beton' must be a .beton file"),
     ]:
         with pytest.raises(ValueError, match=message):

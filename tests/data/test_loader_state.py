@@ -73,14 +73,14 @@ def test_an_older_iterator_does_not_move_the_state_of_a_newer_one_or_of_a_loaded
     next(older)
     newer = iter(loader)
     expected = [images for images, _ in loader.epoch(0)]
-    with pytest.raises(ValueError, match="moves on with its newest iterator alone"):
+    with pytest.raises(ValueError, match="is outdated, because a newer one was started"):
         next(older)
     assert same([next(newer)[0]], expected[1:2]) and loader.state_dict()["images"] == 4
     loader.load_state_dict(loader.state_dict() | {"images": 10})
-    with pytest.raises(ValueError, match="another was begun or a state was loaded"):
+    with pytest.raises(ValueError, match="a newer one was started or a state was loaded"):
         next(newer)
     assert same([images for images, _ in loader], expected[5:])
-    with pytest.raises(ValueError, match="moves on with its newest"):
+    with pytest.raises(ValueError, match="is outdated, because a newer one was started"):
         list(zip(loader, loader))
 
 
@@ -94,19 +94,19 @@ def test_a_state_that_does_not_fit_is_refused(shuffled, beton, tmp_path):
     loader = loader_of(shuffled)
     state = loader.state_dict()
     for other, wrong, message in [
-        (loader_of(shuffled, seed=1), state, "loader's seed must be .* found 1 and 0"),
-        (loader_of(shuffled, global_batch_size=24), state, "global_batch_size must be .* found 24 and 12"),
-        (loader_of(beton), state, "num_images must be .* found 22 and 50"),
-        (loader_of(shuffled, order="quasi_random"), state, "order must be .* found quasi_random and random"),
-        (loader_of(shuffled, augment=AugmentConfig(repeats=3)), state, "repeats must be .* found 3 and 1"),
-        (loader_of(write_beton(tmp_path, 50, write_mode="raw")), state, "fingerprint must be"),
-        (loader_of(shuffled, micro_batch_size=12), state | {"images": 2}, "the 46 images left .* found 12 x 1"),
-        (loader, state | {"images": -4}, "found image -4 of epoch 0"),
-        (loader, state | {"images": 49}, "an epoch of 48 images, found image 49"),
+        (loader_of(shuffled, seed=1), state, "saved with seed 0, but the loader has 1"),
+        (loader_of(shuffled, global_batch_size=24), state, "global_batch_size 12, but the loader has 24"),
+        (loader_of(beton), state, "num_images 50, but the loader has 22"),
+        (loader_of(shuffled, order="quasi_random"), state, "order random, but the loader has quasi_random"),
+        (loader_of(shuffled, augment=AugmentConfig(repeats=3)), state, "repeats 1, but the loader has 3"),
+        (loader_of(write_beton(tmp_path, 50, write_mode="raw")), state, "saved with fingerprint"),
+        (loader_of(shuffled, micro_batch_size=12), state | {"images": 2}, "the 46 remaining images .* got 12 x 1"),
+        (loader, state | {"images": -4}, "image -4 of epoch 0 is out of range"),
+        (loader, state | {"images": 49}, "image 49 of epoch 0 .* has 48 images"),
         (loader, state | {"epoch": -1}, "epoch -1"),
-        (loader, state | {"epoch": "1"}, "epoch must be a whole number, found '1'"),
-        (loader, state | {"images": 2.0}, "images must be a whole number, found 2.0"),
-        (loader, state | {"images": None}, "images must be a whole number, found None"),
+        (loader, state | {"epoch": "1"}, "epoch must be an integer, got '1'"),
+        (loader, state | {"images": 2.0}, "images must be an integer, got 2.0"),
+        (loader, state | {"images": None}, "images must be an integer, got None"),
         (loader, {"epoch": 0}, "must come from its state_dict"),
     ]:
         with pytest.raises(ValueError, match=message):

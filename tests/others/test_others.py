@@ -70,9 +70,9 @@ def test_a_stored_run_can_name_no_code(monkeypatch, tmp_path):
 def test_a_source_that_does_not_load_is_named_and_takes_no_option(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(install(tmp_path / "site"))
     assert open_source("colours://4").labels.tolist() == [0, 1, 0, 1]
-    with pytest.raises(ValueError, match="--split does not belong to 'colours://4'"):
+    with pytest.raises(ValueError, match="--split does not apply to 'colours://4'"):
         open_source("colours://4", split="train")
-    with pytest.raises(ValueError, match="found nothing at"):
+    with pytest.raises(ValueError, match="'other://4' does not exist"):
         open_source("other://4")
     monkeypatch.syspath_prepend(install(tmp_path / "broken", sources="colours = extras_part:NOTHING"))
     with pytest.raises(ValueError, match="colours = extras_part:NOTHING in the entry points vitkd_ds.sources does not"):

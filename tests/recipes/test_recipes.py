@@ -71,8 +71,8 @@ def test_a_stored_run_resumes_automatically_and_warns_where_it_had_begun_elsewhe
     folder = store(tmp_path / "x", replace(build_run("demo"), resume=resume, extend=True))
     with caplog.at_level(logging.WARNING):
         assert build_run(str(folder)) == build_run("demo")
-    assert caplog.text.count("give --resume to begin there again") == warnings
-    assert (f"{folder} began at /old/run: " in caplog.text) == bool(warnings)
+    assert caplog.text.count("Pass --resume to start from there again") == warnings
+    assert (f"{folder} started from /old/run. " in caplog.text) == bool(warnings)
 
 
 def broken(path, value):
@@ -108,5 +108,5 @@ def test_a_file_that_holds_no_run_is_refused_by_name(tmp_path, text, message):
 def test_what_is_no_recipe_is_refused():
     with pytest.raises(ValueError, match="no run at runs/none: No such file"):
         build_run("runs/none")
-    with pytest.raises(ValueError, match="--recipe  is no recipe: valid names are"):
+    with pytest.raises(ValueError, match="--recipe  is not a recipe: valid names are"):
         build_run("")

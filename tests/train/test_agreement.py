@@ -132,7 +132,7 @@ def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(mo
     options = {"normalization": PLAIN, "teachers": {"teacher": taught}}
     assert evaluate_features(student, data, **options, must_stop=lambda: True) is None
     data.labels[:] = -1
-    with pytest.raises(ValueError, match="must count at least one image, found none in data.val"):
+    with pytest.raises(ValueError, match="no image of data.val could be decoded"):
         evaluate_features(student, data, **options)
 
 

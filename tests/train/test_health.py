@@ -59,7 +59,7 @@ def test_the_only_term_may_be_all_of_it_and_a_break_starts_anew(caplog):
     assert not said_of(caplog, 500, parts=lambda step: {"total": 2.0, "ce": 2.0})
     assert not said_of(caplog, 900, parts=lambda step: terms(4.1 if step % 150 else 1.0))
     (said,) = said_of(caplog, 500, parts=lambda step: terms(0.1) | {"total": 50.0, "nkd": 45.0})
-    assert "nkd is 45 of the total of 50" in said and "lower --losses.nkd.weight" in said
+    assert "nkd is 45 of the total of 50" in said and "Lower --losses.nkd.weight" in said
 
 
 def test_weights_are_those_of_the_step():
@@ -75,4 +75,4 @@ def test_a_run_looks_at_its_steps_and_at_its_terms(tmp_path, demo_cache):
     ]  # fmt: skip
     said = run_several(2, tmp_path / "commands", [command])[0]["said"]
     assert said.count("every gradient of the last 50 steps was clipped") == 1
-    assert said.count("the other terms hardly count: lower --losses.vitkd.alpha") == 1
+    assert said.count("the other terms hardly count. Lower --losses.vitkd.alpha") == 1

@@ -36,7 +36,7 @@ def test_settings_and_inputs_must_be_those_of_the_checkpoint(tmp_path):
     others = [longer, now | {"settings": {"epochs": 1}}, now | {"inputs": {"data.val": [1, 3]}},
               now | {"inputs": {"teacher.checkpoint": "b"}}]  # fmt: skip
     for other, key in zip(others, ("epochs", "seed", "data.val", "teacher.checkpoint")):
-        with pytest.raises(ValueError, match=f"found changes in {key}\\. Restore them"):
+        with pytest.raises(ValueError, match=f"files: {key} changed\\. Restore them"):
             check_identity(start_of(tmp_path, now), other)
 
 
@@ -44,11 +44,11 @@ def test_a_checkpoint_of_an_earlier_version_needs_the_config_beside_it_and_the_s
     start = start_of(tmp_path, None)
     start.manifest["train_state"] = {"data": 1}
     now = {"settings": {"seed": 0}, "inputs": {"data.train": [1, 2], "data.val": [3, 4]}}
-    with pytest.raises(ValueError, match="config.json is missing, which says what run"):
+    with pytest.raises(ValueError, match="config.json is missing, so the settings of"):
         check_identity(start, now)
     (tmp_path / "config.json").touch()
     check_identity(start, now)
-    with pytest.raises(ValueError, match="found changes in data.train. Restore"):
+    with pytest.raises(ValueError, match="files: data.train changed. Restore"):
         check_identity(start, now | {"inputs": {"data.train": [5, 2]}})
 
 
@@ -104,7 +104,7 @@ def test_nodes_with_other_images_are_refused_before_the_first_step(tmp_path, dem
     command = ["--recipe=demo_plain", "--debug", "--data.train=x.beton", "--data.val=x.beton"]
     sizes = [f"--workdir={tmp_path}/run", "--global_batch_size=2", "--micro_batch_size_per_gpu=1"]
     for said in finish_ranks(start_ranks(2, "-c", code, *command, *sizes, cwd=tmp_path), codes=[2, 2]):
-        assert "found other ones on rank 1 than on rank 0 for data.train, data.val. Copy" in said, said
+        assert "the files of data.train, data.val differ between rank 1 and rank 0. Copy" in said, said
     assert not (tmp_path / "run").exists()
 
 
@@ -120,7 +120,7 @@ def test_an_interrupted_run_is_not_continued_with_other_images_or_settings(whole
     changes = [[f"--data.val={small_beton}"], ["--optim.lr=0.003", "--seed=1"], []]
     commands = [[*everything_on(folder, small_beton), *change] for folder, change in zip(folders, changes)]
     images, settings, same = run_several(2, tmp_path / "commands", commands)
-    assert "found changes in data.val. Restore" in images["refused"], images
-    assert "found changes in optim.lr, seed. Restore" in settings["refused"], settings
+    assert "files: data.val changed. Restore" in images["refused"], images
+    assert "files: optim.lr, seed changed. Restore" in settings["refused"], settings
     assert same["summary"], same
     assert_same_result(folders[2], whole_run)

@@ -42,7 +42,7 @@ def test_a_damaged_line_is_dropped_alone_as_one_cut_short_is(tmp_path, caplog, l
     (tmp_path / "metrics.jsonl").write_bytes(first + b"\n" + line + b"\n" + second + b"\n")
     lines = write_log(tmp_path, (3, {"total": 3.0}), resumed_step=2)
     assert [(line["step"], line["total"]) for line in lines] == [(1, 1), (2, 2), (3, 3)]
-    assert ("metrics.jsonl: damaged lines, which are dropped: 1" in caplog.text) == bool(line)
+    assert ("metrics.jsonl: dropping 1 damaged line(s)" in caplog.text) == bool(line)
 
 
 def test_an_evaluation_that_runs_again_is_dropped_alone(tmp_path):
@@ -80,7 +80,7 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing_of_the_log(tmp_path, cap
     assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2, 3, 4, 5, 6], "late, and whole"
     assert points_of(tmp_path) == dict.fromkeys(("total", "lr"), [1, 2, 3, 4, 5, 6])
     told = [text.partition(", found [Errno 27]")[0] for text in warnings_of(caplog)]
-    assert told == [f"the log: {file} must be written" for _ in (3, 4) for file in files]
+    assert told == [f"logging failed: cannot write {file}" for _ in (3, 4) for file in files]
 
 
 def test_points_of_steps_that_run_again_are_purged(tmp_path):
@@ -152,5 +152,5 @@ def test_a_tensorboard_folder_that_cannot_be_made_is_warned_of_and_the_log_goes_
     log = MetricsLog(tmp_path, total_steps=9, resumed_step=0)
     log.log(1, {"total": 1.0})
     log.close()
-    assert any("the log: " in text and "tensorboard" in text for text in warnings_of(caplog))
+    assert any("logging failed: " in text and "tensorboard" in text for text in warnings_of(caplog))
     assert [line["step"] for line in metrics_of(tmp_path)] == [1]

@@ -74,7 +74,7 @@ def test_rank_0_alone_writes_and_a_folder_that_cannot_be_made_is_a_warning(tmp_p
     ((level, message),) = said()
     assert level == "WARNING" and f"update 6 could not be written to {file}: [Errno 17] File exists" in message
     file.parent.unlink()
-    about = f"the terms, gradients and images of update 6, and how to replay it: {file}"
+    about = f"wrote terms, gradients, images and a replay command of update 6 to {file}"
     assert said() == [("INFO", about)]
     found = json.loads(file.read_text())
     assert found["terms"] == [{"ce": 0}, {"ce": 1}] and found["images"]["ranks"] == [[1, 1]]

@@ -46,7 +46,7 @@ def test_the_defaults_of_knn_are_dinos_and_too_few_images_are_refused():
     explicit = knn_votes(train, labels, val, num_classes=K, k=20, temperature=0.07)
     assert torch.equal(knn_votes(train, labels, val, num_classes=K), explicit)
     with pytest.raises(
-        ValueError, match="k-NN needs at least 20 training images that .*, found 19: give more with --train"
+        ValueError, match="k-NN needs at least 20 training images that .*, got 19. Pass more with --train"
     ):
         knn_votes(val, labels[:19], val, num_classes=K)
 
@@ -121,7 +121,7 @@ def test_a_channel_that_never_varies_changes_nothing_and_few_images_are_refused(
     wider = [torch.cat([features, torch.full((len(features), 1), 7.0)], 1) for features in (train, val)]
     both = [linear_probe(one, labels, other, num_classes=K) for one, other in ((train, val), wider)]
     torch.testing.assert_close(both[0].logits_MK, both[1].logits_MK, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="a probe needs at least 10 training images, found 9"):
+    with pytest.raises(ValueError, match="a probe needs at least 10 training images, got 9"):
         linear_probe(train[:9], labels[:9], val, num_classes=K)
 
 

@@ -95,10 +95,10 @@ def test_a_warm_up_that_max_steps_would_fill_takes_the_same_part_of_the_run_as_o
 
 
 @pytest.mark.parametrize("changes, optim, found", [
-    ({"epochs": 1}, {}, r"found 50 of 50 steps \(optim.warmup_epochs=2, 50 steps an epoch, epochs=1\): lower "
+    ({"epochs": 1}, {}, r"got 50 of 50 steps \(optim.warmup_epochs=2, 50 steps per epoch, epochs=1\). Lower "
      "--optim.warmup_epochs, or raise --epochs"),
     ({"epochs": 0.14, "max_steps": 20}, {"warmup_epochs": 0, "warmup_fraction": 0.95},
-     r"found 7 of 7 steps \(optim.warmup_fraction=0.95, 50 steps an epoch, epochs=0.14\): .* or raise --epochs"),
+     r"got 7 of 7 steps \(optim.warmup_fraction=0.95, 50 steps per epoch, epochs=0.14\). .* or raise --epochs"),
 ])  # fmt: skip
 def test_a_warm_up_as_long_as_the_run_is_refused_but_in_a_debug_run(changes, optim, found):
     run = build_run("demo")
@@ -120,7 +120,7 @@ def test_ranks_share_a_global_batch_in_the_largest_micro_batches_that_fit(global
 
 
 def test_ranks_that_cannot_share_a_global_batch_are_told_which_can():
-    with pytest.raises(ValueError, match="found 12 and 5 ranks: use 1, 2, 3, 4, 6, 12 ranks, or change --global_batch"):
+    with pytest.raises(ValueError, match="got 12 and 5 ranks. Use 1, 2, 3, 4, 6, 12 ranks, or change --global_batch"):
         split_batch(12, world_size=5, limit=4)
 
 

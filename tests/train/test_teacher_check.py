@@ -113,8 +113,8 @@ def test_a_run_refuses_a_teacher_at_chance_warns_of_a_few_images_and_looks_only_
         [*base, f"--teacher.checkpoint={guessing}", f"--workdir={tmp_path / 'few'}", "--data.max_val_images=50"],
     ]  # fmt: skip
     refused, features, first, again, few = run_several(1, tmp_path / "commands", commands)
-    assert "the teacher must know the classes of the data, found top-1 " in refused["refused"]
-    assert "on 200 images" in refused["refused"] and "no better than chance: check that data.val" in refused["refused"]
+    assert "the teacher does not know the classes of the data: top-1 " in refused["refused"]
+    assert "on 200 images" in refused["refused"] and "no better than chance; check that data.val" in refused["refused"]
     assert features["summary"] and "teacher: top-1" not in features["said"], "ViTKD asks no logits"
     assert "teacher: top-1 " in first["said"] and "on 64 images" in first["said"] and "91.15" in first["said"]
     assert again["summary"]["steps"] == 2 and "teacher: top-1" not in again["said"]

@@ -166,9 +166,9 @@ def check_is_there(file: str, key: str) -> None:
 
 
 def check_is_new(target: Path) -> None:
-    """Raise ValueError if something is at `target`."""
+    """Raise ValueError if `target` exists."""
     if target.exists():
-        raise ValueError(f"{target} must not exist yet, so that nothing is overwritten: give another folder")
+        raise ValueError(f"{target} already exists and is not overwritten. Pass another folder.")
 
 
 def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Reading images: what an epoch shows in which order, where each image is cut, decoding and augmentation.
+"""Image data: sources, .beton files, epoch order, crops, decoding and augmentation.
 
-Nothing is imported here, so that `vitkd_ds.data.order` or `vitkd_ds.data.beton.format` cost no FFCV import.
+Start reading at `loader`. `loader.build_loader` opens one split (`images`) in a backend (`beton.stream` on FFCV, or
+`torchvision`) and returns an `epochs.Loader`. `order`, `crops` and `augment` make all random choices from keys in
+`draws`. `sources` lists raw images for packing. Nothing is imported here, so that `vitkd_ds.data.order` or
+`vitkd_ds.data.beton.format` do not import FFCV.
 """

@@ -1,4 +1,4 @@
-"""Apply data.on_bad to a micro-batch with images that could not be decoded: raise, or substitute the next image."""
+"""Apply data.on_bad to images that could not be decoded: raise an error, or skip them."""
 
 import logging
 import time
@@ -11,9 +11,9 @@ from vitkd_ds.data.images import Images
 logger = logging.getLogger(__name__)
 
 PADDING_LABEL = -1
-"""Label of a validation row that must not be counted: it fills a rank up, or its image cannot be decoded."""
+"""Label of a validation row that does not count: padding of a rank, or an image that cannot be decoded."""
 MAX_REPLACEMENTS = 100
-"""Images tried in place of one that cannot be decoded."""
+"""Maximum number of images tried as a substitute for one that cannot be decoded."""
 
 
 def handle_bad_images(
@@ -26,17 +26,18 @@ def handle_bad_images(
     on_bad: str,
     is_train: bool,
 ) -> int:
-    """Change images and labels of a micro-batch in place where the status is not 0 (decoded); return how many. What the
-    disk did not give is read again first, a few times.
+    """Replace undecoded images (status other than 0) of a micro-batch in place, and return how many there were.
+
+    Images that the disk failed to deliver are first read again, a few times.
 
     Args:
-        images: the split that the samples are of.
-        on_bad: stop or skip. Skipping puts the next image that decodes in the place in training, and leaves the row
-            uncounted in validation.
+        images: split of the samples.
+        on_bad: stop or skip. In training, skip substitutes the next image that decodes; in validation, it labels the
+            row as padding.
 
     Raises:
-        ValueError: on_bad is stop, or the image is not to blame, or no other decodes either; it names file, image,
-            class and reason.
+        ValueError: on_bad is stop, the image itself is not at fault, or no substitute decodes either. The message names
+            file, image, class and reason.
         Unreadable: the disk failed each time.
     """
     _read_again(images, samples, images_BHWC, status_B)
@@ -48,13 +49,13 @@ def handle_bad_images(
         for index, status in zip(samples["index"][bad].tolist(), status_B[bad].tolist())
     )
     if not set(status_B[bad].tolist()) <= images.skippable:
-        raise ValueError(f"each image of {images.path!r} must be read, but {reasons}: check file and disk")
+        raise ValueError(f"{images.path!r} cannot be read completely: {reasons}. Check the file and the disk.")
     if on_bad == "stop":
         raise ValueError(
-            f"each image of {images.path!r} must decode, but {reasons}: copy or pack the file again, or go "
-            f"on without the image with --data.on_bad=skip"
+            f"{images.path!r} has a bad image: {reasons}. Copy or pack the file again, or pass --data.on_bad=skip to "
+            "train without the image."
         )
-    logger.warning("%r: %s; skipped", images.path, reasons)
+    logger.warning("skipping bad images of %r: %s", images.path, reasons)
     for i in bad:
         if is_train:
             images_BHWC[i], labels_B[i] = _next_image(images, samples[i : i + 1])
@@ -64,7 +65,7 @@ def handle_bad_images(
 
 
 def _read_again(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> None:
-    """Read the images again that the disk did not give, in place, except where the file has none such any more."""
+    """Reread, in place, the images that the disk failed to deliver, unless the file no longer contains them."""
     for wait_s in (*reading.WAITS_S, None):
         unread = np.flatnonzero(np.isin(status_B, [*images.unread]))
         unread = unread[[images.is_there(index) for index in samples["index"][unread].tolist()]]
@@ -73,10 +74,10 @@ def _read_again(images: Images, samples: np.ndarray, images_BHWC: np.ndarray, st
         indices = ", ".join(map(str, samples["index"][unread].tolist()))
         if wait_s is None:
             raise reading.Unreadable(
-                f"each image of {images.path!r} must be read, but the disk failed at {indices}, {len(reading.WAITS_S)} "
-                "times again: check it, and the same command goes on"
+                f"the disk failed to read images {indices} of {images.path!r}, also after {len(reading.WAITS_S)} "
+                "retries. Check the disk, then rerun the same command to resume."
             )
-        logger.warning("%r: images %s cannot be read: another attempt in %g s", images.path, indices, wait_s)
+        logger.warning("cannot read images %s of %r, retrying in %g s", indices, images.path, wait_s)
         time.sleep(wait_s)
         images_BHWC[unread], status_B[unread] = images.decode(samples[unread])
 
@@ -86,7 +87,7 @@ def _class_of(images: Images, index: int) -> str:
 
 
 def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
-    """Find the next image of the file that decodes, cut and flipped by its own draws: pixels and label."""
+    """Return pixels and label of the next image in the file that decodes, cropped and flipped by its own draws."""
     other = sample.copy()
     place = int(np.searchsorted(images.chosen, sample["index"][0]))
     for step in range(1, MAX_REPLACEMENTS + 1):
@@ -95,6 +96,6 @@ def _next_image(images: Images, sample: np.ndarray) -> tuple[np.ndarray, int]:
         if status_B[0] == 0:
             return images_BHWC[0], int(images.labels[other["index"][0]])
     raise ValueError(
-        f"one of the {MAX_REPLACEMENTS} images after image {sample['index'][0]} of {images.path!r} must "
-        f"decode, found none: copy the file again, or pack it again"
+        f"none of the {MAX_REPLACEMENTS} images after image {sample['index'][0]} of {images.path!r} can be decoded. "
+        "Copy the file again, or pack it again."
     )

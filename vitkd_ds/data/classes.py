@@ -1,5 +1,4 @@
-"""What data.train and data.val name, before it is opened: whether it can be read, and how many classes it has. Nothing
-here imports torch."""
+"""Check data.train and data.val before opening them, and count classes. No torch."""
 
 import os
 import shlex
@@ -13,43 +12,52 @@ from vitkd_ds.data.sources.folder import class_names, has_class_folders, has_loo
 
 
 def is_class_folder(path: str) -> bool:
-    """Whether data.train or data.val names a folder that holds a folder per class."""
+    """Return whether the value of data.train or data.val is a folder with a folder per class."""
     return path not in ("", "demo") and has_class_folders(Path(path))
 
 
 def packed_path(folder: Path) -> Path:
-    """The .beton beside a class folder into which `train` packs it: photos/train.beton for photos/train."""
+    """Return the .beton next to a class folder into which `train` packs it: photos/train.beton for photos/train."""
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name(folder.name + SUFFIX)
 
 
 def check_is_packed(key: str, path: str) -> None:
-    """Raise ValueError, which names the option `key`, if `path` is something that the FFCV backend reads only when it
-    is packed, such as tars."""
+    """Raise ValueError if the FFCV backend can read `path` only after packing, such as tars.
+
+    Args:
+        key: option name for the message.
+    """
     is_packed = Path(path).suffix == SUFFIX or path == "demo" or is_class_folder(path)
     if not is_packed and (os.path.exists(path) or path.endswith(".tar")):
         labels = " --labels none" if has_loose_images(Path(path)) else ""
         raise ValueError(
-            f"{key} must be a .beton, or a folder that holds a folder per class, found {path!r}: pack it first "
-            f"(vitkd-ds pack {shlex.quote(path)} FILE.beton{labels}) and give --{key}=FILE.beton"
+            f"{key} must be a .beton or a folder with a folder per class, got {path!r}. Pack it first "
+            f"(vitkd-ds pack {shlex.quote(path)} FILE.beton{labels}), then pass --{key}=FILE.beton."
         )
 
 
 def check_is_not_one(key: str, path: str, num_classes: int) -> None:
-    """Raise ValueError, which names the option `key`, for a single class: data.num_classes cannot be 1."""
+    """Raise ValueError for a single class, because data.num_classes cannot be 1.
+
+    Args:
+        key: option name for the message.
+    """
     if num_classes == 1:
         raise ValueError(
-            f"{key} must have two or more classes, found one in {path!r}: give images of more, or train without labels "
-            "(--data.labels=ignore --data.num_classes=0)"
+            f"{key} needs two or more classes, but {path!r} has one. Use images of more classes, or train without "
+            "labels (--data.labels=ignore --data.num_classes=0)."
         )
 
 
 def count_classes(data: DataConfig) -> int:
-    """Count the classes of what data.train names: a .beton, "demo", or a folder per class, where that of its .beton
-    counts if there is one, as it may have been packed with a list of classes. Where labels are ignored there are none.
+    """Count the classes of data.train: a .beton, "demo", or a folder with a folder per class.
+
+    If such a folder is already packed, the .beton counts, as it may have been packed with a list of classes. The result
+    is 0 if labels are ignored.
 
     Raises:
-        ValueError: the file or folder is unfit, of a kind that does not tell quickly, or has a single class.
+        ValueError: the file or folder is invalid, does not list its classes, or has a single class.
     """
     found = _count_classes(data)
     check_is_not_one("data.train", data.classes or data.train, found)
@@ -69,8 +77,5 @@ def _count_classes(data: DataConfig) -> int:
             return len(class_names(path))
         path = packed_path(path)
     elif path.suffix != SUFFIX and path.exists():
-        raise ValueError(
-            f"data.num_classes must be given for {str(path)!r}, which does not list its classes, found 0: give "
-            "--data.num_classes"
-        )
+        raise ValueError(f"{str(path)!r} does not list its classes. Pass --data.num_classes.")
     return len(check_beton(path).classes)

@@ -1,8 +1,8 @@
-"""Where each image is cut: pure functions of the image's size and, in training, of (seed, epoch, image, repeat).
+"""Crop boxes: functions of image size and, in training, (seed, epoch, image, repeat).
 
-FFCV draws its crops in the decoder threads, from generators that the operating system seeds, so two runs never agree.
-Here the decoder is told where to cut, and holds no randomness: nothing depends on which thread, rank or restart decodes
-the image.
+FFCV draws crops in its decoder threads, from generators seeded by the operating system, so no two runs agree. Here the
+decoder receives the boxes and uses no randomness, so results do not depend on the thread, rank or restart that decodes
+an image.
 """
 
 import math
@@ -13,23 +13,26 @@ import numpy as np
 from vitkd_ds.data.draws import CROP_DRAWS, sample_keys, uniform
 
 BILINEAR, BICUBIC = 0, 1
-"""Values of a crop's `filter`: Pillow's filters of these names, which average over more pixels when they shrink."""
+"""Values of a crop's `filter`: Pillow's filters of these names, which are antialiased when shrinking."""
 FILTERS = {"bilinear": (BILINEAR,), "bicubic": (BICUBIC,), "random": (BILINEAR, BICUBIC)}
-"""data.interpolation -> the filters from which each image's is drawn."""
+"""data.interpolation to the filters to choose from, per image."""
 
 CROP_FIELDS = "index repeat flip filter top left height width resized_height resized_width window_top window_left"
 CROP_DTYPE = np.dtype([(name, "<i4") for name in CROP_FIELDS.split()])
-"""One image of a micro-batch. Take image `index`, cut the box (top, left, height, width; pixels), resize it to
-resized_height x resized_width with `filter`, cut the square of the loader's size at (window_top, window_left) out of
-that, and flip it left to right if `flip` is 1. The C struct of `csrc/decode.h` has the same fields."""
+"""Crop of one image of a micro-batch, in pixels. The C struct of `csrc/decode.h` has the same fields.
+
+Take image `index`, crop the box (top, left, height, width) and resize it to resized_height x resized_width with
+`filter`. Then crop a square of the loader's size at (window_top, window_left), and flip it left to right if `flip` is
+1.
+"""
 
 NUM_TRIES = 10
-"""Boxes drawn before the central one is taken; torchvision's number."""
+"""Number of boxes drawn before the central box is used, as in torchvision."""
 FLIP_DRAW, FILTER_DRAW, FIRST_BOX_DRAW, DRAWS_PER_TRY = CROP_DRAWS, CROP_DRAWS + 1, CROP_DRAWS + 2, 4
 
 
 def _central_boxes(heights_N: np.ndarray, widths_N: np.ndarray, ratio: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """Find the largest central box whose width / height is in `ratio`, which torchvision takes when all tries fail."""
+    """Return the largest central boxes with width / height in `ratio`, torchvision's fallback when all tries fail."""
     ratio_N = widths_N / heights_N
     box_heights_N = np.where(ratio_N < ratio[0], np.rint(widths_N / ratio[0]), heights_N)
     box_widths_N = np.where(ratio_N > ratio[1], np.rint(heights_N * ratio[1]), widths_N)
@@ -39,8 +42,11 @@ def _central_boxes(heights_N: np.ndarray, widths_N: np.ndarray, ratio: tuple[flo
 
 @dataclass(frozen=True)
 class TrainCrops:
-    """Random flips, and random crops distributed as torchvision's RandomResizedCrop: area uniform in `scale`, width /
-    height log-uniform in `ratio`, ten tries, then the largest central box within `ratio`."""
+    """Random flips, and random crops with the distribution of torchvision's RandomResizedCrop.
+
+    The area is uniform in `scale`, and width / height is log-uniform in `ratio`. After ten boxes that do not fit, the
+    largest central box within `ratio` is used.
+    """
 
     seed: int
     size: int
@@ -49,11 +55,15 @@ class TrainCrops:
     ratio: tuple[float, float]
     flip_probability: float
     interpolation: str
-    """bilinear, bicubic, or random: each image one of both, timm's default."""
+    """bilinear, bicubic, or random (one of both per image, timm's default)."""
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
-        """Draw the crops of some images of one epoch: CROP_DTYPE [N] from `vitkd_ds.data.order.SAMPLE_DTYPE` [N], and
-        the heights and widths of the images in pixels."""
+        """Draw the crops of samples of one epoch: CROP_DTYPE [N].
+
+        Args:
+            samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [N].
+            heights_N, widths_N: sizes of the images in pixels.
+        """
         heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
         keys_N = sample_keys(samples, seed=self.seed)
         rows = np.zeros(len(samples), CROP_DTYPE)
@@ -64,7 +74,7 @@ class TrainCrops:
         rows["filter"] = filters[(uniform(keys_N, FILTER_DRAW) * len(filters)).astype(np.int64)]
         rows["resized_height"] = rows["resized_width"] = self.size
         rows["top"], rows["left"], rows["height"], rows["width"] = _central_boxes(heights_N, widths_N, self.ratio)
-        # Each image takes the first drawn box that lies within it. Most need one try, so later tries cost little.
+        # Use the first drawn box that fits into the image. Most images need one try, so later tries are cheap.
         pending = np.arange(len(samples))
         for attempt in range(NUM_TRIES):
             if len(pending) == 0:
@@ -81,7 +91,7 @@ class TrainCrops:
         return rows
 
     def _try(self, keys_N: np.ndarray, areas_N: np.ndarray, attempt: int) -> tuple[np.ndarray, ...]:
-        """Draw height and width of a box, and where in the room that is left its top and left lie, in [0, 1)."""
+        """Draw a box's height and width, and the relative position of its top and left in the free space, in [0, 1)."""
         first = FIRST_BOX_DRAW + attempt * DRAWS_PER_TRY
         area_u, ratio_u, top_u, left_u = (uniform(keys_N, first + k) for k in range(DRAWS_PER_TRY))
         low, high = np.log(self.ratio)
@@ -92,16 +102,16 @@ class TrainCrops:
 
 
 def val_interpolation(interpolation: str) -> str:
-    """The filter of evaluation crops, given data.interpolation: "random" is bicubic there, as in timm."""
+    """Return the filter of evaluation crops for data.interpolation; "random" gives bicubic, as in timm."""
     return "bicubic" if interpolation == "random" else interpolation
 
 
 @dataclass(frozen=True)
 class CentreCrops:
-    """timm's evaluation crops: the shorter side resized to ``floor(size / crop_fraction)``, then the central square.
+    """timm's evaluation crops: resize the shorter side to ``floor(size / crop_fraction)``, then crop the centre.
 
-    The longer side is cut off to whole pixels and the window's corner rounded half to even, both as torchvision does,
-    so the pixels are those of published accuracies.
+    As in torchvision, the longer side is truncated to whole pixels, and the window's corner is rounded half to even. So
+    pixels equal those used for published accuracies.
     """
 
     size: int
@@ -109,7 +119,7 @@ class CentreCrops:
     interpolation: str
 
     def rows(self, samples: np.ndarray, heights_N: np.ndarray, widths_N: np.ndarray) -> np.ndarray:
-        """Compute the crops of some images, with the arguments of `TrainCrops.rows`; the epoch makes no difference."""
+        """Compute the crops of samples, with the arguments of `TrainCrops.rows`; they do not depend on the epoch."""
         heights_N, widths_N = heights_N.astype(np.int64), widths_N.astype(np.int64)
         shorter = math.floor(self.size / self.crop_fraction)
         shorter_N = np.minimum(heights_N, widths_N)

@@ -1,7 +1,7 @@
-"""The micro-batches of one split for one rank: epochs, their rest after a restart, and the copies to the device.
+"""Iterate over one split's micro-batches on one rank, also from a saved position.
 
-Every draw is keyed by seed, epoch, image and repeat, so any step of any epoch can be had at once and bit for bit.
-`torch.distributed` is not imported: rank and world size are arguments.
+Every random draw is keyed by seed, epoch, image and repeat, so iteration can start at any step of any epoch, bit for
+bit. `torch.distributed` is not imported: rank and world size are arguments.
 """
 
 from collections.abc import Iterator
@@ -20,24 +20,26 @@ from vitkd_ds.data.normalize import build_normalizer
 from vitkd_ds.data.transfer import CopyStream, RecycledMemory, send
 
 MicroBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
-"""images_BCHW (uint8, or fp32 if they are normalised; RGB, channels last in memory) and labels_B (int64), both on the
-loader's device and copies."""
+"""Pairs of images_BCHW (RGB, channels last in memory, uint8 or normalised fp32) and labels_B (int64).
+
+Both are copies on the loader's device.
+"""
 
 
 class Loader:
-    """Micro-batches of one split for one rank; made by `build_loader`. Its length is `num_batches`.
+    """Loader of one split's micro-batches on one rank, from `build_loader`. Its length is `num_batches`.
+
+    As a context manager, it closes at the end of the block.
 
     Attributes:
-        classes: names in label order.
-        steps_per_epoch: optimizer steps of an epoch; in validation, the same as `num_batches`.
+        classes: class names in label order.
+        steps_per_epoch: optimizer steps per epoch; in validation, equal to `num_batches`.
         num_batches: micro-batches per rank and epoch.
-        num_skipped: images of this rank so far that could not be decoded, where data.on_bad is skip.
-        fingerprint: a number that changes when images, their numbers in the file, or which of them are used, do.
-        content: a number that changes with the bytes of the images, too, as far as a file lists their checksums.
-        indices_B: numbers in the file of the images of the micro-batch that was given last, int64; where data.on_bad is
-            skip, that of an image whose place another took stays.
-
-    As a context manager it closes at the end of the block.
+        num_skipped: number of this rank's images that could not be decoded so far, if data.on_bad is skip.
+        fingerprint: hash that changes with the images' numbers, labels and offsets, and with the choice of images.
+        content: hash that changes with the images' bytes, if the file lists their checksums.
+        indices_B: file numbers of the images in the last micro-batch, int64. A substituted image (data.on_bad=skip)
+            keeps the number of the original.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Loader:
         self._running: WeakSet[MicroBatches] = WeakSet()
         self._is_closed = False
         self._normalize = build_normalizer(normalize, device) if normalize is not None else None
-        # FFCV pins its ring where there is a GPU.
+        # With a GPU, FFCV's buffers are pinned, so copies can overlap with computation.
         self._copies = CopyStream(device) if device.type == "cuda" else None
         self._memory = RecycledMemory()
         self._state = {"epoch": 0, "images": 0}
@@ -88,7 +90,7 @@ class Loader:
             self._num_val_images = min(num_images, data.max_val_images or num_images)
             rows_per_rank = -(-self._num_val_images // world_size)
             self.num_batches = self.steps_per_epoch = -(-rows_per_rank // micro_batch_size)
-        self._num_rows = self.steps_per_epoch * global_batch_size  # that all ranks together take of a training epoch
+        self._num_rows = self.steps_per_epoch * global_batch_size  # images per training epoch over all ranks
 
     def __len__(self) -> int:
         return self.num_batches
@@ -100,8 +102,10 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End the decoding of all iterators and close the file; a second call does nothing. Iterators that are asked
-        for more afterwards end, or raise ValueError where they are new."""
+        """Stop all iterators and close the file; a second call does nothing.
+
+        Running iterators then end, and new ones raise ValueError.
+        """
         self._is_closed = True
         try:
             for micro_batches in list(self._running):
@@ -112,18 +116,17 @@ class Loader:
     def epoch(self, epoch: int, *, start_step: int = 0) -> MicroBatches:
         """Iterate over one epoch.
 
-        In validation the last micro-batch may be smaller, equally on all ranks, and padding rows have label -1. Leaving
-        the loop early ends the decoding as soon as the iterator is dropped or closed.
+        In validation, the last micro-batch may be smaller, equally on all ranks, and padding rows have label -1. After
+        leaving the loop early, decoding stops once the iterator is dropped or closed.
 
         Args:
-            epoch: decides order, crops and augmentation in training; makes no difference in validation.
-            start_step: optimizer steps of this epoch that are already done; what follows is bit for bit what an
-                uninterrupted epoch gives after them.
+            epoch: key of order, crops and augmentation in training; ignored in validation.
+            start_step: number of optimizer steps to skip; the rest equals an uninterrupted epoch bit for bit.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(
-                f"start_step must be in [0, {self.steps_per_epoch}], the steps per epoch of {self.path!r}, "
-                f"found {start_step}: resume with the batch size and data the checkpoint was made with"
+                f"start_step must be in [0, {self.steps_per_epoch}], the steps per epoch of {self.path!r}, got "
+                f"{start_step}. Resume with the checkpoint's batch size and data."
             )
         if self._is_train:
             return self._train_epoch(epoch, start_step * self._global_batch_size)
@@ -132,8 +135,11 @@ class Loader:
         return self._begin(samples[done:], labels[done:])
 
     def __iter__(self) -> MicroBatches:
-        """Iterate over the rest of the current epoch, as `epoch` does; at its end the next one becomes current. In
-        validation every epoch is the same. In training a newer iterator or a loaded state makes this one an error."""
+        """Iterate over the rest of the current epoch, as `epoch` does; then the next epoch becomes current.
+
+        In validation, every epoch is the same. In training, using this iterator after starting a newer one or loading a
+        state raises ValueError.
+        """
         if not self._is_train:
             return self.epoch(0)
         self._iterator = object()
@@ -151,24 +157,29 @@ class Loader:
     def _check_current(self, iterator: object) -> None:
         if iterator is not self._iterator:
             raise ValueError(
-                f"the loader of {self.path!r} moves on with its newest iterator alone, found an older one in use after "
-                f"another was begun or a state was loaded: begin a new one, or use epoch(), which has no state"
+                f"this iterator of {self.path!r} is outdated, because a newer one was started or a state was loaded. "
+                "Start a new one, or use epoch(), which has no state."
             )
 
     def _set_state(self, epoch: int, images: int) -> None:
-        """Note how far all ranks are; the end of an epoch is the beginning of the next."""
+        """Record the progress of all ranks; the end of an epoch becomes the start of the next."""
         whole_epochs, images = divmod(images, self._num_rows)
         self._state = {"epoch": epoch + whole_epochs, "images": images}
 
     def state_dict(self) -> dict[str, int | str]:
-        """Return where `iter(loader)` stands: the epoch, the images that all ranks together have taken of it, and what
-        the order depends on. It is the same on all ranks that have taken as many micro-batches."""
+        """Return the position of `iter(loader)`: the epoch, its completed images over all ranks, and the order's key.
+
+        Ranks that have consumed equally many micro-batches have equal states.
+        """
         return self._state | self._identity()
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Continue, at any number of ranks and any micro-batch size, with the very next image; raises ValueError if the
-        state is of another order (data, seed, global batch, repeats) or damaged, or the ranks cannot share what is left
-        of the epoch."""
+        """Continue with the next image after a saved state, for any number of ranks and micro-batch size.
+
+        Raises:
+            ValueError: the state is damaged or belongs to another order (data, seed, global batch, repeats), or the
+                remaining images of the epoch cannot be split over the ranks.
+        """
         order.check_state(state, self._identity(), num_rows=self._num_rows)
         self._take_share(np.arange(state["images"], self._num_rows))
         self._set_state(state["epoch"], state["images"])
@@ -176,7 +187,7 @@ class Loader:
 
     def _identity(self) -> dict[str, int | str]:
         if not self._is_train:
-            raise ValueError("only a training loader has a state, found split val: iterate over epoch(0)")
+            raise ValueError("only a training loader has a state, got split val. Iterate over epoch(0).")
         return {
             "seed": self._seed,
             "num_images": len(self._images.chosen),
@@ -209,20 +220,24 @@ class Loader:
         return samples
 
     def train_numbers(self, epoch: int, step: int) -> list[np.ndarray]:
-        """Of each rank, the numbers in their file of the images that a step of an epoch trains on, int64, in order.
-        Images that could not be decoded are among them, and not those that took their places."""
+        """Return the file numbers of a training step's images, in order: one int64 array per rank.
+
+        Images that cannot be decoded are included, but not their substitutes.
+        """
         samples = self._train_order(epoch)[step * self._global_batch_size :][: self._global_batch_size]
         shares = [order.rank_slice(samples, rank=rank, **self._sizes) for rank in range(self._sizes["world_size"])]
         return [share["index"].astype(np.int64) for share in shares]
 
     def val_numbers(self) -> np.ndarray:
-        """Of each validation image of all ranks, in order, its number in its file, int64; if not all are wanted, evenly
-        spread, as files are sorted by class."""
+        """Return the file numbers of all ranks' validation images, in order, int64.
+
+        With data.max_val_images, they are evenly spread, because files are sorted by class.
+        """
         chosen = self._images.chosen
         return chosen[np.arange(self._num_val_images, dtype=np.int64) * len(chosen) // self._num_val_images]
 
     def _val_samples(self) -> tuple[np.ndarray, np.ndarray]:
-        """This rank's samples and labels."""
+        """Return this rank's validation samples and labels."""
         indices, is_real = order.val_share(self._num_val_images, rank=self._rank, world_size=self._sizes["world_size"])
         samples = np.zeros(len(indices), order.SAMPLE_DTYPE)
         samples["index"] = self.val_numbers()[indices]
@@ -230,7 +245,7 @@ class Loader:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise ValueError(f"the loader of {self.path!r} must be open, found it closed: build another")
+            raise ValueError(f"the loader of {self.path!r} is closed. Build a new one.")
 
     def _begin(self, samples: np.ndarray, labels: np.ndarray) -> MicroBatches:
         self._check_open()
@@ -263,7 +278,7 @@ class Loader:
                     normalized_BCHW = images_BCHW if self._normalize is None else self._normalize(images_BCHW)
                     self.indices_B = samples["index"][chunk]
                     yield normalized_BCHW, send(labels_B, self._device)
-                    # FFCV overwrites this micro-batch once the next is asked for, so the copy must be done by then.
+                    # FFCV overwrites this micro-batch when the next is requested, so finish the copy first.
                     if copied is not None:
                         copied.synchronize()
                     first = chunk.stop

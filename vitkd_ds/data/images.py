@@ -1,4 +1,4 @@
-"""A split's images, opened: from the run's settings to one of the two backends, with the checks that opening allows."""
+"""Open a split's images in one of the two backends, and check their classes and labels."""
 
 import logging
 import os
@@ -24,47 +24,49 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
 MOST_LISTED = 5
-"""Class names in a message."""
+"""Maximum number of class names in a message."""
 
 
 class Images(Protocol):
-    """An opened file or folder of images, in one of the two backends."""
+    """Opened file or folder of images, in one of the two backends."""
 
     path: str
     classes: tuple[str, ...]
-    """Names in label order; () where images have no labels, or these are ignored."""
+    """Class names in label order; () if images have no labels, or labels are ignored."""
     labels: np.ndarray
-    """int64, a label per image; all 0 without classes."""
+    """Label of each image, int64; all 0 without classes."""
     chosen: np.ndarray
-    """int64, numbers of the images that are used, ascending (`vitkd_ds.data.subset`)."""
+    """Ascending numbers of the images in use, int64 (`vitkd_ds.data.subset`)."""
     skippable: frozenset[int]
-    """Statuses that are an image's own fault, not the disk's or ours."""
+    """Statuses caused by the image itself, not by the disk or the caller."""
     unread: frozenset[int]
-    """Statuses that are the disk's fault."""
+    """Statuses caused by the disk."""
     fingerprint: int
-    """Changes when images have other numbers, labels or places, or others of them are used."""
+    """Hash that changes with the images' numbers, labels and offsets, and with the choice of images."""
     content: int
-    """Changes with the bytes of the images, as far as the file lists their checksums."""
+    """Hash that changes with the images' bytes, if the file lists their checksums."""
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode, crop and augment samples in order: images uint8 [micro-batch, size, size, 3] and a status each (0 is
-        decoded), valid until the next are asked for."""
+        """Yield micro-batches of decoded, cropped and augmented samples, in order.
+
+        Each consists of images uint8 [micro-batch, size, size, 3] and their statuses (0 means decoded), and is valid
+        until the next is requested.
+        """
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Decode a few samples at once, as `decoded` does."""
 
     def is_there(self, index: int) -> bool:
-        """Whether the bytes of an image that could not be read are there by the file system, so that another attempt
-        may read them: not where the file was cut or removed."""
+        """Return whether a retry may read an image: False if the file was truncated or removed."""
 
     def reason(self, index: int, status: int) -> str:
-        """Name an image's fault: the end of the sentence "image 7 ..."."""
+        """Return an image's fault as the end of a sentence that starts with "image 7"."""
 
     def close(self) -> None:
-        """Close what is open; a second call does nothing."""
+        """Close open files; a second call does nothing."""
 
     def pages(self) -> dict[str, Any]:
-        """Places of the images, for `vitkd_ds.data.order.quasi_random_order`; the FFCV backend alone has pages."""
+        """Return image offsets and page size for `vitkd_ds.data.order.quasi_random_order`; FFCV backend only."""
 
 
 def open_images(
@@ -76,15 +78,15 @@ def open_images(
     classes: tuple[str, ...] | None = None,
     augmenter: Augmenter | None = None,
 ) -> Images:
-    """Open the images of a split in the backend that `data` names.
+    """Open the images of a split in the backend given by `data`.
 
     Args:
-        augmenter: what follows the crop; None is nothing.
-        classes: the training images' in label order. Those of the split may be fewer, or in another order: its labels
-            are numbered anew by name. None takes the split's own, whose number must be data.num_classes.
+        augmenter: augmentation after the crop; None disables it.
+        classes: training classes in label order. The split may have fewer, or another order: its labels are renumbered
+            by name. None keeps the split's own classes, of which there must be data.num_classes.
 
     Raises:
-        ValueError: an unfit file or number of classes, or a class that `classes` lacks.
+        ValueError: the file is invalid, the number of classes is wrong, or a class is not in `classes`.
     """
     key = f"data.{split}"
     path = data.train if split == "train" else data.val
@@ -93,12 +95,12 @@ def open_images(
     is_quasi_random = split == "train" and data.order == "quasi_random"
     if path == "demo":
         path = demo_beton(split)
-    # Each backend is imported only when it is used, so that neither needs the other's packages.
+    # Import a backend only when it is used, so that it does not need the other's packages.
     if data.backend == "torchvision":
         from vitkd_ds.data.torchvision import TorchvisionImages
 
         if is_quasi_random:
-            raise ValueError("data.order=quasi_random needs data.backend=ffcv, found torchvision: change one of them")
+            raise ValueError("data.order=quasi_random needs data.backend=ffcv, got torchvision. Change one of them.")
         images = TorchvisionImages(path, crops, augmenter, **sizes)
     else:
         from vitkd_ds.data.beton.stream import CropLoader
@@ -117,7 +119,7 @@ def open_images(
 
 
 def fingerprint_of(data: DataConfig, split: str) -> int:
-    """The fingerprint that the images of a split have when they are opened, without opening them."""
+    """Return the fingerprint of a split's images without opening them in a backend."""
     path = data.train if split == "train" else data.val
     path = demo_beton(split) if path == "demo" else Path(path)
     if data.backend == "torchvision" and path.suffix != SUFFIX:
@@ -134,7 +136,7 @@ def fingerprint_of(data: DataConfig, split: str) -> int:
 
 
 def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreCrops:
-    """Choose how the images of a split are cut."""
+    """Return the crops of a split: random for train, centred for val."""
     if split == "val":
         return CentreCrops(data.image_size, data.val_crop_fraction, data.interpolation)
     scale, ratio, flip = data.crop_scale, data.crop_ratio, data.flip_probability
@@ -142,8 +144,12 @@ def crops_of(data: DataConfig, *, split: str, seed: int) -> TrainCrops | CentreC
 
 
 def _renumber(images: Images, classes: tuple[str, ...], key: str, *, is_known: bool) -> None:
-    """Give images the labels that training has for the names of their classes, and its classes. With `is_known` these
-    are a student's, and the training images are not at hand."""
+    """Renumber the labels of images by class name to match `classes`.
+
+    Args:
+        classes: the training classes in label order.
+        is_known: the classes come from a student, without training images; this only changes the messages.
+    """
     found = images.classes
     if found == classes:
         return
@@ -151,14 +157,14 @@ def _renumber(images: Images, classes: tuple[str, ...], key: str, *, is_known: b
     unknown = [name for name in found if name not in position]
     owner = "the student" if is_known else "data.train"
     if not found:
-        raise ValueError(f"{key} must have labels, as {owner} has classes, found none in {images.path!r}: give others")
+        raise ValueError(f"{images.path!r} ({key}) has no labels, but {owner} has classes. Use labelled images.")
     if unknown:
         remedy = "give images of its classes" if is_known else "pack both with the same --classes"
         if not classes:
             remedy = "pack both with --labels none, ignore them with --data.labels=ignore"
         raise ValueError(
-            f"{key} must have no classes but those of {owner}, found also {_listed(unknown)} in {images.path!r} "
-            f"({nearest(unknown[0], classes)}): {remedy}, or rename the class"
+            f"{images.path!r} ({key}) has classes that {owner} does not have: {_listed(unknown)} "
+            f"({nearest(unknown[0], classes)}). To fix this, {remedy}, or rename the class."
         )
     if len(found) < len(classes):
         logger.info("%s has %d of the %d classes of %s", key, len(found), len(classes), owner)
@@ -169,8 +175,14 @@ def _renumber(images: Images, classes: tuple[str, ...], key: str, *, is_known: b
 
 
 def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: str) -> None:
-    """Check that `source`, which belongs to a teacher, has the classes of data.train in their order. If not, raise a
-    ValueError that lists the names which only one of them has, or else the first difference."""
+    """Check that a teacher's file has the classes of data.train in the same order.
+
+    Args:
+        source: name of the teacher's file for the message.
+
+    Raises:
+        ValueError: the classes differ; lists the names that only one side has, or else the first difference.
+    """
     if found == expected:
         return
     known, wanted = set(found), set(expected)
@@ -180,8 +192,8 @@ def check_classes(expected: tuple[str, ...], found: tuple[str, ...], *, source: 
         if name != other and not differences:
             differences = [f"class {i} {other!r} where data.train has {name!r}"]
     raise ValueError(
-        f"{source} must have the classes of data.train in the same order, found "
-        f"{' and '.join(differences)}: pack the images with --classes in the teacher's order, or take another teacher"
+        f"{source} differs from the classes of data.train: it has {' and '.join(differences)}. Pack the images with "
+        "--classes in the teacher's order, or use another teacher."
     )
 
 
@@ -200,5 +212,5 @@ def _check_num_classes(images: Images, num_classes: int, key: str) -> None:
         if key == "data.val":
             remedy = "give images of all classes, or build_loader the classes of data.train"
         raise ValueError(
-            f"{key} must have data.num_classes={num_classes} classes, found {found} in {images.path!r}: {remedy}"
+            f"{key} must have data.num_classes={num_classes} classes, but {images.path!r} has {found}: {remedy}"
         )

@@ -1,4 +1,7 @@
-"""libtiff's messages, collected for our errors; else it prints them to stderr under the name "tempfile.tif"."""
+"""Collect libtiff's messages for error texts.
+
+Otherwise it prints them to stderr, about a file "tempfile.tif".
+"""
 
 import ctypes
 import threading
@@ -9,16 +12,18 @@ from functools import cache
 from PIL import _imaging
 
 MESSAGE_BYTES = 500
-"""Longest message that is kept; the rest is cut off."""
+"""Maximum length of a message; longer ones are truncated."""
 HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
-"""libtiff's TIFFErrorHandler: the name of a file or function, a format and its arguments (va_list)."""
+"""libtiff's TIFFErrorHandler: the name of a file or function, a format string and its arguments (va_list)."""
 _thread = threading.local()
 
 
 @contextmanager
 def messages() -> Iterator[list[str]]:
-    """Collect the errors that libtiff reports in this thread, also those of which Pillow takes no notice. Its warnings
-    are dropped. Where Pillow was built without libtiff, or with one that hides its functions, there are none."""
+    """Collect the errors that libtiff reports in this thread, including errors that Pillow ignores.
+
+    Warnings are dropped. The list stays empty if Pillow was built without libtiff, or with hidden libtiff symbols.
+    """
     _listen()
     _thread.messages = found = []
     try:
@@ -29,8 +34,8 @@ def messages() -> Iterator[list[str]]:
 
 @cache
 def _listen() -> ctypes._CFuncPtr | None:
-    """Set libtiff's handlers once; returns ours, which must not be collected while libtiff may call it."""
-    pillow = ctypes.CDLL(_imaging.__file__)  # its symbols include those of the libraries that it is linked with
+    """Install the handlers once; return the error handler, which must stay referenced while libtiff may call it."""
+    pillow = ctypes.CDLL(_imaging.__file__)  # includes the symbols of linked libraries
     if not hasattr(pillow, "TIFFSetErrorHandler"):
         return None
     write = ctypes.CDLL(None).vsnprintf

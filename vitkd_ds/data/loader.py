@@ -1,6 +1,6 @@
-"""Build the loader of one split for one rank.
+"""Build the loader of one split on one rank.
 
-Pixels come from one of two backends, `vitkd_ds.data.beton.stream` (on FFCV) and `vitkd_ds.data.torchvision`.
+There are two backends: `vitkd_ds.data.beton.stream` (on FFCV) and `vitkd_ds.data.torchvision`.
 """
 
 import torch
@@ -29,33 +29,33 @@ def build_loader(
     normalize: Statistics | None = None,
     statistics: Statistics = IMAGENET,
 ) -> Loader:
-    """Open the images of one split for one rank; all checks of them run here, before training, and raise ValueError.
+    """Open and check the images of one split on one rank; raise ValueError if an argument, file or class is invalid.
 
     Args:
-        data: where the images are and how they are cropped; "demo" as a path is the data inside the package.
+        data: paths and crop settings; the path "demo" means the data inside the package.
         split: train (shuffled, random crops, whole global batches) or val (each image once, centre crops).
-        augment: what follows the crop in training; None is nothing. Mixing is `vitkd_ds.train.mixing`'s.
+        augment: augmentation after the crop in training; None disables it. `vitkd_ds.train.mixing` does the mixing.
         micro_batch_size: images per forward on this rank.
-        global_batch_size: images per optimizer step over all ranks, training only; None is no accumulation.
-        classes: the training images' in label order, by whose names the labels of val are numbered; None takes its own.
-        device: where micro-batches are put.
-        normalize: None leaves the images uint8; (mean, std), each of 3 numbers for images in 0..1, gives fp32 images
+        global_batch_size: images per optimizer step over all ranks, training only; None means no accumulation.
+        classes: training classes in label order; the split's labels are renumbered to match. None keeps its own.
+        device: device for the micro-batches.
+        normalize: None keeps uint8 images; (mean, std), 3 numbers each for images in 0..1, returns fp32 images
             (x / 255 - mean) / std.
-        statistics: the model's (mean, std), for the colour of what RandAugment uncovers and the noise of erasing.
+        statistics: the model's (mean, std), which give RandAugment's fill colour and random erasing's noise.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size must be at least 1, found {micro_batch_size}")
+        raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
     if global_batch_size is None:
         global_batch_size = micro_batch_size * world_size
     if global_batch_size < 1:
-        raise ValueError(f"global_batch_size must be at least 1, found {global_batch_size}: None is no accumulation")
+        raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be one of torch's, such as cuda:0, found {device!r}: {error}") from error
-    # What is wrong with the images themselves is found when they are opened.
+        raise ValueError(f"device must be a torch device such as cuda:0, got {device!r}: {error}") from error
+    # The images themselves are checked when they are opened.
     augment = augment or AugmentConfig()
     has_work = split == "train" and Augmenter.has_work(augment)
     augmenter = Augmenter(augment, seed=seed, statistics=statistics) if has_work else None

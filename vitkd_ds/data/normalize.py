@@ -1,4 +1,7 @@
-"""Normalised images for those who train with a loop of their own; our models normalise for themselves."""
+"""Normalise images for custom training loops.
+
+This package's own training normalises per model instead.
+"""
 
 from collections.abc import Callable
 
@@ -9,8 +12,13 @@ from vitkd_ds.data.colours import Statistics
 
 
 def build_normalizer(statistics: Statistics, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make the function from images_BCHW, 0..255, to (images / 255 - mean) / std in fp32, on the same device and in the
-    same memory format. Raises ValueError unless `statistics` is a pair of 3 numbers each, of which std is positive."""
+    """Return a function that maps images_BCHW (0 to 255) to (images / 255 - mean) / std in fp32.
+
+    Device and memory format stay the same.
+
+    Raises:
+        ValueError: `statistics` is not a pair of 3 numbers each with positive std.
+    """
     try:
         mean_and_std = np.asarray(statistics, np.float64)
     except (TypeError, ValueError):
@@ -18,11 +26,11 @@ def build_normalizer(statistics: Statistics, device: torch.device) -> Callable[[
     is_fit = mean_and_std.shape == (2, 3) and np.isfinite(mean_and_std).all() and (mean_and_std[1] > 0).all()
     if not is_fit:
         raise ValueError(
-            f"normalize must be None or a pair (mean, std) of 3 numbers each, std above 0, found {statistics!r}: give "
-            f'(config["mean"], config["std"]) of timm\'s resolve_model_data_config'
+            f"normalize must be None or a pair (mean, std) of 3 numbers each, with std above 0, got {statistics!r}. "
+            f'Pass (config["mean"], config["std"]) from timm\'s resolve_model_data_config.'
         )
     mean_3, std_3 = mean_and_std
-    # (x / 255 - mean) / std in one pass over the images, which are copied anyhow when they become fp32.
+    # Fold /255, mean and std into one scale and shift, applied in place to the fp32 copy.
     scale_C11, shift_C11 = (
         torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
         for values in (1 / (255 * std_3), -mean_3 / std_3)

@@ -1,8 +1,8 @@
-"""Which image is seen when and on which rank: pure functions of seed, epoch, rank and batch sizes.
+"""Order of images over epochs and ranks, from seed, epoch, rank and batch sizes.
 
-Separate from the loader because tests can hold these laws without FFCV: each image at most once per epoch, the same
-images in a step at any number of ranks, a resumed epoch equal to an uninterrupted one. Nothing here has state, so a
-checkpoint saves no more than seed, epoch and step.
+Each image appears at most once per epoch, a step uses the same images for any number of ranks, and a resumed epoch
+equals an uninterrupted one. This is separate from the loader so that tests can check these properties without FFCV.
+There is no state, so a checkpoint only needs seed, epoch and step.
 """
 
 import math
@@ -12,32 +12,33 @@ import numpy as np
 from vitkd_ds.data.draws import keyed_rng
 
 SAMPLE_DTYPE = np.dtype([("index", "<i8"), ("repeat", "<i4"), ("epoch", "<i4")])
-"""One place in the order of an epoch: an image's number in its file, and how often the epoch showed it before."""
+"""One position in an epoch's order: an image's number in its file, and how often the epoch has shown it before."""
 ORDER_STREAM = 1
-"""Last part of the key of an epoch's order, so that no other use of (seed, epoch) draws the same numbers."""
+"""Last element of the random key of an epoch's order, which separates it from other uses of (seed, epoch)."""
 MAX_LANES = 64
-"""Most parts of the file that a quasi-random order reads side by side; each rank reads some of them."""
+"""Maximum number of streams that a quasi-random order reads from the file in parallel; each rank reads some of them."""
 WINDOW_BYTES = 4 * 2**30
-"""Bytes that all windows of a quasi-random order together keep in the page cache."""
+"""Total size of all windows of a quasi-random order, which stay in the page cache."""
 
 
 def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
-    """Count the whole global batches of an epoch; raises ValueError when there is none."""
+    """Return the number of whole global batches in an epoch; raise ValueError if there is none."""
     if num_images < global_batch_size:
         raise ValueError(
-            f"an epoch must have at least one global batch, found {num_images} training images and global_batch_size "
-            f"{global_batch_size}: lower global_batch_size to {num_images} or less, or give more images"
+            f"{num_images} training images are fewer than one global batch (global_batch_size={global_batch_size}). "
+            f"Lower global_batch_size to {num_images} or less, or use more images."
         )
     return num_images // global_batch_size
 
 
 def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1) -> np.ndarray:
-    """Shuffle the training images that all ranks together see in an epoch: SAMPLE_DTYPE [steps * global_batch_size],
-    each (index, repeat) at most once. The rest of the permutation, less than one global batch, is left out.
+    """Shuffle the training images of an epoch over all ranks: SAMPLE_DTYPE [steps * global_batch_size].
 
-    With `repeats`, the epoch shows only some of the images, each so many times, and stays as long, as DeiT's repeated
-    augmentation does. All copies of an image are in one global batch, as far apart as possible; where `repeats` does
-    not divide the global batch, those at its end continue in the next.
+    Each (index, repeat) appears at most once. The end of the permutation, less than one global batch, is dropped.
+
+    With `repeats`, as in DeiT's repeated augmentation, the epoch has the same length, but shows fewer images, each
+    `repeats` times. All copies of an image are in one global batch, as far apart as possible. If `repeats` does not
+    divide the global batch, the last image's copies continue in the next.
     """
     num_rows = steps_per_epoch(num_images, global_batch_size=global_batch_size) * global_batch_size
     order = keyed_rng(seed, epoch, ORDER_STREAM).permutation(num_images)[: -(-num_rows // repeats)]
@@ -49,13 +50,15 @@ def random_order(num_images: int, *, seed: int, epoch: int, global_batch_size: i
 def class_balanced_order(
     labels_N: np.ndarray, *, seed: int, epoch: int, global_batch_size: int, repeats: int = 1
 ) -> np.ndarray:
-    """Shuffle as many images of each class as of any other, or one more, in an epoch of the usual length: what
-    `random_order` returns. A class gives all its images before it gives one again, as another repeat of it, which is
-    cut and augmented anew; where `repeats` is more than 1, each time so many repeats follow each other."""
+    """Shuffle an epoch of the usual length in which class counts differ by at most one; see `random_order`.
+
+    A class shows all its images before it repeats one; the copy has another `repeat`, so its crop and augmentation
+    differ. With `repeats` above 1, that many copies follow each other.
+    """
     num_rows = steps_per_epoch(len(labels_N), global_batch_size=global_batch_size) * global_batch_size
     rng = keyed_rng(seed, epoch, ORDER_STREAM)
     num_draws = -(-num_rows // repeats)
-    # Each class in an order of its own, and the classes in turn, beginning anywhere.
+    # Shuffle within each class, then take the classes in turn, in random order.
     shuffled = rng.permutation(len(labels_N))
     by_class = shuffled[np.argsort(labels_N[shuffled], kind="stable")]
     _, first, counts = np.unique(labels_N[by_class], return_index=True, return_counts=True)
@@ -78,27 +81,30 @@ def quasi_random_order(
     global_batch_size: int,
     repeats: int = 1,
 ) -> np.ndarray:
-    """Shuffle the pages of a file that is larger than memory, and the images within windows of pages. `offsets_N` is
-    where each image lies in the file, in bytes.
+    """Shuffle the pages of a file larger than memory, and the images within windows of pages.
 
-    The shuffled pages are dealt in equal parts to lanes. Each lane gives an equal part of every global batch, shuffled
-    within a window of `WINDOW_BYTES` / lanes. So a rank reads the pages of its lanes only, one window after the other,
-    as long as its micro-batches take whole lanes (best at a global batch that `MAX_LANES` divides); and the order is
-    the same at any number of ranks.
+    The shuffled pages are split equally into lanes. Every global batch takes equally many images from each lane,
+    shuffled within a window of `WINDOW_BYTES` / lanes. The order is the same for any number of ranks. A rank reads only
+    its own lanes' pages, one window after another, if its micro-batches cover whole lanes; this works best if
+    `MAX_LANES` divides the global batch.
 
-    Returns what `random_order` returns, but the copies of an image follow each other.
+    Args:
+        offsets_N: byte offset of each image in the file.
+
+    Returns:
+        See `random_order`; here, the copies of an image follow each other.
     """
     num_images = len(offsets_N)
     num_steps = steps_per_epoch(num_images, global_batch_size=global_batch_size)
     num_lanes = math.gcd(global_batch_size, MAX_LANES)
     rows_per_lane = num_steps * global_batch_size // num_lanes
-    # Pages in a random order, images within a page in the file's: what is read from the disk is read as a whole.
+    # Pages are in random order, images within a page in file order, so that whole pages are read from the disk.
     rng = keyed_rng(seed, epoch, ORDER_STREAM)
     pages_N = offsets_N.astype(np.int64) // page_bytes
     place_of_page = rng.permutation(int(pages_N.max()) + 1)
     images_per_lane = -(-rows_per_lane // repeats)
     order = np.lexsort((offsets_N, place_of_page[pages_N]))[: num_lanes * images_per_lane].reshape(num_lanes, -1)
-    # Images are shuffled no further than a window, so that the page cache holds all pages that are in use.
+    # Images are shuffled only within a window, so that all pages in use fit into the page cache.
     window = max(1, int(num_images * WINDOW_BYTES / file_bytes / num_lanes))
     for first in range(0, images_per_lane, window):
         order[:, first : first + window] = rng.permuted(order[:, first : first + window], axis=1)
@@ -116,42 +122,45 @@ def _repeated(order: np.ndarray, repeats: int, epoch: int) -> np.ndarray:
 
 
 def accumulation_steps(*, world_size: int, micro_batch_size: int, global_batch_size: int) -> int:
-    """Count the micro-batches per rank of a global batch; raises ValueError unless they are a whole number."""
+    """Return the number of micro-batches per rank in a global batch; raise ValueError if it is not an integer."""
     per_forward = world_size * micro_batch_size
     if global_batch_size % per_forward:
         raise ValueError(
-            f"global_batch_size must be a multiple of micro-batch size x ranks, found {global_batch_size} and "
-            f"{micro_batch_size} x {world_size} = {per_forward}: change global_batch_size or micro_batch_size_per_gpu"
+            f"global_batch_size must be a multiple of micro-batch size x ranks, got {global_batch_size} and "
+            f"{micro_batch_size} x {world_size} = {per_forward}. Change global_batch_size or micro_batch_size_per_gpu."
         )
     return global_batch_size // per_forward
 
 
 def rank_slice(samples: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int) -> np.ndarray:
-    """Take one rank's share of an epoch's order, or of its rest; raises ValueError if the ranks cannot share that.
+    """Return one rank's shard of an epoch's order, or of its remainder.
 
-    The order is cut into consecutive micro-batches, which are dealt to the ranks in turn. So a micro-batch consists of
-    the same images at any number of ranks, a step's global batch is the same set, and what all ranks have done at any
-    time is a beginning of the order.
+    The order is split into consecutive micro-batches, which are dealt to the ranks in turn. So a micro-batch and a
+    step's global batch have the same images for any number of ranks, and completed images are always a prefix of the
+    order.
+
+    Raises:
+        ValueError: the length is not a multiple of micro-batch size x ranks.
     """
     check_rank(rank, world_size)
     if len(samples) % (world_size * micro_batch_size):
         raise ValueError(
-            f"the {len(samples)} images left in the epoch must be a multiple of micro-batch size x ranks, found "
-            f"{micro_batch_size} x {world_size}: resume where a global batch is complete, or with other sizes"
+            f"the {len(samples)} remaining images of the epoch must be a multiple of micro-batch size x ranks, got "
+            f"{micro_batch_size} x {world_size}. Resume at the end of a global batch, or with other sizes."
         )
     return samples.reshape(-1, world_size, micro_batch_size)[:, rank].reshape(-1)
 
 
 def val_share(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Take one rank's share of the validation images: every image on exactly one rank, equally many rows on each.
+    """Return one rank's shard of the validation images: each image on exactly one rank, equally many rows on each.
 
     Returns:
-        indices int64 [ceil(num_images / world_size)], and is_real, a bool of the same length: False marks padding,
-        which repeats image 0 and must not be counted. A rank has at most one row of padding.
+        indices, int64 [ceil(num_images / world_size)], and is_real, bool of the same length. False marks padding, which
+        repeats image 0 and must not count. A rank has at most one padding row.
     """
     check_rank(rank, world_size)
     if num_images < 1:
-        raise ValueError(f"validation must have at least one image, found {num_images}: give another data.val")
+        raise ValueError(f"validation needs at least one image, got {num_images}. Set another data.val.")
     indices = rank + world_size * np.arange(-(-num_images // world_size), dtype=np.int64)
     is_real = indices < num_images
     return np.where(is_real, indices, 0), is_real
@@ -160,25 +169,29 @@ def val_share(num_images: int, *, rank: int, world_size: int) -> tuple[np.ndarra
 def check_rank(rank: int, world_size: int) -> None:
     """Raise ValueError unless `rank` is one of `world_size` ranks."""
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be in [0, world_size), found rank {rank} of {world_size}: check the launcher")
+        raise ValueError(f"rank must be in [0, world_size), got rank {rank} of {world_size}. Check the launcher.")
 
 
 def check_state(state: dict[str, int | str], identity: dict[str, int | str], *, num_rows: int) -> None:
-    """Check a loader's saved state, which comes from outside: raises ValueError if it is damaged, or of an order that
-    does not depend on the same `identity`. `num_rows` is what all ranks together take of an epoch, in images."""
+    """Check a saved loader state; raise ValueError if it is damaged or belongs to another order.
+
+    Args:
+        identity: values that determine the loader's order.
+        num_rows: images per epoch over all ranks.
+    """
     if set(state) != {*identity, "epoch", "images"}:
-        raise ValueError(f"a loader's state must come from its state_dict(), found the keys {sorted(state)}")
+        raise ValueError(f"a loader's state must come from its state_dict(), got the keys {sorted(state)}")
     for key, value in identity.items():
         if state[key] != value:
             raise ValueError(
-                f"the loader's {key} must be the one that the state was saved with, found {value} and {state[key]} in "
-                f"the state: give the same data, seed and batch size"
+                f"the state was saved with {key} {state[key]}, but the loader has {value}. Use the same data, seed and "
+                "batch size."
             )
     for key in ("epoch", "images"):
         if type(state[key]) is not int:
-            raise ValueError(f"a state's {key} must be a whole number, found {state[key]!r}: the state is damaged")
+            raise ValueError(f"the loader state is damaged: {key} must be an integer, got {state[key]!r}")
     if state["epoch"] < 0 or not 0 <= state["images"] <= num_rows:
         raise ValueError(
-            f"a state must lie in an epoch of {num_rows} images, found image {state['images']} of epoch "
-            f"{state['epoch']}: it is damaged"
+            f"the loader state is damaged: image {state['images']} of epoch {state['epoch']} is out of range (an epoch "
+            f"has {num_rows} images)"
         )

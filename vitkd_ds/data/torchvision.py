@@ -1,11 +1,11 @@
-"""The same recipe without FFCV and without our decoder: Pillow, torchvision and torch's DataLoader.
+"""Backend without FFCV and the compiled decoder: Pillow, torchvision and torch's DataLoader.
 
-From a .beton, order, crops, flips, augmentation and pixels are those of the FFCV backend. It also reads what
-`vitkd-ds pack` reads without further options. Images are then numbered as packing numbers them without --shuffle and
---skip_bad, and crops are drawn for the original size where packing would scale the images.
+For a .beton, order, crops, flips, augmentation and pixels equal those of the FFCV backend. This backend also reads
+every source that `vitkd-ds pack` reads without options. Images are then numbered as by packing without --shuffle and
+--skip_bad, and crops are drawn for the original size even if packing would scale the images.
 
-JPEGs of such sources are checked by our decoder where it was built, as Pillow takes no notice of damage inside a JPEG.
-Without it such damage goes unnoticed. A .beton was checked when it was packed, and its bytes have a CRC32.
+Pillow ignores damage inside a JPEG, so the compiled decoder, if built, checks the JPEGs of such sources. A .beton was
+checked when it was packed, and stores a CRC32 of each image.
 """
 
 import logging
@@ -40,10 +40,13 @@ DECODED, NOT_DECODED, NOT_READ = range(3)
 
 
 class TorchvisionImages:
-    """A .beton or another source (`vitkd_ds.data.sources`), read by Pillow: `vitkd_ds.data.images.Images`.
+    """Images of a .beton or another source, read with Pillow; implements `vitkd_ds.data.images.Images`.
 
-    Its pixels are those of the FFCV backend, bit for bit, as long as Pillow's libjpeg-turbo decodes as the system's.
-    `num_workers` processes decode; they live for one pass. `source` is what else `path` would be opened as.
+    Pixels equal the FFCV backend's bit for bit if Pillow's libjpeg-turbo decodes like the system's.
+
+    Args:
+        num_workers: number of decoding processes, started for each pass.
+        source: opened source to use instead of opening `path`.
     """
 
     skippable = frozenset({NOT_DECODED})
@@ -75,11 +78,11 @@ class TorchvisionImages:
         self.labels = np.asarray(self._source.labels, np.int64)
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode samples in order, a micro-batch at a time, in worker processes; they end with the iterator."""
+        """Decode samples in order, one micro-batch at a time, in worker processes that end with the iterator."""
         if len(samples) == 0:
             return
         dataset = CroppedImages(self._source, self._crops, self._augmenter, samples, self._check)
-        # The processes are forked, as sources hold open files, which do not travel to a new interpreter.
+        # Fork, because sources hold open files, which cannot be sent to a new interpreter.
         how = {"num_workers": self._num_workers, "multiprocessing_context": "fork"}
         loader = DataLoader(dataset, self._micro_batch_size, **how)
         with _deaths_show_when_waiting():
@@ -90,36 +93,36 @@ class TorchvisionImages:
             except RuntimeError as error:
                 awaited = samples["index"][first : first + self._micro_batch_size].tolist()
                 raise RuntimeError(
-                    f"the {self._num_workers} processes that decode {self.path!r} must live, found one dead while "
-                    f"images {', '.join(map(str, awaited))} were waited for ({error}): give more memory, or fewer "
-                    f"processes with --data.num_workers"
+                    f"one of the {self._num_workers} processes that decode {self.path!r} died while images "
+                    f"{', '.join(map(str, awaited))} were awaited ({error}). Provide more memory, or lower "
+                    "--data.num_workers."
                 ) from error
             yield images_BHWC.numpy(), status_B.numpy()
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode samples at once, in this process."""
+        """Decode a few samples at once, in this process."""
         dataset = CroppedImages(self._source, self._crops, self._augmenter, samples, self._check)
         images, status = zip(*(dataset[i] for i in range(len(samples))))
         return torch.stack(images).numpy(), np.array(status)
 
     def is_there(self, index: int) -> bool:
-        """Whether another attempt may read an image, by the error of one more."""
+        """Read an image again; return whether a further retry may succeed."""
         try:
             self._source.read(index)
         except OSError as error:
-            return error.errno not in (*NOT_THERE, None)  # None is ours: the file ends before the image
+            return error.errno not in (*NOT_THERE, None)  # None: the error of `open_beton` for a truncated file
         except ValueError:
             return False  # it was read
         return True
 
     def close(self) -> None:
-        """Do nothing: files are open for a pass alone, or as long as the process."""
+        """Do nothing: files are open for one pass, or as long as the process."""
 
     def reason(self, index: int, status: int) -> str:
-        """Name an image's fault, by reading it again."""
+        """Describe an image's fault by reading it again."""
         try:
             load_rgb(self._source.read(index), self._check)
-        except Exception as error:  # Pillow's plugins raise whatever comes
+        except Exception as error:  # Pillow's plugins raise many error types
             verb = "read" if status == NOT_READ else "decoded"
             return f"cannot be {verb}: {self._source.names[index]}: {type(error).__name__}: {error}"
         return f"could not be read at first, but can be now: {self._source.names[index]}"
@@ -127,8 +130,10 @@ class TorchvisionImages:
 
 @contextmanager
 def _deaths_show_when_waiting() -> Iterator[None]:
-    """Undo torch's handler of SIGCHLD, which raises in the middle of whatever the main thread does when a process that
-    decodes is killed, without a word of images. It is noticed, within 5 s, where the next micro-batch is waited for."""
+    """Remove torch's SIGCHLD handler, which raises anywhere in the main thread when a decoding process is killed.
+
+    Without it, a death is noticed within 5 s while waiting for the next micro-batch, and the error can name the images.
+    """
     before = signal.getsignal(signal.SIGCHLD)
     yield
     if threading.current_thread() is threading.main_thread() and before is not None:
@@ -136,21 +141,27 @@ def _deaths_show_when_waiting() -> Iterator[None]:
 
 
 def damage_check(path: str) -> Callable | None:
-    """Find `vitkd_ds.data.beton.verify.check_jpeg`; None, with a warning, where our decoder was not built."""
+    """Return `vitkd_ds.data.beton.verify.check_jpeg`, or None with a warning if the compiled decoder is missing."""
     try:
         from vitkd_ds.data.beton.verify import check_jpeg
     except ImportError:
         why = "the decoder that finds it was not built"
-        logger.warning("damage inside the JPEGs of %r goes unnoticed: %s; a missing end marker is an error", path, why)
+        logger.warning("cannot detect damage inside the JPEGs of %r, except a missing end marker: %s", path, why)
         return None
     return check_jpeg
 
 
 def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
-    """Open a .beton as a source: its JPEGs as they are, and stored pixels with a header that makes them a PPM. Returns
-    its `beton_fingerprint` and a checksum of its images too, and raises what `read_beton` raises."""
+    """Open a .beton as a source of JPEGs, and of PPMs for images stored as pixels.
+
+    Returns:
+        The source, and a pair of its `beton_fingerprint` and a checksum of its images.
+
+    Raises:
+        The errors of `read_beton`.
+    """
     info, stored, labels = read_beton(path)
-    descriptors: dict[int, int] = {}  # by process: the workers are forked or spawned
+    descriptors: dict[int, int] = {}  # by process, since workers must not share one
 
     def read(index: int) -> bytes:
         image = stored[index]
@@ -159,7 +170,7 @@ def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
             descriptors[process] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         content = os.pread(descriptors[process], int(image["size"]), int(image["offset"]))
         if len(content) != image["size"]:
-            raise OSError("the file ends before it does")
+            raise OSError("the file ends inside this image")
         if zlib.crc32(content) != image["crc32"]:
             raise ValueError("it has other bytes than when it was packed (its CRC-32 differs)")
         is_jpeg = image["mode"] == JPEG_MODE
@@ -173,7 +184,7 @@ def open_beton(path: Path) -> tuple[Source, tuple[int, int]]:
 
 @dataclass(eq=False)
 class CroppedImages(Dataset):
-    """Samples of an order as augmented uint8 images [size, size, 3] with a status each."""
+    """Data set of an order's samples: augmented uint8 images [size, size, 3] and a status for each."""
 
     source: Source
     crops: TrainCrops | CentreCrops
@@ -189,11 +200,11 @@ class CroppedImages(Dataset):
         black = torch.zeros(self.crops.size, self.crops.size, 3, dtype=torch.uint8)
         try:
             content = self.source.read(int(sample["index"][0]))
-        except Exception as error:  # reported by the loader, which asks for the reason
+        except Exception as error:  # the loader asks for the reason and reports it
             return black, NOT_READ if isinstance(error, OSError) else NOT_DECODED
         try:
             image = Image.fromarray(load_rgb(content, self.check))
-        except Exception:  # Pillow's plugins raise whatever comes
+        except Exception:  # Pillow's plugins raise many error types
             return black, NOT_DECODED
         (row,) = self.crops.rows(sample, np.array([image.height]), np.array([image.width]))
         size = self.crops.size
@@ -204,7 +215,7 @@ class CroppedImages(Dataset):
 
 
 def cut(image: Image.Image, row: np.void, size: int) -> np.ndarray:
-    """Do with Pillow what a `CROP_DTYPE` row says: uint8 [size, size, 3]."""
+    """Crop, resize and flip an image with Pillow as a `CROP_DTYPE` row says: uint8 [size, size, 3]."""
     box = (int(row[name]) for name in ("top", "left", "height", "width"))
     resized = [int(row["resized_height"]), int(row["resized_width"])]
     image = F.resized_crop(image, *box, resized, INTERPOLATION[int(row["filter"])])

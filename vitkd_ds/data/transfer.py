@@ -1,4 +1,4 @@
-"""Copies of arrays as tensors, where a plain copy would cost time: small ones to a GPU, micro-batches on the CPU."""
+"""Fast copies of arrays to tensors: to a GPU, or on the CPU."""
 
 import weakref
 from collections import deque
@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 MAX_FREE = 2
-"""Arrays that nobody holds and that are kept for later; a loop that drops one micro-batch for the next needs one."""
+"""Maximum number of unused arrays kept for reuse; a loop that drops each micro-batch before the next needs one."""
 
 
 def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """Copy a small array to the device without waiting for what the device still has to do; tensors stay. A GPU copies
-    from pinned memory meanwhile; a copy from other memory would wait for all that was queued before it."""
+    """Copy a small array to the device without waiting for queued work; return tensors unchanged.
+
+    The array goes through pinned memory, since a copy from pageable memory would wait for all queued GPU work.
+    """
     if isinstance(array, Tensor):
         return array
     tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -21,12 +23,12 @@ def send(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
 
 
 class CopyStream:
-    """Copies arrays in pinned memory to a GPU beside what it computes, on a stream of their own.
+    """Copies from pinned memory to a GPU on a separate stream, which overlaps them with computation.
 
-    Mixing and normalising stay on the main stream: the host is ahead of the device, so their few calls are queued
-    before it comes to them, and beside a shard's gathers kernels of a second stream would compete for its memory. By
-    arithmetic there is little to hide: 256 images of 224 pixels are 0.3 GB of reads and writes, 0.1 ms of an H100's
-    memory, beside some 30 ms for the step of the smallest pair.
+    Mixing and normalising stay on the main stream. The host runs ahead of the device, so their few kernels are queued
+    in time, and kernels on a second stream would compete with a shard's gathers for memory bandwidth. There is little
+    to hide: by calculation, 256 images of 224 px need 0.3 GB of reads and writes, 0.1 ms on an H100, while a step of
+    the smallest pair takes some 30 ms.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,30 +36,33 @@ class CopyStream:
         self._stream = torch.cuda.Stream(device)
 
     def copy(self, values: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
-        """Queue a copy; what is queued on the current stream from now on waits for it, and the event tells when it is
-        done and the array may be overwritten."""
+        """Queue a copy, and make later work on the current stream wait for it.
+
+        Returns:
+            The tensor, and an event after which the array may be overwritten.
+        """
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
             tensor = torch.from_numpy(values).to(self._device, non_blocking=True)
         copied = self._stream.record_event()
         current.wait_event(copied)
-        tensor.record_stream(current)  # or its memory would be used anew while the current stream reads it
+        tensor.record_stream(current)  # else its memory could be reused while the current stream reads it
         return tensor, copied
 
 
 class RecycledMemory:
-    """Copies arrays into tensors on the CPU, in memory of earlier copies that nobody holds any more.
+    """Copies of arrays to CPU tensors that reuse the memory of earlier, dropped tensors.
 
-    The system gives fresh memory of this size back to the kernel and gets it again, zeroed, page by page, which costs
-    up to a tenth of the decoding. A tensor, and all that share its memory, hold the view that it was made from; when
-    that ends, its array is free. The free arrays that were used last stay; the others return to the system.
+    The allocator returns blocks of this size to the kernel and gets them back zeroed, page by page, which costs up to a
+    tenth of the decoding time. A tensor, and all that share its memory, keep a view of the array alive; once the view
+    is collected, the array is free. Only the most recently used free arrays are kept.
     """
 
     def __init__(self):
         self._free: deque[np.ndarray] = deque(maxlen=MAX_FREE)
 
     def copy(self, values: np.ndarray) -> Tensor:
-        """Copy the values into a tensor of their own."""
+        """Copy the values to a new tensor."""
         array = self._take(values)
         np.copyto(array, values)
         view = array[...]
@@ -65,8 +70,8 @@ class RecycledMemory:
         return torch.from_numpy(view)
 
     def _take(self, values: np.ndarray) -> np.ndarray:
-        """The free array of this shape and type that was used last, or a new one."""
-        for _ in range(len(self._free)):  # no iterator: whoever drops a tensor, in any thread, adds to it meanwhile
+        """Return the most recently used free array of this shape and dtype, or a new one."""
+        for _ in range(len(self._free)):  # no iterator: other threads may append while they drop tensors
             array = self._free.pop()
             if array.shape == values.shape and array.dtype == values.dtype:
                 return array

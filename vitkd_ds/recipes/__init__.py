@@ -1,5 +1,9 @@
-"""Complete named runs. Each recipe is a function that returns a Run; its docstring holds the command, the expected
-top-1, the hardware and the source, and its first line is what `vitkd-ds recipes` prints."""
+"""Recipes: complete named runs. Start reading at `build_run`.
+
+Each recipe is a function that returns a Run. Its docstring gives the command, expected top-1, hardware and source;
+`vitkd-ds recipes` prints the first line. `imagenet` has the paper's pairs, `rivals` competing methods, `foundation`
+DINOv3 teachers, `demo` the packaged demo, and `images` defaults for your own images.
+"""
 
 import logging
 import os
@@ -38,36 +42,41 @@ RECIPES: dict[str, Callable[[], Run]] = {
 
 
 def build_run(recipe: str, *, debug: bool = False) -> Run:
-    """The run of a recipe by name, with `debug` shrunk to a few steps on the packaged images; or the run that a file or
-    run folder stores, if `recipe` has a slash or exists. A stored run keeps its workdir, so that the same options
-    continue it. It takes "auto" for resume, as a checkpoint that it began from may be gone, and extends nothing.
+    """Build the run of a named recipe, or load a stored run if `recipe` has a slash or exists as a path.
+
+    A stored run keeps its workdir, so that the same options continue it. Its resume is reset to auto, as its starting
+    checkpoint may no longer exist, and extend to False.
+
+    Args:
+        debug: shrink a named recipe to a few steps on the packaged images.
 
     Raises:
-        ValueError: no recipe of that name (the nearest is named), a path without a run, or a path with `debug`.
+        ValueError: unknown recipe (the message suggests the closest name), a path without a run, or a path with
+            `debug`.
     """
     if recipe in RECIPES:
         run = RECIPES[recipe]()
         return _debug_size(run) if debug else run
     if "/" not in recipe and not os.path.exists(recipe):
-        raise ValueError(f"--recipe {recipe} is no recipe: {nearest(recipe, RECIPES)}")
+        raise ValueError(f"--recipe {recipe} is not a recipe: {nearest(recipe, RECIPES)}")
     if debug:
-        raise ValueError(f"--debug needs the name of a recipe, found --recipe {recipe}: a stored run has its own size")
+        raise ValueError(f"--debug needs a named recipe, got the stored run {recipe}. Omit --debug.")
     stored = read_run(Path(recipe))
     if stored.resume not in ("auto", "none"):
-        logger.warning("%s began at %s: give --resume to begin there again", recipe, stored.resume)
+        logger.warning("%s started from %s. Pass --resume to start from there again.", recipe, stored.resume)
     return replace(stored, resume="auto", extend=False)
 
 
 def _debug_size(run: Run) -> Run:
-    """The same models and code for a few steps on the packaged images; a teacher to be downloaded becomes random."""
-    # A 224-pixel image costs a laptop's CPU sixty times as much as the demo's of 28.
+    """Shrink a run to a few steps on the packaged images, with the same models; hub teachers get random weights."""
+    # On a laptop CPU, a 224-px image takes sixty times as long as the demo's 28-px images.
     is_small = run.data.image_size <= 28
     teachers = dict(run.teachers)
     for name, teacher in run.teachers.items():
         if teacher.checkpoint == "hub":
             args = dict(teacher.model_args)
             if "_7b_" in teacher.model:
-                args["depth"] = 2  # whole, it is no laptop's
+                args["depth"] = 2  # all blocks would not fit a laptop
             teachers[name] = replace(teacher, checkpoint="random", model_args=args)
     return replace(
         run,
@@ -79,13 +88,13 @@ def _debug_size(run: Run) -> Run:
             val="demo",
             num_classes=10 if run.data.labels == "use" else 0,
             max_val_images=64 if is_small else 8,
-            knn_train="",  # thousands of images
+            knn_train="",  # has thousands of images
             knn_val="",
         ),
         global_batch_size=48 if is_small else 8,
         micro_batch_size_per_gpu=16 if is_small else 2,
         max_steps=4 if is_small else 2,
         log_every_steps=1,
-        compile="off",  # minutes on a CPU
+        compile="off",  # compiling takes minutes on a CPU
         debug=True,
     )

@@ -1,7 +1,8 @@
-"""Students of DINOv3. None of these has run at full size, and no top-1 of them is known.
+"""Students distilled from DINOv3.
 
-The teacher's weights are Meta's: a run prints their licence at its start and stores it beside the student. The hub
-gives them to accounts that have accepted it (`hf auth login`).
+None of these recipes has run at full size, so their top-1 is unknown. The teacher's weights are Meta's. A run prints
+their licence at its start and stores it with the student. Only accounts that have accepted the licence can download
+them from the hub (`hf auth login`).
 """
 
 from dataclasses import replace
@@ -16,10 +17,10 @@ LARGE = "vit_large_patch16_dinov3.lvd1689m"
 def deit_tiny_from_dinov3_large_probe() -> Run:
     """DeiT-Tiny from DINOv3 ViT-L with a linear probe as its head: labels, logits and tokens in one pass.
 
-    Everything but the teacher is the paper's recipe. Probes for ImageNet-1k are published (yberreby/dinov3-in1k-probes,
-    87.44 % for L at 512 pixels); at the 224 pixels that the teacher sees here, on the student's grid of 14 x 14, it
-    has less, which the check at the start shows. `--teacher.image_size=512` gives it what it was trained for, for
-    nearly six times the operations.
+    Everything except the teacher is the paper's recipe. Probes for ImageNet-1k are published
+    (yberreby/dinov3-in1k-probes, 87.44 % for L at 512 px). Here the teacher sees 224-px images, which match the
+    student's 14 x 14 grid; its accuracy is lower then, as the check at the start shows. `--teacher.image_size=512` uses
+    the probe's training size at nearly six times the FLOPs.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_from_dinov3_large_probe --teacher.head
     head.safetensors`. Expected top-1: unknown.
@@ -35,12 +36,12 @@ def deit_tiny_from_dinov3_large_probe() -> Run:
 
 
 def vit_small_from_dinov3_large() -> Run:
-    """ViT-Small from the features of DINOv3 ViT-L, with no label looked at: class token, patches, and their relations.
+    """ViT-Small from the features of DINOv3 ViT-L, without labels: class token, patches, and their relations.
 
     The losses are EUPE's (arXiv 2603.22387: standardised features through adapters) and lightly-train's third version
-    of distillation (cosines among tokens and images), each with weight 1. The rest is ours: 100 epochs, 3-Augment with
-    colour jitter as DeiT III has them, nothing mixed, AdamW 1e-3 at 1,024 images. ImageNet-1k is only an example: give
-    your own images with `--data.train` and `--data.val`, packed with `--labels none` or as they are.
+    of distillation (cosines among tokens and images), each with weight 1. Other settings are our choice: 100 epochs,
+    3-Augment with colour jitter as in DeiT III, no mixing, AdamW 1e-3 at 1,024 images. ImageNet-1k is only an example:
+    pass your own images with `--data.train` and `--data.val`, packed with `--labels none` or unpacked.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe vit_small_from_dinov3_large`; then `vitkd-ds eval
     runs/vit_small_from_dinov3_large --knn --probe --train TRAIN --val VAL`. Expected accuracy: unknown.
@@ -63,10 +64,11 @@ def vit_small_from_dinov3_large() -> Run:
 
 
 def vit_small_from_dinov3_7b() -> Run:
-    """ViT-Small from the features of DINOv3 ViT-7B, with no label looked at.
+    """ViT-Small from the features of DINOv3 ViT-7B, without labels.
 
-    A teacher of 6,716 M parameters, 12.5 GiB in bf16, each rank of which holds a part: its blocks are read one by one
-    and are never whole on a rank. `--debug` takes its first two blocks. All else is `vit_small_from_dinov3_large`.
+    The teacher has 6,716 M parameters (12.5 GiB in bf16). Each rank holds a shard; blocks are read one at a time, so no
+    rank ever loads the whole teacher. `--debug` uses only its first two blocks. Everything else is as in
+    `vit_small_from_dinov3_large`.
 
     Command: as there, with `--recipe vit_small_from_dinov3_7b`; `vitkd-ds plan --recipe vit_small_from_dinov3_7b`
     predicts speed and memory. Expected accuracy: unknown.

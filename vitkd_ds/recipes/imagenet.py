@@ -1,11 +1,13 @@
-"""The paper's three pairs on ImageNet-1k, with the training recipe of the official code (cls_KD).
+"""The paper's three pairs on ImageNet-1k, with the recipe of the official code (cls_KD).
 
-AdamW 1e-3 at a global batch of 1,024, betas 0.9 / 0.999, weight decay 0.05; 20 epochs of warm-up from a thousandth,
-cosine to 1e-5, 300 epochs; gradient clipping 5; random resized crop and flip, RandAugment, RandomErasing, Mixup 0.8 or
-CutMix 1.0 per micro-batch, label smoothing 0.1; ViTKD (alpha 3e-5, beta 3e-6, lambda 0.5) and NKD (temperature 1,
-gamma 1) on top of the full cross-entropy. The cosine falls at every update, in the official code once an epoch. Source:
-arXiv 2209.02432 and its code; `deit_base` adds drop path 0.1 and
-an average with momentum 4e-5.
+Optimizer: AdamW 1e-3 at a global batch of 1,024, betas 0.9 / 0.999, weight decay 0.05, gradient clipping at 5.
+Schedule: 300 epochs, 20 of them warm-up from a thousandth of the peak, then cosine to 1e-5. The cosine decays at every
+update; in the official code, once per epoch.
+Augmentation: random resized crop and flip, RandAugment, RandomErasing, Mixup 0.8 or CutMix 1.0 per micro-batch.
+Losses: full cross-entropy with label smoothing 0.1, plus ViTKD (alpha 3e-5, beta 3e-6, lambda 0.5) and NKD
+(temperature 1, gamma 1).
+The DeiT-Base pair adds drop path 0.1 and a weight average with momentum 4e-5.
+Source: arXiv 2209.02432 and its code.
 """
 
 from dataclasses import replace
@@ -18,8 +20,8 @@ def deit_tiny_from_deit3_small() -> Run:
     """DeiT-Tiny from DeiT III-Small.
 
     Command: `deepspeed --quiet train.py --recipe deit_tiny_from_deit3_small --data.train
-    train.beton --data.val val.beton`. Expected top-1: 77.78 (74.42 without distillation, 76.06 with ViTKD alone), as
-    published; not yet run here. Hardware of the paper's recipe: 4 GPUs x 256 images.
+    train.beton --data.val val.beton`. Published top-1: 77.78 (74.42 without distillation, 76.06 with only ViTKD); not
+    yet reproduced here. The paper's hardware: 4 GPUs x 256 images.
     """
     return _paper_run("deit_tiny_from_deit3_small", "deit_tiny_patch16_224", "deit3_small")
 
@@ -27,18 +29,18 @@ def deit_tiny_from_deit3_small() -> Run:
 def deit_small_from_deit3_base() -> Run:
     """DeiT-Small from DeiT III-Base.
 
-    Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base`. Expected top-1: 83.59 (80.55 without
-    distillation, 81.95 with ViTKD alone), as published; not yet run here. Hardware of the paper's recipe: 4 GPUs x 256.
+    Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base`. Published top-1: 83.59 (80.55 without
+    distillation, 81.95 with only ViTKD); not yet reproduced here. The paper's hardware: 4 GPUs x 256 images.
     """
     return _paper_run("deit_small_from_deit3_base", "deit_small_patch16_224", "deit3_base")
 
 
 def deit_base_from_deit3_large() -> Run:
-    """DeiT-Base from DeiT III-Large, with drop path and a moving average.
+    """DeiT-Base from DeiT III-Large, with drop path and a moving average of the weights.
 
-    Command: `sbatch slurm/vitkd_base.sh`, or as for the Tiny pair with `--recipe deit_base_from_deit3_large`. Expected
-    top-1: 85.41 (81.76 without distillation, 83.46 with ViTKD alone), as published; not yet run here. Hardware of the
-    paper's recipe: 16 GPUs x 64 images.
+    Command: `sbatch slurm/vitkd_base.sh`, or as for the Tiny pair with `--recipe deit_base_from_deit3_large`. Published
+    top-1: 85.41 (81.76 without distillation, 83.46 with only ViTKD); not yet reproduced here. The paper's hardware: 16
+    GPUs x 64 images.
     """
     run = _paper_run("deit_base_from_deit3_large", "deit_base_patch16_224", "deit3_large")
     student = replace(run.student, drop_path_rate=0.1)
@@ -46,14 +48,14 @@ def deit_base_from_deit3_large() -> Run:
 
 
 def deit_small_from_deit3_base_3augment() -> Run:
-    """Experimental: the Small pair with the augmentation of DeiT III instead of the paper's.
+    """Experimental: the Small pair with DeiT III's augmentation instead of the paper's.
 
-    3-Augment and colour jitter 0.3 in place of RandAugment, no erasing, no label smoothing, repeated augmentation x3,
-    evaluation at crop 1.0 (arXiv 2204.07118). Optimizer, losses and length stay the paper's: DeiT III's own are LAMB
-    and binary cross-entropy.
+    It uses 3-Augment and colour jitter 0.3 instead of RandAugment, no erasing, no label smoothing, repeated
+    augmentation x3, and evaluation at crop 1.0 (arXiv 2204.07118). Optimizer, losses and length are the paper's; DeiT
+    III uses LAMB and binary cross-entropy.
 
-    Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base_3augment`. Expected top-1: unknown, nobody
-    has published ViTKD with it. Hardware: as for the Small pair.
+    Command: as for the Tiny pair, with `--recipe deit_small_from_deit3_base_3augment`. Expected top-1: unknown; nobody
+    has published ViTKD with this augmentation. Hardware: as for the Small pair.
     """
     run = _paper_run("deit_small_from_deit3_base_3augment", "deit_small_patch16_224", "deit3_base")
     return replace(
@@ -85,7 +87,7 @@ def _paper_run(recipe: str, student: str, teacher: str) -> Run:
         ),
         optim=OptimConfig(),
         global_batch_size=1024,
-        micro_batch_size_per_gpu=256,  # no more than a rank's share: on 16 GPUs the 64 of the paper
+        micro_batch_size_per_gpu=256,  # an upper limit: on 16 GPUs, a rank gets the paper's 64
         epochs=300,
         compile="default",
     )

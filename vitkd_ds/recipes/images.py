@@ -1,17 +1,17 @@
-"""Your own images: defaults for 1,000 to 1,000,000 of them, with data, student, teacher and epochs from the options."""
+"""Recipe for your own 1,000 to 1,000,000 images."""
 
 from vitkd_ds.config.losses import CrossEntropyTerm, LossesConfig, NKDTerm, ViTKDTerm
 from vitkd_ds.config.run import AugmentConfig, DataConfig, OptimConfig, Run, StudentConfig, TeacherConfig
 
 
 def images() -> Run:
-    """Your own images: a student distilled from a teacher that you name, or trained with --teacher none.
+    """Your own images: a student distilled from a teacher of your choice, or trained without one (--teacher none).
 
     Command: `python train.py --recipe images --data.train TRAIN --data.val VAL --student.model MODEL
-    --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are folders with a folder per class, or .betons. Expected
-    top-1: depends on the images; docs/images.md goes through it. Hardware: anything from two CPU cores on.
+    --teacher.checkpoint RUN --epochs N`, where TRAIN and VAL are .betons or folders with a folder per class. Expected
+    top-1: depends on the images; docs/images.md is a walk-through. Hardware: two CPU cores or more.
 
-    The classes are those of TRAIN. The warm-up is a part of the run, and ViTKD's weights are the paper's, scaled to the
+    TRAIN defines the classes. The warm-up is a fraction of the run, and ViTKD uses the paper's weights, scaled to the
     pair.
     """
     return Run(
@@ -27,7 +27,7 @@ def images() -> Run:
             vitkd=ViTKDTerm(weight=1, scaled=True),
         ),
         optim=OptimConfig(lr=5e-4, lr_batch_size=128, min_lr=1e-6, warmup_epochs=0, warmup_fraction=0.05),
-        global_batch_size=128,  # 1,000 images still give 7 updates an epoch
+        global_batch_size=128,  # 1,000 images still give 7 updates per epoch
         micro_batch_size_per_gpu=128,
         epochs=100,
         eval_every_epochs=5,

@@ -1,7 +1,7 @@
-"""Methods that rival ViTKD + NKD on ImageNet-1k: soft distillation, WTTM, VkD. No number here has been reproduced here.
+"""Alternatives to ViTKD + NKD on ImageNet-1k: soft distillation, WTTM and VkD.
 
-What the papers leave open is said in each recipe. Everything that a recipe does not name is that of the paper's recipe
-of ViTKD (`vitkd_ds.recipes.imagenet`).
+None of their accuracies is reproduced yet. Each recipe notes the settings that its paper does not give. All other
+settings are those of ViTKD's own recipe (`vitkd_ds.recipes.imagenet`).
 """
 
 from dataclasses import replace
@@ -12,14 +12,15 @@ from vitkd_ds.recipes.imagenet import deit_tiny_from_deit3_small
 
 
 def deit_tiny_soft_kd() -> Run:
-    """DeiT-Tiny from CaiT-S24 by soft distillation alone: 0.1 cross-entropy + 0.9 KD.
+    """DeiT-Tiny from CaiT-S24 with only soft distillation: 0.1 cross-entropy + 0.9 KD.
 
-    As in the code of its source, whose control it is (SpectralKD, arXiv 2412.19055): temperature 1, no drop path,
-    labels smoothed but not mixed, repeated augmentation, AdamW 5e-4 per 512 images at batch 2,048, 5 epochs of warm-up,
-    no clipping. Its colour jitter is left out, as timm leaves it out beside RandAugment.
+    Settings of the baseline in SpectralKD's code (arXiv 2412.19055): temperature 1, no drop path, smoothed but unmixed
+    labels, repeated augmentation, AdamW 5e-4 per 512 images at batch 2,048, 5 epochs of warm-up, no clipping. Colour
+    jitter is off, because timm disables it with RandAugment.
 
-    Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_soft_kd`; `--epochs=500` for the longer run.
-    Published top-1: 76.99 with 300 epochs, 78.07 with 500, each the best epoch (the last: 76.95, 77.95); not run here.
+    Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_soft_kd`; add `--epochs=500` for the longer
+    run. Published top-1 of the best epoch: 76.99 with 300 epochs, 78.07 with 500 (last epoch: 76.95 and 77.95); not
+    reproduced here.
     """
     run = deit_tiny_from_deit3_small()
     return replace(
@@ -35,12 +36,12 @@ def deit_tiny_soft_kd() -> Run:
 
 
 def deit_tiny_wttm_vitkd() -> Run:
-    """DeiT-Tiny from DeiT III-Small with WTTM in place of NKD beside ViTKD.
+    """DeiT-Tiny from DeiT III-Small with ViTKD and WTTM instead of NKD.
 
-    Gamma 0.8 and weight 1.6 are the paper's for ResNets on ImageNet; those of its DeiT run are published nowhere.
+    Gamma 0.8 and weight 1.6 are the paper's values for ResNets on ImageNet; its values for DeiT are not published.
 
-    Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_wttm_vitkd`. Expected top-1: 78.04 (77.03
-    with WTTM alone), as published with their gamma and weight; not run here.
+    Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_wttm_vitkd`. Published top-1 with the paper's
+    gamma and weight: 78.04 (77.03 with only WTTM); not reproduced here.
     """
     run = deit_tiny_from_deit3_small()
     losses = LossesConfig(ce=run.losses.ce, wttm=WTTMTerm(weight=1.6, gamma=0.8), vitkd=ViTKDTerm(weight=1))
@@ -51,12 +52,12 @@ def deit_tiny_vkd_regnety160() -> Run:
     """DeiT-Tiny from RegNetY-160 with VkD's feature loss and soft distillation.
 
     Optimizer and augmentation are VkD's (CVPR 2024): AdamW 5e-4 at batch 512 without warm-up or clipping, cosine to
-    5e-6, 3-Augment, colour jitter 0.3, Mixup and CutMix. The student is not: theirs has a convolutional stem, and a
-    distillation token with a head of its own, averaged with the other; ours is the plain DeiT-Tiny, and its one
-    classifier has both losses.
+    5e-6, 3-Augment, colour jitter 0.3, Mixup and CutMix. The student differs: VkD's has a convolutional stem, and a
+    distillation token with its own head, whose output is averaged with the classifier's. Here it is the plain
+    DeiT-Tiny, and both losses use its only classifier.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_tiny_vkd_regnety160`. Expected top-1: unknown for
-    this student; 78.3 (paper) and 79.2 (its code) were published for theirs.
+    this student; published for VkD's: 78.3 (paper) and 79.2 (its code).
     """
     return _vkd_run("deit_tiny_vkd_regnety160", "deit_tiny_patch16_224")
 
@@ -64,10 +65,10 @@ def deit_tiny_vkd_regnety160() -> Run:
 def deit_small_vkd_regnety160() -> Run:
     """DeiT-Small from RegNetY-160 with VkD's feature loss and soft distillation.
 
-    See `deit_tiny_vkd_regnety160`, also for what differs from the paper.
+    See `deit_tiny_vkd_regnety160` for the settings and the differences from the paper.
 
     Command: as for `deit_tiny_from_deit3_small`, with `--recipe deit_small_vkd_regnety160`. Expected top-1: unknown for
-    this student; 82.3 (paper) and 82.9 (its code) were published for theirs.
+    this student; published for VkD's: 82.3 (paper) and 82.9 (its code).
     """
     return _vkd_run("deit_small_vkd_regnety160", "deit_small_patch16_224")
 

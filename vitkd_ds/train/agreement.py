@@ -1,4 +1,4 @@
-"""How far a student without a classifier agrees with its teacher: linear CKA and cosine of their features."""
+"""Feature similarity of a headless student and its teacher, such as linear CKA."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,18 +12,18 @@ from vitkd_ds.train.calibrate import Sums
 Watch = Callable[[Features, Features], dict[str, Tensor]]
 
 IMAGES = 32
-"""Images of which the tokens are held in fp64 at a time."""
+"""Images per chunk converted to fp64, which bounds memory."""
 
 
 class Agreement:
-    """Linear CKA of student and teacher, of pooled features and of patch tokens, over all images of all ranks, and
-    the means of further metrics, such as the cosine where there are adapters between the two widths.
+    """Linear CKA between student and teacher over all ranks' images, for pooled features and for patch tokens.
 
-    Only sums of products travel between the ranks, in fp64, so the result is that of all features at once. All ranks
-    must make it, and `add` the same number of times.
+    Also averages further metrics, such as the cosine when adapters map one width to the other. Ranks exchange only fp64
+    sums of products, so the result equals CKA over all features at once. Every rank must create one and call `add`
+    equally often.
 
     Args:
-        watch: further metrics of a micro-batch, each as `vitkd_ds.losses.part.LossPart.metrics` returns them.
+        watch: functions that return further per-image metrics, like `vitkd_ds.losses.part.LossPart.metrics`.
     """
 
     def __init__(self, watch: Sequence[Watch] = ()) -> None:
@@ -34,12 +34,12 @@ class Agreement:
         self._student_dim = 0
 
     def add(self, student: Features, teacher: Features, is_real_B: Tensor) -> None:
-        """Add the features of a micro-batch, but for the rows that are only padding. Collective at the first call.
+        """Add the features of one micro-batch, without its padding rows. The first call is collective.
 
         Args:
-            student, teacher: pooled_BD [B, Ds] and [B, Dt], final_BPD [B, P, Ds] and [B, P, Dt], any float dtype; where
-                the numbers of patches differ, patch tokens are left out of the result.
-            is_real_B: bool.
+            student, teacher: pooled_BD [B, Ds] and [B, Dt], final_BPD [B, P, Ds] and [B, P, Dt], any float dtype. If
+                the patch counts differ, patch tokens are ignored.
+            is_real_B: bool, False for padding rows.
         """
         pairs = {"cka": (student.pooled_BD, teacher.pooled_BD)}
         if student.final_BPD.shape[1] == teacher.final_BPD.shape[1]:
@@ -57,9 +57,10 @@ class Agreement:
                 self._sums[name].add(_joined(pair, rows))
 
     def result(self) -> dict[str, float]:
-        """`cka` of the pooled features and, where student and teacher have as many patches, `cka_patches` of the patch
-        tokens: 0 to 1, where 1 is the same features up to a rotation and a scale. Then the means over all images of the
-        watched metrics. Collective."""
+        """Return `cka`, `cka_patches` (if both models have the same number of patches) and the watched metrics' means.
+
+        CKA is 0 to 1; 1 means equal features up to rotation and scale. Collective.
+        """
         means_and_covariances = {name: sums.mean_and_covariance() for name, sums in self._sums.items()}
         found = {name: cka(covariance, self._student_dim) for name, (_, covariance) in means_and_covariances.items()}
         if self._watched:
@@ -73,14 +74,14 @@ def _joined(pair: tuple[Tensor, Tensor], rows: slice | Tensor) -> Tensor:
 
 
 def cka(covariance_DD: Tensor, student_dim: int) -> float:
-    """Compute ||C_st||^2 / (||C_ss|| ||C_tt||), Frobenius norms of the blocks of a covariance.
+    """Compute linear CKA, ||C_st||^2 / (||C_ss|| ||C_tt||), from Frobenius norms of covariance blocks.
 
     Args:
-        covariance_DD: of [student's features, teacher's features], fp64.
-        student_dim: how many of its channels are the student's.
+        covariance_DD: joint covariance of the concatenated student and teacher features, fp64.
+        student_dim: number of student channels, which come first.
 
     Returns:
-        0 to 1; 0 if one of the two has the same features for all images.
+        0 to 1; 0 if either model's features are constant over all images.
 
     **Source**: Kornblith et al., ICML 2019 (arXiv 1905.00414), section 3.
     """

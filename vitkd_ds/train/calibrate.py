@@ -1,4 +1,4 @@
-"""Statistics of the teacher's features that loss terms need before the first update."""
+"""Measure teacher feature statistics that some loss terms need before the first update."""
 
 import logging
 from contextlib import closing
@@ -15,8 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def calibrate(parts: Parts) -> None:
-    """Show the teachers the first training micro-batches, and give each term that asks for it mean and covariance of
-    its teacher's features, over all ranks. They become buffers of the term, so a checkpoint has them. Collective."""
+    """Set each loss term's teacher statistics from the first training micro-batches of all ranks. Collective.
+
+    Terms that ask for it get the mean and covariance of their teacher's features as buffers, which checkpoints save.
+    """
     waiting = {name: module for name, module in parts.engine.distiller.named_children() if module_batches(module)}
     if not waiting:
         return
@@ -32,7 +34,7 @@ def calibrate(parts: Parts) -> None:
             key = place * ranks.world_size() + ranks.rank()
             images_BCHW, labels_B = ranks.together(lambda: next(micro_batches))
             _, teachers_BCHW, _ = parts.inputs(images_BCHW, labels_B, step=0, place=key)
-            # Once for all terms that compare the same teacher.
+            # Run each teacher once, also when several terms use it.
             features = {
                 teacher: parts.teachers[teacher](teachers_BCHW[teacher], are_normalized=True)
                 for teacher in dict.fromkeys(teacher_by_term.values())
@@ -46,20 +48,23 @@ def calibrate(parts: Parts) -> None:
     for (name, path), each in sums.items():
         fix(waiting[name].get_submodule(path), each, where=f"losses.{name}, {path}")
     counts = ", ".join(f"losses.{name}" for name in waiting)
-    logger.info("statistics of the teacher's features for %s: %d micro-batches of each rank", counts, num_batches)
+    logger.info("measured teacher feature statistics for %s on %d micro-batches per rank", counts, num_batches)
 
 
 def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
-    """Give a target its statistics. Collective, and rank 0's are everybody's: the signs of eigenvectors are free."""
+    """Set a target's statistics to rank 0's values. Collective.
+
+    Without the broadcast, ranks could differ: the sign of an eigenvector is arbitrary.
+    """
     mean_D, covariance_DD = sums.mean_and_covariance()
     target.fix(mean_D, covariance_DD)
     for buffer in target.buffers():
         ranks.broadcast(buffer)
-    num_samples = int(sums.count)  # of all ranks by now
+    num_samples = int(sums.count)  # mean_and_covariance has summed it over all ranks
     if num_samples < getattr(target, "least_samples", 0):
         logger.warning(
-            "%s: %d samples are fewer than the %d channels of the teacher, so some directions of their covariance are "
-            "unknown. Raise calibration_batches.",
+            "%s: %d samples are fewer than the %d channels of the teacher, so their covariance is singular. Raise "
+            "calibration_batches.",
             where,
             num_samples,
             len(mean_D),
@@ -69,13 +74,16 @@ def fix(target: torch.nn.Module, sums: "Sums", *, where: str) -> None:
 
 
 def module_batches(module: torch.nn.Module) -> int:
-    """Micro-batches of which a term wants statistics; 0 is none."""
+    """Return the number of micro-batches that a loss term wants statistics of; 0 if it needs none."""
     return getattr(module, "num_calibrating", 0)
 
 
 class Sums:
-    """Count, sum and sum of products of features [..., D], in fp64, less the mean of the first micro-batch: else the
-    variance of a channel far from 0 would be lost in rounding. To be made and used by all ranks together."""
+    """Running count, sum and sum of products of features [..., D] in fp64. All ranks create and use it together.
+
+    The first micro-batch's mean is subtracted first; otherwise rounding would lose the variance of a channel whose mean
+    is far from 0.
+    """
 
     def __init__(self, like: Tensor) -> None:
         dim, options = like.shape[-1], {"dtype": torch.float64, "device": like.device}
@@ -91,7 +99,7 @@ class Sums:
         self.products_DD += values_ND.T @ values_ND
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Of the features of all ranks, which the sums then are of, too. Collective, and to be called once."""
+        """Return mean [D] and covariance [D, D] over all ranks. Collective; call it only once, as it sums in place."""
         count, sum_D, products_DD = map(ranks.sum_over_ranks, (self.count, self.sum_D, self.products_DD))
         mean_D = sum_D / count
         return mean_D + self.shift_D, products_DD / count - torch.outer(mean_D, mean_D)

@@ -1,8 +1,8 @@
-"""Speak to the user: the only place that writes to the terminal while a run trains.
+"""Terminal output: during training, only this module writes to the terminal.
 
-Every module logs through `logging.getLogger(__name__)`, and the handler here prints: information from rank 0 alone,
-warnings and errors from every rank. On a terminal rank 0 also shows a progress bar; elsewhere, as in a job's log, a
-line every few seconds says the same. This file imports no torch: messages must be visible before the slow imports.
+Every module logs through `logging.getLogger(__name__)`, and the handler here prints: information only from rank 0,
+warnings and errors from every rank. On a terminal, rank 0 also shows a progress bar; elsewhere, as in a job's log, it
+prints a line every few seconds. This module does not import torch, so messages appear before slow imports.
 """
 
 import logging
@@ -18,20 +18,20 @@ from typing import Any
 from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
-"""Least time between two progress lines where there is no bar."""
+"""Minimum time between two progress lines without a bar, in seconds."""
 
 
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno <= logging.INFO and not is_first_rank():
             return
-        with suppress(OSError):  # sys.stderr may be another stream than `secure` left there
-            with tqdm.external_write_mode(file=sys.stderr):  # takes the bar away while the message is written
+        with suppress(OSError):  # sys.stderr may not be `secure`'s stream any more
+            with tqdm.external_write_mode(file=sys.stderr):  # hides the bar while the message is written
                 print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Unfailing:
-    """A text stream that drops the text that it cannot write, as on a full disk or a closed terminal."""
+    """Text stream that drops text it cannot write, as on a full disk or a closed terminal."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -67,28 +67,28 @@ def ending_quietly() -> Iterator[None]:
 
 
 def is_first_rank() -> bool:
-    """Whether this is rank 0 for its launcher, whose variables are there before the ranks meet."""
+    """Return whether this is rank 0 by the launcher's variables, which exist before the process group does."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def secure(name: str = "stderr") -> None:
-    """Make printing to sys.stderr (or sys.stdout) never raise. Call it before any other file is opened.
+    """Make printing to sys.stderr (or sys.stdout) never raise. Call this before opening any other file.
 
-    A standard stream that was closed at the start becomes /dev/null. Otherwise the next opened file would get its
-    number, and a library's message would land in a checkpoint.
+    A standard stream that is closed at startup is replaced by /dev/null. Otherwise the next opened file would get its
+    descriptor, and a library's message could end up in a checkpoint.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets `number`, the lowest free descriptor
     stream = getattr(sys, name) or open(("stdout", "stderr").index(name) + 1, "w", closefd=False)
     if not isinstance(stream, _Unfailing):
         setattr(sys, name, _Unfailing(stream))
 
 
 def install() -> None:
-    """Print the messages of all modules of this package on stderr, as plain text."""
+    """Print this package's log messages on stderr as plain text."""
     secure()
     logger = logging.getLogger("vitkd_ds")
     logger.setLevel(logging.INFO)
@@ -97,13 +97,13 @@ def install() -> None:
 
 
 def write_now(text: str) -> None:
-    """Write a line to stderr at once, from a signal handler or from a thread while others are stuck."""
+    """Write a line to stderr unbuffered: safe in signal handlers and while other threads hang."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
 
 
 def progress_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:
-    """A line of a log in words: the step, the speed with the time that is left, and each value by its name."""
+    """Format a log step for humans: the step, speed, remaining time and every other value with its name."""
     shown = dict(values)
     text = f"step {step}/{total_steps}"
     if {"images_per_s", "s_per_step"} <= shown.keys():
@@ -116,7 +116,7 @@ def progress_line(step: int, total_steps: int, values: Mapping[str, float]) -> s
 
 
 class Progress:
-    """The progress of a run: a bar on a terminal, else a line now and then."""
+    """Progress display of a run: a bar on a terminal, occasional lines elsewhere."""
 
     def __init__(self, total_steps: int, *, start_step: int) -> None:
         self.total_steps = total_steps
@@ -126,7 +126,7 @@ class Progress:
             self.bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     def show(self, step: int, text: str, line: str) -> None:
-        """Show how far the run is: `text` stands behind the bar, `line` is printed where there is none."""
+        """Update the progress: show `text` after the bar, or print `line` if there is no bar."""
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)
@@ -135,6 +135,6 @@ class Progress:
             logging.getLogger(__name__).info("%s", line)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar and leave it on the terminal."""
         if self.bar is not None:
             self.bar.close()

@@ -1,4 +1,4 @@
-"""Evaluate a model exactly: each validation image is counted once at any number of ranks."""
+"""Exact evaluation: each validation image counts once, for any number of ranks."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,7 +24,7 @@ MICRO_BATCHES_PER_LOOK = 8
 
 
 class GivenUp(Exception):
-    """An evaluation was asked to stop."""
+    """Evaluation stopped by `must_stop`."""
 
 
 @torch.no_grad()
@@ -41,27 +41,28 @@ def evaluate(
     """Evaluate a plain timm model in fp32. Collective: all ranks call it, with loaders of the same length.
 
     Args:
-        student: the model that will be exported, in fp32, on the loader's device; `normalization` is its own.
-        loader: gives padding rows the label -1; they count for nothing.
-        teachers: images 0..255 -> features, by the teacher's name; without any there is no agreement.
-        must_stop: collective; asked every few micro-batches whether to give up.
-        allow_tf32: let a GPU multiply in TF32, with 10 bits of mantissa, several times faster.
-        predictions: gets the answers for each image; None leaves them.
+        student: model to export, in fp32, on the loader's device.
+        loader: validation loader; rows with label -1 are padding and do not count.
+        normalization: the student's input normalisation.
+        teachers: functions from images (0 to 255) to features, by name; without any, there is no agreement.
+        must_stop: collective stop check, called every few micro-batches.
+        allow_tf32: let a GPU multiply in TF32 (10 mantissa bits), which is several times faster.
+        predictions: collects each image's predictions if given.
 
     Returns:
-        Percent: `top1`, `top5` and with a teacher `teacher_top1`, `agreement` (the same most likely class); `kl`:
-        KL(teacher || student) in nats, mean over images. Those of further teachers end in /NAME. `num_images`. None if
-        it was given up.
+        `num_images`; `top1` and `top5` in percent; per teacher `teacher_top1` and `agreement` (equal most likely class)
+        in percent, and `kl`, the mean of KL(teacher || student) in nats. Keys of all teachers but the first end in
+        /NAME. None if `must_stop` ended the evaluation.
 
     Raises:
-        ValueError: there was no image that counts.
+        ValueError: no image counts.
     """
     device = next(student.parameters()).device
     sums: Tensor = torch.zeros(3 + 3 * len(teachers), dtype=torch.float64, device=device)
     student.eval()
     try:
         for images_BCHW, labels_B in _looked_at(loader, must_stop):
-            # Around the student alone: for a compiled teacher another precision would be another graph.
+            # Only around the student: another precision setting would recompile a compiled teacher.
             with fp32_products(allow_tf32):
                 student_BK = student(normalization.apply(images_BCHW, torch.float32))
             answers = {name: teacher(images_BCHW).logits_BK.float() for name, teacher in teachers.items()}
@@ -70,7 +71,7 @@ def evaluate(
                 predictions.add(student_BK, answers, labels_B)
     except GivenUp:
         return None
-    # Sums, not means, travel between the ranks: they may have different numbers of images that count.
+    # Ranks exchange sums, not means, because they may count different numbers of images.
     count, top1, top5, *others = ranks.sum_over_ranks(sums).tolist()
     _check_count(count)
     result = {"num_images": count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
@@ -81,7 +82,7 @@ def evaluate(
 
 
 def named(values: Mapping[str, T], name: str, names: Iterable[str]) -> dict[str, T]:
-    """Return a teacher's values as the log has them: those of the first teacher by their names, others as KEY/NAME."""
+    """Return a teacher's values with the log's keys: KEY for the first teacher, KEY/NAME for the others."""
     return {key if name == next(iter(names)) else f"{key}/{name}": value for key, value in values.items()}
 
 
@@ -96,19 +97,20 @@ def evaluate_features(
     allow_tf32: bool = False,
     watch: Mapping[str, Sequence[Watch]] = MappingProxyType({}),
 ) -> dict[str, float] | None:
-    """Compare the features of a plain timm model in fp32, with or without a classifier, with teachers'; labels count
-    for nothing but padding. Collective, and the arguments are those of `evaluate`.
+    """Compare a plain timm model's features in fp32 with the teachers'. Collective.
+
+    The model may have a classifier or not. Labels only mark padding. Other arguments are as in `evaluate`.
 
     Args:
-        teachers: images 0..255 -> features with pooled_BD and final_BPD, by the teacher's name.
-        watch: further metrics by the teacher's name, see `Agreement`.
+        teachers: functions from images (0 to 255) to features with pooled_BD and final_BPD, by name.
+        watch: further metrics by teacher name; see `Agreement`.
 
     Returns:
-        `num_images`, and what `Agreement` gives: `cka`, `cka_patches` where both have as many patches, and the metrics
-        of `watch`. Those of all teachers but the first end in /NAME. None if it was given up.
+        `num_images`, and for each teacher the values of `Agreement.result`. Keys of all teachers but the first end in
+        /NAME. None if `must_stop` ended the evaluation.
 
     Raises:
-        ValueError: there was no image that counts.
+        ValueError: no image counts.
     """
     num_images = torch.zeros((), dtype=torch.float64, device=next(student.parameters()).device)
     agreements = {name: Agreement(watch.get(name, ())) for name in teachers}
@@ -138,21 +140,22 @@ def evaluate_knn(
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
 ) -> dict[str, float] | None:
-    """Classify labelled images by k-NN on the pooled features of a plain timm model in fp32. Collective, and the
-    arguments are those of `evaluate`.
+    """Classify labelled images by k-NN on a plain timm model's pooled features in fp32. Collective.
+
+    Other arguments are as in `evaluate`.
 
     Args:
-        loaders: of the neighbours, whose features every rank gets, and of the images that are asked for.
+        loaders: loader of the neighbours, whose features are gathered on every rank, and loader of the query images.
 
     Returns:
-        `knn_top1`, percent. None if it was given up.
+        `knn_top1` in percent. None if `must_stop` ended the evaluation.
     """
     options = {"normalization": normalization, "must_stop": must_stop, "allow_tf32": allow_tf32}
     try:
         (train_ND, labels_N), (val_MD, labels_M) = (pooled_features(student, each, **options) for each in loaders)
     except GivenUp:
         return None
-    train_ND, labels_N = ranks.gather(train_ND), ranks.gather(labels_N)  # as many of each rank, padding among them
+    train_ND, labels_N = ranks.gather(train_ND), ranks.gather(labels_N)  # equally many rows per rank, including padding
     train_ND, labels_N = train_ND[labels_N >= 0], labels_N[labels_N >= 0]
     votes_MK = knn_votes(train_ND, labels_N, val_MD, num_classes=len(loaders[0].classes))
     hits = torch.stack([(votes_MK.argmax(1) == labels_M) & (labels_M >= 0), labels_M >= 0]).double().sum(1)
@@ -170,8 +173,13 @@ def pooled_features(
     must_stop: Callable[[], bool] = lambda: False,
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Pooled features [N, D] in fp32 and labels [N] of this rank's images of a validation loader, in their order, with
-    padding rows, of label -1. Raises GivenUp if `must_stop` says so."""
+    """Return pooled features [N, D] in fp32 and labels [N] of this rank's images, in the loader's order.
+
+    Padding rows are included, with label -1.
+
+    Raises:
+        GivenUp: `must_stop` returned True.
+    """
     features, labels = [], []
     model.eval()
     for images_BCHW, labels_B in _looked_at(loader, must_stop):
@@ -182,7 +190,7 @@ def pooled_features(
 
 
 def _looked_at(loader: Any, must_stop: Callable[[], bool]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The micro-batches of a loader. Raises GivenUp between two if `must_stop`, which is asked every few, says so."""
+    """Yield a loader's micro-batches; call `must_stop` every few of them and raise GivenUp if it returns True."""
     with closing(loader.epoch(0)) as micro_batches:
         for number, micro_batch in enumerate(watchdog.each(micro_batches, "evaluation"), start=1):
             if number % MICRO_BATCHES_PER_LOOK == 0 and must_stop():
@@ -193,12 +201,12 @@ def _looked_at(loader: Any, must_stop: Callable[[], bool]) -> Iterator[tuple[Ten
 def _check_count(count: float, key: str = "data.val") -> None:
     if not count:
         raise ValueError(
-            f"an evaluation must count at least one image, found none in {key} that could be decoded: pack it again"
+            f"no image of {key} could be decoded, but an evaluation needs at least one. Pack the images again."
         )
 
 
 def _count(student_BK: Tensor, teachers_BK: Iterable[Tensor], labels_B: Tensor) -> Tensor:
-    """Sums over the images that count: three columns of `evaluate`, and three for each teacher."""
+    """Return sums over the images without padding: count, top-1 and top-5 hits, then three values per teacher."""
     is_real_B = labels_B >= 0
     best = student_BK.topk(min(5, student_BK.shape[1]), dim=1).indices
     is_hit = best == labels_B[:, None]

@@ -1,4 +1,4 @@
-"""Warn of a run that learns otherwise than its settings suggest: a term drowns the others, or clipping always acts."""
+"""Warn if one loss term dominates the total, or if every gradient is clipped."""
 
 import logging
 from collections.abc import Mapping
@@ -10,19 +10,24 @@ from vitkd_ds.engine import ranks
 logger = logging.getLogger(__name__)
 
 MOST_OF_TOTAL = 0.8
-"""Part of the total above which a term leaves too little to the others."""
+"""Fraction of the total above which a loss term dominates."""
 PATIENCE_PART, PATIENCE_STEPS = 0.2, (50, 1000)
-"""Part of the run, and least and most steps, for which it must hold without a break: a warm-up is not typical."""
+"""How long a finding must persist: fraction of the run, with its minimum and maximum in steps.
+
+Warm-up is not typical of the run, so short findings do not count.
+"""
 
 
 def terms_of(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, str]:
-    """Key of each term, or part of a term, in a log line -> name of the weight that it has in the total."""
+    """Map the key of each loss term (or part of one) in a log line to the name of its weight."""
     return {key: name for key in values for name in weights if key == name or key.startswith(f"{name}_")}
 
 
 def parts_of_total(values: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """What each term, or part of a term, in a log line adds to the total: weight x value, x the factor if the terms are
-    balanced."""
+    """Return the contribution of each loss term (or part of one) in a log line to the total.
+
+    It is weight x value, and x the learned factor if the terms are balanced.
+    """
     return {
         key: weights[name] * values.get(FACTOR + name, 1.0) * values[key]
         for key, name in terms_of(values, weights).items()
@@ -30,30 +35,30 @@ def parts_of_total(values: Mapping[str, float], weights: Mapping[str, float]) ->
 
 
 class Health:
-    """Watch the terms and the gradient norm on rank 0, and warn once of each finding."""
+    """Monitor of loss terms and gradient norm on rank 0, which logs each warning once."""
 
     def __init__(self, run: Run, *, total_steps: int) -> None:
         self._run, self._is_main = run, ranks.rank() == 0
         least, most = PATIENCE_STEPS
         self._patience = int(min(most, max(least, PATIENCE_PART * total_steps)))
         self._since: dict[str, int] = {}
-        """Finding -> step since which it holds without a break."""
+        """Finding to the step since which it has persisted."""
         self._said: set[str] = set()
 
     def observe_step(self, step: int, grad_norm: float) -> None:
-        """Look at the gradient norm, before clipping, of the update that made `step` updates."""
+        """Check the gradient norm (before clipping) of update number `step`, counted from 1."""
         most = self._run.optim.clip_grad_norm
         if self._holds("clipping", bool(most) and grad_norm > most, step):
             logger.warning(
-                "every gradient of the last %d steps was clipped (norm %.3g now, optim.clip_grad_norm %g), so that its "
-                "size no longer counts: lower the weight of the largest term, or raise --optim.clip_grad_norm",
+                "every gradient of the last %d steps was clipped (norm %.3g now, optim.clip_grad_norm %g), so its size "
+                "no longer matters. Lower the weight of the largest term, or raise --optim.clip_grad_norm.",
                 self._patience,
                 grad_norm,
                 most,
             )
 
     def observe_terms(self, step: int, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
-        """Look at the unweighted terms in a log line, and their total, given the weight of each term."""
+        """Check the unweighted loss terms of a log line against its total, given each term's weight."""
         parts = parts_of_total(values, weights)
         for key, part in parts.items() if len(parts) > 1 else ():
             total = values["total"]
@@ -61,7 +66,7 @@ class Health:
                 name = terms_of(values, weights)[key]
                 field = self._run.losses.terms()[name].lowered_by.get(key, "weight")
                 logger.warning(
-                    "%s is %.3g of the total of %.3g, and the other terms hardly count: lower --losses.%s.%s",
+                    "%s is %.3g of the total of %.3g, so the other terms hardly count. Lower --losses.%s.%s.",
                     key,
                     part,
                     total,
@@ -70,7 +75,7 @@ class Health:
                 )
 
     def _holds(self, finding: str, is_so: bool, step: int) -> bool:
-        """Whether a finding has held for so many steps, and was not said yet."""
+        """Return whether a finding has persisted long enough and has not been reported yet."""
         if not is_so or not self._is_main:
             self._since.pop(finding, None)
             return False

@@ -1,7 +1,7 @@
-"""A run's identity: settings that change what is learned, and fingerprints of its images and weights.
+"""Identity of a run: settings that affect the result, and fingerprints of its inputs.
 
-Each checkpoint's manifest holds it, so that another start can tell whether it continues the same run. Paths do not
-count, as files may move, and neither do times of change, which anybody can set.
+Each checkpoint's manifest stores it, so that a later start can check that it continues the same run. Paths and
+modification times are not part of it, because files may be moved and touched.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from vitkd_ds.models.weights import INDEX_SUFFIX, files_of_index
 from vitkd_ds.train.parts import Parts
 
 OF_DESCRIPTION = ("classes", "normalization")
-"""Keys of the .json beside weights that change how they are used."""
+"""Keys of the .json next to the weights that affect their use."""
 _CHUNK = 1 << 24
 
 
@@ -36,21 +36,21 @@ def identity_of(parts: Parts) -> dict[str, Any]:
     loaders = dict(zip(("train", "val"), (parts.train_loader, parts.val_loader)))
     loaders |= dict(zip(("knn_train", "knn_val"), parts.knn_loaders or ()))
     inputs = {f"data.{name}": [loader.fingerprint, loader.content] for name, loader in loaders.items()}
-    # One rank of each node reads the weights, which may be large.
+    # Weights may be large, so only one rank per node reads them.
     of_node = ranks.together(lambda: weights_of(parts.run) if os.environ.get("LOCAL_RANK", "0") == "0" else {})
     everywhere = ranks.from_all(inputs | of_node)
     inputs = everywhere[0]
     for rank, found in enumerate(everywhere):
         if others := [key for key, value in found.items() if inputs.get(key, value) != value]:
             raise ValueError(
-                f"all nodes must have the same files, found other ones on rank {rank} than on rank 0 for "
-                f"{', '.join(others)}. Copy them again, or name files on a disk that all nodes share."
+                f"the files of {', '.join(others)} differ between rank {rank} and rank 0. Copy them again, or use "
+                "files on a disk that all nodes share."
             )
     return {"settings": learned_settings(parts.run), "inputs": inputs}
 
 
 def weights_of(run: Run) -> dict[str, str]:
-    """Return a hash of each file of weights that a run names."""
+    """Return a hash of each weights file that a run uses, by setting."""
     student = run.student
     files = {"student.init": hub_file(student.model) if student.init == "hub" else Path(student.init)}
     for name, teacher in run.teachers.items():
@@ -74,19 +74,19 @@ def _hash(file: Path) -> str:
 
 
 def check_identity(start: Start | None, identity: dict[str, Any], *, free: tuple[str, ...] = ()) -> None:
-    """Raise ValueError unless a checkpoint is of a run with these settings, apart from `free` ones, and inputs."""
+    """Raise ValueError unless a checkpoint's run has these inputs and settings; settings in `free` may differ."""
     before = start.manifest.get("identity") if start else identity
-    if before is None:  # saved by a version before 0.9.1, which knew the training images alone
+    if before is None:  # versions before 0.9.1 stored only the training images
         if not start.config.exists():
-            raise ValueError(f"{start.config} is missing, which says what run {start.path} is of. Restore it.")
+            raise ValueError(f"{start.config} is missing, so the settings of {start.path} are unknown. Restore it.")
         content = identity["inputs"]["data.train"][1]
         before = {"settings": {}, "inputs": {"data.train": [start.manifest["train_state"]["data"], content]}}
-    # Settings that only this start has are a later version's: their defaults are what the earlier one did.
+    # Settings that only this start has were added later; their defaults match the earlier version's behaviour.
     settings = identity["settings"]
     changed = [key for key, value in before["settings"].items() if settings.get(key) != value and key not in free]
     changed += [key for key, now in identity["inputs"].items() if before["inputs"].get(key, now) != now]
     if changed:
         raise ValueError(
-            f"{start.path} is of a run with other settings or files, found changes in {', '.join(sorted(changed))}. "
+            f"{start.path} belongs to a run with other settings or files: {', '.join(sorted(changed))} changed. "
             "Restore them, or pass --workdir with a new folder."
         )

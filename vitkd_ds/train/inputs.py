@@ -1,4 +1,4 @@
-"""What all models take of a micro-batch: mixed, normalised images, one tensor if mean, std and dtype are the same."""
+"""Preprocess a micro-batch on the device: mix images, then normalise them per model."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,11 @@ from vitkd_ds.train.mixing import Mixing, blend, mix_step
 
 
 class Inputs:
-    """Uint8 images and labels in; normalised images of the student and of each teacher, and targets out.
+    """Preprocessor from uint8 images and labels to the normalised images of all models, and the targets.
 
-    On a GPU whose models are compiled, mixing and normalising are one compiled function, which reads an image twice and
-    writes each result once; its last bits differ from those of the plain operations. On a CPU it is slower.
+    Models with equal mean, std and dtype share one tensor. On a GPU with compiled models, mixing and normalising are
+    one compiled function, which reads each image twice and writes each result once; its last bits differ from the plain
+    operations'. On a CPU, the plain operations are faster.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Inputs:
     def __call__(
         self, images_BCHW: Tensor, labels_B: Tensor, *, step: int, place: int
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Student's images, each teacher's by its name (the same tensor where they are equal), and targets_BK. For
-        `step` and `place` see `mix_step`."""
+        """Return the student's images, each teacher's images by name, and targets_BK; see `mix_step` for the keys.
+
+        Models with equal preprocessing get the same tensor.
+        """
         keys = {"step": step, "place": place}
         if self._render:
             inputs, targets_BK = mix_step(self._run, images_BCHW, labels_B, **keys, render=self._render)
@@ -49,16 +52,16 @@ class Inputs:
         return *inputs, targets_BK
 
     def _memory_for(self, images_BCHW: Tensor) -> Tensor:
-        """Where the mixed images go, which normalising copies: the same memory for each micro-batch of a shape."""
+        """Return a buffer for the mixed images, reused while the shape stays the same; normalising copies from it."""
         if self._mixed_BCHW is None or self._mixed_BCHW.shape != images_BCHW.shape:
             self._mixed_BCHW = torch.empty_like(images_BCHW, dtype=torch.float32)
         return self._mixed_BCHW
 
     def render(self, images_BCHW: Tensor, mixing: Mixing | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mix and normalise, in operations that a compiler can fuse."""
+        """Mix and normalise images, with operations that a compiler can fuse."""
         return self.normalize(images_BCHW if mixing is None else blend(images_BCHW, mixing))
 
     def normalize(self, images_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Images of values 0 to 255 for the student, and for each teacher."""
+        """Normalise images with values 0 to 255; return the student's, and each teacher's by name."""
         images = [normalization.apply(images_BCHW, dtype) for normalization, dtype in self._ways]
         return images[0], {name: images[way] for name, way in self._way_of.items()}

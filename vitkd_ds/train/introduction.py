@@ -1,4 +1,4 @@
-"""What a run says of itself at its start, in its log and in config.json: both models, the learning rate, the steps."""
+"""Describe a run at its start, in the log and in config.json."""
 
 import logging
 import sys
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dict[str, Any] | None]:
-    """Log what is trained, write config.json, and return the costs of both models. For rank 0 alone."""
+    """Log the setup, write config.json, and return all models' FLOPs and parameters. Rank 0 only."""
     run = parts.run
     schedule = parts.schedule
     models = model_costs(parts.run)
@@ -38,15 +38,15 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
     peak = peak_lr(run)
     steps = schedule.total_steps
     logger.info(
-        f"learning rate: {run.optim.lr:g} for {run.optim.lr_batch_size} images is {peak:g} for "
-        f"{run.global_batch_size}, reached after {schedule.warmup_steps} of {steps} steps and "
+        f"peak learning rate: {peak:g} for {run.global_batch_size} images ({run.optim.lr:g} for "
+        f"{run.optim.lr_batch_size}), reached after {schedule.warmup_steps} of {steps} steps, then "
         f"{'falling' if run.optim.min_lr <= peak else 'rising'} to {run.optim.min_lr:g}"
     )
     asked = round(asked_warmup(run, steps, schedule.steps_per_epoch))
     if schedule.warmup_steps < min(asked, steps):
         logger.info(
-            f"the warm-up is shortened from {asked} to {schedule.warmup_steps} steps, in proportion to the run, which "
-            f"max_steps={run.max_steps} ends within it"
+            f"the warm-up is shortened from {asked} to {schedule.warmup_steps} steps, in proportion to the run, "
+            f"because max_steps={run.max_steps} would end the run during warm-up"
         )
     if schedule.warmup_steps >= steps:
         logger.warning("the learning rate never falls: the warm-up takes all %d steps of this debug run", steps)
@@ -55,23 +55,26 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
 
 
 def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], workdir: str) -> None:
-    """Write config.json, which makes a finished run that is extended an unfinished one.
+    """Write config.json, and remove the `done` marker, so that an extended run counts as unfinished.
 
-    A continued run has the same settings, but may have moved and been updated. `models` says what student and teacher
-    cost; `workdir` is the run folder as the command named it.
+    A resumed run has equal settings, but its folder may have moved and packages may have been updated.
+
+    Args:
+        models: costs of all models, from `model_costs`.
+        workdir: run folder as spelled in the command.
     """
     run = parts.run
     folder = Path(run.workdir)
     versions = {"vitkd_ds": vitkd_ds.__version__}
     for name in ("torch", "deepspeed", "timm", "ffcv", "numpy"):
-        with suppress(PackageNotFoundError):  # the torchvision backend does without FFCV
+        with suppress(PackageNotFoundError):  # the torchvision backend does not need FFCV
             versions[name] = version(name)
     (folder / DONE).unlink(missing_ok=True)
     extended, starts = _history(run, parts.schedule.total_steps, resumed_step)
     now = {"step": resumed_step, "time": time.strftime("%Y-%m-%d %H:%M:%S"), "ranks": ranks.world_size()}
     content = {
         "run": as_dict(run) | {"workdir": workdir},
-        "plan": asdict(parts.schedule),  # the schedule's name in the run folders of all versions
+        "plan": asdict(parts.schedule),  # run folders of all versions call the schedule "plan"
         "resumed_step": resumed_step,
         "extended_at_steps": extended,
         "starts": [*starts, now | {"device": device_name()}],
@@ -87,11 +90,11 @@ def describe_run(parts: Parts, resumed_step: int, *, models: dict[str, Any], wor
 
 
 def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return the steps at which the run was made longer, this start included, and its earlier starts."""
+    """Return the steps at which the run was extended, including this start, and its earlier starts."""
     config = Path(run.workdir) / CONFIG
     if not resumed_step:
         return [], []
-    if not config.exists():  # it begins at another run's checkpoint
+    if not config.exists():  # it starts from another run's checkpoint
         return [resumed_step] if run.extend else [], []
     before = read_json(config, {"plan.total_steps": int, "extended_at_steps": list | None, "starts": list | None})
     is_longer = before["plan"]["total_steps"] < total_steps
@@ -100,8 +103,10 @@ def _history(run: Run, total_steps: int, resumed_step: int) -> tuple[list[int], 
 
 
 def model_costs(run: Run) -> dict[str, dict[str, Any] | None]:
-    """Name, parameters, tokens, head and GFLOPs of an image, of all models as config.json has them, and the licence of
-    each teacher's weights; None without a teacher."""
+    """Return each model's name, parameters, tokens, head and GFLOPs per image, in config.json's layout.
+
+    Teachers also have the licence of their weights. The teacher entry is None in a run without a teacher.
+    """
     student = replace(run.student, init="", checkpoint_activations=False)
     with torch.device("meta"):
         model = build.build_student(student, run.data, **student_needs(run))

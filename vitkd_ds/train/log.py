@@ -1,4 +1,4 @@
-"""Training logs: metrics.jsonl, TensorBoard and other trackers, and the numbers of the progress line, all on rank 0."""
+"""Training logs of rank 0: metrics.jsonl, TensorBoard, other trackers and the progress line."""
 
 import io
 import json
@@ -30,11 +30,11 @@ _IS_EVALUATION = EVALUATED.encode()
 
 
 class MetricsLog:
-    """Write a line per log step and evaluation on rank 0, and nothing on the others.
+    """Log of metrics: one line in metrics.jsonl per log step and per evaluation. Other ranks than 0 write nothing.
 
-    A resumed run first drops the lines of steps that it will run again, so each step stands in the file once: those
-    after `resumed_step`, and evaluations after `evaluated_step`, the last that counts. Every value also goes to the
-    `trackers` that are named, which show the run's `settings`.
+    A resumed run will repeat the steps after `resumed_step` and the evaluations after `evaluated_step`, so it first
+    drops their lines; the file has each step once. Every value also goes to `trackers`, which receive the run's
+    `settings`.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class MetricsLog:
         path = workdir / METRICS
         if path.exists():
             steps = {False: resumed_step, True: evaluated_step}
-            # As bytes: a flipped bit makes a line no text, and that line alone is lost.
+            # Read bytes, so that a line which is no longer valid UTF-8 does not make the others unreadable.
             found = [line for line in read_bytes(path).split(b"\n") if line]
             if damaged := sum(_step_of(line) == math.inf for line in found):
-                logger.warning("%s: damaged lines, which are dropped: %d", path, damaged)
+                logger.warning("%s: dropping %d damaged line(s)", path, damaged)
             lines = [line for line in found if _step_of(line) <= steps[_IS_EVALUATION in line]]
             write_whole(path, lambda file: file.write(b"".join(line + b"\n" for line in lines)))
         self.file = _Appended(path)
@@ -68,7 +68,7 @@ class MetricsLog:
         self.progress = Progress(total_steps, start_step=resumed_step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a line for `step` (updates done), and show it."""
+        """Log values after `step` updates, and show them on the terminal."""
         if not self.is_main:
             return
         line = json.dumps({"step": step} | {k: _rounded(v) for k, v in values.items()})
@@ -82,7 +82,7 @@ class MetricsLog:
             self.progress.show(step, f"total {values['total']:.4g}", text)
 
     def keep_predictions(self, step: int, predictions: Mapping[str, list[Any]]) -> None:
-        """Write what both models answered in the evaluation at `step`, in place of the one before."""
+        """Write the models' predictions in the evaluation at `step`, replacing the previous file."""
         if self.is_main:
             content = json.dumps({"step": step} | predictions, separators=(",", ":"))
             _attempt(lambda: write_text(self.predictions, f"{content}\n"))
@@ -94,45 +94,45 @@ class MetricsLog:
 
 
 class _Appended:
-    """A file that grows. Bytes that a full disk refuses wait, and follow with the first that it takes."""
+    """Append-only file that buffers bytes which could not be written, as on a full disk, and retries them later."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("ab", buffering=0)
         self.waiting = b""
 
     def add(self, content: bytes) -> None:
-        """Write all that waits, and this. Raises OSError if some of it must wait."""
+        """Write all buffered bytes and `content`. Raise OSError if some bytes stay in the buffer."""
         self.waiting += content
         try:
             while self.waiting:
                 self.waiting = self.waiting[self.file.write(self.waiting) :]
         except OSError as error:
             found = f"found {error}: make room, {len(self.waiting)} bytes wait"
-            raise OSError(f"{self.file.name} must be written, {found}") from error
+            raise OSError(f"cannot write {self.file.name}, {found}") from error
 
     def close(self) -> None:
-        """Write what waits. Raises OSError if it is lost."""
+        """Write the buffered bytes and close the file. Raise OSError if they are lost."""
         with closing(self.file):
             self.add(b"")
 
 
 class _Board(_Appended):
-    """TensorBoard's event file of this start. No SummaryWriter, whose thread ends at the first failing write."""
+    """TensorBoard event file of this start. SummaryWriter is not used: its thread dies at the first failed write."""
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
         folder.mkdir(exist_ok=True)
-        # Read in the order of their names.
+        # TensorBoard reads event files in the order of their names, so the name starts with the time.
         super().__init__(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}")
         self.add_event(file_version="brain.Event:2")
         self.add_event(step=purge_step, session_log={"status": "START"})
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a point for each value. Raises OSError if some of it must wait."""
+        """Write a point for each value. Raise OSError if some bytes stay in the buffer."""
         points = [{"tag": name, "simple_value": value} for name, value in values.items()]
         self.add_event(step=step, summary={"value": points})
 
     def add_event(self, **content: Any) -> None:
-        """Write a record. Raises OSError if some of it must wait."""
+        """Write a record. Raise OSError if some bytes stay in the buffer."""
         from tensorboard.compat.proto.event_pb2 import Event  # slow to import, and only rank 0 needs it
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -142,17 +142,16 @@ class _Board(_Appended):
 
 
 OF_THE_MACHINE = ("images_per_s", "s_per_step", "data_wait_s", "memory_gib", "tflops", "mfu")
-"""What of a line in metrics.jsonl tells of the machine, and not of what was learned."""
+"""Keys of metrics.jsonl that describe the machine rather than the training result."""
 
 
 @dataclass
 class Meter:
     """Means of the loss terms over steps and ranks, and the speed without evaluations and checkpoints.
 
-    The first step of a process is not timed, because it compiles and warms up. After a restart the first means are over
-    fewer steps if the checkpoint lay between two log steps. `clock` returns seconds when the device has finished its
-    work. Where the device's `peak_tflops` is known, the speed is also that of its arithmetic, of `image_gflops` an
-    image.
+    The first step of a process is not timed, because it compiles and warms up. After a restart from a checkpoint
+    between two log steps, the first means cover fewer steps. `clock` waits for the device, then returns seconds. If the
+    device's `peak_tflops` is known, TFLOP/s and MFU are computed from `image_gflops` per image.
     """
 
     global_batch_size: int
@@ -166,7 +165,7 @@ class Meter:
         self.continue_from(0.0, 0)
 
     def continue_from(self, timed_s: float, timed_steps: int) -> None:
-        """Begin a new reading after what was timed so far."""
+        """Start a new interval, given the total time and number of steps timed so far."""
         self.timed_s = self.read_s = timed_s
         self.timed_steps = self.read_steps = timed_steps
         self.sums: dict[str, Tensor] = {}
@@ -174,12 +173,12 @@ class Meter:
         self.waited_s = 0.0
 
     def start(self) -> None:
-        """Start the clock, unless it runs; to be called before each step."""
+        """Start the clock unless it is running. Call this before each step."""
         if self.started is None:
             self.started = self.clock()
 
     def add(self, terms: Mapping[str, Tensor], *, waited_s: float = 0.0) -> None:
-        """Count one step, its terms, and the seconds that the host waited for its micro-batches."""
+        """Count one step with its loss terms and the seconds that the host waited for micro-batches."""
         self.waited_s += waited_s
         self.sums = {name: self.sums.get(name, 0) + value for name, value in terms.items()}
         self.num_summed += 1
@@ -198,9 +197,11 @@ class Meter:
         self.started = None
 
     def read(self) -> dict[str, float]:
-        """Means over all ranks since the last reading, and the speed (none before the second step): images/s of all
-        ranks, seconds per step, those of them that a rank waited for data, and TFLOP/s and MFU of a device.
-        Collective."""
+        """Return the means over all ranks since the last call and, from the second step on, the speed. Collective.
+
+        The speed consists of images/s over all ranks, seconds per step, seconds per step that a rank waited for data,
+        and TFLOP/s and MFU per device.
+        """
         num_timed = self.timed_steps - self.read_steps
         terms = torch.stack(list(self.sums.values()))
         waited = terms.new_full((1,), self.waited_s / max(1, num_timed) * self.num_summed)
@@ -222,22 +223,22 @@ class Meter:
 
     @property
     def images_per_s(self) -> float | None:
-        """Speed over all timed steps, or of the first step if there is no other; None before it."""
+        """Speed over all timed steps, or of the first step if no other is timed; None before the first step."""
         if self.timed_steps:
             return self.global_batch_size * self.timed_steps / self.timed_s
         return self.global_batch_size / self.warmup_s if self.warmup_s is not None else None
 
 
 def _attempt(function: Callable[[], None]) -> None:
-    """Warn of a failing write: a full disk must not lose the run."""
+    """Call a function and log OSError as a warning: a full disk must not end the run."""
     try:
         function()
     except OSError as error:
-        logger.warning("the log: %s", error)
+        logger.warning("logging failed: %s", error)
 
 
 def _step_of(line: bytes) -> float:
-    """Updates done at a line; inf for one that was cut while it was written, or damaged since."""
+    """Return the step of a line, or inf for a truncated or damaged line."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):

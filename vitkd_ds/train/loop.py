@@ -1,7 +1,7 @@
-"""The corridor: a validated run in, a trained and exported student and its summary out.
+"""Training loop: from a validated run to a trained, exported student and its summary.
 
-Every rank runs every line here; what only rank 0 does happens inside the functions that are called. Teacher, engine,
-checks and evaluations contain collectives: each rank must reach each of them the same number of times.
+Every rank makes the same calls in the same order, because teachers, engine, checks and evaluations contain collectives.
+Rank-0 work is in `ranks.on_main` or inside called functions.
 """
 
 import json
@@ -52,20 +52,19 @@ logger = logging.getLogger(__name__)
 
 
 def train(run: Run) -> dict[str, Any] | None:
-    """Train, evaluate, export, in a run folder that is this job's alone. All ranks must call it.
+    """Train, evaluate and export in a run folder that this job locks. All ranks must call it.
 
     Args:
         run: as `vitkd_ds.commands.parse.checked` returns it.
 
     Returns:
-        The summary that is also written to summary.json, on every rank; None if a signal stopped the run before its
-        end: the same command goes on from there.
+        The content of summary.json, on every rank; None if a signal stopped the run. Rerun the same command to resume.
 
     Raises:
-        ValueError: a configuration, file or model that cannot be, or a folder in use; before any update.
+        ValueError: a setting, file or model is invalid, or the folder is in use; raised before any update.
         vitkd_ds.train.step.NonFiniteError, vitkd_ds.checkpoint.save.SaveError: see there.
     """
-    # What this rank can see alone is refused before the ranks wait for each other.
+    # Local checks come first, before ranks wait for each other.
     find_ds_config(run.ds_config)
     check_model_name(run.student.model, role="student")
     check_gpu_is_used()
@@ -74,11 +73,11 @@ def train(run: Run) -> dict[str, Any] | None:
     if run.deterministic:
         make_deterministic()
     device = start_processes(run.timeout_minutes)
-    # Resolved once: a link on its path that is changed later must not lead into another run's folder.
+    # Resolve symlinks once, so that changing one later cannot redirect this run into another folder.
     given = run.workdir
     workdir = Path(run.workdir).resolve()
     run = replace(run, workdir=str(workdir))
-    # Before the lock, so that a refused run touches nothing; and again with it, as another job may have had the folder.
+    # Look before taking the lock, so that a rejected run changes nothing. Look again after: another job may have run.
     is_done, _ = ranks.on_main(lambda: _look(run))
     if not is_done:
         lock = RunLock(workdir)
@@ -96,20 +95,24 @@ def train(run: Run) -> dict[str, Any] | None:
         finally:
             lock.release()
     again = "give another --workdir to train again, or more --epochs with --extend"
-    logger.info("%s is finished and left alone: %s", given, again)
+    logger.info("%s is already finished: %s", given, again)
     return json.loads((workdir / SUMMARY).read_text())
 
 
 def _is_stopped(device: torch.device) -> bool:
-    """Whether a signal came to any rank before the first step. Collective."""
+    """Return whether any rank received a signal before the first step. Collective."""
     if ranks.all_true(not signals.received(), device):
         return False
-    logger.info("stopped by a signal before the first step: nothing changed")
+    logger.info("stopped by a signal before the first step; nothing was changed")
     return True
 
 
 def _look(run: Run) -> tuple[bool, Start | None]:
-    """Whether the run is finished, and else the checkpoint that it starts from. Raises ValueError if it may not."""
+    """Return whether the run is finished and, if not, its starting checkpoint.
+
+    Raises:
+        ValueError: the folder's settings do not allow this run.
+    """
     if is_finished(run):
         return True, None
     start = find(run.resume, Path(run.workdir))
@@ -118,9 +121,13 @@ def _look(run: Run) -> tuple[bool, Start | None]:
 
 
 def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLock, given: str) -> dict[str, Any] | None:
-    """Train until the schedule ends or a signal arrives, from a whole checkpoint if one is given. Collective.
+    """Train until the schedule ends or a signal arrives, starting from a checkpoint if one is given. Collective.
 
-    `given` is the run folder as the command named it, which config.json stores. See `train` for the result.
+    Args:
+        given: run folder as spelled in the command, stored in config.json.
+
+    Returns:
+        See `train`.
     """
     workdir = Path(run.workdir)
     watchdog.enter("build")
@@ -131,8 +138,8 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     watchdog.enter("load")
     if run.extend and start and schedule.total_steps < start.num_steps:
         raise ValueError(
-            f"--extend needs more than the {start.num_steps} steps of {start.path}, found {schedule.total_steps}: "
-            "raise --epochs or --max_steps"
+            f"--extend needs more than the {start.num_steps} steps of {start.path}, got {schedule.total_steps}. "
+            "Raise --epochs or --max_steps."
         )
     identity = identity_of(parts)
     ranks.on_main(lambda: check_identity(start, identity, free=LENGTH if run.extend else ()))
@@ -143,7 +150,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
         check_teacher(parts)
         check_fp8(parts)
         calibrate(parts)
-    # From here on the run leaves traces in its folder, and a signal is answered by the next step, which saves.
+    # From here on, the run writes to its folder, and the next step answers a signal by saving.
     saver = Saver(workdir, run.checkpoint, parts.student_description(), lock.check, identity)
     if start and start.is_own:
         saver.saved_step = state.step
@@ -161,7 +168,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     meter.continue_from(state.timed_s, state.timed_steps)
     session = Session(parts, log, meter, state, saver)
     with closing(log), profiled(run.profile, workdir) as profiler:
-        is_whole = session.after_step() and session.train_steps(profiler)  # first what was due when a signal came
+        is_whole = session.after_step() and session.train_steps(profiler)  # first finish work that a signal interrupted
         summary = finish(parts, state, meter.images_per_s, check=lock.check) if is_whole else None
         stopped = f"stopped and saved at step {state.step}; the same command goes on"
         logger.info("%s: %s", run.recipe, "done" if summary else stopped)
@@ -170,8 +177,10 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
 
 @dataclass(frozen=True)
 class Session:
-    """One start of a run, from its checkpoint or step 0 to the end or a signal. All methods are collective, and return
-    False if a signal came."""
+    """One start of a run, from its checkpoint or step 0 until the end or a signal.
+
+    All methods are collective. Those that return a bool return False after a signal.
+    """
 
     parts: Parts
     log: MetricsLog
@@ -180,11 +189,11 @@ class Session:
     saver: Saver
 
     def train_steps(self, profiler: Any) -> bool:
-        """Train to the end of the schedule, with all that is due on the way."""
+        """Train to the end of the schedule, with logs, evaluations and checkpoints when due."""
         with closing(training_micro_batches(self.parts, self.state.step)) as micro_batches:
             if not self._train_steps(micro_batches, profiler):
                 return False
-        # --max_steps may have been below the step of the checkpoint.
+        # If --max_steps is below the checkpoint's step, no step ran and the last evaluation is still missing.
         return self.state.result_step == self.state.step or evaluate_student(self.parts, self.log, self.state)
 
     def _train_steps(self, micro_batches: Iterator[tuple[Tensor, Tensor]], profiler: Any) -> bool:
@@ -203,7 +212,7 @@ class Session:
             state.step += 1
             is_logged = state.step % run.log_every_steps == 0 or state.step == schedule.total_steps
             must_know = is_logged or schedule.is_save_step(state.step) or schedule.is_eval_step(state.step)
-            # An update's outcome is read when the next is queued, so that the device never waits for this loop.
+            # Read an update's outcome only after queueing the next one, so that the device never waits for this loop.
             while len(queued) > (0 if must_know or is_asked_to_stop else 1):
                 update = queued.popleft()
                 if not update.outcome.is_applied:
@@ -221,9 +230,9 @@ class Session:
         return True
 
     def after_step(self) -> bool:
-        """Save and evaluate if that is due and not done.
+        """Save and evaluate if due and not yet done.
 
-        The checkpoint comes first, so that a signal in the evaluation costs no step. The result follows into it.
+        The checkpoint is saved first, so that a signal during the evaluation loses no step; the result is added to it.
         """
         step = self.state.step
         schedule = self.parts.schedule
@@ -239,7 +248,7 @@ class Session:
         return True
 
     def save(self, *, is_last_chance: bool = False) -> None:
-        """Save a checkpoint."""
+        """Save a checkpoint with the current training state."""
         self.meter.pause()
         watchdog.enter("save", self.state.step)
         self.state.timed_s = self.meter.timed_s
@@ -248,7 +257,7 @@ class Session:
 
 
 def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield micro-batches from the first image after `start_step` updates on, epoch after epoch."""
+    """Yield micro-batches forever, epoch after epoch, starting after `start_step` updates."""
     epoch, step_in_epoch = divmod(start_step, parts.schedule.steps_per_epoch)
     while True:
         with closing(parts.train_loader.epoch(epoch, start_step=step_in_epoch)) as micro_batches:
@@ -257,7 +266,7 @@ def training_micro_batches(parts: Parts, start_step: int) -> Iterator[tuple[Tens
 
 
 def step_values(parts: Parts, update: Update) -> dict[str, float]:
-    """Collect the log's values besides the terms; the gradient norm is the one before clipping. Collective."""
+    """Return the logged values besides loss terms and speed; the gradient norm is before clipping. Collective."""
     steps_done = update.step + 1
     values = {
         "epoch": steps_done / parts.schedule.steps_per_epoch,

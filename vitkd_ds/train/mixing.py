@@ -1,7 +1,7 @@
 """Mixup, CutMix and label smoothing on a micro-batch: integer labels in, soft targets out.
 
-Written here although timm has both, because timm mixes each image with its mirror in the micro-batch, and the method's
-code (mmcls, as used by cls_KD) with a random partner. Normalisation happens elsewhere: values stay 0 to 255.
+This does not use timm's versions: timm pairs each image with its mirror position in the micro-batch, while the method's
+code (mmcls, used by cls_KD) picks random partners. Pixel values stay 0 to 255; `inputs` normalises them later.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,15 @@ from vitkd_ds.data.transfer import send
 T = TypeVar("T")
 
 MIX_STREAM = 3
-"""Last part of the key of `mix_step`, so that no other use of (seed, step) draws the same numbers."""
+"""Last element of `mix_step`'s random key, which separates its draws from other uses of (seed, step)."""
 
 
 def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float) -> Tensor:
-    """Make one-hot targets with ``label_smoothing`` of the mass spread over all classes, the labelled one included, as
-    mmcls does in its mode "original": float32 [B, K], each row summing to 1. Without classes they are [B, 0]."""
+    """Return smoothed one-hot targets: float32 [B, K], each row summing to 1, or [B, 0] without classes.
+
+    ``label_smoothing`` of the mass is spread over all classes, including the labelled one, as in mmcls's mode
+    "original".
+    """
     if not num_classes:
         return torch.zeros(len(labels_B), 0, device=labels_B.device)
     floor = label_smoothing / num_classes
@@ -32,9 +35,13 @@ def smooth_targets(labels_B: Tensor, *, num_classes: int, label_smoothing: float
 
 
 def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw a box of area ``1 - lam`` of the image around a random centre, cut off at the image's edges: top, bottom,
-    left and right in pixels; bottom and right are the first row and column outside. Its sides, before the cut, are even
-    numbers of pixels, rounded down, as in mmcls."""
+    """Draw a box around a random centre that covers ``1 - lam`` of the image's area, clipped at the edges.
+
+    Before clipping, each side is rounded down to an even number of pixels, as in mmcls.
+
+    Returns:
+        Top, bottom, left and right in pixels; bottom and right are exclusive.
+    """
     side = np.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
     y, x = int(rng.integers(height)), int(rng.integers(width))
@@ -54,22 +61,22 @@ def mix(
     render: Callable[..., T] | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor | T, Tensor]:
-    """Mix each image of a micro-batch with a partner, by one of Mixup and CutMix, at even odds if both are on.
+    """Mix each image of a micro-batch with a partner by Mixup or CutMix, with equal odds if both are on.
 
-    Mixup blends, ``lam * image + (1 - lam) * partner``; CutMix pastes a box of the partner, and lam becomes the part of
-    the image that is left. lam is drawn from Beta(alpha, alpha), partners are a random permutation, and targets mix
-    with lam.
+    Mixup blends ``lam * image + (1 - lam) * partner``. CutMix pastes a box of the partner, and lam becomes the fraction
+    of the image that stays visible. lam is drawn from Beta(alpha, alpha), partners are a random permutation, and
+    targets are mixed with lam.
 
     Args:
-        images_BCHW: uint8 or float, 0 to 255; not altered.
-        labels_B: int64 class indices in [0, num_classes); with num_classes 0 they are not looked at.
-        mixup_alpha: 0 is off, as for `cutmix_alpha`.
+        images_BCHW: uint8 or float, 0 to 255; not modified.
+        labels_B: int64 class indices in [0, num_classes); ignored if num_classes is 0.
+        mixup_alpha, cutmix_alpha: 0 disables that kind of mixing.
         label_smoothing: see `smooth_targets`.
         rng: the only source of randomness.
-        mix_mode: batch (one choice, lam and box for the micro-batch) or element (one for each image).
+        mix_mode: "batch" (one choice, lam and box per micro-batch) or "element" (one per image).
         render: see `mix_step`.
-        out: float32 of the images' shape, which the mixed images are written to where mix_mode is batch: on a CPU fresh
-            memory costs more than mixing. None takes fresh memory.
+        out: float32 output buffer in the images' shape, used only in mode "batch". On a CPU, allocating memory costs
+            more than mixing. None allocates it.
 
     Returns:
         images_BCHW float32 in the memory format of the input, and targets_BK float32, each row summing to 1,
@@ -82,7 +89,7 @@ def mix(
     if render or mix_mode == "element":
         mixing = _send(drawn, images_BCHW.device)
         return (render or blend)(images_BCHW, mixing), _blend_targets(targets_BK, mixing)
-    # The same for all images: without a weight for each pixel, which costs a CPU more than the mixing itself.
+    # One lam and box for all images need no per-pixel weights, which cost a CPU more than the mixing itself.
     partner_B, lam = send(drawn.partner_B, images_BCHW.device), float(drawn.lam_B[0])
     images = torch.empty_like(images_BCHW, dtype=torch.float32) if out is None else out
     if drawn.is_cutmix_B[0]:
@@ -97,39 +104,41 @@ def mix(
 
 
 def _pairs(partner_B: Tensor) -> Iterable[tuple[Any, Any]]:
-    """Indices of images and of their partners: all at once on a GPU; on a CPU one by one, so that temporaries stay in
-    the cache and a partner is a view, where indexing with a tensor would copy it byte by byte."""
+    """Return pairs of image index and partner index: one pair of batch indices on a GPU, one pair per image on a CPU.
+
+    On a CPU, temporaries for one image stay in the cache, and an integer index gives a view; indexing with a tensor
+    would copy byte by byte.
+    """
     return [(slice(None), partner_B)] if partner_B.is_cuda else enumerate(partner_B.tolist())
 
 
 def _mixup(images_BCHW: Tensor, partner_B: Tensor, lam: float, out_BCHW: Tensor) -> None:
     """Blend each image with its partner."""
     for place, partner in _pairs(partner_B):
-        partners = images_BCHW[partner].to(torch.float32, copy=True)  # a view of fp32 images must not be altered
+        partners = images_BCHW[partner].to(torch.float32, copy=True)  # without a copy, mul_ would modify fp32 inputs
         out_BCHW[place].copy_(images_BCHW[place]).mul_(lam).add_(partners.mul_(1 - lam))
 
 
 class Mixing(NamedTuple):
-    """How each image of a micro-batch is mixed: arrays as drawn, or tensors on the images' device."""
+    """Mixing parameters per image: NumPy arrays as drawn, or tensors on the images' device."""
 
     partner_B: Any
-    """int64, the image that it is mixed with."""
+    """Index of the partner image, int64."""
     lam_B: Any
-    """Part that is its own; float64 as drawn, fp32 on the device."""
+    """Weight of the image itself; float64 as drawn, fp32 on the device."""
     box_B4: Any
-    """int64, what CutMix pastes: top, bottom, left and right as `cutmix_box` gives them."""
+    """Box pasted by CutMix, int64: top, bottom, left and right as in `cutmix_box`."""
     is_cutmix_B: Any
-    """bool, CutMix or else Mixup."""
+    """True for CutMix, False for Mixup, bool."""
 
 
 def blend(images_BCHW: Tensor, mixing: Mixing) -> Tensor:
-    """Mix images, which are not altered, each as it was drawn: fp32. Made of operations that a compiler can fuse, with
-    each other and with what follows."""
+    """Return the mixed images in fp32, without modifying the input; all operations can be fused by a compiler."""
     height, width = images_BCHW.shape[2:]
     top, bottom, left, right = mixing.box_B4[:, :, None].unbind(1)
     y, x = (torch.arange(size, device=images_BCHW.device) for size in (height, width))
     inside_BHW = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
-    # Weight of the image at each pixel: 0 or 1 under CutMix, so that its pixels stay exactly what they were.
+    # Per-pixel weight of the image: exactly 0 or 1 for CutMix, so that pixel values stay unchanged.
     weight_BHW = torch.where(mixing.is_cutmix_B[:, None, None], (~inside_BHW).float(), mixing.lam_B[:, None, None])
     weight_B1HW, images = weight_BHW[:, None], images_BCHW.to(torch.float32)
     return weight_B1HW * images + (1 - weight_B1HW) * images[mixing.partner_B]
@@ -143,7 +152,7 @@ def _blend_targets(targets_BK: Tensor, mixing: Mixing) -> Tensor:
 def _draw(
     images_BCHW: Tensor, *, mixup_alpha: float, cutmix_alpha: float, mix_mode: str, rng: np.random.Generator
 ) -> Mixing | None:
-    """Draw how a micro-batch is mixed, on the CPU, so that nothing waits for the device; None if nothing is on."""
+    """Draw mixing parameters on the CPU, without waiting for the device; None if Mixup and CutMix are off."""
     num_images, _, height, width = images_BCHW.shape
     alphas = [(kind, alpha) for kind, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)) if alpha > 0]
     if not alphas:
@@ -156,7 +165,7 @@ def _draw(
     partner_B, box = rng.permutation(num_images), np.zeros((num_draws, 4), np.int64)
     for i in np.flatnonzero(is_cutmix):
         box[i] = top, bottom, left, right = cutmix_box(height, width, float(lam[i]), rng)
-        # The edges of the image may have cut the box off, so its area is no longer the one that was drawn.
+        # Clipping at the image's edges may have shrunk the box.
         lam[i] = 1 - (bottom - top) * (right - left) / (height * width)
     times = num_images // num_draws
     return Mixing(partner_B, lam.repeat(times), box.repeat(times, axis=0), is_cutmix.repeat(times))
@@ -177,10 +186,17 @@ def mix_step(
     render: Callable[..., T] | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor | T, Tensor]:
-    """Mix a micro-batch with the settings of a run (see `mix`), and seed torch's generator for masks and drop path.
-    Both are keyed by seed, step and the micro-batch's place in the step, over all ranks: there is no generator to save,
-    and the number of ranks does not matter. With `render`, its result of the images as they are and their `Mixing`,
-    None if nothing is on, takes the place of the mixed images; for `out` see `mix`."""
+    """Mix a micro-batch with a run's settings (see `mix`), and seed torch's generator for masks and drop path.
+
+    Random draws are keyed by seed, step and `place`, so they do not depend on the number of ranks, and checkpoints need
+    no generator state.
+
+    Args:
+        place: index of the micro-batch in the step, counted over all ranks.
+        render: called with the raw images and their `Mixing` (None if mixing is off); its result replaces the mixed
+            images.
+        out: see `mix`.
+    """
     rng = keyed_rng(run.seed, step, place, MIX_STREAM)
     torch.manual_seed(int(rng.integers(2**63)))
     return mix(

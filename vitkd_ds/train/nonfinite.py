@@ -1,6 +1,6 @@
-"""What a run leaves of an update whose loss or gradient is inf or nan: RUN/nonfinite, for whoever seeks the cause.
+"""Write RUN/nonfinite/stepN.json for an update whose loss or gradient is inf or nan.
 
-Nothing is carried for it through training: the images of a step follow from its number, as every draw is keyed by it.
+It needs no bookkeeping during training: every random draw is keyed by the step, so the step's images can be recomputed.
 """
 
 import json
@@ -24,7 +24,10 @@ FOLDER = "nonfinite"
 
 
 def report_nonfinite(parts: Parts, update: Update) -> None:
-    """Write what is known of an update that was left out to RUN/nonfinite/stepN.json, N counting from 1. Collective."""
+    """Write terms, gradient norms, images and a replay command of a skipped update to RUN/nonfinite. Collective.
+
+    The file is stepN.json, with N counting from 1.
+    """
     terms = ranks.from_all({name: value.item() for name, value in update.terms.items()})
     if ranks.rank():
         return
@@ -47,15 +50,17 @@ def report_nonfinite(parts: Parts, update: Update) -> None:
     try:
         file.parent.mkdir(exist_ok=True)
         write_text(file, f"{json.dumps(content, indent=2)}\n")
-    except OSError as error:  # the message that ends the run must come nevertheless
-        logger.warning("what is known of update %d could not be written to %s: %s", update.step + 1, file, error)
+    except OSError as error:  # the error that ends the run must still be raised
+        logger.warning("diagnostics of update %d could not be written to %s: %s", update.step + 1, file, error)
         return
-    logger.info("the terms, gradients and images of update %d, and how to replay it: %s", update.step + 1, file)
+    logger.info("wrote terms, gradients, images and a replay command of update %d to %s", update.step + 1, file)
 
 
 def replay_command(run: Run, step: int) -> str:
-    """The command that trains from the last checkpoint to update `step`, where it must end as the run did, into a
-    folder of its own and with the settings of the run: another number of steps would be another schedule."""
+    """Return the command that repeats training from the last checkpoint to the failure at update `step`.
+
+    It uses a new folder and the run's exact settings, since another number of steps would change the schedule.
+    """
     workdir = Path(run.workdir)
     tag = newest(Path(run.workdir) / CHECKPOINTS)
     launcher = ["torchrun", "--nproc_per_node", f"{ranks.world_size()}"] if ranks.world_size() > 1 else ["python"]
@@ -66,5 +71,5 @@ def replay_command(run: Run, step: int) -> str:
 
 
 def _readable(values: dict[str, float]) -> dict[str, Any]:
-    """As JSON knows neither inf nor nan, they are texts."""
+    """Replace inf and nan, which JSON does not have, by strings."""
     return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}

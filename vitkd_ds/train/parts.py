@@ -1,5 +1,7 @@
-"""The parts of a run on one rank: data opened, models built, both engines started, after all checks on files, models
-and settings. `vitkd-ds doctor` calls the same functions, one by one."""
+"""Build a run's components on one rank, and check its files and settings.
+
+`vitkd-ds doctor` calls the same functions one at a time.
+"""
 
 import logging
 from collections import deque
@@ -40,17 +42,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Models:
-    """Student and teachers on the CPU in fp32, the same on every rank."""
+    """Student and teachers on the CPU in fp32, identical on every rank."""
 
     student: nn.Module
     teachers: dict[str, nn.Module]
     pairs: dict[str, PairInfo | None]
-    """Widths and grids of the student and each teacher, for the losses; None where no term compares its tokens."""
+    """Student and teacher widths and patch grids by teacher, for the losses; None if no term compares tokens."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one run on one rank."""
+    """Components of one run on one rank."""
 
     run: Run
     schedule: Schedule
@@ -58,29 +60,29 @@ class Parts:
     engine: StudentEngine
     teachers: dict[str, Teacher]
     export_model: nn.Module
-    """An fp32 copy of the student, into which the exported weights are loaded to be evaluated."""
+    """Student in fp32 for evaluating the weights to export."""
     normalization: Normalization
-    """The student's."""
+    """Student's input normalisation."""
     inputs: Inputs
     """Preprocessor from a micro-batch to the inputs of all models."""
     answering: tuple[str, ...] = ()
-    """Teachers that have logits for the classes of the data, so that their agreement can be evaluated."""
+    """Teachers with logits for the data's classes; their agreement with the student can be evaluated."""
     watched: dict[str, LossPart] = field(default_factory=dict)
-    """Copies in fp32 on the CPU of the terms whose metrics an evaluation without labels computes, by name."""
+    """Loss terms with metrics for an evaluation without labels, by name: fp32 copies on the CPU."""
     knn_loaders: tuple[Loader, Loader] | None = None
-    """The labelled images that k-NN has as neighbours and those that it is asked for, cut as in validation."""
+    """Loaders of labelled k-NN images (neighbours, then queries), with validation crops."""
     train_loader: Loader | None = None
-    """None, like val_loader, in the doctor, whose steps see random images."""
+    """None, like val_loader, in `vitkd-ds doctor`, which trains on random images."""
     val_loader: Loader | None = None
 
     def student_description(self) -> dict[str, Any]:
-        """student.json: how to rebuild the student with timm and feed it."""
+        """Return the content of student.json: how to rebuild the student with timm and preprocess its inputs."""
         data, classes = self.run.data, list(self.train_loader.classes)
         made, normalization = build.model_args_of(self.run.student, data), asdict(self.normalization)
         if not build.takes_image_size(type(self.export_model)):
             del made["args"]["img_size"]
         interpolation = val_interpolation(data.interpolation)
-        # What timm's own helpers, such as resolve_model_data_config, must know of the rebuilt model.
+        # timm's helpers, such as resolve_model_data_config, read these from the rebuilt model.
         made["args"]["pretrained_cfg_overlay"] = normalization | {
             "input_size": [3, data.image_size, data.image_size],
             "crop_pct": data.val_crop_fraction,
@@ -107,13 +109,13 @@ class Parts:
 
 
 def build_parts(run: Run, device: torch.device) -> Parts:
-    """Check the data, build loaders, models and engines. Collective.
+    """Check the data and build loaders, models and engines. Collective.
 
     Raises:
-        ValueError: whatever does not fit, on all ranks; the message names the key or file.
+        ValueError: a setting, file or model is invalid or incompatible; raised on all ranks.
     """
     split = split_of(run)
-    # What one node alone lacks must end all ranks: the others would wait for its rank in the first collective.
+    # A file missing on one node must end all ranks: the others would wait for it in the first collective.
     ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
     train_loader = ranks.together(lambda: open_split(run, "train", split.micro_batch_size, device))
     classes = train_loader.classes
@@ -122,7 +124,7 @@ def build_parts(run: Run, device: torch.device) -> Parts:
     knowing = ranks.together(lambda: [name for name in run.teachers if check_teacher_classes(run, name, classes)])
     for name, teacher in run.teachers.items():
         if teacher.checkpoint == "random":
-            logger.info("DEBUG RUN: %s has random weights, nothing can be learned from it", called(name))
+            logger.info("DEBUG RUN: %s has random weights; the student cannot learn from it", called(name))
     steps_per_epoch = train_loader.steps_per_epoch
     schedule = make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=split.accumulation_steps)
     check_warmup(run, schedule)
@@ -136,22 +138,22 @@ def build_parts(run: Run, device: torch.device) -> Parts:
 def start_engines(
     run: Run, ds_config: dict[str, Any], models: Models, schedule: Schedule, device: torch.device
 ) -> Parts:
-    """Start both engines, which take the models: parts without loaders, which suffice for a step. Collective."""
+    """Move the models into their engines and return components without loaders, enough for a step. Collective."""
     micro = ds_config["train_micro_batch_size_per_gpu"]
     if device.type == "cpu":
         for model in (models.student, *models.teachers.values()):
             build.without_fused_attention(model)
-    # Before the engine takes the student, which it rounds to bf16 and moves to the device.
+    # Copy before the engine rounds the student to bf16 and moves it to the device.
     export_model = deepcopy(models.student).to(device).eval()
     keep_tokens = {name: teacher.keep_tokens for name, teacher in run.teachers.items()}
-    torch.manual_seed(run.seed + 1)  # the same losses on every rank, wherever the teachers are
+    torch.manual_seed(run.seed + 1)  # identical loss weights on every rank, for any teacher placement
     distiller = Distiller(models.student, run.losses, models.pairs, ranks.gather, keep_tokens=keep_tokens)
     active = {} if run.data.num_classes else run.losses.active()
     watched = {name: deepcopy(distiller.parts[name]).eval() for name, term in active.items() if term.is_watched}
     engine = StudentEngine(distiller, run, ds_config)
     normalization = build.normalization_of(models.student)
     answering = tuple(name for name, model in models.teachers.items() if model.num_classes)
-    left: deque[tuple[Any, int]] = deque()  # one bound on gathered blocks for all teachers
+    left: deque[tuple[Any, int]] = deque()  # shared, so that one limit on gathered blocks holds for all teachers
     teachers = {}
     for name, model in models.teachers.items():
         check_is_read_alike(model, role_of(name))
@@ -169,14 +171,16 @@ def start_engines(
 
 
 def check_is_read_alike(teacher: nn.Module, role: str) -> None:
-    """Raise ValueError, on all ranks, unless all have the teacher whole or all read its weights block by block: else
-    some would wait for the others in another collective. Collective."""
+    """Check that either all ranks hold the whole teacher, or all stream its weights block by block. Collective.
+
+    A mixture would deadlock in different collectives, so ValueError is raised on all ranks.
+    """
     are_streamed = ranks.from_all(hasattr(teacher, "weight_stream"))
     if len(set(are_streamed)) > 1:
         whole = [number for number, is_streamed in enumerate(are_streamed) if not is_streamed]
         raise ValueError(
-            f"{role}.checkpoint must be the same on all nodes, found a safetensors file on some ranks and none, or "
-            f"weights that must be changed to fit, on ranks {', '.join(map(str, whole))}: fetch it on every node"
+            f"{role}.checkpoint differs between nodes: ranks {', '.join(map(str, whole))} cannot stream it (no "
+            "safetensors file, or weights that need conversion), but other ranks can. Copy the same file to every node."
         )
 
 
@@ -188,8 +192,11 @@ def split_of(run: Run) -> BatchSplit:
 def open_split(
     run: Run, split: str, micro_batch_size: int, device: torch.device, *, classes: tuple[str, ...] | None = None
 ) -> Loader:
-    """This rank's loader of `split`, train or val, whose classes must be among those given and get their numbers.
-    Raises as `build_loader` does."""
+    """Build this rank's loader of a split, train or val. Raises the errors of `build_loader`.
+
+    Args:
+        classes: class names in the order that numbers them; the split's classes must be among them.
+    """
     is_train = split == "train"
     return build_loader(
         replace(run.data, num_workers=run.data.num_workers or num_cpus()),
@@ -207,10 +214,10 @@ def open_split(
 
 
 def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loader, Loader] | None:
-    """This rank's loaders of data.knn_train and data.knn_val; None where there are none.
+    """Build this rank's loaders of data.knn_train and data.knn_val; return None if they are not set.
 
     Raises:
-        ValueError: these images have no labels, other classes than each other, or are fewer than k-NN takes.
+        ValueError: a file is missing, unlabelled or too small for k-NN, or the two have different classes.
     """
     if not run.data.knn_train:
         return None
@@ -219,13 +226,13 @@ def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loa
         key, path = f"data.knn_{split}", getattr(run.data, f"knn_{split}")
         path = str(demo_beton(split)) if path == "demo" else path
         if not Path(path).is_file():
-            raise ValueError(f"{key} must be a .beton or demo, found no file {path}: pack the images first")
+            raise ValueError(f"{key}: no file {path}. Pack the images first, or pass demo.")
         images = check_beton(path)
         known = known or images.classes
         if len(images.classes) < 2 or images.num_images < least or set(images.classes) != set(known):
             raise ValueError(
-                f"{key} must have labels of two or more classes, those of data.knn_train, and {least} images or more, "
-                f"found {images.num_images} images of {len(images.classes)} classes in {path}: give another file"
+                f"{key} needs at least {least} images, labelled with two or more classes (those of data.knn_train), "
+                f"but {path} has {images.num_images} images of {len(images.classes)} classes. Pass another file."
             )
         shared = {"val": path, "labels": "use", "num_classes": len(known), "classes": "", "max_val_images": 0}
         own = replace(run, data=replace(run.data, **shared))
@@ -234,8 +241,13 @@ def open_knn(run: Run, micro_batch_size: int, device: torch.device) -> tuple[Loa
 
 
 def check_teacher_classes(run: Run, name: str, classes: tuple[str, ...]) -> bool:
-    """Whether a teacher's classes may be the images', in this order: those that a .json beside its file names, if
-    there is one. Raises ValueError if they are not and a term compares its logits."""
+    """Return whether a teacher's classes match the data's in order, as far as known.
+
+    The .json next to the teacher's file may list its classes; without such a list they are assumed to match.
+
+    Raises:
+        ValueError: the classes differ, and a loss term compares logits.
+    """
     teacher = run.teachers[name]
     if teacher.head or teacher.checkpoint in ("hub", "random"):
         return True
@@ -249,8 +261,11 @@ def check_teacher_classes(run: Run, name: str, classes: tuple[str, ...]) -> bool
 
 
 def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
-    """Build student and teacher with their weights, for the `classes` of the data. Raises ValueError if they or their
-    weights do not fit."""
+    """Build the student and teachers with their weights, for the data's `classes`.
+
+    Raises:
+        ValueError: the models or their weights do not fit.
+    """
     torch.manual_seed(run.seed)  # the same student on every rank
     student = build.build_student(run.student, run.data, classes=classes, **student_needs(run))
     teachers = {
@@ -261,19 +276,19 @@ def build_models(run: Run, classes: tuple[str, ...] | None = None) -> Models:
 
 
 def student_needs(run: Run) -> dict[str, bool]:
-    """What the active terms need of the student, as arguments of `build_student`."""
+    """Return the `build_student` arguments that the active loss terms require."""
     return {"needs_blocks": run.losses.needs.blocks("student")}
 
 
 def teacher_needs(run: Run, name: str) -> dict[str, bool]:
-    """What the active terms need of a teacher, as arguments of `build_teacher`."""
+    """Return the `build_teacher` arguments that the active loss terms require of a teacher."""
     needs = run.losses_of(name).needs
     stream = run.teachers[name].placement != "replica"
     return {"needs_blocks": needs.blocks("teacher"), "needs_logits": needs.logits, "stream": stream}
 
 
 def fit_models(run: Run, student: nn.Module, teachers: dict[str, nn.Module]) -> Models:
-    """Check that the models of a run fit each other. Raises ValueError if they do not."""
+    """Check that a run's models fit each other; raise ValueError if they do not."""
     pairs = {}
     for name, teacher in teachers.items():
         config = run.teachers[name]

@@ -1,4 +1,4 @@
-"""What all models answer for each validation image: their most likely class, and its probability."""
+"""Predictions of all models for each validation image: class and probability."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from vitkd_ds.data.bad_images import PADDING_LABEL
 from vitkd_ds.engine import ranks
 
 DIGITS = 4
-"""Decimals of a probability."""
+"""Decimal places of a stored probability."""
 
 
 class Predictions:
-    """The answers of an evaluation, kept on the device until it is over: an image's label, and two numbers a model.
+    """Predictions of one evaluation, kept on the device: per image the label, and per model class and probability.
 
-    All ranks must make it, and `add` the same number of times.
+    Every rank must create one and call `add` equally often.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Predictions:
         self._teachers: tuple[str, ...] = ()
 
     def add(self, student_BK: Tensor, teachers_BK: Mapping[str, Tensor], labels_B: Tensor) -> None:
-        """Add the logits, fp32, of a micro-batch of this rank, those of teachers by name, and its labels, int64."""
+        """Add a micro-batch of this rank: student logits, teachers' logits by name (fp32) and labels (int64)."""
         self._teachers = tuple(teachers_BK)
         columns = [labels_B]
         for logits_BK in (student_BK, *teachers_BK.values()):
@@ -34,16 +34,16 @@ class Predictions:
         self._rows.append(torch.stack([column.double() for column in columns], dim=1))
 
     def result(self, numbers: np.ndarray) -> dict[str, list[Any]]:
-        """Join the answers of all ranks. Collective.
+        """Join the predictions of all ranks. Collective.
 
         Args:
-            numbers: int64, of each validation image, in the order of `vitkd_ds.data.order.val_share`, its number in
-                its file.
+            numbers: each validation image's number in its file, int64, in the order of
+                `vitkd_ds.data.order.val_share`.
 
         Returns:
-            Lists of the same length, with an element for each image that counts: `image`, its number in its file,
-            `label`, `student`, for the first teacher `teacher` and for others `teacher/NAME`, the most likely class of
-            each, and with `_probability` behind these names 0..1.
+            Lists with one element per image, without padding: `image` (number in its file), `label`, and the most
+            likely class of each model as `student`, `teacher` (the first) and `teacher/NAME` (others). The same model
+            names with the suffix `_probability` give its probability, 0 to 1.
         """
         mine = torch.cat(self._rows)
         all_rows = mine.new_zeros(len(mine) * ranks.world_size(), mine.shape[1])

@@ -1,6 +1,6 @@
-"""What frozen features are worth where there are labels to ask: k nearest neighbours, and a linear probe.
+"""Measure frozen features with labels: k-nearest neighbours and a linear probe.
 
-Plain functions of features and labels; the same features, labels and seed give the same result.
+These are plain functions of features and labels; equal features, labels and seed give equal results.
 """
 
 from typing import NamedTuple
@@ -12,29 +12,32 @@ from torch import Tensor, nn
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Learning rates of which the held-out images choose."""
+"""Candidate learning rates; held-out images select the best."""
 HELD_OUT = 10
-"""One in so many training images is held out to choose the learning rate."""
+"""One in HELD_OUT training images is held out to select the learning rate."""
 EPOCHS = 20
 BATCH = 256
 MOMENTUM = 0.9
 FLOOR = 1e-4
-"""Least standard deviation of a channel, relative to the mean of all: one that hardly varies would become noise."""
+"""Minimum standard deviation of a channel, relative to the mean over channels.
+
+Without it, standardising would amplify the noise of a nearly constant channel.
+"""
 ROWS = 256
-"""Validation images whose similarities to all training images are held at a time."""
+"""Validation images per chunk of the similarity matrix, which bounds memory."""
 
 
 class Probe(NamedTuple):
-    """The answers of a linear probe."""
+    """Result of a linear probe."""
 
     logits_MK: Tensor
-    """Of the validation images, fp32."""
+    """Logits of the validation images, fp32."""
     lr: float
-    """The learning rate that was chosen."""
+    """Selected learning rate."""
 
 
 def top1(scores_MK: Tensor, labels_M: Tensor) -> float:
-    """Percent of the images whose largest score is that of their label."""
+    """Return the percentage of images for which the label has the largest score."""
     return 100 * (scores_MK.argmax(1) == labels_M).double().mean().item()
 
 
@@ -47,7 +50,7 @@ def knn_votes(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """Let the k training images of the largest cosine vote for their class, each with exp(cosine / temperature).
+    """Let the k training images with the largest cosine vote for their class, each with exp(cosine / temperature).
 
     Args:
         train_ND, val_MD: features, any float dtype, on one device.
@@ -57,14 +60,14 @@ def knn_votes(
         Sums of votes, fp32 [M, num_classes].
 
     Raises:
-        ValueError: there are fewer than k training images.
+        ValueError: fewer than k training images.
 
     **Source**: DINO, facebookresearch/dino `eval_knn.py`.
     """
     if len(train_ND) < k:
         raise ValueError(
-            f"k-NN needs at least {k} training images that can be decoded, found {len(train_ND)}: give more with "
-            "--train, or in a run with --data.knn_train"
+            f"k-NN needs at least {k} training images that can be decoded, got {len(train_ND)}. Pass more with "
+            "--train, or in a run with --data.knn_train."
         )
     train_ND = F.normalize(train_ND.float(), dim=1)
     votes = []
@@ -76,20 +79,20 @@ def knn_votes(
 
 
 def linear_probe(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, num_classes: int, seed: int = 0) -> Probe:
-    """Train a linear classifier on frozen features, and apply it to others.
+    """Train a linear classifier on frozen features, and apply it to the validation features.
 
-    A tenth of the training images, drawn by the seed, is held out to choose the learning rate (the lowest of the best);
-    then the classifier is trained on all of them.
+    A random tenth of the training images is held out to select the learning rate; the lowest wins a tie. Then the
+    classifier is trained on all training images.
 
     Args:
         train_ND, val_MD: features, any float dtype, on one device.
         labels_N: int64 in [0, num_classes).
 
     Raises:
-        ValueError: there are fewer training images than one to hold out and as many to keep as it takes.
+        ValueError: fewer than HELD_OUT training images, or features that are equal for all of them.
     """
     if len(train_ND) < HELD_OUT:
-        raise ValueError(f"a probe needs at least {HELD_OUT} training images, found {len(train_ND)}: give more")
+        raise ValueError(f"a probe needs at least {HELD_OUT} training images, got {len(train_ND)}. Pass more images.")
     order_N = torch.randperm(len(train_ND), generator=torch.Generator().manual_seed(seed)).to(train_ND.device)
     held, kept = order_N.tensor_split([len(train_ND) // HELD_OUT])
     parts = {"num_classes": num_classes, "seed": seed}
@@ -102,11 +105,11 @@ def linear_probe(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, num_clas
 
 
 def _fit_and_apply(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, lr: float, **parts: int) -> Tensor:
-    """Logits of `val_MD`, both standardised by the mean and deviation of `train_ND`."""
+    """Fit on `train_ND` and return the logits of `val_MD`, both standardised by the training mean and deviation."""
     deviation_D, mean_D = torch.std_mean(train_ND.double(), dim=0, correction=0)
     if not deviation_D.any():
         raise ValueError(
-            "a probe needs features that differ, found the same for all training images: train the student"
+            "the student's features are equal for all training images, so a probe cannot learn. Train the student."
         )
     deviation_D = deviation_D.clamp_min(FLOOR * deviation_D.mean())
     train_ND, val_MD = (((features - mean_D) / deviation_D).float() for features in (train_ND, val_MD))
@@ -118,8 +121,10 @@ def _fit_and_apply(train_ND: Tensor, labels_N: Tensor, val_MD: Tensor, *, lr: fl
 def fit_linear(
     features_ND: Tensor, labels_N: Tensor, *, num_classes: int, lr: float, seed: int = 0, epochs: int = EPOCHS
 ) -> nn.Linear:
-    """Minimise the cross-entropy of a linear classifier by SGD from zero: batches of 256 in an order drawn by the seed,
-    momentum 0.9, a learning rate that falls as a cosine from `lr` to 0, no weight decay."""
+    """Fit a zero-initialised linear classifier to cross-entropy with SGD.
+
+    It uses batches of 256 shuffled by the seed, momentum 0.9, cosine decay from `lr` to 0, and no weight decay.
+    """
     num_images, dim = features_ND.shape
     layer = nn.Linear(dim, num_classes).to(features_ND)
     nn.init.zeros_(layer.weight)

@@ -1,4 +1,4 @@
-"""Trace a few steps with torch's profiler: where the host's and the device's time go, by part of a step."""
+"""Trace a few steps with torch's profiler: host and device time for each part of a step."""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
@@ -14,20 +14,20 @@ from vitkd_ds.engine import ranks
 logger = logging.getLogger(__name__)
 
 WAIT = 5
-"""Steps before the trace without the profiler, as they compile."""
+"""First steps, not profiled because they compile."""
 WARMUP = 3
-"""Steps before the trace with the profiler, whose start is slow."""
+"""Next steps, profiled but not recorded because the profiler starts slowly."""
 PARTS = ("data", "teacher", "forward", "backward", "update")
 """Names under which `vitkd_ds.train.step.train_step` marks its parts."""
 ROWS = 30
-"""Operations in the table."""
+"""Number of operations in the table."""
 
 
 def profiled(num_steps: int, workdir: Path) -> AbstractContextManager[Any]:
-    """Make a profiler whose `step` is to be called after each update; None in its place where nothing is to be traced.
+    """Return a context that yields a profiler, or None if `num_steps` is 0 or on other ranks than 0.
 
-    After WAIT + WARMUP + num_steps updates of this start, rank 0 writes trace.json.gz, for chrome://tracing or
-    https://ui.perfetto.dev, and table.txt to the folder `profile` of the run.
+    Call the profiler's `step` after each update. After WAIT + WARMUP + num_steps updates of this start, rank 0 writes
+    trace.json.gz (for chrome://tracing or https://ui.perfetto.dev) and table.txt to RUN/profile.
     """
     if not num_steps or ranks.rank():
         return nullcontext()
@@ -49,7 +49,7 @@ def _write(done: profile, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "table.txt", f"{table}\n")
         done.export_chrome_trace(str(folder / "trace.json.gz"))
-    except (OSError, RuntimeError) as error:  # a full disk must not end the run, whose other ranks would wait
+    except (OSError, RuntimeError) as error:  # a full disk must not end the run
         logger.warning("the trace could not be written to %s: %s", folder, error)
         return
-    logger.info("the trace is %s, its table table.txt beside it", folder / "trace.json.gz")
+    logger.info("wrote the trace to %s and its summary to table.txt in the same folder", folder / "trace.json.gz")

@@ -1,7 +1,6 @@
-"""The results of a run: its student is evaluated on the way, and at the end with the summary and the export.
+"""Evaluate the student during and after training; write the summary and export the weights.
 
-A signal ends an evaluation: the checkpoint of that step is there already, so the next start has only the evaluation to
-do again.
+A signal aborts an evaluation. The step's checkpoint is already saved, so the next start repeats only the evaluation.
 """
 
 import math
@@ -27,10 +26,12 @@ from vitkd_ds.train.predictions import Predictions
 
 
 def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
-    """Evaluate the weights that would be exported now; log and note the result, and the best. Return whether no signal
-    came on any rank before the end. Collective."""
+    """Evaluate the weights that would be exported now, log the result, and update the last and best in `state`.
+
+    Collective. Returns False if any rank received a signal before the end.
+    """
     watchdog.enter("evaluation", state.step)
-    # The last evaluation is the summary's, in full fp32.
+    # The last evaluation goes into the summary, so it does not use TF32.
     is_on_the_way = state.step < parts.schedule.total_steps
     predictions = Predictions() if parts.run.data.num_classes else None
     options = {"with_teachers": True, "allow_tf32": is_on_the_way, "predictions": predictions}
@@ -53,7 +54,7 @@ def evaluate_student(parts: Parts, log: MetricsLog, state: TrainState) -> bool:
 
 
 def kind_of(parts: Parts) -> str:
-    """Whether the student answers with classes or features: the kind of `vitkd_ds.config.metrics`."""
+    """Return the kind of metrics, as in `vitkd_ds.config.metrics`: "classes", or "features" for a headless student."""
     return "classes" if parts.run.data.num_classes else "features"
 
 
@@ -69,7 +70,7 @@ def _evaluate_weights(
         return not ranks.all_true(not signals.received(), parts.device)
 
     model, normalization = parts.export_model, parts.normalization
-    # The terms' parameters suit the exported weights only.
+    # The loss terms' parameters match only the exported weights.
     watched = parts.watched if average else {}
     weights = parts.engine.weights_of("student", *watched, average=average)
     model.load_state_dict(weights["student"])
@@ -89,7 +90,10 @@ def _evaluate_weights(
 
 
 def skipped_images(name: str, parts: Parts, *loaders: Loader) -> dict[str, float]:
-    """Number of images of loaders that all ranks skipped so far, for the log; {} where none may be. Collective."""
+    """Return the number of images that all ranks skipped so far, for the log; {} unless data.on_bad is "skip".
+
+    Collective.
+    """
     if parts.run.data.on_bad != "skip":
         return {}
     num_skipped = torch.tensor(sum(loader.num_skipped for loader in loaders), device=parts.device)
@@ -99,7 +103,7 @@ def skipped_images(name: str, parts: Parts, *loaders: Loader) -> dict[str, float
 def finish(
     parts: Parts, state: TrainState, images_per_s: float | None, *, check: Callable[[], None]
 ) -> dict[str, Any] | None:
-    """Export the student, write the summary, mark the folder as done; None if a signal came before. Collective."""
+    """Export the student, write the summary and mark the folder as done; return None after a signal. Collective."""
     watchdog.enter("export", state.step)
     result = state.result
     kind = kind_of(parts)
@@ -124,7 +128,7 @@ def finish(
         check()
         write_student(workdir, weights, description)
         write_json(workdir / SUMMARY, summary)
-        sync_folder(workdir)  # a finished run is never started again, so all of it must be there before `done` is
+        sync_folder(workdir)  # a run marked done never restarts, so its files must be on disk first
         write_text(workdir / DONE, "")
         sync_folder(workdir)
 

@@ -1,6 +1,6 @@
-"""Steps of a run, how the ranks share a global batch, and what depends on the step: learning rate and loss weights.
+"""Number of steps, batch split over ranks, and per-step learning rate and loss weights.
 
-All are pure functions of the step, so there is nothing to save or resume.
+The learning rate and loss weights are pure functions of the step, so a checkpoint need not save a schedule.
 """
 
 import math
@@ -12,7 +12,7 @@ from vitkd_ds.config.run import Run, peak_lr
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """Shares of ranks and micro-batches in a global batch."""
+    """Split of a global batch into micro-batches and accumulation steps."""
 
     micro_batch_size: int
     """Images per forward on each rank."""
@@ -21,16 +21,17 @@ class BatchSplit:
 
 
 def split_batch(global_batch_size: int, *, world_size: int, limit: int) -> BatchSplit:
-    """Split a global batch into the largest micro-batches, of at most `limit` images, that divide a rank's share of it.
+    """Split a global batch into the largest equal micro-batches of at most `limit` images.
 
-    Raises ValueError if the ranks cannot share the global batch; the message lists the numbers of ranks that can.
+    Raises:
+        ValueError: the global batch is not divisible by the number of ranks; the message lists valid numbers.
     """
     share, rest = divmod(global_batch_size, world_size)
     if rest:
         fitting = ", ".join(str(n) for n in range(1, global_batch_size + 1) if global_batch_size % n == 0)
         raise ValueError(
-            f"global_batch_size must be a multiple of the number of ranks, found {global_batch_size} and {world_size} "
-            f"ranks: use {fitting} ranks, or change --global_batch_size"
+            f"global_batch_size must be a multiple of the number of ranks, got {global_batch_size} and {world_size} "
+            f"ranks. Use {fitting} ranks, or change --global_batch_size."
         )
     micro = max(size for size in range(1, min(limit, share) + 1) if share % size == 0)
     return BatchSplit(micro, share // micro)
@@ -38,41 +39,41 @@ def split_batch(global_batch_size: int, *, world_size: int, limit: int) -> Batch
 
 @dataclass(frozen=True)
 class Schedule:
-    """The run in optimizer updates (steps)."""
+    """Length and intervals of a run in optimizer updates (steps)."""
 
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
-    """0: only after the last step."""
+    """0 evaluates only after the last step."""
     save_every_steps: int
     accumulation_steps: int
     """Micro-batches per step on each rank."""
 
     def is_eval_step(self, steps_done: int) -> bool:
-        """Whether to evaluate after this many steps."""
+        """Return whether to evaluate after this many steps."""
         is_due = bool(self.eval_every_steps) and steps_done % self.eval_every_steps == 0
         return is_due or steps_done == self.total_steps
 
     def is_save_step(self, steps_done: int) -> bool:
-        """Whether to save a checkpoint after this many steps."""
+        """Return whether to save a checkpoint after this many steps."""
         return steps_done % self.save_every_steps == 0 or steps_done == self.total_steps
 
 
 def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) -> Schedule:
-    """Turn the run's epochs into steps; at least one step each for the whole run, an evaluation, a checkpoint."""
+    """Convert the run's epochs to steps, with at least one step in total."""
     whole = max(1, round(run.epochs * steps_per_epoch))
     total = min(whole, run.max_steps) if run.max_steps else whole
     warmup = min(total, round(asked_warmup(run, total, steps_per_epoch)))
     of_whole = asked_warmup(run, whole, steps_per_epoch)
     if warmup == total < whole and of_whole < whole and not run.debug:
-        # max_steps ends the run within its warm-up, which then takes the same part of the run as of the whole one.
+        # max_steps would end the run during warm-up, so shorten the warm-up in proportion.
         warmup = min(total - 1, max(1, round(of_whole * total / whole)))
     return Schedule(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         warmup_steps=warmup,
-        # The decimal as it was written: in binary, 0.07 of 600 steps is a little more than 42.
+        # Use the decimal as written: in binary floating point, 0.07 of 600 steps exceeds 42 and would round up.
         eval_every_steps=math.ceil(Fraction(str(run.eval_every_epochs)) * steps_per_epoch),
         save_every_steps=run.checkpoint.every_steps or steps_per_epoch,
         accumulation_steps=accumulation_steps,
@@ -80,29 +81,29 @@ def make_schedule(run: Run, *, steps_per_epoch: int, accumulation_steps: int) ->
 
 
 def asked_warmup(run: Run, total_steps: int, steps_per_epoch: int) -> float:
-    """Return the steps of warm-up that the settings ask for in a run of this length."""
+    """Return the number of warm-up steps that the settings request for a run of this length."""
     optim = run.optim
     return optim.warmup_fraction * total_steps if optim.warmup_fraction else optim.warmup_epochs * steps_per_epoch
 
 
 def check_warmup(run: Run, schedule: Schedule) -> None:
-    """Raise ValueError for a warm-up that leaves no step at which the learning rate can fall. A debug run may."""
+    """Raise ValueError if the warm-up takes the whole run, so the learning rate never falls. Allow it in debug runs."""
     total = schedule.total_steps
     optim = run.optim
     if schedule.warmup_steps < total or run.debug:
         return
     key = "warmup_fraction" if optim.warmup_fraction else "warmup_epochs"
     raise ValueError(
-        f"the warm-up must be shorter than the run, or the learning rate never falls, found {total} of {total} steps "
-        f"(optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps an epoch, epochs={run.epochs:g}): "
-        f"lower --optim.{key}, or raise --epochs"
+        f"the warm-up must be shorter than the run, or the learning rate never falls, got {total} of {total} steps "
+        f"(optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps per epoch, epochs={run.epochs:g}). "
+        f"Lower --optim.{key}, or raise --epochs."
     )
 
 
 def lr_at(step: int, schedule: Schedule, run: Run) -> float:
-    """Learning rate of the step-th update (from 0): linear warm-up from a fraction of the peak, cosine to min_lr.
+    """Return the learning rate of update `step` (from 0): linear warm-up from a fraction of the peak, cosine to min_lr.
 
-    **Differs** from the paper's code, cls_KD, whose cosine falls once an epoch: here it falls at every update.
+    **Differs** from the paper's code, cls_KD, which lowers the learning rate once per epoch; here every update does.
     """
     optim = run.optim
     peak = peak_lr(run)
@@ -114,7 +115,7 @@ def lr_at(step: int, schedule: Schedule, run: Run) -> float:
 
 
 def loss_weights_at(step: int, run: Run, total_steps: int) -> dict[str, float]:
-    """Return the weight of each active loss term at the step-th update: constant, or falling to 0 at the last one."""
+    """Return each active loss term's weight at update `step` (from 0): constant, or decaying to 0 at the last one."""
     progress = step / max(1, total_steps - 1)
     factors = {"constant": 1.0, "linear": 1 - progress, "cosine": _cosine(progress)}
     return {name: term.weight * factors[term.schedule] for name, term in run.losses.active().items()}

@@ -1,4 +1,4 @@
-"""One optimizer update: queued on the device as a whole, and settled when its outcome is read."""
+"""One optimizer update: queue it on the device without waiting, and read its outcome later."""
 
 import time
 from dataclasses import dataclass
@@ -24,39 +24,45 @@ ADVICE = "the same command would end here again: lower --optim.lr, in another --
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient is inf or nan; raised on all ranks, and the weights have not changed. Another start would
-    repeat it, as every draw is keyed by the step."""
+    """Loss or gradient that is inf or nan; raised on all ranks, with the weights unchanged.
+
+    A restart would reproduce it, because every random draw is keyed by the step.
+    """
 
 
 @dataclass(frozen=True)
 class Update:
-    """An update that is queued on the device."""
+    """Update queued on the device."""
 
     step: int
-    """Updates before it."""
+    """Number of earlier updates."""
     lr: float
     terms: dict[str, Tensor]
-    """Of this rank, mean over its micro-batches: detached fp32 scalars."""
+    """This rank's loss terms, averaged over its micro-batches: detached fp32 scalars."""
     outcome: Outcome
     waited_s: float
-    """Seconds that this rank's host waited for its micro-batches; a device may have had work meanwhile."""
+    """Seconds that this rank's host waited for micro-batches; its device may have been busy meanwhile."""
 
 
 def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], step: int) -> Update:
-    """Queue one optimizer update, after `step` others, of uint8 images [B, C, H, W] and labels [B]. Collective. Nothing
-    here waits for the device."""
+    """Queue one optimizer update without waiting for the device. Collective.
+
+    Args:
+        micro_batches: uint8 images [B, C, H, W] and labels [B].
+        step: number of earlier updates.
+    """
     run, engine, num_micro = parts.run, parts.engine, parts.schedule.accumulation_steps
     lr = lr_at(step, parts.schedule, run)
     engine.set_lr(lr)
     weights = {
-        name: torch.full((), weight, device=parts.device)  # torch.tensor would copy, and wait for the device
+        name: torch.full((), weight, device=parts.device)  # torch.tensor would copy and wait for the device
         for name, weight in loss_weights_at(step, run, parts.schedule.total_steps).items()
     }
     means: dict[str, Tensor] = {}
     waited_s = 0.0
     for micro in range(num_micro):
         watchdog.enter("step", step)
-        place = micro * ranks.world_size() + ranks.rank()  # keys the draws, the same at any number of ranks
+        place = micro * ranks.world_size() + ranks.rank()  # keys the random draws, independent of the number of ranks
         with record_function("data"):
             started = time.perf_counter()
             images_BCHW, labels_B = next(micro_batches)
@@ -73,7 +79,7 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
         for name, value in terms.items():
             means[name] = means.get(name, 0) + value.detach() / num_micro
     watchdog.enter("step", step)
-    # A bad loss on one rank, and a signal to one rank, become known to all with the norm of the gradient.
+    # The all-reduce of the gradient norm also tells all ranks about a bad loss or a signal on one rank.
     is_bad = ~torch.isfinite(torch.stack(list(means.values()))).all()
     is_asked = torch.full((), float(bool(signals.received())), device=parts.device)
     with record_function("update"):
@@ -83,16 +89,16 @@ def train_step(parts: Parts, micro_batches: Iterator[tuple[Tensor, Tensor]], ste
 
 @torch.compiler.disable
 def teach_named(teacher: Teacher, images_BCHW: Tensor, kept_BL: Tensor | None = None) -> Features:
-    """The teacher's features of normalised images, as a range of their own in a profile."""
+    """Compute a teacher's features of normalised images, as a named range in profiles."""
     with record_function("teacher"):
         return teacher(images_BCHW, are_normalized=True, kept_BL=kept_BL)
 
 
 def settle(update: Update, run: Run) -> bool:
-    """Wait for an update; whether any rank was asked to stop, the same on all.
+    """Wait for an update; return whether any rank received a stop signal (equal on all ranks).
 
     Raises:
-        NonFiniteError: it was left out, as were those queued after it.
+        NonFiniteError: this update was skipped, and so are all later ones in the queue.
     """
     outcome = update.outcome
     if outcome.is_applied:
@@ -102,6 +108,6 @@ def settle(update: Update, run: Run) -> bool:
         f"stopped before update {update.step + 1}, rank {ranks.rank()}, lr {update.lr:g}, last good checkpoint {good}"
     )
     if not outcome.num_vetoes:
-        raise NonFiniteError(f"{where}: gradients must be finite, found inf or nan with finite losses: {ADVICE}")
+        raise NonFiniteError(f"{where}: gradients have inf or nan although all losses are finite: {ADVICE}")
     found = ", ".join(f"{name} {value.item():g}" for name, value in update.terms.items())
-    raise NonFiniteError(f"{where}: losses must be finite on every rank, found {found} on this one: {ADVICE}")
+    raise NonFiniteError(f"{where}: a loss is inf or nan on some rank (this one has {found}): {ADVICE}")

@@ -1,5 +1,8 @@
-"""Does the teacher know the classes? A wrong file, class order, crop or normalisation shows here in seconds, and in a
-student only after days. Every new run looks, and so does `vitkd-ds doctor`."""
+"""Check before training that a teacher classifies images as well as expected.
+
+This reveals a wrong file, class order, crop or normalisation in seconds; a student would reveal it after days. Every
+new run checks, and so does `vitkd-ds doctor`.
+"""
 
 import logging
 import time
@@ -22,17 +25,19 @@ from vitkd_ds.train.statistics import wilson_interval
 logger = logging.getLogger(__name__)
 
 IMAGES = 512
-"""Most images that the teacher is shown."""
+"""Maximum number of images."""
 MOST_S = 20.0
-"""Most seconds that this takes; a large teacher on a CPU sees fewer images."""
+"""Time limit in seconds; a large teacher on a CPU sees fewer images."""
 ENOUGH = 100
-"""Images below which a teacher that seems to guess is only warned of."""
+"""Minimum number of images for an error; with fewer, a teacher at chance level only causes a warning."""
 NEAR_CHANCE = 0.1
-"""Part of the way from chance to all right, below which the whole interval must lie for a teacher to be called a guess.
-It is no multiple of chance, as 1.5 times the chance of two classes is 75 %."""
+"""Fraction of the range from chance to 100 %; a teacher is at chance level if its interval ends below.
+
+A multiple of chance would not work: with two classes, 1.5 times chance is 75 %.
+"""
 MICRO_BATCH = {"cuda": 64, "cpu": 16}
 FAR_PERCENT = 5.0
-"""An error if the whole interval is farther than this below the figure; a warning if it is below at all."""
+"""Points; an interval that ends farther than this below the expected top-1 is an error, any below is a warning."""
 PUBLISHED = {
     ("deit3_small_patch16_224.fb_in22k_ft_in1k", 1.0): 83.08,
     ("deit3_base_patch16_224.fb_in22k_ft_in1k", 1.0): 85.73,
@@ -40,19 +45,26 @@ PUBLISHED = {
     ("deit3_small_patch16_224.fb_in22k_ft_in1k", 0.875): 82.76,
     ("deit3_base_patch16_224.fb_in22k_ft_in1k", 0.875): 85.48,
 }
-"""Top-1 in percent on ImageNet's 50,000 validation images, by timm's name and data.val_crop_fraction. At 1.0: timm's
-results-imagenet.csv; at 0.875: Small of WTTM (ICLR 2024, table 13), Base of cls_KD's issue 5; Large is not known."""
+"""Top-1 in percent on ImageNet's 50,000 validation images, by timm name and data.val_crop_fraction.
+
+Sources: timm's results-imagenet.csv at 1.0; WTTM (ICLR 2024, table 13) for Small and cls_KD's issue 5 for Base at
+0.875. Large at 0.875 is unknown.
+"""
 DEMO_TEACHER_TOP1 = 91.15
-"""Top-1 of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
+"""Top-1 in percent of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
 ADVICE = "check that data.val has the classes in the teacher's order, its crop, and that the weights are its own"
 
 Level = Literal["ok", "warning", "error"]
 
 
 def check_teacher(parts: Parts) -> None:
-    """Show each teacher a few validation images. Collective. Raises ValueError if logits that a term compares are no
-    better than chance on as many images as can tell; what is worse than expected, or cannot be told from chance, is
-    warned of."""
+    """Check each teacher with compared logits on a few validation images. Collective.
+
+    Warns if the top-1 is below the expected figure or indistinguishable from chance.
+
+    Raises:
+        ValueError: on at least ENOUGH images, the teacher is no better than chance.
+    """
     run = parts.run
     for name, teacher in run.teachers.items():
         if not run.losses_of(name).needs.logits or teacher.checkpoint == "random":
@@ -60,21 +72,21 @@ def check_teacher(parts: Parts) -> None:
         counts = count_right(run, parts.teachers[name], parts.device, classes=parts.train_loader.classes)
         level, found = judge(run, teacher, *counts)
         if counts[0] >= ENOUGH and is_guess(run, *counts):
-            raise ValueError(f"{called(name)} must know the classes of the data, found {found}: {ADVICE}")
+            raise ValueError(f"{called(name)} does not know the classes of the data: {found}; {ADVICE}")
         text = f"{found}: {ADVICE}" if level != "ok" else found
         said = logging.INFO if level == "ok" or ranks.rank() else logging.WARNING
         logger.log(said, "%s: %s", role_of(name), text)
 
 
 def check_fp8(parts: Parts) -> None:
-    """Log how much each fp8 teacher differs from itself in bf16 on a micro-batch of validation images. Collective."""
+    """Log how much each teacher's outputs differ between fp8 and bf16, on one validation micro-batch. Collective."""
     for name, teacher in parts.run.teachers.items():
-        if teacher.fp8 and teacher.checkpoint != "random":  # which another build would draw anew
+        if teacher.fp8 and teacher.checkpoint != "random":  # rebuilding would draw other random weights
             _check_fp8(parts, name)
 
 
 def _check_fp8(parts: Parts, name: str) -> None:
-    """Do so for one teacher."""
+    """Compare one teacher in fp8 with itself in bf16 and log the difference. Collective."""
     run = parts.run
     teacher = parts.teachers[name]
     plain = build.build_teacher(run.teachers[name], run.data, role=role_of(name), **teacher_needs(run, name))
@@ -93,9 +105,9 @@ def _check_fp8(parts: Parts, name: str) -> None:
 def count_right(
     run: Run, teacher: Callable[[Tensor], Features], device: torch.device, *, classes: tuple[str, ...]
 ) -> tuple[int, int]:
-    """Count validation images, spread evenly over the file, and those that the teacher has right. Collective."""
+    """Return how many validation images, evenly spread over the file, were seen and were correct. Collective."""
     data: Any = replace(run.data, max_val_images=min(IMAGES, run.data.max_val_images or IMAGES))
-    micro = min(MICRO_BATCH[device.type], split_of(run).micro_batch_size)  # what the teacher was built for
+    micro = min(MICRO_BATCH[device.type], split_of(run).micro_batch_size)  # the teacher's buffers have this size
     loader = ranks.together(lambda: open_split(replace(run, data=data), "val", micro, device, classes=classes))
     counts = torch.zeros(2, dtype=torch.float64, device=device)
     start = time.monotonic()
@@ -111,14 +123,14 @@ def count_right(
 
 
 def is_guess(run: Run, num_images: int, num_right: int) -> bool:
-    """Whether the interval of the top-1 has chance in it, and nothing that is far from it."""
+    """Return whether the top-1 is at chance level: its interval starts below chance and ends near it."""
     chance = 100 / run.data.num_classes
     (low, high) = wilson_interval(num_images, num_right)
     return low < chance and high < chance + NEAR_CHANCE * (100 - chance)
 
 
 def judge(run: Run, teacher: TeacherConfig, num_images: int, num_right: int) -> tuple[Level, str]:
-    """Compare what was counted with the published figure, or else with chance; what was found, in words."""
+    """Compare the counts with the published top-1 or, without one, with chance; return the level and a description."""
     low, high = wilson_interval(num_images, num_right)
     found = f"top-1 {100 * num_right / num_images:.1f} % on {num_images} images, 95 % interval [{low:.1f}, {high:.1f}]"
     published = published_top1(run, teacher)
@@ -135,11 +147,13 @@ def judge(run: Run, teacher: TeacherConfig, num_images: int, num_right: int) -> 
 
 
 def published_top1(run: Run, teacher: TeacherConfig) -> tuple[float, str] | None:
-    """A teacher's figure in percent and its source, of a .json beside the file or else of the model's name; None if
-    none is known. Where there is none at the run's crop, it is that at crop 1."""
+    """Return a teacher's published top-1 in percent and its source, or None if unknown.
+
+    It comes from the .json next to the file, or else from PUBLISHED: at the run's crop, or else at crop 1.
+    """
     data = run.data
     if teacher.head:
-        return None  # it is another's answer
+        return None  # published figures are for the original head
     if teacher.checkpoint == "demo" and data.val == "demo" and not teacher.image_size:
         return DEMO_TEACHER_TOP1, "EXPERIMENTS.md"
     beside = build.teacher_file(teacher).with_suffix(".json")
@@ -153,7 +167,7 @@ def published_top1(run: Run, teacher: TeacherConfig) -> tuple[float, str] | None
 
 
 def _states_classes(teacher: TeacherConfig) -> bool:
-    """Whether the order of the teacher's classes is known to be the data's: it was compared when data was opened."""
+    """Return whether the teacher's class order is known; `check_teacher_classes` has then compared it to the data's."""
     if teacher.head:
         return False
     return teacher.checkpoint == "hub" or "classes" in description_beside(build.teacher_file(teacher))

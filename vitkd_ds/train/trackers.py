@@ -1,7 +1,7 @@
-"""Services that show the values of runs beside each other, for rank 0: Weights & Biases, MLflow and trackio.
+"""Metrics trackers for rank 0: Weights & Biases, MLflow and trackio, each an optional extra.
 
-Each is a `Tracker`, as TensorBoard's writer in `vitkd_ds.train.log` is, and an extra of this package. What one of them
-raises is warned of once, and ends this tracker until the next start and never the run. So does an answer that is late.
+Each is a `Tracker`, like TensorBoard's writer in `vitkd_ds.train.log`. A tracker that raises an error or answers too
+late is disabled until the next start, with one warning; the run continues.
 """
 
 import io
@@ -31,45 +31,47 @@ from vitkd_ds.config.run import Run
 logger = logging.getLogger(__name__)
 
 IDS = "trackers.json"
-"""File of the run folder: tracker -> the id of the run there, which a resumed run continues."""
+"""File in the run folder with the run's id in each tracker, so that a resumed run continues there."""
 PROJECT = "vitkd_ds"
-# Longest that a run waits for a service: until it can be reached, at the start, for values, and at the end.
+# Time limits in seconds: to connect, to start, to send values, and to close.
 REACH_S = 3
 START_S = 30
 SEND_S = 30
 CLOSE_S = 60
-# Settings in a call of MLflow's, and characters of a value, that every server takes.
+# Limits that every MLflow server accepts: parameters per call, and characters per value.
 MLFLOW_MOST = 100
 MLFLOW_LENGTH = 500
 
 
 class Tracker(Protocol):
-    """What takes the values of a run."""
+    """Interface of a metrics tracker."""
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the values after `step` updates."""
+        """Record the values after `step` updates."""
 
     def close(self) -> None:
-        """Send or write what waits."""
+        """Send or write pending values, and close."""
 
 
 def open_trackers(names: Sequence[str], workdir: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """Open those of `names` that stand here, or in another package, for a run of these `settings` (nested dicts, as in
-    config.json)."""
+    """Open the named trackers of this module and of entry points; ignore other names.
+
+    Args:
+        settings: nested dicts, as in config.json.
+    """
     kinds: dict[str, Callable[..., Tracker]] = {
         point.name: lambda *args, point=point: entry_points.load(point)(*args)
         for point in entry_points.installed("trackers")
     }
     kinds |= {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
     opened = [name for name in names if name in kinds]
-    # All ranks wait for the first, so all trackers together may take half of what the watchdog allows.
+    # The other ranks wait for rank 0, so all trackers together may take at most half of the watchdog's limit.
     most_s = 30 * settings.get("timeout_minutes", Run.timeout_minutes) / max(1, len(opened))
     return [_Forgiving(name, partial(kinds[name], workdir, settings), most_s) for name in opened]
 
 
 class _Forgiving:
-    """A tracker that warns once where another would raise or takes more than `most_s` seconds, and does nothing from
-    then on."""
+    """Wrapper that disables a tracker, with one warning, once it raises or takes more than `most_s` seconds."""
 
     def __init__(self, name: str, build: Callable[[], Tracker], most_s: float) -> None:
         self._name = name
@@ -86,11 +88,11 @@ class _Forgiving:
 
     def _attempt(self, function: Callable[[], Any], limit_s: float) -> Any:
         try:
-            # The packages have limits of their own, but a server that sends a byte now and then outlasts those, and
-            # trackio with a login waits for the hub without end. Their advice on stdout does not fit a run.
+            # The packages' own time limits do not suffice: a server that sends occasional bytes outlasts them, and
+            # trackio with a login waits for the hub forever. Hints that they print on stdout do not apply here.
             with redirect_stdout(io.StringIO()):
                 return within(min(limit_s, self._most_s), function)
-        except Exception as error:  # any kind: these packages raise their own, and those of what they are built on
+        except Exception as error:  # these packages raise many error types
             self._tracker = None
             logger.warning(
                 "%s failed and is disabled until the next start; metrics.jsonl still has every value: %s: %s",
@@ -101,13 +103,13 @@ class _Forgiving:
 
 
 def without_secrets(text: str) -> str:
-    """Return the text with the passwords and keys masked that its addresses hold."""
+    """Mask passwords and keys in the text's URLs."""
     text = re.sub(r"://\S*@", "://***@", text)
     return re.sub(r"([?&][\w-]*(?:token|key|password)=)[^&\s]+", r"\1***", text, flags=re.IGNORECASE)
 
 
 class _Wandb:
-    """Weights & Biases. Offline, each start writes a folder of its own in RUN/wandb, all with the id of the one run."""
+    """Weights & Biases. Offline, each start writes its own folder in RUN/wandb, all with the same run id."""
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -123,7 +125,7 @@ class _Wandb:
             config=dict(settings),
             settings=wandb.Settings(silent=True, console="off", init_timeout=START_S, finish_timeout=CLOSE_S),
         )
-        # As an axis of its own: of wandb's own steps none may be lower than one before, as in a run that goes on.
+        # Use a separate axis: wandb's built-in step must never decrease, but it does when a run resumes.
         self._run.define_metric("*", step_metric="step")
         logger.info("wandb: run %s, %s", self._run.id, self._run.url or f"offline in {workdir / 'wandb'}")
 
@@ -135,8 +137,10 @@ class _Wandb:
 
 
 def wandb_mode() -> str | None:
-    """None, for WANDB_MODE, where that is set; else online, or offline where there is no login, for which wandb would
-    ask on a terminal, or where the server cannot be reached."""
+    """Return None if WANDB_MODE is set, else "online", or "offline" without a login or a reachable server.
+
+    Without a login, wandb would prompt on the terminal.
+    """
     if os.environ.get("WANDB_MODE"):
         return None
     server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
@@ -154,16 +158,16 @@ def wandb_mode() -> str | None:
 
 
 class _MLflow:
-    """MLflow: the server that MLFLOW_TRACKING_URI names, or else files in RUN/mlflow."""
+    """MLflow: the server at MLFLOW_TRACKING_URI, or else files in RUN/mlflow."""
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
-        # Its own are minutes for a server that does not answer, in which the run would stand.
+        # MLflow's defaults would block the run for minutes if the server does not answer.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(START_S))
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
-            # Files are the one store that takes no database, and MLflow wants to be told that they are wanted.
+            # The file store needs no database, but MLflow requires an explicit opt-in.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (workdir / "mlflow").absolute().as_uri()
         from mlflow import MlflowClient  # slow, and only rank 0 needs it
@@ -197,16 +201,18 @@ class _MLflow:
 
 
 class _Trackio:
-    """trackio: what TRACKIO_SERVER_URL or TRACKIO_SPACE_ID names, or else a database in TRACKIO_DIR or RUN/trackio, for
-    all runs of a process in that of the first. What it cannot write it warns of itself, and goes on."""
+    """trackio: TRACKIO_SERVER_URL or TRACKIO_SPACE_ID, or else a database in TRACKIO_DIR or RUN/trackio.
+
+    All runs of one process share the first run's database. If trackio cannot write, it warns and continues.
+    """
 
     def __init__(self, workdir: Path, settings: Mapping[str, Any]) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str((workdir / "trackio").absolute()))  # read when it is imported
-        # On a network's file system it would write fragments instead, among which a start does not find its run.
+        os.environ.setdefault("TRACKIO_DIR", str((workdir / "trackio").absolute()))  # read during import
+        # On a network file system, trackio would write fragments by default, in which a resumed run is not found.
         os.environ.setdefault("TRACKIO_STORAGE_MODE", "sqlite")
         import trackio  # slow, and only rank 0 needs it
 
-        # It finds a run by its name, and two run folders may have the same.
+        # trackio finds a run by its name, and two run folders may have the same name.
         name = _id_of(workdir, "trackio", lambda: f"{workdir.name}-{secrets.token_hex(4)}")
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
@@ -228,13 +234,13 @@ class _Trackio:
 
 
 def within(seconds: float, function: Callable[[], Any]) -> Any:
-    """Return or raise what a function does; if it takes longer, raise TimeoutError and leave it to its thread."""
+    """Return a function's result or raise its error; after the time limit, raise TimeoutError and let it run on."""
     future: Future[Any] = Future()
 
     def call() -> None:
         try:
             future.set_result(function())
-        except Exception as error:  # for the other thread
+        except Exception as error:  # re-raised in the calling thread
             future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
@@ -244,9 +250,9 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
 
 
 def _id_of(workdir: Path, name: str, begin: Callable[[], str]) -> str:
-    """The id of this run in a tracker: that of an earlier start, or that of the one that `begin` makes."""
+    """Return this run's id in a tracker: from an earlier start, or else created by `begin`."""
     ids = {}
-    with suppress(OSError, ValueError, TypeError):  # lost or damaged: a new one is begun
+    with suppress(OSError, ValueError, TypeError):  # lost or damaged: create a new id
         ids |= load_json(workdir / IDS)
     if not isinstance(ids.get(name), str):
         ids[name] = begin()

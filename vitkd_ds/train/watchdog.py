@@ -1,9 +1,9 @@
 """Kill a rank that makes no progress, after dumping its stacks.
 
-A rank in a collective waits for ever for one that hangs, and a hung job burns its allocation to the time limit. So a
-thread looks every few seconds how long the current phase (start, build, step, save, ...) has lasted. Past the limit it
-prints rank, step, phase and all stacks and ends the process; the launcher then ends the others. Every rank has its own
-watchdog, because a rank that hangs cannot be told from those that wait for it.
+Ranks in a collective wait forever for a rank that hangs, and a hung job wastes its allocation until the time limit. So
+a thread regularly checks how long the current phase (start, build, step, save, ...) has lasted. Past the limit, it
+prints the rank, step, phase and all stacks, then kills the process; the launcher then ends the other ranks. Every rank
+has its own watchdog, because a hung rank looks the same as the ranks that wait for it.
 """
 
 import faulthandler
@@ -23,19 +23,26 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 STOPPING_LIMIT_S = 15.0
-"""Longest that a micro-batch may take after TERM, in seconds: a launcher whose other rank died sends TERM, and kills
-30 s later. The first step of a process is exempt, as it compiles."""
+"""Time limit for one micro-batch after SIGTERM, in seconds.
+
+When a rank dies, the launcher sends SIGTERM to the others and kills them 30 s later. The first step of a process is
+exempt because it compiles.
+"""
 
 EARLY = ("start", "build", "load", "teacher check", "calibration")
-"""Phases in which nothing is trained that a stop could lose."""
+"""Phases before training, in which a stop loses no work."""
 EARLY_LIMIT_S = 10.0
-"""Longest that these may last after TERM, or after `watch`, in seconds; till then the ranks agree to stop. It comes to
-all ranks where another one refused what it was given, and then 0 leaves the launcher that one's exit code."""
+"""Time limit for an early phase after SIGTERM (or after `watch`, if later), in seconds; the ranks may agree to stop
+before.
+
+If one rank rejects its input, the launcher sends SIGTERM to the others. They exit with 0, so that the launcher reports
+the first rank's exit code.
+"""
 
 PEER_SIGNS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "Connection refused", "remote process")
-"""Parts of the messages with which gloo and NCCL report that another rank is gone."""
+"""Substrings of gloo and NCCL error messages which mean that another rank has exited."""
 SAY_ALL = (LockFailed, LockLost, Unreadable)
-"""Errors whose sentence needs no traceback."""
+"""Errors that are clear without a traceback."""
 
 
 class _Place:
@@ -50,8 +57,11 @@ _place = _Place()
 
 
 def enter(phase: str, step: int | None = None) -> None:
-    """Note that a phase, or another micro-batch of a "step", begins; the clock of the limit starts anew. `step` is the
-    number of updates done, None leaves it as it is."""
+    """Record the start of a phase, or of a micro-batch within "step", and restart the clock.
+
+    Args:
+        step: number of completed updates; None keeps the previous value.
+    """
     _place.num_steps += phase == "step" and (_place.phase, _place.step) != ("step", step)
     _place.phase = phase
     _place.since = time.monotonic()
@@ -60,25 +70,27 @@ def enter(phase: str, step: int | None = None) -> None:
 
 
 def leave_with(function: Callable[[], None]) -> None:
-    """Call `function`, such as the release of a lock, before a stop in one of the phases of EARLY."""
+    """Register a function, such as a lock's release, to call before the watchdog exits in an early phase."""
     _place.leave = function
 
 
 def each(values: Iterable[T], phase: str) -> Iterator[T]:
-    """Yield the values; the clock starts anew with each."""
+    """Yield the values; each one restarts the clock."""
     for value in values:
         enter(phase)
         yield value
 
 
 def where() -> str:
-    """Rank, phase and step of this process, for messages."""
+    """Return this process's rank, phase and step, for messages."""
     return f"rank {os.environ.get('RANK', '0')}, phase {_place.phase}, after {_place.step} updates"
 
 
 def watch(*, limit_s: float) -> None:
-    """Start to watch this process: it is killed within 1.1 times `limit_s` after a phase began to hang, and ends with 0
-    soon after TERM in one of the phases of EARLY."""
+    """Start the watchdog thread: it kills this process at most 1.1 x `limit_s` seconds after progress stops.
+
+    In a phase of EARLY, it exits with code 0 soon after SIGTERM.
+    """
     enter("start")
     threading.Thread(target=_watch, args=(limit_s,), name="watchdog", daemon=True).start()
 
@@ -87,12 +99,12 @@ def _watch(limit_s: float) -> None:
     poll_s = min(1.0, limit_s / 10)
     began = time.monotonic()
     while True:
-        # If something holds the interpreter's lock, this thread hangs too; faulthandler's own thread needs no lock.
+        # If another thread never releases the GIL, this thread hangs too. faulthandler's timer thread needs no GIL.
         faulthandler.dump_traceback_later(limit_s + 2 * poll_s, exit=True)
         time.sleep(poll_s)
         waited_s = time.monotonic() - _place.since
         urged_at = signals.urged_at()
-        # Whoever waits for a rank that has gone in a collective, in C++, leaves by this thread alone.
+        # A main thread blocked in a C++ collective with an exited rank cannot stop; only this thread can exit.
         if urged_at is not None and _place.phase in EARLY and time.monotonic() - max(urged_at, began) > EARLY_LIMIT_S:
             console.write_now(f"{where()}: {signals.received()} asked to stop, and nothing is trained yet: ending it")
             _place.leave()
@@ -109,7 +121,7 @@ def _watch(limit_s: float) -> None:
 
 
 def _function() -> str:
-    """The function that the main thread is in: of this package, or the innermost where none of it runs."""
+    """Return the main thread's current function: the innermost of this package if any, else the innermost."""
     innermost = frame = sys._current_frames()[threading.main_thread().ident]
     while frame and not frame.f_globals.get("__name__", "").startswith("vitkd_ds"):
         frame = frame.f_back
@@ -118,7 +130,7 @@ def _function() -> str:
 
 
 def report(error: BaseException) -> None:
-    """Log what ended this rank: one line that names rank, phase and step, after the traceback where that helps."""
+    """Log the error that ended this rank: a traceback where it helps, then one line with rank, phase and step."""
     text = " ".join(str(error).split())[:500]
     hint = "the other ranks end with it"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -158,7 +158,7 @@ def test_a_run_knows_its_images_also_those_of_a_folder_that_was_never_packed(tmp
         ({}, "compared with torch on real images, found no run beside .*student that has some: give --val"),
         (
             {"val": "{}/student"},
-            "val must be a .beton, or a folder that holds a folder per class, found .*: pack it first",
+            "val must be a .beton or a folder with a folder per class, got .*. Pack it first",
         ),
     ],
 )

@@ -113,7 +113,7 @@ def test_the_side_file_says_what_is_known(stock, vitkd_ds):
     "names, message",
     [
         ("a\n", r"labels in \[0, 1\), but that of image 45 is 1"),
-        ("a\na\n", "name each class once"),
+        ("a\na\n", "lists class 'a' 2 times"),
         (None, "needs --classes"),
     ],
 )

@@ -27,10 +27,10 @@ def passthrough(**changes):
     "content, reason",
     [
         (b"", "it is empty"),
-        (b"not an image", "it is no image of the formats"),
+        (b"not an image", "it is not an image"),
         (file_of(Image.fromarray(PHOTO), "JPEG", quality=95)[:-400], "damaged JPEG"),
         (file_of(Image.fromarray(PHOTO), "PNG")[:100], "truncated"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no image of the formats"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not an image"),
     ],
 )
 @pytest.mark.parametrize("encoding", [passthrough(), jpg(max_resolution=50)])

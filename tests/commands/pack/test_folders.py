@@ -131,7 +131,7 @@ def test_a_folder_of_validation_takes_the_classes_of_whatever_training_is(tmp_pa
         train,
         photos / "val",
         match=r"data.val is packed as `vitkd-ds pack .*/val .*/val.beton --classes .*/own."
-        r"beton --passthrough` does it, which found: each class folder .*cats' \(did you mean cat",
+        r"beton --passthrough` does it, which found: .*own.beton' has 3 classes, .*cats' \(did you mean cat",
     )
     refused("no.beton", photos / "val", match="'no.beton' must be a .beton file, but does not exist")
 
@@ -296,4 +296,4 @@ def test_folders_whose_labels_are_ignored_are_packed_each_with_its_own_classes(p
     refused(plain, photos / "val", num_classes=0, match="data.val must have no labels, as data.train=.*plain.beton")
     (tmp_path / "loose").mkdir()
     shutil.copy(next((photos / "train").rglob("*.png")), tmp_path / "loose")
-    refused(tmp_path / "loose", match="pack it first .vitkd-ds pack .*loose FILE.beton --labels none")
+    refused(tmp_path / "loose", match="Pack it first .vitkd-ds pack .*loose FILE.beton --labels none")

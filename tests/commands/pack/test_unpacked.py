@@ -42,13 +42,13 @@ def test_what_only_a_packed_file_can_be_read_of_is_told_so_with_the_command(phot
     monkeypatch.chdir(photos)
     (photos / "tars").mkdir()
     (photos / "tars" / "0.tar").touch()
-    match = rf"data.train must be a .beton, or a folder .* found '{name}': pack it first \(vitkd-ds pack {name} FILE.b"
+    match = rf"data.train must be a .beton or a folder .* got '{name}'. Pack it first \(vitkd-ds pack {name} FILE.b"
     refused(name, match=match)
     for flags in ({}, {"data.num_classes": "3"}):
         with pytest.raises(ValueError, match=match):
             pack_folders(parse_run((), {"recipe": "demo_plain", "data.train": name, "data.num_classes": "0"} | flags))
     flags = {"recipe": "demo_plain", "data.train": name, "data.num_classes": "0", "data.backend": "torchvision"}
-    with pytest.raises(ValueError, match="data.num_classes must be given for 'tars'|'one.tar' must be a .beton file"):
+    with pytest.raises(ValueError, match="'tars' does not list its classes|'one.tar' must be a .beton file"):
         parse_run((), flags)
 
 

@@ -277,9 +277,9 @@ def test_the_own_file_gives_images_and_bytes_and_what_follows_from_them(tmp_path
     assert "160,145 steps of 8 images" in assumed and "(74 GB" in assumed
     (tmp_path / "names").write_text("dog\n")
     other = replace(own, data=replace(own.data, classes=str(tmp_path / "names")))
-    with pytest.raises(ValueError, match=f"classes of '{twice.path}', found 'dog'"):
+    with pytest.raises(ValueError, match=f"class 'dog' in .* is not a class of '{twice.path}'"):
         plan_text(other, nodes=1, gpus=1)
-    with pytest.raises(ValueError, match="found 40 training images and global_batch_size 48"):
+    with pytest.raises(ValueError, match="40 training images are fewer than one global batch .global_batch_size=48"):
         plan_text(replace(own, global_batch_size=48), nodes=1, gpus=1)
     twice.path.write_bytes(twice.path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="own.beton' must be .* bytes long"):

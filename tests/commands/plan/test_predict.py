@@ -165,7 +165,7 @@ def test_fields_of_the_run_can_be_set(capsys):
         ({"hardware": "h10"}, r"^--hardware h10 is unknown: did you mean h100"),
         ({"hardware": "zzzz"}, r"^--hardware zzzz is unknown: valid names are a100, cpu, h100, h200, rtx4090$"),
         ({"nodes": "0"}, "--nodes and --gpus must be positive"),
-        ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, found 1024 and 24"),
+        ({"nodes": "3"}, "global_batch_size must be a multiple of the number of ranks, got 1024 and 24"),
         ({"node": "3"}, "--node is no option"),
         ({"gpus": "many"}, "--gpus must be a whole number"),
         ({"recipe": None}, "plan needs --recipe"),

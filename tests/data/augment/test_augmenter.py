@@ -105,5 +105,5 @@ def test_the_compiled_code_gets_no_plan_for_other_images():
         rectangles = plan.rectangles.copy()
         rectangles[2] = (7, 1, 1, 5, 10)
         rectangles[field][2] = value
-        with pytest.raises(ValueError, match="the plan must be one for images of shape"):
+        with pytest.raises(ValueError, match="the plan does not fit images of shape"):
             decode.augment(images.copy(), replace(plan, rectangles=rectangles))

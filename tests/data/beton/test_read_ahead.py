@@ -67,7 +67,7 @@ def test_the_images_asked_for_are_read_and_timed_and_others_are_refused(beton, t
     seconds = decoder.read_ahead(np.array([3, 21, 3, 0]), num_threads=3)
     assert seconds.shape == (4,) and (seconds > 0).all() and not table["checked"].any()
     for indices, num_threads in (([22], 1), ([-1], 1), ([0], 0)):
-        with pytest.raises(ValueError, match="must be rows of a table of 22, by 1 or more threads"):
+        with pytest.raises(ValueError, match="indices must be in .0, 22. and num_threads at least 1"):
             decoder.read_ahead(np.array(indices), num_threads=num_threads)
     with pytest.raises(ValueError, match="indices must be a C-contiguous array of dtype int64"):
         decoder.read_ahead(np.array([0.0]), num_threads=1)

@@ -91,7 +91,7 @@ def test_hidden_files_and_folders_which_torchvision_reads_are_counted(tmp_path, 
     for options in ({}, {"labels": "none"}):
         caplog.clear()
         assert list(open_source(src, **options).names) == expected
-        assert f"5 hidden files and folders are left out, the first is {str(src / '.a.jpg')!r}" in caplog.text
+        assert f"skipping 5 hidden files and folders; the first is {str(src / '.a.jpg')!r}" in caplog.text
         assert len(caplog.records) == 1
     caplog.clear()
     tree(tmp_path / "only", ".a/x.jpg")
@@ -102,7 +102,7 @@ def test_images_and_links_to_nothing_beside_the_class_folders_are_counted(tmp_pa
     src = tree(tmp_path / "train", "a/x.jpg", "b/y.jpg", "loose.jpg")
     (src / "a-class").symlink_to("nothing")
     assert open_source(src).classes == ("a", "b")
-    found = f"2 files outside of the class folders are left out, the first is {str(src / 'a-class')!r}"
+    found = f"skipping 2 files outside of the class folders; the first is {str(src / 'a-class')!r}"
     assert [record.getMessage() for record in caplog.records] == [found]
 
 

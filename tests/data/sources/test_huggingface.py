@@ -59,7 +59,7 @@ def test_what_save_to_disk_wrote_is_read_byte_for_byte_and_by_packing_workers(tm
     source = open_source(tmp_path / "both", split="validation")
     assert everything(source) == expected(4, first=7) and source.names[1] == "both/validation[1] 8.JPEG"
     for split in ("", "test"):
-        refused(tmp_path / "both", split=split, match=f"one of the splits of .*, train, validation, found '{split}'")
+        refused(tmp_path / "both", split=split, match=f"one of the splits of .*, train, validation, got '{split}'")
     dataset_of(70).save_to_disk(tmp_path / "many")
     info = pack(tmp_path / "many", tmp_path / "x.beton", passthrough=True, shuffle=True, workers=2)
     assert check_beton(info.path) == info and info.passthrough == 70
@@ -76,29 +76,29 @@ def test_parquet_files_of_the_hub_are_read_byte_for_byte(tmp_path, folder):
     assert source.classes == tuple(NAMES) and everything(source) == expected(10)
     dataset_of(3).to_parquet(root / "test-00000-of-00001.parquet")
     assert everything(open_source(tmp_path / "hub", split="train")) == expected(10)
-    refused(tmp_path / "hub", match="one of the splits of .*, test, train, found ''")
+    refused(tmp_path / "hub", match="one of the splits of .*, test, train, got ''")
 
 
 @pytest.mark.parametrize(
     "names, message",
     [
         (["train-00000-of-00003", "train-00002-of-00003"], "lacks 1 of the 3 parts .* the first is number 00001"),
-        (["train-00001-of-00003-0a1b"], "lacks 2 of the 3 parts .* the first is number 00000: fetch them"),
+        (["train-00001-of-00003-0a1b"], "lacks 2 of the 3 parts .* the first is number 00000. Download them"),
         (["train-00000-of-00002", "train-00001-of-00003"], "mixes parts of two exports, .*-of-00002.* and .*-of-00003"),
         (["train", "train-00000-of-00001"], "mixes parts of two exports, 'train-.*' and 'train.parquet'"),
         (
             ["train-00000-of-00001-0a", "train-00000-of-00001-1b"],
-            "2 files of 1 parts, such as 'train-00000-of-00001-0a.p",
+            "2 files, but its export has 1 parts. .* 'train-00000-of-00001-0a.p",
         ),
         (["train-000000-of-000002"], "lacks 1 of the 2 parts .* the first is number 00001"),
         (["train_0_of_2"], "lacks 1 of the 2 parts .* the first is number 00001"),
         (
             ["train-00000-of-00001", "data/train-00000-of-00001"],
-            "2 files of 1 parts, such as 'train-00000-of-00001.parq",
+            "2 files, but its export has 1 parts. .* 'train-00000-of-00001.parq",
         ),
         (
             ["train-00000-of-00001", "train-00005-of-00001"],
-            "2 files of 1 parts, such as 'train-00005-of-00001.parquet'",
+            "2 files, but its export has 1 parts. .* 'train-00005-of-00001.parquet'",
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_row_names_no_file_outside_of_the_data_set_and_no_pipe_or_device(tmp_p
         os.mkfifo(folder / "pipe")
         (folder / "link.jpg").symlink_to(private)
         (folder / "up").symlink_to(private.parent)
-        refused(folder, match="row 1 of '.*paths' has no bytes and names .*, which is no plain file in that folder")
+        refused(folder, match="row 1 of '.*paths' has no bytes and names .*, which is not a regular file in")
         shutil.rmtree(folder)
     write_table(folder, rows_of([(None, "a.jpg")], [0]))
     source = open_source(tree(folder, "a.jpg"))
@@ -155,7 +155,7 @@ def test_rows_with_neither_bytes_nor_path_are_counted_and_named(tmp_path, caplog
     rows = rows_of([(jpeg(0), None), None, (jpeg(2), "2.jpg"), (None, "")], [0, 1, 2, 0])
     write_table(tmp_path / "rows", rows)
     source = open_source(tmp_path / "rows")
-    counted = "2 rows of 'rows' have neither bytes nor a path and count as damaged images, the first is row 1"
+    counted = "2 rows of 'rows' have neither bytes nor a path and count as damaged images; the first is row 1"
     assert counted in caplog.text
     assert everything(source)[1:] == [(NAMES[1], b""), (NAMES[2], jpeg(2)), (NAMES[0], b"")]
     with pytest.raises(ValueError, match=r"'rows\[1\]' does not decode .*it is empty"):
@@ -169,14 +169,14 @@ def test_rows_with_neither_bytes_nor_path_are_counted_and_named(tmp_path, caplog
 
 def test_unfit_data_sets_are_refused(tmp_path, monkeypatch):
     dataset_of(3).remove_columns("label").save_to_disk(tmp_path / "unlabelled")
-    refused(tmp_path / "unlabelled", match=r"one column of type ClassLabel \(class label\), found 0")
+    refused(tmp_path / "unlabelled", match=r"one column of type ClassLabel \(class label\), but has 0")
     rows_of([(jpeg(0), None)] * 2, [0, -1]).save_to_disk(tmp_path / "test")
-    refused(tmp_path / "test", match="a class below 3, found -1 in row 1: test splits have no labels")
+    refused(tmp_path / "test", match="row 1 of .* has class -1, not one from 0 to 2. Test splits have no labels")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 no")
-    refused(tmp_path / "broken", match="train.parquet' and its 0 sisters must be parquet files")
+    refused(tmp_path / "broken", match="train.parquet' and 0 more files cannot be read as parquet files")
     arrow = next((tmp_path / "test").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:100])
-    refused(tmp_path / "test", match="test' must be a folder of save_to_disk")
+    refused(tmp_path / "test", match="test' is not a valid save_to_disk folder")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused(tmp_path / "unlabelled", match=r"needs the package datasets.*pip install 'vitkd_ds\[hf\]'")

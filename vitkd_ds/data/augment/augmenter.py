@@ -1,4 +1,4 @@
-"""What is done to each training image after its crop and flip, drawn for a micro-batch at once."""
+"""Draw the augmentation of a whole micro-batch, to apply after crop and flip."""
 
 import ctypes
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from vitkd_ds.data.draws import sample_keys
 
 
 class _Plan(ctypes.Structure):
-    """AugmentPlan of `csrc/augment.h`."""
+    """C struct AugmentPlan of `csrc/augment.h`."""
 
     _fields_ = [
         ("operations", ctypes.c_void_p),
@@ -28,20 +28,20 @@ class _Plan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to the images of a micro-batch, in order: the layers' operations, then erasing."""
+    """Augmentation of a micro-batch's images: the layers' operations in order, then random erasing."""
 
     layers: list[Layer]
     operations: np.ndarray
-    """The same for the compiled code: OPERATION_DTYPE [B, layers]."""
+    """The layers in the compiled code's format: OPERATION_DTYPE [B, layers]."""
     rectangles: np.ndarray
     """RECTANGLE_DTYPE [B]."""
     levels: np.ndarray
     """See `vitkd_ds.data.augment.noise.noise_levels`."""
     fill: tuple[int, int, int]
-    """Colour of what a geometric operation uncovers."""
+    """RGB colour of pixels that a geometric operation uncovers."""
 
     def as_struct(self) -> _Plan:
-        """The C struct that points to these arrays, valid as long as this object."""
+        """Return a C struct that points to these arrays, valid as long as this object."""
         places = (array.ctypes.data for array in (self.operations, self.rectangles, self.levels))
         operations, rectangles, levels = places
         fill = (ctypes.c_uint8 * 8)(*self.fill)
@@ -49,12 +49,12 @@ class Plan:
 
 
 class Augmenter:
-    """Draws what becomes of the samples of an epoch, which depends on seed, epoch, image and repeat alone.
+    """Source of augmentation plans, which depend only on seed, epoch, image and repeat.
 
     Args:
-        config: what is on; repeats and mixing do not belong here.
-        statistics: the model's mean and standard deviation, which timm takes for the colour of uncovered pixels and for
-            the noise of erasing.
+        config: augmentation settings; repeats and mixing are handled elsewhere.
+        statistics: the model's mean and standard deviation. As in timm, they give the colour of uncovered pixels and
+            the noise of random erasing.
     """
 
     def __init__(self, config: AugmentConfig, *, seed: int, statistics: Statistics):
@@ -66,12 +66,16 @@ class Augmenter:
 
     @staticmethod
     def has_work(config: AugmentConfig) -> bool:
-        """Whether anything is on; if not, images stay as they are."""
+        """Return whether any augmentation is on."""
         return bool(config.rand_augment or config.three_augment or config.color_jitter or config.random_erasing)
 
     def plan(self, samples: np.ndarray, *, height: int, width: int) -> Plan:
-        """Draw what is done to some samples of one epoch (`vitkd_ds.data.order.SAMPLE_DTYPE` [B]), of this size in
-        pixels."""
+        """Draw the augmentation of samples of one epoch.
+
+        Args:
+            samples: `vitkd_ds.data.order.SAMPLE_DTYPE` [B].
+            height, width: size of the cropped images in pixels.
+        """
         keys_B = sample_keys(samples, seed=self._seed)
         layers = self._layers(keys_B)
         rectangles = np.zeros(len(samples), RECTANGLE_DTYPE)

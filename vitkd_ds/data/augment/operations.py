@@ -1,4 +1,4 @@
-"""Drawn layers as rows for the compiled code, with the arguments that it computes with."""
+"""Convert drawn layers to the compiled code's format, with precomputed arguments."""
 
 import math
 
@@ -8,14 +8,16 @@ from vitkd_ds.data.augment.policy import SIGNED_RANGES, Layer
 from vitkd_ds.data.crops import BICUBIC, BILINEAR
 
 OPERATION_DTYPE = np.dtype([("op", "<i4"), ("filter", "<i4"), ("arguments", "<f8", 6)])
-"""One operation on one image: its number in OPS, the filter of a geometric one, and what it computes with. Geometric
-operations: the six numbers of Pillow's affine transformation. GaussianBlur: `box_weights`. Others: the layer's
-argument. The C struct of `csrc/augment.h` has the same fields."""
+"""One operation on one image: its index in OPS, the filter of a geometric operation, and its arguments.
+
+The arguments are Pillow's six affine coefficients for geometric operations, `box_weights` for GaussianBlur, and the
+layer's argument for others. The C struct of `csrc/augment.h` has the same fields.
+"""
 BLUR_PASSES = 3
 
 
 def operations_of(layers: list[Layer], num_images: int, *, height: int, width: int) -> np.ndarray:
-    """Make the rows of a micro-batch's layers, for images of this size: OPERATION_DTYPE [num_images, layers]."""
+    """Convert the layers of a micro-batch with images of this size: OPERATION_DTYPE [num_images, layers]."""
     rows = np.zeros((num_images, len(layers)), OPERATION_DTYPE)
     for number, layer in enumerate(layers):
         its = rows[:, number]
@@ -31,8 +33,7 @@ def operations_of(layers: list[Layer], num_images: int, *, height: int, width: i
 
 
 def _affine(op: str, argument: float, *, height: int, width: int) -> tuple[float, ...]:
-    """Return the six numbers of Pillow's transformation. A rotation is counter-clockwise around the centre, and rounded
-    as there."""
+    """Return Pillow's six affine coefficients, with its rounding; rotations are counter-clockwise about the centre."""
     if op == "Rotate":
         radians = -math.radians(argument % 360.0)
         cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
@@ -48,15 +49,17 @@ def _affine(op: str, argument: float, *, height: int, width: int) -> tuple[float
 
 
 def box_weights(radii_N: np.ndarray) -> np.ndarray:
-    """Compute the weights of a box blur, three of which are Pillow's Gaussian one: those of the centre, of both pixels
-    next to it, and of both pixels two away, whole numbers of 24-bit fixed point [N, 3].
+    """Compute the weights of the box blur that Pillow applies three times to approximate a Gaussian blur.
 
-    A box of fractional radius has whole weights inside and smaller ones on the pixel at either end. Its radius is the
-    one whose threefold use has the Gaussian's variance (Gwosdek et al., "Theoretical foundations of Gaussian
-    convolution by extended box filtering"), in float32 as in Pillow.
+    A box of fractional radius has full weights inside and smaller weights on the two end pixels. Its radius is chosen
+    so that three passes have the Gaussian's variance (Gwosdek et al., "Theoretical foundations of Gaussian convolution
+    by extended box filtering"), in float32 as in Pillow.
 
     Args:
-        radii_N: the Gaussian's standard deviation in pixels, 0 to 2, with which a box reaches two pixels at most.
+        radii_N: the Gaussian's standard deviation in pixels, 0 to 2, so that a box reaches at most two pixels.
+
+    Returns:
+        Weights of the centre, of the adjacent pixels and of the pixels two away: 24-bit fixed-point integers [N, 3].
     """
     one = np.float32(1)
     variance_N = (radii_N.astype(np.float32) ** 2 / np.float32(BLUR_PASSES)).astype(np.float32)

@@ -1,4 +1,7 @@
-"""The same augmentation by timm's own operations on Pillow images, for the torchvision backend; slower, same bits."""
+"""Augment with timm's operations on Pillow images, for the torchvision backend.
+
+This is slower than the compiled code, but gives the same bits.
+"""
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -9,12 +12,12 @@ from vitkd_ds.data.augment.noise import erase
 from vitkd_ds.data.augment.policy import NO_OP, OPS
 
 WHOLE = ("Posterize", "Solarize", "SolarizeAdd")
-"""Operations whose argument timm makes a whole number."""
+"""Operations whose argument timm truncates to an integer."""
 WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 
 
 def augment(image_HWC: np.ndarray, plan: Plan, number: int) -> np.ndarray:
-    """Do to an image what the plan has at this place: uint8 [H, W, 3] to the same."""
+    """Apply the plan's augmentation of image `number` to an image: uint8 [H, W, 3] to the same."""
     image = Image.fromarray(image_HWC)
     for layer in plan.layers:
         if layer.op_B[number] != NO_OP:
@@ -31,7 +34,7 @@ def _operate(name: str, image: Image.Image, argument: float, *, is_cubic: bool, 
     if name == "GaussianBlur":
         return image.filter(ImageFilter.GaussianBlur(argument))
     if name == "Posterize" and argument <= 0:
-        return Image.new("RGB", image.size)  # Pillow 13 stops there, up to 12 it made this
+        return Image.new("RGB", image.size)  # Pillow 13 raises an error; older versions return black
     arguments = [] if name in WITHOUT_ARGUMENT else [int(argument) if name in WHOLE else argument]
     resample = Image.Resampling.BICUBIC if is_cubic else Image.Resampling.BILINEAR
     return NAME_TO_OP[name](image, *arguments, resample=resample, fillcolor=fill)

@@ -1,8 +1,8 @@
-"""What happens to each image: operations, their arguments and rectangles, as functions of the images' keys.
+"""Draw each image's operations, their arguments and erased rectangle from its key.
 
-Separate from the pixels, and in numpy alone, so that nothing waits for the device and settings are checked without
-torch. Everything but erasing is a list of `Layer`s: RandAugment is n of them, 3-Augment one, colour jitter three. What
-timm offers beyond the published recipes is left out: weighted operations, uniform magnitudes.
+This uses only NumPy, so nothing waits for the device, and settings are checked without torch. Everything except erasing
+is a list of `Layer`s: n for RandAugment, one for 3-Augment, three for colour jitter. timm's options that no published
+recipe uses are not supported: weighted operations and uniform magnitudes.
 """
 
 import math
@@ -19,14 +19,14 @@ RAND_AUGMENT_OPS = (
     *"AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast Brightness Sharpness".split(),
     *"ShearX ShearY TranslateXRel TranslateYRel".split(),
 )
-"""timm's names and order; timm appends "Increasing" to those whose level depends on inc."""
+"""timm's names and order, without the suffix "Increasing" of operations that depend on inc."""
 OPS = (*RAND_AUGMENT_OPS, "GaussianBlur")
 NO_OP = -1
 ENHANCEMENTS = ("Color", "Contrast", "Brightness", "Sharpness")
 LEVELS = 10.0
-"""Magnitude that stands for the full range of an operation."""
+"""Magnitude that gives an operation's full range."""
 SIGNED_RANGES = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
-"""Argument at full magnitude: degrees, pixels per pixel, parts of the width or height."""
+"""Argument at full magnitude: degrees, pixels per pixel, or fractions of the width or height."""
 JITTER_ORDERS = tuple(permutations(("Brightness", "Contrast", "Color")))
 MIN_AREA, MAX_AREA = 0.02, 1 / 3
 LOG_ASPECT = math.log(1 / 0.3)
@@ -38,7 +38,7 @@ THREE_AUGMENT_DRAWS = RAND_AUGMENT_DRAWS + MAX_LAYERS * DRAWS_PER_LAYER
 COLOR_JITTER_DRAWS = THREE_AUGMENT_DRAWS + 8
 ERASING_DRAWS = COLOR_JITTER_DRAWS + 8
 NOISE_DRAWS = 1 << 20
-"""First draw number of each purpose; erasing takes 1 + ERASING_TRIES * DRAWS_PER_TRY, its noise one per byte."""
+"""First draw number of each purpose; erasing uses 1 + ERASING_TRIES * DRAWS_PER_TRY draws, its noise one per byte."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class RandAugment:
     magnitude: int = 10
     num_layers: int = 2
     probability: float = 0.5
-    """Part of the images to which each layer is applied."""
+    """Probability that a layer is applied to an image."""
     magnitude_std: float = 0.0
     magnitude_max: int = 10
     is_increasing: bool = False
-    """Whether Posterize, Solarize and the enhancements grow stronger with the magnitude, as the others do."""
+    """Whether Posterize, Solarize and the enhancements grow stronger with the magnitude, like the other operations."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Layer:
     """One operation for each image of a micro-batch."""
 
     op_B: np.ndarray
-    """Numbers in OPS, or NO_OP."""
+    """Indices in OPS, or NO_OP."""
     argument_B: np.ndarray
-    """float64: degrees, factor, bits, threshold, radius; 0 where the operation takes none."""
+    """float64: degrees, factor, bits, threshold or radius; 0 if the operation has no argument."""
     is_cubic_B: np.ndarray
-    """Whether a geometric operation resamples bicubically; bilinearly if not."""
+    """True if a geometric operation resamples bicubically, False for bilinear."""
 
     def members(self, op: str) -> np.ndarray:
-        """Find the positions in the micro-batch of the images with this operation."""
+        """Return the micro-batch positions of the images with this operation."""
         return np.flatnonzero(self.op_B == OPS.index(op))
 
 
@@ -79,15 +79,17 @@ PARTS = {
     "mmax": ("magnitude_max", int),
     "inc": ("is_increasing", int),
 }
-"""Part of timm's notation -> field of `RandAugment`, and its type."""
+"""Key in timm's notation to the field of `RandAugment` and its type."""
 
 
 def parse_rand_augment(text: str) -> RandAugment:
-    """Read timm's notation, such as rand-m9-mstd0.5-inc1; raises ValueError, which names augment.rand_augment, the text
-    and what is wrong with it.
+    """Parse timm's notation, such as rand-m9-mstd0.5-inc1.
 
-    **Differs** from timm: a part it would pass over, a repeated part, weights (w, t) and a magnitude_std above 100
-    (there: uniform magnitudes) are refused.
+    **Differs** from timm, which ignores unknown parts: unknown and repeated parts, weights (w, t) and a magnitude_std
+    above 100 (in timm, uniform magnitudes) are errors.
+
+    Raises:
+        ValueError: the text is not valid.
     """
     key = "augment.rand_augment"
     settings = {}
@@ -111,8 +113,13 @@ def parse_rand_augment(text: str) -> RandAugment:
 
 
 def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray, *, is_increasing: bool) -> np.ndarray:
-    """Compute the argument of one of RAND_AUGMENT_OPS at each magnitude, as timm's level functions do: float64 [N].
-    Only the geometric operations have a sign, and the increasing enhancements, as distance from 1."""
+    """Compute an operation's argument at each magnitude, like timm's level functions: float64 [N].
+
+    The sign matters only for geometric operations and for increasing enhancements, which deviate from 1 either way.
+
+    Args:
+        op: one of RAND_AUGMENT_OPS.
+    """
     level_N = magnitudes_N / LEVELS
     sign_N = np.where(is_negative_N, -1.0, 1.0)
     if op in SIGNED_RANGES:
@@ -131,8 +138,11 @@ def level_arguments(op: str, magnitudes_N: np.ndarray, is_negative_N: np.ndarray
 
 
 def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation: str) -> list[Layer]:
-    """Draw RandAugment's layers: operations uniform with replacement, magnitudes N(m, mstd) clipped to [0, mmax], and
-    interpolation bilinear, bicubic, or random (even odds for each application)."""
+    """Draw RandAugment's layers: uniform operations with replacement, and magnitudes N(m, mstd) clipped to [0, mmax].
+
+    Args:
+        interpolation: bilinear, bicubic, or random (even odds for each application).
+    """
     layers = []
     for first in range(RAND_AUGMENT_DRAWS, RAND_AUGMENT_DRAWS + policy.num_layers * DRAWS_PER_LAYER, DRAWS_PER_LAYER):
         op_B = (uniform(keys_B, first) * len(RAND_AUGMENT_OPS)).astype(np.int64)
@@ -151,7 +161,7 @@ def draw_rand_augment(keys_B: np.ndarray, policy: RandAugment, *, interpolation:
 
 
 def draw_three_augment(keys_B: np.ndarray) -> Layer:
-    """Draw 3-Augment: grey (colour factor 0), solarized above 128, or blurred by a radius of U(0.1, 2), evenly."""
+    """Draw 3-Augment with even odds: greyscale (colour factor 0), solarize above 128, or blur with radius U(0.1, 2)."""
     choice_B = (uniform(keys_B, THREE_AUGMENT_DRAWS) * 3).astype(np.int64)
     op_B = np.array([OPS.index(op) for op in ("Color", "Solarize", "GaussianBlur")])[choice_B]
     radius_B = 0.1 + 1.9 * uniform(keys_B, THREE_AUGMENT_DRAWS + 1)
@@ -172,11 +182,11 @@ def draw_color_jitter(keys_B: np.ndarray, strength: float) -> list[Layer]:
 def draw_rectangles(keys_B: np.ndarray, *, probability: float, height: int, width: int) -> np.ndarray:
     """Draw random erasing's rectangles, as timm does.
 
-    Area from U(2 %, 1/3) of the image, height / width log-uniform in (0.3, 1 / 0.3), the first of ten tries that is
-    both lower and narrower than the image, at a place drawn uniformly; with no such try the image stays.
+    The area is U(2 %, 1/3) of the image, height / width is log-uniform in (0.3, 1 / 0.3), and the position is uniform.
+    The first of ten tries that is both lower and narrower than the image counts; if none is, the image is unchanged.
 
     Returns:
-        int64 [B, 4]: top, left, height and width of each image's rectangle in pixels, 0 where there is none.
+        int64 [B, 4]: top, left, height and width of each image's rectangle in pixels; all 0 without a rectangle.
     """
     chosen_B = uniform(keys_B, ERASING_DRAWS) < probability
     box_B4 = np.zeros((len(keys_B), 4), np.int64)

@@ -1,1 +1,6 @@
-"""The .beton format: its tables and side file, the decoder of its images, and the loader on FFCV that reads it."""
+"""The .beton format: tables, side file, decoder and FFCV-based loader.
+
+Start reading at `format`. `format` reads and writes the tables, and `side_file` the checksums next to them. `decode`
+calls the compiled decoder, and `verify` checks images with it. `stream` is the training backend, on `ffcv` and
+`read_ahead`.
+"""

@@ -1,16 +1,16 @@
-"""Decode, crop, resize, flip and augment stored images into square ones, a micro-batch per call.
+"""Decode, crop, resize, flip and augment stored images to squares, one micro-batch per call.
 
-The work is done by C++ in `csrc/`, which this file loads and hands arrays to. Python's lock is free during a call, so
-decoding runs beside the training step. Nothing is random here: where to cut comes in the rows of `vitkd_ds.data.crops`,
-and what comes after in a `vitkd_ds.data.augment.augmenter.Plan`. Pixels are those of Pillow's `crop` and `resize`, bit
-for bit, on any CPU and for any number of threads. An image that cannot be decoded is reported and left black; it never
-shows another image's pixels.
+This module loads the C++ library of `csrc/` and passes arrays to it. The GIL is released during a call, so decoding
+overlaps with the training step. There is no randomness here: `vitkd_ds.data.crops` gives the boxes, and
+`vitkd_ds.data.augment.augmenter.Plan` the augmentation. Pixels equal Pillow's `crop` and `resize` bit for bit, on any
+CPU and with any number of threads. An image that cannot be decoded is reported and left black; it never shows another
+image's pixels.
 
-Only what a crop needs is decoded, so damage outside of it is found by the CRC alone. In a JPEG whose restart markers
-divide its rows, as `vitkd-ds pack` writes them, that is the segments between markers that the crop meets; in others it
-is all from the first pixel to the crop's last row. Two things differ from Pillow:
-before version 13 it resized in width first even where the height shrinks far more, which rounds differently, and it
-smooths progressive JPEGs that lack scans.
+Only the data that a crop needs is decoded, so only the CRC finds damage elsewhere. If restart markers divide a JPEG's
+rows, as in files from `vitkd-ds pack`, this means the segments that intersect the crop; otherwise, everything from the
+first pixel to the crop's last row. There are two differences from Pillow. Before version 13, Pillow resized the width
+first even if the height shrinks far more, which rounds differently. Pillow also smooths progressive JPEGs that lack
+scans.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 DECODED, BAD_JPEG, BAD_SIZE, SHORT_READ, BAD_CRC, BAD_COLOURS, BAD_ROW, NO_MEMORY = range(8)
 MISSING_SCANS, UNKNOWN_KIND = 8, 9
-"""Status of an image; the pixels of a `DECODED` one may be used. The same numbers as in `csrc/decode.h`."""
+"""Statuses of an image, with the numbers of `csrc/decode.h`; pixels are valid only for `DECODED`."""
 STATUS_TEXT = {
     BAD_JPEG: "is a damaged JPEG",
     BAD_SIZE: "has another height, width or number of bytes than the file's table says",
@@ -43,24 +43,24 @@ STATUS_TEXT = {
     MISSING_SCANS: "is a JPEG that lacks some of its scans",
     UNKNOWN_KIND: "is a JPEG of a kind that libjpeg does not read, such as lossless or of 12 bits",
 }
-"""Ends of the sentence "image 7 ..."."""
+"""Descriptions of the statuses: the ends of sentences that start with "image 7"."""
 IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS, MISSING_SCANS, UNKNOWN_KIND})
-"""What is wrong with the image; the others say that the disk, the memory or the caller failed."""
+"""Statuses caused by the image; the others are caused by the disk, the memory or the caller."""
 
 
 def _load_library() -> ctypes.CDLL:
-    # VITKD_DS_DECODER is set in the images of slurm/: there the code is a checkout's, in which nothing was built.
+    # The container images of slurm/ set VITKD_DS_DECODER, since they run a checkout without build outputs.
     folders = [*filter(None, [os.environ.get("VITKD_DS_DECODER")]), str(Path(__file__).parent)]
     paths = [Path(folder, f"_decode{suffix}") for folder in folders for suffix in EXTENSION_SUFFIXES]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         raise ImportError(
-            f"{paths[0].name!r} must be built before images can be decoded, found none in {' or '.join(folders)} "
-            f"(VITKD_DS_DECODER and the package): run `make setup`"
+            f"the compiled decoder {paths[0].name!r} is not in {' or '.join(folders)} (VITKD_DS_DECODER and the "
+            "package). Run `make setup` to build it."
         )
     library = ctypes.CDLL(str(found))
     if not hasattr(library, "vitkd_augment"):
-        raise ImportError(f"{str(found)!r} must be this version's decoder, found an older one: run `make setup`")
+        raise ImportError(f"{str(found)!r} was built by an older version. Run `make setup` to rebuild it.")
     number, pointer, long = ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64
     table_and_rows = [pointer, long, pointer, long]
     library.vitkd_decode.argtypes = [number, *table_and_rows, number, number, pointer, pointer, pointer, number]
@@ -75,24 +75,24 @@ def _load_library() -> ctypes.CDLL:
 
 _library = _load_library()
 WIDEST = 0
-"""As the bytes of a vector: the widest that this CPU has; the fuzzer alone asks for others."""
+"""Vector size in bytes: 0 means the CPU's widest. Only the fuzzer uses other values."""
 
 
 def _check(name: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int | None, ...], *, writeable: bool) -> None:
-    """Raise ValueError unless `array` is what C may touch; None in `shape` stands for any length."""
+    """Raise ValueError unless C code may access `array`; None in `shape` matches any length."""
     wanted = f"{name} must be a C-contiguous array of dtype {dtype} and shape {shape} (None: any)"
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        raise ValueError(f"{wanted}, found {getattr(array, 'dtype', type(array).__name__)}: convert it")
+        raise ValueError(f"{wanted}, got {getattr(array, 'dtype', type(array).__name__)}. Convert it.")
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape)):
-        raise ValueError(f"{wanted}, found shape {array.shape}: give one row, image and status per image")
+        raise ValueError(f"{wanted}, got shape {array.shape}. Pass one row, image and status per image.")
     if not (array.flags.c_contiguous and array.flags.aligned):
-        raise ValueError(f"{wanted}, found strides {array.strides}: copy it with np.ascontiguousarray")
+        raise ValueError(f"{wanted}, got strides {array.strides}. Copy it with np.ascontiguousarray.")
     if writeable and not array.flags.writeable:
-        raise ValueError(f"{wanted}, which is written to, found it read-only: copy it")
+        raise ValueError(f"{wanted} and writeable, got a read-only array. Copy it.")
 
 
 def check_plan(plan: Plan, num_images: int) -> None:
-    """Raise ValueError unless C may read the plan for so many images."""
+    """Raise ValueError unless C code may read the plan for this number of images."""
     _check("plan.operations", plan.operations, OPERATION_DTYPE, (num_images, len(plan.layers)), writeable=False)
     _check("plan.rectangles", plan.rectangles, RECTANGLE_DTYPE, (num_images,), writeable=False)
     _check("plan.levels", plan.levels, np.dtype("u1"), (3, NUM_QUANTILES), writeable=False)
@@ -103,31 +103,35 @@ def augment(images_BHWC: np.ndarray, plan: Plan) -> None:
     _check("images_BHWC", images_BHWC, np.dtype("u1"), (None, None, None, 3), writeable=True)
     check_plan(plan, len(images_BHWC))
     if _library.vitkd_augment(images_BHWC.ctypes.data, *images_BHWC.shape[:3], ctypes.byref(plan.as_struct()), WIDEST):
-        raise ValueError(f"the plan must be one for images of shape {images_BHWC.shape}, found another: draw it anew")
+        raise ValueError(f"the plan does not fit images of shape {images_BHWC.shape}. Draw a new one.")
 
 
 def restart_interval(width: int, mcu_width: int) -> int:
-    """Choose how many MCUs, the blocks of a JPEG that belong together, stand between two restart markers, so that
-    crops are decoded fast: a divisor of those in a row. Both widths are in pixels."""
+    """Return the number of MCUs (a JPEG's coding units) between restart markers that makes crops fast to decode.
+
+    It divides the number of MCUs per row. Both widths are in pixels.
+    """
     return _library.vitkd_restart_interval(width, mcu_width)
 
 
 def with_restart_markers(jpeg: bytes) -> bytes | None:
-    """Write a JPEG once more with restart markers, as one baseline scan of the same coefficients, and without what does
-    not matter for pixels, such as EXIF. None where it is damaged, or has no such form."""
+    """Rewrite a JPEG with restart markers, as one baseline scan of the same coefficients, without EXIF and the like.
+
+    Returns None if it is damaged or cannot be written in this form.
+    """
     written = np.empty(2 * len(jpeg) + 2**16, np.uint8)
     size = _library.vitkd_transcode(jpeg, len(jpeg), written.ctypes.data, len(written))
     return written[:size].tobytes() if size else None
 
 
 class Decoder:
-    """An open file whose images are decoded by rows.
+    """Open image file, decoded by crop rows.
 
-    Calls from several threads at once are safe, as long as each has its own outputs and none is under way at `close`.
+    Concurrent calls from several threads are safe if each has its own outputs and none is running during `close`.
 
     Args:
-        path: the file; only its bytes are read, at the offsets in `table`.
-        table: STORED_DTYPE [number of images]; kept, not copied, as `checked` is written to.
+        path: file with the images' bytes at the offsets in `table`; nothing else is read.
+        table: STORED_DTYPE [number of images]; kept without a copy, and its `checked` is modified.
     """
 
     fd: int | None = None
@@ -140,19 +144,21 @@ class Decoder:
         self._identity = self._look()
 
     def _look(self) -> list[tuple[int, ...]]:
-        """What changes when the open file, or the one that has its path now, is written to or replaced."""
+        """Return values that change when the open file, or the file now at its path, is modified or replaced."""
         stats = [os.fstat(self.fd)]
         if os.path.exists(self._path):  # a file may be removed while it is open
             stats.append(os.stat(self._path))
-        # A time of modification can be set, the ctime cannot.
+        # Include the ctime, because the modification time can be set.
         return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
 
     def check_anew_if_changed(self) -> None:
-        """Compare the CRC of every image again if the file was written to or replaced since the last look: one that was
-        only touched is as good as before, and one that was changed shows it image by image."""
+        """Check every image's CRC again if the file was modified or replaced since the last call.
+
+        A file that was only touched then passes, and a changed one fails image by image.
+        """
         identity = self._look()
         if identity != self._identity:
-            logger.warning("%r was changed or replaced while it was open: all images are checked anew", self._path)
+            logger.warning("%r was changed or replaced while it was open; checking all images again", self._path)
             self._identity = identity
             self.table["checked"] = 0
 
@@ -169,13 +175,13 @@ class Decoder:
 
         Args:
             rows: CROP_DTYPE [B], see `vitkd_ds.data.crops`.
-            images_BHWC: uint8 [B, size, size, 3], filled with RGB pixels; black where the status is not `DECODED`.
-            status_B: int32 [B], filled with `DECODED` or the reason of each image.
-            num_threads: threads that share the rows, this one included; makes no difference to the result.
-            plan: of the same images.
+            images_BHWC: output, uint8 RGB [B, size, size, 3]; black if the status is not `DECODED`.
+            status_B: output, int32 [B]: `DECODED` or the fault of each image.
+            num_threads: number of threads, including the calling one; does not affect the result.
+            plan: augmentation of the same images.
 
         Raises:
-            ValueError: an array of another dtype, shape or strides, no thread, or a closed decoder.
+            ValueError: wrong dtype, shape or strides of an array, no thread, or a closed decoder.
         """
         _check("rows", rows, CROP_DTYPE, (None,), writeable=False)
         size = images_BHWC.shape[1] if isinstance(images_BHWC, np.ndarray) and images_BHWC.ndim == 4 else None
@@ -188,21 +194,22 @@ class Decoder:
         struct = None if plan is None else ctypes.byref(plan.as_struct())
         if _library.vitkd_decode(self.fd, *arguments, struct, images_BHWC.ctypes.data, status_B.ctypes.data, WIDEST):
             raise ValueError(
-                f"size must be in [1, 4096] and num_threads at least 1, found images_BHWC of size {size} and "
-                f"num_threads {num_threads}: set data.image_size and data.num_workers"
+                f"size must be in [1, 4096] and num_threads at least 1, got images_BHWC of size {size} and "
+                f"num_threads {num_threads}. Set data.image_size and data.num_workers."
             )
 
     def _check_open(self) -> None:
         if self.fd is None:
-            raise ValueError(f"the decoder of {self._path!r} must be open, found it closed: make a new one")
+            raise ValueError(f"the decoder of {self._path!r} is closed. Create a new one.")
 
     def read_ahead(self, indices: np.ndarray, *, num_threads: int) -> np.ndarray:
-        """Read images and forget them, so that the operating system has their bytes when they are decoded; return how
-        long each took, in seconds. What cannot be read is left to `decode`, which says so.
+        """Read images into the page cache before they are decoded; return the seconds for each, float64 [N].
+
+        Read errors are ignored here; `decode` reports them.
 
         Args:
-            indices: int64 [N], rows of the table.
-            num_threads: threads that read at the same time.
+            indices: rows of the table, int64 [N].
+            num_threads: number of concurrent reads.
         """
         _check("indices", indices, np.dtype("i8"), (None,), writeable=False)
         self._check_open()
@@ -210,8 +217,8 @@ class Decoder:
         arguments = (self.table.ctypes.data, len(self.table), indices.ctypes.data, len(indices), num_threads)
         if _library.vitkd_read_ahead(self.fd, *arguments, seconds.ctypes.data):
             raise ValueError(
-                f"images to read must be rows of a table of {len(self.table)}, by 1 or more threads, found rows "
-                f"{indices.min(initial=0)} to {indices.max(initial=0)} and {num_threads} threads: give others"
+                f"indices must be in [0, {len(self.table)}) and num_threads at least 1, got indices "
+                f"{indices.min(initial=0)} to {indices.max(initial=0)} and num_threads {num_threads}"
             )
         return seconds
 

@@ -1,15 +1,15 @@
-"""FFCV, tamed: the only file that imports it, and its loader with one operation of ours and passes that always end.
+"""FFCV's loader with our decoder as its only operation, and epochs that always end.
 
-Importing FFCV has effects on the whole process, which are undone here:
+This is the only module that imports ffcv. Importing FFCV affects the whole process. This module undoes these effects:
 
-* It calls ``torch.set_num_threads(1)``, and whenever an epoch starts it sets torch's threads to its own number of
-  decoder threads, from another thread. FFCV's switch is replaced by one that only notes the number.
-* ``ffcv.fields.rgb_image`` builds a two-entry ``numba.typed.Dict``, whose compilation is 2.8 of the 3.1 CPU-seconds of
-  the import. FFCV reads it only from plain Python, so it gets a plain dict.
-* It sets numba's number of threads, which starts numba's thread pool. Nothing of ours runs in that pool, and where
-  processes are forked later, as packing does, its own end would wait for ever when the interpreter ends.
+* It calls ``torch.set_num_threads(1)``, and at the start of each epoch it sets torch's thread count to its number of
+  decoder threads, from another thread. This module replaces FFCV's setter by one that only records the number.
+* ``ffcv.fields.rgb_image`` builds a two-entry ``numba.typed.Dict``, whose compilation takes 2.8 of the import's 3.1
+  CPU-seconds. FFCV reads it only from plain Python, so it gets a plain dict.
+* It sets numba's thread count, which starts numba's thread pool. This package does not use that pool, and if processes
+  are forked later, as in packing, the pool would hang at interpreter exit.
 
-A stock FFCV loader in the same process works, with numba's own number of threads.
+A stock FFCV loader in the same process still works, with numba's default thread count.
 """
 
 # ruff: noqa: F401
@@ -49,16 +49,16 @@ def _note_num_threads(compiler: type, num_threads: int) -> None:
 Compiler.set_num_threads = classmethod(_note_num_threads)
 
 BATCHES_AHEAD = 3
-"""Micro-batches decoded ahead; FFCV's ring holds two more."""
+"""Micro-batches decoded ahead; FFCV's ring has two more."""
 POLL_S = 1.0
-"""Seconds after which a waiting reader looks whether the decoding thread is alive."""
+"""Interval in seconds at which a waiting reader checks that the decoding thread is alive."""
 
 
 class DecodingThread(EpochIterator):
     """FFCV's thread, which decodes the samples of one pass ahead of its reader, and always ends.
 
-    FFCV's own iterator blocks for ever when its thread has died, blocks for ever in its thread when nobody takes the
-    last micro-batch, and leaves the thread and its buffers behind when a loop is left early.
+    FFCV's own iterator hangs if its thread has died. Its thread hangs if nobody takes the last micro-batch, and leaks
+    with its buffers if a loop is left early.
     """
 
     error: BaseException | None = None
@@ -72,16 +72,16 @@ class DecodingThread(EpochIterator):
         """Decode until the samples end or `shut` is called."""
         try:
             if self._device is not None:
-                # A new thread has device 0, on which it would make a context of half a GB, for each rank of a node.
+                # A new thread uses device 0, where each rank of the node would create a context of half a GB.
                 torch.cuda.set_device(self._device)
             super().run()
-        except BaseException as error:  # handed over to the reader, which raises
+        except BaseException as error:  # `take` raises it in the reader
             self.error = error
 
     def take(self) -> tuple | None:
-        """Wait for the next micro-batch; None at the end. Raises RuntimeError when the thread has died."""
+        """Return the next micro-batch, or None at the end; raise RuntimeError if the thread has died."""
         while True:
-            alive = self.is_alive()  # before looking: what it left behind is still served
+            alive = self.is_alive()  # checked first, so that batches queued before its death are still returned
             try:
                 item = self.output_queue.get(timeout=POLL_S if alive else 0)
                 return None if item is None else item[1]
@@ -91,34 +91,37 @@ class DecodingThread(EpochIterator):
                     raise RuntimeError(found) from self.error
 
     def shut(self) -> None:
-        """End the thread and wait for it, after at most the micro-batch it is decoding."""
+        """Stop the thread and wait for it; it finishes at most its current micro-batch."""
         self.iter_ixes = iter(())
         self.close()
-        # The garbage collector may run this in the thread itself, which cannot wait for its own end. It needs no more
-        # than room in the queue for its micro-batch and its last word, and then ends by itself.
+        # The garbage collector may call this in the thread itself, which cannot join itself. The thread only needs
+        # space in the queue for its micro-batch and the end mark; then it exits.
         if threading.current_thread() is self:
             while not self.output_queue.empty():
                 self.output_queue.get_nowait()
             return
         while self.is_alive():
             try:
-                self.output_queue.get(timeout=0.02)  # room for its last word, or it would wait for ever
+                self.output_queue.get(timeout=0.02)  # space for the end mark, or it would block
             except queue.Empty:
                 pass
         self.join()
 
 
 class _NoMemory(nullcontext):
-    """FFCV's memory manager and its context, for a pipeline that reads by itself. FFCV's own holds a set per image in
-    Python's memory, 700 MB for ImageNet, and maps the file, which ends the process when another one shortens it."""
+    """Empty replacement for FFCV's memory manager and its context, as our operation reads the file itself.
+
+    FFCV's own keeps a Python set per image (700 MB for ImageNet) and maps the file, which crashes the process if
+    another one truncates it.
+    """
 
     state_type = state = None
 
     def compile_reader(self):
-        """Do nothing, as nothing reads through FFCV."""
+        """Do nothing, because nothing reads through FFCV."""
 
     def schedule_epoch(self, batches):
-        """Load nothing, and be the context of the epoch."""
+        """Load nothing, and return this object as the context of the epoch."""
         return self
 
     def start_batch(self, batch):
@@ -126,10 +129,10 @@ class _NoMemory(nullcontext):
 
 
 class TamedLoader(FFCVLoader):
-    """FFCV's loader of a .beton, whose whole pipeline is one operation that reads and decodes by itself."""
+    """FFCV's loader of a .beton with a single operation, which reads and decodes."""
 
     def __init__(self, path: Path, operation: Operation, *, micro_batch_size: int, num_workers: int):
-        # Not super().__init__: it builds the original of the memory manager above, and nothing in it can be declined.
+        # Do not call super().__init__: it always builds FFCV's own memory manager.
         self.fname = str(path)
         self.batch_size = micro_batch_size
         self.batches_ahead = BATCHES_AHEAD
@@ -143,10 +146,10 @@ class TamedLoader(FFCVLoader):
         names = self.field_name_to_f_ix
         self.graph = Graph(pipelines, self.reader.handlers, names, self.reader.metadata, memory_read=None)
         self.generate_code()
-        self.reader.alloc_table = None  # 24 bytes per image, which the decoder's table holds already
+        self.reader.alloc_table = None  # frees 24 bytes per image; the decoder's table has this data
 
     def generate_code(self) -> None:
-        """Let FFCV join the operations, in Python: our only one is compiled already."""
+        """Let FFCV generate its pipeline code without compiling it, since our operation is already compiled."""
         was_enabled = Compiler.is_enabled
         Compiler.set_enabled(False)
         try:
@@ -155,8 +158,10 @@ class TamedLoader(FFCVLoader):
             Compiler.set_enabled(was_enabled)
 
     def results(self, samples: np.ndarray) -> Iterator[tuple]:
-        """Iterate over what the operation gives for the samples, in order, a micro-batch at a time: views of FFCV's
-        ring of buffers, valid until the next one is asked for."""
+        """Yield the operation's results for the samples, in order, one micro-batch at a time.
+
+        They are views of FFCV's ring of buffers, valid until the next one is requested.
+        """
         if len(samples) == 0:
             return
         thread = DecodingThread(self, samples)

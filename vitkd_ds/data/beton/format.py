@@ -1,10 +1,9 @@
-"""A .beton's header and tables, written and read, and the check of them and of the side file before training.
+"""Read, write and check a .beton's header and tables, and compare its side file.
 
-A ``<name>.beton`` holds two FFCV fields, ``image`` (RGB) and ``label`` (integer). FFCV's format stores neither class
-names nor anything that would betray a damaged file: a .beton that lacks its last byte trains without a message, on a
-wrong image. So ``<name>.beton.json`` lies beside it with the classes, the size in bytes, the CRC32 of all tables, and
-length and CRC32 of every image; `check_beton` refuses what does not agree. FFCV itself is not imported here, and the
-images are not read, so the check costs milliseconds (a tenth of a second at ImageNet's size).
+A ``<name>.beton`` has two FFCV fields, ``image`` (RGB) and ``label`` (integer). FFCV's format stores no class names and
+no checksums: if a .beton lacks its last byte, training silently uses a wrong image. So ``<name>.beton.json`` stores the
+classes, the size in bytes, the CRC32 of all tables, and length and CRC32 of every image; `check_beton` rejects a
+mismatch. It neither imports FFCV nor reads images, so it takes milliseconds (a tenth of a second for ImageNet).
 """
 
 import os
@@ -19,13 +18,13 @@ from vitkd_ds.data.beton.side_file import SIDE_KEYS, BetonInfo, read_side, refus
 
 SUFFIX = ".beton"
 FFCV_FORMAT = 2
-"""Version in the header of every .beton that FFCV 1.0 writes and reads."""
+"""Header version of every .beton that FFCV 1.0 writes and reads."""
 FIELDS = (("image", 2), ("label", 1))
 """Name and FFCV type number of each field, in file order: RGBImageField and IntField."""
 PAGE_BYTES = 8 * 2**20
-"""FFCV's usual page, in bytes. No image crosses the end of its page, so one larger image makes all pages larger."""
+"""FFCV's default page size in bytes. Images do not cross pages, so one larger image makes all pages larger."""
 JPEG_MODE, RAW_MODE = 0, 1
-"""FFCV's marks of an image that is a JPEG, and of one that is pixels."""
+"""FFCV's modes of images stored as JPEG and as pixels."""
 
 HEADER_DTYPE = np.dtype(
     {
@@ -43,9 +42,9 @@ METADATA_DTYPE = np.dtype(
         "itemsize": 24,
     }
 )
-"""A row of the table behind the field descriptors: FFCV's two fields side by side, the label aligned to 8 bytes."""
+"""Row of the table after the field descriptors: FFCV's two fields, with the label aligned to 8 bytes."""
 ALLOCATION_DTYPE = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
-"""A row of the table at the end of the file; one row per image."""
+"""Row of the table at the end of the file, one per image."""
 STORED_DTYPE = np.dtype(
     {
         "names": "offset size crc32 height width mode has_crc checked thorough".split(),
@@ -53,16 +52,20 @@ STORED_DTYPE = np.dtype(
     },
     align=True,
 )
-"""One image of a file, for our decoder: where its bytes are, height and width in pixels, and JPEG_MODE or RAW_MODE. If
-`has_crc`, `crc32` is that of the bytes, compared when the image is read while `checked` is 0, which is then 1. If
-`thorough`, all of a JPEG up to the end of the crop is read, though restart markers may allow to leave some out."""
+"""One stored image for the compiled decoder: offset and size in bytes, height and width in pixels, and mode.
+
+If `has_crc` is 1 and `checked` is 0, the decoder compares `crc32` with the image's bytes, then sets `checked` to 1. If
+`thorough` is 1, it reads a JPEG completely up to the end of the crop, even if restart markers would allow skipping.
+"""
 METADATA_START = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 COPY_AGAIN = "copy it again, or pack it again"
 
 
 class Tables(NamedTuple):
-    """METADATA_DTYPE [num_images], ALLOCATION_DTYPE [num_images], and the CRC32 of header, field descriptors and both
-    tables as they stand in the file."""
+    """Tables of a .beton: METADATA_DTYPE [num_images] and ALLOCATION_DTYPE [num_images].
+
+    The CRC32 covers the bytes of header, field descriptors and both tables.
+    """
 
     metadata: np.ndarray
     allocations: np.ndarray
@@ -70,20 +73,20 @@ class Tables(NamedTuple):
 
 
 def partial_path(path: Path) -> Path:
-    """Path at which the .beton `path` is written until it is complete."""
+    """Return the temporary path of a .beton while it is being written."""
     return path.with_name(f".{path.name}.partial")
 
 
 def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, int]:
-    """Make what a .beton holds besides its images' bytes, which are in place already.
+    """Build the header and tables; the image bytes are already written.
 
     Args:
-        images: an array with the fields offset, size, height, width and mode of each image, such as STORED_DTYPE [N].
-        labels: integers [N], positions in the classes.
+        images: array with the fields offset, size, height, width and mode of each image, such as STORED_DTYPE [N].
+        labels: integers [N], indices in the classes.
 
     Returns:
-        The bytes that the file begins with (header, field descriptors, metadata), the bytes that it ends with
-        (allocations), and the position at which the latter begin.
+        The first bytes of the file (header, field descriptors, metadata), its last bytes (allocations), and the offset
+        of the latter.
     """
     descriptors = np.zeros(len(FIELDS), FIELD_DTYPE)
     for descriptor, (name, type_id) in zip(descriptors, FIELDS):
@@ -96,7 +99,7 @@ def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, 
     for table, keys in ((metadata, ("mode", "width", "height", "offset")), (allocations, ("offset", "size"))):
         for key in keys:
             table[key] = images[key]
-    # FFCV finds an image's page by shifting its position, so pages have a power of two and hold the largest image.
+    # FFCV finds an image's page by shifting its offset, so the page size is a power of two that fits every image.
     page_bytes = 1 << (max(int(images["size"].max()), PAGE_BYTES) - 1).bit_length()
     end = int((allocations["offset"] + allocations["size"]).max())
     end += -end % ALLOCATION_DTYPE["offset"].itemsize  # aligned
@@ -105,13 +108,13 @@ def beton_tables(images: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes, 
 
 
 def _read_header(path: Path, head: bytes, size: int) -> np.void:
-    """Read the header in the first bytes of a .beton of `size` bytes; check it against the fields and the size."""
+    """Parse the header in the first bytes of a .beton, and check its fields and the file's `size` in bytes."""
     if len(head) < HEADER_DTYPE.itemsize:
         raise refuse(path, "be an FFCV .beton", f"has only {size} bytes")
     header = np.frombuffer(head, HEADER_DTYPE, count=1)[0]
     if header["version"] != FFCV_FORMAT:
         must, found = f"be an FFCV .beton (format {FFCV_FORMAT})", f"its first bytes say {header['version']}"
-        raise refuse(path, must, found, "give a file that was packed by this package")
+        raise refuse(path, must, found, "pass a file packed by this package")
     num_fields = min(int(header["num_fields"]), len(FIELDS))
     if len(head) < HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize:
         raise refuse(path, "be whole", f"ends inside its header, at {size} bytes", COPY_AGAIN)
@@ -121,7 +124,7 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
     if header["num_fields"] != len(FIELDS) or found != FIELDS:
         raise refuse(path, f"have the fields (name, FFCV type) {FIELDS}", f"has {header['num_fields']}: {found}, ...")
     if header["num_samples"] == 0:
-        raise refuse(path, "hold images", "is empty")
+        raise refuse(path, "contain images", "is empty")
     start = int(header["alloc_table_ptr"])
     num_images = int(header["num_samples"])
     end = start + num_images * ALLOCATION_DTYPE.itemsize
@@ -135,7 +138,7 @@ def read_tables(path: Path) -> Tables:
     """Read header and tables of a .beton.
 
     Raises:
-        ValueError: another kind of file or fields, an empty one, or one that is cut short.
+        ValueError: not an FFCV file, other fields, no images, or a truncated file.
         Unreadable: the disk failed.
     """
     with open(path, "rb") as file:
@@ -157,14 +160,14 @@ def check_beton(path: str | Path) -> BetonInfo:
 
 
 def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
-    """Check a .beton and its side file without reading the images, and find where these are.
+    """Check a .beton and its side file without reading the images, and locate the images.
 
     Returns:
-        The file's description; STORED_DTYPE [num_images]; labels int64 [num_images], positions in its classes.
+        The file's description; STORED_DTYPE [num_images]; labels int64 [num_images], indices in its classes.
 
     Raises:
-        ValueError: the file is missing, still being written, no .beton, empty, cut short, of other fields, without its
-            side file, or other than that says.
+        ValueError: the file is missing, unfinished, not a .beton, empty or truncated, or it lacks its side file or
+            differs from it.
         Unreadable: the disk failed.
     """
     path = Path(path)
@@ -188,16 +191,19 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
     crc32s = values["crc32s"]
     if not (len(lengths) == len(crc32s) == info.num_images and (lengths == images["size"]).all()):
         must = f"give the length and CRC32 of the {info.num_images} images of the .beton"
-        raise refuse(side_path(path), must, "its numbers are other ones", "copy both files again")
+        raise refuse(side_path(path), must, "its numbers differ", "copy both files again")
     images["crc32"] = crc32s
     images["has_crc"] = 1
     return info, images, labels
 
 
 def stored_images(path: Path, tables: Tables) -> np.ndarray:
-    """Find each image by the tables of the .beton `path`: STORED_DTYPE [num_images], without CRC32s. Raises ValueError
-    if one is of no mode or size, or does not lie between the tables."""
-    # FFCV's own writer lists the places in the order in which its processes finished.
+    """Locate each image by the tables of a .beton: STORED_DTYPE [num_images], without CRC32s.
+
+    Raises:
+        ValueError: an image's mode or size is invalid, or it is not between the tables.
+    """
+    # FFCV's writer lists allocations in the order of completion by its processes.
     places = tables.allocations[np.argsort(tables.allocations["sample"], kind="stable")]
     images = np.zeros(len(places), STORED_DTYPE)
     for key in ("offset", "height", "width", "mode"):
@@ -222,7 +228,7 @@ def stored_images(path: Path, tables: Tables) -> np.ndarray:
 
 
 def check_labels(path: Path, labels: np.ndarray, *, num_classes: int) -> None:
-    """Raise ValueError unless all labels of the .beton `path` are below the number of its classes, or 0 without any."""
+    """Raise ValueError unless all labels of a .beton are class indices, or 0 without classes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= max(1, num_classes)))
     if len(wrong):
         found = f"that of image {wrong[0]} is {labels[wrong[0]]}"
@@ -230,7 +236,7 @@ def check_labels(path: Path, labels: np.ndarray, *, num_classes: int) -> None:
 
 
 def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
-    """A number that changes when images have other numbers, labels or places in the file."""
+    """Return a hash that changes with the images' numbers, labels and offsets."""
     return zlib.crc32(labels.tobytes(), zlib.crc32(images["offset"].tobytes()))
 
 

@@ -1,6 +1,6 @@
-"""The side file ``<name>.beton.json``: what FFCV's format does not store, and what betrays a damaged file.
+"""The side file ``<name>.beton.json``: classes, settings and checksums of a .beton.
 
-Separate from the .beton's own tables (`vitkd_ds.data.beton.format`), which it is compared with.
+FFCV's format stores none of these. `vitkd_ds.data.beton.format` compares the side file with the .beton's own tables.
 """
 
 import base64
@@ -13,31 +13,31 @@ import numpy as np
 from vitkd_ds.config.reading import load_json
 
 SIDE_FORMAT = 2
-"""Version of the side file; raised when a key changes its meaning."""
+"""Version of the side file; incremented when a key changes its meaning."""
 
 
 @dataclass(frozen=True)
 class BetonInfo:
-    """A checked .beton and what its side file says."""
+    """Description of a checked .beton, from its side file."""
 
     path: Path
     num_images: int
     classes: tuple[str, ...]
-    """Names in label order."""
+    """Class names in label order."""
     bytes: int
-    """Size of the .beton."""
+    """Size of the .beton in bytes."""
     write_mode: str
     """jpg, raw or proportion (half of the images each)."""
     max_resolution: int
-    """Longest side allowed when it was packed, in pixels; 0 kept the original size."""
+    """Maximum longer side during packing, in pixels; 0 means unlimited."""
     short_side: int
-    """Shorter side to which larger images were scaled down, in pixels; 0 did not."""
+    """Shorter side to which larger images were scaled down, in pixels; 0 means no scaling."""
     quality: int
-    """JPEG quality of the images that were encoded here; 0 in a file that stock FFCV wrote (`vitkd-ds adopt`)."""
+    """JPEG quality of images encoded during packing; 0 for a file written by stock FFCV (`vitkd-ds adopt`)."""
     passthrough: int
-    """Number of images whose original JPEG is stored, as it is or with restart markers; the others were encoded."""
+    """Number of images stored as their original JPEG, possibly with restart markers; the others were encoded."""
     shuffled: bool
-    """Whether the images lie in a random order, not by class."""
+    """True if images are in random order, False if sorted by class."""
     max_height: int
     """Height of the tallest stored image, in pixels."""
     max_width: int
@@ -45,19 +45,21 @@ class BetonInfo:
 
 SIDE_KEYS = tuple(f.name for f in fields(BetonInfo) if f.name != "path")
 TABLE_KEYS = ("tables_crc32", "lengths", "crc32s")
-"""What the side file says of the .beton's tables, and of each image in order (base64 of little-endian 32-bit)."""
+"""Keys of the checksum of the .beton's tables, and of the images' lengths and CRC32s in order.
+
+The latter two are base64 of little-endian 32-bit integers.
+"""
 SOURCE_KEY = "source"
-"""Fingerprint of the source that the images were packed from, without its path. Files of versions before 0.4, and the
-demo's, lack it."""
+"""Key of the source's fingerprint, without its path; missing in files from versions before 0.4 and in the demo's."""
 
 
 def side_path(path: Path) -> Path:
-    """Path of the side file of the .beton `path`."""
+    """Return the path of the side file of a .beton."""
     return path.with_name(path.name + ".json")
 
 
 def side_text(info: BetonInfo, *, tables_crc32: int, lengths: np.ndarray, crc32s: np.ndarray, source: str = "") -> str:
-    """Write the contents of the side file; "" as `source` is left out."""
+    """Return the content of the side file as text; an empty `source` is omitted."""
     rows = {"format": SIDE_FORMAT} | {key: getattr(info, key) for key in SIDE_KEYS} | {"tables_crc32": tables_crc32}
     rows |= {SOURCE_KEY: source} if source else {}
     for key, numbers in (("lengths", lengths), ("crc32s", crc32s)):
@@ -66,13 +68,17 @@ def side_text(info: BetonInfo, *, tables_crc32: int, lengths: np.ndarray, crc32s
 
 
 def refuse(path: Path, must: str, found: str, remedy: str = "pack the images again") -> ValueError:
-    """Make the error for a file that is not as it must be."""
+    """Build the error for an invalid file, from requirement, finding and remedy."""
     return ValueError(f"{str(path)!r} must {must}, but {found}: {remedy}")
 
 
 def read_side(path: Path) -> dict:
-    """Read the side file of the .beton `path`; raises ValueError unless it is whole, Unreadable where the
-    disk fails."""
+    """Read and check the side file of a .beton.
+
+    Raises:
+        ValueError: it is missing, damaged or of another version.
+        Unreadable: the disk failed.
+    """
     side = side_path(path)
     if not side.is_file():
         must = f"have its side file {side.name!r} in the same folder"
@@ -88,14 +94,14 @@ def read_side(path: Path) -> dict:
     missing = [key for key in (*SIDE_KEYS, *TABLE_KEYS) if key not in values]
     if missing:
         raise refuse(side, f"have the keys {', '.join(SIDE_KEYS + TABLE_KEYS)}", f"{', '.join(missing)} is missing")
-    # What is read here ends up in messages and in comparisons, so each value must be of the type that was written.
+    # These values are compared and shown in messages, so their types must be correct.
     wrong = [f.name for f in fields(BetonInfo) if f.type in (int, bool, str) and type(values.get(f.name)) is not f.type]
     wrong += [SOURCE_KEY] if not isinstance(values.get(SOURCE_KEY, ""), str) else []
     names = values["classes"]
     if wrong or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise refuse(side, "have values of the right types", f"{', '.join(wrong) or 'classes'} is of another")
+        raise refuse(side, "have values of the right types", f"{', '.join(wrong) or 'classes'} has another")
     if len(set(names)) != len(names):
-        raise refuse(side, "name each class once", "some name stands there twice")
+        raise refuse(side, "list each class once", "lists one twice")
     for key in ("lengths", "crc32s"):
         try:
             values[key] = np.frombuffer(base64.b64decode(values[key], validate=True), "<u4")

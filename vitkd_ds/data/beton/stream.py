@@ -1,9 +1,9 @@
-"""The images of a .beton as a stream of square micro-batches: FFCV's loader with our decoder.
+"""Training backend for .betons: FFCV's loader with our decoder as its only operation.
 
-FFCV hands an operation the slice of the order that makes a micro-batch, and the order that we give it has a row per
-image (`vitkd_ds.data.order.SAMPLE_DTYPE`) in place of the bare number. Our operation cuts (`vitkd_ds.data.crops`),
-decodes (`vitkd_ds.data.beton.decode`) and augments in one call of compiled code, without the interpreter's lock. FFCV
-gives the thread that works ahead, the ring of pinned buffers, and CUDA's streams.
+FFCV passes each micro-batch's slice of the order to an operation; our order has a SAMPLE_DTYPE row per image
+(`vitkd_ds.data.order`) instead of an image number. Our operation draws crops (`vitkd_ds.data.crops`), then decodes
+(`vitkd_ds.data.beton.decode`) and augments in one call of compiled code, without the GIL. FFCV provides the thread that
+works ahead, the ring of pinned buffers, and CUDA streams.
 """
 
 import os
@@ -24,12 +24,14 @@ from vitkd_ds.data.beton.read_ahead import ReadAhead
 from vitkd_ds.data.crops import CentreCrops, TrainCrops
 
 READ_AHEAD = 8
-"""Micro-batches before an image is due that the page it lies on is asked for, in a quasi-random order."""
+"""Number of micro-batches to prefetch file pages for, in a quasi-random order."""
 
 
 class CropDecoder(Operation):
-    """FFCV's operation that turns samples into uint8 images [micro-batch, size, size, 3], RGB, and an int32 status per
-    image, one of `vitkd_ds.data.beton.decode`'s. An image with a status other than DECODED is black."""
+    """FFCV operation from samples to uint8 RGB images [micro-batch, size, size, 3] and an int32 status for each.
+
+    `vitkd_ds.data.beton.decode` defines the statuses; an image with a status other than DECODED is black.
+    """
 
     def __init__(
         self, crops: TrainCrops | CentreCrops, augmenter: Augmenter | None, decoder: Decoder, *, num_threads: int
@@ -41,18 +43,18 @@ class CropDecoder(Operation):
         self.num_threads = num_threads
 
     def declare_state_and_memory(self, previous_state):
-        """Ask FFCV for the two output buffers, per image."""
+        """Request FFCV's two output buffers, by their shapes per image."""
         size = self.crops.size
         image = AllocationQuery((size, size, 3), np.dtype("u1"))
         status = AllocationQuery((), np.dtype("i4"))
         return replace(previous_state, jit_mode=True, shape=image.shape, dtype=image.dtype), (image, status)
 
     def generate_code(self) -> Callable:
-        """Give FFCV the function that it calls once per micro-batch."""
+        """Return the function that FFCV calls once per micro-batch."""
         return lambda samples, buffers, metadata, storage_state: self.decode(samples, *buffers)
 
     def decode(self, samples: np.ndarray, images_BHWC: np.ndarray, status_B: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Decode samples into the arrays given, and return these."""
+        """Decode samples into the given arrays, and return the arrays."""
         stored = self.decoder.table[samples["index"]]
         rows = self.crops.rows(samples, stored["height"], stored["width"])
         size = self.crops.size
@@ -62,10 +64,10 @@ class CropDecoder(Operation):
 
 
 class CropLoader(TamedLoader):
-    """The images of a .beton, through FFCV's loader with one `CropDecoder`: `vitkd_ds.data.images.Images`.
+    """Images of a .beton through FFCV's loader with one `CropDecoder`; implements `vitkd_ds.data.images.Images`.
 
-    Memory per rank: ``5 x micro-batch x size x size x 3`` bytes of ring, 161 MiB where the file has 1.28 million images
-    (measured), and a scratch of a few crops per thread.
+    Memory per rank: ``5 x micro-batch x size x size x 3`` bytes for the ring of buffers, 161 MiB (measured) for a file
+    with 1.28 million images, and scratch space for a few crops per thread.
     """
 
     skippable = IMAGE_FAULTS
@@ -84,8 +86,8 @@ class CropLoader(TamedLoader):
         info, table, self.labels = read_beton(path)
         if is_quasi_random and not info.shuffled:
             raise ValueError(
-                f"data.train must be packed with --shuffle for data.order=quasi_random, found {str(path)!r} in the "
-                f"order of its classes: pack it again, or use data.order=random"
+                f"data.order=quasi_random needs a shuffled file, but {str(path)!r} is sorted by class. Pack it again "
+                "with --shuffle, or use data.order=random."
             )
         self.path = str(path)
         self.classes = info.classes
@@ -102,28 +104,28 @@ class CropLoader(TamedLoader):
         self.decoder.close()
 
     def pages(self) -> dict[str, Any]:
-        """Places of the images, for `vitkd_ds.data.order.quasi_random_order`."""
+        """Return image offsets and page size, for `vitkd_ds.data.order.quasi_random_order`."""
         offsets_N = self.decoder.table["offset"]
         return {"offsets_N": offsets_N, "file_bytes": os.stat(self.fname).st_size, "page_bytes": self._page_bytes}
 
     def is_there(self, index: int) -> bool:
-        """Whether the file is long enough to hold an image."""
+        """Return whether the file is long enough to contain an image."""
         image = self.decoder.table[index]
         return int(image["offset"]) + int(image["size"]) <= os.fstat(self.decoder.fd).st_size
 
     def reason(self, index: int, status: int) -> str:
-        """Name an image's fault."""
+        """Return an image's fault."""
         return STATUS_TEXT[status]
 
     def decode(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decode samples at once, in the calling thread."""
+        """Decode a few samples at once, in the calling thread."""
         size = self.operation.crops.size
         images_BHWC = np.zeros((len(samples), size, size, 3), np.uint8)
         status_B = np.zeros(len(samples), np.int32)
         return self.operation.decode(samples, images_BHWC, status_B)
 
     def decoded(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode samples in order, some micro-batches ahead; each is valid until the next is asked for."""
+        """Decode samples in order, some micro-batches ahead; each is valid until the next is requested."""
         self.decoder.check_anew_if_changed()
         source = self.results(samples)
         return (
@@ -131,14 +133,14 @@ class CropLoader(TamedLoader):
         )
 
     def _reading_ahead(self, source: Iterator, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Read the images of the next micro-batches before they are due, where the disk is slow."""
+        """Yield micro-batches while a thread reads ahead if the disk is slow."""
         with closing(source), ReadAhead(self.decoder, samples["index"], micro_batch_size=self.batch_size) as ahead:
             for micro_batch in source:
                 ahead.taken()
                 yield micro_batch
 
     def _asking_for_pages(self, source: Iterator, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Ask the operating system for whole pages of the file before their images are due; it reads them meanwhile."""
+        """Yield micro-batches, and ask the operating system to prefetch the file pages of the next ones."""
         asked: set[int] = set()
         with closing(source):
             for first in range(0, len(samples), self.batch_size):

@@ -1,9 +1,9 @@
-"""The demo's images: a balanced part of Fashion-MNIST, in the package, so that the demo needs no network.
+"""Demo images in the package: a balanced subset of Fashion-MNIST.
 
-The archive holds two finished .betons with their side files, 6,000 images of 28 x 28 pixels for training and 2,000 for
-validation; `benchmarks/fashion_mnist.py` made it. Both backends read the .betons from a cache folder. Fashion-MNIST is
-by Zalando SE, under the MIT licence (`demo/LICENSE`). Beside it lies the packaged teacher, which
-`vitkd_ds.models.build` reads.
+`demo_beton` unpacks the archive to a cache folder, from which both backends read. The archive contains two .betons with
+their side files: 6,000 images of 28 x 28 pixels for training and 2,000 for validation, made by
+`benchmarks/fashion_mnist.py`. Fashion-MNIST is by Zalando SE, under the MIT licence (`demo/LICENSE`). This folder also
+contains the packaged teacher, which `vitkd_ds.models.build` reads.
 """
 
 import fcntl
@@ -20,37 +20,38 @@ CLASSES = (
     *"0_t_shirt_top 1_trouser 2_pullover 3_dress 4_coat".split(),
     *"5_sandal 6_shirt 7_sneaker 8_bag 9_ankle_boot".split(),
 )
-"""Names in label order, which is Fashion-MNIST's own; the number keeps it when they are sorted."""
+"""Class names in Fashion-MNIST's label order; the leading number keeps this order when sorted."""
 ARCHIVE = Path(__file__).with_name("fashion_mnist.zip")
 
 
 def demo_beton(split: str) -> Path:
-    """Find the .beton of the demo's train or val images in the cache folder, where the first call unpacks it; raises
-    ValueError for another split, or a cache folder that cannot be written.
+    """Return the cached .beton of the demo's train or val images; the first call unpacks it.
 
-    Any number of processes may call this at once: one unpacks, the others wait. A cached file that is not whole is
-    unpacked again.
+    Processes may call this concurrently: one unpacks, the others wait. A damaged cached file is unpacked again.
+
+    Raises:
+        ValueError: unknown split, or a cache folder that cannot be written.
     """
     if split not in ("train", "val"):
-        raise ValueError(f"split must be one of train, val, found {split!r}")
+        raise ValueError(f"split must be one of train, val, got {split!r}")
     content = ARCHIVE.read_bytes()
-    # The hash keeps apart what other versions of this package cached, as they may differ in pixels, order or format.
+    # The hash separates package versions, whose archives may differ in pixels, order or format.
     path = cache_dir() / f"fashion_mnist_{hashlib.sha256(content).hexdigest()[:12]}" / f"{split}.beton"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, or the process dies
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed or the process dies
             try:
                 check_beton(path)
-            except ValueError:  # not there yet, or damaged
+            except ValueError:  # missing or damaged
                 _unpack(content, path)
     except OSError as error:
-        raise ValueError(f"the cache folder must be writable, found {error}: set VITKD_DS_CACHE to another") from error
+        raise ValueError(f"cannot write the cache folder: {error}. Set VITKD_DS_CACHE to another folder.") from error
     return path
 
 
 def cache_dir() -> Path:
-    """Folder of the unpacked images: $VITKD_DS_CACHE, else $XDG_CACHE_HOME/vitkd_ds, else ~/.cache/vitkd_ds."""
+    """Return the cache folder: $VITKD_DS_CACHE, else $XDG_CACHE_HOME/vitkd_ds, else ~/.cache/vitkd_ds."""
     if os.environ.get("VITKD_DS_CACHE"):
         return Path(os.environ["VITKD_DS_CACHE"])
     xdg = os.environ.get("XDG_CACHE_HOME")
@@ -58,7 +59,7 @@ def cache_dir() -> Path:
 
 
 def _unpack(archive: bytes, path: Path) -> None:
-    """Write the .beton and its side file; each appears under its name when it is complete and on the disk."""
+    """Write the .beton and its side file atomically, synced to disk."""
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         for target in (side_path(path), path):
             with open(partial_path(target), "wb") as file:

@@ -1,6 +1,8 @@
-"""Sources of images, for packing and for the torchvision backend: one file per kind, told apart by looking at the path.
+"""Image sources for packing and for the torchvision backend.
 
-Nothing is unpacked: members of tars are read at their offsets, so no file name inside an archive becomes a path here.
+Start reading at `open_source`, which detects the kind. There is one module per kind; `source` defines their interface.
+Nothing is unpacked: tar members are read at their offsets, so a file name inside an archive never becomes a path on
+this machine.
 """
 
 from collections.abc import Callable
@@ -21,39 +23,38 @@ KINDS: dict[str, tuple[Callable[[Path], bool], Callable[..., Source], str]] = {
     "Hugging Face save_to_disk folder": (has_arrow, open_hugging_face, "split"),
     "folder of parquet files": (has_parquet, open_hugging_face, "split"),
 }
-"""Name -> whether a path is of this kind, what opens it, and the one option that it takes, if any."""
+"""Kind of source to its test for a path, its opener, and the name of the one option that it accepts ("" if none)."""
 
 NO_LABELS = "none"
-"""Value of --labels that lists the images of a folder without classes."""
+"""Value of --labels for a folder of images without classes."""
 
 __all__ = ["KINDS", "NO_LABELS", "Source", "SourceKind", "open_source"]
 
 
 def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: str = "") -> Source:
-    """Find out what `src` is, and list its images.
+    """Detect the kind of `src`, and list its images.
 
     Args:
-        labels: file with the labels of ImageNet's validation images; "none" lists the images of any folder without
-            labels.
-        classes: file with a class name per line in label order, or a .beton, for class folders and WebDataset tars.
-        split: name of the part to read, where a Hugging Face folder has several.
+        labels: file with the labels of ImageNet's validation images; "none" lists a folder's images without labels.
+        classes: file with a class name per line in label order, or a .beton; for class folders and WebDataset tars.
+        split: split to read if a Hugging Face folder has several.
 
     Raises:
-        ValueError: nothing is there, no kind fits or several do, an option does not belong to the kind, or the
-            contents are unfit.
+        ValueError: `src` does not exist, is of no known kind or ambiguous, does not accept an option, or has invalid
+            content.
     """
     options = {"labels": labels, "classes": classes, "split": split}
     if kind := _kind_of_others(str(src)):
         if given := [f"--{name}" for name, value in options.items() if value]:
-            raise ValueError(f"{given[0]} does not belong to {str(src)!r}, a source of another package. Leave it out.")
+            raise ValueError(f"{given[0]} does not apply to {str(src)!r}, a source of another package. Omit it.")
         return kind.open(str(src))
     path = Path(src)
     must = f"src must be one of: {'; '.join(KINDS)}, found"
-    if not path.exists() and not any(sign in str(src) for sign in "*?[{"):  # signs of a pattern of tars
-        raise ValueError(f"{must} nothing at {str(src)!r}: check the path")
+    if not path.exists() and not any(sign in str(src) for sign in "*?[{"):  # characters of a pattern of tars
+        raise ValueError(f"{str(src)!r} does not exist. Check the path.")
     if labels == NO_LABELS:
         if given := "classes" if classes else "split" if split else "":
-            raise ValueError(f"--{given} does not belong to --labels {NO_LABELS}: leave one of them away")
+            raise ValueError(f"--{given} does not apply to --labels {NO_LABELS}. Omit one of them.")
         return list_unlabelled(path)
     fitting = [kind for kind, (fits, _, _) in KINDS.items() if fits(path)]
     if len(fitting) != 1:
@@ -68,11 +69,11 @@ def open_source(src: str | Path, *, labels: str = "", classes: str = "", split: 
     _, opener, known = KINDS[fitting[0]]
     for option, value in options.items():
         if value and option != known:
-            raise ValueError(f"--{option} does not belong to {fitting[0]}, which {str(src)!r} is: leave it away")
+            raise ValueError(f"--{option} does not apply to {str(src)!r} ({fitting[0]}). Omit it.")
     return opener(path, options[known]) if known else opener(path)
 
 
 def _kind_of_others(src: str) -> SourceKind | None:
-    """Return the first kind of another installed package that a source is of; None if it is of none."""
+    """Return the first kind from other installed packages that fits a source, or None."""
     kinds = map(entry_points.load, entry_points.installed("sources"))
     return next((kind for kind in kinds if kind.fits(src)), None)

@@ -1,4 +1,4 @@
-"""ImageFolder: a tree with one folder per class, as torchvision reads it."""
+"""Folders of images: one per class as in torchvision's ImageFolder, or without labels."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
 
 
 def has_class_folders(src: Path) -> bool:
-    """Whether some folder in `src` holds an image; looks no further than the first one."""
+    """Return whether some folder in `src` contains an image; stop at the first one."""
     if not src.is_dir():
         return False
     visited = {_identity(src): str(src)}
@@ -32,26 +32,28 @@ def has_class_folders(src: Path) -> bool:
 
 
 def has_loose_images(src: Path) -> bool:
-    """Whether images lie in `src` itself, where no folder gives them a class."""
+    """Return whether `src` itself contains images, which no folder gives a class."""
     return src.is_dir() and any(map(is_image, os.listdir(src)))
 
 
 def list_images(src: Path, classes_file: str = "") -> Source:
-    """List the images below each class folder of `src`, in the order of torchvision's ImageFolder. Hidden files and
-    folders, which torchvision reads, are left out. One warning counts them, another counts files outside class folders.
+    """List the images below each class folder of `src`, in the order of torchvision's ImageFolder.
+
+    Hidden files and folders, which torchvision reads, are skipped. Warnings count them, and files outside class
+    folders.
 
     Args:
-        classes_file: file that `read_classes` reads, which gives the classes their order and may name some without a
-            folder or without images. "" takes the folders, sorted.
+        classes_file: file for `read_classes` with the classes in label order, possibly including some without a folder
+            or images. "" uses the sorted folder names.
 
     Raises:
-        ValueError: a class folder has no image, or only folders and no list names it, or is none of those named, or
-            links lead to one folder twice, or a folder cannot be listed.
+        ValueError: a class folder has no image or is not listed, holds only folders and no list names it, links lead to
+            one folder twice, or a folder cannot be read.
     """
     classes = _classes(src, classes_file)
     if not classes_file:
         _check_are_no_splits(src, classes)
-    known = set(class_names(src))  # a class that is called a/b or .. is no way into another folder
+    known = set(class_names(src))  # a class name such as a/b or .. must not lead into another folder
     hidden = sorted(entry.path for entry in os.scandir(src) if entry.name.startswith("."))
     loose = {entry.path for entry in os.scandir(src) if not entry.is_dir()}.difference(hidden)
     labels, paths, others = [], [], []
@@ -63,39 +65,39 @@ def list_images(src: Path, classes_file: str = "") -> Source:
     empty = set(range(len(classes))).difference(labels)
     if empty and not classes_file:
         raise ValueError(
-            f"each class folder must have images ({' '.join(EXTENSIONS)}), found none in "
-            f"{str(src / classes[min(empty)])!r}: add some, move the folder away, or give --classes a file with a name "
-            f"per line, or another .beton, whose classes need no images here"
+            f"class folder {str(src / classes[min(empty)])!r} has no images ({' '.join(EXTENSIONS)}). Add some, move "
+            "the folder away, or pass --classes a file with a name per line, or a .beton; their classes may be empty."
         )
     if empty:
         found = (len(empty), len(classes), classes_file, str(src), classes[min(empty)])
-        logger.info("%d of the %d classes of %r have no images in %r, the first is %r", *found)
+        logger.info("%d of the %d classes of %r have no images in %r; the first is %r", *found)
     warn_of_left_out("files outside of the class folders", sorted(loose))
     _warn_of_others(others, hidden)
     return Source("ImageFolder", classes, np.array(labels, np.int64), paths, _sizes(paths), _reader(paths))
 
 
 def list_unlabelled(src: Path) -> Source:
-    """List the images in a folder, at any depth, without classes; a warning counts hidden files and folders, which are
-    left out. All labels are 0, and there are no classes.
+    """List the images in a folder, at any depth, without classes; all labels are 0.
+
+    Hidden files and folders are skipped, and a warning counts them.
 
     Raises:
-        ValueError: there is no image, or links lead to one folder twice, or a folder cannot be listed.
+        ValueError: there is no image, links lead to one folder twice, or a folder cannot be read.
     """
     others, hidden = [], []
     paths = _images(src, {}, others, hidden) if src.is_dir() else []
     if not paths:
-        raise ValueError(
-            f"a folder without classes must hold images ({' '.join(EXTENSIONS)}) at any depth, found none in "
-            f"{str(src)!r}: check the path"
-        )
+        raise ValueError(f"no images ({' '.join(EXTENSIONS)}) at any depth in {str(src)!r}. Check the path.")
     _warn_of_others(others, hidden)
     return Source("images without labels", (), np.zeros(len(paths), np.int64), paths, _sizes(paths), _reader(paths))
 
 
 def earlier_fingerprint(source: Source, *, without: str) -> str:
-    """The fingerprint of class folders as earlier versions computed it. They visited `s1/deep` before `s1-b`, because
-    they sorted the folders inside each folder, where torchvision sorts whole paths."""
+    """Return the fingerprint of class folders as earlier versions computed it.
+
+    They sorted folders within each folder, while torchvision sorts whole paths, so they visited `s1/deep` before
+    `s1-b`.
+    """
 
     def place(number: int) -> tuple:
         *folders, name = source.names[number].split(os.sep)
@@ -115,13 +117,13 @@ def _sizes(paths: Sequence[str]) -> np.ndarray:
     try:
         return np.fromiter(map(_size, paths), np.int64, count=len(paths))
     except OSError as error:
-        raise ValueError(f"every image must be readable, found {error}: repair or remove the file") from error
+        raise ValueError(f"cannot read an image: {error}. Fix or remove the file.") from error
 
 
 def _size(path: str) -> int:
     found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):  # a FIFO would be waited for, and /dev/zero never ends
-        raise ValueError(f"every image must be a plain file, found none at {path!r}: remove it, or what links there")
+    if not stat.S_ISREG(found.st_mode):  # a FIFO would block, and /dev/zero never ends
+        raise ValueError(f"image {path!r} is not a regular file. Remove it, or the link that leads to it.")
     return found.st_size
 
 
@@ -130,7 +132,7 @@ def _reader(paths: Sequence[str]) -> Callable[[int], bytes]:
 
 
 def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
-    """Class names in label order: the folders, sorted, or those of the file, which each folder must be among."""
+    """Return class names in label order: the sorted folders, or the file's list, which must include every folder."""
     folders = class_names(src)
     if not classes_file:
         return tuple(folders)
@@ -140,8 +142,8 @@ def _classes(src: Path, classes_file: str) -> tuple[str, ...]:
         found = f"{str(src / unknown[0])!r} ({nearest(unknown[0], classes)})"
         found += f" and {len(unknown) - 1} more" if unknown[1:] else ""
         raise ValueError(
-            f"each class folder must be one of the {len(classes)} classes of {classes_file!r}, found {found}: add the "
-            f"name, or move the folder away"
+            f"{classes_file!r} has {len(classes)} classes, but not that of folder {found}. Add the name, or move the "
+            "folder away."
         )
     return classes
 
@@ -170,7 +172,7 @@ def _folders_only(folder: Path) -> list[str]:
 
 
 def class_names(src: Path) -> list[str]:
-    """The names of the class folders in `src`, sorted; hidden ones are left out."""
+    """Return the sorted names of the class folders in `src`, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(src) if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -180,8 +182,10 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 
 def _images(top: Path, visited: dict[tuple[int, int], str], others: list[str], hidden: list[str]) -> list[str]:
-    """The paths of the images in and below a folder, in torchvision's order: by the path of their folder as text, then
-    by name. `others` gets the paths of other files, and `hidden` those of hidden files and folders."""
+    """Return the paths of the images in and below a folder, in torchvision's order: by folder path, then by name.
+
+    Paths of other files are added to `others`, and paths of hidden files and folders to `hidden`.
+    """
     images = []
     for root, names, left_out in sorted(_walk(top, visited)):
         for name in sorted(names):
@@ -191,14 +195,20 @@ def _images(top: Path, visited: dict[tuple[int, int], str], others: list[str], h
 
 
 def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Path, names of files, and names of hidden files and folders, of a folder and of those below it that are not
-    hidden. `visited` has the folders seen before, by device and inode; raises ValueError if a link leads to one of
-    them, because its images would be listed twice, perhaps as two classes, or if a folder cannot be listed."""
+    """Yield path, file names, and hidden file and folder names of a folder and all visible folders below it.
+
+    Args:
+        visited: paths of folders already seen, by device and inode; updated.
+
+    Raises:
+        ValueError: a folder cannot be read, or a link leads to one already seen, so that its images would be listed
+            twice, perhaps as two classes.
+    """
     for root, folders, names in os.walk(top, onerror=_cannot_list, followlinks=True):
         before = visited.setdefault(_identity(root), root)
         if before != root:
             raise ValueError(
-                f"each folder of images must be listed once, found {before!r} again as {root!r}: remove the link"
+                f"{root!r} is a link to the folder {before!r}, whose images are already listed. Remove the link."
             )
         hidden = [name for name in (*folders, *names) if name.startswith(".")]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -206,5 +216,5 @@ def _walk(top: Path, visited: dict[tuple[int, int], str]) -> Iterator[tuple[str,
 
 
 def _cannot_list(error: OSError) -> None:
-    """Raise a ValueError for a folder that cannot be listed, whose images `os.walk` would leave out silently."""
+    """Raise ValueError for a folder that cannot be read; `os.walk` would silently skip its images."""
     raise ValueError(f"cannot list {error.filename!r}: {error.strerror}. Make it readable, or move it away.") from error

@@ -1,8 +1,8 @@
-"""Hugging Face image data sets on disk: a save_to_disk folder, or parquet files as the hub keeps them.
+"""Hugging Face image data sets on disk: a save_to_disk folder, or parquet files.
 
-Read through the `datasets` library (`pip install 'vitkd_ds[hf]'`), which turns parquet into Arrow files in its cache
-(HF_DATASETS_CACHE) once. Decoding is switched off, so that the original bytes arrive. Nothing is downloaded, and no
-code of a data set runs.
+They are read with the `datasets` library (`pip install 'vitkd_ds[hf]'`), which converts parquet once to Arrow files in
+its cache (HF_DATASETS_CACHE). Decoding is disabled to get the original bytes. Nothing is downloaded, and no code from a
+data set runs.
 """
 
 import logging
@@ -18,34 +18,37 @@ from vitkd_ds.data.sources.source import Source
 logger = logging.getLogger(__name__)
 
 ARROW_SIGNS = ("dataset_info.json", "dataset_dict.json")
-"""Files at the top of what save_to_disk writes, of one split or several."""
+"""Files in a save_to_disk folder with one split, or several."""
 PART_NAME = re.compile(r"(.+?)([-_.](\d+)[-_]of[-_](\d+).*)?\.parquet$")
-"""The hub's train-00000-of-00294.parquet, and names of other tools such as train_0_of_3.parquet."""
+"""Name of a parquet part: the hub's train-00000-of-00294.parquet, or other tools' train_0_of_3.parquet."""
 
 
 def has_arrow(src: Path) -> bool:
-    """Whether `src` is a folder that save_to_disk wrote."""
+    """Return whether `src` is a folder written by save_to_disk."""
     return src.is_dir() and any((src / name).is_file() for name in ARROW_SIGNS)
 
 
 def has_parquet(src: Path) -> bool:
-    """Whether `src`, or its folder data, has parquet files."""
+    """Return whether `src`, or its subfolder data, has parquet files."""
     return bool(_parquet_files(src)) and not has_arrow(src)
 
 
 def open_hugging_face(src: Path, split: str) -> Source:
-    """List the images of a data set with one image column and one of class labels; raises ValueError if the library is
-    missing, the folder is unfit, or a split must be named."""
+    """List the images of a data set with one image column and one class label column.
+
+    Raises:
+        ValueError: the library is missing, the folder is invalid, or several splits exist and none is named.
+    """
     try:
         import datasets
     except ImportError as error:
         found = f"{str(src)!r} needs the package datasets to be read, found none"
-        raise ValueError(f"{found}: pip install 'vitkd_ds[hf]'") from error
+        raise ValueError(f"{found}. Install it: pip install 'vitkd_ds[hf]'") from error
     dataset = _arrow(datasets, src, split) if has_arrow(src) else _parquet(datasets, src, split)
     image_key = _only_column(src, dataset, datasets.Image, "image")
     label_key = _only_column(src, dataset, datasets.ClassLabel, "class label")
     if not len(dataset):
-        raise ValueError(f"{str(src)!r} must hold images, found no row: give another split")
+        raise ValueError(f"{str(src)!r} has no rows. Choose another split.")
     classes = tuple(dataset.features[label_key].names)
     images = dataset.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
     folder = src.resolve()
@@ -53,14 +56,14 @@ def open_hugging_face(src: Path, split: str) -> Source:
     unlabelled = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(unlabelled):
         raise ValueError(
-            f"every row of {str(src)!r} must have a class below {len(classes)}, found {labels[unlabelled[0]]} in row "
-            f"{unlabelled[0]}: test splits have no labels, give another split"
+            f"row {unlabelled[0]} of {str(src)!r} has class {labels[unlabelled[0]]}, not one from 0 to "
+            f"{len(classes) - 1}. Test splits have no labels; choose another split."
         )
 
     def read(index: int) -> bytes:
         value = images[index][image_key] or {}
         if (content := value.get("bytes")) is None:
-            path = value.get("path")  # without one either, there is no image
+            path = value.get("path")  # without bytes and path, there is no image
             content = _file_inside(folder, path, row=index).read_bytes() if path else b""
         return content
 
@@ -70,23 +73,23 @@ def open_hugging_face(src: Path, split: str) -> Source:
 
 
 def _choose(src: Path, found: list[str], split: str) -> str:
-    """The split to read: the one that is named, or the only one."""
+    """Return the split to read: the given one, or the only one."""
     if split not in found and (split or len(found) != 1):
         splits = f"{str(src)!r}, {', '.join(found)}"
-        raise ValueError(f"--split must name one of the splits of {splits}, found {split!r}: choose one")
+        raise ValueError(f"--split must be one of the splits of {splits}, got {split!r}")
     return split or found[0]
 
 
 def _arrow(datasets: Any, src: Path, split: str) -> Any:
     try:
         dataset = datasets.load_from_disk(str(src))
-    except Exception as error:  # the library and Arrow raise whatever comes
+    except Exception as error:  # the library and Arrow raise many error types
         found = f"{type(error).__name__} {error}"
-        raise ValueError(f"{str(src)!r} must be a folder of save_to_disk, found {found}: save it again") from error
+        raise ValueError(f"{str(src)!r} is not a valid save_to_disk folder: {found}. Save it again.") from error
     if isinstance(dataset, datasets.DatasetDict):
         return dataset[_choose(src, sorted(dataset), split)]
     if split and str(dataset.split) != split:
-        raise ValueError(f"{str(src)!r} holds the split {dataset.split}, found --split {split!r}: leave it away")
+        raise ValueError(f"{str(src)!r} is the single split {dataset.split}, not {split!r}. Omit --split.")
     return dataset
 
 
@@ -101,36 +104,35 @@ def _parquet(datasets: Any, src: Path, split: str) -> Any:
     chosen = files[_choose(src, sorted(files), split)]
     _check_parts(src, [Path(file).name for file in chosen])
     try:
-        return datasets.load_dataset("parquet", data_files=chosen, split="train")  # its name for the only part
-    except Exception as error:  # the library and Arrow raise whatever comes
+        return datasets.load_dataset("parquet", data_files=chosen, split="train")  # its name for a single split
+    except Exception as error:  # the library and Arrow raise many error types
         raise ValueError(
-            f"{chosen[0]!r} and its {len(chosen) - 1} sisters must be parquet files of images, found "
-            f"{type(error).__name__} {error.__cause__ or error}: fetch them again"
+            f"{chosen[0]!r} and {len(chosen) - 1} more files cannot be read as parquet files: "
+            f"{type(error).__name__} {error.__cause__ or error}. Download them again."
         ) from error
 
 
 def _check_parts(src: Path, names: list[str]) -> None:
-    """Raise ValueError unless the files of a split are all parts of one export, each once, or one file without a
-    number."""
+    """Raise ValueError unless a split's files are all parts of one export, each once, or one unnumbered file."""
     parts = [PART_NAME.match(name).group(3, 4) for name in names]
     total = parts[0][1]
     other = next((name for name, part in zip(names, parts) if part[1] != total), None)
     if other:
-        raise ValueError(f"{str(src)!r} mixes parts of two exports, {names[0]!r} and {other!r}: remove those of one")
+        raise ValueError(f"{str(src)!r} mixes parts of two exports, {names[0]!r} and {other!r}. Remove one export.")
     if total is None:
         return
     numbers = [int(number) for number, _ in parts]
     absent = sorted(set(range(int(total))).difference(numbers))
     if absent:
         raise ValueError(
-            f"{str(src)!r} lacks {len(absent)} of the {int(total)} parts that {names[0]!r} belongs to, the first is "
-            f"number {absent[0]:05d}: fetch them, or rename the files to parts of {len(names)}"
+            f"{str(src)!r} lacks {len(absent)} of the {int(total)} parts of the export with {names[0]!r}; the first is "
+            f"number {absent[0]:05d}. Download them, or rename the files to parts of {len(names)}."
         )
     if len(numbers) > int(total):
         extra = next(name for name, number in zip(names, numbers) if numbers.count(number) > 1 or number >= int(total))
         raise ValueError(
-            f"{str(src)!r} has {len(numbers)} files of {int(total)} parts, such as {extra!r}: remove those of another "
-            "export"
+            f"{str(src)!r} has {len(numbers)} files, but its export has {int(total)} parts. Remove surplus files such "
+            f"as {extra!r}."
         )
 
 
@@ -138,16 +140,20 @@ def _only_column(src: Path, dataset: Any, kind: type, what: str) -> str:
     found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
     if len(found) != 1:
         raise ValueError(
-            f"{str(src)!r} must have one column of type {kind.__name__} ({what}), found {len(found)} among "
-            f"{dataset.features}: cast or remove columns, and save it again"
+            f"{str(src)!r} must have one column of type {kind.__name__} ({what}), but has {len(found)} among "
+            f"{dataset.features}. Cast or remove columns, and save it again."
         )
     return found[0]
 
 
 def _names_and_sizes(images: Any, key: str, prefix: str, folder: Path) -> tuple[list[str], np.ndarray]:
-    """A name with row number and original file name, and the size in bytes, of each image; no image is decoded. Raises
-    ValueError if a row without bytes names anything but a plain file in the folder; a warning counts those without
-    either."""
+    """Return the name (with row number and original file name) and the size in bytes of each image, without decoding.
+
+    A warning counts rows without bytes and path.
+
+    Raises:
+        ValueError: a row without bytes names something other than a regular file in the folder.
+    """
     import pyarrow.compute
 
     names, sizes, hollow = [], [], []
@@ -162,18 +168,20 @@ def _names_and_sizes(images: Any, key: str, prefix: str, folder: Path) -> tuple[
                 sizes.append(length)
     if hollow:
         what = "have neither bytes nor a path and count as damaged images"
-        logger.warning("%d rows of %r %s, the first is row %d", len(hollow), prefix, what, hollow[0])
+        logger.warning("%d rows of %r %s; the first is row %d", len(hollow), prefix, what, hollow[0])
     return names, np.array(sizes, np.int64)
 
 
 def _file_inside(folder: Path, path: str, *, row: int) -> Path:
-    """Find the plain file in a data set's folder that a row names. Raises ValueError for anything else: a downloaded
-    table must not choose which files of this machine are read, and a pipe or device may never end."""
+    """Return the regular file in a data set's folder that a row names; raise ValueError for anything else.
+
+    A downloaded table must not make this machine read other files, and a pipe or device may never end.
+    """
     if "\0" not in path:
         file = Path(os.path.realpath(folder / path))
         if file.is_relative_to(folder) and os.path.isfile(file):
             return file
     raise ValueError(
-        f"row {row} of {str(folder)!r} has no bytes and names {path!r}, which is no plain file in that folder: copy "
-        "the images into the folder, or save the data set with save_to_disk, which stores their bytes"
+        f"row {row} of {str(folder)!r} has no bytes and names {path!r}, which is not a regular file in that folder. "
+        "Copy the images into the folder, or save the data set with save_to_disk, which stores their bytes."
     )

@@ -1,4 +1,4 @@
-"""ImageNet's own files: the training tar (a tar of 1,000 class tars) and the validation tar with its labels."""
+"""ImageNet's original files: the training and validation tars, and the labels."""
 
 import io
 import re
@@ -13,26 +13,29 @@ from vitkd_ds.data.sources.tar import Member, first_name, list_members, source_o
 
 CLASS_TAR = re.compile(r"(n\d{8})\.tar$")
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
-"""What the devkit holds of the labels: wnid of each number, and number of each image in name order."""
+"""Files with the labels in the devkit: the wnid of each class number, and the class number of each image by name."""
 VAL_NAME = "ILSVRC2012_val_{:08d}"
 NO_IMAGES = "hidden files and files without an image's ending"
 
 
 def has_class_tars(src: Path) -> bool:
-    """Whether `src` is a tar of class tars, or a folder that holds class tars."""
+    """Return whether `src` is a tar of class tars, or a folder with class tars."""
     if src.is_dir():
         return any(CLASS_TAR.match(entry.name) for entry in src.iterdir())
     return CLASS_TAR.search(first_name(src)) is not None
 
 
 def has_flat_images(src: Path) -> bool:
-    """Whether `src` is a tar that begins with an image of ImageNet's validation set."""
+    """Return whether `src` is a tar that starts with an image of ImageNet's validation set."""
     return Path(first_name(src)).name.startswith(VAL_NAME[:15])
 
 
 def open_class_tars(src: Path) -> Source:
-    """List the images of ImageNet's training tar, or of its class tars in a folder; wnids give the labels in order.
-    Raises ValueError if a tar is damaged, has no images, or stands where none is expected."""
+    """List the images of ImageNet's training tar, or of a folder of its class tars; sorted wnids define the labels.
+
+    Raises:
+        ValueError: a tar is damaged, has no images, or is not a class tar.
+    """
     others = []
     if src.is_dir():
         files = sorted(path for path in src.iterdir() if CLASS_TAR.match(path.name))
@@ -41,15 +44,15 @@ def open_class_tars(src: Path) -> Source:
     else:
         files = [src]
         tars = sorted((Path(member.name).name, 0, member) for member in list_members(src))
-    # Sorted as ImageFolder sorts folders and files, so the numbers of classes and images are the same from both.
+    # Sort as ImageFolder sorts folders and files, so that classes and images get the same numbers.
     members, names, labels, classes = [], [], [], []
     for label, (name, number, inner) in enumerate(tars):
         found = CLASS_TAR.match(name)
         if not found or classes and classes[-1] == found[1]:
-            raise ValueError(f"{str(src)!r} must hold tars nXXXXXXXX.tar, each once, found {name!r}: remove it")
+            raise ValueError(f"{name!r} in {str(src)!r} is a duplicate, or not a tar nXXXXXXXX.tar. Remove it.")
         images = _images_of(list_members(files[number], inside=inner), f"{src.name}/{name}", others)
         if not images:
-            raise ValueError(f"every class tar must hold images, found none in {name!r} of {str(src)!r}: fetch it anew")
+            raise ValueError(f"class tar {name!r} of {str(src)!r} has no images. Download it again.")
         classes.append(found[1])
         images.sort(key=lambda member: member.name)
         members += [(number, member) for member in images]
@@ -60,16 +63,19 @@ def open_class_tars(src: Path) -> Source:
 
 
 def open_flat_tar(src: Path, labels_file: str) -> Source:
-    """List the images of ImageNet's validation tar, with labels from a file; sorted wnids give the numbers. Raises
-    ValueError if the labels are not given, unreadable, or do not cover all images, or if the tar is damaged."""
+    """List the images of ImageNet's validation tar, with labels from a file; sorted wnids define the label numbers.
+
+    Raises:
+        ValueError: the labels are missing, unreadable or incomplete, or the tar is damaged.
+    """
     if not labels_file:
         raise ValueError(
-            f"{str(src)!r} holds no labels: give --labels, the devkit ILSVRC2012_devkit_t12.tar.gz, or a text file "
-            f"with a line per image, such as {VAL_NAME.format(1)}.JPEG n01751748, or Kaggle's LOC_val_solution.csv"
+            f"{str(src)!r} has no labels. Pass --labels with the devkit ILSVRC2012_devkit_t12.tar.gz, a text file with "
+            f"lines such as {VAL_NAME.format(1)}.JPEG n01751748, or Kaggle's LOC_val_solution.csv."
         )
     file = Path(labels_file)
     if not file.is_file():
-        raise ValueError(f"--labels must be a file, found none at {labels_file!r}: check the path")
+        raise ValueError(f"no file {labels_file!r} (--labels). Check the path.")
     wnids = _devkit_labels(file) if tarfile.is_tarfile(file) else _text_labels(file)
     others = []
     images = _images_of(list_members(src), src.name, others)
@@ -78,8 +84,8 @@ def open_flat_tar(src: Path, labels_file: str) -> Source:
     found = [wnids.get(Path(member.name).stem) for member in images]
     if None in found:
         raise ValueError(
-            f"{labels_file!r} must name the class of every image of {str(src)!r}, found none of "
-            f"{images[found.index(None)].name!r} and {found.count(None) - 1} more: give the labels of these images"
+            f"{labels_file!r} lacks the classes of {images[found.index(None)].name!r} and {found.count(None) - 1} more "
+            f"images of {str(src)!r}. Pass --labels with the labels of these images."
         )
     classes, labels = np.unique(found, return_inverse=True)
     names = [f"{src.name}/{member.name}" for member in images]
@@ -87,7 +93,7 @@ def open_flat_tar(src: Path, labels_file: str) -> Source:
 
 
 def _images_of(members: Iterable[Member], place: str, others: list[str]) -> list[Member]:
-    """The members that are images by their names; `others` gets the names of the others, behind `place`."""
+    """Return the members that are images by name; add the other names, prefixed with `place`, to `others`."""
     images = []
     for member in members:
         if is_image(member.name):
@@ -98,22 +104,25 @@ def _images_of(members: Iterable[Member], place: str, others: list[str]) -> list
 
 
 def _text_labels(file: Path) -> dict[str, str]:
-    """Image name without ending -> class, from lines `NAME CLASS ...` or `NAME,CLASS ...`; Kaggle's header is left."""
+    """Map image names without extension to classes, from lines `NAME CLASS ...` or `NAME,CLASS ...`.
+
+    Kaggle's header line is skipped.
+    """
     found = {}
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words or words[0] == "ImageId":
             continue
         if len(words) < 2:
-            raise ValueError(f"{str(file)!r} must have an image and its class in line {number}, found {line!r}: add it")
+            raise ValueError(f"line {number} of {str(file)!r} needs an image and its class, got {line!r}")
         stem = Path(words[0]).stem
         if found.setdefault(stem, words[1]) != words[1]:
-            raise ValueError(f"{str(file)!r} must name {stem!r} once, found another class in line {number}: correct it")
+            raise ValueError(f"line {number} of {str(file)!r} gives {stem!r} a second class. Correct the file.")
     return found
 
 
 def _devkit_labels(file: Path) -> dict[str, str]:
-    """Image name without ending -> wnid, from the devkit's tar.gz."""
+    """Map image names without extension to wnids, from the devkit's tar.gz."""
     from scipy.io import loadmat  # slow
 
     try:
@@ -123,8 +132,8 @@ def _devkit_labels(file: Path) -> dict[str, str]:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         wnids = dict(zip(synsets["ILSVRC2012_ID"].astype(int).tolist(), map(str, synsets["WNID"])))
         return {VAL_NAME.format(image): wnids[int(number)] for image, number in enumerate(truth.split(), 1)}
-    except Exception as error:  # scipy raises whatever comes
+    except Exception as error:  # scipy raises many error types
         raise ValueError(
-            f"--labels {str(file)!r} must be ImageNet's devkit with {META} and {GROUND_TRUTH}, found "
-            f"{type(error).__name__} {error}: fetch it again"
+            f"--labels {str(file)!r} is not ImageNet's devkit with {META} and {GROUND_TRUTH}: "
+            f"{type(error).__name__} {error}. Download it again."
         ) from error

@@ -1,4 +1,4 @@
-"""What all kinds of sources have in common: a list of images with labels, and a way to get the bytes of each."""
+"""Interface of all image sources: a list of images with labels, and their bytes."""
 
 import hashlib
 import logging
@@ -16,23 +16,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """The images of one data set."""
+    """Images of one data set."""
 
     kind: str
     classes: tuple[str, ...]
-    """Names in label order."""
+    """Class names in label order."""
     labels: np.ndarray
-    """int64 [number of images], positions in `classes`."""
+    """Indices in `classes`, int64 [number of images]."""
     names: Sequence[str]
-    """Where a person finds each image: file, and member or row."""
+    """Human-readable location of each image: file, and member or row."""
     sizes: np.ndarray
-    """int64 [number of images], bytes of each image's file."""
+    """Size of each image's file in bytes, int64 [number of images]."""
     read: Callable[[int], bytes]
-    """Gives the bytes of the i-th image's file. Works in forked processes: nothing that has a position is shared."""
+    """Function that returns the bytes of the i-th image's file. Safe in forked processes: shares no file position."""
 
     def fingerprint(self, *, without: str = "") -> str:
-        """A hash of names, sizes and labels; another one means other images. `without` is cut off the beginning of each
-        name: the path of a folder, so that it does not matter where the folder lies."""
+        """Return a hash of names, sizes and labels.
+
+        Args:
+            without: prefix to remove from each name, such as the folder's path, so that the folder may move.
+        """
         digest = hashlib.sha256(repr((self.kind, self.classes)).encode("utf-8", "surrogateescape"))
         for name in self.names:
             digest.update(name.removeprefix(without).encode("utf-8", "surrogateescape") + b"\0")
@@ -41,21 +44,21 @@ class Source:
 
 
 def warn_of_left_out(what: str, names: Sequence[str]) -> None:
-    """Log how many files a source leaves out, and the first one's name, if there are any."""
+    """Log how many files a source skips, and the first one's name, if there are any."""
     if names:
-        logger.warning("%d %s are left out, the first is %r", len(names), what, names[0])
+        logger.warning("skipping %d %s; the first is %r", len(names), what, names[0])
 
 
 class SourceKind(NamedTuple):
-    """A kind of source from another package, which an entry point of the group `vitkd_ds.sources` names."""
+    """Kind of source from another package, registered as an entry point of the group `vitkd_ds.sources`."""
 
     fits: Callable[[str], bool]
-    """Whether a source is of this kind, by its name as the command line has it, such as s3://bucket/images."""
+    """Function that tells whether a source is of this kind, by its command-line name such as s3://bucket/images."""
     open: Callable[[str], Source]
-    """List the images of such a source. Raises ValueError if it is unfit."""
+    """Function that lists the images of such a source; raises ValueError if it is invalid."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file counts as an image by its name; hidden files do not."""
+    """Return whether a file name has an image extension and is not hidden."""
     base = os.path.basename(name)
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in EXTENSIONS

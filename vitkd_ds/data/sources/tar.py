@@ -1,4 +1,4 @@
-"""Members of uncompressed tars, and of tars inside tars: where they lie, and their bytes. Nothing is unpacked."""
+"""List and read members of uncompressed tars, also nested ones, without unpacking."""
 
 import logging
 import os
@@ -15,24 +15,24 @@ from vitkd_ds.data.sources.source import Source
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 512
-"""Tar's unit; an archive ends in blocks of zeros."""
+"""Tar's block size in bytes; an archive ends with blocks of zeros."""
 SEARCH_BYTES = 2**20
-"""Read at a time behind the end of an archive, where another one may follow."""
+"""Bytes per read while searching for another archive after the end of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A plain file inside a tar."""
+    """Regular file inside a tar."""
 
     name: str
-    """As the tar spells it."""
+    """Name as stored in the tar."""
     offset: int
-    """Position of its first byte, in the outermost file."""
+    """Offset of its first byte in the outermost file."""
     size: int
 
 
 def first_name(path: Path) -> str:
-    """Name of the first plain file of a tar; "" if it has none, or is no uncompressed tar."""
+    """Return the name of a tar's first regular file; "" if it has none, or is not an uncompressed tar."""
     try:
         return next(list_members(path)).name if path.is_file() else ""
     except (StopIteration, ValueError):
@@ -40,18 +40,21 @@ def first_name(path: Path) -> str:
 
 
 def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member]:
-    """The plain files of the tar `path`, or of the tar that is its member `inside`, in file order, and of all tars that
-    were written one behind the other into it. A hard link is the file that it leads to; a warning counts what else is
-    no folder.
+    """Yield the regular files of a tar in file order, including those of further tars appended to it.
+
+    A hard link yields its target. A warning counts other members that are not folders. Python's tarfile takes a damaged
+    header in the middle for the end, so this also checks that the end is marked, and that only tars follow.
+
+    Args:
+        inside: member of `path` that is the tar to list; None lists `path` itself.
 
     Raises:
-        ValueError: it is no plain file, no tar, a compressed one, or one that is cut short or damaged, or a hard link
-            leads to nothing before it. Python's tarfile takes a damaged header in the middle for the end, so it is
-            checked that the end is marked as such, and that nothing but tars follows.
+        ValueError: not a regular file, not a tar, or a compressed, truncated or damaged one; or a hard link without an
+            earlier target.
     """
     place = f"{str(path)!r}" + (f", member {inside.name!r}," if inside else "")
-    if not path.is_file():  # a FIFO, say, would be waited for
-        raise ValueError(f"{place} must be a plain file to be read as a tar, found none: give another")
+    if not path.is_file():  # opening a FIFO, for example, would block
+        raise ValueError(f"{place} is not a regular file, so it cannot be read as a tar")
     start = inside.offset if inside else 0
     files = {}
     others = []
@@ -74,18 +77,21 @@ def list_members(path: Path, *, inside: Member | None = None) -> Iterator[Member
                             yield found
                         elif not member.isdir():
                             others.append(member.name)
-                        tar.members.clear()  # it would keep a record of every member
+                        tar.members.clear()  # free tarfile's record of every member
                     first = _next_archive(file, tar.offset, place)
     except (tarfile.TarError, OSError) as error:
         remedy = "fetch it again, or decompress it"
-        raise ValueError(f"{place} must be a whole, uncompressed tar, found {error}: {remedy}") from error
+        raise ValueError(f"{place} is not a complete, uncompressed tar ({error}): {remedy}") from error
     if others:
-        logger.warning("%s: %d members are no plain files and left out, the first is %r", place, len(others), others[0])
+        logger.warning("%s: skipping %d non-regular members; the first is %r", place, len(others), others[0])
 
 
 def _file_of(member: tarfile.TarInfo, files: dict[str, Member], *, start: int, place: str) -> Member | None:
-    """The plain file that a member of a tar is, or is a hard link to; None if it is none. `files` holds those before
-    it, by name."""
+    """Return the regular file that a tar member is or links to, or None.
+
+    Args:
+        files: earlier regular files of the tar, by name.
+    """
     if member.isreg() and not member.issparse():
         return Member(member.name, member.offset_data + start, member.size)
     if not member.islnk():
@@ -93,17 +99,20 @@ def _file_of(member: tarfile.TarInfo, files: dict[str, Member], *, start: int, p
     target = files.get(member.linkname)
     if target is None:
         found = f"{member.name!r} as a link to {member.linkname!r}"
-        raise ValueError(f"{place} must hold each file before the hard links to it, found {found}: write the tar again")
+        raise ValueError(f"{place} has {found}, which does not precede it. Write the tar again.")
     return Member(member.name, target.offset, target.size)
 
 
 def _next_archive(file: BinaryIO, end: int, place: str) -> int | None:
-    """Position of the first byte that is not 0 behind the end of an archive, where another one begins; None if there is
-    none. Raises ValueError if the end is not marked by a block of zeros."""
+    """Return the offset of the next archive, the first non-zero byte after the end of one, or None.
+
+    Raises:
+        ValueError: no block of zeros marks the end.
+    """
     file.seek(end)
     block = file.read(BLOCK_BYTES)
     if block != bytes(BLOCK_BYTES):
-        raise ValueError(f"{place} must end in tar's blocks of zeros, found others: it is cut short, fetch it again")
+        raise ValueError(f"{place} is truncated: the blocks of zeros at its end are missing. Download it again.")
     while block:
         if rest := block.lstrip(b"\0"):
             return end + len(block) - len(rest)
@@ -115,10 +124,13 @@ def _next_archive(file: BinaryIO, end: int, place: str) -> int | None:
 def source_of(
     kind: str, classes: list[str], labels: Sequence[int], names: list[str], files: list[Path], members: list
 ) -> Source:
-    """A source whose images are members of tars; `members` holds the position of its tar in `files`, and itself.
+    """Build a source of images that are members of tars.
 
-    The last file that was read stays open, since neighbours mostly lie in one. It is read at given positions, so
-    processes that were forked from one another may share it.
+    The most recently read tar stays open, since neighbours are mostly in the same one. Reads use explicit offsets, so
+    forked processes may share the descriptor.
+
+    Args:
+        members: pairs of the tar's index in `files` and the member, one per image.
     """
     rows = [(number, member.offset, member.size) for number, member in members]
     numbers, offsets, sizes = np.array(rows, np.int64).reshape(-1, 3).T
@@ -134,7 +146,7 @@ def source_of(
             opened[number] = os.open(files[number], os.O_RDONLY | os.O_CLOEXEC)
         content = os.pread(opened[number], size, int(offsets[index]))
         if len(content) != size:
-            raise OSError(f"{str(files[number])!r} ends inside the member: it was cut while it was read")
+            raise OSError(f"{str(files[number])!r} ends inside the member; it was truncated while being read")
         return content
 
     return Source(kind, tuple(classes), np.array(labels, np.int64), names, sizes.copy(), read)

@@ -1,4 +1,4 @@
-"""WebDataset: tars whose members of one key (KEY.jpg, KEY.cls) make a sample; read with Python's tarfile."""
+"""WebDataset tars: members with the same key (KEY.jpg, KEY.cls) form a sample."""
 
 import glob
 import logging
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 CLASS_ENDING = "cls"
 MAX_CLASS_BYTES = 1000
-"""A class is a number or a name; more is another kind of file."""
+"""Maximum size of a class file, which has only a number or name."""
 MAX_SHOWN = 40
-"""Signs of a class in a message."""
+"""Maximum number of a class's characters in a message."""
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def has_samples(src: Path) -> bool:
-    """Whether `src` is a tar, a folder of tars or a pattern, and not one of ImageNet's own."""
+    """Return whether `src` is a tar, a folder of tars or a pattern, but not one of ImageNet's own."""
     if src.is_file():
         return bool(first_name(src)) and not has_class_tars(src) and not has_flat_images(src)
     if src.is_dir():
@@ -35,18 +35,21 @@ def has_samples(src: Path) -> bool:
 
 
 def open_samples(src: Path, classes_file: str) -> Source:
-    """List the samples of all tars in their order; warnings count those without an image, and hidden files. Raises
-    ValueError if a tar is damaged, or a sample lacks its class or has two images."""
+    """List the samples of all tars in order; warnings count samples without an image and hidden files.
+
+    Raises:
+        ValueError: a tar is damaged, or a sample has no class or two images.
+    """
     tars = _tars(src)
     without = []
     hidden = []
     samples = [(number, *sample) for number, tar in enumerate(tars) for sample in _samples(tar, without, hidden)]
     endings = " ".join(IMAGE_ENDINGS)
     if not samples:
-        raise ValueError(f"WebDataset tars must hold images ({endings}), found none in {str(src)!r}: give others")
+        raise ValueError(f"no images ({endings}) in the WebDataset tars of {str(src)!r}. Use other tars.")
     if without:
         found = (len(without), len(without) + len(samples), str(src), endings, without[0])
-        logger.warning("%d of the %d samples of %r have no image (%s) and are left out, the first is %r", *found)
+        logger.warning("skipping %d of %d samples of %r without an image (%s); the first is %r", *found)
     warn_of_left_out("hidden files", hidden)
     members = [sample[:2] for sample in samples]
     texts = [text for _, _, text in samples]
@@ -56,7 +59,7 @@ def open_samples(src: Path, classes_file: str) -> Source:
 
 
 def _tars(src: Path) -> list[Path]:
-    """The files that a tar, a folder or a pattern such as `train-{000000..000146}.tar` or `train-*.tar` means."""
+    """List the tars of a file, a folder or a pattern such as `train-{000000..000146}.tar` or `train-*.tar`."""
     if src.is_file():
         return [src]
     if src.is_dir():
@@ -67,20 +70,21 @@ def _tars(src: Path) -> list[Path]:
     for pattern in _expanded(str(src)):
         found = [Path(name) for name in sorted(glob.glob(pattern))]
         if not found:
-            raise ValueError(f"src must be tars that exist, found none at {pattern!r} of {str(src)!r}: check the name")
+            raise ValueError(f"no tar matches {pattern!r} of {str(src)!r}. Check the name.")
         for tar in found:
             if tar in tars:
                 raise ValueError(
-                    f"{str(src)!r} must name each tar once, found {str(tar)!r} by {tars[tar]!r} and "
-                    f"{pattern!r}: change it"
+                    f"{str(src)!r} matches {str(tar)!r} twice, by {tars[tar]!r} and {pattern!r}. Change the pattern."
                 )
             tars[tar] = pattern
     return list(tars)
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """Expand braces as the shell does: {a,b} and {000..146}. One at a time, as the first that names no tar is an error,
-    and a range may have millions."""
+    """Expand braces as the shell does: {a,b} and {000..146}.
+
+    Names are generated one at a time, since a range may have millions, and the first without a tar is an error.
+    """
     found = BRACES.search(pattern)
     if not found:
         yield pattern
@@ -96,8 +100,10 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple[Member, str]]:
-    """Image and class text of each sample of a tar, in file order. `without` gets the name of each sample without an
-    image, and `hidden` those of hidden files."""
+    """Yield image and class text of each sample of a tar, in file order.
+
+    Names of samples without an image are added to `without`, and names of hidden files to `hidden`.
+    """
     images: dict[str, Member] = {}
     classes: dict[str, Member] = {}
     others: dict[str, str] = {}
@@ -112,15 +118,15 @@ def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple
             kept = classes if ending == CLASS_ENDING else images
             if key in kept:
                 raise ValueError(
-                    f"{str(tar)!r} must hold one image and one class per key, found {kept[key].name!r} and "
-                    f"{member.name!r}: write the tar again"
+                    f"{str(tar)!r} must have one image and one class per key, but has {kept[key].name!r} and "
+                    f"{member.name!r}. Write the tar again."
                 )
             kept[key] = member
         else:
             others.setdefault(key, member.name)
     names = {key: member.name for key, member in classes.items()} | others
     without += [f"{tar.name}/{name}" for key, name in names.items() if key not in images]
-    # A class may stand before or after its image, so classes are read when all members are known.
+    # A class may precede or follow its image, so read classes once all members are known.
     with open(tar, "rb") as file:
         for key, image in images.items():
             text = ""
@@ -129,14 +135,14 @@ def _samples(tar: Path, without: list[str], hidden: list[str]) -> Iterator[tuple
             if not text:
                 found = "an empty one" if key in classes else "none"
                 raise ValueError(
-                    f"{str(tar)!r} must hold {key}.{CLASS_ENDING} with the class of {image.name!r}, found {found}: "
-                    f"write the tar again"
+                    f"{str(tar)!r} needs a file {key}.{CLASS_ENDING} with the class of {image.name!r}, but has "
+                    f"{found}. Write the tar again."
                 )
             yield image, text
 
 
 def _class_text(tar: Path, file: BinaryIO, member: Member) -> str:
-    """The text of a class; raises ValueError if it is too long, because two that are cut may look the same."""
+    """Read the text of a class; raise ValueError if it is too long, since truncated classes could become equal."""
     if member.size > MAX_CLASS_BYTES:
         raise ValueError(
             f"{member.name!r} in {str(tar)!r} has {member.size} bytes, a class at most {MAX_CLASS_BYTES}. Write only "
@@ -147,7 +153,7 @@ def _class_text(tar: Path, file: BinaryIO, member: Member) -> str:
 
 
 def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[list[str], list[int]]:
-    """Class names and the label of each sample, whose classes are numbers or names."""
+    """Return the class names and the label of each sample; classes are given as numbers or names."""
     are_numbers = all(text.isdecimal() for text in texts)
     if not (are_numbers or classes_file):
         _check_are_names(texts, names)
@@ -156,13 +162,13 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
         classes = list(read_classes(classes_file))
         remedy = f"give the classes of these tars, not {classes_file!r}"
     elif are_numbers:
-        # A gap may be a class without images, or a tar that was not copied: only the user can know.
+        # A gap may be a class without images or a missing tar; only the user can know.
         if (num_classes := max(numbers) + 1) > len(numbers):
             row = max(range(len(texts)), key=lambda row: int(texts[row]))
             absent = next(number for number in range(num_classes) if number not in numbers)
             raise ValueError(
-                f"every class number must occur, found none of {absent} below {_shown(texts[row])} at {names[row]!r}: "
-                "give --classes a file with a name per line, which may have classes without images"
+                f"no image has class number {absent}, but the numbers go up to {_shown(texts[row])} at {names[row]!r}. "
+                "If no tar is missing, pass --classes a file with a name per line, which may have unused classes."
             )
         classes = [str(number) for number in range(num_classes)]
         remedy = ""
@@ -174,13 +180,15 @@ def _classes(texts: list[str], names: list[str], classes_file: str) -> tuple[lis
     unknown = next((row for row, label in enumerate(labels) if label >= len(classes)), None)
     if unknown is not None:
         found = f"{_shown(texts[unknown])!r} at {names[unknown]!r}"
-        raise ValueError(f"every class must be one of {len(classes)}, found {found}: {remedy}")
+        raise ValueError(f"class {found} is not one of the {len(classes)} classes: {remedy}")
     return classes, labels
 
 
 def _check_are_names(texts: list[str], names: list[str]) -> None:
-    """Raise ValueError for numbers that are no class numbers, such as -1 and 3.0: taken as names, all classes would be
-    sorted as text. A warning says that there are both numbers and names."""
+    """Raise ValueError for numbers that are not class numbers, such as -1 and 3.0; warn of mixed numbers and names.
+
+    As names, such numbers would make all classes sort as text.
+    """
     others = [row for row, text in enumerate(texts) if not text.isdecimal()]
     are_mixed = len(others) < len(texts)
     first = others[0]
@@ -188,12 +196,13 @@ def _check_are_names(texts: list[str], names: list[str]) -> None:
     if odd and (are_mixed or len(odd) == len(texts)):
         first = odd[0]
         raise ValueError(
-            f"{len(odd)} of {len(texts)} classes are no whole numbers from 0, the first is {_shown(texts[first])} "
-            f"at {names[first]!r}: write whole numbers from 0, or give --classes a file with all of these names"
+            f"{len(odd)} of {len(texts)} classes are numbers, but not integers from 0; the first is "
+            f"{_shown(texts[first])} at {names[first]!r}. Write integers from 0, or pass --classes a file with all of "
+            "these names."
         )
     if are_mixed:
         found = (len(others), len(texts), _shown(texts[first]), names[first])
-        logger.warning("%d of %d classes are no numbers, so all are names; the first is %r at %r", *found)
+        logger.warning("%d of %d classes are not numbers, so all are used as names; the first is %r at %r", *found)
 
 
 def _is_number(text: str) -> bool:
