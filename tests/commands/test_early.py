@@ -27,7 +27,7 @@ def test_a_student_its_images_and_its_teacher_must_exist(tmp_path, monkeypatch):
 def test_an_export_needs_a_student_and_a_new_folder(tmp_path, whole_run):
     write_export(tmp_path / "student")
     check_export(str(tmp_path / "student"), str(tmp_path / "new"))
-    with pytest.raises(ValueError, match="student must not exist yet, so that nothing is overwritten"):
+    with pytest.raises(ValueError, match="student already exists and is not overwritten. Pass another folder"):
         check_export(str(whole_run), str(tmp_path / "student"))
     unfinished = shutil.copytree(whole_run, tmp_path / "run")
     (unfinished / "student.safetensors").unlink()

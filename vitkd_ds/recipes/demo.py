@@ -24,8 +24,8 @@ STUDENT_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 2}
 def demo() -> Run:
     """A 0.2 M-parameter ViT distilled with ViTKD and NKD from the packaged 1.2 M-parameter teacher.
 
-    Command: `python train.py`. It takes about six minutes on two CPU cores. Top-1
-    on 2,000 images, also of `demo_plain` and of the teacher: see EXPERIMENTS.md.
+    Command: `python train.py`. It takes about six minutes on two CPU cores. Top-1 on 2,000 images, also of
+    `demo_plain` and of the teacher: see EXPERIMENTS.md.
     """
     plain = demo_plain()
     return replace(
