@@ -43,7 +43,7 @@ def run(release, *words):
     (("export", "runs/seed0", "timm"), ""),
     (("compare", "runs/seed0", "runs/seed1", "runs/plain0", "runs/plain1", "runs/half", "--speed", "false"), "seed1"),
     (("report", "runs/seed0", "runs/plain0", "--out", "report.html"), "report.html"),
-    (("watch", "runs/seed0"), "top1"),
+    (("watch", "runs/seed0"), "top-1"),
     (("show", "train.beton", "--recipe", "runs/seed0"), "show.png"),
     (("plan", "--recipe", "runs/seed0"), "images/s"),
     (("sweep", "--recipes", "runs/seed0", "--seeds", "1", "--list"), "seed"),
