@@ -122,7 +122,8 @@ def test_other_settings_are_told_with_what_the_folder_holds(tmp_path, run, files
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=f"^{tmp_path} holds {what} of recipe {run.recipe}, whose settings differ"):
+    held = f"^{tmp_path} holds {what} of recipe {run.recipe}, whose settings in config.json differ"
+    with pytest.raises(ValueError, match=held):
         folder.check_settings(replace(run, seed=9), tmp_path / "config.json")
 
 
@@ -130,8 +131,8 @@ def test_a_longer_run_must_be_asked_for(tmp_path, run):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"run": as_dict(run)}))
     longer = replace(run, epochs=run.epochs + 1)
-    held = f"{tmp_path} holds a run of recipe {run.recipe}, whose settings differ from those given: epochs"
-    with pytest.raises(ValueError, match=f"{held}: .* now. Pass another --workdir for a new run, or add --extend"):
+    held = f"{tmp_path} holds a run of recipe {run.recipe}, whose settings in config.json differ from those given"
+    with pytest.raises(ValueError, match=f"{held}: epochs: .* now. Pass another --workdir for a new run, or add --extend"):
         folder.check_settings(longer, config)
     for shorter in (replace(run, epochs=run.epochs / 2), replace(longer, max_steps=3)):
         with pytest.raises(ValueError, match=r"now. Pass another --workdir for a new run\.$"):

@@ -64,6 +64,6 @@ def test_a_fresh_checkout_decodes_with_the_images_decoder_and_without_one_names_
     assert done.returncode == 0, done.stderr
     module, library = done.stdout.split()
     assert module.startswith(str(fresh)) and library.startswith(str(built))
-    missing = f"found none in /opt/nothing or {fresh}/vitkd_ds/data/beton"
+    missing = f"is not in /opt/nothing or {fresh}/vitkd_ds/data/beton"
     error = decode("/opt/nothing").stderr
     assert missing in error and "run `make setup`" in error

@@ -98,8 +98,8 @@ def check_settings(run: Run, config: Path | None) -> Run | None:
         is_longer = set(changed) <= set(LENGTH) and _length(run) > _length(stored)
         longer = ", or add --extend to train this one longer" if is_longer else ""
         raise ValueError(
-            f"{config.parent} holds {_held(stored, config)}, whose settings differ from those given: {listed}. Pass "
-            f"another --workdir for a new run{longer}."
+            f"{config.parent} holds {_held(stored, config)}, whose settings in {config.name} differ from those given: "
+            f"{listed}. Pass another --workdir for a new run{longer}."
         )
     return stored
 
