@@ -132,7 +132,8 @@ def test_a_longer_run_must_be_asked_for(tmp_path, run):
     config.write_text(json.dumps({"run": as_dict(run)}))
     longer = replace(run, epochs=run.epochs + 1)
     held = f"{tmp_path} holds a run of recipe {run.recipe}, whose settings in config.json differ from those given"
-    with pytest.raises(ValueError, match=f"{held}: epochs: .* now. Pass another --workdir for a new run, or add --extend"):
+    remedy = "Pass another --workdir for a new run, or add --extend"
+    with pytest.raises(ValueError, match=f"{held}: epochs: .* now. {remedy}"):
         folder.check_settings(longer, config)
     for shorter in (replace(run, epochs=run.epochs / 2), replace(longer, max_steps=3)):
         with pytest.raises(ValueError, match=r"now. Pass another --workdir for a new run\.$"):

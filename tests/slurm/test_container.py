@@ -66,4 +66,4 @@ def test_a_fresh_checkout_decodes_with_the_images_decoder_and_without_one_names_
     assert module.startswith(str(fresh)) and library.startswith(str(built))
     missing = f"is not in /opt/nothing or {fresh}/vitkd_ds/data/beton"
     error = decode("/opt/nothing").stderr
-    assert missing in error and "run `make setup`" in error
+    assert missing in error and "Run `make setup`" in error
