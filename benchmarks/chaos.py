@@ -110,7 +110,7 @@ def log_file(workdir):
 
 
 def unpublished(workdir):
-    """Checkpoints that are being written, or that a kill left behind: name, inode, last change."""
+    """Return name, inode and mtime of each incomplete checkpoint: one being written, or left behind by a kill."""
     found = set()
     for path in (workdir / "checkpoints").glob(".step*"):
         try:

@@ -91,7 +91,7 @@ class Trust:
         if fault == "namespaces" and is_locked():
             for namespace in NAMESPACES:
                 done = subprocess.run([*namespace, sys.executable, "-c", CONTEND, self.workdir], cwd=ROOT)
-                assert done.returncode == REFUSED or not is_locked(), f"the lock of a running job was taken from {namespace}"
+                assert done.returncode == REFUSED or not is_locked(), f"a live run's lock was taken: {namespace}"
 
     def check(self) -> None:
         """Assert that the other run has not changed."""
