@@ -98,7 +98,7 @@ def last_step(workdir):
 
 
 def latest_step(workdir):
-    """Return the step of the checkpoint from which the next start will resume, or 0."""
+    """Return the step of the checkpoint that the next start resumes from, or 0."""
     path = workdir / "checkpoints" / "latest"
     return int(path.read_text().removeprefix("step")) if path.exists() else 0
 
