@@ -122,7 +122,7 @@ def test_what_a_killed_or_an_older_start_left_is_removed_before_the_space_is_loo
 def test_a_copy_that_came_out_wrong_is_not_published(beton, tmp_path):
     copy = tmp_path / "train.beton"
     for text, message in (
-        ('/usr/bin/tee "$1"; printf x | dd of="$1" seek=9 bs=1 conv=notrunc status=none', "another size or checksum"),
+        ('/usr/bin/tee "$1"; printf x | dd of="$1" seek=9 bs=1 conv=notrunc status=none', "in size or checksum"),
         ('head -c 100 >"$1"; exit 1', "could not be written"),
     ):
         done = stage(beton, copy, check=False, PATH=put(tmp_path, "tee", text))
