@@ -13,7 +13,7 @@ from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.reading import Unreadable
 
 UNREADABLE = 164
-"""Exit code for a disk error. srun exits with the same code if it cannot start a step; run_recipe.sh retries after it."""
+"""Exit code for a disk error, the same as srun's if it cannot start a step; run_recipe.sh retries after it."""
 
 
 @SetParseFn(str)
