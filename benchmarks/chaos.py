@@ -10,7 +10,7 @@ The run is the demo at debug size with every resumable feature switched on. A th
 three are SIGKILL; one is SIGSTOP, followed by SIGKILL within three seconds; one is SIGTERM, which requests a save and a
 stop; and one is an out-of-memory kill by the kernel (SIGKILL unless root can create memory cgroups). There is no
 launcher. Once the ranks have connected, the survivors must notice a death themselves, and the time until they exit is
-reported. Survivors of a death before that are killed, as a launcher would do.
+reported. If a rank dies before that, the benchmark kills the others, as a launcher would do.
 
 About every second start also gets a fault in the run's surroundings (`benchmarks/chaos_trust.py`): streams, links,
 environment, a stale teacher, namespaces. --fault selects one of them for every start.

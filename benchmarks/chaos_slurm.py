@@ -37,7 +37,7 @@ from benchmarks.network import INTERFACE, Network
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
-TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # of chaos_trust.py; FOREIGN is always inherited
+TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # faults of chaos_trust.py; FOREIGN is set for every start
 REPOINTED_S = 2.0  # maximum time for which the run's link points to another run
 WHAT = ("a rank", "a rank", "srun", "slurmstepd", "job script", "node", "link", "disk", "disk")
 STEPS_PER_FAULT = 20
@@ -227,7 +227,7 @@ def make_faults(job: Job, num_faults: int, draw: random.Random, *, start_s: floa
         number += 1
         described = f"{what}, {how}, {fault or 'no other'}"
         print(
-            f"fault {number} while {phase}, {described}: {became}, step and checkpoint {steps}, start {which}",
+            f"fault {number} while {phase}, {described}: {became}; (step, checkpoint) {steps}, start {which}",
             flush=True,
         )
         yield Fault(what, how, phase, noticed_s, 0 if noticed_s is None else max(0, steps[0] - steps[1]))

@@ -41,7 +41,7 @@ def write_folders(dst: Path, *, idx_dir: Path = IDX_DIR, per_class: dict[str, in
     """Write images as PNGs to dst/train and dst/val, with a folder per class.
 
     Args:
-        per_class: images per class for each split, chosen at random with a fixed seed; None for all images.
+        per_class: Images per class for each split, chosen at random with a fixed seed; None for all images.
     """
     for split_number, (split, prefix) in enumerate(IDX_PREFIX.items()):
         paths = [idx_dir / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]

@@ -217,7 +217,7 @@ def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
     print_table(cells(name, row, meaning) for name, (row, meaning, _) in PACKED.items())
     print(f"stock FFCV on the first: {in_process('closeness', 'stock', workdir, 1, 50)['text']}")
     assumed = ", ".join(f"{size} {needed:,} images/s per GPU" for size, needed in GPU_IMAGES_PER_S.items())
-    print(f"cores are for decoding alone, from assumed speeds of the training step: {assumed}")
+    print(f"cores are for decoding only, from assumed speeds of the training step: {assumed}")
 
 
 def main() -> None:

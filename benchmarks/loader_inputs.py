@@ -28,10 +28,10 @@ def prepare(photos: Path | None, top: Path, *, copies: int, needed: Collection[s
     """Create the missing inputs and return their folder, which is specific to these photos and copies.
 
     Args:
-        photos: .npz as described in `loader.py`; None for 24 generated pictures.
-        top: parent of the folder.
-        copies: how often each photo is written, to get files of realistic size.
-        needed: names of `PACKED`, or jpg500_files (the JPEGs of jpg500.beton as files).
+        photos: .npz file as described in `loader.py`; None for 24 generated pictures.
+        top: Parent of the folder.
+        copies: Copies written per photo, to get files of realistic size.
+        needed: Names of `PACKED`, or jpg500_files (the JPEGs of jpg500.beton as files).
     """
     workdir = top / (f"{photos.name}_{photos.stat().st_size}_x{copies}" if photos else f"generated_x{copies}")
     workdir.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,12 @@ The whole step is timed: both models, ViTKD + NKD + cross-entropy, gradient clip
 average of the weights. Each pair and micro-batch runs in its own process, as in training. In one process, the second
 size would be compiled for dynamic shapes, and the first size's engines would stay in memory. The variants of a pair and
 micro-batch share a process and take turns (--repeats rounds of --steps steps), so a GPU that slows down affects all of
-them. images/s is the median over the rounds. `ratio` compares with the compiled loop of the same round; it is the
-median over the rounds too.
+them. images/s and `ratio`, the speed relative to the compiled loop in the same round, are medians over the rounds.
 
 The parts (ms) are measured in further steps that synchronise after each part: teacher, forward, backward, update.
-`host` is the time that Python needs for a step. It is the sum of two times, each from an idle device: teacher to
-backward, where nothing waits for the device, and the update. The engines wait for the device at the end of the update,
-but no longer than the update itself takes. Kernel launches that wait for room in the device's queue count too, so
-`host` is an upper bound.
+`host` is Python's own time for a step: from teacher to backward, plus the update. Each of the two starts on an idle
+device. Nothing waits for the device before the end of the update, and there the engines wait at most as long as the
+update takes. Kernel launches that wait for room in the device's queue count too, so `host` is an upper bound.
 
 Peak memory is the variant's own GPU memory; it is not measured on a CPU. --debug runs the same code at toy size, traced
 but not compiled; its numbers mean nothing. Under a launcher, pass one pair and one micro-batch. With several ranks only
@@ -63,7 +61,7 @@ ROUNDING = 0.02
 
 @dataclass
 class Timed:
-    """A variant and its timings."""
+    """A variant and its measurements."""
 
     name: str
     variant: Variant

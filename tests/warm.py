@@ -53,7 +53,7 @@ is_on = True
 
 
 class Program(NamedTuple):
-    """A Python program on a command line."""
+    """Python program on a command line."""
 
     kind: str
     """-m, -c or file."""
@@ -79,7 +79,7 @@ def install() -> None:
 
 
 def warm_program(words: Sequence[str], options: Mapping[str, Any]) -> Program | None:
-    """Return the Python program that a call of Popen would start, or None if it must start cold."""
+    """Return the Python program that a Popen call would start, or None if it must start cold."""
     own_ways = ("preexec_fn", "shell", "executable", "pass_fds", "user", "group")
     environ = options.get("env") or os.environ
     if not is_on or any(options.get(name) for name in own_ways) or _at_start(environ) != _at_start(os.environ):
@@ -134,7 +134,7 @@ def _is_script(path: str) -> bool:
 
 
 def _run(program: Program, environ: Mapping[str, str]) -> NoReturn:
-    """Run a program in a forked child and leave as an interpreter would."""
+    """Run a program in a forked child and exit as an interpreter would."""
     code = 1
     try:
         _reset(environ)

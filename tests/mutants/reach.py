@@ -83,7 +83,7 @@ def instrumented(text: str, first: int) -> tuple[str, list[str]]:
 
 
 def instrument(copy: Path) -> None:
-    """Instrument the package of a copy."""
+    """Instrument the package in a copy of the tree."""
     first = 0
     for path in sorted((copy / "vitkd_ds").rglob("*.py")):
         text, names = instrumented(path.read_text(), first)
@@ -93,7 +93,7 @@ def instrument(copy: Path) -> None:
 
 
 def numbered() -> list[tuple[str, str]]:
-    """File and qualified name of each function's number."""
+    """Return file and qualified name of each function, in the order of their numbers."""
     found = []
     for path in sorted((ROOT / "vitkd_ds").rglob("*.py")):
         file = str(path.relative_to(ROOT / "vitkd_ds"))

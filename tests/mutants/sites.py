@@ -41,7 +41,7 @@ EXTREMES |= {low: high for high, low in EXTREMES.items()}
 STRUCTURAL = ("property", "setter", "classmethod", "staticmethod", "dataclass", "overload")
 """Decorators that are never dropped, because nothing works without them."""
 SPEAKING = re.compile(r"(logger|logging|log|warnings)\.\w+|print")
-"""Functions whose arguments are prose."""
+"""Functions with prose as arguments."""
 ANNOTATIONS = ("annotation", "returns", "type_params", "type_comment")
 WORD = re.compile(r"[\w./:=+-]+")
 
