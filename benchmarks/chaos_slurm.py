@@ -37,7 +37,7 @@ from benchmarks.network import INTERFACE, Network
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
-TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # faults of chaos_trust.py; FOREIGN is set for every start
+TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # in chaos_trust.py; FOREIGN is set for every start
 REPOINTED_S = 2.0  # maximum time for which the run's link points to another run
 WHAT = ("a rank", "a rank", "srun", "slurmstepd", "job script", "node", "link", "disk", "disk")
 STEPS_PER_FAULT = 20

@@ -7,8 +7,8 @@ images per rank. --debug uses toy models; their times mean nothing. A link is lo
 each rank has its own network namespace, and a token bucket (`tc tbf`) limits what it sends.
 
 - step: seconds per step, median over the steps, mean over the ranks.
-- compute: seconds without communication, measured with as many processes on the same cores, each with a world size of 1.
-  This column grows if ranks share cores (4 ranks on 2 cores); on a cluster it would not.
+- compute: seconds without communication, with as many processes on the same cores, each with a world size of 1. This
+  column grows if ranks share cores (4 ranks on 2 cores); on a cluster it would not.
 - communication: the difference, in total and by part: teacher (gathers), backward (gradients), update (norm, weights).
 - sent: bytes per rank and step, counted by the network interface, including TCP headers.
 - formula: bytes per rank and step by `vitkd_ds.commands.plan.predict.bytes_per_step`, which `vitkd-ds plan` uses.
