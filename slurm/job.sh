@@ -15,7 +15,7 @@ MAX_FAILURES=${MAX_FAILURES:-3}        # maximum restarts of a job after failure
 DOCTOR=${DOCTOR:-0}                    # 1 runs `vitkd-ds doctor` before training; an error there ends the job
 # ----
 max_stops=10 # maximum restarts in a row after stops that saved nothing new
-spare_s=60   # a step still running this many seconds before the time limit is killed, which leaves time to requeue
+spare_s=60   # seconds before the time limit at which srun is killed if it is still running; leaves time to requeue
 
 exec 3>&1 # the log: keeps messages of a trap out of a step's redirected output
 say() { printf '[%s job %s] %s\n' "$(date '+%F %T')" "$SLURM_JOB_ID" "$*" >&3; }
@@ -85,8 +85,8 @@ step_pid="" stop="" nag_pid=""
 trap 'stop=1; say "USR1: asking the ranks to save and stop"; ask_to_stop' USR1
 trap 'stop=1; say "TERM: asking the ranks to save and stop"; ask_to_stop' TERM
 # ask_to_stop: send USR1 to srun, which forwards it to its tasks. Repeats every 10 s, as the tasks may not have a handler
-# yet. Near the time limit it kills srun: the tasks may be too slow, or dead without srun noticing (after a slurmstepd
-# died).
+# yet. Near the time limit it kills srun: the tasks may be too slow, or they have exited and srun has not noticed, as
+# after the death of a slurmstepd.
 ask_to_stop() {
   [ -n "$step_pid" ] && [ -z "$nag_pid" ] || return 0
   (
@@ -172,7 +172,7 @@ requeue_or_end() {
   fi
   state=$(retry job_state) || give_up "not requeued, as Slurm does not say whether this job was cancelled; $saved; $again"
   if [ "$state" != RUNNING ]; then # scancel, or a requeue that Slurm does itself
-    say "the job is $state; Slurm handles the rest; $saved"
+    say "the job is $state, so this script does not requeue it; $saved"
     exit "$code"
   fi
   [ "$saved" = "$before" ] || rm -f "$folder/stops-$SLURM_JOB_ID"
