@@ -202,9 +202,9 @@ def test_the_small_student_of_the_page_is_a_smaller_one():
     assert json.loads(args).keys() == {"embed_dim", "depth", "num_heads"} and sizes[0] < sizes[1] / 2
 
 
-def test_the_readme_is_short_and_its_tree_is_the_house():
+def test_the_readme_is_short_and_the_tree_of_contributing_is_the_package():
     assert len(TEXT["README.md"].splitlines()) <= 100
-    (tree,) = re.findall(r"## The rooms\n\n```\n(.*?)```", TEXT["README.md"], re.S)
+    (tree,) = re.findall(r"## Layout\n\n```\n(.*?)```", TEXT["CONTRIBUTING.md"], re.S)
     rooms, room = {}, ""
     for first, description in re.findall(r"^(\S*) +(.*)$", tree, re.M):
         room = first or room
