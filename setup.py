@@ -34,7 +34,7 @@ setup(
     # The images of slurm/Dockerfile and slurm/vitkd_ds.def are built without the pages.
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=[name for name in LICENSES if (HERE / name).exists()],
     keywords="knowledge distillation, vision transformer, ViTKD, NKD, DeepSpeed, FFCV, timm, PyTorch, Slurm",
     classifiers=[

@@ -21,7 +21,7 @@ def metadata(monkeypatch):
 def test_the_citation_has_the_version_and_the_licence_of_the_package(monkeypatch):
     cited = dict(re.findall(r"^(version|license): (.+)$", (ROOT / "CITATION.cff").read_text(), re.M))
     assert cited["version"] == vitkd_ds.__version__ == metadata(monkeypatch)["version"]
-    assert cited["license"] == metadata(monkeypatch)["license"]
+    assert cited["license"] == metadata(monkeypatch)["license_expression"]
 
 
 def test_the_package_ships_its_licence_and_those_of_others(monkeypatch):
