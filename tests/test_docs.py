@@ -22,6 +22,7 @@ from vitkd_ds.commands.parse import own_options
 from vitkd_ds.config.check import check_run
 from vitkd_ds.config.overrides import apply_overrides
 from vitkd_ds.config.run import as_dict
+from vitkd_ds.data.beton.side_file import SIDE_FORMAT, SIDE_KEYS, SOURCE_KEY, TABLE_KEYS
 from vitkd_ds.data.demo import CLASSES
 from vitkd_ds.recipes import RECIPES, build_run
 
@@ -30,7 +31,7 @@ TEXT = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(PAGES)}
 RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text()
 SCRIPTS = {f"slurm/{path.name}": re.search(r"RECIPE=(\w+)", path.read_text()).group(1)
            for path in ROOT.glob("slurm/vitkd_*.sh")}  # fmt: skip
-STARTS_NOTHING = {"--help", "--print_config", "recipes", "--list"}
+STARTS_NOTHING = {"--help", "--version", "--print_config", "recipes", "--list"}
 """Words of commands that are run here."""
 OURS = ("train.py", "make", "vitkd-ds", "python")
 STUDENT_ARGS = {"img_size": 28, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
@@ -152,6 +153,26 @@ def test_signatures_on_the_page_are_those_of_the_code(name):
     found = inspect.signature(getattr(vitkd_ds, name))
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in found.parameters.values()]
     assert inspect.signature(eval(f"lambda {written}: 0")) == inspect.Signature(bare)
+
+
+def listed_as_stable(heading):
+    """The code at the start of each list item of a section of docs/stability.md."""
+    section = TEXT["docs/stability.md"].partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^- `(.+?)`", section, re.M)
+
+
+def test_the_stable_python_names_are_those_that_the_package_exports():
+    assert sorted(listed_as_stable("Python names")) == sorted(vitkd_ds.__all__)
+
+
+def test_the_stable_commands_are_those_of_the_command_line():
+    assert sorted(listed_as_stable("Command line")) == sorted(f"vitkd-ds {name}" for name in cli.COMMANDS)
+
+
+def test_the_stable_keys_of_the_side_file_are_those_that_pack_writes():
+    keys = listed_as_stable("The side file of a `.beton`")
+    assert sorted(keys) == sorted(["format", *SIDE_KEYS, *TABLE_KEYS, SOURCE_KEY])
+    assert f"has format {SIDE_FORMAT} and these keys" in TEXT["docs/stability.md"]
 
 
 @pytest.mark.parametrize("page", TEXT)
