@@ -77,7 +77,8 @@ def lock_rows(workdir: Path) -> Iterator[Row]:
         if is_alive or (is_alive is None and silent_s < lock.STALE_S):
             yield error("run folder", f"{workdir} is in use by {name}", "wait for it, or pass another --workdir")
         else:
-            yield warning("run folder", f"{workdir} is locked by {name}, which has exited", "none: train takes over")
+            found = f"{workdir} is locked by {name}, which has exited"
+            yield warning("run folder", found, "nothing to do: train takes over the lock")
 
 
 def space_row(run: Run, num_trained: int, state_bytes: int) -> Row:
