@@ -83,7 +83,7 @@ def test_a_finished_run_is_left_alone_and_no_folder_is_used_with_other_settings(
     refused = [
         (used, ["--resume=none"], "--resume none needs an unused folder"),
         (unused, ["--resume=/nowhere"],
-         "--resume must be auto, none, or the folder of a run or checkpoint, found '/nowhere'"),
+         "--resume must be auto, none, or an existing run or checkpoint folder, got '/nowhere'"),
         (unused, [f"--resume={tmp_path}"], "--resume must be auto, none, a run folder or a checkpoint in one"),
         (unused, [f"--resume={whole_run}/checkpoints/step00000028", "--optim.lr=0.5"],
          "optim.lr: 0.002 there, 0.5 now"),

@@ -82,7 +82,7 @@ def test_the_page_leads_to_a_distilled_student_that_beats_its_baseline(place, mo
     assert accuracies["distilled"] > accuracies["plain"] + 2 and accuracies["teacher"] > 80, accuracies
     assert summaries["distilled"]["teacher_top1"] == pytest.approx(accuracies["teacher"], abs=1), "the same teacher"
     teacher_log = next(text for words, text in zip(commands(), said) if "hub" in words)
-    assert "fetched.safetensors has 1000 classes, the data 10: the classifier is left out" in teacher_log
+    assert "fetched.safetensors has 1000 classes, but the data has 10: dropping its classifier" in teacher_log
     run = json.loads((place / "runs/distilled/config.json").read_text())["run"]
     assert run["teacher"]["model"].startswith("deit3_small") and run["teacher"]["model_args"] == TEACHER_ARGS
     assert run["data"]["num_classes"] == 10 and run["optim"]["warmup_fraction"] == 0.05

@@ -38,7 +38,7 @@ def test_a_finished_folder_is_one_with_done_unless_all_begins_anew(tmp_path, run
 
 @pytest.mark.parametrize("name, found", [
     ("config.json", "config.json with its settings is missing. Restore it"),
-    ("summary.json", "summary.json must be readable JSON, as a run writes it, found .*No such file"),
+    ("summary.json", "summary.json is missing or not valid JSON: .*No such file"),
 ])  # fmt: skip
 def test_a_finished_folder_that_lacks_a_file_is_refused(tmp_path, run, name, found):
     finish(run)
@@ -47,7 +47,7 @@ def test_a_finished_folder_that_lacks_a_file_is_refused(tmp_path, run, name, fou
         folder.is_finished(run)
     if name == "summary.json":
         (tmp_path / name).write_text("{")
-        with pytest.raises(ValueError, match="summary.json must be readable JSON"):
+        with pytest.raises(ValueError, match="summary.json is missing or not valid JSON"):
             folder.is_finished(run)
 
 
@@ -65,7 +65,7 @@ def test_a_damaged_config_json_is_a_sentence_that_names_it(tmp_path, run, conten
     for ask in (folder.is_finished, folder.check_begun):
         with pytest.raises(ValueError, match=f"{file} (must|does not have) "):
             ask(run)
-    with pytest.raises(ValueError, match=f"{file} holds no run of this version: |no run at {file}: Is a directory"):
+    with pytest.raises(ValueError, match=f"{file} contains no run of this version: |no run at {file}: Is a directory"):
         read_run(tmp_path)
 
 

@@ -100,7 +100,7 @@ def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cac
     assert_found(
         outputs[0],
         "error teacher",
-        f"{teacher} must be a whole safetensors file",
+        f"{teacher} is damaged or no safetensors file",
         "error run folder",
         f"{workdir} must be writable, found Not a directory",
         "rank 1 on node1: 'val.beton' has a bad image: image",

@@ -20,7 +20,7 @@ def test_a_student_its_images_and_its_teacher_must_exist(tmp_path, monkeypatch):
     check_student("student", (), "./student")
     with pytest.raises(ValueError, match="no images at 'y.jpg'. Check the path."):
         check_student("student", ("x.jpg", "y.jpg"))
-    with pytest.raises(ValueError, match="--teacher must be a file of weights, or a run"):
+    with pytest.raises(ValueError, match="--teacher: no weight file, run"):
         check_student("student", (), "runs/none")
 
 

@@ -156,7 +156,7 @@ def test_a_loaded_student_is_the_one_that_was_exported_in_eval_mode(tmp_path):
     loaded, images_BCHW = load_student(tmp_path / "student"), torch.randn(2, 3, 28, 28)
     assert not loaded.training and loaded.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
     assert torch.equal(loaded(images_BCHW), model(images_BCHW))
-    with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
+    with pytest.raises(ValueError, match="is no run, checkpoint or exported student"):
         load_student(tmp_path)
 
 

@@ -63,7 +63,7 @@ def test_a_name_that_is_taken_or_none_is_refused(other_package, name):
     assert (
         done.returncode == 2
         and "Traceback" not in done.stderr
-        and f"must have a name of its own, found {name} = my_losses" in done.stderr
+        and f"the name of loss {name} = my_losses" in done.stderr
     )
 
 
@@ -83,7 +83,7 @@ def test_a_loss_of_one_label_an_image_is_refused_with_mixing(key):
     run = build_run("demo")
     run = replace(run, losses=replace(run.losses, dkd=replace(run.losses.dkd, weight=1)))
     check_run(run)
-    with pytest.raises(ValueError, match=f"losses.dkd needs one label an image, found augment.{key}=0.5.*take nkd"):
+    with pytest.raises(ValueError, match=f"losses.dkd needs one label per image, but augment.{key}=0.5.*losses.nkd"):
         check_run(replace(run, augment=replace(run.augment, **{key: 0.5})))
 
 

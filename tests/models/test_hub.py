@@ -22,7 +22,9 @@ def test_an_unreachable_hub_is_asked_once_with_a_short_limit(monkeypatch, tmp_pa
             lambda: build_teacher(TeacherConfig(model=TINY), IMAGENET_DATA),
             lambda: build_student(StudentConfig(model=TINY, init="hub"), IMAGENET_DATA),
         ):
-            with pytest.raises(ValueError, match="=hub of deit_tiny.* is not in this node's cache and could not be"):
+            with pytest.raises(
+                ValueError, match="=hub: the weights of deit_tiny.* are not in this node's cache and cannot be"
+            ):
                 build_it()
             silent.accept()[0].close()
         silent.settimeout(0)

@@ -137,7 +137,7 @@ def test_a_damaged_file_and_one_cut_short_are_named(tmp_path, suffix, content):
 @pytest.mark.parametrize("content", [{}, {"model": {}, "epoch": 1}, [1, 2], torch.zeros(3)])
 def test_a_file_without_named_tensors_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "empty.pth")
-    with pytest.raises(ValueError, match="empty.pth must hold tensors"):
+    with pytest.raises(ValueError, match="empty.pth has no tensors"):
         load_state_dict_file(tmp_path / "empty.pth")
 
 

@@ -87,7 +87,7 @@ def broken(path, value):
 
 
 @pytest.mark.parametrize("text, message", [
-    (broken("optim.momentum", 0.9), "optim.momentum is no setting of this version. Remove it, or use the nearest, "),
+    (broken("optim.momentum", 0.9), "optim.momentum is no setting of this version. Remove it, or use "),
     (broken("student.model", ...), "student.model is missing. Set it in the recipe or with --student.model."),
     (broken("optim.lr", "fast"), "optim.lr must be a number above 0, got 'fast'"),
     (broken("optim.lr", None), "optim.lr must be a number above 0, got None"),
@@ -101,7 +101,7 @@ def broken(path, value):
 ])  # fmt: skip
 def test_a_file_that_holds_no_run_is_refused_by_name(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=f"config.json holds no run of this version: {message}"):
+    with pytest.raises(ValueError, match=f"config.json contains no run of this version: {message}"):
         build_run(str(tmp_path))
 
 

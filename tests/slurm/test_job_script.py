@@ -211,7 +211,7 @@ def test_a_finished_run_starts_nothing(tmp_path):
 
 def test_options_that_train_py_refuses_end_the_job_before_a_rank_starts(tmp_path):
     wrongs = {"--workdri=x": "did you mean workdir", "--help": "cannot run with these options",
-              "--workdir=/dev/null/run": "--workdir must be a folder that can be made"}  # fmt: skip
+              "--workdir=/dev/null/run": "--workdir=/dev/null/run cannot be created"}  # fmt: skip
     for wrong, message in wrongs.items():
         ended = run_script(tmp_path, *DEMO, wrong, asks=True)
         assert ended.code == 2 and ended.train is None and not ended.is_requeued

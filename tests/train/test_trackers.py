@@ -257,5 +257,5 @@ except ValueError as error:
     print(error, "torch" in sys.modules)
 """
     done = run_command(sys.executable, "-c", code)
-    assert done.stdout.startswith(f"trackers: {name} must be installed, found none: pip install 'vitkd_ds[{name}]'")
+    assert done.stdout.startswith(f"tracker {name} is not installed. Run pip install 'vitkd_ds[{name}]'")
     assert done.stdout.strip().endswith("False")

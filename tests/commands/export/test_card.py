@@ -35,7 +35,7 @@ def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_
     for name, key in (
         ("top-1 %", "val_top1"),
         ("top-5 %", "val_top5"),
-        ("top-1 % of the teacher", "val_teacher_top1"),
+        ("teacher top-1 %", "val_teacher_top1"),
         ("agreement with the teacher, %", "val_agreement"),
     ):
         found, low, high = re.search(
