@@ -179,8 +179,10 @@ class AugmentConfig(Part, place="augment"):
 class OptimConfig(Part, place="optim"):
     """Optimizer, warm-up and cosine, clipping, EMA."""
 
-    name: Literal["adamw"] = "adamw"
-    """Optimizer that updates the weights."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """Optimizer. muon: Muon for the matrices in the student's blocks, AdamW for all other parameters."""
+    qkv: Literal["whole", "thirds"] = "whole"
+    """Muon's view of a fused qkv weight: one matrix, or the three of queries, keys and values."""
     lr: Annotated[Number, Gt(0)] = 1e-3
     """Peak learning rate at lr_batch_size; the run's is lr * global_batch_size / lr_batch_size."""
     lr_batch_size: Annotated[int, Gt(0)] = 1024
