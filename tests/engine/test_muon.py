@@ -20,7 +20,7 @@ def trained(monkeypatch, optim, world_size, gradients):
     monkeypatch.setattr(ranks, "world_size", lambda: world_size)
     weights = {}
     for rank in range(world_size):
-        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         distiller, _ = make_distiller()
         groups = Muon.groups(distiller, optim)
         flat = FlatModule(distiller, groups, max_numel=10**9)
