@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from vitkd_ds.config.run import OptimConfig
+from vitkd_ds.config.optim import OptimConfig
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.schedule import (
     BatchSplit,
