@@ -136,7 +136,7 @@ def test_an_eva_pair_trains_resumes_bit_for_bit_evaluates_and_exports(tmp_path, 
     commands = [[*each, "--optim.min_lr=1.5e-3"] for each in commands]
     outcomes = run_several(2, tmp_path / "commands", commands)
     said = outcomes[0]["said"]
-    assert "(licence: dinov3-license)" in said and "GFLOPs an image of 42 pixels" in said, said[-3000:]
+    assert "(licence: dinov3-license)" in said and "GFLOPs per 42-px image" in said, said[-3000:]
     found, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "halves"))
     assert found.keys() == resumed.keys() and all(torch.equal(t, resumed[key]) for key, t in found.items())
     description = json.loads((tmp_path / "whole" / "student.json").read_text())
@@ -161,7 +161,7 @@ def test_teachers_of_other_families_make_a_step(tmp_path, demo_cache, model, siz
         "--losses.feature.calibration_batches=1",
     ]  # fmt: skip
     (outcome,) = run_several(1, tmp_path / "commands", [command])
-    assert f"teacher: {model}" in outcome["said"] and f"an image of {size} pixels" in outcome["said"]
+    assert f"teacher: {model}" in outcome["said"] and f"per {size}-px image" in outcome["said"]
     assert outcome["summary"]["steps"] == 1
 
 
