@@ -193,7 +193,7 @@ def forged(path, key, value):
         ("mode", 1, "three bytes per pixel .*, but image 3"),
         ("label", -1, r"labels in \[0, 2\), but that of image 3 is -1"),
         ("label", 2, r"labels in \[0, 2\), but that of image 3 is 2"),
-        ("offset", 40, "where both tables say, but image 3"),
+        ("offset", 40, "have the same offset in both tables, but image 3"),
         ("sample", 5, "be listed once, but image 3"),
         ("size", 2**40, "lie between the tables, but image 3"),
         ("size", 2**64 - 1, "lie between the tables, but image 3"),
