@@ -1,7 +1,7 @@
-"""A hook of mkdocs: what is in the site.
+"""MkDocs hook that adds the pages, the files they link to, and the Python reference to the site.
 
-Pages lie in it where they lie in the repository, so that the links between them hold on both, and so do the files that
-they link to, as they are. The reference is made of the docstrings of the modules below.
+Pages and linked files keep their paths in the repository, so relative links work in both places. The reference is
+generated from the docstrings of the modules below.
 """
 
 import re
@@ -25,16 +25,16 @@ REFERENCE = {
     "Settings": ["vitkd_ds.config.run", "vitkd_ds.config.losses", "vitkd_ds.config.term"],
     "Engines": ["vitkd_ds.engine.student", "vitkd_ds.engine.teacher", "vitkd_ds.engine.flat"],
 }  # fmt: skip
-"""Heading -> modules whose public names the reference has."""
+"""Heading in the reference -> modules with the public names below it."""
 
 
 def on_files(files: Files, config: object) -> Files:
-    """Take the pages, what they link to, and the reference."""
+    """Return the files of the site: pages, linked files and the reference."""
     pages = sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
     linked = {(page.parent / target).resolve() for page in pages for target in LINK.findall(page.read_text())}
     others = sorted(path for path in linked - {*pages} if path.is_file())
     outside = [path for path in others if not path.is_relative_to(ROOT)]
-    assert not outside, f"pages must link to files of the repository, found {outside}"
+    assert not outside, f"pages link to files outside the repository: {outside}"
     kept = Files([file for file in files if not file.src_uri.endswith(".md")])
     for path in [*pages, *others]:
         uri = path.relative_to(ROOT).as_posix()
@@ -46,8 +46,8 @@ def on_files(files: Files, config: object) -> Files:
 
 
 def reference() -> str:
-    """The page of the reference: a heading and the names of its modules for each part."""
-    lines = ["# Python reference", "", "Made of the docstrings. [The surface](docs/python.md) says where to begin.", ""]
+    """Return the reference page: one heading per topic, with its modules."""
+    lines = ["# Python reference", "", "Generated from docstrings. Start with the [Python API](docs/python.md).", ""]
     for heading, modules in REFERENCE.items():
         lines += [f"## {heading}", ""]
         for module in modules:

@@ -1,4 +1,4 @@
-"""Command line -> checked command: text stays text, what is unknown is refused by name; help."""
+"""Command line to checked command: text stays text, unknown options are rejected by name; help."""
 
 import json
 import os
@@ -139,7 +139,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(vitkd_ds, capsys, words, message)
         "restart": ("no", False), "labels": ("1_0", "1_0"), "classes": ("5", "5"), "split": ("6", "6")}),
 ])  # fmt: skip
 def test_words_and_options_reach_the_command_converted(monkeypatch, command, target, words, options):
-    for name in ("check_student", "check_export"):  # of files, of which there are none here
+    for name in ("check_student", "check_export"):  # of files, which this command does not have
         monkeypatch.setattr(cli, name, lambda *words: None)
     called = Mock(side_effect=ValueError("called"))
     monkeypatch.setattr(f"vitkd_ds.{target}", called)
@@ -180,7 +180,7 @@ def test_messages_are_shown_and_train_listens_to_signals_before_anything_else(vi
     monkeypatch.setattr(cli.fire, "Fire", lambda *args, name, **options: calls.append(name))
     vitkd_ds("train", "--print_config")
     vitkd_ds("recipes")
-    assert calls == ["install", "listen", "train", "install", "recipes"], "streams are open before a pipe is"
+    assert calls == ["install", "listen", "train", "install", "recipes"], "streams are opened before any pipe"
 
 
 def test_help_is_had_anywhere_and_the_launchers_local_rank_is_no_option(vitkd_ds):

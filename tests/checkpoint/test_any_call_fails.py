@@ -1,5 +1,7 @@
-"""Every read, write, fsync, rename and mkdir of a checkpoint fails, once or with all that follow: a checkpoint stays
-whole, and the run says which."""
+"""Fail every read, write, fsync, rename and mkdir of a save or load, once or from then on.
+
+A whole checkpoint always remains.
+"""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`vitkd-ds doctor` on ranks that differ in packages, files and disks: what all of them must be told."""
+"""`vitkd-ds doctor` on ranks that differ in packages, files or disks."""
 
 import shutil
 from dataclasses import replace
@@ -24,7 +24,7 @@ def patient_of(**changes):
 
 
 def rows_on_ranks(check):
-    """The rows of a check, of each rank, by name."""
+    """One check's rows of all ranks, by name."""
     return on_ranks(2, lambda rank: {row.name: row for row in check(rank)})
 
 

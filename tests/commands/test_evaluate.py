@@ -32,7 +32,7 @@ def write_export(folder, **changes):
     torch.manual_seed(0)
     args = {"img_size": 28, "num_classes": 10, **STUDENT_ARGS}
     model = timm.create_model(MODEL, **args).eval()
-    torch.nn.init.normal_(model.head.weight, std=1.0)  # answers that differ from image to image
+    torch.nn.init.normal_(model.head.weight, std=1.0)  # so that outputs differ between images
     description = {
         "model": MODEL,
         "args": args,

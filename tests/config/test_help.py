@@ -1,4 +1,4 @@
-"""What `train.py --help` says: every field, with its kind, its default and its docstring."""
+"""Output of `train.py --help`: every field with its kind, default and docstring."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from vitkd_ds.recipes import build_run
 
 
 def fields_in(text):
-    """{key: (option line, docstring)}; only for text so wide that nothing is wrapped."""
+    """{key: (option line, docstring)}; expects a width at which nothing wraps."""
     lines = text.splitlines()
     return {
         line.split()[0].partition("=")[0].removeprefix("--"): (line.strip(), below.strip())

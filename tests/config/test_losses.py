@@ -1,4 +1,4 @@
-"""Terms as parts: what they say they compare, and terms of other packages."""
+"""Loss terms as settings: the inputs they declare, and terms from other packages."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from vitkd_ds.config.term import Needs, terms_of_a_teacher
 from vitkd_ds.recipes import build_run
 
 PAGE = (ROOT / "docs" / "losses.md").read_text()
-"""The page's example is the package: its two files and its entry point."""
+"""The docs page's example package: its two files and its entry point."""
 
 
 @pytest.fixture
 def other_package(tmp_path):
-    """An installed package with a term: its code, and the file that says so; the environment that finds it."""
+    """An installed package with a loss term: its code, its entry-point file, and the environment that finds it."""
     package, info = tmp_path / "site" / "my_losses", tmp_path / "site" / "my_losses-1.0.dist-info"
     package.mkdir(parents=True), info.mkdir()
     (package / "__init__.py").write_text("")

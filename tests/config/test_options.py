@@ -1,4 +1,4 @@
-"""What follows from options: models that folders describe, arguments of other models, terms without a teacher."""
+"""Consequences of options: models described by folders, arguments of other models, terms without a teacher."""
 
 import json
 import logging
@@ -99,7 +99,7 @@ def test_a_file_of_weights_without_a_description_keeps_the_named_model_and_must_
     run = apply_options(DEMO, {"teacher.checkpoint": str(weights)})
     assert run.teachers["teacher"] == replace(DEMO.teachers["teacher"], checkpoint=str(weights))
     weights.unlink()
-    assert apply_options(run, {}) == run, "a finished run does not need it any more"
+    assert apply_options(run, {}) == run, "a finished run no longer needs it"
 
 
 def test_a_term_that_needs_the_teacher_is_refused_with_the_option_that_takes_it_away():
@@ -137,7 +137,7 @@ def test_a_begun_run_keeps_the_checkpoint_of_a_run_that_has_trained_on_since(tmp
     assert apply_options(DEMO, options | {"workdir": str(tmp_path / "new")}).teachers["teacher"].checkpoint == second
     assert apply_options(DEMO, options | {"resume": "none"}).teachers["teacher"].checkpoint == second
     named = apply_options(DEMO, options | {"teacher.checkpoint": str(Path(second).parent)})
-    assert named.teachers["teacher"].checkpoint == second, "a step that is named means itself"
+    assert named.teachers["teacher"].checkpoint == second, "a named step is used as given"
     make_student(teacher, model="vit_small_patch16_224", args={"depth": 2})
     (teacher / "done").touch()
     assert apply_options(DEMO, options) == begun
@@ -147,4 +147,4 @@ def test_a_begun_run_keeps_the_checkpoint_of_a_run_that_has_trained_on_since(tmp
     ):
         apply_options(DEMO, options)
     (workdir / "done").touch()
-    assert apply_options(DEMO, options) == begun, "a finished run does not need it any more"
+    assert apply_options(DEMO, options) == begun, "a finished run no longer needs it"

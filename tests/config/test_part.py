@@ -1,4 +1,4 @@
-"""Settings classes: what holds at and beside a limit, and what an error says."""
+"""Settings classes: values at and just outside a limit, and error messages."""
 
 from dataclasses import field, replace
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ class Example(Part, place="a.b"):
 
 @dataclass(frozen=True)
 class Group(Part, place=""):
-    """A part that maps names to parts."""
+    """A settings class that maps names to parts."""
 
     examples: dict[str, Example] = field(default_factory=dict)
     """Parts by name."""

@@ -1,4 +1,4 @@
-"""Files whose disk fails: read again a few times, and never taken for damaged."""
+"""Files on a failing disk: reads are retried, and read errors are never reported as damage."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from vitkd_ds.config.reading import Unreadable, load_json, patiently
 
 
 def test_what_is_no_file_is_said_at_once_and_brackets_without_end_are_no_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "WAITS_S", (3600,))  # which the test would not be given
+    monkeypatch.setattr(reading, "WAITS_S", (3600,))  # a single retry would exceed the test's limit
     for path, error in ((tmp_path / "none", FileNotFoundError), (tmp_path, IsADirectoryError)):
         with pytest.raises(error):
             load_json(path)

@@ -1,4 +1,4 @@
-"""What a path means: a run, a checkpoint, a pointer, an export, or a file of weights."""
+"""Meaning of a path: a run, a checkpoint, a pointer, an export, or a weights file."""
 
 import json
 
@@ -33,7 +33,7 @@ def make_student(path, **description):
 
 @pytest.fixture
 def run(tmp_path):
-    """A finished run with two checkpoints, of which the older one is the best."""
+    """A finished run with two checkpoints, the older of which is the best."""
     for name in ("", "checkpoints/step00000004", "checkpoints/step00000008"):
         make_student(tmp_path / "run" / name, model=name, args={})
     (tmp_path / "run" / "done").touch()
@@ -61,7 +61,7 @@ def test_a_path_means_the_student_of_the_run_or_of_a_checkpoint(run):
 
 
 def test_a_run_that_goes_on_means_its_newest_checkpoint(run):
-    (run / "done").unlink()  # extended: the export of the shorter run is still there
+    (run / "done").unlink()  # extended, so the export of the shorter run still exists
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"
     (run / "checkpoints" / "latest").unlink()
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"

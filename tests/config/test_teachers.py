@@ -1,4 +1,4 @@
-"""Names of teachers: short options, stored form, and the teacher of each term."""
+"""Names of teachers: short options, stored form, and each term's teacher."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def test_an_option_adds_a_teacher_to_the_demo_which_a_term_names():
     check_run(run)
     own = DEMO.teachers["teacher"]
     assert [*run.teachers] == ["teacher", "other"] and run.teachers["teacher"] == replace(own, placement="replica")
-    assert run.teachers["other"] == replace(own, checkpoint=str(DEMO_TEACHER)), "its .json says the model"
+    assert run.teachers["other"] == replace(own, checkpoint=str(DEMO_TEACHER)), "its .json names the model"
     assert [*run.losses_of("teacher").active()] == ["vitkd"] and [*run.losses_of("other").active()] == ["nkd"]
     assert run.losses_of("other").needs.logits and not run.losses_of("teacher").needs.logits
 
@@ -35,7 +35,7 @@ def test_the_usual_teacher_alone_is_stored_as_by_earlier_versions(names, key):
     run = replace(DEMO, teachers={name: TeacherConfig(model=name) for name in names})
     stored = json.loads(json.dumps(as_dict(run)))
     assert {"teacher", "teachers"} & stored.keys() == {key} and "teacher" not in stored["losses"]["nkd"]
-    assert list(stored).index(key) == 3, "between student and data, as ever"
+    assert list(stored).index(key) == 3, "between student and data, as before"
     again = from_dict(Run, stored)
     assert again.teachers == run.teachers and [*again.teachers] == names
     assert again.losses == from_dict(Run, as_dict(DEMO)).losses

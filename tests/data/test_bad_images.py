@@ -1,4 +1,4 @@
-"""Images that do not decode: an error that names file and image, or the next one in their place; never wrong pixels."""
+"""Images that fail to decode: an error that names file and image, or the next image instead; never wrong pixels."""
 
 import logging
 import os
@@ -18,12 +18,12 @@ from vitkd_ds.data.loader import build_loader
 
 @pytest.fixture
 def path(tmp_path):
-    """8 JPEGs, 0 to 3 of class a, 4 to 7 of class b."""
+    """8 JPEGs: 0 to 3 in class a, 4 to 7 in class b."""
     return write_beton(tmp_path, 8)
 
 
 def overwrite(path, index, content, *, at=0):
-    """Change stored bytes of one image, from byte `at` on; the file's tables stay as they are."""
+    """Change stored bytes of one image from offset `at` on; the tables stay the same."""
     with open(path, "r+b") as file:
         file.seek(int(read_beton(path)[1][index]["offset"]) + at)
         file.write(content)
@@ -54,7 +54,7 @@ def test_pixels_that_change_between_two_passes_are_found_in_the_second(tmp_path,
             os.utime(path, ns=times)
         with pytest.raises(ValueError, match=r"image 5 \(class 'b'\) has changed since it was packed"):
             epoch_of(loader)
-    else:  # what is open stays what it was
+    else:  # open files keep their old content
         copy = tmp_path / "copy"
         copy.write_bytes(path.read_bytes())
         copy.rename(path)

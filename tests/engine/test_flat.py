@@ -1,4 +1,4 @@
-"""A flat module beside its own, without an engine: places, order, and what stays behind."""
+"""A flat module compared with the original, without an engine: offsets, order, and parameters left out."""
 
 import copy
 
@@ -11,7 +11,7 @@ from vitkd_ds.engine.flat import FlatBlock, FlatModule, Group, Place
 
 
 class Tied(nn.Module):
-    """Two layers that share a weight, one that is frozen."""
+    """Two layers that share a weight, and a frozen one."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Optimizers against torch's own and a slow average, and what the rest of the package knows of them. One process."""
+"""Optimizers against torch's own and a slow weight average, and other code's knowledge of them. One process."""
 
 import ast
 

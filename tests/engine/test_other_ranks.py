@@ -1,4 +1,4 @@
-"""A checkpoint goes on with another number of ranks: exactly, whatever it holds."""
+"""A checkpoint resumes exactly on another number of ranks, with any contents."""
 
 import sys
 from dataclasses import replace
@@ -18,7 +18,7 @@ GLOBAL_BATCH_SIZE = 12
 
 
 def dump(engine, path):
-    """Write everything of the engine by parameter name, put together from all ranks."""
+    """Write all engine state by parameter name, assembled from all ranks."""
     optimizer, flat = engine.engine.basic_optimizer, engine.engine.module
     parts = [part for group in optimizer.param_groups for part in group["params"]]
     state = {f"bf16 {name}": p for name, p in flat.views([p.detach() for p in flat.flats]).items()}
@@ -35,8 +35,10 @@ def dump(engine, path):
 
 
 def go_on(workdir, path):
-    """Resume in `workdir`, train two updates and save, on any number of ranks; the whole state, as it is after loading
-    and after saving, goes to PATH-loaded and PATH-saved."""
+    """Resume in `workdir`, train two updates and save, on any number of ranks.
+
+    Write the full state after loading to PATH-loaded and after saving to PATH-saved.
+    """
     processes.start_processes()
     torch.set_num_threads(1)
     start = load.newest_whole(load.find("auto", workdir))
@@ -55,7 +57,7 @@ def go_on(workdir, path):
 
 @pytest.mark.slow
 def test_weights_moments_and_average_survive_other_ranks_bit_for_bit(tmp_path):
-    workdir = tmp_path / "run [1]+"  # characters that DeepSpeed takes for patterns
+    workdir = tmp_path / "run [1]+"  # characters that DeepSpeed treats as patterns
     before = None
     for i, world_size in enumerate((2, 3, 1, 2)):
         finish_ranks(start_ranks(world_size, "-m", __name__, workdir, tmp_path / f"dump{i}"))
@@ -66,9 +68,9 @@ def test_weights_moments_and_average_survive_other_ranks_bit_for_bit(tmp_path):
         averages = {name: average for name, average in before.items() if name.startswith("ema")}
         assert len(averages) > 20
         for name, average in averages.items():
-            assert not torch.equal(average, before[f"fp32{name[3:]}"]), "the average must differ, or nothing is shown"
+            assert not torch.equal(average, before[f"fp32{name[3:]}"]), "equal averages would prove nothing"
     left = {path.name for path in (workdir / "checkpoints").iterdir()}
-    assert left == {"latest", "step00000006", "step00000008"}, "nothing temporary stays"
+    assert left == {"latest", "step00000006", "step00000008"}, "no temporary file remains"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A teacher that is read block by block: the features of the whole one, and no rank that ever has more than a block."""
+"""A teacher read block by block: features equal the full model's, and no rank ever holds more than a block."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ MODELS = {
 
 
 def source(name, **more):
-    """A model with random weights everywhere, and its timm arguments."""
+    """A model with random weights throughout, and its timm arguments."""
     architecture, args = MODELS[name]
     torch.manual_seed(0)
     model = timm.create_model(architecture, **{"img_size": 16, "num_classes": 10} | args | more)
@@ -69,7 +69,7 @@ def real_elements(model):
 
 
 def watch(model, stream):
-    """Note how many elements a rank has after each reading, and what it reads."""
+    """Record each rank's element count after each read, and the names it reads."""
     seen, fill = {"most": 0, "read": []}, stream.fill
 
     def watched(module, prefix, dtype, *, is_read=True):
@@ -174,7 +174,7 @@ def test_buffers_follow_the_teacher_to_its_device(tmp_path):
     teacher = build_teacher(config("qkv biases", save("qkv biases", tmp_path)), DATA, stream=True)
     before = {name for name, buffer in teacher.named_buffers() if buffer.device.type == "cpu"}
     assert any("rope" in name for name in before) and any("k_bias" in name for name in before)
-    move_buffers(teacher, torch.device("meta"))  # the only other device here
+    move_buffers(teacher, torch.device("meta"))  # the only device other than the CPU here
     assert all(buffer.is_meta for buffer in teacher.buffers())
 
 
@@ -216,7 +216,7 @@ def test_a_classifier_for_other_classes_is_left_out(tmp_path):
 
 
 def test_the_hubs_file_is_streamed_from_the_local_cache(tmp_path, monkeypatch):
-    """As `huggingface_hub` lays its cache out; with no network, as the nodes of a cluster have none."""
+    """The cache layout of `huggingface_hub`, with no network, as on a cluster's nodes."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--timm--vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m"

@@ -1,4 +1,4 @@
-"""The losses of rival methods: the official codes' values and gradients, and float64 twins in tests/reference."""
+"""Losses of rival methods: the official code's values and gradients, and float64 twins in tests/reference."""
 
 import pytest
 import torch
@@ -129,7 +129,7 @@ def test_vkd_is_the_official_one_in_value_and_gradient(dtype):
 def test_phi_s_has_the_official_covariance_up_to_the_signs_of_the_eigenvectors(name):
     golden = case(name)
     features, mean = golden["features_ND"], golden["mean_D"]
-    # The official covariance divides by the number of features less one.
+    # The official covariance divides by the number of features minus one.
     target = Target("phi_s", len(mean)).double()
     target.fix(features.mean(0), torch.cov(features.T))
     found, expected = target(features), golden["transformed_ND"]

@@ -1,4 +1,4 @@
-"""Models are built as configured, whatever format their weights come in, and a bad fit is an error naming the key."""
+"""Models are built as configured from every weight format; weights that do not fit are an error naming the key."""
 
 import dataclasses
 import json
@@ -73,7 +73,7 @@ def test_the_export_arguments_rebuild_the_model():
 
 
 def hub_with(monkeypatch, state: dict[str, torch.Tensor]) -> None:
-    """Let timm's own loading path find `state` where it would ask the network, which answers."""
+    """Let timm's own loading code find `state` where it would ask the network."""
     monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
     monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *args, **kwargs: dict(state))
 
@@ -140,8 +140,8 @@ def test_a_file_of_another_resolution_is_refused_unless_allowed(tmp_path, family
     ({"depth": 3}, (), {}, r"12 unexpected: blocks.2.attn.proj.bias, .*, \.\.\."),
     ({}, ["norm.bias"], {"strange.weight": (1,)}, "1 missing: norm.bias; 1 unexpected: strange.weight"),
     ({}, (), {"pre_logits.fc.weight": (48, 48)}, "1 unexpected: pre_logits.fc.weight"),  # timm's filter would drop it
-    ({"patch_size": 4}, (), {}, r"patch_embed.proj.weight \(48, 3, 4, 4\) for \(48, 3, 8, 8\)"),  # and resize it
-    ({"no_embed_class": True}, (), {}, "must have 17 positions .*got 16"),  # of another kind of model
+    ({"patch_size": 4}, (), {}, r"patch_embed.proj.weight \(48, 3, 4, 4\) for \(48, 3, 8, 8\)"),  # and resize this one
+    ({"no_embed_class": True}, (), {}, "must have 17 positions .*got 16"),  # from another kind of model
 ])  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused_with_the_keys_and_nothing_adapted(
     tmp_path, changes, removed, added, message
@@ -261,7 +261,7 @@ def test_half_precision_files_load_into_fp32_models(tmp_path):
 
 
 @pytest.mark.parametrize("name, model_args, message", [
-    ("deit_tiny_patch16_244", {}, "student.model=deit_tiny_patch16_244 is no timm model; did you mean deit_tiny_patch16_224"),
+    ("deit_tiny_patch16_244", {}, "student.model=deit_tiny_patch16_244 is no timm model; did you mean deit_tiny"),
     ("diet_tiny_patch16_224", {}, "did you mean deit_tiny_patch16_224"),
     ("deit3_small_patch16_224.fb_in21k", {}, "Choose one of deit3_small_patch16_224.fb_in1k, .*fb_in22k_ft_in1k"),
     ("hf-hub:someone/model", {}, "is no timm model"),

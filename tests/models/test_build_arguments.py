@@ -1,4 +1,4 @@
-"""Arguments from a stored run or an exported student reach the model's architecture and name no files."""
+"""Arguments from a stored run or an exported student reach the model's architecture and cannot name files."""
 
 from dataclasses import replace
 

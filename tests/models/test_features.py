@@ -1,4 +1,4 @@
-"""tap_features on stock timm models: DeiT, distilled DeiT, DeiT III, registers, class-token-free."""
+"""tap_features on stock timm models: DeiT, distilled DeiT, DeiT III, with registers, without a class token."""
 
 import pytest
 import timm

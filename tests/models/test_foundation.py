@@ -1,4 +1,4 @@
-"""Foundation teachers: their own image size, a linear probe as head, their licence, and an Eva pair that trains."""
+"""Foundation teachers: native image size, a linear probe as head, licence, and an Eva pair that trains."""
 
 import json
 from dataclasses import replace
@@ -93,10 +93,10 @@ def test_the_licence_is_that_of_timms_weights_and_of_no_others(tmp_path):
     path = str(save("dinov3", tmp_path))
     assert license_of(TeacherConfig(model=DINO)) == license_of(TeacherConfig(model=DINO, checkpoint=path))
     assert license_of(TeacherConfig(model=DINO)) == "dinov3-license"
-    assert license_of(TeacherConfig(model=DINO.partition(".")[0], checkpoint=path)) is None, "of weights of any origin"
+    assert license_of(TeacherConfig(model=DINO.partition(".")[0], checkpoint=path)) is None, "weights from anywhere"
     assert license_of(build_run("demo").teachers["teacher"]) is None
     (tmp_path / "dinov3.json").write_text(json.dumps({"recipe": "images"}))
-    assert license_of(TeacherConfig(model=DINO, checkpoint=path)) is None, "weights that were trained here"
+    assert license_of(TeacherConfig(model=DINO, checkpoint=path)) is None, "weights trained here"
     of_dino = {"recipe": "images", "teacher": {"model": DINO, "license": "dinov3-license"}}
     (tmp_path / "dinov3.json").write_text(json.dumps(of_dino))
     assert license_of(TeacherConfig(model="deit_tiny_patch16_224", checkpoint=path)) == "dinov3-license"
@@ -119,7 +119,7 @@ def test_an_eva_pair_trains_resumes_bit_for_bit_evaluates_and_exports(tmp_path, 
     large = ARGS | {"embed_dim": 96, "depth": 4}
     teacher = timm.create_model("vit_small_patch16_dinov3", img_size=42, num_classes=0, **large | {"patch_size": 6})
     for p in teacher.parameters():
-        torch.nn.init.normal_(p, std=0.2)  # timm's own LayerScale would give all images one class token
+        torch.nn.init.normal_(p, std=0.2)  # timm's own LayerScale would give all images the same class token
     save_file({key: t.contiguous() for key, t in teacher.state_dict().items()}, tmp_path / "teacher.safetensors")
     save_file({"weight": torch.randn(10, 96), "bias": torch.zeros(10)}, tmp_path / "head.safetensors")
     pair = [
@@ -132,7 +132,7 @@ def test_an_eva_pair_trains_resumes_bit_for_bit_evaluates_and_exports(tmp_path, 
     ]  # fmt: skip
     whole, half = ([*pair, f"--workdir={tmp_path / name}"] for name in ("whole", "halves"))
     commands = [[*whole, "--max_steps=4"], [*half, "--max_steps=2"], [*half, "--max_steps=4", "--extend"]]
-    # The schedules of a run that is extended differ, so the rate must not fall.
+    # An extended run has a different schedule, so the learning rate must not fall.
     commands = [[*each, "--optim.min_lr=1.5e-3"] for each in commands]
     outcomes = run_several(2, tmp_path / "commands", commands)
     said = outcomes[0]["said"]

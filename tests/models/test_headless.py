@@ -1,4 +1,4 @@
-"""Student and teacher where the data has no classes: models without a classifier, from files with one."""
+"""Student and teacher for data without classes: models without a classifier, from files with one."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a student and a teacher have in common, for terms that compare more than logits."""
+"""Compatibility of student and teacher, for terms that compare more than logits."""
 
 import pytest
 import timm

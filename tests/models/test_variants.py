@@ -1,4 +1,4 @@
-"""Student variants: a distillation token that a term trains, and global average pooling."""
+"""Student variants: a distillation token trained by a term, and global average pooling."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A package of somebody else, found by its entry points alone: it brings a loss, a teacher, a tracker and a source."""
+"""A third-party package, found only by its entry points, adds a loss, a teacher, a tracker and a source."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ POINTS = {
 
 
 def install(site, **changed):
-    """Put the package and the file that names its entry points where Python finds installed packages."""
+    """Copy the package and its entry-point file to a folder where Python finds installed packages."""
     info = site / "extras-1.0.dist-info"
     info.mkdir(parents=True)
     for name in ("extras.py", "extras_part.py"):

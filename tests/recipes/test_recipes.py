@@ -1,4 +1,4 @@
-"""Every recipe is a valid run, in full and in its debug size; a stored run is a recipe too."""
+"""Every recipe is a valid run at full and debug size; a stored run is a recipe too."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def test_a_stored_run_resumes_automatically_and_warns_where_it_had_begun_elsewhe
 
 
 def broken(path, value):
-    """config.json of the demo with the value at a dotted path replaced; a value of ... deletes the key."""
+    """The demo's config.json with the value at a dotted path replaced; a value of ... deletes the key."""
     stored = as_dict(build_run("demo"))
     *parents, name = path.split(".")
     part = reduce(dict.__getitem__, parents, stored)

@@ -1,4 +1,4 @@
-"""What a run says of its models and its learning rate when it begins."""
+"""A run's opening messages about its models and its learning rate."""
 
 import json
 from dataclasses import make_dataclass, replace
@@ -68,7 +68,7 @@ def test_a_warm_up_that_takes_the_whole_run_is_warned_of_and_one_that_is_shorten
 
 
 def config_of(workdir, *, resumed_step, before=None, extend=False):
-    """config.json of a start at this step of a run of 9 steps, over one that a start before has written."""
+    """config.json of a start at this step of a 9-step run, written over that of a previous start."""
     if before:
         (workdir / "config.json").write_text(json.dumps(before))
     run = replace(build_run("demo"), workdir=str(workdir), extend=extend)
@@ -80,12 +80,12 @@ def config_of(workdir, *, resumed_step, before=None, extend=False):
 
 
 def test_config_json_says_what_was_run_by_what(tmp_path):
-    (tmp_path / "done").touch()  # it is extended
+    (tmp_path / "done").touch()  # the run is extended
     first = {"step": 0, "ranks": 3}
     before = {"plan": {"total_steps": 4}, "extended_at_steps": [2], "starts": [first]}
     config = config_of(tmp_path, resumed_step=4, before=before)
     assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
-    assert config["run"]["workdir"] == "made", "as the command named it, so that a stored run may move"
+    assert config["run"]["workdir"] == "made", "as named on the command line, so that a stored run may move"
     assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
     assert config["extended_at_steps"] == [2, 4]
     assert config["starts"][0] == first and (config["starts"][1]["step"], config["starts"][1]["ranks"]) == (4, 1)

@@ -1,4 +1,4 @@
-"""Runs with teachers of other kinds: a convolutional network of logits, and tokens of a model with other classes."""
+"""Runs with teachers of other kinds: a convolutional network for logits, and tokens of a model with other classes."""
 
 import json
 import re

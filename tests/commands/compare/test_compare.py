@@ -1,4 +1,4 @@
-"""The table and the CSV: each number against the files of real runs and scipy; refusals."""
+"""The table and the CSV: every number against real runs' files and scipy; errors."""
 
 import json
 import os
@@ -129,7 +129,7 @@ def test_damaged_lines_are_skipped(runs, damage):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join([lines[0], damage, *lines[1:], damage]))
     assert shown(run) == text
-    # If it is the last evaluation that was damaged, what is shown is not taken for the end of the run.
+    # If the last evaluation is the damaged one, the one shown is not reported as the end of the run.
     (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], damage]))
     assert table(shown(run))["plain0"][7] == "at step 7"
 

@@ -1,4 +1,4 @@
-"""Packing with bad files, damaged and full disks: an error by name, and nothing half-written."""
+"""Packing with bad files, damaged disks and full disks: an error that names the file, and no partial output."""
 
 import os
 import shlex

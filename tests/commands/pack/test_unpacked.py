@@ -1,4 +1,4 @@
-"""Data that are not packed: what commands that only look say of them, and runs that are refused before any packing."""
+"""Unpacked data: what read-only commands report, and runs that are rejected before any packing."""
 
 from dataclasses import replace
 

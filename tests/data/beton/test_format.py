@@ -1,4 +1,4 @@
-"""A .beton that is not whole is refused before training, and says why."""
+"""An incomplete .beton is rejected before training, with the reason."""
 
 import io
 import json
@@ -21,7 +21,7 @@ HEADER_DTYPE, METADATA_START = beton_format.HEADER_DTYPE, beton_format.METADATA_
 
 @pytest.fixture
 def copy(beton, tmp_path):
-    """A copy of the .beton and its side file, to be damaged."""
+    """A copy of the .beton and its side file, for tests that damage it."""
     for path in (beton, side_path(beton)):
         shutil.copy(path, tmp_path)
     return tmp_path / beton.name
@@ -49,7 +49,7 @@ def test_our_view_of_the_header_and_the_tables_is_ffcvs(beton):
     assert tables.metadata["label"].tolist() == reader.metadata["f1"].tolist()
     for key, theirs in (("sample", "sample_id"), ("offset", "ptr"), ("size", "size")):
         assert tables.allocations[key].tolist() == reader.alloc_table[theirs].tolist()
-    # FFCV reads whole pages, and finds an image's page by shifting its position.
+    # FFCV reads whole pages and computes an image's page by shifting its offset.
     last = tables.allocations["offset"] + tables.allocations["size"] - 1
     assert (tables.allocations["offset"] // reader.page_size == last // reader.page_size).all()
 
@@ -128,7 +128,7 @@ def test_a_missing_or_unfinished_file_a_folder_and_a_missing_side_file_are_refus
 
 @pytest.mark.parametrize("names", [("picture", "label"), ("label", "image"), ("image",), ("image", "label", "age")])
 def test_other_fields_are_refused(tmp_path, names):
-    from ffcv.writer import DatasetWriter  # after the door to FFCV, which undoes its effects on the process
+    from ffcv.writer import DatasetWriter  # only after vitkd_ds has imported ffcv safely
 
     path, image = tmp_path / "other.beton", np.zeros((4, 4, 3), np.uint8)
     is_image = [name in ("image", "picture") for name in names]
@@ -172,7 +172,7 @@ def test_a_side_file_that_does_not_agree_or_is_no_json_object_is_refused(copy, c
 
 
 def forged(path, key, value):
-    """The .beton with another value in the table's row of image 3, and a side file that agrees."""
+    """The .beton with one changed value in the table row of image 3, and a matching side file."""
     content, tables = bytearray(path.read_bytes()), read_tables(path)
     table, start = tables.metadata.copy(), METADATA_START
     if key in ("sample", "size"):
