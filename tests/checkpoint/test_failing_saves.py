@@ -55,8 +55,8 @@ def test_failed_saves_are_said_leave_the_previous_one_and_end_the_run_only_in_a_
         "SAVING FAILED at step 2: rank 0: OSError: [Errno 27]",
         "SAVING FAILED at step 3: rank 1: OSError",
         "SAVING FAILED at step 5: rank 0: PermissionError",
-        "Training goes on; failure 2, at 3 in a row it stops",
+        "Training continues (failure 2; it stops at 3 in a row)",
     ):
         assert text in observed[2]["said"][0] and text not in observed[2]["said"][1]
-    assert seen["error"] == other["error"] and "The last whole checkpoint is step00000006." in seen["error"]
+    assert seen["error"] == other["error"] and "The last complete checkpoint is step00000006." in seen["error"]
     assert "Stopped after 3 failed saves in a row (checkpoint.max_failures is 3)" in seen["error"]

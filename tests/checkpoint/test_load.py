@@ -57,8 +57,8 @@ MANIFEST = "manifest.json"
 
 
 DAMAGE = {
-    "torn": (TORN, f"{STATE} must have .* bytes, found"),
-    "empty": (change(STATE, lambda content: b""), f"{STATE} must have .* bytes, found 0"),
+    "torn": (TORN, f"{STATE} has .* bytes instead of "),
+    "empty": (change(STATE, lambda content: b""), f"{STATE} has 0 bytes instead of "),
     "missing": (lambda path: (path / STATE).unlink(), f"{STATE} is missing"),
     "tampered": (change(STATE, lambda content: content[:-1] + b"?"), f"{STATE} has changed: its checksum differs"),
     "another file": (lambda path: (path / "mp_rank_01_model_states.pt").touch(), "is not listed in the manifest"),

@@ -75,7 +75,7 @@ def test_a_failure_at_the_last_chance_ends_the_run_and_others_do_only_in_a_row(t
     (tmp_path / "file").touch()
     for saver.folder in (bad, good, bad):
         saver.save(ENGINE, state_at(4))
-    assert caplog.text.count("Training goes on; failure 1, at 2 in a row it stops") == 2
+    assert caplog.text.count("Training continues (failure 1; it stops at 2 in a row)") == 2
     saver.folder = bad
     with pytest.raises(SaveError, match="Stopped after 2 failed saves in a row"):
         saver.save(ENGINE, state_at(5))

@@ -50,9 +50,7 @@ def test_a_package_that_does_not_load_is_named(other_package):
     info, environ = other_package
     (info.parent / "my_losses" / "terms.py").write_text("import nothing_of_that_name\n")
     done = run_command("python", "train.py", "--recipe=demo", "--debug", **environ, check=False)
-    assert done.returncode == 2
-    assert "loss pooled = my_losses.terms:PooledTerm" in done.stderr
-    assert "ModuleNotFoundError: No module named 'nothing_of_that_name'" in done.stderr
+    assert done.returncode == 2 and "ModuleNotFoundError: No module named 'nothing_of_that_name'" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["kd", "student", "balance", "not-a-name"])

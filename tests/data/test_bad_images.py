@@ -33,7 +33,7 @@ def test_changed_bytes_are_an_error_that_names_file_and_image(path):
     loader = build_loader(config(path), split="val", micro_batch_size=2)
     overwrite(path, 5, bytes(40), at=200)
     threads, seen = threading.active_count(), 0
-    with pytest.raises(ValueError, match=r"x.beton' has a bad image: image 5 \(class 'b'\) has other bytes than when"):
+    with pytest.raises(ValueError, match=r"x.beton' has a bad image: image 5 \(class 'b'\) has changed since"):
         for _ in loader.epoch(0):
             seen += 1
     assert seen == 2 and threading.active_count() == threads
@@ -52,7 +52,7 @@ def test_pixels_that_change_between_two_passes_are_found_in_the_second(tmp_path,
         overwrite(path, 5, bytes(40), at=200)
         if "restored" in how:
             os.utime(path, ns=times)
-        with pytest.raises(ValueError, match=r"image 5 \(class 'b'\) has other bytes than when it was packed"):
+        with pytest.raises(ValueError, match=r"image 5 \(class 'b'\) has changed since it was packed"):
             epoch_of(loader)
     else:  # open files keep their old content
         copy = tmp_path / "copy"
@@ -102,7 +102,7 @@ def test_a_file_cut_short_while_it_is_open_ends_the_run_also_where_images_are_sk
     loaders = [build_loader(each, split="train", micro_batch_size=4) for each in data]
     os.truncate(path, int(read_beton(path)[1]["offset"][5]) + 10)
     for loader in loaders:
-        with pytest.raises(ValueError, match="cannot be read completely: image .* cannot be read whole"):
+        with pytest.raises(ValueError, match="cannot be read completely: image .* cannot be read completely"):
             epoch_of(loader)
 
 
@@ -110,5 +110,5 @@ def test_an_image_without_a_label_is_named_by_its_number(tmp_path):
     src = write_beton(tmp_path, 8).parent / "images"
     path = pack(src, tmp_path / "plain.beton", labels="none", workers=1).path
     overwrite(path, 5, bytes(40), at=200)
-    with pytest.raises(ValueError, match="plain.beton' has a bad image: image 5 has other bytes than when"):
+    with pytest.raises(ValueError, match="plain.beton' has a bad image: image 5 has changed since"):
         epoch_of(build_loader(config(path, num_classes=0), split="val", micro_batch_size=4))

@@ -40,9 +40,9 @@ def test_a_probe_gives_a_headless_teacher_logits(tmp_path, width, seen):
 def test_a_probe_of_other_classes_or_widths_is_refused(tmp_path):
     path = save("dinov3", tmp_path)
     for shapes, message in {
-        ((5, 48), (5,)): r"shape \(10, 48\) or \(10, 96\) .*found \(5, 48\)",
+        ((5, 48), (5,)): r"shape \(10, 48\) or \(10, 96\) .*got \(5, 48\)",
         ((10, 64), (10,)): r"got \(10, 64\) and a bias of 10 in \S+. Save only the probe",
-        ((10, 48), (9,)): r"a bias of 10, .*found \(10, 48\) and a bias of 9",
+        ((10, 48), (9,)): r"a bias of 10, .*got \(10, 48\) and a bias of 9",
         ((10, 48), (10, 48)): "one weight .* and at most one bias",
     }.items():
         save_file({str(i): torch.zeros(shape) for i, shape in enumerate(shapes)}, head := tmp_path / "head.safetensors")
@@ -53,7 +53,7 @@ def test_a_probe_of_other_classes_or_widths_is_refused(tmp_path):
     save_file({"w": torch.zeros(10, 96)}, head)
     headless = TeacherConfig(model="vit_small_patch16_224", checkpoint="random", head=str(head), model_args={
         **ARGS, "class_token": False, "global_pool": "avg"})  # fmt: skip
-    with pytest.raises(ValueError, match=r"of shape \(10, 48\) and a bias of 10, .*found \(10, 96\) in"):
+    with pytest.raises(ValueError, match=r"of shape \(10, 48\) and a bias of 10, .*got \(10, 96\) in"):
         build_teacher(headless, DATA)
 
 
@@ -136,7 +136,7 @@ def test_an_eva_pair_trains_resumes_bit_for_bit_evaluates_and_exports(tmp_path, 
     commands = [[*each, "--optim.min_lr=1.5e-3"] for each in commands]
     outcomes = run_several(2, tmp_path / "commands", commands)
     said = outcomes[0]["said"]
-    assert "(licence: dinov3-license)" in said and "GFLOPs an image of 42 pixels" in said, said[-3000:]
+    assert "(licence: dinov3-license)" in said and "GFLOPs per 42-px image" in said, said[-3000:]
     found, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "halves"))
     assert found.keys() == resumed.keys() and all(torch.equal(t, resumed[key]) for key, t in found.items())
     description = json.loads((tmp_path / "whole" / "student.json").read_text())
@@ -161,7 +161,7 @@ def test_teachers_of_other_families_make_a_step(tmp_path, demo_cache, model, siz
         "--losses.feature.calibration_batches=1",
     ]  # fmt: skip
     (outcome,) = run_several(1, tmp_path / "commands", [command])
-    assert f"teacher: {model}" in outcome["said"] and f"an image of {size} pixels" in outcome["said"]
+    assert f"teacher: {model}" in outcome["said"] and f"per {size}-px image" in outcome["said"]
     assert outcome["summary"]["steps"] == 1
 
 

@@ -42,7 +42,7 @@ def test_a_pair_may_differ_in_width_depth_and_grid():
     ({"num_classes": 7}, (0, 1), "same number of classes, got 5 and 7"),
     ({"depth": 1}, (0, 1), "blocks of losses.vitkd must be between 0 and 0, because the teacher has 1 .*got 1"),
     ({"depth": 4}, (0, 2), "the student has 2 blocks, got 2"),
-    ({}, (0, -1), "found -1"),
+    ({}, (0, -1), "got -1"),
 ])  # fmt: skip
 def test_a_pair_with_other_classes_or_too_few_blocks_is_refused(changes, blocks, message):
     with pytest.raises(ValueError, match=message):

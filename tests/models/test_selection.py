@@ -78,7 +78,7 @@ def test_models_whose_attention_cannot_choose_are_refused():
     others = {
         "same patch grid": (timm.create_model("deit_tiny_patch16_224", **small), teacher, 2),
         "less than the teacher's 16 patches": (student, teacher, 16),
-        "found ResNet": (student, timm.create_model("resnet18", num_classes=7), 8),
+        "got ResNet": (student, timm.create_model("resnet18", num_classes=7), 8),
         "class token False": (build("average pooling")[0], teacher, 8),
         "ParallelThingsBlock": (timm.create_model("vit_base_patch16_18x2_224", depth=2, **small), teacher, 8),
     }
@@ -89,7 +89,8 @@ def test_models_whose_attention_cannot_choose_are_refused():
 
 @pytest.mark.parametrize("term", ["vitkd", "vkd", "feature"])
 def test_terms_of_tokens_are_refused(term):
-    with pytest.raises(ValueError, match=rf"found 12 and losses\.{term}: set --teacher\.keep_tokens=0"):
+    message = rf"keep_tokens=12 drops tokens that losses\.{term} compare. Set --teacher\.keep_tokens=0"
+    with pytest.raises(ValueError, match=message):
         parse_run((), FLAGS | {f"losses.{term}.weight": "1"})
 
 

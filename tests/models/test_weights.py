@@ -88,7 +88,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
     assert folder.is_dir(), "the trap does not work, so this test would prove nothing"
     folder.rmdir()
     torch.save({"model": small_state(), "trap": RunsCode()}, tmp_path / "malicious.pth")
-    with pytest.raises(ValueError, match=rf"malicious.pth.*{os.mkdir.__module__}\.mkdir.*runs code"):
+    with pytest.raises(ValueError, match=rf"malicious.pth.*{os.mkdir.__module__}\.mkdir.*run code"):
         load_state_dict_file(tmp_path / "malicious.pth")
     assert not folder.exists()
 
@@ -118,7 +118,7 @@ def test_the_conversion_works_for_a_pickled_module(tmp_path, pack):
 
 def test_a_missing_file_and_an_unknown_suffix_are_errors(tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"")
-    cases = ("nowhere.pth", "nowhere.pth"), ("", "existing file"), ("weights.npz", r"\.safetensors.*'\.npz'")
+    cases = ("nowhere.pth", "nowhere.pth"), ("", "no weight file at"), ("weights.npz", r"'\.npz'. Convert it")
     for name, message in cases:
         with pytest.raises(ValueError, match=message):
             load_state_dict_file(tmp_path / name)
@@ -130,7 +130,7 @@ def test_a_damaged_file_and_one_cut_short_are_named(tmp_path, suffix, content):
     path = tmp_path / f"damaged{suffix}"
     torch.save(small_state(), path)
     path.write_bytes(path.read_bytes()[:-content] if isinstance(content, int) else content)
-    with pytest.raises(ValueError, match=f"damaged{suffix} must be a whole"):
+    with pytest.raises(ValueError, match=f"damaged{suffix} is damaged or no"):
         load_state_dict_file(path)
 
 

@@ -47,7 +47,7 @@ def test_the_start_names_both_models_and_the_scaled_learning_rate(tmp_path, demo
     (outcome,) = run_several(1, tmp_path / "commands", [command])
     said = outcome["said"]
     assert "student: deit_tiny_patch16_224 {'patch_size': 4, 'embed_dim': 64, 'depth': 4, 'num_heads': 2}, 0.2" in said
-    assert "50 tokens, 0.0225 GFLOPs an image of 28 pixels, weights: random" in said
+    assert "50 tokens, 0.0225 GFLOPs per 28-px image, weights: random" in said
     assert "teacher: deit3_small_patch16_224 {" in said and "1.21 M parameters" in said and "weights: demo" in said
     assert "peak learning rate: 0.001 for 24 images (0.002 for 48), reached after 3 of 10 steps, then falling" in said
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -61,7 +61,7 @@ def test_a_warm_up_that_takes_the_whole_run_is_warned_of_and_one_that_is_shorten
     lengths = {"debug": ["--debug", "--max_steps=2"], "run": ["--max_steps=5"]}
     commands = [[*base, *words, f"--workdir={tmp_path / name}"] for name, words in lengths.items()]
     debug, short = run_several(1, tmp_path / "commands", commands)
-    assert "the learning rate never falls: the warm-up takes all 2 steps of this debug run" in debug["said"]
+    assert "the learning rate never decays: the warm-up takes all 2 steps of this debug run" in debug["said"]
     assert short["said"].count("the warm-up is shortened from 250 to 1 steps") == 1
     assert [line["step"] for line in metrics_of(tmp_path / "run") if "lr" in line] == [5]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["plan"]["warmup_steps"] == 1

@@ -79,7 +79,7 @@ def zeroed(content, field):
     return content[:start] + bytes(8) + content[start + 8 :]
 
 
-BAD_CRC, BAD_SIZE = "beton' must have tables of CRC32", "bytes long by its own header"
+BAD_CRC, BAD_SIZE = "beton' must have tables of CRC32", "bytes according to its header"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ BAD_CRC, BAD_SIZE = "beton' must have tables of CRC32", "bytes long by its own h
         (lambda content, end: flipped(content, end + 40), BAD_CRC),
         (lambda content, end: content[: METADATA_START + 100], BAD_SIZE),
         (lambda content, end: content[:METADATA_START], BAD_SIZE),
-        (lambda content, end: content[: HEADER_DTYPE.itemsize], "must be whole"),
+        (lambda content, end: content[: HEADER_DTYPE.itemsize], "must be complete"),
         (lambda content, end: content[:end], BAD_SIZE),
         (lambda content, end: content[: end + 252], BAD_SIZE),
         (lambda content, end: content[: len(content) // 2], BAD_SIZE),
@@ -143,8 +143,8 @@ def test_other_fields_are_refused(tmp_path, names):
     "change, message",
     [
         *[(text, "must (be JSON|have format)") for text in ("", "[1]", "{", "7")],
-        ({"bytes": 1}, "must be 1 bytes long by its side file"),
-        ({"num_images": 3}, "must hold 3 images"),
+        ({"bytes": 1}, "must have 1 bytes according to its side file"),
+        ({"num_images": 3}, "must contain 3 images"),
         ({"format": 99}, "must have format 2"),
         ({"classes": None}, "classes is missing"),
         ({"lengths": None}, "lengths is missing"),
@@ -154,12 +154,12 @@ def test_other_fields_are_refused(tmp_path, names):
         ({"shuffled": "no"}, "shuffled has another"),
         ({"num_images": "22"}, "num_images has another"),
         ({"source": 5}, "source has another"),
-        ({"tables_crc32": 7}, "must have tables of CRC32 7 by its side file"),
-        ({"lengths": "AAAA"}, "must hold 32-bit numbers in base64 as 'lengths'"),
-        ({"crc32s": "no base64!"}, "must hold 32-bit numbers in base64 as 'crc32s'"),
-        ({"crc32s": 5}, "must hold 32-bit numbers in base64 as 'crc32s'"),
-        ({"crc32s": "AAAAAA=="}, "must give the length and CRC32 of the 22 images"),
-        ({"lengths": "AAAA" * 29 + "AA=="}, "must give the length and CRC32 of the 22 images"),
+        ({"tables_crc32": 7}, "must have tables of CRC32 7 according to its side file"),
+        ({"lengths": "AAAA"}, "must contain 32-bit numbers in base64 as 'lengths'"),
+        ({"crc32s": "no base64!"}, "must contain 32-bit numbers in base64 as 'crc32s'"),
+        ({"crc32s": 5}, "must contain 32-bit numbers in base64 as 'crc32s'"),
+        ({"crc32s": "AAAAAA=="}, "must list the length and CRC32 of the 22 images"),
+        ({"lengths": "AAAA" * 29 + "AA=="}, "must list the length and CRC32 of the 22 images"),
     ],
 )
 def test_a_side_file_that_does_not_agree_or_is_no_json_object_is_refused(copy, change, message):
@@ -193,7 +193,7 @@ def forged(path, key, value):
         ("mode", 1, "three bytes per pixel .*, but image 3"),
         ("label", -1, r"labels in \[0, 2\), but that of image 3 is -1"),
         ("label", 2, r"labels in \[0, 2\), but that of image 3 is 2"),
-        ("offset", 40, "where both tables say, but image 3"),
+        ("offset", 40, "have the same offset in both tables, but image 3"),
         ("sample", 5, "be listed once, but image 3"),
         ("size", 2**40, "lie between the tables, but image 3"),
         ("size", 2**64 - 1, "lie between the tables, but image 3"),
@@ -201,5 +201,5 @@ def forged(path, key, value):
 )
 def test_tables_that_say_what_cannot_be_are_refused_also_where_all_checksums_agree(copy, key, value, message):
     forged(copy, key, value)
-    with pytest.raises(ValueError, match=f"beton' must (hold images that each |have ).*{message}"):
+    with pytest.raises(ValueError, match=f"beton' must (contain only images that |have ).*{message}"):
         check_beton(copy)
