@@ -22,13 +22,33 @@ TRACKIO = [
     "starlette",
     "uvicorn[standard]>=0.30",
 ]
-INIT = Path(__file__).parent / "vitkd_ds" / "__init__.py"
+HERE = Path(__file__).parent
+INIT = HERE / "vitkd_ds" / "__init__.py"
+README = HERE / "README.md"
+LICENSES = ["LICENSE", "THIRD_PARTY.md", "vitkd_ds/data/demo/LICENSE"]
 
 setup(
     name="vitkd_ds",
     version=re.findall(r'__version__ = "(.+)"', INIT.read_text())[0],
-    description="ViTKD and NKD distillation of vision transformers on DeepSpeed and FFCV",
-    license="Apache-2.0",
+    description="Distils vision transformers with ViTKD, NKD and other losses on DeepSpeed, FFCV and timm",
+    # The images of slurm/Dockerfile and slurm/vitkd_ds.def are built without the pages.
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=[name for name in LICENSES if (HERE / name).exists()],
+    keywords="knowledge distillation, vision transformer, ViTKD, NKD, DeepSpeed, FFCV, timm, PyTorch, Slurm",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
     # ds_configs/ is at the top of the checkout, and also package data for use outside a checkout.
     packages=[*find_packages(include=["vitkd_ds", "vitkd_ds.*"]), "vitkd_ds.ds_configs"],

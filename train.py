@@ -1,4 +1,4 @@
-"""Training script for launchers: `deepspeed train.py --ds_config ds_configs/zero2.json`. See vitkd_ds.cli."""
+"""Training script for launchers: `deepspeed train.py --ds_config ds_configs/zero2.json`. See `vitkd_ds.cli`."""
 
 from vitkd_ds.cli import train_main
 

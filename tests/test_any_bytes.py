@@ -1,4 +1,4 @@
-"""Whatever bytes stand in a file, or text on the command line: a value, or a ValueError that names it, and soon."""
+"""Arbitrary bytes in a file or on the command line: the result is a value, or soon a ValueError that names it."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ DIGITS = b"9" * 5000
 
 
 def damaged(content: bytes) -> st.SearchStrategy[bytes]:
-    """Any bytes; any JSON; this content with some of its bytes changed, cut out or put in."""
+    """Any bytes; any JSON; this content with some bytes changed, removed or inserted."""
 
     @st.composite
     def changed(draw):
@@ -41,7 +41,7 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
 
 
 def with_another_value(tree: dict) -> st.SearchStrategy[dict]:
-    """The tree with a value, anywhere in it, replaced by another one, or a key left out or put in."""
+    """The JSON tree with one value replaced anywhere in it, or one key removed or added."""
     places = [[key] for key in tree]
     places += [[key, inner] for key, part in tree.items() if isinstance(part, dict) for inner in part]
 
@@ -63,7 +63,7 @@ def with_another_value(tree: dict) -> st.SearchStrategy[dict]:
 
 
 def must_name(file: Path, read, *words):
-    """Read; an error must be a ValueError whose text names the file."""
+    """Read; any error must be a ValueError whose text names the file."""
     try:
         return read(*words)
     except ValueError as error:
@@ -123,13 +123,13 @@ def test_the_description_beside_weights(place, content):
 
 
 def forged(tree: dict) -> bytes:
-    """A manifest whose own checksum fits."""
+    """A manifest whose own checksum is correct."""
     return json.dumps(tree | {"blake2b": manifest._checksum(tree)}).encode()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A whole checkpoint, and the content of its manifest."""
+    """A whole checkpoint, and its manifest's content."""
     path = make(tmp_path_factory.mktemp("checkpoint"), 1)
     tree = json.loads((path / "manifest.json").read_text())
     del tree["blake2b"]
@@ -146,7 +146,7 @@ def test_a_manifest(checkpoint, data):
     (path / "manifest.json").write_bytes(content)
     try:
         found = manifest.read_manifest(path)
-    except ValueError as error:  # begins with the name of the manifest, or of a file that is or is not in it
+    except ValueError as error:  # names the manifest, or a file that is missing or unlisted
         assert "manifest.json" in str(error) or str(error).endswith((" is missing", " is not listed in the manifest"))
         return
     assert isinstance(manifest.check_files(path, found), str) and found["train_state"]["step"] == 1
@@ -154,7 +154,7 @@ def test_a_manifest(checkpoint, data):
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """A .beton, with the whole content of itself and of its side file."""
+    """A .beton, with the full content of the file and of its side file."""
     path = write_beton(tmp_path_factory.mktemp("packed"), 6)
     side = path.with_name("x.beton.json")
     return path, side, path.read_bytes(), side.read_bytes()

@@ -1,4 +1,5 @@
-"""What is compiled of this package: its wheel (FFCV's own takes too long) decodes, and the fuzzer finds nothing."""
+"""Compiled code of this package: its wheel (without FFCV, which takes too long) decodes, and the fuzzer finds nothing.
+Compiled code of this package: its wheel (without FFCV, which takes too long) decodes, and the fuzzer finds nothing."""
 
 import shutil
 import site
@@ -26,10 +27,10 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if "libjpeg" in lin
 
 
 def fresh_environment(folder):
-    """A virtual environment that borrows all packages of this one, without the package under test; gives its Python."""
+    """The Python of a virtual environment that borrows all packages of this one, except the package under test."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # A .pth that lies in a borrowed folder is not read, an editable install among them.
+    # Python ignores .pth files in borrowed folders, including those of editable installs.
     (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()))
     return folder / "bin" / "python"
 

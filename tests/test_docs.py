@@ -1,4 +1,4 @@
-"""The pages: commands parse, links lead somewhere, Python runs, numbers are those of RESULTS, the tree is the house."""
+"""The pages: commands parse, links resolve, Python runs, numbers match RESULTS, the tree matches the code."""
 
 import inspect
 import json
@@ -32,7 +32,7 @@ RESULTS = (ROOT / "benchmarks/RESULTS.md").read_text()
 SCRIPTS = {f"slurm/{path.name}": re.search(r"RECIPE=(\w+)", path.read_text()).group(1)
            for path in ROOT.glob("slurm/vitkd_*.sh")}  # fmt: skip
 STARTS_NOTHING = {"--help", "--version", "--print_config", "recipes", "--list"}
-"""Words of commands that are run here."""
+"""Words that make a command safe to run here."""
 OURS = ("train.py", "make", "vitkd-ds", "python")
 STUDENT_ARGS = {"img_size": 28, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
 
@@ -42,7 +42,7 @@ def blocks(page, language):
 
 
 def commands():
-    """(page, words) of each command line of the project; those of other programs bash alone checks."""
+    """(page, words) of each of the project's command lines; other programs are only checked as bash."""
     for page in TEXT:
         lines = "".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
         for words in (shlex.split(line, comments=True) for line in lines):
@@ -61,7 +61,7 @@ COMMANDS = list(commands())
 
 
 def flags_of(words):
-    """{"optim.lr": "1e-3"} of --optim.lr=1e-3 or --optim.lr 1e-3; words without dashes are passed over."""
+    """{"optim.lr": "1e-3"} for --optim.lr=1e-3 or --optim.lr 1e-3; words without dashes are skipped."""
     flags = {}
     for word, after in zip(words, [*words[1:], "--"]):
         name, _, value = word.partition("=")
@@ -72,7 +72,7 @@ def flags_of(words):
 
 @pytest.fixture
 def finished_run(tmp_path, monkeypatch):
-    """Work in a folder in which runs/demo lies, and the run of `make demo`, as a reader of the pages has them."""
+    """Work in a folder with runs/demo and the run of `make demo`, as the pages assume."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "demo"
     folder.mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_commands_are_accepted(page, words, finished_run):
 
 
 def _on_the_demos_data(flags):
-    """The flags without files that the page itself makes: tests/test_own_images.py runs docs/images.md as a whole."""
+    """The flags without files that the page creates; tests/test_own_images.py runs docs/images.md completely."""
     files = {key: "demo" for key, value in flags.items() if value.startswith("photos/")}
     is_made = flags.get("teacher.checkpoint") == "runs/teacher"
     teacher = {"teacher.model": "deit3_small_patch16_224", "teacher.checkpoint": "hub"} if is_made else {}
@@ -126,7 +126,7 @@ def test_shell_blocks_are_bash():
 
 
 def anchors(text):
-    """What GitHub makes of the headings."""
+    """GitHub's anchors of the headings."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -156,7 +156,7 @@ def test_signatures_on_the_page_are_those_of_the_code(name):
 
 
 def listed_as_stable(heading):
-    """The code at the start of each list item of a section of docs/stability.md."""
+    """The code at the start of each list item in a section of docs/stability.md."""
     section = TEXT["docs/stability.md"].partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return re.findall(r"^- `(.+?)`", section, re.M)
 
@@ -177,7 +177,8 @@ def test_the_stable_keys_of_the_side_file_are_those_that_pack_writes():
 
 @pytest.mark.parametrize("page", TEXT)
 def test_numbers_with_their_source_stand_in_results(page):
-    """Of each paragraph and table row that cites RESULTS.md or names a row of it: what has three digits or a point."""
+    """In each paragraph and table row that cites RESULTS.md or names a row of it: numbers with three digits or a
+    point."""
     known = set(re.findall(r"\d[\d,.]*\d", RESULTS))
     text = re.sub(r"```.*?```", "", TEXT[page], flags=re.S)
     for part in re.split(r"\n\n|\n(?=[|-])", text):
@@ -206,7 +207,7 @@ def test_published_accuracies_are_those_of_the_recipes():
 
 
 def test_the_readmes_first_commands_have_own_images_and_the_default_that_launchers_run():
-    """`tests/test_end_to_end.py` runs the latter, with --debug, under two launchers."""
+    """`tests/test_end_to_end.py` runs the default with --debug, under two launchers."""
     section = TEXT["README.md"].partition("## First commands")[2].partition("\n## ")[0]
     (own,) = re.findall(r"^vitkd-ds train --recipe images .*--data.train \S+ --data.val \S+", section, re.M)
     assert "deepspeed train.py --ds_config ds_configs/zero2.json" in section and own
@@ -223,9 +224,9 @@ def test_the_small_student_of_the_page_is_a_smaller_one():
     assert json.loads(args).keys() == {"embed_dim", "depth", "num_heads"} and sizes[0] < sizes[1] / 2
 
 
-def test_the_readme_is_short_and_its_tree_is_the_house():
+def test_the_readme_is_short_and_the_tree_of_contributing_is_the_package():
     assert len(TEXT["README.md"].splitlines()) <= 100
-    (tree,) = re.findall(r"## The rooms\n\n```\n(.*?)```", TEXT["README.md"], re.S)
+    (tree,) = re.findall(r"## Layout\n\n```\n(.*?)```", TEXT["CONTRIBUTING.md"], re.S)
     rooms, room = {}, ""
     for first, description in re.findall(r"^(\S*) +(.*)$", tree, re.M):
         room = first or room
@@ -235,13 +236,13 @@ def test_the_readme_is_short_and_its_tree_is_the_house():
         for name in re.findall(r"[\w/]+\.(?:py|md)|\w+/(?= )", description):
             assert (ROOT / room / name).exists() or (ROOT / name).exists(), (room, name)
     folders = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "vitkd_ds").rglob("*.py")}
-    assert folders <= rooms.keys(), "a folder of the package that the tree does not name"
+    assert folders <= rooms.keys(), "a folder of the package is missing from the tree"
     top = [path for pattern in ("*.py", "*.toml", "*.yml", "Makefile", "vitkd_ds/*.py") for path in ROOT.glob(pattern)]
     assert [path.name for path in top if not re.search(rf"\b{path.name}\b", tree)] == []
 
 
 class Marked:
-    """Its unpickling makes a file."""
+    """Unpickling it creates a file."""
 
     def __reduce__(self):
         return Path.touch, (Path("ran"),)

@@ -1,4 +1,4 @@
-"""The front door, for real: launchers, a killed and resumed run, finished folders, eval, export, every recipe."""
+"""The whole program for real: launchers, a killed and resumed run, finished folders, eval, export, every recipe."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def test_a_finished_run_is_left_alone_and_no_folder_is_used_with_other_settings(
     refused = [
         (used, ["--resume=none"], "--resume none needs an unused folder"),
         (unused, ["--resume=/nowhere"],
-         "--resume must be auto, none, or the folder of a run or checkpoint, found '/nowhere'"),
+         "--resume must be auto, none, or an existing run or checkpoint folder, got '/nowhere'"),
         (unused, [f"--resume={tmp_path}"], "--resume must be auto, none, a run folder or a checkpoint in one"),
         (unused, [f"--resume={whole_run}/checkpoints/step00000028", "--optim.lr=0.5"],
          "optim.lr: 0.002 there, 0.5 now"),
@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(whole_run, small_beton, tmp_
     assert [line["step"] for line in metrics_of(workdir) if "total" in line] == list(range(1, 31))
     found, expected = load_file(workdir / "student.safetensors"), load_file(whole_run / "student.safetensors")
     for name, weight in expected.items():
-        # Two updates with other masks and mixing: at most about the learning rate, 1e-5 there, a weight and update.
+        # Two updates with other masks and mixing: about the learning rate, 1e-5 here, per weight and update at most.
         torch.testing.assert_close(found[name], weight, rtol=0, atol=2e-5)
 
 
@@ -211,8 +211,10 @@ SMALL_TEACHERS = {
 
 
 def shallow(recipe):
-    """Options for as many blocks as the losses tap, or a small teacher of the same kind. At full depth the pair with
-    DeiT III-Large takes most of a minute."""
+    """Options for as many blocks as the losses tap, or a small teacher of the same kind.
+
+    At full depth, the pair with DeiT III-Large takes most of a minute.
+    """
     if recipe.startswith("demo_"):
         return []
     teacher = SMALL_TEACHERS.get(recipe, ['--teacher.model_args={"depth": 3}'])

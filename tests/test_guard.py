@@ -1,4 +1,4 @@
-"""The guard of os._exit: no test ends pytest, and child processes still exit as they please."""
+"""The guard of os._exit: no test can end pytest, and child processes still exit normally."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_forked_and_started_children_exit():
 def test_an_exit_fails_its_test_also_where_it_is_hidden_and_children_exit(request, tmp_path):
     assert request.config.pluginmanager.has_plugin(guard.OWN), "tests/conftest.py must load the guard"
     (tmp_path / "test_inner.py").write_text(TESTS)
-    # A process of its own, as a broken guard would end the run that looks for it.
+    # A separate process, because a broken guard would end this test run.
     command = [sys.executable, "-m", "pytest", "-p", "tests.guard", "-p", "no:cacheprovider", "--rootdir", tmp_path]
     done = subprocess.run([*command, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "1 failed, 3 passed" in done.stdout and "3 errors" in done.stdout, done.stdout

@@ -1,4 +1,4 @@
-"""The rules of the house, read from the source alone. One test per rule, which names every place that breaks it."""
+"""The project's structural rules, checked on the source: one test per rule, naming every place that breaks it."""
 
 import ast
 import io
@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from vitkd_ds.config.losses import TERMS
 
 ROOMS = ["config losses", "models data recipes", "engine", "checkpoint", "train", "commands", "cli", "__main__"]
-"""Bottom to top. Imports go down or stay in their room."""
+"""Bottom to top. Imports go down or stay in the same folder."""
 ROW_OF = {room: row for row, rooms in enumerate(ROOMS) for room in rooms.split()}
 HOMES = {
     "deepspeed": ["engine/"], "torch.distributed": ["engine/ranks.py", "engine/processes.py"],
@@ -38,18 +38,18 @@ def none_of(offences):
 
 
 def imports(name):
-    """Dotted names of all that a file of the package imports: `from a import b` as a.b."""
+    """Dotted names of a package file's imports: `from a import b` as a.b."""
     for node in ast.walk(TREE[PACKAGE[name]]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
-            yield "torch.distributed"  # is there wherever torch is
+            yield "torch.distributed"  # available wherever torch is
 
 
 def own_imports(name):
-    """The files of the package that a file imports, without the package's own `__init__`."""
+    """Package files that a file imports, without the package's own `__init__`."""
     for full in imports(name):
         if full.startswith("vitkd_ds."):
             inner = full.removeprefix("vitkd_ds.").replace(".", "/")
@@ -69,7 +69,7 @@ def test_every_file_stands_in_a_room_and_imports_go_down_and_in_no_circle():
         others = {other: room_of(other) for other in own_imports(name) if room_of(other) != room}
         none_of(f"{name} imports {other}" for other, below in others.items()
                 if ROW_OF[below] >= ROW_OF[room] or (below == "losses" and room != "models"))  # fmt: skip
-    # Raises where files import each other in a circle.
+    # Raises an error for circular imports.
     list(TopologicalSorter({name: set(own_imports(name)) - {name} for name in PACKAGE}).static_order())
 
 
@@ -114,7 +114,7 @@ def test_every_module_and_public_name_has_a_docstring():
 
 
 def lines_without_a_chapter(name):
-    """The functions of a file with more than 25 lines of code, docstrings apart, and no comment that explains any."""
+    """Functions of a file with more than 25 lines of code (without docstrings) and no explanatory comment."""
     tokens = list(tokenize.generate_tokens(io.StringIO(TEXT[name]).readline))
     comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT
                 and not re.match(r"# ?(fmt:|noqa|type:)", token.string)}  # fmt: skip
@@ -163,7 +163,7 @@ def test_deepspeed_files_leave_to_the_recipe_what_it_owns():
 
 
 def test_files_of_a_run_folder_are_named_once():
-    owner, hub = PACKAGE["config/run_folder.py"], PACKAGE["commands/export/hub.py"]  # the Hub has a config.json too
+    owner, hub = PACKAGE["config/run_folder.py"], PACKAGE["commands/export/hub.py"]  # the Hub also has a config.json
     named = {"config.json", "metrics.jsonl", "summary.json", "predictions.json", "student.json", "student.safetensors"}
     none_of(f"{name}:{node.lineno}: {node.value}" for name in {*PACKAGE.values()} - {owner, hub}
             for node in ast.walk(TREE[name]) if isinstance(node, ast.Constant) and node.value in named)  # fmt: skip

@@ -1,4 +1,5 @@
-"""Training without labels, from packing to k-NN: no label is seen, and what has none trains the same student."""
+"""Training without labels, from packing to k-NN: labels are never used, and images without labels train the same
+student."""
 
 import json
 import re
@@ -46,7 +47,7 @@ def options(workdir, data, *more):
 
 @pytest.fixture(scope="module")
 def unlabelled(small_beton, tmp_path_factory):
-    """The images of small_beton, in its order, without labels."""
+    """The images of small_beton in the same order, without labels."""
     path = tmp_path_factory.mktemp("unlabelled") / "x.beton"
     pack(small_beton.parent / "images", path, labels="none", write_mode="raw", max_resolution=0)
     return path
@@ -54,7 +55,7 @@ def unlabelled(small_beton, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labelled(small_beton, tmp_path_factory):
-    """Labelled images, to be asked by k-NN: those of small_beton but one, so that two ranks have unequal parts."""
+    """Labelled images for k-NN: those of small_beton except one, so that two ranks have unequal shares."""
     folder = tmp_path_factory.mktemp("labelled")
     shutil.copytree(small_beton.parent / "images", folder / "images")
     sorted(folder.glob("images/*/*"))[7].unlink()
@@ -76,7 +77,7 @@ def few(small_beton, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(small_beton, unlabelled, labelled, tmp_path_factory, demo_cache):
-    """Runs on two ranks: labels ignored; on images without labels, also from a checkpoint on. k-NN has labels."""
+    """Runs on two ranks: labels ignored, and images without labels, also resumed from a checkpoint. k-NN has labels."""
     folder = tmp_path_factory.mktemp("label_free")
     asked = (f"--data.knn_train={labelled}", f"--data.knn_val={labelled}")
     commands = [
@@ -114,7 +115,7 @@ def test_the_run_is_evaluated_by_its_agreement_and_the_best_is_the_one_that_agre
     assert summary["cka"] == pytest.approx(lines[-1]["val_cka"], rel=1e-5)
     assert summary["cka_patches"] == pytest.approx(lines[-1]["val_cka_patches"], rel=1e-5)
     assert 0 < summary["student_raw_cka"] != summary["cka"] and "student_top1" not in summary
-    # One process, with the teacher in fp32 and not in bf16.
+    # One process, with the teacher in fp32 instead of bf16.
     found = evaluate_exported(str(runs / "none"))
     assert found["cka"] == pytest.approx(summary["cka"], rel=0.03) and found["num_images"] == 60
     with pytest.raises(ValueError, match="none was trained without classes .data.num_classes=0.") as refusal:
@@ -178,7 +179,7 @@ def test_the_cosines_are_those_of_the_trained_adapters(runs, monkeypatch):
     lines = [line for line in metrics_of(runs / "none") if "val_cosine" in line]
     module = torch.load(runs / "none" / "checkpoints" / "step00000021" / "mp_rank_00_model_states.pt")["module"]
     feature = Feature(build_run("demo_label_free").losses.feature, PairInfo(64, 128, (7, 7), (7, 7))).eval()
-    # The last weights in bf16, where the run has their average, which follows them closely.
+    # The last weights in bf16; the run uses their average, which follows them closely.
     feature.load_state_dict({name[8:]: each for name, each in module.items() if name.startswith("feature.")})
     asked = partial(evaluate_features, watch={"teacher": [feature.metrics]})
     monkeypatch.setattr("vitkd_ds.commands.evaluate.evaluate_features", asked)
@@ -267,11 +268,11 @@ def test_each_other_term_is_accepted_alone(term):
 
 def test_a_run_of_python_is_checked_and_its_classes_are_counted_before_any_process_starts():
     run = build_run("demo_label_free", debug=True)
-    with pytest.raises(ValueError, match="data.num_classes must be 0 where data.labels=ignore, got 10. Add"):
+    with pytest.raises(ValueError, match="data.num_classes must be 0 with data.labels=ignore, got 10. Add"):
         checked(replace(run, data=replace(run.data, num_classes=10)))
     plain = build_run("demo", debug=True)
     assert checked(replace(plain, data=replace(plain.data, num_classes=0))) == plain
-    with pytest.raises(ValueError, match="losses must have at least one term, got none"):
+    with pytest.raises(ValueError, match="no loss term is on"):
         parse_run((), {"recipe": "demo_label_free", "teacher": "none"})
     assert parse_run((), {"recipe": "images", "data.train": "demo", "data.val": "demo", "teacher": "none",
                           "data.image_size": "28"}).data.num_classes == 10  # fmt: skip

@@ -1,4 +1,4 @@
-"""The list of deliberate mistakes fits the package as it is; `make mistakes` tries them."""
+"""The list of deliberate mistakes fits the current package; `make mistakes` tries them."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""The notebook of the demo: its ten cells run, one after the other, with a few steps in place of the whole training."""
+"""The demo notebook: its ten cells run one after the other, with a few steps instead of the full training."""
 
 import json
 import re

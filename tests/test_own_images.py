@@ -25,7 +25,7 @@ from vitkd_ds.recipes.demo import STUDENT_ARGS, TEACHER_ARGS
 
 PAGE = (ROOT / "docs/images.md").read_text()
 SMALL = ["--data.image_size=28", "--global_batch_size=32", "--data.num_workers=1"]
-"""The page's sizes are for a GPU. A later option takes the place of an earlier one."""
+"""The page's sizes are for a GPU. Later options override earlier ones."""
 
 
 def write_photographs(folder, split, per_class, names=CLASSES):
@@ -44,7 +44,7 @@ def commands():
 
 
 def options_of(words):
-    """What makes a command of the page small."""
+    """Options that make a command of the page small."""
     student = f"--student.model_args={json.dumps(STUDENT_ARGS)}"
     if "train.py" not in words:
         return {"show": SMALL[:1], "doctor": [*SMALL, student]}.get(words[1], [])
@@ -56,7 +56,7 @@ def options_of(words):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, demo_cache):
-    """A folder with photographs, and weights for other classes as if fetched from the hub."""
+    """A folder with photographs, and weights for other classes that seem downloaded from the Hub."""
     place = tmp_path_factory.mktemp("own")
     shutil.copy(ROOT / "train.py", place)
     write_photographs(place / "photos" / "train", "train", 100)
@@ -82,7 +82,7 @@ def test_the_page_leads_to_a_distilled_student_that_beats_its_baseline(place, mo
     assert accuracies["distilled"] > accuracies["plain"] + 2 and accuracies["teacher"] > 80, accuracies
     assert summaries["distilled"]["teacher_top1"] == pytest.approx(accuracies["teacher"], abs=1), "the same teacher"
     teacher_log = next(text for words, text in zip(commands(), said) if "hub" in words)
-    assert "fetched.safetensors has 1000 classes, the data 10: the classifier is left out" in teacher_log
+    assert "fetched.safetensors has 1000 classes, but the data has 10: dropping its classifier" in teacher_log
     run = json.loads((place / "runs/distilled/config.json").read_text())["run"]
     assert run["teacher"]["model"].startswith("deit3_small") and run["teacher"]["model_args"] == TEACHER_ARGS
     assert run["data"]["num_classes"] == 10 and run["optim"]["warmup_fraction"] == 0.05
@@ -119,7 +119,7 @@ def test_folders_are_packed_once_and_the_run_knows_their_classes(tmp_path, demo_
 
     first = train("--teacher=none", "--workdir=runs/plain").stderr
     assert "packing photos/train into photos/train.beton, once" in first
-    assert check_beton(tmp_path / "photos/val.beton").classes == SOME, "those of training"
+    assert check_beton(tmp_path / "photos/val.beton").classes == SOME, "training's classes"
     packed = (tmp_path / "photos/train.beton").stat().st_mtime_ns
     again = train("--workdir=runs/again", "--teacher.checkpoint=runs/plain/best").stderr
     assert "using photos/train.beton, which was packed from photos/train" in again

@@ -31,7 +31,7 @@ def release(tmp_path_factory):
 
 
 def run(release, *words):
-    """Run Python in the release's folder; returns stdout."""
+    """Run Python in the release's folder; return stdout."""
     return run_command(sys.executable, *words, cwd=release).stdout
 
 

@@ -1,4 +1,4 @@
-"""The site: mkdocs builds it with warnings as errors, links included, and it needs no network."""
+"""The site: mkdocs builds it with warnings and broken links as errors, and it needs no network."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Forked programs start as new ones: nothing that this process compiled or hooked reaches them."""
+"""Forked programs start like new ones: they inherit no compiled code and no hooks of this process."""
 
 import subprocess
 import sys

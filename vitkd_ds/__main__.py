@@ -1,4 +1,4 @@
-"""`python -m vitkd_ds`: the command vitkd-ds, of this very Python."""
+"""`python -m vitkd_ds`: the command vitkd-ds, run by the current Python."""
 
 from vitkd_ds.cli import main
 

@@ -1,8 +1,8 @@
-"""The door: turn argv into one command whose every option is known to be valid.
+"""Command line: parse argv, validate every option, and run one command.
 
-fire splits the command line, but would turn `--workdir 2024_01` into a number, and complain about a mistyped flag only
-after the run. So all values stay text until they are checked and converted here, before the slow imports: torch and
-deepspeed take seconds.
+fire splits the command line. On its own it would turn `--workdir 2024_01` into a number and report a mistyped flag only
+after the run. So all values stay text until this module checks and converts them, before torch and deepspeed are
+imported, which takes seconds.
 """
 
 import inspect
@@ -33,33 +33,33 @@ from vitkd_ds.recipes import RECIPES
 from vitkd_ds.train import console, signals, watchdog
 
 REFUSED = 2
-"""Exit code where settings, files or models do not fit, or a loss is not finite, as it would at the next start."""
+"""Exit code for errors that another start would repeat: invalid settings, files or models, or a non-finite loss."""
 LAUNCHER_FLAGS = ("local_rank", "local-rank")
-"""Flags that DeepSpeed's launcher appends for every rank; the environment says the same."""
+"""Flags that DeepSpeed's launcher appends for every rank; the environment holds the same value."""
 
 
 def train_main() -> None:
-    """`train.py`: the command `train`."""
+    """Run the command `train`; entry point of `train.py`."""
     _run("train")
 
 
 def main() -> None:
-    """`vitkd-ds`: the console script."""
+    """Run the command that argv names; entry point of the console script `vitkd-ds`."""
     _run()
 
 
 @console.ending_quietly()
 def _run(*first: str) -> None:
-    # Read when torch is imported. Waiting OpenMP threads would spin, and steal the cores from decoders and neighbours.
+    # torch reads this at import. By default, idle OpenMP threads spin and take CPU time from decoders and other jobs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.argv[1:] = [word for word in sys.argv[1:] if word.lstrip("-").partition("=")[0] not in LAUNCHER_FLAGS]
     words = ["--help" if word == "-h" else word for word in (*first, *sys.argv[1:])]
     if words[:1] in (["--help"], ["help"]):
-        words = [*words[1:2], "--help", *words[2:]]  # `help train optim` asks what `train --help optim` asks
+        words = [*words[1:2], "--help", *words[2:]]  # `help train optim` means `train --help optim`
     name, *words = words or ["--help"]
     console.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes, and is printed as it is
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names may contain any bytes
     if name == "train":
         signals.listen()  # before the slow imports
     try:
@@ -68,14 +68,14 @@ def _run(*first: str) -> None:
         elif "--version" in sys.argv[1:2]:
             print(f"vitkd_ds {__version__}")
         elif name not in COMMANDS:
-            raise ValueError(f"vitkd-ds {name} is no command: {nearest(name, COMMANDS)}")
+            raise ValueError(f"vitkd-ds has no command {name}: {nearest(name, COMMANDS)}")
         else:
             fire.Fire(SetParseFn(str)(COMMANDS[name]), command=words, name=name)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # what cannot be read now may be at another start
+        sys.exit(1 if isinstance(error, OSError) else REFUSED)  # an I/O error may be gone at the next start
 
 
 @command("train", about=train_help)
@@ -98,25 +98,25 @@ def train(*, flags: dict[str, str], print_config: bool = False) -> None:
         is_done = train_run(run) is not None
     except (ValueError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(REFUSED)  # not sys.exit, see `leave`
-    except BaseException as error:  # whatever it is: this rank must end, or the others wait for it
+        os._exit(REFUSED)  # not sys.exit: see `leave`
+    except BaseException as error:  # of any kind: this rank must exit, or the others wait for it
         watchdog.report(error)
         os._exit(1)
     if is_done and console.is_first_rank():
-        with suppress(OSError, ValueError):  # the run is finished, whatever may not be read again now
+        with suppress(OSError, ValueError):  # the run is finished, even if its files cannot be read now
             print(ending(run.workdir), file=sys.stderr)
     leave()
 
 
 @command("recipes")
 def recipes() -> None:
-    """List the recipes, each with what it trains."""
+    """List the recipes, each with a one-line description."""
     print(table_text({name: (inspect.getdoc(recipe) or "").splitlines()[0] for name, recipe in RECIPES.items()}))
 
 
 @command("pack")
 def pack(src: str, dst: str, **options: Any) -> None:
-    """Write a set of images as a .beton file."""
+    """Pack images into a .beton file."""
     from vitkd_ds.commands.pack import pack as pack_images
 
     try:
@@ -126,7 +126,7 @@ def pack(src: str, dst: str, **options: Any) -> None:
     except KeyboardInterrupt:
         sys.exit(f"stopped before {dst} was complete")
     classes = f"in {len(info.classes)} classes" if info.classes else "without labels"
-    print(f"{dst}: {info.num_images} images {classes}, {info.passthrough} of them as they were")
+    print(f"{dst}: {info.num_images} images {classes}, {info.passthrough} of them stored unchanged")
 
 
 @command("show")
@@ -134,7 +134,7 @@ def show(data: str, dst: str = "show.png", *, flags: dict[str, str]) -> None:
     """Write a PNG with augmented training images and their labels."""
     flags = {"recipe": "demo" if data == "demo" else "images"} | flags | {"data.train": data, "data.val": data}
     if not any(key.startswith(("teacher", "losses")) for key in flags):
-        flags["teacher"] = "none"  # no picture depends on it, and `images` would ask for one
+        flags["teacher"] = "none"  # the picture needs none, but `images` would require one
     check_picture(Path(dst))
     run = pack_folders(parse_run((), flags), may_pack=False)
     from vitkd_ds.commands.show import show as show_run
@@ -163,7 +163,7 @@ def compare(*runs: str, **options: Any) -> None:
 
 @command("report")
 def report(*runs: str, **options: Any) -> None:
-    """Write one HTML file on a run: curves, classes, images, other runs."""
+    """Write an HTML report on a run: curves, classes, images, other runs."""
     from vitkd_ds.commands.report import report as write_report
 
     path = write_report(*runs, **options)
@@ -173,7 +173,7 @@ def report(*runs: str, **options: Any) -> None:
 
 @command("watch")
 def watch(run: str) -> None:
-    """Watch a run that trains elsewhere, from its folder."""
+    """Show the progress of a run that trains elsewhere, from its folder."""
     from vitkd_ds.commands.watch import watch as watch_run
 
     with suppress(KeyboardInterrupt):
@@ -185,7 +185,7 @@ def watch(run: str) -> None:
 def sweep_seeds(
     *more: str, flags: dict[str, str], recipes: str = "", seeds: int = 5, jobs: int = 1, list: bool = False
 ) -> None:
-    """Train recipes and settings over several seeds, and compare them."""
+    """Train recipes and settings over several seeds and compare them."""
     from vitkd_ds.commands.sweep import commands, sweep
     from vitkd_ds.commands.sweep.members import members_of
 
@@ -196,7 +196,7 @@ def sweep_seeds(
 
 @command("export")
 def export(source: str, destination: str, **options: Any) -> None:
-    """Copy a student out of a run; as ONNX or for Hugging Face, too."""
+    """Export a student: timm, ONNX, torch.export or Hugging Face format."""
     check_export(source, destination, options.get("format", "timm"))
     from vitkd_ds.commands.export import export as export_student
 
@@ -205,7 +205,7 @@ def export(source: str, destination: str, **options: Any) -> None:
 
 @command("predict")
 def predict(student: str, *images: str, **options: Any) -> None:
-    """Predict classes of images, with probabilities, or features."""
+    """Predict classes with probabilities, or features, of images."""
     check_student(student, images)
     from vitkd_ds.commands.predict import predict as predict_images
 
@@ -215,9 +215,9 @@ def predict(student: str, *images: str, **options: Any) -> None:
 
 @command("plan")
 def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hardware: str = "h100") -> None:
-    """Predict speed, hours, memory and disk of a run on a cluster."""
+    """Predict speed, time, memory and disk use of a run on a cluster."""
     if "recipe" not in flags:
-        raise ValueError("plan needs --recipe, found none: name one of a pair")
+        raise ValueError("plan needs --recipe. Pass a recipe with a student and a teacher.")
     check_hardware(hardware)
     run = parse_run((), flags)
     from vitkd_ds.commands.plan.text import plan_text
@@ -240,7 +240,7 @@ def doctor(*, flags: dict[str, str]) -> None:
 
 @command("completion")
 def completion(shell: str) -> None:
-    """Print the script that completes commands and options in a shell."""
+    """Print the shell script that completes commands and options."""
     from vitkd_ds.commands.completion import script
 
     print(script(shell, summaries()))

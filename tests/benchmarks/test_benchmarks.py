@@ -1,4 +1,4 @@
-"""The benchmark scripts still run, at toy size; only the bytes on real hosts' interfaces mean something here."""
+"""The benchmark scripts run at toy sizes; only the byte counts of real network interfaces are checked."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""benchmarks/chaos.py at its smallest: it kills, and finds that nothing was lost."""
+"""benchmarks/chaos.py at its smallest size: it kills a run and confirms that nothing was lost."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def two_kills(tmp_path, *options):
     try:
         assert process.wait(500) == 0
     finally:
-        process.terminate()  # it ends what it has started
+        process.terminate()  # it ends the processes that it started
         process.wait(90)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["steps_lost"] == found["steps_twice"] == 0 and found["weights_equal"] and found["losses_equal"]

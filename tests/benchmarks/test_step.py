@@ -1,4 +1,4 @@
-"""The benchmark of the step, at toy size: every variant with the real engines, and the rows it writes."""
+"""The step benchmark at toy size: every variant with the real engines, and the rows it writes."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ KEYS = {"pair", "variant", "micro_batch", "images_per_s", "ratio", "peak_gib", "
 
 
 class Device:
-    """A device that works through a queue while Python goes on; its clock and Python's are one number."""
+    """A fake device that processes a queue while Python continues; it shares one clock with Python."""
 
     def __init__(self):
         self.now = self.is_free_at = 0.0
@@ -102,7 +102,7 @@ def test_every_variant_is_timed(tmp_path):
 
 @pytest.mark.long
 def test_every_pair_is_timed_at_every_micro_batch_with_static_sizes(tmp_path):
-    """--debug refuses a graph for any size, and the engines and teachers are traced as the plain loop is."""
+    """With --debug symbolic sizes are an error; the engines and teachers are traced like the plain loop."""
     rows, text = rows_of_command("--micro_batches", "2", "4", rows=tmp_path / "rows.json")
     found = [(row["pair"], row["micro_batch"], row["variant"]) for row in rows]
     assert found == list(itertools.product(("tiny", "small", "base"), (2, 4), VARIANTS))
@@ -121,8 +121,8 @@ def test_deepspeed_adds_few_calls_and_an_update_takes_few_whatever_the_number_of
     counts = re.search(rf"{config}: backward (\d+) \(its own arithmetic (\d+)\), update (\d+);", done.stdout)
     backward, own, update = map(int, counts.groups())
     parameters = len(list(build_pair("tiny", ds_config=config, debug=True).distiller().parameters()))
-    assert own > parameters, "each gradient is computed by a call at least"
-    assert own < backward <= own + 2 * parameters + 20, "two calls a gradient: into the bucket, and to the fp32 sum"
+    assert own > parameters, "at least one call computes each gradient"
+    assert own < backward <= own + 2 * parameters + 20, "two calls per gradient: into the bucket, and into the fp32 sum"
     assert update < 100
     teachers = dict(re.findall(r"teacher, (\w+): (\d+)", done.stdout))
-    assert int(teachers["shard"]) < int(teachers["replica"]) + 20, "a shard of one rank is gathered again"
+    assert int(teachers["shard"]) < int(teachers["replica"]) + 20, "the shard of a single rank is gathered again"

@@ -1,5 +1,7 @@
-"""Every read, write, fsync, rename and mkdir of a checkpoint fails, once or with all that follow: a checkpoint stays
-whole, and the run says which."""
+"""Fail every read, write, fsync, rename and mkdir of a save or load, once or from then on.
+
+A whole checkpoint always remains.
+"""
 
 import json
 
@@ -66,7 +68,9 @@ def test_whichever_call_of_a_save_fails_a_checkpoint_is_whole_and_the_run_says_w
     assert wholes == sorted(wholes) and {*wholes} == {4, 5} and len(seen) > 18, "the old one until the new one is named"
     for nth, whole, said, found, names in seen:
         last = (
-            f"The last whole checkpoint is step{whole:08d}." if times == 1 else "The last whole checkpoint is not to be"
+            f"The last complete checkpoint is step{whole:08d}."
+            if times == 1
+            else "The last complete checkpoint is unread"
         )
         assert (last in said) if "SAVING FAILED at step 5" in said else (whole == 5), (nth, said)
         assert found == 6 and {*names} - {"step00000005"} == {"latest", "step00000004", "step00000006"}, nth

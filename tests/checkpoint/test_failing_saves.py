@@ -1,4 +1,5 @@
-"""A disk that is full for one rank, and a lost right to write, cost a checkpoint and not the run, until too often."""
+"""A full disk on one rank or a lost write permission costs a checkpoint, and ends the run only after repeated
+failures."""
 
 import os
 import resource
@@ -13,7 +14,7 @@ from vitkd_ds.engine import ranks
 
 
 def limit_file_size(size):
-    """As if the disk were full after so many bytes of a file; -1 is no limit."""
+    """Simulate a disk that is full after `limit` bytes of a file; -1 means no limit."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
@@ -29,7 +30,7 @@ def observe(seen, workdir):
         for step in range(1, 10):
             state.step = step
             limit_file_size(1000 if full_for.get(step) == ranks.rank() else -1)
-            if step in (5, 6) and ranks.rank() == 0:  # root, who may write anywhere, becomes nobody for a step
+            if step in (5, 6) and ranks.rank() == 0:  # root ignores file permissions, so become nobody for one step
                 os.seteuid(os.getuid())
                 folder.chmod(0o555 if step == 5 else 0o755)
                 os.seteuid(65534 if step == 5 and os.getuid() == 0 else os.getuid())
@@ -54,8 +55,8 @@ def test_failed_saves_are_said_leave_the_previous_one_and_end_the_run_only_in_a_
         "SAVING FAILED at step 2: rank 0: OSError: [Errno 27]",
         "SAVING FAILED at step 3: rank 1: OSError",
         "SAVING FAILED at step 5: rank 0: PermissionError",
-        "Training goes on; failure 2, at 3 in a row it stops",
+        "Training continues (failure 2; it stops at 3 in a row)",
     ):
         assert text in observed[2]["said"][0] and text not in observed[2]["said"][1]
-    assert seen["error"] == other["error"] and "The last whole checkpoint is step00000006." in seen["error"]
+    assert seen["error"] == other["error"] and "The last complete checkpoint is step00000006." in seen["error"]
     assert "Stopped after 3 failed saves in a row (checkpoint.max_failures is 3)" in seen["error"]

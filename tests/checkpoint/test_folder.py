@@ -1,4 +1,4 @@
-"""The run folder: which checkpoints it names, what config.json says, which settings may change."""
+"""The run folder: its checkpoints, config.json, and the settings that may change."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def run(tmp_path):
 
 
 def finish(run, **config):
-    """Make the run folder one of a finished run."""
+    """Mark the run folder as finished."""
     for name, content in (("config.json", {"run": as_dict(run)} | config), ("summary.json", {})):
         Path(run.workdir, name).write_text(json.dumps(content))
     Path(run.workdir, "done").touch()
@@ -38,7 +38,7 @@ def test_a_finished_folder_is_one_with_done_unless_all_begins_anew(tmp_path, run
 
 @pytest.mark.parametrize("name, found", [
     ("config.json", "config.json with its settings is missing. Restore it"),
-    ("summary.json", "summary.json must be readable JSON, as a run writes it, found .*No such file"),
+    ("summary.json", "summary.json is missing or not valid JSON: .*No such file"),
 ])  # fmt: skip
 def test_a_finished_folder_that_lacks_a_file_is_refused(tmp_path, run, name, found):
     finish(run)
@@ -47,7 +47,7 @@ def test_a_finished_folder_that_lacks_a_file_is_refused(tmp_path, run, name, fou
         folder.is_finished(run)
     if name == "summary.json":
         (tmp_path / name).write_text("{")
-        with pytest.raises(ValueError, match="summary.json must be readable JSON"):
+        with pytest.raises(ValueError, match="summary.json is missing or not valid JSON"):
             folder.is_finished(run)
 
 
@@ -65,7 +65,7 @@ def test_a_damaged_config_json_is_a_sentence_that_names_it(tmp_path, run, conten
     for ask in (folder.is_finished, folder.check_begun):
         with pytest.raises(ValueError, match=f"{file} (must|does not have) "):
             ask(run)
-    with pytest.raises(ValueError, match=f"{file} holds no run of this version: |no run at {file}: Is a directory"):
+    with pytest.raises(ValueError, match=f"{file} contains no run of this version: |no run at {file}: Is a directory"):
         read_run(tmp_path)
 
 
@@ -92,7 +92,7 @@ def test_a_finished_run_knows_its_images_whatever_they_are_called(tmp_path, run,
     for path in (train, val):
         path.unlink()
     assert folder.is_finished(run), "they are no longer needed"
-    finish(run)  # by a version that stored no fingerprints
+    finish(run)  # written by a version that stored no fingerprints
     assert folder.is_finished(run)
     with pytest.raises(ValueError, match="The images have changed .demo now, which are not the same images"):
         folder.is_finished(moved)
@@ -143,7 +143,7 @@ def test_a_longer_run_must_be_asked_for(tmp_path, run):
 
 def test_settings_that_change_what_is_learned_may_not_change(tmp_path, run):
     config = tmp_path / "config.json"
-    folder.check_settings(run, config)  # nothing is known of it
+    folder.check_settings(run, config)  # there is no config.json yet
     config.write_text(json.dumps({"run": as_dict(run)}))
     moved = replace(run, log_every_steps=1, micro_batch_size_per_gpu=1, data=replace(run.data, train="moved.beton"))
     folder.check_settings(moved, config)

@@ -1,4 +1,4 @@
-"""Who holds a run folder: only silence, or Slurm's own word, makes a holder dead, and only the locked folder counts."""
+"""Holder of a run folder: a holder counts as dead only after silence or when Slurm says so."""
 
 import os
 import threading
@@ -29,7 +29,7 @@ def test_a_heart_that_beats_counts_more_than_a_process_that_is_not_found(tmp_pat
 
 def test_a_process_that_proc_hides_is_waited_for_as_one_of_another_machine(tmp_path, monkeypatch):
     def hidden(pid, signal):
-        raise PermissionError  # what the kernel says of another user's process, with hidepid=2 too
+        raise PermissionError  # the kernel's answer for another user's process, also with hidepid=2
 
     here, shown = describe_this_process(), start_time(os.getpid())
     monkeypatch.setattr(holder, "start_time", lambda pid: "")
@@ -51,7 +51,7 @@ def test_process_numbers_are_not_compared_where_proc_is_another_containers(monke
 def test_only_a_later_start_that_slurm_has_confirmed_takes_over_from_its_former_self(monkeypatch):
     def start(verified, job="12"):
         monkeypatch.setenv("SLURM_JOB_ID", job)
-        monkeypatch.setenv("SLURM_RESTART_COUNT", "7")  # inherited
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "7")  # inherited from the job that submitted it
         monkeypatch.setenv("VITKD_DS_START", verified)
         return describe_this_process()
 
@@ -69,7 +69,7 @@ def test_a_link_to_the_run_folder_that_is_repointed_leaves_the_other_run_alone(t
     lock = acquired(link, heartbeat_s=0.05)
     link.unlink()
     link.symlink_to("other")
-    with pytest.raises(LockLost, match="was removed or replaced during the run .found another folder there"):
+    with pytest.raises(LockLost, match="was replaced by another folder during the run"):
         lock.check()
     lock.released.set()
     assert not any((tmp_path / "other").iterdir())

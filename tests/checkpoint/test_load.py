@@ -1,4 +1,4 @@
-"""What is found in a damaged checkpoint before anything in it is loaded, and which one is taken in its place."""
+"""Damage in a checkpoint is found before anything is loaded, and the next older checkpoint is loaded instead."""
 
 import json
 import pickle
@@ -42,13 +42,13 @@ def test_each_of_several_checkers_finds_what_is_damaged_in_its_part(tmp_path):
             change(name, lambda content: content[:-1] + b"?")(path)
         for num_parts in (1, 2, 3):
             found = [check_files(path, manifest, part=part, num_parts=num_parts) for part in range(num_parts)]
-            # A checker names the first bad file of its part, the largest.
+            # A checker names the first bad file of its share; its largest file comes first.
             expected = damaged if num_parts > 1 else damaged[-1:]
             assert sorted(filter(None, found)) == [f"{name} has changed: its checksum differs" for name in expected]
 
 
 def change(name, function):
-    """A damage that replaces a file's content by what a function makes of it."""
+    """Damage that replaces a file's content by `function(content)`."""
     return lambda path: (path / name).write_bytes(function((path / name).read_bytes()))
 
 
@@ -57,8 +57,8 @@ MANIFEST = "manifest.json"
 
 
 DAMAGE = {
-    "torn": (TORN, f"{STATE} must have .* bytes, found"),
-    "empty": (change(STATE, lambda content: b""), f"{STATE} must have .* bytes, found 0"),
+    "torn": (TORN, f"{STATE} has .* bytes instead of "),
+    "empty": (change(STATE, lambda content: b""), f"{STATE} has 0 bytes instead of "),
     "missing": (lambda path: (path / STATE).unlink(), f"{STATE} is missing"),
     "tampered": (change(STATE, lambda content: content[:-1] + b"?"), f"{STATE} has changed: its checksum differs"),
     "another file": (lambda path: (path / "mp_rank_01_model_states.pt").touch(), "is not listed in the manifest"),
@@ -173,7 +173,7 @@ def test_a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goe
     assert named == Start(folder, "step00000002", is_own=True, is_named=True)
     Saver(tmp_path, CheckpointConfig(), {}).begin(replace(named, manifest={"train_state": {"best_step": 0}}))
     begin(tmp_path, folder / "step00000002")
-    # A requeue before the first save, and one after it, when the named one is gone; by a relative path, too.
+    # Requeued before the first save, and after it when the named checkpoint no longer exists; also by a relative path.
     monkeypatch.chdir(tmp_path)
     for tag in ("step00000002", "step00000003"):
         if tag == "step00000003":
@@ -182,7 +182,7 @@ def test_a_named_checkpoint_of_its_own_starts_a_run_once_and_then_its_newest_goe
         for resume in (folder / "step00000002", Path("checkpoints/step00000002"), "auto"):
             start = find(str(resume), tmp_path)
             assert start == Start(folder, tag, is_own=True, is_named=False)
-    assert find(str(folder / "step00000004"), tmp_path).tag == "step00000004", "another one is another wish"
+    assert find(str(folder / "step00000004"), tmp_path).tag == "step00000004", "a different request"
     with pytest.raises(ValueError, match="must be auto, none, a run folder or a checkpoint in one, got .*step00000005"):
         find(str(folder / "step00000005"), tmp_path)
 
@@ -196,7 +196,7 @@ def test_another_runs_checkpoint_starts_this_run_once_and_then_its_own_go_on(tmp
     assert find(str(tmp_path / "other"), own).folder == folder
     begin(own, tmp_path / "other")
     shutil.rmtree(tmp_path / "other")
-    assert find(str(tmp_path / "other"), own).folder == folder, "which needs the other no more"
+    assert find(str(tmp_path / "other"), own).folder == folder, "which no longer needs the other run"
 
 
 def test_the_newest_the_best_and_latest_are_kept_and_no_leftovers(tmp_path):
@@ -206,11 +206,11 @@ def test_the_newest_the_best_and_latest_are_kept_and_no_leftovers(tmp_path):
     (folder / "best").write_text("step00000001")
     save._delete_old(folder, 2)
     kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    assert [name[-1] for name in kept] == ["1", "3", "4", "9"], "9 is of a time line that was left"
+    assert [name[-1] for name in kept] == ["1", "3", "4", "9"], "step 9 belongs to an abandoned continuation"
 
 
 def views(tmp_path, *steps):
-    """The same run folder as three ranks see it: a network file system may show them different files for a while."""
+    """One run folder as three ranks see it: on a network file system they may see different files for a while."""
     for rank in range(3):
         make(tmp_path / str(rank), *steps)
     return [tmp_path / str(rank) for rank in range(3)]
@@ -226,12 +226,12 @@ def test_ranks_that_see_other_files_take_the_same_checkpoint(tmp_path, caplog):
     found = on_ranks(3, lambda rank: newest_whole(find("auto", workdirs[rank])))
     assert [start.tag for start in found] == ["step00000001"] * 3
     assert all(start.manifest == found[0].manifest for start in found)
-    assert caplog.text.count("skipping damaged checkpoint") == 2, "only rank 0 says so"
+    assert caplog.text.count("skipping damaged checkpoint") == 2, "only rank 0 logs it"
 
 
 @pytest.mark.parametrize("damaged", range(2))
 def test_damage_that_one_rank_finds_in_its_part_is_known_on_all(tmp_path, damaged):
-    # Two files have parts for two ranks; the third checks none.
+    # Two files hold shares for two ranks; the third rank checks none.
     workdirs = views(tmp_path, 1, 2)
     for name in ("a", STATE):
         change(name, lambda content: content[:-1] + b"?")(workdirs[damaged] / "checkpoints" / "step00000002")

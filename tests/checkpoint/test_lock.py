@@ -1,4 +1,4 @@
-"""One job per run folder: who is refused, who is replaced, and that of many only one gets it."""
+"""One job per run folder: who is rejected, who is replaced, and only one of several waiting jobs takes over."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from vitkd_ds.config.run import CheckpointConfig
 
 
 def locked_by(workdir, **holder):
-    """A lock as another process would have left it; by default of this machine, and alive."""
+    """A lock as another process would have left it; by default from this machine, with a running holder."""
     lock = RunLock(workdir)
     workdir.mkdir(exist_ok=True)
     lock.path.write_text(json.dumps(lock.me | {"token": "other"} | holder))
@@ -50,9 +50,9 @@ def test_a_second_job_is_refused_and_told_who_has_it(tmp_path):
 def test_a_dead_process_of_this_machine_is_replaced_after_three_missed_heartbeats(tmp_path, caplog):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for holder in ({"pid": dead.pid, "start_time": "123"}, {"start_time": "1"}):  # gone, or its number a later one's
+    for holder in ({"pid": dead.pid, "start_time": "123"}, {"start_time": "1"}):  # exited, or its number reused
         locked_by(tmp_path, **holder)
-        acquired(tmp_path, heartbeat_s=0.1).release()  # not after 60 s, which the test is not given
+        acquired(tmp_path, heartbeat_s=0.1).release()  # without waiting for the full 60 s
     assert f"took over the lock of process {dead.pid} on " in caplog.text
 
 
@@ -61,7 +61,7 @@ def test_a_zombie_is_dead(tmp_path):
     process = subprocess.Popen(["sleep", "60"])
     locked_by(tmp_path, pid=process.pid, start_time=start_time(process.pid))
     process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its parent has not asked
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has exited, but its parent has not reaped it
     try:
         acquired(tmp_path).release()
     finally:
@@ -145,12 +145,12 @@ def test_the_requeue_of_a_job_does_not_wait_for_its_former_self(tmp_path, monkey
     monkeypatch.setenv("VITKD_DS_START", "12.0")
     path = locked_by(tmp_path, machine="elsewhere")
     monkeypatch.setenv("VITKD_DS_START", "12.1")
-    lock = acquired(tmp_path)  # not after 60 s, which the test is not given
+    lock = acquired(tmp_path)  # without waiting for the full 60 s
     locked_by(tmp_path)
     with pytest.raises(LockLost, match="considered this job dead"):
         lock.check()
     lock.release()
-    assert path.exists(), "it is the other's by now"
+    assert path.exists(), "the lock belongs to the other job by now"
 
 
 DAMAGED = [b"", b"{", b"{}", b"null", b"[]", b"0", b'""', b"7", b"[1]", b'{"token": 1}', b'{"token": "a"}', b"\xff"]
@@ -174,7 +174,7 @@ def test_a_damaged_lock_does_not_block_and_is_not_waited_for_in_vain_or_busily(t
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("{}")])
 def test_a_lock_that_somebody_changes_is_written_again_and_a_second_job_is_refused(tmp_path, caplog, change):
     lock = acquired(tmp_path, heartbeat_s=0.05)
-    for look in (lambda: time.sleep(0.5), lock.check):  # by the heartbeat, or before a save
+    for look in (lambda: time.sleep(0.5), lock.check):  # detected by the heartbeat, or before a save
         change(lock.path)
         look()
         with pytest.raises(ValueError, match="is in use by"):
@@ -190,7 +190,7 @@ def test_a_run_folder_that_somebody_deletes_is_not_made_again(tmp_path):
     shutil.rmtree(tmp_path / "run")
     time.sleep(0.2)
     saver = Saver(tmp_path / "run", CheckpointConfig(), {}, check=lock.check)
-    with pytest.raises(LockLost, match="run was removed or replaced during the run .found it gone"):
+    with pytest.raises(LockLost, match="run was removed during the run"):
         saver.save(None, TrainState(7, 1))
     lock.release()
     assert not (tmp_path / "run").exists()
@@ -226,7 +226,7 @@ def test_of_many_jobs_one_takes_over(tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A function that mounts a small disk of its own and fills it: with bytes, with files, or write-protected."""
+    """A function that mounts a small disk and fills it with bytes, fills it with files, or makes it read-only."""
     mounted = []
 
     def mount(kind):

@@ -1,4 +1,4 @@
-"""Saving, on one rank: in which order what reaches the disk, and what is published when something fails."""
+"""Saving on one rank: the order in which data reach the disk, and the files published when a step fails."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_a_job_that_lost_its_lock_publishes_nothing(tmp_path, passed):
     with pytest.raises(LockLost, match="taken"):
         saver.save(ENGINE, state_at(4))
     assert seen[0] == [] and len(seen) == 1 + passed
-    assert not passed or "manifest.json" in seen[1], "the last look comes when all is written"
+    assert not passed or "manifest.json" in seen[1], "the lock is checked last, when everything is written"
     assert not any(tmp_path.rglob("step*")) and not any(tmp_path.rglob("latest"))
 
 
@@ -75,7 +75,7 @@ def test_a_failure_at_the_last_chance_ends_the_run_and_others_do_only_in_a_row(t
     (tmp_path / "file").touch()
     for saver.folder in (bad, good, bad):
         saver.save(ENGINE, state_at(4))
-    assert caplog.text.count("Training goes on; failure 1, at 2 in a row it stops") == 2
+    assert caplog.text.count("Training continues (failure 1; it stops at 2 in a row)") == 2
     saver.folder = bad
     with pytest.raises(SaveError, match="Stopped after 2 failed saves in a row"):
         saver.save(ENGINE, state_at(5))
@@ -107,7 +107,7 @@ def test_a_run_that_turns_back_has_the_best_of_before(tmp_path, resume):
     assert (saver.folder / "latest").read_text() == ("step00000006" if resume == "named" else "step00000007")
     if resume == "named":
         saver.begin(newest_whole(find(str(saver.folder / "step00000004"), tmp_path)))
-        assert not best.exists(), "nothing was evaluated by then"
+        assert not best.exists(), "nothing had been evaluated yet"
 
 
 def test_an_evaluation_follows_into_its_own_checkpoint(tmp_path, caplog):
@@ -119,11 +119,11 @@ def test_an_evaluation_follows_into_its_own_checkpoint(tmp_path, caplog):
     assert manifest["train_state"]["result"] == {"top1": 50.0} and manifest["layout"] == ENGINE.layout
     assert (saver.folder / "best").read_text() == "step00000004"
     saver.note(state_at(5, result={"top1": 60.0}))
-    assert not caplog.text, "of another step nothing is written"
+    assert not caplog.text, "nothing is written for another step"
 
 
 def save_on_ranks(tmp_path, *, failing=None, check=None):
-    """Save on three ranks, each with a file of its own, and note a result; `failing` ranks cannot write theirs."""
+    """Save on three ranks, each with its own file, and record a result; `failing` ranks cannot write their file."""
 
     def on_rank(rank):
         unfit = threading.Lock()  # which torch.save cannot pickle

@@ -1,4 +1,4 @@
-"""The completion scripts, as the shells themselves run them."""
+"""The completion scripts, run in the shells themselves."""
 
 import shlex
 import shutil
@@ -40,7 +40,7 @@ def test_commands_options_and_values_are_completed(tmp_path, shell):
     assert not done.stderr
     for line, said in zip(WANTED, done.stdout.split("--\n")):
         begun = line.split()[-1]
-        # zsh filters what it is offered itself, and fish also offers words that hold the letters elsewhere.
+        # zsh filters the candidates itself, and fish also offers words that contain the letters elsewhere.
         found = {row.partition("\t")[0] for row in said.splitlines()}
         assert {word for word in found if word.startswith(begun)} == WANTED[line], line
 

@@ -1,4 +1,4 @@
-"""`vitkd-ds doctor`: real processes on sound and on sick runs, and the judgements that need no process."""
+"""`vitkd-ds doctor`: real processes on sound and broken runs, and checks that need no process."""
 
 import json
 import os
@@ -35,7 +35,7 @@ HUB = {"model": "deit3_small_patch16_224.fb_in22k_ft_in1k", "checkpoint": "hub"}
 
 
 def doctor(world_size, *flags, before=MAIN, cwd=ROOT, **environ):
-    """Start the doctor on ranks that think they are nodes of their own, each in cwd/RANK if there is such a folder."""
+    """Start the doctor on ranks that pretend to be separate nodes, each in cwd/RANK if that folder exists."""
     return start_ranks(world_size, "-c", PREAMBLE + before, "doctor", *flags, cwd=cwd, environ=environ)
 
 
@@ -47,7 +47,7 @@ def assert_found(output, *texts):
 
 @pytest.fixture
 def two_disks(small_beton, tmp_path):
-    """A folder with a copy of the small images in 0/, and one in 1/ with another byte in each image."""
+    """A folder with a copy of the small images in 0/, and in 1/ a copy with one changed byte per image."""
     for rank in ("0", "1"):
         path = tmp_path / rank / "val.beton"
         path.parent.mkdir()
@@ -100,11 +100,11 @@ def test_all_that_is_wrong_is_said_at_once_with_the_node_it_is_wrong_on(demo_cac
     assert_found(
         outputs[0],
         "error teacher",
-        f"{teacher} must be a whole safetensors file",
+        f"{teacher} is damaged or no safetensors file",
         "error run folder",
         f"{workdir} must be writable, found Not a directory",
         "rank 1 on node1: 'val.beton' has a bad image: image",
-        "has other bytes than when it was packed",
+        "has changed since it was packed",
         "losses finite",
         "ok data.train decoding",
         "skipped teacher top-1",
@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_data_that_are_missing_another
         *finish_ranks(doctor(1, *flags, "--data.backend=torchvision"), codes=[1]),
         "ok decoder not needed",
         "error engines",
-        "on random images a loss is inf or nan on some rank (this one has total",
+        "on random images a loss is inf or nan on some rank (on this one: total",
         "error data.train",
         "none.beton",
         "skipped teacher top-1",
@@ -215,7 +215,7 @@ def test_the_teacher_is_counted_with_trainings_numbers_whatever_the_order_of_val
     data = replace(run.data, train=path, val=path, image_size=16, num_classes=2, num_workers=1)
     run = replace(run, data=data, teachers={"teacher": replace(run.teachers["teacher"], checkpoint="hub")})
 
-    def all_knowing(images_BCHW):  # the red of an image is 20 times its number, which is even in class a
+    def all_knowing(images_BCHW):  # an image's red value is 20 times its number; even numbers are class a
         number_B = images_BCHW[:, 0, 0, 0].long() // 20
         return SimpleNamespace(logits_BK=torch.nn.functional.one_hot(number_B % 2, 2))
 
@@ -270,7 +270,7 @@ def test_the_lock_of_a_job_that_is_gone_does_not_stop_its_requeue(tmp_path, monk
     monkeypatch.setenv("VITKD_DS_START", "12.0")
     lock = RunLock(tmp_path)
     lock.acquire()
-    assert next(folder.lock_rows(tmp_path)).level == "error", "it is this process's, which lives"
+    assert next(folder.lock_rows(tmp_path)).level == "error", "the lock belongs to this process, which is running"
     monkeypatch.setenv("VITKD_DS_START", "12.1")
     (row,) = folder.lock_rows(tmp_path)
     assert row.level == "warning" and "which is gone" in row.found and "Slurm job 12" in row.found

@@ -1,4 +1,4 @@
-"""`vitkd-ds doctor` on ranks that differ in packages, files and disks: what all of them must be told."""
+"""`vitkd-ds doctor` on ranks that differ in packages, files or disks."""
 
 import shutil
 from dataclasses import replace
@@ -24,7 +24,7 @@ def patient_of(**changes):
 
 
 def rows_on_ranks(check):
-    """The rows of a check, of each rank, by name."""
+    """One check's rows of all ranks, by name."""
     return on_ranks(2, lambda rank: {row.name: row for row in check(rank)})
 
 
@@ -56,7 +56,7 @@ def test_bytes_that_changed_on_one_nodes_disk_are_an_error_there(two_disks, smal
 
     good, bad = rows_on_ranks(check)
     assert good["data.train"].level == "ok" and bad["data.train"].level == "error"
-    assert_found(bad["data.train"].found, "has other bytes than when it was packed")
+    assert_found(bad["data.train"].found, "has changed since it was packed")
     shutil.copy(two_disks / "0" / "val.beton", two_disks / "1" / "val.beton")
     for found in rows_on_ranks(check):
         assert found["data.train"].level == "ok"

@@ -1,4 +1,4 @@
-"""Paths and names that are checked before torch is imported, and what export and report say of their files."""
+"""Paths and names checked before torch is imported, and what export and report print about their files."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_student_its_images_and_its_teacher_must_exist(tmp_path, monkeypatch):
     check_student("student", (), "./student")
     with pytest.raises(ValueError, match="no images at 'y.jpg'. Check the path."):
         check_student("student", ("x.jpg", "y.jpg"))
-    with pytest.raises(ValueError, match="--teacher must be a file of weights, or a run"):
+    with pytest.raises(ValueError, match="--teacher: no weight file, run"):
         check_student("student", (), "runs/none")
 
 

@@ -1,4 +1,4 @@
-"""The last three lines of a run: numbers, the file of the student, and a command that works."""
+"""The last three lines of a run: numbers, the student's file, and a command that works."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ def change(folder, name, change):
 
 
 def write_plain(folder, name="plain", **settings):
-    """A copy of a run that has no teacher and answers worse."""
+    """A copy of a run that has no teacher and lower accuracy."""
     plain = folder.parent / name
     shutil.copytree(folder, plain)
     change(plain, "config.json", lambda config: config["run"].update({"teacher": None, "recipe": "p", **settings}))

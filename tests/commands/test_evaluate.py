@@ -32,7 +32,7 @@ def write_export(folder, **changes):
     torch.manual_seed(0)
     args = {"img_size": 28, "num_classes": 10, **STUDENT_ARGS}
     model = timm.create_model(MODEL, **args).eval()
-    torch.nn.init.normal_(model.head.weight, std=1.0)  # answers that differ from image to image
+    torch.nn.init.normal_(model.head.weight, std=1.0)  # so that outputs differ between images
     description = {
         "model": MODEL,
         "args": args,
@@ -86,14 +86,14 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
             {"teacher": "{}/teacher", "teacher_checkpoint": "{}/student"},
             "--teacher must be a model's name where --teacher_checkpoint=.*student gives its weights, found .*teacher",
         ),
-        ({"teacher": "runs/teachr"}, "--teacher must be a file of weights, or a run, .*, found none at runs/teachr"),
+        ({"teacher": "runs/teachr"}, "--teacher: no weight file, run, checkpoint or export at runs/teachr"),
         (
             {"teacher": "{}/lone.safetensors"},
             "found the file .*lone.safetensors: name its model, and give --teacher_chec",
         ),
         (
             {"teacher": MODEL, "teacher_checkpoint": "{}/none"},
-            "--teacher_checkpoint must be a file of weights, or a run",
+            "--teacher_checkpoint: no weight file, run",
         ),
         (
             {"teacher": "vit_tiny_patch16_224", "teacher_checkpoint": "{}/teacher"},
@@ -101,10 +101,10 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
         ),
         (
             {"teacher": "deit_tiny_patch16_244"},
-            "teacher.model must be a timm model, .* did you mean deit_tiny_patch16_224",
+            "teacher.model=.* is no timm model; did you mean deit_tiny_patch16_224",
         ),
         ({"teacher_checkpoint": "{}/teacher"}, "--teacher_checkpoint needs --teacher"),
-        ({"teacher": "{}/empty"}, "student.json must hold model, as a run writes it, found None: restore the file"),
+        ({"teacher": "{}/empty"}, "student.json has no valid model, got None. Restore the file"),
         (
             {"val": "{}/photos"},
             "val is a folder, .* found no .*photos.beton': pack it now .vitkd-ds pack .*photos .*ton",

@@ -1,4 +1,4 @@
-"""A student that a run replaces while it is read, and paths of any bytes."""
+"""A student that a run replaces while it is being read, and paths that are not valid UTF-8."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from vitkd_ds.config.run_folder import read_student
 
 
 def publish(workdir, export, step):
-    """As a run that keeps one checkpoint does, whose disk is busy."""
+    """Simulate a run that keeps one checkpoint and saves to a busy disk."""
     folder = workdir / "checkpoints"
     shutil.copytree(export, folder / ".part")
     (folder / ".part").rename(folder / f"step{step:08d}")

@@ -1,4 +1,4 @@
-"""`vitkd-ds predict` and `load_student`: by hand with timm's own transform, and to the last bit as in evaluation."""
+"""`vitkd-ds predict` and `load_student` against timm's own transform, and bit for bit against evaluation."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ SIZES = [(40, 31), (28, 28), (29, 90), (64, 28), (33, 33)]
 
 @pytest.fixture
 def photos(tmp_path):
-    """Five images of several shapes, one of them a folder deeper."""
+    """Five images of several shapes, one in a subfolder."""
     (tmp_path / "photos" / "deeper").mkdir(parents=True)
     pixels = np.random.default_rng(3)
     for number, (height, width) in enumerate(SIZES):
@@ -39,7 +39,7 @@ def photos(tmp_path):
 
 
 def write_cropped(folder, crop_fraction, interpolation):
-    """An exported student that wants its images cut so, and whose weights answer differently from image to image."""
+    """An exported student with its own crop settings, and weights that make outputs differ between images."""
     write_export(folder)
     described = json.loads((folder / "student.json").read_text())
     described |= {"val_crop_fraction": crop_fraction, "interpolation": interpolation}
@@ -62,7 +62,7 @@ def paths_of(photos):
 
 
 def by_hand(student, paths):
-    """Probabilities [N, 10] that timm and Pillow alone give, with what the loaded model says of its images."""
+    """Probabilities [N, 10] computed with only timm and Pillow, preprocessed as the loaded model says."""
     model = load_student(str(student))
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_a_loaded_student_is_the_one_that_was_exported_in_eval_mode(tmp_path):
     loaded, images_BCHW = load_student(tmp_path / "student"), torch.randn(2, 3, 28, 28)
     assert not loaded.training and loaded.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
     assert torch.equal(loaded(images_BCHW), model(images_BCHW))
-    with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
+    with pytest.raises(ValueError, match="is no run, checkpoint or exported student"):
         load_student(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""`vitkd-ds eval --knn --probe`: features by hand, with timm and Pillow alone, and the data that it refuses."""
+"""`vitkd-ds eval --knn --probe`: features by hand with only timm and Pillow, and rejected data."""
 
 import io
 import json
@@ -29,8 +29,8 @@ def write_student(folder, *, num_classes=0):
     args = {"img_size": 28, "num_classes": num_classes, **STUDENT_ARGS}
     model = timm.create_model(MODEL, **args | {"num_classes": 10}).eval()
     if not num_classes:
-        model.reset_classifier(0)  # with the weights, else, of the one that has a classifier
-    torch.nn.init.normal_(model.patch_embed.proj.weight, std=0.3)  # features that differ from image to image
+        model.reset_classifier(0)  # other weights stay those of the model with a classifier
+    torch.nn.init.normal_(model.patch_embed.proj.weight, std=0.3)  # so that features differ between images
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "student.safetensors")
     described = {
@@ -48,7 +48,7 @@ def write_student(folder, *, num_classes=0):
 
 @pytest.fixture(scope="module")
 def others(small_beton, tmp_path_factory):
-    """40 images in five classes, packed with the ten classes in their order, backwards, and without labels."""
+    """40 images in five classes, packed with the ten classes in order, in reverse order, and without labels."""
     folder, pixels = tmp_path_factory.mktemp("others"), np.random.default_rng(7)
     for name in CLASSES[:5]:
         (folder / "images" / name).mkdir(parents=True)
@@ -66,7 +66,7 @@ def others(small_beton, tmp_path_factory):
 
 
 def by_hand(model, beton):
-    """The class token after the final norm, and the label, of each image of a file."""
+    """The class token after the final norm, and the label, of each image in a file."""
     source, _ = open_beton(beton)
     images = [np.asarray(Image.open(io.BytesIO(source.read(i))).convert("RGB")) / 255 for i in range(len(source.names))]
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_a_student_is_asked_by_its_class_token_with_a_classifier_or_without(tmp_
         "probe_top1": top1(expected.logits_MK, val_labels),
         "probe_lr": expected.lr,
     }
-    assert found["knn_top1"] != found["probe_top1"], "the two would not be told apart"
+    assert found["knn_top1"] != found["probe_top1"], "otherwise the two could not be told apart"
     both = {"num_train", "num_images"}
     assert evaluate_exported(str(tmp_path / "student"), knn=True, **options).keys() == both | {"knn_top1"}
     assert evaluate_exported(str(tmp_path / "student"), probe=True, **options).keys() == both | {
@@ -128,7 +128,7 @@ def test_of_a_run_on_some_classes_the_images_of_these_count_and_their_numbers(tm
     assert found["knn_top1"] == top1(knn_votes(*splits[:3], num_classes=4), splits[3])
     assert found["probe_top1"] == top1(linear_probe(*splits[:3], num_classes=4).logits_MK, splits[3])
     every = evaluate_exported(str(tmp_path / "run"), knn=True, train=str(small_beton))
-    assert (every["num_train"], every["num_images"]) == (60, 40), "of images that are named here all count"
+    assert (every["num_train"], every["num_images"]) == (60, 40), "all images of the named classes count"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The grid of augmented, mixed images that `vitkd-ds show` writes."""
+"""The grid of augmented and mixed images that `vitkd-ds show` writes."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def test_class_names_with_newlines_and_foreign_bytes_are_shown_escaped(tmp_path)
 
 
 def captions_of(run, tmp_path, monkeypatch):
-    """What stands below each image of the grid."""
+    """The caption of each image in the grid."""
     grid = Mock(wraps=show_module._grid)
     monkeypatch.setattr(show_module, "_grid", grid)
     show(run, tmp_path / "grid.png")
@@ -128,7 +128,7 @@ def two_classes(tmp_path):
 
 
 def caption_pixels(*names):
-    """The pixels below each image of a grid with these captions."""
+    """The pixels below each image in a grid with these captions."""
     captions = [[name] for name in names] + [["x"]] * (ROWS * COLUMNS - len(names))
     pixels = np.asarray(_grid(np.zeros((ROWS * COLUMNS, 128, 128, 3), np.uint8), captions).convert("L"))
     return [pixels[128:152, 128 * i : 128 * (i + 1)] for i in range(len(names))]

@@ -1,4 +1,4 @@
-"""Help as a user reads it: the index, the version, each command's page, as wide as the terminal."""
+"""Help as a user reads it: the command index, the version, and each command's page, fitted to the terminal."""
 
 import fcntl
 import importlib

@@ -1,4 +1,4 @@
-"""A run that is watched from its folder: what is said of a job that works, dies and goes on, and of the end."""
+"""Watching a run by its folder: messages while a job runs, dies, resumes, and finishes."""
 
 import io
 import json
@@ -30,7 +30,7 @@ CONFIG = {"plan": {"total_steps": 30}}
 
 
 class Watched:
-    """A run folder made by hand, and what `watch` says of it in a thread."""
+    """A run folder made by hand, and the output of `watch` on it, running in a thread."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.said, self.summary = folder, [], None
@@ -49,7 +49,7 @@ class Watched:
         self.summary = watch.watch(str(self.folder))
 
     def write(self, name, content):
-        """Write as a run does: whole."""
+        """Write the file atomically, as a run does."""
         (self.folder / ".new").write_text(json.dumps(content))
         (self.folder / ".new").replace(self.folder / name)
 
@@ -92,7 +92,7 @@ def test_steps_and_evaluations_are_said_as_the_run_says_them_and_its_end_ends_it
     watched.until("step 10/30  100 images/s  eta 0:00:40  total 0.5")
     watched.until("step 10/30  val_num_images 64  val_top1 12.5")
     with (watched.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 20, "tot')  # a line that is being written
+        file.write('{"step": 20, "tot')  # a line still being written
         file.flush()
         watched.thread.join(0.1)
         file.write('al": 0.25}\n')
@@ -107,7 +107,7 @@ def test_steps_and_evaluations_are_said_as_the_run_says_them_and_its_end_ends_it
 
 
 class Terminal(io.StringIO):
-    """A stream that is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True

@@ -1,4 +1,4 @@
-"""What `train.py --help` says: every field, with its kind, its default and its docstring."""
+"""Output of `train.py --help`: every field with its kind, default and docstring."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from vitkd_ds.recipes import build_run
 
 
 def fields_in(text):
-    """{key: (option line, docstring)}; only for text so wide that nothing is wrapped."""
+    """{key: (option line, docstring)}; expects a width at which nothing wraps."""
     lines = text.splitlines()
     return {
         line.split()[0].partition("=")[0].removeprefix("--"): (line.strip(), below.strip())
@@ -76,7 +76,7 @@ def test_a_group_or_a_field_can_be_asked_for(topic, keys):
     ("optimm", "optim"), ("losses.nkdd", "losses.nkd"), ("losses.nkd.gama", "losses.nkd.gamma"),
 ])  # fmt: skip
 def test_an_unknown_topic_is_refused_with_the_nearest(topic, nearest):
-    with pytest.raises(ValueError, match=f"--help {topic} is no group or field of a run: did you mean {nearest}"):
+    with pytest.raises(ValueError, match=f"--help {topic}: no such group or field; did you mean {nearest}"):
         field_help(build_run("demo"), topic, width=80)
 
 

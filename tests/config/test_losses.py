@@ -1,4 +1,4 @@
-"""Terms as parts: what they say they compare, and terms of other packages."""
+"""Loss terms as settings: the inputs they declare, and terms from other packages."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from vitkd_ds.config.term import Needs, terms_of_a_teacher
 from vitkd_ds.recipes import build_run
 
 PAGE = (ROOT / "docs" / "losses.md").read_text()
-"""The page's example is the package: its two files and its entry point."""
+"""The docs page's example package: its two files and its entry point."""
 
 
 @pytest.fixture
 def other_package(tmp_path):
-    """An installed package with a term: its code, and the file that says so; the environment that finds it."""
+    """An installed package with a loss term: its code, its entry-point file, and the environment that finds it."""
     package, info = tmp_path / "site" / "my_losses", tmp_path / "site" / "my_losses-1.0.dist-info"
     package.mkdir(parents=True), info.mkdir()
     (package / "__init__.py").write_text("")
@@ -50,9 +50,7 @@ def test_a_package_that_does_not_load_is_named(other_package):
     info, environ = other_package
     (info.parent / "my_losses" / "terms.py").write_text("import nothing_of_that_name\n")
     done = run_command("python", "train.py", "--recipe=demo", "--debug", **environ, check=False)
-    assert (
-        done.returncode == 2 and "ModuleNotFoundError: No module named 'nothing_of_that_name' of pooled" in done.stderr
-    )
+    assert done.returncode == 2 and "ModuleNotFoundError: No module named 'nothing_of_that_name'" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["kd", "student", "balance", "not-a-name"])
@@ -63,7 +61,7 @@ def test_a_name_that_is_taken_or_none_is_refused(other_package, name):
     assert (
         done.returncode == 2
         and "Traceback" not in done.stderr
-        and f"must have a name of its own, found {name} = my_losses" in done.stderr
+        and f"the name of loss {name} = my_losses" in done.stderr
     )
 
 
@@ -83,7 +81,7 @@ def test_a_loss_of_one_label_an_image_is_refused_with_mixing(key):
     run = build_run("demo")
     run = replace(run, losses=replace(run.losses, dkd=replace(run.losses.dkd, weight=1)))
     check_run(run)
-    with pytest.raises(ValueError, match=f"losses.dkd needs one label an image, found augment.{key}=0.5.*take nkd"):
+    with pytest.raises(ValueError, match=f"losses.dkd needs one label per image, but augment.{key}=0.5.*losses.nkd"):
         check_run(replace(run, augment=replace(run.augment, **{key: 0.5})))
 
 

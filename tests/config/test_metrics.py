@@ -1,4 +1,4 @@
-"""Evaluation metrics are declared once: what a declaration decides."""
+"""Evaluation metrics are declared once; everything else follows from the declaration."""
 
 import pytest
 

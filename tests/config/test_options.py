@@ -1,4 +1,4 @@
-"""What follows from options: models that folders describe, arguments of other models, terms without a teacher."""
+"""Consequences of options: models described by folders, arguments of other models, terms without a teacher."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def test_a_changed_model_does_not_inherit_arguments_and_says_so(caplog, role):
     with caplog.at_level(logging.INFO, "vitkd_ds"):
         changed = apply_options(DEMO, {f"{role}.model": "vit_tiny_patch16_224"}).models[role]
     assert changed == replace(before, model="vit_tiny_patch16_224", model_args={})
-    assert f"{role}.model=vit_tiny_patch16_224 takes the place of recipe demo's {before.model}" in caplog.text
+    assert f"{role}.model=vit_tiny_patch16_224 replaces recipe demo's {before.model}" in caplog.text
     caplog.clear()
     given = {f"{role}.model": "vit_tiny_patch16_224", f"{role}.model_args": '{"depth": 3}'}
     assert apply_options(DEMO, given).models[role].model_args == {"depth": 3}
@@ -73,9 +73,9 @@ def test_a_folder_gives_weights_model_and_arguments(tmp_path, role, key):
     assert apply_options(DEMO, options).models[role] == expected
     more = apply_options(DEMO, options | {f"{role}.model_args": '{"depth": 2, "qk_norm": true}'}).models[role]
     assert more == replace(expected, model_args={"depth": 2, "qk_norm": True})
-    with pytest.raises(ValueError, match=f"{role}.model=vit_tiny_patch16_224 is not the model of .*, which is vit_s"):
+    with pytest.raises(ValueError, match=f"{role}.model=vit_tiny_patch16_224 contradicts .*, which holds vit_s"):
         apply_options(DEMO, options | {f"{role}.model": "vit_tiny_patch16_224"})
-    with pytest.raises(ValueError, match="must be a run, a checkpoint or an exported student, found no"):
+    with pytest.raises(ValueError, match="is no run, checkpoint or exported student"):
         apply_options(DEMO, {f"{role}.{key}": str(tmp_path)})
 
 
@@ -92,19 +92,19 @@ def test_a_file_of_weights_without_a_description_keeps_the_named_model_and_must_
     weights = tmp_path / "weights.pth"
     for role, key in (("teacher", "checkpoint"), ("student", "init")):
         with pytest.raises(
-            ValueError, match=f"{role}.{key} must be a file of weights, or a run, .* none at {weights}: ch"
+            ValueError, match=f"{role}.{key}: no weight file, run, checkpoint or export at {weights}. Ch"
         ):
             apply_options(DEMO, {f"{role}.{key}": str(weights)})
     weights.touch()
     run = apply_options(DEMO, {"teacher.checkpoint": str(weights)})
     assert run.teachers["teacher"] == replace(DEMO.teachers["teacher"], checkpoint=str(weights))
     weights.unlink()
-    assert apply_options(run, {}) == run, "a finished run does not need it any more"
+    assert apply_options(run, {}) == run, "a finished run no longer needs it"
 
 
 def test_a_term_that_needs_the_teacher_is_refused_with_the_option_that_takes_it_away():
     with pytest.raises(
-        ValueError, match="--losses.nkd.weight=1 needs a teacher, got --teacher none. Omit one of them."
+        ValueError, match="--losses.nkd.weight=1 and --teacher none exclude each other. Omit one of them."
     ):
         apply_options(DEMO, {"teacher": "none", "losses.nkd.weight": "1"})
     assert apply_options(DEMO, {"teacher": "none", "losses.nkd.weight": "0"}) == apply_options(
@@ -130,18 +130,21 @@ def test_a_begun_run_keeps_the_checkpoint_of_a_run_that_has_trained_on_since(tmp
     for given in (teacher, teacher / "latest"):
         with caplog.at_level(logging.INFO, "vitkd_ds"):
             assert apply_options(DEMO, options | {"teacher.checkpoint": str(given)}) == begun
-        assert f"teacher.checkpoint stays {first}, with which {workdir} was begun, though {given} means" in caplog.text
+        assert (
+            f"keeping teacher.checkpoint={first}: {workdir} was started with it, although {given} now means"
+            in caplog.text
+        )
     assert apply_options(DEMO, options | {"workdir": str(tmp_path / "new")}).teachers["teacher"].checkpoint == second
     assert apply_options(DEMO, options | {"resume": "none"}).teachers["teacher"].checkpoint == second
     named = apply_options(DEMO, options | {"teacher.checkpoint": str(Path(second).parent)})
-    assert named.teachers["teacher"].checkpoint == second, "a step that is named means itself"
+    assert named.teachers["teacher"].checkpoint == second, "a named step is used as given"
     make_student(teacher, model="vit_small_patch16_224", args={"depth": 2})
     (teacher / "done").touch()
     assert apply_options(DEMO, options) == begun
     Path(first).unlink()
     with pytest.raises(
-        ValueError, match=f"{workdir} was begun with teacher.checkpoint={first}, which does not exist any more"
+        ValueError, match=f"{workdir} was started with teacher.checkpoint={first}, which no longer exists"
     ):
         apply_options(DEMO, options)
     (workdir / "done").touch()
-    assert apply_options(DEMO, options) == begun, "a finished run does not need it any more"
+    assert apply_options(DEMO, options) == begun, "a finished run no longer needs it"

@@ -1,4 +1,4 @@
-"""Text -> fields, and JSON -> a run; what the fields of a run say together."""
+"""Text to fields, JSON to a run, and checks across fields."""
 
 import dataclasses
 import json

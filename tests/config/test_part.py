@@ -1,4 +1,4 @@
-"""Settings classes: what holds at and beside a limit, and what an error says."""
+"""Settings classes: values at and just outside a limit, and error messages."""
 
 from dataclasses import field, replace
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ class Example(Part, place="a.b"):
 
 @dataclass(frozen=True)
 class Group(Part, place=""):
-    """A part that maps names to parts."""
+    """A settings class that maps names to parts."""
 
     examples: dict[str, Example] = field(default_factory=dict)
     """Parts by name."""
@@ -54,7 +54,7 @@ def test_words_and_limits_come_from_the_annotation():
     ({"mode": "z"}, "a.b.mode must be one of x, y, got 'z'"),
     ({"pair": (1,)}, "a.b.pair must be numbers with commas, such as 0.08,1, got (1,)"),
     ({"pair": (1, "2")}, "a.b.pair must be numbers with commas, such as 0.08,1, got '2'"),
-    ({"stps": 3}, "a.b.stps is no setting of this version. Remove it, or use the nearest, steps."),
+    ({"stps": 3}, "a.b.stps is no setting of this version. Remove it, or use steps, the most similar name."),
 ])  # fmt: skip
 def test_a_part_is_checked_when_it_is_made_and_when_it_is_replaced(wrong, message):
     for make in (lambda: Example("n", **wrong), lambda: replace(Example("n"), **wrong)):

@@ -1,4 +1,4 @@
-"""Files whose disk fails: read again a few times, and never taken for damaged."""
+"""Files on a failing disk: reads are retried, and read errors are never reported as damage."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from vitkd_ds.config.reading import Unreadable, load_json, patiently
 
 
 def test_what_is_no_file_is_said_at_once_and_brackets_without_end_are_no_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "WAITS_S", (3600,))  # which the test would not be given
+    monkeypatch.setattr(reading, "WAITS_S", (3600,))  # a single retry would exceed the test's limit
     for path, error in ((tmp_path / "none", FileNotFoundError), (tmp_path, IsADirectoryError)):
         with pytest.raises(error):
             load_json(path)
@@ -26,7 +26,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_read_and_else_an_error_of_it
     monkeypatch.setattr(reading, "WAITS_S", (0.01, 0.02))
     path = tmp_path / "x"
     path.symlink_to("/proc/self/mem")  # the kernel's EIO
-    with pytest.raises(Unreadable, match=r"x must be readable, found \[Errno 5\] .*, 3 times in 0 s: check its disk"):
+    with pytest.raises(Unreadable, match=r"x cannot be read \(3 attempts in 0 s\): \[Errno 5\] .*. Check its disk"):
         load_json(path)
     attempts = []
 
@@ -95,8 +95,8 @@ def test_weights_that_cannot_be_read_are_not_refused(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
     said = run_on_a_failing_disk(tmp_path, WEIGHTS, index).splitlines()
     assert said[:2] == ["2", "Unreadable 0"]
-    assert "the cached weights of deit3_small_patch16_224 must be readable, found [Errno 116] Stale" in said[2]
-    assert "the weights of deit3_small_patch16_224 must be readable" in said[3] and len(said) == 4
+    assert "the cached weights of deit3_small_patch16_224 cannot be read: [Errno 116] Stale" in said[2]
+    assert "the weights of deit3_small_patch16_224 cannot be read" in said[3] and len(said) == 4
 
 
 IMAGES = """

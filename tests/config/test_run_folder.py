@@ -1,4 +1,4 @@
-"""What a path means: a run, a checkpoint, a pointer, an export, or a file of weights."""
+"""Meaning of a path: a run, a checkpoint, a pointer, an export, or a weights file."""
 
 import json
 
@@ -33,7 +33,7 @@ def make_student(path, **description):
 
 @pytest.fixture
 def run(tmp_path):
-    """A finished run with two checkpoints, of which the older one is the best."""
+    """A finished run with two checkpoints, the older of which is the best."""
     for name in ("", "checkpoints/step00000004", "checkpoints/step00000008"):
         make_student(tmp_path / "run" / name, model=name, args={})
     (tmp_path / "run" / "done").touch()
@@ -53,26 +53,26 @@ def test_a_path_means_the_student_of_the_run_or_of_a_checkpoint(run):
         assert folder.find_weights(str(path), "x") == found / "student.safetensors"
     (run / "file.pth").touch()
     assert folder.find_weights(str(run / "file.pth"), "x") == run / "file.pth"
-    with pytest.raises(ValueError, match="x must be a file of weights, or a run, .* found none at some/file.pth"):
+    with pytest.raises(ValueError, match="x: no weight file, run, checkpoint or export at some/file.pth"):
         folder.find_weights("some/file.pth", "x")
     (run / "student.json").write_text('{"model": "m"}')
-    with pytest.raises(ValueError, match="student.json must hold args, as a run writes it, found None"):
+    with pytest.raises(ValueError, match="student.json has no valid args, got None"):
         folder.find_weights(str(run), "x")
 
 
 def test_a_run_that_goes_on_means_its_newest_checkpoint(run):
-    (run / "done").unlink()  # extended: the export of the shorter run is still there
+    (run / "done").unlink()  # extended, so the export of the shorter run still exists
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"
     (run / "checkpoints" / "latest").unlink()
     assert folder.find_student(run) == run / "checkpoints" / "step00000008"
-    with pytest.raises(ValueError, match="latest must be a run, a checkpoint or an exported student, found no"):
+    with pytest.raises(ValueError, match="latest is no run, checkpoint or exported student"):
         folder.find_student(run / "latest")
 
 
 def test_what_is_no_student_is_refused_by_name(run, tmp_path):
     (run / "checkpoints" / "step00000004" / "student.json").unlink()
     for path in (run / "best", tmp_path, tmp_path / "none"):
-        with pytest.raises(ValueError, match=f"{path} must be a run, a checkpoint or an exported student, found no"):
+        with pytest.raises(ValueError, match=f"{path} is no run, checkpoint or exported student"):
             folder.find_student(path)
 
 
@@ -85,15 +85,15 @@ def test_a_description_gives_the_model_without_what_the_data_decides(tmp_path):
     (tmp_path / "student.json").write_text("[1]")
     assert folder.description_beside(tmp_path / "student.safetensors") == {}
     (tmp_path / "student.json").write_text("{")
-    with pytest.raises(ValueError, match="student.json must say in JSON what model lies beside it, found Exp"):
+    with pytest.raises(ValueError, match="student.json is not valid JSON: Exp"):
         folder.description_beside(tmp_path / "student.safetensors")
 
 
 @pytest.mark.parametrize("text, found", [
-    (None, "must be readable JSON, as a run writes it, found .*No such file"), ("{", "must be readable JSON"),
-    ("[]", r"must be a JSON object, as a run writes it, found \[\]: restore the file"),
-    ('{"a": 1}', "must hold b.c, as a run writes it, found None"), ('{"a": 1, "b": 2}', "must hold b.c"),
-    ('{"a": 1, "b": {"c": "x"}}', "must hold b.c, as a run writes it, found 'x'"),
+    (None, "is missing or not valid JSON: .*No such file"), ("{", "is missing or not valid JSON"),
+    ("[]", r"must be a JSON object, got \[\]. Restore the file"),
+    ('{"a": 1}', "has no valid b.c, got None"), ('{"a": 1, "b": 2}', "has no valid b.c"),
+    ('{"a": 1, "b": {"c": "x"}}', "has no valid b.c, got 'x'"),
 ])  # fmt: skip
 def test_a_file_of_a_run_must_have_its_keys_with_their_types(tmp_path, text, found):
     file = tmp_path / "x.json"
@@ -114,9 +114,9 @@ def test_a_file_of_a_run_must_have_its_keys_with_their_types(tmp_path, text, fou
 def test_a_foreign_model_folder_is_named_and_leads_to_the_option(tmp_path, content, advice):
     (tmp_path / "config.json").write_text(json.dumps(content))
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=f"found no .*student.safetensors. It is {advice}"):
+    with pytest.raises(ValueError, match=f"student.safetensors does not exist. It is {advice}"):
         folder.find_weights(str(tmp_path), "teacher.checkpoint")
     assert folder.description_beside(tmp_path / "model.safetensors") == {}
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="found no .*student.safetensors$"):
+    with pytest.raises(ValueError, match="student.safetensors does not exist$"):
         folder.find_student(tmp_path)

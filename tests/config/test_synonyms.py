@@ -1,4 +1,4 @@
-"""Options of other programs lead to ours."""
+"""Options of other programs are mapped to ours."""
 
 import re
 
@@ -48,7 +48,7 @@ MEANT = {
     "method_args": "losses.vitkd.weight or teacher.model",
     "embed_dim": "student.model_args",
 }
-"""Options of timm's train.py, DeiT's main.py and lightly-train -> ours."""
+"""Options of timm's train.py, DeiT's main.py and lightly-train, mapped to ours."""
 
 
 @pytest.mark.parametrize("names, ours", MEANT.items())

@@ -1,4 +1,4 @@
-"""Names of teachers: short options, stored form, and the teacher of each term."""
+"""Names of teachers: short options, stored form, and each term's teacher."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def test_an_option_adds_a_teacher_to_the_demo_which_a_term_names():
     check_run(run)
     own = DEMO.teachers["teacher"]
     assert [*run.teachers] == ["teacher", "other"] and run.teachers["teacher"] == replace(own, placement="replica")
-    assert run.teachers["other"] == replace(own, checkpoint=str(DEMO_TEACHER)), "its .json says the model"
+    assert run.teachers["other"] == replace(own, checkpoint=str(DEMO_TEACHER)), "its .json names the model"
     assert [*run.losses_of("teacher").active()] == ["vitkd"] and [*run.losses_of("other").active()] == ["nkd"]
     assert run.losses_of("other").needs.logits and not run.losses_of("teacher").needs.logits
 
@@ -35,7 +35,7 @@ def test_the_usual_teacher_alone_is_stored_as_by_earlier_versions(names, key):
     run = replace(DEMO, teachers={name: TeacherConfig(model=name) for name in names})
     stored = json.loads(json.dumps(as_dict(run)))
     assert {"teacher", "teachers"} & stored.keys() == {key} and "teacher" not in stored["losses"]["nkd"]
-    assert list(stored).index(key) == 3, "between student and data, as ever"
+    assert list(stored).index(key) == 3, "between student and data, as before"
     again = from_dict(Run, stored)
     assert again.teachers == run.teachers and [*again.teachers] == names
     assert again.losses == from_dict(Run, as_dict(DEMO)).losses
@@ -51,13 +51,13 @@ def test_where_a_teacher_is_placed_may_change_whatever_its_name():
 
 @pytest.mark.parametrize("options, message", [
     (OTHER | {"losses.nkd.teacher": "dino"},
-     "losses.nkd.teacher=dino is no teacher of this run, whose teachers are teacher, other."),
-    ({"losses.nkd.teacher": "dino"}, "losses.nkd.teacher=dino is no teacher of this run, whose teachers are teacher."),
-    (OTHER | {"losses.nkd.teacher": "teacher"}, "the teacher other has no use.* and teacher=other. Give one"),
+     "losses.nkd.teacher=dino is no teacher of this run. Set .* to one of teacher, other."),
+    ({"losses.nkd.teacher": "dino"}, "losses.nkd.teacher=dino is no teacher of this run. Set .* to one of teacher."),
+    (OTHER | {"losses.nkd.teacher": "teacher"}, "the teacher other is not used.* and teacher=other. Set a"),
     (OTHER | {"teachers.other.fp8": "true"}, "--teachers.other.placement=replica"),
-    (OTHER | {"teachers.other.keep_tokens": "4"}, "teachers.other.keep_tokens must be 0 with losses that compare"),
-    (OTHER | {"teachers.other.checkpoint": "random"}, "teachers.other.model must name a timm model"),
-    (OTHER | {"teachers.a b.model": "x"}, "a teacher's name must have letters, digits, - and _ only, got 'a b'"),
+    (OTHER | {"teachers.other.keep_tokens": "4"}, "teachers.other.keep_tokens=4 drops tokens that losses"),
+    (OTHER | {"teachers.other.checkpoint": "random"}, "teachers.other.model is not set"),
+    (OTHER | {"teachers.a b.model": "x"}, "a teacher's name may contain only letters, digits, - and _, got 'a b'"),
     (OTHER | {"teachers.other.fp9": "true"}, "--teachers.other.fp9 is no option: did you mean teachers.other.fp8"),
     (OTHER | {"teachers.other.fp8": "maybe"}, "teachers.other.fp8 must be true or false, got 'maybe'"),
     ({"teachers.teacher.fp8": "maybe"}, "teacher.fp8 must be true or false, got 'maybe'.*--teacher.fp8"),

@@ -1,4 +1,4 @@
-"""Images that do not decode: an error that names file and image, or the next one in their place; never wrong pixels."""
+"""Images that fail to decode: an error that names file and image, or the next image instead; never wrong pixels."""
 
 import logging
 import os
@@ -18,12 +18,12 @@ from vitkd_ds.data.loader import build_loader
 
 @pytest.fixture
 def path(tmp_path):
-    """8 JPEGs, 0 to 3 of class a, 4 to 7 of class b."""
+    """8 JPEGs: 0 to 3 in class a, 4 to 7 in class b."""
     return write_beton(tmp_path, 8)
 
 
 def overwrite(path, index, content, *, at=0):
-    """Change stored bytes of one image, from byte `at` on; the file's tables stay as they are."""
+    """Change stored bytes of one image from offset `at` on; the tables stay the same."""
     with open(path, "r+b") as file:
         file.seek(int(read_beton(path)[1][index]["offset"]) + at)
         file.write(content)
@@ -33,7 +33,7 @@ def test_changed_bytes_are_an_error_that_names_file_and_image(path):
     loader = build_loader(config(path), split="val", micro_batch_size=2)
     overwrite(path, 5, bytes(40), at=200)
     threads, seen = threading.active_count(), 0
-    with pytest.raises(ValueError, match=r"x.beton' has a bad image: image 5 \(class 'b'\) has other bytes than when"):
+    with pytest.raises(ValueError, match=r"x.beton' has a bad image: image 5 \(class 'b'\) has changed since"):
         for _ in loader.epoch(0):
             seen += 1
     assert seen == 2 and threading.active_count() == threads
@@ -52,9 +52,9 @@ def test_pixels_that_change_between_two_passes_are_found_in_the_second(tmp_path,
         overwrite(path, 5, bytes(40), at=200)
         if "restored" in how:
             os.utime(path, ns=times)
-        with pytest.raises(ValueError, match=r"image 5 \(class 'b'\) has other bytes than when it was packed"):
+        with pytest.raises(ValueError, match=r"image 5 \(class 'b'\) has changed since it was packed"):
             epoch_of(loader)
-    else:  # what is open stays what it was
+    else:  # open files keep their old content
         copy = tmp_path / "copy"
         copy.write_bytes(path.read_bytes())
         copy.rename(path)
@@ -102,7 +102,7 @@ def test_a_file_cut_short_while_it_is_open_ends_the_run_also_where_images_are_sk
     loaders = [build_loader(each, split="train", micro_batch_size=4) for each in data]
     os.truncate(path, int(read_beton(path)[1]["offset"][5]) + 10)
     for loader in loaders:
-        with pytest.raises(ValueError, match="cannot be read completely: image .* cannot be read whole"):
+        with pytest.raises(ValueError, match="cannot be read completely: image .* cannot be read completely"):
             epoch_of(loader)
 
 
@@ -110,5 +110,5 @@ def test_an_image_without_a_label_is_named_by_its_number(tmp_path):
     src = write_beton(tmp_path, 8).parent / "images"
     path = pack(src, tmp_path / "plain.beton", labels="none", workers=1).path
     overwrite(path, 5, bytes(40), at=200)
-    with pytest.raises(ValueError, match="plain.beton' has a bad image: image 5 has other bytes than when"):
+    with pytest.raises(ValueError, match="plain.beton' has a bad image: image 5 has changed since"):
         epoch_of(build_loader(config(path, num_classes=0), split="val", micro_batch_size=4))

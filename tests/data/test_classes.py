@@ -1,4 +1,4 @@
-"""Images of one class: the error names a way on that works, wherever the class is noticed."""
+"""A single class is an error with a working remedy, wherever it is detected."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ FOUND = r"data.train needs two or more classes, but '.*photos(.beton)?' has one.
 
 
 def remedy_of(error):
-    """The options that an error names, as parse_run takes them."""
+    """The options that an error message suggests, as parse_run takes them."""
     words = shlex.split(re.search(FOUND, str(error.value))[2])
     return dict(word.removeprefix("--").split("=") for word in words)
 

@@ -1,4 +1,4 @@
-"""The boxes: inside the image, a function of seed, epoch, image and repeat alone, distributed as torchvision's."""
+"""Crop boxes: inside the image, determined by seed, epoch, image and repeat, and distributed as torchvision's."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
     for column, side in enumerate((height, width, height, width)):
         difference = np.quantile(ours[:, column], quantiles) - np.quantile(theirs[:, column], quantiles)
         assert np.abs(difference).max() < 0.05 * side
-    # An image too narrow for the ratio gets its central box.
+    # An image too narrow for the ratio gets the central box.
     theirs = RandomResizedCrop.get_params(torch.empty(3, 400, 40), [1.0, 1.0], list(RATIO))
     assert tuple(boxes(crops(400, 40, [5], scale=(1.0, 1.0)))[0]) == tuple(theirs)
 

@@ -1,4 +1,4 @@
-"""The demo's images and teacher: in the package, the images unpacked once, also when many processes start at once."""
+"""The demo's packaged images and teacher; images are unpacked once even if many processes start together."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ def test_pixels_order_and_labels_are_those_of_the_pngs_of_version_0_2(
 
 @pytest.mark.cold
 def test_processes_that_start_at_once_share_one_unpacked_file_without_packing_and_leave_an_older_one_alone(demo_cache):
-    older = demo_cache / "fashion_mnist_114563a9a565_2"  # version 0.2's
+    older = demo_cache / "fashion_mnist_114563a9a565_2"  # that of version 0.2
     older.mkdir()
     (older / "val.beton").write_text("")
     for file in demo_beton("val").parent.iterdir():
@@ -58,7 +58,7 @@ def test_processes_that_start_at_once_share_one_unpacked_file_without_packing_an
     assert sorted(p.name for p in path.parent.iterdir()) == ["val.beton", "val.beton.json", "val.lock"]
     assert (older / "val.beton").read_text() == ""
     assert "vitkd_ds.data.beton.format" in found[0] and not {"vitkd_ds.commands", "ffcv", "torch"} & {*found[0]}
-    # A damaged file is unpacked again, a whole one is left alone.
+    # A damaged file is unpacked again; a whole one is left untouched.
     path.write_bytes(path.read_bytes()[:-1])
     assert demo_beton("val") == path and check_beton(path).num_images == 2000
     written = path.stat().st_mtime_ns
@@ -104,7 +104,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 def write_idx(folder, num_images):
-    """Write idx files in the original's format, the classes in turn, each image filled with its number."""
+    """Write idx files in the original format: classes in turn, each image filled with its number."""
     labels = (np.arange(num_images) % 10).astype(np.uint8)
     images = np.repeat((np.arange(num_images) % 251).astype(np.uint8), 4).reshape(-1, 2, 2)
     for prefix in IDX_PREFIX.values():
@@ -130,7 +130,7 @@ def test_idx_files_become_class_folders_and_the_archive_and_missing_or_damaged_o
     assert np.array(Image.open(dst / "val" / CLASSES[4] / "00014.png")).tolist() == [[14] * 2] * 2
     with pytest.raises(OSError, match="File exists"):
         write_folders(dst, idx_dir=idx_dir)
-    # The archive has the same bytes each time, and a fixed choice of the images.
+    # The archive is reproducible byte for byte, with a fixed choice of images.
     monkeypatch.setattr("benchmarks.fashion_mnist.PER_CLASS", {"train": 6, "val": 2})
     for name in ("one.zip", "two.zip"):
         write_archive(tmp_path / name, idx_dir=idx_dir)

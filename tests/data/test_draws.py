@@ -1,4 +1,4 @@
-"""Keyed draws: uniform and normal, independent between images, repeats, epochs, seeds and draw numbers."""
+"""Keyed random draws: uniform and normal; independent across images, repeats, epochs, seeds and draw numbers."""
 
 import numpy as np
 

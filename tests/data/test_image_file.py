@@ -1,4 +1,4 @@
-"""One image file at a time: every colour mode and kind becomes RGB, or is refused."""
+"""Single image files: every colour mode and kind becomes RGB or is rejected."""
 
 import io
 import struct
@@ -23,14 +23,14 @@ TURNED[0x0112] = 6
 
 
 def file_of(image, kind, **options):
-    """The bytes of an image file."""
+    """The image's file bytes."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def photograph(seed=0, kind="JPEG", **options):
-    """A photograph of the demo, enlarged and made noisy so that all coefficients occur, as the bytes of a JPEG."""
+    """A demo photograph as JPEG bytes, enlarged and noisy so that all coefficients occur."""
     with zipfile.ZipFile(ARCHIVE) as archive, archive.open("train.beton") as beton:
         beton.seek(PAGE_BYTES + seed * 28 * 28 * 3)
         image = Image.frombytes("RGB", (28, 28), beton.read(28 * 28 * 3)).resize((256, 192))
@@ -40,13 +40,13 @@ def photograph(seed=0, kind="JPEG", **options):
 
 
 def zeroed(content, count=512):
-    """The file with `count` zeros in the middle of its scan."""
+    """The file with `count` zero bytes in the middle of its scan."""
     middle = (content.index(b"\xff\xda") + len(content)) // 2
     return content[:middle] + bytes(count) + content[middle + count :]
 
 
 def ycck():
-    """A JPEG of neutral chroma and no black whose marker says YCCK: an even grey."""
+    """A JPEG whose marker says YCCK, with neutral chroma and no black: a uniform grey."""
     content = bytearray(file_of(Image.new("CMYK", (20, 10), (55, 127, 127, 0)), "JPEG"))
     content[content.index(b"Adobe") + 11] = 2
     return bytes(content)
@@ -85,7 +85,7 @@ def test_cmyk_and_ycck_jpegs_become_rgb_orientation_is_ignored_and_floats_are_re
     found = load_rgb(ycck())
     assert np.ptp(found) <= 2 and abs(int(found[0, 0, 0]) - 55) <= 2
     assert load_rgb(file_of(Image.fromarray(PHOTO), "JPEG", exif=TURNED)).shape == (60, 80, 3)
-    with pytest.raises(ValueError, match="floats"):  # their white is unknown
+    with pytest.raises(ValueError, match="floats"):  # their white level is unknown
         load_rgb(file_of(Image.fromarray(GREY.astype(np.float32)), "TIFF"))
 
 
@@ -105,7 +105,7 @@ def test_an_image_of_400_million_pixels_is_refused_and_half_of_pillows_limit_is_
         png += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
     with pytest.raises(Image.DecompressionBombError, match="400000000 pixels"):
         load_rgb(png)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PHOTO[:, :, 0].size - 1)  # Pillow warns from here, errors from twice
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PHOTO[:, :, 0].size - 1)  # warns above this, raises above twice this
     assert np.array_equal(load_rgb(file_of(Image.fromarray(PHOTO), "PNG")), PHOTO)
 
 

@@ -1,4 +1,4 @@
-"""Opening a split: the labels of validation are training's, in whatever order it was packed, and of whatever part."""
+"""Opening a split: validation labels use training's class numbers, in any packing order and for any subset."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ ARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """Folder of 24 images, and .betons of it: whole; of the classes in another order; of two, in another order."""
+    """Folder of 24 images, and .betons of it: complete; with reordered classes; with two classes, reordered."""
     root = tmp_path_factory.mktemp("classes")
     src, names = write_images(root / "whole", 24, classes=CLASSES), root / "names"
     found = {"whole": pack(src, root / "whole.beton", write_mode="raw", workers=1).path}
@@ -38,7 +38,7 @@ def packed(tmp_path_factory):
 
 
 def labels_of(path, *, classes, backend="ffcv"):
-    """The label of each image of a validation set, by the image's bytes."""
+    """The label of each validation image, keyed by the image's bytes."""
     num_classes = len(classes) if classes else 4
     data = config(path, num_classes=num_classes, backend=backend)
     loader = another(data, split="val", micro_batch_size=5, classes=classes)
@@ -68,7 +68,7 @@ def test_each_image_of_a_part_or_another_order_has_the_label_that_it_has_in_the_
     assert len(found) == (24 if name == "other" else 12) and found == {image: whole[image] for image in found}
     assert loader.classes == CLASSES and [record.getMessage() for record in caplog.records] == [said]
     if name == "other":
-        assert labels_of(packed[1][name], classes=None, backend=backend)[0] != whole, "by the file's own numbers"
+        assert labels_of(packed[1][name], classes=None, backend=backend)[0] != whole, "by the file's own class numbers"
 
 
 def test_the_torchvision_backend_maps_the_classes_of_a_folder_too(packed):
@@ -99,7 +99,7 @@ def test_an_exported_student_is_evaluated_on_any_part_of_its_classes(packed, tmp
     whole = evaluate_exported(str(tmp_path), val=str(files["whole"]))
     assert 0 < whole["top1"] < 100
     assert evaluate_exported(str(tmp_path), val=str(files["other"])) == whole
-    # Of a part, against a count by hand with the labels of the whole.
+    # For a subset, against a count by hand with the full set's labels.
     loader = build_loader(config(files["part"], num_classes=4), split="val", micro_batch_size=12, classes=CLASSES)
     (images, _), known = next(loader.epoch(0)), labels_of(files["whole"], classes=CLASSES)[0]
     mean, std = (torch.tensor(model.default_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))

@@ -1,4 +1,4 @@
-"""The loader: bit-exact at any number of threads, ranks and after a resume; exact validation; no hang, no leak."""
+"""The loader: bit-exact at any number of threads and ranks and after a resume; exact validation; no hang or leak."""
 
 import gc
 import threading
@@ -27,14 +27,14 @@ def config(path, **changes):
 
 
 def another(data, *, split="train", seed=0, **shard):
-    """A loader of a rank, or of another seed."""
+    """A loader for another rank or seed."""
     whole = dict(rank=0, world_size=1, micro_batch_size=2, global_batch_size=4)
     return build_loader(data, split=split, seed=seed, **whole | shard)
 
 
 @pytest.fixture(scope="module")
 def train(beton):
-    """One decoding thread, micro-batches of 2, two of them a step."""
+    """One decoding thread, micro-batches of 2, two micro-batches per step."""
     return another(config(beton))
 
 
@@ -44,7 +44,7 @@ def epoch_of(loader, epoch=0, **options):
 
 
 def same(first, second):
-    """Whether two tensors, or two lists of what is the same, are equal."""
+    """Whether two tensors, or two lists of comparable items, are equal."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     return len(first) == len(second) and all(map(same, first, second))
@@ -83,7 +83,7 @@ def test_micro_batches_are_uint8_copies_in_memory_that_is_used_again_when_nothin
 
 
 def rows_of(loader, epoch=0):
-    """The crop rows of an epoch."""
+    """The epoch's crop rows."""
     samples, operation = loader._train_order(epoch), loader._images.operation
     stored = operation.decoder.table[samples["index"]]
     return operation.crops.rows(samples, stored["height"], stored["width"])
@@ -123,7 +123,7 @@ def test_validation_sees_each_image_exactly_once_at_any_number_of_ranks_in_both_
         per_rank = [epoch_of(loader) for loader in loaders]
         assert {len(labels) for _, labels in per_rank} == {loaders[0].num_batches}
         assert len({tuple(map(len, labels)) for _, labels in per_rank}) == 1
-        # The ranks take the images in turn.
+        # The images alternate between the ranks.
         dealt = [torch.stack([torch.cat(of_rank[i]) for of_rank in per_rank], 1).flatten(0, 1) for i in (0, 1)]
         is_real = dealt[1] >= 0
         assert same([part[is_real] for part in dealt], [images[chosen], labels[chosen]])
@@ -205,7 +205,7 @@ def test_leaving_an_epoch_early_leaves_no_thread(train, taken):
         next(closed)
         next(dropped)
     if taken == 1:
-        assert threading.active_count() == threads + 4, "one that decodes and one that reads ahead each"
+        assert threading.active_count() == threads + 4, "one thread decodes and one reads ahead for each"
     closed.close()
     del dropped
     gc.collect()

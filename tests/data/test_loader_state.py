@@ -1,4 +1,4 @@
-"""state_dict: the very next image on the same or another world size; the quasi-random order through the loader."""
+"""state_dict: resuming at the very next image on the same or another world size; quasi-random order."""
 
 from contextlib import closing
 

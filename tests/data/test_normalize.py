@@ -1,4 +1,4 @@
-"""Normalised images of `build_loader`, against what training's own normalisation makes of the raw ones; its length."""
+"""Normalised images of `build_loader`, against training's own normalisation of the raw ones; its length."""
 
 import pytest
 import timm
@@ -10,7 +10,7 @@ from vitkd_ds.models.normalization import Normalization
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OTHER = ((0.1, 0.5, 0.9), (0.5, 0.25, 1.0))
-"""A pair whose colours cannot be mistaken for one another, nor mean for std."""
+"""Mean and std whose values are all different, so that no mix-up goes unnoticed."""
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])

@@ -1,4 +1,4 @@
-"""Laws of the order: each image once, the same images per step at any number of ranks, every validation image once."""
+"""Invariants of the order: each image once, equal steps at any number of ranks, every validation image once."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ def order_of(num_images, *, kind="random", seed=0, epoch=0, repeats=1, global_ba
     key = dict(seed=seed, epoch=epoch, repeats=repeats, global_batch_size=global_batch_size)
     if kind == "random":
         return random_order(num_images, **key)
-    offsets = 20 * np.arange(num_images, dtype=np.uint64)  # five images a page
+    offsets = 20 * np.arange(num_images, dtype=np.uint64)  # five images per page
     return quasi_random_order(offsets, file_bytes=20 * num_images, page_bytes=100, **key)
 
 
@@ -38,7 +38,7 @@ def test_repeated_augmentation_shows_a_part_of_the_images_several_times_and_stay
     counts = np.bincount(order["index"])
     assert len(counts[counts > 0]) >= 96 / repeats and counts.max() == repeats
     assert (counts == repeats).sum() * repeats >= 96 - 12 * repeats
-    if kind == "random":  # copies meet in the same global batch, far from each other
+    if kind == "random":  # copies share a global batch, far from each other
         places = [np.flatnonzero(order["index"] == i) for i in np.flatnonzero(counts == repeats)]
         same_step = [p for p in places if len(set(p // 12)) == 1]
         assert len(same_step) > len(places) / 2 and all(np.diff(p).min() >= 12 // repeats - 1 for p in same_step)

@@ -1,4 +1,4 @@
-"""Both models see the same mixed images: this file, run as a program, makes one update and looks at what goes in."""
+"""Both models see the same mixed images. Run as a program, this file makes one update and inspects the inputs."""
 
 import sys
 from contextlib import closing
@@ -28,7 +28,7 @@ def main():
     with closing(parts.train_loader.epoch(0)) as micro_batches:
         unmixed = [images.float() for (images, _), _ in zip(micro_batches, range(2))]
     look(parts, unmixed, lambda images: images)
-    # Another mean and std, by which what the student sees becomes what this teacher must see.
+    # Another mean and std, so the student's input determines the expected teacher input.
     own, other = parts.normalization, Normalization(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     parts.teachers["teacher"].normalization = other
     old_std, old_mean, new_std, new_mean = (
@@ -39,8 +39,7 @@ def main():
 
 
 def look(parts, unmixed, shown):
-    """Make a step of two micro-batches, and compare what both models were shown; `shown` makes of the student's images
-    the teacher's."""
+    """Make a step of two micro-batches and compare both models' inputs; `shown` maps the student's to the teacher's."""
     teacher, student, features = [], [], []
 
     def watched_teacher(images, *, are_normalized, kept_BL):

@@ -1,4 +1,4 @@
-"""Parts of a split: data.fraction, data.classes, data.indices; and as many images of each class as of any other."""
+"""Subsets of a split: data.fraction, data.classes, data.indices; and class-balanced sampling."""
 
 import math
 from fractions import Fraction
@@ -21,7 +21,7 @@ NAMES = ("ant", "bee", "cat")
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """30 images of three classes in turn, so 10 of each."""
+    """30 images, 10 from each of three classes in turn."""
     root = tmp_path_factory.mktemp("three")
     return pack(write_images(root / "images", 30, classes=NAMES), root / "x.beton", workers=1).path
 
@@ -31,7 +31,7 @@ def config(path, *, num_classes=3, **options):
 
 
 def seen(data, *, split="train", epoch=0):
-    """The images of an epoch by number, and the label that came with each; micro-batches of one."""
+    """The epoch's image numbers, and the label that came with each; micro-batches of one."""
     loader = build_loader(data, split=split, micro_batch_size=1)
     samples = loader._train_order(epoch) if split == "train" else loader._val_samples()[0]
     labels = [int(labels_B) for _, labels_B in loader.epoch(epoch)]
@@ -124,7 +124,7 @@ def test_a_balanced_epoch_has_as_many_of_each_class_and_no_image_and_repeat_twic
     assert drawn.max() - drawn.min() < 2 * repeats, "the last copies of the epoch may be cut off"
     assert len(set(zip(samples["index"].tolist(), samples["repeat"].tolist()))) == 56
     rare = np.bincount(samples["index"][labels[samples["index"]] == 1], minlength=60)[labels == 1]
-    assert rare.max() - rare.min() < 2 * repeats and rare.min() > 1, "all of a class before one again"
+    assert rare.max() - rare.min() < 2 * repeats and rare.min() > 1, "every image of a class appears before one repeats"
     again = order.class_balanced_order(labels, epoch=4, **key)
     other = order.class_balanced_order(labels, epoch=5, **key)
     assert (again == samples).all() and (other["index"] != samples["index"]).any()
@@ -157,4 +157,4 @@ def test_the_fingerprint_is_that_of_the_images_used_with_and_without_opening_the
         found.append(loader.fingerprint)
     assert len(set(found)) == len(parts)
     info, stored, labels = read_beton(three)
-    assert found[0] == beton_fingerprint(stored, labels), "as before there were parts"
+    assert found[0] == beton_fingerprint(stored, labels), "as before subsets existed"

@@ -1,4 +1,4 @@
-"""The torchvision backend: the same order, crops, flips and pixels as FFCV's, also straight from a folder."""
+"""The torchvision backend: FFCV's order, crops, flips and pixels, also directly from a folder."""
 
 import multiprocessing
 import os
@@ -28,7 +28,7 @@ def packed(tmp_path_factory):
 
 
 def assert_both_give_the_same(path, other, **options):
-    """FFCV reads the .beton `path`, and torchvision `other`."""
+    """Both backends: FFCV reads the .beton `path`, and torchvision reads `other`."""
     data = [config(path, backend="ffcv"), config(other, backend="torchvision")]
     assert same(*(epoch_of(another(each, **options)) for each in data))
 
@@ -104,7 +104,7 @@ for path in ({str(packed[0])!r}, {str(packed[1]["jpg"])!r}, "demo"):
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert run.stdout.split("\n")[:3] == ["torch.Size([4, 3, 16, 16])"] * 3, run.stderr
-    assert run.stderr.count("cannot detect damage inside the JPEGs of") == 1  # for the folder alone
+    assert run.stderr.count("cannot detect damage inside the JPEGs of") == 1  # only for the folder
 
 
 def test_a_jpeg_that_lacks_only_its_end_marker_has_the_pixels_of_the_whole_one_in_both_backends(tmp_path):

@@ -1,4 +1,4 @@
-"""Memory that is used again: never under somebody's hands, and not kept for ever."""
+"""Reused memory: never overwritten while someone holds it, and not kept for ever."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""Clipping against torch's own. One process."""
+"""Gradient clipping against torch's own, in one process."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""torch.compile changes speed alone: student and teacher compiled as they ship, and as they are, on one rank."""
+"""torch.compile changes only speed: student and teacher on one rank, compiled with the shipped settings or not at all.
+torch.compile changes only speed: student and teacher on one rank, compiled with the shipped settings or not at all."""
 
 import json
 import sys
@@ -44,7 +45,7 @@ def losses(run):
 
 
 def compiled_twins():
-    """Totals, norms and the head's bias in bf16, compiled: ours, and DeepSpeed's own with one parameter a weight."""
+    """Totals, norms and the head's bias in bf16, compiled: ours, and DeepSpeed's own with one parameter per weight."""
     ours, teacher = make_engine(replace(RUN, compile="default"))
     found = []
     for engine, weights in ((ours, all_weights), (DeepSpeedsOwn(RUN, "bf16", compile=True), DeepSpeedsOwn.weights)):
@@ -54,12 +55,12 @@ def compiled_twins():
 
 
 def options_of_choices():
-    """The inductor options with which student, replica and a shard's blocks are compiled, for each choice."""
+    """The inductor options for compiling the student, a replica and a shard's blocks, for each setting."""
     found, compile_fx = {}, torch._inductor.compile_fx.compile_fx
 
     def noting(graph, inputs, config_patches=None, **others):
         options.append(config_patches or {})
-        return compile_fx(graph, inputs, config_patches=None, **others)  # what they do is inductor's business
+        return compile_fx(graph, inputs, config_patches=None, **others)  # their effect is up to inductor
 
     with mock.patch.object(torch._inductor.compile_fx, "compile_fx", noting):
         for choice in ("max-autotune", "reduce-overhead"):
@@ -73,10 +74,10 @@ def options_of_choices():
 
 
 def graphs_of_a_teacher(placement):
-    """Graphs compiled after a training micro-batch, a smaller one of an evaluation, and another of training; and
-    whether the smaller one's features are those of a teacher that is not compiled."""
+    """Graphs compiled for a training micro-batch, a smaller evaluation one, and training again; and whether the
+    smaller one's features match an uncompiled teacher's."""
     teacher = make_teacher(placement, compile="default")
-    images_BCHW = make_batch(8)[0].contiguous(memory_format=torch.channels_last)  # as the loader's are
+    images_BCHW = make_batch(8)[0].contiguous(memory_format=torch.channels_last)  # contiguous as the loader's images
     counters.clear()
     graphs = []
     for images in (images_BCHW, images_BCHW[:5], images_BCHW):
@@ -117,6 +118,6 @@ if __name__ == "__main__":
     }
     seen["flat"], seen["one parameter a weight"] = compiled_twins()
     seen |= {placement: graphs_of_a_teacher(placement) for placement in ("replica", "shard")}
-    torch._dynamo.reset()  # or what was compiled is taken again
+    torch._dynamo.reset()  # otherwise the compiled code would be reused
     seen["options"] = options_of_choices()
     Path(sys.argv[1]).write_text(json.dumps(seen))

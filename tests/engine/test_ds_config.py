@@ -1,4 +1,4 @@
-"""DeepSpeed files: found, completed, refused."""
+"""DeepSpeed files: finding, completing and rejecting them."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The real DeepSpeed on one process and on two: what observe.py saw, held against what must be so."""
+"""The real DeepSpeed in one process and in two: values recorded by observe.py against their expectations."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_ranks_accumulation_and_deepspeed_change_losses_and_norms_by_rounding_on
 
 def test_with_autocast_weights_stay_in_fp32_and_updates_are_those_of_torchs_own_autocast(each):
     for found, expected in zip(each["autocast ours"], each["autocast plain torch"]):
-        # Torch clips by a norm of another last bit, and each rank's gradients are rounded before they are added.
+        # Torch's clipping norm differs in the last bit, and each rank rounds its gradients before they are added.
         assert found == pytest.approx(expected, rel=1e-4 if each["ranks"] == 1 else 5e-3)
     assert each["autocast dtypes"] == ["torch.float32"]
     assert each["autocast ours"][0] != pytest.approx(each["fp32 ours 1"][0], rel=1e-5), "nothing was computed in bf16"
@@ -91,8 +91,8 @@ def test_activation_checkpointing_changes_nothing(each):
 
 @pytest.mark.parametrize("placement", ["shard", "offload"])
 def test_each_of_two_ranks_holds_half_of_the_teacher_after_a_forward_and_one_rank_all(observed, two, placement):
-    assert two[f"{placement} live"] == 0, "whole parameters were kept"
-    padding = two[f"{placement} padding"]  # at most one element a parameter
+    assert two[f"{placement} live"] == 0, "full parameters were kept"
+    padding = two[f"{placement} padding"]  # at most one element per parameter
     assert two["all"] <= 2 * two[f"{placement} held"] <= two["all"] + 2 * padding
     assert observed[1]["shard live"] == observed[1]["all"]
 
@@ -105,7 +105,7 @@ def test_a_host_that_is_ahead_has_two_offloaded_blocks_on_the_device_and_of_a_sh
     ):  # fmt: skip
         found = observed[ranks][f"pace of {room} more"]
         assert found["in flight"] == expected, (ranks, room)
-        assert found["freed"] == [True] * (6 if len(set(expected)) > 1 else 0), "what is waited for must be free"
+        assert found["freed"] == [True] * (6 if len(set(expected)) > 1 else 0), "only released memory is waited for"
 
 
 @pytest.mark.parametrize("placement", ["shard", "offload", "replica"])
@@ -121,7 +121,7 @@ def test_a_block_of_a_sharded_teacher_is_one_unit_and_torchs_linear_is_left_alon
 
 def test_each_module_up_to_the_first_block_gathers_another_bucket_ahead_and_live_parameters_have_a_limit(two):
     found, limited = two["gathered ahead"]
-    # As `vitkd-ds plan` counts: whole tensors, so up to one more than the bucket; what precedes the blocks is released.
+    # Counted as by `vitkd-ds plan`: whole tensors, so up to one above the bucket. The embedding is released first.
     planned = FETCHES * 3 * found["block"]
     assert planned - found["embedding"] <= found["gathered"] < planned + FETCHES * found["largest"]
     assert limited["block"] <= limited["gathered"] <= 2 * limited["block"] + limited["largest"]

@@ -1,4 +1,4 @@
-"""A flat module beside its own, without an engine: places, order, and what stays behind."""
+"""A flat module compared with the original, without an engine: offsets, order, and parameters left out."""
 
 import copy
 
@@ -11,7 +11,7 @@ from vitkd_ds.engine.flat import FlatBlock, FlatModule, Group, Place
 
 
 class Tied(nn.Module):
-    """Two layers that share a weight, one that is frozen."""
+    """Two layers that share a weight, and a frozen one."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ def test_whole_weights_are_dealt_out_and_each_rank_has_a_part_of_the_same_even_l
     monkeypatch.setattr(ranks, "rank", lambda: rank)
     plain = nn.ModuleList([nn.Linear(size, 1, bias=False) for size in (1, 5, 2)])
     module = copy.deepcopy(plain)
-    flat = FlatModule(module, [Group("matrices", list(module.parameters()), is_whole=True)], max_numel=1)
+    flat = FlatModule(module, [Group("matrices", list(module.parameters()), cost=nn.Parameter.numel)], max_numel=1)
     (group,) = flat.parameter_groups
     assert group["shapes"] == own and [len(p) for p in group["params"]] == [6, 6]
     (places,) = flat.places
@@ -85,3 +85,14 @@ def test_a_block_is_frozen_in_eval_mode_and_one_parameter():
     (only,) = flat.parameters()
     assert only.numel() == 12 and not only.requires_grad
     assert torch.equal(flat(x := torch.randn(2, 3)), block[0](x)) and not list(flat.children())
+
+
+@pytest.mark.parametrize("rank, own", [(0, [(4, 1)]), (1, [(1, 1), (2, 1), (2, 1), (2, 1)])])
+def test_ranks_get_equal_work_and_a_weight_in_blocks_of_rows_is_several_matrices(monkeypatch, rank, own):
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+    module = nn.ModuleList([nn.Linear(1, size, bias=False) for size in (6, 4, 1)])
+    six, four, one = module.parameters()
+    work = {six: 1, four: 5, one: 3}
+    flat = FlatModule(module, [Group("matrices", [*work], cost=work.get, row_blocks={six: 3})], max_numel=1)
+    assert flat.parameter_groups[0]["shapes"] == own

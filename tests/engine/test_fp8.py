@@ -1,4 +1,4 @@
-"""A replica teacher in fp8: torchao's own arithmetic, which runs on a CPU once its check for a GPU is set aside."""
+"""A replica teacher in fp8: torchao's own arithmetic, run on a CPU with its GPU check bypassed."""
 
 import json
 import re
@@ -16,7 +16,7 @@ DEMO = ["--recipe=demo", "--debug", "--teacher.placement=replica", "--micro_batc
 
 
 def without_check():
-    """Let torchao compute in fp8 without a GPU for it."""
+    """Let torchao compute in fp8 without a suitable GPU."""
     import torchao.quantization.quant_api
 
     torchao.quantization.quant_api._check_hardware_support = lambda granularity: None

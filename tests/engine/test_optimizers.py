@@ -1,4 +1,4 @@
-"""Optimizers against torch's own and a slow average, and what the rest of the package knows of them. One process."""
+"""Optimizers against torch's own and a slow weight average, and other code's knowledge of them. One process."""
 
 import ast
 
@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.engine.tiny import make_distiller
-from vitkd_ds.config.run import OptimConfig
+from vitkd_ds.config.optim import OptimConfig
 from vitkd_ds.engine.optimizers.base import optimizer_class, state_bytes
 
 AdamW = optimizer_class("adamw")
@@ -83,7 +83,7 @@ def test_nothing_else_asks_which_optimizer_it_is():
     own = ROOT / "vitkd_ds" / "engine" / "optimizers"
     names = {file.stem for file in own.glob("*.py")} - {"__init__", "base"}
     for file in (ROOT / "vitkd_ds").rglob("*.py"):
-        if file.parent == own or file.name == "run.py":
+        if file.parent == own or file.name == "optim.py":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             is_asked = isinstance(node, ast.Constant) and node.value in names

@@ -1,4 +1,4 @@
-"""The bound on gathered blocks where several teachers run one after another."""
+"""The limit on gathered blocks when several teachers run one after another."""
 
 from collections import deque
 
@@ -10,7 +10,7 @@ from vitkd_ds.engine import ds_config, teacher
 
 
 def blocks_of(number, size):
-    """Blocks of so many bytes, as DeepSpeed counts a partitioned parameter's elements."""
+    """Blocks of these sizes in bytes, with element counts as DeepSpeed keeps them for partitioned parameters."""
     blocks = [nn.Linear(size // 4, 1, bias=False) for _ in range(number)]
     for block in blocks:
         block.weight.ds_numel = block.weight.numel()
@@ -31,6 +31,6 @@ def test_teachers_that_run_one_after_another_have_one_bound_on_the_blocks_ahead(
         for block in blocks[name]:
             ahead[name].append(sum(size for _, size in left) + sizes[name])
             block(torch.zeros(1, sizes[name] // 4))
-    assert max(ahead["large"]) == 3 * 400, "two blocks, and one for which AHEAD_BYTES has room"
-    assert max(ahead["small"]) == 6 * 100, "not beside what the large one left"
-    assert min(ahead["small"][0], ahead["small"][9]) > 100, "no longer waited for than needed"
+    assert max(ahead["large"]) == 3 * 400, "two blocks, and a third that fits AHEAD_BYTES"
+    assert max(ahead["small"]) == 6 * 100, "not together with the large block's remainder"
+    assert min(ahead["small"][0], ahead["small"][9]) > 100, "waited for no longer than needed"

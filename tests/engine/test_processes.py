@@ -1,4 +1,4 @@
-"""What a rank learns of itself from the variables of its launcher, and of others that fail."""
+"""A rank's knowledge of itself from its launcher's variables, and of failures on other ranks."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ from vitkd_ds.engine.processes import (
 )
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12001"}
-SLURM |= {"SLURM_NTASKS": "1"}  # the job's, under `srun --preserve-env`
+SLURM |= {"SLURM_NTASKS": "1"}  # the job's value, under `srun --preserve-env`
 
 
 def test_deepspeed_does_not_tell_that_it_computes_on_the_cpu(monkeypatch, capfd):
@@ -126,7 +126,7 @@ def test_what_fails_on_one_rank_is_known_on_all(observed):
     for rank, told in enumerate(observed[2]["agreement"]):
         assert told["all"] == [rank, 5, []] and told["together"] == together[rank]
         assert told["failures"] == ["rank 1: OSError: disk full"]
-        assert told["main"] == ["KeyError: 'x'", 0] and told["ran"] == [0][rank:], "on rank 1 nothing runs"
+        assert told["main"] == ["KeyError: 'x'", 0] and told["ran"] == [0][rank:], "nothing runs on rank 1"
         assert told["flags"] == [False, False] and told["true"]
 
 
@@ -146,7 +146,7 @@ def test_no_rank_starts_with_a_folder_of_compiled_code_that_is_not_private(tmp_p
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     check_code_folders({})
     (cache,) = tmp_path.iterdir()
-    assert cache.stat().st_mode & 0o777 == 0o700, "inductor's by default"
+    assert cache.stat().st_mode & 0o777 == 0o700, "inductor's default"
     cache.rmdir()
     cache.symlink_to(tmp_path)
     for name, text in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():

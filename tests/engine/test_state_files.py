@@ -1,4 +1,4 @@
-"""Checkpoint files of two ranks, read by ranks that lay out their rows in another way."""
+"""Checkpoint files of two ranks, read by ranks with another layout."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from vitkd_ds.engine.flat import Place
 from vitkd_ds.engine.state_files import read_partition
 
 ROWS = [[1.0, 2.0, 3.0, 11.0], [12.0, 13.0]]
-"""The weight a is 1, 2, 3 and b is 11, 12, 13; the second rank's file leaves out its padding."""
+"""Weight a is 1, 2, 3 and b is 11, 12, 13; the second rank's file omits its padding."""
 FRAGMENTS = [{"a": fragment_address(3, 0), "b": fragment_address(1, 3)}, {"b": fragment_address(2, 0)}]
 B_FIRST = [{"b": Place(0, torch.Size([3])), "a": Place(4, torch.Size([3]))}]
 

@@ -1,4 +1,4 @@
-"""A teacher that is read block by block: the features of the whole one, and no rank that ever has more than a block."""
+"""A teacher read block by block: features equal the full model's, and no rank ever holds more than a block."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ MODELS = {
 
 
 def source(name, **more):
-    """A model with random weights everywhere, and its timm arguments."""
+    """A model with random weights throughout, and its timm arguments."""
     architecture, args = MODELS[name]
     torch.manual_seed(0)
     model = timm.create_model(architecture, **{"img_size": 16, "num_classes": 10} | args | more)
@@ -69,7 +69,7 @@ def real_elements(model):
 
 
 def watch(model, stream):
-    """Note how many elements a rank has after each reading, and what it reads."""
+    """Record each rank's element count after each read, and the names it reads."""
     seen, fill = {"most": 0, "read": []}, stream.fill
 
     def watched(module, prefix, dtype, *, is_read=True):
@@ -143,12 +143,12 @@ def test_blocks_are_read_once_by_rank_0_and_the_features_are_those_of_the_whole_
 
 
 @pytest.mark.parametrize("damage, message", [
-    ("short", r"dinov3\.safetensors must be a whole safetensors file, found damage"),
-    ("integers", r"must hold tensors of F64, F32, F16, BF16, found blocks\.0\.\S+ I64: convert it"),
-    ("other model", r"teacher\.checkpoint must hold exactly the weights of the configured model.*of another shape"),
-    ("no such part", r"weights must be an existing file, found none at \S+b\.safetensors"),
-    ("other part", r"b\.safetensors must hold \S+, as its index says, found no such tensor"),
-    ("no index", r"must be the index of safetensors files.*found KeyError"),
+    ("short", r"dinov3\.safetensors is damaged or no safetensors file"),
+    ("integers", r"must be F64, F32, F16, BF16, got blocks\.0\.\S+ I64. Convert the file"),
+    ("other model", r"teacher\.checkpoint=\S+ does not fit the configured model.*of another shape"),
+    ("no such part", r"no weight file at \S+b\.safetensors"),
+    ("other part", r"b\.safetensors lacks tensor \S+, which its index lists"),
+    ("no index", r"is no index of safetensors files.*KeyError"),
 ])  # fmt: skip
 def test_a_file_that_is_damaged_or_of_another_model_is_refused_by_its_header(tmp_path, damage, message):
     path = save("dinov3", tmp_path, is_cut=damage in ("no such part", "other part", "no index"))
@@ -174,7 +174,7 @@ def test_buffers_follow_the_teacher_to_its_device(tmp_path):
     teacher = build_teacher(config("qkv biases", save("qkv biases", tmp_path)), DATA, stream=True)
     before = {name for name, buffer in teacher.named_buffers() if buffer.device.type == "cpu"}
     assert any("rope" in name for name in before) and any("k_bias" in name for name in before)
-    move_buffers(teacher, torch.device("meta"))  # the only other device here
+    move_buffers(teacher, torch.device("meta"))  # the only device other than the CPU here
     assert all(buffer.is_meta for buffer in teacher.buffers())
 
 
@@ -184,7 +184,7 @@ def test_an_index_of_files_is_read_whole_where_it_is_not_streamed(tmp_path):
     expected = source("dinov3").bfloat16().state_dict()
     assert all(torch.equal(t, expected[key].float()) for key, t in teacher.state_dict().items())
     (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="must list what its files hold, found no "):
+    with pytest.raises(ValueError, match="but its files lack that tensor"):
         build_teacher(config("dinov3", path, placement="replica"), DATA)
 
 
@@ -194,7 +194,7 @@ def test_weights_that_the_hub_does_not_give_are_a_sentence_and_nothing_is_built(
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: pytest.fail("timm was asked"))
     hub = TeacherConfig(model="vit_7b_patch16_dinov3.lvd1689m")
     with pytest.raises(
-        ValueError, match="is not in this node's cache and could not be fetched: OfflineModeIsEnabled: .*hf auth"
+        ValueError, match="are not in this node's cache and cannot be downloaded: OfflineModeIsEnabled: .*hf auth"
     ):
         build_teacher(hub, replace(DATA, image_size=224), needs_logits=False, stream=True)
 
@@ -216,7 +216,7 @@ def test_a_classifier_for_other_classes_is_left_out(tmp_path):
 
 
 def test_the_hubs_file_is_streamed_from_the_local_cache(tmp_path, monkeypatch):
-    """As `huggingface_hub` lays its cache out; with no network, as the nodes of a cluster have none."""
+    """The cache layout of `huggingface_hub`, with no network, as on a cluster's nodes."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--timm--vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m"

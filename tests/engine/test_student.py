@@ -1,4 +1,4 @@
-"""What is exported of a student besides its trained weights, without an engine's process."""
+"""The exported state of a student besides its trained weights, without an engine process."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ def test_buffers_and_frozen_weights_are_exported_in_fp32_as_trained_weights_are(
         distiller=nn.ModuleDict({"student": module}),
         _flat=SimpleNamespace(flats=[], views=lambda flats: trained),
     )
-    del module.bias  # the flat parameters have it
+    del module.bias  # stored in the flat parameters
     weights = StudentEngine.weights_of(engine, "student")["student"]
     assert weights.keys() == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
     assert {value.dtype for value in weights.values()} == {torch.float32}

@@ -1,4 +1,4 @@
-"""Values and gradients equal to the official code's, recorded in tests/golden/official_losses.npz."""
+"""Values and gradients equal the official code's, recorded in tests/golden/official_losses.npz."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_vitkd_is_the_official_one_in_value_and_every_gradient(name, dtype):
     shallow, deep = (x.requires_grad_() for x in inputs[:2])
     loss = ViTKDLoss(deep.shape[2], inputs[3].shape[2], mask_ratio=float(golden["mask_ratio"])).to(dtype)
     state = {key.removeprefix("param:"): value for key, value in golden.items() if key.startswith("param:")}
-    loss.load_state_dict(state, strict=True)  # the official names, and no aligners for equal widths
+    loss.load_state_dict(state, strict=True)  # the official names; equal widths need no aligners
     terms = loss(shallow, deep, *inputs[2:], noise_BP=golden["noise_BP"])
     terms["total"].backward()
     for total in (terms["total"], terms["mimic"] + terms["generate"]):

@@ -1,4 +1,4 @@
-"""Laws of the losses, and their float64 twins in tests/reference."""
+"""Invariants of the losses, and comparison with their float64 twins in tests/reference."""
 
 import numpy as np
 import pytest

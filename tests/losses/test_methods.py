@@ -1,4 +1,4 @@
-"""The losses of rival methods: the official codes' values and gradients, and float64 twins in tests/reference."""
+"""Losses of rival methods: the official code's values and gradients, and float64 twins in tests/reference."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_attention_compares_its_pairs_of_blocks_and_wants_one_grid():
     assert found.item() == pytest.approx(sum(expected) / 2, rel=1e-9)
     with pytest.raises(ValueError, match="losses.attention needs the same patch grid"):
         Attention(term, PairInfo(6, 8, (2, 2), (3, 3)))
-    with pytest.raises(ValueError, match="losses.attention.teacher_blocks must name as many blocks"):
+    with pytest.raises(ValueError, match="losses.attention.teacher_blocks must have as many blocks"):
         AttentionTerm(student_blocks=(0, 1), teacher_blocks=(0,)).check_run(None)
 
 
@@ -129,7 +129,7 @@ def test_vkd_is_the_official_one_in_value_and_gradient(dtype):
 def test_phi_s_has_the_official_covariance_up_to_the_signs_of_the_eigenvectors(name):
     golden = case(name)
     features, mean = golden["features_ND"], golden["mean_D"]
-    # The official covariance divides by the number of features less one.
+    # The official covariance divides by the number of features minus one.
     target = Target("phi_s", len(mean)).double()
     target.fix(features.mean(0), torch.cov(features.T))
     found, expected = target(features), golden["transformed_ND"]
@@ -211,7 +211,7 @@ def test_losses_of_extreme_logits_are_finite_under_bf16_autocast():
     (lambda: spectral_loss(random(2, 6, 4), random(2, 6, 4), grid=(2, 2)), "must fill a 2 x 2 grid"),
     (lambda: Spectral(SpectralTerm(weight=1), PairInfo(4, 4, (2, 2), (3, 3))), "losses.spectral needs the same patch"),
     (lambda: Relation(RelationTerm(weight=1), PairInfo(4, 4, (2, 2), (3, 3))), "losses.relation needs the same patch"),
-    (lambda: SpectralTerm(student_blocks=(0,)).check_run(None), "spectral.teacher_blocks must name as many blocks"),
+    (lambda: SpectralTerm(student_blocks=(0,)).check_run(None), "spectral.teacher_blocks must have as many blocks"),
 ])  # fmt: skip
 def test_inputs_that_cannot_be_are_refused_with_what_was_found(make, message):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The terms that hold parameters or buffers: adapters, targets, projector, queue, factors."""
+"""Terms with parameters or buffers: adapters, targets, projector, queue, factors."""
 
 import pytest
 import torch

@@ -25,13 +25,17 @@ MISTAKES = {
             ),
         },
     },
+    "config/optim.py": {
+        "": {
+            "0 <= value < 1 => 0 <= value <= 1": BOUNDS,
+        },
+    },
     "config/run.py": {
         "": {
             "0 < pair[0] <= pair[1] <= 1 => 0 <= pair[0] <= pair[1] <= 1": BOUNDS,
             "0 < pair[0] <= pair[1] <= 1 => 0 < pair[0] <= pair[1]": BOUNDS,
             "number == 0 or number >= 2 => number >= 0": BOUNDS,
             "0 < pair[0] <= pair[1] => 0 < pair[0]": BOUNDS,
-            "0 <= value < 1 => 0 <= value <= 1": BOUNDS,
         },
         "CheckpointConfig": {
             "keep_last: Annotated[int, Ge(1)] = 2 => keep_last: Annotated[int, Ge(0)] = 2": BOUNDS,

@@ -1,4 +1,4 @@
-"""Attention maps of timm's blocks: what the model itself hands to torch's fused attention says what they must be."""
+"""Attention maps of timm's blocks, against the queries and keys that the model passes to torch's fused attention."""
 
 import pytest
 import timm
@@ -22,7 +22,7 @@ EVAS = [
     "vit_mediumd_patch16_rope_reg1_gap_256",
     "vit_pe_core_tiny_patch16_384",
 ]
-"""One of each way in which timm's Eva computes queries and keys."""
+"""One model for each way in which timm's Eva computes queries and keys."""
 
 
 def model_of(name):
@@ -35,7 +35,7 @@ def model_of(name):
 
 
 def inside(monkeypatch, model, images):
-    """Softmax of the queries and keys that each block hands to torch, mean over heads, patches to patches."""
+    """Softmax of each block's queries and keys as passed to torch: mean over heads, patches to patches."""
     seen, own = [], F.scaled_dot_product_attention
 
     def attend(query, key, value, **options):
@@ -54,7 +54,7 @@ def test_maps_are_the_attention_inside_the_model_and_its_answers_stay(name, monk
     images = torch.randn(2, 3, *model.patch_embed.img_size)
     with torch.no_grad():
         expected, logits = inside(monkeypatch, model, images), model(images)
-    expected = expected[:3]  # a head that pools by attention asks once more
+    expected = expected[:3]  # a head with attention pooling calls it once more
     assert all(block.attn.fused_attn for block in model.blocks)
     features = tap_features(model, images, (), maps=AttentionMaps(model, (1, -1)))
     assert torch.equal(features.logits_BK, logits) and list(features.maps) == [1, -1]
@@ -70,7 +70,7 @@ def test_bf16_maps_are_fp32_and_another_call_has_its_own():
     first, second = (tap_features(model, each, (), maps=maps).maps[0] for each in (images, 2 * images))
     assert first.dtype == torch.float32 and not torch.equal(first, second)
     model(images)
-    assert maps._found is None, "a call that nobody asked for maps of keeps none"
+    assert maps._found is None, "no map is kept for a call that did not ask for maps"
 
 
 def test_activation_checkpointing_changes_no_gradient_and_keeps_no_map():

@@ -1,4 +1,4 @@
-"""What a model costs; its operations are held against published ones in tests/commands/plan/test_shapes.py."""
+"""A model's cost; operation counts against published ones are in tests/commands/plan/test_shapes.py."""
 
 from vitkd_ds.models.cost import step_gflops
 

@@ -1,4 +1,4 @@
-"""The settings of the terms reach the losses."""
+"""Settings of the terms reach the losses."""
 
 from dataclasses import replace
 
@@ -121,7 +121,7 @@ def test_each_term_compares_the_teacher_that_it_names(batch):
     teachers = answers | {"b": lambda kept_BL: kept.append(kept_BL.shape[1]) or answers["b"]}
     distiller = Distiller(student, losses, {"a": None, "b": None}, keep_tokens={"a": 0, "b": 5}).eval()
     found = distiller(images, targets, teachers, WEIGHTS)
-    assert kept == [5], "of that teacher only"
+    assert kept == [5], "only of that teacher"
     for name, teacher in (("nkd", "a"), ("kd", "b")):
         alone = LossesConfig(**{name: replace(getattr(losses, name), teacher=teacher)})
         one = Distiller(student, alone, {teacher: None}).eval()
@@ -139,7 +139,7 @@ def test_a_student_of_logits_alone_has_no_parameters_of_a_loss_and_needs_no_toke
 
 
 def parts_of(batch, **terms):
-    """The parts of terms whose weight is 1, in a distiller without cross-entropy."""
+    """The modules of terms with weight 1, in a distiller without cross-entropy."""
     student, teacher, images, targets, features = batch
     losses = LossesConfig(ce=CrossEntropyTerm(weight=0), **terms)
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""tap_features on stock timm models: DeiT, distilled DeiT, DeiT III, registers, class-token-free."""
+"""tap_features on stock timm models: DeiT, distilled DeiT, DeiT III, with registers, without a class token."""
 
 import pytest
 import timm
@@ -75,7 +75,7 @@ def test_other_models_give_logits_and_their_last_map_and_say_so_where_blocks_are
     class_token = tokens[:, 0] if "cait" in name else torch.stack(seen, 1).mean(1)
     assert torch.equal(features.pooled_BD, class_token)
     with pytest.raises(
-        ValueError, match=f"must be a timm VisionTransformer or Eva, found a {type(model).__name__}: give blocks="
+        ValueError, match=f"only in a timm VisionTransformer or Eva, got a {type(model).__name__}. Pass blocks="
     ):
         tap_features(model, images)
     vit, _ = build("deit")

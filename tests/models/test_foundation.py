@@ -1,4 +1,4 @@
-"""Foundation teachers: their own image size, a linear probe as head, their licence, and an Eva pair that trains."""
+"""Foundation teachers: native image size, a linear probe as head, licence, and an Eva pair that trains."""
 
 import json
 from dataclasses import replace
@@ -40,20 +40,20 @@ def test_a_probe_gives_a_headless_teacher_logits(tmp_path, width, seen):
 def test_a_probe_of_other_classes_or_widths_is_refused(tmp_path):
     path = save("dinov3", tmp_path)
     for shapes, message in {
-        ((5, 48), (5,)): r"shape \(10, 48\) or \(10, 96\) .*found \(5, 48\)",
-        ((10, 64), (10,)): r"found \(10, 64\) and a bias of 10 in \S+: save the probe alone",
-        ((10, 48), (9,)): r"a bias of 10, .*found \(10, 48\) and a bias of 9",
+        ((5, 48), (5,)): r"shape \(10, 48\) or \(10, 96\) .*got \(5, 48\)",
+        ((10, 64), (10,)): r"got \(10, 64\) and a bias of 10 in \S+. Save only the probe",
+        ((10, 48), (9,)): r"a bias of 10, .*got \(10, 48\) and a bias of 9",
         ((10, 48), (10, 48)): "one weight .* and at most one bias",
     }.items():
         save_file({str(i): torch.zeros(shape) for i, shape in enumerate(shapes)}, head := tmp_path / "head.safetensors")
         with pytest.raises(ValueError, match=f"teacher.head must .*{message}"):
             build_teacher(config("dinov3", path, head=str(head)), DATA)
-    with pytest.raises(ValueError, match="teacher.head must be an existing file, found none at /no/where"):
+    with pytest.raises(ValueError, match="teacher.head: no file at /no/where"):
         build_teacher(config("dinov3", path, head="/no/where.safetensors"), DATA)
     save_file({"w": torch.zeros(10, 96)}, head)
     headless = TeacherConfig(model="vit_small_patch16_224", checkpoint="random", head=str(head), model_args={
         **ARGS, "class_token": False, "global_pool": "avg"})  # fmt: skip
-    with pytest.raises(ValueError, match=r"of shape \(10, 48\) and a bias of 10, .*found \(10, 96\) in"):
+    with pytest.raises(ValueError, match=r"of shape \(10, 48\) and a bias of 10, .*got \(10, 96\) in"):
         build_teacher(headless, DATA)
 
 
@@ -85,7 +85,7 @@ def test_a_teacher_of_its_own_size_has_its_own_grid_and_cost():
     )
     assert build_models(larger).pairs["teacher"].teacher_grid == (14, 14)
     assert model_costs(larger)["teacher"]["tokens"] == 197 and model_costs(larger)["student"]["tokens"] == 50
-    with pytest.raises(ValueError, match="teacher.image_size must be a multiple of the patches"):
+    with pytest.raises(ValueError, match="teacher.image_size must be a multiple of the patch size"):
         build_models(replace(run, teachers={"teacher": replace(larger.teachers["teacher"], image_size=30)}, debug=True))
 
 
@@ -93,10 +93,10 @@ def test_the_licence_is_that_of_timms_weights_and_of_no_others(tmp_path):
     path = str(save("dinov3", tmp_path))
     assert license_of(TeacherConfig(model=DINO)) == license_of(TeacherConfig(model=DINO, checkpoint=path))
     assert license_of(TeacherConfig(model=DINO)) == "dinov3-license"
-    assert license_of(TeacherConfig(model=DINO.partition(".")[0], checkpoint=path)) is None, "of weights of any origin"
+    assert license_of(TeacherConfig(model=DINO.partition(".")[0], checkpoint=path)) is None, "weights from anywhere"
     assert license_of(build_run("demo").teachers["teacher"]) is None
     (tmp_path / "dinov3.json").write_text(json.dumps({"recipe": "images"}))
-    assert license_of(TeacherConfig(model=DINO, checkpoint=path)) is None, "weights that were trained here"
+    assert license_of(TeacherConfig(model=DINO, checkpoint=path)) is None, "weights trained here"
     of_dino = {"recipe": "images", "teacher": {"model": DINO, "license": "dinov3-license"}}
     (tmp_path / "dinov3.json").write_text(json.dumps(of_dino))
     assert license_of(TeacherConfig(model="deit_tiny_patch16_224", checkpoint=path)) == "dinov3-license"
@@ -107,9 +107,9 @@ def test_the_licence_is_that_of_timms_weights_and_of_no_others(tmp_path):
 
 def test_students_of_batch_norm_are_refused_and_others_than_vision_transformers_where_blocks_are_compared():
     data = DataConfig(train="", val="", image_size=64, num_classes=10)
-    with pytest.raises(ValueError, match="student.model must be without batch norm.*found resnet18"):
+    with pytest.raises(ValueError, match="student.model=resnet18 has batch norm"):
         build_student(StudentConfig(model="resnet18"), data, needs_blocks=False)
-    with pytest.raises(ValueError, match="must be a timm VisionTransformer or Eva, found convnext_atto, a ConvNeXt"):
+    with pytest.raises(ValueError, match="must be a timm VisionTransformer or Eva, got convnext_atto, a ConvNeXt"):
         build_student(StudentConfig(model="convnext_atto"), data)
     assert build_student(StudentConfig(model="convnext_atto"), data, needs_blocks=False).num_classes == 10
 
@@ -119,7 +119,7 @@ def test_an_eva_pair_trains_resumes_bit_for_bit_evaluates_and_exports(tmp_path, 
     large = ARGS | {"embed_dim": 96, "depth": 4}
     teacher = timm.create_model("vit_small_patch16_dinov3", img_size=42, num_classes=0, **large | {"patch_size": 6})
     for p in teacher.parameters():
-        torch.nn.init.normal_(p, std=0.2)  # timm's own LayerScale would give all images one class token
+        torch.nn.init.normal_(p, std=0.2)  # timm's own LayerScale would give all images the same class token
     save_file({key: t.contiguous() for key, t in teacher.state_dict().items()}, tmp_path / "teacher.safetensors")
     save_file({"weight": torch.randn(10, 96), "bias": torch.zeros(10)}, tmp_path / "head.safetensors")
     pair = [
@@ -132,11 +132,11 @@ def test_an_eva_pair_trains_resumes_bit_for_bit_evaluates_and_exports(tmp_path, 
     ]  # fmt: skip
     whole, half = ([*pair, f"--workdir={tmp_path / name}"] for name in ("whole", "halves"))
     commands = [[*whole, "--max_steps=4"], [*half, "--max_steps=2"], [*half, "--max_steps=4", "--extend"]]
-    # The schedules of a run that is extended differ, so the rate must not fall.
+    # An extended run has a different schedule, so the learning rate must not fall.
     commands = [[*each, "--optim.min_lr=1.5e-3"] for each in commands]
     outcomes = run_several(2, tmp_path / "commands", commands)
     said = outcomes[0]["said"]
-    assert "(licence: dinov3-license)" in said and "GFLOPs an image of 42 pixels" in said, said[-3000:]
+    assert "(licence: dinov3-license)" in said and "GFLOPs per 42-px image" in said, said[-3000:]
     found, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "halves"))
     assert found.keys() == resumed.keys() and all(torch.equal(t, resumed[key]) for key, t in found.items())
     description = json.loads((tmp_path / "whole" / "student.json").read_text())
@@ -161,7 +161,7 @@ def test_teachers_of_other_families_make_a_step(tmp_path, demo_cache, model, siz
         "--losses.feature.calibration_batches=1",
     ]  # fmt: skip
     (outcome,) = run_several(1, tmp_path / "commands", [command])
-    assert f"teacher: {model}" in outcome["said"] and f"an image of {size} pixels" in outcome["said"]
+    assert f"teacher: {model}" in outcome["said"] and f"per {size}-px image" in outcome["said"]
     assert outcome["summary"]["steps"] == 1
 
 
@@ -177,7 +177,7 @@ def test_a_teacher_whose_buffers_are_made_of_its_weights_is_read_whole_and_makes
     placements = ("shard", "replica")
     commands = [[*command, f"--teacher.placement={each}", f"--workdir={tmp_path / each}"] for each in placements]
     outcomes = run_several(2, tmp_path / "commands", commands)
-    assert "has buffers that its weights make: each rank reads it whole" in outcomes[0]["said"]
+    assert "computes buffers from its weights: each rank reads it whole" in outcomes[0]["said"]
     shard, replica = (numerics_of(tmp_path / each) for each in placements)
     assert shard == replica and shard[0]["nkd"] > 0
 

@@ -1,4 +1,4 @@
-"""Student and teacher where the data has no classes: models without a classifier, from files with one."""
+"""Student and teacher for data without classes: models without a classifier, from files with one."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ def test_where_the_data_has_no_classes_a_classifier_is_left_out_and_all_else_is_
         student = build_student(StudentConfig(*FAMILIES["deit"], init=str(path)), data, classes=())
         teacher = build_teacher(TeacherConfig(*FAMILIES["deit"], checkpoint=str(path)), data, needs_logits=False)
     for role, key, model in (("student", "init", student), ("teacher", "checkpoint", teacher)):
-        assert f"{role}.{key}={path} has 5 classes, the {role} none: the classifier is left out" in caplog.text
+        assert f"{role}.{key}={path} has 5 classes, but the {role} has none: dropping its classifier" in caplog.text
         expected = {name: value for name, value in source.state_dict().items() if not name.startswith("head.")}
         assert model.num_classes == 0 and model.state_dict().keys() == expected.keys()
         assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())

@@ -17,7 +17,7 @@ def test_normalisation_follows_the_slow_formula_and_is_rounded_once(source_dtype
     channels = [(images_BCHW[:, c].double() / 255 - IMAGENET.mean[c]) / IMAGENET.std[c] for c in range(3)]
     expected = torch.stack(channels, dim=1)
     assert found.dtype == dtype and found.shape == images_BCHW.shape
-    # Half a unit in the last of bf16's 8 bits is at most 2**-8 of the value; a mean rounded to bf16 would miss by more.
+    # Half a unit in the last of bf16's 8 bits is at most 2**-8 of the value; a mean rounded to bf16 would exceed that.
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-8}[dtype]
     assert torch.allclose(found.double(), expected, rtol=tolerance, atol=1e-6)
 

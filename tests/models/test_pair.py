@@ -1,4 +1,4 @@
-"""What a student and a teacher have in common, for terms that compare more than logits."""
+"""Compatibility of student and teacher, for terms that compare more than logits."""
 
 import pytest
 import timm
@@ -24,7 +24,9 @@ def test_a_pair_with_a_teacher_of_another_kind_has_its_map_and_one_without_is_re
         info = check_pair(student, teacher, losses, image_size=size)
         assert info.teacher_grid == grid and info.teacher_dim == teacher.num_features
     else:
-        with pytest.raises(ValueError, match="must give a square of tokens or a map, or only terms of logits"):
+        with pytest.raises(
+            ValueError, match="must return a square grid of tokens or a feature map, got .* Use only terms of logits"
+        ):
             check_pair(student, teacher, losses, image_size=size)
 
 
@@ -37,10 +39,10 @@ def test_a_pair_may_differ_in_width_depth_and_grid():
 
 
 @pytest.mark.parametrize("changes, blocks, message", [
-    ({"num_classes": 7}, (0, 1), "same classes, found 5 and 7"),
-    ({"depth": 1}, (0, 1), "blocks of losses.vitkd must be between 0 and 0, as the teacher has 1 .*found 1"),
-    ({"depth": 4}, (0, 2), "the student has 2 blocks, found 2"),
-    ({}, (0, -1), "found -1"),
+    ({"num_classes": 7}, (0, 1), "same number of classes, got 5 and 7"),
+    ({"depth": 1}, (0, 1), "blocks of losses.vitkd must be between 0 and 0, because the teacher has 1 .*got 1"),
+    ({"depth": 4}, (0, 2), "the student has 2 blocks, got 2"),
+    ({}, (0, -1), "got -1"),
 ])  # fmt: skip
 def test_a_pair_with_other_classes_or_too_few_blocks_is_refused(changes, blocks, message):
     with pytest.raises(ValueError, match=message):

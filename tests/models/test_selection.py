@@ -1,4 +1,4 @@
-"""MaskedKD: the patches that the student chooses, the teacher that sees them alone, and a step of both engines."""
+"""MaskedKD: the student chooses patches, the teacher sees only those; and a step of both engines."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ FLAGS = {
 
 
 def seen_attention(model, images):
-    """What timm's own unfused attention of the last block has after its softmax: class row, mean over heads."""
+    """Attention after the softmax in timm's own unfused last block: class row, mean over heads."""
     without_fused_attention(model)
     seen = []
     hook = model.blocks[-1].attn.attn_drop.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -40,7 +40,7 @@ def seen_attention(model, images):
 
 
 def answer_of(model, images, kept):
-    """Logits of a DeiT III that sees some patches, by hand."""
+    """Logits of a DeiT III that sees only some patches, by hand."""
     patches = model.patch_embed(images) + model.pos_embed
     chosen = torch.stack([image[numbers] for image, numbers in zip(patches, kept.tolist())])
     tokens = torch.cat([model.cls_token.expand(len(images), -1, -1), chosen], dim=1)
@@ -78,7 +78,7 @@ def test_models_whose_attention_cannot_choose_are_refused():
     others = {
         "same patch grid": (timm.create_model("deit_tiny_patch16_224", **small), teacher, 2),
         "less than the teacher's 16 patches": (student, teacher, 16),
-        "found ResNet": (student, timm.create_model("resnet18", num_classes=7), 8),
+        "got ResNet": (student, timm.create_model("resnet18", num_classes=7), 8),
         "class token False": (build("average pooling")[0], teacher, 8),
         "ParallelThingsBlock": (timm.create_model("vit_base_patch16_18x2_224", depth=2, **small), teacher, 8),
     }
@@ -89,7 +89,8 @@ def test_models_whose_attention_cannot_choose_are_refused():
 
 @pytest.mark.parametrize("term", ["vitkd", "vkd", "feature"])
 def test_terms_of_tokens_are_refused(term):
-    with pytest.raises(ValueError, match=rf"found 12 and losses\.{term}: set --teacher\.keep_tokens=0"):
+    message = rf"keep_tokens=12 drops tokens that losses\.{term} compare. Set --teacher\.keep_tokens=0"
+    with pytest.raises(ValueError, match=message):
         parse_run((), FLAGS | {f"losses.{term}.weight": "1"})
 
 
@@ -103,7 +104,7 @@ def test_a_run_of_models_that_do_not_fit_is_refused():
 
 
 def main(folder):
-    """A step of two engines, and what plain modules make of the same images."""
+    """One step of two engines, and the same images through plain modules."""
     device = start_processes()
     torch.set_num_threads(1)
     seen = {}
@@ -112,7 +113,7 @@ def main(folder):
         parts = build_parts(run, device)
         with closing(parts.train_loader.epoch(0)) as micro_batches:
             images, labels = next(micro_batches)
-        assert parts.engine.dtype is torch.float32, "rounded, a fresh student's attention is nearly all ties"
+        assert parts.engine.dtype is torch.float32, "a new student's attention, rounded, is nearly all ties"
         update = train_step(parts, iter([(images, labels)]), 0)
         seen[placement] = update.terms["kd"].item()
         models = build_models(replace(run, teachers={"teacher": replace(run.teachers["teacher"], placement="replica")}))
@@ -145,8 +146,8 @@ def test_a_step_distils_from_the_teacher_that_saw_the_chosen_patches(demo_cache,
             assert seen[placement] == pytest.approx(seen[f"{placement} best"], rel=0.01)
             for others in ("worst", "all"):
                 assert seen[placement] != pytest.approx(seen[f"{placement} {others}"], rel=0.03)
-        assert seen["compiled"] < 0.05 and seen["rows"] == 5, "a smaller micro-batch is filled up, its choice too"
-        assert seen["whole"] > 2 * seen["compiled"], "without a choice the teacher sees all"
+        assert seen["compiled"] < 0.05 and seen["rows"] == 5, "a smaller micro-batch is padded, and its choice too"
+        assert seen["whole"] > 2 * seen["compiled"], "without a choice the teacher sees all patches"
 
 
 if __name__ == "__main__":

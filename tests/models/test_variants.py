@@ -1,4 +1,4 @@
-"""Student variants: a distillation token that a term trains, and global average pooling."""
+"""Student variants: a distillation token trained by a term, and global average pooling."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,7 @@ def test_each_head_has_its_own_term_and_the_mean_of_both_answers_in_eval(blocks)
 
 def test_a_student_without_the_token_is_refused():
     losses = LossesConfig(distillation_token=DistillationTokenTerm(weight=1))
-    with pytest.raises(ValueError, match="needs a student with a distillation token, found a VisionTransformer"):
+    with pytest.raises(ValueError, match="needs a student with a distillation token, got a VisionTransformer"):
         check_pair(build("deit")[0], build("deit iii")[0], losses, image_size=32)
 
 

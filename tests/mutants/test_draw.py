@@ -1,4 +1,4 @@
-"""Drawing is reproducible, in proportion and valid, and a change leaves the rest of a file as it is."""
+"""Random draws of mutants are reproducible, proportional and valid, and leave the rest of a file unchanged."""
 
 import ast
 from collections import Counter

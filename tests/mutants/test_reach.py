@@ -1,4 +1,4 @@
-"""Instrumented code records what runs, and the tests of a mutant come in the right order."""
+"""Instrumented code records which functions run, and a mutant's tests are ordered correctly."""
 
 import os
 import sys

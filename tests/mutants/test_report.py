@@ -1,4 +1,4 @@
-"""Kill rates count what each target kills, and equivalent mutants have a limit."""
+"""Kill rates count the mutants that each make target kills, and equivalent mutants are limited."""
 
 from tests.mutants import report
 from tests.mutants.__main__ import BATCH, Lines, batches

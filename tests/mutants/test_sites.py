@@ -1,4 +1,4 @@
-"""Each operator makes the change that it is named for, and prose has no sites."""
+"""Each operator makes the change that its name says, and prose has no mutation sites."""
 
 import ast
 
@@ -9,7 +9,7 @@ from tests.mutants.sites import sites
 
 
 def changes(text, operator):
-    """The text after each change of an operator."""
+    """The text after each change by an operator."""
     found = [site.operator for site in sites(ast.parse(text))]
     return [ast.unparse(ast.parse(mutated(text, number))) for number, name in enumerate(found) if name == operator]
 

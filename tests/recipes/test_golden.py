@@ -22,7 +22,7 @@ PLAIN = (bool, int, float, str)
 
 
 def flat(value, path=""):
-    """Dotted path -> value of nested settings."""
+    """Nested settings as dotted path to value."""
     if is_dataclass(value):
         value = as_dict(value) if isinstance(value, Run) else asdict(value)
     if isinstance(value, dict) and value:
@@ -31,13 +31,13 @@ def flat(value, path=""):
 
 
 def defaults(kind, path=""):
-    """Dotted path -> default of a settings class; of fields without one those of the class that they hold."""
+    """Defaults of a settings class as dotted path to value; a field without one gets its own class's defaults."""
     found = {}
     for field in fields(kind):
         name, hint = f"{path}.{field.name}".removeprefix("."), get_type_hints(kind)[field.name]
         default = field.default if field.default_factory is MISSING else field.default_factory()
         inner = next((each for each in (hint, *getattr(hint, "__args__", ())) if is_dataclass(each)), None)
-        name = inner._place if get_origin(hint) is dict else name  # as files have a run's only teacher
+        name = inner._place if get_origin(hint) is dict else name  # files store a run's only teacher under this name
         if default is not MISSING:
             found |= flat(default, name)
         elif inner:
@@ -46,12 +46,12 @@ def defaults(kind, path=""):
 
 
 def changes(run, before):
-    """Dotted path -> value of a run where it differs from other settings."""
+    """A run's values that differ from other settings, as dotted path to value."""
     return {name: value for name, value in flat(run).items() if name not in before or before[name] != value}
 
 
 def is_number(value):
-    """Whether a constant is made of numbers and texts alone, and of a number at least."""
+    """Whether a constant consists only of numbers and texts, with at least one number."""
     if isinstance(value, (tuple, list, dict)):
         leaves = [*value] if not isinstance(value, dict) else [*value.values()]
         return any(map(is_number, leaves)) and all(isinstance(leaf, (*PLAIN, tuple)) for leaf in leaves)
@@ -59,7 +59,7 @@ def is_number(value):
 
 
 def numbers_of(room):
-    """Constants of the modules of a room, and defaults of their functions, that are numbers."""
+    """Numeric constants of a folder's modules, and numeric defaults of their functions."""
     package, found = importlib.import_module(f"vitkd_ds.{room}"), {}
     for info in pkgutil.walk_packages(package.__path__, f"vitkd_ds.{room}."):
         module = importlib.import_module(info.name)
@@ -67,7 +67,7 @@ def numbers_of(room):
             if name.isupper() and is_number(value):
                 named = {str(key): part for key, part in value.items()} if isinstance(value, dict) else value
                 found[f"{info.name}.{name}"] = named
-            is_own = getattr(value, "__module__", "") == info.name and not is_dataclass(value)  # `defaults` has those
+            is_own = getattr(value, "__module__", "") == info.name and not is_dataclass(value)  # see `defaults`
             function = vars(value).get("__init__") if inspect.isclass(value) else value
             if is_own and inspect.isfunction(function):
                 for parameter in inspect.signature(function).parameters.values():
@@ -77,7 +77,7 @@ def numbers_of(room):
 
 
 def ds_configs():
-    """What DeepSpeed is given on one rank and on two, compiled or not."""
+    """DeepSpeed's settings on one rank and on two, compiled or not."""
     found = {}
     for file in ("zero2.json", "zero2_autocast.json", *sorted({*TEACHER_FILES.values()})):
         for world_size, is_compiled in ((1, False), (2, False), (2, True)):
@@ -89,7 +89,7 @@ def ds_configs():
 
 
 def settings():
-    """All of them, as JSON has them."""
+    """All recorded values, as JSON stores them."""
     plain = defaults(Run)
     runs = {name: build_run(name) for name in RECIPES}
     small = {name: changes(build_run(name, debug=True), flat(run)) for name, run in runs.items()}
@@ -113,7 +113,7 @@ def test_every_recipe_default_and_published_number_is_the_recorded_one():
     different = [f"{name}: {before.get(name, 'nothing')!r} -> {now.get(name, 'nothing')!r}"
                  for name in sorted({*before, *now}) if before.get(name, ...) != now.get(name, ...)]  # fmt: skip
     assert not different, "\n".join(["if intended, python -m tests.recipes.test_golden rewrites them:", *different])
-    assert len(found["recipes"]) == len(RECIPES) and len(found["numbers"]) > 50, "or nothing is pinned"
+    assert len(found["recipes"]) == len(RECIPES) and len(found["numbers"]) > 50, "otherwise nothing is pinned"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every recipe is a valid run, in full and in its debug size; a stored run is a recipe too."""
+"""Every recipe is a valid run at full and debug size; a stored run is a recipe too."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def test_a_stored_run_resumes_automatically_and_warns_where_it_had_begun_elsewhe
 
 
 def broken(path, value):
-    """config.json of the demo with the value at a dotted path replaced; a value of ... deletes the key."""
+    """The demo's config.json with the value at a dotted path replaced; a value of ... deletes the key."""
     stored = as_dict(build_run("demo"))
     *parents, name = path.split(".")
     part = reduce(dict.__getitem__, parents, stored)
@@ -87,7 +87,7 @@ def broken(path, value):
 
 
 @pytest.mark.parametrize("text, message", [
-    (broken("optim.momentum", 0.9), "optim.momentum is no setting of this version. Remove it, or use the nearest, "),
+    (broken("optim.momentum", 0.9), "optim.momentum is no setting of this version. Remove it, or use "),
     (broken("student.model", ...), "student.model is missing. Set it in the recipe or with --student.model."),
     (broken("optim.lr", "fast"), "optim.lr must be a number above 0, got 'fast'"),
     (broken("optim.lr", None), "optim.lr must be a number above 0, got None"),
@@ -101,7 +101,7 @@ def broken(path, value):
 ])  # fmt: skip
 def test_a_file_that_holds_no_run_is_refused_by_name(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=f"config.json holds no run of this version: {message}"):
+    with pytest.raises(ValueError, match=f"config.json contains no run of this version: {message}"):
         build_run(str(tmp_path))
 
 

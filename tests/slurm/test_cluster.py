@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes: the demo, end to end (the only cluster of `make test`), staging, launchers."""
+"""Jobs on a real two-node Slurm: the demo end to end (the only cluster test in `make test`), staging, launchers."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def test_data_that_one_node_lacks_are_refused_by_all_and_the_job_is_not_requeued
     assert "rejected (exit code 2" in cluster.log(job) and "x.beton' must be a .beton file" in cluster.log(job)
     assert not list(tmp_path.glob("run/failures-*")), cluster.log(job)
     for copy in copies:
-        copy.unlink()  # the next test looks at what is on this disk
+        copy.unlink()  # the next test inspects this disk
 
 
 def test_the_doctor_examines_both_nodes_before_the_run(cluster, tmp_path):
@@ -61,7 +61,7 @@ def test_each_node_trains_from_a_copy_on_its_own_disk(cluster, small_beton, tmp_
         (copy,) = cluster.disk(node).rglob("*.beton")
         assert copy.read_bytes() == small_beton.read_bytes() and copy.with_name("small.beton.json").exists()
     used = json.loads((tmp_path / "run" / "config.json").read_text())["run"]["data"]["train"]
-    assert used.startswith(str(cluster.scratch)) and not any(cluster.scratch.iterdir()), "a disk of the nodes alone"
+    assert used.startswith(str(cluster.scratch)) and not any(cluster.scratch.iterdir()), "only the nodes see it"
 
 
 TRAIN = "train.py --ds_config ds_configs/zero2.json --recipe demo --debug --max_steps=1 --workdir='WORKDIR'"
@@ -69,7 +69,7 @@ NODES = """#!/bin/bash
 address=$(scontrol show node "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | grep -o 'NodeAddr=[^ ]*')
 export MASTER_ADDR=${address#NodeAddr=} PATH=$(dirname "$PYTHON"):$PATH
 """
-# As slurm/README.md gives them: one launcher per node. SLURM_NODEID is known on the node only, hence bash -c.
+# As in slurm/README.md: one launcher per node. Only the node knows SLURM_NODEID, hence bash -c.
 LAUNCHERS = {
     "srun": 'unset MASTER_ADDR MASTER_PORT\nsrun --ntasks=4 "$PYTHON" TRAIN',
     "torchrun": """srun --ntasks=2 --ntasks-per-node=1 bash -c 'exec torchrun --nnodes=2 --nproc_per_node=2 \\

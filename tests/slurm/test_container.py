@@ -1,4 +1,4 @@
-"""The container recipes: what they copy is what `make setup` reads, and a fresh checkout finds the image's decoder."""
+"""The container recipes copy every file that `make setup` reads, and a fresh checkout finds the image's decoder."""
 
 import os
 import re
@@ -19,7 +19,7 @@ COPIED = [word for words in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.M) for
 
 
 def copy_to(folder):
-    """What the recipes copy, without what git ignores, as in a fresh checkout."""
+    """The files that the recipes copy, without ignored files, as in a fresh checkout."""
     ignore = shutil.ignore_patterns("__pycache__", "*.so")
     for name in COPIED:
         if (ROOT / name).is_dir():

@@ -1,4 +1,4 @@
-"""What ends a start of a job early, on a real Slurm: the run goes on by itself and ends with the same weights."""
+"""Early ends of a job on a real Slurm: the run resumes automatically and ends with the same weights."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from tests.slurm.conftest import (
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILL_WAIT_S = 30
-"""Slurm's default, and the test cluster's: what a survivor of a failed step has until SIGKILL."""
+"""Slurm's default, and the test cluster's: time until SIGKILL for ranks that survive a failed step."""
 
 
 def start_of(cluster, job):
@@ -30,7 +30,7 @@ def start_of(cluster, job):
 
 
 def ranks_of(cluster, workdir):
-    """Processes of the run's train.py."""
+    """Running processes of the run's train.py."""
     return [pid for pid, command in cluster.processes("train.py").items() if f"{workdir}" in command
             and "srun" not in command and "slurmstepd" not in command]  # fmt: skip
 
@@ -38,7 +38,7 @@ def ranks_of(cluster, workdir):
 def test_slurms_own_signal_before_the_time_limit_saves_and_resumes_to_the_same_weights(cluster, whole, workdir):
     job = started(cluster, workdir, flags=("--time=2", "--signal=B:USR1@60"))
     waiting = ranks_of(cluster, workdir)[0]
-    os.kill(waiting, signal.SIGSTOP)  # the others wait for it, so the run is not finished before the signal
+    os.kill(waiting, signal.SIGSTOP)  # the other ranks wait for it, so the run cannot finish before the signal
     cluster.until_logged(job, "USR1: asking the ranks to save and stop", timeout_s=90)
     os.kill(waiting, signal.SIGCONT)
     cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
@@ -65,13 +65,13 @@ def test_a_preempted_job_makes_way_and_resumes_to_the_same_weights(cluster, whol
     cluster.until_state(urgent, "COMPLETED", timeout_s=90)
     assert saved_step(workdir)
     until_same(cluster, job, workdir, whole)
-    # The script requeues, and so does Slurm once more, after the end: that third start finds the run finished.
+    # The script requeues the job. Slurm may requeue it once more after the end; that start finds the run finished.
     assert start_of(cluster, job) in (2, 3)
 
 
 @pytest.mark.parametrize("code, limit_s", [(1, KILL_WAIT_S), (0, 60 + KILL_WAIT_S)], ids=["fails", "leaves"])
 def test_ranks_that_notice_nothing_are_ended_when_one(code, limit_s, cluster, tmp_path):
-    """As with NCCL, where a rank can wait in a collective, deaf to TERM, after another one has gone."""
+    """As with NCCL: after one rank has exited, another may hang in a collective and ignore TERM."""
     fake = tmp_path / "python"
     fake.write_text(f"""#!/bin/bash
 case "$*" in *describe_run*) echo 'workdir={tmp_path}/run' && exit ;; esac

@@ -1,4 +1,4 @@
-"""What the job scripts do, seen without a cluster: what they start, and what they make of its end."""
+"""The job scripts without a cluster: which commands they start, and their reaction to each exit code."""
 
 import os
 import shutil
@@ -53,19 +53,19 @@ def test_one_srun_starts_the_ranks_with_what_they_need(tmp_path):
     left_by_the_shell = {"RANK": "5", "OMP_NUM_THREADS": "", "TORCH_EXTENSIONS_DIR": "/home/shared"}
     ended = run_script(tmp_path, *DEMO, done=True, SLURM_RESTART_COUNT="2", **left_by_the_shell)
     flags = [note["srun"] for note in ended.of("srun")]
-    assert flags[0][:2] == ["--nodes=1", "--ntasks=1"], "the question what to run"
+    assert flags[0][:2] == ["--nodes=1", "--ntasks=1"], "a single task finds out what to run"
     assert flags[1:] == [["--kill-on-bad-exit=1", "--wait=60", "--label"]]
     environ = ended.of("python")[-1]["environ"]
     assert environ["MASTER_ADDR"] == "10.0.0.1" and environ["MASTER_PORT"] == str(20000 + 7 * 16 + 2)
-    assert environ["TORCH_EXTENSIONS_DIR"] == f"/tmp/vitkd_ds-{os.getuid()}-extensions-7-2", "node-local, of this start"
+    assert environ["TORCH_EXTENSIONS_DIR"] == f"/tmp/vitkd_ds-{os.getuid()}-extensions-7-2", "node-local, per start"
     assert environ["OMP_NUM_THREADS"] == environ["SRUN_CPUS_PER_TASK"] == "3"
-    assert environ["RANK"] is None, "a launcher's rank from where sbatch was typed is not taken"
+    assert environ["RANK"] is None, "a launcher rank from sbatch's shell is ignored"
 
 
 def test_a_port_that_is_in_use_is_left_out(tmp_path):
     with socket.socket() as listener:
         for job in range(7, 750):
-            with suppress(OSError):  # another run of the tests may hold the port of an earlier job
+            with suppress(OSError):  # a concurrent test run may hold the port of an earlier job
                 listener.bind(("127.0.0.1", 20000 + job * 16))
                 break
         listener.listen()
@@ -109,7 +109,7 @@ def test_a_job_is_requeued_after_a_saved_stop_or_a_failure_and_never_after_scanc
 ):
     ended = run_script(tmp_path, *DEMO, *options, **found)
     assert (ended.is_requeued, ended.code) == (is_requeued, code) and message in ended.log, ended.log
-    assert code != 2 or not list((tmp_path / "run").glob("*-7")), "a refused run counts nothing"
+    assert code != 2 or not list((tmp_path / "run").glob("*-7")), "a rejected run counts nothing"
 
 
 def test_a_job_that_always_fails_is_started_again_max_failures_times(tmp_path):
@@ -168,7 +168,7 @@ def test_a_signal_asks_the_ranks_to_save_and_leaves_nothing_behind(tmp_path):
     ("00:01:00", True), ("1-00:00:00", False),
 ])  # fmt: skip
 def test_a_step_that_does_not_stop_is_ended_before_the_time_limit_and_the_job_comes_back(tmp_path, limit, is_ended):
-    """As where its slurmstepd is gone, and srun waits for ever."""
+    """As when the slurmstepd has died and srun waits for ever."""
     how = {"signal": "USR1", "checkpoint": "step00000004", "STUB_DEAF": "1", "STUB_LIMIT": limit}
     ended = run_script(tmp_path, *DEMO, **how)
     told = "the ranks have not stopped 60 s before the time limit; killing srun" in ended.log
@@ -211,7 +211,7 @@ def test_a_finished_run_starts_nothing(tmp_path):
 
 def test_options_that_train_py_refuses_end_the_job_before_a_rank_starts(tmp_path):
     wrongs = {"--workdri=x": "did you mean workdir", "--help": "rejected these options",
-              "--workdir=/dev/null/run": "--workdir must be a folder that can be made"}  # fmt: skip
+              "--workdir=/dev/null/run": "--workdir=/dev/null/run cannot be created"}  # fmt: skip
     for wrong, message in wrongs.items():
         ended = run_script(tmp_path, *DEMO, wrong, asks=True)
         assert ended.code == 2 and ended.train is None and not ended.is_requeued

@@ -1,4 +1,4 @@
-"""The network is cut between two nodes while they train, on a real Slurm whose nodes have a network of their own."""
+"""The network between two nodes is cut while they train, on a real Slurm with per-node networks."""
 
 import time
 
@@ -26,15 +26,15 @@ def test_a_cut_network_requeues_the_job_which_resumes_to_the_same_weights(node, 
     job = started(cluster, workdir, "--timeout_minutes=1")
     cluster.network.cut(node)
     cluster.until(lambda: cluster.job(job)["JobState"] != "RUNNING", "ended", SLURMD_TIMEOUT_S + 60, job)
-    # KillWait, and Slurm's own patience with a node that does not answer.
+    # KillWait, and Slurm's own timeout for an unresponsive node.
     cluster.until_state(job, "PENDING", timeout_s=120)
-    # In place of the two minutes that a requeued job waits outside of tests: on a node on which Slurm has not yet ended
-    # what is left of the start before, it fails the next one ("Job credential revoked").
+    # Outside of tests a requeued job waits two minutes. Here it waits until Slurm has ended the previous start, which
+    # would make the next start on that node fail ("Job credential revoked").
     cluster.call("scontrol", "hold", job)
     cluster.network.heal(node)
     cluster.until(lambda: cluster.states() == {"idle"}, "the node is there again", 150, job)
     cluster.until(lambda: not cluster.processes("slurmstepd"), "what was left has ended, the job script too", 150, job)
-    time.sleep(3)  # credentials are compared in whole seconds
+    time.sleep(3)  # credentials are compared with a resolution of one second
     cluster.call("scontrol", "release", job)
     until_same(cluster, job, workdir, whole)
     assert cluster.log(job).count("start: run folder") == 2

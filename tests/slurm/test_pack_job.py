@@ -31,7 +31,7 @@ def test_both_splits_are_packed_by_the_same_python(packs, tmp_path):
         for split, more in (("train", ["--shuffle"]), ("val", []))
     ]
     assert all(note["srun"][:2] == ["--nodes=1", "--ntasks=1"] for note in ended.of("srun"))
-    assert packed(packs()) == [], "what is there is left alone"
+    assert packed(packs()) == [], "existing files are left alone"
 
 
 def test_options_take_the_place_of_the_usual_ones_val_keeps_its_bytes_and_tars_get_their_labels(packs, tmp_path):
@@ -92,6 +92,6 @@ def test_a_folder_of_photographs_is_packed_over_a_stop_by_usr1(cluster, tmp_path
     cluster.until_logged(job, "requeue: the next start continues from train has", timeout_s=60)
     until_completed(cluster, job)
     assert cluster.job(job)["Restarts"] == "1", cluster.log(job)
-    assert "continuing" in cluster.log(job), "from the finished parts"
+    assert "continuing" in cluster.log(job), "resumed from the finished parts"
     for split, count in (("train", 1200), ("val", 6)):
         assert read_side(tmp_path / "data" / f"imagenet_{split}.beton")["lengths"].size == count

@@ -1,4 +1,4 @@
-"""slurm/stage.sh: a copy is whole or not there, and a node that cannot make one says why."""
+"""slurm/stage.sh: a copy is complete or absent, and a node that cannot copy logs the reason."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ DEMO = ["--recipe=demo", "--debug"]
 
 @pytest.fixture
 def beton(tmp_path):
-    """A file of the shared file system with its side file."""
+    """A file on the shared file system, with its side file."""
     path = tmp_path / "a folder with spaces" / "train.beton"
     path.parent.mkdir()
     path.write_bytes(bytes(range(256)) * 1000)
@@ -25,7 +25,7 @@ def beton(tmp_path):
 
 
 def put(tmp_path, name, text):
-    """A program that comes before the system's in the PATH that is returned."""
+    """A program that shadows the system's one in the returned PATH."""
     (tmp_path / "bin").mkdir(exist_ok=True)
     (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
     (tmp_path / "bin" / name).chmod(0o755)
@@ -65,7 +65,7 @@ def test_a_damaged_copy_and_one_of_an_older_file_are_made_anew(beton, tmp_path):
     times = beton.stat().st_atime_ns, beton.stat().st_mtime_ns
     beton.write_bytes(content)
     os.utime(beton, ns=times)
-    assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == content, "its ctime is another"
+    assert "copied to" in stage(beton, copy).stderr and copy.read_bytes() == content, "its ctime differs"
 
 
 def test_nothing_is_written_through_another_users_link_or_folder(beton, tmp_path):
@@ -103,10 +103,10 @@ def test_jobs_that_start_together_on_a_node_make_one_copy(beton, tmp_path):
 def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path):
     beton = tmp_path / "huge.beton"
     with beton.open("wb") as file:
-        file.truncate(2**43)  # a hole: 8 TiB that take no space
+        file.truncate(2**43)  # a sparse file: 8 TiB that take no space
     done = stage(beton, tmp_path / "scratch" / "huge.beton", check=False)
     assert done.returncode == 1 and f"must have {2**43 + 2**30} bytes free for {beton}, got" in done.stderr
-    assert not list((tmp_path / "scratch").glob("huge.beton*[!k]")), "nothing but the lock"
+    assert not list((tmp_path / "scratch").glob("huge.beton*[!k]")), "only the lock"
 
 
 def test_what_a_killed_or_an_older_start_left_is_removed_before_the_space_is_looked_at(beton, tmp_path):
@@ -137,7 +137,7 @@ def test_the_ranks_get_copies_each_file_once_when_every_node_has_them(beton, tmp
     assert ended.code == 0, ended.log
     (copy,) = (tmp_path / "scratch").glob("vitkd_ds-*/**/train.beton")
     copies = [f"--{key}={copy}" for key in keys]
-    assert ended.train[-2 * len(keys) :] == [*options, *copies], "the later ones win"
+    assert ended.train[-2 * len(keys) :] == [*options, *copies], "later options win"
     assert copy.read_bytes() == beton.read_bytes() and "staged on every node" in ended.log
     assert ended.log.count("copied to") == 1 and "already exists" not in ended.log
     flags = ended.of("srun")[1]["srun"]

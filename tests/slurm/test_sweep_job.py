@@ -1,4 +1,4 @@
-"""A sweep as a job array on a real Slurm: every task trains its own run, and comes back by itself after a stop."""
+"""A sweep as a job array on a real Slurm: every task trains its own run and is requeued after a stop."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Linear CKA against its definition by Gram matrices of all images at once, with padding rows that must not count."""
+"""Linear CKA against its definition by full Gram matrices, with padding rows that must not count."""
 
 import pytest
 import timm
@@ -26,7 +26,7 @@ def slow_cka(student, teacher):
 
 
 def micro_batches(*, patches=(4, 4)):
-    """Three micro-batches of correlated features far from 0, with the rows that count."""
+    """Three micro-batches of correlated features far from 0, and which rows count."""
     generator = torch.Generator().manual_seed(0)
     shared, found = torch.randn(3, 5, generator=generator), []
     for size in (4, 5, 2):
@@ -90,11 +90,11 @@ def test_other_grids_leave_the_patches_out_and_constant_features_agree_with_noth
     covariance[3:, 3:] = torch.eye(2)
     assert cka(covariance, 3) == 0
     covariance[:2, :2] = covariance[3:, :2] = covariance[:2, 3:] = torch.eye(2)
-    assert cka(covariance, 3) == pytest.approx(1)  # the same features, and one channel that says nothing
+    assert cka(covariance, 3) == pytest.approx(1)  # the same features plus a constant channel
 
 
 class Batches:
-    """Micro-batches of 4 and a last one of 3, some rows only padding."""
+    """Micro-batches of 4 and a last one of 3, some of whose rows are padding."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ def test_a_student_is_compared_as_it_is_normalised_with_what_the_teacher_says(mo
 
 
 def agreement_of(feature, rank, world_size):
-    """Each rank takes its turn of the micro-batches of which the last has other rows that count than the others'."""
+    """Each rank takes every `world_size`-th micro-batch; their counted rows differ."""
     agreement, batches = Agreement([feature.metrics]), micro_batches()[:2] * 2
     with torch.no_grad():
         for batch in batches[rank::world_size]:

@@ -34,7 +34,8 @@ FLAGS = {
 
 
 def expected_statistics(run, device):
-    """Mean and deviation of the bf16 teacher's features of the first images, by plain means over the whole set."""
+    """Mean and standard deviation of the bf16 teacher's features of the first images, by plain means over all of them.
+    Mean and standard deviation of the bf16 teacher's features of the first images, by plain means over all of them."""
     parts = build_parts(run, device)
     teacher = build_models(run).teachers["teacher"].to(torch.bfloat16)
     without_fused_attention(teacher)
@@ -85,7 +86,7 @@ def test_sums_give_mean_and_covariance_of_values_far_from_0():
 
 
 class Kept(torch.nn.Module):
-    """A target that keeps what it is given, and a sign of its own, as eigenvectors have."""
+    """A target that records its inputs. Its sign is arbitrary, like an eigenvector's."""
 
     def __init__(self, sign):
         super().__init__()
@@ -149,7 +150,7 @@ def test_phi_s_of_fewer_images_than_channels_is_warned_of(caplog, kind, count, w
 def test_statistics_are_those_of_the_first_images_of_all_ranks_and_are_taken_once(tmp_path, demo_cache, world_size):
     finish_ranks(start_ranks(world_size, "-m", __name__, tmp_path))
     seen = json.loads((tmp_path / "seen.json").read_text())
-    assert seen.pop("calls") == 1, "a run that goes on has them from its checkpoint"
+    assert seen.pop("calls") == 1, "a resumed run reads them from its checkpoint"
     assert all(value < 1e-4 for value in seen.values()), seen
 
 

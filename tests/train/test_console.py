@@ -1,4 +1,4 @@
-"""What a user sees: a bar on a terminal, which no message tears, and a line now and then elsewhere."""
+"""Console output: on a terminal a bar that messages do not break, elsewhere an occasional line."""
 
 import fcntl
 import logging
@@ -53,7 +53,7 @@ def test_a_terminal_shows_a_bar_to_the_end_and_messages_on_lines_of_their_own():
     process = subprocess.Popen(COMMAND, cwd=ROOT, stderr=its)
     os.close(its)
     written = b""
-    with suppress(OSError):  # what Linux says at the end
+    with suppress(OSError):  # Linux raises this at the end
         while read := os.read(ours, 4096):
             written += read
     assert process.wait(60) == 0
@@ -62,7 +62,7 @@ def test_a_terminal_shows_a_bar_to_the_end_and_messages_on_lines_of_their_own():
     message, bar, end, *rest = rows_of(text)
     assert message == "a message of 5 words" and end == "the end" and rest == [""], text
     assert "100%" in bar and "30/30" in bar and "total 1.5" in bar and "step 30/30" not in text
-    assert "20/30" in text, "it begins where the run does"
+    assert "20/30" in text, "it starts at the run's first step"
 
 
 @pytest.mark.parametrize("rank, lines", [
@@ -115,7 +115,7 @@ print("went on after", signals.received())
 
 @pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "0<&- 2>&-", "2> >(exec head -c 0)", "2>/dev/null"])
 def test_printing_never_ends_a_run_and_lands_in_no_other_file(tmp_path, stderr):
-    """The stream is full, closed from the start, a broken pipe, or whole."""
+    """The stream is full, closed from the start, a broken pipe, or intact."""
     command = f'exec "$0" -c "$1" "$2" {stderr}'
     words = ["bash", "-c", command, sys.executable, STREAMS, tmp_path / "checkpoint"]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)

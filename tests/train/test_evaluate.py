@@ -34,7 +34,7 @@ def vit_of(args, seed):
 
 
 class Batches:
-    """Micro-batches of 4 and a last one of 3, some rows only padding."""
+    """Micro-batches of 4 and a last one of 3, some of whose rows are padding."""
 
     def __init__(self, num_classes=7):
         generator = torch.Generator().manual_seed(0)
@@ -79,7 +79,7 @@ def test_it_can_be_given_up_needs_an_image_and_agrees_with_no_teacher_where_ther
 
 
 class Watched(nn.Linear):
-    """A model that keeps what it is given, and in which mode."""
+    """A model that records its inputs and its mode."""
 
     def forward(self, images_BCHW):
         self.seen.append((images_BCHW, self.training))
@@ -114,7 +114,7 @@ def test_each_teacher_has_its_figures_those_of_the_first_without_its_name():
 
 
 class Share(Batches):
-    """Every third row of more images, from a rank's number on, filled up with padding."""
+    """Every third row of more images, starting at a rank's number, padded at the end."""
 
     classes = ("a", "b", "c")
 
@@ -130,7 +130,7 @@ class Share(Batches):
 
 
 def evaluated(models, rank, world_size):
-    """All that evaluations find on a rank's share."""
+    """All evaluation results on one rank's share."""
     student, teacher, classifier = models
 
     def taught(images_BCHW):

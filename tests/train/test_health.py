@@ -1,4 +1,4 @@
-"""Warnings of a term that drowns the others, and of clipping that always acts."""
+"""Warnings about a term that dominates the others, and about clipping at every step."""
 
 import logging
 from dataclasses import replace
@@ -12,7 +12,7 @@ from vitkd_ds.train.schedule import loss_weights_at
 
 
 def said_of(caplog, steps, *, norms=None, parts=None, run=None):
-    """What is said over some steps: gradient norms, and terms in a log line each 10 steps, as functions of the step."""
+    """Warnings over some steps: gradient norms, and terms in a log line every 10 steps, as functions of the step."""
     caplog.clear()
     run = run or build_run("demo")
     health = Health(run, total_steps=1000)  # so that the patience is 200
@@ -48,7 +48,7 @@ def test_clipping_is_told_once_when_it_has_acted_on_every_step_for_long(caplog):
     assert not said_of(caplog, 500, norms=lambda step: 7.0, run=unclipped)
 
 
-@pytest.mark.parametrize("mimic, is_said", [(3.9, False), (4.1, True)])  # of 2 + 2 x 4 = 10, which is 80 % of it
+@pytest.mark.parametrize("mimic, is_said", [(3.9, False), (4.1, True)])  # out of 2 + 2 x 4 = 10, so 80 %
 def test_a_term_that_is_most_of_the_total_by_its_weight_is_named_with_its_option(caplog, mimic, is_said):
     said = said_of(caplog, 500, parts=lambda step: terms(mimic))
     assert len(said) == is_said

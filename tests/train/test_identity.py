@@ -1,4 +1,4 @@
-"""A start continues a run only with the settings, images and weights that the run began with."""
+"""A start continues a run only with the settings, images and weights that the run started with."""
 
 import json
 import shutil

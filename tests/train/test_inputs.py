@@ -1,4 +1,4 @@
-"""What both models take: mixing and normalising as one compiled function, against the plain operations."""
+"""Inputs of both models: mixing and normalising as one compiled function, against the plain operations."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def by_name(teacher):
 
 
 def fused(run, dtype, teacher, compiled):
-    """Inputs as on a GPU, but for the compiler."""
+    """Inputs as on a GPU, except for the compiler."""
     inputs = Inputs(run, ONE, dtype, by_name(teacher), torch.device("cpu"))
     inputs._render = compiled(inputs.render)
     return inputs
@@ -58,7 +58,7 @@ def test_fused_they_are_the_mixed_images_normalised_for_each_model_and_the_same_
             *micro_batch(step), step=step, place=1
         )
         assert torch.equal(plain[0], ONE.apply(mixed, torch.float32)) and torch.equal(plain[2], expected_targets)
-    if teacher and teacher.dtype == torch.bfloat16:  # as the student's: one tensor for both
+    if teacher and teacher.dtype == torch.bfloat16:  # the same as the student's, so one tensor serves both
         student, teachers, _ = fused(run, torch.bfloat16, teacher, lambda render: render)(
             *micro_batch(), step=0, place=0
         )

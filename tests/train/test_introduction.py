@@ -1,4 +1,4 @@
-"""What a run says of its models and its learning rate when it begins."""
+"""A run's opening messages about its models and its learning rate."""
 
 import json
 from dataclasses import make_dataclass, replace
@@ -47,7 +47,7 @@ def test_the_start_names_both_models_and_the_scaled_learning_rate(tmp_path, demo
     (outcome,) = run_several(1, tmp_path / "commands", [command])
     said = outcome["said"]
     assert "student: deit_tiny_patch16_224 {'patch_size': 4, 'embed_dim': 64, 'depth': 4, 'num_heads': 2}, 0.2" in said
-    assert "50 tokens, 0.0225 GFLOPs an image of 28 pixels, weights: random" in said
+    assert "50 tokens, 0.0225 GFLOPs per 28-px image, weights: random" in said
     assert "teacher: deit3_small_patch16_224 {" in said and "1.21 M parameters" in said and "weights: demo" in said
     assert "peak learning rate: 0.001 for 24 images (0.002 for 48), reached after 3 of 10 steps, then falling" in said
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -61,14 +61,14 @@ def test_a_warm_up_that_takes_the_whole_run_is_warned_of_and_one_that_is_shorten
     lengths = {"debug": ["--debug", "--max_steps=2"], "run": ["--max_steps=5"]}
     commands = [[*base, *words, f"--workdir={tmp_path / name}"] for name, words in lengths.items()]
     debug, short = run_several(1, tmp_path / "commands", commands)
-    assert "the learning rate never falls: the warm-up takes all 2 steps of this debug run" in debug["said"]
+    assert "the learning rate never decays: the warm-up takes all 2 steps of this debug run" in debug["said"]
     assert short["said"].count("the warm-up is shortened from 250 to 1 steps") == 1
     assert [line["step"] for line in metrics_of(tmp_path / "run") if "lr" in line] == [5]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["plan"]["warmup_steps"] == 1
 
 
 def config_of(workdir, *, resumed_step, before=None, extend=False):
-    """config.json of a start at this step of a run of 9 steps, over one that a start before has written."""
+    """config.json of a start at this step of a 9-step run, written over that of a previous start."""
     if before:
         (workdir / "config.json").write_text(json.dumps(before))
     run = replace(build_run("demo"), workdir=str(workdir), extend=extend)
@@ -80,12 +80,12 @@ def config_of(workdir, *, resumed_step, before=None, extend=False):
 
 
 def test_config_json_says_what_was_run_by_what(tmp_path):
-    (tmp_path / "done").touch()  # it is extended
+    (tmp_path / "done").touch()  # the run is extended
     first = {"step": 0, "ranks": 3}
     before = {"plan": {"total_steps": 4}, "extended_at_steps": [2], "starts": [first]}
     config = config_of(tmp_path, resumed_step=4, before=before)
     assert config["run"]["student"]["model"] == "deit_tiny_patch16_224" and config["run"]["seed"] == 0
-    assert config["run"]["workdir"] == "made", "as the command named it, so that a stored run may move"
+    assert config["run"]["workdir"] == "made", "as named on the command line, so that a stored run may move"
     assert config["plan"] == {"total_steps": 9} and config["resumed_step"] == 4
     assert config["extended_at_steps"] == [2, 4]
     assert config["starts"][0] == first and (config["starts"][1]["step"], config["starts"][1]["ranks"]) == (4, 1)

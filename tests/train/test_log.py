@@ -53,12 +53,12 @@ def test_an_evaluation_that_runs_again_is_dropped_alone(tmp_path):
 
 
 def warnings_of(caplog):
-    """Texts of the warnings, without the progress lines, which are there once a command has installed the console."""
+    """Texts of the warnings, without progress lines, which appear once a command has installed the console."""
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def points_of(workdir):
-    """Name -> steps that TensorBoard shows."""
+    """Name to steps, as TensorBoard shows them."""
     found = EventAccumulator(str(workdir / "tensorboard")).Reload()
     return {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
@@ -114,8 +114,8 @@ def test_the_meter_means_terms_and_leaves_first_steps_and_pauses_out_of_the_spee
 
 
 def observe(seen):
-    """What the log says of a term that is 1, 2 and 6 on rank 0, and 10 more on rank 1, at a second an update; rank 1
-    waits half of it for data. For tests/engine/observe.py."""
+    """The log of a term that is 1, 2 and 6 on rank 0, and 10 more on rank 1, at one second per update, half of which
+    rank 1 waits for data. Used by tests/engine/observe.py."""
     now = iter([0.0, 1.0, 3.0])
     meter = Meter(8, clock=lambda: next(now), image_gflops=500.0, peak_tflops=2.0)
     for value in (1.0, 2.0, 6.0):
@@ -126,7 +126,7 @@ def observe(seen):
 
 
 def test_over_ranks_terms_and_waits_are_means_and_the_speed_is_that_of_all(observed):
-    # 8 images in a second of the mean of two timed updates, half of which on each of two GPUs of 2 TFLOP/s.
+    # 8 images per second of the mean timed update; each of two GPUs of 2 TFLOP/s has half of them.
     speed = {"images_per_s": 8.0, "s_per_step": 1.0, "data_wait_s": 0.25, "tflops": 2.0, "mfu": 1.0}
     assert observed[2]["meter"] == [{"term": 8.0} | speed] * 2
 
@@ -134,7 +134,7 @@ def test_over_ranks_terms_and_waits_are_means_and_the_speed_is_that_of_all(obser
 def test_the_time_spent_waiting_for_data_is_that_of_the_timed_steps_and_stands_on_the_progress_line():
     now = iter([0.0, 10.0, 11.0, 12.0, 14.0])
     meter = Meter(8, clock=lambda: next(now))
-    for number, waited_s in enumerate([0.5, 0.05, 0.15]):  # the first, which warms up, does not count
+    for number, waited_s in enumerate([0.5, 0.05, 0.15]):  # the first step warms up and does not count
         meter.start()
         meter.add({"total": torch.tensor(float(number))}, waited_s=waited_s)
     first = meter.read()

@@ -1,4 +1,4 @@
-"""The loop and the lock of its run folder: every rank must see it, and whoever lost it publishes nothing."""
+"""The loop and the lock of its run folder: every rank must see it, and a job that has lost it publishes nothing."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ FLAGS |= {"data.max_val_images": "8"}
 
 @pytest.fixture
 def started(monkeypatch):
-    """What `train` gives to `train_from` on each rank, on threads whose process group is there already."""
+    """The arguments from `train` to `train_from` on each rank, on threads with an existing process group."""
     given = []
     monkeypatch.setattr(loop, "start_processes", lambda timeout: torch.device("cpu"))
     monkeypatch.setattr(loop, "set_rank_variables", lambda: None)
@@ -35,7 +35,7 @@ def started(monkeypatch):
 
 
 def train_in(*folders):
-    """Train on as many ranks as folders; each has its own run folder. Return the error of each rank."""
+    """Train on one rank per folder, each used as its run folder. Return each rank's error."""
     run = build_run("demo")
 
     def on_rank(rank):
@@ -50,7 +50,7 @@ def train_in(*folders):
 def test_only_rank_0_locks_and_all_ranks_start_with_its_lock(tmp_path, started):
     assert train_in(*[tmp_path / "run"] * 3) == [None] * 3
     assert len(started) == 3
-    assert not (tmp_path / "run").exists(), "the lock and its folder are given back"
+    assert not (tmp_path / "run").exists(), "the lock and its folder are released"
 
 
 def test_a_rank_that_does_not_see_the_lock_of_rank_0_ends_all_before_anything_is_built(tmp_path, started):
@@ -80,7 +80,7 @@ def steal(workdir):
 
 
 def stolen_before(name, run):
-    """Train with a lock that another job takes just before a function of the loop is called; the error's name."""
+    """Train with a lock that another job takes just before a loop function is called; return the error's name."""
     owner = OWNERS[name]
     function = getattr(owner, name)
 

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and smoothing: the laws they keep, and timm's values from the same draws."""
+"""Mixup, CutMix and smoothing: their invariants, and timm's values from the same random draws."""
 
 from dataclasses import replace
 from itertools import product
@@ -43,7 +43,7 @@ def test_mixing_is_a_function_of_the_generator_with_the_numbers_that_were_noted_
     assert float(first[0].double().sum()) == pytest.approx(216275.998, abs=0.1)
     np.testing.assert_allclose(first[1][0], [0.02, 0.02, 0.1229, 0.02, 0.8171], atol=1e-4)
     mixed = [run(images, labels, keyed_rng(seed), mixup=0.8, cutmix=1.0)[0] for seed in range(300)]
-    assert 110 < sum(torch.equal(values, values.round()) for values in mixed) < 190  # CutMix keeps whole levels
+    assert 110 < sum(torch.equal(values, values.round()) for values in mixed) < 190  # CutMix keeps levels unchanged
 
 
 @pytest.mark.parametrize("mode", ["batch", "element"])
@@ -70,7 +70,7 @@ def test_the_cutmix_box_stays_in_the_image_down_to_one_pixel():
 
 
 def black_and_white(num_images):
-    """Image i has level i everywhere and label i, so that a pixel tells whose it is."""
+    """Image i has level i everywhere and label i, so every pixel reveals its image."""
     levels = torch.arange(num_images, dtype=torch.uint8)
     return levels[:, None, None, None].repeat(1, 3, 8, 12), levels.long()
 
@@ -111,7 +111,7 @@ def test_element_mode_draws_lam_from_beta_and_boxes_of_that_area():
 
 
 class Mirrored(np.random.Generator):
-    """A generator whose permutation is the one that timm mixes with: each image with its mirror."""
+    """A generator whose permutation is timm's: each image is mixed with its mirror in the micro-batch."""
 
     def permutation(self, count):
         return np.arange(count)[::-1].copy()
@@ -130,7 +130,7 @@ def test_a_micro_batch_is_mixed_as_by_timm(mode, mixup, cutmix, seed, monkeypatc
         is_cutmix = again.integers(2, size=B) == 1
         lam = again.beta(*[np.where(is_cutmix, cutmix, mixup)] * 2)
         assert 0 < is_cutmix.sum() < B
-    # timm gets our boxes, as it draws those of an odd side one pixel wider.
+    # timm gets our boxes, because it makes boxes of odd sides one pixel wider.
     boxes = iter([cutmix_box(*SIZE, value, again) for value in np.atleast_1d(lam)[np.atleast_1d(is_cutmix)].tolist()])
     theirs = timm_mixup.Mixup(mode={"batch": "batch", "element": "elem"}[mode], label_smoothing=0.1, num_classes=K)
     monkeypatch.setattr(theirs, f"_params_per_{theirs.mode}", lambda *_: (lam, is_cutmix))
@@ -152,7 +152,7 @@ def test_without_classes_images_are_mixed_as_with_them_and_targets_are_empty(mix
 def test_the_boxes_have_the_area_that_was_drawn():
     sizes = [cutmix_box(100, 80, 0.75, keyed_rng(seed)) for seed in range(100)]
     areas = [(bottom - top) * (right - left) for top, bottom, left, right in sizes]
-    assert max(areas) == 0.25 * 100 * 80, "but where the image's edge cut them"
+    assert max(areas) == 0.25 * 100 * 80, "except where the image's edge cut them"
     whole = [cutmix_box(101, 77, lam, keyed_rng(seed)) for seed, lam in enumerate(np.linspace(0.3, 0.99, 300))]
     whole = [box for box in whole if box[0] > 0 and box[1] < 101 and box[2] > 0 and box[3] < 77]
     assert len(whole) > 30 and all((box[1] - box[0]) % 2 == (box[3] - box[2]) % 2 == 0 for box in whole)
@@ -171,4 +171,4 @@ def test_a_step_is_mixed_by_its_own_key_with_the_settings_of_the_run(step, place
     expected = mix(*micro_batch(), rng=rng, **numbers)
     found = mix_step(run, *micro_batch(), step=step, place=place)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
-    assert torch.initial_seed() == seed, "of masks and drop path"
+    assert torch.initial_seed() == seed, "for masks and drop path"

@@ -1,4 +1,4 @@
-"""RUN/nonfinite: what it says of an update that was left out, and that its command repeats that update."""
+"""RUN/nonfinite: its description of a skipped update, and its command, which repeats that update."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def test_a_run_of_too_high_a_rate_leaves_what_is_known_and_its_command_repeats_i
     again = only_file(replayed)
     same = found.keys() - {"checkpoint", "replay"}
     assert {key: again[key] for key in same} == {key: found[key] for key in same}
-    assert not [line for line in metrics_of(replayed) if line["step"] < step], "it went on from the last checkpoint"
+    assert not [line for line in metrics_of(replayed) if line["step"] < step], "it resumed from the last checkpoint"
     assert not (replayed / "mlflow").exists()
 
 

@@ -1,4 +1,4 @@
-"""Class names: labels of training, validation and teacher must mean the same."""
+"""Class names: labels of training, validation and teacher must mean the same classes."""
 
 import json
 import shutil
@@ -180,7 +180,7 @@ def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(inte
     assert found["interpolation"] == described["interpolation"] == expected
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     transformed = timm.data.create_transform(**found)(Image.fromarray(pixels))
-    # Against the crop that validation makes, by its own row.
+    # Against validation's crop, by its own row.
     row = CentreCrops(28, 1.0, interpolation).rows(np.zeros(1, SAMPLE_DTYPE), np.array([40]), np.array([60]))[0]
     how = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}[row["filter"]]
     resized = Image.fromarray(pixels).resize((row["resized_width"], row["resized_height"]), how)
@@ -190,7 +190,7 @@ def test_the_export_names_the_filter_that_evaluation_used_and_timm_takes_it(inte
 
 
 def demo_with(**changes):
-    """The demo with some settings of its parts replaced."""
+    """The demo with some settings replaced."""
     run = replace(build_run("demo"), global_batch_size=48)
     for name, values in changes.items():
         if name in run.models:

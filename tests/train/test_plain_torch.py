@@ -1,4 +1,4 @@
-"""Updates of a whole run, settings and schedules included, against plain torch written out by hand."""
+"""Updates of a whole run, including settings and schedules, against plain torch written out by hand."""
 
 import math
 import time

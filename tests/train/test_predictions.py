@@ -1,4 +1,4 @@
-"""The answers of an evaluation, of all ranks, against the exported student asked image by image."""
+"""An evaluation's stored predictions of all ranks, against the exported student run image by image."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def test_a_run_on_two_ranks_stores_the_answers_of_its_last_evaluation(whole_run)
     source, _ = open_beton(demo_beton("val"))
     assert found["image"] == [i * len(source.labels) // 64 for i in range(64)]
     assert found["label"] == [source.labels[number] for number in found["image"]]
-    # The teacher of a run computes in bf16, so that close answers may differ.
+    # The run's teacher computes in bf16, so near-equal answers may differ.
     for role, weights, most, tolerance in (
         ("student", whole_run / "student.safetensors", 0, 1e-4), ("teacher", DEMO_TEACHER, 2, 0.03),
     ):  # fmt: skip

@@ -13,8 +13,10 @@ K, D = 4, 6
 
 
 def clusters(count, seed, *, noise=1.0, shared=0.0):
-    """Features in K overlapping clusters far from 0, with channels of different sizes, and their labels; `shared` noise
-    is the same in all channels, so that the way from one mean to another does not tell the clusters apart."""
+    """Features in K overlapping clusters far from 0, with channels of different sizes, and their labels.
+
+    `shared` noise is equal in all channels, so the direction between two means does not separate the clusters.
+    """
     centres = torch.randn(K, D, generator=torch.Generator().manual_seed(9))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, K, (count,), generator=generator)
@@ -78,7 +80,7 @@ def test_a_classifier_is_fitted_as_sgd_by_hand_does(count, lr, seed, epochs):
 
 
 def slow_probe(train, labels, val, seed):
-    """Choose the rate on the first tenth of the order that the seed draws, standardised without it; train on all."""
+    """Choose the rate on the first tenth of the seed's order, standardised without it; then train on all images."""
 
     def answers(own, their_labels, others, lr):
         mean, std = own.mean(0), own.std(0, correction=0)

@@ -1,4 +1,4 @@
-"""Tracing a few steps, and a run that is asked to be deterministic: a real one."""
+"""Tracing a few steps, and a deterministic run, with real runs."""
 
 import gzip
 import json

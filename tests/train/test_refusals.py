@@ -1,4 +1,4 @@
-"""What one node alone lacks ends all ranks, soon and with the exit code of a refusal."""
+"""A problem on a single node ends all ranks soon, with the exit code of a rejected run."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tests.tiers import costly
 from vitkd_ds.config.run_folder import STUDENT
 
 TRAIN = "import os; os.chdir(os.environ['RANK']); from vitkd_ds.cli import train_main; train_main()"
-"""Each rank in a folder of its own, as if it were the disk of its node."""
+"""Each rank in a separate folder that stands for its node's disk."""
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_term_to_a_rank_whose_peer_was_refused_before_they_met_leaves_the_refusa
     processes = start(nodes, "--data.num_classes=0")
     refused = processes[1].communicate(timeout=60)[0]
     assert processes[1].returncode == 2 and "error: 'x.beton' must be a .beton file" in refused
-    # As srun does; it takes the larger of the two codes, which must be that of the refusal.
+    # As srun does; it takes the larger of the two codes, which must be the rejected run's.
     wait_until(lambda: "libtorch" in Path(f"/proc/{processes[0].pid}/maps").read_text(), [processes[0]])
     processes[0].send_signal(signal.SIGTERM)
     said = processes[0].communicate(timeout=60)[0]
-    assert processes[0].returncode == 0 and "nothing is trained yet: ending it" in said
+    assert processes[0].returncode == 0 and "asked to stop before training started: exiting" in said

@@ -1,4 +1,4 @@
-"""Results of a run over ranks that differ: images skipped, and a signal that only one of them got."""
+"""Results of a run whose ranks differ: skipped images, and a signal that reached only one rank."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from vitkd_ds.config.run import OptimConfig
+from vitkd_ds.config.optim import OptimConfig
 from vitkd_ds.recipes import build_run
 from vitkd_ds.train.schedule import (
     BatchSplit,
@@ -113,7 +113,7 @@ def test_a_warm_up_as_long_as_the_run_is_refused_but_in_a_debug_run(changes, opt
 
 @pytest.mark.parametrize("global_batch_size, world_size, limit, split", [
     (128, 2, 64, (64, 1)), (48, 1, 16, (16, 3)), (7, 1, 4, (1, 7)), (8, 8, 100, (1, 1)),
-    (48, 2, 16, (12, 2)),  # 16 does not divide the share of 24
+    (48, 2, 16, (12, 2)),  # 16 does not divide a rank's 24 images
 ])  # fmt: skip
 def test_ranks_share_a_global_batch_in_the_largest_micro_batches_that_fit(global_batch_size, world_size, limit, split):
     assert split_batch(global_batch_size, world_size=world_size, limit=limit) == BatchSplit(*split)

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop, and Ctrl-C again."""
+"""Signals that ask a process to stop, and a second Ctrl-C."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def test_nohup_keeps_a_run_from_hearing_of_its_terminal():
     ("deepspeed", "deepspeed.launcher.launch"), ("torch.distributed.launch", "torchrun"),
 ])  # fmt: skip
 def test_the_end_of_a_launcher_above_asks_the_ranks_to_stop(tmp_path, first, second):
-    """As of `deepspeed`, whose first process dies of TERM and leaves the second and the ranks."""
+    """As with `deepspeed`, whose first process dies on TERM and leaves the second process and the ranks running."""
     inner = tmp_path / second
     inner.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LISTEN!r}])")
     outer = tmp_path / first

@@ -1,4 +1,4 @@
-"""Signals, killed ranks, losses of nan, full disks, second jobs, on real runs, and how the next start goes on."""
+"""Signals, killed ranks, losses of nan, full disks and second jobs on real runs, and how the next start resumes."""
 
 import re
 import resource
@@ -21,11 +21,11 @@ from tests.conftest import (
 )  # fmt: skip
 
 LIMIT_S = 30
-"""Stated in the README for a rank that is gone, here with room for a busy machine."""
+"""The README's limit for a rank that has exited, with extra time for a busy machine."""
 
 
 def is_listening(process):
-    """Whether Python's handler for USR1 is there, from the kernel's mask."""
+    """Whether Python's USR1 handler is installed, from the kernel's signal mask."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"SigCgt:\s*(\w+)", status).group(1), 16) >> (signal.SIGUSR1 - 1) & 1
 
@@ -93,9 +93,9 @@ def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(co
     wait_for_steps(processes, workdir, 6)
     refused = run_command(sys.executable, *command, check=False)
     assert refused.returncode == 2 and "is in use by" in refused.stderr
-    assert all(process.poll() is None for process in processes), "the first job goes on"
+    assert all(process.poll() is None for process in processes), "the first job continues"
     stood_still = time.monotonic()
-    processes[1].send_signal(signal.SIGSTOP)  # as a rank whose device hangs: nobody closes its connections
+    processes[1].send_signal(signal.SIGSTOP)  # like a rank whose device hangs: nobody closes its connections
     output = processes[0].communicate(timeout=60 * 0.4 * 1.1 + LIMIT_S)[0]
     assert processes[0].returncode == 1 and time.monotonic() - stood_still > 20
     assert re.search(r"rank 0, phase \w+, after \d+ updates: no progress for 2\d s", output)
@@ -110,7 +110,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(whole_run, command, workd
     resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     outputs = finish_ranks(processes, codes=[1, 1])
     assert all("SaveError: SAVING FAILED at step" in output for output in outputs)
-    assert outputs[0].count("Training goes on; failure 1, at 2 in a row it stops") == 1
+    assert outputs[0].count("Training continues (failure 1; it stops at 2 in a row)") == 1
     assert files_in(workdir) == ["latest"] and not (workdir / "lock").exists()
     finish_ranks(start_ranks(2, *command))
     assert_same_result(workdir, whole_run)

@@ -1,4 +1,4 @@
-"""The look at the teacher that each new run begins with: published figures, chance, and what it does about them."""
+"""The teacher check at the start of each new run: published accuracy, chance level, and the consequences."""
 
 import json
 import shutil
@@ -76,8 +76,8 @@ def test_the_figure_is_that_of_the_crop_or_of_the_export(tmp_path):
     larger, probed = (
         replace(run.teachers["teacher"], **changes) for changes in ({"image_size": 384}, {"head": "x.safetensors"})
     )
-    assert published(replace(run, teachers={"teacher": larger})) is None, "of 224 pixels"
-    assert published(replace(run, teachers={"teacher": probed})) is None, "of timm's classifier"
+    assert published(replace(run, teachers={"teacher": larger})) is None, "at 224 pixels"
+    assert published(replace(run, teachers={"teacher": probed})) is None, "with timm's classifier"
     assert published(replace(run, data=replace(run.data, num_classes=10))) is None
 
 
@@ -93,7 +93,7 @@ def test_it_is_said_where_nothing_states_the_order_of_the_classes(tmp_path):
 
 @pytest.fixture(scope="module")
 def guessing(tmp_path_factory):
-    """The demo's teacher with its classes turned round in its head, which its .json does not know."""
+    """The demo's teacher with its head's classes reversed, unknown to its .json."""
     folder = tmp_path_factory.mktemp("guessing")
     state = load_file(DEMO_TEACHER)
     for name in ("head.weight", "head.bias"):
@@ -115,7 +115,7 @@ def test_a_run_refuses_a_teacher_at_chance_warns_of_a_few_images_and_looks_only_
     refused, features, first, again, few = run_several(1, tmp_path / "commands", commands)
     assert "the teacher does not know the classes of the data: top-1 " in refused["refused"]
     assert "on 200 images" in refused["refused"] and "no better than chance; check that data.val" in refused["refused"]
-    assert features["summary"] and "teacher: top-1" not in features["said"], "ViTKD asks no logits"
+    assert features["summary"] and "teacher: top-1" not in features["said"], "ViTKD does not use logits"
     assert "teacher: top-1 " in first["said"] and "on 64 images" in first["said"] and "91.15" in first["said"]
     assert again["summary"]["steps"] == 2 and "teacher: top-1" not in again["said"]
     assert few["summary"] and "on 50 images" in few["said"] and "no better than chance" in few["said"]
@@ -128,7 +128,7 @@ def test_what_is_counted_is_what_the_teacher_has_right_of_spread_images(demo_cac
 
     def right_on_even(images_BCHW):
         seen.append(len(images_BCHW))
-        labels = torch.arange(sum(seen) - len(images_BCHW), sum(seen)) * 2000 // 512 // 200  # 200 images a class
+        labels = torch.arange(sum(seen) - len(images_BCHW), sum(seen)) * 2000 // 512 // 200  # 200 images per class
         answers = torch.where(labels % 2 == 0, labels, (labels + 1) % 10)
         return teacher_check.Features(torch.nn.functional.one_hot(answers, 10).float())
 
@@ -137,11 +137,11 @@ def test_what_is_counted_is_what_the_teacher_has_right_of_spread_images(demo_cac
 
 
 RIGHT = {0: 3, 1: 0, 2: 5}
-"""Images of each rank that its teacher below has right in each micro-batch."""
+"""Images per micro-batch that each rank's fake teacher below classifies correctly."""
 
 
 def counted_on_three_ranks(monkeypatch, *, late=None, failing=None, most=60):
-    """What each rank counts of the packaged images; a rank may be late from its second micro-batch on, or fail."""
+    """Each rank's counts on the packaged images; a rank may be late from its second micro-batch on, or fail."""
     run = replace(build_run("demo"), global_batch_size=48)
     run = replace(run, data=replace(run.data, max_val_images=most, num_workers=1))
     ticks = {rank: iter([0.0, 1.0, *[99.0 if rank == late else 2.0] * 9]) for rank in RIGHT}
@@ -166,9 +166,9 @@ def counted_on_three_ranks(monkeypatch, *, late=None, failing=None, most=60):
 def test_unequal_shares_are_counted_together_and_one_late_rank_stops_all(demo_cache, monkeypatch):
     # 20 images per rank: micro-batches of 16 and 4, of whose 4 the last rank has all.
     assert counted_on_three_ranks(monkeypatch) == [(60, 3 + 3 + 0 + 0 + 5 + 4)] * 3
-    assert counted_on_three_ranks(monkeypatch, late=1) == [(60, 15)] * 3, "the second was its last"
+    assert counted_on_three_ranks(monkeypatch, late=1) == [(60, 15)] * 3, "the second was its last micro-batch"
     assert counted_on_three_ranks(monkeypatch, late=2, most=150)[0][0] == 3 * 32
-    assert counted_on_three_ranks(monkeypatch, most=59)[0][0] == 59, "padding counts for nothing"
+    assert counted_on_three_ranks(monkeypatch, most=59)[0][0] == 59, "padding does not count"
 
 
 def test_a_file_that_one_rank_lacks_is_known_on_all_before_the_teacher_is_shown_images(demo_cache, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs with teachers of other kinds: a convolutional network of logits, and tokens of a model with other classes."""
+"""Runs with teachers of other kinds: a convolutional network for logits, and tokens of a model with other classes."""
 
 import json
 import re
@@ -66,12 +66,11 @@ def test_a_convolutional_teacher_teaches_logits_as_a_shard_and_as_a_replica(outc
     for name in ("shard", "replica"):
         assert found[name]["summary"]["agreement"] is not None
         assert re.search(r"teacher: regnety_002, 2.\d+ M parameters, [\d.]+ GFLOPs", found[name]["said"]), "no tokens"
-        assert "takes the place of recipe demo's deit3_small_patch16_224" in found[name]["said"]
+        assert "replaces recipe demo's deit3_small_patch16_224" in found[name]["said"]
     shard, replica = (nkd_of(place / name) for name in ("shard", "replica"))
     assert len(shard) == 3 and replica == pytest.approx(shard, rel=1e-2)
     assert (
-        "teacher.model must be a timm VisionTransformer or Eva, found regnety_002, a RegNet"
-        in found["tokens"]["refused"]
+        "teacher.model must be a timm VisionTransformer or Eva, got regnety_002, a RegNet" in found["tokens"]["refused"]
     )
     assert "leave out the terms that compare blocks" in found["tokens"]["refused"]
 
@@ -89,7 +88,7 @@ def test_a_teacher_of_tokens_alone_may_have_other_classes_and_is_not_asked_for_a
     place, found = outcomes
     summary = found["seven"]["summary"]
     assert summary["teacher_top1"] is None is summary["agreement"] and summary["student_top1"] is not None
-    assert "has 7 classes, the data 10: the classifier is left out" in found["seven"]["said"]
+    assert "has 7 classes, but the data has 10: dropping its classifier" in found["seven"]["said"]
     assert {"vitkd_mimic", "vitkd_generate"} <= metrics_of(place / "seven")[0].keys()
     assert "of another shape: head.weight (7, 128) for (10, 128)" in found["seven_logits"]["refused"]
     done = run_command("vitkd-ds", "eval", place / "seven")

@@ -1,4 +1,4 @@
-"""Trackers besides TensorBoard, with the real packages and no network: what lies in the run folder afterwards."""
+"""Trackers besides TensorBoard, with the real packages and no network: the files they leave in the run folder."""
 
 import json
 import socket
@@ -42,7 +42,7 @@ def write_log(workdir, trackers, *lines, resumed_step=0):
 
 
 def wandb_records(file):
-    """The records in wandb's file: a log in LevelDB's format, of blocks of 32 KiB."""
+    """The records in wandb's file, a log in LevelDB's format with 32-KiB blocks."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, at, whole = file.read_bytes(), 7, b""
@@ -52,15 +52,15 @@ def wandb_records(file):
         _, length, kind = struct.unpack_from("<IHB", content, at)
         whole += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a whole record, or its last part
             yield Record.FromString(whole)
             whole = b""
 
 
 def rows_of_wandb(workdir):
-    """For each start: the id of the run, its settings, and the rows of its history."""
+    """For each start: the run's id, its settings, and its history rows."""
     files = [*workdir.glob("wandb/offline-run-*/run-*.wandb")]
-    # Its service writes the header at once, and the records perhaps only after `finish` has returned.
+    # wandb's service writes the header at once, but may write the records only after `finish` has returned.
     wait_until(lambda: all(file.stat().st_size > 7 for file in files), [], timeout=30)
     for file in sorted(files, key=lambda file: file.parent.name):
         records = list(wandb_records(file))
@@ -84,7 +84,7 @@ def test_wandb_has_every_value_offline_and_a_resumed_run_has_the_id_of_its_first
     assert settings == SETTINGS
     assert rows == [{"step": 1, "total": 1.5}, {"step": 2, "total": 1.25, "lr": 0.1}, {"step": 3, "total": 9.0}]
     assert later == [{"step": 3, "total": 1.0}, {"step": 3, "val_num_images": 8, "val_top1": 50.0}]
-    assert not (workdir / "tensorboard").exists(), "which was not asked for"
+    assert not (workdir / "tensorboard").exists(), "which was not requested"
 
 
 def test_wandb_is_online_only_with_a_login_and_a_server_that_answers(tmp_path, monkeypatch):
@@ -136,9 +136,9 @@ from tests.train.test_trackers import write_log
 for lines, step in {starts}:
     write_log(Path({str(workdir)!r}), ["trackio"], *lines, resumed_step=step)
 """
-    done = run_command(sys.executable, "-c", code)  # a process, as where it writes is set for the rest of one
+    done = run_command(sys.executable, "-c", code)  # its folder is fixed once per process
     assert done.returncode == 0, done.stderr
-    assert "rackio" not in done.stdout, "it prints an advice that does not fit"
+    assert "rackio" not in done.stdout, "it prints unsuitable advice"
     with closing(sqlite3.connect(workdir / "trackio" / "vitkd_ds.db")) as database:
         rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
         ((name, settings),) = database.execute("select run_name, config from configs").fetchall()
@@ -176,7 +176,7 @@ def test_a_tracker_that_fails_is_warned_of_once_and_costs_the_others_nothing(tmp
     assert told.startswith("mlflow failed and is disabled until the next start")
     assert [line["step"] for line in metrics_of(workdir)] == [1, 2, 3]
     assert points_of(workdir) == {"total": [1, 2, 3]}
-    assert not (workdir / "trackers.json").exists(), "so the next start begins one"
+    assert not (workdir / "trackers.json").exists(), "so the next start creates one"
 
 
 @pytest.mark.timeout(60)
@@ -242,7 +242,7 @@ def test_trackers_are_read_from_text_and_from_a_stored_run(tmp_path):
 @pytest.mark.cold
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_a_tracker_that_is_absent_is_refused_with_its_extra_before_anything_heavy_loads(tmp_path, name):
-    (tmp_path / name).mkdir()  # a folder of results, as wandb makes it, is no package
+    (tmp_path / name).mkdir()  # a result folder written by wandb is not the package
     code = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -257,5 +257,5 @@ except ValueError as error:
     print(error, "torch" in sys.modules)
 """
     done = run_command(sys.executable, "-c", code)
-    assert done.stdout.startswith(f"trackers: {name} must be installed, found none: pip install 'vitkd_ds[{name}]'")
+    assert done.stdout.startswith(f"tracker {name} is not installed. Run pip install 'vitkd_ds[{name}]'")
     assert done.stdout.strip().endswith("False")

@@ -1,4 +1,4 @@
-"""The host waits for the device once an update at most, and then for the update before."""
+"""The host waits for the device at most once per update, and only for the previous update."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ STEPS = 6
 
 
 def watch(owner, name, note):
-    """Call `note` with the name of a method before each call of it."""
+    """Call `note` with a method's name before each call of it."""
     original = getattr(owner, name)
 
     def watched(*args, **kwargs):
@@ -31,7 +31,7 @@ def watch(owner, name, note):
 
 
 def main(workdir, placement):
-    """Train a few updates of two micro-batches each, and write what happened in order."""
+    """Train a few updates of two micro-batches each, and write the order of events."""
     seen = []
     for name in WAITS:
         watch(torch.Tensor, name, seen.append)
@@ -61,7 +61,7 @@ def test_an_update_waits_for_nothing_but_the_outcome_of_the_one_before(tmp_path,
         seen = json.loads(file.read_text())
         starts = [i for i, name in enumerate(seen) if name == "train_step"]
         assert len(starts) == STEPS
-        # From the third update, as the first warms up, to the last but one, after which the log is written.
+        # From the third update (the first warms up) to the last but one, after which the log is written.
         for start, end in zip(starts[2:-1], starts[3:]):
             assert seen[start:end] == ["train_step", "mix_step", "mix_step", "tolist", "settle"], Counter(
                 seen[start:end]

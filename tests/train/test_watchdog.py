@@ -1,4 +1,4 @@
-"""A rank that makes no progress ends, with its place and its stacks."""
+"""A rank that makes no progress exits, and logs its position and stacks."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ time.sleep(1)
 print("a second later", flush=True)
 time.sleep(4)
 """
-# The main thread waits in C++, where Python calls no handler of a signal.
+# The main thread waits in C++, where Python runs no signal handlers.
 IN_COLLECTIVE = """
 import os, signal, threading
 from datetime import timedelta
@@ -67,7 +67,7 @@ try:
 finally:
     os._exit(7)
 """
-WARM, COLD = {"before": "step"}, {"before": "save"}  # only another step is counted
+WARM, COLD = {"before": "step"}, {"before": "save"}  # only another step counts as progress
 PROGRAMS = {
     "sleeping": HANGING.format(hang="time.sleep(60)"),
     "in the package": HANGING.format(hang="next(watchdog.each((time.sleep(60) for _ in '1'), 'data'))"),
@@ -84,7 +84,7 @@ PROGRAMS |= {"in build, with time left": EARLY.format(phase="build", name="SIGUS
 
 @pytest.fixture(scope="module")
 def ended():
-    """Name of a program -> exit code, stdout, stderr. They mostly sleep, so all do at the same time."""
+    """Program name to exit code, stdout and stderr. The programs mostly sleep, so they run concurrently."""
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = {name: subprocess.Popen([sys.executable, "-c", text], **options) for name, text in PROGRAMS.items()}
     said = {name: process.communicate(timeout=60) for name, process in started.items()}
@@ -100,14 +100,14 @@ def test_a_signal_is_seen_while_the_main_thread_waits_in_a_collective(ended):
 def test_a_rank_that_waits_before_the_first_step_ends_with_0_soon_after_term(ended, phase):
     code, out, said = ended[f"in {phase}"]
     assert code == 0 and out == "given back\n"
-    assert f"phase {phase}, after 0 updates: SIGTERM asked to stop, and nothing is trained yet: ending it" in said
-    assert ended["in build, with time left"][0] == 7, "USR1 leaves time to come to the agreement on it"
+    assert f"phase {phase}, after 0 updates: SIGTERM asked to stop before training started: exiting" in said
+    assert ended["in build, with time left"][0] == 7, "USR1 leaves time for the ranks to agree on it"
 
 
 @pytest.mark.parametrize("hang, function", [
     ("sleeping", "__main__.stuck"),
     ("in the package", "vitkd_ds.train.watchdog.each"),
-    ("holding the interpreter's lock", None),  # then nobody can say
+    ("holding the interpreter's lock", None),  # then nobody can tell
 ])  # fmt: skip
 def test_a_hanging_process_ends_with_its_stack_and_a_slow_one_does_not(ended, hang, function):
     code, out, err = ended[hang]

@@ -161,10 +161,10 @@ class RunLock:
         """
         place = _place_of(self.path.parent)
         if place is None or (self.place and place != self.place):
-            found = "another folder there" if place else "it gone"
+            event = "replaced by another folder" if place else "removed"
             raise LockLost(
-                f"{self.path.parent} was removed or replaced during the run (found {found}), so the run ends. Restore "
-                "the folder, and rerun the same command to resume."
+                f"{self.path.parent} was {event} during the run, so the run ends. Restore the folder, and rerun the "
+                "same command to resume."
             )
         found = _read(self.path)
         if not found or found is UNKNOWN:

@@ -106,7 +106,7 @@ def _fault(path: Path, entry: dict[str, Any]) -> str:
     @patiently
     def compare(path: Path) -> str:
         if (found := path.stat().st_size) != entry["bytes"]:
-            return f"must have {entry['bytes']} bytes, found {found}"
+            return f"has {found} bytes instead of {entry['bytes']}"
         with path.open("rb") as file:
             found_hash = hashlib.blake2b(digest_size=32)
             while chunk := file.read(_CHUNK):

@@ -72,15 +72,17 @@ class Saver:
         try:
             latest = ranks.on_main(lambda: pointer(self.folder, "latest")) or "none"
         except OSError as error:  # read permission is lost as well; equal on every rank
-            latest = f"not to be read ({error})"
-        text = f"SAVING FAILED at step {state.step}: {'; '.join(failures)}. The last whole checkpoint is {latest}. "
+            latest = f"unreadable ({error})"
+        text = f"SAVING FAILED at step {state.step}: {'; '.join(failures)}. The last complete checkpoint is {latest}. "
         if is_last_chance or self.num_failures >= self.config.max_failures:
             raise SaveError(
                 f"{text}Stopped after {self.num_failures} failed saves in a row (checkpoint.max_failures is "
                 f"{self.config.max_failures}). Free disk space or restore write permission, and rerun the same command "
                 "to resume."
             )
-        _warn(f"{text}Training goes on; failure {self.num_failures}, at {self.config.max_failures} in a row it stops.")
+        _warn(
+            f"{text}Training continues (failure {self.num_failures}; it stops at {self.config.max_failures} in a row)."
+        )
 
     def begin(self, start: Start | None) -> None:
         """Reset `best` and `latest` to fit `start`, if that is a checkpoint in this folder. Collective.
@@ -118,7 +120,7 @@ class Saver:
             self._point(state)
 
         if self.saved_step == state.step and (failures := _failures_on_main(renew)):
-            _warn(f"THE EVALUATION OF step {state.step} IS NOT IN ITS CHECKPOINT: {'; '.join(failures)}")
+            _warn(f"CANNOT STORE THE EVALUATION of step {state.step} in its checkpoint: {'; '.join(failures)}")
 
     def _write(self, engine: Any, state: TrainState, part: Path) -> list[str]:
         """Write and publish a checkpoint; return the failures, equal on every rank. No rank waits for a failed one."""
@@ -150,7 +152,7 @@ class Saver:
         try:
             _delete_old(self.folder, self.config.keep_last)
         except OSError as error:
-            _warn(f"{final} is saved, but older files are left, {error!r}: the next checkpoint tries again")
+            _warn(f"saved {final}, but cannot delete older files, retrying at the next checkpoint: {error!r}")
 
     def _point(self, state: TrainState) -> None:
         for name in ("best", "latest") if state.best_step == state.step else ("latest",):

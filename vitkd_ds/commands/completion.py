@@ -1,4 +1,4 @@
-"""Completion of commands, options and values for bash, zsh and fish."""
+"""Shell completion of commands, options and values for bash, zsh and fish."""
 
 import re
 import shlex
@@ -32,9 +32,9 @@ ZSH = "autoload -U +X compinit bashcompinit && compinit -C && bashcompinit"
 
 
 def script(shell: str, summaries: Mapping[str, str]) -> str:
-    """Return the completion script of a shell; `summaries` are those of the commands. Raises ValueError for others."""
+    """Return a shell's completion script, given each command's summary. Raise ValueError for an unknown shell."""
     if shell not in ("bash", "zsh", "fish"):
-        raise ValueError(f"no completion for {shell!r}. Pass bash, zsh or fish.")
+        raise ValueError(f"SHELL must be bash, zsh or fish, got {shell!r}")
     settings = {setting.key: setting for setting in settings_of(Run, build_run("demo"))}
     if shell == "fish":
         return "\n".join(_fish_lines(settings, summaries))
@@ -50,17 +50,17 @@ def script(shell: str, summaries: Mapping[str, str]) -> str:
 
 
 def _options(page: Page) -> dict[str, Option]:
-    """Return the options of a page without those that stand for many, such as --grid.KEY."""
+    """Return a page's options without patterns such as --grid.KEY."""
     return {key: option for key, option in page.options.items() if key.islower()}
 
 
 def _case(pattern: str, words: Iterable[str]) -> str:
-    """Return a branch of bash's case that sets `words`."""
+    """Return a branch of bash's `case` that sets `words`."""
     return f"        {pattern}) words={shlex.quote(' '.join(words))} ;;"
 
 
 def _values(settings: Mapping[str, Setting]) -> dict[str, tuple[str, ...]]:
-    """Return the options whose values are known: --recipe, those of a choice, and switches of a run."""
+    """Return the possible values of --recipe and of every option with a fixed set of values."""
     values = {key: get_args(setting.field.annotation) for key, setting in settings.items() if _is_choice(setting)}
     for page in PAGES.values():
         choices = {key: tuple(option.value.split("|")) for key, option in page.options.items()}
@@ -86,7 +86,7 @@ def _fish_lines(settings: Mapping[str, Setting], summaries: Mapping[str, str]) -
 
 
 def _fish_option(condition: str, key: str, about: str, values: Sequence[str] | None, *, takes_value: bool) -> str:
-    """Return fish's line for an option, with the first sentence of its description."""
+    """Return the fish command that declares an option, with the first sentence of its description."""
     parts = ["complete -c vitkd-ds", "-n", shlex.quote(condition), "-l", key, "-d", _fish_quoted(about)]
     if values:
         parts += ["-x", "-a", shlex.quote(" ".join(values))]
@@ -96,6 +96,6 @@ def _fish_option(condition: str, key: str, about: str, values: Sequence[str] | N
 
 
 def _fish_quoted(text: str) -> str:
-    """Quote the first sentence for fish, which unlike sh escapes an apostrophe inside apostrophes."""
+    """Quote the first sentence for fish, which unlike sh allows escaped apostrophes inside single quotes."""
     sentence = re.split(r"[.;] ", text)[0].rstrip(".")
     return "'" + sentence.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,4 +1,4 @@
-"""Checks of paths and names that need no torch, made before its import, which takes seconds."""
+"""Checks of paths and names that run before torch is imported, which takes seconds."""
 
 import os
 from collections.abc import Iterable
@@ -14,8 +14,10 @@ FORMATS = ("timm", *GRAPHS, "hf")
 
 
 def check_student(student: str, images: Iterable[str] = (), teacher: str = "") -> None:
-    """Raise ValueError unless the student, the paths of images ("" and demo are none) and the teacher exist; a teacher
-    without a slash may be a model's name."""
+    """Raise ValueError unless the student, the images and the teacher exist.
+
+    "" and "demo" are not paths and pass, as does a teacher without a slash, which may be a timm name.
+    """
     read_student(partial(find_student, student), str)
     for path in images:
         if path not in ("", "demo") and not os.path.exists(path):
@@ -25,17 +27,17 @@ def check_student(student: str, images: Iterable[str] = (), teacher: str = "") -
 
 
 def check_export(source: str, destination: str, format: str = "timm") -> None:
-    """Raise ValueError for a run without a student, a destination that exists, or an unknown format."""
+    """Raise ValueError if the source has no student, the destination exists, or the format is unknown."""
     if format not in FORMATS:
         raise ValueError(f"--format {format} is unknown: {nearest(format, FORMATS)}")
-    if not (Path(source) / CHECKPOINTS).is_dir():  # of which `--which` chooses one
+    if not (Path(source) / CHECKPOINTS).is_dir():  # a run folder, whose checkpoint is chosen later by --which
         check_student(source)
     check_is_new(Path(destination))
 
 
 def check_picture(dst: Path) -> None:
-    """Raise ValueError unless a PNG can be written there."""
+    """Raise ValueError unless `dst` is a .png in an existing folder."""
     if dst.suffix != ".png":
-        raise ValueError(f"DST must end in .png, found {str(dst)!r}: give another name")
+        raise ValueError(f"DST must end in .png, got {str(dst)!r}")
     if not dst.parent.is_dir():
-        raise ValueError(f"DST must lie in a folder that exists, found none at {str(dst.parent)!r}: make it")
+        raise ValueError(f"the folder of DST, {str(dst.parent)!r}, does not exist. Create it first.")

@@ -1,4 +1,4 @@
-"""Last lines of a finished run: how good its student is, where it is, and the next command."""
+"""Last lines of a finished run: accuracy, path of the student, and the next command."""
 
 import shlex
 from contextlib import suppress
@@ -10,13 +10,13 @@ from vitkd_ds.config.metrics import VAL_METRICS
 from vitkd_ds.config.run_folder import CONFIG, DONE, STUDENT, read_json
 
 OF_DISTILLATION = ("recipe", "teacher", "losses")
-"""Settings in which a distilled run and its plain control differ."""
+"""Settings in which a distilled run may differ from its control, the same run without a teacher."""
 OF_FEATURES = ("knn_top1", "cka")
-"""Metrics that are told of a student without classes."""
+"""Metrics reported for a student without classes."""
 
 
 def ending(run: str | Path) -> str:
-    """Return the three lines for a finished run, named as the user named its folder."""
+    """Return the three lines for a finished run, with its folder as the user wrote it."""
     folder = Path(run)
     (result,) = read_results([str(folder)], must_be_evaluated=False)
     plain = _plain_run_beside(result) if result.evaluation and teachers.read(result.config["run"]) else None
@@ -32,7 +32,7 @@ def ending(run: str | Path) -> str:
 def _accuracy(result: Result, plain: Result | None) -> str:
     low, high = result.top1_interval
     text = f"{result.top1:.2f} % top-1 on {result.num_images:,} images, 95 % interval {low:.2f} to {high:.2f}"
-    return text + (f"; {result.top1 - plain.top1:+.2f} points to the plain run {plain.folder}" if plain else "")
+    return text + (f"; {result.top1 - plain.top1:+.2f} points over the plain run {plain.folder}" if plain else "")
 
 
 def _features(result: Result) -> str:
@@ -43,11 +43,10 @@ def _features(result: Result) -> str:
 
 
 def _plain_run_beside(result: Result) -> Result | None:
-    """Find a finished run in the same folder without a teacher: with equal images and seed, and equal settings but for
-    those of distillation."""
+    """Return a finished control in the same parent folder: no teacher, but the same images, seed and other settings."""
     here = result.folder.resolve()
     for folder in sorted(result.folder.parent.iterdir()):
-        # What is no run, or one of an unknown version, is no control.
+        # Skip folders that are not runs or come from an unknown version.
         with suppress(OSError, ValueError):
             if folder.resolve() == here or not (folder / DONE).exists():
                 continue

@@ -1,4 +1,4 @@
-"""Evaluate an exported student: rebuild it with timm, in one process and without DeepSpeed."""
+"""Evaluate an exported student with timm, in one process and without DeepSpeed."""
 
 import logging
 from pathlib import Path
@@ -32,37 +32,38 @@ def evaluate_exported(
     probe: bool = False,
     train: str = "",
 ) -> dict[str, float]:
-    """Evaluate an exported student in fp32 on this machine's first device, as `vitkd_ds.train.evaluate` does: by
-    `evaluate`, or without a classifier by `evaluate_features`.
+    """Evaluate an exported student in fp32 on this machine's first device and return its metrics by name.
+
+    A student with a classifier is evaluated by `vitkd_ds.train.evaluate.evaluate`, one without by `evaluate_features`.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        val: a .beton, or a class folder that is packed, whose classes must be among the student's; "" is the run's own.
-        teacher: timm name, or a run, checkpoint or exported student; "" is the run's teacher, and none outside a run
-            folder.
-        teacher_checkpoint: weights of a named teacher: a local file, or a run, checkpoint or exported student; "" is
-            hub.
+        val: a .beton or a packed class folder, whose classes the student must have; "" uses the run's validation data.
+        teacher: a timm name, or a run, checkpoint or exported student; "" uses the run's teachers, if there is a run.
+        teacher_checkpoint: weights of a teacher given by name: a local file, or a run, checkpoint or exported student;
+            "" means hub.
         micro_batch_size: images per forward.
-        knn, probe, train: `vitkd_ds.commands.probe.probe_exported` is called in place of all this.
+        knn, probe: call `vitkd_ds.commands.probe.probe_exported` instead.
+        train: labelled training images; only for `knn` and `probe`.
 
     Raises:
-        ValueError: files, models or options that do not fit, or no validation data.
+        ValueError: invalid or inconsistent files, models or options, or no validation data.
     """
     if knn or probe:
         if teacher or teacher_checkpoint:
-            raise ValueError("--teacher does not belong to --knn and --probe, which ask the student: leave it out")
+            raise ValueError("--teacher has no effect with --knn and --probe. Remove it.")
         return probe_exported(student, knn=knn, probe=probe, train=train, val=val, micro_batch_size=micro_batch_size)
     if train:
-        raise ValueError("--train belongs to --knn and --probe, found neither: add one of them, or leave it out")
+        raise ValueError("--train needs --knn or --probe. Add one of them or remove --train.")
     exported = open_exported(student)
     run = exported.run
     classes = exported.classes
     device = first_device()
-    kept = run.data.classes if run and not val else ""  # of the run's own images, which may have more
+    kept = run.data.classes if run and not val else ""  # subset of its classes that the run uses
     if not val and not run:
-        raise ValueError(f"validation data must be known, found no config.json beside {exported.folder}: give --val")
+        raise ValueError(f"no validation data: {exported.folder} does not belong to a run. Pass --val.")
     val = val or exported.own_images("val")
-    # A student without a classifier needs no labels: whatever there are is left alone.
+    # A student without a classifier needs no labels, so any labels are ignored.
     most = run.data.max_val_images if run else 0
     labels = "use" if classes else "ignore"
     data = exported.data(
@@ -71,8 +72,8 @@ def evaluate_exported(
     teachers = _teachers_of(run, teacher, teacher_checkpoint)
     if not classes and not teachers:
         raise ValueError(
-            f"a student without a classifier is evaluated by --knn and --probe, or by how it agrees with a teacher, "
-            f"found no teacher of {exported.folder}: give --knn --probe --train FILE --val FILE, or --teacher"
+            f"{exported.folder} has no classifier and no teacher to compare its features with. Pass --teacher, or "
+            "--knn --probe --train FILE --val FILE."
         )
     model = exported.model()
     loader = build_loader(data, split="val", micro_batch_size=micro_batch_size, classes=classes, device=device)
@@ -84,58 +85,58 @@ def evaluate_exported(
 
 
 def _teachers_of(run: Run | None, teacher: str, checkpoint: str) -> dict[str, TeacherConfig]:
-    """The teacher that the options name, or else the run's own; raises ValueError if the options do not fit."""
+    """Return the teacher given by the options, else those of the run. Raise ValueError for inconsistent options."""
     if teacher:
         return {USUAL: _teacher_of(teacher, checkpoint)}
     if checkpoint:
-        raise ValueError("--teacher_checkpoint needs --teacher, the timm name of its model")
+        raise ValueError("--teacher_checkpoint needs --teacher. Pass the timm name of its model.")
     own = run.teachers if run else {}
     return {name: config for name, config in own.items() if config.checkpoint != "random"}
 
 
 def _teacher_of(teacher: str, checkpoint: str) -> TeacherConfig:
-    """The teacher that the options name; raises ValueError if they do not fit."""
-    # A path, which a mistyped one must stay: no name of timm has a slash.
+    """Return the teacher given by the options. Raise ValueError if they are inconsistent."""
+    # timm names contain no slash, so a mistyped path is reported as a missing path, not as an unknown model.
     if "/" in teacher or Path(teacher).exists() or teacher in POINTERS:
         if checkpoint:
             raise ValueError(
-                f"--teacher must be a model's name where --teacher_checkpoint={checkpoint} gives its weights, found "
-                f"{teacher}: leave one of them out"
+                f"--teacher={teacher} and --teacher_checkpoint={checkpoint} both give weights. Remove one of them, or "
+                "pass a timm name as --teacher."
             )
         weights = find_weights(teacher, "--teacher")
         if not (described := model_of(description_beside(weights))):
             raise ValueError(
-                f"--teacher must be a model's name, or a run, checkpoint or export folder, found the file {teacher}: "
-                f"name its model, and give --teacher_checkpoint={teacher}"
+                f"--teacher={teacher} is a file of weights without a description of its model. Pass its timm name as "
+                f"--teacher, with --teacher_checkpoint={teacher}."
             )
         return TeacherConfig(**described, checkpoint=str(weights))
-    # A name, with or without weights of one's own.
+    # A timm name, with or without custom weights.
     if checkpoint in WEIGHTS[TeacherConfig][1]:
         return TeacherConfig(model=teacher, checkpoint=checkpoint or "hub")
     weights = find_weights(checkpoint, "--teacher_checkpoint")
     described = model_of(description_beside(weights))
     if described and described["model"] != teacher:
         raise ValueError(
-            f"--teacher must be the model of --teacher_checkpoint={checkpoint}, which is {described['model']}, found "
-            f"{teacher}: give --teacher={checkpoint} alone"
+            f"--teacher={teacher} is not the model of --teacher_checkpoint={checkpoint}, which is a "
+            f"{described['model']}. Pass only --teacher={checkpoint}."
         )
     return TeacherConfig(**{"model": teacher} | described, checkpoint=str(weights))
 
 
 def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
-    """Whether a teacher's classes may be those of the images, in their order; a warning says if they are not."""
+    """Return whether a teacher's classes, as far as they are known, equal those of the images in order; else warn."""
     if config.checkpoint == "hub" or config.head:
         return True
     known = description_beside(build.teacher_file(config)).get("classes", list(classes))
     if list(classes) != known:
-        logger.warning("the teacher %s has other classes than the student: no agreement", config.checkpoint)
+        logger.warning("skipping agreement with the teacher %s: its classes are different", config.checkpoint)
     return list(classes) == known
 
 
 def _teacher_features(config: TeacherConfig, data: DataConfig, device: torch.device) -> Any:
     model = build.build_teacher(config, data, needs_blocks=False, needs_logits=False).to(device)
     if data.num_classes and not model.num_classes:
-        logger.warning("the teacher %s has no logits for these classes: no agreement", config.model)
+        logger.warning("skipping agreement with the teacher %s: it has no logits for these classes", config.model)
         return None
     normalization = build.normalization_of(model, image_size=config.image_size)
     return lambda images_BCHW: tap_features(model, normalization.apply(images_BCHW, torch.float32), ())

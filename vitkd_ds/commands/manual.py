@@ -1,4 +1,4 @@
-"""The commands as a table: groups, arguments, options and examples. Checks, help and completion are made from it."""
+"""Table of the commands: groups, arguments, options and examples; source of checks, help and completion."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,21 @@ class Option(NamedTuple):
 
     kind: type
     value: str
-    """Placeholder, or the words that it may be with | between; "" for a switch."""
+    """Placeholder, or the possible values separated by |; "" for a switch."""
     about: str
 
 
 class Page(NamedTuple):
-    """Arguments, options and examples of a command; its summary is the docstring of its function."""
+    """Help page of a command, without its summary, which is the docstring of its function."""
 
     words: dict[str, str]
-    """Arguments that are no options -> meaning. Those in brackets may be left out; "..." is any number more."""
+    """Positional argument -> meaning. Brackets mark an optional one; "..." allows any number."""
     options: dict[str, Option]
     examples: tuple[str, str]
     more: str = ""
-    """Text below the summary."""
+    """Text after the usage line."""
     takes_run: bool = False
-    """Whether every setting of a run is an option too."""
+    """Whether every setting of a run is also an option."""
 
 
 STUDENT = "A run folder, a checkpoint in it, or an exported student."
@@ -43,8 +43,8 @@ PAGES = {
         {},
         {"recipe": RECIPE},
         ("vitkd-ds doctor --recipe demo", "srun vitkd-ds doctor --recipe deit_tiny_from_deit3_small --debug"),
-        "Checks one node, or under srun all nodes with the ranks of the run. A table says what is ok, what is not, and "
-        "what to do about it. The exit code is 1 if the run would fail.",
+        "Checks this node, or under srun all nodes with the ranks of the run, and prints a table of problems and "
+        "remedies. The exit code is 1 if the run would fail.",
         takes_run=True,
     ),
     "plan": Page(
@@ -59,8 +59,8 @@ PAGES = {
             "vitkd-ds plan --recipe deit_tiny_from_deit3_small --nodes 2",
             "vitkd-ds plan --recipe vit_small_from_dinov3_large --gpus 4 --hardware a100 --epochs 100",
         ),
-        "Images are counted if --data.train is a .beton; otherwise the numbers are for ImageNet. Models without a "
-        "measurement at 224 px run at an assumed fraction of the peak.",
+        "Images are counted if --data.train is a .beton; otherwise the numbers are for ImageNet. A model that was not "
+        "measured at 224 px is assumed to reach a fixed fraction of peak FLOP/s.",
         takes_run=True,
     ),
     "completion": Page(

@@ -1,4 +1,4 @@
-"""From the words and flags of a command line to checked arguments and one checked run. Nothing here imports torch."""
+"""Parse and check a command line's arguments, options and run settings, without importing torch."""
 
 import inspect
 import logging
@@ -19,16 +19,17 @@ from vitkd_ds.recipes import build_run
 logger = logging.getLogger(__name__)
 
 OF_RUN = ("recipe", "teacher", "workdir", "help", "grid.KEY")
-"""Options on a command's page that are not its own but the run's, or that the command reads from `flags`."""
+"""Options on a command's page that belong to the run, or that the command reads from `flags`."""
 
 
 def command(
     name: str, *, about: Callable[[dict[str, str], str], str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command, checked and explained as its page of the manual says.
+    """Return a decorator that makes a function a command: its arguments are checked against its page in the manual.
 
-    It is called with its words, with those of its options that it got, and where it takes a run with all other `flags`,
-    for `parse_run`. `about` makes the text of --help from the flags and the summary; without it that is the page.
+    The function gets its positional arguments and the options that were given. A command that takes a run also gets
+    all other `flags`, for `parse_run`. `about` builds the text of --help from the flags and the summary; the default is
+    the manual's page.
     """
     page = PAGES[name]
 
@@ -54,24 +55,29 @@ def command(
 
 
 def own_options(name: str) -> dict[str, type]:
-    """Return the options that a command itself takes, with their types: all but those that reach the run."""
+    """Return the types of a command's own options, without those that belong to the run."""
     page = PAGES[name]
     return {key: option.kind for key, option in page.options.items() if not (page.takes_run and key in OF_RUN)}
 
 
 def check_words(given: tuple[str, ...], names: str) -> None:
-    """Raise ValueError unless the words that are no flags are as many as `names` asks for: those in brackets may be
-    left out, and "..." at the end is any number more."""
+    """Raise ValueError if there are too few or too many positional arguments.
+
+    `names` lists them: names in brackets are optional, and "..." at the end allows any number.
+    """
     if given and not names:
-        raise ValueError(f"every argument must be a --flag, found {given[0]!r}: put -- before its name")
+        raise ValueError(f"unexpected argument {given[0]!r}. Options start with --.")
     least = len([name for name in names.split() if name[0] not in "[."])
     if len(given) < least or (len(given) > len(names.split()) and not names.endswith("...]")):
-        raise ValueError(f"the command needs {names}, found {' '.join(given) or 'nothing'}")
+        raise ValueError(f"the command needs {names}, got {' '.join(given) or 'nothing'}")
 
 
 def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
-    """The run that a command line asks for; raises ValueError for a word that is no flag, and for an unknown flag,
-    recipe or value, with the nearest valid name."""
+    """Build the run from a command line.
+
+    Raises:
+        ValueError: a positional argument, or an unknown flag, recipe or value. The message names the nearest valid one.
+    """
     check_words(words, "")
     own = [flags[key] for key in ("data.train", "data.val") if flags.get(key, "demo") != "demo"]
     if own and "recipe" not in flags:
@@ -85,12 +91,13 @@ def parse_run(words: tuple[str, ...], flags: dict[str, str]) -> Run:
 
 
 def checked(run: Run) -> Run:
-    """Check a run before anything heavy loads, and count the classes of its data where it does not say them.
+    """Check a run before the slow imports, and count the classes of its data if it does not set their number.
 
-    Every run that is trained comes from here, once: those of a command line by `parse_run`, those of Python directly.
+    Every run must pass through here once before training: through `parse_run` from the command line, directly from
+    Python.
 
     Raises:
-        ValueError: its settings or data do not fit together.
+        ValueError: settings or data are inconsistent.
     """
     check_run(run)
     if not run.data.num_classes:
@@ -102,10 +109,10 @@ def checked(run: Run) -> Run:
 
 
 def train_help(flags: dict[str, str], summary: str) -> str:
-    """Describe train and every field of a run, or only the group or field that --help names."""
+    """Return the help of train: its page and every setting of a run, or only the group or setting that --help names."""
     recipe = flags.get("recipe", "demo")
     topic = flags["help"]
-    topic = "" if topic == "True" else topic  # what fire makes of a flag without a value
+    topic = "" if topic == "True" else topic  # fire's value for a flag without one
     fields = field_help(build_run(recipe), topic, width=columns())
     about = "" if topic else f"{page_text('train', summary)}\n\n"
     return f"{about}Defaults are those of --recipe {recipe}.\n\n{fields}"

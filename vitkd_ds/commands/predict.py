@@ -1,4 +1,4 @@
-"""An exported student, and its answers for image files, without labels and without packing."""
+"""Open an exported student and predict image files, without labels and without packing."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ from vitkd_ds.models.fp32 import fp32_products
 logger = logging.getLogger(__name__)
 
 MICRO_BATCH = 64
-"""Images per forward; more than these are decoded by other processes."""
+"""Images per forward. More images than this are decoded by worker processes."""
 
 
 @dataclass(frozen=True)
@@ -47,66 +47,71 @@ class Exported:
     """An exported student."""
 
     source: str
-    """Run folder, checkpoint or export that it was opened as."""
+    """Path by which it was opened: run folder, checkpoint or export."""
     folder: Path
-    """Where its two files lie."""
+    """Folder of its weights and description."""
     description: dict[str, Any]
     """Content of its student.json."""
     run: Run | None
-    """The run that it is of; None outside a run folder."""
+    """Run that trained it; None outside a run folder."""
     run_folder: Path | None
-    """Where the config.json of that run lies."""
+    """Folder of that run's config.json."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of its classes in label order; () without a classifier."""
+        """Class names in label order; () without a classifier."""
         return tuple(self.description["classes"])
 
     def build(self) -> nn.Module:
-        """Build it in fp32 on the CPU."""
+        """Build the model in fp32 on the CPU."""
         find = partial(find_student, self.source)
         return read_student(find, lambda folder: build.build_exported(self.description, student_files(folder)[0]))
 
     def model(self) -> nn.Module:
-        """Build it in fp32 on this machine's first device."""
+        """Build the model in fp32 on this machine's first device."""
         return self.build().to(first_device())
 
     def own_images(self, key: str) -> str:
-        """Return where the run's images are, by the entry `key` of data in its config.json. Raises ValueError if they
-        are not there."""
+        """Return the path of the run's images, the setting data.`key`. Raise ValueError if it does not exist."""
         path = getattr(self.run.data, key)
         entry = f"data.{key} in {self.run_folder / CONFIG}"
         if path != "demo" and not os.path.exists(path):
             option = key.removeprefix("knn_")
-            raise ValueError(f"{path} does not exist, which is {entry}. Pass --{option} with the path of the images.")
+            raise ValueError(f"{path}, the {entry}, does not exist. Pass the path of the images as --{option}.")
         logger.info("images: %s (%s)", path, entry)
         return path
 
     def data(self, val: str, *, num_classes: int, **changes: Any) -> DataConfig:
-        """Validation images, cut as the student was evaluated."""
+        """Return data settings for validation images, cropped as in the student's evaluation."""
         described = {key: self.description[key] for key in ("image_size", "val_crop_fraction", "interpolation")}
         return DataConfig(**{"train": "", "val": val, "num_classes": num_classes, **described} | changes)
 
 
 def open_exported(student: str) -> Exported:
-    """Find the exported student that a run folder, checkpoint or export means; raises ValueError if there is none."""
+    """Open the student of a run folder, a checkpoint or an export. Raise ValueError if there is none."""
     find = partial(find_student, student)
     folder, description = read_student(find, lambda folder: (folder, read_description(folder, EXPORTED)))
-    # The student knows its architecture and how it wants its images; the run beside it knows data and teacher.
-    places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # the hub's config.json is no run
+    # The description has architecture and preprocessing; a run's config.json adds data and teacher.
+    places = (folder, folder.parent.parent) if (folder / STUDENT).is_file() else ()  # not the hub's config.json
     beside = [place for place in places if (place / CONFIG).is_file()]
     run = with_found_paths(read_run(beside[0]), beside[0]) if beside else None
     return Exported(student, folder, description, run, next(iter(beside), None))
 
 
 def load_student(student: str | Path) -> nn.Module:
-    """Build the student of a run folder, a checkpoint or an export on the CPU, in fp32 and eval mode: a timm model,
-    whose `pretrained_cfg` has its preprocessing and class names. Raises ValueError if there is none."""
+    """Load the student of a run folder, a checkpoint or an export on the CPU, in fp32 and eval mode.
+
+    Returns:
+        A timm model. Its `pretrained_cfg` holds preprocessing and class names.
+
+    Raises:
+        ValueError: there is no student.
+    """
     return open_exported(str(student)).build().eval()
 
 
 class Answers(nn.Module):
-    """What a student says of normalised images: its logits [B, K], or its pooled feature [B, D]."""
+    """Student as a function of normalised images: returns logits [B, K] or pooled features [B, D]."""
 
     def __init__(self, model: nn.Module, *, features: bool) -> None:
         super().__init__()
@@ -114,35 +119,36 @@ class Answers(nn.Module):
         self.features = features
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Compute them in the model's dtype."""
+        """Return the logits or features in the model's dtype."""
         if self.features:
             return tap_features(self.model, images_BCHW, ()).pooled_BD
         return self.model(images_BCHW)
 
 
 def first_device() -> torch.device:
-    """This machine's first GPU, else its CPU."""
+    """Return this machine's first GPU, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool = False) -> Iterator[str]:
-    """Yield lines of text: the file and its likeliest classes with probabilities; or where an image is a folder, or
-    features are asked for, CSV with a head and a line per image.
+    """Predict images and yield the output line by line.
 
-    An image that cannot be read or decoded is named in a warning and has no line.
+    For image files, yield each file's name with its most likely classes and their probabilities. For folders and for
+    features, yield CSV: a header, then one line per image. An image that cannot be read or decoded has no line, only a
+    warning.
 
     Args:
-        student: a run folder, a checkpoint or an exported student; one without classes gives its pooled features.
+        student: a run folder, a checkpoint or an exported student. Without a classifier it always yields features.
         images: files, and folders with images at any depth.
         top: classes per image.
-        features: give the pooled features of a student with classes.
+        features: yield pooled features instead of classes.
 
     Raises:
-        ValueError: there is no such student or image, `top` is not positive, or no image can be decoded.
+        ValueError: the student or an image does not exist, `top` is not positive, or no image can be decoded.
     """
     exported = open_exported(student)
     if top < 1:
-        raise ValueError(f"--top must be 1 or more, found {top}: give the number of classes to name per image")
+        raise ValueError(f"--top must be positive, got {top}")
     features = features or not exported.classes
     top = min(top, len(exported.classes))
     source = _source_of(images)
@@ -162,11 +168,11 @@ def predict(student: str, images: Sequence[str], *, top: int = 5, features: bool
         yield _csv_line([name, *cells]) if as_csv else _text(name, found)
         num_lines += 1
     if not num_lines:
-        raise ValueError(f"{images[0]} must be an image that can be decoded, found none: give others")
+        raise ValueError(f"none of the images can be decoded, starting with {images[0]}")
 
 
 def _source_of(images: Sequence[str]) -> Source:
-    """The files, and those in the folders, in the order given."""
+    """Return the files, and all images in the folders, in the order given."""
     paths: list[str] = []
     for image in images:
         if os.path.isdir(image):
@@ -174,7 +180,7 @@ def _source_of(images: Sequence[str]) -> Source:
         elif os.path.isfile(image):
             paths.append(image)
         else:
-            raise ValueError(f"every image must be a file or a folder, found nothing at {image!r}: check the path")
+            raise ValueError(f"no image or folder at {image!r}. Check the path.")
     labels = np.zeros(len(paths), np.int64)
     sizes = np.array([os.path.getsize(path) for path in paths])
     return Source("image files", (), labels, paths, sizes, lambda i: Path(paths[i]).read_bytes())
@@ -182,7 +188,7 @@ def _source_of(images: Sequence[str]) -> Source:
 
 @torch.no_grad()
 def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[tuple[str, Tensor]]:
-    """The name of each image that can be decoded, and what the student answers, in fp32 on the CPU."""
+    """Yield the name of each decodable image and the student's output for it, in fp32 on the CPU."""
     crops = crops_of(exported.data("", num_classes=0), split="val", seed=0)
     num_workers = len(os.sched_getaffinity(0))
     images = TorchvisionImages(
@@ -197,7 +203,7 @@ def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[
     first = 0
     for images_BHWC, status_B in micro_batches:
         for i in np.flatnonzero(status_B != DECODED):
-            logger.warning("an image has no answer, as it %s", images.reason(first + int(i), int(status_B[i])))
+            logger.warning("skipping an image that %s", images.reason(first + int(i), int(status_B[i])))
         is_there = torch.from_numpy(status_B == DECODED)
         images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).to(first_device())
         with fp32_products(allow_tf32=False):
@@ -209,7 +215,7 @@ def _answers(exported: Exported, source: Source, *, features: bool) -> Iterator[
 
 def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))  # so that both are quoted in a cell
+    csv.writer(line, lineterminator="\r\n").writerow(map(safe_cell, cells))  # csv quotes cells with either character
     return line.getvalue().removesuffix("\r\n")
 
 

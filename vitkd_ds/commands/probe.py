@@ -1,4 +1,4 @@
-"""Ask what the pooled features of an exported student are worth on labelled images: k-NN and a linear probe."""
+"""Evaluate an exported student's pooled features on labelled images by k-NN and a linear probe."""
 
 from torch import Tensor, nn
 
@@ -17,27 +17,27 @@ from vitkd_ds.train.probe import knn_votes, linear_probe, top1
 def probe_exported(
     student: str, *, knn: bool, probe: bool, train: str = "", val: str = "", micro_batch_size: int = 64, seed: int = 0
 ) -> dict[str, float]:
-    """Classify validation images by the pooled features of a student, with or without a classifier of its own.
+    """Classify validation images by the pooled features of a student, whether or not it has a classifier.
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        knn, probe: which of the two.
-        train, val: labelled .betons, packed class folders, or "demo"; "" is the run's data.knn_train and data.knn_val,
-            or else its data.train and data.val, of which the classes of its data.classes count.
+        knn, probe: methods to run.
+        train, val: labelled .betons, packed class folders, or "demo". "" uses the run's data.knn_train and
+            data.knn_val if set, else its data.train and data.val with only the classes in its data.classes.
         micro_batch_size: images per forward.
-        seed: of the probe's held-out images and order.
+        seed: seed of the probe's held-out images and order.
 
     Returns:
-        `num_train` and `num_images`, and in percent `knn_top1` and `probe_top1`; `probe_lr`.
+        `num_train` and `num_images` (images used), `knn_top1` and `probe_top1` (percent), and `probe_lr`.
 
     Raises:
-        ValueError: files that do not fit, or without labels.
+        ValueError: files are inconsistent or have no labels.
     """
     exported = open_exported(student)
     own = exported.run.data if exported.run and not train else None
     kept = own.classes if own and not own.knn_train else ""
     train, val = (_labelled(exported, split, path) for split, path in (("train", train), ("val", val)))
-    # Both splits are cut as in validation, and the labels of val are numbered as those of train.
+    # Both splits are cropped as in validation. Labels of val are numbered by the classes of train.
     classes = read_classes(kept) if kept else check_beton(train).classes
     model = exported.model()
     (train_ND, labels_N), (val_MD, labels_M) = (
@@ -54,29 +54,29 @@ def probe_exported(
 
 
 def _labelled(exported: Exported, split: str, path: str) -> str:
-    """The .beton that --train or --val means. Raises ValueError if there is none, or it has no labels."""
+    """Return the .beton of --train or --val. Raise ValueError if there is none or it has no labels."""
     if not path and exported.run is None:
-        raise ValueError(f"--{split} must name labelled images, found no run beside {exported.folder}: give it")
-    # What k-NN is asked for while a run without labels trains, or else what it trains on.
+        raise ValueError(f"no labelled images: {exported.folder} does not belong to a run. Pass --{split}.")
+    # A run without labels may have separate labelled images for k-NN.
     path = path or exported.own_images(f"knn_{split}" if getattr(exported.run.data, f"knn_{split}") else split)
     found = str(demo_beton(split)) if path == "demo" else find_packed(split, path)
     if len(check_beton(found).classes) < 2:
         raise ValueError(
-            f"--{split} must name images with labels of two or more classes, found none in {found!r}: give others, as "
-            "k-NN and the probe cannot do without"
+            f"{found!r} has no labels of two or more classes, which k-NN and the probe need. Pass labelled images as "
+            f"--{split}."
         )
     return found
 
 
 def _loader(exported: Exported, path: str, classes: tuple[str, ...], kept: str, micro_batch_size: int) -> Loader:
-    """Each image of a file once; `kept` is a file of the only classes that are used, or ""."""
+    """Return a loader that reads each image once; `kept` is a file with the classes to use, or "" for all."""
     data = exported.data(path, num_classes=len(classes), train=path, classes=kept)
     return build_loader(data, split="val", micro_batch_size=micro_batch_size, classes=classes, device=first_device())
 
 
 def _features_of(model: nn.Module, loader: Loader) -> tuple[Tensor, Tensor]:
-    """Pooled features and labels of the images that could be decoded."""
+    """Return pooled features and labels of the images that can be decoded."""
     features_ND, labels_N = pooled_features(model, loader, normalization=build.normalization_of(model))
     if not (labels_N >= 0).any():
-        raise ValueError(f"{loader.path} must hold images that can be decoded, found none: give others")
+        raise ValueError(f"none of the images in {loader.path} can be decoded")
     return features_ND[labels_N >= 0], labels_N[labels_N >= 0]

@@ -1,6 +1,6 @@
-"""A picture of what both models will see: look at it before a run of days.
+"""Draw a grid of training images after crops, augmentation and mixing, to check before a long run.
 
-The images are what a run with this seed and micro-batches of 32 trains on first, after crops, augmentation and mixing.
+The images are the first 32 that a run with this seed and micro-batches of 32 trains on.
 """
 
 import logging
@@ -28,26 +28,26 @@ COLUMNS = 8
 CAPTION_LINES = 2
 LINE_PIXELS = 12
 BASELINE_PIXELS = 9
-"""Lines below an image, pixels from one to the next, and from the top of a line to the foot of its letters."""
+"""Caption lines per image, pixels per line, and pixels from the top of a line to its baseline."""
 FONT_PIXELS = 10
 NO_CHARACTER = "\U0010ffff"
-"""What every font draws as the box for a character that it lacks."""
+"""A character that no font has, so its glyph is the font's box for missing characters."""
 MIN_CELL_PIXELS = 128
-"""Smaller images are enlarged, pixel by pixel."""
+"""Smaller images are enlarged by an integer factor."""
 MIN_PART = 0.01
-"""Labels with less of the image than this are not written."""
+"""Smallest target value of a label that is written."""
 
 
 def show(run: Run, dst: Path) -> Path:
-    """Write a grid of augmented, mixed training images with their labels to the PNG `dst`, replacing any; return `dst`.
+    """Write a grid of augmented and mixed training images with labels to the PNG `dst`, replacing any; return `dst`.
 
-    An image of one class has its name below, one that was mixed of two each name with its share.
+    The caption is the class name, or for an image mixed from two classes each name with its target value.
 
     Args:
-        run: its data.train, augment and seed decide.
+        run: its data.train, student, augment, losses and seed determine the images.
 
     Raises:
-        ValueError: the data does not fit the run, or `dst` is no .png.
+        ValueError: the data does not fit the run, or `dst` is not a .png.
     """
     check_picture(dst)
     images = open_images(run.data, split="train", seed=run.seed, micro_batch_size=1)
@@ -56,7 +56,7 @@ def show(run: Run, dst: Path) -> Path:
     loader = build_loader(
         run.data, split="train", micro_batch_size=size, seed=run.seed, augment=run.augment, statistics=statistics
     )
-    # Smoothing gives every class a little of every label, which says nothing about the image, and draws nothing.
+    # Label smoothing would only add a small constant to every target, so captions are taken without it.
     unsmoothed = replace(run, losses=run.losses.without_label_smoothing())
     with closing(loader.epoch(0)) as micro_batches:
         images_BCHW, targets_BK = mix_step(unsmoothed, *next(micro_batches), step=0, place=0)
@@ -75,12 +75,12 @@ def _caption(target_K: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
 
 
 def one_line(name: str) -> str:
-    """A class name without what Pillow cannot write: newlines and other control characters, bytes that are no UTF-8."""
+    """Escape characters that Pillow cannot draw: newlines, other control characters and bytes outside UTF-8."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)
 
 
 def _grid(pixels_BHWC: np.ndarray, captions: list[list[str]]) -> Image.Image:
-    """The images in rows, each with its caption below."""
+    """Return the images in rows, each with its caption below."""
     size = pixels_BHWC.shape[1]
     cell = size * max(1, -(-MIN_CELL_PIXELS // size))
     row_pixels = cell + CAPTION_LINES * LINE_PIXELS
@@ -97,7 +97,7 @@ def _grid(pixels_BHWC: np.ndarray, captions: list[list[str]]) -> Image.Image:
 
 
 def _fitting(text: str, fits: Callable[[str], bool]) -> str:
-    """The text, or as much of its beginning as fits with three dots behind."""
+    """Return the text, or its longest beginning that fits with an ellipsis."""
     if fits(text):
         return text
     while text and not fits(f"{text}…"):
@@ -106,28 +106,30 @@ def _fitting(text: str, fits: Callable[[str], bool]) -> str:
 
 
 def find_font(texts: Iterable[str]) -> ImageFont.FreeTypeFont:
-    """Find a font with all characters of the texts: Pillow's own, or one that fontconfig knows. Where there is none,
-    a warning names what Pillow's font, which is returned, draws as boxes."""
+    """Return a font with all characters of the texts: Pillow's default, or one that fontconfig finds.
+
+    If there is none, return Pillow's default and warn about the characters that it draws as boxes.
+    """
     characters = sorted(set().union(*texts))
     default = ImageFont.load_default(FONT_PIXELS)
     missing = _missing_from(default, characters)
     if not missing:
         return default
     for file in _files_with(characters):
-        with suppress(OSError):  # of a font of pictures, or of a fixed size
+        with suppress(OSError):  # bitmap fonts with one fixed size
             font = ImageFont.truetype(file, FONT_PIXELS)
             if not _missing_from(font, characters):
                 return font
     logger.warning(
-        "no font has %s: boxes stand in their place. Install fontconfig and a font with these characters, such as "
-        "fonts-noto-cjk.",
+        "no font has the characters %s, so boxes replace them. Install fontconfig and a font with these characters, "
+        "such as fonts-noto-cjk.",
         " ".join(missing),
     )
     return default
 
 
 def _files_with(characters: Iterable[str]) -> list[str]:
-    """Font files that have the characters, for fontconfig; none where it is not installed."""
+    """Return font files with all of the characters, from fontconfig; [] if it is not installed."""
     pattern = f":charset={' '.join(f'{ord(character):x}' for character in characters)}"
     words = ["fc-list", "--format", "%{file}\n", pattern]
     with suppress(OSError, subprocess.SubprocessError):

@@ -1,20 +1,20 @@
-"""Text of --help: the index of commands and the page of each, as wide as the terminal."""
+"""Text of --help: the index of commands and the page of each, wrapped to the terminal."""
 
 import shutil
 from textwrap import wrap
 
 from vitkd_ds.commands.manual import GROUPS, PAGES, Option
 
-MORE = "vitkd-ds help COMMAND explains a command, vitkd-ds train --help every setting of a run."
+MORE = "vitkd-ds help COMMAND explains a command; vitkd-ds train --help lists every setting of a run."
 
 
 def columns(widest: int = 80) -> int:
-    """Return the width of the terminal, or `widest` where there is none."""
+    """Return the terminal's width in characters, or `widest` if there is no terminal."""
     return shutil.get_terminal_size((widest, 24)).columns
 
 
 def index_text(summaries: dict[str, str]) -> str:
-    """List the commands by group, each with its summary."""
+    """Return the list of commands by group, each with its summary."""
     widest = max(map(len, summaries))
     lines = ["usage: vitkd-ds COMMAND [ARGUMENTS] [--OPTION VALUE ...]"]
     for group, names in GROUPS.items():
@@ -23,12 +23,12 @@ def index_text(summaries: dict[str, str]) -> str:
 
 
 def table_text(rows: dict[str, str]) -> str:
-    """Make a table of names and texts, wrapped to the terminal."""
+    """Return a two-column table of names and texts, wrapped to the terminal."""
     return "\n".join(line for name, text in rows.items() for line in _row(name, text, max(map(len, rows)), indent=0))
 
 
 def page_text(name: str, summary: str) -> str:
-    """Explain a command: arguments, options, examples."""
+    """Return the help page of a command: arguments, options, examples."""
     page = PAGES[name]
     usage = " ".join(["usage: vitkd-ds", name, *page.words, *["[OPTIONS]"] * bool(page.options or page.takes_run)])
     lines = [*wrapped(summary), "", *wrapped(usage, after=8)]
@@ -48,18 +48,18 @@ def _typed(key: str, option: Option) -> str:
 
 
 def _row(name: str, text: str, widest: int, *, indent: int = 2) -> list[str]:
-    """Put a name before a text; the text continues below itself, or below the name where the terminal is narrow."""
+    """Return a table row. Further lines align with the text, or start below the name if the terminal is narrow."""
     after = indent + widest + 2
     return wrapped(f"{name:{widest}}  {text}", indent=indent, after=after if after < columns() / 2 else indent + 4)
 
 
 def _continued(command: str) -> list[str]:
-    r"""Break a command line with \ where the terminal ends."""
+    r"""Break a command line with \ at the terminal's width."""
     lines = wrap(command, columns() - 6, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines).replace("\n", " \\\n    ").join(["  ", ""]).splitlines()
 
 
 def wrapped(text: str, *, indent: int = 0, after: int | None = None, widest: int = 80) -> list[str]:
-    """Wrap a text to the terminal, between words only; lines after the first begin with `after` spaces."""
+    """Wrap text to the terminal, only between words; lines after the first start with `after` spaces."""
     spaces = {"initial_indent": " " * indent, "subsequent_indent": " " * (indent if after is None else after)}
     return wrap(text, columns(widest), **spaces, break_long_words=False, break_on_hyphens=False)

@@ -1,5 +1,4 @@
-"""Watch a run from its folder, wherever it trains: its progress, its evaluations, its stops, its end. Reads only, and
-without torch."""
+"""Show a run's progress, evaluations and interruptions from its folder; read-only, without torch."""
 
 import logging
 import os
@@ -19,13 +18,13 @@ LOOK_EVERY_S = 1.0
 
 
 def watch(run: str) -> dict[str, Any]:
-    """Show the progress of a run as its own terminal does, until it is finished; return its summary.
+    """Show the progress of a run, as its own terminal does, until it is finished; return its summary.
 
-    A folder that does not exist, or holds no config.json yet beside the lock of a job, is waited for. A run whose job
-    ended, or gives no sign of life, is said to wait, and is watched on: the same command may go on.
+    If the folder does not exist yet, or a job has locked it but not yet written config.json, wait for the run to start.
+    If the run's job has exited or stopped responding, say so and keep watching, because another job may resume the run.
 
     Raises:
-        ValueError: a folder that is no run.
+        ValueError: the folder is not a run.
     """
     folder = Path(run)
     _wait_for_a_start(folder)
@@ -36,9 +35,9 @@ def watch(run: str) -> dict[str, Any]:
     state = ""
     try:
         while True:
-            is_done = (folder / DONE).exists()  # before the log, of which then nothing is missed
+            is_done = (folder / DONE).exists()  # checked before reading the log, so that no line is missed
             lines, is_anew = log.read()
-            if is_anew and _total_steps(folder) != total_steps:  # it was extended
+            if is_anew and _total_steps(folder) != total_steps:  # the run was extended
                 progress.close()
                 total_steps = _total_steps(folder)
                 progress = Progress(total_steps, start_step=0)
@@ -60,7 +59,7 @@ def watch(run: str) -> dict[str, Any]:
 
 
 class _Growing:
-    """A log that grows, and is replaced where a run goes on from a checkpoint."""
+    """Log file that grows, and is replaced when the run resumes from a checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,8 +67,10 @@ class _Growing:
         self._offset = 0
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
-        """The whole lines since the last reading, and whether the file is another one. Opening it makes a network file
-        system ask its server."""
+        """Return the complete lines since the last call, and whether the file was replaced.
+
+        Each call opens the file again, so that a network file system checks its server for changes.
+        """
         try:
             with self._path.open("rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
@@ -85,13 +86,13 @@ class _Growing:
 
 
 def _wait_for_a_start(folder: Path) -> None:
-    """Return when the folder holds a run. Raise ValueError for a folder of something else."""
+    """Wait until the folder contains a run. Raise ValueError if it contains something else."""
     is_told = False
     while not (folder / CONFIG).is_file():
         if folder.exists() and holder_of(folder) is None and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} holds no {CONFIG}, so it is no run folder. Give the --workdir of train.")
+            raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}. Pass the --workdir of train.")
         if not is_told:
-            logger.info("no run in %s yet: waiting for one to start there. Press Ctrl-C to stop.", folder)
+            logger.info("no run in %s yet; waiting for it to start. Press Ctrl-C to stop.", folder)
         is_told = True
         time.sleep(LOOK_EVERY_S)
 
@@ -105,11 +106,11 @@ def _values(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _state(folder: Path) -> str:
-    """Who works on the run, or that nobody does."""
+    """Return a status line: which job is training the run, or that it is waiting to be resumed."""
     holder = holder_of(folder)
     if holder is None:
-        return f"no job works on {folder}: waiting for the command that goes on with it"
+        return f"no job is training {folder}; waiting for it to be resumed"
     name, silent_s, lives = holder
     if lives is False or (lives is None and silent_s > STALE_S):
-        return f"{name} is gone, or cut off, without an end of {folder}: waiting for the command that goes on with it"
-    return f"{name} works on {folder}"
+        return f"{name} has exited or lost contact before {folder} was finished; waiting for it to be resumed"
+    return f"{name} is training {folder}"

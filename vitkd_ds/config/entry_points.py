@@ -1,7 +1,7 @@
-"""Losses, teachers, trackers and data sources of other installed packages, found by their entry points.
+"""Entry points that add losses, teachers, trackers and data sources from other installed packages.
 
-An installed package names them in the groups `vitkd_ds.losses`, `vitkd_ds.teachers`, `vitkd_ds.trackers` and
-`vitkd_ds.sources`. A run stores their names only, so no stored file can make a command import code.
+The groups are `vitkd_ds.losses`, `vitkd_ds.teachers`, `vitkd_ds.trackers` and `vitkd_ds.sources`. A run stores only
+their names, so no stored file can make a command import code.
 """
 
 from collections.abc import Collection
@@ -13,12 +13,12 @@ from vitkd_ds.config.term import Term
 
 
 def installed(kind: str) -> list[EntryPoint]:
-    """Return the entry points of a kind (losses, teachers, trackers, sources) in the order of their names."""
+    """Return the entry points of a kind (losses, teachers, trackers, sources), sorted by name."""
     return sorted(entry_points(group=f"vitkd_ds.{kind}"), key=lambda point: (point.name, point.value))
 
 
 def find(kind: str, name: str) -> EntryPoint | None:
-    """Return the entry point of this name; None if no installed package has it."""
+    """Return the entry point with this name, or None if no installed package has it."""
     return next((point for point in installed(kind) if point.name == name), None)
 
 
@@ -35,35 +35,35 @@ def load(point: EntryPoint) -> Any:
     """
     try:
         return point.load()
-    except Exception as error:  # anything that another package can do wrong
+    except Exception as error:  # importing foreign code may raise anything
         raise ValueError(
             f"{described(point)} does not load: {type(error).__name__}: {error}. Fix or remove the package."
         ) from error
 
 
 def find_terms(taken: Collection[str]) -> tuple[dict[str, type[Term]], list[str]]:
-    """Return the loss terms of other installed packages by name, and an error message for each that cannot be added.
+    """Return the loss terms of other installed packages by name, and an error message for each invalid one.
 
     Args:
-        taken: names that no term of another package may have.
+        taken: reserved names.
     """
     terms: dict[str, type[Term]] = {}
     problems = []
-    # In the order of their names: parameters follow it, and every node and every later start must cut them alike.
+    # Sorted by name: the order of parameters follows, and it must be equal on every node and at every start.
     for point in installed("losses"):
         where = described(point)
         if point.name in (*taken, *terms) or not point.name.isidentifier() or iskeyword(point.name):
-            problems.append(f"a term of another package must have a name of its own, found {where}: rename it")
+            problems.append(f"the name of loss {where} is taken or invalid. Rename it.")
             continue
         try:
             term = point.load()
             if not (isinstance(term, type) and issubclass(term, Term)):
-                raise TypeError(f"{term!r} is no dataclass of vitkd_ds.config.term.Term")
+                raise TypeError(f"{term!r} is no dataclass derived from vitkd_ds.config.term.Term")
             term()
-        except Exception as error:  # whatever another package does wrong
+        except Exception as error:  # foreign code may raise anything
             problems.append(
-                f"a term of another package must load and have defaults, found {type(error).__name__}: {error} of "
-                f"{where}: mend or remove the package"
+                f"loss {where} does not load with its defaults: {type(error).__name__}: {error}. Fix or remove the "
+                "package."
             )
             continue
         terms[point.name] = term

@@ -1,4 +1,4 @@
-"""Text of `train.py --help`: every setting of a run with its kind, default and docstring."""
+"""Text of `train.py --help`: every setting of a run with its type, default and docstring."""
 
 import inspect
 import json
@@ -15,20 +15,20 @@ from vitkd_ds.config.run import Run
 
 
 def field_help(run: Run, topic: str = "", *, width: int) -> str:
-    """Describe the fields of a run in `width` columns: a heading for each group, each field as the option to type.
+    """Describe the fields of a run in `width` columns, grouped under headings, each as the option to type.
 
     Args:
-        run: source of the defaults; a part that is None is listed with the defaults of its class.
-        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" is everything.
+        run: source of the defaults; a group that is None shows the defaults of its class.
+        topic: a group (optim, losses, losses.ce) or one field (optim.lr); "" means everything.
 
     Raises:
-        ValueError: there is no such topic; the nearest is named.
+        ValueError: unknown topic; the message suggests the nearest.
     """
-    settings = sorted(settings_of(type(run), run), key=lambda setting: "." in setting.key)  # the top level comes first
+    settings = sorted(settings_of(type(run), run), key=lambda setting: "." in setting.key)  # top level first
     chosen = [setting for setting in settings if not topic or f"{setting.key}.".startswith(f"{topic}.")]
     if not chosen:
         names = {name for setting in settings for name in accumulate(setting.key.split("."), "{}.{}".format)}
-        raise ValueError(f"--help {topic} is no group or field of a run: {nearest_option(topic, names)}")
+        raise ValueError(f"--help {topic}: no such group or field; {nearest_option(topic, names)}")
     lines = []
     whole_words = {"width": width, "break_long_words": False, "break_on_hyphens": False}
     for heading, group in groupby(chosen, key=_heading):
@@ -48,14 +48,14 @@ def docstring(setting: Setting) -> str:
 
 
 def _heading(setting: Setting) -> str:
-    """Title of the group of a setting."""
+    """Return the heading of a setting's group."""
     group = setting.key.rpartition(".")[0] or "run"
     absent = "" if setting.is_in_run else " The recipe has none; these are the defaults of a recipe that has one."
     return f"{group}: {inspect.getdoc(setting.owner)}{absent}"
 
 
 def _typed(value: Any) -> str:
-    """Return a value as a shell takes it after an option, nothing for a field without a default."""
+    """Return "=VALUE" quoted for a shell, or "" for a field without a default."""
     if value is PydanticUndefined:
         return ""
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Folders in the Hugging Face hub's format: those of `vitkd-ds export --format hf`, and the names of foreign ones."""
+"""Model folders in the Hugging Face Hub's format: our exports, and hints for folders of other libraries."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,14 @@ from vitkd_ds.config.reading import Unreadable, load_json
 
 WEIGHTS = "model.safetensors"
 OF_DESCRIPTION = {"val_crop_fraction": "crop_pct", "interpolation": "interpolation", "classes": "label_names"}
-"""Key of student.json -> key of `pretrained_cfg` in the file of the hub."""
+"""Key of student.json -> key of `pretrained_cfg` in the Hub's config.json."""
 
 
 def description_of(file: Path) -> dict[str, Any]:
-    """Return what student.json said of an exported student, from config.json; {} if the export is not ours.
+    """Return the content of student.json for an export in the Hub's format, from its config.json; {} if it is not ours.
 
-    Our exports are told from other timm folders by the number of classes among the model's arguments and by the names
-    of the classes. Folders of the hub's cache stay foreign: their weights are used as timm describes them.
+    Only our exports have the number of classes in `model_args` and the class names in `pretrained_cfg`. Folders in the
+    Hub's cache are not ours, and timm's own description applies to them.
     """
     config = _read(file)
     args, stated = config.get("model_args"), config.get("pretrained_cfg")
@@ -32,7 +32,7 @@ def description_of(file: Path) -> dict[str, Any]:
 
 
 def advice_for(file: Path) -> str:
-    """Return the end of an error message: what lies beside a foreign config.json and how to use it; "" if unknown."""
+    """Return the end of an error message that says how to use a foreign model folder; "" if its kind is unknown."""
     config = _read(file)
     if "architecture" in config:
         model = config["architecture"]
@@ -50,7 +50,7 @@ def advice_for(file: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Read a JSON object; {} if there is none or it is damaged."""
+    """Read a JSON object; return {} for a missing or damaged file."""
     try:
         found = load_json(file)
     except Unreadable:

@@ -1,49 +1,49 @@
-"""Evaluation metrics: each is declared here once, and computed in `vitkd_ds.train`.
+"""Declarations of the evaluation metrics, which `vitkd_ds.train` computes.
 
-metrics.jsonl has a metric as `val_NAME`, and so have the progress lines, the trackers and `watch`. `eval` prints it as
-NAME. A metric that is not declared, as a loss term of another package may have, is logged and printed only.
+metrics.jsonl, progress lines, trackers and `watch` name a metric `val_NAME`; `eval` prints it as NAME. An undeclared
+metric, such as one from another package's loss term, is only logged and printed.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 PREFIX = "val_"
-"""Beginning of a metric's name in metrics.jsonl."""
+"""Prefix of a metric's name in metrics.jsonl."""
 EVALUATED = "val_num_images"
-"""Key that only the lines of evaluations have."""
+"""Key found only in evaluation lines."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Declaration of an evaluation metric. An empty place leaves it out there."""
+    """Declaration of an evaluation metric. An empty field omits the metric from that output."""
 
     said: str = ""
-    """Words on a model card."""
+    """Name on a model card."""
     unit: str = ""
     digits: int = 4
-    """Decimals where a command prints it."""
+    """Decimals in printed output."""
     is_higher_better: bool = True
     has_interval: bool = False
-    """Whether it is a percentage of the validation images, so that Wilson's interval holds for it."""
+    """Whether it is a percentage of validation images, so that Wilson's interval is valid."""
     chart: str = ""
-    """Title of its chart in a report."""
+    """Chart title in a report."""
     dashed_in: str = ""
-    """Metric of the student in whose chart it is a dashed curve."""
+    """Another metric; its chart shows this one as a dashed curve."""
     tile: str = ""
-    """Words of its tile at the top of a report."""
+    """Label of its tile at the top of a report."""
     column: tuple[str, str] | None = None
-    """Two lines over its column of `compare`."""
+    """Two heading lines of its column in `compare`."""
     csv: str = ""
-    """Its name in the CSV of `compare`."""
+    """Column name in the CSV of `compare`."""
     summary: str = ""
-    """Its name in summary.json."""
+    """Key in summary.json."""
     summarized_for: Literal["", "classes", "features"] = ""
-    """Students that have it in summary.json even where it is unknown: with a classifier, or without."""
+    """Kind of student (with a classifier or headless) that always has this key in summary.json, null if unknown."""
     decides_for: Literal["", "classes", "features"] = ""
-    """Students whose best checkpoint it chooses."""
+    """Kind of student that uses this metric to select its best checkpoint."""
 
     def is_better(self, value: float, other: float) -> bool:
-        """Return whether a value is better than another one."""
+        """Return whether `value` is better than `other`."""
         return value > other if self.is_higher_better else value < other
 
 
@@ -71,7 +71,7 @@ VAL_METRICS = {
         summarized_for="classes",
     ),
     "teacher_top1": Metric(
-        said="top-1 % of the teacher",
+        said="teacher top-1 %",
         unit="%",
         digits=2,
         has_interval=True,
@@ -109,24 +109,24 @@ VAL_METRICS = {
         decides_for="features",
     ),
     "cka_patches": Metric(
-        said="linear CKA with its patch tokens",
+        said="linear CKA with the teacher's patch tokens",
         chart="CKA of patch tokens",
         summary="cka_patches",
         summarized_for="features",
     ),
     "cosine": Metric(
-        said="cosine of the pooled features with the teacher's, transformed as in training, through adapters that are "
-        "not exported",
+        said="cosine similarity with the teacher's pooled features, transformed as in training (uses adapters that are "
+        "not exported)",
         chart="Cosine with the target",
         summary="cosine",
     ),
     "cosine_patches": Metric(
-        said="the same cosine of the patch tokens",
+        said="the same cosine similarity for patch tokens",
         chart="Cosine of patch tokens",
         summary="cosine_patches",
     ),
     "knn_top1": Metric(
-        said="top-1 % by k-NN on the pooled features, on labelled images of its own",
+        said="k-NN top-1 % on pooled features, on separate labelled images",
         unit="%",
         digits=2,
         chart="k-NN top-1",
@@ -136,17 +136,17 @@ VAL_METRICS = {
     "probe_top1": Metric(unit="%", digits=2),
     "probe_lr": Metric(),
 }
-"""Every declared metric by its name, in the order in which reports and cards show them."""
+"""Every declared metric by name, in the order of reports and model cards."""
 
 
 def digits_of(name: str) -> int:
-    """Return the decimals of a number that a command prints, of METRIC or METRIC/TEACHER; 2 of no declared metric."""
+    """Return the decimals for printing METRIC or METRIC/TEACHER; 2 for an undeclared metric."""
     metric = VAL_METRICS.get(name.partition("/")[0])
     return metric.digits if metric else 2
 
 
 def summary_of(result: dict[str, float], kind: Literal["classes", "features"]) -> dict[str, float | None]:
-    """Return an evaluation's numbers as summary.json has them, for a student of a kind; further teachers come last."""
+    """Return an evaluation's entries of summary.json for a kind of student; additional teachers come last."""
     summary = {
         metric.summary: result.get(name)
         for name, metric in VAL_METRICS.items()
@@ -160,5 +160,5 @@ def summary_of(result: dict[str, float], kind: Literal["classes", "features"]) -
 
 
 def deciding(kind: Literal["classes", "features"]) -> str:
-    """Return the name of the metric that chooses the best checkpoint of a student of a kind."""
+    """Return the metric that selects the best checkpoint for a kind of student."""
     return next(name for name, metric in VAL_METRICS.items() if metric.decides_for == kind)

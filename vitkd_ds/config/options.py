@@ -1,5 +1,7 @@
-"""Apply a command line's options to a run, with what follows from them: the model that a run folder describes, and the
-terms that are off without a teacher. Nothing here imports torch."""
+"""Apply command-line options to a run, including their consequences. Imports no torch.
+
+Consequences are the model that a given run folder describes, and loss terms switched off without a teacher.
+"""
 
 import logging
 from dataclasses import replace
@@ -15,21 +17,22 @@ from vitkd_ds.config.term import terms_of_a_teacher
 logger = logging.getLogger(__name__)
 
 WEIGHTS = {StudentConfig: ("init", ("", "hub")), TeacherConfig: ("checkpoint", ("", "hub", "demo", "random"))}
-"""The field that names a model's weights, and its values that are no path."""
+"""Settings class -> the field that names its weights, and the values of that field that are no path."""
 
 
 def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
     """Copy a recipe's run with options such as {"optim.lr": "3e-4"} set.
 
-    - `teacher`: "none" trains without any; the terms that need a teacher are then off. Any option of a teacher that the
-      recipe lacks adds it: `teacher.X` is short for `teachers.teacher.X`.
-    - `teacher.checkpoint` and `student.init` take a run folder, a checkpoint or an export, which also says the model
-      and its arguments; the result names the file of weights in it.
-      A run that was begun with an earlier checkpoint of the same run keeps it.
-    - Another `student.model` or `teacher.model` does not inherit the recipe's model_args.
+    - `teacher`: "none" removes all teachers and switches off the terms that need one. Setting any option of a teacher
+      that the recipe lacks adds that teacher. `teacher.X` is short for `teachers.teacher.X`.
+    - `teacher.checkpoint` and `student.init` accept a run folder, a checkpoint or an export. The model and its
+      arguments are then taken from there, and the result names the weight file in it. A run that was started from
+      an earlier checkpoint of that folder keeps the earlier one.
+    - A new `student.model` or `teacher.model` does not inherit the recipe's model_args.
 
     Raises:
-        ValueError: an option or value that is none (the nearest is named), or files that contradict the options.
+        ValueError: unknown option (the message suggests the nearest), invalid value, or files that contradict the
+            options.
     """
     own = {shortened(key): text for key, text in options.items() if key != USUAL}
     run = apply_overrides(_with_teachers(recipe, options), own)
@@ -42,7 +45,7 @@ def apply_options(recipe: Run, options: Mapping[str, str]) -> Run:
 
 
 def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
-    """Add the teachers that the run lacks and an option sets, or remove all if `teacher` says so."""
+    """Add teachers that only the options mention, or remove all for `teacher` "none"."""
     paths = {key: path_of(key) for key in options if key != USUAL}
     own = {key: path[1] for key, path in paths.items() if path[0] == MANY and len(path) == 3}
     if USUAL not in options:
@@ -50,7 +53,7 @@ def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
         return replace(run, teachers=run.teachers | added)
     if options[USUAL] != "none":
         raise ValueError(
-            f"--teacher must be none, got {options[USUAL]!r}. Name a teacher's weights or run folder with "
+            f"--teacher must be none, got {options[USUAL]!r}. Pass a teacher's weights or run folder with "
             "--teacher.checkpoint, or its architecture with --teacher.model."
         )
     for key in own:
@@ -59,46 +62,46 @@ def _with_teachers(run: Run, options: Mapping[str, str]) -> Run:
 
 
 def _without_terms_of_a_teacher(run: Run, options: Mapping[str, str]) -> Run:
-    """Turn off the terms that need a teacher, except those that an option turns on, which the check names."""
+    """Switch off the terms that need a teacher. Terms that an option sets stay; `check_run` rejects them."""
     for name in terms_of_a_teacher(run.losses):
         term, option = getattr(run.losses, name), f"losses.{name}.weight"
         if option not in options:
             run = replace(run, losses=replace(run.losses, **{name: replace(term, weight=0.0)}))
         elif term.weight and USUAL in options:
-            raise ValueError(f"--{option}={options[option]} needs a teacher, got --teacher none. Omit one of them.")
+            raise ValueError(f"--{option}={options[option]} and --teacher none exclude each other. Omit one of them.")
     return run
 
 
 def _without_old_args(run: Run, recipe: Run, role: str, options: Mapping[str, str]) -> Run:
-    """Drop the recipe's arguments of another model than the one that is now named."""
+    """Drop the recipe's model_args if an option names another model."""
     config, before = run.models[role], recipe.models.get(role)
     is_other = before is not None and config.model != before.model
     if not (is_other and config.model_args and f"{role}.model_args" not in options):
         return run
     old = f"recipe {recipe.recipe}'s {before.model}"
     args = dict(config.model_args)
-    logger.info(f"{role}.model={config.model} takes the place of {old}: its {role}.model_args {args} are dropped")
+    logger.info(f"{role}.model={config.model} replaces {old}; dropped the recipe's {role}.model_args {args}")
     return run.with_model(role, replace(config, model_args={}))
 
 
 def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Run:
-    """Resolve a folder to the file of weights in it, and take the model that the .json beside the weights describes.
+    """Resolve a folder to its weight file, and take the model from the .json file next to the weights.
 
-    An option that names another model is rejected, and `model_args` of an option stay, as a model may be built with
-    more arguments than it was stored with.
+    An option that names another model is rejected. `model_args` from an option replace the described ones, because a
+    model may need other arguments now than when it was stored.
     """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]
     value = getattr(config, key)
     if value in words:
         return run
-    # What an option names must be there; what a run has stored is missed only when it is loaded.
+    # A path from an option must exist now. A stored path is checked when it is loaded.
     path = run_folder.find_weights(value, f"{role}.{key}") if f"{role}.{key}" in options else Path(value)
     described = run_folder.model_of(run_folder.description_beside(path))
     named = options.get(f"{role}.model")
     if described and named not in (None, described["model"]):
         raise ValueError(
-            f"--{role}.model={named} is not the model of {role}.{key}={value}, which is {described['model']}. Omit it."
+            f"--{role}.model={named} contradicts {role}.{key}={value}, which holds {described['model']}. Omit it."
         )
     if f"{role}.model_args" in options:
         described.pop("model_args", None)
@@ -106,8 +109,10 @@ def _with_described_model(run: Run, role: str, options: Mapping[str, str]) -> Ru
 
 
 def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
-    """Keep the checkpoint with which the run in workdir was begun, where the option `given` names the run that it is
-    of: that one may have trained on, or become finished, since."""
+    """Keep the initial checkpoint of the run in workdir if the option `given` names the same source run.
+
+    The source run may have newer checkpoints by now, and switching to them would change a started run.
+    """
     config = run.models[role]
     key, words = WEIGHTS[type(config)]
     workdir, path = Path(run.workdir), Path(given).expanduser()
@@ -121,8 +126,8 @@ def _with_weights_of_before(run: Run, role: str, given: str) -> Run:
         return run
     if not Path(old).exists() and not (workdir / run_folder.DONE).exists():
         raise ValueError(
-            f"{workdir} was begun with {role}.{key}={old}, which does not exist any more, and {given} means {new} now. "
-            "Restore the file, or give another --workdir."
+            f"{workdir} was started with {role}.{key}={old}, which no longer exists, and {given} now means {new}. "
+            "Restore the file, or pass another --workdir."
         )
-    logger.info(f"{role}.{key} stays {old}, with which {workdir} was begun, though {given} means {new} now")
+    logger.info(f"keeping {role}.{key}={old}: {workdir} was started with it, although {given} now means {new}")
     return run.with_model(role, replace(config, **{key: old}))

@@ -1,6 +1,6 @@
-"""Set fields of a frozen run from text, and rebuild settings from JSON; pydantic converts and checks both.
+"""Set fields of a frozen run from text, and rebuild settings from JSON. Pydantic converts and checks both.
 
-An unknown name is rejected with the nearest valid one, before anything else happens.
+An unknown name is rejected before anything else happens, with the nearest valid name in the message.
 """
 
 import difflib
@@ -19,28 +19,28 @@ from vitkd_ds.config.teachers import ANY, path_of, shortened
 T = TypeVar("T")
 
 MANY = 20
-"""Most names that a message lists."""
+"""Maximum number of names listed in a message."""
 NEARLY_AS_CLOSE = 0.1
-"""Likeness, from 0 to 1, by which a suggested name may be behind the nearest."""
+"""Maximum difference in similarity (0 to 1) between a suggested name and the nearest one."""
 
 
 class Setting(NamedTuple):
-    """A field at the end of a dotted key."""
+    """One setting of a run, with its dotted key."""
 
     key: str
     owner: Any
-    """Class that has the field."""
+    """Class that declares the field."""
     field: FieldInfo
     value: Any
-    """Value in the run; PydanticUndefined if neither the run nor the class has one."""
+    """Value in the run, else the default of its class, else PydanticUndefined."""
     is_in_run: bool
-    """Whether the run has the part, and with it this value."""
+    """Whether the run contains the group of this setting."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a clause that helps with an unknown name: the nearest valid ones, else all if they are few."""
+    """Return a hint for an unknown name: the nearest valid names, or all of them if they are few."""
     valid = sorted(set(valid))
-    close = [key for key in valid if key.endswith(f".{name}")]  # "lr" means "optim.lr"
+    close = [key for key in valid if key.endswith(f".{name}")]  # "lr" suggests "optim.lr"
     if not close:
         close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
         likeness = [difflib.SequenceMatcher(None, key, name).ratio() for key in close]
@@ -53,15 +53,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def nearest_option(name: str, valid: Iterable[str]) -> str:
-    """Return a clause that helps with an unknown option: what is meant by it elsewhere, else the nearest names."""
+    """Return a hint for an unknown option: its equivalent if another program has it, else the nearest names."""
     valid = set(valid)
     return advice(name, valid) or nearest(name, valid)
 
 
 def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of a part and the parts in it; of a part that is None, those of its class.
+    """Yield every setting of a settings class, nested ones included; if `part` is None, with the class's defaults.
 
-    In a field that maps names to parts, each name is a part; without any, NAME stands for one.
+    A field that maps names to parts yields the settings of each name, or once with the placeholder NAME if it is empty.
     """
     for name, field in cls.__pydantic_fields__.items():
         value = field.get_default(call_default_factory=True) if part is None else getattr(part, name)
@@ -77,10 +77,10 @@ def settings_of(cls: Any, part: Any, prefix: str = "") -> Iterator[Setting]:
 def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
     """Copy a run, or a part of one, with dotted keys set from text, such as {"optim.lr": "3e-4"}.
 
-    A part that the run lacks is made from what is given and the defaults of its class.
+    A part that the run lacks is created from the given values and the defaults of its class.
 
     Raises:
-        ValueError: an unknown key (the nearest is named), or text that is no value of the field.
+        ValueError: unknown key (the message suggests the nearest), or text that is not valid for the field.
     """
     tree = asdict(run)
     for key, text in overrides.items():
@@ -102,7 +102,7 @@ def apply_overrides(run: T, overrides: Mapping[str, str]) -> T:
 
 
 def convert(text: str, kind: Any, key: str) -> Any:
-    """Convert text to a bool, an int or text; `key` is the option that an error names."""
+    """Convert text to a bool, int or str; `key` is the option named in errors."""
     try:
         return TypeAdapter(kind).validate_python(_plain(text, kind))
     except ValueError:
@@ -110,12 +110,13 @@ def convert(text: str, kind: Any, key: str) -> Any:
 
 
 def from_dict(cls: type[T], stored: Mapping[str, Any]) -> T:
-    """Rebuild a settings class from the nested dict that config.json holds.
+    """Rebuild a settings class from the nested dict in config.json.
 
-    An absent field takes its default: it is newer than the file, and its default is what was done before it existed.
+    An absent field is newer than the file and takes its default, which keeps the behaviour from before the field
+    existed.
 
     Raises:
-        ValueError: a name is unknown or missing, or a value does not fit its field.
+        ValueError: unknown or missing name, or invalid value.
     """
     try:
         return TypeAdapter(cls).validate_python(stored, strict=False)
@@ -124,12 +125,12 @@ def from_dict(cls: type[T], stored: Mapping[str, Any]) -> T:
 
 
 def _plain(text: str, declared_type: Any) -> Any:
-    """Split text into what pydantic converts; raises ValueError if it cannot be split."""
+    """Parse text into a plain value for pydantic. Raises ValueError if it cannot be parsed."""
     kind = get_origin(declared_type) or declared_type
     if kind is tuple:
         return [part.strip(" '\"") for part in text.strip("()[] ").split(",") if part.strip()]
     if kind in KINDS and kind not in (bool, int, float):
         return json.loads(text)
     if kind in (int, float) and "_" in text:
-        raise ValueError("Python's 1_000 is no number here")
+        raise ValueError("underscores in numbers are not allowed")
     return text

@@ -1,7 +1,7 @@
-"""Base of the settings classes: frozen pydantic dataclasses whose errors and --help are worded here.
+"""Base of the settings classes: frozen pydantic dataclasses, with the wording of their errors and --help.
 
-A field's annotation says what it may hold, once for the check and for the text: `lr: Annotated[Number, Gt(0)]`, or
-`placement: Literal["shard", "replica", "offload"]`. The string below the field is its help.
+A field's annotation defines both its check and its description: `lr: Annotated[Number, Gt(0)]`, or
+`placement: Literal["shard", "replica", "offload"]`. The string below the field is its help text.
 """
 
 import collections.abc
@@ -22,31 +22,31 @@ KINDS = {
     tuple: "numbers with commas, such as 0.08,1",
     collections.abc.Mapping: 'a JSON object, such as {"depth": 4}',
 }
-"""Words for the values of a type; any other type takes text as it is."""
+"""Description of a type's values. Any other type accepts text as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule(Predicate):
-    """A condition on a value with the words for it: "two numbers", not "must be two numbers"."""
+    """Condition on a value with its description, such as "two numbers" (without "must be")."""
 
     must: str
 
 
 def _number(value: Any, convert: Callable[[Any], float]) -> float:
-    """Check a number; a whole one stays one, so that stored settings do not change from 20 to 20.0."""
+    """Check a number and keep integers as int, so that stored settings do not change from 20 to 20.0."""
     number = convert(value)
     return value if type(value) is int else number
 
 
 Number = Annotated[float, WrapValidator(_number)]
-"""Type of a field for finite numbers."""
+"""Field type for a finite number."""
 
 
 class Checked(type):
-    """Metaclass that turns pydantic's error into a ValueError in our words."""
+    """Metaclass that replaces pydantic's error by a ValueError with our wording."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make an instance from values of exactly the declared types."""
+        """Create an instance from values of exactly the declared types."""
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
@@ -54,7 +54,7 @@ class Checked(type):
 
 
 class Part(metaclass=Checked):
-    """A part of a run, made a dataclass by pydantic; `place` is its key in the run, such as optim."""
+    """Base of a group of settings; `place` is its key in the run, such as optim."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     _place = ""
@@ -65,18 +65,21 @@ class Part(metaclass=Checked):
 
 
 def part_in(field: FieldInfo) -> Any:
-    """Return the settings class in a field of type `X`, `X | None` or `dict[str, X]`, else None."""
+    """Return the settings class X of a field of type `X`, `X | None` or `dict[str, X]`, else None."""
     options = (field.annotation, *get_args(field.annotation))
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
 def holds_many(field: FieldInfo) -> bool:
-    """Return whether a field is a mapping, so that names stand below it."""
+    """Return whether a field maps names to values."""
     return get_origin(field.annotation) in (dict, collections.abc.Mapping)
 
 
 def locate(cls: Any, path: Sequence[str]) -> tuple[Any, FieldInfo | None]:
-    """Return the class in which a path of names ends, and its field there: None if it has none, or a part."""
+    """Follow a path of names; return the last settings class and its field.
+
+    The field is None if the class has no such field, or if the path ends at a group of settings.
+    """
     names = [*path]
     while names:
         field = cls.__pydantic_fields__.get(names.pop(0))
@@ -90,7 +93,7 @@ def locate(cls: Any, path: Sequence[str]) -> tuple[Any, FieldInfo | None]:
 
 
 def what(field: FieldInfo) -> str:
-    """Say in words what a setting must be."""
+    """Describe the valid values of a setting."""
     if rules := [item.must for item in field.metadata if isinstance(item, Rule)]:
         return rules[0]
     if get_origin(field.annotation) is Literal:
@@ -107,23 +110,23 @@ def what(field: FieldInfo) -> str:
 
 
 def require(holds: bool, key: str, found: Any, must: str) -> None:
-    """Raise ValueError unless `holds`; the message names the key, what must hold and what was found."""
+    """Raise ValueError unless `holds`; the message has the key, the requirement and the value."""
     if not holds:
         raise ValueError(f"{key} must {must}, got {repr(found)[:80]}. Change it in the recipe or with --{key}.")
 
 
 def explain(error: ValidationError, cls: Any) -> str:
-    """Say the first problem that pydantic found in a settings class, with the evidence and the remedy."""
+    """Describe the first problem in pydantic's error, with the evidence and the remedy."""
     first = error.errors(include_url=False)[0]
-    names = [name for name in first["loc"] if isinstance(name, str)]  # without the index in a tuple
+    names = [name for name in first["loc"] if isinstance(name, str)]  # drop indices in tuples
     key = shortened(".".join(filter(None, (cls._place, *names))))
     owner, field = locate(cls, names)
-    if first["type"] in ("value_error", "assertion_error"):  # of a check with a message of its own
+    if first["type"] in ("value_error", "assertion_error"):  # raised by one of our checks, with its own message
         return f"{key}: {first['ctx']['error']}" if field else str(first["ctx"]["error"])
     if first["type"] == "missing" and first["loc"][-1] == names[-1]:
         return f"{key} is missing. Set it in the recipe or with --{key}."
     if first["type"] == "unexpected_keyword_argument":
         (close,) = difflib.get_close_matches(names[-1], owner.__pydantic_fields__, n=1, cutoff=0)
-        return f"{key} is no setting of this version. Remove it, or use the nearest, {close}."
+        return f"{key} is no setting of this version. Remove it, or use {close}, the most similar name."
     must = what(field) if field else "a JSON object"
     return f"{key or 'a run'} must be {must}, got {repr(first['input'])[:80]}. Change it in the recipe or with --{key}."

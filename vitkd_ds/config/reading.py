@@ -1,7 +1,7 @@
-"""Read files whose disk may fail for a moment, as network file systems do. Nothing here imports torch.
+"""Read files with retries, because network file systems fail for moments. Imports no torch.
 
-A file that cannot be read is not one that cannot be understood: of its content nothing is known, so it must not be
-passed over as damaged, and another start may succeed.
+An unreadable file is not a damaged one: its content is unknown, so it must not be skipped, and a later start may
+succeed.
 """
 
 import errno
@@ -16,23 +16,23 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 WAITS_S = (1.0, 2.0, 4.0)
-"""Seconds before each further attempt to read."""
+"""Seconds before each retry."""
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors that say what the path is, and which no further attempt changes."""
+"""Errors about the path. Retrying does not help."""
 OF_THE_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
-"""Errors of a disk that is away, perhaps for a moment, whatever the file is."""
+"""Errors of the disk, which may be temporary."""
 
 
 class Unreadable(OSError):
-    """The disk, or the right to read, failed again and again; the same command may succeed later."""
+    """A file could not be read, even with retries. The same command may succeed later."""
 
 
 def patiently(read: Callable[..., T]) -> Callable[..., T]:
-    """Decorate a function whose first argument is the path that it reads: it is called a few times more if it fails.
+    """Decorate a function that reads the path in its first argument: it is retried after a failure.
 
-    It raises:
-        OSError: there is no such file, or it is a folder; at once.
-        Unreadable: it failed each time.
+    The decorated function raises:
+        OSError: the file does not exist or is a folder (raised without a retry).
+        Unreadable: every attempt failed.
     """
 
     @wraps(read)
@@ -45,10 +45,10 @@ def patiently(read: Callable[..., T]) -> Callable[..., T]:
                     raise
                 if wait_s is None:
                     raise Unreadable(
-                        f"{path} must be readable, found {error}, {len(WAITS_S) + 1} times in {sum(WAITS_S):.0f} s: "
-                        "check its disk, and the right to read it; then the same command goes on"
+                        f"{path} cannot be read ({len(WAITS_S) + 1} attempts in {sum(WAITS_S):.0f} s): {error}. Check "
+                        "its disk and its permissions, then rerun the same command."
                     ) from error
-                logger.warning("%s cannot be read, %s: another attempt in %g s", path, error, wait_s)
+                logger.warning("cannot read %s, retrying in %g s: %s", path, wait_s, error)
                 time.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
 
@@ -56,22 +56,20 @@ def patiently(read: Callable[..., T]) -> Callable[..., T]:
 
 
 def raise_if_of_the_disk(error: BaseException, what: str) -> None:
-    """Raise Unreadable if a disk made `error` while `what` was read: another start may succeed."""
+    """Raise Unreadable if `error`, raised while reading `what`, came from the disk; a later start may succeed."""
     if isinstance(error, OSError) and error.errno in OF_THE_DISK:
-        raise Unreadable(
-            f"{what} must be readable, found {error}: check the disk; then the same command goes on"
-        ) from error
+        raise Unreadable(f"{what} cannot be read: {error}. Check the disk, then rerun the same command.") from error
 
 
 @patiently
 def read_bytes(file: Path) -> bytes:
-    """Read a whole file; raises as `patiently` says."""
+    """Read a whole file; for errors see `patiently`."""
     return file.read_bytes()
 
 
 def load_json(file: Path) -> Any:
-    """Read a JSON file; raises as `patiently` says, and ValueError if it holds none."""
+    """Read a JSON file. Raises ValueError if its content is not JSON; for other errors see `patiently`."""
     try:
         return json.loads(read_bytes(file).decode())
     except RecursionError:
-        raise ValueError("brackets that are nested too deeply") from None
+        raise ValueError("brackets are nested too deeply") from None

@@ -1,4 +1,4 @@
-"""Names in a run folder, and the exported student that a path means. Nothing here imports torch."""
+"""File names in a run folder, and lookup of exported students by path. Imports no torch."""
 
 import os
 import re
@@ -19,18 +19,18 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 DONE = "done"
-"""An empty file of a finished run."""
+"""Empty file that marks a finished run."""
 PREDICTIONS = "predictions.json"
-"""What both models answered in the newest evaluation, for each validation image."""
+"""Predictions of both models for each validation image in the newest evaluation."""
 STUDENT, DESCRIPTION = "student.safetensors", "student.json"
 TAG = re.compile(r"step\d{8}")
 POINTERS = ("latest", "best")
-"""Files in the checkpoints folder, each with the name of a checkpoint in it."""
+"""Files in the checkpoints folder that contain the name of a checkpoint."""
 PATHS_OF_DATA = ("train", "val", "knn_train", "knn_val", "classes")
 NO_PATHS = ("", "demo", "hub", "random")
-"""Values in the place of a path."""
+"""Special values of path settings."""
 NOT_OF_THE_MODEL = ("num_classes", "img_size", "pretrained_cfg_overlay")
-"""Arguments in a description that a run sets by itself, from its data."""
+"""Arguments in a description that a run derives from its own data."""
 
 EXPORTED = {
     "model": str,
@@ -43,24 +43,24 @@ EXPORTED = {
     "interpolation": str,
     "classes": list,
 }
-"""Keys of an exported student's description, with their types, from which it is rebuilt and fed."""
+"""Required keys of an exported student's description, with their types."""
 
 
 def tags(folder: Path) -> list[str]:
-    """Published checkpoints in a checkpoints folder, newest first."""
+    """Return the complete checkpoints in a checkpoints folder, newest first."""
     names = _read_if_there(os.listdir, folder) or ()
     return sorted((name for name in names if TAG.fullmatch(name)), reverse=True)
 
 
 def pointer(folder: Path, name: str) -> str:
-    """The checkpoint that `latest` or `best` names, "" if there is none."""
+    """Return the checkpoint that `latest` or `best` names, or ""."""
     content = _read_if_there(Path.read_bytes, folder / name) or b""
     text = content.decode(errors="replace").strip()
     return text if TAG.fullmatch(text) else ""
 
 
 def _read_if_there(read: Callable[[Path], T], path: Path) -> T | None:
-    """Read `patiently`; return None where there is no such file."""
+    """Read with retries; return None for a missing file."""
     try:
         return patiently(read)(path)
     except OSError as error:
@@ -70,21 +70,23 @@ def _read_if_there(read: Callable[[Path], T], path: Path) -> T | None:
 
 
 def newest(folder: Path) -> str:
-    """The checkpoint to go on from, "" if there is none: the one that `latest` names, the next older one if that is not
-    there, or else the newest."""
+    """Return the checkpoint to resume from, or "" if there is none.
+
+    It is the one that `latest` names; if that is missing, the next older one; otherwise the newest.
+    """
     latest, every = pointer(folder, "latest"), tags(folder)
     return next((tag for tag in every if tag <= latest), next(iter(every), ""))
 
 
 def find_student(source: str | Path) -> Path:
-    """The folder with student.safetensors and student.json that `source` means: an export, a checkpoint, or a run.
+    """Return the folder with student.safetensors and student.json for a run, a checkpoint or an export.
 
-    RUN/best and RUN/latest, or RUN/checkpoints/best and .../latest, are the checkpoints that these pointers name. A run
-    that is not finished means its newest checkpoint. The path of the file of weights is its folder. An export may have
-    the hub's format.
+    RUN/best and RUN/latest (or RUN/checkpoints/best and .../latest) resolve to the checkpoints that these pointers
+    name. An unfinished run resolves to its newest checkpoint, and a weight file to its folder. An export may also have
+    the Hub's format.
 
     Raises:
-        ValueError: one of the two files is not there.
+        ValueError: one of the two files is missing.
     """
     source = Path(source)
     folder = source.parent if source.name in (STUDENT, hub_folder.WEIGHTS) else source
@@ -96,12 +98,12 @@ def find_student(source: str | Path) -> Path:
     for file in student_files(folder):
         if not file.is_file():
             advice = hub_folder.advice_for(folder / CONFIG)
-            raise ValueError(f"{source} must be a run, a checkpoint or an exported student, found no {file}{advice}")
+            raise ValueError(f"{source} is no run, checkpoint or exported student: {file} does not exist{advice}")
     return folder
 
 
 def student_files(folder: Path) -> tuple[Path, Path]:
-    """Return the weights and the description of the student in a folder: of a run, or of an export for the hub."""
+    """Return the paths of a student's weights and description in a folder, in our format or the Hub's."""
     ours = folder / STUDENT, folder / DESCRIPTION
     if ours[0].is_file() or not hub_folder.description_of(folder / CONFIG):
         return ours
@@ -109,14 +111,16 @@ def student_files(folder: Path) -> tuple[Path, Path]:
 
 
 def read_description(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the description of the student in a folder, which must hold `keys`; raises what `read_json` raises."""
+    """Read a student's description, which must contain `keys`. Raises the errors of `read_json`."""
     file = student_files(folder)[1]
     return read_json(file, keys) if file.name == DESCRIPTION else hub_folder.description_of(folder / CONFIG)
 
 
 def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
-    """Call `use` with the folder of a student that `find` finds. A run may delete that checkpoint meanwhile; then the
-    newer one that `find` finds is used. Raises what `find` and `use` raise."""
+    """Call `use` with the student's folder that `find` returns, and retry if a running job deletes it meanwhile.
+
+    Raises the errors of `find` and `use`.
+    """
     for _ in range(19):
         folder = None
         try:
@@ -129,8 +133,11 @@ def read_student(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
 
 
 def find_weights(source: str, key: str) -> Path:
-    """The file of weights that `source` means: a file itself, else the student of a run, checkpoint or export. Raises
-    ValueError, which names the option `key`, if there is none."""
+    """Return the weight file for `source`: a file itself, or the student of a run, checkpoint or export.
+
+    Raises:
+        ValueError: there are no weights; the message names the option `key`.
+    """
     path = Path(source).expanduser()
     if not is_student(path):
         check_is_there(str(path), key)
@@ -141,28 +148,25 @@ def find_weights(source: str, key: str) -> Path:
 
 
 def is_student(path: Path) -> bool:
-    """Whether a path means the student of a run, checkpoint or export, and not a file of weights itself."""
+    """Return whether a path denotes a run, checkpoint or export rather than a weight file."""
     return path.is_dir() or path.name in POINTERS
 
 
 def is_begun(workdir: Path) -> bool:
-    """Whether a run folder holds a run with a checkpoint, or a finished one."""
+    """Return whether a run folder contains a finished run or a run with a checkpoint."""
     return (workdir / DONE).exists() or bool(newest(workdir / CHECKPOINTS))
 
 
 def run_of(weights: Path) -> Path:
-    """The folder of the run, or else of the export, in which a file student.safetensors lies."""
+    """Return the folder of the run, or else of the export, that contains a student.safetensors."""
     folder = weights.resolve().parent
     return folder.parents[1] if folder.parent.name == CHECKPOINTS else folder
 
 
 def check_is_there(file: str, key: str) -> None:
-    """Raise ValueError unless a file of weights, which the option `key` names, exists."""
+    """Raise ValueError unless the weight file given with the option `key` exists."""
     if not Path(file).expanduser().is_file():
-        raise ValueError(
-            f"{key} must be a file of weights, or a run, checkpoint or export folder, found none at {file}: check the "
-            "path"
-        )
+        raise ValueError(f"{key}: no weight file, run, checkpoint or export at {file}. Check the path.")
 
 
 def check_is_new(target: Path) -> None:
@@ -172,13 +176,13 @@ def check_is_new(target: Path) -> None:
 
 
 def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a JSON file that a run has written.
+    """Read a JSON file written by a run.
 
     Args:
-        keys: keys that it must hold, with dots for those inside, and the type of each.
+        keys: required keys (dotted for nested ones) with their types.
 
     Raises:
-        ValueError: it is not there, is damaged, or lacks a key.
+        ValueError: the file is missing or damaged, or lacks a key.
         Unreadable: the disk failed.
     """
     try:
@@ -186,21 +190,23 @@ def read_json(file: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     except Unreadable:
         raise
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} must be readable JSON, as a run writes it, found {error}: restore the file") from None
+        raise ValueError(f"{file} is missing or not valid JSON: {error}. Restore the file.") from None
     for key, kind in ({"": dict} | keys).items():
         value = content
         for part in key.split(".") if key else ():
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, kind):
-            what, found = (f"hold {key}", f"found {value!r}") if key else ("be a JSON object", f"found {content!r}")
-            raise ValueError(f"{file} must {what}, as a run writes it, {found[:80]}: restore the file")
+            what, found = (
+                (f"has no valid {key}", f"got {value!r}") if key else ("must be a JSON object", f"got {content!r}")
+            )
+            raise ValueError(f"{file} {what}, {found[:80]}. Restore the file.")
     return content
 
 
 def description_beside(weights: Path) -> dict[str, Any]:
-    """What the .json beside a file of weights says of its model (`model`, `args`, `classes`, `normalization`, ...).
+    """Return the model description (`model`, `args`, `classes`, `normalization`, ...) stored next to a weight file.
 
-    {} if there is none of that kind. Raises ValueError if it is damaged.
+    Returns {} if there is no description. Raises ValueError if it is damaged.
     """
     path = weights.with_suffix(".json")
     if not path.is_file():
@@ -208,12 +214,12 @@ def description_beside(weights: Path) -> dict[str, Any]:
     try:
         found = load_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} must say in JSON what model lies beside it, found {error}: export it again") from None
+        raise ValueError(f"{path} is not valid JSON: {error}. Export the model again.") from None
     return found if isinstance(found, dict) else {}
 
 
 def model_of(description: dict[str, Any]) -> dict[str, Any]:
-    """Name and arguments of a described model, as the fields of a run; {} if the description has none."""
+    """Return a description's model name and arguments as fields of a run; {} if it has none."""
     if not {"model", "args"} <= description.keys():
         return {}
     args = {key: value for key, value in description["args"].items() if key not in NOT_OF_THE_MODEL}
@@ -221,10 +227,10 @@ def model_of(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> Run:
-    """Read the run in a config.json, in a folder that holds one, or in what `train.py --print_config` printed.
+    """Read a run from a config.json, a folder with one, or a file with the output of `train.py --print_config`.
 
     Raises:
-        ValueError: there is no such file, or no run of this version in it; the message names the file.
+        ValueError: the file is missing or contains no run of this version; the message names the file.
         Unreadable: the disk failed.
     """
     file = path / CONFIG if path.is_dir() else path
@@ -236,12 +242,15 @@ def read_run(path: Path) -> Run:
     except OSError as error:
         raise ValueError(f"no run at {file}: {error.strerror}. Check the path.") from None
     except ValueError as error:
-        raise ValueError(f"{file} holds no run of this version: {error}") from None
+        raise ValueError(f"{file} contains no run of this version: {error}") from None
 
 
 def with_found_paths(run: Run, folder: Path) -> Run:
-    """Return a run whose relative paths lead to its files from the current folder: `folder` is where it lies now, and
-    the end of that path, its --workdir, says where `train` was started. A path that leads nowhere there stays."""
+    """Return a run with its relative paths resolved from where `train` was started.
+
+    `folder` is the run's present folder. If its path ends with the run's relative --workdir, the part in front of it is
+    where `train` was started. Paths that do not exist there stay unchanged.
+    """
     workdir, place = Path(run.workdir), folder.resolve()
     start = Path(*place.parts[: len(place.parts) - len(workdir.parts)])
     if workdir.is_absolute() or start / workdir != place or start == Path.cwd():

@@ -1,4 +1,4 @@
-"""Names that timm, DeiT, lightly-train and others give to the options of this package."""
+"""Names of our options in timm, DeiT, lightly-train and other programs, for hints about unknown options."""
 
 from collections.abc import Collection
 
@@ -79,32 +79,32 @@ NAMES = {
     "workdir": "out output output_dir save_dir log_dir o outdir",
     "workers": "num_workers j",
 }
-"""Our option, or an option with its value -> names of others for it. A name may lead to several of ours."""
+"""Our option (or option=value) -> its names in other programs. One name may lead to several options."""
 
 ELSEWHERE = {
-    "a run takes all visible GPUs of its launcher, or else the CPU; choose with CUDA_VISIBLE_DEVICES, or with "
+    "a run uses all visible GPUs of its launcher, or else the CPU; choose with CUDA_VISIBLE_DEVICES or "
     "DS_ACCELERATOR=cpu": "device devices accelerator gpu gpu_id gpus cuda cpu no_cuda",
     "the launcher starts the processes: deepspeed --num_gpus N --num_nodes N train.py, or srun": (
         "num_gpus num_nodes nodes world_size strategy dist_url dist_backend distributed nproc_per_node dist_eval"
     ),
-    "the precision belongs to DeepSpeed's configuration, which --ds_config names": (
+    "precision is set in DeepSpeed's configuration; pass another file with --ds_config": (
         "amp amp_dtype amp_impl native_amp apex_amp precision fp16 bf16 dtype mixed_precision float32_matmul_precision"
     ),
-    "the learning rate falls along a cosine from optim.lr to optim.min_lr": (
+    "the schedule is always cosine, from optim.lr to optim.min_lr": (
         "sched scheduler lr_scheduler decay_epochs decay_rate cooldown_epochs patience_epochs lr_noise"
     ),
-    "mean and std are those of the student's timm model": "mean std normalize norm",
-    "each run evaluates itself, and vitkd-ds eval evaluates a finished one": "eval evaluate test no_eval eval_metric",
+    "mean and std come from the student's timm model": "mean std normalize norm",
+    "runs evaluate themselves; use vitkd-ds eval for a finished run": "eval evaluate test no_eval eval_metric",
 }
-"""Remedy -> names of others for what no option here sets."""
+"""Hint -> options of other programs that have no equivalent here."""
 
 
 def advice(name: str, valid: Collection[str]) -> str:
-    """Return what an option of another program is called here, "" if that is not known.
+    """Return a hint about an option of another program, or "".
 
     Args:
-        name: the option without dashes in front.
-        valid: options that the command has.
+        name: the option without leading dashes.
+        valid: options of the command.
     """
     name = name.lower().replace("-", "_")
     ours = [key for key, others in NAMES.items() if name in others.split() and key.partition("=")[0] in valid]

@@ -12,22 +12,22 @@ from vitkd_ds.config.teachers import USUAL
 
 @dataclass(frozen=True)
 class Needs:
-    """What a loss compares of student and teacher, besides the student's logits."""
+    """Inputs that a loss needs besides the student's logits."""
 
     logits: bool = False
-    """Logits of both, so the teacher must know the classes of the data."""
+    """Teacher logits; the teacher must have the data's classes."""
     tokens: bool = False
-    """Pooled features or final tokens of both, or a block of either."""
+    """Pooled features, final tokens or block outputs of the models."""
     student_blocks: tuple[int, ...] = ()
-    """Blocks whose patch tokens it compares, counted from 0."""
+    """Blocks that provide patch tokens, counted from 0."""
     teacher_blocks: tuple[int, ...] = ()
     student_attention: tuple[int, ...] = ()
-    """Blocks whose attention maps it compares, counted from 0, or from the last: -1."""
+    """Blocks that provide attention maps, counted from 0; negative numbers count from the end."""
     teacher_attention: tuple[int, ...] = ()
     second_head: bool = False
-    """Logits of the student's second head, which a distilled student has on its distillation token."""
+    """Logits of the student's second head, on the distillation token of a DeiT-distilled model."""
     labels: bool = False
-    """Labels of the images, besides all of the above."""
+    """Labels of the images."""
 
     def __or__(self, other: "Needs") -> "Needs":
         joined = {}
@@ -40,11 +40,11 @@ class Needs:
 
     @property
     def teacher(self) -> bool:
-        """Whether it compares anything of a teacher."""
+        """Whether the loss needs a teacher."""
         return replace(self, labels=False) != Needs()
 
     def blocks(self, *roles: str) -> bool:
-        """Return whether it compares chosen blocks of student or teacher, or of one of them."""
+        """Return whether the loss needs block outputs or attention of one of `roles` (default: of either model)."""
         chosen = {
             "student": self.student_blocks + self.student_attention,
             "teacher": self.teacher_blocks + self.teacher_attention,
@@ -53,78 +53,78 @@ class Needs:
 
     @property
     def classes(self) -> bool:
-        """Whether it compares labels, or logits of a classifier, so that the data must have classes."""
+        """Whether the loss needs labels or classifier logits, and so data with classes."""
         return self.labels or self.logits or self.second_head
 
     def tapped(self, role: str) -> tuple[int, ...] | None:
-        """The blocks of student or teacher that `tap_features` must tap; None where logits suffice."""
+        """Return the blocks of a role for `tap_features`; None if logits suffice."""
         return getattr(self, f"{role}_blocks") if self.tokens or self.blocks() else None
 
 
 class MeasuredCost(NamedTuple):
-    """Cost of a term whose speed was measured on a GPU; `plan` counts the operations of all others."""
+    """Cost of a term with a measured GPU speed. For all other terms, `plan` counts operations."""
 
     title: str
     """Name of the term in the tables of `plan`."""
     bytes_per_patch: int
-    """Bytes kept for backward per patch and unit of the teacher's width."""
+    """Bytes kept for backward, per patch and channel of the teacher."""
 
 
 @dataclass(frozen=True)
 class Term(Part, place="losses"):
-    """Fields shared by all loss terms. Attributes without an annotation are declarations, not fields."""
+    """Base of all loss terms. Attributes without an annotation are declarations, not settings."""
 
     module = ""
-    """Its `vitkd_ds.losses.part.LossPart`, as module:class; no field."""
+    """The term's `vitkd_ds.losses.part.LossPart`, as module:class."""
     needs = Needs()
-    """What it compares; a property where settings decide; no field."""
+    """The term's inputs; a property if they depend on its settings."""
     cost = None
-    """Its cost where that was measured; no field."""
+    """The term's `MeasuredCost`, if it was measured."""
     lowered_by = {}
-    """Name of a part of the term in the log -> the field that lowers it, where that is not `weight`; no field."""
+    """Logged part of the term -> the setting that scales it, if that is not `weight`."""
     is_watched = False
-    """Whether evaluations without labels also compute the `metrics` of its `LossPart`; no field."""
+    """Whether evaluations without labels also compute the `metrics` of the term's `LossPart`."""
 
     weight: Annotated[Number, Ge(0)] = 0.0
     """Factor of the term in the total; 0 is off."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the weight: constant, or linear / cosine from the weight down to 0 at the last step."""
+    """Schedule of the weight. constant: unchanged. linear, cosine: decay to 0 at the last step."""
     teacher: str = USUAL
-    """Name of the teacher that it compares, if it compares any; `teacher` is also a run's only one of another name."""
+    """Name of the teacher to imitate; the default also stands for a run's only teacher of any name."""
 
     def check_run(self, run: Any) -> None:
-        """Raise ValueError if it cannot be computed in this run, a `Run`."""
+        """Raise ValueError if the term cannot be computed in a `Run`."""
 
 
 @dataclass(frozen=True)
 class PairedBlocksTerm(Term, place="losses"):
-    """Fields of a term that compares blocks of the student with blocks of the teacher, one by one."""
+    """Base of terms that compare pairs of student and teacher blocks."""
 
     student_blocks: tuple[int, ...] = (0, 1)
     """Blocks of the student, counted from 0."""
     teacher_blocks: tuple[int, ...] = (0, 1)
-    """Blocks of the teacher that they are compared with, one by one."""
+    """Blocks of the teacher, paired with student_blocks in order."""
 
     def check_run(self, run: Any) -> None:
-        """Raise ValueError unless each block has a partner. Options are set one by one, so only a run can tell."""
+        """Raise ValueError unless every block has a partner. Checked here because options are set one at a time."""
         require(
             len(self.student_blocks) == len(self.teacher_blocks) > 0,
             f"{self._place}.teacher_blocks",
             self.teacher_blocks,
-            f"name as many blocks as student_blocks={self.student_blocks}, one or more",
+            f"have as many blocks as student_blocks={self.student_blocks}, at least one",
         )
 
 
 def terms_of_a_teacher(losses: Any) -> list[str]:
-    """Return the names of the terms that compare something of a teacher, with a weight or without."""
+    """Return the names of all terms that need a teacher, active or not."""
     return [name for name, term in losses.terms().items() if term.needs.teacher]
 
 
 def terms_of_logits(losses: Any) -> list[str]:
-    """Return the names of the terms that compare a teacher's logits only."""
+    """Return the names of all terms that need only a teacher's logits."""
     return [name for name in terms_of_a_teacher(losses) if losses.terms()[name].needs.tapped("teacher") is None]
 
 
 def terms_of_blocks(losses: Any) -> list[str]:
-    """Return the names of the terms that compare blocks of vision transformers."""
+    """Return the names of all terms that compare blocks of vision transformers."""
     return [name for name, term in losses.terms().items() if term.needs.blocks()]

@@ -19,7 +19,7 @@ RECIPE_OWNED = (
 FORBIDDEN = {
     "optimizer": "--optim.name, --optim.lr and the other options of optim",
     "scheduler": "--optim.warmup_epochs and --optim.min_lr",
-    "fp16": '"bf16" (fp16 needs a loss scale that the non-finite check would fight)',
+    "fp16": '"bf16" (fp16 needs loss scaling, which conflicts with the non-finite check)',
     "amp": '"bf16"',
     "elasticity": "--global_batch_size (DeepSpeed 0.19.8 removed it)",
     "data_efficiency": "vitkd_ds.data",

@@ -5,8 +5,8 @@ so at small micro-batches the GPU waits for Python. Outside the engine nothing c
 messages keep the weights' names and shapes, and losses and weights are bit-identical.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +25,12 @@ class Group:
     weight_decay: float = 0.0
     num_states: int = 0
     """fp32 values of optimizer state per element, without the moving average."""
-    is_whole: bool = False
-    """Keep each weight whole within one rank's partition, and pass its shape to the optimizer. If False, a partition
-    may start in the middle of a weight."""
+    cost: Callable[[nn.Parameter], float] | None = None
+    """Work of a weight's update, in any unit. If given, each weight stays whole within one rank's partition, the ranks
+    get about equal costs, and the optimizer gets the weights' shapes. If None, a partition may start in the middle of a
+    weight."""
+    row_blocks: Mapping[nn.Parameter, int] = field(default_factory=dict)
+    """Number of matrices, of equal height, that the optimizer gets for a weight; 1 if not listed."""
 
 
 class Place(NamedTuple):
@@ -49,15 +52,15 @@ class FlatModule(nn.Module):
         module: module on the CPU, in fp32.
         groups: its parameters to flatten.
         max_numel: most elements of a flat parameter, unless a single weight has more. Pass ZeRO's bucket size: ZeRO
-            reduces a longer parameter outside the bucket, after its whole gradient is complete. A group with `is_whole`
-            has one flat parameter per rank instead, all of equal length.
+            reduces a longer parameter outside the bucket, after its whole gradient is complete. A group with a
+            `cost` has one flat parameter per rank instead, all of equal length.
 
     Attributes:
         shapes: one dict per flat parameter, from name to shape of its weights, in order. In the state dict, the flat
             parameters are flat0, flat1, ...; the order follows `groups`.
         places: one dict per group, from name to place of its weights, in order.
-        parameter_groups: torch's parameter groups, with flat parameters. If `is_whole`, `shapes` lists the weights in
-            this rank's partition, which are consecutive from its start.
+        parameter_groups: torch's parameter groups, with flat parameters. If a group has a `cost`, `shapes` lists the
+            matrices in this rank's partition, which are consecutive from its start.
     """
 
     def __init__(self, module: nn.Module, groups: Sequence[Group], *, max_numel: int) -> None:
@@ -68,8 +71,9 @@ class FlatModule(nn.Module):
         self.parameter_groups: list[dict[str, Any]] = []
         names = {p: name for name, p in module.named_parameters()}
         for group in groups:
-            runs = _deal(group.params, ranks.world_size()) if group.is_whole else [*_cut(group.params, max_numel)]
-            length = max(_numel(run) for run in runs) if group.is_whole else 0
+            is_whole = group.cost is not None
+            runs = _deal(group, ranks.world_size()) if is_whole else [*_cut(group.params, max_numel)]
+            length = max(_numel(run) for run in runs) if is_whole else 0
             flats = []
             places = {}
             start = 0
@@ -85,8 +89,8 @@ class FlatModule(nn.Module):
                 start += len(padding)
             self.places.append(places)
             self.parameter_groups.append({"params": flats, "weight_decay": group.weight_decay})
-            if group.is_whole:
-                self.parameter_groups[-1]["shapes"] = [p.shape for p in runs[ranks.rank()]]
+            if is_whole:
+                self.parameter_groups[-1]["shapes"] = _shapes(group, runs[ranks.rank()])
         trained = {p for group in groups for p in group.params}
         # (owning module, attribute name, weight name); a weight shared by two modules has two entries.
         self._owners: list[tuple[nn.Module, str, str]] = []
@@ -179,9 +183,19 @@ def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Par
         yield run
 
 
-def _deal(params: Sequence[nn.Parameter], num_ranks: int) -> list[list[nn.Parameter]]:
-    """Assign weights to ranks, largest first, each to the rank with the fewest elements so far."""
+def _deal(group: Group, num_ranks: int) -> list[list[nn.Parameter]]:
+    """Assign weights to ranks, costliest first, each to the rank with the least work so far."""
+    assert group.cost is not None
     runs: list[list[nn.Parameter]] = [[] for _ in range(num_ranks)]
-    for p in sorted(params, key=nn.Parameter.numel, reverse=True):
-        min(runs, key=_numel).append(p)
+    for p in sorted(group.params, key=group.cost, reverse=True):
+        min(runs, key=lambda run: sum(map(group.cost, run))).append(p)
     return runs
+
+
+def _shapes(group: Group, run: Sequence[nn.Parameter]) -> list[torch.Size]:
+    """Return the shapes of a run's matrices, in order."""
+    shapes = []
+    for p in run:
+        number = group.row_blocks.get(p, 1)
+        shapes += number * [torch.Size([len(p) // number, *p.shape[1:]])]
+    return shapes

@@ -56,7 +56,7 @@ def load_file(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:  # torch's own message explains how to disable this protection
         wanted = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"the Python object {wanted[1]}" if wanted else "what torch's restricted unpickler refuses"
+        found = f"the Python object {wanted[1]}" if wanted else "an object rejected by torch's restricted unpickler"
         raise ValueError(
             f"{path} contains {found}, but only tensors and plain data are allowed, because other objects can run "
             "code from the file. Restore the original file, or pass another --workdir."

@@ -1,4 +1,4 @@
-"""Model arguments and preprocessing that a run or an exported student may set. None of them names a file."""
+"""Checks of model arguments and preprocessing from a run or an exported student. No setting may name a file."""
 
 import dataclasses
 import inspect
@@ -12,15 +12,15 @@ from torch import nn
 from vitkd_ds.config.overrides import nearest
 
 _OWNED_ARGS = {
-    "num_classes": "is data.num_classes",
-    "img_size": "is data.image_size",
-    "drop_path_rate": "is student.drop_path_rate",
-    "in_chans": "is 3, as images are RGB",
-    "patch_drop_rate": "must stay 0, as student and teacher tokens would not match",
+    "num_classes": "is set by data.num_classes",
+    "img_size": "is set by data.image_size",
+    "drop_path_rate": "is set by student.drop_path_rate",
+    "in_chans": "is 3 because images are RGB",
+    "patch_drop_rate": "must stay 0 because student and teacher tokens would not match",
     "device": "is chosen by the launcher",
-    "dtype": "is chosen in ds_configs",
+    "dtype": "is set in ds_configs",
 }
-"""Arguments of a model that model_args may not set, and why."""
+"""Arguments that model_args may not set, with the reason."""
 _NOT_ARGUMENTS = ("self", "cfg", "args", "kwargs")
 _PREPROCESSING = (
     "mean",
@@ -35,31 +35,34 @@ _PREPROCESSING = (
     "label_names",
     "label_descriptions",
 )
-"""Keys of timm's pretrained_cfg that a description may set. Others name files that timm would load."""
+"""Keys of timm's pretrained_cfg that a description may set. Other keys may name files that timm would load."""
 
 
 def check_model_args(model_args: Mapping[str, Any], cls: type[nn.Module], *, role: str) -> None:
-    """Refuse arguments that a model of this class does not take, and those that are set elsewhere."""
+    """Raise ValueError for arguments that the class does not accept or that other settings own."""
     known = _arguments_of(cls)
     for name, value in model_args.items():
         if name in _OWNED_ARGS:
-            raise ValueError(f"{role}.model_args must not set {name}, found {value!r}: it {_OWNED_ARGS[name]}")
+            raise ValueError(
+                f"{role}.model_args must not set {name} (got {value!r}): it {_OWNED_ARGS[name]}. Remove it."
+            )
         if name not in known:
             raise ValueError(
-                f"{role}.model_args must be arguments of timm's {cls.__name__}, found {name}: {nearest(name, known)}"
+                f"{role}.model_args: {name} is no argument of timm's {cls.__name__}; {nearest(name, known)}"
             )
 
 
 def takes_image_size(cls: type[nn.Module]) -> bool:
-    """Whether a timm class is built for one image size; a convolutional network takes any."""
+    """Return whether a timm class is built for one image size; convolutional networks accept any size."""
     return "img_size" in _arguments_of(cls)
 
 
 def _arguments_of(cls: type[nn.Module]) -> list[str]:
-    """Return the names of a timm class's own arguments, with the fields of its configuration if it has one.
+    """Return the argument names of a timm class, including the fields of its configuration if it has one.
 
-    Other arguments, which timm.create_model takes itself, may name files that it would unpickle."""
-    named = VisionTransformer if issubclass(cls, VisionTransformer) else cls  # subclasses hand theirs on
+    Other arguments go to timm.create_model itself and may name files that it would unpickle.
+    """
+    named = VisionTransformer if issubclass(cls, VisionTransformer) else cls  # subclasses pass **kwargs on
     signature = inspect.signature(named.__init__, eval_str=True).parameters
     config = signature["cfg"].annotation if "cfg" in signature else None
     fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
@@ -67,11 +70,11 @@ def _arguments_of(cls: type[nn.Module]) -> list[str]:
 
 
 def preprocessing_of(description: Mapping[str, Any], weights: Path) -> dict[str, Any]:
-    """Return what a student's description adds to timm's pretrained_cfg. Raises ValueError if it may name a file."""
+    """Return a description's additions to timm's pretrained_cfg. Raises ValueError for keys that may name a file."""
     described = description["args"].get("pretrained_cfg_overlay", {}) | description["normalization"]
     if unknown := sorted(described.keys() - {*_PREPROCESSING}):
         raise ValueError(
-            f"{weights.with_suffix('.json')} may describe only preprocessing and labels in pretrained_cfg_overlay and "
-            f"normalization, found {', '.join(unknown)}. Export the student again."
+            f"{weights.with_suffix('.json')}: pretrained_cfg_overlay and normalization may contain only preprocessing "
+            f"and labels, got {', '.join(unknown)}. Export the student again."
         )
     return described

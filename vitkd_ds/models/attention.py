@@ -1,4 +1,4 @@
-"""Attention maps of chosen blocks, recomputed from queries and keys, because fused attention keeps none."""
+"""Attention maps of chosen blocks, recomputed from queries and keys because fused attention does not store them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,56 +13,59 @@ from torch import Tensor, nn
 from vitkd_ds.losses.precision import at_least_fp32
 
 KINDS = (Attention, AttentionRope, EvaAttention)
-"""Classes of timm whose queries and keys are known here; a subclass may compute others."""
+"""timm's attention classes with known computation of queries and keys. A subclass may differ."""
 
 
 class AttentionMaps:
-    """Attention maps of chosen blocks, computed by hooks while the model runs.
+    """Attention maps of chosen blocks, computed by hooks during the model's forward pass.
 
-    The blocks run unchanged, with fused attention. A hook runs where the block's weights are, also where ZeRO gathers
-    them for the block's forward only. Between `begin` and `take` the hooks store what they compute.
+    The blocks run unchanged, with fused attention. A hook runs inside its block's forward, so the weights are available
+    even if ZeRO gathers them only for that time. The hooks store maps between `begin` and `take`.
 
     Args:
-        model: one of `vitkd_ds.models.features.TOKEN_MODELS`, before its blocks are wrapped.
-        blocks: numbers of the blocks; negative ones count from the last.
+        model: an instance of `vitkd_ds.models.features.TOKEN_MODELS` with unwrapped blocks.
+        blocks: block indices; negative ones count from the end.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[int]) -> None:
         self._num_prefix_tokens = model.num_prefix_tokens
         self._found: dict[int, Tensor] | None = None
-        # Blocks that are compiled one by one share graphs, and a graph without the hook would serve a block with it.
+        # Blocks that are compiled one by one share graphs. Without this guard, a graph compiled for a block without a
+        # hook would also be used for a block with one.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         for number in blocks:
             attention = model.blocks[number].attn
             attention.register_forward_pre_hook(partial(self._record, number), with_kwargs=True)
 
     def begin(self) -> None:
-        """Store the maps of the next forward pass."""
+        """Start storing maps for the next forward pass."""
         self._found = {}
 
     def take(self) -> dict[int, Tensor]:
-        """Return and forget the maps: by block the attention of patches to patches [B, P, P], mean over heads, in at
-        least fp32. Rows sum to less than 1 where prefix tokens have the rest."""
+        """Return and discard the maps: by block, attention among patches [B, P, P], mean over heads, at least fp32.
+
+        Rows sum to less than 1 if prefix tokens receive the rest of the attention.
+        """
         found = self._found
         self._found = None
         return found
 
     def _record(self, number: int, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         map_BNN = mean_attention(attention, args[0], kwargs.get("rope"))
-        # Activation checkpointing runs a block again in the backward pass, where nobody takes the map.
+        # Activation checkpointing runs a block again in backward, when no map is needed.
         if self._found is not None:
             prefix = self._num_prefix_tokens
             self._found[number] = map_BNN[:, prefix:, prefix:]
 
 
 def check_attention(model: nn.Module, blocks: Sequence[int], *, role: str, term: str) -> None:
-    """Raise ValueError unless the maps of a model's blocks can be computed."""
+    """Raise ValueError if attention maps of a model's blocks cannot be computed."""
     for number in blocks:
         attention = getattr(model.blocks[number], "attn", None)
         if type(attention) not in KINDS:
             known = ", ".join(kind.__name__ for kind in KINDS)
             raise ValueError(
-                f"losses.{term} needs blocks with one attention layer of timm ({known}), but block {number} of the "
+                f"losses.{term} needs blocks with an attention layer of timm ({known}), but block {number} of the "
                 f"{role} is a {type(model.blocks[number]).__name__} with {type(attention).__name__}. Choose another "
                 f"{role}, or set --losses.{term}.weight=0."
             )
@@ -71,13 +74,13 @@ def check_attention(model: nn.Module, blocks: Sequence[int], *, role: str, term:
 def mean_attention(
     attention: nn.Module, tokens_BND: Tensor, rope: Tensor | None = None, *, num_queries: int | None = None
 ) -> Tensor:
-    """Return an attention layer's probabilities, mean over heads, in at least fp32 [B, N, N].
+    """Return an attention layer's probabilities [B, N, N], mean over heads, in at least fp32.
 
     Args:
-        attention: one of KINDS.
+        attention: a layer of one of KINDS.
         tokens_BND: the layer's input.
-        rope: rotary embedding that the layer gets with it.
-        num_queries: compute the rows of the first tokens only; None is all.
+        rope: the rotary embedding passed to the layer, if any.
+        num_queries: compute only the first rows; None computes all.
     """
     query_BAND, key_BAND = _queries_and_keys(attention, tokens_BND, rope)
     query_BAND = at_least_fp32(query_BAND[:, :, :num_queries])
@@ -87,7 +90,7 @@ def mean_attention(
 
 
 def _queries_and_keys(attention: nn.Module, tokens_BND: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return queries and keys [B, A, N, D / A] as the layer's own forward computes them."""
+    """Return queries and keys [B, A, N, D / A], computed as in the layer's forward."""
     if attention.qkv is not None:
         bias = _bias(attention)
         projected = attention.qkv(tokens_BND) if bias is None else F.linear(tokens_BND, attention.qkv.weight, bias)
@@ -104,14 +107,14 @@ def _queries_and_keys(attention: nn.Module, tokens_BND: Tensor, rope: Tensor | N
 
 
 def _rotated(attention: nn.Module, queries_BAND: Tensor, rope: Tensor) -> Tensor:
-    """Apply the rotary embedding to the queries, or keys, of patches."""
+    """Apply the rotary embedding to the patches' queries or keys."""
     prefix = attention.num_prefix_tokens
     patches_BAPD = apply_rot_embed_cat(queries_BAND[:, :, prefix:], rope, half=attention.rotate_half)
     return torch.cat([queries_BAND[:, :, :prefix], patches_BAPD], dim=2).type_as(queries_BAND)
 
 
 def _bias(attention: nn.Module) -> Tensor | None:
-    """Return the bias of EVA's projection, which has none for keys; None where the projection adds its own."""
+    """Return the bias of EVA's joint projection (zero for keys), or None if the projection layer has its own bias."""
     if getattr(attention, "q_bias", None) is None:
         return None
     return torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])

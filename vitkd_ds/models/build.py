@@ -1,6 +1,6 @@
-"""Build students and teachers with timm, after what timm would refuse late or not at all was refused here.
+"""Build timm students and teachers, and validate arguments that timm checks late or not at all.
 
-`vitkd_ds.models.fit` loads files, and `vitkd_ds.models.pair` checks that both models fit together.
+`vitkd_ds.models.fit` loads weight files, and `vitkd_ds.models.pair` checks that student and teacher are compatible.
 """
 
 import logging
@@ -39,14 +39,18 @@ DEMO_TEACHER = Path(__file__).parents[1] / "data" / "demo" / "teacher.safetensor
 def build_student(
     config: StudentConfig, data: DataConfig, *, classes: tuple[str, ...] | None = None, needs_blocks: bool = True
 ) -> nn.Module:
-    """Build the student on the CPU in fp32, initialised as `config.init` says; `needs_blocks` as for a teacher.
+    """Build the student on the CPU in fp32, initialised according to `config.init`.
 
-    The classifier starts anew if the weights are for other classes: of another number or, where the description beside
-    them names theirs, other than `classes`, those of the data in label order. All else must fit exactly; weights of
-    another patch grid are interpolated if the configuration allows it.
+    The classifier is initialised randomly if the weights are for other classes: another number of classes, or other
+    names than `classes` in the weights' description. All other weights must fit exactly. A position embedding for
+    another patch grid is interpolated if the configuration allows it.
+
+    Args:
+        classes: class names of the data in label order; None if unknown.
+        needs_blocks: see `build_teacher`.
 
     Raises:
-        ValueError: the model, its arguments or its weights do not fit; the message names the key.
+        ValueError: the model, its arguments or its weights are invalid; the message names the key.
     """
     model = _create(
         config,
@@ -58,8 +62,8 @@ def build_student(
     )
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise ValueError(
-            f"student.model must be without batch norm, whose running statistics would differ on each rank, found "
-            f"{config.model}: choose a model of layer norms, such as a vit_*, deit_*, swin_* or convnext_*"
+            f"student.model={config.model} has batch norm, and its running statistics would differ between ranks. "
+            "Choose a model with layer norms, such as a vit_*, deit_*, swin_* or convnext_*."
         )
     if config.init not in ("", "hub"):
         path = Path(config.init)
@@ -81,16 +85,16 @@ def build_teacher(
     """Build a teacher on the CPU in fp32 and eval mode, with the weights of `config.checkpoint` and no gradients.
 
     Args:
-        role: its place in the run, which error messages name.
-        needs_blocks: a term compares tokens of blocks, so the model must be one of TOKEN_MODELS.
-        needs_logits: a term compares logits, so its classifier must be for data.num_classes. Else one that is not is
-            left out, and the model has num_classes 0. `config.head` takes the place of any classifier: the model has it
-            as `linear_head`, by which `tap_features` computes logits.
-        stream: leave the weights in their file, where it is safetensors and the model one of TOKEN_MODELS whose weights
-            they are as they are: the model is on the meta device, with a `WeightStream` as `weight_stream`.
+        role: teacher or teachers.NAME, for error messages.
+        needs_blocks: a term compares blocks, so the model must be one of TOKEN_MODELS.
+        needs_logits: a term compares logits, so the classifier must have data.num_classes. If False, a classifier for
+            another number of classes is dropped and the model has num_classes 0. `config.head` replaces any classifier:
+            it becomes the model's `linear_head`, and `tap_features` computes logits with it.
+        stream: if possible, leave the weights in their file. The model is then on the meta device with a
+            `WeightStream` as `weight_stream`. This needs safetensors and one of TOKEN_MODELS with unchanged weights.
 
     Raises:
-        ValueError: as for the student.
+        ValueError: as in `build_student`.
     """
     data = replace(data, image_size=config.image_size or data.image_size)
     needs_logits = needs_logits and not config.head
@@ -111,7 +115,7 @@ def build_teacher(
 def _streamed_teacher(
     config: TeacherConfig, data: DataConfig, *, role: str, needs_blocks: bool, needs_logits: bool
 ) -> nn.Module | None:
-    """The teacher on the meta device with its `weight_stream`; None if it cannot be streamed."""
+    """Build the teacher on the meta device with a `weight_stream`; return None if it cannot be streamed."""
     path = None if config.checkpoint == "random" else teacher_file(config)
     if config.checkpoint == "hub":
         path = hub_file(config.model, key=f"{role}.checkpoint")
@@ -126,13 +130,13 @@ def _streamed_teacher(
     stream = WeightStream(path)
     if not stream.keep(fit_state(model, stream.shapes, path, key=f"{role}.checkpoint", **options)):
         logger.info(
-            "%s.checkpoint=%s is not the model's own as it is: each rank reads it whole", role, config.checkpoint
+            "%s.checkpoint=%s needs changes to fit the model: each rank reads it whole", role, config.checkpoint
         )
         return None
     try:
         make_buffers(model)
-    except NotImplementedError:  # some are computed of weights, which are not there yet: mixed rotary embeddings
-        logger.info("%s has buffers that its weights make: each rank reads it whole", config.model)
+    except NotImplementedError:  # buffers computed from weights, which are not loaded yet: mixed rotary embeddings
+        logger.info("%s computes buffers from its weights: each rank reads it whole", config.model)
         return None
     _take_normalization(model, path)
     model.weight_stream = stream
@@ -140,15 +144,19 @@ def _streamed_teacher(
 
 
 def build_exported(description: Mapping[str, Any], weights: Path) -> nn.Module:
-    """Build an exported student on the CPU in fp32: `description` is what its student.json says, `weights` its file.
+    """Build an exported student on the CPU in fp32.
+
+    Args:
+        description: content of its student.json.
+        weights: its weight file.
 
     Raises:
-        ValueError: as for the student, or its classifier does not fit.
+        ValueError: as in `build_student`, or the classifier does not fit.
     """
     described = preprocessing_of(description, weights)
     num_classes, image_size = description["args"]["num_classes"], description["image_size"]
     data = DataConfig(train="", val="", num_classes=num_classes, image_size=image_size)
-    state = load_state_dict_file(weights)  # first, as a run that goes on may delete the file soon
+    state = load_state_dict_file(weights)  # first, because a running job may delete the file
     model = build_student(StudentConfig(**model_of(description)), data, needs_blocks=False)
     options = {"key": "student", "allow_other_grid": False, "needs_classifier": True}
     model.load_state_dict(fit_state(model, state, weights, **options))
@@ -157,37 +165,42 @@ def build_exported(description: Mapping[str, Any], weights: Path) -> nn.Module:
 
 
 def _load_file(model: nn.Module, config: ModelConfig, path: Path, *, key: str, **classifier: bool) -> None:
-    """Load weights, and the normalisation that the description beside them states."""
+    """Load weights, and the normalisation from the description next to them."""
     load_weights(model, path, key=key, allow_other_grid=config.allow_other_resolution, **classifier)
     _take_normalization(model, path)
 
 
 def _take_normalization(model: nn.Module, path: Path) -> None:
-    """Give a model the normalisation that the description beside its weights states, if there is one."""
+    """Set a model's normalisation from the description next to its weights, if there is one."""
     if normalization := description_beside(path).get("normalization"):
         model.pretrained_cfg = model.pretrained_cfg | {key: normalization[key] for key in ("mean", "std")}
 
 
 def without_fused_attention(model: nn.Module) -> None:
-    """Let a timm model compute attention step by step, as is faster on a CPU: the backward pass of torch's fused one
-    takes half of a step there (EXPERIMENTS.md)."""
+    """Switch a timm model to unfused attention, which is faster on a CPU.
+
+    There, backward of torch's fused attention takes half of a step (EXPERIMENTS.md).
+    """
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
 
 
 def teacher_file(config: TeacherConfig) -> Path:
-    """Path of the teacher's weights, where `config.checkpoint` is neither "hub" nor "random"."""
+    """Return the path of the teacher's weights, for a `config.checkpoint` other than "hub" and "random"."""
     return DEMO_TEACHER if config.checkpoint == "demo" else Path(config.checkpoint)
 
 
 def license_of(config: TeacherConfig) -> str | None:
-    """Licence that timm's configuration states for the weights that the model's name tells, or for those of which they
-    were distilled; None where they are others or it states none."""
+    """Return the licence of a teacher's weights, or None if it is unknown.
+
+    It is the licence in timm's configuration of the named weights. For a model distilled here, it is the licences of
+    its teachers.
+    """
     if config.checkpoint in ("demo", "random"):
         return None
     if config.checkpoint != "hub" and "recipe" in (described := description_beside(teacher_file(config))):
-        before = teachers.read(described).values()  # trained here, maybe with teachers whose licences go on
+        before = teachers.read(described).values()  # trained here: its teachers' licences apply
         licences = dict.fromkeys(each.get("license") for each in before if isinstance(each, dict))
         return ", ".join(filter(None, licences)) or None
     is_named = config.checkpoint == "hub" or "." in config.model
@@ -196,20 +209,22 @@ def license_of(config: TeacherConfig) -> str | None:
 
 
 def model_args_of(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
-    """Arguments that rebuild the model with timm alone: `timm.create_model(made["model"], **made["args"])`."""
+    """Return the arguments to rebuild the model with timm: `timm.create_model(made["model"], **made["args"])`."""
     args = {"num_classes": data.num_classes, "img_size": data.image_size, **config.model_args}
     return {"model": config.model, "args": args}
 
 
 def normalization_of(model: nn.Module, *, image_size: int = 0) -> Normalization:
-    """Mean and standard deviation that the model was trained with, by its timm configuration; with an `image_size` its
-    images are resized to that first."""
+    """Return the normalisation of a model, from its timm configuration.
+
+    With `image_size` (pixels), the normalisation first resizes images to that size.
+    """
     statistics = {key: tuple(model.pretrained_cfg[key]) for key in ("mean", "std")}
     return ResizedNormalization(**statistics, image_size=image_size) if image_size else Normalization(**statistics)
 
 
 def statistics_of(config: StudentConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and standard deviation that `normalization_of` would find, without building the model."""
+    """Return the mean and standard deviation of `normalization_of` without building the model."""
     described = _default_model(config.model, role="student").pretrained_cfg
     if config.init not in ("", "hub"):
         described = described | description_beside(Path(config.init)).get("normalization", {})
@@ -227,13 +242,13 @@ def _create(
     needs_logits: bool = True,
     fetch: bool = True,
 ) -> nn.Module:
-    """Create a model with timm, after refusing what timm would refuse late or not at all."""
+    """Create a model with timm, and validate arguments that timm checks late or not at all."""
     default = _default_model(config.model, role=role)
     if needs_blocks and not isinstance(default, TOKEN_MODELS):
         raise ValueError(
-            f"{role}.model must be a timm VisionTransformer or Eva, found {config.model}, a {type(default).__name__}: "
-            "choose a deit_*, deit3_* or vit_* model of these classes, or leave out the terms that compare blocks, "
-            f"{' and '.join(terms_of_blocks(LossesConfig()))}"
+            f"{role}.model must be a timm VisionTransformer or Eva, got {config.model}, a {type(default).__name__}. "
+            "Choose a deit_*, deit3_* or vit_* model of these classes, or switch off the terms that compare blocks: "
+            f"{' and '.join(terms_of_blocks(LossesConfig()))}."
         )
     if pretrained:
         check_hub(config, data, default, role=role, needs_logits=needs_logits)
@@ -245,43 +260,41 @@ def _create(
         del args["img_size"]
     is_for_others = pretrained and role != "student" and default.pretrained_cfg["num_classes"] != data.num_classes
     if is_for_others or getattr(config, "head", ""):
-        args["num_classes"] = 0  # its classifier is for other classes and no term needs it, or teacher.head is one
+        args["num_classes"] = 0  # no term needs its classifier for other classes, or teacher.head replaces it
     try:
         model = timm.create_model(
             config.model, pretrained=pretrained and fetch, drop_path_rate=drop_path_rate or None, **args
         )
-    # timm's checks are assertions, its loading errors RuntimeErrors, the network's OSErrors.
+    # timm's checks raise AssertionError, its loading RuntimeError, and the network OSError.
     except (AssertionError, RuntimeError, OSError, TypeError, ValueError) as error:
         raise_if_of_the_disk(error, f"the weights of {config.model}")
-        advice = "fetch the weights beforehand and give the file, or fix the arguments" if pretrained else "fix them"
-        raise ValueError(
-            f"{role}.model={config.model} must build with {args}, timm answered {error!r}: {advice}"
-        ) from error
+        advice = "Download the weights and pass the file, or fix the arguments." if pretrained else "Fix the arguments."
+        raise ValueError(f"timm cannot build {role}.model={config.model} with {args}: {error!r}. {advice}") from error
     if isinstance(model, TOKEN_MODELS):
         height, width = model.patch_embed.patch_size
         if data.image_size % height or data.image_size % width:
             raise ValueError(
-                f"{size_key_of(config, role)} must be a multiple of the patches of {role}.model={config.model} "
-                f"({height} x {width}), found {data.image_size}: timm would ignore the last pixels, so change one "
-                "of the two"
+                f"{size_key_of(config, role)} must be a multiple of the patch size of {role}.model={config.model} "
+                f"({height} x {width}), got {data.image_size}: timm would ignore the last pixels. Change the size or "
+                "the model."
             )
     assert type(model) is type(default), f"timm made a {type(model).__name__} with {args}"
     return model
 
 
 def _default_model(name: str, *, role: str) -> nn.Module:
-    """Return the named model without model_args on the meta device, where it costs no memory. Not to be changed."""
+    """Return the named model without model_args on the meta device. It is cached, so callers must not modify it."""
     check_model_name(name, role=role)
     try:
         return _on_meta(name)
     except RuntimeError as error:
         architecture = name.partition(".")[0]
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or architecture
-        raise ValueError(f"{role}.model must name weights that timm knows, found {name!r}: choose of {tags}") from error
+        raise ValueError(f"{role}.model={name} names weights unknown to timm. Choose one of {tags}.") from error
 
 
 @cache
 def _on_meta(name: str) -> nn.Module:
-    """Create a model once: timm goes through its initialisation on meta too, half a second for a ViT-Large."""
+    """Create a model once. timm runs its initialisation even on meta, which takes half a second for a ViT-Large."""
     with torch.device("meta"):
         return timm.create_model(name)

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, tokens, and floating-point operations of one image; and what a loss term costs."""
+"""Cost of models and loss terms: parameters, tokens, floating-point operations per image, memory."""
 
 from typing import Any
 
@@ -19,27 +19,27 @@ PEAK_TFLOPS = {
     "NVIDIA A100-SXM4-80GB": 312.0,
     "NVIDIA GeForce RTX 4090": 165.2,
 }
-"""Dense bf16 matrix products, summed in fp32, of a GPU by the name that its driver prints: NVIDIA's data sheets,
-without sparsity."""
+"""Peak TFLOPS of dense bf16 matrix products with fp32 accumulation, by the GPU's name in its driver. Source: NVIDIA's
+data sheets, without sparsity."""
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Count all parameters, trained or not."""
+    """Return the number of parameters, trainable or not."""
     return sum(p.numel() for p in module.parameters())
 
 
 def num_tokens(model: nn.Module) -> int | None:
-    """Count the patches and prefix tokens of a timm VisionTransformer or Eva; None for a model of another kind."""
+    """Return the number of tokens (patches and prefix) of a timm VisionTransformer or Eva; None for other models."""
     if not hasattr(model, "num_prefix_tokens") or not hasattr(model, "patch_embed"):
         return None
     return model.patch_embed.num_patches + model.num_prefix_tokens
 
 
 def forward_flops(model: nn.Module, image_size: int) -> int:
-    """Operations of one square image through a timm model; on torch's meta device they are counted without being made.
+    """Return the floating-point operations of a timm model's forward pass on one square image.
 
-    torch counts those of matrix products, convolutions and attention, two for a multiply-add. Norms, activations and
-    softmaxes are left out, as is usual for MFU.
+    torch counts matrix products, convolutions and attention, with two operations per multiply-add. Norms, activations
+    and softmaxes are not counted, as is usual for MFU. A model on the meta device is counted without computing.
     """
     is_training = model.training
     weight = next(model.parameters())
@@ -50,13 +50,15 @@ def forward_flops(model: nn.Module, image_size: int) -> int:
 
 
 def step_gflops(costs: dict[str, dict[str, Any] | None]) -> float:
-    """GFLOPs of one image in a training step, by the `cost_of` of all models as config.json has them: forward and
-    backward, which is two more, of the student, and the teachers' forward; without the losses."""
+    """Return the GFLOPs per image of a training step without losses, from the costs of all models in config.json.
+
+    The student counts three times, because backward costs two forward passes. Teachers count once.
+    """
     return 3 * costs["student"]["gflops"] + sum(cost["gflops"] for cost in teachers.read(costs).values())
 
 
 def head_of(model: nn.Module) -> str | None:
-    """What the classifier of a timm VisionTransformer or Eva looks at; None for a model of another kind."""
+    """Describe the classifier's input in a timm VisionTransformer or Eva; None for other models."""
     if not isinstance(model, TOKEN_MODELS):
         return None
     if hasattr(model, "head_dist"):
@@ -65,14 +67,16 @@ def head_of(model: nn.Module) -> str | None:
 
 
 def keep_patches(model: nn.Module, number: int) -> None:
-    """Let a model on meta see so many patches of an image."""
+    """Make a model on meta drop all but `number` patches of an image."""
     model.patch_drop = KeptTokens(model.num_prefix_tokens)
     model.patch_drop.kept_BL = torch.zeros(1, number, dtype=torch.int64, device="meta")
 
 
 def cost_of(model: nn.Module, image_size: int, *, keep_tokens: int = 0) -> dict[str, Any]:
-    """Parameters, tokens (None for a model without a grid of them), head and GFLOPs of an image, of a model on meta,
-    which sees `keep_tokens` of its patches, or all."""
+    """Return parameters, tokens (None without a token grid), head, and GFLOPs per image of a model on meta.
+
+    `keep_tokens` is the number of patches that the model sees; 0 is all.
+    """
     tokens = num_tokens(model)
     if keep_tokens:
         keep_patches(model, keep_tokens)
@@ -86,14 +90,14 @@ def cost_of(model: nn.Module, image_size: int, *, keep_tokens: int = 0) -> dict[
 
 
 def term_cost(term: Term, pair: PairInfo, *, num_classes: int) -> tuple[int, int]:
-    """Operations of the forward and backward of a term of tokens, and bytes that it keeps in between, of one more image
-    in a micro-batch: the teacher's bf16 features that it compares, and what autograd keeps.
+    """Return a term's cost per image: operations of forward and backward, and bytes kept in between.
 
-    It is run on the CPU, on zeros. Operations are as in `forward_flops`, and the student's features are counted with
-    the student.
+    The bytes are the teacher's bf16 features and the tensors that autograd saves; the student's features count as part
+    of the student. The term runs on the CPU, on zeros, with one and two images; the difference is the cost per image.
+    Operations are counted as in `forward_flops`.
     """
     part = part_of(term)(term, pair)
-    for parameter in part.parameters():  # and no buffer, some of which stay in fp32
+    for parameter in part.parameters():  # but not the buffers, because some stay in fp32
         parameter.data = parameter.bfloat16()
     one, two = (
         _run_term(part, *(_features(pair, term.needs, role, number, num_classes) for role in ("student", "teacher")))
@@ -103,7 +107,8 @@ def term_cost(term: Term, pair: PairInfo, *, num_classes: int) -> tuple[int, int
 
 
 def _run_term(part: LossPart, student: Features, teacher: Features) -> tuple[int, int]:
-    kept: dict[int, Tensor] = {}  # by memory, which several tensors share; alive, so that no other takes its place
+    # By address, because tensors share memory. Keeping them alive prevents reuse of an address.
+    kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor
@@ -121,7 +126,7 @@ def _run_term(part: LossPart, student: Features, teacher: Features) -> tuple[int
 
 
 def _features(pair: PairInfo, needs: Needs, role: str, num_images: int, num_classes: int) -> Features:
-    """Features in bf16, of which the student's have a gradient."""
+    """Return zero features in bf16; the student's require gradients."""
     dim, (rows, columns) = getattr(pair, f"{role}_dim"), getattr(pair, f"{role}_grid")
     like = {"dtype": torch.bfloat16, "requires_grad": role == "student"}
     logits_BK, pooled_BD = (torch.zeros(num_images, size, **like) for size in (num_classes, dim))

@@ -1,8 +1,8 @@
-"""The one trainable module: the student together with every parameter of the losses.
+"""The trainable module: the student together with all parameters of the losses.
 
-The engine calls it once per micro-batch. As the losses run inside the engine's forward, their aligners, mask token and
-projector are sharded, clipped, checkpointed and compiled with the student. The teacher stays outside
-(`vitkd_ds.engine.teacher`); only its features come in.
+The engine calls it once per micro-batch. The losses run inside the engine's forward, so their aligners, mask token and
+projector are sharded, clipped, checkpointed and compiled together with the student. The teacher is separate
+(`vitkd_ds.engine.teacher`); only its features are passed in.
 """
 
 from importlib import import_module
@@ -24,13 +24,13 @@ class Distiller(nn.Module):
     """Student and losses.
 
     Args:
-        student: the timm model that is trained and exported.
-        losses: the terms; those with weight 0 are neither computed nor given parameters.
-        pair: widths and patch grids of student and teacher, None where no term compares tokens; with several teachers a
-            dict of these by the teachers' names.
-        keep_tokens: number of patches that the student's attention chooses for the teacher, 0 if it sees all; or a dict
-            likewise.
-        gather: joins a tensor of all ranks, see `LossPart`; None on one rank.
+        student: the timm model to train and export.
+        losses: settings of the terms. A term with weight 0 is not computed and has no parameters.
+        pair: widths and patch grids of student and teacher; None if no term compares tokens. With several teachers, a
+            dict by teacher name.
+        gather: function that concatenates a tensor of all ranks, see `LossPart`; None for a single rank.
+        keep_tokens: number of patches that the student's attention selects for the teacher; 0 selects all. With several
+            teachers, a dict by teacher name.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Distiller(nn.Module):
         attention = losses.needs.student_attention
         self.maps = AttentionMaps(student, attention) if attention else None
         if losses.needs.second_head:
-            student.set_distilled_training(True)  # in training both heads' logits; in eval their mean, as else
+            student.set_distilled_training(True)  # train mode returns both heads' logits, eval mode their mean
         self.keep_tokens = {name: number for name, number in by_name(keep_tokens).items() if number}
         self._terms = tuple(losses.active())
         pairs = by_name(pair)
@@ -60,7 +60,7 @@ class Distiller(nn.Module):
 
     @property
     def parts(self) -> dict[str, LossPart]:
-        """The active terms' modules, by name."""
+        """Modules of the active terms, by name."""
         return {name: self._modules[name] for name in self._terms}
 
     def forward(
@@ -70,20 +70,20 @@ class Distiller(nn.Module):
         teacher: Features | Callable[[Tensor], Features] | dict[str, Any] | None,
         weights: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Compute the named loss terms of one micro-batch, and their total.
+        """Compute the loss terms of one micro-batch and their total.
 
         Args:
             images_BCHW: normalised images in the student's dtype.
             targets_BK: soft labels, fp32; [B, 0] without labels.
             teacher: the teacher's features of the same images; None if no term needs them. With keep_tokens, a
-                function that gives them for the numbers of the chosen patches, int64 [B, keep_tokens]. With several
-                teachers a dict of these by their names.
+                function from the selected patch indices, int64 [B, keep_tokens], to the features. With several
+                teachers, a dict by teacher name.
             weights: weight of each active term at this step, fp32 scalars.
 
         Returns:
-            fp32 scalars: `total` for backward, the sum of weight x term (x factor, with `losses.balance`), and each
-            term's parts, unweighted and detached, for the log. ViTKD's term is the sum of `vitkd_mimic` and
-            `vitkd_generate`. With `losses.balance` also each term's factor, as balance_TERM.
+            fp32 scalars. `total`, for backward, is the sum of weight x term (x factor, with `losses.balance`). Each
+            term's parts are unweighted and detached, for the log; ViTKD's term is the sum of `vitkd_mimic` and
+            `vitkd_generate`. With `losses.balance`, balance_TERM is each term's factor.
         """
         teachers = by_name(teacher)
         if self.keep_tokens:
@@ -97,7 +97,7 @@ class Distiller(nn.Module):
         }
         keys = ["total", *(key for part in parts.values() for key in part)]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"parts of terms must have names of their own, and none be total, found {sorted(keys)}")
+            raise ValueError(f"the names of all terms' parts must differ, also from total, got {sorted(keys)}")
         values = {name: sum(part.values()) for name, part in parts.items()}
         weighted = torch.stack([weights[name] * value for name, value in values.items()])
         factors: dict[str, Tensor] = {}
@@ -106,17 +106,17 @@ class Distiller(nn.Module):
             weighted = weighted * factors_T
             factors = {FACTOR + name: factor for name, factor in zip(values, factors_T.unbind())}
         total = weighted.sum()
-        # Detached, because DeepSpeed hooks every output that has a gradient, and would scale a term inside the total
-        # for accumulation a second time.
+        # Parts are detached because DeepSpeed hooks every output with a gradient and would scale a term inside the
+        # total twice for accumulation.
         return (
             {"total": total} | {key: loss.detach() for part in parts.values() for key, loss in part.items()} | factors
         )
 
     def split_by_decay(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Split the trainable parameters into those with weight decay and those without.
+        """Split the trainable parameters into (with weight decay, without weight decay).
 
-        Norms, biases, LayerScale and the names in timm's no_weight_decay have none. ViTKD's mask token does, as in the
-        official code.
+        Norms, biases, LayerScale and the names in timm's no_weight_decay are exempt. ViTKD's mask token decays, as in
+        the official code.
         """
         exempt = {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
         decayed, undecayed = [], []
@@ -127,6 +127,6 @@ class Distiller(nn.Module):
 
 
 def part_of(term: Term) -> type[LossPart]:
-    """The class of a term's module, which its settings name."""
+    """Import and return the `LossPart` class of a term."""
     module, _, name = term.module.partition(":")
     return getattr(import_module(module), name)

@@ -1,8 +1,8 @@
-"""Features of stock timm models, and the shape legend of the project.
+"""Features of unmodified timm models, and the shape legend of the project.
 
 Tensor names end in their axes: B images per micro-batch per GPU, C H W image, P patch tokens, N all tokens (prefix and
-patches), D embedding width (Ds student, Dt teacher), K classes, A heads, L tapped blocks. No backbone is edited,
-because timm's own `forward_intermediates` walks the blocks.
+patches), D embedding width (Ds student, Dt teacher), K classes, A heads, L tapped blocks. timm's
+`forward_intermediates` returns block outputs, so no backbone is modified.
 """
 
 from typing import Any, Sequence
@@ -14,8 +14,8 @@ from vitkd_ds.losses.part import Features
 from vitkd_ds.models.attention import AttentionMaps
 
 TOKEN_MODELS = (VisionTransformer, Eva)
-"""Classes of timm whose blocks keep one grid of tokens and can be tapped: ViT, DeiT, DINOv2, CLIP and SigLIP; DINOv3,
-EUPE, PE and EVA-02."""
+"""timm classes with a constant token grid, so that their blocks can be tapped: VisionTransformer (ViT, DeiT, DINOv2,
+CLIP, SigLIP) and Eva (DINOv3, EUPE, PE, EVA-02)."""
 
 
 def tap_features(
@@ -25,25 +25,24 @@ def tap_features(
     *,
     maps: AttentionMaps | None = None,
 ) -> Features:
-    """Run a timm model once for its logits, its pooled feature and its tokens.
+    """Run a timm model once and return its logits, pooled feature and tokens.
 
-    The logits are bit for bit those of `model(images)`, or those of the `linear_head` that `build_teacher` gave it.
-    Prefix tokens (class, distillation, registers) are cut by `model.num_prefix_tokens`. A model that normalises after
-    pooling (`fc_norm`) has no final norm on its tokens, so its final tokens are those of the last block.
+    The logits equal `model(images)` bit for bit, or come from the `linear_head` added by `build_teacher`. Prefix tokens
+    (class, distillation, registers) are removed according to `model.num_prefix_tokens`. In a model that normalises
+    after pooling (`fc_norm`), the final tokens are the last block's output without a norm.
 
     Args:
         model: the model, in train or eval mode.
         images_BCHW: normalised images in the model's dtype.
-        blocks: tapped blocks of one of TOKEN_MODELS in ascending order, counted from 0; () gives logits, pooled feature
-            and final tokens of any timm model, and None its logits alone.
-        maps: attention of the model's blocks, which the result has, too; None is no attention.
+        blocks: blocks to tap, ascending from 0, for an instance of TOKEN_MODELS. For any timm model, () returns logits,
+            pooled feature and final tokens, and None returns only logits.
+        maps: attention maps of the model to include in the result; None for no attention.
 
     Returns:
         `Features` in the model's dtype.
 
     Raises:
-        ValueError: the model is none of TOKEN_MODELS and blocks are tapped, it does not have a block, or the blocks do
-            not ascend.
+        ValueError: blocks are tapped in a model other than TOKEN_MODELS, do not exist, or do not ascend.
 
     **Source**: cls_KD's edited backbones (blocks: their outputs; final: after the final norm).
     """
@@ -71,9 +70,11 @@ def tap_features(
 
 
 def describe_pooled(model: nn.Module) -> dict[str, Any]:
-    """What `pooled_BD` of a model is, for a reader without this package: `forward_features` gives tokens [B, N, width],
-    of which it is the first, or the mean of those after `num_prefix_tokens`; or a map, of whose positions it is the
-    mean."""
+    """Describe how to compute a model's `pooled_BD` from timm's `forward_features`, without this package.
+
+    For tokens [B, N, width], it is the class token (the first) or the mean of the tokens after `num_prefix_tokens`. For
+    a feature map, it is the mean over positions.
+    """
     has_class_token = getattr(model, "cls_token", None) is not None
     average = "average of the patch tokens" if isinstance(model, TOKEN_MODELS) else "average of the positions"
     return {
@@ -84,13 +85,15 @@ def describe_pooled(model: nn.Module) -> dict[str, Any]:
 
 
 def features_of_logits(logits: Tensor | tuple[Tensor, Tensor]) -> Features:
-    """What a timm model returns: logits, or in training with a distillation token those of both heads."""
+    """Wrap a timm model's output: logits, or logits of both heads if a distilled model is in train mode."""
     return Features(logits) if isinstance(logits, Tensor) else Features(logits[0], distillation_BK=logits[1])
 
 
 def patch_tokens(model: nn.Module, features: Tensor) -> Tensor:
-    """What a timm model's `forward_features` returns, as patch tokens [B, P, D]: tokens without their prefix, or the
-    positions of a map."""
+    """Convert the result of timm's `forward_features` to patch tokens [B, P, D].
+
+    Tokens lose their prefix; a feature map is flattened to its positions.
+    """
     if features.ndim == 3:
         return features[:, getattr(model, "num_prefix_tokens", 0) :]
     is_channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
@@ -100,8 +103,8 @@ def patch_tokens(model: nn.Module, features: Tensor) -> Tensor:
 def _check_blocks(model: nn.Module, blocks: Sequence[int]) -> None:
     if not isinstance(model, TOKEN_MODELS):
         raise ValueError(
-            f"a model whose blocks are tapped must be a timm VisionTransformer or Eva, found a {type(model).__name__}: "
-            "give blocks=() for its final tokens, or None for its logits alone"
+            f"blocks can be tapped only in a timm VisionTransformer or Eva, got a {type(model).__name__}. Pass "
+            "blocks=() for final tokens, or None for logits only."
         )
     if list(blocks) != sorted(set(blocks)) or blocks[0] < 0 or blocks[-1] >= len(model.blocks):
-        raise ValueError(f"blocks must ascend within 0..{len(model.blocks) - 1}, found {tuple(blocks)}")
+        raise ValueError(f"blocks must ascend within 0..{len(model.blocks) - 1}, got {tuple(blocks)}.")

@@ -1,5 +1,7 @@
-"""Fit a file's weights to a model. Nothing is adapted silently: another patch grid must be allowed, a classifier that
-is left out is reported, and anything else that differs is refused."""
+"""Fit a file's weights to a model, without silent changes.
+
+Another patch grid must be allowed by a setting, a dropped classifier is logged, and any other difference is an error.
+"""
 
 import logging
 import math
@@ -15,8 +17,8 @@ from vitkd_ds.models.weights import key_differences, library_of, load_state_dict
 logger = logging.getLogger(__name__)
 
 OTHER_RESOLUTION = (
-    "give weights trained at this size, change {size_key}, or interpolate the position embedding with "
-    "--{role}.allow_other_resolution=true"
+    "Pass weights trained at this size, change {size_key}, or interpolate the position embedding with "
+    "--{role}.allow_other_resolution=true."
 )
 
 
@@ -29,13 +31,13 @@ def load_weights(
     needs_classifier: bool,
     has_other_classes: bool = False,
 ) -> None:
-    """Load a local file into a timm model of the configured classes.
+    """Load a weight file into a timm model.
 
     Args:
         key, allow_other_grid, needs_classifier, has_other_classes: see `fit_state`.
 
     Raises:
-        ValueError: the file does not fit; the message names the keys.
+        ValueError: the file does not fit; the message lists the tensors.
     """
     options = {"allow_other_grid": allow_other_grid, "needs_classifier": needs_classifier}
     state = load_state_dict_file(path)
@@ -52,23 +54,23 @@ def fit_state(
     needs_classifier: bool,
     has_other_classes: bool = False,
 ) -> dict[str, Tensor]:
-    """Fit a state dict to a timm model of the configured classes, by names and shapes alone.
+    """Fit a state dict to a timm model, using only names and shapes.
 
     Args:
-        state: tensors under timm's names; they, and the model, may be on the meta device.
-        path: where they are from, for messages.
-        key: the option that errors name, such as student.init.
+        state: tensors under timm's names. They and the model may be on the meta device.
+        path: file of the tensors, for messages.
+        key: option that errors name, such as student.init.
         allow_other_grid: interpolate a position embedding of another square patch grid.
-        needs_classifier: refuse a classifier that does not fit. Else it is left out, which the log says: a student's
-            starts from its random initialisation, a teacher becomes a model without classes.
-        has_other_classes: the file's classifier is known to be for other classes than the model's, even if it fits.
+        needs_classifier: raise an error if the classifier does not fit. If False, it is dropped with a log line: a
+            student keeps its random classifier, and a teacher becomes a model without classes.
+        has_other_classes: the file's classifier is for other classes, even if its shape fits.
 
     Returns:
-        What `load_state_dict` takes: the same tensors, but for a position embedding that is interpolated and, of a
-        student, a classifier that is left out.
+        State dict for `load_state_dict`: the same tensors, except an interpolated position embedding or a replaced
+        classifier.
 
     Raises:
-        ValueError: they do not fit; the message names the keys.
+        ValueError: the tensors do not fit; the message lists them.
     """
     own = model.state_dict()
     if isinstance(model, TOKEN_MODELS):
@@ -82,48 +84,46 @@ def fit_state(
             own = model.state_dict()
         state |= {name: own[name] for name in names if name in own}
     if differences := key_differences(own, state):
-        advice = "Give its own file, or change model, model_args or data.num_classes to the file's"
+        advice = "Pass the model's own file, or change model, model_args or data.num_classes to match."
         if library := library_of(state):
             advice = (
-                f"The file is of a {library} model, whose tensors have other names than timm's. Give the same model's "
-                f"weights from timm: --{key} hub, where timm has them"
+                f"The file is from {library}, which names tensors differently from timm. Use the same model's weights "
+                f"from timm with --{key} hub, if timm has them."
             )
-        raise ValueError(
-            f"{key} must hold exactly the weights of the configured model, found in {path}: {differences}. {advice}"
-        )
+        raise ValueError(f"{key}={path} does not fit the configured model: {differences}. {advice}")
     if misfit:
-        logger.info("%s=%s %s: the classifier is left out", key, path, misfit)
+        logger.info("%s=%s %s: dropping its classifier", key, path, misfit)
     return state
 
 
 def _classifier(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """The names of the classifier's weights, in the model or in the file, as either may be without one."""
+    """Return the names of the classifier's weights in the model and the file; either may lack one."""
     layers = model.pretrained_cfg["classifier"]
     layers = (layers,) if isinstance(layers, str) else layers
     return [name for name in {**model.state_dict(), **state} if name.rpartition(".")[0] in layers]
 
 
 def _misfit_of_classifier(model: nn.Module, state: Mapping[str, Tensor], key: str, *, has_other_classes: bool) -> str:
-    """What is wrong with the file's classifier, in words; "" if it fits, or if neither has one."""
+    """Describe why the file's classifier does not fit; "" if it fits, or if file and model both have none."""
     own, names = model.state_dict(), _classifier(model, state)
     found, wanted = ([tuple(some[name].shape) for name in names if name in some] for some in (state, own))
     if found == wanted:
         return "has other classes than the data" if has_other_classes and names else ""
     if not found:
-        return f"has no classifier, the data {model.num_classes}"
+        return f"has no classifier, but the data has {model.num_classes} classes"
     if not wanted:
-        return f"has {found[0][0]} classes, the {_role(key)} none"
+        return f"has {found[0][0]} classes, but the {_role(key)} has none"
     if found[0][0] != model.num_classes:
-        return f"has {found[0][0]} classes, the data {model.num_classes}"
-    return f"has a classifier of shapes {found}, where {wanted} would fit"
+        return f"has {found[0][0]} classes, but the data has {model.num_classes}"
+    return f"has a classifier of shapes {found}, but {wanted} is needed"
 
 
 def _at_own_grid(model: nn.Module, state: dict[str, Tensor], *, source: str, is_allowed: bool) -> dict[str, Tensor]:
-    """The weights with timm's renames, and a position embedding for the model's own grid if that is allowed."""
+    """Return the weights with timm's renames and, if allowed, the position embedding resized to the model's grid."""
     own = model.state_dict()
     patches, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
-    # timm's filter silently resizes patch embeddings of another patch size and drops a pre-logits layer. The first must
-    # not reach it and the second is put back, so that the comparison of all keys names either.
+    # timm's filter silently resizes patch embeddings of another patch size and drops a pre-logits layer. Neither may go
+    # unnoticed: the filter is skipped for the former, and the latter is added back, so that the comparison reports it.
     if patches is None or patches.shape != own["patch_embed.proj.weight"].shape:
         return state
     if positions is not None and "pos_embed" in own and positions.shape[1] != own["pos_embed"].shape[1]:
@@ -135,24 +135,24 @@ def _at_own_grid(model: nn.Module, state: dict[str, Tensor], *, source: str, is_
 
 
 def _check_grid(model: nn.Module, positions: int, *, source: str, is_allowed: bool) -> None:
-    """Refuse another number of positions, unless it is another square grid and that is allowed."""
+    """Raise ValueError for another number of positions, unless it is another square grid and that is allowed."""
     num_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     side = math.isqrt(max(0, positions - num_prefix))
     rows, columns = model.patch_embed.grid_size
     if side * side + num_prefix != positions or not side:
         raise ValueError(
             f"{source} must have {model.pos_embed.shape[1]} positions ({rows} x {columns} patches and {num_prefix} "
-            f"prefix tokens), found {positions}: give the file of the same model"
+            f"prefix tokens), got {positions}. Pass a file of the same model."
         )
     if not is_allowed:
         height, width = model.patch_embed.patch_size
         raise ValueError(
-            f"{source} must be trained at data.image_size ({rows} x {columns} patches), found {side} x {side} patches "
-            f"({side * height} x {side * width} pixels): "
+            f"{source} must be trained at data.image_size ({rows} x {columns} patches), got {side} x {side} patches "
+            f"({side * height} x {side * width} pixels). "
             + OTHER_RESOLUTION.format(role=_role(source.partition("=")[0]), size_key="the image size")
         )
 
 
 def _role(key: str) -> str:
-    """Return the model's place in the run from the key of its weights, such as teacher.checkpoint or student."""
+    """Return the model's role from the key of its weights: teacher.checkpoint gives teacher, student gives student."""
     return key.rpartition(".")[0] or key

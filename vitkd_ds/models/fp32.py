@@ -1,4 +1,4 @@
-"""How exactly a GPU multiplies numbers of fp32; without DeepSpeed, which `vitkd_ds.train.evaluate` imports."""
+"""Precision of fp32 matrix products on a GPU. Imports no DeepSpeed, unlike `vitkd_ds.train.evaluate`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def fp32_products(allow_tf32: bool) -> Iterator[None]:
-    """For a while, compute a GPU's products and convolutions of fp32 in TF32, or in full fp32."""
+    """Within the context, compute fp32 matrix products and convolutions on a GPU in TF32, or in full fp32."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends]
     try:

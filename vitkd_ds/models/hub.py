@@ -1,4 +1,4 @@
-"""timm's pretrained weights: the names that timm knows, whether weights fit, and their file in the local cache."""
+"""timm's pretrained weights: check model names, check that weights fit, and find or download their file."""
 
 from pathlib import Path
 from typing import Any
@@ -23,28 +23,29 @@ from vitkd_ds.models.fit import OTHER_RESOLUTION
 
 HUB_FILE = "model.safetensors"
 CACHED_FILES = (HUB_FILE, "pytorch_model.bin")
-"""Files of weights that timm takes from the hub."""
+"""Weight files that timm downloads from the hub."""
 REACH_S = 4
-"""Longest that the hub may take to answer. Its client would ask six times in 23 seconds."""
+"""Timeout in seconds for an answer of the hub. Its client would retry for 23 seconds."""
 _OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-"""Arguments that timm.create_model gives to each model function."""
+"""Arguments that timm.create_model passes to every model function."""
 
 
 def check_model_name(name: str, *, role: str) -> None:
-    """Raise ValueError, with the nearest names, unless timm knows the architecture `name`."""
+    """Raise ValueError, with the nearest names, if timm has no model of this name."""
     architecture = name.partition(".")[0]
     if role != "student":
         _register_teacher(architecture)
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models())
-        raise ValueError(f"{role}.model must be a timm model, found {name!r}: {near}")
+        raise ValueError(f"{role}.model={name} is no timm model; {near}")
 
 
 def _register_teacher(name: str) -> None:
-    """Register a teacher of another package with timm, if an entry point has this name and timm has no such model.
+    """Register another package's teacher with timm, if an entry point has this name and timm has no such model.
 
-    Its factory gets the arguments of a timm model function without timm's own (pretrained_cfg, cache_dir), and returns
-    a model with timm's interface: pretrained_cfg, num_classes, num_features, forward_features and forward_head.
+    The factory receives the arguments of a timm model function, except timm's internal ones (pretrained_cfg,
+    cache_dir). It returns a model with timm's interface: pretrained_cfg, num_classes, num_features, forward_features
+    and forward_head.
     """
     point = entry_points.find("teachers", name)
     if point is None or timm.is_model(name):
@@ -60,9 +61,19 @@ def _register_teacher(name: str) -> None:
 
 
 def hub_file(name: str, *, key: str = "teacher.checkpoint") -> Path | None:
-    """Path of timm's pretrained weights of a model in the local cache, to which they are fetched if need be; None if
-    the hub has them in another format than safetensors. Raises ValueError if they cannot be had, and Unreadable where
-    the disk fails. `key` names the setting in its messages."""
+    """Return the path of timm's pretrained weights in the local cache, downloading them if needed.
+
+    Args:
+        name: model name with or without a tag.
+        key: setting that errors name.
+
+    Returns:
+        None if the hub has no safetensors file of them.
+
+    Raises:
+        ValueError: the weights are not available.
+        Unreadable: the disk failed.
+    """
     check_model_name(name, role=key.rpartition(".")[0])
     pretrained = timm.get_pretrained_cfg(name)
     if not pretrained or not pretrained.hf_hub_id:
@@ -77,7 +88,7 @@ def hub_file(name: str, *, key: str = "teacher.checkpoint") -> Path | None:
 
 
 def check_hub_is_reached(name: str, *, key: str) -> None:
-    """Ask the hub once for pretrained weights that the local cache lacks. Raises ValueError if it gives no answer."""
+    """Raise ValueError if pretrained weights are not in the local cache and the hub does not answer."""
     pretrained = timm.get_pretrained_cfg(name)
     repository = pretrained.hf_hub_id if pretrained else None
     if not repository or any(isinstance(try_to_load_from_cache(repository, file), str) for file in CACHED_FILES):
@@ -85,51 +96,53 @@ def check_hub_is_reached(name: str, *, key: str) -> None:
     try:
         get_hf_file_metadata(hf_hub_url(repository, HUB_FILE), timeout=REACH_S)
     except HfHubHTTPError:
-        return  # an answer, from which its client or timm goes on
-    except Exception as error:  # of the hub's HTTP client, whose kinds change between versions, and of the system
+        return  # the hub answered, so its client or timm handles the rest
+    except Exception as error:  # exception classes of the hub's HTTP client change between versions
         raise _not_had(name, key, error) from error
 
 
 def _not_had(name: str, key: str, error: Exception) -> ValueError:
-    """Make the error of weights that are not to be had. Raises Unreadable instead where the disk failed."""
+    """Return the error for unavailable weights. Raises Unreadable instead if the disk failed."""
     raise_if_of_the_disk(error, f"the cached weights of {name}")
     return ValueError(
-        f"{key}=hub of {name} is not in this node's cache and could not be fetched: {type(error).__name__}: "
-        f"{str(error).partition(chr(10))[0]}. Fetch it where there is a network, after `hf auth login` where its "
-        "licence must be accepted, with the HF_HOME that the nodes share, or give the file"
+        f"{key}=hub: the weights of {name} are not in this node's cache and cannot be downloaded: "
+        f"{type(error).__name__}: {str(error).partition(chr(10))[0]}. Download them on a machine with a network, into "
+        "the HF_HOME that the nodes share (after `hf auth login` if a licence must be accepted), or pass a file."
     )
 
 
 def check_hub(
     config: StudentConfig | TeacherConfig, data: DataConfig, default: nn.Module, *, role: str, needs_logits: bool
 ) -> None:
-    """Check, before anything is fetched, that the weights that timm describes for the `default` model fit as they
-    are."""
+    """Raise ValueError, before any download, if timm's pretrained weights do not fit without changes.
+
+    `default` is the model with timm's default arguments.
+    """
     pretrained: Any = default.pretrained_cfg
     key = "student.init" if role == "student" else f"{role}.checkpoint"
     source = f"{key}=hub of {config.model}"
     if "patch_size" in config.model_args:
         raise ValueError(
-            f"{role}.model_args must not set patch_size with {key}=hub, as timm would resize the weights, found "
-            f"{config.model_args['patch_size']}: leave it out, or give a file"
+            f"{role}.model_args must not set patch_size (got {config.model_args['patch_size']}) with {key}=hub: timm "
+            "would resize the weights. Omit it, or pass a file."
         )
     if role != "student" and needs_logits and pretrained["num_classes"] != data.num_classes:
         raise ValueError(
-            f"{source} must have data.num_classes={data.num_classes} classes, found {pretrained['num_classes']}: its "
-            "classifier would be random, so fine-tune it on these classes first and give that run folder, or give a "
-            f"linear probe with --{role}.head"
+            f"{source} must have data.num_classes={data.num_classes} classes, got {pretrained['num_classes']}: its "
+            "classifier would be random. Fine-tune it on these classes first and pass that run folder, or pass a "
+            f"linear probe with --{role}.head."
         )
     trained = tuple(pretrained["input_size"][-2:])
-    # Rotary embeddings alone are computed for any grid, and trained with many.
+    # A model with only rotary embeddings works on any grid and was trained on many.
     is_rotary = isinstance(default, TOKEN_MODELS) and default.pos_embed is None
     if trained != (data.image_size, data.image_size) and not config.allow_other_resolution and not is_rotary:
         size_key = size_key_of(config, role)
         raise ValueError(
-            f"{source} must be trained at {size_key}={data.image_size}, found {trained[0]} x {trained[1]} pixels: "
+            f"{source} must be trained at {size_key}={data.image_size}, got {trained[0]} x {trained[1]} pixels. "
             + OTHER_RESOLUTION.format(role=role, size_key=size_key)
         )
 
 
 def size_key_of(config: StudentConfig | TeacherConfig, role: str) -> str:
-    """The option that says what images a model sees."""
+    """Return the option that sets a model's input size."""
     return f"{role}.image_size" if getattr(config, "image_size", 0) else "data.image_size"

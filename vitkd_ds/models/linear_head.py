@@ -1,4 +1,4 @@
-"""A linear probe that gives a headless teacher logits, as they are published for DINOv3."""
+"""Linear probe that adds class logits to a headless teacher, as published for DINOv3."""
 
 from pathlib import Path
 
@@ -9,10 +9,12 @@ from vitkd_ds.models.weights import load_state_dict_file
 
 
 class LinearHead(nn.Linear):
-    """Logits of a model's class token, or of its class token and the mean of its patch tokens, as `tap_features` gives
-    them: which of the two, the head's width says. Of a model without a class token they are those of the mean.
+    """Linear classifier on the pooled feature, or on the pooled feature and the mean patch token.
 
-    **Source**: DINOv2's and DINOv3's linear evaluation, which concatenate in this order.
+    The head's width decides between them. The pooled feature is `pooled_BD` of `tap_features`: the class token, or the
+    mean patch token of a model without one.
+
+    **Source**: linear evaluation of DINOv2 and DINOv3, which concatenate in this order.
     """
 
     def forward(self, pooled_BD: Tensor, final_BPD: Tensor) -> Tensor:
@@ -25,28 +27,36 @@ class LinearHead(nn.Linear):
 def load_head(
     path: Path, *, key: str = "teacher.head", dim: int, num_classes: int, has_class_token: bool
 ) -> LinearHead:
-    """Load a probe of `num_classes` for features of width `dim` from a file with one weight [K, dim], or for a model
-    with a class token [K, 2 dim], and at most one bias [K], under any names. `key` names the setting in its messages.
+    """Load a linear probe from a file with one weight and at most one bias [K], under any names.
+
+    The weight is [K, dim] or, for a model with a class token, also [K, 2 dim].
+
+    Args:
+        path: weight file.
+        key: setting that errors name.
+        dim: feature width of the model.
+        num_classes: K.
+        has_class_token: whether the model has a class token.
 
     Raises:
-        ValueError: the file is none such.
+        ValueError: the file is missing or its tensors do not fit.
     """
     if not path.is_file():
-        raise ValueError(f"{key} must be an existing file, found none at {path}: check the path")
+        raise ValueError(f"{key}: no file at {path}. Check the path.")
     state = load_state_dict_file(path)
     weights, biases = ([tensor for tensor in state.values() if tensor.ndim == ndim] for ndim in (2, 1))
-    advice = f"in {path}: save the probe alone, for these classes and this teacher"
+    advice = f"in {path}. Save only the probe, for these classes and this teacher."
     if len(weights) != 1 or len(biases) > 1 or len(state) != len(weights) + len(biases):
         shapes = {name: tuple(tensor.shape) for name, tensor in list(state.items())[:4]}
-        raise ValueError(f"{key} must hold one weight [K, D] and at most one bias [K], found {shapes} {advice}")
+        raise ValueError(f"{key} must contain one weight [K, D] and at most one bias [K], got {shapes} {advice}")
     found, wanted = tuple(weights[0].shape), [(num_classes, dim), (num_classes, 2 * dim)][: 1 + has_class_token]
     if found not in wanted or any(len(bias) != num_classes for bias in biases):
         bias = f" and a bias of {len(biases[0])}" if biases else ""
         raise ValueError(
             f"{key} must have a weight of shape {' or '.join(map(str, wanted))} and a bias of {num_classes}, "
-            f"for data.num_classes={num_classes} and the teacher's width, found {found}{bias} {advice}"
+            f"for data.num_classes={num_classes} and the teacher's width, got {found}{bias} {advice}"
         )
-    with torch.device("cpu"):  # also where the model around it is on the meta device
+    with torch.device("cpu"):  # even if the model is on the meta device
         head = LinearHead(found[1], found[0], bias=bool(biases))
     head.load_state_dict(dict(zip(("weight", "bias"), weights + biases)))
     return head

@@ -1,6 +1,6 @@
-"""Normalise images by the mean and standard deviation that a model was trained with.
+"""Normalise images by a model's mean and standard deviation.
 
-This is no part of a model, because `module.bfloat16()` would round the constants too.
+This is not part of the model, because `module.bfloat16()` would also round these constants.
 """
 
 import functools
@@ -13,22 +13,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalization:
-    """Mean and standard deviation of each colour, for images in 0..1."""
+    """Mean and standard deviation of each colour channel, for images in 0..1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def apply(self, images_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
-        """Compute (images / 255 - mean) / std in fp32, and round it once.
+        """Compute (images / 255 - mean) / std in fp32 and round once.
 
         Args:
             images_BCHW: RGB images, uint8 or floating point, 0..255.
-            dtype: type of the result.
+            dtype: dtype of the result.
 
         Returns:
             Images of the same shape, device and memory format (channels-last stays channels-last).
         """
-        # While torch.compile traces, a cache would keep the tracer's tensors; constants are part of the graph anyway.
+        # During torch.compile's tracing, a cache would keep the tracer's tensors. The graph holds the constants anyway.
         affine = _affine if torch.compiler.is_compiling() else _cached_affine
         scale_C11, shift_C11 = affine(self, images_BCHW.device)
         return torch.addcmul(shift_C11, images_BCHW.float(), scale_C11).to(dtype)
@@ -36,10 +36,10 @@ class Normalization:
 
 @dataclass(frozen=True)
 class ResizedNormalization(Normalization):
-    """The same for a model that takes images of another size: they are resized first, antialiased and bicubic."""
+    """Normalisation that first resizes images to the model's size (bicubic, antialiased)."""
 
     image_size: int
-    """Height and width that the model takes, in pixels."""
+    """Height and width of the model's input in pixels."""
 
     def apply(self, images_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
         """See `Normalization.apply`; the result is [B, C, image_size, image_size]."""
@@ -60,6 +60,6 @@ def _affine(normalization: Normalization, device: torch.device) -> tuple[Tensor,
 
 @functools.lru_cache(maxsize=16)
 def _cached_affine(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Made in inference mode, they would be barred from every later training step.
+    # Tensors created in inference mode cannot be used in later training steps.
     with torch.inference_mode(mode=False):
         return _affine(normalization, device)

@@ -1,4 +1,4 @@
-"""Check that a teacher can teach a student, and say in what shapes the losses meet them."""
+"""Check that teacher and student are compatible, and return their feature shapes for the losses."""
 
 import math
 
@@ -16,33 +16,33 @@ from vitkd_ds.models.features import TOKEN_MODELS, patch_tokens
 def check_pair(
     student: nn.Module, teacher: nn.Module, losses: LossesConfig, *, image_size: int, teacher_image_size: int = 0
 ) -> PairInfo | None:
-    """Check that the teacher can teach this student by the active terms; widths and patch grids may differ.
+    """Check that teacher and student fit the active terms. Widths and patch grids may differ.
 
     Args:
-        image_size: pixels of the student's images.
-        teacher_image_size: those of the teacher's; 0 is the same.
+        image_size: height and width of the student's input in pixels.
+        teacher_image_size: height and width of the teacher's input in pixels; 0 is the same.
 
     Returns:
-        None if only logits are compared.
+        Widths and patch grids, or None if only logits are compared.
 
     Raises:
-        ValueError: the numbers of classes differ, where the teacher has any, or a tapped block or the distillation
-            token does not exist.
+        ValueError: a teacher with classes has another number of them than the student, or a tapped block or the
+            distillation token does not exist.
     """
     if teacher.num_classes and student.num_classes != teacher.num_classes:
         raise ValueError(
-            f"student and teacher must have the same classes, found {student.num_classes} and {teacher.num_classes}: "
-            "build both with data.num_classes"
+            f"student and teacher must have the same number of classes, got {student.num_classes} and "
+            f"{teacher.num_classes}. Build both with data.num_classes."
         )
     of_second_head = next((name for name, term in losses.active().items() if term.needs.second_head), None)
     if of_second_head and not hasattr(student, "set_distilled_training"):
         raise ValueError(
-            f"losses.{of_second_head} needs a student with a distillation token, found a {type(student).__name__}: "
-            f"take a deit_*_distilled_* model, or set --losses.{of_second_head}.weight=0"
+            f"losses.{of_second_head} needs a student with a distillation token, got a {type(student).__name__}. "
+            f"Choose a deit_*_distilled_* model, or set --losses.{of_second_head}.weight=0."
         )
     if losses.needs.tapped("teacher") is None:
         return None
-    # Numbers of blocks count from the last where they are negative, which attention alone may have.
+    # Negative block indices count from the end. Only attention terms may have them.
     for name, term in losses.active().items():
         for role, model in (("student", student), ("teacher", teacher)):
             depth = len(getattr(model, "blocks", ()))
@@ -51,26 +51,26 @@ def check_pair(
             blocks = [*getattr(term.needs, f"{role}_blocks"), *from_the_last]
             if outside := [block for block in blocks if not 0 <= block < depth]:
                 raise ValueError(
-                    f"blocks of losses.{name} must be between 0 and {depth - 1}, as the {role} has {depth} blocks, "
-                    f"found {outside[0]}: choose others or a deeper {role}"
+                    f"blocks of losses.{name} must be between 0 and {depth - 1}, because the {role} has {depth} "
+                    f"blocks, got {outside[0]}. Choose other blocks or a deeper {role}."
                 )
             check_attention(model, attention, role=role, term=name)
-    others = f"only terms of logits can use it ({', '.join(terms_of_logits(losses))})"
+    others = f"Use only terms of logits with it: {', '.join(terms_of_logits(losses))}."
     student_dim, student_grid = _shape(student, image_size, others)
     teacher_dim, teacher_grid = _shape(teacher, teacher_image_size or image_size, others)
     return PairInfo(student_dim, teacher_dim, student_grid, teacher_grid)
 
 
 def _shape(model: nn.Module, image_size: int, others: str) -> tuple[int, tuple[int, int]]:
-    """Return width, and rows and columns, of a model's final tokens or map.
+    """Return the width, and (rows, columns), of a model's final tokens or feature map.
 
     Raises:
-        ValueError: they are no square; the message ends with `others`, the remaining use of the model.
+        ValueError: they do not form a square; the message ends with `others`, a remedy.
     """
     if isinstance(model, TOKEN_MODELS):
         return model.embed_dim, model.patch_embed.grid_size
-    must = f"a {type(model).__name__} must give a square of tokens or a map,"
-    # Of any other kind only a forward pass tells; on fake tensors it computes nothing.
+    must = f"a {type(model).__name__} must return a square grid of tokens or a feature map,"
+    # For other models, only a forward pass shows the shapes. Fake tensors make it free.
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             weight = next(model.parameters())
@@ -79,8 +79,8 @@ def _shape(model: nn.Module, image_size: int, others: str) -> tuple[int, tuple[i
             tokens_BPD = patch_tokens(model, features)
             num_tokens, dim = tokens_BPD.shape[1:]
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{must} or {others}, found {type(error).__name__}: {str(error)[:100]}") from None
+        raise ValueError(f"{must} got {type(error).__name__}: {str(error)[:100]}. {others}") from None
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:
-        raise ValueError(f"{must} or {others}, found {num_tokens} tokens")
+        raise ValueError(f"{must} got {num_tokens} tokens. {others}")
     return dim, (side, side)

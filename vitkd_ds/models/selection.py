@@ -1,9 +1,10 @@
-"""MaskedKD: the teacher sees only the patches that the student's class token attends to most.
+"""MaskedKD: the teacher sees only the patches with the largest attention from the student's class token.
 
-The student goes first, as its attention chooses; see `Distiller.forward`. The class row of its last block's attention
-is computed a second time, since a fused attention keeps none.
+The student runs first, because its attention selects the patches; see `Distiller.forward`. The class token's row of the
+last block's attention is computed again, because fused attention does not store it.
 
-**Source**: MaskedKD (ECCV 2024) and its code, `losses.py`: the mean over heads, and the largest of it.
+**Source**: MaskedKD (ECCV 2024) and its code, `losses.py`: attention is averaged over heads, and the largest values
+are selected.
 """
 
 import torch
@@ -18,8 +19,10 @@ from vitkd_ds.models.features import features_of_logits
 
 
 class KeptTokens(nn.Module):
-    """Stands in a VisionTransformer's `patch_drop`, after the position embedding: leaves prefix tokens and the patches
-    numbered `kept_BL` (all if it is None)."""
+    """Replacement of a VisionTransformer's `patch_drop` (after the position embedding) that selects tokens.
+
+    It keeps prefix tokens and the patches with the indices `kept_BL`; None keeps all patches.
+    """
 
     def __init__(self, num_prefix_tokens: int) -> None:
         super().__init__()
@@ -27,7 +30,7 @@ class KeptTokens(nn.Module):
         self.kept_BL: Tensor | None = None
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Choose among embedded tokens."""
+        """Return the selected tokens."""
         if self.kept_BL is None:
             return tokens_BND
         prefix, patches = tokens_BND.split([self.num_prefix_tokens, tokens_BND.shape[1] - self.num_prefix_tokens], 1)
@@ -36,11 +39,11 @@ class KeptTokens(nn.Module):
 
 
 def logits_and_attention(model: VisionTransformer, images_BCHW: Tensor) -> tuple[Features, Tensor]:
-    """Run a student once; its logits, those of `model(images)` to the last bit, and its class token's attention.
+    """Run a student once and return its logits, equal to `model(images)` bit for bit, and its class token's attention.
 
     Returns:
-        Features of the logits alone, in the model's dtype, and fp32 probabilities [B, P], those of prefix tokens left
-        out: the last block's attention from the class token to each patch, mean over heads, without gradient.
+        Features with only logits, in the model's dtype; and the last block's attention from the class token to each
+        patch, fp32 [B, P], mean over heads, without gradient. Prefix tokens are removed.
     """
     before_last = [len(model.blocks) - 2]
     tokens_BND, [(patches_BPD, prefix_BND)] = model.forward_intermediates(
@@ -55,29 +58,29 @@ def logits_and_attention(model: VisionTransformer, images_BCHW: Tensor) -> tuple
 
 
 def check_selection(student: nn.Module, teacher: nn.Module, keep_tokens: int, *, place: str = USUAL) -> None:
-    """Raise ValueError unless the student's attention can choose `keep_tokens` patches of the teacher at a place."""
+    """Raise ValueError if the student's attention cannot select `keep_tokens` patches for the teacher at `place`."""
     key = f"{place}.keep_tokens={keep_tokens}"
     for role, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, VisionTransformer) or model.pos_embed is None:
             raise ValueError(
-                f"{key} needs a VisionTransformer of timm with a position embedding as {role}, found "
-                f"{type(model).__name__}: set --{place}.keep_tokens=0"
+                f"{key} needs a timm VisionTransformer with a position embedding as {role}, got "
+                f"{type(model).__name__}. Set --{place}.keep_tokens=0."
             )
     last = student.blocks[-1]
     if student.cls_token is None or len(student.blocks) < 2 or not isinstance(getattr(last, "attn", None), Attention):
         raise ValueError(
-            f"{key} needs a student of two blocks or more whose class token attends, as its attention chooses the "
-            f"patches, found {type(student).__name__} with {type(last).__name__}, class token "
-            f"{student.cls_token is not None}: set --{place}.keep_tokens=0"
+            f"{key} needs a student with a class token, two or more blocks, and timm's Attention, got "
+            f"{type(student).__name__} with {len(student.blocks)} blocks, {type(last).__name__}, class token "
+            f"{student.cls_token is not None}. Set --{place}.keep_tokens=0."
         )
     grids = [model.patch_embed.grid_size for model in (student, teacher)]
     if grids[0] != grids[1]:
         raise ValueError(
-            f"{key} needs the same patch grid in student and teacher, found {grids[0]} and {grids[1]}: use models of "
-            f"one patch size, or set --{place}.keep_tokens=0"
+            f"{key} needs the same patch grid in student and teacher, got {grids[0]} and {grids[1]}. Choose models "
+            f"with the same patch size, or set --{place}.keep_tokens=0."
         )
     if keep_tokens >= teacher.patch_embed.num_patches:
         raise ValueError(
-            f"{place}.keep_tokens must be less than the teacher's {teacher.patch_embed.num_patches} patches, found "
-            f"{keep_tokens}: give about half, or 0 for all"
+            f"{place}.keep_tokens must be less than the teacher's {teacher.patch_embed.num_patches} patches, got "
+            f"{keep_tokens}. Set it to about half, or to 0 for all."
         )

@@ -1,7 +1,7 @@
-"""Weights that are read block by block, so that a model larger than a machine's memory is never whole.
+"""Read weights block by block, so that a model may be larger than a machine's memory.
 
-The model is built on torch's meta device, where it takes no memory. What its file holds is checked by the file's header
-alone; `vitkd_ds.engine.teacher` then reads a block, partitions it over the ranks, and reads the next.
+The model is built on torch's meta device, which uses no memory, and checked against the header of its file.
+`vitkd_ds.engine.teacher` then reads one block, partitions it over the ranks, and reads the next.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def can_stream(path: Path) -> bool:
-    """Whether a file's tensors can be read one by one: safetensors, or the index of several such files."""
+    """Return whether tensors can be read one by one: from safetensors, or an index of several such files."""
     return path.name.endswith((SUFFIX, INDEX_SUFFIX))
 
 
@@ -25,13 +25,13 @@ class WeightStream:
     """Tensors in safetensors files, under a model's names.
 
     Args:
-        path: a .safetensors file, or a .safetensors.index.json, whose files lie beside it.
+        path: a .safetensors file, or a .safetensors.index.json next to its files.
 
     Attributes:
-        shapes: each tensor as an empty one on the meta device, by its name in the model.
+        shapes: empty tensor on the meta device for each name in the model.
 
     Raises:
-        ValueError: a file is missing, damaged, or holds anything but floating-point tensors; the message names it.
+        ValueError: a file is missing or damaged, or contains tensors that are not floating-point.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,8 +48,12 @@ class WeightStream:
         self._places = {name: self._places[names[id(tensor)]] for name, tensor in self.shapes.items()}
 
     def keep(self, state: dict[str, Tensor]) -> bool:
-        """Take over the names of `state`, which has tensors of `shapes`; False, and nothing is changed, if another one
-        is among them, so that the weights are not the file's as they are."""
+        """Use the names of `state`, a dict of tensors from `shapes`.
+
+        Returns:
+            False, without a change, if `state` contains another tensor, because then the file's weights do not fit
+            unchanged.
+        """
         names = {id(tensor): name for name, tensor in self.shapes.items()}
         if any(id(tensor) not in names for tensor in state.values()):
             return False
@@ -58,8 +62,13 @@ class WeightStream:
         return True
 
     def fill(self, module: nn.Module, prefix: str, dtype: torch.dtype, *, is_read: bool = True) -> None:
-        """Give a module on the meta device its weights, named by `prefix` and their names in it, in `dtype` on the CPU;
-        its parameters with any values where they are not read, because another rank sends them.
+        """Load the weights of a module on the meta device, in `dtype` on the CPU.
+
+        Args:
+            module: a block or another part of the model.
+            prefix: prefix of the module's names in the model.
+            dtype: dtype of the loaded weights.
+            is_read: read parameters from the file; False leaves them uninitialised, for another rank to send.
 
         Raises:
             ValueError, OSError: a file cannot be read.
@@ -69,7 +78,7 @@ class WeightStream:
                 continue
             owner, _, leaf = path.rpartition(".")
             owner = module.get_submodule(owner)
-            must_read = is_read or leaf in owner._buffers  # buffers are sent by nobody
+            must_read = is_read or leaf in owner._buffers  # no rank sends buffers
             value = self._read(prefix + path).to(dtype) if must_read else torch.empty(tensor.shape, dtype=dtype)
             if leaf in owner._buffers:
                 owner._buffers[leaf] = value
@@ -79,7 +88,7 @@ class WeightStream:
     def _read(self, name: str) -> Tensor:
         file, stored = self._places[name]
         try:
-            # Opened anew each time, so that what was read can leave memory.
+            # Open the file each time, so that the memory of earlier tensors can be freed.
             with as_utf8(file) as name, safe_open(name, framework="pt") as opened:
                 return opened.get_tensor(stored)
         except SafetensorError as error:
@@ -87,7 +96,7 @@ class WeightStream:
 
 
 def make_buffers(model: nn.Module) -> None:
-    """Compute the buffers that no file holds, such as rotary embeddings, of a model on the meta device."""
+    """Compute the buffers that are not in weight files, such as rotary embeddings, for a model on the meta device."""
     persistent = model.state_dict().keys()
     for path, buffer in list(model.named_buffers()):
         if path not in persistent:
@@ -97,20 +106,18 @@ def make_buffers(model: nn.Module) -> None:
 
 
 def _header(file: Path, wanted: list[str]) -> dict[str, Tensor]:
-    """The tensors of a file, or those wanted, empty on the meta device."""
+    """Return a file's tensors (the wanted ones, or all if `wanted` is empty), empty on the meta device."""
     if not file.is_file():
-        raise ValueError(f"weights must be an existing file, found none at {file}: check the path")
+        raise ValueError(f"no weight file at {file}. Check the path.")
     try:
         with as_utf8(file) as name, safe_open(name, framework="pt") as opened:
             names = wanted or list(opened.keys())
             if missing := [name for name in names if name not in set(opened.keys())]:
-                raise ValueError(
-                    f"{file} must hold {missing[0]}, as its index says, found no such tensor: fetch it again"
-                )
+                raise ValueError(f"{file} lacks tensor {missing[0]}, which its index lists. Download it again.")
             slices = {name: opened.get_slice(name) for name in names}
             wrong = [f"{name} {each.get_dtype()}" for name, each in slices.items() if each.get_dtype() not in _DTYPES]
             if wrong:
-                raise ValueError(f"{file} must hold tensors of {', '.join(_DTYPES)}, found {wrong[0]}: convert it")
+                raise ValueError(f"tensors in {file} must be {', '.join(_DTYPES)}, got {wrong[0]}. Convert the file.")
             return {
                 name: torch.empty(each.get_shape(), dtype=_DTYPES[each.get_dtype()], device="meta")
                 for name, each in slices.items()

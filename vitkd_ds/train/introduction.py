@@ -49,7 +49,7 @@ def introduce(parts: Parts, resumed_step: int, *, workdir: str) -> dict[str, dic
             f"because max_steps={run.max_steps} would end the run during warm-up"
         )
     if schedule.warmup_steps >= steps:
-        logger.warning("the learning rate never falls: the warm-up takes all %d steps of this debug run", steps)
+        logger.warning("the learning rate never decays: the warm-up takes all %d steps of this debug run", steps)
     describe_run(parts, resumed_step, models=models, workdir=workdir)
     return models
 
@@ -131,4 +131,4 @@ def _model_line(run: Run, role: str, cost: dict[str, Any]) -> str:
     size = f"{cost['parameters'] / 1e6:.2f} M parameters, {head}{tokens}{cost['gflops']:.3g} GFLOPs"
     pixels = getattr(config, "image_size", 0) or run.data.image_size
     licensed = f" (licence: {cost['license']})" if cost.get("license") else ""
-    return f"{role}: {cost['model']}{args}, {size} an image of {pixels} pixels, weights: {weights}{licensed}"
+    return f"{role}: {cost['model']}{args}, {size} per {pixels}-px image, weights: {weights}{licensed}"

@@ -107,8 +107,8 @@ class _Appended:
             while self.waiting:
                 self.waiting = self.waiting[self.file.write(self.waiting) :]
         except OSError as error:
-            found = f"found {error}: make room, {len(self.waiting)} bytes wait"
-            raise OSError(f"cannot write {self.file.name}, {found}") from error
+            remedy = f"Free disk space; {len(self.waiting)} bytes are buffered."
+            raise OSError(f"cannot write {self.file.name}: {error}. {remedy}") from error
 
     def close(self) -> None:
         """Write the buffered bytes and close the file. Raise OSError if they are lost."""

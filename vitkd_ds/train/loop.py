@@ -170,7 +170,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
     with closing(log), profiled(run.profile, workdir) as profiler:
         is_whole = session.after_step() and session.train_steps(profiler)  # first finish work that a signal interrupted
         summary = finish(parts, state, meter.images_per_s, check=lock.check) if is_whole else None
-        stopped = f"stopped and saved at step {state.step}; the same command goes on"
+        stopped = f"stopped and saved at step {state.step}; rerun the same command to resume"
         logger.info("%s: %s", run.recipe, "done" if summary else stopped)
     return summary
 
@@ -179,7 +179,7 @@ def train_from(start: Start | None, run: Run, device: torch.device, lock: RunLoc
 class Session:
     """One start of a run, from its checkpoint or step 0 until the end or a signal.
 
-    All methods are collective. Those that return a bool return False after a signal.
+    All methods are collective. Methods with a bool result return False after a signal.
     """
 
     parts: Parts

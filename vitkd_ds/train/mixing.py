@@ -157,7 +157,7 @@ def _draw(
     alphas = [(kind, alpha) for kind, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)) if alpha > 0]
     if not alphas:
         return None
-    assert mix_mode in ("batch", "element"), f"mix_mode must be batch or element, found {mix_mode!r}"
+    assert mix_mode in ("batch", "element"), f"mix_mode must be batch or element, got {mix_mode!r}"
     num_draws = num_images if mix_mode == "element" else 1
     chosen = rng.integers(len(alphas), size=num_draws)
     is_cutmix = np.array([kind == "cutmix" for kind, _ in alphas])[chosen]

@@ -87,14 +87,14 @@ def asked_warmup(run: Run, total_steps: int, steps_per_epoch: int) -> float:
 
 
 def check_warmup(run: Run, schedule: Schedule) -> None:
-    """Raise ValueError if the warm-up takes the whole run, so the learning rate never falls. Allow it in debug runs."""
+    """Raise ValueError if the warm-up takes the whole run, so the learning rate never decays. Allow it in debug runs."""
     total = schedule.total_steps
     optim = run.optim
     if schedule.warmup_steps < total or run.debug:
         return
     key = "warmup_fraction" if optim.warmup_fraction else "warmup_epochs"
     raise ValueError(
-        f"the warm-up must be shorter than the run, or the learning rate never falls, got {total} of {total} steps "
+        f"the warm-up must be shorter than the run, or the learning rate never decays, got {total} of {total} steps "
         f"(optim.{key}={getattr(optim, key):g}, {schedule.steps_per_epoch} steps per epoch, epochs={run.epochs:g}). "
         f"Lower --optim.{key}, or raise --epochs."
     )

@@ -34,7 +34,7 @@ LAUNCHERS = (
 _came: dict[str, float] = {}
 """Signal name to time.monotonic() of its first arrival."""
 _handled: set[int] = set()
-"""Signals for which the handler has run."""
+"""Signals already handled."""
 _launchers: list[tuple[int, str]] = []
 """Process id and command line of each launcher among the ancestors."""
 _pipe: list[int] = []
@@ -104,7 +104,7 @@ def _note(name: str) -> None:
     if name not in _came:
         _came[name] = time.monotonic()
         # Not through logging: a handler may interrupt a message while logging's lock is held.
-        console.write_now(f"{name}: stopping after this step, when its checkpoint is saved")
+        console.write_now(f"{name}: stopping after this step and its checkpoint")
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -20,7 +20,7 @@ from vitkd_ds.train import signals, watchdog
 from vitkd_ds.train.parts import Parts
 from vitkd_ds.train.schedule import loss_weights_at, lr_at
 
-ADVICE = "the same command would end here again: lower --optim.lr, in another --workdir"
+ADVICE = "Rerunning the same command would fail again. Lower --optim.lr and use another --workdir."
 
 
 class NonFiniteError(RuntimeError):
@@ -108,6 +108,6 @@ def settle(update: Update, run: Run) -> bool:
         f"stopped before update {update.step + 1}, rank {ranks.rank()}, lr {update.lr:g}, last good checkpoint {good}"
     )
     if not outcome.num_vetoes:
-        raise NonFiniteError(f"{where}: gradients have inf or nan although all losses are finite: {ADVICE}")
+        raise NonFiniteError(f"{where}: gradients contain inf or nan although all losses are finite. {ADVICE}")
     found = ", ".join(f"{name} {value.item():g}" for name, value in update.terms.items())
-    raise NonFiniteError(f"{where}: a loss is inf or nan on some rank (this one has {found}): {ADVICE}")
+    raise NonFiniteError(f"{where}: a loss is inf or nan on some rank (on this one: {found}). {ADVICE}")

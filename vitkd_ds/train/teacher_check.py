@@ -52,7 +52,7 @@ Sources: timm's results-imagenet.csv at 1.0; WTTM (ICLR 2024, table 13) for Smal
 """
 DEMO_TEACHER_TOP1 = 91.15
 """Top-1 in percent of the packaged teacher on the packaged 2,000 images (EXPERIMENTS.md)."""
-ADVICE = "check that data.val has the classes in the teacher's order, its crop, and that the weights are its own"
+ADVICE = "check that data.val uses the teacher's class order and crop, and that the weights belong to this model"
 
 Level = Literal["ok", "warning", "error"]
 

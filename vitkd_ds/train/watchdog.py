@@ -30,7 +30,7 @@ exempt because it compiles.
 """
 
 EARLY = ("start", "build", "load", "teacher check", "calibration")
-"""Phases before training, in which a stop loses no work."""
+"""Phases before training; a stop then loses no work."""
 EARLY_LIMIT_S = 10.0
 """Time limit for an early phase after SIGTERM (or after `watch`, if later), in seconds; the ranks may agree to stop
 before.
@@ -106,15 +106,15 @@ def _watch(limit_s: float) -> None:
         urged_at = signals.urged_at()
         # A main thread blocked in a C++ collective with an exited rank cannot stop; only this thread can exit.
         if urged_at is not None and _place.phase in EARLY and time.monotonic() - max(urged_at, began) > EARLY_LIMIT_S:
-            console.write_now(f"{where()}: {signals.received()} asked to stop, and nothing is trained yet: ending it")
+            console.write_now(f"{where()}: {signals.received()} asked to stop before training started: exiting")
             _place.leave()
             os._exit(0)
         is_urged = urged_at is not None and _place.phase == "step" and _place.num_steps >= 2
         if waited_s > limit_s or (is_urged and time.monotonic() - max(urged_at, _place.since) > STOPPING_LIMIT_S):
             asked = f", {signals.received()} asked to stop" if signals.received() else ""
             limit = f"timeout_minutes: {limit_s / 60:g}{asked}"
-            text = f"{where()}: no progress for {waited_s:.0f} s in {_function()} ({limit}): ending it"
-            console.write_now(f"{text}; where its threads are:")
+            text = f"{where()}: no progress for {waited_s:.0f} s in {_function()} ({limit}): exiting"
+            console.write_now(f"{text}; stacks of its threads:")
             faulthandler.dump_traceback(all_threads=True)
             console.write_now(text)
             os._exit(1)
@@ -132,11 +132,11 @@ def _function() -> str:
 def report(error: BaseException) -> None:
     """Log the error that ended this rank: a traceback where it helps, then one line with rank, phase and step."""
     text = " ".join(str(error).split())[:500]
-    hint = "the other ranks end with it"
+    hint = "this rank failed, so all ranks end"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         hint = "out of memory: lower --micro_batch_size_per_gpu"
     elif isinstance(error, RuntimeError) and any(sign in text for sign in PEER_SIGNS):
-        hint = "another rank ended, or cannot be reached: its own last lines, or its node's log, say why"
+        hint = "another rank has ended or is unreachable: see its last lines or its node's log for the cause"
     if not hint.startswith("another") and not isinstance(error, SAY_ALL):
         logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     logger.error("%s: %s. %s: %s", where(), hint, type(error).__name__, text)

@@ -1,4 +1,4 @@
-"""The table and the CSV: each number against the files of real runs and scipy; refusals."""
+"""The table and the CSV: every number against real runs' files and scipy; errors."""
 
 import json
 import os
@@ -129,7 +129,7 @@ def test_damaged_lines_are_skipped(runs, damage):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join([lines[0], damage, *lines[1:], damage]))
     assert shown(run) == text
-    # If it is the last evaluation that was damaged, what is shown is not taken for the end of the run.
+    # If the last evaluation is the damaged one, the one shown is not reported as the end of the run.
     (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], damage]))
     assert table(shown(run))["plain0"][7] == "at step 7"
 
@@ -180,27 +180,27 @@ def no_evaluation(run):
     [
         (shutil.rmtree, "plain1 must be a run folder, found no .*plain1/config.json: give"),
         (lambda run: (run / "config.json").unlink(), "plain1 must be a run folder, found no .*plain1/config.json"),
-        (lambda run: (run / "config.json").write_text('{"run"'), "plain1/config.json must be readable JSON"),
+        (lambda run: (run / "config.json").write_text('{"run"'), "plain1/config.json is missing or not valid JSON"),
         (
             lambda run: (run / "config.json").write_text('{"run": {}}'),
-            "config.json must hold run.seed, as a run writes it",
+            "config.json has no valid run.seed",
         ),
         (lambda run: (run / "config.json").write_text("[]"), "config.json must be a JSON object"),
         (
             lambda run: change(run, plan={}),
-            "plain1/config.json must hold plan.steps_per_epoch, as a run writes it, found",
+            "plain1/config.json has no valid plan.steps_per_epoch, got",
         ),
-        (lambda run: change(run, run__data={}), "plain1/config.json must hold run.data.train, as a run writes it"),
+        (lambda run: change(run, run__data={}), "plain1/config.json has no valid run.data.train"),
         (
             lambda run: change(run, run__teacher=3),
-            "plain1/config.json must hold run.teacher, as a run writes it, found 3",
+            "plain1/config.json has no valid run.teacher, got 3",
         ),
-        (lambda run: change(run, models={}), "plain1/config.json must hold models.student.parameters"),
-        (lambda run: change(run, images=[]), "plain1/config.json must hold images, as a run writes it"),
-        (lambda run: (run / "summary.json").write_text("{}"), "plain1/summary.json must hold steps"),
+        (lambda run: change(run, models={}), "plain1/config.json has no valid models.student.parameters"),
+        (lambda run: change(run, images=[]), "plain1/config.json has no valid images"),
+        (lambda run: (run / "summary.json").write_text("{}"), "plain1/summary.json has no valid steps"),
         (lambda run: (run / "metrics.jsonl").unlink(), "plain1 must have evaluated its student, found none in"),
         (no_evaluation, "plain1 must have evaluated its student, found none in .*metrics.jsonl"),
-        (lambda run: (run / "summary.json").unlink(), "plain1/summary.json must be readable JSON"),
+        (lambda run: (run / "summary.json").unlink(), "plain1/summary.json is missing or not valid JSON"),
     ],
 )
 def test_what_is_no_run_is_refused_by_name_before_anything_is_measured(runs, monkeypatch, spoil, message):

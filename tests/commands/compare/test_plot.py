@@ -1,4 +1,4 @@
-"""The curves: one of each kind for each run, from its metrics; refusals of --plot."""
+"""The plot: one curve of each kind per run, from its metrics; errors of --plot."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""Groups of runs, and differences over the seeds that two groups share, against scipy."""
+"""Groups of runs, and differences over common seeds, against scipy."""
 
 import json
 import re
@@ -132,7 +132,7 @@ def test_an_extended_run_is_a_group_of_its_own(runs):
 
 
 def with_images(run, train, val):
-    """Change what a run says of its images; None is a version that did not store it."""
+    """Change the run's record of its images; None simulates a version that did not store it."""
     config = json.loads((run / "config.json").read_text())
     config.pop("images")
     change_to = {"images": {"train": train, "val": val}} if train else {}

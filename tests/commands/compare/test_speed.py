@@ -1,4 +1,4 @@
-"""The speed of student and teacher at inference: what is measured, how, and what is made of it."""
+"""Inference speed of student and teacher: which models are measured, how, and how the times are reported."""
 
 import json
 
@@ -11,7 +11,7 @@ from vitkd_ds.commands.compare import speed
 
 
 class Seen:
-    """In place of the measurement: keeps the models and images, and gives each model 0.01 s for 0.2 M parameters."""
+    """Stand-in for the measurement: records models and images, and returns 0.01 s per 0.2 M parameters."""
 
     def __call__(self, models, images):
         self.models, self.images = models, images
@@ -94,7 +94,7 @@ def test_a_damaged_description_of_a_student_is_a_sentence(runs, seen, text, mess
 
 
 class Timed(torch.nn.Module):
-    """A model that takes so many seconds by a clock of its own, and ten times as many in its first three forwards."""
+    """A model that takes this many seconds on a fake clock, and ten times as many in its first three forwards."""
 
     def __init__(self, name, seconds, clock):
         super().__init__()

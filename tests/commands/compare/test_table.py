@@ -1,4 +1,4 @@
-"""Times, colours and speeds of a comparison, by hand."""
+"""Times, colours and speeds of a comparison, checked by hand."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The model card, against what the run itself wrote: the results of the exported step, its data, and names as text."""
+"""The model card against the run's files: the results of the exported step, its data, and names shown as text."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def card_of(student, out, **options):
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_run, small_beton, tmp_path, which):
     run = shutil.copytree(whole_run, tmp_path / "run")
-    (run / "checkpoints" / "best").write_text("step00000028")  # another one than the last
+    (run / "checkpoints" / "best").write_text("step00000028")  # a different step than the last
     head, text = card_of(run, tmp_path / "out", which=which)
     assert head["pipeline_tag"] == "image-classification" and head["library_name"] == "timm" and "license" not in head
     step = {"last": 30, "best": 28}[which]
@@ -35,7 +35,7 @@ def test_a_card_has_the_results_of_the_step_that_is_exported_with_their_n(whole_
     for name, key in (
         ("top-1 %", "val_top1"),
         ("top-5 %", "val_top5"),
-        ("top-1 % of the teacher", "val_teacher_top1"),
+        ("teacher top-1 %", "val_teacher_top1"),
         ("agreement with the teacher, %", "val_agreement"),
     ):
         found, low, high = re.search(

@@ -1,5 +1,4 @@
-"""ONNX and torch.export: each graph is read here without our reader, fed by its own metadata alone, and compared with
-timm; and graphs that compute something else."""
+"""ONNX and torch.export: each graph is loaded without our reader, fed by its metadata, and compared with timm."""
 
 import json
 from dataclasses import replace
@@ -22,7 +21,7 @@ from vitkd_ds.config.run import as_dict
 from vitkd_ds.recipes import build_run
 
 PARTS = {torch.float32: 1e-5, torch.float16: 5e-3}
-"""Largest difference that the tests allow, as a part of the largest answer."""
+"""Largest allowed difference, relative to the largest output."""
 
 
 TEXTS = ("model", "interpolation", "input", "output")
@@ -34,7 +33,7 @@ def export_graph(student, out, **options):
 
 
 def read_onnx(folder):
-    """What computes the answers of a .onnx, and its metadata."""
+    """A function that runs a .onnx file, and its metadata."""
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     described = {key: value if key in TEXTS else json.loads(value) for key, value in metadata.items()}
@@ -46,7 +45,7 @@ def read_onnx(folder):
 
 
 def read_program(folder):
-    """The same of a .pt2."""
+    """The same for a .pt2 file."""
     extra_files = {"student.json": ""}
     program = torch.export.load(folder / "model.pt2", extra_files=extra_files)
     return program.module(), json.loads(extra_files["student.json"])
@@ -56,7 +55,7 @@ READERS = {"onnx": read_onnx, "torch_export": read_program}
 
 
 def preprocessed(described, images):
-    """Images as the metadata says, by torchvision alone."""
+    """Images preprocessed as the metadata says, with torchvision only."""
     size = described["image_size"]
     filters = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
     transform = Compose(

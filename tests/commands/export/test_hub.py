@@ -1,4 +1,4 @@
-"""The folder for the Hugging Face hub: timm loads it from the disk, and from a stand-in of the hub to which it goes."""
+"""The folder for the Hugging Face Hub: timm loads it from disk, and from a fake Hub after a push."""
 
 import json
 import sys
@@ -43,13 +43,13 @@ torch.save((model(torch.load(sys.argv[2])), model.pretrained_cfg["label_names"])
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A stand-in of the hub, which the commands of the test talk to."""
+    """A fake Hub that the commands under test talk to."""
     with hub_server() as running:
-        # Xet is another service than the HTTP API, to which the client would hand the weights.
+        # Xet is a separate service; the client would upload the weights there instead of over the HTTP API.
         settings = {"HF_ENDPOINT": running.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
         for name, value in (settings | {"HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf_home")}).items():
             monkeypatch.setenv(name, value)
-        # This process has read them already.
+        # This process has already read these variables.
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"

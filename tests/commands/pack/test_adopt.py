@@ -1,4 +1,4 @@
-"""`adopt` and `check`: a .beton of stock FFCV trains as one of ours, and what is damaged is named by number."""
+"""`adopt` and `check`: a .beton from stock FFCV trains like one of ours, and damaged images are named by number."""
 
 import json
 import os
@@ -29,7 +29,7 @@ NUM_IMAGES = 90
 
 
 class Slow(list):
-    """Samples that take a while, so that FFCV's processes take turns."""
+    """Slow samples, so that FFCV's processes take turns."""
 
     def __getitem__(self, i):
         time.sleep(0.01)
@@ -38,15 +38,15 @@ class Slow(list):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The same images packed by us as pixels, and written by stock FFCV in three processes, each a few at a time."""
-    from ffcv.writer import DatasetWriter  # after the door to FFCV, which undoes its effects on the process
+    """The same images packed by us as raw pixels, and written by stock FFCV in three processes."""
+    from ffcv.writer import DatasetWriter  # only after vitkd_ds has imported ffcv safely
 
     root = tmp_path_factory.mktemp("files")
     ours = pack(write_images(root / "images", NUM_IMAGES), root / "ours.beton", write_mode="raw", workers=1).path
     source = open_source(root / "images")
     samples = Slow((load_rgb(source.read(i)), int(label)) for i, label in enumerate(source.labels))
     for mode in ("raw", "jpg"):
-        for _ in range(10):  # on a busy machine the first process may write all images before the second is there
+        for _ in range(10):  # on a busy machine the first process may write all images before the second one starts
             fields = {"image": RGBImageField(mode), "label": IntField()}
             writer = DatasetWriter(str(root / f"{mode}.beton"), fields, num_workers=3, page_size=2**23)
             writer.from_indexed_dataset(samples, chunksize=7)
@@ -57,13 +57,13 @@ def files(tmp_path_factory):
 
 
 def is_mixed(path):
-    """Whether the images do not lie in the order of their numbers, as FFCV's processes took turns."""
+    """Whether the images are stored out of order because FFCV's processes took turns."""
     return bool((np.diff(read_tables(path).allocations["sample"].astype(np.int64)) < 0).any())
 
 
 @pytest.fixture
 def stock(files, tmp_path):
-    """A copy of FFCV's files and of the list of classes."""
+    """A copy of FFCV's files and the class list."""
     for name in ("raw.beton", "jpg.beton", "classes.txt"):
         shutil.copy(files[0] / name, tmp_path)
     return tmp_path
@@ -71,7 +71,7 @@ def stock(files, tmp_path):
 
 @pytest.fixture
 def vitkd_ds(monkeypatch, capsys):
-    """Run a command in this process: its exit code, and what it said."""
+    """Run a command in this process; return its exit code and output."""
 
     def run(*words):
         monkeypatch.setattr("sys.argv", ["vitkd-ds", *map(str, words)])
@@ -88,7 +88,7 @@ def test_an_adopted_file_gives_the_micro_batches_that_our_own_gives(files, stock
     path, before = stock / "raw.beton", (stock / "raw.beton").read_bytes()
     code, said = vitkd_ds("adopt", path, "--classes", stock / "classes.txt")
     assert code == 0 and f"{path}: {NUM_IMAGES} images in 2 classes" in said and path.read_bytes() == before
-    assert is_mixed(path), "or this test tests nothing"
+    assert is_mixed(path), "otherwise this test checks nothing"
     batches = []
     for train in (files[1], path):
         data = DataConfig(train=str(train), val=str(train), image_size=24, num_classes=2)
@@ -144,7 +144,7 @@ def test_images_that_do_not_decode_are_refused_when_they_are_adopted_and_changed
         content[places[row] + 2] ^= 1
     path.write_bytes(content)
     code, said = vitkd_ds("check", path)
-    assert code == 2 and "but 12 do not: image 20 has other bytes than when it was packed" in said
+    assert code == 2 and "but 12 do not: image 20 has changed since it was packed" in said
     assert "image 29 " in said and "image 30 " not in said and "and 2 more: copy the file again" in said
     assert read_beton(path)[0].num_images == NUM_IMAGES, "the tables are whole"
 
@@ -160,12 +160,12 @@ def test_a_file_without_a_side_file_or_with_another_is_told_apart_from_a_damaged
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_images_are_read(stock, vitkd_ds):
-    with tempfile.TemporaryDirectory() as top:  # not pytest's, which only its owner may enter
+    with tempfile.TemporaryDirectory() as top:  # not below pytest's folder, which only its owner may enter
         for name in ("raw.beton", "classes.txt"):
             shutil.copy(stock / name, top)
         before = os.getresuid()
         os.chmod(top, 0o555)
-        os.setresuid(65534 if before[0] == 0 else -1, -1, -1)  # root may write anywhere
+        os.setresuid(65534 if before[0] == 0 else -1, -1, -1)  # root ignores file permissions
         try:
             code, said = vitkd_ds("adopt", f"{top}/raw.beton", "--classes", f"{top}/classes.txt")
         finally:
@@ -188,5 +188,5 @@ def test_a_file_with_a_jpeg_that_lacks_scans_is_not_adopted(tmp_path, vitkd_ds):
     side_path(path).unlink()
     (tmp_path / "classes.txt").write_text("a\n")
     code, said = vitkd_ds("adopt", path, "--classes", tmp_path / "classes.txt")
-    assert code == 2 and "image 0 is a JPEG that lacks some of its scans" in said
+    assert code == 2 and "image 0 is a JPEG with missing scans" in said
     assert not side_path(path).exists()

@@ -1,4 +1,4 @@
-"""Packing with bad files, damaged and full disks: an error by name, and nothing half-written."""
+"""Packing with bad files, damaged disks and full disks: an error that names the file, and no partial output."""
 
 import os
 import shlex
@@ -139,7 +139,7 @@ def test_what_a_run_left_that_died_between_naming_its_two_files_is_used_or_repla
     assert check_beton(dst) == info and names_in(tmp_path) == ["images", "x.beton", "x.beton.json"]
 
 
-@pytest.mark.parametrize("is_cut, message", [(False, "its CRC-32 differs"), (True, "cannot be read whole")])
+@pytest.mark.parametrize("is_cut, message", [(False, "its CRC-32 differs"), (True, "cannot be read completely")])
 def test_damage_between_writing_and_reading_back_is_found_and_repaired(tmp_path, monkeypatch, is_cut, message):
     src = one_class(tmp_path, {f"{i}.png": Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)})
     dst, check = tmp_path / "x.beton", pack_module.damaged_images

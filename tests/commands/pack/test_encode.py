@@ -1,4 +1,4 @@
-"""What packing stores of one image file: of every kind, size and damage."""
+"""Packing one image file of every kind, size and damage: the stored bytes."""
 
 import io
 from dataclasses import replace
@@ -51,7 +51,7 @@ def test_a_jpeg_damaged_in_its_scan_is_refused_although_pillow_shows_something(o
     if "progressive" in options:
         lacking = good[: scan_ends(good)[2]] + b"\xff\xd9"
         assert load_rgb(lacking).shape == (192, 256, 3)
-        with pytest.raises(ValueError, match="lacks some of its scans"):
+        with pytest.raises(ValueError, match="with missing scans"):
             encode(lacking, encoding, number=0)
 
 
@@ -69,11 +69,11 @@ def test_a_damaged_segment_between_restart_markers_is_refused_wherever_it_is(num
 @pytest.mark.parametrize("encoding", [passthrough(), jpg()], ids=str)
 def test_a_lossless_jpeg_is_not_called_damaged(encoding):
     frame = b"\xff\xc3" + bytes([0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0])
-    codes = b"\xff\xc4" + bytes([0, 20, 0, 1, *[0] * 15, 0])  # "0" means no difference to the pixel before
+    codes = b"\xff\xc4" + bytes([0, 20, 0, 1, *[0] * 15, 0])  # code "0": equal to the previous pixel
     scan = b"\xff\xda" + bytes([0, 8, 1, 1, 0, 1, 0, 0]) + bytes(8)
     content = b"\xff\xd8" + frame + codes + scan + b"\xff\xd9"
     assert (load_rgb(content) == np.full((8, 8, 3), 128)).all(), "Pillow's libjpeg knows the kind"
-    with pytest.raises(ValueError, match="it is a JPEG of a kind that libjpeg does not read, such as lossless"):
+    with pytest.raises(ValueError, match="it is a JPEG of a kind that libjpeg cannot read, such as lossless"):
         encode(content, encoding, number=0)
 
 
@@ -123,7 +123,7 @@ def test_encoding_is_ffcvs_own(write_mode, max_resolution):
     field.encode(row, PHOTO, lambda size: (0, kept.append(np.zeros(size, np.uint8)) or kept[-1]))
     if write_mode == "raw":
         assert stored.content == kept[0].tobytes()
-    else:  # with tables of its own, and restart markers that divide the row
+    else:  # with custom tables, and restart markers that divide the row
         np.testing.assert_array_equal(load_rgb(stored.content), load_rgb(kept[0].tobytes()))
         assert b"\xff\xdd\0\4" + restart_interval(stored.width, 16).to_bytes(2, "big") in stored.content
     assert (stored.mode, stored.height, stored.width) == tuple(row[0][["mode", "height", "width"]])

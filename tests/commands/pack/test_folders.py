@@ -1,4 +1,4 @@
-"""Folders as data.train and data.val: packed once, used again, refused when they changed; two at once, and a kill."""
+"""Folders as data.train and data.val: packed once, reused, rejected after a change; concurrent and killed runs."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ def run_of(train="demo", val="demo", **changes):
 
 
 def packed(train="demo", val="demo", **changes):
-    """The paths that a run's folders become."""
+    """The paths that replace a run's folders."""
     data = pack_folders(run_of(train, val, **changes)).data
     return data.train, data.val
 
@@ -78,7 +78,7 @@ def test_both_folders_are_packed_beside_themselves_once_with_the_classes_of_trai
     said = [record.getMessage() for record in caplog.records if record.name.endswith("folders")]
     folders_packed = (run.data.train, run.data.val)
     assert said == [f"packing {src} into {src}.beton, once; later starts use that file" for src in folders_packed]
-    # Again, from another folder and by another spelling: the files are used as they are.
+    # Again, from another working folder and with another spelling of the path: the files are used unchanged.
     times, content = [file.stat().st_mtime_ns for file in files], names_in(photos)
     caplog.clear()
     os.symlink(photos, tmp_path / "link")
@@ -106,7 +106,7 @@ def test_only_class_folders_of_the_ffcv_backend_are_packed_and_torch_is_not_need
     torchvision = run_of(photos / "train", photos / "val", backend="torchvision")
     for run in (torchvision, run_of(), run_of("x.beton", "no/folder"), run_of("", "")):
         assert pack_folders(run) == run and names_in(photos) == ["demo", "train", "val"]
-    for src, number in ((photos / "train", 4), (photos, 1000)):  # the latter's folders are no classes
+    for src, number in ((photos / "train", 4), (photos, 1000)):  # the folders in it are not classes
         refused(src, num_classes=number, match=f"data.train must have data.num_classes={number} class folders, found 3")
     assert names_in(photos) == ["demo", "train", "val"] and names_in(photos.parent) == ["photos"]
     pack(photos / "train", photos / "train.beton")
@@ -159,7 +159,7 @@ def test_a_folder_that_changed_is_refused_until_the_file_is_removed(photos, chan
     assert packed(f"{train}.beton")[0] == f"{train}.beton"
     command = str(refusal.value).partition("pack it again: ")[2]
     assert command == f"rm {train}.beton {train}.beton.json && vitkd-ds pack {train} {train}.beton"
-    if change == "more":  # once: each start of Python takes its time
+    if change == "more":  # run once, because every start of Python takes time
         run_command("bash", "-c", command)
     else:
         (photos / "train.beton").unlink()
@@ -181,11 +181,11 @@ def test_a_file_that_was_packed_by_hand_counts_and_one_that_does_not_say_from_wh
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(photos):
-    with tempfile.TemporaryDirectory() as top:  # not pytest's, which only its owner may enter
+    with tempfile.TemporaryDirectory() as top:  # not below pytest's folder, which only its owner may enter
         shutil.copytree(photos, Path(top, "photos"))
         for path, mode in ((top, 0o755), (Path(top, "photos"), 0o555)):
             os.chmod(path, mode)
-        os.seteuid(65534 if os.getuid() == 0 else os.getuid())  # root may write anywhere
+        os.seteuid(65534 if os.getuid() == 0 else os.getuid())  # root ignores file permissions
         try:
             refused(
                 Path(top, "photos", "train"),
@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(photos):
 
 
 def late(tmp_path):
-    """200 images and a late one in a class, which blocks whoever reads it, and one image in another class."""
+    """One class with 200 images and a late one that blocks its readers, and a second class with one image."""
     src = with_late_image(tmp_path)
     (src / "other").mkdir()
     shutil.copy(src / "only" / "000.png", src / "other")
@@ -208,7 +208,7 @@ def late(tmp_path):
 
 @pytest.fixture
 def start():
-    """A function that starts processes which pack a folder as a run would; the first packs when it returns."""
+    """A function that starts processes which pack a folder as a run would; it returns once the first one is packing."""
     processes = []
 
     def start_all(src, *ranks):

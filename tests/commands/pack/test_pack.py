@@ -1,4 +1,4 @@
-"""Packing: what is in the file, in which order, and what the side file says of it. Bad input: test_bad_pack.py."""
+"""Packing: the file's contents and order, and the side file. Bad input: test_bad_pack.py."""
 
 import io
 import os
@@ -29,20 +29,20 @@ def content_of(path):
 
 
 def stored(path, index):
-    """The raw pixels of an image, found with FFCV's reader."""
+    """The raw pixels of an image, read with FFCV."""
     row = Reader(str(path)).metadata["f0"][index]
     shape = int(row["height"]), int(row["width"]), 3
     return np.fromfile(path, np.uint8, count=np.prod(shape), offset=int(row["data_ptr"])).reshape(shape)
 
 
 def noise(count, height, width):
-    """Images of the same noise, each one moved on by a number."""
+    """Images of the same noise, each shifted by its number."""
     first = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     return [np.roll(first, i) for i in range(count)]
 
 
 def one_class(tmp_path, files):
-    """A folder with the class "only" and the files given as name -> PIL image or bytes, or as a list of pixels."""
+    """A folder with the class "only" and the given files: name to PIL image or bytes, or a list of pixels."""
     (tmp_path / "images" / "only").mkdir(parents=True)
     if isinstance(files, list):
         files = {f"{i:03d}.png": Image.fromarray(pixels) for i, pixels in enumerate(files)}

@@ -1,4 +1,4 @@
-"""Runs that are killed or meet another run: nothing half-written, no process left behind, and a way on."""
+"""Packing runs that are killed or meet another run: no partial output, no leftover process, and a way to continue."""
 
 import fcntl
 import json
@@ -18,13 +18,13 @@ from vitkd_ds.commands.pack import pack, parts
 from vitkd_ds.data.beton.format import check_beton, partial_path
 from vitkd_ds.data.beton.side_file import side_path
 
-# What the kernel sends to the holder of a lease when another process opens the file.
+# The signal that the kernel sends to a lease's holder when another process opens the file.
 signal.signal(signal.SIGIO, signal.SIG_IGN)
 HELD = {}
 
 
 def with_late_image(tmp_path):
-    """A folder whose last image cannot be opened before `feed`, as the system waits for our lease on it to end."""
+    """A folder whose last image cannot be opened before `feed`, because the kernel waits for our lease on it."""
     src = one_class(tmp_path, noise(200, 64, 64))
     shutil.copy(src / "only" / "000.png", src / "only" / "zzz.png")
     return hold(src)
@@ -38,7 +38,7 @@ def hold(src):
 
 
 def feed(src):
-    """Let the late image be read, by those who wait for it too."""
+    """Let everyone read the late image, including the processes that are waiting for it."""
     os.close(HELD.pop(src))
 
 
@@ -49,8 +49,8 @@ def finished(dst):
 
 @pytest.fixture
 def start():
-    """A function that starts packing and waits until all parts but that of the late image are finished; gives the
-    process and its workers."""
+    """A function that starts packing and waits until only the late image's part is unfinished; returns the run and its
+    workers."""
     started = []
 
     def start_and_wait(src, dst):
@@ -74,7 +74,7 @@ def has_ended(pid):
 
 
 def end(process, workers, number=signal.SIGKILL):
-    """End a run, and wait for its workers, one of which may wait for the late image; returns what it said."""
+    """End a run and its workers, one of which may wait for the late image; return the run's output."""
     process.send_signal(number)
     said = process.communicate(timeout=60)[0]
     wait_until(lambda: all(map(has_ended, workers)), [])
@@ -100,7 +100,7 @@ def test_a_run_that_is_ended_continues_where_it_was(tmp_path, caplog, start, num
 
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch):
-    """Source and .beton of a run that ended with some parts finished: moved into the file, or not yet."""
+    """Source and .beton of a run that ended with some parts finished, either already merged into the file or not."""
 
     def interrupt(*, is_moved):
         src, dst = one_class(tmp_path, noise(2 * parts.PART + 2, 8, 8)), tmp_path / "x.beton"
@@ -115,7 +115,7 @@ def interrupted(tmp_path, monkeypatch):
 
 
 def check_continues(src, dst, *, tries=1):
-    """Pack to the end, where each try but the last may be an error that asks for the next; compare with a new pack."""
+    """Pack to the end, retrying after errors that ask for it; compare with a fresh pack."""
     for _ in range(tries - 1):
         with pytest.raises(ValueError, match="rerun the same command, which packs"):
             pack(src, dst, write_mode="raw", workers=2)

@@ -1,4 +1,4 @@
-"""Data that are not packed: what commands that only look say of them, and runs that are refused before any packing."""
+"""Unpacked data: what read-only commands report, and runs that are rejected before any packing."""
 
 from dataclasses import replace
 
@@ -67,16 +67,16 @@ def test_the_classes_of_a_folder_are_those_of_its_file_which_a_list_may_have_giv
     [
         (
             {"student.model": "deit_tiny_patch16_244"},
-            "student.model must be a timm model, found 'deit_tiny_patch16_244'",
+            "student.model=deit_tiny_patch16_244 is no timm model",
         ),
-        ({"teacher.model": "regnet", "losses.nkd.weight": "1"}, "teacher.model must be a timm model, found 'regnet'"),
+        ({"teacher.model": "regnet", "losses.nkd.weight": "1"}, "teacher.model=regnet is no timm model"),
         ({"ds_config": "ds_configs/none.json"}, "ds_configs/none.json"),
         ({"workdir": "used"}, "seed: 1 there, 0 now; .*. Pass another --workdir"),
         (
             {"teacher.model": "deit_tiny_patch16_224", "teacher.checkpoint": "none.pth", "losses.nkd.weight": "1"},
-            "teacher.checkpoint must be a file of weights, .* found none at none.pth",
+            "teacher.checkpoint: no weight file, run, checkpoint or export at none.pth",
         ),
-        ({"student.init": "runs/missing"}, "student.init must be a file of weights, .* found none at runs/missing"),
+        ({"student.init": "runs/missing"}, "student.init: no weight file, run, checkpoint or export at runs/missing"),
     ],
 )
 def test_a_run_that_is_refused_anyway_packs_nothing(photos, tmp_path, monkeypatch, flags, message):
@@ -98,6 +98,6 @@ def test_a_run_that_is_refused_anyway_packs_nothing(photos, tmp_path, monkeypatc
 def test_a_stored_run_whose_teacher_is_gone_packs_nothing(photos, tmp_path):
     run = run_of(photos / "train")
     teacher = TeacherConfig("deit_tiny_patch16_224", checkpoint=str(tmp_path / "gone.pth"))
-    with pytest.raises(ValueError, match="teacher.checkpoint must be a file of weights, .*gone.pth"):
+    with pytest.raises(ValueError, match="teacher.checkpoint: no weight file, .*gone.pth"):
         pack_folders(replace(run, teachers={"teacher": teacher}))
     assert names_in(photos) == ["train", "val"]

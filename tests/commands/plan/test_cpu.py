@@ -1,4 +1,4 @@
-"""A prediction for this machine's CPU, and for a run without a teacher."""
+"""Predictions for this machine's CPU, and for a run without a teacher."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_a_cpu_is_measured_here_and_shared_by_its_processes_also_for_a_plain_run
         assert float(re.search(r"of ([\d.]+): fits", text)[1]) == pytest.approx(total_gib / processes, abs=0.06)
         assert ("teacher" in rows) == ("replica" in rows) == (recipe == "demo")
         assert recipe == "demo" or "teacher" not in text
-    # A matrix product is neither free nor a billionth of what this machine does.
+    # Bounds that a wrong unit would violate.
     assert 1e-3 < matmul_tflops() < 100 and find_hardware("cpu", processes=4).peak_tflops < matmul_tflops(1024)
 
 

@@ -1,4 +1,4 @@
-"""What predictions start from: the table of results, the models' shapes, DeepSpeed's files."""
+"""Inputs of predictions: the table of results, the models' shapes, DeepSpeed's files."""
 
 import json
 import re
@@ -60,8 +60,8 @@ def test_what_flat_parameters_leave_of_fixed_times_follows_from_the_rows_of_the_
 
 def test_the_measured_step_is_what_the_parts_add_up_to():
     inputs = inputs_of(build_run("deit_tiny_from_deit3_small"), H100)
-    # 256 images: 47.92 ms of S6, less 8.86 of C1, 19.69 of C4, 2.42 of C7 and 10.1 of the update; and of the rest what
-    # flat parameters leave of a backward pass beyond the plain loop's: (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1).
+    # 256 images: 47.92 ms of S6, less 8.86 of C1, 19.69 of C4, 2.42 of C7 and 10.1 of the update. Of the rest, the part
+    # by which flat parameters slow down backward more than the plain loop: (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1).
     assert inputs.host_s == pytest.approx(6.86e-3 * 0.08597 / 1.29039, rel=2e-3)
     assert inputs.update_s == pytest.approx(10.1e-3 * (2.74 / 9.41) / (5.63 / 9.68))
     # S3 and S4, and the gathers: ((10.17 - 4.67) / 4.88) / ((18.76 - 5.32) / 5.07).
@@ -99,7 +99,7 @@ def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_the
         inputs_of(each, H100)
         for each in (large, replace(large, teachers={"teacher": replace(large.teachers["teacher"], image_size=448)}))
     )
-    # Two operations for each parameter and each of 201 tokens, and a little for attention.
+    # Two operations per parameter and token (201 tokens), and a few for attention.
     assert inputs.teacher_s == pytest.approx(2 * 6.716e9 * 201 / (0.4 * 989.4e12), rel=0.03)
     assert larger.teacher_s == pytest.approx(inputs.teacher_s * 789 / 201, rel=0.05)
     assert larger.student_s == inputs.student_s == 1 / 8800
@@ -171,7 +171,7 @@ def test_a_teacher_without_blocks_is_gathered_module_by_module():
     teacher = timm.create_model("regnety_160")
     own = [module for module in teacher.modules() if [*module.parameters(recurse=False)]]
     assert inputs.gathers == len(own) + 1 and inputs.teacher_params == sum(p.numel() for p in teacher.parameters())
-    assert inputs.gathered_params == inputs.offloaded_params == inputs.teacher_params, "nothing holds the host back"
+    assert inputs.gathered_params == inputs.offloaded_params == inputs.teacher_params, "nothing makes the host wait"
 
 
 def test_without_vitkd_there_is_no_loss_to_pay_for():
@@ -179,11 +179,11 @@ def test_without_vitkd_there_is_no_loss_to_pay_for():
     without = replace(run, losses=replace(run.losses, vitkd=replace(run.losses.vitkd, weight=0.0)))
     paid, unpaid = (inputs_of(one, H100) for one in (run, without))
     assert unpaid.loss_s == 0 < paid.loss_s
-    assert unpaid.activation_bytes == 197 * 192 * 12 * 34, "the student's alone"
+    assert unpaid.activation_bytes == 197 * 192 * 12 * 34, "only the student's"
     assert unpaid.trained_params == 5_717_416
     aligners, convolutions, mask_token = 3 * (192 * 384 + 384), 2 * (9 * 384**2 + 384), 384
     assert paid.trained_params == unpaid.trained_params + aligners + convolutions + mask_token
-    assert unpaid.image_bytes == 1_354_752, "150,528 values: a byte, four, and two for each model"
+    assert unpaid.image_bytes == 1_354_752, "150,528 values: one byte, four bytes, and two bytes for each model"
     assert re.search("ViTKD loss +none +counted: its weight is 0", plan_text(without, nodes=1, gpus=8))
 
 
@@ -223,9 +223,9 @@ def test_a_shard_is_gathered_whole_where_deepspeeds_file_does_not_limit_it(tmp_p
     run = build_run("deit_base_from_deit3_large")
     teacher, block = 304_374_760, 12_598_272
     shipped = inputs_of(run, H100)
-    # The one that is computed, the next, as many more in bf16 as 400 MiB hold, and what DeepSpeed gathers ahead.
+    # The block being computed, the next one, as many more in bf16 as fit 400 MiB, and DeepSpeed's own prefetch.
     assert shipped.gathered_params == (2 + 400 * 2**20 // (2 * block)) * block + 3e7 == 18 * block + 3e7
-    assert shipped.offloaded_params == 2 * block, "with the files as shipped"
+    assert shipped.offloaded_params == 2 * block, "with the shipped files"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ds_configs").mkdir()
 

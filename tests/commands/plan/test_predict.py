@@ -1,4 +1,4 @@
-"""The prediction against cases computed by hand, what the command prints, and what it refuses."""
+"""Predictions against cases computed by hand, the printed page, and errors."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def test_one_gpu_by_hand():
     time = predict.step_parts(INPUTS, replace(layout, accumulation=4, placement="shard"), CARD)
     assert sum(time.values()) == pytest.approx(0.212)
     assert time["update"] == pytest.approx(0.004) and time["host"] == pytest.approx(0.048)
-    # 4e8 bytes of an offloaded teacher at 35 GB/s: 11.43 ms, beside 1 ms of teacher.
+    # 4e8 bytes of an offloaded teacher at 35 GB/s: 11.43 ms, overlapping 1 ms of teacher compute.
     time = predict.step_parts(INPUTS, replace(layout, micro_batch=10, placement="offload"), CARD)
     assert time["gathers"] == pytest.approx(10.43e-3, rel=1e-3)
 
@@ -69,7 +69,7 @@ def test_two_gpus_of_a_node_by_hand_and_a_compiled_student_hides_nothing():
     layout = predict.Layout(nodes=1, gpus_per_node=2, micro_batch=100, accumulation=1, placement="replica")
     assert predict.bytes_per_step(layout, **PARAMS) == {"gradients": 4e8, "weights": 1e8, "gathers": 0}
     time = predict.step_parts(INPUTS, layout, CARD)
-    # 4e8 bytes at 70 GB/s, two buckets: 5.714 + 0.06 ms, less than the 20 ms of backward, so the last bucket is left.
+    # 4e8 bytes at 70 GB/s in two buckets: 5.714 + 0.06 ms. Backward takes 20 ms, so only the last bucket is exposed.
     assert time["gradients"] == pytest.approx(2.887e-3, rel=1e-3)
     assert time["weights"] == pytest.approx(1.4586e-3, rel=1e-4)
     assert time["gathers"] == 0
@@ -84,19 +84,19 @@ def test_each_micro_batch_sends_its_gradients_and_ranks_share_the_way_from_cpu_m
     assert predict.bytes_per_step(layout, **PARAMS) == {"gradients": 12e8, "weights": 1e8, "gathers": 0}
     time = predict.step_parts(INPUTS, layout, CARD)
     assert time["gradients"] == pytest.approx(3 * 2.887e-3, rel=1e-3)
-    # Each rank's 2e8 bytes come at 35 GB/s, and as many from the other at 70: 5.714 + 2.857 + 0.3 ms, less 1 ms.
+    # Each rank reads 2e8 bytes at 35 GB/s and gets as many from the other at 70: 5.714 + 2.857 + 0.3 ms, less 1 ms.
     one = replace(layout, micro_batch=10, accumulation=1, placement="offload")
     assert predict.step_parts(INPUTS, one, CARD)["gathers"] == pytest.approx(7.871e-3, rel=1e-3)
 
 
 def test_two_nodes_of_four_by_hand():
     layout = predict.Layout(nodes=2, gpus_per_node=4, micro_batch=10, accumulation=1, placement="shard")
-    # The ring leaves a node through four cards of 10 GB/s; seven eighths of everything pass each GPU.
+    # The ring leaves a node through four cards of 10 GB/s; seven eighths of all bytes pass through each GPU.
     assert predict.link_bytes_per_s(CARD, nodes=2, gpus_per_node=4) == pytest.approx(28e9)
     sent = predict.bytes_per_step(layout, **PARAMS)
     assert sent == {"gradients": 7e8, "weights": 1.75e8, "gathers": 3.5e8}
     time = predict.step_parts(INPUTS, layout, CARD)
-    # 25 ms and two starts, of which the 2 ms of backward hide some; 12.5 ms and ten starts, beside 1 ms of teacher.
+    # 25 ms and two starts, partly hidden by 2 ms of backward; 12.5 ms and ten starts, overlapping 1 ms of teacher.
     assert time["gradients"] == pytest.approx(0.02306)
     assert time["gathers"] == pytest.approx(0.0118)
     assert time["host"] == pytest.approx(0.012)
@@ -105,10 +105,10 @@ def test_two_nodes_of_four_by_hand():
 def test_memory_by_hand():
     layout = predict.Layout(nodes=1, gpus_per_node=4, micro_batch=100, accumulation=1, placement="shard")
     found = predict.memory_bytes(INPUTS, layout)
-    teacher = 1e8 + 1e8  # a quarter of 4e8 bytes, and what is gathered at a time
+    teacher = 1e8 + 1e8  # a quarter of 4e8 bytes, and the parameters gathered at a time
     assert list(found.values()) == [4e8, 4e8, 4e8, teacher, 2e7, 1e8, 1.5 * 2**30]
     assert predict.memory_bytes(replace(INPUTS, is_compiled=True), layout)["gradient buckets"] == 3e8, (
-        "no second one to fill"
+        "there is no second bucket to fill"
     )
     small = predict.memory_bytes(replace(INPUTS, trained_params=10**6), layout)
     assert small["gradient buckets"] == 8e6, "which need hold no more than there is"
@@ -206,7 +206,7 @@ def test_rates_and_memory_are_those_of_the_data_sheets():
         kind = HARDWARE[name]
         return kind.memory_gib, kind.nvlink_gb_per_s, kind.network_gb_per_s, kind.pcie_gb_per_s, kind.peak_tflops
 
-    # NVLink 900 GB/s both ways and a port of 400 Gb/s; 600 and 200; none, 25 Gb/s. PCIe 5.0 and 4.0 with 16 lanes.
+    # NVLink 900 GB/s in both directions and a 400 Gb/s port; 600 and 200; none, 25 Gb/s. PCIe 5.0 and 4.0, 16 lanes.
     assert rates("h100") == (79.1, 900 / 2, 400 / 8, 64, 989.4)
     assert rates("h200") == (139.8, 900 / 2, 400 / 8, 64, 989.4)
     assert rates("a100") == (79.1, 600 / 2, 200 / 8, 32, 312)
@@ -230,7 +230,7 @@ def test_a_node_reads_and_decodes_its_share_of_the_images_per_second(size, text)
 
 
 def rows_of(section):
-    """The cells of a section's rows by the first of each."""
+    """The cells of a section's rows, keyed by the first cell."""
     lines = [line for line in section.splitlines() if line.startswith("  ")]
     return {cells[0]: cells[1:] for cells in (re.split(" {2,}", line.strip()) for line in lines)}
 
@@ -262,7 +262,7 @@ def test_the_fastest_placement_that_fits_is_advised_with_what_a_shard_costs():
     layout = predict.Layout(nodes=1, gpus_per_node=4, micro_batch=100, accumulation=1, placement="shard")
     parts = {name: predict.memory_bytes(INPUTS, replace(layout, placement=name)) for name in ("replica", "shard")}
     replica, shard = (sum(of_one.values()) / 2**30 for of_one in parts.values())
-    # 0.9 of a card may be filled; a shard takes 0.2 GiB less than a replica, and a shade more than what is offloaded.
+    # At most 0.9 of a card is used; a shard takes 0.2 GiB less than a replica and slightly more than an offload.
     for memory_gib, best in (
         (replica / 0.899, "replica"),
         (replica / 0.901, "shard"),

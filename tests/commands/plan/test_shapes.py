@@ -50,7 +50,7 @@ def test_checkpointing_keeps_the_blocks_inputs_and_one_block():
 
 
 def kept_bytes(function, *inputs, parameters):
-    """What autograd keeps of one call, without parameters and inputs, each memory once."""
+    """Bytes that autograd keeps of one call, without parameters and inputs; shared storage counts once."""
     known = {tensor.untyped_storage().data_ptr() for tensor in (*parameters, *inputs)}
     kept = {}
 

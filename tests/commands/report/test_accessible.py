@@ -1,4 +1,4 @@
-"""A report for everyone: by keyboard, in a table, on a phone and on paper; and what axe-core says of it."""
+"""Accessibility of the report: keyboard, tables, phone, paper, and axe-core's findings."""
 
 import pytest
 from selenium.webdriver.common.keys import Keys
@@ -68,7 +68,7 @@ def test_paper_has_every_column_the_colours_and_the_names_of_the_runs(runs, open
     for painted in (".swatch", ".bars i", ".confusion td"):
         assert set(page.run(exact.format(painted))) == {"exact"}, painted
     labels = [label for label in page.all(".controls label") if label.is_displayed()]
-    assert [label.text for label in labels] == ["taught"], "the legend: the runs that are drawn"
+    assert [label.text for label in labels] == ["taught"], "the legend names the drawn runs"
     breaks = page.run("[...document.querySelectorAll('h2, h3')].map((head) => getComputedStyle(head).breakAfter)")
     assert set(breaks) == {"avoid"}
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

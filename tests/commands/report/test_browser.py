@@ -1,4 +1,4 @@
-"""A report in a real browser: its numbers are those of the run's files, it answers the pointer, and it fits a phone."""
+"""The report in a real browser: its numbers match the run's files, it reacts to the pointer, and it fits a phone."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def logged(run, key):
 
 
 def shown(text):
-    """Step and {name: value} of the text beside a pointer."""
+    """Step and {name: value} of the tooltip at the pointer."""
     head, *lines = text.splitlines()
     values = dict(zip(lines[::2], map(float, lines[1::2])))
     return int(re.match(r"step (\d+), epoch", head).group(1)), values
@@ -39,7 +39,7 @@ def test_pointing_at_a_curve_shows_the_numbers_of_metrics_jsonl(runs, opened):
     for step in (STOPPED, STEPS):
         expected = {"taught": own[step], "plain": plain[step], "taught (teacher)": teacher[step]}
         assert shown(page.hover("val_top1", step / STEPS)) == (step, expected)
-    # A term that one run has alone, and a value with a gap: the first step of a start is not timed.
+    # A term that only one run has, and a value with a gap: the first step after a start is not timed.
     assert shown(page.hover("nkd", 4 / STEPS)) == (4, {"taught": logged(runs / "taught", "nkd")[4]})
     speed = logged(runs / "taught", "images_per_s")
     missing = [step for step in range(1, STEPS + 1) if step not in speed]
@@ -105,7 +105,7 @@ def test_classes_are_filtered_and_sorted(runs, opened):
     for column, head in enumerate(heads[:3]):
         head.click()
         values = [row[column] if column == 0 else float(row[column]) for row in page.rows("classes-table")]
-        # The names are in order at first, so that a click turns them round; of numbers the largest come first.
+        # Names start in ascending order, so a click reverses them; numbers start with the largest.
         assert values == sorted(values, reverse=column > 0)
         head.click()
         values = [row[column] if column == 0 else float(row[column]) for row in page.rows("classes-table")]
@@ -137,7 +137,7 @@ def test_images_are_chosen_by_who_is_right(runs, opened):
 def test_a_page_fits_its_window_and_is_painted(runs, opened, width, scheme):
     page = opened(report(str(runs / "taught"), str(runs / "plain")), width=width, scheme=scheme)
     assert page.run("document.documentElement.scrollWidth") == width
-    # Every chart has its curve inside its frame, whatever the width.
+    # Every chart's curve is inside its frame at any width.
     boxes = """[...document.querySelectorAll(".chart")].map((figure) => {
         const frame = figure.querySelector("svg").getBoundingClientRect();
         return [...figure.querySelectorAll("path.curve")].every((curve) => {

@@ -1,4 +1,4 @@
-"""Student and teacher class by class, against slow counts of the stored answers."""
+"""Student and teacher per class, against slow counts of the stored answers."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_the_classes_that_gained_and_lost_most_are_those_against_the_other_run(r
 def test_eight_classes_that_gained_most_and_eight_that_lost_most_are_named():
     label = np.repeat(np.arange(20), 20)
     place = np.tile(np.arange(20), 20)
-    gained = label // 2 + 1  # of each even class one image more than of the even one before; odd ones lose them
+    gained = label // 2 + 1  # each even class gains one image more than the previous even one; odd classes lose them
     wrong = (label + 1) % 20
     is_better = (label % 2 == 0) & (place < gained) & (label < 18)
     is_worse = (label % 2 == 1) & (place < gained) & (label < 18)
@@ -116,7 +116,7 @@ def test_the_confusion_matrix_counts_answers_and_is_cut_to_the_worst_classes(run
         for answer, cell in enumerate(row[1:]):
             pairs = zip(found["label"], found["student"])
             assert int(cell or 0) == sum(pair == (label, answer) for pair in pairs)
-    # Of 40 classes k is taken for k + 1 the more often the larger k is, and 0 for all others alike.
+    # Of 40 classes, class k is confused with k + 1 more often the larger k is, and class 0 with all others equally.
     random = np.random.default_rng(0)
     label = np.repeat(np.arange(40), 100)
     student = np.where(np.tile(np.arange(100), 40) < label, np.minimum(label + 1, 39), label)
@@ -137,7 +137,7 @@ def test_paired_intervals_are_agresti_and_mins():
     for n, gained, lost in ((64, 8, 5), (8, 0, 0), (50, 0, 9)):
         cells = [gained + 0.5, lost + 0.5, (n - gained - lost) / 2 + 0.5, (n - gained - lost) / 2 + 0.5]
         parts = np.array(cells) / sum(cells)
-        effect = np.array([1, -1, 0, 0])  # what an image of each cell adds to the difference
+        effect = np.array([1, -1, 0, 0])  # each cell's contribution to the difference per image
         mean = parts @ effect
         half = 1.96 * np.sqrt((parts @ effect**2 - mean**2) / sum(cells))
         assert paired_interval(n, gained, lost) == pytest.approx((100 * (mean - half), 100 * (mean + half)))

@@ -1,4 +1,4 @@
-"""The points of curves, and what is marked and shaded beside them."""
+"""The points of the curves, and the marks and bands drawn with them."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def test_marks_are_restarts_kept_checkpoints_and_skipped_images(runs):
     assert [text.removesuffix(", the best") for text in kept] == ["checkpoint step00000007", "checkpoint step00000014"]
     assert sum(text.endswith(", the best") for text in kept) == 1
     skipped = [(mark["step"], mark["text"]) for mark in marks if mark["kind"] == "skipped"]
-    # A restart counts anew, so a lower count is no news.
+    # A restart resets the count, so a drop is not marked.
     assert skipped == [(3, "2 images skipped so far"), (5, "5 images skipped so far"), (7, "1 images skipped so far")]
 
 
@@ -47,7 +47,7 @@ def test_restarts_are_every_start_but_a_first_one_at_step_0():
         return [mark["text"] for mark in marks_of(made(folder="none", **config))]
 
     assert texts(starts=[{"step": 0, "time": "a"}, {"step": 0, "time": "b"}]) == ["went on at step 0 b"]
-    assert texts(starts=[{"step": 5, "time": "a"}]) == ["went on at step 5 a"], "an earlier version began the run"
+    assert texts(starts=[{"step": 5, "time": "a"}]) == ["went on at step 5 a"], "an earlier version started the run"
     assert texts(starts=["damaged", {"step": "x"}, {"step": 6}]) == ["went on at step 6"]
     assert texts(resumed_step=3) == ["went on at step 3"] and texts(resumed_step=0) == texts() == []
 
@@ -58,7 +58,7 @@ def test_parts_of_the_total_follow_the_weights_of_their_step():
     lines = [{"step": step, "total": 4.0, "ce": 1.0, "nkd": 1.0} for step in (1, 6, 11)]
     shares = _shares(made(lines, run=as_dict(replace(run, losses=losses)), plan={"total_steps": 11}))
     parts = {series.name: series.values for series in shares.series}
-    # A weight of 2, 1 and 0: it is that of the updates before a step.
+    # Weights 2, 1 and 0, as in the update that ends at each step.
     assert parts == {"ce": [25, 25, 25], "nkd": [50, 25, 0]}
 
 

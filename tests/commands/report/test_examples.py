@@ -1,4 +1,4 @@
-"""Images for which the models disagree: how they are stored, and when they cannot be shown."""
+"""Images on which the models disagree: how they are stored, and when they cannot be shown."""
 
 import base64
 import io

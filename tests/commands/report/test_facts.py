@@ -1,4 +1,4 @@
-"""What a report says of a run before its curves: progress, numbers, models, settings."""
+"""The report's text above the curves: progress, numbers, models, settings."""
 
 import json
 import os

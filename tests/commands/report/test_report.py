@@ -1,4 +1,4 @@
-"""The page as a whole: runs that go on, older ones, text that stays text, and what is refused."""
+"""The whole page: unfinished and older runs, text that stays text, and errors."""
 
 import json
 import os
@@ -55,11 +55,11 @@ def test_runs_and_seeds_have_the_numbers_of_compare(runs):
     _, first, second = found["groups-table"]
     assert first[:3] == ["group 1: taught", "1", f"{own:.2f}"]
     assert second[:3] == ["group 2: plain, plain1", "2", f"{(top1 + 25) / 2:.2f}"]
-    assert second[4] == f"{own - top1:+.2f}"  # over the seed that both have
+    assert second[4] == f"{own - top1:+.2f}"  # over their common seed
 
 
 def going(run):
-    """Make a run one that is at step 10 and was evaluated at step 7."""
+    """Turn a run into one that is at step 10 and was evaluated at step 7."""
     for name in ("done", "summary.json", "student.safetensors", "student.json"):
         (run / name).unlink()
     lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 10]
@@ -77,13 +77,13 @@ def test_a_run_that_goes_on_has_a_report_of_what_is_there(runs):
     assert (
         max(max(series["steps"]) for chart in charts_of(read_results([str(run)])) for series in chart["series"]) == 10
     )
-    # Before the first evaluation there are curves alone.
+    # Before the first evaluation there are only curves.
     lines = [line for line in metrics_of(runs / "plain") if "total" in line]
     (runs / "plain" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
     (runs / "plain" / "predictions.json").unlink()
     text = written(runs / "plain")
     assert "Without an evaluation of top-1: plain." in text and "No answers for single images yet" in text
-    # And before the first line none of these.
+    # Before the first log line there are not even curves.
     (runs / "plain" / "metrics.jsonl").unlink()
     assert 'class="chart"' not in written(runs / "plain")
 

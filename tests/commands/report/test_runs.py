@@ -1,4 +1,4 @@
-"""The groups of runs over seeds, and which run a report compares the first with."""
+"""Groups of runs over seeds, and which run the report compares the first one with."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The first tile of a report: what the teacher was worth, or k-NN of a student without classes."""
+"""The first tile of a report: the teacher's benefit, or k-NN accuracy for a student without classes."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def test_of_one_seed_its_interval_is_over_the_images_and_other_settings_are_name
     with_interval = words.format(f"95 % interval [{low:+.2f}, {high:+.2f}], over the images, ")
     assert worth(results, [answered(160), answered(150)]) == ("+5.00 points", with_interval)
     assert worth(results, [answered(160), None]) == ("+5.00 points", words.format(""))
-    # Of two runs without a teacher the nearer one is taken.
+    # Of two runs without a teacher, the one with closer settings is chosen.
     nearer = worth([*results, run("q", 70.0)], [None] * 3)
     assert nearer == ("+10.00 points", "what the teacher was worth: top-1 against q, seed 0")
 

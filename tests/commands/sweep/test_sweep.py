@@ -1,4 +1,4 @@
-"""The sweep: real runs over seeds, the table against their files and scipy, and what it never does twice."""
+"""The sweep: real runs over seeds, the table against their files and scipy, and no run trained twice."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ def config_of(folder):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, demo_cache):
-    """A sweep of two settings over two seeds, two at a time; its folder and what it said."""
+    """A sweep of two settings over two seeds, two jobs at a time; its folder and output."""
     folder = tmp_path_factory.mktemp("sweep") / "of" / "mine"
     return folder, run_command(*SWEEP, "--seeds=2", "--jobs=2", f"--workdir={folder}", cwd=folder.parents[1])
 
@@ -101,7 +101,7 @@ def test_what_is_finished_is_not_trained_again_and_what_is_missing_is(swept):
 
 def test_a_run_that_fails_costs_the_others_nothing_and_the_exit_code_says_so(tmp_path, demo_cache):
     base = ["vitkd-ds", "sweep", "--recipes", "demo_plain", *SMALL, f"--workdir={tmp_path}", "--seeds=1"]
-    # An infinite learning rate is refused, and this one makes the loss nan at the second update.
+    # An infinite learning rate is rejected; this one makes the loss nan at the second update.
     done = run_command(*base, "--grid.optim.lr=1e38,1e-3", "--optim.warmup_epochs=0", check=False)
     assert done.returncode == 1 and "1 of 2 runs are not finished" in done.stderr
     log = tmp_path / "demo_plain,optim.lr=1e38" / "seed0.log"
@@ -158,7 +158,7 @@ def test_each_job_has_its_own_cpus_and_one_gpu(monkeypatch):
 
 def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_path):
     made = members_of(["demo", "demo_plain"], 2, tmp_path, {"grid.augment.mixup_alpha": "0,0.5", "optim.lr": "1e-3"})
-    assert [member.seed for member in made] == [0] * 4 + [1] * 4, "an early end has all of a seed"
+    assert [member.seed for member in made] == [0] * 4 + [1] * 4, "stopping early leaves complete seeds"
     assert [member.name for member in made[:2]] == ["demo,augment.mixup_alpha=0", "demo,augment.mixup_alpha=0.5"]
     assert made[1].run.augment.mixup_alpha == 0.5 and made[1].run.optim.lr == 1e-3
     assert made[5].folder == tmp_path / "demo,augment.mixup_alpha=0.5" / "seed1" and made[5].run.seed == 1

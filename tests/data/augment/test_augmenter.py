@@ -1,4 +1,4 @@
-"""The whole augmentation: the laws it keeps, and each recipe against the libraries with the same draws."""
+"""The complete augmentation: invariants, and each recipe against the libraries with the same random draws."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Random erasing: the noise's distribution, its key, and where it goes."""
+"""Random erasing: the distribution, key and position of the noise."""
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def test_exactly_the_rectangles_are_replaced_by_noise():
     assert abs(inside.mean(0) - mean).max() < 1.5 and abs(inside.std(0) - std).max() < 3
     assert inside.min() == 0 and inside.max() == 255
     centred = inside - inside.mean(0)
-    for shift in (1, 2, 3, 4):  # neither between neighbours nor between the colours of a pixel
+    for shift in (1, 2, 3, 4):  # neither between neighbours nor between the channels of a pixel
         assert abs(np.corrcoef(centred.ravel()[shift:], centred.ravel()[:-shift])[0, 1]) < 0.01
 
 

@@ -1,4 +1,4 @@
-"""Every operation of the compiled code against timm's and Pillow's on the same images, bit for bit."""
+"""Every compiled operation against timm's and Pillow's on the same images, bit for bit."""
 
 from itertools import product
 
@@ -30,12 +30,12 @@ ARGUMENTS = {
     "TranslateYRel": SHIFTS,
     "GaussianBlur": [0.1, 0.35, 0.577, 0.578, 0.9, 1.2, 1.63, 1.64, 2.0],
 }
-"""Among them values where nothing moves, where all moves out, and where a result is almost a whole number."""
+"""Includes values at which nothing moves, everything moves out, or a result is almost a whole number."""
 
 
 @pytest.fixture(params=[16, 32])
 def vector_bytes(request, monkeypatch):
-    """The code for each width of vectors; where this CPU lacks one, the widest that it has."""
+    """The compiled code for each vector width; if this CPU lacks one, the widest that it has."""
     monkeypatch.setattr(decode, "WIDEST", min(request.param, decode._library.vitkd_widest_vector()))
 
 

@@ -1,4 +1,4 @@
-"""What is drawn: notation, levels and distributions against timm, and that no two purposes share a draw."""
+"""Random augmentation choices: notation, levels and distributions against timm; purposes never share a draw."""
 
 import random
 import re
@@ -31,7 +31,7 @@ def test_the_recipes_notation_is_read_as_timm_reads_it_without_torch():
         found = (ours.probability, ours.magnitude_std, ours.magnitude_max)
         assert found == (op.prob, op.magnitude_std, op.magnitude_max or 10)
         assert [op.name.removesuffix("Increasing") for op in theirs.ops] == list(RAND_AUGMENT_OPS)
-    source = Path(drawn.__file__).read_text()  # `plan` reads the notation where there is no torch
+    source = Path(drawn.__file__).read_text()  # `plan` parses the notation without torch
     assert "torch" not in source.partition('"""\n\n')[2].partition("MAX_LAYERS")[0]
 
 
@@ -118,7 +118,7 @@ def test_arguments_are_distributed_as_timms(text):
         spread = theirs[op].std() + 1e-9
         assert abs(ours.mean() - theirs[op].mean()) < 4.5 * spread * (2 / count) ** 0.5
         assert abs(ours.std() / spread - 1) < 0.12 or spread < 1e-6
-        # Kolmogorov and Smirnov's largest distance of the two distributions, at the 0.1 % level
+        # Kolmogorov-Smirnov distance between the two distributions, at the 0.1 % level
         grid = np.concatenate([ours, theirs[op]])
         below = [np.searchsorted(np.sort(values), grid, side="right") / len(values) for values in (ours, theirs[op])]
         assert np.abs(below[0] - below[1]).max() < 1.95 * (2 / count) ** 0.5, op

@@ -1,4 +1,4 @@
-"""The C++ decoder: Pillow's pixels bit for bit, for any number of threads, and a reason for each image without."""
+"""The C++ decoder: Pillow's pixels bit for bit at any number of threads, and a reason for each image that fails."""
 
 import io
 import os
@@ -44,7 +44,7 @@ def crop_row(*, box=(0, 0, 40, 50), resized=(8, 8), window=(0, 0), index=0, flip
 
 
 def stored(contents, sizes, *, mode=0, crc=False):
-    """The table of files that lie end to end."""
+    """The table of files that are stored back to back."""
     table = np.zeros(len(contents), STORED_DTYPE)
     table["size"] = [len(content) for content in contents]
     table["offset"] = np.cumsum(table["size"]) - table["size"]
@@ -56,7 +56,7 @@ def stored(contents, sizes, *, mode=0, crc=False):
 
 @pytest.fixture
 def decode_rows(tmp_path):
-    """A function that writes files end to end and decodes rows of them: (images, status, table)."""
+    """A function that writes files back to back and decodes rows of them: (images, status, table)."""
 
     def run(contents, sizes, rows, size, *, num_threads=1, table=None, **options):
         (tmp_path / "images").write_bytes(b"".join(contents))
@@ -71,13 +71,13 @@ def decode_rows(tmp_path):
 
 @pytest.fixture
 def decoder(tmp_path):
-    """Of one file, whose only image is GOOD."""
+    """The decoder of one file whose only image is GOOD."""
     (tmp_path / "images").write_bytes(GOOD)
     return Decoder(tmp_path / "images", stored([GOOD], [(40, 50)]))
 
 
 def resized_by_pillow(pixels, row, size):
-    """Pillow 13's order of the two passes, with any Pillow: height first where it shrinks by far more."""
+    """Pillow 13's order of the two resize passes, with any Pillow version: height first where it shrinks far more."""
     _, _, flip, kind, top, left, height, width, resized_height, resized_width, *window = row.tolist()
     image = Image.fromarray(pixels).crop((left, top, left + width, top + height))
     is_down_first = height - resized_height > max(0, 2 * (width - resized_width))
@@ -103,7 +103,7 @@ def test_resizing_gives_pillows_bits_up_down_and_in_odd_sizes_on_every_kind_of_c
         pytest.skip(f"VECTORS OF {vector_bytes} BYTES NOT TESTED: this CPU has no instructions for them")
     rng = np.random.default_rng(0)
     sizes = [(*rng.integers(1, 300, 2), int(rng.integers(1, 100))) for _ in range(150)]
-    # One pixel from so many that the sums of parts of their weights take more than 32 bits.
+    # One pixel from so many that partial sums of their weights exceed 32 bits.
     for height, width, size in [*sizes, (3000, 64, 3), (64, 3000, 3)]:
         pixels, row = make(height, width), random_row(rng, height, width, size)
         expected = resized_by_pillow(pixels, row[0], size)
@@ -186,8 +186,8 @@ DAMAGES = {
     "no tables of its own": (GOOD[: GOOD.find(b"\xff\xdb")] + GOOD[GOOD.find(b"\xff\xc0") :], "is a damaged JPEG"),
     "empty": (b"", "is a damaged JPEG"),
     "png": (jpeg(photo(40, 50), format="PNG"), "is a damaged JPEG"),
-    "12 bits": (GOOD.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"), "of a kind that libjpeg does not"),
-    "lossless": (GOOD.replace(b"\xff\xc0", b"\xff\xc3"), "of a kind that libjpeg does not"),
+    "12 bits": (GOOD.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"), "of a kind that libjpeg cannot"),
+    "lossless": (GOOD.replace(b"\xff\xc0", b"\xff\xc3"), "of a kind that libjpeg cannot"),
     "cmyk": (jpeg(photo(40, 50), mode="CMYK"), "neither RGB nor grey"),
     "huge": (GOOD.replace(b"\x08\x00\x28\x00\x32", b"\x08\xff\xdc\xff\xdc"), "another height, width"),
     "harmless bytes": (GOOD.replace(b"\xff\xdb", b"\1\2\3\xff\xdb", 1), ""),

@@ -1,4 +1,4 @@
-"""The C++ decoder where the disk gives less than was asked for, and where an image would take too much memory."""
+"""The C++ decoder with short reads, and with images that need too much memory."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ ssize_t pread64(int fd, void* out, size_t size, off_t offset) { return pread(fd,
 
 
 def test_reads_that_are_short_or_interrupted_go_on_where_they_were(tmp_path):
-    """A network file system may give less than was asked for; a signal may come before the first byte."""
+    """Simulate short reads from a network file system, and signals before the first byte."""
     contents = [jpeg(photo(40, 50)), photo(40, 50).tobytes()]
     table = stored(contents, [(40, 50)] * 2, crc=True)
     table["mode"] = 0, RAW_MODE
@@ -63,7 +63,7 @@ np.savez(folder / f"{name}.npz", images=images, status=status)
 
 @pytest.mark.parametrize("height, reason", [(1000, BAD_JPEG), (2000, NO_MEMORY)])
 def test_a_progressive_jpeg_that_needs_more_memory_than_allowed_is_reported(height, reason, decode_rows):  # noqa: F811
-    # Its coefficients, two bytes for each of three channels, would take 390 MB and 780 MB: allowed are 537 MB.
+    # Its coefficients, two bytes for each of three channels, would take 390 MB and 780 MB; the limit is 537 MB.
     small = jpeg(photo(16, 16), progressive=True, subsampling=0)
     start = small.index(b"\xff\xc2") + 5
     size = height.to_bytes(2, "big") + (65000).to_bytes(2, "big")

@@ -1,4 +1,4 @@
-"""A .beton that is not whole is refused before training, and says why."""
+"""An incomplete .beton is rejected before training, with the reason."""
 
 import io
 import json
@@ -21,7 +21,7 @@ HEADER_DTYPE, METADATA_START = beton_format.HEADER_DTYPE, beton_format.METADATA_
 
 @pytest.fixture
 def copy(beton, tmp_path):
-    """A copy of the .beton and its side file, to be damaged."""
+    """A copy of the .beton and its side file, for tests that damage it."""
     for path in (beton, side_path(beton)):
         shutil.copy(path, tmp_path)
     return tmp_path / beton.name
@@ -49,7 +49,7 @@ def test_our_view_of_the_header_and_the_tables_is_ffcvs(beton):
     assert tables.metadata["label"].tolist() == reader.metadata["f1"].tolist()
     for key, theirs in (("sample", "sample_id"), ("offset", "ptr"), ("size", "size")):
         assert tables.allocations[key].tolist() == reader.alloc_table[theirs].tolist()
-    # FFCV reads whole pages, and finds an image's page by shifting its position.
+    # FFCV reads whole pages and computes an image's page by shifting its offset.
     last = tables.allocations["offset"] + tables.allocations["size"] - 1
     assert (tables.allocations["offset"] // reader.page_size == last // reader.page_size).all()
 
@@ -79,7 +79,7 @@ def zeroed(content, field):
     return content[:start] + bytes(8) + content[start + 8 :]
 
 
-BAD_CRC, BAD_SIZE = "beton' must have tables of CRC32", "bytes long by its own header"
+BAD_CRC, BAD_SIZE = "beton' must have tables of CRC32", "bytes according to its header"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ BAD_CRC, BAD_SIZE = "beton' must have tables of CRC32", "bytes long by its own h
         (lambda content, end: flipped(content, end + 40), BAD_CRC),
         (lambda content, end: content[: METADATA_START + 100], BAD_SIZE),
         (lambda content, end: content[:METADATA_START], BAD_SIZE),
-        (lambda content, end: content[: HEADER_DTYPE.itemsize], "must be whole"),
+        (lambda content, end: content[: HEADER_DTYPE.itemsize], "must be complete"),
         (lambda content, end: content[:end], BAD_SIZE),
         (lambda content, end: content[: end + 252], BAD_SIZE),
         (lambda content, end: content[: len(content) // 2], BAD_SIZE),
@@ -128,7 +128,7 @@ def test_a_missing_or_unfinished_file_a_folder_and_a_missing_side_file_are_refus
 
 @pytest.mark.parametrize("names", [("picture", "label"), ("label", "image"), ("image",), ("image", "label", "age")])
 def test_other_fields_are_refused(tmp_path, names):
-    from ffcv.writer import DatasetWriter  # after the door to FFCV, which undoes its effects on the process
+    from ffcv.writer import DatasetWriter  # only after vitkd_ds has imported ffcv safely
 
     path, image = tmp_path / "other.beton", np.zeros((4, 4, 3), np.uint8)
     is_image = [name in ("image", "picture") for name in names]
@@ -143,8 +143,8 @@ def test_other_fields_are_refused(tmp_path, names):
     "change, message",
     [
         *[(text, "must (be JSON|have format)") for text in ("", "[1]", "{", "7")],
-        ({"bytes": 1}, "must be 1 bytes long by its side file"),
-        ({"num_images": 3}, "must hold 3 images"),
+        ({"bytes": 1}, "must have 1 bytes according to its side file"),
+        ({"num_images": 3}, "must contain 3 images"),
         ({"format": 99}, "must have format 2"),
         ({"classes": None}, "classes is missing"),
         ({"lengths": None}, "lengths is missing"),
@@ -154,12 +154,12 @@ def test_other_fields_are_refused(tmp_path, names):
         ({"shuffled": "no"}, "shuffled has another"),
         ({"num_images": "22"}, "num_images has another"),
         ({"source": 5}, "source has another"),
-        ({"tables_crc32": 7}, "must have tables of CRC32 7 by its side file"),
-        ({"lengths": "AAAA"}, "must hold 32-bit numbers in base64 as 'lengths'"),
-        ({"crc32s": "no base64!"}, "must hold 32-bit numbers in base64 as 'crc32s'"),
-        ({"crc32s": 5}, "must hold 32-bit numbers in base64 as 'crc32s'"),
-        ({"crc32s": "AAAAAA=="}, "must give the length and CRC32 of the 22 images"),
-        ({"lengths": "AAAA" * 29 + "AA=="}, "must give the length and CRC32 of the 22 images"),
+        ({"tables_crc32": 7}, "must have tables of CRC32 7 according to its side file"),
+        ({"lengths": "AAAA"}, "must contain 32-bit numbers in base64 as 'lengths'"),
+        ({"crc32s": "no base64!"}, "must contain 32-bit numbers in base64 as 'crc32s'"),
+        ({"crc32s": 5}, "must contain 32-bit numbers in base64 as 'crc32s'"),
+        ({"crc32s": "AAAAAA=="}, "must list the length and CRC32 of the 22 images"),
+        ({"lengths": "AAAA" * 29 + "AA=="}, "must list the length and CRC32 of the 22 images"),
     ],
 )
 def test_a_side_file_that_does_not_agree_or_is_no_json_object_is_refused(copy, change, message):
@@ -172,7 +172,7 @@ def test_a_side_file_that_does_not_agree_or_is_no_json_object_is_refused(copy, c
 
 
 def forged(path, key, value):
-    """The .beton with another value in the table's row of image 3, and a side file that agrees."""
+    """The .beton with one changed value in the table row of image 3, and a matching side file."""
     content, tables = bytearray(path.read_bytes()), read_tables(path)
     table, start = tables.metadata.copy(), METADATA_START
     if key in ("sample", "size"):
@@ -193,7 +193,7 @@ def forged(path, key, value):
         ("mode", 1, "three bytes per pixel .*, but image 3"),
         ("label", -1, r"labels in \[0, 2\), but that of image 3 is -1"),
         ("label", 2, r"labels in \[0, 2\), but that of image 3 is 2"),
-        ("offset", 40, "where both tables say, but image 3"),
+        ("offset", 40, "have the same offset in both tables, but image 3"),
         ("sample", 5, "be listed once, but image 3"),
         ("size", 2**40, "lie between the tables, but image 3"),
         ("size", 2**64 - 1, "lie between the tables, but image 3"),
@@ -201,5 +201,5 @@ def forged(path, key, value):
 )
 def test_tables_that_say_what_cannot_be_are_refused_also_where_all_checksums_agree(copy, key, value, message):
     forged(copy, key, value)
-    with pytest.raises(ValueError, match=f"beton' must (hold images that each |have ).*{message}"):
+    with pytest.raises(ValueError, match=f"beton' must (contain only images that |have ).*{message}"):
         check_beton(copy)

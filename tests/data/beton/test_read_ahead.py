@@ -1,4 +1,4 @@
-"""Reading ahead: the images of the next micro-batches, early enough, and no more where the disk is fast."""
+"""Reading ahead: images of the next micro-batches are read early enough, and no further on a fast disk."""
 
 import shutil
 import threading
@@ -16,7 +16,7 @@ from vitkd_ds.data.beton.read_ahead import BATCHES, PROBES, ReadAhead
 
 
 class Disk:
-    """A decoder's part that reads ahead; each image takes so many seconds by its own account."""
+    """Fake decoder that reads ahead; each image reports the given number of seconds."""
 
     def __init__(self, seconds):
         self.seconds, self.asked, self.changed = seconds, [], threading.Condition()
@@ -31,7 +31,7 @@ class Disk:
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.asked) >= count, timeout=20), self.asked
         time.sleep(0.05)
-        assert len(self.asked) == count, "it goes no further before the next is taken"
+        assert len(self.asked) == count, "it reads no further before the next is taken"
         return self.asked
 
 
@@ -74,7 +74,7 @@ def test_the_images_asked_for_are_read_and_timed_and_others_are_refused(beton, t
     assert decoder.read_ahead(np.zeros(0, np.int64), num_threads=4).tolist() == []
     with open(path, "r+b") as file:
         file.truncate(1000)
-    assert (decoder.read_ahead(np.array([3]), num_threads=1) >= 0).all(), "the decoder tells what cannot be read"
+    assert (decoder.read_ahead(np.array([3]), num_threads=1) >= 0).all(), "the decoder reports unreadable images"
 
 
 @pytest.mark.slow

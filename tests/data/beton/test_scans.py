@@ -1,4 +1,4 @@
-"""JPEGs of several scans: which of them lack some, against a parser of the scans' headers and Pillow's pixels."""
+"""Missing scans in multi-scan JPEGs, detected as by a parser of the scan headers and by Pillow's pixels."""
 
 import io
 
@@ -14,11 +14,11 @@ SIZE = (48, 64)
 END = b"\xff\xd9"
 SOF0, SOF2, SOS = 0xC0, 0xC2, 0xDA
 INSIDE = (0, *range(0xD0, 0xD8))
-"""What follows 0xFF inside a scan: the value itself, or a restart marker."""
+"""The byte after 0xFF inside a scan: a stuffed 0, or a restart marker."""
 
 
 def segments_of(file):
-    """Marker code, position and content of each segment of a JPEG, by the lengths that the segments give."""
+    """Marker code, position and content of each segment of a JPEG, by the segments' stated lengths."""
     at = 2
     while file[at : at + 2] != END:
         code, length = file[at + 1], int.from_bytes(file[at + 2 : at + 4], "big")
@@ -29,7 +29,7 @@ def segments_of(file):
 
 
 def is_complete(file):
-    """Whether each component's coefficients are all sent to their last bit, by the headers of the scans alone."""
+    """Whether every coefficient of each component is sent to its last bit, judged by scan headers only."""
     bits_left = {}
     for code, _, content in segments_of(file):
         if code in (SOF0, SOF2):
@@ -43,14 +43,14 @@ def is_complete(file):
 
 
 def scan_ends(file):
-    """Where each scan ends."""
+    """End position of each scan."""
     places = [(code, at) for code, at, _ in segments_of(file)]
     scans = [i for i, (code, _) in enumerate(places) if code == SOS]
     return [places[i + 1][1] for i in scans[:-1]] + [len(file) - 2]
 
 
 def one_scan_per_component(pixels):
-    """A sequential JPEG 4:4:4 whose components have a scan each."""
+    """A sequential 4:4:4 JPEG with a separate scan per component."""
     files = [jpeg(pixels[:, :, i], mode="L") for i in range(3)]
     parts = [{code: at for code, at, _ in segments_of(file)} for file in files]
     frame, scan = parts[0][SOF0], parts[0][SOS]

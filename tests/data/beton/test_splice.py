@@ -1,4 +1,4 @@
-"""JPEGs with restart markers: of a crop, the segments that it needs and no more, with the pixels of the whole."""
+"""JPEGs with restart markers: a crop reads only the segments it needs, with the pixels of the full decode."""
 
 import io
 import math
@@ -19,7 +19,7 @@ RESTARTS = [{"restart_marker_blocks": interval} for interval in (1, 3)] + [{"res
 
 
 def segments_of(file):
-    """Header, the segments between restart markers, and the markers with which each of them ends."""
+    """Header, the segments between restart markers, and the marker that ends each of them."""
     scan = file.index(b"\xff\xda") + 2
     scan += int.from_bytes(file[scan : scan + 2], "big")
     parts = re.split(rb"(\xff[\xd0-\xd9])", file[scan:])
@@ -32,7 +32,7 @@ def joined(header, segments, markers):
 
 @pytest.fixture
 def decode_box(decode_rows):  # noqa: F811
-    """A function that cuts (top, left, height, width), of 16 pixels a side, out of a file: (pixels, status)."""
+    """A function that decodes the crop (top, left, height, width), resized to 16 x 16 pixels: (pixels, status)."""
 
     def run(file, box, *, thorough=False):
         table = stored([file], [(HEIGHT, WIDTH)])
@@ -49,7 +49,7 @@ def test_a_part_has_the_pixels_of_the_whole_wherever_it_lies(kind, options, deco
     file = jpeg(photo(HEIGHT, WIDTH), **kind, **options)
     whole = pixels_of(file)
     for size in (1, 16, 33):
-        # Around the edges of segments, where chroma is interpolated with what lies beyond.
+        # Around segment edges, where chroma is interpolated with samples beyond the edge.
         edges = [
             sorted({min(max(0, k), side - size) for k in near})
             for side, near in (
@@ -70,7 +70,7 @@ def test_segments_that_a_crop_does_not_need_are_not_read_unless_it_is_asked_to_b
     header, segments, markers = segments_of(jpeg(photo(HEIGHT, WIDTH), **kind, restart_marker_blocks=1))
     whole, num_rows = pixels_of(joined(header, segments, markers)), -(-len(segments) // row_mcus)
     mcu = -(-HEIGHT // num_rows // 8) * 8
-    # Inside of four MCUs, with nothing beyond them to be interpolated with, but for the one pixel of margin.
+    # Inside four MCUs: interpolation needs nothing beyond them except one pixel of margin.
     row, column = 1, 2
     box = (row * mcu + 1, column * mcu + 1, 2 * mcu - 2, 2 * mcu - 2)
     right = max(-(-(box[1] + box[3] + 1) // mcu), -(-(box[1] + 31) // mcu))
@@ -106,7 +106,7 @@ def test_markers_out_of_order_are_left_to_libjpeg(decode_box):
     harmless = [
         joined(
             header, segments, [b"\xff" + marker if i == 3 else marker for i, marker in enumerate(markers)]
-        ),  # a fill
+        ),  # a fill byte
         header[:2] + b"\1\2\3" + header[2:] + file[len(header) :],
     ]
     for content in harmless:
@@ -132,7 +132,7 @@ def test_the_end_of_a_scan_is_looked_at_where_the_crop_reaches_it(decode_box):
         assert status == without_end == DECODED
         np.testing.assert_array_equal(image, expected)
         left_over = file[:-2] + bytes(20) + file[-2:]
-        # A progressive JPEG is read whole for any crop.
+        # A progressive JPEG is read completely for any crop.
         assert decode_box(left_over, before)[1] == (BAD_JPEG if "progressive" in options else DECODED)
         found = [decode_box(content, last)[1] for content in (left_over, file[:-3], file[:-3] + file[-2:])]
         assert found == [BAD_JPEG] * 3 or "restart_marker_blocks" in options
@@ -153,7 +153,7 @@ def test_restart_markers_are_added_to_any_jpeg_without_a_change_of_pixels(encode
 
 
 def restart_pixels(file):
-    """Width of the blocks that belong together, from the frame header of a baseline JPEG."""
+    """Width of one MCU, from the frame header of a baseline JPEG."""
     frame = file.index(b"\xff\xc0")
     factors = [file[frame + 11 + 3 * i] >> 4 for i in range(file[frame + 9])]
     return 8 * max(factors) if len(factors) > 1 else 8

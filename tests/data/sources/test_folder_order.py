@@ -1,4 +1,4 @@
-"""Class folders are read in torchvision's order, and what was packed in the order of earlier versions stays valid."""
+"""Class folders are read in torchvision's order, and files packed in earlier versions' order stay valid."""
 
 import json
 import os
@@ -18,7 +18,7 @@ NESTED = ("s1/x.jpg", "s1-b/x.jpg", "s1/deep/x.jpg", "a.jpg", "s1/deep-er/y.jpg"
 
 
 def random_names(rng):
-    """Paths of images, up to five folders deep, of names around the separator in the order of characters."""
+    """Image paths up to five folders deep, with names that sort around the path separator."""
     pieces = ["a", "a-", "a.b", "b", "b ", "b+c", "A", "é", "0", "a,"]
     for number in range(40):
         folders = rng.choice(pieces, rng.integers(1, 6)).tolist()
@@ -26,7 +26,7 @@ def random_names(rng):
 
 
 def order_of_earlier_versions(folder):
-    """Paths of images class by class, and in each the files of a folder before the folders in it."""
+    """Image paths class by class; inside each folder, files come before subfolders."""
     for class_name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
         for root, folders, names in os.walk(folder / class_name):
             folders.sort()
@@ -73,8 +73,8 @@ def test_a_folder_of_splits_is_refused_with_the_command_that_packs_one_of_them(t
     assert open_source(src, classes=str(tmp_path / "names.txt")).labels.tolist() == [0, 0, 1]
     tree(src, "more/x.jpg")
     with pytest.raises(ValueError, match=found):
-        open_source(src)  # by its name, though another folder has images of its own
-    tree(src, "train/x.jpg", "val/x.jpg")  # images beside the folders: a class with parts
+        open_source(src)  # recognised by its name, although another folder contains images
+    tree(src, "train/x.jpg", "val/x.jpg")  # images next to folders: a class with subfolders
     assert open_source(src).classes == ("more", "train", "val")
     years = tree(tmp_path / "years", "2024/ant/x.jpg", "2025/ant/y.jpg")
     with pytest.raises(ValueError, match="'.*2024' is no class: it holds no images of its own, only folders"):
@@ -108,7 +108,7 @@ def test_images_and_links_to_nothing_beside_the_class_folders_are_counted(tmp_pa
 
 @pytest.mark.parametrize("options", [{}, {"labels": "none"}])
 def test_a_folder_that_cannot_be_listed_is_refused_and_not_taken_for_empty(tmp_path, monkeypatch, options):
-    """Its path is too long for the system, which refuses it to the superuser, too."""
+    """A folder whose path is too long for the system, which rejects it even for root."""
     src = tree(tmp_path / "train", "a/x.jpg")
     monkeypatch.chdir(src / "a")
     for _ in range(20):

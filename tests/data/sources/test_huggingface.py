@@ -1,4 +1,4 @@
-"""Hugging Face data sets on disk as sources: the original bytes from Arrow and parquet, splits, clear errors."""
+"""Hugging Face data sets on disk as sources: original bytes from Arrow and parquet, splits, clear errors."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ NAMES = ["tench", "goldfish", "shark"]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache of its own, and no network."""
+    """A private cache, and no network."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
@@ -33,13 +33,13 @@ def rows_of(images, labels, names=NAMES):
 
 
 def write_table(folder, rows):
-    """Write a table as it is, where the library would look into files that rows name."""
+    """Write the table directly; the library itself would open the files that rows name."""
     folder.mkdir()
     parquet.write_table(rows.data.table.cast(rows.features.arrow_schema), folder / "train.parquet")
 
 
 def dataset_of(count, *, first=0):
-    """Rows with an image (its file's bytes), its class, and another column."""
+    """Rows with an image (as file bytes), its class, and another column."""
     numbers = range(first, first + count)
     rows = rows_of([(jpeg(i), f"{i}.JPEG") for i in numbers], [i % 3 for i in numbers])
     return rows.add_column("note", ["x"] * count)

@@ -1,4 +1,4 @@
-"""Files that sources meet outside of textbooks: links in tars, tars one behind the other, pipes and devices."""
+"""Unusual source files: links in tars, concatenated tars, pipes and devices."""
 
 import os
 import tarfile

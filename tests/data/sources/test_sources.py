@@ -1,4 +1,4 @@
-"""Sources: the same images from every kind, told apart by looking, read in place, errors by file and member."""
+"""Sources: the same images from every kind, detected automatically and read in place; errors name file and member."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ def write_tar(path, members, mode="w"):
 
 
 def tar_bytes(members, mode="w"):
-    """A tar of the members given as (name, bytes)."""
+    """A tar with the members (name, bytes)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as tar:
         for name, content in members:
@@ -51,7 +51,7 @@ def images_of(wnid, count=4):
 
 
 def tree(root, *names, **files):
-    """A folder of the files, and of the same image under each name."""
+    """A folder with the files, and the same image under each name."""
     for name, content in (dict.fromkeys(names, jpeg(1)) | files).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
@@ -67,7 +67,7 @@ def write_train(path):
 
 
 def everything(source):
-    """What training sees of a source, in order."""
+    """The images and labels that training gets from a source, in order."""
     images = [source.read(i) for i in range(len(source.labels))]
     assert [len(content) for content in images] == list(source.sizes) and len(images) == len(source.names)
     return [(source.classes[label], content) for label, content in zip(source.labels, images)]

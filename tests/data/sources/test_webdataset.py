@@ -1,4 +1,4 @@
-"""WebDataset tars as sources of images: patterns, classes as numbers and as names, errors by tar and key."""
+"""WebDataset tars as image sources: patterns, numeric and named classes, errors by tar and key."""
 
 import gzip
 import re
@@ -14,7 +14,7 @@ from vitkd_ds.data.sources import open_source
 
 
 def write_tars(root, texts, *, per_tar=3):
-    """Tars of samples whose classes are the texts; other members lie between."""
+    """Tars of samples with these texts as classes; other members lie in between."""
     root.mkdir()
     for first in range(0, len(texts), per_tar):
         members = []

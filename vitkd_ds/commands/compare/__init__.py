@@ -1,6 +1,6 @@
-"""Compare runs: a row for each run folder, and the differences between settings over the seeds that both have.
+"""Compare runs: a table with a row per run folder, and differences between settings over common seeds.
 
-All is read without torch, so a folder that is no run is refused at once. Only the speed at inference is measured.
+Run folders are read without torch, so an invalid folder is reported at once. Only inference speed is measured.
 """
 
 from vitkd_ds.commands.compare.plot import check_plot, write_plot
@@ -11,22 +11,23 @@ from vitkd_ds.commands.usage import wrapped
 
 
 def compare(*runs: str, csv: bool = False, plot: str = "", speed: bool = True) -> str:
-    """Make the text of a table of run folders and, below it, of the differences between their settings.
+    """Return a table of runs and, below it, the differences between their settings.
 
     Args:
-        runs: run folders, finished or still going; differences are to the settings of the first.
-        csv: make CSV of the rows alone, in full precision.
-        plot: a PNG to write the curves to; "" is none.
-        speed: measure student and teacher at inference on this machine's first device.
+        runs: run folders, finished or still training. The first one is the reference for differences.
+        csv: return only the rows, as CSV in full precision.
+        plot: PNG file for the curves; "" draws none.
+        speed: measure inference speed of student and teacher on this machine's first device.
 
     Raises:
-        ValueError: a folder that is no run or is given twice, no way to plot, or a student that cannot be measured.
+        ValueError: a folder is not a run or is given twice, the curves cannot be drawn, or a student cannot be loaded
+            to measure its speed.
     """
     path = check_plot(plot) if plot else None
     results = read_results(runs)
     speeds = None
     if speed:
-        from vitkd_ds.commands.compare.speed import measure  # slow: torch and timm, only after the folders are checked
+        from vitkd_ds.commands.compare.speed import measure  # imports torch and timm, so check the folders first
 
         speeds = measure(results)
     if path:

@@ -1,4 +1,4 @@
-"""Curves of runs: validation top-1 and training loss over the epochs, one colour per run. matplotlib is an extra."""
+"""Plot validation top-1 and training loss over epochs, one colour per run; needs matplotlib."""
 
 import io
 import logging
@@ -16,38 +16,38 @@ logger = logging.getLogger(__name__)
 DOTS_PER_INCH = 120
 LEGEND_COLUMNS = 4
 NUM_COLOURS = 10
-"""Colours that are easily told apart; more runs are coloured along a rainbow."""
+"""Number of easily distinguished colours; more runs take colours from a rainbow colormap."""
 
 
 def check_plot(plot: str) -> Path:
-    """Check that curves can be drawn, and written to `plot`; raises ValueError if not. Return the path."""
+    """Return `plot` as a path. Raise ValueError if it is not a .png in an existing folder or matplotlib is missing."""
     path = Path(plot)
     if path.suffix != ".png":
-        raise ValueError(f"--plot must end in .png, found {plot!r}: give another name")
+        raise ValueError(f"--plot must end in .png, got {plot!r}")
     if not path.parent.is_dir():
-        raise ValueError(f"--plot must lie in a folder that exists, found none at {str(path.parent)!r}: make it")
+        raise ValueError(f"the folder of --plot, {str(path.parent)!r}, does not exist. Create it first.")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"--plot needs matplotlib, found {error}: pip install 'vitkd_ds[plot]'") from None
+        raise ValueError(f"--plot needs matplotlib ({error}). Run: pip install 'vitkd_ds[plot]'") from None
     return path
 
 
 def write_plot(path: Path, results: Sequence[Result]) -> None:
-    """Write the curves to a PNG, whole, replacing any."""
+    """Write the curves to a PNG atomically, replacing any."""
     write_figure(path, draw(results))
-    logger.info("curves written to %s", path)
+    logger.info("wrote the curves to %s", path)
 
 
 def write_figure(path: Path, figure: "Figure") -> None:
-    """Write a figure to a PNG, whole, replacing any."""
+    """Write a figure to a PNG atomically, replacing any."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DOTS_PER_INCH)
     write_whole(path, lambda file: file.write(content.getvalue()))
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Make an empty figure, in inches, that needs no window and no display."""
+    """Return an empty figure of the given size in inches that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def colours_of(count: int) -> list[tuple[float, ...]]:
-    """Choose a colour for each of so many curves."""
+    """Return `count` colours that are as distinct as possible."""
     import matplotlib
 
     if count <= NUM_COLOURS:
@@ -66,7 +66,7 @@ def colours_of(count: int) -> list[tuple[float, ...]]:
 
 
 def draw(results: Sequence[Result]) -> "Figure":
-    """Draw the two plots side by side, with one legend."""
+    """Draw both plots side by side with one legend."""
     figure = new_figure(12, 5)
     accuracy, loss = figure.subplots(1, 2)
     for result, colour in zip(results, colours_of(len(results))):
@@ -84,7 +84,7 @@ def draw(results: Sequence[Result]) -> "Figure":
 
 
 def add_legend(figure: "Figure") -> None:
-    """Give all axes a grid and epochs, and the figure one legend."""
+    """Add a grid and an epoch label to all axes, and one legend to the figure."""
     for axes in figure.axes:
         axes.set_xlabel("training time (epochs)")
         axes.grid(alpha=0.3)

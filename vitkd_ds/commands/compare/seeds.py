@@ -1,4 +1,4 @@
-"""Groups of runs that differ in their seed alone, and the differences between groups over the seeds that both have."""
+"""Group runs that differ only in their seed, and compare groups over common seeds."""
 
 import json
 import statistics
@@ -9,21 +9,24 @@ from vitkd_ds.train.statistics import t_interval, t_interval_of_differences
 
 MOST_KEYS = 6
 MOST_SEEDS = 12
-"""Most settings, and most seeds, that a line names."""
+"""Most settings and seeds named in a line."""
 LONGEST_VALUE = 20
-"""Longest value of a setting that a line shows, in characters."""
+"""Longest value of a setting shown in a line, in characters."""
 WIDEST = 120
-"""Characters of a line."""
+"""Characters per line."""
 EQUAL = "all equal: n too small for an interval"
-"""In place of an interval that would have no width."""
+"""Text in place of an interval of zero width."""
 
 Group = dict[int, Result]
-"""Seed -> run, of runs whose settings and images are equal."""
+"""Seed -> run, for runs with equal settings and images."""
 
 
 def groups_of(results: Sequence[Result]) -> list[Group]:
-    """Sort final results into groups, in the order of their first runs. What is not final would compare another length
-    of training, and a seed counts once: of two runs with equal settings, images and seed the first is taken."""
+    """Sort final results into groups, ordered by their first runs.
+
+    Results that are not final are left out, because they had less training. If two runs have equal settings, images and
+    seed, only the first one counts.
+    """
     groups: list[Group] = []
     for result in (result for result in results if result.is_final):
         group = next((group for group in groups if _is_equal(_first(group), result)), None)
@@ -35,7 +38,7 @@ def groups_of(results: Sequence[Result]) -> list[Group]:
 
 
 def differences_text(results: Sequence[Result], groups: Sequence[Group]) -> str:
-    """Say what each group is, and how it differs from the first; "" where nothing can be compared."""
+    """Describe each group and its difference to the first; "" if there is nothing to compare."""
     grouped = [result for group in groups for result in group.values()]
     lines = []
     if len(grouped) > 1:
@@ -44,16 +47,16 @@ def differences_text(results: Sequence[Result], groups: Sequence[Group]) -> str:
         lines += [_difference_line(number, group, groups[0]), settings_line(number, group, groups[0])]
     going = [result.name for result in results if not result.is_final]
     if going and len(results) > 1:
-        lines.append(f"left out of groups and differences, as not evaluated at the end: {_shortened(going, MOST_KEYS)}")
+        lines.append(f"left out of groups and differences (no evaluation at the end): {_shortened(going, MOST_KEYS)}")
     if again := [result.name for result in results if result.is_final and result not in grouped]:
         lines.append(
-            f"left out, as a run before has the same settings, images and seed: {_shortened(again, MOST_KEYS)}"
+            f"left out (an earlier run has the same settings, images and seed): {_shortened(again, MOST_KEYS)}"
         )
     return "\n".join(lines)
 
 
 def _group_line(number: int, group: Group) -> str:
-    """Name the runs of a group; of several seeds give the mean, the standard deviation and the interval."""
+    """Name the runs of a group; for several seeds add mean, standard deviation and interval."""
     top1 = [result.top1 for result in group.values()]
     line = f"group {number}: {_shortened([result.name for result in group.values()], 1)}, {_seeds(group)}"
     if len(top1) == 1:
@@ -64,14 +67,14 @@ def _group_line(number: int, group: Group) -> str:
 
 
 def _difference_line(number: int, group: Group, first: Group) -> str:
-    """Give the mean difference in top-1 to the first group, over pairs of runs with the same seed."""
+    """Return the mean top-1 difference to the first group over pairs of runs with the same seed."""
     both = sorted(group.keys() & first.keys())
     differences = [group[seed].top1 - first[seed].top1 for seed in both]
     line = f"group {number} - group 1: "
     if "data.val" in _first(group).other_images(_first(first)):
-        return line + "no difference, as the validation images are others"
+        return line + "not compared: the validation images differ"
     if not both:
-        return line + "no seed is in both"
+        return line + "not compared: no common seed"
     line += f"top-1 {statistics.mean(differences):+.2f} points, "
     if len(both) == 1:
         return line + f"{_seeds(both)}, one seed: no interval"
@@ -81,11 +84,11 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
 
 
 def settings_line(number: int, group: Group, first: Group) -> str:
-    """Name the settings in which a group differs from the first, with its own values where they are short."""
+    """Name the settings in which a group differs from the first, with its values if they are short."""
     own = _first(group).settings
     others = _first(first).settings
     keys = [key for key in own | others if own.get(key) != others.get(key) or (key in own) != (key in others)]
-    # A part that only one of the two has, such as teacher, is named once. Keys of the whole run come first.
+    # If only one group has a section such as teacher, name only the section. Top-level keys come first.
     keys = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
     words = [f"the images of {key}" for key in _first(group).other_images(_first(first))]
     words += [_with_value(key, own) for key in sorted(keys, key=lambda key: (key.count("."), key))]

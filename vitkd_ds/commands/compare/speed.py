@@ -1,7 +1,7 @@
-"""Measure exported students, and their teachers, at inference on this machine's first device.
+"""Measure inference speed of exported students and their teachers on this machine's first device.
 
-Speed does not depend on the weights, so a teacher is built with random ones: its file may be elsewhere by now, and
-nothing is downloaded. All models take turns, so that what slows the machine down for a while slows all of them.
+Speed does not depend on weights, so teachers get random ones: their files may have moved, and nothing is downloaded.
+The models take turns, so that a temporary slowdown of the machine affects all of them.
 """
 
 import json
@@ -24,13 +24,13 @@ MICRO_BATCH = {"cuda": 64, "cpu": 16}
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 MOST_S = 1.5
 MOST_ROUNDS = 100
-"""Most seconds per model, all its forwards together, and most forwards of each; two forwards are made in any case."""
+"""Limits per model: seconds over all its forwards, and forwards. At least two forwards always run."""
 WARMUP_ROUNDS = 3
-"""Forwards that are not counted, or all but the last if there are so few."""
+"""Forwards that are not timed; if there are fewer in total, only the last one is timed."""
 
 
 class Key(NamedTuple):
-    """What is the same for the same architecture."""
+    """Identity of an architecture."""
 
     model: str
     args: str
@@ -39,15 +39,15 @@ class Key(NamedTuple):
 
 
 class Speeds(NamedTuple):
-    """What was measured, and on what."""
+    """Measured speeds and the device."""
 
     device: str
     images_per_s: list[tuple[float, float | None]]
-    """Of each run the student's and the teachers', one after another; None without a teacher."""
+    """Per run, the student's speed and that of all teachers run in sequence; None without a teacher."""
 
 
 def measure(results: Sequence[Result]) -> Speeds:
-    """Measure each architecture once; raises ValueError, before any forward, for a student that cannot be rebuilt."""
+    """Measure each architecture once. Raise ValueError, before any forward, if a student cannot be rebuilt."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: dict[Key, nn.Module] = {}
     keys = [(_student(result, models), _teachers(result, models)) for result in results]
@@ -56,14 +56,14 @@ def measure(results: Sequence[Result]) -> Speeds:
     ready = {key: model.to(device, dtype).eval() for key, model in models.items()}
     images = {key: torch.randn(micro, 3, key.size, key.size, device=device, dtype=dtype) for key in ready}
     speeds = {key: micro / seconds for key, seconds in forward_seconds(ready, images).items()}
-    text = f"{_name(device)} ({str(dtype).removeprefix('torch.')}, {micro} images a forward)"
+    text = f"{_name(device)} ({str(dtype).removeprefix('torch.')}, {micro} images per forward)"
     together = [1 / sum(1 / speeds[teacher] for teacher in teachers) if teachers else None for _, teachers in keys]
     return Speeds(text, [(speeds[student], rate) for (student, _), rate in zip(keys, together)])
 
 
 @torch.inference_mode()
 def forward_seconds(models: dict[Key, nn.Module], images: dict[Key, Tensor]) -> dict[Key, float]:
-    """Time the forwards of models on a device in turns; the median seconds of each model."""
+    """Time the forwards of all models in turns; return each model's median seconds."""
     seconds: dict[Key, list[float]] = {key: [] for key in models}
     for number in range(MOST_ROUNDS):
         if number >= 2 and sum(map(sum, seconds.values())) * (1 + 1 / number) > MOST_S * len(models):
@@ -89,8 +89,10 @@ def _synchronised_time() -> float:
 
 
 def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
-    """Add the exported student to `models`, unless its architecture is there; its key. Of a run that is not finished it
-    is that of the checkpoint to go on from."""
+    """Return the key of the run's student and add the model to `models` if its architecture is new.
+
+    For an unfinished run, this is the student of the checkpoint to resume from.
+    """
     try:
         found = find_student(result.folder)
         description = read_json(found / DESCRIPTION, EXPORTED)
@@ -99,13 +101,13 @@ def _student(result: Result, models: dict[Key, nn.Module]) -> Key:
             models[key] = build.build_exported(description, found / STUDENT)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the student of {result.folder} must be there to be measured, found: {error}; or give --speed false"
+            f"cannot measure the student of {result.folder}: {error}. Pass --speed false to skip the measurement."
         ) from None
     return key
 
 
 def _teachers(result: Result, models: dict[Key, nn.Module]) -> list[Key]:
-    """Add the run's teachers to `models`, unless their architectures are there; their keys."""
+    """Return the keys of the run's teachers and add models of new architectures to `models`."""
     run = result.config["run"]
     return [_teacher(from_dict(TeacherConfig, each), run, models) for each in read(run).values()]
 

@@ -1,4 +1,4 @@
-"""The rows of a comparison, as a table to read and as CSV."""
+"""Format the rows of a comparison as a text table and as CSV."""
 
 import csv
 import io
@@ -25,13 +25,13 @@ COST = (
     ("x its", "teacher"),
 )
 LONG_S = 7200
-"""Seconds from which a time is given in hours."""
+"""Seconds from which a time is shown in hours."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula."""
+"""Characters at the start of a cell that make a spreadsheet read it as a formula."""
 
 
 def safe_cell(value: object) -> object:
-    """Return the value, or a text that a spreadsheet would take for a formula behind an apostrophe. Numbers stay."""
+    """Return the value, with an apostrophe before text that a spreadsheet would read as a formula."""
     if not isinstance(value, str) or not value.startswith(FORMULA):
         return value
     try:
@@ -42,14 +42,14 @@ def safe_cell(value: object) -> object:
 
 
 def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
-    """Make a table with a row per run, under a line that says what was evaluated and measured, and on what."""
+    """Return a table with a row per run, below a line with the number of images and the device."""
     counts = sorted({result.num_images for result in results})
     images = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     about = f"{images} validation images" + (f"; inference on {speeds.device}" if speeds else "")
     rows = table_rows(results, speeds)
     width = columns(WIDEST)
     lines = _lines(rows)
-    # A table that is too wide is cut before the student's size, and again where a piece is still too wide.
+    # Split a table that is too wide before the student's size, and split the pieces again if needed.
     if max(map(len, lines)) > width:
         cut = len(ACCURACY)
         lines = [*_pieces([row[:cut] for row in rows], width), ""]
@@ -58,7 +58,7 @@ def table_text(results: Sequence[Result], speeds: "Speeds | None") -> str:
 
 
 def _pieces(rows: Sequence[tuple[Any, ...]], width: int) -> list[str]:
-    """Make the lines of a table, cut between columns into pieces that fit, each with the names of the runs."""
+    """Return the lines of a table, split between columns into pieces that fit; each repeats the run names."""
     last = len(rows[0])
     end = next((end for end in range(last, 2, -1) if max(map(len, _lines([row[:end] for row in rows]))) <= width), 2)
     lines = _lines([row[:end] for row in rows])
@@ -66,7 +66,7 @@ def _pieces(rows: Sequence[tuple[Any, ...]], width: int) -> list[str]:
 
 
 def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple[Any, ...]]:
-    """Make the header, whose cells are pairs of lines, and the cells of each run."""
+    """Return the header, whose cells are pairs of lines, and the cells of each run."""
     return [ACCURACY + COST] + [
         (*_accuracy(result), *_cost(result, *both))
         for result, both in zip(results, speeds.images_per_s if speeds else repeat((None, None)))
@@ -107,7 +107,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _lines(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Two lines of the header, whose cells are pairs, and one of each further row: names to the left, numbers right."""
+    """Return two header lines and one line per row, with names left-aligned and numbers right-aligned."""
     top, bottom = zip(*rows[0])
     cells = rows[1:]
     rows = [top, bottom, *cells]
@@ -119,7 +119,7 @@ def _lines(rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def csv_text(results: Sequence[Result], groups: Sequence[Group], speeds: "Speeds | None") -> str:
-    """Make CSV with a header and a row per run; what is not known is empty."""
+    """Return CSV with a header and a row per run; unknown values are empty."""
     text = io.StringIO()
     for number, result in enumerate(results):
         both = speeds.images_per_s[number] if speeds else (None, None)
@@ -138,7 +138,7 @@ def _record(
     low, high = result.top1_interval
     numbers = {metric.csv: found.get(PREFIX + name) for name, metric in VAL_METRICS.items() if metric.csv}
     group = next((number for number, group in enumerate(groups, start=1) if result in group.values()), None)
-    # A name ends in its unit, as who reads CSV sees no other header.
+    # Names end in their unit because CSV has only one header line.
     return {
         "run": result.name,
         "folder": result.folder,

@@ -1,11 +1,12 @@
-"""`vitkd-ds doctor`: find in two minutes what would end or slow a run later, before the job's days begin.
+"""`vitkd-ds doctor`: find problems that would fail or slow a run, in two minutes, before a long job.
 
-One file per question. The checks call what builds and steps a run (`vitkd_ds.train`); only what training never asks is
-written here. Nothing is left behind, nothing is downloaded, and no check trains on an image of the user's.
+The checks use training's own functions to build and step a run (`vitkd_ds.train`). This folder adds only checks that
+training does not need, one file per topic. Checks download nothing, leave no files behind and never train on the user's
+images.
 
-A check that fails on one rank becomes a row, and the others go on: what is local is agreed on before the next
-collective. A rank that fails inside a collective says why on stderr at once, because the others then wait for it until
-the time of the check is over. A check that does not come back is also what a sick network looks like.
+A failed check becomes a row of the table and the next check runs, because ranks agree on local failures before each
+collective. A rank that fails inside a collective reports the error on stderr at once, because the other ranks wait for
+it until the check times out. A network fault also shows as a check that times out.
 """
 
 import logging
@@ -32,9 +33,9 @@ logger = logging.getLogger(__name__)
 Check = Callable[[Patient], Iterable[Row]]
 
 LIMIT_S = 110
-"""For the start and for each check: many times what they take, and still within two minutes of a hang."""
+"""Time limit for the start and for each check; many times their normal duration, and a hang ends within two minutes."""
 HEAD_START_S = 5
-"""For rank 0 to print the table: a launcher ends all ranks when the first one leaves with an error."""
+"""Time for rank 0 to print the table: a launcher ends all ranks when the first one exits with an error."""
 CHECKS: dict[str, Check] = {
     "versions": check_versions,
     "device": check_devices,
@@ -49,16 +50,16 @@ CHECKS: dict[str, Check] = {
     "data.knn": check_knn,
     "teacher top-1": check_top1,
 }
-"""In the order in which they run: each may use what those before it found out."""
+"""Checks in the order in which they run; each may use results of earlier ones."""
 ADVICE = {
-    "network": "look at NCCL_DEBUG=INFO, and set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
-    "engines": "lower --micro_batch_size_per_gpu if memory ran out; else see whether --recipe demo passes here",
+    "network": "run with NCCL_DEBUG=INFO; set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
+    "engines": "lower --micro_batch_size_per_gpu if memory ran out; otherwise check whether --recipe demo passes here",
 }
-"""Advice on errors of other packages, which give none."""
+"""Remedies for errors raised by other packages."""
 
 
 class Examination:
-    """The rows so far, and those of this rank (`pending`) of a check that other ranks have not finished."""
+    """Rows of all finished checks, and this rank's rows of the running check (`pending`)."""
 
     def __init__(self, run: Run) -> None:
         self.started = time.monotonic()
@@ -70,7 +71,7 @@ class Examination:
 
     @contextmanager
     def limited(self, name: str) -> Iterator[None]:
-        """End the process with what is known if the body takes longer than LIMIT_S."""
+        """Print the results so far and exit if the body takes longer than LIMIT_S."""
         timer = threading.Timer(LIMIT_S, self.give_up, [name])
         timer.daemon = True
         timer.start()
@@ -80,30 +81,30 @@ class Examination:
             timer.cancel()
 
     def run(self, name: str, check: Check) -> None:
-        """Run a check and add the rows of all ranks. Collective."""
+        """Run a check and collect its rows from all ranks. Collective."""
         start = time.monotonic()
         with self.limited(name):
             self.pending = list(attempted(name, check, self.patient))
             try:
                 rows_of_ranks = ranks.from_all(self.pending)
-            except Exception as caught:  # of gloo or NCCL: a rank is gone, and nothing can be agreed on any more
+            except Exception as caught:  # from gloo or NCCL: a rank has exited, so no collective can work
                 self.give_up(name, f"lost another rank ({type(caught).__name__}: {caught})"[:300])
         self.pending = []
         rows = merged(rows_of_ranks, self.patient.nodes)
         self.rows += [replace(row, seconds=None if i else time.monotonic() - start) for i, row in enumerate(rows)]
 
     def show(self, end: str) -> None:
-        """Print the table, whose last line ends in `end`."""
+        """Print the table; its last line ends in `end`."""
         print(f"{table(self.rows + self.pending)}, {time.monotonic() - self.started:.0f} s, {end}", flush=True)
 
     def give_up(self, name: str, why: str = "") -> NoReturn:
-        """End this process, of which a check did not come back, or failed for the reason `why`."""
-        state = "waits for the others" if self.pending else "is running it, or waits for another rank"
-        state = f"has not finished this check after {LIMIT_S} s: it {state}"
+        """Report a check that timed out or failed for the reason `why`, and exit this process."""
+        state = "waiting for the other ranks" if self.pending else "running, or waiting for another rank"
+        state = f"has not finished this check after {LIMIT_S} s ({state})"
         found = f"rank {os.environ['RANK']} on {node_name()} {why or state}"
-        self.pending.append(error(name, found, f"see what the other ranks say; if nothing, {ADVICE['network']}"))
+        self.pending.append(error(name, found, f"read the other ranks' messages; without any, {ADVICE['network']}"))
         if os.environ["RANK"] == "0":
-            self.show("stopped there")
+            self.show("stopped at this check")
         else:
             logger.error("%s", "\n".join(f"{row.level} {row.name}: {row.found}" for row in self.pending))
             time.sleep(HEAD_START_S)
@@ -111,8 +112,11 @@ class Examination:
 
 
 def examine(run: Run) -> bool:
-    """Run all checks, print their table from rank 0, and return whether no row is an error. Collective; raises
-    ValueError if this rank has no device, because then the ranks cannot even meet."""
+    """Run all checks, print their table on rank 0, and return whether there is no error. Collective.
+
+    Raises:
+        ValueError: this rank has no device, so the ranks cannot form a process group.
+    """
     examination = Examination(run)
     for name, check in CHECKS.items():
         examination.run(name, check)
@@ -120,26 +124,26 @@ def examine(run: Run) -> bool:
         num_nodes = len(set(examination.patient.nodes))
         num_ranks = ranks.world_size()
         examination.show(f"{num_ranks} rank{'s' * (num_ranks > 1)}" + f" on {num_nodes} nodes" * (num_nodes > 1))
-    ranks.barrier()  # no rank leaves before the table is out, see HEAD_START_S
+    ranks.barrier()  # no rank exits before the table is printed, see HEAD_START_S
     return all(row.level != "error" for row in examination.rows)
 
 
 def attempted(name: str, check: Check, patient: Patient) -> Iterator[Row]:
-    """This rank's rows of a check; what it raises becomes the last one."""
+    """Yield this rank's rows of a check; an exception becomes the last row."""
     try:
         yield from check(patient)
     except Skipped as reason:
         yield Row("skipped", name, str(reason))
     except ranks.FailedElsewhere:
         pass
-    except ValueError as caught:  # ours: says what to do
+    except ValueError as caught:  # our own error, which includes a remedy
         yield error(name, str(caught))
-    except Exception as caught:  # any kind: the other checks can still tell something
+    except Exception as caught:  # of any kind: the other checks are still useful
         text = f"{type(caught).__name__}: {caught}"
         logger.error("rank %s on %s, %s: %s", os.environ["RANK"], node_name(), name, text)
         yield error(name, text[:600], ADVICE.get(name, ""))
 
 
 def node_name() -> str:
-    """This node's name for Slurm, else for itself."""
+    """Return this node's name in Slurm, or else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

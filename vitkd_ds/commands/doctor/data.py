@@ -1,4 +1,4 @@
-"""The images of each split: whole, of the right classes, the same on all nodes, and read fast enough."""
+"""Check each split's images: intact, correct classes, equal on all nodes, read fast enough."""
 
 import time
 from collections.abc import Iterator
@@ -13,15 +13,17 @@ from vitkd_ds.train.parts import open_knn, open_split, split_of
 from vitkd_ds.train.schedule import check_warmup, make_schedule
 
 MICRO_BATCH = 64
-"""Most images decoded at a time; a smaller micro-batch than the run's ends sooner."""
+"""Largest micro-batch to decode; smaller than the run's, so that the check ends sooner."""
 SAMPLE = 256
 MOST_S = 10.0
-"""Images per rank, and most seconds for reading them; a slow disk then gives fewer images."""
+"""Images to read per rank, and a time limit that stops earlier on a slow disk."""
 
 
 def check_images(patient: Patient, split: str) -> Iterator[Row]:
-    """Open a split as training does, and read a sample of it on all ranks at once. The classes of val must be among
-    those of train, where that could be opened. Collective."""
+    """Open a split as training does, and read a sample of it on all ranks at once. Collective.
+
+    If train could be opened, the classes of val must be among its classes.
+    """
     needed(patient.split, "the settings")
     name = f"data.{split}"
     train = patient.loaders.get("train")
@@ -38,7 +40,7 @@ def check_images(patient: Patient, split: str) -> Iterator[Row]:
 
 
 def check_knn(patient: Patient) -> Iterator[Row]:
-    """Open the labelled images that k-NN is asked in a run without labels, if there are any. Collective."""
+    """Open the labelled k-NN images of a run without labels, if there are any. Collective."""
     run = patient.run
     micro = min(MICRO_BATCH, patient.run.micro_batch_size_per_gpu)
     loaders = ranks.together(lambda: open_knn(run, micro, patient.device)) or ()
@@ -47,16 +49,16 @@ def check_knn(patient: Patient) -> Iterator[Row]:
 
 
 def same_row(name: str, loader: Loader, patient: Patient) -> Row:
-    """Whether the images are the same on all nodes, as a copy on a node's disk may be an old one. Collective."""
+    """Check that all nodes have the same images, since a copy on a local disk may be outdated. Collective."""
     if found := unequal(ranks.from_all(loader.fingerprint), patient.nodes):
-        found = f"{loader.path!r} must be the same images on all nodes, found fingerprint {found}"
+        found = f"{loader.path!r} differs between nodes: fingerprint {found}"
         return error(name, found, "copy the file and its .json to the node again")
     num_images = loader.state_dict()["num_images"] if name == "data.train" else len(loader.val_numbers())
     return ok(name, f"{num_images:,} images in {len(loader.classes)} classes, {loader.path}")
 
 
 def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:
-    """Check the schedule of the run, whose steps are known when the images are."""
+    """Check the schedule, which needs the number of images."""
     try:
         check_warmup(run, make_schedule(run, steps_per_epoch=steps_per_epoch, accumulation_steps=1))
     except ValueError as caught:
@@ -64,7 +66,7 @@ def schedule_rows(run: Run, steps_per_epoch: int) -> Iterator[Row]:
 
 
 def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
-    """Read images as training does: disk, page cache, checksum and decoder. Collective; the same row on all ranks."""
+    """Time reading images as in training: disk or page cache, checksum, decoder. Collective; equal on all ranks."""
 
     def read() -> tuple[int, float, int]:
         count = 0
@@ -78,11 +80,11 @@ def decoding_row(name: str, loader: Loader, patient: Patient) -> Row:
 
     counts, speeds, skipped = zip(*ranks.from_all(ranks.together(read)))
     if sum(skipped):
-        found = f"{sum(skipped)} of {sum(counts)} images cannot be decoded, and data.on_bad is skip"
-        return warning(f"{name} decoding", found, "copy the file again, or pack it again")
+        found = f"{sum(skipped)} of {sum(counts)} images cannot be decoded and are skipped (data.on_bad=skip)"
+        return warning(f"{name} decoding", found, "copy the file again or pack the images again")
     wanted_per_s = max(ranks.from_all(patient.images_per_s))
     node = patient.nodes[speeds.index(min(speeds))]
     found = f"{counts[0]} images per rank; the slowest rank reads and decodes {min(speeds):,.0f} images/s ({node})"
-    advice = "more --cpus-per-task, images packed with a lower --max_resolution, or a copy on each node's own disk"
+    advice = "raise --cpus-per-task, pack with a lower --max_resolution, or copy the file to each node's local disk"
     is_enough = name != "data.train" or min(speeds) >= wanted_per_s
-    return judged(is_enough, f"{name} decoding", found, f"while a GPU trains {wanted_per_s:,.0f}", advice)
+    return judged(is_enough, f"{name} decoding", found, f"but a GPU trains on {wanted_per_s:,.0f}", advice)

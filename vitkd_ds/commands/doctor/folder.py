@@ -1,4 +1,4 @@
-"""The run folder: what train would find there, that every rank can write to it, that it is one, and its space."""
+"""Check the run folder: state of the run, shared by all ranks, writable, and free space."""
 
 import shutil
 import tempfile
@@ -13,34 +13,34 @@ from vitkd_ds.config.run_folder import CHECKPOINTS
 from vitkd_ds.engine import ranks
 
 WEIGHT_BYTES = 2 + 4
-"""Per trained parameter in a checkpoint: bf16 weight, fp32 weight."""
+"""Bytes per trained parameter in a checkpoint: bf16 weight and fp32 weight."""
 EXPORT_BYTES = 4
-"""Per trained parameter in the exported student; the losses' parameters are counted, which is a little too much."""
+"""Bytes per trained parameter in the exported student; a slight overestimate, as losses have parameters too."""
 SPARE_CHECKPOINTS = 2
-"""Besides checkpoint.keep_last: the best, and the one being written."""
+"""Checkpoints beyond checkpoint.keep_last: the best one and the one being written."""
 COMFORT = 1.5
-"""Warn below this many times the space that is needed."""
+"""Factor of the required space below which a warning is shown."""
 
 
 def check_folder(patient: Patient) -> Iterator[Row]:
-    """Look at the run folder from rank 0, and write to it from all ranks. Collective; leaves nothing behind."""
+    """Inspect the run folder on rank 0, and write to it from all ranks. Collective; leaves no files."""
     workdir = Path(patient.run.workdir)
     is_main = ranks.rank() == 0
     if is_main:
         yield run_row(patient.run)
         yield from lock_rows(workdir)
-    advice = "give a --workdir on a file system that all nodes share and that you may write to"
+    advice = "pass a --workdir on a file system that all nodes share and you can write to"
     written = None
     try:
         written = tempfile.NamedTemporaryFile(dir=existing(workdir), prefix=".vitkd_ds_doctor_")
     except OSError as caught:
-        yield error("run folder", f"{workdir} must be writable, found {caught.strerror}", advice)
-    # Folders of the same name may be each node's own: then the others do not see rank 0's file.
+        yield error("run folder", f"cannot write to {workdir}: {caught.strerror}", advice)
+    # The path may be a different folder on each node. Then other nodes do not see rank 0's file.
     of_main = ranks.from_main(written.name if written else None)
     if of_main and not Path(of_main).exists():
-        found = f"{workdir} must be one folder for all ranks, found another one than rank 0's"
+        found = f"{workdir} is not the same folder as on rank 0"
         yield error("run folder", found, advice)
-    ranks.barrier()  # rank 0's file stays until all have looked
+    ranks.barrier()  # rank 0 keeps its file until all have checked
     if written:
         written.close()
     if is_main and patient.num_trained is not None:
@@ -48,41 +48,46 @@ def check_folder(patient: Patient) -> Iterator[Row]:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest parent that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def run_row(run: Run) -> Row:
-    """Whether train starts, continues, or refuses."""
+    """Report whether train would start, resume or reject the run."""
     workdir = Path(run.workdir)
     try:
         if is_finished(run):
-            return warning("run folder", f"{workdir} is finished, train would leave it alone", "give another --workdir")
+            return warning("run folder", f"{workdir} is finished; train would do nothing", "pass another --workdir")
         start = load.find(run.resume, workdir)
         check_settings(run, start.config if start else None)
     except (OSError, ValueError) as caught:
         return error("run folder", str(caught))
-    return ok("run folder", f"{workdir}: " + (f"continues from {start.path}" if start else "a new run"))
+    return ok("run folder", f"{workdir}: " + (f"resumes from {start.path}" if start else "a new run"))
 
 
 def lock_rows(workdir: Path) -> Iterator[Row]:
-    """Whether another job has the run folder."""
+    """Report whether another job has locked the run folder."""
     try:
         holder = lock.holder_of(workdir)
-    except OSError:  # writing to it shows what is wrong with the folder
+    except OSError:  # the write check reports the cause
         return
     if holder:
         name, silent_s, is_alive = holder
         if is_alive or (is_alive is None and silent_s < lock.STALE_S):
-            yield error("run folder", f"{workdir} is in use by {name}", "wait for it, or give another --workdir")
+            yield error("run folder", f"{workdir} is in use by {name}", "wait for it, or pass another --workdir")
         else:
-            yield warning("run folder", f"{workdir} has the lock of {name}, which is gone", "train takes it over")
+            found = f"{workdir} is locked by {name}, which has exited"
+            yield warning("run folder", found, "nothing to do: train takes over the lock")
 
 
 def space_row(run: Run, num_trained: int, state_bytes: int) -> Row:
-    """Space for the checkpoints that are kept at a time, with so many parameters of the student and the losses, and so
-    many bytes of optimizer state."""
+    """Check the disk space for all checkpoints that exist at a time.
+
+    Args:
+        num_trained: parameters of the student and the losses.
+        state_bytes: optimizer state in bytes.
+    """
     workdir = Path(run.workdir)
     folder = existing(Path(run.workdir))
     one = num_trained * (WEIGHT_BYTES + EXPORT_BYTES) + state_bytes
@@ -90,9 +95,9 @@ def space_row(run: Run, num_trained: int, state_bytes: int) -> Row:
     held = sum(path.stat().st_size for path in (workdir / CHECKPOINTS).rglob("*") if path.is_file())
     needed = max(0, count * one - held)
     free = shutil.disk_usage(folder).free
-    found = f"{count} checkpoints of {size_text(one)}, {size_text(held)} of them written: {size_text(needed)} needed, "
-    found += f"{size_text(free)} free in {folder}"
-    advice = "clear the disk, lower --checkpoint.keep_last, or give another --workdir; quotas are not seen here"
+    found = f"{count} checkpoints of {size_text(one)}, {size_text(held)} written, need {size_text(needed)} more; "
+    found += f"{size_text(free)} are free in {folder}"
+    advice = "free disk space, lower --checkpoint.keep_last, or pass another --workdir (quotas are not checked)"
     if free < needed:
         return error("space", found, advice)
-    return judged(free >= COMFORT * needed, "space", found, "which leaves little room for anything else", advice)
+    return judged(free >= COMFORT * needed, "space", found, "which leaves little room for other files", advice)

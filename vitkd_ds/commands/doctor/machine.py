@@ -1,4 +1,4 @@
-"""Each node by itself, and the network between them: packages, device, shared memory, and locks of killed builds."""
+"""Check each node and the network: packages, devices, shared memory, stale build locks, compiler."""
 
 import os
 import platform
@@ -17,24 +17,25 @@ from vitkd_ds.engine.processes import synchronised_time
 
 SHOWN = ("torch", "deepspeed", "timm", "ffcv", "numpy")
 LEAST_FREE = 0.9
-"""Part of a GPU's memory that should be free before anything of ours runs."""
+"""Fraction of a GPU's memory that should be free before the run starts."""
 LEAST_SHM_GIB = 1.0
-"""NCCL keeps its buffers between the ranks of a node in shared memory; containers start with 64 MiB of it."""
+"""NCCL uses shared memory for buffers between ranks of a node; containers have 64 MiB by default."""
 STALE_S = 600.0
-"""A lock of a build that is older is dead: no op of DeepSpeed takes so long to build."""
+"""Age from which a build lock is stale: no DeepSpeed op takes as long to build."""
 SUM_MIB = 64
 REPEATS = 5
-"""Size and number of the sums that are timed; a gradient bucket of ds_configs/zero2.json has 190 MiB."""
+"""Size and number of timed all-reduces. A gradient bucket of ds_configs/zero2.json has 190 MiB."""
 LEAST_SUM_GB_S = {"nvlink": (40.0, 5.0), "cuda": (4.0, 1.5), "cpu": (0.05, 0.05)}
-"""Warn below; by kind of device, on one node and on more. A ring gives half of its slowest link: PCIe 4 without peer
-access carries about 10 GB/s, 25 Gbit/s Ethernet 3; NVLink carries hundreds, and nodes with it have 200 Gbit/s or more
-between them. By data sheets, not measured."""
+"""Lowest all-reduce rate without a warning, GB/s, by kind of device: on one node and on several nodes.
+
+A ring reaches half the rate of its slowest link. PCIe 4 without peer access carries about 10 GB/s, 25 Gbit/s Ethernet
+3 GB/s, NVLink hundreds; nodes with NVLink are connected by 200 Gbit/s or more. From data sheets, not measured."""
 NVLINK = ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200")
-"""Names of GPUs that come on boards with NVLink; those of PCIe and NVL cards are longer."""
+"""Names of GPUs on boards with NVLink; PCIe and NVL cards have longer names."""
 
 
 def check_versions(patient: Patient) -> Iterator[Row]:
-    """Packages: loadable, and the same on all ranks. Collective."""
+    """Check that packages load and have the same versions on all ranks. Collective."""
     here = {"python": platform.python_version(), **{name: _version(name) for name in SHOWN}}
     shown = ", ".join(f"{name} {version}" for name, version in here.items())
     yield ok("versions", f"{shown}; torch built for CUDA {torch.version.cuda}")
@@ -43,7 +44,7 @@ def check_versions(patient: Patient) -> Iterator[Row]:
     for name in everywhere[0]:
         if found := unequal([versions[name] for versions in everywhere], patient.nodes):
             advice = "start all ranks from one shared environment and checkout"
-            yield error("versions", f"{name} must be the same on all ranks, found {found}", advice)
+            yield error("versions", f"{name} differs between ranks: {found}", advice)
 
 
 def _version(name: str) -> str:
@@ -54,63 +55,63 @@ def _version(name: str) -> str:
 
 
 def decoder_row(backend: str) -> Row:
-    """Whether the decoder and FFCV load here: they may have been built for another Python, numpy or C++ library."""
+    """Check that FFCV and the decoder load; they may have been built for another Python, numpy or C++ library."""
     if backend != "ffcv":
-        return ok("decoder", f"not needed, as data.backend is {backend}")
+        return ok("decoder", f"not needed (data.backend={backend})")
     try:
         import vitkd_ds.data.beton.decode  # noqa: F401
-    except Exception as caught:  # any kind: a wrong build fails in many ways
+    except Exception as caught:  # of any kind: a wrong build fails in many ways
         advice = "run `make setup` on this machine, or install the wheels of `make wheels`"
-        return error("decoder", f"FFCV and the decoder must load, found {type(caught).__name__}: {caught}", advice)
+        return error("decoder", f"FFCV or the decoder does not load: {type(caught).__name__}: {caught}", advice)
     return ok("decoder", "FFCV and the compiled decoder load")
 
 
 def check_devices(patient: Patient) -> Iterator[Row]:
-    """The device of each rank: free, able to compute in bf16, and like the others. Collective."""
+    """Check that each rank's device is free, supports bf16 and is of the same kind. Collective."""
     kind = processes.device_name()
     if patient.device.type == "cpu":
         cores = f"{len(os.sched_getaffinity(0))} cores, {processes.local_world_size()} ranks on this node"
-        yield warning("device", f"no GPU; {cores}", "fine for the demo and --debug; an ImageNet recipe needs GPUs")
+        yield warning("device", f"no GPU; {cores}", "fine for the demo and --debug; ImageNet recipes need GPUs")
     else:
         free, total = torch.cuda.mem_get_info(patient.device)
         used = f"{kind}: {(total - free) / 2**30:.1f} of {total / 2**30:.0f} GiB are in use before the run"
-        yield judged(free >= LEAST_FREE * total, "device", used, "by others", "see nvidia-smi for whose they are")
+        yield judged(free >= LEAST_FREE * total, "device", used, "by other processes", "find them with nvidia-smi")
         if not torch.cuda.is_bf16_supported(including_emulation=False):
-            advice = "use Ampere or newer: here the engines run several times slower"
-            yield warning("bf16", f"{kind} does not compute in bf16 but emulates it", advice)
+            advice = "use an Ampere or newer GPU; on this one, training is several times slower"
+            yield warning("bf16", f"{kind} only emulates bf16", advice)
     if found := unequal(ranks.from_all(kind), patient.nodes):
-        yield warning("device", f"found different devices: {found}", "all ranks go at the pace of the slowest")
+        yield warning("device", f"devices differ: {found}", "use equal devices; the slowest one limits all ranks")
 
 
 def check_network(patient: Patient) -> Iterator[Row]:
-    """Sum a tensor over all ranks, which goes at the pace of the slowest link. Collective."""
+    """Time an all-reduce over all ranks; the slowest link limits its rate. Collective."""
     if ranks.world_size() == 1:
-        yield ok("network", "one rank, nothing to send")
+        yield ok("network", "only one rank, so there is no communication")
         return
     numbers = torch.ones(SUM_MIB * 2**18, device=patient.device)
     times = []
     for _ in range(1 + REPEATS):
-        ranks.all_true(True, patient.device)  # all start together
+        ranks.all_true(True, patient.device)  # align the ranks
         start = synchronised_time()
         ranks.sum_over_ranks(numbers)
         times.append(synchronised_time() - start)
-    # The first sum connects; the slowest rank counts.
+    # The first sum sets up connections, so it does not count. The slowest rank decides.
     seconds = max(ranks.from_all(min(times[1:])))
     gb_per_s = SUM_MIB * 2**20 / 1e9 / seconds
     least = least_sum_gb_s(processes.device_name(), len(set(patient.nodes)))
-    found = f"{ranks.world_size()} ranks sum {SUM_MIB} MiB at {gb_per_s:.2f} GB/s ({1000 * seconds:.0f} ms)"
-    advice = "see in NCCL_DEBUG=INFO which transport is used, and that NVLink or InfiniBand is among them"
+    found = f"{ranks.world_size()} ranks all-reduce {SUM_MIB} MiB at {gb_per_s:.2f} GB/s ({1000 * seconds:.0f} ms)"
+    advice = "run with NCCL_DEBUG=INFO and check that NCCL uses NVLink or InfiniBand"
     yield judged(gb_per_s >= least, "network", found, f"expected at least {least:g}", advice)
 
 
 def least_sum_gb_s(name: str, num_nodes: int) -> float:
-    """GB/s at which ranks on such devices should sum."""
+    """Return the lowest all-reduce rate without a warning, GB/s, for a device name."""
     kind = "cpu" if name == "cpu" else "nvlink" if name in NVLINK else "cuda"
     return LEAST_SUM_GB_S[kind][num_nodes > 1]
 
 
 def check_machine(patient: Patient) -> Iterator[Row]:
-    """Shared memory, locks of builds, and the compiler."""
+    """Check shared memory, build locks and the compiler."""
     free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     advice = "mount a tmpfs there, start the container with --shm-size=8g, or remove old files there"
     found = f"/dev/shm has {size_text(free)} free"
@@ -122,22 +123,22 @@ def check_machine(patient: Patient) -> Iterator[Row]:
 
 
 def build_locks_row() -> Row:
-    """Locks of C++ extensions whose build was killed: later builds of torch block on them silently."""
+    """Check for locks of killed C++ extension builds: later torch builds wait for them without a message."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
     found = [path for pattern in ("*/lock", "*/*/lock") for path in folder.glob(pattern)]
     stale = sorted(str(path) for path in found if time.time() - path.stat().st_mtime > STALE_S)
     if not stale:
-        return ok("build locks", f"none that is stale in {folder}")
-    text = f"a build that was killed left {', '.join(stale)}: the next build there would wait for ever"
+        return ok("build locks", f"no stale lock in {folder}")
+    text = f"a killed build left {', '.join(stale)}; the next build there would wait forever"
     return warning("build locks", text, f"rm {' '.join(stale)}")
 
 
 def compiler_row(device: torch.device) -> Row:
-    """Whether torch.compile, which the recipe uses, finds a C compiler and on a GPU Triton."""
+    """Check that torch.compile works, which the recipe uses; it needs a C compiler and, on a GPU, Triton."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
-    except Exception as caught:  # any kind: a missing compiler fails in many ways
-        found = f"torch.compile must work for this recipe, found {type(caught).__name__}: {str(caught)[:200]}"
-        return error("compiler", found, "install gcc (and on a GPU triton), or train with --compile=false")
-    return ok("compiler", "torch.compile makes and runs a kernel")
+    except Exception as caught:  # of any kind: a missing compiler fails in many ways
+        found = f"torch.compile, which this recipe uses, failed: {type(caught).__name__}: {str(caught)[:200]}"
+        return error("compiler", found, "install gcc (and triton on a GPU), or pass --compile=false")
+    return ok("compiler", "torch.compile builds and runs a kernel")

@@ -1,8 +1,8 @@
-"""The models of the run: how the ranks share a batch, models and weights, both engines, the teacher's top-1.
+"""Check batch split, models, weights, engines and the teachers' top-1.
 
-Nothing is downloaded: a node often cannot, and several GB would not fit in two minutes. Random weights stand in for
-those that are not at hand, so that the engines can still be tried. The engines make real updates, on random images and
-without torch.compile, which takes minutes. On a CPU the micro-batch is a tiny one.
+Nothing is downloaded: many nodes have no network, and several GB take longer than two minutes. Random weights replace
+missing ones, so that the engines can still be tested. The engines make real updates on random images, without
+torch.compile, which takes minutes. On a CPU the micro-batch is small.
 """
 
 from collections.abc import Iterator
@@ -31,17 +31,17 @@ from vitkd_ds.train.schedule import make_schedule
 from vitkd_ds.train.step import NonFiniteError, settle, train_step
 from vitkd_ds.train.teacher_check import ADVICE, count_right, judge
 
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm downloads, by preference
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # files that timm downloads, in its order of preference
 KEYS = {StudentConfig: ("init", ""), TeacherConfig: ("checkpoint", "random")}
-"""Key of a model's weights, and its value that is random weights."""
+"""Key of a model's weights, and its value for random weights."""
 CPU_MICRO_BATCH = 2
-TIMED_STEPS = {"cuda": 3, "cpu": 1}  # after one that warms up
+TIMED_STEPS = {"cuda": 3, "cpu": 1}  # after one warm-up step
 MOST_MEMORY = 0.92
-"""Part of a GPU's memory; above it, the images in flight and fragmentation may exhaust it."""
+"""Fraction of a GPU's memory above which prefetched images and fragmentation may exhaust it."""
 
 
 def check_settings(patient: Patient) -> Iterator[Row]:
-    """Check that the ranks can share a global batch, and the DeepSpeed file. Collective."""
+    """Check that the global batch can be divided among the ranks, and the DeepSpeed file. Collective."""
     run = patient.run
     split = training.split_of(run)  # fails on all ranks or on none; the file may be missing on one node
     patient.ds_config = ranks.together(lambda: student_ds_config(run, **asdict(split)))
@@ -49,20 +49,20 @@ def check_settings(patient: Patient) -> Iterator[Row]:
     shares = f"{ranks.world_size()} ranks x {split.accumulation_steps} micro-batches x {split.micro_batch_size} images"
     is_good = split.accumulation_steps == 1 or split.micro_batch_size >= run.micro_batch_size_per_gpu / 2
     problem = f"though micro_batch_size_per_gpu allows {run.micro_batch_size_per_gpu}"
-    advice = "choose a --global_batch_size that more ranks can share, or another number of ranks"
+    advice = "pass a --global_batch_size that divides into larger micro-batches, or use another number of ranks"
     yield judged(is_good, "settings", f"{run.global_batch_size} images per update = {shares}", problem, advice)
 
 
 def check_models(patient: Patient) -> Iterator[Row]:
-    """Build all models, with their weights where those are at hand, and fit them. Collective."""
+    """Build all models, with their weights if available locally, and match their features. Collective."""
     run = patient.run
     torch.manual_seed(run.seed)  # the same student on every rank
     loaded = {role: load_model(role, run) for role in run.models}
     yield from [row for row, _, _ in loaded.values()]
     student = loaded["student"][1]
     teachers = {name: loaded[role_of(name)][1] for name in run.teachers}
-    # What does not even have an architecture fails on all ranks, but a file may be missing on one node.
-    # Nor can the engines start where some have the teacher's file and some a stand-in, which is no file.
+    # An unknown architecture fails on all ranks, but a file may be missing on one node only. The engines cannot start
+    # if some ranks have the teacher's file and others random weights.
     is_alike = len(set(ranks.from_all(tuple(hasattr(model, "weight_stream") for model in teachers.values())))) == 1
     if ranks.all_true(student is not None and None not in teachers.values(), patient.device) and is_alike:
         trained = [name for name in teachers if ranks.all_true(loaded[role_of(name)][2], patient.device)]
@@ -75,8 +75,11 @@ def check_models(patient: Patient) -> Iterator[Row]:
 
 
 def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
-    """Build the student or a teacher without the network; a row, the model, and whether it was given weights. The
-    model is None if not even its architecture can be built."""
+    """Build the student or a teacher without the network.
+
+    Returns:
+        A row, the model (None if its architecture cannot be built), and whether it has its own weights.
+    """
     config = run.models[role]
     key, random = KEYS[type(config)]
     source = getattr(config, key)
@@ -85,10 +88,10 @@ def load_model(role: str, run: Run) -> tuple[Row, nn.Module | None, bool]:
             source = _cached_file(role, run)
             if not source:
                 fetch = f"python -c \"import timm; timm.create_model('{config.model}', pretrained=True)\""
-                advice = f"{fetch} where there is a network, with the HF_HOME that the nodes share; or give the file"
-                found = f"weights of {config.model} are not in this node's cache, and the doctor downloads nothing"
+                advice = f"run {fetch} on a machine with a network and the nodes' HF_HOME, or pass a file of weights"
+                found = f"weights of {config.model} are not in this node's cache (doctor downloads nothing)"
                 return warning(role, found, advice), _build(role, run, random), False
-        # timm gives a student of the hub a classifier for its own classes, so the file need not fit it.
+        # timm replaces the classifier of a student from the hub, so the file itself need not fit.
         is_kept = role == "student" and getattr(config, key) == "hub"
         model = _build(role, run, random if is_kept else source)
     except (OSError, ValueError) as caught:
@@ -115,7 +118,7 @@ def _build_or_none(role: str, run: Run, weights: str) -> nn.Module | None:
 
 
 def _cached_file(role: str, run: Run) -> str:
-    """This node's copy of a model's file of the hub; "" if there is none."""
+    """Return the path of a model's weights in this node's hub cache; "" if there are none."""
     with torch.device("meta"):
         hub_id = _build(role, run, KEYS[type(run.models[role])][1]).pretrained_cfg["hf_hub_id"]
     found = (try_to_load_from_cache(hub_id, name) for name in HUB_FILES)
@@ -123,12 +126,12 @@ def _cached_file(role: str, run: Run) -> str:
 
 
 def check_engines(patient: Patient) -> Iterator[Row]:
-    """Start both engines as training has them, and make a few updates. Collective."""
+    """Start the engines as training does, and make a few updates. Collective."""
     split = needed(patient.split, "the settings")
     models = needed(patient.models, "the models")
     device = patient.device
     micro = split.micro_batch_size if device.type == "cuda" else min(split.micro_batch_size, CPU_MICRO_BATCH)
-    # One micro-batch per update, so that a few seconds show the gather, the reduction and the update.
+    # One micro-batch per update, so that gather, reduction and update all run within seconds.
     whole = micro * ranks.world_size()
     run = replace(patient.run, compile="off", global_batch_size=whole, micro_batch_size_per_gpu=micro)
     sizes = {"train_batch_size": whole, "train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": 1}
@@ -137,29 +140,32 @@ def check_engines(patient: Patient) -> Iterator[Row]:
     try:
         terms, step_s, teachers_s = timed_steps(patient.parts)
     except NonFiniteError as caught:
-        found = f"on random images {str(caught).partition(': ')[2]}"  # without the place in a run
-        yield error("engines", found, "train without a term (--losses.NAME.weight=0) to see which one it is")
+        found = f"on random images {str(caught).partition(': ')[2]}"  # without the step
+        yield error("engines", found, "disable one term at a time (--losses.NAME.weight=0) to find the cause")
         return
     losses = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
     taught = [(role_of(name), run.teachers[name].placement, seconds) for name, seconds in teachers_s.items()]
     teachers = "".join(f"{role} ({placement}) {seconds:.2f} s, " for role, placement, seconds in taught)
     student_s = step_s - sum(teachers_s.values())
-    found = f"{micro} random images: {teachers}student's step {student_s:.2f} s, losses finite ({losses})"
+    found = f"{micro} random images: {teachers}student step {student_s:.2f} s, losses finite ({losses})"
     yield ok("engines", found)
-    peak = f"{peak_memory_gib():.1f} GiB at the peak, with a micro-batch of {micro}"
+    peak = f"{peak_memory_gib():.1f} GiB peak with a micro-batch of {micro}"
     if device.type != "cuda":
         yield ok("memory", peak)
         return
     patient.images_per_s = micro / step_s
     most_gib = MOST_MEMORY * torch.cuda.get_device_properties(device).total_memory / 2**30
     found = f"{peak}, {micro / step_s:,.0f} images/s per GPU, uncompiled"
-    advice = "lower --micro_batch_size_per_gpu: gradients accumulate over the rest"
+    advice = "lower --micro_batch_size_per_gpu; gradient accumulation keeps the global batch size"
     yield judged(peak_memory_gib() <= most_gib, "memory", found, f"expected at most {most_gib:.1f} GiB", advice)
 
 
 def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[str, float]]:
-    """Make a few updates with training's own step, on random images; the terms of the last one, and the least seconds
-    of an update as a whole and of each teacher within it. Collective."""
+    """Make a few updates on random images with training's own step. Collective.
+
+    Returns:
+        The loss terms of the last update, the fewest seconds of an update, and the fewest seconds of each teacher.
+    """
     data = parts.run.data
     micro = parts.run.micro_batch_size_per_gpu
     device = parts.device
@@ -174,7 +180,7 @@ def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[s
         teachers_s[name].append(synchronised_time() - start)
         return features
 
-    # Each is update 0, so that a short run's schedule does not end here.
+    # Always step 0, so that the schedule of a short run does not end here.
     timed = replace(parts, teachers={name: partial(teach, name=name) for name in parts.teachers})
     for _ in range(1 + TIMED_STEPS[device.type]):
         start = synchronised_time()
@@ -185,20 +191,23 @@ def timed_steps(parts: training.Parts) -> tuple[dict[str, Tensor], float, dict[s
 
 
 def check_top1(patient: Patient) -> Iterator[Row]:
-    """Show the teachers validation images, as a new run does, and compare them with published figures. Collective."""
+    """Measure the teachers' top-1 on validation images, as a new run does, and compare it with the published value.
+
+    Collective.
+    """
     run = patient.run
     if not run.teachers:
         raise Skipped("the recipe has no teacher")
     for name, teacher in run.teachers.items():
         row = f"{role_of(name)} top-1"
         if name not in patient.trained_teachers:
-            yield Row("skipped", row, f"needs {called(name)}'s weights, which are not at hand")
+            yield Row("skipped", row, f"needs the weights of {called(name)}, which are not available here")
             continue
         parts = needed(patient.parts, "the engines")
         classes = needed(patient.loaders.get("val"), "data.val").classes
         knows = ranks.together(partial(training.check_teacher_classes, run, name, classes))
         if not knows or name not in parts.answering:
-            yield Row("skipped", row, f"{called(name)} has no logits of these classes, and no term compares any")
+            yield Row("skipped", row, f"{called(name)} has no logits for these classes, and no loss term uses them")
             continue
         counts = count_right(run, parts.teachers[name], patient.device, classes=classes)
         level, found = judge(run, teacher, *counts)

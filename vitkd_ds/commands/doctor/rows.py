@@ -1,4 +1,4 @@
-"""Input and output of a check: a `Patient`, and rows, of which those of all ranks make one table."""
+"""Input and output of a check: a `Patient`, and rows that are merged over all ranks into one table."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,42 +16,45 @@ from vitkd_ds.train.schedule import BatchSplit
 
 BAD = ("error", "warning")
 MAX_NAMED = 4
-"""Most nodes that a row names."""
+"""Most nodes named in a row."""
 WIDTH = 120
 INDENT = 37
-"""Characters of a line where no terminal says another number, and of its start: level, name, seconds."""
+"""Characters per line without a terminal, and characters of its first columns: level, name, seconds."""
 
 
 @dataclass
 class Patient:
-    """A run on this rank, and the findings of earlier checks: None where they failed, on all ranks or on none."""
+    """Run under examination on this rank, and results of earlier checks.
+
+    A result is None if its check failed, either on all ranks or on none.
+    """
 
     run: Run
     device: torch.device
     nodes: list[str] = field(default_factory=list)
-    """The name of each rank's node."""
+    """Node name of each rank."""
     split: BatchSplit | None = None
     ds_config: dict[str, Any] | None = None
     models: Models | None = None
     trained_teachers: list[str] = field(default_factory=list)
-    """Teachers that have their own weights; random ones stand in for those that are not at hand."""
+    """Names of teachers with their own weights; the others have random weights because theirs are missing."""
     num_trained: int | None = None
-    """Parameters of the student and the losses."""
+    """Number of parameters of the student and the losses."""
     state_bytes: int = 0
-    """Optimizer state and moving average of these."""
+    """Bytes of their optimizer state and moving average."""
     parts: Parts | None = None
     images_per_s: float = 0.0
-    """Images that one rank trains per second, uncompiled; 0 where there is no GPU."""
+    """Training images/s per rank, uncompiled; 0 without a GPU."""
     loaders: dict[str, Loader] = field(default_factory=dict)
-    """By split, where the images could be opened."""
+    """Loaders by split, for splits that could be opened."""
 
 
 class Skipped(Exception):
-    """A check cannot be made; the message says why. Raised on all ranks or on none."""
+    """A check cannot run, for the reason in the message. Raised on all ranks or on none."""
 
 
 def needed(value: Any, what: str) -> Any:
-    """Return the value that an earlier check left; raise Skipped, which names `what`, if there is none."""
+    """Return the result of an earlier check. Raise Skipped, naming `what`, if it is None."""
     if value is None:
         raise Skipped(f"needs {what}, which failed above")
     return value
@@ -62,13 +65,13 @@ class Row:
     """One finding."""
 
     level: str
-    """ok, warning (the run goes, but not as it should), error (it would fail), skipped (could not be looked at)."""
+    """ok, warning (the run would work, with a problem), error (it would fail), or skipped (not checked)."""
     name: str
     found: str
     advice: str = ""
-    """What to do; "" where the finding says it."""
+    """Remedy; "" if the finding includes it."""
     seconds: float | None = None
-    """Duration of the check, only in its first row."""
+    """Duration of the check; set only in its first row."""
 
 
 ok = partial(Row, "ok")
@@ -77,18 +80,18 @@ error = partial(Row, "error")
 
 
 def judged(holds: bool, name: str, found: str, problem: str, advice: str) -> Row:
-    """An ok row with the finding; unless it `holds`, a warning that adds the problem and what to do."""
+    """Return an ok row with the finding, or a warning with finding, problem and advice unless `holds`."""
     return ok(name, found) if holds else warning(name, f"{found}, {problem}", advice)
 
 
 def unequal(values: Sequence[Any], nodes: Sequence[str]) -> str:
-    """The first value that is not that of rank 0, as "A on node0 and B on node1"; "" if all ranks have the same."""
+    """Return the first value that differs from rank 0's as "A on node0 and B on node1"; "" if all are equal."""
     other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
     return "" if other is None else f"{values[0]} on {nodes[0]} and {values[other]} on {nodes[other]}"
 
 
 def merged(rows_of_ranks: Sequence[Sequence[Row]], nodes: Sequence[str]) -> list[Row]:
-    """Merge the rows of one check: good news only of rank 0, bad news once each, with the nodes where it was found."""
+    """Merge the rows of a check: ok rows of rank 0 only, and each problem once with the nodes that have it."""
     rows = [row for rows in rows_of_ranks for row in rows]
     bad = dict.fromkeys(row for row in rows if row.level in BAD)
     bad_names = {row.name for row in bad}
@@ -107,15 +110,15 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def size_text(num_bytes: float) -> str:
-    """A size in GiB, or in MiB below one."""
+    """Return a size in GiB, or in MiB below 1 GiB."""
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text as wide as the terminal, advice below the finding, and a line with the verdict."""
+    """Return the rows as text wrapped to the terminal, each with its advice below, and a last line with the verdict."""
     # File names stay whole, so that they can be copied.
     wrap = partial(textwrap.wrap, width=columns(WIDTH), break_long_words=False, break_on_hyphens=False)
-    lines = [f"{'':8} {'check':20} {'s':>6}  found, and what to do"]
+    lines = [f"{'':8} {'check':20} {'s':>6}  finding and remedy"]
     for row in rows:
         taken = "" if row.seconds is None else f"{row.seconds:.1f}"
         text = f"{row.level:8} {row.name:20} {taken:>6}  {row.found}"

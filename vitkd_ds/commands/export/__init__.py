@@ -1,4 +1,4 @@
-"""Hand a student on: as a plain timm state dict, as a graph without Python, or as a folder for the Hugging Face hub."""
+"""Export a student: timm state dict, ONNX or torch.export graph, or Hugging Face folder."""
 
 import logging
 from functools import partial
@@ -18,7 +18,7 @@ OPENED_BY = {
     "torch_export": 'torch.export.load("{}/model.pt2").module()',
     "hf": 'timm.create_model("local-dir:{}", pretrained=True)',
 }
-"""Python that loads each format from its folder."""
+"""Python expression that loads each format from its folder."""
 
 
 def export(
@@ -31,31 +31,31 @@ def export(
     val: str = "",
     push: str = "",
 ) -> str:
-    """Write the student of a run, checkpoint or export into the new folder `destination`; return what to say of it.
+    """Write the student of a run, checkpoint or export into the new folder `destination`; return a line for stdout.
 
     Args:
         format: timm (`vitkd_ds.checkpoint.export`), onnx or torch_export (`graphs`), or hf (`hub`).
         which: checkpoint of a run folder, last or best.
-        half: store fp16.
-        val: images on which a graph is compared with torch; "" is the run's own validation images.
-        push: repository of the hub, USER/NAME, which is made, private, if it is not there; "" is none.
+        half: store fp16 weights.
+        val: images on which a graph is compared with torch; "" uses the run's validation images.
+        push: hub repository, USER/NAME, to upload to; created as private if it does not exist. "" uploads nothing.
 
     Raises:
-        ValueError: there is nothing to export, `destination` exists, options do not fit, a graph does not compute what
-            torch does, or the hub refuses.
+        ValueError: there is nothing to export, `destination` exists, options are inconsistent, a graph's outputs differ
+            from torch's, or the hub returns an error.
     """
     check_export(source, destination, format)
     if val and format not in GRAPHS:
-        raise ValueError(f"--val belongs to --format onnx and torch_export, found --format {format}: leave it out")
+        raise ValueError(f"--val needs --format onnx or torch_export, got --format {format}. Remove --val.")
     if push and format != "hf":
-        raise ValueError(f"--push needs --format hf, found --format {format}: change it, or leave --push out")
+        raise ValueError(f"--push needs --format hf, got --format {format}. Pass --format hf or remove --push.")
     if format == "timm":
         return _told(export_student(source, destination, which=which, half=half), format)
     find = partial(find_source, source, which)
     target = Path(destination)
     exported, model, weights = read_student(find, partial(_read, half=half))
-    check_is_new(target)  # before the minutes that a graph, or the hub, may take
-    # Each is imported only when it is asked for, so that none needs the other's packages.
+    check_is_new(target)  # before work that may take minutes
+    # Import per format, so that a format does not need the packages of another.
     if format in GRAPHS:
         from vitkd_ds.commands.export.graphs import check_packages, write_graph
 
@@ -74,14 +74,14 @@ def export(
 
 
 def _told(folder: Path, format: str) -> str:
-    """Log what was written and how Python loads it; return the folder as text."""
-    logger.info("wrote %s in %s", ", ".join(sorted(path.name for path in folder.iterdir())), folder)
+    """Log the written files and how to load them in Python; return the folder as text."""
+    logger.info("wrote %s to %s", ", ".join(sorted(path.name for path in folder.iterdir())), folder)
     logger.info("load it in Python: %s", OPENED_BY[format].format(folder))
     return str(folder)
 
 
 def _read(folder: Path, *, half: bool) -> tuple[Exported, nn.Module, dict[str, Tensor]]:
-    """Read all of an exported student at once, as a run may delete its checkpoint soon."""
+    """Read an exported student completely, because a run may soon delete its checkpoint."""
     exported = open_exported(str(folder))
     weights = read_weights(folder, half=half)
-    return exported, exported.build(), weights  # which reads its file before it builds
+    return exported, exported.build(), weights  # reads its file before building the model

@@ -1,5 +1,7 @@
-"""The model card of an exported student, from its run folder. Names and paths that users gave are shown as text, and of
-paths only the last part, as those above it are of one machine."""
+"""Model card of an exported student, from its run folder.
+
+User-supplied names and paths are escaped. Of paths only the last part is shown, because the rest is machine-specific.
+"""
 
 import json
 from pathlib import Path
@@ -18,12 +20,14 @@ from vitkd_ds.config.run_folder import CONFIG
 from vitkd_ds.train.statistics import wilson_interval
 
 MOST_CLASSES = 50
-"""Class names on a card; config.json has all."""
+"""Most class names on a card; config.json has all."""
 
 
 def model_card(exported: Exported, *, name: str, source: str) -> str:
-    """Write README.md: a head for the hub, then data, recipe, teacher and its licence, results with the number of
-    images, use, and the lines by which timm loads the student from `source`. Its title is the run's, else `name`."""
+    """Return README.md for the hub: results, Python code that loads the student from `source`, training and teacher.
+
+    The title is the name of the run folder, or `name` outside a run folder.
+    """
     config = load_json(exported.run_folder / CONFIG) if exported.run_folder else {}
     evaluation = _evaluation(exported)
     num_images = int(evaluation.get(EVALUATED, 0))
@@ -58,12 +62,12 @@ def _template() -> Template:
 
 
 def code(text: Any) -> str:
-    """Text of a user as Markdown that is shown as it is, in one line, also inside a table."""
+    """Return user-supplied text as one line of Markdown code that renders literally, also inside a table."""
     return f"`{one_line(str(text)).replace('`', chr(39)).replace('|', '/')}`"
 
 
 def _evaluation(exported: Exported) -> dict[str, Any]:
-    """The evaluation of the step that is exported; {} if there is none."""
+    """Return the evaluation at the exported step; {} if there is none."""
     if not exported.run_folder:
         return {}
     step = exported.description.get("step")
@@ -80,7 +84,7 @@ def _value(metric: Metric, value: float, num_images: int) -> str:
 
 def _training(exported: Exported, versions: dict[str, str]) -> list[tuple[str, Any]]:
     described = exported.description
-    rows = [("recipe", code(described.get("recipe", "not known"))), ("step", described.get("step", "not known"))]
+    rows = [("recipe", code(described.get("recipe", "unknown"))), ("step", described.get("step", "unknown"))]
     return rows + _settings(exported.run, exported, versions) if exported.run else rows
 
 
@@ -89,12 +93,12 @@ def _settings(run: Run, exported: Exported, versions: dict[str, str]) -> list[tu
     return [
         ("training images", code(Path(run.data.train).name)),
         ("validation images", code(Path(run.data.val).name)),
-        ("labels", "seen in training" if exported.classes else "not seen in training"),
+        ("labels", "used in training" if exported.classes else "not used in training"),
         ("loss terms and weights", code(terms)),
         ("images per step", run.global_batch_size),
-        ("learning rate", f"{run.optim.lr:g} for {run.optim.lr_batch_size} images"),
-        ("weights", "moving average" if exported.description.get("weights") == "ema" else "those of the step"),
-        ("weights at the start", code(Path(run.student.init).name or "random")),
+        ("learning rate", f"{run.optim.lr:g} per {run.optim.lr_batch_size} images"),
+        ("weights", "moving average" if exported.description.get("weights") == "ema" else "last step (no averaging)"),
+        ("initial weights", code(Path(run.student.init).name or "random")),
         ("seed", run.seed),
         ("versions", code(", ".join(f"{package} {version}" for package, version in versions.items()))),
     ]

@@ -1,8 +1,8 @@
-"""A student as a graph that runs without timm and this package: by torch.onnx or torch.export.
+"""Export a student as a graph that runs without timm and this package, with torch.onnx or torch.export.
 
-A graph takes normalised images in micro-batches of any size and gives logits, or pooled features where the student has
-no classes. It carries the student's description, its preprocessing above all. A graph that was written is read again
-and compared with the student on real images before it gets its name.
+A graph maps normalised images, in micro-batches of any size, to logits, or to pooled features if the student has no
+classes. Its metadata holds the student's description, including the preprocessing. Before publication, the written file
+is loaded again and compared with the student on real images.
 """
 
 import json
@@ -23,34 +23,34 @@ from vitkd_ds.models import build
 
 NUM_IMAGES = 16
 SMALLER_BATCHES = (1, 3)
-"""Images on which a graph is compared with torch: all at once, and in smaller micro-batches."""
+"""Number of images for the comparison with torch, and smaller micro-batches to test besides all at once."""
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
-"""Largest difference that a graph may have to torch in fp32, as a part of the largest answer. Measured: at most
-1.4e-6 and 1.7e-3 (benchmarks/RESULTS.md); deeper models and other CPUs round otherwise."""
+"""Largest allowed difference to torch in fp32, as a fraction of the largest output. Measured: at most 1.4e-6 and 1.7e-3
+(benchmarks/RESULTS.md); deeper models and other CPUs round differently."""
 ONE_FILE_BYTES = 2**30
-"""Weights up to this size lie in the .onnx itself, whose format ends at 2 GiB; larger ones in a file beside it."""
+"""Weights up to this size are stored in the .onnx itself, whose format ends at 2 GiB; larger ones in a second file."""
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
 
 
 def check_packages(format: str) -> None:
-    """Raise ValueError unless the packages of a format are there."""
+    """Raise ValueError unless a format's packages are installed."""
     for name in PACKAGES[format]:
         try:
             __import__(name)
         except ImportError as error:
-            raise ValueError(f"--format {format} needs {name}, found {error}: pip install 'vitkd_ds[onnx]'") from None
+            raise ValueError(f"--format {format} needs {name} ({error}). Run: pip install 'vitkd_ds[onnx]'") from None
 
 
 def write_graph(exported: Exported, model: nn.Module, folder: Path, *, format: str, half: bool, val: str) -> str:
-    """Write a student's model as model.onnx or model.pt2 into a folder; return how far it is from torch.
+    """Write a student as model.onnx or model.pt2 into a folder; return a text about its difference to torch.
 
     Args:
         format: onnx or torch_export.
-        half: weights and images are fp16.
-        val: images to compare on; "" is the run's own.
+        half: use fp16 weights and images.
+        val: images for the comparison; "" uses the run's validation images.
 
     Raises:
-        ValueError: there are no images, torch cannot export the model, or the graph computes something else.
+        ValueError: there are no images, torch cannot export the model, or the graph's outputs differ from torch's.
     """
     images_BCHW = validation_images(exported, val)
     dtype = torch.float16 if half else torch.float32
@@ -58,34 +58,36 @@ def write_graph(exported: Exported, model: nn.Module, folder: Path, *, format: s
     answers = Answers(model, features=not exported.classes).eval()
     with torch.no_grad():
         expected_BK = answers(images_BCHW)
-    # Two images, as torch.export takes a micro-batch of one for one of always one.
+    # Two images, because torch.export would treat a micro-batch of one as a constant.
     example = images_BCHW[:1].repeat(2, 1, 1, 1).to(dtype)
     write = {"onnx": _write_onnx, "torch_export": _write_program}[format]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own parts among themselves
+            warnings.simplefilter("ignore")  # warnings within torch
             shapes = ({0: torch.export.Dim("batch")},)
             program = torch.export.export(answers.to(dtype), (example,), dynamic_shapes=shapes)
             run = write(program, folder, description_of(exported, dtype))
-    # Of many kinds: whatever the parts of torch's exporters raise on a model that they do not know.
+    # torch's exporters raise many kinds of errors on an unsupported model.
     except Exception as error:
         line = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{exported.description['model']} must be a model that torch exports as {format}, found "
-            f"{type(error).__name__}: {line}: take --format timm or hf"
+            f"torch cannot export {exported.description['model']} as {format} ({type(error).__name__}: {line}). Pass "
+            "--format timm or hf."
         ) from error
     return _compare(run, images_BCHW.to(dtype), expected_BK, dtype)
 
 
 def validation_images(exported: Exported, val: str) -> Tensor:
-    """The first images [B, 3, H, W] of the run's validation data, or of `val`, 0 to 255, cut as in evaluation. Labels
-    do not matter."""
+    """Return the first images [B, 3, H, W] of `val` or of the run's validation data.
+
+    Values are in 0..255, cropped as in evaluation. Labels are not needed.
+    """
     run = exported.run
     backend = "ffcv"
     if not val and run is None:
         raise ValueError(
-            f"a graph is compared with torch on real images, found no run beside {exported.folder} that has some: give "
-            "--val, a .beton, a packed folder of classes, or demo"
+            f"{exported.folder} does not belong to a run, so there are no images to compare the graph with torch on. "
+            "Pass --val with a .beton, a packed class folder or demo."
         )
     if not val:
         val = exported.own_images("val")
@@ -98,12 +100,12 @@ def validation_images(exported: Exported, val: str) -> Tensor:
     with closing(loader.epoch(0)) as micro_batches:
         images_BCHW, labels_B = next(micro_batches)
     if not (labels_B >= 0).any():
-        raise ValueError(f"{val} must begin with images that can be decoded, found none: give others with --val")
+        raise ValueError(f"none of the first images in {val} can be decoded. Pass other images as --val.")
     return images_BCHW[labels_B >= 0]
 
 
 def description_of(exported: Exported, dtype: torch.dtype) -> dict[str, object]:
-    """What a graph says of itself: student.json, and what goes in and comes out."""
+    """Return a graph's metadata: student.json, and a description of its input and output."""
     description = exported.description
     size = exported.description["image_size"]
     mean, std = (description["normalization"][name] for name in ("mean", "std"))
@@ -111,8 +113,8 @@ def description_of(exported: Exported, dtype: torch.dtype) -> dict[str, object]:
     output = "logits" if exported.classes else "features"
     return description | {
         "input": f"images, {str(dtype).removeprefix('torch.')} [batch, 3, {size}, {size}]: RGB in 0..1, minus {mean}, "
-        f"divided by {std}; before, the shorter side resized to {resized} pixels ({description['interpolation']}, "
-        "antialiased), then the central square",
+        f"divided by {std}, after resizing the shorter side to {resized} pixels ({description['interpolation']}, "
+        "antialiased) and cropping the central square",
         "output": f"{output}, [batch, {len(exported.classes) or description['features']['width']}]",
     }
 
@@ -126,7 +128,7 @@ def _write_program(program: torch.export.ExportedProgram, folder: Path, descript
 def _write_onnx(program: torch.export.ExportedProgram, folder: Path, description: dict[str, object]) -> Callable:
     import onnxruntime
 
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells of every operation that it does not fold
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs every operation that it does not fold
     path = folder / "model.onnx"
     output = str(description["output"]).partition(",")[0]
     graph = torch.onnx.export(
@@ -146,19 +148,19 @@ def _write_onnx(program: torch.export.ExportedProgram, folder: Path, description
 
 
 def _compare(run: Callable, images_BCHW: Tensor, expected_BK: Tensor, dtype: torch.dtype) -> str:
-    """Compare a graph with what torch computed in fp32. Raises ValueError beyond the bound."""
+    """Compare a graph's outputs with torch's in fp32. Raise ValueError beyond the bound."""
     sizes = sorted({size for size in SMALLER_BATCHES if size < len(images_BCHW)} | {len(images_BCHW)})
     with torch.no_grad():
         found = [(run(images_BCHW[:size]).float() - expected_BK[:size]).abs().max() for size in sizes]
     difference = torch.stack(found).max().item()
     largest = expected_BK.abs().max().item()
     said = (
-        f"largest difference to torch in fp32 {difference:.2g}, where the largest answer is {largest:.3g}, on "
+        f"largest difference to torch in fp32 {difference:.2g}, with outputs up to {largest:.3g}, on "
         f"{len(images_BCHW)} images in micro-batches of {', '.join(map(str, sizes))}"
     )
-    if not difference <= BOUNDS[dtype] * largest:  # also where it is not a number
+    if not difference <= BOUNDS[dtype] * largest:  # `not <=` also catches nan
         raise ValueError(
-            f"the graph must compute what torch does within {BOUNDS[dtype]:g} of the largest answer, found {said}: "
-            "leave --half out, or take --format timm or hf"
+            f"the graph's outputs differ from torch's by more than {BOUNDS[dtype]:g} of the largest output ({said}). "
+            "Remove --half, or pass --format timm or hf."
         )
     return said

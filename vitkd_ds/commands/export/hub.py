@@ -1,4 +1,4 @@
-"""A student as a folder that timm loads, from the disk or from the Hugging Face hub, and its way to the hub."""
+"""Write a student as a folder that timm loads from disk or the Hugging Face hub, and upload it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from vitkd_ds.config.run_folder import NOT_OF_THE_MODEL
 from vitkd_ds.models.hub import HUB_FILE
 
 OF_TIMM = ("first_conv", "classifier", "fixed_input_size", "pool_size")
-"""What timm's configuration of the model says of its architecture; the rest is about weights that these are not."""
+"""Keys of timm's configuration about the architecture; the others describe timm's own weights."""
 
 
 def write_hub_folder(
@@ -31,9 +31,9 @@ def write_hub_folder(
 
     Args:
         model: the student.
-        weights: its tensors, as they are stored.
-        name: of the folder, by which the card calls it where there is no repository.
-        repository: of the hub, USER/NAME, to which it will be uploaded; "" is none.
+        weights: tensors to store.
+        name: name of the folder, used in the card if there is no repository.
+        repository: hub repository, USER/NAME, for the later upload; "" for none.
     """
     source = f"hf-hub:{repository}" if repository else f"local-dir:{name}"
     content = safetensors_bytes({key: weight.contiguous() for key, weight in weights.items()}, {"format": "pt"})
@@ -43,14 +43,14 @@ def write_hub_folder(
 
 
 def hub_config(exported: Exported, model: nn.Module) -> dict[str, Any]:
-    """timm's description of a model: what `timm.create_model("hf-hub:..."` and `"local-dir:..."` read."""
+    """Return timm's description of a model, which `timm.create_model` reads for "hf-hub:..." and "local-dir:..."."""
     description = exported.description
     own = {key: model.pretrained_cfg[key] for key in OF_TIMM if key in model.pretrained_cfg}
     size = description["image_size"]
     classes = description["classes"]
     args = {key: value for key, value in description["args"].items() if key != NOT_OF_THE_MODEL[-1]}
     return {
-        "architecture": description["model"].partition(".")[0],  # without the tag of the weights that it may name
+        "architecture": description["model"].partition(".")[0],  # without a tag of pretrained weights
         "num_classes": len(classes),
         "num_features": model.num_features,
         "model_args": args,
@@ -67,39 +67,42 @@ def hub_config(exported: Exported, model: nn.Module) -> dict[str, Any]:
 
 
 def check_repository(repository: str) -> None:
-    """Make a private repository of the hub, if there is none. Raises ValueError if there is a public one or one that
-    holds anything, or the hub refuses."""
+    """Create a private hub repository if it does not exist.
+
+    Raises:
+        ValueError: the repository is public or not empty, or the hub returns an error.
+    """
     api = HfApi()
     try:
         api.create_repo(repository, private=True, exist_ok=True)
         found = api.repo_info(repository)
         files = [file.rfilename for file in found.siblings or () if file.rfilename != ".gitattributes"]
-    # Of the hub's client, of its HTTP client, whose kinds change between versions, and of the system.
+    # The hub's client and its HTTP client raise different error types in different versions.
     except Exception as error:
         raise ValueError(
-            f"--push must name a repository that you may write, as USER/NAME, found {repository!r}, where "
-            f"{_first_line(error)}: see `hf auth login`, or leave --push out"
+            f"cannot create or read the repository {repository!r}: {_first_line(error)}. Pass --push USER/NAME with a "
+            "repository that you can write to, after `hf auth login`, or remove --push."
         ) from error
     if files:
         raise ValueError(
-            f"--push must name an empty repository, so that nothing is overwritten, found {files[0]} in {repository}: "
-            "give another name"
+            f"the repository {repository} is not empty (it has {files[0]}), and --push overwrites nothing. Pass "
+            "another name."
         )
     if not found.private:
         raise ValueError(
-            f"--push must name a private repository, so that nothing is published unseen, found {repository} public: "
-            f"give another name, or push the folder yourself with `hf upload {repository} FOLDER`"
+            f"the repository {repository} is public, and --push uploads only to private ones. Pass another name, or "
+            f"run `hf upload {repository} FOLDER` after checking the folder."
         )
 
 
 def push_folder(folder: Path, repository: str) -> str:
-    """Upload a folder as one commit; return its address. Raises ValueError if that fails."""
+    """Upload a folder as one commit and return its URL. Raise ValueError if the upload fails."""
     try:
         return str(HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Add the student"))
     except Exception as error:  # as above
         raise ValueError(
-            f"{folder} is written, but was not uploaded to {repository}: {_first_line(error)}: try again with "
-            f"`hf upload {repository} {folder}`"
+            f"wrote {folder}, but could not upload it to {repository}: {_first_line(error)}. Retry with "
+            f"`hf upload {repository} {folder}`."
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Pack images into a .beton: `pack`.
+"""Pack images into a .beton. Start reading at `images.py`, which defines `pack`.
 
-It is imported on first use: FFCV takes torch along, which takes seconds, and whether a run has folders to pack
-(`vitkd_ds.commands.pack.folders`) is found out without.
+`pack` is imported on first use, because it imports FFCV and torch, which takes seconds. Most commands need only
+`vitkd_ds.commands.pack.folders`.
 """
 
 from importlib import import_module

@@ -1,15 +1,15 @@
-"""Commands on .betons that exist: `adopt` and `check`. torch and the decoder are imported only when they run."""
+"""Commands on existing .betons: `adopt` and `check`. torch and the decoder are imported only on use."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 MOST_NAMED = 10
-"""Damaged images that `check` names."""
+"""Most damaged images named by `check`."""
 
 
 def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
-    """Check a .beton that stock FFCV wrote, and write its side file."""
+    """Check a .beton written by FFCV itself, and write its side file."""
     from vitkd_ds.checkpoint.files import sync_folder, write_text
     from vitkd_ds.data.beton.format import check_labels, read_tables, stored_images
     from vitkd_ds.data.beton.side_file import BetonInfo, side_path, side_text
@@ -18,21 +18,21 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
 
     path = Path(file)
     if not classes:
-        raise ValueError("adopt needs --classes, found none: give a file with a class name per line in label order")
+        raise ValueError("adopt needs --classes. Pass a file with one class name per line, in label order.")
     if not path.is_file():
-        raise ValueError(f"FILE must be a .beton, found no file at {file!r}: check the path")
+        raise ValueError(f"no file at {file!r}. Check the path.")
     if os.path.lexists(side_path(path)):
-        raise ValueError(f"FILE must have no side file yet, found {str(side_path(path))!r}: `check` examines it")
+        raise ValueError(f"{file!r} already has a side file, {str(side_path(path))!r}. Run `vitkd-ds check` instead.")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(
-            f"the side file goes beside FILE, found no permission to write in {str(path.parent)!r}: get it"
+            f"cannot write the side file: no write permission in {str(path.parent)!r}. Make the folder writable."
         )
     names = read_classes(classes)
     tables = read_tables(path)
     images = stored_images(path, tables)
     labels = tables.metadata["label"]
     check_labels(path, labels, num_classes=len(names))
-    # FFCV keeps no checksum, so what is read now counts as whole if it decodes.
+    # FFCV stores no checksums, so an image counts as intact if it decodes.
     num_threads = len(os.sched_getaffinity(0))
     _, images["crc32"] = checksums(path, images, num_threads=num_threads)
     images["has_crc"] = images["thorough"] = 1
@@ -55,7 +55,7 @@ def adopt(file: str, *, classes: str = "", shuffled: bool = False) -> None:
     checks = {"tables_crc32": tables.crc32, "lengths": images["size"], "crc32s": images["crc32"]}
     write_text(side_path(path), side_text(info, **checks))
     sync_folder(path.parent)
-    print(f"{path}: {len(images)} images in {len(names)} classes, described by {side_path(path)}")
+    print(f"{path}: {len(images)} images in {len(names)} classes; wrote {side_path(path)}")
 
 
 def check(file: str) -> None:
@@ -64,17 +64,17 @@ def check(file: str) -> None:
 
     info, images, _ = read_beton(file)
     _check(info.path, images, num_threads=len(os.sched_getaffinity(0)))
-    print(f"{info.path}: all {info.num_images} images are whole")
+    print(f"{info.path}: all {info.num_images} images are intact")
 
 
 def _check(path: Path, images: Any, *, num_threads: int) -> None:
-    """Raise ValueError if some images are damaged; it names the first, and their number."""
+    """Raise ValueError, naming the first ones, if any images are damaged."""
     from vitkd_ds.data.beton.verify import damaged_images
 
     found = [f"image {row} {reason}" for row, reason in damaged_images(path, images, num_threads=num_threads)]
     if found:
         more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         raise ValueError(
-            f"all {len(images)} images of {str(path)!r} must be read and decode, but {len(found)} do not: "
-            f"{'; '.join(found[:MOST_NAMED])}{more}: copy the file again, or pack it again"
+            f"{len(found)} of {len(images)} images in {str(path)!r} are damaged: {'; '.join(found[:MOST_NAMED])}{more}."
+            " Copy the file again or pack the images again."
         )

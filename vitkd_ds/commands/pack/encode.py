@@ -1,4 +1,4 @@
-"""Turn one image file's bytes into what is stored: the bytes themselves, or the image scaled and encoded."""
+"""Convert an image file to its stored form: the original bytes, or a scaled and re-encoded image."""
 
 from dataclasses import dataclass
 
@@ -14,60 +14,61 @@ from vitkd_ds.data.image_file import ended, is_plain_jpeg, load_rgb, opened, to_
 
 WRITE_MODES = ("jpg", "raw", "proportion")
 MAX_SIDE = 65500
-"""Pixels; libjpeg's longest side, and FFCV stores 16 bits."""
+"""Longest side in pixels: libjpeg's limit, within FFCV's 16 bits."""
 MAX_STORED_BYTES = 2**31
-"""An image must fit into an FFCV page, and this is the largest power of two that its 32-bit page size allows."""
+"""Most bytes per image: an image must fit into one FFCV page, whose size is a power of two in 32 bits."""
 MAX_ORIGINAL_BYTES = PAGE_BYTES
-"""Larger originals are encoded again, because one large image makes all pages large."""
+"""Larger originals are re-encoded, because one large image makes all pages large."""
 ENCODED, ORIGINAL, NO_JPEG, TOO_LARGE, SCALED, REFUSED = range(6)
-"""What is stored: an encoded image, as asked for; the original; or an encoded image although originals were asked for.
-Journals hold these numbers."""
+"""Origin of a stored image: encoded as requested, the original, or (four reasons) encoded although `passthrough` is on.
+
+Part lists on disk contain these numbers."""
 REASONS = {
-    NO_JPEG: "are no RGB or grey JPEGs",
-    TOO_LARGE: f"are files of more than {MAX_ORIGINAL_BYTES // 2**20} MiB",
-    SCALED: "are larger than the pixels asked for",
-    REFUSED: "take more memory than the decoder of training allows",
+    NO_JPEG: "are not RGB or grey JPEGs",
+    TOO_LARGE: f"are larger than {MAX_ORIGINAL_BYTES // 2**20} MiB",
+    SCALED: "have more pixels than requested",
+    REFUSED: "need more memory to decode than training allows",
 }
-"""Why originals are not stored: ends of the sentence "7 images ..."."""
+"""Reasons for not storing the original, as ends of the sentence "7 images ..."."""
 MCU_PIXELS = 16
-"""Width of the blocks that belong together in a JPEG 4:2:0."""
+"""Width of an MCU (minimum coded unit) in a JPEG 4:2:0."""
 PROPORTION_STREAM = 5
-"""First part of the key that decides which images of write_mode "proportion" become JPEGs."""
+"""Key of the random stream that selects the JPEGs in write_mode "proportion"."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Settings of storing images, in the words of `pack`. Raises ValueError where the fields do not go together."""
+    """Settings for storing images, named as in `pack`. Raises ValueError if they are invalid or inconsistent."""
 
     write_mode: str
     max_resolution: int
-    """Scaled to by cv2's INTER_AREA, as in FFCV."""
+    """Longest side in pixels, 0 for any; scaled with cv2's INTER_AREA, as in FFCV."""
     short_side: int
-    """Scaled to by Pillow's antialiased bicubic."""
+    """Shorter side in pixels, 0 for any; scaled with Pillow's antialiased bicubic filter."""
     quality: int
     passthrough: bool
     restart_markers: bool = False
-    """Whether originals get restart markers, where that changes no pixel; images that are encoded here have them."""
+    """Whether to add restart markers to originals, if all pixels stay equal. Encoded images always have them."""
 
     def __post_init__(self) -> None:
         if self.write_mode not in WRITE_MODES:
             modes = ", ".join(WRITE_MODES)
-            raise ValueError(f"write_mode must be one of {modes}, found {self.write_mode!r}: choose one")
+            raise ValueError(f"write_mode must be one of {modes}, got {self.write_mode!r}")
         for name in ("max_resolution", "short_side"):
             if not 0 <= (value := getattr(self, name)) <= MAX_SIDE:
-                raise ValueError(f"{name} must be in [0, {MAX_SIDE}], found {value!r}: 0 keeps every size")
+                raise ValueError(f"{name} must be in [0, {MAX_SIDE}], got {value!r}. Pass 0 to keep every size.")
         if self.max_resolution and self.short_side:
             both = f"{self.max_resolution} and {self.short_side}"
-            raise ValueError(f"give max_resolution or short_side, found both, {both}: choose one")
+            raise ValueError(f"max_resolution and short_side are both given ({both}). Remove one of them.")
         if self.passthrough and self.write_mode != "jpg":
-            raise ValueError(f"passthrough stores JPEGs, found it with write_mode {self.write_mode!r}: leave one away")
+            raise ValueError(f"passthrough needs write_mode 'jpg', got {self.write_mode!r}. Remove one of them.")
         if self.restart_markers and not self.passthrough:
             raise ValueError(
-                "restart_markers are added to originals, found it without passthrough: leave it away, as images that "
-                "are encoded have them anyway"
+                "restart_markers needs passthrough. Remove it: without passthrough all images are encoded and have "
+                "restart markers."
             )
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must be in [1, 100], found {self.quality!r}: 90 is usual")
+            raise ValueError(f"quality must be in [1, 100], got {self.quality!r}. The default is 90.")
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,17 @@ class Encoded:
 
 
 def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
-    """Decode an image file in full and bring it into the form that is stored.
+    """Decode an image file completely and convert it to its stored form.
 
-    The decoder of training reads RGB and grey JPEGs first, because Pillow shows made-up pixels of damaged ones without
-    a message; `vitkd_ds.data.beton.verify.check_jpeg` says what even that decoder cannot see. Damage inside a CMYK
-    JPEG, which only Pillow reads, goes unnoticed.
+    RGB and grey JPEGs are first read by training's decoder, because Pillow silently invents pixels for damaged ones.
+    `vitkd_ds.data.beton.verify.check_jpeg` lists damage that even this decoder misses. Damage inside a CMYK JPEG, which
+    only Pillow reads, is not detected.
 
     Args:
-        number: number of the image in its source; decides what write_mode "proportion" does.
+        number: number of the image in its source; selects its mode for write_mode "proportion".
 
     Raises:
-        Exception: as `vitkd_ds.data.image_file.load_rgb`; ValueError when a JPEG is damaged or nothing can be stored.
+        Exception: as `vitkd_ds.data.image_file.load_rgb`; ValueError if a JPEG is damaged or cannot be stored.
     """
     with opened(content) as image:
         width, height = image.size
@@ -108,7 +109,7 @@ def encode(content: bytes, encoding: Encoding, *, number: int) -> Encoded:
 
 
 def _origin(content: bytes, image: Image.Image, encoding: Encoding, is_read: bool | None) -> int:
-    """ORIGINAL, or why the content cannot be stored as it is."""
+    """Return ORIGINAL, or the reason for not storing the content unchanged."""
     if image.format != "JPEG" or is_read is None:
         return NO_JPEG
     if len(content) > MAX_ORIGINAL_BYTES:
@@ -119,7 +120,7 @@ def _origin(content: bytes, image: Image.Image, encoding: Encoding, is_read: boo
 
 
 def _marked(content: bytes) -> bytes:
-    """Add restart markers to a JPEG; where that cannot be done, or would change a pixel, it stays as it is."""
+    """Return a JPEG with restart markers, or unchanged if that is impossible or would change a pixel."""
     whole = ended(content)
     marked = with_restart_markers(whole)
     if marked is None or len(marked) > MAX_ORIGINAL_BYTES or not np.array_equal(load_rgb(marked), load_rgb(whole)):
@@ -128,26 +129,30 @@ def _marked(content: bytes) -> bytes:
 
 
 def _scaled(pixels_HWC: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """Scale to `short_side`; or check that FFCV's scaling to `max_resolution`, which comes later, leaves pixels."""
+    """Scale to `short_side`, and check that the later scaling to `max_resolution` leaves at least one pixel."""
     height, width = pixels_HWC.shape[:2]
     longest, shortest = max(height, width), min(height, width)
     if 0 < encoding.short_side < shortest:
-        longer = int(encoding.short_side * longest / shortest)  # cut off as torchvision does
+        longer = int(encoding.short_side * longest / shortest)  # truncated, as in torchvision
         size = (encoding.short_side, longer) if width <= height else (longer, encoding.short_side)
         pixels_HWC = np.array(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.BICUBIC))
         longest = longer
     limit = encoding.max_resolution
     if limit and limit < longest:
         if int(limit / longest * shortest) < 1:
-            raise ValueError(f"{shortest} x {longest} pixels leave none when the longer side is scaled to {limit}")
+            raise ValueError(
+                f"{shortest} x {longest} pixels scaled to {limit} on the longer side are less than one pixel"
+            )
     elif longest > MAX_SIDE:
-        raise ValueError(f"its longer side of {longest} pixels is above {MAX_SIDE}, the format's limit")
+        raise ValueError(f"its longer side has {longest} pixels; the format allows at most {MAX_SIDE}")
     return pixels_HWC
 
 
 def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, origin: int) -> Encoded:
-    """Scale to `max_resolution` and encode, both as FFCV's own field does, but for restart markers and Huffman tables
-    of the image's own, which change no pixel."""
+    """Scale to `max_resolution` and encode like FFCV's own field, with the same pixels.
+
+    In addition, JPEGs get restart markers and optimised Huffman tables.
+    """
     mode = encoding.write_mode
     longest = max(pixels_HWC.shape[:2])
     if mode == "proportion":
@@ -160,13 +165,13 @@ def _encode_pixels(pixels_HWC: np.ndarray, encoding: Encoding, *, number: int, o
     content = pixels_HWC.tobytes() if mode == "raw" else _jpeg(pixels_HWC, quality=encoding.quality)
     if len(content) > MAX_STORED_BYTES:
         raise ValueError(
-            f"it takes {len(content)} bytes, above {MAX_STORED_BYTES}, the format's limit: scale images down"
+            f"it takes {len(content)} bytes; the format allows at most {MAX_STORED_BYTES}. Scale images down."
         )
     return Encoded(content, RAW_MODE if mode == "raw" else JPEG_MODE, height, width, origin)
 
 
 def _jpeg(pixels_HWC: np.ndarray, *, quality: int) -> bytes:
-    """Encode RGB pixels as a JPEG 4:2:0 of which crops are decoded fast."""
+    """Encode RGB pixels as a JPEG 4:2:0 with restart markers, so that crops decode fast."""
     interval = restart_interval(pixels_HWC.shape[1], MCU_PIXELS)
     options = {cv2.IMWRITE_JPEG_QUALITY: quality, cv2.IMWRITE_JPEG_OPTIMIZE: 1, cv2.IMWRITE_JPEG_RST_INTERVAL: interval}
     is_done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2BGR), sum(options.items(), ()))

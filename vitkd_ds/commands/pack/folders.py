@@ -1,8 +1,8 @@
-"""Pack the class folders of a run, once, so that `--data.train FOLDER` trains without a command before it.
+"""Pack a run's class folders on first use, so that `--data.train FOLDER` works without a pack command.
 
-`photos/train` becomes `photos/train.beton` beside it. This happens before the ranks meet: the first rank packs, and the
-others wait until the file is there, as the first one does where another run packs it. torch is imported only where
-there is something to pack.
+`photos/train` is packed into `photos/train.beton`. This happens before the process group starts: the first rank packs,
+and the others wait for the file. If another run is already packing it, the first rank waits too. torch is imported only
+if there is something to pack.
 """
 
 import logging
@@ -29,36 +29,35 @@ from vitkd_ds.train import console, signals
 logger = logging.getLogger(__name__)
 
 POLL_S, SAY_S, PATIENCE_S = 1.0, 60.0, 600.0
-"""Seconds between two looks at what another process packs, between two lines about it, and without any growth before it
-is given up."""
+"""While waiting for another process: seconds between checks, between log lines, and without growth before giving up."""
 
 
 def packed_or_exit(run: Run) -> Run:
-    """Return the run that reads .betons, as `pack_folders` does; exit if a worker failed or a signal came."""
+    """Call `pack_folders`; exit if a worker fails or a signal arrives."""
     try:
         return pack_folders(run)
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        logger.warning("stopped before the images were packed; the same command goes on")
+        logger.warning("stopped before the images were packed. Rerun the same command to continue.")
         sys.exit()
 
 
 def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
-    """Pack data.train, and then data.val with its classes, where they are class folders; return the run that reads the
-    .betons. With the torchvision backend, which reads folders as they are, the run is returned unchanged.
+    """Pack data.train and data.val if they are class folders; return the run with the paths of the .betons.
 
-    An existing .beton is used if it was packed from the folder as that is now: with the same names, sizes and classes,
-    which the first rank alone checks.
+    data.val is packed with the classes of data.train. An existing .beton is reused if the folder still has the same
+    names, sizes and classes, which only the first rank checks. With the torchvision backend, which reads folders
+    directly, the run is returned unchanged.
 
     Args:
-        may_pack: else the .betons must be there, as for commands that only look.
+        may_pack: pack missing .betons. If False, they must exist, for commands that should not write.
 
     Raises:
-        ValueError: the folder has changed since, or cannot be packed there, or another process does not go on with it;
-            or the run would be refused for another reason that shows without its images.
+        ValueError: a folder has changed since it was packed or cannot be packed there, another process has stopped
+            packing it, or the run is invalid for a reason that is known without its images.
         RuntimeError: a worker failed or was killed, or the disk is full.
-        KeyboardInterrupt: a signal asked to stop meanwhile; what is packed is kept.
+        KeyboardInterrupt: a signal arrived. Finished parts are kept.
     """
     if run.data.backend != "ffcv":
         return run
@@ -76,27 +75,29 @@ def pack_folders(run: Run, *, may_pack: bool = True) -> Run:
     elif is_class_folder(val) and ignores:
         val = _packed("data.val", Path(val), num_classes=len(class_names(Path(val))), may_pack=may_pack)
     elif is_class_folder(val):
-        # Opened before an hour is spent on the other file: it must be there, and says the order of the classes.
+        # Check train before packing val, which may take an hour; it also determines the order of classes.
         info = check_beton(demo_beton("train") if train == "demo" else train)
         if not info.classes:
             raise ValueError(
-                f"data.val must have no labels, as data.train={train} has none, found a folder per class: pack it "
-                f"without (vitkd-ds pack {shlex.quote(val)} FILE.beton --labels none), or ignore them with "
-                "--data.labels=ignore"
+                f"data.val has class folders, but data.train={train} has no labels. Pack it without labels (vitkd-ds "
+                f"pack {shlex.quote(val)} FILE.beton --labels none), or pass --data.labels=ignore."
             )
         val = _packed("data.val", Path(val), classes=str(info.path), may_pack=may_pack)
     return replace(run, data=replace(run.data, train=train, val=val))
 
 
 def find_packed(key: str, path: str) -> str:
-    """The .beton of a class folder, which must be packed as the folder is now; other paths are returned as they are.
-    Raises ValueError, which names the option `key`."""
+    """Return the .beton of a class folder; other paths are returned unchanged.
+
+    Raises:
+        ValueError: the folder is not packed or has changed since. The message names the option `key`.
+    """
     check_is_packed(key, path)
     return _packed(key, Path(path), may_pack=False) if is_class_folder(path) else path
 
 
 def _check_without_images(run: Run) -> None:
-    """Raise ValueError for a run that would be refused when its images are packed, where that shows without them."""
+    """Before packing, raise ValueError for errors of the run that are known without its images."""
     check_begun(run)
     find_ds_config(run.ds_config)
     for role, config in run.models.items():
@@ -105,7 +106,7 @@ def _check_without_images(run: Run) -> None:
             check_is_there(getattr(config, key), f"{role}.{key}")
     if not console.is_first_rank():
         return
-    from vitkd_ds.models.hub import check_hub_is_reached, check_model_name  # slow: timm
+    from vitkd_ds.models.hub import check_hub_is_reached, check_model_name  # imports timm, which is slow
 
     for role, config in run.models.items():
         check_model_name(config.model, role=role)
@@ -115,46 +116,49 @@ def _check_without_images(run: Run) -> None:
 
 
 def _packed(key: str, folder: Path, *, num_classes: int = 0, classes: str = "", may_pack: bool) -> str:
-    """Path of the .beton of a folder, packed if it is not there: with `num_classes` of its own, or with `classes`."""
+    """Return the .beton of a folder and pack it if it is missing.
+
+    The folder must have `num_classes` classes, unless a file with `classes` is given.
+    """
     dst = packed_path(folder)
     if not may_pack and not dst.exists():
         raise ValueError(
-            f"{key} is a folder, which `train` packs at its first use, found no {str(dst)!r}: pack it now "
-            f"({_command(key, folder, dst, classes)})"
+            f"{key} is a folder that is not packed yet: {str(dst)!r} does not exist. Run: "
+            f"{_command(key, folder, dst, classes)}"
         )
     if not console.is_first_rank():
         _wait_for(folder, dst)
         return str(dst)
     if not dst.exists():
         found = len(class_names(folder))
-        if not classes and found != num_classes:  # refused now, as it would be when all is packed
+        if not classes and found != num_classes:  # fail now instead of after packing
             check_is_not_one(key, str(folder), found)
             raise ValueError(
-                f"{key} must have data.num_classes={num_classes} class folders, found {found} in {str(folder)!r}: set "
-                f"--data.num_classes={found}, or give the folder in which the class folders lie"
+                f"{key} must have data.num_classes={num_classes} class folders, got {found} in {str(folder)!r}. Pass "
+                f"--data.num_classes={found}, or the folder that contains the class folders."
             )
-        logger.info("packing %s into %s, once; later starts use that file", folder, dst)
+        logger.info("packing %s into %s; later starts reuse that file", folder, dst)
         if _pack(key, folder, dst, classes=classes):
             return str(dst)
         _wait_for(folder, dst)
     _check_source(key, folder, dst, classes=classes)
-    logger.info("using %s, which was packed from %s", dst, folder)
+    logger.info("using %s, packed earlier from %s", dst, folder)
     return str(dst)
 
 
 def _is_lossless(key: str) -> bool:
-    """Whether images are packed as they are, where that can be: those that are evaluated, not those that train."""
+    """Return whether to store original JPEGs where possible: for validation images, not for training images."""
     return key.endswith("val")
 
 
 def _command(key: str, folder: Path, dst: Path, classes: str) -> str:
-    """The command that packs a folder as a run does."""
+    """Return the command that packs a folder as a run does."""
     options = (["--classes", classes] if classes else []) + (["--passthrough"] if _is_lossless(key) else [])
     return shlex.join(["vitkd-ds", "pack", str(folder), str(dst), *options])
 
 
 def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
-    """Pack a folder as `_command` does; return whether it was done here, and not by another process."""
+    """Pack a folder like `_command`; return False if another process is packing or has packed it."""
     from vitkd_ds.commands.pack.images import pack
     from vitkd_ds.commands.pack.parts import PackedElsewhere
     from vitkd_ds.commands.pack.writer import handled_by
@@ -162,7 +166,7 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     if signals.received():
         raise KeyboardInterrupt(signals.received())
     try:
-        # A run notes signals and goes on until its next step, but there is none yet: here each of them interrupts.
+        # During training, signals take effect at the next step. There is none yet, so here they interrupt at once.
         with handled_by(signal.default_int_handler, *signals.ASKING):
             pack(folder, dst, classes=classes, passthrough=_is_lossless(key))
     except PackedElsewhere:
@@ -170,31 +174,28 @@ def _pack(key: str, folder: Path, dst: Path, *, classes: str) -> bool:
     except ValueError as error:
         if dst.exists():  # another process was faster
             return False
-        raise ValueError(
-            f"{key} is packed as `{_command(key, folder, dst, classes)}` does it, which found: {error}"
-        ) from error
+        raise ValueError(f"packing {key} with `{_command(key, folder, dst, classes)}` failed: {error}") from error
     except OSError as error:
         raise ValueError(
-            f"{key} is a folder, and must be packed into {str(dst)!r}, found {error}: make {str(dst.parent)!r} "
-            f"writable, or pack it elsewhere (vitkd-ds pack {shlex.quote(str(folder))} FILE.beton) and give "
-            f"--{key}=FILE.beton"
+            f"cannot pack {key} into {str(dst)!r}: {error}. Make {str(dst.parent)!r} writable, or pack it elsewhere "
+            f"(vitkd-ds pack {shlex.quote(str(folder))} FILE.beton) and pass --{key}=FILE.beton."
         ) from error
     return True
 
 
 def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
-    """Raise ValueError unless a .beton was packed from the folder as it is now."""
+    """Raise ValueError unless a .beton matches the current contents of the folder."""
     again = f"{shlex.join(['rm', str(dst), str(side_path(dst))])} && {_command(key, folder, dst, classes)}"
-    remedy = f"give {shlex.quote(str(dst))} in place of the folder to use it as it is, or pack it again: {again}"
+    remedy = f"Pass {shlex.quote(str(dst))} instead of the folder to use it anyway, or pack again: {again}"
     packed_from = read_side(dst).get(SOURCE_KEY)
     if packed_from is None:
         raise ValueError(
-            f"{str(dst)!r} must say that it was packed from {str(folder)!r} as it is now, but was packed by an older "
-            f"version, which did not write it down: {remedy}"
+            f"cannot tell whether {str(dst)!r} matches {str(folder)!r}, because an older version packed it without "
+            f"storing its source. {remedy}"
         )
     why = ""
     try:
-        # With the classes of the file itself, whether it got them from a list or from the folder.
+        # The .beton has its classes from a list or from the folder; compare with its own in either case.
         source = open_source(folder, classes=str(dst))
         fingerprints = (of(source, without=f"{folder}/") for of in (Source.fingerprint, earlier_fingerprint))
         is_same = packed_from in fingerprints
@@ -202,11 +203,11 @@ def _check_source(key: str, folder: Path, dst: Path, *, classes: str) -> None:
         is_same = False
         why = f" ({error})"
     if not is_same:
-        raise ValueError(f"{str(folder)!r} has changed since {str(dst)!r} was packed from it{why}: {remedy}")
+        raise ValueError(f"{str(folder)!r} has changed since {str(dst)!r} was packed from it{why}. {remedy}")
 
 
 def _wait_for(folder: Path, dst: Path) -> None:
-    """Wait until another process has packed `dst`; raise ValueError when its partial file has not grown for long."""
+    """Wait until another process has packed `dst`. Raise ValueError if it makes no progress for PATIENCE_S."""
     partial = partial_path(dst)
     growth = None
     grown_at = said_at = time.monotonic()
@@ -217,20 +218,19 @@ def _wait_for(folder: Path, dst: Path) -> None:
             grown_at = now
         if now - grown_at > PATIENCE_S:
             raise ValueError(
-                f"{str(dst)!r} must be packed from {str(folder)!r} by another process, found that "
-                f"{str(partial)!r} has not grown for {PATIENCE_S / 60:g} minutes: see what that process says, end it, "
-                f"and give the same command again"
+                f"another process is packing {str(folder)!r} into {str(dst)!r}, but {str(partial)!r} has not grown for "
+                f"{PATIENCE_S / 60:g} minutes. Check that process, end it, and rerun this command."
             )
         if now - said_at >= SAY_S:
             said_at = now
-            logger.info("waiting for %s, which another process packs: %.2f GB so far", dst, (growth or (0,))[0] / 1e9)
+            logger.info("waiting for another process to pack %s: %.2f GB so far", dst, (growth or (0,))[0] / 1e9)
         if signals.received():
             raise KeyboardInterrupt(signals.received())
         time.sleep(POLL_S)
 
 
 def _growth(partial: Path) -> tuple[int, int] | None:
-    """Return the bytes packed so far, and when a part was last added or moved; None while there is nothing."""
+    """Return the bytes packed so far and the time of the last change; None before packing starts."""
     try:
         return (partial / "images").stat().st_size, partial.stat().st_mtime_ns
     except FileNotFoundError:

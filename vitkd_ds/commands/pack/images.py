@@ -1,7 +1,7 @@
 """Pack images into a .beton, atomically and resumably.
 
-`vitkd_ds.data.sources` says where they come from, `vitkd_ds.commands.pack.encode` what is stored of each (JPEG 4:2:0,
-pixels, or the JPEG it is, with restart markers), `vitkd_ds.commands.pack.writer` how.
+Sources are in `vitkd_ds.data.sources`. `encode.py` produces the stored form of an image (JPEG 4:2:0, raw pixels, or the
+original JPEG, optionally with restart markers), and `writer.py` runs the worker processes.
 """
 
 import logging
@@ -26,9 +26,9 @@ from vitkd_ds.data.sources import open_source
 logger = logging.getLogger(__name__)
 
 MAX_RESOLUTION = 500
-"""Pixels of the longest side where nothing else is asked for: FFCV's recipe for ImageNet."""
+"""Default longest side in pixels, as in FFCV's ImageNet recipe."""
 SHUFFLE_STREAM = 6
-"""Key of the one random order in which images are stored."""
+"""Key of the random order for `shuffle`."""
 
 
 def pack(
@@ -49,31 +49,32 @@ def pack(
     skip_bad: bool = False,
     restart: bool = False,
 ) -> BetonInfo:
-    """Write the images of `src` to the .beton `dst` and its side file. Called again after a kill, it continues.
+    """Write the images of `src` to the .beton `dst` and its side file; continue an interrupted pack.
 
     Args:
-        src: class folders, ImageNet's or WebDataset's tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
-        dst: a path ending in .beton that does not exist yet, in a folder that does.
+        src: class folders, ImageNet or WebDataset tars, or a Hugging Face data set; see `vitkd_ds.data.sources`.
+        dst: new file ending in .beton, in an existing folder.
         labels: file with the labels of ImageNet's validation tar; "none" packs all images of a folder without labels.
-        classes: file with a class name per line in label order, or a .beton with these classes, for class folders and
-            WebDataset's tars; it may name classes without images.
-        split: name of the split to read, where a Hugging Face folder has several.
-        write_mode: jpg (small, decoded when read), raw (pixels: fast and large), or proportion (half of each).
-        max_resolution: longest side in pixels, larger images are scaled down; 0 keeps every size. None is 500, and 0
+        classes: file with one class name per line in label order, or a .beton with these classes; for class folders and
+            WebDataset tars. Some classes may have no images.
+        split: split to read from a Hugging Face folder with several.
+        write_mode: jpg (small, decoded on reading), raw (pixels: fast and large), or proportion (half of each).
+        max_resolution: longest side in pixels; larger images are scaled down. 0 keeps every size. None means 500, or 0
             with `passthrough` or `short_side`.
-        short_side: shorter side in pixels, larger images are scaled down; 0 does not. Not with `max_resolution`.
-        quality: quality of the JPEGs that are encoded here, 1 to 100.
-        passthrough: store RGB and grey JPEGs of up to 8 MiB that need no scaling as they are; a warning counts others.
-        restart_markers: with `passthrough`, write these JPEGs once more with restart markers, as one baseline scan with
-            the same pixels: they are decoded faster. EXIF and colour profile are left out.
-        shuffle: store the images in a random order, the same each time, and not by class.
-        workers: number of processes; 0 uses the CPUs this process may use.
-        skip_bad: leave out files that do not decode, with a warning each; otherwise the first one ends the run.
-        restart: throw away what an interrupted run left; otherwise it is continued.
+        short_side: shorter side in pixels; larger images are scaled down. 0 keeps every size. Excludes
+            `max_resolution`.
+        quality: quality of newly encoded JPEGs, 1 to 100.
+        passthrough: store RGB and grey JPEGs of up to 8 MiB unchanged if they need no scaling; warn about the others.
+        restart_markers: with `passthrough`, rewrite these JPEGs as one baseline scan with restart markers, which
+            decodes faster to the same pixels. EXIF data and colour profiles are dropped.
+        shuffle: store the images in a reproducible random order instead of by class.
+        workers: number of processes; 0 uses one per available CPU.
+        skip_bad: skip files that do not decode, with a warning each; otherwise the first one is an error.
+        restart: discard an interrupted pack instead of continuing it.
 
     Raises:
-        ValueError: an unfit argument, source or file, or another run packs into `dst`.
-        RuntimeError, OSError: a worker failed or was killed, or the disk is full or fails.
+        ValueError: an invalid argument, source or file, or another process is packing into `dst`.
+        RuntimeError, OSError: a worker failed or was killed, or the disk is full or faulty.
     """
     dst = Path(dst)
     if max_resolution is None:
@@ -84,9 +85,9 @@ def pack(
     settings = {"source": source.kind, "num_images": len(source.labels), "fingerprint": source.fingerprint()}
     settings |= asdict(encoding) | {"shuffle": shuffle}
     folder = open_unfinished(dst, settings, restart=restart)
-    # Slurm and others end processes with SIGTERM, which acts as Ctrl-C here: what is stored is kept.
+    # Slurm ends processes with SIGTERM. Treat it like Ctrl-C, which keeps finished parts.
     with handled_by(signal.default_int_handler, signal.SIGTERM), folder as unfinished:
-        _check_dst(dst, workers=workers)  # a run that held the lock until now may have finished it
+        _check_dst(dst, workers=workers)  # the last holder of the lock may have finished it
         order = _order(len(source.labels), shuffle=shuffle)
         packing = Packing(source, encoding, order, unfinished, skip_bad, workers or len(os.sched_getaffinity(0)))
         store_images(packing)
@@ -98,7 +99,7 @@ def _order(num_images: int, *, shuffle: bool) -> np.ndarray:
 
 
 def _finish(packing: Packing, dst: Path, *, shuffled: bool, fingerprint: str) -> BetonInfo:
-    """Write the tables around the images, check all of them, and give both files their names."""
+    """Write the tables, verify all images, and publish the .beton and its side file."""
     unfinished = packing.unfinished
     source = packing.source
     encoding = packing.encoding
@@ -107,10 +108,9 @@ def _finish(packing: Packing, dst: Path, *, shuffled: bool, fingerprint: str) ->
     if not len(records):
         index, reason = next(iter(bad.items()))
         raise ValueError(
-            f"at least one image must decode, found none in {len(bad)} files, the first is {source.names[index]!r} "
-            f"({reason}): give images"
+            f"none of {len(bad)} files decode as images; the first one is {source.names[index]!r} ({reason})"
         )
-    # Where skip_bad left images out, rows of the file are no longer numbers in the order of storing.
+    # skip_bad may have left out images, so row numbers differ from numbers in the storing order.
     sources = packing.order[records["number"].astype(np.int64)]
     tables_crc32 = _write_tables(unfinished, records, source.labels[sources])
     _check_images(packing, records, name_of=lambda row: source.names[sources[row]])
@@ -133,18 +133,21 @@ def _finish(packing: Packing, dst: Path, *, shuffled: bool, fingerprint: str) ->
     )
     _publish(unfinished.images, dst, text)
     for index, reason in sorted(bad.items()):
-        logger.warning("left out %r, which does not decode: %s", source.names[index], reason)
+        logger.warning("skipped %r, which does not decode: %s", source.names[index], reason)
     for origin, reason in REASONS.items():
         found = sources[records["origin"] == origin]
         if len(found):
             first = source.names[found.min()]
-            logger.warning("%d images %s and are encoded instead, the first is %r", len(found), reason, first)
+            logger.warning("%d images %s and were encoded; the first one is %r", len(found), reason, first)
     return info
 
 
 def _check_images(packing: Packing, records: np.ndarray, *, name_of: Callable[[int], str]) -> None:
-    """Read back and decode every image, as FFCV trains on damaged files without a message; raises ValueError if some
-    are not what was written, and has their parts packed again."""
+    """Read back and decode every image, because FFCV does not report damaged files in training.
+
+    Raises:
+        ValueError: images differ from the written ones. The next run packs their parts again.
+    """
     images = np.zeros(len(records), STORED_DTYPE)
     for key in ("offset", "size", "crc32", "height", "width", "mode"):
         images[key] = records[key]
@@ -156,39 +159,42 @@ def _check_images(packing: Packing, records: np.ndarray, *, name_of: Callable[[i
     if damaged:
         row, reason = damaged[0]
         raise ValueError(
-            f"{len(damaged)} images in {str(unfinished.images)!r} are damaged: that of {name_of(row)!r} {reason}. "
-            "Check disk and memory, and rerun the same command, which packs the damaged parts again."
+            f"{len(damaged)} images in {str(unfinished.images)!r} are damaged. The first one, from {name_of(row)!r}, "
+            f"{reason}. Check disk and memory, and rerun the same command, which packs the damaged parts again."
         )
 
 
 def _check_dst(dst: Path, *, workers: int) -> None:
     if workers < 0:
-        raise ValueError(f"workers must be 0 (automatic) or more, found {workers!r}: change it")
+        raise ValueError(f"workers must be 0 (automatic) or positive, got {workers!r}")
     if dst.suffix != SUFFIX:
-        raise ValueError(f"dst must end in {SUFFIX}, found {str(dst)!r}: rename it")
+        raise ValueError(f"dst must end in {SUFFIX}, got {str(dst)!r}")
     if not dst.parent.is_dir():
-        raise ValueError(f"the folder of dst must exist, found no folder {str(dst.parent)!r}: make it first")
-    if os.path.lexists(dst):  # a link that leads nowhere would be replaced
-        what = "" if dst.exists() else "a link to nothing at "
-        raise ValueError(f"dst must not exist yet, found {what}{str(dst)!r}: remove it, or choose another name")
+        raise ValueError(f"the folder of dst, {str(dst.parent)!r}, does not exist. Create it first.")
+    if os.path.lexists(dst):  # includes broken links, which would be replaced
+        what = "" if dst.exists() else " (a broken link)"
+        raise ValueError(f"dst {str(dst)!r} already exists{what}. Remove it or pass another name.")
     _check_side(dst)
 
 
 def _check_side(dst: Path) -> None:
-    """Raise ValueError if what has the side file's name is none: one of ours was left by an interrupted run between
-    naming the two files, or by somebody who removed the .beton alone."""
+    """Raise ValueError if there is a file at the side file's path that is not a side file.
+
+    A valid side file may be left over: from a run interrupted between publishing the two files, or after someone
+    deleted only the .beton. It is replaced.
+    """
     side = side_path(dst)
     if not os.path.lexists(side):
         return
     try:
         read_side(dst)
     except ValueError as error:
-        must = f"what has the name of dst's side file must be one, found {str(side)!r}"
-        raise ValueError(f"{must} ({error}): move it, or choose another name") from error
+        must = f"{str(side)!r}, the path of dst's side file, has something else"
+        raise ValueError(f"{must} ({error}). Move it or pass another dst.") from error
 
 
 def _write_tables(unfinished: Unfinished, records: np.ndarray, labels: np.ndarray) -> int:
-    """Make the file with the images a whole .beton, and return the CRC32 of its tables, read back."""
+    """Add header and tables to the file of images; read the tables back and return their CRC32."""
     head, tail, end = beton_tables(records, labels)
     os.ftruncate(unfinished.descriptor, end)
     write_at(unfinished.descriptor, head, 0)
@@ -197,15 +203,15 @@ def _write_tables(unfinished: Unfinished, records: np.ndarray, labels: np.ndarra
     tables = read_tables(unfinished.images)
     if tables.metadata.tobytes() != head[METADATA_START:] or tables.allocations.tobytes() != tail:
         raise RuntimeError(
-            f"{str(unfinished.images)!r} must hold the tables written to it, found others: check the disk"
+            f"tables read back from {str(unfinished.images)!r} differ from those written. Check the disk."
         )
     return tables.crc32
 
 
 def _publish(partial: Path, dst: Path, text: str) -> None:
-    """Give both files their names: the side file first, so the .beton is complete the moment it appears."""
+    """Move both files to their final names: the side file first, so that a visible .beton is always complete."""
     if os.path.lexists(dst):
-        raise ValueError(f"dst must not exist yet, but {str(dst)!r} appeared meanwhile: who else writes it?")
+        raise ValueError(f"dst {str(dst)!r} was created by another process. Remove it or pass another name.")
     _check_side(dst)
     write_text(side_path(dst), text)
     try:

@@ -1,9 +1,10 @@
-"""The folder of an unfinished .beton, in which an interrupted pack finds what is done.
+"""Folder of an unfinished .beton, from which an interrupted pack continues.
 
-`.<name>.partial/` holds, for each finished part of the images, NUMBER.images with their bytes and NUMBER.json, which
-lists them and is written last. `images` grows to the .beton: parts are moved into it in order. NUMBER.images is removed
-when its bytes are on the disk there, so a pack takes little more than the space of one copy. Any file may be damaged by
-a power cut: at the end all images are read back, and parts with damaged ones are packed again by the next run.
+`.<name>.partial/` has two files for each finished part of the images: NUMBER.images with their bytes, and NUMBER.json
+with a list of them, written last. Parts are moved in order into the file `images`, which becomes the .beton. A
+NUMBER.images is deleted once its bytes are flushed to disk in `images`, so a pack needs little more space than the
+final file. A power cut may damage any file. Therefore all images are read back at the end, and the next run packs parts
+with damaged images again.
 """
 
 import errno
@@ -32,29 +33,31 @@ IMAGES = "images"
 SETTINGS = "settings.json"
 """File that identifies source and settings."""
 LOCK = "lock"
-"""File that is locked while somebody packs; the kernel ends the lock with the last process."""
+"""File that is locked during packing; the kernel releases the lock when the last process exits."""
 PART = 64
-"""Images of a part."""
+"""Images per part."""
 RECORD_DTYPE = np.dtype(
     {
         "names": "number offset size crc32 height width mode origin".split(),
         "formats": "<u8 <u8 <u4 <u4 <u2 <u2 u1 u1".split(),
     }
 )
-"""A stored image: its number in the order of storing, where its bytes are, and what they are."""
+"""Stored image: its number in the storing order, place, checksum and form."""
 SYNC_S = 2.0
 """Seconds between two flushes of `images` to the disk."""
 LOCK_PATIENCE_S = 5.0
-"""How long to wait for a lock: the workers of a run that was killed just now may still hold it."""
+"""Seconds to wait for the lock, which workers of a run killed just before may still hold."""
 
 
 class PackedElsewhere(ValueError):
-    """Another process packs into the same file."""
+    """Another process is packing into the same file."""
 
 
 class Layout:
-    """Places of images, one behind the other as FFCV puts them: in pages, and none crosses the end of its page. A page
-    that is larger than `PAGE_BYTES` is as many of them as the next power of two."""
+    """Offsets of consecutive images in FFCV's layout: pages that no image crosses.
+
+    An image larger than `PAGE_BYTES` gets a page of the next power of two of such units.
+    """
 
     def __init__(self, first_byte: int):
         self._next_page = -(-first_byte // PAGE_BYTES)
@@ -80,8 +83,8 @@ class Part:
     """A finished part.
 
     Attributes:
-        records: RECORD_DTYPE, its stored images; the offsets are set when they are moved.
-        bad: number in the order of storing -> reason, of each image that does not decode.
+        records: RECORD_DTYPE, its stored images; offsets are set when the part is moved.
+        bad: number in the storing order -> reason, for images that do not decode.
     """
 
     def __init__(self, number: int, rows: list):
@@ -91,13 +94,13 @@ class Part:
 
 
 class Unfinished:
-    """An unfinished .beton in its folder, which `open_unfinished` locks.
+    """Unfinished .beton in its folder, locked by `open_unfinished`.
 
     Attributes:
-        images: the file that becomes the .beton.
-        descriptor: the same, open for writing.
+        images: path of the file that becomes the .beton.
+        descriptor: its file descriptor, open for writing.
         num_parts: number of parts, finished or not.
-        bad: number in the order of storing -> reason, of each image of the moved parts that does not decode.
+        bad: number in the storing order -> reason, for images of moved parts that do not decode.
     """
 
     def __init__(self, folder: Path, *, num_images: int):
@@ -106,7 +109,7 @@ class Unfinished:
         self.bad: dict[int, str] = {}
         self._folder = folder
         self._num_images = num_images
-        # The tables stand before the images, so their place is kept for as many rows as there can be.
+        # Tables precede the images, so reserve space for the largest possible number of rows.
         self._layout = Layout(METADATA_START + num_images * METADATA_DTYPE.itemsize)
         self._records = [np.zeros(0, RECORD_DTYPE)]
         self._moved: list[Path] = []
@@ -123,20 +126,23 @@ class Unfinished:
         return range(number * PART, min((number + 1) * PART, self._num_images))
 
     def content_path(self, number: int) -> Path:
-        """Return the file with the bytes of a part's images, which exists until they are moved."""
+        """Return the path of a part's image bytes; the file exists until they are moved."""
         return self._folder / f"{number:06d}.images"
 
     def finish_part(self, number: int, rows: list) -> None:
-        """Note that all bytes of a part are in its file. A row is [size, crc32, height, width, mode, origin] of an
-        image, or the reason why it does not decode."""
+        """Mark a part as finished, after all of its bytes are in its file.
+
+        Args:
+            rows: per image [size, crc32, height, width, mode, origin], or the reason why it does not decode.
+        """
         write_text(self._list_path(number), json.dumps(rows))
 
     def forget(self, number: int) -> None:
-        """Have a part packed again."""
+        """Discard a part, so that it is packed again."""
         self._list_path(number).unlink(missing_ok=True)
 
     def read_part(self, number: int) -> Part | None:
-        """Return a part that an earlier run finished; None if its list is missing or damaged, or its file too short."""
+        """Return a finished part, or None if its list is missing or damaged or its file is too short."""
         content = self.content_path(number)
         try:
             rows = load_json(self._list_path(number))
@@ -147,7 +153,7 @@ class Unfinished:
         return part if part and part.records["size"].sum() <= num_bytes else None
 
     def move(self, number: int, part: Part) -> None:
-        """Move the bytes of a part, the next in order, to their places in `images`, unless they are there."""
+        """Move the bytes of the next part in order to their offsets in `images`, unless already done."""
         part.records["offset"] = self._layout.place(part.records["size"])
         content = self.content_path(number)
         if content.exists():
@@ -161,7 +167,7 @@ class Unfinished:
             self.sync()
 
     def sync(self) -> None:
-        """Flush `images` to the disk, and remove the files whose bytes are in it."""
+        """Flush `images` to disk and delete the files of moved parts."""
         os.fsync(self.descriptor)
         for content in self._moved:
             content.unlink()
@@ -173,7 +179,7 @@ class Unfinished:
 
 
 def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
-    """Write all bytes, where the system call may write fewer when the disk fills up."""
+    """Write all bytes; a single system call may write fewer, for example when the disk is nearly full."""
     content = memoryview(content)
     while content:
         written = os.pwrite(descriptor, content, offset)
@@ -183,15 +189,16 @@ def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
 
 @contextmanager
 def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> Iterator[Unfinished]:
-    """Start the unfinished file of `dst`, or continue one. An error inside keeps the finished parts, if there are any.
+    """Start or continue the unfinished file of `dst`. If the body raises an error, finished parts are kept.
 
     Args:
-        settings: everything that decides the contents, `num_images` among it. A file begun with others is rejected.
-        restart: discard what is there.
+        settings: all settings that affect the contents, including `num_images`. An unfinished file with other settings
+            is rejected.
+        restart: discard an unfinished file.
 
     Raises:
-        ValueError: another process packs into this file (PackedElsewhere), or it was begun with other settings or by
-            an earlier version.
+        ValueError: another process is packing into this file (PackedElsewhere), or the unfinished file has other
+            settings or is from an earlier version.
     """
     folder = partial_path(dst)
     if folder.is_file():
@@ -200,7 +207,7 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> It
             f"it: {shlex.join(['rm', str(folder), f'{folder}.journal'])}"
         )
     lock = _locked(folder, dst)
-    # Parts without settings, as a kill can leave them, are of nobody knows what.
+    # A kill can leave parts without settings. They cannot be verified, so discard them.
     try:
         if restart or not (folder / SETTINGS).exists():
             for path in folder.iterdir():
@@ -209,7 +216,7 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> It
             write_text(folder / SETTINGS, json.dumps(settings))
         else:
             _check_settings(folder, settings)
-            logger.warning("continuing %r, which holds %d finished parts", str(folder), _count_parts(folder))
+            logger.warning("continuing %r, which has %d finished parts", str(folder), _count_parts(folder))
         unfinished = Unfinished(folder, num_images=settings["num_images"])
         is_finished = False
         try:
@@ -223,15 +230,15 @@ def open_unfinished(dst: Path, settings: dict[str, Any], *, restart: bool) -> It
 
 
 def _keep_or_remove(folder: Path, *, is_finished: bool) -> None:
-    """Remove the folder unless work would be lost: hours of it must survive a full disk, a bad image or Ctrl-C."""
+    """Remove the folder if packing is finished or nothing was packed; otherwise keep it and log how to continue."""
     num_parts = _count_parts(folder)
     if is_finished or not num_parts:
         shutil.rmtree(folder, ignore_errors=True)
         return
     num_bytes = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
     logger.warning(
-        "%d finished parts of up to %d images, %.2f GB, are kept in %r: rerun the same command to continue, or "
-        "discard them with --restart or: rm -r %s",
+        "kept %d finished parts of up to %d images (%.2f GB) in %r. Rerun the same command to continue, or discard "
+        "them with --restart or: rm -r %s",
         num_parts,
         PART,
         num_bytes / 1e9,
@@ -257,20 +264,20 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if different:
         ours, theirs = (", ".join(f"{key} {side[key]!r}" for key in different) for side in (settings, there))
         raise ValueError(
-            f"{str(folder)!r}, left by an interrupted pack, was begun with another source or settings: now {ours}, "
-            f"there {theirs}. Give what it was begun with, or pass --restart to start over."
+            f"{str(folder)!r}, left by an interrupted pack, has another source or other settings: {theirs}, but now "
+            f"{ours}. Pass the same source and settings, or --restart to start over."
         )
 
 
 def _locked(folder: Path, dst: Path) -> int:
-    """Make and lock the folder, which another run may finish and remove at any moment."""
+    """Create and lock the folder; another run may finish and remove it at any moment."""
     deadline = time.monotonic() + LOCK_PATIENCE_S
     path = folder / LOCK
     while True:
         folder.mkdir(exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # removed since
+        except FileNotFoundError:  # removed in between
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -278,7 +285,7 @@ def _locked(folder: Path, dst: Path) -> int:
                 return descriptor
         except OSError as error:
             if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                logger.warning("%r cannot be locked (%s): make sure that nobody else packs into it", str(dst), error)
+                logger.warning("cannot lock %r (%s). Make sure that no other process packs into it.", str(dst), error)
                 return descriptor
             if error.errno != errno.EWOULDBLOCK:
                 raise

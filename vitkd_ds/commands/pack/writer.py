@@ -1,8 +1,8 @@
-"""Run the processes that read and encode images; they always terminate and are reaped.
+"""Run the worker processes that read and encode images; they always terminate and are reaped.
 
-FFCV's own writer waits for ever when a worker raises or is killed, and nothing of an interrupted run can be used. Here
-each worker writes whole parts (`vitkd_ds.commands.pack.parts`), and the parent moves them into the file in order, so
-the bytes of the file depend on no worker.
+FFCV's own writer hangs if a worker raises or is killed, and it cannot continue an interrupted run. Here each worker
+writes complete parts (`parts.py`), and the parent moves them into the file in order. So the file does not depend on
+the number or timing of workers.
 """
 
 import contextlib
@@ -31,27 +31,27 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Packing:
-    """Data that the workers share; they are forked, so nothing is copied."""
+    """Data shared by the workers, which are forked, so nothing is copied."""
 
     source: Source
     encoding: Encoding
     order: np.ndarray
-    """Number in the order of storing -> number in the source."""
+    """Number in the storing order -> number in the source."""
     unfinished: Unfinished
     skip_bad: bool
     num_workers: int
 
 
 def store_images(packing: Packing) -> None:
-    """Bring all images into the unfinished file; with `skip_bad`, those that do not decode are left out.
+    """Store all images in the unfinished file; with `skip_bad`, skip those that do not decode.
 
     Raises:
         ValueError: an image does not decode and `skip_bad` is off.
-        RuntimeError: a worker was killed, or a file cannot be read, or the disk is full.
+        RuntimeError: a worker was killed, a file cannot be read, or the disk is full.
     """
     unfinished = packing.unfinished
     parts = {number: unfinished.read_part(number) for number in range(unfinished.num_parts)}
-    # Without skip_bad, an earlier run's bad images are tried again: they may have been repaired since.
+    # Without skip_bad, retry images that an earlier run could not decode: they may have been fixed.
     done = {number: part for number, part in parts.items() if part and (packing.skip_bad or not part.bad)}
     pending = [number for number in range(unfinished.num_parts) if number not in done]
     try:
@@ -68,19 +68,19 @@ def store_images(packing: Packing) -> None:
                 bar.update(len(unfinished.places(number)))
         unfinished.sync()
     except OSError as error:
-        raise RuntimeError(f"images cannot be written: {error}. Is the disk or your share of it full?") from error
+        raise RuntimeError(f"cannot write images: {error}. Check free disk space and your quota.") from error
 
 
 def _does_not_decode(packing: Packing, place: int, reason: str) -> ValueError:
     return ValueError(
         f"{packing.source.names[packing.order[place]]!r} does not decode ({reason}). Rerun the same command with "
-        "--skip_bad, which leaves such files out and keeps what is packed. Or repair or remove the file, which makes "
-        "another source of it, and start over with --restart."
+        "--skip_bad to skip such files and keep the images packed so far. Or fix or remove the file and start over "
+        "with --restart."
     )
 
 
 def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
-    """Have workers store the pending parts; yield what each part holds, in order."""
+    """Store the pending parts in workers; yield the rows of each part in order."""
     if not pending:
         return
     before = set(active_children())
@@ -98,13 +98,13 @@ def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
         pool.shutdown()
         codes = {worker.exitcode for worker in workers}
         if codes == {-signal.SIGTERM}:
-            raise KeyboardInterrupt("SIGTERM") from None  # to the whole process group, as Slurm does
+            raise KeyboardInterrupt("SIGTERM") from None  # sent to the whole process group, as Slurm does
         raise RuntimeError(
-            f"a packing worker was ended from outside (exit codes {sorted(codes)}; -9 is often a lack of memory). Run "
-            "again with fewer workers."
+            f"a packing worker was killed (exit codes {sorted(codes)}; -9 often means out of memory). Rerun with fewer "
+            "workers."
         ) from error
     finally:
-        # A second signal must not leave workers behind, for which the interpreter's end would wait.
+        # Ignore further signals: they would leave workers running, and the interpreter would wait for them at exit.
         with handled_by(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
             for worker in workers | set(active_children()) - before:
                 worker.kill()
@@ -114,7 +114,7 @@ def _encoded(packing: Packing, pending: list[int]) -> Iterator[list]:
 
 @contextlib.contextmanager
 def handled_by(handler: Callable | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
-    """Set a handler of signals for a while, where Python has handlers at all: in the main thread."""
+    """Set a signal handler temporarily. Does nothing outside the main thread, where Python allows no handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,11 +127,11 @@ def handled_by(handler: Callable | signal.Handlers, *numbers: signal.Signals) ->
 
 
 _packing: Packing
-"""What a worker packs; set in workers only."""
+"""Data of this worker; set only in workers."""
 
 
 def _begin(packing: Packing, parent: int) -> None:
-    """Prepare a worker, which must not write on when the parent is killed, and leaves signals to it."""
+    """Prepare a worker: it is killed together with its parent and leaves most signals to it."""
     global _packing
     _packing = packing
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -143,36 +143,36 @@ def _begin(packing: Packing, parent: int) -> None:
 
 
 def _store_part(number: int) -> list:
-    """In a worker: encode and store the images of a part, and return its rows (`Unfinished.finish_part`)."""
+    """Encode and store the images of a part in a worker; return its rows (see `Unfinished.finish_part`)."""
     unfinished = _packing.unfinished
     rows = []
-    unfinished.forget(number)  # an earlier list is of other bytes
+    unfinished.forget(number)  # an earlier list would describe other bytes
     with open(unfinished.content_path(number), "wb") as file:
         for place in unfinished.places(number):
             image = _load(_packing, int(_packing.order[place]))
             if isinstance(image, str):
                 rows.append(image)
                 if not _packing.skip_bad:
-                    return rows  # unfinished, as the parent stops at it
+                    return rows  # leave the part unfinished: the parent stops here
                 continue
             file.write(image.content)
             crc32 = zlib.crc32(image.content)
             rows.append([len(image.content), crc32, image.height, image.width, image.mode, image.origin])
-    if not all(isinstance(row, str) for row in rows):  # a part without images is nothing to keep
+    if not all(isinstance(row, str) for row in rows):  # keep no part without images
         unfinished.finish_part(number, rows)
     return rows
 
 
 def _load(packing: Packing, index: int) -> Encoded | str:
-    """Return the image, or the reason why it does not decode; raises RuntimeError where that cannot be known."""
+    """Return the image, or the reason why it does not decode. Raise RuntimeError if it cannot be read."""
     name = packing.source.names[index]
     try:
         content = packing.source.read(index)
     except Exception as error:
-        raise RuntimeError(f"{name!r} cannot be read: {type(error).__name__}: {error}") from error
+        raise RuntimeError(f"cannot read {name!r}: {type(error).__name__}: {error}") from error
     try:
         return encode(content, packing.encoding, number=index)
     except MemoryError as error:
-        raise RuntimeError(f"{name!r} needs more memory than there is. Use fewer workers.") from error
-    except Exception as error:  # Pillow's plugins raise whatever comes: OSError, SyntaxError, struct.error, ...
+        raise RuntimeError(f"not enough memory to encode {name!r}. Pass fewer --workers.") from error
+    except Exception as error:  # Pillow's plugins raise many types: OSError, SyntaxError, struct.error, ...
         return f"{type(error).__name__}: {error}"

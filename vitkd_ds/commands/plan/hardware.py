@@ -1,4 +1,4 @@
-"""Kinds of GPU by their makers' figures, and the speeds that were measured on one of them, with their sources.
+"""Data-sheet figures of GPUs, and speeds measured on an H100, each with its source.
 
 A test compares every measured row with `benchmarks/RESULTS.md`.
 """
@@ -12,7 +12,7 @@ from vitkd_ds.config.overrides import nearest
 
 
 class Rate(NamedTuple):
-    """Row of benchmarks/RESULTS.md, "" where the speed is assumed, and the speed of one device in it."""
+    """Speed of one device and its row in benchmarks/RESULTS.md; the row is "" if the speed is assumed."""
 
     row: str
     images_per_s: float
@@ -23,76 +23,81 @@ class Rate(NamedTuple):
         return 1 / self.images_per_s
 
 
-# One H100, compiled, at 224 pixels; models are timm architectures without further arguments.
+# One H100, compiled, 224-px images; timm architectures without further arguments.
 TEACHERS = {
     "deit3_small_patch16_224": Rate("C1", 28900),
     "deit3_base_patch16_224": Rate("C2", 11100),
     "deit3_large_patch16_224": Rate("C3", 3700),
 }
-"""Only forward, by architecture."""
+"""Forward only, by architecture."""
 STUDENTS = {
     "deit_tiny_patch16_224": Rate("C4", 13000),
     "deit_small_patch16_224": Rate("C5", 8800),
     "deit_base_patch16_224": Rate("C6", 3400),
 }
-"""Only forward and backward, by architecture."""
+"""Forward and backward only, by architecture."""
 LOSS = Rate("C7", 106000)
 LOSS_DIM = 384
-"""ViTKD's loss, forward and backward, and the teacher's width."""
+"""Forward and backward of the ViTKD loss, and the teacher width that it was measured with."""
 STEP = Rate("S6", 5342)
 STEP_PARTS = (TEACHERS["deit3_small_patch16_224"], STUDENTS["deit_tiny_patch16_224"], LOSS)
-"""A whole step with DeepSpeed, whose teacher is a replica, and its parts. The nearest measured settings to the shipped
-ones, which also compute the norm in one go (not measured)."""
+"""Complete DeepSpeed step with a replicated teacher, and its components measured separately.
+
+The shipped settings are the same except for the gradient norm in one collective, which was not measured."""
 STEP_IMAGES = 256
-"""Micro-batch of every whole step here, on one GPU."""
+"""Micro-batch of all complete steps below, on one GPU."""
 UPDATE_MS = 10.1
-"""Part of `STEP` from the end of backward to the end of the update, waiting for the device at both."""
+"""Time in `STEP` from the end of backward to the end of the update, synchronised with the device at both."""
 REPLICA = Rate("S3", 3577)
 SHARD = Rate("S4", 3466)
 SHARD_BLOCKS = 12
-"""Whole steps whose difference is what the hooks of a shard of so many blocks cost."""
+"""Complete steps with a replicated and a sharded teacher of 12 blocks; the difference is the cost of hooks."""
 LOADER = Rate("ours-jpg500", 1548)
 LOADER_BYTES = 57_596
-"""JPEG decoding, crop, resize and flip on one EPYC core that is busy all the time, and the mean size of the JPEGs: at
-most 500 pixels, quality 90, as `vitkd-ds pack` writes."""
+"""Decoding, cropping, resizing and flipping JPEGs on one fully used EPYC core, and the JPEGs' mean size in bytes.
+
+They have at most 500 pixels on the longest side and quality 90, the defaults of `vitkd-ds pack`."""
 FLAT_BACKWARD = (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1)
 FLAT_UPDATE = (2.74 / 9.41) / (5.63 / 9.68)
 FLAT_GATHERS = ((10.17 - 4.67) / 4.88) / ((18.76 - 5.32) / 5.07)
-"""The whole steps above had one parameter a weight. Part of their fixed times that flat parameters leave: of what
-DeepSpeed adds to backward, of the update, and of a shard's gathers, each relative to the plain loop. Milliseconds of
-the host on one CPU core (`benchmarks/host.py`)."""
+"""Fractions of fixed times that remain with flat parameters; the complete steps above had one parameter per weight.
+
+They apply to the time that DeepSpeed adds to backward, to the update, and to a shard's gathers, each relative to a loop
+without DeepSpeed. Measured in host milliseconds on one CPU core (`benchmarks/host.py`)."""
 HOST_ROWS = "H1, H2, H3, H4, H5, H6"
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One kind of GPU in its usual node. Rates are of one GPU in one direction; 1 GB is 1e9 bytes."""
+    """One kind of GPU in a typical node. Rates are per GPU and direction; 1 GB is 1e9 bytes."""
 
     device_name: str
-    """Exact name that the driver prints: the PCIe and NVL cards of a family are slower, and have no entry."""
+    """Exact device name of the driver. The slower PCIe and NVL cards of a family have no entry."""
     memory_gib: float
-    """Memory that a process can use."""
+    """Usable device memory."""
     nvlink_gb_per_s: float
     network_gb_per_s: float
-    """Rate to other nodes through the GPU's own network card."""
+    """Rate to other nodes through the GPU's network card."""
     pcie_gb_per_s: float
-    """Rate from the host's memory."""
+    """Rate from host memory."""
 
     @property
     def is_measured(self) -> bool:
-        """Whether the speeds above are of this GPU. On others fixed times are assumed to be the same, and what the GPU
-        computes to reach the same part of its peak."""
+        """Whether the speeds above were measured on this GPU.
+
+        Other GPUs are assumed to have the same fixed times and to reach the same fraction of their peak.
+        """
         return self is HARDWARE["h100"]
 
     @property
     def slower(self) -> float:
-        """Times as long as on the measured GPU that arithmetic takes."""
+        """Ratio of compute time to that of the measured GPU."""
         return HARDWARE["h100"].peak_tflops / self.peak_tflops
 
     @property
     def peak_tflops(self) -> float:
-        """Rate of dense bf16 matrix products."""
-        from vitkd_ds.models.cost import PEAK_TFLOPS  # slow: torch, without which a mistyped name is found
+        """Peak of dense bf16 matrix products, TFLOP/s."""
+        from vitkd_ds.models.cost import PEAK_TFLOPS  # imports torch; not needed to reject a mistyped name
 
         return PEAK_TFLOPS[self.device_name]
 
@@ -103,33 +108,36 @@ HARDWARE = {
     "a100": Hardware("NVIDIA A100-SXM4-80GB", 79.1, nvlink_gb_per_s=300, network_gb_per_s=25, pcie_gb_per_s=32),
     "rtx4090": Hardware("NVIDIA GeForce RTX 4090", 23.5, nvlink_gb_per_s=32, network_gb_per_s=3.1, pcie_gb_per_s=32),
 }
-SOURCE = "NVIDIA's data sheets (without sparsity) and DGX guides; of the RTX 4090 the network is assumed"
-"""Source of the rates. An H100 and an H200 have a 400 Gb/s port each, an A100 one of 200 Gb/s. An RTX 4090 has PCIe 4.0
-x16 in place of NVLink, and 25 Gb/s to other nodes."""
+SOURCE = "NVIDIA's data sheets (without sparsity) and DGX guides; the RTX 4090's network is assumed"
+"""Source of the rates. Each H100 and H200 has a 400 Gbit/s port, each A100 one of 200 Gbit/s. An RTX 4090 has PCIe 4.0
+x16 instead of NVLink, and 25 Gbit/s to other nodes."""
 
 
 @dataclass(frozen=True)
 class Cpu(Hardware):
-    """One process's share of this machine's CPU cores and memory. The rates between processes are assumed."""
+    """One process's part of this machine's CPU cores and memory. Rates between processes are assumed."""
 
     matmul_tflops: float
-    """Rate of bf16 matrix products, measured here."""
+    """Measured rate of bf16 matrix products on this machine."""
 
     @property
     def peak_tflops(self) -> float:
-        """Rate of dense bf16 matrix products."""
+        """Rate of dense bf16 matrix products, TFLOP/s."""
         return self.matmul_tflops
 
     @property
     def slower(self) -> float:
-        """Times as long as on the measured GPU that its loss takes, which waits for memory: 3,350 GB/s there, and 20
-        GB/s of a CPU, assumed."""
+        """Ratio of the loss's time to that on the measured GPU. The loss is limited by memory bandwidth: 3,350 GB/s
+        there and an assumed 20 GB/s on a CPU."""
         return 3350 / 20
 
 
 def find_hardware(name: str, *, processes: int = 1) -> Hardware:
-    """Look up a kind of GPU by its name here, or measure this machine's CPU, which `processes` share; ValueError if
-    there is none of this name."""
+    """Return a kind of GPU by its short name, or for "cpu" measure this machine's CPU, shared by `processes`.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if name == "cpu":
         gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         rate = float(f"{matmul_tflops() / processes:.3g}")
@@ -146,13 +154,13 @@ def find_hardware(name: str, *, processes: int = 1) -> Hardware:
 
 
 def check_hardware(name: str) -> None:
-    """Raise ValueError for a name that `find_hardware` does not know."""
+    """Raise ValueError for a name unknown to `find_hardware`."""
     if name not in (*HARDWARE, "cpu"):
         raise ValueError(f"--hardware {name} is unknown: {nearest(name, [*HARDWARE, 'cpu'])}")
 
 
 def matmul_tflops(size: int = 512, rounds: int = 9) -> float:
-    """Measure the rate of square bf16 matrix products on all CPU cores of this process: that of the fastest."""
+    """Measure square bf16 matrix products on all CPU cores of this process; return the fastest rate, TFLOP/s."""
     import torch
 
     a, b = torch.ones(2, size, size, dtype=torch.bfloat16)
@@ -165,5 +173,5 @@ def matmul_tflops(size: int = 512, rounds: int = 9) -> float:
 
 
 def hardware_of(device_name: str) -> Hardware | None:
-    """Look up a kind of GPU by its driver's name for it, such as "NVIDIA H100 80GB HBM3"; None if it is unknown."""
+    """Return a kind of GPU by its driver name, such as "NVIDIA H100 80GB HBM3"; None if it is unknown."""
     return next((hardware for hardware in HARDWARE.values() if hardware.device_name == device_name), None)

@@ -1,4 +1,4 @@
-"""Collect the inputs of a prediction: measured speeds, the models' shapes and assumptions, each with its source."""
+"""Collect the inputs of a prediction: measured speeds, model shapes and assumptions, with sources."""
 
 import json
 from dataclasses import dataclass, replace
@@ -27,14 +27,16 @@ from vitkd_ds.models.distiller import Distiller
 from vitkd_ds.models.pair import check_pair
 
 FETCHES = 8
-"""Modules that DeepSpeed enters up to the first block: ours, the patch embedding and its two parts, three that do
-nothing, the block."""
+"""Modules that DeepSpeed enters until the first block starts: ours, patch embedding and its two submodules, three
+identities, and the block."""
 IMAGENET_IMAGES = 1_281_167
 MEASURED_COST = next(term.cost for term in TERMS.values() if term.cost)
-"""Cost of the one term that was measured."""
+"""Cost of the only measured term."""
 ASSUMED_MFU = {"teacher": 0.4, "student": 0.25, "loss": 0.25}
-"""Part of the peak that a model which was not measured reaches; assumed. Those that were reach 27 to 46 % as teachers
-(C1 to C3) and 10 to 36 % as students (C4 to C6), the more the larger they are. No loss but ViTKD was."""
+"""Assumed fraction of the peak for models that were not measured.
+
+Measured teachers reach 27 to 46 % (C1 to C3) and measured students 10 to 36 % (C4 to C6); larger models reach more. The
+only measured loss is ViTKD."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +45,37 @@ class TrainImages:
 
     num_images: int
     bytes_per_image: float
-    """Mean of the stored images."""
+    """Mean size of the stored images."""
     name: str
-    """The .beton that was counted, or ImageNet-1k where there is none."""
+    """Path of the .beton that was counted, else ImageNet-1k."""
     bytes_source: str
-    """Where `bytes_per_image` comes from."""
+    """Source of `bytes_per_image`."""
 
 
 def train_images(run: Run) -> TrainImages:
-    """Count the images of data.train where it is a .beton that exists, else take ImageNet-1k's as the loader was
-    measured on them; raises ValueError for a .beton that is unfit."""
+    """Count the images of data.train if it is an existing .beton; otherwise assume ImageNet-1k.
+
+    Raises:
+        ValueError: the .beton is invalid or does not fit the run.
+    """
     path = demo_beton("train") if run.data.train == "demo" else Path(run.data.train)
     if path.suffix == SUFFIX and path.is_file():
         info, stored, labels = read_beton(path)
         *_, chosen = use_part(run.data, labels, info.classes, path=str(path), split="train")
         return TrainImages(len(chosen), float(stored["size"][chosen].mean()), str(path), f"counted: {path}")
-    source = f"measured, row {known.LOADER.row}: ImageNet's, as the loader read them"
+    source = f"measured on ImageNet, row {known.LOADER.row}"
     return TrainImages(IMAGENET_IMAGES, known.LOADER_BYTES, "ImageNet-1k's training set", source)
 
 
 def inputs_of(run: Run, hardware: Hardware) -> Inputs:
-    """Look up, count or assume every input of a prediction. Raises ValueError for models without blocks."""
+    """Return all inputs of a prediction, measured, counted or assumed.
+
+    Raises:
+        ValueError: a model has no blocks, or the student's weights are fp32.
+    """
     zero = _ds_config(run.ds_config)["zero_optimization"]
     if not is_bf16(_ds_config(run.ds_config)):
-        raise ValueError(f"plan counts bytes of a student in bf16, found fp32 weights in {run.ds_config}: leave it out")
+        raise ValueError(f"plan supports only bf16 students, but {run.ds_config} sets fp32. Remove --ds_config.")
     student, teachers = _models(run)
     size = run.data.image_size
     sizes = {name: config.image_size or size for name, config in run.teachers.items()}
@@ -100,7 +109,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
     activation_bytes = shapes.activation_bytes(student, checkpointed=checkpointed)
     return Inputs(
         teacher_s=sum(rate.seconds for rate, _ in rates.values()),
-        # Checkpointing computes the forward again, which is a third of forward and backward.
+        # Checkpointing repeats the forward, which is a third of forward and backward.
         student_s=student_rate.seconds * (4 / 3 if checkpointed else 1),
         loss_s=loss_s + others_s,
         others_s=others_s,
@@ -111,7 +120,7 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
         trained_params=num_parameters(distiller),
         teacher_params=sum(map(num_parameters, teachers.values())),
         gathers=max(1, num_gathered + len(teachers)),
-        # Teachers run one after another, under one bound.
+        # Teachers run one after another, so the largest one counts.
         gathered_params=max([0, *(_gathered_params(teachers[name], gathered[name], "shard") for name in teachers)]),
         offloaded_params=max([0, *(_gathered_params(teachers[name], gathered[name], "offload") for name in teachers)]),
         activation_bytes=activation_bytes + loss_bytes + others_bytes,
@@ -125,18 +134,18 @@ def inputs_of(run: Run, hardware: Hardware) -> Inputs:
 
 
 def _host_seconds(num_gathered: int) -> tuple[float, float]:
-    """Return a step's seconds of launches that no GPU work hides, and those of hooks of so many gathered modules."""
-    # What a whole step takes beyond its parts alone: the update, and launches and hooks.
+    """Return the seconds per micro-batch of launches not hidden by GPU work, and of hooks of the gathered modules."""
+    # The step takes longer than its separately measured components because of the update, launches and hooks.
     beyond_s = known.STEP_IMAGES * (known.STEP.seconds - sum(part.seconds for part in known.STEP_PARTS))
     beyond_s -= known.UPDATE_MS / 1e3
     hooks_s = known.STEP_IMAGES * (known.SHARD.seconds - known.REPLICA.seconds)
-    # Those were measured with one parameter a weight; flat ones make them shorter as they do on a CPU.
+    # Measured with one parameter per weight; flat parameters are assumed to shorten the times as on a CPU.
     hooks_s *= known.FLAT_GATHERS * num_gathered / known.SHARD_BLOCKS
     return beyond_s * known.FLAT_BACKWARD, hooks_s
 
 
 def _others_cost(run: Run, pairs: dict[str, Any]) -> tuple[float, float]:
-    """Return FLOPs and bytes of an image of the active terms whose speed was not measured."""
+    """Return FLOPs and bytes per image of the active terms whose speed was not measured."""
     costs = [
         term_cost(term, pairs[teacher_of(term, pairs)], num_classes=run.data.num_classes)
         for term in _others(run).values()
@@ -145,17 +154,17 @@ def _others_cost(run: Run, pairs: dict[str, Any]) -> tuple[float, float]:
 
 
 def _measured(run: Run) -> dict[str, Term]:
-    """The active term that was measured, if it is active."""
+    """Return the measured term by name if it is active, else {}."""
     return {name: term for name, term in run.losses.active().items() if term.cost}
 
 
 def _others(run: Run) -> dict[str, Term]:
-    """The active terms of tokens that were not measured. Those of logits alone are too small to count."""
+    """Return the active terms on tokens that were not measured. Terms on logits are negligible."""
     return {name: term for name, term in run.losses.active().items() if term.needs.tokens and not term.cost}
 
 
 def _models(run: Run) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """Student and teachers of a run, on the meta device. Raises ValueError if the student has no blocks to count."""
+    """Return student and teachers on the meta device. Raise ValueError if the student has no blocks."""
     with torch.device("meta"):
         student = build_student(replace(run.student, init=""), run.data)
         teachers = {}
@@ -172,31 +181,36 @@ def _models(run: Run) -> tuple[nn.Module, dict[str, nn.Module]]:
 def _rate(
     role: str, config: Any, model: nn.Module, size: int, rates: dict[str, Rate], hardware: Hardware
 ) -> tuple[Rate, str]:
-    """Speed of a model with its source: measured where it was, as it is, at 224 pixels; else of the operations that are
-    counted, at an assumed part of the peak."""
+    """Return a model's speed and its source.
+
+    The speed is the measured one if there is one for exactly this model at 224 px on this GPU. Otherwise it follows
+    from the counted operations and an assumed fraction of the peak.
+    """
     name = config.model.partition(".")[0]
     if name in rates and not config.model_args and size == 224 and hardware.is_measured:
         return rates[name], f"measured, row {rates[name].row}"
     flops = forward_flops(model, size) * (3 if role == "student" else 1)
     part = ASSUMED_MFU[role]
     peak = hardware.peak_tflops
-    source = f"assumed: {part:.0%} of {peak:g} TFLOP/s, for {flops / 1e9:,.1f} GFLOP an image, counted"
+    source = f"assumed: {part:.0%} of {peak:g} TFLOP/s, for {flops / 1e9:,.1f} GFLOP per image, counted"
     return Rate("", part * peak * 1e12 / flops), source
 
 
 def _gathered_modules(teacher: nn.Module) -> list[nn.Module]:
-    """The parts of a sharded teacher that come in one collective each: its blocks, or of a model without such every
-    module with weights of its own."""
+    """Return the modules of a sharded teacher that are gathered in one collective each.
+
+    These are its blocks, or for a model without blocks all modules with direct parameters.
+    """
     has_own = (module for module in teacher.modules() if any(True for _ in module.parameters(recurse=False)))
     return [*getattr(teacher, "blocks", has_own)]
 
 
 def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: str) -> int:
-    """Most parameters of a partitioned teacher on one GPU at a time, with DeepSpeed's file as shipped or edited.
+    """Return the most parameters of a partitioned teacher on one GPU at a time, given its DeepSpeed file.
 
-    The GPU is behind the host by as many blocks as `Pace` lets it, or by all of a teacher without blocks.
-    Where the host is, each module that DeepSpeed enters gathers another prefetch bucket ahead, whatever is there
-    already, up to its limit on live parameters and a block more; when the first block starts, FETCHES modules have.
+    The host may run ahead of the GPU by as many blocks as `Pace` allows, or by a whole teacher without blocks. In
+    addition, DeepSpeed prefetches one bucket for each module that it enters, up to its limit on live parameters plus
+    one block. It has entered FETCHES modules when the first block starts.
     """
     whole = num_parameters(teacher)
     largest = max(num_parameters(module) for module in gathered)
@@ -204,7 +218,7 @@ def _gathered_params(teacher: nn.Module, gathered: list[nn.Module], placement: s
         return whole
     zero = _ds_config(f"ds_configs/{TEACHER_FILES[placement]}")["zero_optimization"]
     bucket = zero.get("stage3_prefetch_bucket_size", 5e7)
-    ahead = FETCHES * (bucket + largest) if bucket else 0  # whole blocks, until a bucket is full
+    ahead = FETCHES * (bucket + largest) if bucket else 0  # whole blocks until a bucket is full
     ahead = min(ahead, zero.get("stage3_max_live_parameters", 1e9) + largest)
     return min(whole, (most_blocks(placement, 2 * largest) - 1) * largest + max(largest, int(ahead)))
 
@@ -214,45 +228,45 @@ def _ds_config(path: str) -> dict[str, Any]:
 
 
 def source_rows(run: Run, inputs: Inputs, hardware: Hardware, images: TrainImages) -> list[tuple[str, str, str]]:
-    """List every input: what it is, its value, and whether it was measured, counted or assumed."""
+    """Return a row per input: its name, value and source (measured, counted or assumed)."""
     again = ", x 4/3 for the second forward (assumed)" if run.student.checkpoint_activations else ""
     here = "" if hardware.is_measured else ", and on this GPU"
-    hosts = f"rows {known.HOST_ROWS} (assumed the same for all pairs{here})"
+    hosts = f"rows {known.HOST_ROWS} (assumed equal for all model pairs{here})"
     parts = ", ".join(part.row for part in known.STEP_PARTS)
     step = f"measured, row {known.STEP.row}"
-    host = f"{step}, less {parts} and the update, x {known.FLAT_BACKWARD:.2f}, {hosts}"
+    host = f"{step}, minus {parts} and the update, x {known.FLAT_BACKWARD:.2f}, {hosts}"
     update = f"{step}: the update, x {known.FLAT_UPDATE:.2f}, {hosts}"
     shard = f"measured, rows {known.SHARD.row} and {known.REPLICA.row}, scaled by blocks and {hosts}"
-    kept = f"counted: {shapes.BLOCK_BYTES_PER_TOKEN} bytes a token and unit of width, and what the losses keep"
+    kept = f"counted: {shapes.BLOCK_BYTES_PER_TOKEN} bytes per token and unit of width, and the losses' tensors"
     links = f"{hardware.nvlink_gb_per_s:g} / {hardware.network_gb_per_s:g} / {hardware.pcie_gb_per_s:g} GB/s"
     rates = "assumed" if isinstance(hardware, known.Cpu) else known.SOURCE
-    loader = f"{known.LOADER.images_per_s:,.0f} images/s a core"
+    loader = f"{known.LOADER.images_per_s:,.0f} images/s per core"
     of_teacher = [
-        ("more for a sharded teacher", f"{1e3 * inputs.shard_host_s:.1f} ms", shard),
-        ("teacher's parameters", f"{inputs.teacher_params:,}", "counted"),
-        ("of a shard gathered at a time", f"{inputs.gathered_params:,}", "counted, at most (see EXPERIMENTS.md)"),
-        ("of an offloaded one", f"{inputs.offloaded_params:,}", "counted, at most"),
+        ("added by a sharded teacher", f"{1e3 * inputs.shard_host_s:.1f} ms", shard),
+        ("teacher parameters", f"{inputs.teacher_params:,}", "counted"),
+        ("  on a GPU, sharded", f"{inputs.gathered_params:,}", "counted, upper bound (see EXPERIMENTS.md)"),
+        ("  on a GPU, offloaded", f"{inputs.offloaded_params:,}", "counted, upper bound"),
     ]
-    # Compiled as a whole, the student hands out all gradients at the end of backward.
+    # A student compiled as a whole yields all gradients at the end of backward, so nothing overlaps.
     beside = "nothing" if inputs.is_compiled else f"{BACKWARD_PART:.0%} of student and loss"
     return [
         *([("teacher", f"{1 / inputs.teacher_s:,.0f} images/s", inputs.teacher_source)] if run.teachers else []),
         ("student", f"{1 / inputs.student_s:,.0f} images/s", inputs.student_source + again),
         *_loss_rows(run, inputs, hardware),
-        ("fixed time a micro-batch", f"{1e3 * inputs.host_s:.1f} ms", host),
-        ("fixed time a step", f"{1e3 * inputs.update_s:.1f} ms", update),
-        ("trained parameters", f"{inputs.trained_params:,}", "counted: fp32 gradients, bf16 weights on the wire"),
+        ("fixed time per micro-batch", f"{1e3 * inputs.host_s:.1f} ms", host),
+        ("fixed time per step", f"{1e3 * inputs.update_s:.1f} ms", update),
+        ("trained parameters", f"{inputs.trained_params:,}", "counted; sent as fp32 gradients and bf16 weights"),
         *(of_teacher if run.teachers else []),
-        ("arithmetic", f"{inputs.flops / 1e9:.1f} GFLOP an image", "counted, matrix products and attention"),
-        ("kept for backward", f"{inputs.activation_bytes / 2**20:.1f} MiB an image", kept),
-        ("images themselves", f"{inputs.image_bytes / 2**20:.1f} MiB an image", "counted: uint8, fp32, twice bf16"),
-        ("links", links, f"within a node, network and PCIe of a GPU: {rates}"),
-        ("of which used", f"{EFFICIENCY:.0%}, {1e6 * LATENCY_S:.0f} us to start", "assumed"),
-        ("reductions run beside", beside, "counted on a CPU" if inputs.is_compiled else "assumed"),
+        ("arithmetic", f"{inputs.flops / 1e9:.1f} GFLOP per image", "counted: matrix products and attention"),
+        ("kept for backward", f"{inputs.activation_bytes / 2**20:.1f} MiB per image", kept),
+        ("input images", f"{inputs.image_bytes / 2**20:.1f} MiB per image", "counted: uint8, fp32, twice bf16"),
+        ("links", links, f"NVLink, network and PCIe per GPU: {rates}"),
+        ("link efficiency, latency", f"{EFFICIENCY:.0%}, {1e6 * LATENCY_S:.0f} us", "assumed"),
+        ("reductions overlap with", beside, "counted on a CPU" if inputs.is_compiled else "assumed"),
         ("context, fragmentation", f"{CONTEXT_BYTES / 2**30:.1f} GiB", "assumed"),
-        ("loader", loader, f"measured, row {known.LOADER.row}: crop and flip; other augmentation is not counted"),
-        ("an epoch", f"{images.num_images:,} images", f"counted: {images.name}, whole steps only"),
-        ("images on disk", f"{images.bytes_per_image / 1e3:.1f} kB an image", images.bytes_source),
+        ("loader", loader, f"measured, row {known.LOADER.row}: crop and flip, without other augmentation"),
+        ("epoch", f"{images.num_images:,} images", f"counted: {images.name}, whole steps only"),
+        ("images on disk", f"{images.bytes_per_image / 1e3:.1f} kB per image", images.bytes_source),
     ]
 
 
@@ -266,5 +280,5 @@ def _loss_rows(run: Run, inputs: Inputs, hardware: Hardware) -> list[tuple[str, 
         part = ASSUMED_MFU["loss"]
         gflops = inputs.others_s * ASSUMED_MFU["loss"] * hardware.peak_tflops * 1e3
         source = f"assumed: {part:.0%} of {hardware.peak_tflops:g} TFLOP/s, for {gflops:.2f} GFLOP of {names}, counted"
-        others = f"{1e6 * inputs.others_s:.1f} us an image", source
-    return [(f"{MEASURED_COST.title} loss", *measured), ("other losses of tokens", *others)]
+        others = f"{1e6 * inputs.others_s:.1f} us per image", source
+    return [(f"{MEASURED_COST.title} loss", *measured), ("other losses on tokens", *others)]

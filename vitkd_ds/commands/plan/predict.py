@@ -1,15 +1,16 @@
-"""Predict a run on a cluster: seconds and bytes of a step, and memory.
+"""Analytical model of a run on a cluster: time, communicated bytes and memory of a step.
 
-A model on paper, from speeds measured on one GPU and the makers' figures. One micro-batch of m images takes
+Its inputs are speeds measured on one GPU and data sheets. One micro-batch of m images takes
 
-    m (teacher + student + loss) + host + the communication that arithmetic does not hide
+    m (teacher + student + loss) + host + exposed communication
 
-where `host` is what the measured step takes beside its update and those three measured alone: launches, hooks. A step
-is k micro-batches, the update, and one gather of the updated weights.
+where `host` is the fixed time of launches and hooks: the measured step minus its update and minus the three components
+measured separately. Exposed communication does not overlap with computation. A step is k micro-batches, the update, and
+one gather of the updated weights.
 
-DeepSpeed 0.19.8 sends, of S bytes over N ranks in a ring: 2 (N-1)/N S for an all-reduce (ZeRO-2 all-reduces the fp32
-gradients of every micro-batch, and each rank keeps its part; its `reduce_scatter` does so too), (N-1)/N S for a gather
-(bf16 weights once a step; the sharded teacher once a micro-batch).
+For S bytes over N ranks in a ring, DeepSpeed 0.19.8 sends 2 (N-1)/N S per all-reduce and (N-1)/N S per gather. ZeRO-2
+all-reduces the fp32 gradients of every micro-batch, even with `reduce_scatter`, and each rank keeps its partition. The
+bf16 weights are gathered once per step, a sharded teacher once per micro-batch.
 """
 
 import math
@@ -18,11 +19,11 @@ from dataclasses import dataclass
 from vitkd_ds.commands.plan.hardware import Hardware
 
 EFFICIENCY = 0.7
-"""Part of a link's rate that a large collective reaches; assumed."""
+"""Fraction of a link's rate that a large collective reaches; assumed."""
 LATENCY_S = 30e-6
-"""Seconds that one collective takes to start; assumed."""
+"""Start-up seconds of a collective; assumed."""
 BACKWARD_PART = 2 / 3
-"""Backward's part of the time of student and loss, beside which reductions run (`overlap_comm`) if not compiled."""
+"""Backward's fraction of the time of student and loss; uncompiled, reductions overlap with it (`overlap_comm`)."""
 CONTEXT_BYTES = 1.5 * 2**30
 """CUDA context, NCCL's buffers and fragmentation, bytes; assumed."""
 
@@ -36,41 +37,41 @@ class Inputs:
     student_s: float
     loss_s: float
     others_s: float
-    """Part of loss_s that is of terms of tokens other than ViTKD."""
+    """Seconds in loss_s for terms on tokens other than ViTKD."""
     host_s: float
     """Fixed seconds per micro-batch."""
     update_s: float
     """Fixed seconds per step: norm, clipping, optimizer."""
     shard_host_s: float
-    """Seconds per micro-batch that the hooks of a sharded or offloaded teacher add."""
+    """Extra seconds per micro-batch for the hooks of a sharded or offloaded teacher."""
     flops: float
-    """Operations of one image in a step."""
+    """Floating-point operations per image in a step."""
     trained_params: int
     teacher_params: int
     gathers: int
-    """Collectives in one forward of a sharded teacher: one per block and one for the rest."""
+    """Collectives per forward of a sharded teacher: one per block and one for the other weights."""
     gathered_params: int
-    """Most parameters of a sharded teacher on one GPU at a time: in use, and gathered ahead."""
+    """Most parameters of a sharded teacher on a GPU at a time: in use or prefetched."""
     offloaded_params: int
-    """Most parameters of an offloaded teacher on one GPU at a time."""
+    """Most parameters of an offloaded teacher on a GPU at a time."""
     activation_bytes: float
-    """Bytes that student and losses keep for backward, per image of a micro-batch."""
+    """Bytes that student and losses keep for backward, per image."""
     image_bytes: float
-    """Bytes of an image of a micro-batch itself, in every form that lives at the same time."""
+    """Bytes per input image, over all copies that exist at the same time."""
     is_compiled: bool
-    """Whether the student is compiled as a whole; then all its gradients come when the backward pass is over."""
+    """Whether the student is compiled as a whole; then all gradients arrive at the end of backward."""
     state_bytes: int
-    """Optimizer state and moving average of all ranks."""
+    """Bytes of optimizer state and moving average, over all ranks."""
     bucket_elements: int
     """DeepSpeed's reduce_bucket_size."""
     teacher_source: str = ""
-    """Where teacher_s comes from: a measured row, or an assumed part of the peak."""
+    """Source of teacher_s: a measured row, or an assumed fraction of the peak."""
     student_source: str = ""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Spread of a step over the GPUs."""
+    """Distribution of a step over the GPUs."""
 
     nodes: int
     gpus_per_node: int
@@ -78,22 +79,22 @@ class Layout:
     accumulation: int
     """Micro-batches per step and rank."""
     placement: str
-    """The teacher's: replica, shard or offload."""
+    """Placement of the teachers: replica, shard or offload."""
 
     @property
     def ranks(self) -> int:
-        """GPUs of all nodes."""
+        """Number of GPUs over all nodes."""
         return self.nodes * self.gpus_per_node
 
 
 def link_bytes_per_s(hardware: Hardware, *, nodes: int, gpus_per_node: int) -> float:
-    """Rate of one rank's ring, bytes/s: NVLink in a node, and between nodes all network cards of a node if slower."""
+    """Return the rate of a ring, bytes/s: NVLink, or all network cards of a node together if slower."""
     between = hardware.network_gb_per_s * gpus_per_node if nodes > 1 else math.inf
     return EFFICIENCY * min(hardware.nvlink_gb_per_s, between) * 1e9
 
 
 def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) -> dict[str, float]:
-    """Bytes that each rank sends in a step; `benchmarks/scaling.py` holds them against what interfaces count."""
+    """Return the bytes that each rank sends in a step; `benchmarks/scaling.py` compares them with network counters."""
     part = (layout.ranks - 1) / layout.ranks
     teacher = 0 if layout.placement == "replica" else part * 2 * teacher_params
     return {
@@ -104,22 +105,22 @@ def bytes_per_step(layout: Layout, *, trained_params: int, teacher_params: int) 
 
 
 def copied_bytes(layout: Layout, *, teacher_params: int) -> float:
-    """Bytes that each rank copies from the CPU's memory in a step: its part of an offloaded teacher."""
+    """Return the bytes that each rank copies from CPU memory in a step: its shard of an offloaded teacher."""
     return layout.accumulation * 2 * teacher_params / layout.ranks if layout.placement == "offload" else 0
 
 
 def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, float]:
-    """Predict the seconds of each part of one step; of the three last, only what arithmetic does not hide."""
+    """Return the seconds of each component of a step; for the last three, only time not hidden by computation."""
     k, m = layout.accumulation, layout.micro_batch
     is_alone = layout.ranks == 1
     sent = bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
     link = link_bytes_per_s(hardware, nodes=layout.nodes, gpus_per_node=layout.gpus_per_node)
-    # Buckets are reduced while backward runs, but the last one is full only when backward is over.
+    # Buckets are reduced during backward, but the last one fills only at the end of backward.
     buckets = math.ceil(inputs.trained_params / inputs.bucket_elements)
     gradients = 0 if is_alone else sent["gradients"] / k / link + buckets * LATENCY_S
     backward = 0 if inputs.is_compiled else BACKWARD_PART * m * (inputs.student_s + inputs.loss_s)
     gradients_left = max(gradients - backward, gradients / buckets)
-    # Blocks are gathered while the teacher computes, but it cannot start before the first one is there.
+    # Blocks are gathered while the teacher computes, but it must wait for the first one.
     gathers = sent["gathers"] / k / link + (inputs.gathers * LATENCY_S if sent["gathers"] else 0)
     copied = copied_bytes(layout, teacher_params=inputs.teacher_params)
     gathers += copied / k / (EFFICIENCY * hardware.pcie_gb_per_s * 1e9)
@@ -137,27 +138,27 @@ def step_parts(inputs: Inputs, layout: Layout, hardware: Hardware) -> dict[str, 
 
 
 def images_per_s(inputs: Inputs, layout: Layout, hardware: Hardware) -> float:
-    """Predict the throughput of all ranks, images/s."""
+    """Return the throughput over all ranks, images/s."""
     images = layout.ranks * layout.micro_batch * layout.accumulation
     return images / sum(step_parts(inputs, layout, hardware).values())
 
 
 def memory_bytes(inputs: Inputs, layout: Layout) -> dict[str, float]:
-    """Predict the device memory of one rank, bytes by purpose."""
+    """Return the device memory of one rank, in bytes by purpose."""
     trained = inputs.trained_params
     whole = 2 * inputs.teacher_params
     is_alone = layout.ranks == 1
     teacher = {
         "replica": whole,
-        "shard": whole / layout.ranks + (0 if is_alone else 2 * inputs.gathered_params),  # one rank gathers nothing
-        # Two blocks, and on its way to the other ranks this one's part of the second.
+        "shard": whole / layout.ranks + (0 if is_alone else 2 * inputs.gathered_params),  # no gathering on one rank
+        # Two blocks, and a send buffer for this rank's shard of the second one.
         "offload": 2 * inputs.offloaded_params + (0 if is_alone else inputs.offloaded_params / layout.ranks),
     }
     overlaps = not is_alone and not inputs.is_compiled
     return {
         "student, bf16 weights and gradients": 4 * trained,
         "fp32 weights, gradient, optimizer state": (8 * trained + inputs.state_bytes) / layout.ranks,
-        # A bf16 buffer, another to fill while the first is sent, and one in fp32 that is sent.
+        # A bf16 buffer, a second one to fill while the first is sent, and an fp32 send buffer.
         "gradient buckets": (8 if overlaps else 6) * min(inputs.bucket_elements, trained),
         "teacher": teacher[layout.placement],
         "images": layout.micro_batch * inputs.image_bytes,

@@ -1,4 +1,4 @@
-"""The page that `vitkd-ds plan` prints: the prediction for one recipe and cluster, and every input with its source."""
+"""Text of `vitkd-ds plan`: prediction for a recipe and cluster, and every input with its source."""
 
 import math
 from dataclasses import replace
@@ -13,19 +13,26 @@ from vitkd_ds.data.order import steps_per_epoch
 from vitkd_ds.train.schedule import make_schedule, split_batch
 
 OF_A_TEACHER = {"teacher", "gathers"}
-"""Parts of a step that a plain run has not."""
+"""Components of a step that a run without a teacher lacks."""
 FULL = 0.9
-"""Part of a GPU's memory that a layout may fill."""
+"""Fraction of a GPU's memory that a layout may use."""
 
 
 def plan_text(run: Run, *, nodes: int, gpus: int | None = None, hardware: str = "h100") -> str:
-    """Predict a run, which need not be able to train here, on `nodes` machines with `gpus` GPUs each, or with so many
-    processes on this machine's CPU; None is eight GPUs, or one process. Raises ValueError for unknown hardware, models
-    without blocks, or GPUs that cannot share the global batch."""
+    """Return the prediction for a run as text. The run need not be trainable on this machine.
+
+    Args:
+        nodes: number of machines.
+        gpus: GPUs per machine, or with hardware "cpu" processes on this machine; None means 8 GPUs or 1 process.
+        hardware: kind of GPU, or "cpu".
+
+    Raises:
+        ValueError: the hardware is unknown, a model has no blocks, or the GPUs cannot divide the global batch.
+    """
     if gpus is None:
         gpus = 1 if hardware == "cpu" else 8
     if min(nodes, gpus) < 1:
-        raise ValueError(f"--nodes and --gpus must be positive, found {nodes} and {gpus}: GPUs are counted per node")
+        raise ValueError(f"--nodes and --gpus (per node) must be positive, got {nodes} and {gpus}")
     kind = find_hardware(hardware, processes=gpus)
     inputs = inputs_of(run, kind)
     layout = _layout(run, nodes, gpus)
@@ -58,31 +65,31 @@ def _speed(run: Run, inputs: Inputs, layout: Layout, hardware: Hardware, images:
     total = sum(seconds.values())
     speed = predict.images_per_s(inputs, layout, hardware)
     sent = predict.bytes_per_step(layout, trained_params=inputs.trained_params, teacher_params=inputs.teacher_params)
-    what = {"gradients": "their reduction", "weights": "their gather", "gathers": "of the teacher's weights"}
-    left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB a GPU, what arithmetic does not hide" for part in sent}
+    what = {"gradients": "reduction", "weights": "gather", "gathers": "of the teacher's weights"}
+    left = {part: f"{what[part]}: {sent[part] / 1e6:,.0f} MB per GPU, time not hidden by computation" for part in sent}
     if copied := predict.copied_bytes(layout, teacher_params=inputs.teacher_params):
-        left["gathers"] += f", with {copied / 1e6:,.0f} MB from the CPU's memory"
+        left["gathers"] += f", with {copied / 1e6:,.0f} MB from CPU memory"
     parts = seconds if run.teachers else {part: seconds[part] for part in seconds if part not in OF_A_TEACHER}
     steps = steps_per_epoch(images.num_images, global_batch_size=run.global_batch_size)
     schedule = make_schedule(run, steps_per_epoch=steps, accumulation_steps=layout.accumulation)
     length = f"{run.epochs:g} epochs"
     if run.max_steps and schedule.total_steps == run.max_steps:
         length = f"{run.max_steps:,} steps"
-    about = f"{steps:,} steps of {run.global_batch_size} images an epoch; without evaluations and checkpoints"
+    about = f"{steps:,} steps of {run.global_batch_size} images per epoch; without evaluations and checkpoints"
     tflops = speed / layout.ranks * inputs.flops / 1e12
     shown = f"{tflops:.0f}" if tflops >= 1 else f"{tflops:.2g}"
     rows = [
-        ("images/s", f"{speed:,.0f}", f"{speed / layout.ranks:,.0f} a GPU"),
-        ("step", f"{1e3 * total:.1f} ms", f"{layout.micro_batch} images x {layout.accumulation} a GPU"),
+        ("images/s", f"{speed:,.0f}", f"{speed / layout.ranks:,.0f} per GPU"),
+        ("step", f"{1e3 * total:.1f} ms", f"{layout.micro_batch} images x {layout.accumulation} per GPU"),
         *((f"  {part}", f"{1e3 * part_s:.1f} ms", left.get(part, "")) for part, part_s in parts.items()),
-        ("TFLOP/s a GPU", shown, f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
+        ("TFLOP/s per GPU", shown, f"MFU {tflops / hardware.peak_tflops:.1%} of {hardware.peak_tflops:g}"),
         (length, _duration(schedule.total_steps * total), about),
     ]
     return _section("speed", rows)
 
 
 def _duration(seconds: float) -> str:
-    """Say a time in hours, minutes or seconds, whichever it has more than one of."""
+    """Return a duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
@@ -92,8 +99,8 @@ def _memory(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
     parts = predict.memory_bytes(inputs, layout)
     gib = sum(parts.values()) / 2**30
     rows = [(name, f"{size / 2**30:.2f} GiB", "") for name, size in parts.items() if size]
-    fits = "fits" if gib <= FULL * hardware.memory_gib else "DOES NOT FIT: see the advice"
-    return _section("memory per GPU", [*rows, ("in all", f"{gib:.1f} GiB", f"of {hardware.memory_gib:g}: {fits}")])
+    fits = "fits" if gib <= FULL * hardware.memory_gib else "DOES NOT FIT"
+    return _section("memory per GPU", [*rows, ("total", f"{gib:.1f} GiB", f"of {hardware.memory_gib:g}: {fits}")])
 
 
 def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainImages) -> str:
@@ -101,9 +108,9 @@ def _per_node(inputs: Inputs, layout: Layout, hardware: Hardware, images: TrainI
     cores = speed * LOADER.seconds
     gigabytes = images.num_images * images.bytes_per_image / 1e9
     size = f"{gigabytes:.0f}" if gigabytes >= 10 else f"{gigabytes:.2g}"
-    about = f"until the file is in memory ({size} GB, read once if there is room)"
+    about = f"until the file is cached in memory ({size} GB)"
     rows = [
-        ("loader cores", f"{cores:.0f}", f"{cores / layout.gpus_per_node:.1f} a GPU"),
+        ("loader cores", f"{cores:.0f}", f"{cores / layout.gpus_per_node:.1f} per GPU"),
         ("disk", f"{speed * images.bytes_per_image / 1e6:,.0f} MB/s", about),
     ]
     return _section("per node", rows)
@@ -117,16 +124,16 @@ def _placement(inputs: Inputs, layout: Layout, hardware: Hardware) -> str:
         other = replace(layout, placement=placement)
         seconds[placement] = sum(predict.step_parts(inputs, other, hardware).values())
         gib[placement] = sum(predict.memory_bytes(inputs, other).values()) / 2**30
-        least = f"{gib[placement]:.1f} GiB, for GPUs of {math.ceil(gib[placement] / FULL)} GiB or more"
+        least = f"{gib[placement]:.1f} GiB; needs a GPU with {math.ceil(gib[placement] / FULL)} GiB or more"
         rows.append((placement, f"{1e3 * seconds[placement]:.1f} ms", least))
     fitting = [placement for placement in gib if gib[placement] <= FULL * hardware.memory_gib]
-    text = "nothing fits: lower --micro_batch_size_per_gpu, or set --student.checkpoint_activations=true"
+    text = "no placement fits: lower --micro_batch_size_per_gpu or pass --student.checkpoint_activations=true"
     if fitting:
         best = min(fitting, key=lambda placement: (seconds[placement], gib[placement]))
         slower = f"{seconds['shard'] / seconds['replica'] - 1:.1%} longer"
-        text = f"--teacher.placement={best} is the fastest that fits; a shard takes {slower} than a replica, and "
-        text += f"{gib['shard'] - gib['replica']:+.1f} GiB"
-    return _section("the teacher's placement", rows, text)
+        text = f"--teacher.placement={best} is the fastest that fits; a shard takes {slower} than a replica and "
+        text += f"{gib['shard'] - gib['replica']:+.1f} GiB of memory"
+    return _section("teacher placement", rows, text)
 
 
 def _section(title: str, rows: list[tuple[str, str, str]], *after: str) -> str:

@@ -1,7 +1,7 @@
-"""A report on runs, finished or still going: one HTML file that needs no network and no other file.
+"""HTML report on runs, finished or still training: one file without external resources.
 
-Nothing is trained or evaluated for it. What both models answered for each image was stored by the run's newest
-evaluation, so a report costs seconds, works while the run goes on, and says the same as metrics.jsonl.
+A report trains and evaluates nothing. It reads the predictions for each image that the run's newest evaluation stored,
+so it takes seconds, works during training, and agrees with metrics.jsonl.
 """
 
 from pathlib import Path
@@ -13,21 +13,22 @@ NAME = "report.html"
 
 
 def report(*runs: str, out: str = "") -> Path:
-    """Write a report on the first of the run folders, with the others beside it; return its path.
+    """Write a report on the first run, compared with the others; return its path.
 
     Args:
-        out: the file to write, replacing any; "" is report.html in the first folder.
+        out: file to write, replacing any; "" writes report.html in the first folder.
 
     Raises:
-        ValueError: a folder that is no run, is given twice, or has a damaged file, or no place for the file.
+        ValueError: a folder is not a run, is given twice or has a damaged file, or `out` is not an .html file in an
+            existing folder.
     """
     path = Path(out) if out else Path(runs[0]) / NAME
     if path.suffix != ".html":
-        raise ValueError(f"--out must end in .html, found {out!r}: give another name")
+        raise ValueError(f"--out must end in .html, got {out!r}")
     if out and not path.parent.is_dir():
-        raise ValueError(f"--out must lie in a folder that exists, found none at {str(path.parent)!r}: make it")
+        raise ValueError(f"the folder of --out, {str(path.parent)!r}, does not exist. Create it first.")
     results = read_results(runs, must_be_evaluated=False)
-    from vitkd_ds.commands.report.page import page  # slow: torch, only after the folders are checked
+    from vitkd_ds.commands.report.page import page  # imports torch, so check the folders first
 
     write_text(path, page(results))
     return path

@@ -1,4 +1,4 @@
-"""What student and teacher answered for each validation image: read from the run folder, counted by class."""
+"""Predictions of student and teacher for each validation image, read from the run folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,23 +8,23 @@ import numpy as np
 from vitkd_ds.config.run_folder import PREDICTIONS, read_json
 
 MOST_CLASSES = 25
-"""Rows of a confusion matrix; of more classes it shows those that are most often taken for each other."""
+"""Most rows of a confusion matrix; with more classes it shows those confused most often."""
 OUTCOMES = {
     "teacher": "only the teacher is right",
     "student": "only the student is right",
     "neither": "neither is right",
 }
-"""How student and teacher may disagree."""
+"""Ways in which student and teacher may disagree."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of an evaluation: arrays with an element an image, int64, and probabilities in 0..1."""
+    """Predictions of an evaluation: int64 arrays with one element per image, and probabilities in 0..1."""
 
     step: int
     classes: list[str]
     image: np.ndarray
-    """Number in its file."""
+    """Number of the image in its file."""
     label: np.ndarray
     student: np.ndarray
     student_probability: np.ndarray
@@ -32,11 +32,11 @@ class Answers:
     teacher_probability: np.ndarray | None
 
     def right(self, role: str = "student") -> np.ndarray:
-        """Whether the student, or the teacher, answers an image right."""
+        """Return for each image whether the student (or the teacher) is right."""
         return getattr(self, role) == self.label
 
     def disagreements(self) -> dict[str, np.ndarray]:
-        """Outcome -> rows of the images for which the two models name different classes."""
+        """Return the rows of images for which the models predict different classes, by outcome."""
         differ = self.student != self.teacher
         student = self.right()
         teacher = self.right("teacher")
@@ -44,8 +44,11 @@ class Answers:
         return {outcome: is_so.nonzero()[0] for outcome, is_so in zip(OUTCOMES, found)}
 
     def confusion(self) -> tuple[list[int], np.ndarray]:
-        """Labels, all or those that are most often taken for each other, and how often the student answers an image of
-        one with another: [labels, labels + 1], where the last column is of all other classes."""
+        """Return the labels shown and the student's confusion matrix.
+
+        Labels are all, or those confused most often. The matrix [labels, labels + 1] counts images by true label (row)
+        and prediction (column); the last column stands for all other classes.
+        """
         count = len(self.classes)
         shown = sorted(_most_confused(self.label, self.student)) if count > MOST_CLASSES else [*range(count)]
         place = np.full(count, len(shown))
@@ -56,7 +59,7 @@ class Answers:
 
 
 def _most_confused(labels: np.ndarray, answers: np.ndarray) -> list[int]:
-    """MOST_CLASSES labels: those of the pairs with the most wrong answers, either way, pair after pair; then others."""
+    """Return MOST_CLASSES labels: first from the pairs confused most often, in either direction, then others."""
     wrong = labels != answers
     pairs = np.sort(np.stack([labels[wrong], answers[wrong]], axis=1), axis=1)
     pairs, counts = np.unique(pairs, axis=0, return_counts=True)
@@ -67,7 +70,7 @@ def _most_confused(labels: np.ndarray, answers: np.ndarray) -> list[int]:
 
 
 def read_answers(folder: Path) -> Answers | None:
-    """Read what a run stored at its newest evaluation; None if there is no such file, as in a run without classes.
+    """Read the predictions of a run's newest evaluation; None if there is no file, as in a run without classes.
 
     Raises:
         ValueError: the file is damaged.
@@ -83,7 +86,7 @@ def read_answers(folder: Path) -> Answers | None:
         parts = {f"{role}_probability": np.asarray(found[f"{role}_probability"], float) for role in roles}
         _check(file, found["classes"], numbers, parts)
     except (KeyError, TypeError, OverflowError, ValueError) as error:
-        raise ValueError(f"{file} must hold what a run writes there, found {error!r}: remove the file") from None
+        raise ValueError(f"{file} is damaged ({error!r}). Remove it.") from None
     absent = {key: None for key in ("teacher", "teacher_probability") if key not in numbers | parts}
     return Answers(found["step"], list(map(str, found["classes"])), **numbers, **parts, **absent)
 
@@ -91,13 +94,13 @@ def read_answers(folder: Path) -> Answers | None:
 def _check(file: Path, classes: list[str], numbers: dict[str, np.ndarray], parts: dict[str, np.ndarray]) -> None:
     lengths = {array.shape for array in (*numbers.values(), *parts.values())}
     if len(lengths) != 1 or lengths == {(0,)} or len(next(iter(lengths))) != 1:
-        raise ValueError(f"lists of the shapes {sorted(lengths)}")
+        raise ValueError(f"lists have the shapes {sorted(lengths)}")
     for key in numbers.keys() - {"image"}:
         if numbers[key].min() < 0 or numbers[key].max() >= len(classes):
-            raise ValueError(f"{key} outside the {len(classes)} classes")
+            raise ValueError(f"{key} is outside the {len(classes)} classes")
 
 
 def are_comparable(own: Answers, other: Answers) -> bool:
-    """Whether two runs answered for the same images with the same classes."""
+    """Return whether two evaluations have the same images and classes."""
     same = own.classes == other.classes and len(own.image) == len(other.image)
     return same and bool((own.image == other.image).all() and (own.label == other.label).all())

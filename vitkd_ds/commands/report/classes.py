@@ -1,4 +1,4 @@
-"""Student and teacher class by class, the difference to another run, and which classes are taken for which."""
+"""Accuracy of student and teacher per class, difference to another run, and confusion matrix."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from vitkd_ds.commands.report.answers import Answers
 from vitkd_ds.train.statistics import paired_interval, wilson_interval
 
 MOST_BARS = 8
-"""Classes in each list of those that gained and lost most."""
+"""Most classes in each list: largest gains and largest losses."""
 
 
 def per_class(own: Answers, other: Result | None, other_answers: Answers | None) -> dict[str, Any]:
-    """A row of each class that has images, and with another run those in which this one is better and worse."""
+    """Return a row per class with images; with another run, also the classes with the largest differences."""
     heads = ["class", "images", "student top-1 %", "95 % interval"]
     if own.teacher is not None:
         heads += ["teacher top-1 %", "agreement %"]
@@ -56,7 +56,7 @@ def _rows(own: Answers, other: Answers | None) -> list[dict[str, Any]]:
 
 
 def difference(right: np.ndarray, by_other: np.ndarray) -> dict[str, float]:
-    """Count the images that only one of two models answers right; with the difference in points and its interval."""
+    """Count images that only one of two models gets right; return the difference in points and its interval."""
     gained = int((right & ~by_other).sum())
     lost = int((by_other & ~right).sum())
     low, high = paired_interval(len(right), gained, lost)
@@ -65,10 +65,10 @@ def difference(right: np.ndarray, by_other: np.ndarray) -> dict[str, float]:
 
 
 def _confusion(own: Answers) -> dict[str, Any]:
-    """The matrix of the student: a row for each true class, in counts of images."""
+    """Return the student's confusion matrix in images, with a row per true class."""
     labels, counts = own.confusion()
     is_whole = len(labels) == len(own.classes)
     names = [own.classes[label] for label in labels]
     rows = counts[:, : len(names)] if is_whole else counts
-    heads = names if is_whole else [*names, "another"]
+    heads = names if is_whole else [*names, "other"]
     return {"is_whole": is_whole, "heads": heads, "rows": list(zip(names, rows.tolist(), strict=True))}

@@ -1,4 +1,4 @@
-"""The curves of runs: which charts there are, their points, healthy ranges, and what happened on the way."""
+"""Data of the charts: points, healthy ranges, and events such as restarts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,45 +14,45 @@ from vitkd_ds.train.health import MOST_OF_TOTAL, parts_of_total
 from vitkd_ds.train.schedule import loss_weights_at
 
 MOST_POINTS = 1000
-"""Points of a curve. Of more the lowest and the highest of each stretch are kept, so that all points were logged."""
+"""Most points of a curve. A longer curve keeps the lowest and highest logged point of each interval."""
 MOST_MEANS = 100
-"""Stretches of a long curve whose means are drawn over its points."""
+"""Number of intervals of a long curve whose means are drawn over its points."""
 CHARTS = {PREFIX + name: (metric.chart, metric.unit) for name, metric in VAL_METRICS.items() if metric.chart}
 CHARTS |= {"total": ("Total loss", "")}
-"""Value -> title and unit of the charts before those of the terms."""
+"""Metric -> title and unit, for charts before those of the loss terms."""
 MORE_CHARTS = {
     "grad_norm": ("Gradient norm before clipping", ""),
     "lr": ("Learning rate", ""),
     "images_per_s": ("Training speed", "images/s"),
-    "data_wait_s": ("Waiting for data, of a step", "s"),
+    "data_wait_s": ("Waiting for data per step", "s"),
     "mfu": ("Model FLOPs utilisation (MFU)", ""),
     "memory_gib": ("Peak memory of rank 0", "GiB"),
     "images_skipped": ("Images skipped since the start", ""),
     "val_images_skipped": ("Validation images skipped", ""),
 }
-"""The same of those after them."""
+"""Metric -> title and unit, for charts after those of the loss terms."""
 NO_TERMS = {"step", "epoch", "s_per_step", "tflops", *CHARTS, *MORE_CHARTS}
-"""Values of a line of training that are no term of the loss."""
+"""Keys of a training line that are not loss terms."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve."""
+    """Curve of one run in a chart."""
 
     run: int
-    """Number of its run on the page."""
+    """Number of the run on the page."""
     name: str
     steps: list[int]
     values: list[float]
     mean_steps: list[float]
     means: list[float]
-    """Of a long curve, which may be noisy, the mean of each stretch of steps and values; else empty."""
+    """For a long curve, mean step and mean value of each interval; otherwise empty."""
     dash: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of one value over the steps."""
+    """Chart of one metric over the steps."""
 
     key: str
     title: str
@@ -60,12 +60,12 @@ class Chart:
     series: list[Series] = field(default_factory=list)
     note: str = ""
     zone: tuple[float | None, float | None] | None = None
-    """Healthy range; None is open."""
+    """Healthy range; None means unbounded."""
     is_log: bool = False
 
 
 def charts_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The charts that have at least one point, as the page's script takes them."""
+    """Return the charts with at least one point, in the form that page.js reads."""
     terms = dict.fromkeys(
         key
         for result in results
@@ -82,7 +82,7 @@ def charts_of(results: Sequence[Result]) -> list[dict[str, Any]]:
         for name in [name for name, metric in VAL_METRICS.items() if PREFIX + metric.dashed_in == key]:
             teachers = (_series(i, result, PREFIX + name, dash=True) for i, result in enumerate(results))
             series += [one for one in teachers if one]
-            extra = {"note": "dashed: the teacher"} if any(one.dash for one in series) else {}
+            extra = {"note": "dashed: teacher"} if any(one.dash for one in series) else {}
         if key == "grad_norm":
             extra = _clipping(results[0]) | {"is_log": True}
         charts += [Chart(key, title, unit, series, **extra)] if series else []
@@ -105,15 +105,14 @@ def _drawn(number: int, name: str, points: Sequence[tuple[int, float]], *, dash:
 
 
 def means_of(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """The mean step and value of each of MOST_MEANS stretches of equally many points."""
+    """Return mean step and mean value of each of MOST_MEANS intervals with equally many points."""
     ends = [i * len(points) // MOST_MEANS for i in range(MOST_MEANS + 1)]
     stretches = (points[first:end] for first, end in zip(ends, ends[1:]))
     return [tuple(float(f"{fmean(each):.6g}") for each in zip(*stretch)) for stretch in stretches]
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """Of more than MOST_POINTS points, in the order of their steps, keep the lowest and the highest of each of as many
-    stretches as that leaves, and the last."""
+    """Reduce points, ordered by step, to at most MOST_POINTS: the lowest and highest of each interval, and the last."""
     if len(points) <= MOST_POINTS:
         return points
     stretches = (MOST_POINTS - 1) // 2
@@ -128,12 +127,14 @@ def _clipping(result: Result) -> dict[str, Any]:
     most = result.config["run"].get("optim", {}).get("clip_grad_norm")
     if not isinstance(most, int | float) or not most:
         return {}
-    return {"zone": (None, float(most)), "note": f"shaded: not clipped, at most {most:g} (optim.clip_grad_norm)"}
+    return {"zone": (None, float(most)), "note": f"shaded: not clipped, up to {most:g} (optim.clip_grad_norm)"}
 
 
 def _shares(result: Result) -> Chart | None:
-    """The part of each weighted term in the total of the first run; None with one term, or where its settings are those
-    of another version."""
+    """Return a chart of each weighted term's percentage of the total loss of a run.
+
+    Return None if there is only one term or the settings are from an incompatible version.
+    """
     try:
         run = from_dict(Run, result.config["run"])
     except ValueError:
@@ -147,26 +148,26 @@ def _shares(result: Result) -> Chart | None:
     if len(points) < 2:
         return None
     series = [_drawn(0, key, found) for key, found in points.items()]
-    note = f"of {result.name}; shaded: no term above {100 * MOST_OF_TOTAL:.0f} %, beyond which the others hardly count"
-    return Chart("shares", "Weighted terms, part of the total", "%", series, note, (0.0, 100 * MOST_OF_TOTAL))
+    note = f"{result.name}; shaded: up to {100 * MOST_OF_TOTAL:.0f} %. A term above it dominates the loss."
+    return Chart("shares", "Weighted terms, percentage of the total", "%", series, note, (0.0, 100 * MOST_OF_TOTAL))
 
 
 def marks_of(result: Result) -> list[dict[str, Any]]:
-    """What happened at which step of a run: restarts, kept checkpoints, images that were skipped."""
+    """Return the events of a run with their steps: restarts, kept checkpoints, skipped images."""
     starts = [start for start in result.config.get("starts") or [] if isinstance(start, dict)]
-    # The first start is a restart where an earlier version began the run, and noted none.
+    # If an earlier version started the run without recording it, the first recorded start is a restart.
     starts = [start for start in starts if isinstance(start.get("step"), int)]
     steps = [(start["step"], start.get("time", "")) for number, start in enumerate(starts) if number or start["step"]]
-    if not starts and result.config.get("resumed_step"):  # a version that noted the last start alone
+    if not starts and result.config.get("resumed_step"):  # from a version that recorded only the last start
         steps = [(result.config["resumed_step"], "")]
     marks = [
-        {"step": step, "kind": "restart", "text": f"went on at step {step} {time}".strip()} for step, time in steps
+        {"step": step, "kind": "restart", "text": f"resumed at step {step} {time}".strip()} for step, time in steps
     ]
     folder = result.folder / CHECKPOINTS
     best = pointer(folder, "best")
     for tag in reversed(tags(folder)):
         step = int(tag.removeprefix("step"))
-        marks.append({"step": step, "kind": "checkpoint", "text": f"checkpoint {tag}{', the best' * (tag == best)}"})
+        marks.append({"step": step, "kind": "checkpoint", "text": f"checkpoint {tag}{', best' * (tag == best)}"})
     before = 0
     for line in result.lines:
         count = line.get("images_skipped")

@@ -1,4 +1,4 @@
-"""Validation images for which student and teacher name different classes, with both answers."""
+"""Validation images for which student and teacher predict different classes, with both predictions."""
 
 import base64
 import io
@@ -15,23 +15,25 @@ from vitkd_ds.config.run import DataConfig
 
 NUM_IMAGES = 16
 SMALL_PIXELS = 64
-"""Up to this size images are stored without loss, and enlarged pixel by pixel."""
+"""Images up to this size are stored losslessly and enlarged without smoothing."""
 WRONG = "the student is wrong"
 
 
 def examples(result: Result, own: Answers) -> dict[str, Any]:
-    """Up to NUM_IMAGES images, spread evenly over those in question; where the images cannot be read here, an `error`
-    in their place."""
+    """Return up to NUM_IMAGES images, evenly spaced over those with a disagreement or an error.
+
+    If the images cannot be read on this machine, `error` says why.
+    """
     outcomes, about = _outcomes(own)
     title = "Where student and teacher disagree" if own.teacher is not None else "Where the student is wrong"
     found: dict[str, Any] = {"title": title, "about": about, "error": "", "choices": {}, "figures": []}
     candidates = np.sort(np.concatenate(list(outcomes.values())))
     if not len(candidates):
         return found
-    # Neither the first, which are of few classes, nor the clearest: spread evenly, they say what is usual.
+    # Evenly spaced images are typical. The first ones would be of few classes, and the clearest ones would be extreme.
     number = min(NUM_IMAGES, len(candidates))
     chosen = candidates[np.arange(number) * len(candidates) // number]
-    found["about"] += f" {number} of them, spread evenly over their order in the file."
+    found["about"] += f" {number} of them are shown, evenly spaced over the file."
     try:
         pixels = read_pixels(result, own, own.image[chosen])
     except (OSError, RuntimeError, ValueError, ImportError) as error:
@@ -44,7 +46,7 @@ def examples(result: Result, own: Answers) -> dict[str, Any]:
 
 
 def _outcomes(own: Answers) -> tuple[dict[str, np.ndarray], str]:
-    """Outcome -> rows of the images in question, and a sentence that counts them."""
+    """Return the rows of candidate images by outcome, and a sentence with their numbers."""
     if own.teacher is None:
         wrong = (~own.right()).nonzero()[0]
         text = f"There is no teacher. The student gets {len(wrong):,} of {len(own.label):,} images wrong."
@@ -52,17 +54,17 @@ def _outcomes(own: Answers) -> tuple[dict[str, np.ndarray], str]:
     outcomes = own.disagreements()
     count = sum(map(len, outcomes.values()))
     split = ", ".join(f"{OUTCOMES[outcome]}: {len(rows):,}" for outcome, rows in outcomes.items())
-    return outcomes, f"For {count:,} of {len(own.label):,} images the two models name different classes ({split})."
+    return outcomes, f"For {count:,} of {len(own.label):,} images the two models predict different classes ({split})."
 
 
 def read_pixels(result: Result, own: Answers, numbers: np.ndarray) -> np.ndarray:
-    """Decode validation images by their numbers in the file, cut as they were evaluated: uint8 [images, size, size, 3].
+    """Decode validation images by number, cropped as in evaluation: uint8 [images, size, size, 3].
 
     Raises:
-        ValueError: they are not the images that were evaluated, or cannot be decoded.
+        ValueError: the images have changed since the evaluation or cannot be decoded.
         OSError: they cannot be read.
     """
-    # Slow: FFCV or torchvision, where there are images to show.
+    # Imports FFCV or torchvision, which are slow, only if there are images to show.
     from vitkd_ds.data.images import open_images
     from vitkd_ds.data.order import SAMPLE_DTYPE
 
@@ -70,7 +72,7 @@ def read_pixels(result: Result, own: Answers, numbers: np.ndarray) -> np.ndarray
     images = open_images(data, split="val", seed=0, micro_batch_size=len(numbers), classes=tuple(own.classes))
     stored = (result.config.get("images") or {}).get("val")
     if stored != images.fingerprint:
-        raise ValueError(f"data.val must be what was evaluated, found other images in {data.val}: put them back")
+        raise ValueError(f"the images in {data.val} have changed since the evaluation. Restore the file.")
     samples = np.zeros(len(numbers), SAMPLE_DTYPE)
     samples["index"] = numbers
     pixels_BHWC, status_B = images.decode(samples)
@@ -95,8 +97,8 @@ def _figure(own: Answers, row: int, outcome: str, pixels_HWC: np.ndarray) -> dic
 
 
 def _uri(pixels_HWC: np.ndarray) -> str:
-    """An image as the text of a link: PNG if it is small, else JPEG."""
+    """Return an image as a data URI: PNG if it is small, else JPEG."""
     kind = "png" if max(pixels_HWC.shape) <= SMALL_PIXELS else "jpeg"
     content = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(content, format=kind, quality=85)  # which PNG has no use for
+    Image.fromarray(pixels_HWC).save(content, format=kind, quality=85)  # PNG ignores quality
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

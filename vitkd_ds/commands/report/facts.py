@@ -1,4 +1,4 @@
-"""What a run is and how far it is: progress, models, settings that differ from the recipe's, versions."""
+"""Facts about a run: progress, key numbers, models, settings that differ from the recipe, versions."""
 
 import json
 import shlex
@@ -14,11 +14,11 @@ from vitkd_ds.config.run_folder import METRICS
 from vitkd_ds.recipes import RECIPES, build_run
 
 OF_THE_FOLDER = {"recipe", "workdir", "resume", "extend", "debug"}
-"""Settings that are no difference to a recipe."""
+"""Settings that do not count as differences to the recipe."""
 
 
 def what_was_run(result: Result) -> dict[str, Any]:
-    """Progress, the numbers that are asked for first, the facts, and the settings that are not the recipe's."""
+    """Return progress, key numbers, facts, and settings that differ from the recipe."""
     run = result.config["run"]
     return {
         "state": _state(result),
@@ -43,13 +43,13 @@ def _state(result: Result) -> dict[str, Any]:
 
 
 def _age(result: Result) -> str:
-    """When an unfinished run last wrote to its log."""
+    """Return how long ago an unfinished run last wrote to its log."""
     try:
         seconds = max(0.0, time.time() - (result.folder / METRICS).stat().st_mtime)
     except OSError:
         return ""
     text = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    return f"; its log was written {text if seconds < 7200 else f'{seconds / 3600:.0f} hours'} before this page"
+    return f"; last log entry {text if seconds < 7200 else f'{seconds / 3600:.0f} hours'} before this report"
 
 
 def _tiles(result: Result) -> list[tuple[str, str]]:
@@ -61,7 +61,7 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
         tiles.append((f"{result.top1:.2f} %", f"{about}step {found['step']:,}"))
     for name, metric in VAL_METRICS.items():
         lines = [line for line in result.lines if isinstance(line.get(PREFIX + name), int | float)]
-        # What is not of the same evaluation as the student's top-1 says when it is of.
+        # A metric from another evaluation than the student's top-1 is shown with its step.
         last = found if metric.summarized_for == "classes" else [{}, *lines][-1]
         if metric.tile and isinstance(last.get(PREFIX + name), int | float):
             about = "" if last is found else f", step {last['step']:,}"
@@ -69,7 +69,7 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
             tiles.append((number, metric.tile + about))
     if parameters := result.size("student", "parameters"):
         teacher = result.size("teacher", "parameters")
-        part = f", the teacher has {teacher / parameters:.1f} times as many" if teacher else ""
+        part = f"; the teacher has {teacher / parameters:.1f} times as many" if teacher else ""
         tiles.append((f"{parameters / 1e6:.2f} M", f"parameters of the student{part}"))
     if result.images_per_s:
         tiles.append((f"{result.images_per_s:,.0f}", "images/s in training, all ranks"))
@@ -77,35 +77,35 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
 
 
 def _with_knn(tiles: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the tiles of a student without classes: k-NN first, or how to measure it."""
+    """Return the tiles of a student without classes, with k-NN first or a hint how to measure it."""
     knn = [tile for tile in tiles if tile[1].startswith(VAL_METRICS["knn_top1"].tile)]
     rest = [tile for tile in tiles if tile not in knn]
-    how = "k-NN top-1: train with --data.knn_train and --data.knn_val, or call vitkd-ds eval RUN --knn"
+    how = "k-NN top-1: train with --data.knn_train and --data.knn_val, or run vitkd-ds eval RUN --knn"
     return [*(knn or [("not measured", how)]), *rest]
 
 
 def _facts(config: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Models, data, hardware and versions, each with its name."""
+    """Return models, data, hardware and versions as pairs of name and value."""
     run = config["run"]
     models = config.get("models") or {}
     facts = [("recipe", run.get("recipe", ""))]
     if models.get("student"):
         facts.append(("student", _model(run["student"], models["student"])))
     for name, cost in teachers.read(models).items():
-        stated = cost.get("license") or "not stated in timm's settings of these weights"
+        stated = cost.get("license") or "not stated by timm for these weights"
         facts.append((teachers.role_of(name), _model(teachers.read(run)[name], cost)))
         facts.append((f"licence of {teachers.called(name)}", stated))
     if not teachers.read(run):
         facts.append(("teacher", "none: plain training"))
     facts.append(("data", f"{run['data']['train']} and {run['data']['val']}, {run['data']['num_classes']} classes"))
     for number, start in enumerate(start for start in config.get("starts") or [] if isinstance(start, dict)):
-        about = "went on" if number or start.get("step") else "start"
+        about = "resumed" if number or start.get("step") else "start"
         where = f"step {start.get('step')}, {start.get('time')}"
         facts.append((about, f"{where}, {_hardware(start.get('ranks'), start.get('device'))}"))
     if not config.get("starts"):
         facts.append(("hardware", _hardware(config["world_size"], config.get("device"))))
     versions = ", ".join(f"{name} {version}" for name, version in (config.get("versions") or {}).items())
-    return [*facts, ("versions", versions), ("git commit", config.get("git_commit") or "not of a checkout")]
+    return [*facts, ("versions", versions), ("git commit", config.get("git_commit") or "unknown (not a checkout)")]
 
 
 def _hardware(ranks: Any, device: Any) -> str:
@@ -114,20 +114,22 @@ def _hardware(ranks: Any, device: Any) -> str:
 
 def _model(settings: dict[str, Any], cost: dict[str, Any]) -> str:
     weights = settings.get("checkpoint") or settings.get("init") or "random"
-    size = f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['gflops']:.3g} GFLOPs an image"
+    size = f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['gflops']:.3g} GFLOPs per image"
     args = settings.get("model_args")
-    return f"{cost.get('model', '')}{f' {json.dumps(args)}' if args else ''}, {size}, weights at the start: {weights}"
+    return f"{cost.get('model', '')}{f' {json.dumps(args)}' if args else ''}, {size}, initial weights: {weights}"
 
 
 def _differences(run: dict[str, Any]) -> list[tuple[str, str, str]] | str:
-    """Key, recipe's value and own value of each setting that is not the recipe's; text where that cannot be read."""
+    """Return key, recipe's value and own value of each differing setting; an error text if there is no recipe."""
     own = flattened(run)
     name = str(run.get("recipe"))
     try:
-        recipe = build_run(name, debug=bool(run.get("debug")) and name in RECIPES)  # a stored run has its own size
+        recipe = build_run(
+            name, debug=bool(run.get("debug")) and name in RECIPES
+        )  # --debug applies only to named recipes
     except (OSError, ValueError) as error:
         return str(error)
-    # As config.json holds them: tuples are lists there.
+    # Convert to the types of config.json, such as lists for tuples.
     theirs = flattened(json.loads(json.dumps(as_dict(recipe))))
     keys = [key for key in own if key not in OF_THE_FOLDER and own[key] != theirs.get(key)]
     return [(key, _value(theirs.get(key)), _value(own[key])) for key in sorted(keys)]

@@ -1,5 +1,5 @@
-// The curves of a report, drawn as SVG from the JSON in the page; hovering, filters and sorting. It uses no library, so
-// that a report is small and needs nothing that must be kept up to date.
+// Draws the curves of a report as SVG from the JSON in the page; also tooltips, filters and sorting. Uses no library, so
+// that a report is small and has no dependency to maintain.
 "use strict";
 
 const { runs, charts, marks } = JSON.parse(document.getElementById("data").textContent);
@@ -18,11 +18,11 @@ function svg(name, attributes, parent, text) {
 function html(name, className, parent, text) {
   const node = document.createElement(name);
   node.className = className;
-  if (text !== undefined) node.textContent = text; // never as markup: it may be a run's own text
+  if (text !== undefined) node.textContent = text; // never as markup: it may come from a run
   return parent.appendChild(node);
 }
 
-// Round numbers from low to high, about `count` of them.
+// About `count` round numbers from low to high.
 function ticks(low, high, count) {
   const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
@@ -31,7 +31,7 @@ function ticks(low, high, count) {
   return found;
 }
 
-// Of logarithms: 1, 2 and 5 of each power of ten, or the powers alone where these would be many.
+// Log axis: 1, 2 and 5 times each power of ten, or only the powers if that were too many.
 function logTicks(low, high) {
   const found = [], factors = Math.log10(high / low) > 2.5 ? [1] : [1, 2, 5];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
@@ -47,14 +47,14 @@ function short(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-// The end of all charts, so that what is below each other happened at the same time.
+// Common end of all charts, so that their epochs are aligned.
 function lastEpoch() {
   const ends = charts.flatMap(({ series }) => series.filter((one) => shown.has(one.run)))
     .map((one) => epochOf(one.run, one.steps[one.steps.length - 1]));
   return Math.max(0, ...ends);
 }
 
-// From a chart's visible values to its place on the screen.
+// Scales from epochs and values to pixels, for a chart's visible curves.
 function scales(chart, visible, width) {
   let low = Infinity, high = -Infinity;
   for (const one of visible) {
@@ -63,7 +63,7 @@ function scales(chart, visible, width) {
     }
   }
   if (low > high) [low, high] = chart.is_log ? [0.1, 1] : [0, 1];
-  // A healthy range is of use only where its end can be seen.
+  // Include the ends of the healthy range, unless they are far below the values.
   for (const end of chart.zone || []) {
     if (end !== null && end > low / 20) [low, high] = [Math.min(low, end), Math.max(high, end)];
   }
@@ -106,7 +106,7 @@ function draw(figure) {
   svg("g", { class: "hover" }, picture);
 }
 
-// Those of the first run.
+// Events of the first run.
 function drawMarks(picture, x, foot, last) {
   for (const mark of marks) {
     const at = x(epochOf(0, mark.step));
@@ -140,7 +140,7 @@ function drawCurve(picture, chart, one, number, x, y) {
   for (const [cx, cy] of points) svg("circle", { cx, cy, r: 2.2, style: `fill:${stroke}` }, picture);
 }
 
-// The point of a curve that is nearest to an epoch, by bisection.
+// Index of the point nearest to an epoch, by bisection.
 function nearest(one, epoch) {
   let low = 0, high = one.steps.length - 1;
   while (high - low > 1) {
@@ -162,7 +162,7 @@ function hover(figure, event) {
   const epoch = Math.min(1, Math.max(0, part)) * last;
   layer.replaceChildren();
   tip.replaceChildren();
-  // All rows are of the step that is nearest, and curves without a point there name their own.
+  // Rows are for the nearest step; a curve without a point there shows its own step.
   const found = visible.map(([number, one]) => ({ number, one, i: nearest(one, epoch) }));
   const at = ({ one, i }) => epochOf(one.run, one.steps[i]);
   const closest = found.reduce((best, each) => (Math.abs(at(each) - epoch) < Math.abs(at(best) - epoch) ? each : best));
@@ -220,7 +220,7 @@ for (const choice of document.querySelectorAll("input[data-outcome]")) {
   });
 }
 
-// A table that is wider than its place says so; one that scrolls can be reached and scrolled by keyboard.
+// Mark tables that are too wide, and make scrollable ones reachable by keyboard.
 for (const place of document.querySelectorAll(".scroll")) {
   new ResizeObserver(() => {
     const isWide = place.scrollWidth > place.clientWidth, isHigh = place.scrollHeight > place.clientHeight;
@@ -229,7 +229,7 @@ for (const place of document.querySelectorAll(".scroll")) {
   }).observe(place);
 }
 
-// The values of a chart without a pointer: a table, made when it is first opened.
+// Table of a chart's values, as an alternative to the pointer; built when it is first opened.
 for (const details of document.querySelectorAll(".chart details")) {
   details.addEventListener("toggle", () => {
     const { series } = charts[details.parentNode.dataset.chart];
@@ -244,7 +244,7 @@ for (const details of document.querySelectorAll(".chart details")) {
   }, { once: true });
 }
 
-// A heading sorts by its column, a second time the other way round; what is no number comes last.
+// Clicking a heading sorts by its column, clicking again reverses the order; non-numbers come last.
 for (const head of document.querySelectorAll("table.sorts th")) {
   const button = html("button", "", head);
   button.append(...[...head.childNodes].filter((node) => node !== button));

@@ -1,4 +1,4 @@
-"""Render a report: collect what page.html shows, in one file that opens from the disk without a network."""
+"""Render a report: collect the values for page.html and embed style and script in one file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,21 +18,21 @@ from vitkd_ds.commands.report.worth import worth
 
 FOLDER = Path(__file__).parent
 KINDS = {
-    "restart": "┆ the run went on after a stop",
-    "checkpoint": "▲ a checkpoint that is kept",
-    "skipped": "❘ images were skipped",
+    "restart": "┆ restart",
+    "checkpoint": "▲ checkpoint",
+    "skipped": "❘ skipped images",
 }
 NUM_COLOURS = 8
-"""Colours of page.css."""
+"""Number of colours in page.css."""
 SHADES = ("{}", "color-mix(in oklab, {} 58%, var(--text))", "color-mix(in oklab, {} 58%, var(--card))")
-"""CSS colours of the runs of a group, made of the group's colour."""
+"""CSS colours of the runs in a group, derived from the group's colour."""
 
 
 def page(results: Sequence[Result]) -> str:
-    """Render the whole page about the first run, with the others beside it.
+    """Return the page about the first run, compared with the others.
 
     Raises:
-        ValueError: a damaged file in a run folder.
+        ValueError: a file in a run folder is damaged.
     """
     result = results[0]
     others = list(results[1:])
@@ -46,7 +46,7 @@ def page(results: Sequence[Result]) -> str:
         {"name": some.name, "steps_per_epoch": some.config["plan"]["steps_per_epoch"]} | look
         for some, look in zip(results, looks_of(results))
     ]
-    # Names here are those of page.html.
+    # Names as in page.html.
     content = what_was_run(result) | {"result": result, "others": others, "own": own, "charts": charts}
     if result.config["run"]["data"]["num_classes"]:
         content["tiles"] = [worth(results, answers), *content["tiles"]]
@@ -67,7 +67,7 @@ def page(results: Sequence[Result]) -> str:
 
 
 def looks_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return how the curves of each run are drawn: runs that differ in their seed alone have shades of one colour."""
+    """Return colour and line style of each run; runs that differ only in their seed have shades of one colour."""
     groups: list[list[Result]] = []
     looks = []
     for result in results:
@@ -99,8 +99,11 @@ def _template() -> Template:
 
 
 def _other(results: Sequence[Result], answers: Sequence[Answers | None]) -> int | None:
-    """The run to compare the first with, class by class: the first of other settings that answered for the same images,
-    or else of the same."""
+    """Return the number of the run for the comparison by class, or None.
+
+    It must have predictions for the same images. The first one with other settings is preferred to one that differs
+    only in its seed.
+    """
     fitting = [
         number
         for number in range(1, len(results))

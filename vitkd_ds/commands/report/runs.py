@@ -1,4 +1,4 @@
-"""The table of runs, and over seeds the means of settings and the differences between them."""
+"""Table of runs, and table of groups over seeds with means and differences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from vitkd_ds.commands.compare.table import table_rows
 from vitkd_ds.commands.sweep.table import Row, rows_of
 
 MEASURED = 2
-"""Last columns of a comparison, which are of a measurement and so are left out."""
+"""Number of last columns of `compare` that need a speed measurement; left out here."""
 MOST_NAMED = 3
-"""Runs of a group that are named."""
+"""Most runs named per group."""
 GROUP_HEADS = (
-    "finished runs that differ in the seed alone",
+    "finished runs that differ only in seed",
     "n",
     "mean top-1 %",
     "95 % interval",
-    "first group minus this, points",
+    "group 1 minus this group, points",
     "95 % interval",
     "p",
 )
 
 
 def table_of_runs(results: Sequence[Result]) -> dict[str, Any]:
-    """The cells of the runs, and of their groups where there are any to compare."""
+    """Return the cells of the runs, and of their groups if there are any to compare."""
     evaluated = [result for result in results if result.evaluation]
     waiting = [result.name for result in results if not result.evaluation]
     found: dict[str, Any] = {"rows": [], "waiting": waiting, "groups": [], "group_heads": GROUP_HEADS}
@@ -47,12 +47,12 @@ def _name(number: int, group: Group) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    """The cells of a group; without a difference where its validation images are not the first group's."""
+    """Return the cells of a group; without a difference if its validation images differ from the first group's."""
     interval = "-" if row.low is None else f"[{row.low:.2f}, {row.high:.2f}]"
     shown = [row.name, str(row.seeds), f"{row.top1:.2f}", interval]
     if row.difference is None:
         return [*shown, "-", "-", "-"]
-    # A row's difference is that of its group to the first.
+    # A row has the difference of its group to the first; the table shows the opposite.
     interval = "-"
     if row.difference_low is not None:
         interval = f"[{-row.difference_high:+.2f}, {-row.difference_low:+.2f}]"

@@ -1,4 +1,4 @@
-"""What the teacher was worth: top-1 of runs with a teacher, less that of runs without one."""
+"""Gain from the teacher: top-1 with a teacher minus top-1 without."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,31 +11,31 @@ from vitkd_ds.config import teachers
 from vitkd_ds.config.teachers import of_any
 from vitkd_ds.train.statistics import t_interval_of_differences
 
-UNKNOWN = "not known"
+UNKNOWN = "unknown"
 BELONGS = {"recipe", "teacher", "losses"}
-"""Settings that a teacher brings along, by the first part of their keys."""
+"""Sections of settings that may differ because of the teacher."""
 
 
 def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple[str, str]:
-    """Return the number and the words of the tile that answers it: about the first run, with a teacher or without.
+    """Return number and text of a tile with the gain from the teacher, for the first run and its counterpart.
 
-    Runs without a teacher are those whose other settings differ least. The interval is over pairs of equal seeds where
-    they have one, else over the images of the one pair.
+    One of them has a teacher and the other has none. The counterpart is the group with the fewest other differences.
+    The interval is over pairs with equal seeds if there are several, otherwise over the images of one pair.
     """
     groups = groups_of([result for result in results if result.evaluation])
     own = next((group for group in groups if results[0] in group.values()), {})
     others = [group for group in groups if _is_counterpart(own, group)]
     if not own:
-        return UNKNOWN, "what the teacher was worth: this run is not finished"
+        return UNKNOWN, "gain from the teacher: this run is not finished"
     if not others:
         kind = "without a teacher (--teacher none)" if _has_teacher(own) else "with a teacher"
-        return UNKNOWN, f"what the teacher was worth: add a finished run {kind}, of the same seed, to this report"
+        return UNKNOWN, f"gain from the teacher: add a finished run {kind} and with the same seed to this report"
     other = min(others, key=lambda group: len(_also_differ(own, group)))
     taught, plain = (own, other) if _has_teacher(own) else (other, own)
     seeds = sorted(own.keys() & other.keys())
     differences = [taught[seed].top1 - plain[seed].top1 for seed in seeds]
     interval = t_interval_of_differences(differences) if len(seeds) > 1 else None
-    about = f"mean of {len(seeds)} pairs of seeds"
+    about = f"mean over {len(seeds)} seeds"
     if interval is None:
         of_run = {result.name: each for result, each in zip(results, answers)}
         interval = _over_images(*(of_run[group[seeds[0]].name] for group in (taught, plain)))
@@ -44,12 +44,12 @@ def worth(results: Sequence[Result], answers: Sequence[Answers | None]) -> tuple
     bounds = f", 95 % interval [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
     also = _also_differ(own, other)
     rest = f". The runs also differ in {', '.join(also[:3])}{', ...' * (len(also) > 3)}" if also else ""
-    words = f"what the teacher was worth: top-1 against {plain[seeds[0]].name}{bounds}, {about}{rest}"
+    words = f"gain from the teacher: top-1 compared with {plain[seeds[0]].name}{bounds}, {about}{rest}"
     return f"{statistics.mean(differences):+.2f} points", words
 
 
 def _is_counterpart(own: Group, other: Group) -> bool:
-    """Whether one group has a teacher and the other none, with a common seed and the same validation images."""
+    """Return whether only one group has a teacher, and both share a seed and the validation images."""
     seeds = own.keys() & other.keys()
     is_same = not any("data.val" in own[seed].other_images(other[seed]) for seed in seeds)
     return bool(seeds) and is_same and _has_teacher(own) != _has_teacher(other)
@@ -60,7 +60,7 @@ def _has_teacher(group: Group) -> bool:
 
 
 def _also_differ(own: Group, other: Group) -> list[str]:
-    """Settings, besides those that a teacher brings along, in which two groups differ."""
+    """Return the settings in which two groups differ, except those in BELONGS."""
     one, two = next(iter(own.values())), next(iter(other.values()))
     keys = sorted(one.settings.keys() | two.settings.keys())
     keys = [key for key in keys if of_any(key).partition(".")[0] not in BELONGS]

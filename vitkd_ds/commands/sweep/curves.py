@@ -1,4 +1,4 @@
-"""Curves of a sweep: validation top-1 over the epochs, mean and 95 % interval over the seeds. Needs matplotlib."""
+"""Plot validation top-1 over epochs, mean and 95 % interval over seeds; needs matplotlib."""
 
 import statistics
 from typing import Mapping
@@ -11,7 +11,7 @@ from vitkd_ds.train.statistics import t_interval
 
 
 def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
-    """Draw a line for each name, of the epochs at which all of its seeds were evaluated, with a band around it."""
+    """Draw a line and an interval band per name, over the epochs at which all of its seeds were evaluated."""
     figure = new_figure(9, 6)
     axes = figure.subplots()
     for (name, by_seed), colour in zip(results.items(), colours_of(len(results))):
@@ -24,7 +24,7 @@ def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
 
 
 def curve_of(by_seed: Mapping[int, Result]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Epochs, mean top-1, and the ends of its interval, which are the mean itself where n is too small for one."""
+    """Return epochs, mean top-1, and lower and upper interval bounds; with too small n, both equal the mean."""
     tables = []
     for result in by_seed.values():
         steps_per_epoch = result.config["plan"]["steps_per_epoch"]

@@ -1,4 +1,4 @@
-"""The runs of a sweep: every recipe, with every value of the grid, over all seeds."""
+"""Build the runs of a sweep: every recipe with every combination of grid values and every seed."""
 
 import itertools
 import re
@@ -13,15 +13,15 @@ from vitkd_ds.config.run import Run
 from vitkd_ds.config.run_folder import CONFIG
 
 GRID = "grid."
-"""What an option of the grid begins with."""
+"""Prefix of grid options."""
 OWNED = {
-    "seed": "--seeds N runs 0 to N - 1",
-    "recipe": "--recipes names them",
-    "resume": "the same command goes on",
-    "extend": "give another --workdir",
-    f"{GRID}workdir": "it is the sweep's folder",
+    "seed": "Pass --seeds N for seeds 0 to N - 1.",
+    "recipe": "Pass --recipes.",
+    "resume": "Rerun the same command to resume.",
+    "extend": "Pass another --workdir.",
+    f"{GRID}workdir": "Pass --workdir with the folder of the sweep.",
 }
-"""Options that a sweep gives each run itself, and what to do instead."""
+"""Options that the sweep sets for each run -> what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -29,37 +29,39 @@ class Member:
     """One run of a sweep."""
 
     name: str
-    """What it shares with the runs of other seeds: its recipe, and its values of the grid."""
+    """Recipe and grid values; equal for all seeds."""
     seed: int
     options: tuple[str, ...]
-    """Those of train.py."""
+    """Options for train.py."""
     run: Run
 
     @property
     def folder(self) -> Path:
-        """Its run folder."""
+        """Run folder."""
         return Path(self.run.workdir)
 
     def is_done(self) -> bool:
-        """Whether it is finished. Raises ValueError if its folder holds a finished run of other settings."""
+        """Return whether it is finished. Raise ValueError if its folder has a finished run with other settings."""
         return is_finished(self.run)
 
     def command(self) -> list[str]:
-        """The command that trains it, or goes on with it, in one process."""
+        """Return the command that starts or resumes it in one process."""
         return [sys.executable, "-m", "vitkd_ds", "train", *self.options]
 
 
 def members_of(recipes: Sequence[str], seeds: int, workdir: Path, flags: Mapping[str, str]) -> list[Member]:
-    """Make the runs of a sweep, checked as train.py checks them, seed by seed, so that an early end has all of a seed.
+    """Build the runs of a sweep, checked as train.py checks them.
+
+    They are ordered by seed, so that an interrupted sweep has all settings for its first seeds.
 
     Args:
-        recipes: names, or what else --recipe takes.
-        seeds: number of seeds, from 0 on.
-        workdir: folder of the sweep; a run's is workdir/NAME/seedS.
-        flags: options of every run; grid.KEY has values with commas, and every combination is run.
+        recipes: values of --recipe.
+        seeds: number of seeds, starting at 0.
+        workdir: folder of the sweep; each run trains in workdir/NAME/seedS.
+        flags: options of every run. grid.KEY holds comma-separated values; every combination is trained.
 
     Raises:
-        ValueError: an option or value that is none, two runs of one name, or one that would be refused.
+        ValueError: an unknown option, an invalid value, two runs with the same name, or a run that train.py rejects.
     """
     grid = _checked_grid(recipes, seeds, flags)
     shared = {key: text for key, text in flags.items() if not key.startswith(GRID)}
@@ -70,7 +72,7 @@ def members_of(recipes: Sequence[str], seeds: int, workdir: Path, flags: Mapping
         name = re.sub(r"[^\w.,=+-]", "_", name)
         if name in variants:
             raise ValueError(
-                f"each run of a sweep must have a name of its own, found {name} twice: leave one out, or rename it"
+                f"two runs of the sweep have the same name {name}. Remove one of them or rename its recipe."
             )
         variants[name] = {"recipe": recipe, **shared, **own}
     members = []
@@ -79,34 +81,34 @@ def members_of(recipes: Sequence[str], seeds: int, workdir: Path, flags: Mapping
         options = tuple(f"--{key}={value}" for key, value in given.items())
         run = parse_run((), dict(given))
         if run.data.labels == "ignore":
-            raise ValueError(f"runs of a sweep must have a top-1, found data.labels=ignore in {name}: leave it out")
+            raise ValueError(f"{name} has data.labels=ignore, so it has no top-1 to compare. Remove it.")
         members.append(Member(name, seed, options, run))
     return members
 
 
 def _checked_grid(recipes: Sequence[str], seeds: int, flags: Mapping[str, str]) -> dict[str, list[str]]:
-    """The values of each key of the grid. Raises ValueError for options that a sweep cannot have."""
+    """Return the values of each grid key. Raise ValueError for options that a sweep does not accept."""
     for key in OWNED:
         if {key, GRID + key} & flags.keys():
-            raise ValueError(f"--{key} must not be given to a sweep, whose runs have their own: {OWNED[key]}")
+            raise ValueError(f"--{key} is set by the sweep for each run. {OWNED[key]}")
     if seeds < 1 or not recipes:
-        raise ValueError(f"a sweep needs a recipe and a seed at least, found {len(recipes)} and {seeds}: add some")
+        raise ValueError(f"sweep needs at least one recipe and one seed, got {len(recipes)} and {seeds}")
     grid = {key.removeprefix(GRID): _values(text) for key, text in flags.items() if key.startswith(GRID)}
     for key, values in grid.items():
         if not values:
-            raise ValueError(f"--{GRID}{key} must have values with commas between them, found none")
+            raise ValueError(f"--{GRID}{key} has no values. Pass values separated by commas.")
         if key in flags:
-            raise ValueError(f"--{key} must be given once, found it and --{GRID}{key}: leave one out")
+            raise ValueError(f"--{key} and --{GRID}{key} are both given. Remove one of them.")
     return grid
 
 
 def _name(recipe: str) -> str:
-    """A recipe's name; of a path that of its file without .json, or of the run folder."""
+    """Return a recipe's name; for a path, the name of the run folder or of the file without .json."""
     path = Path(recipe).resolve() if "/" in recipe or recipe.startswith(".") else Path(recipe)
     path = path.parent if path.name == CONFIG else path
     return path.name.removesuffix(".json")
 
 
 def _values(text: str) -> list[str]:
-    """Values with commas between them, but for those inside brackets or braces: 1,2 or (0,1),(1,2)."""
+    """Split values at commas outside brackets and braces: 1,2 or (0,1),(1,2)."""
     return re.findall(r"(?:\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|[^,])+", text)

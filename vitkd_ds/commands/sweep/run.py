@@ -1,4 +1,4 @@
-"""Train what a sweep lacks, one or several runs at a time."""
+"""Train the unfinished runs of a sweep, one or several at a time."""
 
 import logging
 import os
@@ -29,19 +29,18 @@ class Job:
 
 
 class Stopped(Exception):
-    """A signal ended the sweep; what was training has saved, if it could."""
+    """The sweep was stopped by a signal; running jobs have saved a checkpoint if they could."""
 
 
 def run_missing(members: Sequence[Member], *, jobs: int) -> list[Member]:
-    """Train every run that is not finished, `jobs` at a time; return those that failed or were stopped by a signal
-    of their own; their logs say why.
+    """Train every unfinished run, `jobs` at a time; return those that failed or were stopped by their own signal.
 
-    Each of the jobs has its share of this process's CPUs, and one GPU where there are any. INT, TERM and USR1 are
-    passed on to the runs that are training, which save and end, and nothing more is started.
+    The CPUs of this process are divided among the jobs. Each job gets one GPU if there are any. INT, TERM and USR1 are
+    forwarded to the running jobs, which save and exit; no further run is started.
 
     Raises:
         ValueError: a finished run has other settings.
-        Stopped: a signal came.
+        Stopped: a signal arrived.
     """
     missing = deque(member for member in members if not member.is_done())
     failed = []
@@ -63,20 +62,20 @@ def run_missing(members: Sequence[Member], *, jobs: int) -> list[Member]:
 
 
 def _is_finished(job: Job) -> bool:
-    """Whether a job that has ended is finished; says what became of it."""
+    """Return whether an exited job finished its run, and log the result."""
     job.log.close()
     who = f"{job.member.name} seed {job.member.seed}"
     if job.process.returncode:
-        logger.warning("%s failed, see %s", who, job.log.name)
+        logger.warning("%s failed. See %s", who, job.log.name)
         return False
     is_done = job.member.is_done()
-    logger.info("%s is %s", who, "finished" if is_done else "stopped by a signal, and saved")
+    logger.info("%s is %s", who, "finished" if is_done else "stopped by a signal after saving a checkpoint")
     return is_done
 
 
 @contextmanager
 def _passing_signals_to(training: list[Job]) -> Iterator[list[int]]:
-    """Pass signals on to all jobs in the list; what has been received is in the list that this gives."""
+    """Forward signals to all jobs in the list; yield the list of signals received so far."""
     received: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
@@ -84,7 +83,7 @@ def _passing_signals_to(training: list[Job]) -> Iterator[list[int]]:
         for job in training:
             job.process.send_signal(number)
 
-    # A terminal that is closed ends the sweep alone: its runs are in sessions of their own, and train on.
+    # Closing the terminal ends only the sweep: its runs have their own sessions and continue training.
     numbers = [number for number in ASKING if number != signal.SIGHUP]
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
@@ -96,23 +95,23 @@ def _passing_signals_to(training: list[Job]) -> Iterator[list[int]]:
 
 def _start(member: Member, slot: int, jobs: int) -> Job:
     member.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = open(f"{member.folder}.log", "a")  # beside the folder, which is the run's own
+    log = open(f"{member.folder}.log", "a")  # outside the run folder, which belongs to the run
     environ = dict(os.environ)
     cpus = sorted(os.sched_getaffinity(0))
     own = set(cpus[slot::jobs]) or {cpus[slot % len(cpus)]}
     if devices := _gpus():
         environ["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    # In a session of its own, so that Ctrl-C reaches it once: by us.
+    # A separate session, so that Ctrl-C reaches the job only once, through `pass_on`.
     process = subprocess.Popen(
         member.command(), stdout=log, stderr=subprocess.STDOUT, env=environ, start_new_session=True
     )
     os.sched_setaffinity(process.pid, own)
-    logger.info("%s seed %d trains on %d CPUs, its log is %s", member.name, member.seed, len(own), log.name)
+    logger.info("training %s seed %d on %d CPUs; log: %s", member.name, member.seed, len(own), log.name)
     return Job(member, slot, process, log)
 
 
 def _gpus() -> list[str]:
-    """The numbers of the GPUs that this process may use."""
+    """Return the numbers of the GPUs that this process may use."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [device for device in visible.split(",") if device]
     found = sorted(int(name[6:]) for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit())

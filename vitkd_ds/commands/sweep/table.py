@@ -1,4 +1,4 @@
-"""The table of a sweep: mean, interval, paired difference to the first, and time, as Markdown and as CSV."""
+"""Table of a sweep: mean, interval, paired difference to the first row and time; Markdown and CSV."""
 
 import csv
 import io
@@ -11,35 +11,37 @@ from vitkd_ds.commands.compare.table import safe_cell
 from vitkd_ds.train.statistics import paired_p, t_interval, t_interval_of_differences
 
 TOO_SMALL = "n too small"
-"""In place of an interval or a p of a single seed, or of values that are equal at all seeds."""
+"""Text in place of an interval or p-value for a single seed or identical values."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Results of the finished runs of one name, in percent, points and seconds; None where there are too few seeds, or
-    where the values of all seeds are equal."""
+    """Results of all finished runs with the same name, in percent, points and seconds.
+
+    An interval or p-value is None for a single seed or identical values.
+    """
 
     name: str
     seeds: int
     top1: float
     low: float | None
     high: float | None
-    """95 % interval of the mean top-1 (Student's t over the seeds)."""
+    """95 % confidence interval of the mean top-1 (Student's t over seeds)."""
     difference: float | None
     difference_low: float | None
     difference_high: float | None
-    """To the first name, mean over the seeds that both have, and its 95 % interval over the pairs. None where a pair
-    was evaluated on different images."""
+    """Mean difference to the first name over common seeds, and its 95 % interval over the pairs; None if a pair was
+    evaluated on different images."""
     p: float | None
-    """Of the paired t-test: how often chance alone would give a difference as large."""
+    """Two-sided p-value of the paired t-test."""
     seconds: float | None
-    """Training time of a run, mean."""
+    """Mean training time of a run."""
     has_same_images: bool = True
     """Whether every pair was evaluated on the same images."""
 
 
 def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
-    """A row for each name, of its results by seed; differences are to the first name that has any."""
+    """Return a row per name from its results by seed; differences are to the first name with results."""
     rows = []
     first = next((by_seed for by_seed in results.values() if by_seed), {})
     for name, by_seed in results.items():
@@ -47,10 +49,9 @@ def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
             continue
         top1 = [result.top1 for result in by_seed.values()]
         low, high = (t_interval(top1) if len(top1) > 1 else None) or (None, None)
-        # A difference of two runs counts only where both answered for the same images.
         both = [] if by_seed is first else sorted(by_seed.keys() & first.keys())
         has_same_images = not any("data.val" in by_seed[seed].other_images(first[seed]) for seed in both)
-        # Runs on other images have no difference in pairs, whatever their seed.
+        # Top-1 on different images cannot be compared in pairs.
         differences = [by_seed[seed].top1 - first[seed].top1 for seed in both] if has_same_images else []
         enough = len(differences) > 1
         bounds = (t_interval_of_differences(differences) if enough else None) or (None, None)
@@ -73,7 +74,7 @@ def rows_of(results: Mapping[str, Mapping[int, Result]]) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Make a Markdown table that is aligned to be read as text too."""
+    """Return a Markdown table with aligned columns, readable as plain text."""
     header = ("runs", "n", "top-1 %", "95 % interval", "difference", "95 % interval", "p", "time")
     cells = [
         (
@@ -96,7 +97,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Make CSV in full precision; what is not known is empty."""
+    """Return CSV in full precision; unknown values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
@@ -105,7 +106,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def _difference(row: Row) -> tuple[str, str, str]:
-    """Format the difference to the first name, its interval and its p."""
+    """Format the difference to the first name, its interval and its p-value."""
     if row.difference is None:
         return "" if row.has_same_images else "other images", "", ""
     p = TOO_SMALL if row.p is None else f"{row.p:.2g}"

@@ -34,16 +34,16 @@ MISSING_SCANS, UNKNOWN_KIND = 8, 9
 """Statuses of an image, with the numbers of `csrc/decode.h`; pixels are valid only for `DECODED`."""
 STATUS_TEXT = {
     BAD_JPEG: "is a damaged JPEG",
-    BAD_SIZE: "has another height, width or number of bytes than the file's table says",
-    SHORT_READ: "cannot be read whole (the file ends before it does, or the disk fails)",
-    BAD_CRC: "has other bytes than when it was packed (its CRC-32 differs)",
+    BAD_SIZE: "differs in height, width or number of bytes from the file's table",
+    SHORT_READ: "cannot be read completely (the file is cut short, or the disk fails)",
+    BAD_CRC: "has changed since it was packed (its CRC-32 differs)",
     BAD_COLOURS: "is a JPEG that is neither RGB nor grey",
-    BAD_ROW: "was asked for by a row that is out of range",
-    NO_MEMORY: "needs more memory than there is",
-    MISSING_SCANS: "is a JPEG that lacks some of its scans",
-    UNKNOWN_KIND: "is a JPEG of a kind that libjpeg does not read, such as lossless or of 12 bits",
+    BAD_ROW: "was requested by an index out of range",
+    NO_MEMORY: "needs more memory than available",
+    MISSING_SCANS: "is a JPEG with missing scans",
+    UNKNOWN_KIND: "is a JPEG of a kind that libjpeg cannot read, such as lossless or 12-bit",
 }
-"""Descriptions of the statuses: the ends of sentences that start with "image 7"."""
+"""Description of each status, to follow "image 7" in a message."""
 IMAGE_FAULTS = frozenset({BAD_JPEG, BAD_SIZE, BAD_CRC, BAD_COLOURS, MISSING_SCANS, UNKNOWN_KIND})
 """Statuses caused by the image; the others are caused by the disk, the memory or the caller."""
 

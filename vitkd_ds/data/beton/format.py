@@ -117,7 +117,7 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
         raise refuse(path, must, found, "pass a file packed by this package")
     num_fields = min(int(header["num_fields"]), len(FIELDS))
     if len(head) < HEADER_DTYPE.itemsize + num_fields * FIELD_DTYPE.itemsize:
-        raise refuse(path, "be whole", f"ends inside its header, at {size} bytes", COPY_AGAIN)
+        raise refuse(path, "be complete", f"ends inside its header, at {size} bytes", COPY_AGAIN)
     descriptors = np.frombuffer(head, FIELD_DTYPE, offset=HEADER_DTYPE.itemsize, count=num_fields)
     names = [d["name"].tobytes().split(b"\0")[0].decode("ascii", "replace") for d in descriptors]
     found = tuple(zip(names, descriptors["type_id"].tolist()))
@@ -129,7 +129,7 @@ def _read_header(path: Path, head: bytes, size: int) -> np.void:
     num_images = int(header["num_samples"])
     end = start + num_images * ALLOCATION_DTYPE.itemsize
     if start < METADATA_START + num_images * METADATA_DTYPE.itemsize or size != end:
-        raise refuse(path, f"be {end} bytes long by its own header", f"is {size}", COPY_AGAIN)
+        raise refuse(path, f"have {end} bytes according to its header", f"has {size}", COPY_AGAIN)
     return header
 
 
@@ -177,20 +177,20 @@ def read_beton(path: str | Path) -> tuple[BetonInfo, np.ndarray, np.ndarray]:
     values["classes"] = tuple(values["classes"])
     info = BetonInfo(path=path, **{key: values[key] for key in SIDE_KEYS})
     for key, found, must in (
-        ("bytes", path.stat().st_size, "be {} bytes long"),
-        ("num_images", len(tables.metadata), "hold {} images"),
+        ("bytes", path.stat().st_size, "have {} bytes"),
+        ("num_images", len(tables.metadata), "contain {} images"),
         ("tables_crc32", tables.crc32, "have tables of CRC32 {}"),
     ):
         if values[key] != found:
             side_says = must.format(values[key])
-            raise refuse(path, f"{side_says} by its side file", f"the file says {found}", "copy both files again")
+            raise refuse(path, f"{side_says} according to its side file", f"has {found}", "copy both files again")
     images = stored_images(path, tables)
     labels = tables.metadata["label"].astype(np.int64)
     check_labels(path, labels, num_classes=len(info.classes))
     lengths = values["lengths"]
     crc32s = values["crc32s"]
     if not (len(lengths) == len(crc32s) == info.num_images and (lengths == images["size"]).all()):
-        must = f"give the length and CRC32 of the {info.num_images} images of the .beton"
+        must = f"list the length and CRC32 of the {info.num_images} images of the .beton"
         raise refuse(side_path(path), must, "its numbers differ", "copy both files again")
     images["crc32"] = crc32s
     images["has_crc"] = 1
@@ -216,14 +216,14 @@ def stored_images(path: Path, tables: Tables) -> np.ndarray:
     offset = images["offset"]
     for is_right, must in (
         (places["sample"] == np.arange(len(places)), "be listed once"),
-        (places["offset"] == offset, "lie where both tables say"),
+        (places["offset"] == offset, "have the same offset in both tables"),
         ((offset >= start) & (offset <= end) & (places["size"] <= end - offset), "lie between the tables"),
         ((mode == JPEG_MODE) | (mode == RAW_MODE), f"have mode {JPEG_MODE} (JPEG) or {RAW_MODE} (pixels)"),
         ((height > 0) & (width > 0), "be at least 1 x 1 pixel"),
-        ((mode == JPEG_MODE) | (size == 3 * height * width), "have three bytes per pixel where it is stored as pixels"),
+        ((mode == JPEG_MODE) | (size == 3 * height * width), "have three bytes per pixel if stored as pixels"),
     ):
         if not is_right.all():
-            raise refuse(path, f"hold images that each {must}", f"image {np.argmin(is_right)} does not")
+            raise refuse(path, f"contain only images that {must}", f"image {np.argmin(is_right)} does not")
     return images
 
 
@@ -242,14 +242,14 @@ def beton_fingerprint(images: np.ndarray, labels: np.ndarray) -> int:
 
 def _check_is_finished(path: Path) -> None:
     if path.name.startswith(".") and path.name.endswith(".partial"):
-        found, remedy = "it is what pack writes until then", "give pack the same command again"
+        found, remedy = "is pack's temporary file", "rerun the same pack command"
         raise refuse(path, "be a finished .beton", found, remedy)
     if path.is_file():
         return
-    found, remedy = "does not exist", "give the path of a packed file, or pack one"
+    found, remedy = "does not exist", "pass the path of a packed file, or pack one"
     if path.is_dir():
         found = "is a folder"
     elif partial_path(path).exists():
         found = "is still being packed, or its packing was interrupted"
-        remedy = "wait, or give pack the same command again, which continues"
+        remedy = "wait, or rerun the same pack command, which continues"
     raise refuse(path, "be a .beton file", found, remedy)

@@ -82,7 +82,7 @@ def read_side(path: Path) -> dict:
     side = side_path(path)
     if not side.is_file():
         must = f"have its side file {side.name!r} in the same folder"
-        remedy = "copy it along, or give a file that FFCV wrote one (vitkd-ds adopt)"
+        remedy = "copy it too, or create it for a file written by FFCV (vitkd-ds adopt)"
         raise refuse(path, must, "there is none", remedy)
     try:
         values = load_json(side)
@@ -106,5 +106,5 @@ def read_side(path: Path) -> dict:
         try:
             values[key] = np.frombuffer(base64.b64decode(values[key], validate=True), "<u4")
         except (TypeError, ValueError) as error:
-            raise refuse(side, f"hold 32-bit numbers in base64 as {key!r}", str(error), "copy it again") from error
+            raise refuse(side, f"contain 32-bit numbers in base64 as {key!r}", str(error), "copy it again") from error
     return values

@@ -42,8 +42,8 @@ def open_hugging_face(src: Path, split: str) -> Source:
     try:
         import datasets
     except ImportError as error:
-        found = f"{str(src)!r} needs the package datasets to be read, found none"
-        raise ValueError(f"{found}. Install it: pip install 'vitkd_ds[hf]'") from error
+        found = f"reading {str(src)!r} needs the package datasets, which is not installed"
+        raise ValueError(f"{found}. Run pip install 'vitkd_ds[hf]'.") from error
     dataset = _arrow(datasets, src, split) if has_arrow(src) else _parquet(datasets, src, split)
     image_key = _only_column(src, dataset, datasets.Image, "image")
     label_key = _only_column(src, dataset, datasets.ClassLabel, "class label")

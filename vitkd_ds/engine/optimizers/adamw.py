@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from vitkd_ds.config.run import OptimConfig
+from vitkd_ds.config.optim import OptimConfig
 from vitkd_ds.engine.flat import Group
 from vitkd_ds.engine.optimizers.base import Optimizer
 from vitkd_ds.models.distiller import Distiller
