@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Shared code of all jobs in this folder: site settings, Python or a container, job steps that stop on request, requeueing.
 # run_recipe.sh and pack_imagenet.sh source it. slurm/README.md is the manual.
-# No `set -e`: the code below decides what a step's exit code means.
+# No `set -e`: the code below handles the exit codes of steps.
 set -uo pipefail
 
 # ---- Site settings: edit these lines for your cluster, or set the same variables in the environment. Set partition and
@@ -15,7 +15,7 @@ MAX_FAILURES=${MAX_FAILURES:-3}        # maximum restarts of a job after failure
 DOCTOR=${DOCTOR:-0}                    # 1 runs `vitkd-ds doctor` before training; an error there ends the job
 # ----
 max_stops=10 # maximum restarts in a row after stops that saved nothing new
-spare_s=60   # seconds before the time limit at which srun is killed if it is still running; leaves time to requeue
+spare_s=60   # srun is killed this many seconds before the time limit if it is still running; leaves time to requeue
 
 exec 3>&1 # the log: keeps messages of a trap out of a step's redirected output
 say() { printf '[%s job %s] %s\n' "$(date '+%F %T')" "$SLURM_JOB_ID" "$*" >&3; }
@@ -135,10 +135,10 @@ step() {
   return "$code"
 }
 
-# ---- Requeueing. The sourcing script defines `progress`, which prints what is saved.
+# ---- Requeueing. The sourcing script defines `progress`, which prints the saved progress.
 
 # job_state: print the state of this start; fail if Slurm does not answer. After a network failure this script may still
-# run when the job's next start does. Then it prints REQUEUED, so that it leaves the next start alone.
+# run when the job's next start does. Then it prints REQUEUED, so that it does not interfere with the next start.
 job_state() {
   local told
   told=$(record) || return 1
@@ -160,8 +160,8 @@ add_one() {
   mkdir -p "$(dirname "$1")" && echo "$count" >"$1" && echo "$count"
 }
 
-# requeue_or_end CODE BEFORE FOLDER: requeue or end a job whose step ended before the work was finished. BEFORE is what
-# `progress` printed at the start of the job. FOLDER holds the counts of this job's failures and stops.
+# requeue_or_end CODE BEFORE FOLDER: requeue or end a job after a step that did not finish the work. BEFORE is the output
+# of `progress` at the start of the job. FOLDER holds the counts of this job's failures and stops.
 requeue_or_end() {
   local code=$1 before=$2 folder=$3 saved state count
   local again="rerun the same sbatch command to continue"

@@ -69,8 +69,8 @@ fail_any = lambda name, nth, times: library.fail_any(name.encode(), nth, times)
 def run_on_a_failing_disk(tmp_path, code, *words):
     """Run Python code that can make a disk fail, and return its stdout. Waits between retries are short.
 
-    After `fail(NAME, TIMES)` the next TIMES reads of files whose path contains NAME fail. After `fail_any(NAME, N,
-    TIMES)` the next N reads, writes, fsyncs, renames and mkdirs succeed and TIMES more fail.
+    After `fail(NAME, TIMES)` the next TIMES reads of files with NAME in their path fail. After `fail_any(NAME, N,
+    TIMES)` the next N reads, writes, fsyncs, renames and mkdirs of such paths succeed and TIMES more fail.
     """
     library = tmp_path / "fail.so"
     if not library.exists():

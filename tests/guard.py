@@ -29,7 +29,7 @@ class Guard:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self):
-        """Fail a test whose code caught the failure or called os._exit in a thread."""
+        """Fail a test if its code caught the failure or called os._exit in a thread."""
         yield
         if exits := "\n".join(self.exits):
             self.exits.clear()

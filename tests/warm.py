@@ -2,10 +2,10 @@
 
 A rank spends six seconds on imports. `subprocess.Popen` can call a function in the forked child just before it executes
 a program. Here that function runs the Python program itself and never returns, so pid, pipes, session, working
-directory and exit code are those of an ordinary child. The child first resets the state that a new interpreter would
-not have: modules of the package and the tests, signal handlers, open files, exit handlers, random generators. Programs
-start normally in tests with the marker `cold`, and when the environment has variables that only a new interpreter
-reads.
+directory and exit code are the same as for an ordinary child. The child first resets the state that a new interpreter
+would not have: modules of the package and the tests, signal handlers, open files, exit handlers, random generators.
+Programs start normally in tests with the marker `cold`, and when the environment has variables that only a new
+interpreter reads.
 """
 
 import atexit
@@ -191,7 +191,7 @@ def _open_streams() -> None:
 
 
 def _close_files() -> None:
-    """Close the inherited files, such as the pipe on which Popen waits, but keep their descriptors in use.
+    """Close the inherited files, such as Popen's error pipe, but keep their descriptors in use.
 
     File objects inherited from the parent close their descriptors when they are collected; no new file may have those.
     """

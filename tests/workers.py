@@ -12,7 +12,7 @@ import pytest
 COSTLY = re.compile(r"\b(observed|whole_run)\b")
 """Session fixtures of tests/conftest.py that start processes."""
 FOLDERS = ("tests/commands/compare", "tests/commands/report")
-"""Folders whose tests share a costly fixture."""
+"""Test folders with a shared costly fixture."""
 
 
 def group_of(file: str) -> str:

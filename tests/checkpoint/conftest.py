@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture
 def disk_calls(monkeypatch):
     """Return a list that records fsync, replace and rename in order: the call, the file name, and a synced file's size.
-    These calls determine what a crash leaves behind."""
+    These calls determine the files after a crash."""
     seen = []
 
     def watch(name, describe):

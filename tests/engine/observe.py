@@ -210,7 +210,7 @@ def observe_average(seen, folder):
 
 
 def differences(ours, theirs, path=""):
-    """Return the paths at which two nested values differ."""
+    """Return the paths of all differences between two nested values."""
     if isinstance(theirs, dict) and isinstance(ours, dict) and set(ours) == set(theirs):
         return [found for key in theirs for found in differences(ours[key], theirs[key], f"{path}/{key}")]
     if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)) and len(ours) == len(theirs):

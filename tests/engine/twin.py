@@ -15,7 +15,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class DeepSpeedsOwn:
-    """Engine in which DeepSpeed computes the norm, checks for inf and NaN, clips and loads checkpoints, its default."""
+    """DeepSpeed's default engine: DeepSpeed computes the norm, checks for inf and NaN, clips and loads checkpoints."""
 
     def __init__(self, run, precision, *, accumulation=1, compile=False, drop_path=0.0):
         config = (BF16 if precision == "bf16" else {}) | {

@@ -1,6 +1,6 @@
 """Apply each mistake to a copy of the tree, one at a time, and run the test that must fail: `make mistakes`.
 
-Words on the command line select mistakes whose file, function, code or test contains one of them. MISTAKES_JOBS is the
+Words on the command line select mistakes with one of them in the file, function, code or test. MISTAKES_JOBS is the
 number of worker processes (default 1), each with its own copy. The test must first pass on the unchanged copy. A
 mistake counts as caught only if the test then fails (exit code 1) or reaches its time limit, not if a module cannot be
 imported or the test is missing. The last line has the number of mistakes caught by tests of `make test`.

@@ -23,8 +23,8 @@ GRACE_S = 10
 """Seconds between a test's time limit and the kill of its process."""
 LEAST_LIMIT_S = 40
 TIMES_AS_LONG = 4
-"""Time limit of a test with a change, as a multiple of its time without one. The minimum is LEAST_LIMIT_S, in which
-waiting ranks of tests/threaded.py fail by themselves."""
+"""Time limit of a test with a change, as a multiple of its time without one. The minimum is LEAST_LIMIT_S, long enough
+for hanging ranks of tests/threaded.py to fail first."""
 FIRST_LIMIT_S = 280
 PASSED = 0
 FAILED = 1

@@ -1,1 +1,1 @@
-"""Mutation testing: `make mutants` makes random small changes to the package and counts those that tests notice."""
+"""Mutation testing: `make mutants` makes random small changes to the package and counts how many the tests notice."""

@@ -1,10 +1,10 @@
-"""Draw random mutants of the package and count those that tests kill: `make mutants N=300 SEED=1`.
+"""Draw random mutants of the package and count how many the tests kill: `make mutants N=300 SEED=1`.
 
-Words on the command line select mutants whose file contains one of them. MUTANTS_JOBS is the number of worker processes
-(default 1). First, once per state of the tree, all tests run on an instrumented copy, which takes as long as `make
-test-all`. Then each mutant is tried with the tests of `make test`, and after them with the others of `make test-all`. A
-test kills a mutant if it fails, crashes or reaches its time limit. Both parts write to build/mutants/; rerun the same
-command to resume an interrupted run.
+Words on the command line limit the mutants to files with one of them in their path. MUTANTS_JOBS is the number of
+workers (default 1). First, once per state of the tree, all tests run on an instrumented copy, which takes as long as
+`make test-all`. Then each mutant is tried with the tests of `make test`, and after them with the others of `make
+test-all`. A test kills a mutant if it fails, crashes or reaches its time limit. Both parts write to build/mutants/;
+rerun the same command to resume an interrupted run.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def recorded(files: Sequence[str]) -> tuple[list[dict], set[str]]:
 
 
 def test_files() -> list[str]:
-    """Return all test files except those of mistakes and mutants, which read the package's source."""
+    """Return all test files except the tests of mistakes and mutants, which read the package's source."""
     top = ROOT / "tests"
     every = sorted(str(path.relative_to(top)) for path in top.rglob("test_*.py"))
     return [file for file in every if file != "test_mistakes.py" and not file.startswith("mutants/")]
@@ -174,7 +174,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num", type=int, default=100, help="number of mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", nargs="*", help="test files to run, relative to tests/ (default: all)")
-    parser.add_argument("words", nargs="*", help="only mutants whose file contains one of these words")
+    parser.add_argument("words", nargs="*", help="only files with one of these words in their path")
     return parser.parse_args(words)
 
 

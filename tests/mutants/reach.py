@@ -171,8 +171,8 @@ def mirrored(file: str) -> list[str]:
 
 
 def candidates(mutant: Mutant, reach: Reach) -> list[TimedTest]:
-    """Return the tests that may notice a mutant: those of the corresponding files, then others that reach it, each
-    sorted by time."""
+    """Return the tests that may notice a mutant: first tests in the corresponding files, then others that reach it,
+    both sorted by time."""
     by_function = reach.functions.get(mutant.file, {})
     words = mutant.where.split(".")
     wheres = [".".join(words[:length]) for length in range(len(words), 0, -1)]

@@ -193,7 +193,7 @@ def attention(student, teacher):
 
 
 def feature(pooled, patches, target, target_patches):
-    """Return the part of the class token and that of the patches."""
+    """Return the class token's part and the patches' part."""
     classes = [1 - cosine(p, t) for p, t in zip(pooled.tolist(), target.tolist())]
     tokens = [(p, t) for own, other in zip(patches.tolist(), target_patches.tolist()) for p, t in zip(own, other)]
     total = 0.0

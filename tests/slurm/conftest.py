@@ -58,7 +58,7 @@ def until_completed(cluster: Cluster, job: str, workdir: Path | None = None, tim
 
 
 def until_same(cluster: Cluster, job: str, workdir: Path, whole: Path) -> None:
-    """Wait until a job is completed; its student must equal that of `whole` bit for bit, with each step logged once."""
+    """Wait until a job is completed; it must have the same student as `whole`, bit for bit, and log each step once."""
     until_completed(cluster, job, workdir)
     assert (workdir / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

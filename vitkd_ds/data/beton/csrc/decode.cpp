@@ -87,7 +87,7 @@ struct Jpeg {
 };
 
 // State of one thread. The byte buffer and the resizer are reused for the next image. The libjpeg object is not: an
-// image without tables would be decoded with those of the image before.
+// image without tables would be decoded with the previous image's.
 class Worker {
  public:
   explicit Worker(Call* call) : call_(call), resizer_(call->vector_bytes), augmenter_(call->vector_bytes) {}

@@ -69,7 +69,7 @@ int vitkd_resize(const uint8_t* pixels, int32_t height, int32_t width, const Cro
 // damaged, cannot be written as a baseline JPEG, or needs more than `capacity` bytes.
 uint64_t vitkd_transcode(const uint8_t* jpeg, uint64_t size, uint8_t* written, uint64_t capacity);
 
-// Return the restart interval, in MCUs, for a JPEG of this width whose MCUs are mcu_width pixels wide. It divides a
+// Return the restart interval, in MCUs, for a JPEG of this width with MCUs of mcu_width pixels. It divides a
 // row of MCUs, because splice.h needs segments that end with the row.
 int32_t vitkd_restart_interval(int32_t width, int32_t mcu_width);
 

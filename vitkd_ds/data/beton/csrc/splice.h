@@ -16,7 +16,7 @@ struct Box {
 
 // Bytes of end markers appended to a JPEG. They complete a file that lacks only its end marker; any other truncation
 // shows as missing codes. They also keep libjpeg on its fast path, which needs 512 more bytes in its buffer for each
-// of an MCU's blocks, of which there are at most 10.
+// of an MCU's at most 10 blocks.
 constexpr size_t ROOM_BYTES = 5120;
 void fill_room(uint8_t* behind);
 // Zero bytes before each restart marker. libjpeg reads up to 8 bytes ahead; if it meets a marker there, it decodes
