@@ -2,8 +2,8 @@
 //
 //   augment_fuzz [--seconds N] [--seed N]
 //
-// A failure is a sanitizer report, a byte written outside the images, a rectangle outside its image that is accepted, or
-// a different result with another vector width.
+// A failure is a sanitizer report, a byte written outside the images, an accepted rectangle outside its image, or a
+// result that depends on the vector width.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>

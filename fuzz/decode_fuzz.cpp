@@ -1,4 +1,4 @@
-// Fuzz vitkd_decode with damaged JPEGs, tables and crops, and vitkd_transcode with the JPEGs; stops at the first failure.
+// Fuzz vitkd_decode with damaged JPEGs, tables and crops, and vitkd_transcode with JPEGs; stops at the first failure.
 //
 //   decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]
 //
@@ -6,10 +6,10 @@
 // - a sanitizer report, or a status that does not exist
 // - pixels other than black with a status other than DECODED
 // - two calls that differ: one thread, then two threads with the rows in reverse, each with a random vector width
-// - pixels that differ from those of the whole image (decoded by libjpeg, or stored raw), cropped and resized afterwards
+// - pixels that differ from a reference: the whole image, decoded by libjpeg or stored raw, then cropped and resized
 //
-// A case depends only on seed and number. A failed run prints a command that repeats it. `make fuzz` builds this program
-// with the sanitizers, and the corpus with corpus.py.
+// A case depends only on seed and number. A failed run prints a command that repeats it. `make fuzz` builds this
+// program with the sanitizers, and the corpus with corpus.py.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>

@@ -77,8 +77,7 @@ bool lacks_scans(const jpeg_decompress_struct& jpeg) {
   return false;
 }
 
-// Input for libjpeg: the bytes, the number of padding bytes before each restart marker, and the part of the image
-// covered.
+// Input for libjpeg: bytes, number of padding bytes before each restart marker, covered part of the image.
 struct Jpeg {
   const uint8_t* bytes;
   size_t size;
@@ -87,7 +86,7 @@ struct Jpeg {
 };
 
 // State of one thread. The byte buffer and the resizer are reused for the next image. The libjpeg object is not: an
-// image without tables would be decoded with the previous image's.
+// image without its own tables would be decoded with those of the previous image.
 class Worker {
  public:
   explicit Worker(Call* call) : call_(call), resizer_(call->vector_bytes), augmenter_(call->vector_bytes) {}

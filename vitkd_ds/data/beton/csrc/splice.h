@@ -20,14 +20,14 @@ struct Box {
 constexpr size_t ROOM_BYTES = 5120;
 void fill_room(uint8_t* behind);
 // Zero bytes before each restart marker. libjpeg reads up to 8 bytes ahead; if it meets a marker there, it decodes
-// the MCU again with slow code. It skips the zeros and reports their number. Any other number means that the segment
-// was not decoded exactly to its last byte.
+// the MCU again with slow code. libjpeg skips the zeros and reports their number. Any other number means that the
+// segment was not decoded exactly to its last byte.
 constexpr int PADDING_BYTES = 8;
 
 class Splice {
  public:
   // Assemble the segments that cover `needed` from a JPEG of `size` bytes followed by an end marker. Return false if
-  // the JPEG is not of the kind described above, or its markers are out of order; then it must be decoded whole.
+  // the JPEG is not of the kind described above, or its markers are out of order; then libjpeg must get the whole file.
   bool cut(const uint8_t* jpeg, size_t size, int height, int width, const Box& needed);
 
   const uint8_t* bytes() const { return bytes_.data(); }
