@@ -1,4 +1,4 @@
-# make demo, make lint, make test, make test-all: each does all the set-up, into .venv. A second call reuses it.
+# make demo, make lint, make test, make test-all: the first call sets up .venv, later calls reuse it.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,16 +10,16 @@ setup: .venv/.ready
 	PYTHON=$(PYTHON) sh .ci/system_libraries
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
-	@# torch first: deepspeed's and ffcv's setup.py look at it; no build isolation, so that they look at this one.
-	@# DS_IGNORE_CUDA_DETECTION: beside a GPU deepspeed would ask for the CUDA toolkit, which nothing here needs.
+	@# torch first: the setup.py of deepspeed and ffcv import it. Without build isolation they import this one.
+	@# DS_IGNORE_CUDA_DETECTION: with a GPU, deepspeed would require the CUDA toolkit, which is not needed.
 	$(BIN)/python -m pip install --quiet torch
 	DS_BUILD_OPS=0 DS_IGNORE_CUDA_DETECTION=1 $(BIN)/python -m pip install --quiet --no-build-isolation \
 	    --config-settings editable_mode=compat --editable ".[test]"
-	@# By itself, as it asks for an older Pillow: vitkd_ds/config/check.py.
+	@# Without its dependencies, because it requires an older Pillow (see vitkd_ds/config/check.py).
 	$(BIN)/python -m pip install --quiet --no-deps 'trackio>=0.43,<0.44'
 	touch $@
 
-# The two runs are made anew, in a folder of their own. PATH: deepspeed starts the python that it finds there.
+# Deletes earlier demo runs and trains both again. PATH: deepspeed starts the first python in it.
 DEMO := deepspeed --quiet train.py --ds_config ds_configs/zero2.json
 
 demo: setup
@@ -28,18 +28,18 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEMO) --workdir runs/make_demo/distilled
 	$(BIN)/vitkd-ds compare runs/make_demo/plain runs/make_demo/distilled
 	@echo
-	@echo "the report, for a browser:"
+	@echo "report (open it in a browser):"
 	@$(BIN)/vitkd-ds report runs/make_demo/distilled runs/make_demo/plain
 
-# Style and types; then the size of the package and of its tests, which nothing checks.
+# Check style and types; then print the size of the package and of its tests.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check --python $(BIN)/python
 	@for folder in vitkd_ds tests; do echo "$$folder: $$(find $$folder -name '*.py' -exec cat {} + | wc -l) lines of Python"; done
 
-# The tests of slurm/ start a real Slurm. Where it cannot be installed they are skipped, and the summary says so.
-# On two workers, each with one thread; PYTEST_WORKERS=0 runs all tests in one process.
+# Tests of slurm/ start a real Slurm cluster. If Slurm cannot be installed, they are skipped, and the summary says so.
+# Two workers with one thread each; PYTEST_WORKERS=0 runs all tests in one process.
 PYTEST_WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
@@ -50,36 +50,36 @@ test-all: setup
 	sh .ci/test_programs
 	$(PYTEST) -m "not long" --hypothesis-profile many
 
-# A cut network, dead daemons of Slurm, kills, every recipe at its full depth, `make gpu` at toy size: minutes each.
+# Tests that take minutes each: cut networks, dead Slurm daemons, kills, every recipe at full depth, `make gpu` at toy size.
 test-long: setup
 	sh .ci/test_programs
 	$(BIN)/python -m pytest -m long
 
-# Deliberate mistakes, one at a time in a copy of the tree: a test must fail on each. MISTAKES: words that choose some.
+# Put deliberate mistakes into a copy of the tree, one at a time; a test must fail on each. MISTAKES: words to select some.
 mistakes: setup
 	$(BIN)/python -m tests.mistakes $(MISTAKES)
 
-# N random mutants of the package, drawn with SEED. FILES: words that choose some files, such as data/ or lock.
+# Test N random mutants of the package, drawn with SEED. FILES: words to select files, such as data/ or lock.
 N ?= 100
 SEED ?= 0
 
 mutants: setup
 	$(BIN)/python -m tests.mutants --num $(N) --seed $(SEED) -- $(FILES)
 
-# On a machine with a GPU: does it compute what a CPU does, and how fast? 25 minutes at most; rows in gpu/rows.json.
+# Check correctness and speed on a GPU: at most 25 minutes; results in gpu/rows.json.
 gpu: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/gpu.py
 
-# The pages and the reference as a site: build/site/index.html opens from the disk.
+# Build the documentation site; open build/site/index.html in a browser.
 site: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
 
-# For nodes without a compiler or root: dist/*.whl carry their C++ libraries. docs/install.md says how to install them.
+# Build wheels with their C++ libraries in dist/, for nodes without a compiler or root. See docs/install.md.
 wheels: setup
 	sh .ci/wheels "$(CURDIR)/$(BIN)/python" dist
 
-# Damaged JPEGs, tables, rows and any plans thrown at the C++ code, under the sanitizers. FUZZ_PHOTOS: JPEGs of your own.
+# Fuzz the C++ code under sanitizers: damaged JPEGs, tables and crops, random augmentation plans. FUZZ_PHOTOS: more JPEGs.
 FUZZ_SECONDS ?= 600
 
 fuzz: setup

@@ -1,10 +1,11 @@
-"""What does augmentation cost? CPU time of each recipe's augmentation on this machine, ours beside Pillow's.
+"""CPU time of each recipe's augmentation on this machine, compared with Pillow.
 
     python benchmarks/augment.py [--operations] [--repeats 20] [--json FILE]
 
-One thread, micro-batches of 64, as the threads that decode do it; Pillow has timm's RandAugment, torchvision's
-ColorJitter and so on, image by image. Images are smooth with a little noise, 224 pixels; each repetition has new draws,
-which count, and the median is given. --operations times each of RandAugment's operations alone, at magnitude 9.
+One thread augments micro-batches of 64, as each decoder thread does. Pillow runs timm's RandAugment, torchvision's
+ColorJitter and so on, one image at a time. Images are 224 px, smooth with a little noise. Each repetition makes new
+random draws, and their time counts; the table shows medians. --operations also times each operation of RandAugment
+separately, at magnitude 9.
 """
 
 import argparse
@@ -43,7 +44,7 @@ RECIPES = {
 
 
 def smooth_images() -> np.ndarray:
-    """Blurred noise with a little noise on top: uint8 [COUNT, SIZE, SIZE, 3]."""
+    """Return blurred noise with a little noise on top, uint8 [COUNT, SIZE, SIZE, 3]."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(COUNT, 3, 14, 14, generator=generator)
     images = 255 * torch.nn.functional.interpolate(coarse, size=SIZE, mode="bicubic", align_corners=False)
@@ -52,7 +53,7 @@ def smooth_images() -> np.ndarray:
 
 
 def median_ms(work: Callable[[int], object], *, repeats: int) -> float:
-    """Median CPU time of `work(i)` for an image, in ms, after two warm-up calls."""
+    """Return the median CPU time of `work(i)` per image, in ms, after two warm-up calls."""
     times = []
     for i in range(2 + repeats):
         start = time.process_time()
@@ -62,7 +63,7 @@ def median_ms(work: Callable[[int], object], *, repeats: int) -> float:
 
 
 def our_ms(config: AugmentConfig, repeats: int) -> float:
-    """Ours, with the draws."""
+    """Time our augmentation, including the random draws; ms per image."""
     augmenter, images = Augmenter(config, seed=0, statistics=IMAGENET), smooth_images()
     samples = np.zeros(COUNT, SAMPLE_DTYPE)
 
@@ -74,7 +75,7 @@ def our_ms(config: AugmentConfig, repeats: int) -> float:
 
 
 def operation_ms(op: str, is_cubic: bool, repeats: int) -> float:
-    """One operation on each image, without the draws."""
+    """Time one operation of RandAugment without the random draws; ms per image."""
     images, empty = smooth_images(), Augmenter(AugmentConfig(), seed=0, statistics=IMAGENET)
     arguments_B = level_arguments(op, np.full(COUNT, 9.0), np.arange(COUNT) % 2 == 0, is_increasing=True)
     layer = Layer(np.full(COUNT, OPS.index(op)), arguments_B, np.full(COUNT, is_cubic))
@@ -85,8 +86,8 @@ def operation_ms(op: str, is_cubic: bool, repeats: int) -> float:
 
 
 def pillow_functions() -> dict[str, Callable[[Image.Image], Image.Image]]:
-    """The same on one Pillow image, where a library has it."""
-    # Magnitude 10 is left out (mmax9), as Pillow 13 refuses timm's Posterize there.
+    """Return recipe name to an equivalent function on one Pillow image; recipes that no library covers are missing."""
+    # mmax9 excludes magnitude 10, at which Pillow 13 rejects timm's Posterize.
     rand_augment = rand_augment_transform("rand-m9-mstd0.5-inc1-mmax9", {"img_mean": (124, 116, 104)})
     jitter = ColorJitter(0.3, 0.3, 0.3, 0)
 

@@ -1,13 +1,13 @@
-"""How many calls a step computes with: a count that needs no GPU.
+"""Count the ATen calls in a training step; needs no GPU.
 
     python benchmarks/calls.py [--debug] [DS_CONFIG ...]
 
-Counts the ATen calls that compute (views left out), on a CPU, with nothing compiled: of one backward pass of DeiT-Tiny
-from DeiT III-Small, in all and for the models' and losses' own arithmetic (the same module without DeepSpeed), of one
-update, and of the teacher's forward by placement. They are no kernels: a GPU may launch several for a call, and a
-compiler fuses many into one. One rank, micro-batch 2 (the count does not depend on it); the last total and norm are
-printed, so that settings can be held against each other bit for bit. Each DS_CONFIG is a file of the student's engine;
---debug takes toy models.
+Runs DeiT-Tiny from DeiT III-Small on a CPU without compilation and counts the ATen calls that compute (no views) in one
+backward pass, one optimizer step, and the teacher's forward for each placement. The backward count is also given for
+the same module without DeepSpeed: the models' and losses' own arithmetic. Calls are not kernels: a GPU may launch
+several kernels per call, and a compiler fuses many calls into one. One rank, micro-batch 2; the counts do not depend on
+the micro-batch. The last loss and gradient norm are printed, so that two settings can be compared bit for bit. Each
+DS_CONFIG is a DeepSpeed file for the student; --debug uses toy models.
 """
 
 import sys
@@ -29,7 +29,7 @@ STEPS = 4
 
 
 class Count(TorchDispatchMode):
-    """Count the calls that compute."""
+    """Counter of ATen calls other than views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Count(TorchDispatchMode):
 
 
 def own_backward_calls(pair: Pair, batch: MicroBatch, engines: Engines) -> int:
-    """Count the calls of the student's and the losses' backward without DeepSpeed, in the engine's dtype."""
+    """Count the backward calls of student and losses without DeepSpeed, in the engine's dtype."""
     dtype = engines.engine.dtype
     distiller = pair.distiller().to(batch.images_BCHW.device, dtype)
     images_BCHW = engines.normalization.apply(batch.images_BCHW, dtype)

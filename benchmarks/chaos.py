@@ -1,20 +1,23 @@
-"""Kills a rank of a training run at random moments, starts it again each time, and compares the end with a run that
-was left alone: every bit of the exported weights, and each step in metrics.jsonl once.
+"""Kill ranks of a training run at random moments and compare its result with an undisturbed run.
 
     python benchmarks/chaos.py [--kills 50] [--ranks 2] [--seed 0] [--slurm] [--fault NAME] [--json FILE]
 
-The run is the demo at debug size with all that must be resumed switched on. A third of the kills come during the start,
-imports included, a third during the training, and a third wait for a checkpoint that is being written. Of six, three
-are SIGKILL, one is SIGSTOP and SIGKILL up to three seconds later, one is SIGTERM, which asks to save and end, and one
-is the kernel's for want of memory (as root, where memory cgroups can be made; else SIGKILL). There is no launcher: once
-the ranks have met, the others must notice by themselves, and what they took is reported. A rank that waits for one that
-died before they met is killed, as a launcher would do.
+The run is restarted after each kill. At the end its exported weights must equal those of the undisturbed run bit for
+bit, and metrics.jsonl must contain every step exactly once.
 
-Every second start also has a fault in what a run relies on (`benchmarks/chaos_trust.py`): streams, links, environment,
-a stale teacher, namespaces. --fault takes one of them alone.
+The run is the demo at debug size with every resumable feature switched on. A third of the kills happen during start-up
+(including imports), a third during training, and a third while a checkpoint is being written. Of six kills on average,
+three are SIGKILL; one is SIGSTOP, followed by SIGKILL within three seconds; one is SIGTERM, which requests a save and a
+stop; and one is an out-of-memory kill by the kernel (SIGKILL unless root can create memory cgroups). There is no
+launcher. Once the ranks have connected, the survivors must notice a death themselves, and the time until they exit is
+reported. If a rank dies before that, the benchmark kills the others, as a launcher would do.
 
-With --slurm the run is a job of a Slurm on this machine (as root, `sh .ci/test_programs` installs it), and what dies
-may also be srun, a slurmstepd, the job script or a node; links are cut and disks full: `benchmarks/chaos_slurm.py`.
+About every second start also gets a fault in the run's surroundings (`benchmarks/chaos_trust.py`): streams, links,
+environment, a stale teacher, namespaces. --fault selects one of them for every start.
+
+With --slurm the run is a job of a Slurm cluster on this machine (as root, `sh .ci/test_programs` installs Slurm). The
+kills then also hit srun, slurmstepd, the job script and whole nodes, and there are cut network links and full disks:
+`benchmarks/chaos_slurm.py`.
 """
 
 import argparse
@@ -45,7 +48,7 @@ OPTIONS = [
 
 
 def start(ranks, workdir, steps, log, *options, fault=None):
-    """Start the ranks, pinned to one CPU each; a fault is one of the stream or the environment."""
+    """Start the ranks, each pinned to one CPU; `fault` may be a stream or environment fault."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -66,8 +69,8 @@ def start(ranks, workdir, steps, log, *options, fault=None):
 
 
 def wait(processes, limit_s, *, is_launcher=False):
-    """Wait for all to end; returns seconds and exit codes. One that does not is killed; without `is_launcher` that is
-    a failure of the test."""
+    """Wait until all ranks have exited; return the seconds and the exit codes. Ranks still running after `limit_s` are
+    killed; without `is_launcher` that raises `subprocess.TimeoutExpired`."""
     started = time.monotonic()
     try:
         for process in processes:
@@ -83,31 +86,31 @@ def wait(processes, limit_s, *, is_launcher=False):
 
 
 def lines_of(workdir):
-    """The whole lines of metrics.jsonl; none before the first."""
+    """Return the complete lines of metrics.jsonl, or [] if there is no file yet."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def last_step(workdir):
-    """The last step in metrics.jsonl; 0 before the first."""
+    """Return the last step in metrics.jsonl, or 0."""
     return max((line["step"] for line in lines_of(workdir)), default=0)
 
 
 def latest_step(workdir):
-    """Step of the checkpoint that the next start will take; 0 without one."""
+    """Return the step of the checkpoint that the next start resumes from, or 0."""
     path = workdir / "checkpoints" / "latest"
     return int(path.read_text().removeprefix("step")) if path.exists() else 0
 
 
 def log_file(workdir):
-    """Which file metrics.jsonl is."""
+    """Return the inode of metrics.jsonl, or None if it does not exist."""
     path = workdir / "metrics.jsonl"
     return path.stat().st_ino if path.exists() else None
 
 
 def unpublished(workdir):
-    """Checkpoints that are being written, or that a kill left behind: name, inode, last change."""
+    """Return name, inode and mtime of each incomplete checkpoint: one being written, or left behind by a kill."""
     found = set()
     for path in (workdir / "checkpoints").glob(".step*"):
         try:
@@ -118,15 +121,17 @@ def unpublished(workdir):
 
 
 def wait_for_moment(workdir, start_s, step_s, draw, is_over, *, is_new=True):
-    """Wait for a random moment of a start, which if it is not new has trained for a while; returns what the run does
-    then, None if it was over before."""
+    """Wait for a random moment of a start; return the run's phase at that moment, or None if the start ended before.
+
+    Without `is_new`, the start is already training.
+    """
     kind = draw.choice(("starting", "training", "saving") if is_new else ("training", "saving"))
     moment_s = time.monotonic() + draw.uniform(0, start_s if is_new else STEPS_PER_KILL * step_s)
     is_begun, left_behind, before = not is_new or kind == "starting", unpublished(workdir), log_file(workdir)
     while True:
         if is_over():
             return None
-        # A start rewrites the log without the steps that it repeats.
+        # A resuming start rewrites metrics.jsonl without the steps that it will repeat.
         if not is_begun and log_file(workdir) != before and last_step(workdir) > latest_step(workdir):
             is_begun, moment_s = True, time.monotonic() + draw.uniform(0, STEPS_PER_KILL * step_s)
         if kind == "starting" and log_file(workdir) != before:
@@ -139,7 +144,7 @@ def wait_for_moment(workdir, start_s, step_s, draw, is_over, *, is_new=True):
 
 
 def kill_one(pid, draw):
-    """Kill a process in one of several ways; returns how."""
+    """Kill a process in a random way; return a description."""
     how = draw.choice(HOW)
     if how == "out of memory" and end_memory(pid):
         return how
@@ -151,17 +156,17 @@ def kill_one(pid, draw):
 
 
 def calm_run(args, folder, steps, *options):
-    """Run without kills; returns seconds of all of it, of its start and of a step."""
+    """Train without kills; return the seconds of the whole run, of its start-up and of one step."""
     with (folder / "calm.log").open("w") as log:
         calm_s, codes = wait(start(args.ranks, folder / "calm", steps, log, *options), 3600)
-    assert not any(codes), f"the calm run failed, see {folder}/calm.log"
+    assert not any(codes), f"the undisturbed run failed; see {folder}/calm.log"
     times = [line["s_per_step"] for line in lines_of(folder / "calm") if "s_per_step" in line]
     step_s = sum(times) / len(times)
     return calm_s, calm_s - steps * step_s, step_s
 
 
 def chaos(args, folder):
-    """The run that is killed, after the one that is left alone."""
+    """Make the undisturbed run and then the killed one; return the report."""
     draw, steps = random.Random(args.seed), STEPS_PER_KILL * args.kills
     trust = Trust(folder, folder / "chaos")
     options = [trust.option]
@@ -177,7 +182,7 @@ def chaos(args, folder):
         if fault == "stale teacher" and latest_step(workdir):
             with trust.changed_teacher():
                 codes = wait(start(args.ranks, workdir, steps, log, *options), 300)[1]
-            assert codes == [2] * args.ranks, f"another teacher must be refused, found the exit codes {codes}"
+            assert codes == [2] * args.ranks, f"a changed teacher was not rejected: exit codes {codes}, expected 2"
         with trust.stream(fault, log) as stream:
             processes = start(args.ranks, trust.place(fault), steps, stream, *options, fault=fault)
         is_over = lambda: any(process.poll() is not None for process in processes)  # noqa: B023, E731
@@ -197,10 +202,10 @@ def chaos(args, folder):
             faults.append(fault or "none")
             ended_s += [seconds] if not is_early and how != "asked to end" else []
             repeated += max(0, last_step(workdir) - latest_step(workdir))
-            found = f"at step {last_step(workdir)}, whole checkpoint {latest_step(workdir)}"
+            found = f"last step {last_step(workdir)}, last complete checkpoint {latest_step(workdir)}"
             what = f"{how}, {fault or 'no fault'}"
-            print(f"kill {len(seen)} while {phase}, {what}: others ended after {seconds:.1f} s, {found}", flush=True)
-        assert phase or not any(codes), f"an undisturbed start failed, see {folder}/log"
+            print(f"kill {len(seen)} while {phase}, {what}: others exited after {seconds:.1f} s, {found}", flush=True)
+        assert phase or not any(codes), f"an undisturbed start failed; see {folder}/log"
     return {
         "kills": len(seen), "while": count(seen), "resumes": resumes, "how": count(hows), "faults": count(faults),
         "steps_repeated": repeated,
@@ -210,12 +215,12 @@ def chaos(args, folder):
 
 
 def count(words):
-    """How often each is there."""
+    """Count each word."""
     return {word: words.count(word) for word in sorted(set(words))}
 
 
 def compare(workdir, calm, steps):
-    """What a finished run lost against the calm one."""
+    """Compare a finished run with the undisturbed one: steps lost or logged twice, equal weights and losses."""
     trained = [line for line in lines_of(workdir) if "total" in line]
     students = [(run / "student.safetensors").read_bytes() for run in (workdir, calm)]
     return {
@@ -226,21 +231,21 @@ def compare(workdir, calm, steps):
 
 
 def numerics(workdir):
-    """Everything in metrics.jsonl that does not depend on the machine's mood."""
+    """Return metrics.jsonl without timings and other values that depend on the machine."""
     return [{key: value for key, value in line.items() if key not in OF_THE_MACHINE} for line in lines_of(workdir)]
 
 
 def main():
-    """Parse, run, print."""
+    """Run the benchmark, print its report, and exit with 1 if weights or losses differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slurm", action="store_true", help="kill parts of a Slurm job, too")
-    parser.add_argument("--fault", choices=FAULTS, help="at every start, this one")
-    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--slurm", action="store_true", help="run as a Slurm job and kill its parts too")
+    parser.add_argument("--fault", choices=FAULTS, help="use this fault at every start")
+    parser.add_argument("--json", type=Path, help="also write the report to this file")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))  # so that `finally` blocks stop the ranks
     folder = Path(tempfile.mkdtemp(prefix="chaos."))
     print(f"in {folder}", flush=True)
     if args.slurm:

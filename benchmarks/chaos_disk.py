@@ -1,4 +1,4 @@
-"""Faults of a disk for `benchmarks/chaos_slurm.py`: one that is full for a while, or whose calls fail for a while."""
+"""Disk faults for `benchmarks/chaos_slurm.py`: a disk that is full, or returns errors, for a while."""
 
 import subprocess
 import time
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DISK_MIB = 200
-# Loaded into all processes of the job before libc: while a file FAILING is there, calls on files beside it fail.
+# Preloaded into all processes of the job. While the file named by FAILING exists, I/O in its folder fails with EIO.
 FAILING_DISK = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -41,17 +41,17 @@ WRAP(int, fsync, (int fd), fd)
 
 
 def build_failing_disk(library: Path) -> None:
-    """Compile FAILING_DISK to a library for LD_PRELOAD."""
+    """Compile FAILING_DISK into a library for LD_PRELOAD."""
     compiler = ["cc", "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", library, "-ldl"]
     subprocess.run(compiler, input=FAILING_DISK, text=True, check=True)
 
 
 def fill(path: Path, seconds: float) -> None:
-    """Leave no room on the disk of `path`, and keep that up for some seconds."""
+    """Fill the disk of `path` and keep it full for `seconds`."""
     until = None
     try:
         with path.open("wb", buffering=0) as file:
-            while until is None or time.monotonic() < until:  # what is removed meanwhile makes room again
+            while until is None or time.monotonic() < until:  # files deleted meanwhile free space again
                 try:
                     file.write(bytes(2**16))
                 except OSError:
@@ -63,7 +63,7 @@ def fill(path: Path, seconds: float) -> None:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of its own for the run folder."""
+    """Mount a small tmpfs on `folder` for the `with` block."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
     try:

@@ -1,14 +1,14 @@
-"""`benchmarks/chaos.py --slurm`: parts of a job die at random moments, on a real Slurm of two nodes on this machine.
+"""`benchmarks/chaos.py --slurm`: kill parts of a job on a real two-node Slurm cluster on this machine.
 
-The job is the shipped script with a rank on each node. What dies is a rank, srun, the ranks' slurmstepd on a node,
-the job script or a node with all that runs on it; or for some seconds a node's link is cut, or the disk of the run
-folder is full or fails. The last faults come at the end of the run, while it evaluates and exports. Nothing is done for
-the run but what its user would do: a node that died comes back, and where Slurm has ended the job, the same command is
-given again. Around some of them the link to the run folder is repointed for a moment, a second job looks at the lock
-from other namespaces, or the teacher's file is another one for the next start; and the job inherits another job's
-variables (`benchmarks/chaos_trust.py`). Reported are the seconds from each fault until the job is no longer running,
-except after a request to end, and the phases in which ranks say that another one has gone. Needs root, and pytest, as
-the Slurm is that of the tests.
+The job is the shipped script with one rank per node. A fault kills a rank, srun, a node's slurmstepd, the job script or
+a whole node; or for some seconds it cuts a node's network link, or makes the disk of the run folder full or failing.
+The last faults come at the end of the run, during evaluation and export. The benchmark intervenes only as a user would:
+it brings a dead node back, and submits the same command again if Slurm has ended the job.
+
+Around some faults the link to the run folder points elsewhere for a moment, a second job tries the lock from another
+namespace, or the teacher's file changes before the next start. The job also inherits another job's variables
+(`benchmarks/chaos_trust.py`). The report has the seconds from each fault until the job stopped running (without
+requested stops), and the phases in which ranks reported a lost rank. Needs root, and pytest for the tests' Slurm.
 """
 
 import random
@@ -37,21 +37,21 @@ from benchmarks.network import INTERFACE, Network
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 
-TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # of chaos_trust.py; FOREIGN is always inherited
-REPOINTED_S = 2.0  # at most, in which the run's link leads to another run
+TRUST = ("link", "namespaces", "stale teacher", None, None, None)  # in chaos_trust.py; FOREIGN is set for every start
+REPOINTED_S = 2.0  # maximum time for which the run's link points to another run
 WHAT = ("a rank", "a rank", "srun", "slurmstepd", "job script", "node", "link", "disk", "disk")
 STEPS_PER_FAULT = 20
-ALONE_STEPS = 30  # after so many more, a run has gone on without what it lost
-CUT_S = 5.0  # at most, which is less than Slurm waits for a node
-NUM_ENDINGS, ENDING_S = 5, 0.5  # faults at the end of a run, and in what time after its last step
+ALONE_STEPS = 30  # steps after a fault that show that the run survived it
+CUT_S = 5.0  # maximum length of a temporary fault, shorter than Slurm's timeout for a node
+NUM_ENDINGS, ENDING_S = 5, 0.5  # number of faults at the end of a run, and their maximum delay after its last step
 ALLOCATION = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--time=4", "--signal=B:USR1@120"]
-UNNOTICED_S = 400.0  # the time limit is over by then
+UNNOTICED_S = 400.0  # longer than the job's time limit
 UNSTARTED_S = 600.0
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 
 class Job:
-    """The run as a job, submitted again where Slurm has ended it."""
+    """Slurm job of the run, resubmitted whenever Slurm has ended it."""
 
     def __init__(self, cluster: Cluster, trust: Trust, steps: int) -> None:
         self.cluster, self.trust, self.workdir, self.steps = cluster, trust, trust.workdir, steps
@@ -65,13 +65,13 @@ class Job:
                         f"--max_steps={steps}", f"--workdir={trust.place('link')}", trust.option]  # fmt: skip
 
     def current(self) -> tuple[str, str]:
-        """Which start of the job runs, and the state of it; of one that is over the state alone changes."""
+        """Return the latest start of the job, "JOB.RESTARTS", and its state."""
         told = self.cluster.job(self.ids[-1])
         return f"{self.ids[-1]}.{told['Restarts']}", told["JobState"]
 
     def until_running(self) -> str | None:
-        """Wait until a start runs, and submit the job again where it is over; returns which, None if the run is
-        finished."""
+        """Wait until a start is running, resubmitting the job if it has ended; return the start, or None once the run
+        is finished."""
         deadline = time.monotonic() + UNSTARTED_S
         while not (self.workdir / "done").exists():
             which, state = self.current() if self.ids else ("", "")
@@ -79,22 +79,22 @@ class Job:
                 return which
             if state in ("", *FINAL):
                 self.ids.append(self.cluster.submit(*self.command))
-            assert time.monotonic() < deadline, f"start {which} is {state} for ever: {self.log()[-3000:]}"
+            assert time.monotonic() < deadline, f"start {which} stays {state}: {self.log()[-3000:]}"
             time.sleep(0.3)
         return None
 
     def is_over(self, which: str) -> bool:
-        """Whether that start no longer runs."""
+        """Whether that start is no longer running."""
         return self.current() != (which, "RUNNING")
 
     def was_over(self, which: str) -> bool:
-        """The same half a second ago at most: to ask Slurm takes longer than a checkpoint."""
+        """Like `is_over`, but up to half a second old: asking Slurm takes longer than writing a checkpoint."""
         if time.monotonic() > self.asked_at + 0.5:
             self.asked_at, self.answer = time.monotonic(), self.is_over(which)
         return self.answer
 
     def processes(self, what: str) -> list[int]:
-        """The processes of one kind that live now."""
+        """Return the pids of the running processes of one kind."""
         found = self.cluster.processes()
         words = {
             "a rank": rf"^\S*python\S* -u train\.py .*{self.trust.link}",
@@ -102,27 +102,27 @@ class Job:
             "slurmstepd": rf"^slurmstepd: \[{self.ids[-1]}\.\d",
             "job script": r"^/bin/bash \S*slurm_script ",
         }
-        # The job script has subshells of its name, and srun a child of its own: the first is what is meant.
+        # srun and the job script have children with the same command line; the first process is the parent.
         alive = sorted(pid for pid, command in found.items() if re.search(words[what], command))
         return alive[:1] if what in ("srun", "job script") else alive
 
     def log(self) -> str:
-        """What all of its starts said."""
+        """Return the logs of all starts."""
         return "".join(map(self.cluster.log, self.ids))
 
 
 class Fault(NamedTuple):
-    """What was taken away, how, and what came of it."""
+    """A fault and its effect."""
 
     what: str
     how: str
     phase: str
-    noticed_s: float | None  # until the start was over; None if it went on
-    num_repeated: int  # steps that the next start makes again
+    noticed_s: float | None  # seconds until the start ended; None if it survived
+    num_repeated: int  # steps that the next start has to repeat
 
 
 def take_away(job: Job, which: str, draw: random.Random, among: Sequence[str]) -> tuple[str, str, str, float] | None:
-    """Take something away; returns what, how, its node, and when. Returns None if the start was over before."""
+    """Inject a fault; return its target, kind, node and time, or None if the start ended before."""
     what, node, began = draw.choice(among), draw.choice(sorted(job.cluster.nodes)), time.monotonic()
     if what == "link":
         job.cluster.network.cut(node)
@@ -152,22 +152,22 @@ def take_away(job: Job, which: str, draw: random.Random, among: Sequence[str]) -
 
 
 def until_noticed(job: Job, which: str, lost: str, began: float) -> float | None:
-    """Wait until the start is over; returns the seconds since `began`, None if it goes on, or to the end."""
+    """Wait until the start ends; return the seconds since `began`, or None if it continues or finishes the run."""
     step = last_step(job.workdir)
     while not job.is_over(which):
         if last_step(job.workdir) > step + ALONE_STEPS:
             return None
         assert time.monotonic() - began < UNNOTICED_S, (
-            f"start {which} does not end, nor go on, after the fault of {lost}"
+            f"start {which} neither ends nor makes progress after a fault of {lost}"
         )
         time.sleep(0.1)
     return None if (job.workdir / "done").exists() else time.monotonic() - began
 
 
 def strike(job: Job, which: str, draw: random.Random, surroundings: ExitStack) -> str | None:
-    """Make a fault of chaos_trust.py; returns which. Another teacher stays until the end of `surroundings`."""
+    """Inject a fault of chaos_trust.py and return its name; a changed teacher stays until `surroundings` closes."""
     fault = draw.choice(TRUST)
-    if fault == "stale teacher" and not latest_step(job.workdir):  # nothing is there yet that it would not fit
+    if fault == "stale teacher" and not latest_step(job.workdir):  # without a checkpoint any teacher is accepted
         return None
     if fault == "stale teacher":
         surroundings.enter_context(job.trust.changed_teacher())
@@ -179,14 +179,14 @@ def strike(job: Job, which: str, draw: random.Random, surroundings: ExitStack) -
 
 
 def until_refused(job: Job) -> None:
-    """Wait until Slurm has ended the job: its next start finds another teacher, unless there is none."""
+    """Wait until the job has ended; a failed one must have rejected the changed teacher."""
     job.cluster.until_state(job.ids[-1], *FINAL, timeout_s=UNSTARTED_S)
     if job.current()[1] == "FAILED":
         assert "teacher.checkpoint changed" in job.log(), job.log()[-3000:]
 
 
 def wait_for_end(job: Job, draw: random.Random, was_over: Callable[[], bool], *, is_new: bool) -> str | None:
-    """Wait for a random moment after the last step; returns "ending", None if the start was over before."""
+    """Wait for a random moment after the last step; return "ending", or None if the start ended before."""
     before = log_file(job.workdir) if is_new else None
     while last_step(job.workdir) < job.steps or log_file(job.workdir) == before:
         if was_over():
@@ -197,7 +197,7 @@ def wait_for_end(job: Job, draw: random.Random, was_over: Callable[[], bool], *,
 
 
 def make_faults(job: Job, num_faults: int, draw: random.Random, *, start_s: float, step_s: float) -> Iterator[Fault]:
-    """Take one thing after another away until the run is finished."""
+    """Inject one fault after another until the run is finished."""
     number, before = 0, None
     while which := job.until_running():
         was_over, is_new = partial(job.was_over, which), which != before
@@ -223,23 +223,23 @@ def make_faults(job: Job, num_faults: int, draw: random.Random, *, start_s: floa
             if fault == "stale teacher" and noticed_s is not None:
                 until_refused(job)
         job.trust.check()
-        became = "the run went on" if noticed_s is None else f"the start ended after {noticed_s:.1f} s"
+        became = "the run continued" if noticed_s is None else f"the start ended after {noticed_s:.1f} s"
         number += 1
         described = f"{what}, {how}, {fault or 'no other'}"
         print(
-            f"fault {number} while {phase}, {described}: {became}, step and checkpoint {steps}, start {which}",
+            f"fault {number} while {phase}, {described}: {became}; (step, checkpoint) {steps}, start {which}",
             flush=True,
         )
         yield Fault(what, how, phase, noticed_s, 0 if noticed_s is None else max(0, steps[0] - steps[1]))
 
 
 def chaos(args, folder) -> dict:
-    """The run whose job loses its parts, after the one that is left alone."""
+    """Make the undisturbed run, then the one with faults, and return the report."""
     reason = slurm.why_not() or network.why_not()
     if reason:
-        raise SystemExit(f"--slurm must have a Slurm that can run here: {reason}")
+        raise SystemExit(f"--slurm does not work on this machine: {reason}")
     if args.ranks != 2:
-        raise SystemExit(f"--ranks must be 2 with --slurm, one on each node, found {args.ranks}")
+        raise SystemExit(f"--ranks must be 2 with --slurm (one rank per node), got {args.ranks}")
     draw, steps = random.Random(args.seed), STEPS_PER_FAULT * args.kills
     with small_disk(folder / "disk") as disk, Network(num_nodes=2) as links:
         trust = Trust(folder, disk / "chaos")
@@ -250,7 +250,7 @@ def chaos(args, folder) -> dict:
         try:
             cluster.start()
             job = Job(cluster, trust, steps)
-            # A job's start describes the run before it trains it.
+            # A job imports everything twice: describe_run.py runs before the training.
             faults = list(make_faults(job, args.kills, draw, start_s=2 * start_s, step_s=step_s))
             told, num_starts = re.findall(r"phase ([a-z ]+), after", job.log()), job.log().count("start: run folder")
         finally:
@@ -269,6 +269,6 @@ def chaos(args, folder) -> dict:
 
 
 def summary(seconds: list) -> dict[str, float]:
-    """Mean and most of those that are there."""
+    """Return mean and maximum of the values that are not None."""
     there = [each for each in seconds if each is not None]
     return {"mean": sum(there) / len(there), "max": max(there)} if there else {}

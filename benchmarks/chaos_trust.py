@@ -1,9 +1,9 @@
-"""Faults of `benchmarks/chaos.py` in what a run relies on: its streams, paths, environment, teacher and processes.
+"""Faults of `benchmarks/chaos.py` in a run's surroundings: streams, paths, environment, teacher, namespaces.
 
-Each happens around a kill. The message stream is full, closed or broken; the run folder is a link that is repointed to
-another run; variables of another job are inherited; the teacher's file changes between two starts; a second job looks
-at the lock from another process or time namespace. Each raises AssertionError where the run does not notice or a file
-of another run changes.
+Each fault happens around a kill. stderr is full, closed or broken; the run folder is a link that changes to another
+run; the environment has another job's variables; the teacher's file changes between two starts; a second job tries to
+take the lock from another process or time namespace. AssertionError means that the run did not notice, or that a file
+of another run changed.
 """
 
 import hashlib
@@ -40,12 +40,11 @@ GROUPS = (
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.swappiness"),
     ("/sys/fs/cgroup", "memory.max", "memory.swap.max"),
 )
-"""Of version 1 and 2 of control groups: their folder, and the files of a group's limit and of its use of swap."""
+"""For cgroups v1 and v2: the root folder, and the file names of the memory limit and the swap setting."""
 
 
 class Trust:
-    """The surroundings of one run: a link to its folder, a copy of its teacher, and another run that must stay as it
-    is."""
+    """Surroundings of a run: a link to its folder, a copy of its teacher, and another run that must not change."""
 
     def __init__(self, folder: Path, workdir: Path) -> None:
         self.workdir, self.link, self.other = workdir, folder / "link", folder / "other"
@@ -55,13 +54,13 @@ class Trust:
         shutil.copy(DEMO_TEACHER.with_suffix(".json"), self.teacher.with_suffix(".json"))
 
     def copy_other(self, run: Path) -> None:
-        """Make the other run of a finished one."""
+        """Copy a finished run as the other run."""
         shutil.copytree(run, self.other)
         self.before = hash_of(self.other)
 
     @contextmanager
     def stream(self, fault: str | None, log):
-        """The stderr of a start."""
+        """Yield the stderr for a start: `log`, or a full or broken stream."""
         if fault == "full stream":
             with open("/dev/full", "w") as full:
                 yield full
@@ -74,7 +73,7 @@ class Trust:
             yield log
 
     def place(self, fault: str | None) -> Path:
-        """The run folder as the command names it."""
+        """Return the run folder for the command line: the folder itself, or for the fault "link" a link to it."""
         if fault != "link":
             return self.workdir
         self.workdir.mkdir(exist_ok=True)
@@ -86,7 +85,7 @@ class Trust:
         self.link.symlink_to(folder)
 
     def strike(self, fault: str | None, is_locked) -> None:
-        """Make the fault while the ranks run; `is_locked` says whether they have the run folder yet."""
+        """Inject the fault while the ranks run; `is_locked` returns whether they already hold the run folder's lock."""
         if fault == "link":
             self._point_to(self.other)
         if fault == "namespaces" and is_locked():
@@ -95,12 +94,12 @@ class Trust:
                 assert done.returncode == REFUSED or not is_locked(), f"a live run's lock was taken: {namespace}"
 
     def check(self) -> None:
-        """Assert that no file of the other run has changed."""
-        assert hash_of(self.other) == self.before, f"{self.other} was changed"
+        """Assert that the other run has not changed."""
+        assert hash_of(self.other) == self.before, f"{self.other} has changed"
 
     @contextmanager
     def changed_teacher(self):
-        """Another teacher under the same name, until the end of the block."""
+        """Change the teacher's file for the `with` block."""
         content = self.teacher.read_bytes()
         self.teacher.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         yield
@@ -108,7 +107,7 @@ class Trust:
 
 
 def hash_of(folder: Path) -> str:
-    """Names and bytes of all files in a folder."""
+    """Hash the names and contents of all files in a folder."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         found.update(bytes(path) + (path.read_bytes() if path.is_file() else b""))
@@ -116,12 +115,12 @@ def hash_of(folder: Path) -> str:
 
 
 def close_stderr() -> None:
-    """Close the stream in a child, before it becomes the rank."""
+    """Close stderr; called in the child before it executes the rank's program."""
     os.close(2)
 
 
 def end_memory(pid: int) -> bool:
-    """Let the kernel kill a process for want of memory when it asks for more; returns whether that can be done here."""
+    """Limit a process's memory so that the kernel kills it at its next allocation; return whether that is possible."""
     for top, limit, swap in GROUPS:
         group = Path(top, "vitkd_ds_chaos")
         with suppress(OSError):

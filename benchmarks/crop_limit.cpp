@@ -1,11 +1,11 @@
-// How fast libjpeg-turbo can be for random crops: decode the rows and columns of each crop, and do nothing with them.
+// Upper limit of libjpeg-turbo's speed for random crops: decode the rows and columns of each crop and discard them.
 //
 //     g++ -O3 crop_limit.cpp -o crop_limit -ljpeg && ./crop_limit FILE CROPS WARM_UP
 //
-// FILE holds the JPEGs, CROPS an array of struct Crop; benchmarks/loader_rows.py writes it. One thread. The JPEGs are
-// read into memory before the clock starts, and there is no resizing, flipping, checking or handing over: a loader that
-// decodes with libjpeg-turbo and reads every bit up to the end of its crop cannot be faster. Prints CPU-seconds, wall
-// seconds, images, and the sum of some pixels, so that no compiler leaves the work out.
+// FILE holds the JPEGs and CROPS an array of struct Crop, which benchmarks/loader_rows.py writes. One thread. The JPEGs
+// are in memory before the clock starts, and nothing is resized, flipped, checked or copied. A loader that decodes with
+// libjpeg-turbo and reads every bit up to the end of its crop cannot be faster. Prints CPU seconds, wall seconds, the
+// number of images, and a sum of some pixels, which keeps the compiler from removing the work.
 #include <sys/resource.h>
 
 #include <chrono>
@@ -24,12 +24,12 @@ struct Crop {
   int32_t top, left, height, width;
   uint32_t unused;
 };
-static_assert(sizeof(Crop) == 32, "crop_limit of loader_rows.py writes 32 bytes for each");
+static_assert(sizeof(Crop) == 32, "loader_rows.py writes 32 bytes per crop");
 
 static std::vector<char> read_file(const char* path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
-    std::fprintf(stderr, "crop_limit: a file must be readable, found none at %s: give another path\n", path);
+    std::fprintf(stderr, "crop_limit: cannot read %s\n", path);
     std::exit(1);
   }
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
@@ -41,7 +41,7 @@ static double cpu_seconds() {
   return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + 1e-6 * (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
-// The settings are those of csrc/decode.cpp, which gives Pillow's pixels.
+// Same settings as csrc/decode.cpp, which gives Pillow's pixels.
 static uint64_t decode(jpeg_decompress_struct* jpeg, const char* bytes, const Crop& crop, std::vector<JSAMPLE>* pixels) {
   jpeg_mem_src(jpeg, reinterpret_cast<const unsigned char*>(bytes) + crop.offset, crop.size);
   jpeg_read_header(jpeg, TRUE);
@@ -64,7 +64,7 @@ static uint64_t decode(jpeg_decompress_struct* jpeg, const char* bytes, const Cr
 
 int main(int argc, char** argv) {
   if (argc != 4) {
-    std::fprintf(stderr, "crop_limit: three arguments must be given, found %d: FILE CROPS WARM_UP\n", argc - 1);
+    std::fprintf(stderr, "crop_limit: expected 3 arguments (FILE CROPS WARM_UP), got %d\n", argc - 1);
     return 1;
   }
   const std::vector<char> bytes = read_file(argv[1]), rows = read_file(argv[2]);

@@ -1,12 +1,12 @@
-"""Every method on the demo, over seeds, each with a weight that a search on held-out training images found.
+"""Compare all methods on the demo over several seeds, each with a tuned loss weight.
 
     python benchmarks/demo_methods.py search [--folder runs/methods] [--jobs 2]
     python benchmarks/demo_methods.py table  [--folder runs/methods] [--jobs 2] [--seeds 5]
 
-`search` holds out 1,000 of the 6,000 packaged training images and tries each method with the same number of weights,
-WEIGHTS times its own, for SEARCH_EPOCHS epochs on one seed; folder/weights.json has the best of each. `table` trains
-all methods with these on all 6,000 and evaluates on the 2,000 test images, which the search never sees; the table is
-folder/table/sweep.md. Both go on where they were interrupted.
+`search` holds out 1,000 of the 6,000 packaged training images and trains each method with every factor in WEIGHTS on
+its default weight, for SEARCH_EPOCHS epochs with one seed. It writes the best factor per method to folder/weights.json.
+`table` trains all methods with these weights on all 6,000 images and evaluates on the 2,000 test images, which the
+search never sees. It writes folder/table/sweep.md. Rerun an interrupted command to resume it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from vitkd_ds.recipes import build_run  # noqa: E402
 
 WEIGHTS, SEARCH_EPOCHS = (0.3, 1.0, 3.0, 10.0), 8
 HELD_OUT = 100
-"""Training images of each class that the search evaluates on."""
+"""Training images per class that are held out for the search."""
 PLAIN, OFF = "plain", {"losses.nkd.weight": 0.0, "losses.vitkd.weight": 0.0}
 VITKD = {"losses.vitkd.weight": 1.0}
 METHODS = {
@@ -50,13 +50,13 @@ METHODS = {
     "relation": {"losses.relation.weight": 1.0},
     "spectral": {"losses.spectral.weight": 1.0},
 }
-"""Weights of each method's terms; cross-entropy has 1 where nothing else is said. The last one is searched."""
+"""Loss weights per method; cross-entropy has weight 1 unless given. The search tunes the last weight."""
 FIXED = (PLAIN, "soft_kd_0.9")
-"""Methods without a weight to choose: it is none, or a part of the method."""
+"""Methods without a weight to tune: they have no such term, or the method prescribes the weight."""
 
 
 def run_of(method: str, factor: float) -> Run:
-    """The demo with a method in place of its own terms, the last of whose weights is multiplied."""
+    """Return the demo run with a method's terms instead of its own, and the method's last weight times `factor`."""
     if method == PLAIN:
         return build_run("demo_plain")
     options = OFF | METHODS[method]
@@ -66,7 +66,7 @@ def run_of(method: str, factor: float) -> Run:
 
 
 def write_recipe(folder: Path, name: str, run: Run) -> str:
-    """Write a run as a file that --recipe takes, and return its path."""
+    """Write a run as a JSON file for --recipe; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(as_dict(run)))
@@ -74,10 +74,10 @@ def write_recipe(folder: Path, name: str, run: Run) -> str:
 
 
 def held_out_data(folder: Path) -> dict[str, str]:
-    """Pack the packaged training images into two sets; options that train on one and evaluate on the other."""
+    """Split the packaged training images into two .beton files; return the options to train and evaluate on them."""
     paths = {split: folder / f"{split}.beton" for split in ("train", "val")}
     if not all(path.exists() for path in paths.values()):
-        # As validation images they come one by one, in the order of the file and as they are.
+        # A validation loader returns the images unchanged and in file order.
         data = replace(build_run("demo_plain").data, val=str(demo_beton("train")))
         counts = np.zeros(len(CLASSES), int)
         with closing((loader := build_loader(data, split="val", micro_batch_size=500)).epoch(0)) as micro_batches:
@@ -95,7 +95,7 @@ def held_out_data(folder: Path) -> dict[str, str]:
 
 
 def search(args: argparse.Namespace) -> None:
-    """Try every weight of every method that has one to choose, and write down the best."""
+    """Train every tunable method with every weight factor, and write the best factors to weights.json."""
     folder = args.folder.resolve()
     options = held_out_data(folder / "held_out") | {"epochs": str(SEARCH_EPOCHS), "eval_every_epochs": "0"}
     tried = {
@@ -112,7 +112,7 @@ def search(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Train every method with its weight over the seeds."""
+    """Train every method with its tuned weight over all seeds, and print the table."""
     folder = args.folder.resolve()
     weights = json.loads((folder / "weights.json").read_text())
     recipes = [write_recipe(folder / "final", name, run_of(name, weights.get(name, 1.0))) for name in METHODS]

@@ -1,7 +1,7 @@
-"""Make Fashion-MNIST's images, as Debian's package dataset-fashion-mnist installs them, into what the project uses.
+"""Convert Fashion-MNIST, as installed by Debian's package dataset-fashion-mnist, for the demo.
 
 python benchmarks/fashion_mnist.py folders DST   all images as PNGs in class folders: the data of `demo_teacher`
-python benchmarks/fashion_mnist.py archive       the part of them that vitkd_ds/data/demo carries, as .betons
+python benchmarks/fashion_mnist.py archive       the subset in vitkd_ds/data/demo, as .beton files
 """
 
 import gzip
@@ -21,32 +21,32 @@ from vitkd_ds.data.draws import keyed_rng
 IDX_DIR = Path("/usr/share/datasets/fashion-mnist")
 IDX_PREFIX = {"train": "train", "val": "t10k"}
 PER_CLASS = {"train": 600, "val": 200}
-"""Images of each class in the archive."""
+"""Images per class in the archive."""
 CHOICE_SEED = 0
 ZIP_DATE = (2017, 8, 25, 0, 0, 0)
-"""Fixed, so that the same images give the same bytes."""
+"""Fixed date, so that the same images give the same bytes."""
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read a gzipped idx file of bytes, the format of MNIST: a magic number, the shape, the values."""
+    """Read a gzipped idx file of bytes (MNIST's format: a magic number, the shape, the values)."""
     content = gzip.decompress(path.read_bytes())
     zeros, kind, num_axes = int.from_bytes(content[:2], "big"), content[2], content[3]
     shape = tuple(np.frombuffer(content, ">u4", count=num_axes, offset=4).astype(int))
     if zeros or kind != 8 or len(content) != 4 + 4 * num_axes + int(np.prod(shape)):
-        raise ValueError(f"{str(path)!r} must be an idx file of bytes, found magic {content[:4].hex()}: fetch it again")
+        raise ValueError(f"{path} is not a valid idx file of bytes (magic {content[:4].hex()}); download it again")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * num_axes).reshape(shape)
 
 
 def write_folders(dst: Path, *, idx_dir: Path = IDX_DIR, per_class: dict[str, int] | None = None) -> None:
-    """Write images as PNGs to dst/train and dst/val, a folder per class.
+    """Write images as PNGs to dst/train and dst/val, with a folder per class.
 
     Args:
-        per_class: images of each class in a split, a random but fixed choice; None is all.
+        per_class: Images per class for each split, chosen at random with a fixed seed; None for all images.
     """
     for split_number, (split, prefix) in enumerate(IDX_PREFIX.items()):
         paths = [idx_dir / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
         if not all(path.is_file() for path in paths):
-            raise ValueError(f"{paths[0]} and {paths[1].name} must exist: install Debian's dataset-fashion-mnist")
+            raise ValueError(f"{paths[0]} or {paths[1].name} is missing; install Debian's dataset-fashion-mnist")
         images, labels = map(read_idx, paths)
         for label, name in enumerate(CLASSES):
             (dst / split / name).mkdir(parents=True)
@@ -59,13 +59,13 @@ def write_folders(dst: Path, *, idx_dir: Path = IDX_DIR, per_class: dict[str, in
 
 
 def write_archive(dst: Path, *, idx_dir: Path = IDX_DIR) -> None:
-    """Write the archive that the package carries; the same images give the same bytes."""
+    """Write the archive in vitkd_ds/data/demo; the same images give the same bytes."""
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(dst, "w") as archive:
         write_folders(Path(folder), idx_dir=idx_dir, per_class=PER_CLASS)
         files = [ARCHIVE.with_name("LICENSE")]
         for split in IDX_PREFIX:
             path = Path(folder, f"{split}.beton")
-            # Several workers would share the pages in the order in which they happen to come, a new one each time.
+            # With several workers the order of the images in the file would vary.
             pack(Path(folder, split), path, write_mode="raw", max_resolution=0, workers=1)
             files += [path, side_path(path)]
         for file in files:

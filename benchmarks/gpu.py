@@ -1,12 +1,12 @@
-"""`make gpu`: all that a first machine with a GPU has to show, in one command of at most 25 minutes.
+"""`make gpu`: check correctness and speed on a GPU, in at most 25 minutes.
 
     python benchmarks/gpu.py [--out gpu] [--debug]
 
-Runs one after the other, each in processes of its own: the checks on the device (`gpu_checks.py`), the whole step of
-each pair and placement (`step.py`), Base at 512 images for its memory, CUDA graphs, fp8 and tuned kernels, and the host
-(`host.py`). Each leaves its text, and its rows as JSON, in --out; rows.json has all of them, and rows.md the lines for
-benchmarks/RESULTS.md. What fails is said, and the rest runs on.
---debug rehearses it at toy size, without a GPU.
+The parts run one after another in separate processes: the correctness checks (`gpu_checks.py`); one training step for
+each pair and placement (`step.py`); Base at 512 images, for its memory; CUDA graphs, fp8 and tuned kernels; and the
+host's time (`host.py`). Each part writes its output and its rows as JSON to --out. rows.json has all rows, rows.md the
+lines for benchmarks/RESULTS.md. A failed part is reported and does not stop the others.
+--debug runs everything at toy size without a GPU.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOP, SHARD = 1.0, 1.05
-"""What is asked: of the compiled loop's speed at least, and of a replica's time at most."""
+"""Targets: a replica's minimum speed as a multiple of the compiled loop's, a shard's maximum time of a replica's."""
 MINUTES, PART_MINUTES = 25, 8
-"""For everything together, and for one part; what has not begun by then is left out, and said."""
+"""Time limits for all parts together and for one part. Parts that have not started by then are reported and skipped."""
 
 
 def parts(out: Path, *, debug: bool) -> dict[str, list[str]]:
-    """Name -> arguments of Python, the most important first."""
+    """Return the parts: name to Python's arguments, the most important part first."""
 
     def benchmark(file: str, name: str, *args: str) -> list[str]:
         return [f"benchmarks/{file}.py", *args, "--json", str(out / f"{name}.json")]
@@ -68,7 +68,7 @@ def parts(out: Path, *, debug: bool) -> dict[str, list[str]]:
 
 
 def run(name: str, arguments: list[str], out: Path, *, deadline: float) -> dict[str, Any]:
-    """Run one part; its exit code (None if there was no time), seconds and rows."""
+    """Run one part; return its exit code (None if time ran out), seconds and rows."""
     start = time.monotonic()
     if start >= deadline:
         return {"part": name, "code": None, "seconds": 0.0, "rows": []}
@@ -81,7 +81,7 @@ def run(name: str, arguments: list[str], out: Path, *, deadline: float) -> dict[
         try:
             code = process.wait(timeout=min(deadline - start, 60 * PART_MINUTES))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started, which would stay on the GPU
+            os.killpg(process.pid, signal.SIGKILL)  # including its children, which would keep the GPU
             code = process.wait() and None
     rows = out / f"{name}.json"
     found = json.loads(rows.read_text()) if rows.exists() else []
@@ -89,7 +89,7 @@ def run(name: str, arguments: list[str], out: Path, *, deadline: float) -> dict[
 
 
 def lines_for_results(done: list[dict[str, Any]]) -> list[str]:
-    """The rows of whole steps as lines of the table in benchmarks/RESULTS.md, without their names there."""
+    """Format the rows of `step.py` as lines of the table in benchmarks/RESULTS.md, without that table's row names."""
     lines = []
     for row in (row for each in done if each["part"].startswith("step") for row in each["rows"]):
         values = [("ratio", "{:.2f}"), ("peak_gib", "{:.1f}"), ("mfu", "{:.1%}")]
@@ -100,8 +100,11 @@ def lines_for_results(done: list[dict[str, Any]]) -> list[str]:
 
 
 def judge(done: list[dict[str, Any]]) -> list[str]:
-    """A line for each target that the steps' rows can tell, which changes no exit code: the replica's speed is at least
-    the compiled loop's, and a shard takes at most SHARD times a replica's time."""
+    """Return a line per target, reached or missed; does not affect the exit code.
+
+    A replica must be at least LOOP times as fast as the compiled loop, and a shard may take at most SHARD times as long
+    as a replica.
+    """
     rows = [row for each in done if each["part"].startswith("step") for row in each["rows"]]
     lines = []
     for pair, micro_batch in dict.fromkeys((row["pair"], row["micro_batch"]) for row in rows):
@@ -112,13 +115,13 @@ def judge(done: list[dict[str, Any]]) -> list[str]:
             ratio = replica["ratio"]
             state = "reached" if ratio >= LOOP else "MISSED"
             lines.append(
-                f"{state}: {pair}, {micro_batch}: a replica at {ratio:.2f} x the compiled loop, asked {LOOP:g}"
+                f"{state}: {pair}, {micro_batch}: a replica at {ratio:.2f} x the compiled loop, target {LOOP:g}"
             )
         if replica and shard:
             longer = replica["images_per_s"] / shard["images_per_s"]
             state = "reached" if longer <= SHARD else "MISSED"
             lines.append(
-                f"{state}: {pair}, {micro_batch}: a shard takes {longer:.2f} x a replica's time, asked {SHARD:g}"
+                f"{state}: {pair}, {micro_batch}: a shard takes {longer:.2f} x a replica's time, target {SHARD:g}"
             )
     return lines
 
@@ -133,13 +136,13 @@ def main() -> None:
     import torch  # after --help
 
     if not args.debug and not torch.cuda.is_available():
-        parser.error(f"there must be a GPU that torch {torch.__version__} can use, found none: see `vitkd-ds doctor`")
+        parser.error(f"torch {torch.__version__} finds no usable GPU; run `vitkd-ds doctor`, or pass --debug")
     deadline, done = time.monotonic() + 60 * MINUTES, []
     for name, arguments in parts(out, debug=args.debug).items():
         done.append(run(name, arguments, out, deadline=deadline))
         state = {0: "ok", None: "not finished in time"}.get(done[-1]["code"], "FAILED")
         print(f"{name:18} {done[-1]['seconds']:6.0f} s  {state}  {out / name}.txt", flush=True)
-        (out / "rows.json").write_text(json.dumps(done, indent=1))  # after each, so that one that fails costs no other
+        (out / "rows.json").write_text(json.dumps(done, indent=1))  # each time: an interruption loses nothing
         (out / "rows.md").write_text("\n".join(lines_for_results(done)) + "\n")
     print(*judge(done), sep="\n")
     sys.exit(any(each["code"] != 0 for each in done))

@@ -1,10 +1,9 @@
-"""The whole step, a veto, a resume, the loader and an offloaded teacher on this machine's device, each against the CPU
-or against itself.
+"""Correctness checks on a GPU: loader, step, CUDA graphs, resume, veto, offloaded teacher.
 
     python benchmarks/gpu_checks.py [--json FILE]
 
-One rank. A check prints a line, and the exit code is 1 if one failed. Without a GPU all run on the CPU, which rehearses
-the checks and shows nothing about a GPU.
+One rank. Each check compares the GPU with the CPU or with a second run, and prints a line. The exit code is 1 if a
+check failed. Without a GPU the checks run on the CPU, which tests only the checks themselves.
 """
 
 import argparse
@@ -28,27 +27,27 @@ RUN = (
     "--checkpoint.keep_last=100", "--global_batch_size=32", "--micro_batch_size_per_gpu=16", "--compile=false",
 )  # fmt: skip
 CLOSE = 0.01
-"""Part by which losses in bf16 on two devices may differ: rounding, summed over a few updates."""
+"""Allowed relative difference of bf16 losses on two devices, from rounding over a few updates."""
 
 
 def train(folder: Path, *flags: str, on_cpu: bool = False) -> list[dict[str, Any]]:
-    """Train as a user does, and return the log's lines."""
+    """Train in a new process, as a user would; return the lines of metrics.jsonl."""
     environ = os.environ | ({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})
     command = [sys.executable, str(ROOT / "train.py"), *RUN, f"--workdir={folder}", *flags]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"exit code {done.returncode} from {' '.join(command)}: {done.stderr[-2000:]}")
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def totals(lines: list[dict[str, Any]]) -> list[float]:
-    """The total of each step."""
+    """Return the total loss of each step."""
     return [line["total"] for line in lines if "total" in line]
 
 
 def check_step(folder: Path) -> str:
-    """The losses of the same updates here and on the CPU."""
-    # Without the generation term, whose mask a GPU draws with another generator.
+    """Check that training has the same losses on this device and on the CPU."""
+    # ViTKD's generation term is off: its random mask comes from the device's own generator.
     flags = ("--losses.vitkd.beta=0",)
     here, there = totals(train(folder / "here", *flags)), totals(train(folder / "cpu", *flags, on_cpu=True))
     worst = max(abs(a - b) / abs(b) for a, b in zip(here, there, strict=True))
@@ -57,7 +56,7 @@ def check_step(folder: Path) -> str:
 
 
 def check_graphs(folder: Path) -> str:
-    """The losses of the same updates as plain kernels and as CUDA graphs, with a replica."""
+    """Check that CUDA graphs give the same losses as plain kernels, with a replicated teacher."""
     flags = ("--teacher.placement=replica",)
     plain, recorded = (
         totals(train(folder / choice, *flags, f"--compile={choice}")) for choice in ("default", "reduce-overhead")
@@ -68,12 +67,12 @@ def check_graphs(folder: Path) -> str:
 
 
 def check_resume(folder: Path) -> str:
-    """A run that goes on from a checkpoint in the middle ends as the one that was not interrupted."""
+    """Check that a run resumed halfway ends with the weights of an uninterrupted run."""
     found = []
     for name, flags in (("as it ships", ()), ("--deterministic", ("--deterministic",))):
         whole, split = folder / f"whole{len(flags)}", folder / f"split{len(flags)}"
         train(whole, *flags)
-        # The same length of the run, so that the learning rates are the same: from another run's checkpoint.
+        # Resumes the other run's checkpoint: a shorter first run would have other learning rates.
         train(split, f"--resume={whole}/checkpoints/step{STOP:08d}", *flags)
         hashes = {hashlib.sha256((each / "student.safetensors").read_bytes()).hexdigest() for each in (whole, split)}
         found.append(f"{name}: {'the same bits' if len(hashes) == 1 else 'OTHER BITS'}")
@@ -82,7 +81,7 @@ def check_resume(folder: Path) -> str:
 
 
 def check_veto(folder: Path) -> str:
-    """After an update with a loss that is nan nothing changes any more, with fused AdamW where there is a GPU."""
+    """Check that the update with a NaN loss and all later ones are skipped; on a GPU with fused AdamW."""
     import torch
 
     from tests.engine import tiny
@@ -107,11 +106,11 @@ def check_veto(folder: Path) -> str:
     assert [outcome.is_applied for outcome in outcomes] == [True, False, False]
     assert not torch.equal(seen[0], seen[1]), "the first update must move the weights"
     assert torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3]) and torch.isfinite(seen[3]).all()
-    return f"on {device}: the update is left out, and those after it"
+    return f"on {device}: the update and all later ones are skipped"
 
 
 def check_loader(folder: Path) -> str:
-    """The loader's micro-batches on the device and on the CPU, pixel by pixel, while the device is busy."""
+    """Check that a busy device and the CPU get the same micro-batches, pixel by pixel."""
     import torch
 
     from vitkd_ds.data.loader import build_loader
@@ -124,17 +123,17 @@ def check_loader(folder: Path) -> str:
     kept, work = [], torch.ones(1024, 1024, device=device)
     with closing(here.epoch(0)) as micro_batches:
         for (images, labels), _ in zip(micro_batches, range(64)):
-            for _ in range(20):  # the device stays behind, so that a copy that comes too early or too late shows
+            for _ in range(20):  # keeps the device behind the host, so that a wrongly ordered copy shows
                 work = (work @ work).clamp(-1, 1)
             kept.append((images.clone(), labels.clone()))
     with closing(there.epoch(0)) as micro_batches:
         for (images, labels), (expected, expected_labels) in zip(kept, micro_batches):
             assert torch.equal(images.cpu(), expected) and torch.equal(labels.cpu(), expected_labels)
-    return f"{sum(len(labels) for _, labels in kept)} images on {device} are the CPU's"
+    return f"{sum(len(labels) for _, labels in kept)} images on {device} equal the CPU's"
 
 
 def check_offload(folder: Path) -> str:
-    """The features of an offloaded teacher are a replica's, and its forward takes two blocks of memory more."""
+    """Check that an offloaded teacher has a replica's features and needs at most two more blocks of memory."""
     import torch
 
     from vitkd_ds.engine import teacher as engine_teacher
@@ -145,20 +144,20 @@ def check_offload(folder: Path) -> str:
     features, peak, block_bytes, rest_bytes = offloaded(device, "offload")
     assert torch.equal(replica, features), "features differ"
     more = peak - base
-    assert more <= 2 * block_bytes + rest_bytes + 2**21, f"{more} bytes more than a replica's, a block is {block_bytes}"
+    assert more <= 2 * block_bytes + rest_bytes + 2**21, f"{more} bytes more than a replica; a block has {block_bytes}"
     paced = engine_teacher.runs_ahead
-    engine_teacher.runs_ahead = lambda: False  # as DeepSpeed alone does it
+    engine_teacher.runs_ahead = lambda: False  # DeepSpeed's own behaviour, without our pacing
     try:
         _, alone, _, _ = offloaded(device, "offload")
     finally:
         engine_teacher.runs_ahead = paced
     blocks, unpaced = (value / block_bytes for value in (more, alone - base))
-    return f"on {device}: {blocks:.2f} blocks of memory more than a replica's forward; without a pace {unpaced:.2f}"
+    return f"on {device}: {blocks:.2f} blocks of memory more than a replica's forward; without pacing {unpaced:.2f}"
 
 
 def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
-    """Logits of a teacher of 12 blocks, the peak of a forward above what it had before, a block's bytes, and those of
-    all that is in no block."""
+    """Run a 12-block teacher; return its logits, the forward's additional peak memory, and the bytes of one block and
+    of the weights outside the blocks."""
     import timm
     import torch
 
@@ -166,7 +165,7 @@ def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
     from vitkd_ds.engine.teacher import Teacher
 
     is_gpu = device.type == "cuda"
-    # Large enough that a GPU computes a block for longer than it copies one.
+    # Large enough that a GPU takes longer to compute a block than to copy it.
     pixels, num_images, width = (224, 256, 1024) if is_gpu else (64, 2, 64)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (num_images, 3, pixels, pixels), generator=generator, dtype=torch.uint8).to(device)
@@ -177,11 +176,11 @@ def offloaded(device: Any, placement: str) -> tuple[Any, int, int, int]:
     config = tiny.TeacherConfig("deit3_large_patch16_224", checkpoint="random", placement=placement)
     run = replace(tiny.RUN, data=replace(tiny.RUN.data, image_size=pixels), teachers={"teacher": config}, compile="off")
     teacher = Teacher(model, run, device=device, micro_batch_size=num_images)
-    for _ in range(3):  # the first takes more, and DeepSpeed learns the order of the modules in it
+    for _ in range(3):  # the first pass needs more memory: DeepSpeed records the order of the modules
         if is_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-            # Memory that waits for the device counts as active, and no longer as allocated.
+            # Freed memory that the device may still use counts as active, but not as allocated.
             before = torch.cuda.memory_stats()["active_bytes.all.current"]
         logits = teacher(images).logits_BK
         if is_gpu:
@@ -197,12 +196,12 @@ CHECKS: dict[str, Callable[[Path], str]] = {
 
 
 def results() -> Iterator[tuple[str, bool, str]]:
-    """Run all checks: name, whether it passed, and what was found."""
+    """Run all checks; yield each check's name, whether it passed, and its message."""
     for name, check in CHECKS.items():
         with tempfile.TemporaryDirectory() as folder:
             try:
                 yield name, True, check(Path(folder))
-            except Exception as error:  # the others are worth knowing too
+            except Exception as error:  # the other checks still run
                 yield name, False, f"{type(error).__name__}: {error}"
 
 
@@ -217,7 +216,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     sys.stdout.flush()
-    os._exit(not all(row["passed"] for row in rows))  # threads of FFCV may abort an interpreter that ends
+    os._exit(not all(row["passed"] for row in rows))  # FFCV's threads may abort a normal exit
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What the host does in a step, without a GPU: models of real depth and next to no arithmetic, on one CPU core.
+"""Host time (Python and kernel launches) of a training step, measured on one CPU core without a GPU.
 
     python benchmarks/host.py [--variants eager compiled replica shard] [--rounds 30] [--steps 10] [--json FILE]
 
-A DeiT-Tiny step at small micro-batches keeps a GPU waiting for Python and for launches. Their cost hangs on the number
-of blocks and parameters, not on their width: 12 blocks and 163 parameters a model, but width 24 and 48, 64-pixel images
-and a micro-batch of 4. The variants are those of `benchmarks/step.py`; they live in one process, on one core, and take
-turns. Each part (ms) is the median over all steps, `total_ms` that of whole steps, and `ratio` the median over the
-rounds of a round's time by the plain compiled loop's in the same round.
+With DeiT-Tiny and small micro-batches a GPU waits for Python and for kernel launches. Their cost depends on the number
+of blocks and parameters, not on the width. So the models here have the real depth (12 blocks, 163 parameters each) but
+almost no arithmetic: widths 24 and 48, 64-px images, micro-batch 4. The variants of `benchmarks/step.py` take turns in
+one process. Each part (ms) is the median over all steps, and `total_ms` the median of whole steps. `ratio` is a round's
+time divided by that of the plain compiled loop in the same round, as the median over the rounds.
 """
 
 import argparse
@@ -39,11 +39,11 @@ from vitkd_ds.train.parts import build_models  # noqa: E402
 VARIANTS = ("eager", "compiled", "replica", "shard")
 MICRO_BATCH = 4
 WIDTHS = {"embed_dim": 24, "num_heads": 2}, {"embed_dim": 48, "num_heads": 2}
-"""Arguments of student and teacher; the depth is the recipe's."""
+"""Model arguments of student and teacher; the depth is the recipe's."""
 
 
 def build_pair(*, debug: bool) -> Pair:
-    """Build the models of the Tiny recipe at real depth and toy width; of two blocks for `debug`."""
+    """Build the models of the Tiny recipe at real depth (two blocks with `debug`) and toy width."""
     run = build_run(RECIPES["tiny"])
     student_args, teacher_args = (width | ({"depth": 2} if debug else {}) for width in WIDTHS)
     student = replace(run.student, model_args=student_args, drop_path_rate=0.0)
@@ -54,12 +54,12 @@ def build_pair(*, debug: bool) -> Pair:
 
 
 def time_round(variant: Variant, batch: MicroBatch, steps: int) -> list[dict[str, float]]:
-    """Milliseconds of each part, for each of some steps."""
+    """Return the milliseconds of each part, for each step."""
     return [{part: 1e3 * s for part, s in parts_of_step(variant, batch).items()} for _ in range(steps)]
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time all variants in turns; a row for each."""
+    """Time all variants in turns; return a row for each."""
     device = processes.start_processes()
     torch.set_num_threads(1)
     pair = build_pair(debug=args.debug)
@@ -76,7 +76,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def row_of(name: str, rounds: list[dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """Medians over the steps of all rounds, and the ratio to the compiled loop, None where that did not run."""
+    """Return the medians over all steps, and the ratio to the compiled loop (None if that did not run)."""
     steps = [times for each in rounds for times in each[name]]
     row: dict[str, Any] = {"variant": name}
     row |= {f"{part}_ms": statistics.median(times[part] for times in steps) for part in PARTS}
@@ -91,10 +91,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=10, help="in a round")
+    parser.add_argument("--steps", type=int, default=10, help="per round")
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--debug", action="store_true", help="two blocks, nothing compiled: the numbers mean nothing")
+    parser.add_argument("--debug", action="store_true", help="two blocks, no compilation; the numbers mean nothing")
     return parser.parse_args()
 
 

@@ -1,12 +1,12 @@
-"""A sharded teacher that is larger than a rank: time and memory of a start and of a step, on CPU ranks.
+"""Time and memory of a large sharded teacher on CPU ranks, for start-up and for a step.
 
     python benchmarks/large_teacher.py [--model vit_7b_patch16_dinov3] [--ranks 2] [--placement shard] [--folder DIR]
 
-Writes the model's weights, random numbers in bf16, block by block (13.4 GB for 6,716 M parameters), teaches a
-DeiT-Small by the terms `feature` and `relation` for two updates of one image a rank, and deletes them. Of each rank:
-seconds until the engines are ready and for each update, and its peak memory above that of a process that has imported
-everything and joined the others. Memory is VmHWM of /proc, in which pages of the file that is being read count, too;
-the student, its losses and its optimizer are in it.
+Writes random bf16 weights for the model, block by block (13.4 GB for 6,716 M parameters), distils a DeiT-Small with the
+terms `feature` and `relation` for two updates at one image per rank, and deletes the weights. Each rank prints the
+seconds until its engines are ready, the seconds of each update, and its peak memory. The memory of a process that has
+imported everything and joined the process group is subtracted. The peak is VmHWM of /proc, which includes pages of the
+file being read; it covers the student, its losses and its optimizer too.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LIMIT_S = 3600
 
 
 def write_weights(model_name: str, folder: Path) -> int:
-    """Write one file of random bf16 weights for each block and one for the rest, with an index; return parameters."""
+    """Write random bf16 weights, a file per block and one for the rest, with an index; return the parameter count."""
     with torch.device("meta"):
         model = timm.create_model(model_name, num_classes=0)
     groups: dict[str, list[str]] = {}
@@ -47,13 +47,13 @@ def write_weights(model_name: str, folder: Path) -> int:
 
 
 def memory_gib(key: str) -> float:
-    """VmHWM (peak) or VmRSS (now) of this process in GiB."""
+    """Return VmHWM (peak) or VmRSS (now) of this process, in GiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 2**20
 
 
 def work(args: argparse.Namespace) -> None:
-    """One rank: start both engines as training does, and make two updates on random images."""
+    """Start both engines as training does, make two updates on random images, and print the results; one rank."""
     from vitkd_ds.cli import parse_run
     from vitkd_ds.engine import ranks
     from vitkd_ds.engine.processes import leave, start_processes

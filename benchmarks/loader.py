@@ -1,17 +1,20 @@
-"""How fast do images reach the training loop? Our loader beside FFCV, torchvision, Pillow, DALI and the JPEG limit.
+"""Loader speed, compared with FFCV, torchvision, Pillow, DALI and libjpeg-turbo's limit.
 
     python benchmarks/loader.py --photos FILE [--json FILE] [--rounds 5] [--copies 10] [--workdir DIR] [--rows a,b]
         [--threads 1] [--table] [--imagenet_size] [--debug]
 
-FILE is an .npz: JPEG files end to end in `blob`, photo i at ``blob[offsets[i]:offsets[i + 1]]``, its class name
-``classes[labels[i]]``; each is written --copies times. Each row is a loader of `loader_rows.py` in a process that warms
-up and is timed over one epoch, with --threads decoder threads or workers; rounds interleave the rows. Images per
-CPU-second count user and system time of process and workers: they are judged, as they depend least on what else the
-machine does. The first batch is timed from before the loader's imports, with torch imported; a cold start has no caches
-of Python and numba, and no .beton in the page cache. Pages of a mapped file count in the peak RSS.
+FILE is an .npz with JPEG files end to end in `blob`: photo i is ``blob[offsets[i]:offsets[i + 1]]``, and its class is
+``classes[labels[i]]``. Each photo is written --copies times.
 
---table adds what each way of storing costs and keeps, --imagenet_size what opening 1,281,167 tiny images costs.
---workdir keeps the inputs, --json gets each round's figures. --debug runs all small: its figures mean nothing.
+Each row is a loader of `loader_rows.py` with --threads decoder threads or workers. It runs in its own process, which
+warms up and then times one epoch; rounds interleave the rows. The main figure is images per CPU-second (user and system
+time of the process and its workers), as it depends least on the machine's other load. The time to the first batch
+includes the loader's imports, but not torch's. A cold start has no Python or numba caches and no .beton in the page
+cache. Peak RSS includes pages of mapped files.
+
+--table adds the cost and quality of each storage format, --imagenet_size the cost of opening 1,281,167 tiny images.
+--workdir keeps the inputs, --json receives each round's figures. --debug runs everything small; its figures mean
+nothing.
 """
 
 import argparse
@@ -37,25 +40,27 @@ OPPONENTS = {"/ FFCV": "ffcv-jpg500", "/ Pillow": "pillow-originals", "/ limit":
 COLD_ROWS = ("ours-jpg500", "ffcv-jpg500")
 NUM_TRAIN_IMAGES = 1_281_167
 GPU_IMAGES_PER_S = {"Tiny": 7_000, "Small": 3_800, "Base": 1_500}
-"""Assumed of one H100 that distils the paper's pair with everything compiled and images already on the device (a plain
-loop: 6,898 to 7,926, 3,833, and 1,486 to 1,528 images/s)."""
+"""Assumed training speed per H100 for the paper's pairs, compiled, with images already on the device. A plain loop
+reached 6,898 to 7,926, 3,833, and 1,486 to 1,528 images/s."""
 
 
 def _status_mib(key: str) -> float:
-    """A figure of this process's memory: VmRSS is what is in RAM now, VmHWM its peak."""
+    """Return this process's memory now (VmRSS) or at its peak (VmHWM), in MiB."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 
 
 def _clock() -> np.ndarray:
-    """Wall seconds, and CPU seconds (user and system) of this process and of its children that have ended."""
+    """Return wall seconds and CPU seconds (user and system) of this process and its exited children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return np.array([time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)])
 
 
 def row(name: str, setting: Setting, *, is_cold: bool = False) -> dict[str, float | None]:
-    """Open a row's loader, take a few micro-batches, time one whole epoch; None where a figure has no meaning. If
-    `is_cold`, the kernel is first told to forget the file, and the first micro-batch is all."""
+    """Open a row's loader, warm up and time one whole epoch; None for figures that do not apply.
+
+    With `is_cold`, drop the file from the page cache first and time only the first micro-batch.
+    """
     if name == CROP_LIMIT:
         return crop_limit(setting) | {"first_batch_s": None, "peak_rss_gib": None}
     opener, source, options = ROWS[name]
@@ -77,14 +82,16 @@ def row(name: str, setting: Setting, *, is_cold: bool = False) -> dict[str, floa
     start = _clock()
     num_images = sum(len(labels_B) for _, labels_B in passes(1))
     figures |= zip(("wall_images_per_s", "images_per_cpu_s"), num_images / (_clock() - start))
-    # The pages that worker processes share count each time.
+    # Pages that workers share count once per worker.
     workers_mib = setting.threads * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return figures | {"peak_rss_gib": (_status_mib("VmHWM") + workers_mib) / 1024}
 
 
 def closeness(name: str, setting: Setting) -> dict[str, str]:
-    """Mean PSNR, in dB, of evaluation crops (shorter side to 256, central 224 pixels) of the first 200 photos against
-    Pillow's of the originals; those that are equal to the last bit are counted apart."""
+    """Return the mean PSNR, in dB, of evaluation crops against Pillow's crops of the original photos.
+
+    The crops are 224 px (shorter side resized to 256) of the first 200 photos. Bit-identical crops are counted apart.
+    """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
@@ -102,10 +109,11 @@ def closeness(name: str, setting: Setting) -> dict[str, str]:
 
 
 def scale(name: str, setting: Setting) -> dict[str, str]:
-    """Open a long file with our loader or stock FFCV, take 20 micro-batches, start another epoch."""
+    """Measure a file of ImageNet's length with our loader or stock FFCV: open it, take 20 micro-batches, start another
+    epoch."""
     ours = ("vitkd_ds.data.beton.stream", "vitkd_ds.data.loader", "vitkd_ds.train.mixing", "vitkd_ds.recipes")
     opener, modules = (open_ours, ours) if name == "ours" else (open_ffcv, ("ffcv",))
-    for module in modules:  # imports are not the constructor's
+    for module in modules:  # so that import time does not count as the constructor's
         importlib.import_module(module)
     gc.collect()
     before_mib, start = _status_mib("VmRSS"), _clock()
@@ -128,22 +136,22 @@ def scale(name: str, setting: Setting) -> dict[str, str]:
 
 
 def in_process(what: str, name: str, *setting: Any, **environ: str) -> dict[str, Any]:
-    """Measure one thing in a process of its own, because FFCV and our backend change numba and torch for all of it."""
+    """Run one measurement in a new process, because FFCV and our backend change settings of numba and torch."""
     command = [sys.executable, __file__, "measure", what, name, *map(str, setting)]
     done = subprocess.run(command, env=os.environ | environ, text=True, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(names: list[str], workdir: Path, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Measure all rounds of all rows; the JSON file is written after each."""
+    """Measure all rounds of all rows, and rewrite the JSON file after each."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     setting = workdir, args.threads, 4 if args.debug else 64
     for number in range(1, args.rounds + 1):
         for name in list(found):
             try:
                 figures = in_process("epoch", name, *setting) | {"load_1min": os.getloadavg()[0]}
-            except subprocess.CalledProcessError as error:  # a missing package must not cost hours of other rows
-                print(f"left out {name}: {error}", flush=True)
+            except subprocess.CalledProcessError as error:  # a missing package must not stop hours of other rows
+                print(f"skipping {name}: {error}", flush=True)
                 del found[name]
                 continue
             if name in COLD_ROWS:
@@ -158,7 +166,7 @@ def measure(names: list[str], workdir: Path, args: argparse.Namespace) -> dict[s
 
 
 def print_table(rows: Iterable[dict[str, str]]) -> None:
-    """Print a Markdown table, each row as it comes."""
+    """Print a Markdown table, each row as soon as it is there."""
     for number, row in enumerate(rows):
         if number == 0:
             print(f"\n| {' | '.join(row)} |\n{'|---' * len(row)}|")
@@ -166,7 +174,7 @@ def print_table(rows: Iterable[dict[str, str]]) -> None:
 
 
 def print_rows(found: dict[str, list[dict[str, Any]]], speeds: dict[str, float]) -> None:
-    """Print the table of all rows, with the ratios of their speeds to those of the opponents."""
+    """Print the table of all rows, with speed ratios to the loaders in OPPONENTS."""
 
     def text(name: str, figure: str, digits: int) -> str:
         values = [row[figure] for row in found[name] if row[figure] is not None]
@@ -190,7 +198,7 @@ def print_rows(found: dict[str, list[dict[str, Any]]], speeds: dict[str, float])
 
 
 def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
-    """Pack the photos in each way and print the table; speeds are those of the rows that ran."""
+    """Pack the photos in each storage format and print the table; `speeds` has the rows that ran."""
     from vitkd_ds.data.beton.format import check_beton
 
     def cells(name: str, row: str, meaning: str) -> dict[str, str]:
@@ -209,18 +217,18 @@ def print_storage(workdir: Path, speeds: dict[str, float]) -> None:
     print_table(cells(name, row, meaning) for name, (row, meaning, _) in PACKED.items())
     print(f"stock FFCV on the first: {in_process('closeness', 'stock', workdir, 1, 50)['text']}")
     assumed = ", ".join(f"{size} {needed:,} images/s per GPU" for size, needed in GPU_IMAGES_PER_S.items())
-    print(f"cores are for decoding alone, from assumed speeds of the training step: {assumed}")
+    print(f"cores are for decoding only, from assumed speeds of the training step: {assumed}")
 
 
 def main() -> None:
-    """Prepare, measure, print; or, in a process that `in_process` started, measure one thing."""
+    """Prepare the inputs, measure and print. In a process started by `in_process`, run one measurement."""
     if sys.argv[1:2] == ["measure"]:
         what, name, folder = sys.argv[2:5]
         setting = Setting(Path(folder), *map(int, sys.argv[5:]))
         torch.set_num_threads(setting.threads)
         measures = {"epoch": row, "cold": lambda *at: row(*at, is_cold=True), "closeness": closeness, "scale": scale}
         print(json.dumps(measures[what](name, setting)), flush=True)
-        os._exit(0)  # FFCV's threads and numba's finalizers make noise at exit
+        os._exit(0)  # FFCV's threads and numba's finalizers print errors at a normal exit
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("photos", "json", "workdir"):
         parser.add_argument(f"--{name}", type=Path)
@@ -233,9 +241,9 @@ def main() -> None:
     if args.debug:
         args.rounds, args.copies = 1, 1
     elif args.photos is None:
-        parser.error("--photos must be given, found none: give an .npz, or --debug for a few generated photos")
+        parser.error("--photos is missing. Pass an .npz file, or --debug for a few generated photos.")
     if unknown := set(args.rows.split(",")) - ROWS.keys():
-        parser.error(f"--rows must be of {', '.join(ROWS)}, found {', '.join(sorted(unknown))}: correct it")
+        parser.error(f"--rows has unknown names: {', '.join(sorted(unknown))}. Valid names: {', '.join(ROWS)}")
     names = [name for name in ROWS if name in args.rows.split(",")]
     with tempfile.TemporaryDirectory() as empty:
         top, needed = args.workdir or Path(empty), {ROWS[name][1] for name in names}

@@ -1,4 +1,4 @@
-"""The files that the loader benchmarks read, prepared once per working folder: nothing here runs while a clock does."""
+"""Input files of the loader benchmarks, prepared once per working folder and before any timing."""
 
 import io
 import zlib
@@ -21,13 +21,18 @@ PACKED = {
         {"passthrough": True, "restart_markers": True},
     ),
 }
-"""Name of each .beton -> a row that reads it, what it holds, and the arguments of `vitkd_ds.commands.pack.pack`."""
+"""Name of each .beton to a row that reads it, a description, and the arguments of `vitkd_ds.commands.pack.pack`."""
 
 
 def prepare(photos: Path | None, top: Path, *, copies: int, needed: Collection[str]) -> Path:
-    """Make what is missing of the inputs in `needed` (names of `PACKED`; jpg500_files, the JPEGs of jpg500.beton) from
-    the photos, or from 24 generated pictures, in a folder below `top` for just these photos and copies; returns it.
-    Several copies of each photo give a file of realistic size."""
+    """Create the missing inputs and return their folder, which is specific to these photos and copies.
+
+    Args:
+        photos: .npz file as described in `loader.py`; None for 24 generated pictures.
+        top: Parent of the folder.
+        copies: Copies written per photo, to get files of realistic size.
+        needed: Names of `PACKED`, or jpg500_files (the JPEGs of jpg500.beton as files).
+    """
     workdir = top / (f"{photos.name}_{photos.stat().st_size}_x{copies}" if photos else f"generated_x{copies}")
     workdir.mkdir(parents=True, exist_ok=True)
     numbered = enumerate(_read(photos) if photos else _generated())
@@ -67,7 +72,7 @@ def _jpegs_of(beton: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _write(folder: Path, files: Iterable[tuple[str, str, bytes]]) -> None:
-    """Write files, given as class, name and content, unless the folder is there; it gets its name when it is whole."""
+    """Write files, given as class, name and content, unless the folder exists; a partial folder has another name."""
     if not folder.exists():
         print(f"writing {folder.name}", flush=True)
         partial = folder.with_name(f"{folder.name}.partial")
@@ -78,7 +83,7 @@ def _write(folder: Path, files: Iterable[tuple[str, str, bytes]]) -> None:
 
 
 def pack_photos(workdir: Path, name: str) -> Path:
-    """Pack `originals` as `PACKED` says, unless the .beton is there."""
+    """Pack `originals` with the arguments in `PACKED`, unless the .beton exists; return its path."""
     from vitkd_ds.commands.pack import encode, pack
 
     beton = workdir / f"{name}.beton"
@@ -86,7 +91,7 @@ def pack_photos(workdir: Path, name: str) -> Path:
         print(f"packing {beton.name}", flush=True)
         ours = encode._jpeg
         if name == "stock500":
-            import cv2  # as FFCV calls it
+            import cv2  # the encoder and settings that FFCV uses
 
             encode._jpeg = lambda pixels_HWC, quality: cv2.imencode(
                 ".jpg", np.ascontiguousarray(pixels_HWC[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality]
@@ -97,9 +102,9 @@ def pack_photos(workdir: Path, name: str) -> Path:
 
 
 def write_black_beton(workdir: Path, num_images: int) -> Path:
-    """Write a .beton of black images in 1,000 classes, unless it is there; the pixels are a hole in the file.
+    """Write a .beton of black images in 1,000 classes, unless it exists; the pixels are a hole in a sparse file.
 
-    They are 8 x 8, and the first one is 500 x 500, the size that FFCV's buffers are made for.
+    The images are 8 x 8, except for the first: it is 500 x 500, so that FFCV allocates buffers of a realistic size.
     """
     from vitkd_ds.data.beton import format, side_file
 

@@ -1,9 +1,10 @@
-"""What a teacher costs that sees half of the patches (MaskedKD): seconds on one CPU core, and operations.
+"""Cost of a teacher that sees half of the patches (MaskedKD): seconds on one CPU core, and GFLOPs.
 
     taskset -c 0 python benchmarks/masked_teacher.py [--images 16] [--rounds 5]
 
-For each pair, in bf16, with all patches and with 98 of 196 by turns: forward and backward of the student, whose
-attention chooses, and forward of the teacher. The least of all rounds but the first.
+For each pair, in bf16, rounds alternate between all patches and 98 of 196. A round times the student's forward and
+backward and the teacher's forward; the student's attention selects the patches. Reported is the minimum over the
+rounds, without the first.
 """
 
 import argparse
@@ -24,7 +25,7 @@ KEPT = 98
 
 
 def seconds(student: torch.nn.Module, teacher: torch.nn.Module, images: torch.Tensor, kept: int) -> tuple[float, float]:
-    """Time the teacher's forward, and the whole of a step's models."""
+    """Return the seconds of the teacher's forward, and of both models together."""
     start = time.perf_counter()
     if kept:
         features, attention = logits_and_attention(student, images)
@@ -58,7 +59,7 @@ def main() -> None:
             print(f"{' <- '.join(names)}  {name}: {whole:.2f} -> {kept:.2f} s ({kept / whole:.2f})")
         with torch.device("meta"):
             costs = [cost_of(timm.create_model(names[1]), 224, keep_tokens=kept)["gflops"] for kept in (0, KEPT)]
-        print(f"{names[1]}: {costs[0]:.1f} -> {costs[1]:.1f} GFLOPs an image")
+        print(f"{names[1]}: {costs[0]:.1f} -> {costs[1]:.1f} GFLOPs per image")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Hosts on this machine with network links of their own: `benchmarks/scaling.py` limits them, `tests/slurm` cuts them.
+"""Virtual hosts with network links that `benchmarks/scaling.py` limits and `tests/slurm` cuts.
 
-Each host is a network namespace; a bridge in the hub's joins them. The machine's own namespace gets no interface,
-address or route, so nothing here reaches a network outside, and no other traffic is counted.
+Each host is a network namespace, and a bridge in the hub's namespace connects them. The machine's own namespace gets no
+interface, address or route. So nothing reaches an outside network, and no other traffic is counted.
 """
 
 import os
@@ -10,28 +10,28 @@ import subprocess
 
 HUB = "ctl"
 INTERFACE = "eth0"
-"""Name of each node's end of its link."""
+"""Interface name at each node's end of its link."""
 
 
 def why_not(*programs: str) -> str:
-    """Say why there can be no such hosts here, or "" if there can; `programs` are needed beside `ip`."""
+    """Return why virtual hosts do not work on this machine, or "" if they do; needs `ip` and `programs`."""
     missing = [program for program in ("ip", *programs) if shutil.which(program) is None]
     if missing:
-        return f"found no {', '.join(missing)} (Debian: iproute2, util-linux; as root, `sh .ci/test_programs`)"
+        return f"{', '.join(missing)} not installed (Debian: iproute2, util-linux; or as root `sh .ci/test_programs`)"
     trial = _name("trial")
     commands = (f"ip netns add {trial}", f"ip -n {trial} link add type veth", f"ip -n {trial} link add type bridge",
                 "unshare --mount --uts true", f"ip netns del {trial}")  # fmt: skip
     done = [subprocess.run(command.split(), capture_output=True, text=True) for command in commands]
     failed = [each.stderr.strip() for each in done if each.returncode]
-    return f"network namespaces are not permitted here (they need root): {'; '.join(failed)}" if failed else ""
+    return f"network namespaces are not permitted (they need root): {'; '.join(failed)}" if failed else ""
 
 
 class Network:
-    """A hub and nodes node1, node2, ..., each linked to the hub alone; all of it is gone after the `with` block.
+    """A hub and nodes node1, node2, ..., each linked to the hub; the `with` block removes them at its end.
 
     Args:
-        num_nodes: 0 leaves a hub with a loopback that nothing else uses.
-        mbit: rate at which each node may send, Mbit/s; None for no limit.
+        num_nodes: 0 for a hub whose loopback carries no other traffic.
+        mbit: Sending rate of each node, in Mbit/s; None for no limit.
     """
 
     def __init__(self, num_nodes: int, mbit: int | None = None) -> None:
@@ -40,11 +40,11 @@ class Network:
         self.mbit = mbit
 
     def on(self, host: str) -> list[str]:
-        """What stands before a command to run it on a node or on the hub."""
+        """Return the prefix of a command that runs it on a node or on the hub."""
         return ["ip", "netns", "exec", _name(host)]
 
     def cut(self, node: str) -> None:
-        """Let nothing reach the node any more, and nothing that it sends arrive."""
+        """Cut the node's link in both directions."""
         _call(f"ip -n {_name(HUB)} link set {node} down")
 
     def heal(self, node: str) -> None:
@@ -72,7 +72,7 @@ class Network:
         _call(f"ip -n {_name(node)} addr add {self.addresses[node]}/24 dev {INTERFACE}")
         _call(f"ip -n {_name(node)} link set {INTERFACE} up")
         if self.mbit is not None:
-            # The bucket holds 2 ms of traffic: what goes through at once is nothing beside a collective.
+            # The bucket holds 2 ms of traffic, so the initial burst is negligible compared with a collective.
             limit = f"rate {self.mbit}mbit burst {max(100_000, self.mbit * 250)} latency 100ms"
             _call(f"tc -n {_name(node)} qdisc add dev {INTERFACE} root tbf {limit}")
 

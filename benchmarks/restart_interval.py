@@ -1,11 +1,12 @@
-"""Which interval of restart markers lets crops be decoded fastest? The decoder alone on one core, an encoding a row.
+"""Decoding speed of random crops for several restart-marker intervals, on one core.
 
     python benchmarks/restart_interval.py --photos FILE [--rounds 3] [--crops 5000]
 
-FILE as for `loader.py`. The photos are scaled and encoded as `vitkd-ds pack` does it, but for the markers: none, as
-stock FFCV encodes; none with optimised tables; and one after the divisor of a row that is nearest to so many MCUs of 16
-pixels. Crops are those of training (area 0.08 to 1, to 224 pixels), the same in all rows; rounds interleave the rows.
-Images per CPU-second of one thread, relative to the first row; medians.
+FILE is the same as for `loader.py`. The photos are scaled and encoded as by `vitkd-ds pack`, except for the markers:
+none, as stock FFCV encodes; none with optimised Huffman tables; and one interval per row of the table. An interval is
+the divisor of a row of MCUs (16 px wide) that is closest to the wanted number. All rows use the same training crops
+(area 0.08 to 1, resized to 224 px), and rounds interleave the rows. The table shows median images per CPU-second of one
+thread, also relative to the first row.
 """
 
 import argparse
@@ -34,7 +35,7 @@ MCUS = (1, 2, 3, 4, 6, 8, math.inf)
 
 
 def encoded(photo: np.ndarray, *, optimise: bool, mcus: float) -> bytes:
-    """A JPEG of quality 90 with a marker after the divisor of a row that is nearest to `mcus`; 0 is none."""
+    """Encode a JPEG of quality 90 with the restart interval closest to `mcus` that divides a row; 0 for no markers."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_OPTIMIZE, int(optimise)]
     if mcus:
         in_row = -(-photo.shape[1] // MCU_PIXELS)
@@ -45,7 +46,7 @@ def encoded(photo: np.ndarray, *, optimise: bool, mcus: float) -> bytes:
 
 
 def stored(files: list[bytes], sizes: list[tuple[int, int]], path: Path) -> Decoder:
-    """The files one after another, as a decoder wants them."""
+    """Write the files one after another to `path`, and return a decoder for them."""
     path.write_bytes(b"".join(files))
     table = np.zeros(len(files), STORED_DTYPE)
     table["size"] = [len(file) for file in files]
@@ -56,7 +57,7 @@ def stored(files: list[bytes], sizes: list[tuple[int, int]], path: Path) -> Deco
 
 
 def images_per_s(decoder: Decoder, rows: np.ndarray) -> tuple[float, int]:
-    """Images per CPU-second, and a checksum of some pixels, which all rows share."""
+    """Return the images per CPU-second and a checksum of some pixels, which must be the same for all encodings."""
     images, status, seen = np.zeros((BATCH, SIZE, SIZE, 3), np.uint8), np.zeros(BATCH, np.int32), 0
     start = time.process_time()
     for first in range(0, len(rows) - BATCH + 1, BATCH):
@@ -99,7 +100,7 @@ def main() -> None:
             speed, pixels = images_per_s(decoders[name], rows)
             speeds[name].append(speed)
             seen.add(pixels)
-    assert len(seen) == 1, "all encodings have the same pixels"
+    assert len(seen) == 1, "the encodings have different pixels"
     print("| file | bytes/image | images per CPU-second | ratio |\n|---|---|---|---|")
     first = statistics.median(speeds["as stock FFCV encodes"][1:])
     for name, (_, *measured) in speeds.items():

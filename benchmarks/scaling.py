@@ -1,21 +1,20 @@
-"""One distillation step on 1, 2 and 4 CPU ranks, over loopback and over network namespaces with a limited link.
+"""Weak scaling of a training step on 1, 2 and 4 CPU ranks, over loopback and over rate-limited links.
 
     python benchmarks/scaling.py [--ranks 1 2 4] [--links loopback 1000 200] [--rounds 3] [--json FILE] [--debug]
 
-Weak scaling of DeiT-Tiny from DeiT III-Small at full size (`--debug`: toys, whose times mean nothing), ZeRO-2 student
-and sharded teacher as shipped, not compiled, a few images a rank. A link is loopback, or a number of Mbit/s: then each
-rank has its own network namespace, and what it sends leaves through a token bucket of that rate (`tc tbf`).
+DeiT-Tiny from DeiT III-Small at full size, with the shipped ZeRO-2 student and a sharded teacher, not compiled, a few
+images per rank. --debug uses toy models; their times mean nothing. A link is loopback or a rate in Mbit/s. With a rate,
+each rank has its own network namespace, and a token bucket (`tc tbf`) limits what it sends.
 
-- step: seconds, the median over the steps, mean over the ranks.
-- compute: the same without communication: as many processes at the same time on the same cores, each a world of one.
-  On 2 cores, 4 ranks share them, so this column grows where a cluster's would not.
-- communication: the difference, in all and for the part of the step where it falls: teacher (gathers), backward
-  (gradients), update (norm, weights).
-- sent: bytes that a rank sent in a step, as its network interface counted them, TCP's headers included.
-- formula: `vitkd_ds.commands.plan.predict.bytes_per_step`, what `vitkd-ds plan` predicts with.
-- line: seconds that the formula's bytes take at the rate of the link.
+- step: seconds per step, median over the steps, mean over the ranks.
+- compute: seconds without communication, with as many processes on the same cores, each with a world size of 1. This
+  column grows if ranks share cores (4 ranks on 2 cores); on a cluster it would not.
+- communication: the difference, in total and by part: teacher (gathers), backward (gradients), update (norm, weights).
+- sent: bytes per rank and step, counted by the network interface, including TCP headers.
+- formula: bytes per rank and step by `vitkd_ds.commands.plan.predict.bytes_per_step`, which `vitkd-ds plan` uses.
+- line: seconds for the formula's bytes at the link's rate.
 
-Needs root, for the namespaces. Rounds repeat everything; the table holds the medians over the rounds.
+Needs root for the namespaces. The table holds medians over the rounds.
 """
 
 import argparse
@@ -35,11 +34,11 @@ from benchmarks.network import HUB, INTERFACE, Network, why_not  # noqa: E402
 PARTS = ("teacher", "forward", "backward", "update")
 PARAMS = ("trained_params", "teacher_params")
 LIMIT_S = 1200
-"""Longest that one start of the ranks may take, seconds."""
+"""Time limit for one group of ranks, in seconds."""
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Step on one rank, and write what it took. Collective, where the ranks are together."""
+    """Run the steps on this rank and write the measurements. Collective when the ranks form one world."""
     from benchmarks.step import parts_of_step, step
     from benchmarks.step_variants import Engines, build_pair, make_micro_batch
     from vitkd_ds.engine import processes, ranks
@@ -65,14 +64,17 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def sent_bytes(interface: str) -> int:
-    """Bytes that an interface of this namespace has sent since it exists."""
+    """Return the number of bytes that an interface of this namespace has sent."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()
     (counters,) = (line.split(":")[1].split() for line in lines if line.strip().startswith(f"{interface}:"))
     return int(counters[8])
 
 
 def run_ranks(args: argparse.Namespace, network: Network, num_ranks: int, *, together: bool) -> list[dict[str, Any]]:
-    """Start a rank on each node, or all on the hub, as one world or as a world each; what each found."""
+    """Run a rank on each node (without nodes, all on the hub); return each rank's measurements.
+
+    With `together` the ranks form one world; otherwise each is a world of one.
+    """
     cpus = sorted(os.sched_getaffinity(0))
     hosts, interface = network.nodes or [HUB] * num_ranks, INTERFACE if network.nodes else "lo"
     address = network.addresses[hosts[0]] if network.nodes else "127.0.0.1"
@@ -96,12 +98,12 @@ def run_ranks(args: argparse.Namespace, network: Network, num_ranks: int, *, tog
                 process.kill()
         for process, text in zip(processes, told):
             if process.returncode:
-                raise RuntimeError(f"a rank ended with {process.returncode}:\n{text.decode()[-3000:]}")
+                raise RuntimeError(f"a rank failed with exit code {process.returncode}:\n{text.decode()[-3000:]}")
         return [json.loads(file.read_text()) for file in files]
 
 
 def row_of(link: str, together: list[dict[str, Any]], alone: list[dict[str, Any]]) -> dict[str, Any]:
-    """What one round says of one link and number of ranks."""
+    """Return one round's row for a link and a number of ranks."""
     from vitkd_ds.commands.plan.predict import Layout, bytes_per_step
 
     def mean(found: list[dict[str, Any]], key: str) -> float:
@@ -121,7 +123,7 @@ def row_of(link: str, together: list[dict[str, Any]], alone: list[dict[str, Any]
 
 
 def one_round(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure every link and number of ranks once."""
+    """Measure every combination of link and number of ranks once."""
     rows = []
     for ranks in args.ranks:
         with Network(0) as network:
@@ -134,7 +136,7 @@ def one_round(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rounds: list[list[dict[str, Any]]]) -> tuple[list[dict[str, Any]], str]:
-    """Medians over the rounds, as rows and as text."""
+    """Return the medians over the rounds, as rows and as a Markdown table."""
     rows = []
     for same in zip(*rounds):
         keys = [key for key in same[0] if key not in ("link", "ranks") and same[0][key] is not None]
@@ -172,7 +174,7 @@ def main() -> None:
     if args.worker:
         measure(args)
     if reason := why_not("tc", "taskset"):
-        parser.error(f"this benchmark makes hosts of its own on this machine: {reason}")
+        parser.error(f"cannot create virtual hosts on this machine: {reason}")
     rows, text = table([one_round(args) for _ in range(args.rounds)])
     print(text)
     if args.json:

@@ -1,10 +1,10 @@
-"""What does a disk cost that answers each read late, and what does reading ahead give back?
+"""Loader speed on a disk with high latency, with and without read-ahead.
 
     python benchmarks/slow_disk.py FILE.beton [--delay_ms 0 3] [--rounds 3] [--micro_batch_size 64]
 
-Each row is a process that reads one epoch in random order with one decoder thread, at 224 pixels; the first read
-of each place of FILE is delayed by a library that is loaded before libc. Rounds interleave the rows. Prints JSON: for
-each delay, the median images/s, and images per CPU-second, without and with `vitkd_ds.data.beton.read_ahead`.
+Each measurement is a process that reads one epoch in random order with one decoder thread, at 224 px. A preloaded
+library delays the first read of each position in FILE. Rounds interleave the measurements. Prints JSON: for each delay,
+the median images/s and images per CPU-second, without and with `vitkd_ds.data.beton.read_ahead`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SOURCE = r"""
 #include <sys/types.h>
 #include <unistd.h>
 
-static char is_cached[1 << 24];  // by place in the file, in 64 bytes: as the system keeps what was read
+static char is_cached[1 << 24];  // per 64 bytes of the file: imitates the page cache
 
 static char* delayed_place(int fd, off_t at) {
   static ino_t file;
@@ -52,7 +52,7 @@ WRAP(pread64)
 
 
 def read_epoch(path: str, *, micro_batch_size: int, reads_ahead: bool) -> tuple[float, float]:
-    """Images/s and images per CPU-second of one epoch after the first three micro-batches, in this process."""
+    """Return images/s and images per CPU-second of one epoch, without its first three micro-batches."""
     from vitkd_ds.config.run import DataConfig
     from vitkd_ds.data.beton import read_ahead
     from vitkd_ds.data.beton.format import check_beton
@@ -73,7 +73,7 @@ def read_epoch(path: str, *, micro_batch_size: int, reads_ahead: bool) -> tuple[
 
 
 def measure(path: str, delays_ms: list[float], *, rounds: int, micro_batch_size: int) -> list[dict[str, float]]:
-    """A row per delay: images/s without and with reading ahead, and per CPU-second, medians of the rounds."""
+    """Return a row per delay: median images/s and images per CPU-second, without and with read-ahead."""
     found: dict[tuple[float, bool], list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "delay.c"), Path(folder, "delay.so")
@@ -98,7 +98,7 @@ def measure(path: str, delays_ms: list[float], *, rounds: int, micro_batch_size:
 
 
 def main() -> None:
-    """Measure, and print the rows; with --epoch, which the rows' processes get, read one epoch."""
+    """Measure and print the rows. With --epoch, which only the measuring processes get, read one epoch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
     parser.add_argument("--delay_ms", type=float, nargs="+", default=[0.0, 3.0])

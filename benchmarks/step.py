@@ -1,21 +1,21 @@
-"""One distillation step, timed: an eager loop, a compiled loop, and this project's engines with three placements.
+"""Time of one training step: an eager loop, a compiled loop, and this project's engines with three placements.
 
     python benchmarks/step.py [--pairs tiny small base] [--micro_batches 64 128 256] [--json FILE] [--debug]
 
-The whole step counts: both models, ViTKD + NKD + cross-entropy, clipping, AdamW; without drop path and moving average.
-Each pair and micro-batch has a process of its own, as in training: a second size in a process would be compiled for any
-size, and the first one's engines would stay in memory. All variants of a pair and micro-batch live in one process and
-take turns (--repeats rounds of --steps steps), so a card that slows down slows all of them; images/s is the median over
-the rounds, `ratio` the median over the rounds of the ratio to the compiled loop of the same round.
+The whole step is timed: both models, ViTKD + NKD + cross-entropy, gradient clipping, AdamW; no drop path and no moving
+average of the weights. Each pair and micro-batch runs in its own process, as in training. In one process, the second
+size would be compiled for dynamic shapes, and the first size's engines would stay in memory. The variants of a pair and
+micro-batch share a process and take turns (--repeats rounds of --steps steps), so a GPU that slows down affects all of
+them. images/s and `ratio`, the speed relative to the compiled loop in the same round, are medians over the rounds.
 
-The parts (ms) come from further steps that wait for the device after each: teacher, forward, backward, update. `host`
-is Python's own time: from a device at rest to the end of backward, where nothing waits for the device, and that of the
-update, again from a device at rest, so that the engines' wait at its end is no longer than the update itself. Launches
-that wait for room in the device's queue count, so it is an upper bound.
+The parts (ms) are measured in further steps that synchronise after each part: teacher, forward, backward, update.
+`host` is Python's own time for a step: from teacher to backward, plus the update. Each of the two starts on an idle
+device. Nothing waits for the device before the end of the update, and there the engines wait at most as long as the
+update takes. Kernel launches that wait for room in the device's queue count too, so `host` is an upper bound.
 
-Peak memory is what the variant itself has on the card at most; on a CPU it is not measured. --debug runs the same code
-at toy size, traced but not compiled: its numbers mean nothing. Under a launcher there must be one pair and one
-micro-batch; with several ranks only the engines run, images/s is of all ranks, and host holds waits for other ranks.
+Peak memory is the variant's own GPU memory; it is not measured on a CPU. --debug runs the same code at toy size, traced
+but not compiled; its numbers mean nothing. Under a launcher, pass one pair and one micro-batch. With several ranks only
+the engines run, images/s is the total over all ranks, and `host` includes waits for other ranks.
 """
 
 import argparse
@@ -56,17 +56,17 @@ HEADER = (
     "ms: teacher / forward / backward / update / host"
 )
 ROUNDING = 0.02
-"""Part by which the first totals of two variants may differ: bf16 weights against bf16 autocast."""
+"""Allowed relative difference of two variants' first losses: bf16 weights against bf16 autocast."""
 
 
 @dataclass
 class Timed:
-    """A variant and its timings."""
+    """A variant and its measurements."""
 
     name: str
     variant: Variant
     resting_bytes: int
-    """Bytes of its tensors on the card between two steps."""
+    """Bytes of its tensors on the GPU between two steps."""
     first_total: float
     images_per_s: list[float] = field(default_factory=list)
     peak_gib: float | None = None
@@ -74,7 +74,7 @@ class Timed:
 
 
 def step(variant: Variant, batch: MicroBatch, mark: Callable[[], object] = lambda: None) -> torch.Tensor:
-    """Run one step, call `mark` after each of PARTS, and return the total."""
+    """Run one step, call `mark` after each of PARTS, and return the total loss."""
     features = variant.teach(batch)
     mark()
     total = variant.forward(batch, features)
@@ -87,14 +87,14 @@ def step(variant: Variant, batch: MicroBatch, mark: Callable[[], object] = lambd
 
 
 def parts_of_step(variant: Variant, batch: MicroBatch) -> dict[str, float]:
-    """Seconds of each part of one step, waiting for the device after it."""
+    """Return the seconds of each part of one step, synchronising with the device after each."""
     times = [synchronised_time()]
     step(variant, batch, lambda: times.append(synchronised_time()))
     return {part: end - start for part, start, end in zip(PARTS, times, times[1:])}
 
 
 def prepare(name: str, pair: Pair, batch: MicroBatch, args: argparse.Namespace, device: torch.device) -> Timed:
-    """Build a variant and warm it up: compilation, optimizer state, the allocator."""
+    """Build a variant and warm it up, so that compilation, optimizer state and memory pools are in place."""
     before = allocated(device)
     variant = build_variant(name, pair, device, len(batch.images_BCHW))
     torch.manual_seed(2)  # ViTKD's mask
@@ -106,12 +106,12 @@ def prepare(name: str, pair: Pair, batch: MicroBatch, args: argparse.Namespace, 
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes of tensors on the card; 0 on a CPU."""
+    """Return the bytes of tensors on the GPU, or 0 on a CPU."""
     return torch.cuda.memory_allocated() if device.type == "cuda" else 0
 
 
 def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device) -> None:
-    """Time one turn of a variant, and what its memory peaks at without the others' tensors."""
+    """Time one round of a variant, and record its peak memory without the other variants' tensors."""
     if device.type == "cuda":
         others = allocated(device) - timed.resting_bytes
         torch.cuda.reset_peak_memory_stats()
@@ -125,13 +125,13 @@ def time_round(timed: Timed, batch: MicroBatch, steps: int, device: torch.device
 
 
 def time_parts(timed: Timed, batch: MicroBatch, steps: int) -> None:
-    """Time the parts and the host, milliseconds, medians over the steps."""
+    """Record the milliseconds of the parts and of the host, as medians over the steps."""
     spent = [parts_of_step(timed.variant, batch) | {"host": host_s(timed.variant, batch)} for _ in range(steps)]
     timed.parts_ms = {part: 1e3 * statistics.median(seconds[part] for seconds in spent) for part in spent[0]}
 
 
 def host_s(variant: Variant, batch: MicroBatch) -> float:
-    """Seconds of Python in one step, on a device at rest; see the top of this file."""
+    """Return the host's seconds in one step, as defined at the top of this file."""
     start = synchronised_time()
     variant.backward(variant.forward(batch, variant.teach(batch)))
     launched, update = time.perf_counter(), synchronised_time()
@@ -140,7 +140,7 @@ def host_s(variant: Variant, batch: MicroBatch) -> float:
 
 
 def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torch.device) -> list[Timed]:
-    """All variants of one pair and micro-batch, taking turns."""
+    """Time all variants of one pair and micro-batch, in turns."""
     batch = make_micro_batch(pair, micro_batch, device)
     names = [name for name in args.variants if ranks.world_size() == 1 or name not in ("eager", "compiled")]
     everyone = [prepare(name, pair, batch, args, device) for name in names]
@@ -148,8 +148,8 @@ def measure(pair: Pair, micro_batch: int, args: argparse.Namespace, device: torc
     for timed in everyone:
         if abs(timed.first_total - reference) > ROUNDING * abs(reference):
             raise ValueError(
-                f"all variants must compute the same loss, found {timed.first_total:.4f} from {timed.name} and "
-                f"{reference:.4f} from {everyone[0].name}: a timing of it would mean nothing"
+                f"the variants compute different losses: {timed.first_total:.4f} ({timed.name}) and "
+                f"{reference:.4f} ({everyone[0].name}), so their times cannot be compared"
             )
     for _ in range(args.repeats):
         for timed in everyone:
@@ -173,7 +173,7 @@ def rows_of(pair: Pair, micro_batch: int, everyone: list[Timed], hardware: Hardw
 
 
 def line(row: dict[str, Any], timed: Timed) -> str:
-    """Show a row as text, with the spread over the rounds and the parts."""
+    """Format a row as text, with the range over the rounds and the parts."""
     low, high = min(timed.images_per_s), max(timed.images_per_s)
     cells = [f"{row['pair']:5} {row['micro_batch']:4} {row['variant']:9} {row['images_per_s']:9,.0f}"]
     cells.append(f"[{low:,.0f}, {high:,.0f}]".rjust(18))
@@ -183,10 +183,11 @@ def line(row: dict[str, Any], timed: Timed) -> str:
 
 
 def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure the one pair and micro-batch of `args` in this process: heading, rows, rows as text. Collective."""
+    """Measure the one pair and micro-batch of `args` in this process; return heading, rows and formatted rows.
+    Collective."""
     device = processes.start_processes()
     if args.debug:
-        torch.set_num_threads(1)  # toy models wait for threads more than they gain
+        torch.set_num_threads(1)  # more threads slow toy models down
         generate_no_code()
     card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     (name,), (micro_batch,) = args.pairs, args.micro_batches
@@ -199,7 +200,7 @@ def measure_cell(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
-    """Call `measure_cell` in a process of its own, with this command's other arguments."""
+    """Call `measure_cell` in a new process, with this command's other arguments."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "cell.json")
         cell = ["--pairs", pair, "--micro_batches", str(micro_batch), "--worker", str(file)]
@@ -208,22 +209,22 @@ def measure_elsewhere(pair: str, micro_batch: int) -> dict[str, Any]:
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started this command."""
+    """Return whether a launcher has started this command."""
     environ = dict(os.environ)
     processes.set_rank_variables(environ)
     return "RANK" in os.environ or int(environ["WORLD_SIZE"]) > 1
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line, with the defaults of --debug."""
+    """Read the command line; --debug changes the defaults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=["tiny", "small", "base"], choices=["tiny", "small", "base"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *CHOICES])
     parser.add_argument("--micro_batches", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="in a round")
+    parser.add_argument("--steps", type=int, default=20, help="per round")
     parser.add_argument("--warmup", type=int, default=10)
-    parser.add_argument("--ds_config", default="ds_configs/zero2.json", help="of the student's engine")
+    parser.add_argument("--ds_config", default="ds_configs/zero2.json", help="DeepSpeed file of the student")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -232,8 +233,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if is_launched() and len(args.pairs) * len(args.micro_batches) > 1:
         parser.error(
-            f"under a launcher there must be one pair and one micro-batch, found --pairs {' '.join(args.pairs)} and "
-            f"--micro_batches {' '.join(map(str, args.micro_batches))}: start the launcher once for each"
+            f"under a launcher pass one pair and one micro-batch, got --pairs {' '.join(args.pairs)} and "
+            f"--micro_batches {' '.join(map(str, args.micro_batches))}. Start the launcher once for each."
         )
     return args
 
@@ -250,7 +251,7 @@ def main() -> None:
         if cell["is_main"]:
             print(*([] if rows else [cell["heading"]]), *cell["lines"], sep="\n", flush=True)
             rows += cell["rows"]
-            if args.json:  # after each, so that one that fails costs no other
+            if args.json:  # each time: a later failure loses nothing
                 args.json.write_text(json.dumps(rows, indent=1))
     if here:
         processes.leave()

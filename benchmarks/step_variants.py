@@ -1,8 +1,8 @@
-"""The loops that `benchmarks/step.py` times, behind one face: teacher, forward, backward, update.
+"""Training loops that `benchmarks/step.py` times, with a common interface: teach, forward, backward, update.
 
-All start from the same weights and get the same images, and the first losses are compared, so that nothing is fast by
-doing something else. Images are random and already on the device: loading and mixing are not part of a step here. Nor
-is a moving average of the weights, which the plain loops do not have.
+All variants start from the same weights and get the same images, and `step.py` compares their first losses, so that no
+variant is fast because it computes something else. Images are random and already on the device: loading and mixing are
+not timed. There is no moving average of the weights, because the plain loops have none.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ CHOICES = {
     "reduce-overhead": {"compile": "reduce-overhead"},
     "fp8": {"fp8": True},
 }
-"""Further variants, to be asked for: a replica with other settings than those that ship."""
+"""Additional variants for --variants: a replica with settings other than the shipped ones."""
 RECIPES = {
     "tiny": "deit_tiny_from_deit3_small",
     "small": "deit_small_from_deit3_base",
@@ -43,12 +43,12 @@ TOY = {
     "small": ({"embed_dim": 32, "depth": 2, "num_heads": 2}, {"embed_dim": 64, "depth": 2, "num_heads": 2}),
     "base": ({"embed_dim": 64, "depth": 2, "num_heads": 2}, {"embed_dim": 96, "depth": 3, "num_heads": 2}),
 }
-"""Arguments of student and teacher with --debug."""
+"""Model arguments of student and teacher with --debug."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A recipe with its models on the CPU in fp32, which have random weights."""
+    """A recipe and its models, with random fp32 weights on the CPU."""
 
     name: str
     run: Run
@@ -56,21 +56,21 @@ class Pair:
 
     @property
     def image_flops(self) -> int:
-        """Operations of one image in a step."""
+        """FLOPs per image in a step."""
         size = self.run.data.image_size
         return shapes.step_flops(
             self.models.student, [(self.models.teachers["teacher"], size)], self.distiller().vitkd, image_size=size
         )
 
     def distiller(self) -> Distiller:
-        """Make a new distiller, with the same weights each time."""
+        """Build a new distiller, with the same weights each time."""
         torch.manual_seed(0)
         return Distiller(deepcopy(self.models.student), self.run.losses, self.models.pairs)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the training loop has after mixing."""
+    """Micro-batch after mixing."""
 
     images_BCHW: Tensor
     """fp32, 0..255."""
@@ -79,7 +79,7 @@ class MicroBatch:
 
 
 def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
-    """Build the models of a recipe, without its drop path and moving average; at toy size for `debug`."""
+    """Build a recipe's models, without drop path and moving average; at toy size with `debug`."""
     run = build_run(RECIPES[name], debug=debug)
     student, teacher = replace(run.student, drop_path_rate=0.0), replace(run.teachers["teacher"], checkpoint="random")
     if debug:
@@ -97,7 +97,7 @@ def build_pair(name: str, *, ds_config: str, debug: bool) -> Pair:
 
 
 def make_micro_batch(pair: Pair, images: int, device: torch.device) -> MicroBatch:
-    """Draw random images, channels-last as the loader's, and soft labels."""
+    """Draw random images, channels-last like the loader's, and soft labels."""
     generator = torch.Generator().manual_seed(1 + ranks.rank())
     size, classes = pair.run.data.image_size, pair.run.data.num_classes
     images_BCHW = torch.randint(0, 256, (images, 3, size, size), generator=generator).float()
@@ -109,10 +109,11 @@ def make_micro_batch(pair: Pair, images: int, device: torch.device) -> MicroBatc
 
 
 class PlainLoop:
-    """No DeepSpeed: fp32 weights, bf16 autocast, torch's clipping and AdamW. One rank.
+    """Loop without DeepSpeed: fp32 weights, bf16 autocast, torch's clipping and AdamW. One rank.
 
-    Eager, it is the official code's loop (mmcls and torch 1.10 aside): the teacher in fp32 under autocast, AdamW with
-    torch's defaults. Compiled, it is what a user would write by hand: everything compiled, a bf16 teacher, fused AdamW.
+    The eager loop is the official code's, apart from mmcls and torch 1.10: the teacher in fp32 under autocast, AdamW
+    with torch's defaults. The compiled loop is what a user would write by hand: everything compiled, a bf16 teacher,
+    fused AdamW.
     """
 
     def __init__(self, pair: Pair, device: torch.device, *, compile: bool) -> None:
@@ -139,7 +140,7 @@ class PlainLoop:
             return self.tap(self.teacher, images_BCHW, self.blocks)
 
     def forward(self, batch: MicroBatch, features: Features) -> Tensor:
-        """Compute the total of student and losses."""
+        """Return the total loss."""
         images_BCHW = self.normalizations[0].apply(batch.images_BCHW, torch.float32)
         with self.autocast:
             return self.call(images_BCHW, batch.targets_BK, {"teacher": features}, batch.weights)["total"]
@@ -148,14 +149,14 @@ class PlainLoop:
         total.backward()
 
     def update(self) -> None:
-        """Clip, and update the weights."""
+        """Clip the gradients and update the weights."""
         torch.nn.utils.clip_grad_norm_(self.distiller.parameters(), self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
 class Engines:
-    """What ships: `StudentEngine` with the pair's DeepSpeed file, and `Teacher`. Its methods are those of PlainLoop."""
+    """The shipped engines, `StudentEngine` with the pair's DeepSpeed file and `Teacher`; methods as in PlainLoop."""
 
     def __init__(
         self, pair: Pair, device: torch.device, micro_batch: int, placement: str, *, compile: str, fp8: bool = False
@@ -195,21 +196,21 @@ def build_variant(name: str, pair: Pair, device: torch.device, micro_batch: int)
 
 
 def generate_no_code() -> None:
-    """For --debug: whatever is compiled in this process from now on is traced, checked by `run_static`, and run."""
+    """Make torch.compile in this process trace and check graphs, but generate no code; for --debug."""
     dynamo.register_backend(run_static, name="static")
     dynamo.config.debug_backend_override = ">=0:static"
 
 
 def run_static(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-    """A backend of torch.compile that runs the traced operations one by one.
+    """Run the traced operations one by one; a backend of torch.compile.
 
     Raises:
-        ValueError: a size in it is a variable: dynamo has met a second one, and compiles for any from then on.
+        ValueError: The graph has dynamic sizes, because dynamo has seen a second size.
     """
     sizes = [size for value in inputs for size in (value.shape if isinstance(value, Tensor) else (value,))]
     if variable := [size for size in sizes if isinstance(size, torch.SymInt)]:
         raise ValueError(
-            f"every graph must have static sizes, found {', '.join(map(str, variable))}: kernels for any size are "
-            "slower than those of training, so time each micro-batch in a process of its own"
+            f"a graph has dynamic sizes: {', '.join(map(str, variable))}. Time each micro-batch in its own process: "
+            "kernels for dynamic sizes are slower than those of training."
         )
     return graph.forward

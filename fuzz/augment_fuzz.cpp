@@ -1,9 +1,9 @@
-// Throws any plans at vitkd_augment and stops at the first thing that is wrong.
+// Fuzz vitkd_augment with random plans; stops at the first failure.
 //
 //   augment_fuzz [--seconds N] [--seed N]
 //
-// Wrong is: a report of a sanitizer, a byte written outside of the images, a rectangle outside of its image that is not
-// refused, and vectors of another width that give other pixels.
+// A failure is a sanitizer report, a byte written outside the images, a rectangle outside its image that is accepted, or
+// a different result with another vector width.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -21,7 +21,7 @@ std::mt19937_64 dice;
 
 int below(int count) { return int(dice() % uint64_t(count)); }
 
-// Mostly what is drawn in training, and sometimes any number.
+// Usually a value in the range used in training, sometimes an extreme number.
 double any_argument() {
   const double extremes[] = {0, -0.0, 1, -1, 1e-300, 1e9, -1e9, 255, 256, 0.5};
   if (below(8) == 0) return extremes[below(10)];
@@ -84,13 +84,13 @@ int main(int argc, char** argv) {
       const int vector_bytes = i ? vitkd_widest_vector() : 16;
       results[i] = vitkd_augment(images[i].data() + GUARD, NUM_IMAGES, height, width, &plan, vector_bytes);
       for (size_t k = 0; k < GUARD; k++) {
-        if (images[i][k] != 99 || images[i][GUARD + num_bytes + k] != 99) fail("a byte outside of the images", seed);
+        if (images[i][k] != 99 || images[i][GUARD + num_bytes + k] != 99) fail("a byte was written outside the images", seed);
       }
     }
-    if (results[0] != results[1] || (results[0] != 0) != is_outside) fail("a rectangle that should be refused", seed);
-    if (images[0] != images[1]) fail("vectors of another width that give other pixels", seed);
+    if (results[0] != results[1] || (results[0] != 0) != is_outside) fail("wrong result for a rectangle", seed);
+    if (images[0] != images[1]) fail("pixels depend on the vector width", seed);
     refused += is_outside;
     if (is_single) break;
   }
-  std::printf("%llu plans, no finding; refused %llu\n", done, refused);
+  std::printf("%llu plans, no failure; rejected %llu\n", done, refused);
 }

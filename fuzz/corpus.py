@@ -1,9 +1,9 @@
-"""Write the files that decode_fuzz damages: real photographs as JPEGs of every kind.
+"""Write the corpus for decode_fuzz: photographs as JPEGs of every kind.
 
     python fuzz/corpus.py DST [PHOTO...]
 
-The photographs are some of Fashion-MNIST, which is in the package, in several sizes and noisy, so that all coefficients
-occur; PHOTO are JPEGs of your own, taken as they are.
+The photographs are packaged Fashion-MNIST images in several sizes, with noise, so that all coefficients occur. Further
+JPEGs given as PHOTO are copied unchanged.
 """
 
 import shutil
@@ -34,7 +34,7 @@ OPENCV_SUBSAMPLINGS = {"411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, "440": cv2.I
 
 
 def photographs() -> list[Image.Image]:
-    """One colourful, noisy photograph for each of `SIZES`."""
+    """Return a colourful, noisy photograph for each size in `SIZES`."""
     path = demo_beton("train")
     content, (_, stored, _), grey = path.read_bytes(), read_beton(path), []
     for image in stored[:: len(stored) // 15][:15]:
@@ -50,7 +50,7 @@ def photographs() -> list[Image.Image]:
 
 
 def write_corpus(dst: Path, photos: list[Path]) -> int:
-    """Fill the folder `dst`; returns how many files there are."""
+    """Write the corpus to the folder `dst`; return the number of files."""
     dst.mkdir(parents=True, exist_ok=True)
     for image in photographs():
         stem = f"{image.width}x{image.height}"

@@ -1,13 +1,15 @@
-// Throws damaged JPEGs, tables and rows at vitkd_decode, and the JPEGs at vitkd_transcode, and stops at the first thing
-// that is wrong.
+// Fuzz vitkd_decode with damaged JPEGs, tables and crops, and vitkd_transcode with the JPEGs; stops at the first failure.
 //
 //   decode_fuzz CORPUS [--seconds N] [--seed N] [--start N] [--count N]
 //
-// Wrong is: a report of a sanitizer, a status that does not exist, pixels that are not black beside a status other than
-// DECODED, two calls that differ (one thread, then two and the rows in reverse, each with vectors of a width drawn for
-// it), and pixels that are not those of the image decoded whole by libjpeg, or of the stored pixels, and then cut and
-// resized. A case depends on seed and number alone; the line printed at the end of a failed run repeats it. `make fuzz`
-// builds this with the sanitizers, and the corpus with corpus.py.
+// A failure is one of:
+// - a sanitizer report, or a status that does not exist
+// - pixels other than black with a status other than DECODED
+// - two calls that differ: one thread, then two threads with the rows in reverse, each with a random vector width
+// - pixels that differ from those of the whole image (decoded by libjpeg, or stored raw), cropped and resized afterwards
+//
+// A case depends only on seed and number. A failed run prints a command that repeats it. `make fuzz` builds this program
+// with the sanitizers, and the corpus with corpus.py.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -37,12 +39,12 @@ namespace {
 using Bytes = std::vector<uint8_t>;
 using Clock = std::chrono::steady_clock;
 
-uint64_t seed = 0, number = 0;  // of the case under way
+uint64_t seed = 0, number = 0;  // of the current case
 std::string corpus_folder;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Runs at SIGABRT, which is how the sanitizers and fail() end.
+// Handler of SIGABRT, which the sanitizers and fail() raise.
 void print_case(int) {
   std::fprintf(stderr, "FAILED. To repeat: decode_fuzz %s --seed %llu --start %llu --count 1\n", corpus_folder.c_str(),
                static_cast<unsigned long long>(seed), static_cast<unsigned long long>(number));
@@ -53,7 +55,7 @@ void print_case(int) {
   std::abort();
 }
 
-// Random numbers of one case.
+// Random generator of one case.
 struct Dice {
   std::mt19937_64 engine;
   explicit Dice(uint64_t first, uint64_t second) {
@@ -69,7 +71,7 @@ struct Dice {
   }
 };
 
-// Where the byte after 0xFF is `code`, or any marker's if code is 0; the file's size if there is none.
+// Return the position of the next marker code `code` (any code if 0), or the file's size if there is none.
 size_t find_marker(const Bytes& file, size_t from, uint8_t code) {
   for (size_t i = from; i + 1 < file.size(); i++) {
     if (file[i] == 0xFF && (code ? file[i + 1] == code : file[i + 1] != 0 && file[i + 1] != 0xFF)) return i + 1;
@@ -93,7 +95,7 @@ void damage_marker(Bytes& file, Dice& dice) {
   }
 }
 
-// The frame header: precision, height, width, number of components, then 3 bytes for each component.
+// Damage the frame header: precision, height, width, number of components, then 3 bytes for each component.
 void damage_frame(Bytes& file, Dice& dice) {
   const size_t frame = find_frame(file);
   if (frame + 18 >= file.size()) return;
@@ -105,7 +107,7 @@ void damage_frame(Bytes& file, Dice& dice) {
   }
 }
 
-// The interval of the restart markers; one of the markers, or what stands before it.
+// Damage the restart interval, a restart marker, or the bytes before one.
 void damage_restart(Bytes& file, Dice& dice) {
   const size_t interval = find_marker(file, 2, 0xDD);
   if (dice.one_in(4) && interval + 4 < file.size()) {
@@ -217,11 +219,11 @@ CropRow make_row(const StoredImage (&table)[2], int32_t size, Dice& dice) {
 
 void check(const std::vector<int32_t>& status, const Bytes& images, size_t image_bytes, size_t (&counts)[10]) {
   for (size_t i = 0; i < status.size(); i++) {
-    if (status[i] < DECODED || status[i] > UNKNOWN_KIND) fail("a status that does not exist");
+    if (status[i] < DECODED || status[i] > UNKNOWN_KIND) fail("unknown status");
     counts[status[i]]++;
     const auto begin = images.begin() + i * image_bytes;
     const bool is_black = std::all_of(begin, begin + image_bytes, [](uint8_t value) { return value == 0; });
-    if (status[i] != DECODED && !is_black) fail("pixels beside a status other than DECODED");
+    if (status[i] != DECODED && !is_black) fail("an image that is not DECODED is not black");
   }
 }
 
@@ -233,7 +235,7 @@ struct Escape {
 [[noreturn]] void leave(j_common_ptr jpeg) { std::longjmp(reinterpret_cast<Escape*>(jpeg->err)->place, 1); }
 void take_no_notice(j_common_ptr, int) {}
 
-// The whole image as libjpeg gives it, damage behind the crop taken no notice of; what is missing stays black.
+// Decode the whole image with libjpeg, ignoring warnings; missing rows stay black.
 Bytes decoded_whole(const Bytes& file, const StoredImage& entry) {
   Bytes pixels(size_t(3) * entry.width * entry.height);
   jpeg_decompress_struct jpeg = {};
@@ -257,18 +259,18 @@ Bytes decoded_whole(const Bytes& file, const StoredImage& entry) {
   return pixels;
 }
 
-// The pixels that a DECODED row must have.
+// Return the expected pixels of a DECODED row.
 Bytes expected(int fd, const StoredImage& entry, const CropRow& row, int32_t size, int32_t vector_bytes) {
   Bytes content(entry.size), image(size_t(size) * size * 3);
-  if (pread(fd, content.data(), content.size(), off_t(entry.offset)) != ssize_t(content.size())) fail("a short read");
+  if (pread(fd, content.data(), content.size(), off_t(entry.offset)) != ssize_t(content.size())) fail("short read");
   if (entry.mode == MODE_JPG) {
-    // libjpeg makes something else of codes that no encoder writes where its buffer ends soon.
+    // Near the end of its buffer, libjpeg decodes invalid codes differently.
     content.resize(entry.size + ROOM_BYTES);
     fill_room(content.data() + entry.size);
     content = decoded_whole(content, entry);
   }
   const int32_t status = vitkd_resize(content.data(), entry.height, entry.width, &row, size, vector_bytes, image.data());
-  if (status != DECODED) fail("a row that decodes and cannot be resized");
+  if (status != DECODED) fail("a row decodes but cannot be resized");
   return image;
 }
 
@@ -277,7 +279,7 @@ int32_t draw_width(Dice& dice) {
   return std::min(widths[dice.below(3)], vitkd_widest_vector());
 }
 
-// Two images, one of them perhaps whole, so that what one leaves behind could show in the other.
+// Two images, one of them often undamaged, so that state left behind by one shows in the other.
 void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[10]) {
   Dice dice(seed, number);
   StoredImage table[2];
@@ -287,7 +289,7 @@ void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[10]) {
     for (uint64_t n = dice.below(5); n; n--) damage(file, corpus[dice.below(corpus.size())], dice);
     Bytes written(dice.one_in(4) ? dice.below(file.size() + 1) : 2 * file.size() + (1 << 16));
     if (vitkd_transcode(file.data(), file.size(), written.data(), written.size()) > written.size())
-      fail("a transcoded JPEG that is larger than its room");
+      fail("a transcoded JPEG is larger than its buffer");
     const off_t place = off_t(i << 20 | dice.below(4096));
     if (pwrite(fd, file.data(), file.size(), place) != ssize_t(file.size())) fail("no space");
     table[i] = make_entry(file, uint64_t(place), dice);
@@ -304,16 +306,16 @@ void run_case(const std::vector<Bytes>& corpus, int fd, size_t (&counts)[10]) {
     status[i].assign(rows.size(), -1);
     if (vitkd_decode(fd, table, 2, rows.data(), int64_t(rows.size()), size, 1 + i, nullptr, images[i].data(),
                      status[i].data(), draw_width(dice)))
-      fail("refused arguments that are in range");
+      fail("valid arguments were rejected");
     check(status[i], images[i], image_bytes, counts);
     std::reverse(rows.begin(), rows.end());
   }
   for (size_t i = 0, j = rows.size() - 1; i < rows.size(); i++, j--) {
     const auto one = images[0].begin() + i * image_bytes, other = images[1].begin() + j * image_bytes;
-    if (status[0][i] != status[1][j] || !std::equal(one, one + image_bytes, other)) fail("two calls that differ");
+    if (status[0][i] != status[1][j] || !std::equal(one, one + image_bytes, other)) fail("two calls give different results");
     if (status[0][i] != DECODED) continue;
     const Bytes wanted = expected(fd, table[rows[i].index], rows[i], size, draw_width(dice));
-    if (!std::equal(one, one + image_bytes, wanted.begin())) fail("pixels that are not those of the whole image");
+    if (!std::equal(one, one + image_bytes, wanted.begin())) fail("pixels differ from those of the whole image");
   }
 }
 
@@ -348,7 +350,7 @@ int main(int argc, char** argv) {
     corpus.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
     if (corpus.back().empty()) corpus.pop_back();
   }
-  if (corpus.empty()) return std::fprintf(stderr, "%s has no files\n", argv[1]), 2;
+  if (corpus.empty()) return std::fprintf(stderr, "%s has no readable files\n", argv[1]), 2;
   std::signal(SIGABRT, print_case);
   std::printf("%zu files, seed %llu\n", corpus.size(), static_cast<unsigned long long>(seed));
   const int fd = memfd_create("decode_fuzz", MFD_CLOEXEC);
@@ -364,7 +366,7 @@ int main(int argc, char** argv) {
   const char* names[] = {"decoded",  "bad JPEG",    "bad size", "short read",
                          "bad CRC", "bad colours", "bad row",  "no memory",  "missing scans", "unknown kind"};
   const auto as_printed = [](uint64_t value) { return static_cast<unsigned long long>(value); };
-  std::printf("%llu cases, no finding; slowest %.2f s (case %llu); images:", as_printed(done), slowest,
+  std::printf("%llu cases, no failure; slowest %.2f s (case %llu); images:", as_printed(done), slowest,
               as_printed(slowest_number));
   for (int i = 0; i < 10; i++) std::printf(" %s %zu%s", names[i], counts[i], i < 9 ? "," : "\n");
 }

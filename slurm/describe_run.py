@@ -1,6 +1,6 @@
-"""What slurm/run_recipe.sh must know of a run, from train.py's own command line: folder, --resume and data.
+"""Print a run's folder, --resume and data paths for slurm/run_recipe.sh, given train.py's command line.
 
-Options that train.py would refuse are refused here with the same message, before a rank starts.
+Invalid options raise the same errors as in train.py, but before any rank starts.
 """
 
 import sys
@@ -13,12 +13,12 @@ from vitkd_ds.config.check import check_workdir
 from vitkd_ds.config.reading import Unreadable
 
 UNREADABLE = 164
-"""Exit code where a disk fails: as srun's where it starts no step, after which run_recipe.sh asks again."""
+"""Exit code for a disk error, the same as srun's if it cannot start a step; run_recipe.sh retries after it."""
 
 
 @SetParseFn(str)
 def describe(*words: str, **flags: str) -> None:
-    """Print one KEY=VALUE line each."""
+    """Print a KEY=VALUE line for each setting."""
     run = parse_run(words, flags)
     check_workdir(run)
     for key, value in {

@@ -1,29 +1,29 @@
 # shellcheck shell=bash
-# What every job of this folder needs: the site lines, Python or a container, steps that can be asked to stop, another
-# start. Sourced by run_recipe.sh and pack_imagenet.sh, which know what is run. slurm/README.md is the manual.
-# No `set -e`: what the end of a step means is decided below.
+# Shared code of all jobs in this folder: site settings, Python or a container, job steps that stop on request, requeueing.
+# run_recipe.sh and pack_imagenet.sh source it. slurm/README.md is the manual.
+# No `set -e`: the code below decides what a step's exit code means.
 set -uo pipefail
 
-# ---- Site lines: what your cluster needs stands here and nowhere else. Each can also come from the environment, and
-# partition and account from SBATCH_PARTITION, SBATCH_ACCOUNT or sbatch flags.
+# ---- Site settings: edit these lines for your cluster, or set the same variables in the environment. Set partition and
+# account with sbatch flags, or with SBATCH_PARTITION and SBATCH_ACCOUNT.
 # module load cuda
-# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0 # the network between the nodes, where it is guessed wrong
-STAGE_DIR=${STAGE_DIR:-}               # a folder on each node's own disk to copy the data to; empty: no copies
-CONTAINER=${CONTAINER:-}               # FILE.sif: apptainer; another image: pyxis; empty: none
-CONTAINER_MOUNTS=${CONTAINER_MOUNTS:-} # what the container needs besides the checkout: /datasets:/datasets,/models:/models
-MAX_FAILURES=${MAX_FAILURES:-3}        # restarts of one job after failures; those after a stop are not counted
-DOCTOR=${DOCTOR:-0}                    # 1: `vitkd-ds doctor` before training; an error there ends the job
+# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0 # the network between nodes, if NCCL and Gloo choose a wrong one
+STAGE_DIR=${STAGE_DIR:-}               # folder on each node's own disk for copies of the data; empty for no copies
+CONTAINER=${CONTAINER:-}               # FILE.sif for apptainer, another image for pyxis, empty for none
+CONTAINER_MOUNTS=${CONTAINER_MOUNTS:-} # mounts in addition to the checkout: /datasets:/datasets,/models:/models
+MAX_FAILURES=${MAX_FAILURES:-3}        # maximum restarts of a job after failures; restarts after a stop do not count
+DOCTOR=${DOCTOR:-0}                    # 1 runs `vitkd-ds doctor` before training; an error there ends the job
 # ----
-max_stops=10 # restarts in a row after stops that saved nothing new
-spare_s=60   # seconds before the time limit at which a step that does not stop is ended, so that there is time to requeue
+max_stops=10 # maximum restarts in a row after stops that saved nothing new
+spare_s=60   # seconds before the time limit at which srun is killed if it is still running; leaves time to requeue
 
-exec 3>&1 # the log, also for a trap that runs while a step's output goes to a file
+exec 3>&1 # the log: keeps messages of a trap out of a step's redirected output
 say() { printf '[%s job %s] %s\n' "$(date '+%F %T')" "$SLURM_JOB_ID" "$*" >&3; }
 give_up() { say "error: $*" && exit 1; }
 
 : "${SLURM_JOB_ID:?start this with sbatch, from the checkout}"
 
-# retry COMMAND...: until it succeeds, for about a minute.
+# retry COMMAND...: repeat it until it succeeds, for about a minute.
 retry() {
   local wait_s
   for wait_s in 1 2 4 8 16 32; do
@@ -33,31 +33,32 @@ retry() {
   "$@"
 }
 
-# ---- Who this job is. sbatch inherits every SLURM_* variable of the job that it is called in, and Slurm replaces only
-# those that this job has too. So Slurm is asked, and the ranks, whose container may lack scontrol, get its answer.
-# record: a line about this job and no other task of its array; fails if Slurm is silent. said KEY: its value there.
+# ---- Identity of this job. A job submitted from inside another job inherits its SLURM_* variables, and Slurm replaces
+# only those that the new job also has. So this script asks Slurm and exports the answers; a container may lack scontrol.
+# record: print Slurm's line about this job, without other tasks of its array; fail if Slurm does not answer.
+# said KEY: print the value of KEY in that line.
 record() { scontrol show job -o "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "; }
 said() { sed -n "s/^\(.* \)\?$1=\([^ ]*\).*/\2/p"; }
-told=$(retry record) || give_up "Slurm does not say what job $SLURM_JOB_ID is. Submit it again."
+told=$(retry record) || give_up "Slurm does not say what job $SLURM_JOB_ID is. Submit the job again."
 restart=$(said Restarts <<<"$told") array=$(said ArrayJobId <<<"$told") task=$(said ArrayTaskId <<<"$told")
-# To scontrol a task of an array is ARRAY_TASK: the number of one of the tasks is also that of the whole array.
+# scontrol must get ARRAY_TASK for a task of an array: one task's plain job number also means the whole array.
 job=${array:+${array}_$task}
 job=${job:-$SLURM_JOB_ID}
 export SLURM_ARRAY_JOB_ID=$array SLURM_ARRAY_TASK_ID=$task SLURM_RESTART_COUNT=$restart
 [ -n "$array" ] || unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
 case $told in *gres/gpu* | *gres:gpu*) ;; *) unset SLURM_JOB_GPUS SLURM_STEP_GPUS SLURM_GPUS_PER_TASK ;; esac
-# Called by a rank of another job, sbatch also inherits where those ranks meet and which CPUs that one has.
+# If a rank of another job called sbatch, its rendezvous address and CPU binding are inherited too.
 [ -z "${VITKD_DS_START:-}" ] || unset MASTER_ADDR MASTER_PORT SLURM_CPU_BIND SLURM_DISTRIBUTION
-export VITKD_DS_START=$SLURM_JOB_ID.$restart # a later start of this job may take the run folder from an earlier one
+export VITKD_DS_START=$SLURM_JOB_ID.$restart # lets a later start of this job take the run folder's lock from an earlier one
 
-# introduce COMMAND...: the first lines of a start.
+# introduce COMMAND...: log the first lines of a start.
 introduce() {
   say "command:$(printf ' %q' "$@")"
   say "commit: $(git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)"
   say "nodes: $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, start $((restart + 1))"
 }
 
-# ---- Python: the checkout's .venv, unless PYTHON or a container says otherwise.
+# ---- Python: the checkout's .venv unless PYTHON or CONTAINER is set.
 pyxis=() apptainer=()
 mounts=$PWD:$PWD${STAGE_DIR:+,$STAGE_DIR:$STAGE_DIR}${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}
 case $CONTAINER in
@@ -65,26 +66,27 @@ case $CONTAINER in
 *.sif) apptainer=(apptainer exec --nv --bind "$mounts" --pwd "$PWD" "$CONTAINER") ;;
 *) pyxis=(--container-image="$CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD") ;;
 esac
-# USR1 is ignored until Python has its handler: a signal that comes while it imports must not end it.
-# shellcheck disable=SC2016,SC2034 # "$@" is the node's; the array is for the scripts that source this
+# USR1 is ignored until Python installs its handler; otherwise a signal during imports would kill the rank.
+# shellcheck disable=SC2016,SC2034 # "$@" expands on the node; the scripts that source this file use the array
 python=(bash -c 'trap "" USR1 && exec "$@"' rank "${apptainer[@]}" "${PYTHON:-python}" -u)
 # shellcheck disable=SC2034
 once=(srun --nodes=1 --ntasks=1 --ntasks-per-node=1 "${pyxis[@]}")
 
 # ---- Environment of the tasks.
-unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE   # a launcher's, where sbatch was typed; srun's are taken
-export SLURM_EXPORT_ENV=ALL                         # also after `sbatch --export=NONE`
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it from the job
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE   # from a launcher around sbatch; ranks use srun's variables
+export SLURM_EXPORT_ENV=ALL                         # even after `sbatch --export=NONE`
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not inherit the job's value
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONFAULTHANDLER=1
 
-# ---- Steps, and the signals that ask the job to save and stop: USR1 before the time limit (--signal), USR1 or TERM
-# before a preemption. Slurm itself gives TERM to the tasks at a preemption, requeue or scancel.
+# ---- Job steps, and the signals that request a save and a stop: USR1 before the time limit (--signal), USR1 or TERM
+# before a preemption. At a preemption, requeue or scancel Slurm also sends TERM directly to the tasks.
 step_pid="" stop="" nag_pid=""
-trap 'stop=1; say "USR1: the ranks are asked to save and stop"; ask_to_stop' USR1
-trap 'stop=1; say "TERM: the ranks are asked to save and stop"; ask_to_stop' TERM
-# srun passes USR1 on to its tasks. Again every 10 s, as the first may come before they listen. Where the tasks are gone
-# and srun waits all the same, as after the death of a slurmstepd, or where they stop too slowly, srun is ended.
+trap 'stop=1; say "USR1: asking the ranks to save and stop"; ask_to_stop' USR1
+trap 'stop=1; say "TERM: asking the ranks to save and stop"; ask_to_stop' TERM
+# ask_to_stop: send USR1 to srun, which forwards it to its tasks. Repeats every 10 s, as the tasks may not have a handler
+# yet. Near the time limit it kills srun: the tasks may be too slow, or they have exited and srun has not noticed, as
+# after the death of a slurmstepd.
 ask_to_stop() {
   [ -n "$step_pid" ] && [ -z "$nag_pid" ] || return 0
   (
@@ -98,7 +100,7 @@ ask_to_stop() {
     while kill -USR1 "$step_pid" 2>/dev/null; do
       nap_10_s
       if is_limit_near; then
-        say "WARNING: the ranks have not stopped $spare_s s before the time limit: srun is ended"
+        say "WARNING: the ranks have not stopped $spare_s s before the time limit; killing srun"
         kill -TERM "$step_pid" 2>/dev/null && nap_10_s
         kill -KILL "$step_pid" 2>/dev/null
       fi
@@ -106,8 +108,8 @@ ask_to_stop() {
   ) &
   nag_pid=$!
 }
-# is_limit_near: whether the time limit ends the job in at most spare_s seconds; not where Slurm does not say. Its EndTime
-# would not do, which a preemption sets.
+# is_limit_near: succeed if the time limit is at most spare_s seconds away; fail if Slurm does not answer. Slurm's EndTime
+# is no substitute, because a preemption changes it.
 is_limit_near() {
   local told start limit days=0 h m s
   told=$(record 2>/dev/null) || return 1
@@ -117,38 +119,39 @@ is_limit_near() {
   IFS=: read -r h m s <<<"$limit"
   [ $((start + ((10#$days * 24 + 10#$h) * 60 + 10#$m) * 60 + 10#$s - $(date +%s))) -le "$spare_s" ]
 }
-# step COMMAND...: its exit code. In the background, since bash runs no trap while it waits for a foreground command.
+# step COMMAND...: run a job step and return its exit code. It runs in the background, because bash delays traps while a
+# foreground command runs.
 step() {
   local code again
-  (trap '' USR1 && exec "$@") & # srun would die of a USR1 that comes before it listens
+  (trap '' USR1 && exec "$@") & # a USR1 before srun installs its handler would kill srun
   step_pid=$!
   [ -z "$stop" ] || ask_to_stop
-  while wait "$step_pid"; code=$?; kill -0 "$step_pid" 2>/dev/null; do :; done # a trap ends a wait too
+  while wait "$step_pid"; code=$?; kill -0 "$step_pid" 2>/dev/null; do :; done # a trap also ends `wait`
   wait "$step_pid" 2>/dev/null
   again=$?
-  [ "$again" = 127 ] || code=$again # it ended just after a trap: the code above was the trap's
+  [ "$again" = 127 ] || code=$again # the step ended just after a trap, so $code was the trap's
   [ -z "$nag_pid" ] || kill "$nag_pid" 2>/dev/null
   step_pid="" nag_pid=""
   return "$code"
 }
 
-# ---- Another start. `progress`, of the script that sources this, says what is saved.
+# ---- Requeueing. The sourcing script defines `progress`, which prints what is saved.
 
-# job_state: what Slurm says of this start; fails if it says nothing. After a cut network this script may live on beside
-# the next start, with which it must not meddle.
+# job_state: print the state of this start; fail if Slurm does not answer. After a network failure this script may still
+# run when the job's next start does. Then it prints REQUEUED, so that it leaves the next start alone.
 job_state() {
   local told
   told=$(record) || return 1
   if [ "$(said Restarts <<<"$told")" = "$restart" ]; then said JobState <<<"$told"; else echo REQUEUED; fi
 }
-# Asked anew each time: a job that is cancelled meanwhile must stay so.
+# requeue_if_running: ask for the state before each attempt, because a job cancelled meanwhile must stay cancelled.
 requeue_if_running() {
   local state
   state=$(job_state) || return 1
   [ "$state" != RUNNING ] || scontrol requeue "$job"
 }
-# add_one FILE: counts one more in it; prints how many there are. Anything but a number counts as none, because arithmetic
-# would run commands that stand in the file.
+# add_one FILE: increment the count in FILE and print it. Content other than digits counts as 0, because bash arithmetic
+# could execute commands from the file.
 add_one() {
   local count
   count=$(head -c 9 "$1" 2>/dev/null)
@@ -157,37 +160,37 @@ add_one() {
   mkdir -p "$(dirname "$1")" && echo "$count" >"$1" && echo "$count"
 }
 
-# requeue_or_end CODE BEFORE FOLDER: what becomes of a job whose step has ended, its work not finished. BEFORE is what
-# `progress` said at the start, FOLDER is where this job's failures and stops are counted.
+# requeue_or_end CODE BEFORE FOLDER: requeue or end a job whose step ended before the work was finished. BEFORE is what
+# `progress` printed at the start of the job. FOLDER holds the counts of this job's failures and stops.
 requeue_or_end() {
   local code=$1 before=$2 folder=$3 saved state count
-  local again="give the same sbatch command again, it continues the work"
+  local again="rerun the same sbatch command to continue"
   saved=$(progress)
   if [ "$code" = 2 ]; then
-    say "error: refused (exit code 2), which another start would not change; the reason stands above"
+    say "error: rejected (exit code 2, reason above); another start would not help"
     exit 2
   fi
-  state=$(retry job_state) || give_up "Slurm does not say whether this job was cancelled, $saved: not requeued: $again"
+  state=$(retry job_state) || give_up "not requeued, as Slurm does not say whether this job was cancelled; $saved; $again"
   if [ "$state" != RUNNING ]; then # scancel, or a requeue that Slurm does itself
-    say "the job is $state, which Slurm goes on from; $saved"
+    say "the job is $state, so this script does not requeue it; $saved"
     exit "$code"
   fi
   [ "$saved" = "$before" ] || rm -f "$folder/stops-$SLURM_JOB_ID"
   case $code in
-  0 | 143) # a stop; 143: TERM came before Python listened
-    if [ "$saved" = "$before" ]; then # stops without progress could go on for ever
-      count=$(add_one "$folder/stops-$SLURM_JOB_ID") || give_up "stops cannot be counted in $folder: not requeued: $again"
-      say "stop $count in a row at $saved; at most $max_stops are followed by another start"
+  0 | 143) # a stop; 143 if TERM came before Python installed its handler
+    if [ "$saved" = "$before" ]; then # stops without progress could repeat forever
+      count=$(add_one "$folder/stops-$SLURM_JOB_ID") || give_up "not requeued, as stops cannot be counted in $folder; $again"
+      say "stop $count in a row at $saved; the limit is $max_stops"
       [ "$count" -le "$max_stops" ] || exit 1
     fi ;;
   *)
     count=$(add_one "$folder/failures-$SLURM_JOB_ID") ||
-      give_up "exit code $code, and failures cannot be counted in $folder: not requeued: $again"
+      give_up "exit code $code; not requeued, as failures cannot be counted in $folder; $again"
     say "exit code $code, $before -> $saved: failure $count, MAX_FAILURES=$MAX_FAILURES"
     [ "$count" -le "$MAX_FAILURES" ] || exit "$code" ;;
   esac
   trap '' USR1 TERM # a requeue ends this script
   say "requeue: the next start continues from $saved"
-  retry requeue_if_running || give_up "not requeued: $again"
+  retry requeue_if_running || give_up "Slurm did not requeue the job; $again"
   exit 0
 }

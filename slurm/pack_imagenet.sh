@@ -1,9 +1,9 @@
 #!/bin/bash
-# Packs ImageNet's train and val once, on one node: `sbatch slurm/pack_imagenet.sh SRC [DST] [pack options]`, from the
-# checkout. SRC holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, or the folders
-# train and val; DST is data if not given. Without options the photos' own bytes are kept, in random order (as large as the
-# tars). Options that change pixels or order are for train alone: val keeps the photos' own bytes in any case, so that it
-# can be evaluated exactly. Given again, the same command continues; slurm/README.md has more.
+# Pack ImageNet's train and val on one node. From the checkout: `sbatch slurm/pack_imagenet.sh SRC [DST] [pack options]`.
+# SRC holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, or the folders train and
+# val. DST defaults to data. Without options the original JPEGs are stored in random order, so the files are as large as
+# the tars. Options that change pixels or order apply only to train: val keeps the original JPEGs for exact evaluation.
+# Rerun the same command to resume an interrupted job. See slurm/README.md.
 #SBATCH --job-name=pack_imagenet
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -15,9 +15,9 @@
 #SBATCH --output=logs/%x-%j.log
 
 # shellcheck source=slurm/job.sh
-. slurm/job.sh # in the checkout: the file that Slurm runs is a copy of this one, somewhere else
+. slurm/job.sh # relative to the checkout: Slurm runs a copy of this script from another folder
 
-src=${1:?the folder of ImageNet must be the first argument} dst=data words=() val_words=(--passthrough)
+src=${1:?pass the folder of ImageNet as the first argument} dst=data words=() val_words=(--passthrough)
 introduce vitkd-ds pack "$@"
 shift
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
@@ -25,19 +25,19 @@ if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
   shift
 fi
 [ $# -gt 0 ] || set -- --passthrough --shuffle
-for_val=yes # whether the words up to the next option are for val, too
+for_val=yes # whether the words up to the next option also apply to val
 for word in "$@"; do
   case ${word%%=*} in
-  --restart) [ "$restart" -eq 0 ] || continue ;;& # it was meant for the first start
+  --restart) [ "$restart" -eq 0 ] || continue ;;& # applies only to the first start
   --max_resolution | --short_side | --quality | --write_mode | --shuffle | --passthrough) for_val= ;;
   --*) for_val=yes ;;
   esac
   words+=("$word")
   [ -z "$for_val" ] || val_words+=("$word")
 done
-mkdir -p "$dst" || give_up "$dst must be a folder that can be written to; the reason stands above"
+mkdir -p "$dst" || give_up "cannot create the folder $dst; the reason is above"
 
-# pack knows TERM: it brings what is written to the disk. So USR1, the one signal that srun passes on, is made that.
+# pack handles TERM: it flushes finished data to the disk. srun forwards only USR1, so this turns USR1 into TERM.
 pack=(-c 'import signal; signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))
 from vitkd_ds.cli import main; main()' pack)
 
@@ -52,18 +52,18 @@ progress() {
   done | paste -sd ,
 }
 
-# pack_split SPLIT SOURCE [OPTION ...]: unless it is there already. Ends the job where it fails.
+# pack_split SPLIT SOURCE [OPTION ...]: pack a split unless its .beton exists. Ends the job on failure.
 pack_split() {
   local beton=$dst/imagenet_$1.beton code=0
   if [ -e "$beton" ]; then
-    say "$beton is there already"
+    say "$beton already exists"
     return
   fi
   [ -n "$stop" ] || { step "${once[@]}" "${python[@]}" "${pack[@]}" "$2" "$beton" "${@:3}" || code=$?; }
   [ ! -e "$beton" ] || return 0
-  [ -z "$stop" ] || [ "$code" = 2 ] || code=0 # it was asked to stop, whatever it ended with
+  [ -z "$stop" ] || [ "$code" = 2 ] || code=0 # after a requested stop any other exit code counts as a stop
   if [ "$code" != 0 ] && [ "$code" != 143 ] && [ "$(progress)" = "$before" ]; then
-    say "error: exit code $code, and nothing new is packed; the reason stands above"
+    say "error: exit code $code and nothing new packed; the reason is above"
     exit "$code"
   fi
   requeue_or_end "$code" "$before" "$dst"

@@ -1,7 +1,7 @@
 #!/bin/bash
-# A sweep as a job array, a run a task: `sbatch --array=0-24%4 slurm/sweep.sh --recipes demo_plain demo --seeds 5 ...`, with
-# the options of `vitkd-ds sweep`, from the checkout. `vitkd-ds sweep ... --list` prints the runs, numbered from 0, and
-# without --list, once they are finished, the table. slurm/README.md has more.
+# Run a sweep as a job array, one run per task. From the checkout, with the options of `vitkd-ds sweep`:
+# `sbatch --array=0-24%4 slurm/sweep.sh --recipes demo_plain demo --seeds 5 ...`. `vitkd-ds sweep ... --list` prints the
+# runs, numbered from 0. Without --list it prints the table once all runs are finished. See slurm/README.md.
 #SBATCH --job-name=sweep
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -15,4 +15,4 @@
 
 SWEEP=1
 # shellcheck source=slurm/run_recipe.sh
-. slurm/run_recipe.sh # in the checkout: the file that Slurm runs is a copy of this one, somewhere else
+. slurm/run_recipe.sh # relative to the checkout: Slurm runs a copy of this script from another folder

@@ -1,6 +1,6 @@
 #!/bin/bash
-# DeiT-Base from DeiT III-Large: `sbatch slurm/vitkd_base.sh [train.py options]`, from the checkout; slurm/README.md has more.
-# sbatch flags override what stands here: sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vitkd_base.sh
+# Train DeiT-Base from DeiT III-Large. From the checkout: `sbatch slurm/vitkd_base.sh [train.py options]`. See slurm/README.md.
+# sbatch flags override the lines below: sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vitkd_base.sh
 #SBATCH --job-name=vitkd_base
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -14,4 +14,4 @@
 
 RECIPE=deit_base_from_deit3_large
 # shellcheck source=slurm/run_recipe.sh
-. slurm/run_recipe.sh # in the checkout: the file that Slurm runs is a copy of this one, somewhere else
+. slurm/run_recipe.sh # relative to the checkout: Slurm runs a copy of this script from another folder

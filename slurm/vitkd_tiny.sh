@@ -1,6 +1,6 @@
 #!/bin/bash
-# DeiT-Tiny from DeiT III-Small: `sbatch slurm/vitkd_tiny.sh [train.py options]`, from the checkout; slurm/README.md has more.
-# sbatch flags override what stands here: sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vitkd_tiny.sh
+# Train DeiT-Tiny from DeiT III-Small. From the checkout: `sbatch slurm/vitkd_tiny.sh [train.py options]`. See slurm/README.md.
+# sbatch flags override the lines below: sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vitkd_tiny.sh
 #SBATCH --job-name=vitkd_tiny
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -14,4 +14,4 @@
 
 RECIPE=deit_tiny_from_deit3_small
 # shellcheck source=slurm/run_recipe.sh
-. slurm/run_recipe.sh # in the checkout: the file that Slurm runs is a copy of this one, somewhere else
+. slurm/run_recipe.sh # relative to the checkout: Slurm runs a copy of this script from another folder

@@ -1,4 +1,4 @@
-"""Shared by all tests: the packaged images are packed once, and groups of real processes are started here."""
+"""Shared fixtures and helpers: data packed once per session, real processes as ranks, comparison of runs."""
 
 import itertools
 import json
@@ -25,19 +25,19 @@ pytest_plugins = ["tests.guard", "tests.tiers", "tests.workers"]
 warm.install()
 
 for name, number in {"few": 20, "many": 300}.items():
-    # The same examples each time: a test uses its folder again for each, and a failure can be repeated.
+    # derandomize: failures are repeatable. Health checks off: a test reuses its fixtures for all examples.
     settings.register_profile(
         name, max_examples=number, database=None, deadline=None, derandomize=True, suppress_health_check=HealthCheck
     )
 settings.load_profile("few")
 
-# A shell that runs the tests in the background lets SIGINT be ignored, and so would all that the tests start.
+# A shell that starts pytest in the background ignores SIGINT, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Escape file names of any bytes in what a test printed: workers send their reports as UTF-8."""
+    """Escape file names that are not UTF-8 in a test's output, because workers send their reports as UTF-8."""
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
@@ -50,7 +50,7 @@ def _warm_children(request):
 
 @pytest.fixture(scope="session")
 def demo_cache(tmp_path_factory):
-    """A cache folder of this test session for the packaged images."""
+    """Return this session's cache folder for the packaged images."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["VITKD_DS_CACHE"] = str(folder)
     yield folder
@@ -58,8 +58,8 @@ def demo_cache(tmp_path_factory):
 
 
 PORTS = itertools.cycle(range(10_000, 20_000))
-"""Below the ports that the kernel chooses from, so that no other process is given one of them meanwhile."""
-for _ in range(os.getpid() * 101 % 10_000):  # each worker starts elsewhere
+"""Ports below the kernel's ephemeral range, so that no other process is assigned one of them in between."""
+for _ in range(os.getpid() * 101 % 10_000):  # each worker starts at another port
     next(PORTS)
 
 
@@ -71,7 +71,7 @@ def free_port() -> str:
 
 
 def start_ranks(world_size, *command, cwd=ROOT, environ=None):
-    """Start `python COMMAND` once per rank with the variables that a launcher sets; stdout and stderr go together."""
+    """Start `python COMMAND` once per rank with a launcher's variables; stdout and stderr share a pipe."""
     port = free_port()
     env = os.environ | {
         "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
@@ -84,7 +84,7 @@ def start_ranks(world_size, *command, cwd=ROOT, environ=None):
 
 
 def finish_ranks(processes, timeout=240, codes=None):
-    """Wait for all; returns their output. Fails the test if one hangs or does not exit with its code, by default 0."""
+    """Wait for all ranks and return their output; fail if one hangs or exits with a code other than expected (0)."""
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
@@ -96,7 +96,7 @@ def finish_ranks(processes, timeout=240, codes=None):
 
 
 def run_command(*command, cwd=ROOT, timeout=240, check=True, **environ):
-    """Run one command as a user would, without a launcher's variables."""
+    """Run a command as a user would, without a launcher's variables."""
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "DS_ACCELERATOR": "cpu"} | environ
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=env, text=True, capture_output=True, timeout=timeout)
@@ -105,7 +105,7 @@ def run_command(*command, cwd=ROOT, timeout=240, check=True, **environ):
 
 
 def run_several(world_size, file, commands, timeout=240):
-    """Run train.py commands one after another in the same processes; summary, refusal and rank 0's messages of each."""
+    """Run several train.py commands in the same processes; return each one's summary, error and rank 0's messages."""
     file.write_text(json.dumps([list(map(str, options)) for options in commands]))
     finish_ranks(start_ranks(world_size, "-m", "tests.several", file), timeout)
     return json.loads(file.read_text())
@@ -118,7 +118,7 @@ def workdir(tmp_path):
 
 @pytest.fixture(scope="session")
 def small_beton(tmp_path_factory):
-    """60 random images in the demo's 10 classes: 7 updates of 8 images an epoch."""
+    """Pack 60 random images in the demo's 10 classes: 7 updates of 8 images per epoch."""
     from vitkd_ds.commands.pack import pack
     from vitkd_ds.data.demo import CLASSES
 
@@ -134,7 +134,7 @@ def small_beton(tmp_path_factory):
 
 
 def everything_on(workdir, data):
-    """Options of a run that uses all that must be resumed: average, drop path, mixing, accumulation, a schedule."""
+    """Return options of a run with all resumable features: average, drop path, mixing, accumulation, a schedule."""
     return [
         "--recipe=demo", "--debug", f"--workdir={workdir}", f"--data.train={data}", "--max_steps=30",
         "--global_batch_size=8", "--micro_batch_size_per_gpu=2", "--checkpoint.every_steps=4", "--optim.ema_decay=0.9",
@@ -148,7 +148,7 @@ def wait_until(condition, processes, timeout=150):
     while not condition():
         ended = [process for process in processes if process.poll() is not None]
         assert not ended, ended[0].communicate()[0][-4000:]
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, f"the condition is still false after {timeout} s"
         time.sleep(0.005)
 
 
@@ -168,15 +168,15 @@ def numerics_of(workdir):
 
 
 def assert_same_result(workdir, other):
-    """The two runs logged the same numbers and made the same student, bit for bit."""
+    """Assert that two runs logged the same numbers and exported the same student, bit for bit."""
     assert numerics_of(workdir) == numerics_of(other)
     assert (workdir / "student.safetensors").read_bytes() == (other / "student.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="session")
 def observed(demo_cache):
-    """Number of ranks -> what tests/engine/observe.py saw on so many, and what each of them said."""
-    with tempfile.TemporaryDirectory() as top:  # not pytest's, which only its owner may enter
+    """Return the observations of tests/engine/observe.py and each rank's output, for 1 and for 2 ranks."""
+    with tempfile.TemporaryDirectory() as top:  # pytest's own folders are closed to other users
         Path(top).chmod(0o755)
         started = []
         for world_size in (1, 2):
@@ -189,7 +189,7 @@ def observed(demo_cache):
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory, small_beton, demo_cache):
-    """An uninterrupted run on two ranks."""
+    """Return the folder of an uninterrupted run on two ranks."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     finish_ranks(start_ranks(2, "train.py", *everything_on(workdir, small_beton)))
     return workdir
@@ -197,10 +197,10 @@ def whole_run(tmp_path_factory, small_beton, demo_cache):
 
 @pytest.fixture
 def vitkd_ds(monkeypatch, capsys):
-    """Run the console script with some words in this process; returns what it printed on stdout."""
+    """Return a function that runs the console script in this process and returns its stdout."""
     from vitkd_ds import cli
 
-    monkeypatch.setattr(cli.signals, "listen", lambda: None)  # the handlers of the tests stay
+    monkeypatch.setattr(cli.signals, "listen", lambda: None)  # keep the tests' signal handlers
 
     def run(*words, main=cli.main):
         monkeypatch.setattr("sys.argv", ["vitkd-ds", *map(str, words)])

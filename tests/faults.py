@@ -1,4 +1,4 @@
-"""Disks that fail: a library that is loaded before libc, and lets calls on a file fail with EIO."""
+"""Failing disks: a preloaded library that makes calls on a file fail with EIO."""
 
 import os
 import subprocess
@@ -67,9 +67,11 @@ fail_any = lambda name, nth, times: library.fail_any(name.encode(), nth, times)
 
 
 def run_on_a_failing_disk(tmp_path, code, *words):
-    """Run Python code that may call `fail(NAME, TIMES)`: the next TIMES reads of a file whose path holds NAME fail; or
-    `fail_any(NAME, N, TIMES)`: of its reads, writes, fsyncs, renames and mkdirs N pass and TIMES fail. Returns what it
-    printed. Nothing waits long between two attempts."""
+    """Run Python code that can make a disk fail, and return its stdout. Waits between retries are short.
+
+    After `fail(NAME, TIMES)` the next TIMES reads of files whose path contains NAME fail. After `fail_any(NAME, N,
+    TIMES)` the next N reads, writes, fsyncs, renames and mkdirs succeed and TIMES more fail.
+    """
     library = tmp_path / "fail.so"
     if not library.exists():
         (tmp_path / "fail.c").write_text(SOURCE)

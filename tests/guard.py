@@ -1,7 +1,7 @@
-"""A pytest plugin: os._exit inside pytest's own process fails a test; it would end the whole run with the code given.
+"""pytest plugin: calling os._exit inside pytest's own process fails the test instead of ending the run.
 
-`vitkd_ds` leaves its processes by os._exit. Code under test that does so by mistake inside pytest would make an
-unfinished run look green.
+`vitkd_ds` leaves its processes by os._exit. If code under test called it inside pytest by mistake, an unfinished test
+run could look successful.
 """
 
 import os
@@ -14,13 +14,13 @@ OWN = "guard of os._exit"
 
 
 class Guard:
-    """Replace os._exit for the process that makes it; its children, also forked ones, still exit."""
+    """Replacement of os._exit for the process that creates it; child processes, forked ones too, still exit."""
 
     def __init__(self) -> None:
         self.process, self.real, self.exits = os.getpid(), os._exit, []
 
     def exit(self, code: int) -> None:
-        """Stand in for os._exit: record where it was called and fail the test."""
+        """Record the call and fail the test; replaces os._exit."""
         caller = sys._getframe(1).f_globals.get("__name__")
         if os.getpid() != self.process or caller == "pytest_timeout":
             self.real(code)
@@ -29,7 +29,7 @@ class Guard:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self):
-        """Fail a test whose code caught the failure, or called os._exit in a thread."""
+        """Fail a test whose code caught the failure or called os._exit in a thread."""
         yield
         if exits := "\n".join(self.exits):
             self.exits.clear()

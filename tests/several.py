@@ -1,4 +1,4 @@
-"""Run commands of a file, lists of options, in one start of torch; rank 0 replaces them by what each of them gave."""
+"""Run several train.py commands in one process: read their options from a JSON file, replace it with their outcomes."""
 
 import io
 import json

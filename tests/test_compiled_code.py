@@ -68,4 +68,4 @@ def test_the_fuzzer_builds_and_finds_nothing_in_fifteen_seconds(tmp_path):
     sources.append(ROOT / "fuzz" / "decode_fuzz.cpp")
     run_command(*compiler, *options, "-o", program, *sources, "-ljpeg", "-lz")
     done = run_command(program, corpus, "--seconds", "15")
-    assert "no finding" in done.stdout and "cases" in done.stdout
+    assert "no failure" in done.stdout and "cases" in done.stdout

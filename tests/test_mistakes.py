@@ -83,7 +83,7 @@ def test_a_change_replaces_what_matches_and_nothing_else(where, old, new, line, 
     [("Queue.put", "self.n", 3), ("Queue", "self.n + 1", 0), ("Queue.get", "item", 0), ("Queue.put", "self.n > 3", 0)],
 )
 def test_a_change_must_match_exactly_once_in_its_function(where, old, times):
-    with pytest.raises(ValueError, match=f"found {times} times"):
+    with pytest.raises(ValueError, match=f"has {times} matches"):
         changed(CODE, where, old, "0")
 
 

@@ -1,6 +1,7 @@
-"""Several ranks as threads of the test process: real collectives of torch without the seconds that processes cost.
+"""Ranks as threads of the test process: torch's real collectives without the cost of starting processes.
 
-Ranks share all module state but torch.distributed's, so this is for code that keeps none. Engines need processes.
+The ranks share all module state except torch.distributed's, so the code under test must keep none. Engines need
+processes.
 """
 
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -11,11 +12,11 @@ import torch.distributed as torch_dist
 from torch.testing._internal.distributed import multi_threaded_pg
 
 HANGING_S = 20
-"""Seconds after which a rank that has not returned waits for a collective that no other rank calls."""
+"""A rank that has not returned after this many seconds is waiting for a collective that no other rank calls."""
 
 
 def on_ranks(world_size, function):
-    """Call `function` with each rank's number on a thread of its own; return the results, or raise an error of one."""
+    """Call `function(rank)` on a thread per rank; return the results, or raise an error of one rank."""
     store = torch_dist.HashStore()
     multi_threaded_pg._install_threaded_pg()
     torch._C._distributed_c10d._set_thread_isolation_mode(True)
@@ -35,10 +36,10 @@ def on_ranks(world_size, function):
         with ThreadPoolExecutor(world_size) as pool:
             futures = [pool.submit(on_rank, rank) for rank in range(world_size)]
             if wait(futures, timeout=HANGING_S).not_done:
-                multi_threaded_pg.ProcessLocalGroup.exception_handle(TimeoutError())  # ends those that wait
+                multi_threaded_pg.ProcessLocalGroup.exception_handle(TimeoutError())  # ends waiting ranks
             errors = [error for future in futures if (error := future.exception())]
             if errors:
-                # The others only say, by SystemExit, that they waited for the rank that failed.
+                # SystemExit only means that a rank waited for the one that failed.
                 raise min(errors, key=lambda error: isinstance(error, SystemExit))
             return [future.result() for future in futures]
     finally:

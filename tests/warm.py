@@ -1,10 +1,11 @@
-"""Fork the tests' Python processes from this one, where the slow packages are already imported.
+"""Fork the tests' Python processes from this one, which has already imported the slow packages.
 
-A rank spends six seconds on imports. `subprocess.Popen` can call a function in the forked child just before it
-executes a program. Here that function runs the Python program itself and never returns, so pid, pipes, session,
-working directory and exit code are those of an ordinary child. The child resets what a new interpreter would not have:
-the package's and the tests' modules, signal handlers, open files, exit handlers, random generators. The marker `cold`
-starts a test's programs as usual, and so do environment variables that only a new interpreter reads.
+A rank spends six seconds on imports. `subprocess.Popen` can call a function in the forked child just before it executes
+a program. Here that function runs the Python program itself and never returns, so pid, pipes, session, working
+directory and exit code are those of an ordinary child. The child first resets the state that a new interpreter would
+not have: modules of the package and the tests, signal handlers, open files, exit handlers, random generators. Programs
+start normally in tests with the marker `cold`, and when the environment has variables that only a new interpreter
+reads.
 """
 
 import atexit
@@ -34,11 +35,11 @@ SLOW_PACKAGES = (
     "numpy", "torch", "torchvision", "timm", "PIL.Image", "safetensors.torch", "deepspeed", "ffcv",
     "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports them at a start
     "torch.distributed._functional_collectives", "torch.utils.flop_counter", "torch.utils.tensorboard", "tqdm", "fire",
-    "hypothesis",  # pytest imports it at its end, when it would not find its references among frozen objects
+    "hypothesis",  # pytest imports it at the end, when frozen objects would hide the references it looks for
 )  # fmt: skip
 OWN_PACKAGES = ("tests", "vitkd_ds", "benchmarks", "conftest")
 READ_AT_START = ("LD_", "PYTHON", "HF_", "NUMBA_", "MKL_", "KMP_")
-"""Prefixes of variables that a running interpreter no longer reads."""
+"""Prefixes of environment variables that only a new interpreter reads."""
 RESET_BY_CHILD = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 DEFAULT_FILTERS = [
     ("default", None, DeprecationWarning, "__main__", 0),
@@ -48,11 +49,11 @@ DEFAULT_FILTERS = [
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGHUP")
 
 is_on = True
-"""Whether children are forked warm; the marker `cold` turns it off for a test."""
+"""Whether child processes are forked warm; the marker `cold` turns this off for a test."""
 
 
 class Program(NamedTuple):
-    """A Python program on a command line."""
+    """Python program on a command line."""
 
     kind: str
     """-m, -c or file."""
@@ -62,7 +63,7 @@ class Program(NamedTuple):
 
 
 def install() -> None:
-    """Fork children of this process and of its children warm from now on."""
+    """Start forking children warm, in this process and its children."""
     execute = getattr(subprocess.Popen.__init__, "cold", subprocess.Popen.__init__)  # set in a worker of pytest-xdist
 
     def start(self: subprocess.Popen, args: Any, *rest: Any, **options: Any) -> None:
@@ -78,7 +79,7 @@ def install() -> None:
 
 
 def warm_program(words: Sequence[str], options: Mapping[str, Any]) -> Program | None:
-    """Return the Python program that a call of Popen would start, or None if it must start cold."""
+    """Return the Python program that a Popen call would start, or None if it must start cold."""
     own_ways = ("preexec_fn", "shell", "executable", "pass_fds", "user", "group")
     environ = options.get("env") or os.environ
     if not is_on or any(options.get(name) for name in own_ways) or _at_start(environ) != _at_start(os.environ):
@@ -89,7 +90,7 @@ def warm_program(words: Sequence[str], options: Mapping[str, Any]) -> Program | 
 
 
 def parse(words: Sequence[str], path: str) -> Program | None:
-    """Return the program of this interpreter that a command line names, or None."""
+    """Return the program that a command line runs with this interpreter, or None."""
     first, *rest = words
     first = shutil.which(first, path=path) or first
     if not _is_this_python(first):
@@ -102,7 +103,7 @@ def parse(words: Sequence[str], path: str) -> Program | None:
 
 
 def preload() -> None:
-    """Import the slow packages, once; what they print and log goes to the real streams, which children inherit."""
+    """Import the slow packages once. Their output goes to the real streams, which children inherit."""
     if "ffcv" in sys.modules and gc.get_freeze_count():
         return
     with warnings.catch_warnings(), redirect_stdout(sys.__stdout__), redirect_stderr(sys.__stderr__):
@@ -110,7 +111,7 @@ def preload() -> None:
         for name in SLOW_PACKAGES:
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # a collection in a child would copy every page it marks
+    gc.freeze()  # otherwise a garbage collection in a child would copy every page
 
 
 def _at_start(environ: Mapping[str, str]) -> dict[str, str]:
@@ -133,7 +134,7 @@ def _is_script(path: str) -> bool:
 
 
 def _run(program: Program, environ: Mapping[str, str]) -> NoReturn:
-    """Run a program in a forked child and leave as an interpreter would."""
+    """Run a program in a forked child and exit as an interpreter would."""
     code = 1
     try:
         _reset(environ)
@@ -148,7 +149,7 @@ def _run(program: Program, environ: Mapping[str, str]) -> NoReturn:
             sys.stdout.flush()
             sys.stderr.flush()
         except OSError:
-            code = 120  # as at the end of an interpreter
+            code = 120  # the interpreter's own code for this
         os._exit(code & 255)
 
 
@@ -157,10 +158,10 @@ def _reset(environ: Mapping[str, str]) -> None:
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen has set both to their defaults
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Popen has reset both
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     faulthandler.disable()
-    sys.excepthook = sys.__excepthook__  # each process group of this process adds one more prefix to every line
+    sys.excepthook = sys.__excepthook__  # torch adds a prefix per process group to every line
     atexit._clear()
     weakref.finalize._registry.clear()
     weakref.finalize._registered_with_atexit = False
@@ -176,7 +177,7 @@ def _reset(environ: Mapping[str, str]) -> None:
 
 
 def _open_streams() -> None:
-    """Open stdin, stdout and stderr as a new interpreter does, also for log handlers that the slow packages made."""
+    """Open stdin, stdout and stderr as a new interpreter does, also for log handlers of the slow packages."""
     sys.stdin = open(0, closefd=False)
     for name, number, buffering in (("stdout", 1, 1 if os.isatty(1) else -1), ("stderr", 2, 1)):
         before = getattr(sys, f"__{name}__")
@@ -190,14 +191,14 @@ def _open_streams() -> None:
 
 
 def _close_files() -> None:
-    """Close the inherited files, such as the pipe on which Popen waits, but keep their numbers taken.
+    """Close the inherited files, such as the pipe on which Popen waits, but keep their descriptors in use.
 
-    Objects of this process that are collected later close their numbers, which must not be those of a new file by then.
+    File objects inherited from the parent close their descriptors when they are collected; no new file may have those.
     """
     nothing = os.open(os.devnull, os.O_RDWR)
     for name in os.listdir("/proc/self/fd"):
         if 2 < int(name) != nothing:
-            with suppress(OSError):  # the number with which the folder was listed is closed by now
+            with suppress(OSError):  # the descriptor that listed this folder is closed by now
                 os.fstat(int(name))
                 os.dup2(nothing, int(name), inheritable=False)
 
@@ -205,7 +206,7 @@ def _close_files() -> None:
 def _reset_logging() -> None:
     from tqdm import tqdm
 
-    tqdm._instances.clear()  # open bars of this process
+    tqdm._instances.clear()  # the parent's open progress bars
     logging.root.handlers[:] = []
     logging.root.setLevel(logging.WARNING)
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in OWN_PACKAGES]:
@@ -230,13 +231,13 @@ def _reset_torch(environ: Mapping[str, str]) -> None:
 
     torch.set_num_threads(int(environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     torch.set_grad_enabled(True)
-    torch._dynamo.reset()  # a size that this process saw vary would be a variable in the child
+    torch._dynamo.reset()  # otherwise sizes that varied in the parent would be dynamic in the child
     torch.seed()
     numpy.random.seed()
 
 
 def _editable_installs() -> list[str]:
-    """Return the folders that the .pth files of installed packages add."""
+    """Return the folders that .pth files of installed packages add to the path."""
     files = [file for folder in site.getsitepackages() for file in Path(folder).glob("*.pth")]
     return [line for file in files for line in file.read_text().splitlines() if os.path.isdir(line)]
 

@@ -1,7 +1,7 @@
-"""A pytest plugin: which tests share a worker of pytest-xdist, so that costly fixtures are built once.
+"""pytest plugin: group tests on workers of pytest-xdist, so that costly fixtures are built once.
 
-Tests of a file stay together, and so do files that ask for the same fixture of a session. The groups of pytest-xdist
-3.8 itself have no effect under pytest 9.2.
+Tests of a file stay together, and so do files that use the same costly session fixture. The groups of pytest-xdist 3.8
+have no effect with pytest 9.2.
 """
 
 import re
@@ -16,7 +16,7 @@ FOLDERS = ("tests/commands/compare", "tests/commands/report")
 
 
 def group_of(file: str) -> str:
-    """Return the name of the group of a test file, given by its path from the project's root."""
+    """Return the group of a test file, given by its path from the project's root."""
     for folder in FOLDERS:
         if file.startswith(folder):
             return folder
@@ -25,7 +25,7 @@ def group_of(file: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Send whole groups to workers instead of whole files."""
+    """Schedule whole groups instead of whole files."""
     from xdist.scheduler import LoadFileScheduling
 
     class Groups(LoadFileScheduling):

@@ -51,7 +51,7 @@ def test_all_loaders_run_each_full_recipe(tmp_path):
 
 def test_an_unknown_row_is_refused_with_the_names_there_are():
     done = run_command("python", ROOT / "benchmarks" / "loader.py", "--debug", "--rows", "ours-png", check=False)
-    assert done.returncode and "ours-jpg500" in done.stderr and "found ours-png" in done.stderr
+    assert done.returncode and "ours-jpg500" in done.stderr and "unknown names: ours-png" in done.stderr
 
 
 def test_two_hosts_send_what_the_plan_predicts(tmp_path):

@@ -1,4 +1,4 @@
-"""The system calls behind a checkpoint."""
+"""Recording of the system calls of a checkpoint."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 
 @pytest.fixture
 def disk_calls(monkeypatch):
-    """What decides what a crash leaves, in order: the call, the name that it is for, and the bytes of a synced file."""
+    """Return a list that records fsync, replace and rename in order: the call, the file name, and a synced file's size.
+    These calls determine what a crash leaves behind."""
     seen = []
 
     def watch(name, describe):

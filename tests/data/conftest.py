@@ -1,4 +1,4 @@
-"""Tiny images and .betons made on the spot; FFCV is the real one."""
+"""Tiny generated images and .beton files."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from PIL import Image
 from vitkd_ds.commands.pack import pack
 
 SIZES = ((40, 30), (30, 40), (64, 64), (17, 90), (100, 33))
-"""Width and height of the images, in turn: none alike, some beyond the crop's ratio."""
+"""Widths and heights of the images, used in turn: all different, some beyond the crop's aspect ratio."""
 
 
 def write_images(root: Path, num_images: int, *, classes: tuple[str, ...] = ("a", "b"), ending: str = "png") -> Path:
-    """Write images whose content is a smooth ramp of their own, spread over the classes in turn."""
+    """Write images, each with its own smooth ramp, to the classes in turn; return the folder."""
     for name in classes:
         (root / name).mkdir(parents=True)
     for i in range(num_images):
@@ -26,11 +26,11 @@ def write_images(root: Path, num_images: int, *, classes: tuple[str, ...] = ("a"
 
 
 def write_beton(root: Path, num_images: int, **options) -> Path:
-    """Pack such images as root/x.beton."""
+    """Pack such images as root/x.beton; return its path."""
     return pack(write_images(root / "images", num_images), root / "x.beton", workers=1, **options).path
 
 
 @pytest.fixture(scope="session")
 def beton(tmp_path_factory) -> Path:
-    """22 JPEG images of mixed sizes in two classes."""
+    """Return a .beton of 22 JPEG images of mixed sizes in two classes."""
     return write_beton(tmp_path_factory.mktemp("beton"), 22)

@@ -120,7 +120,7 @@ def test_idx_files_become_class_folders_and_the_archive_and_missing_or_damaged_o
         write_folders(tmp_path / "images", idx_dir=tmp_path)
     with gzip.open(tmp_path / "x.gz", "wb") as file:
         file.write(b"\0\0\x08\x01\0\0\0\x09abc")
-    with pytest.raises(ValueError, match="must be an idx file"):
+    with pytest.raises(ValueError, match="is not a valid idx file"):
         read_idx(tmp_path / "x.gz")
     idx_dir, dst = write_idx(tmp_path, 200), tmp_path / "images"
     write_folders(dst, idx_dir=idx_dir)

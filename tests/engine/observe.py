@@ -1,4 +1,4 @@
-"""All observations of the real engines in one process group, as starting DeepSpeed takes seconds; see `observed`."""
+"""Observe the real engines in one process group, because starting DeepSpeed takes seconds; see fixture `observed`."""
 
 import json
 import sys
@@ -36,13 +36,13 @@ def weights_after(engine):
 
 
 def weights_of(engine):
-    """Checksums of all fp32 weights, of student and losses, by name; the engine is ours or DeepSpeed's own."""
+    """Return checksums of all fp32 weights of student and losses by name, for our engine or DeepSpeed's."""
     weights = tiny.all_weights(engine) if isinstance(engine, StudentEngine) else engine.weights()
     return {name: zlib.crc32(value.contiguous().numpy().tobytes()) for name, value in weights.items()}
 
 
 def observe_training(seen):
-    """Totals, norms and weights of the same updates: ours, by DeepSpeed itself, and in plain torch."""
+    """Record totals, norms and weights of the same updates with our engine, DeepSpeed's and plain torch."""
     start = dict(tiny.make_models()[0].named_parameters())
     for precision, run in (("bf16", tiny.RUN), ("fp32", tiny.FP32_RUN)):
         for accumulation in (1, 4):
@@ -66,8 +66,8 @@ def observe_training(seen):
 
 
 def observe_flat(seen, folder):
-    """Ours against DeepSpeed's own where the flat parameters are many, one weight is longer than a bucket, reductions
-    overlap, or random numbers are drawn in between."""
+    """Compare our engine with DeepSpeed's for many flat parameters, a weight longer than a bucket, overlapping
+    reductions, and random numbers drawn in between."""
     for name, zero in (("few", {}), ("many", {"reduce_bucket_size": 3000}), ("overlap", {"overlap_comm": True})):
         config = json.loads(Path(tiny.FP32_RUN.ds_config).read_text())
         config["zero_optimization"] |= zero
@@ -82,7 +82,7 @@ def observe_flat(seen, folder):
 
 
 def observe_nonfinite_updates(seen, name, run):
-    """The last rank's labels are nan in the second of three updates, none of whose outcomes is read in between."""
+    """Make three updates with NaN labels on the last rank in the second one; read the outcomes only at the end."""
     engine, teacher = tiny.make_engine(run)
     for group in engine.engine.basic_optimizer.param_groups:
         group["fused"] = name == "fused"  # as on a GPU
@@ -109,7 +109,7 @@ def observe_checkpointing(seen):
 
 
 def observe_teacher(seen):
-    """Placements against the plain model in bf16, and what a rank holds of them."""
+    """Compare the placements with the plain model in bf16, and record how much of each a rank holds."""
     linear_before = F.linear
     images_BCHW, targets_BK = tiny.make_batch(8)
     plain, images = tiny.make_models()[1].bfloat16(), tiny.NORMALIZATION.apply(images_BCHW, torch.bfloat16)
@@ -147,7 +147,7 @@ def observe_teacher(seen):
 
 
 def gathered_ahead(*, prefetch, live):
-    """How much of a sharded toy is there when its first block starts, under limits of so many blocks."""
+    """Return how much of a sharded toy model is gathered when its first block starts; limits in blocks."""
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 40, "num_heads": 2, "num_classes": 10}
     model = timm.create_model("deit_tiny_patch16_224", **size).requires_grad_(False)
     model.blocks = nn.Sequential(*(FlatBlock(block, compile="off") for block in model.blocks))
@@ -175,7 +175,7 @@ def gathered_ahead(*, prefetch, live):
 
 
 def observe_average(seen, folder):
-    """The moving average against a slow one, and a checkpoint of it."""
+    """Compare the moving average with a slow implementation, and check its checkpoint."""
     decay = 0.9
     run = replace(tiny.FP32_RUN, optim=replace(tiny.RUN.optim, ema_decay=decay))
     engine, teacher = tiny.make_engine(run)
@@ -210,7 +210,7 @@ def observe_average(seen, folder):
 
 
 def differences(ours, theirs, path=""):
-    """Where two nested values differ."""
+    """Return the paths at which two nested values differ."""
     if isinstance(theirs, dict) and isinstance(ours, dict) and set(ours) == set(theirs):
         return [found for key in theirs for found in differences(ours[key], theirs[key], f"{path}/{key}")]
     if isinstance(theirs, (list, tuple)) and isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
@@ -220,7 +220,7 @@ def differences(ours, theirs, path=""):
 
 
 def observe_agreement(seen):
-    """What each rank learns of an error on one of them."""
+    """Record how an error on one rank reaches each rank."""
 
     def told(agree, number, error):
         def function():
@@ -246,7 +246,7 @@ def observe_agreement(seen):
 
 
 def observe_nonfinite_loss(seen, workdir):
-    """Rank 1's labels become nan at the third update: what each rank was stopped with."""
+    """Make rank 1's labels NaN at the third update, and record the error that stops each rank."""
     flags = {"recipe": "demo_plain", "debug": "true", "workdir": str(workdir), "checkpoint.every_steps": "2"}
     mix_step, labels, run = inputs.mix_step, [], parse_run((), flags)
 

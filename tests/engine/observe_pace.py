@@ -1,4 +1,4 @@
-"""How many blocks a host gathers ahead of a device that does nothing before it is waited for; see `observed`."""
+"""Count the blocks that the host gathers ahead of a device that computes only when waited for; see `observed`."""
 
 from tests.engine import tiny
 from vitkd_ds.engine import ds_config
@@ -6,7 +6,7 @@ from vitkd_ds.engine import teacher as engine_teacher
 
 
 class LazyDevice:
-    """Such a device, in place of DeepSpeed's accelerator."""
+    """Device that does nothing until it is waited for; replaces DeepSpeed's accelerator."""
 
     def __init__(self):
         self.num_queued = self.num_done = 0
@@ -23,7 +23,7 @@ class LazyDevice:
 
 
 class LazyEvent:
-    """The end of what was queued as number so and so."""
+    """Event after the queued work with this number."""
 
     def __init__(self, device, number):
         self._device, self._number = device, number
@@ -33,8 +33,8 @@ class LazyEvent:
 
 
 def observe(seen):
-    """For each block that is entered in two forwards the blocks that were entered and not computed, itself among them;
-    and whether blocks were freed before their ends were recorded."""
+    """Record, at the start of each block in two forwards, the number of blocks that were started but not computed
+    (including this one), and whether blocks were freed before their end was recorded."""
     images_BCHW, _ = tiny.make_batch(8)
     block_bytes = 2 * sum(p.numel() for p in tiny.make_models()[1].blocks[0].parameters())
     before = engine_teacher.get_accelerator, ds_config.AHEAD_BYTES

@@ -1,4 +1,4 @@
-"""What `observe.py` sees of the terms that gather, or hold buffers or a projector."""
+"""Observe terms that gather, or have buffers or a projector; part of `observe.py`."""
 
 import zlib
 from dataclasses import replace
@@ -15,7 +15,7 @@ def equal(first, second):
 
 
 def save(files, folder):
-    """Write a checkpoint's files, those of all ranks."""
+    """Write a checkpoint's files on all ranks; return the folder."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         torch.save(content, folder / name)
@@ -24,7 +24,7 @@ def save(files, folder):
 
 
 def observe(seen, folder):
-    """Terms that gather, or hold buffers or a projector, in fp32 and in bf16, and their checkpoint."""
+    """Train with these terms in fp32 and bf16, and restore their checkpoint."""
     for precision, run in (("bf16", tiny.RUN), ("fp32", tiny.FP32_RUN)):
         run = replace(run, losses=tiny.OTHERS)
         engine, teacher = tiny.make_engine(run)

@@ -1,4 +1,4 @@
-"""Tiny models on the real engines, for the programs that tests start on several ranks."""
+"""Tiny models on the real engines, for programs that tests start on several ranks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ OTHERS = LossesConfig(
     feature=FeatureTerm(weight=1), relation=RelationTerm(weight=1, queue=24), attention=AttentionTerm(weight=1),
     balance=True,
 )  # fmt: skip
-"""All terms that hold parameters or buffers, gather, or look into blocks."""
+"""All terms that have parameters or buffers, gather, or read features inside blocks."""
 RUN = build_run("demo")
 RUN = replace(RUN, global_batch_size=16, losses=LOSSES, optim=replace(RUN.optim, clip_grad_norm=0.5))
 AUTOCAST_RUN = replace(RUN, ds_config="ds_configs/zero2_autocast.json")
@@ -71,19 +71,19 @@ def set_drop_path(student, probability):
 
 
 def parameter_groups(distiller, weight_decay):
-    """Groups for torch's AdamW."""
+    """Return parameter groups for torch's AdamW."""
     decayed, undecayed = distiller.split_by_decay()
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
 
 
 def all_weights(engine):
-    """The fp32 weights of student and losses of a `StudentEngine`, by name. Collective."""
+    """Return the fp32 weights of a `StudentEngine`'s student and losses by name. Collective."""
     flat = engine.engine.module
     return flat.views([safe_get_full_fp32_param(p) for p in flat.flats])
 
 
 def put_weights(engine):
-    """The student of an engine, to be called outside it, with the weights that the engine computes with."""
+    """Return an engine's student with the weights that the engine computes with, for calls outside the engine."""
     flat = engine.engine.module
     student = make_models()[0].to(engine.dtype)
     weights = flat.views([p.detach() for p in flat.flats])
@@ -115,7 +115,7 @@ def make_teacher(placement, *, compile="off", keep_tokens=0):
 
 
 def tensors(features):
-    """The tensors of `Features`."""
+    """Return the tensors of `Features`."""
     return [leaf for leaf in tree_leaves(features) if leaf is not None]
 
 
@@ -124,7 +124,7 @@ def weights_of_terms():
 
 
 def forward(module, teacher_model, images_BCHW, targets_BK, dtype=torch.float32):
-    """The terms of one micro-batch from an engine, or from a plain `Distiller`."""
+    """Return the terms of one micro-batch from an engine or a plain `Distiller`."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         images = NORMALIZATION.apply(images_BCHW, torch.float32)
         features = tap_features(teacher_model, images, maps=teacher_model.maps)
@@ -132,7 +132,7 @@ def forward(module, teacher_model, images_BCHW, targets_BK, dtype=torch.float32)
 
 
 def with_noise(step, images, function):
-    """Call a function while the random mask is that of `images`, a slice, however they are dealt out."""
+    """Call a function with the random mask of the slice `images`, independent of how images are split over ranks."""
     torch.manual_seed(step)
     noise_BP = torch.rand(16, 16)[images]
     with mock.patch.object(torch, "rand", lambda *_, **__: noise_BP):
@@ -140,7 +140,8 @@ def with_noise(step, images, function):
 
 
 def train(engine, teacher_model, *, steps=3, accumulation=1, num_images=16):
-    """A few updates on fixed data cut over ranks and micro-batches; totals and gradient norms, mean over ranks."""
+    """Make a few updates on fixed data split over ranks and micro-batches; return totals and gradient norms, averaged
+    over ranks."""
     images_BCHW, targets_BK = make_batch(num_images)
     micro = num_images // ranks.world_size() // accumulation
     totals, norms = [], []
@@ -162,7 +163,7 @@ def train(engine, teacher_model, *, steps=3, accumulation=1, num_images=16):
 
 
 def train_plainly(*, steps, autocast=False):
-    """The same updates in plain torch on the whole batch: no engine, no ranks, no micro-batches."""
+    """Make the same updates in plain torch on the whole batch: no engine, no ranks, no micro-batches."""
     distiller, teacher = make_distiller()
     optim = RUN.optim
     groups = parameter_groups(distiller, optim.weight_decay)

@@ -1,4 +1,4 @@
-"""An independent twin of `StudentEngine`: DeepSpeed by itself, with one parameter a weight."""
+"""Independent reference for `StudentEngine`: plain DeepSpeed, with one parameter per weight."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class DeepSpeedsOwn:
-    """DeepSpeed computes the norm, looks for inf and nan, clips and loads checkpoints, as it does by default."""
+    """Engine in which DeepSpeed computes the norm, checks for inf and NaN, clips and loads checkpoints, its default."""
 
     def __init__(self, run, precision, *, accumulation=1, compile=False, drop_path=0.0):
         config = (BF16 if precision == "bf16" else {}) | {
@@ -53,7 +53,7 @@ class DeepSpeedsOwn:
             group["lr"] = lr
 
     def state_files(self):
-        """What `save_checkpoint` would write on this rank. Collective."""
+        """Return the files that `save_checkpoint` would write on this rank. Collective."""
         self.engine.checkpoint_engine = Collector()
         self.engine._copy_recovery_script = lambda folder: None
         self.engine.save_checkpoint("unused", tag="step", save_latest=False)
@@ -65,8 +65,8 @@ class DeepSpeedsOwn:
         assert self.engine.load_checkpoint(str(folder), tag=tag)[0]
         for kept in self.engine.basic_optimizer.state.values():
             kept["step"] = torch.as_tensor(kept["step"])
-        self.engine.optimizer.clip_grad = clip  # it takes the checkpoint's, which is 0 where we clip ourselves
+        self.engine.optimizer.clip_grad = clip  # loading sets the checkpoint's value, 0 for our own clipping
 
     def weights(self):
-        """The fp32 weights of student and losses by name. Collective."""
+        """Return the fp32 weights of student and losses by name. Collective."""
         return {name: safe_get_full_fp32_param(p) for name, p in self.distiller.named_parameters()}

@@ -1,4 +1,4 @@
-"""What official codes returned on small inputs, from tests/golden."""
+"""Results of official implementations on small inputs, from tests/golden."""
 
 from pathlib import Path
 
@@ -20,6 +20,6 @@ def case(name):
 
 
 def assert_close(found, expected, tolerance):
-    """Largest difference relative to the largest expected magnitude: gradients have entries near 0."""
+    """Assert a small maximum error relative to the largest expected magnitude, as gradients have entries near 0."""
     error = (found.double() - expected).abs().max() / expected.abs().max()
     assert error <= tolerance, f"relative error {error:.2e}"

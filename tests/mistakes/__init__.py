@@ -1,8 +1,8 @@
-"""Deliberate mistakes in the package, as data: `make mistakes` puts in one at a time, and a test must fail.
+"""Deliberate mistakes in the package. `make mistakes` applies one at a time; a test must fail each time.
 
 Each module here lists mistakes in `MISTAKES`: a file of the package, the qualified name of a function or class in it
-("" for the module), and "old => new" with the test under tests/ that must fail. Old and new are patterns of
-`change.py`. In place of the test, a pair also gives the reason why a mistake is known to survive.
+("" for the module), and "old => new" with the test under tests/ that must fail. `old` and `new` are patterns of
+`change.py`. A pair of test and reason marks a mistake that is known to survive.
 """
 
 from importlib import import_module
@@ -27,22 +27,22 @@ LISTS = (
 
 
 class Mistake(NamedTuple):
-    """One mistake."""
+    """A deliberate mistake."""
 
     file: str
-    """Below vitkd_ds/."""
+    """Path relative to vitkd_ds/."""
     where: str
     """Qualified name of the function or class; "" for the module."""
     old: str
     new: str
     test: str
-    """Below tests/, as pytest takes it."""
+    """Test that must fail, as a pytest name relative to tests/."""
     reason: str = ""
-    """Why it survives; "" for one that must be caught."""
+    """Reason why the mistake survives; "" if it must be caught."""
 
 
 def all_mistakes() -> list[Mistake]:
-    """Every mistake of every list."""
+    """Return the mistakes of all lists."""
     found = []
     for name in LISTS:
         for file, places in import_module(f"tests.mistakes.{name}").MISTAKES.items():

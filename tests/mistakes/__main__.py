@@ -1,9 +1,9 @@
-"""Put each mistake into a copy of the tree, one at a time, and run the test that must fail: `make mistakes`.
+"""Apply each mistake to a copy of the tree, one at a time, and run the test that must fail: `make mistakes`.
 
-Words after the command choose the mistakes whose file, function, new text or test has one of them. MISTAKES_JOBS is
-the number of worker processes, by default 1; each has its own copy. The test must pass on the copy without a mistake.
-Only a test that fails (exit code 1) catches a mistake; reaching its time limit is a failure. A module that does not
-import or a missing test catches nothing. The last line says how many mistakes are caught by tests of `make test`.
+Words on the command line select mistakes whose file, function, code or test contains one of them. MISTAKES_JOBS is the
+number of worker processes (default 1), each with its own copy. The test must first pass on the unchanged copy. A
+mistake counts as caught only if the test then fails (exit code 1) or reaches its time limit, not if a module cannot be
+imported or the test is missing. The last line has the number of mistakes caught by tests of `make test`.
 """
 
 import multiprocessing
@@ -32,7 +32,7 @@ from tests.mistakes.trial import (
 
 VERDICTS = {PASSED: "survived", FAILED: "caught"}
 _copy = Path()
-"""This worker's copy of the tree."""
+"""Copy of the tree that belongs to this worker."""
 
 
 class Tried(NamedTuple):
@@ -51,7 +51,7 @@ def start_worker(top: Path) -> None:
 
 
 def try_mistake(mistake: Mistake, *, seconds: float) -> Tried:
-    """Put a mistake in, run its test, and take it out."""
+    """Apply a mistake, run its test, and undo the mistake."""
     path = _copy / "vitkd_ds" / mistake.file
     text = path.read_text()
     try:
@@ -66,16 +66,16 @@ def try_mistake(mistake: Mistake, *, seconds: float) -> Tried:
 
 
 def try_test(mistakes: list[Mistake]) -> list[Tried]:
-    """Try mistakes that have the same test."""
+    """Try all mistakes of one test."""
     outcome = run_tests([mistakes[0].test], _copy, limit_s=FIRST_LIMIT_S, options=["-x"], is_changed=False)
     if outcome.code != PASSED:
-        verdict = f"its test does not pass without it (exit code {outcome.code})"
+        verdict = f"the test fails without the mistake too (exit code {outcome.code})"
         return [Tried(mistake, verdict, outcome.output) for mistake in mistakes]
     return [try_mistake(mistake, seconds=outcome.seconds) for mistake in mistakes]
 
 
 def by_test(mistakes: list[Mistake]) -> list[list[Mistake]]:
-    """Mistakes with the same test together, in the order of the tests' names."""
+    """Group mistakes by test, sorted by the tests' names."""
     groups = {}
     for mistake in sorted(mistakes, key=lambda mistake: mistake.test):
         groups.setdefault(mistake.test, []).append(mistake)
@@ -83,24 +83,24 @@ def by_test(mistakes: list[Mistake]) -> list[list[Mistake]]:
 
 
 def is_as_expected(tried: Tried) -> bool:
-    """Whether the mistake is caught, or survives for a known reason."""
+    """Return whether the mistake was caught, or survived for a known reason."""
     return tried.verdict == ("survived" if tried.mistake.reason else "caught")
 
 
 def show(tried: Tried) -> None:
-    """Print a mistake that was not caught, or that was caught although it has a reason to survive."""
+    """Print a mistake and its result."""
     mistake = tried.mistake
     name = f"{mistake.file} {mistake.where}".strip()
     print(f"vitkd_ds/{name}: {tried.verdict}\n  - {mistake.old}\n  + {mistake.new}\n  {mistake.test}")
     if mistake.reason:
-        print(f"  known: {mistake.reason}")
+        print(f"  known reason: {mistake.reason}")
     if tried.verdict not in VERDICTS.values():
         print(tried.output[-2000:])
     sys.stdout.flush()
 
 
 def fast_ones(tests: set[str]) -> set[str]:
-    """The tests, or files of tests, of which `make test` runs at least one."""
+    """Return those tests and test files that `make test` runs at least partly."""
     files = sorted({test.partition("::")[0] for test in tests})
     names = collect(_copy, files, marker_expression("test"))
     known = {*names, *(name.partition("[")[0] for name in names), *(name.partition("::")[0] for name in names)}
@@ -108,7 +108,7 @@ def fast_ones(tests: set[str]) -> set[str]:
 
 
 def summary(all_tried: list[Tried], fast: set[str], *, seconds: float) -> str:
-    """The counts of a run."""
+    """Return the summary of a run."""
     verdicts = Counter((tried.verdict, is_as_expected(tried)) for tried in all_tried)
     num_caught = verdicts["caught", True] + verdicts["caught", False]
     num_bad = sum(not is_as_expected(tried) for tried in all_tried)
@@ -116,13 +116,13 @@ def summary(all_tried: list[Tried], fast: set[str], *, seconds: float) -> str:
     num_due = sum(not tried.mistake.reason for tried in all_tried)
     return (
         f"{len(all_tried)} mistakes, {len({tried.mistake.test for tried in all_tried})} tests, {seconds:.0f} s: "
-        f"{num_caught} caught, {verdicts['survived', True]} survive for a known reason, {num_bad} must be looked at\n"
+        f"{num_caught} caught, {verdicts['survived', True]} survive for a known reason, {num_bad} need attention\n"
         f"make test catches {num_fast} of {num_due} ({100 * num_fast / max(num_due, 1):.1f} %)"
     )
 
 
 def main(words: list[str]) -> int:
-    """Try all mistakes, or the chosen ones; return 1 if one was not caught and no reason is known."""
+    """Try all mistakes or the selected ones; return 1 if any result is unexpected."""
     prepare()
     chosen = [each for each in all_mistakes() if not words or any(word in "\n".join(each) for word in words)]
     start = time.monotonic()

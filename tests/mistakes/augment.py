@@ -1,4 +1,4 @@
-"""Mistakes in vitkd_ds/data: augmentation, mixing, normalisation, and which images there are."""
+"""Mistakes in vitkd_ds/data: augmentation, mixing, normalisation and the selection of images."""
 
 MIXING = "train/test_mixing.py::"
 MIX_KEYS = f"{MIXING}test_a_step_is_mixed_by_its_own_key_with_the_settings_of_the_run"

@@ -1,8 +1,8 @@
-"""Find a piece of Python by its syntax tree inside a named function, and write another in its place.
+"""Find a piece of Python code inside a named function by its syntax tree, and replace it.
 
-A pattern is Python. It matches where the trees are equal, so layout, comments and quotes do not matter. `...` in a
-pattern matches any expression, and any run of neighbours in a list of arguments, elements or statements; `**...` does
-so among keyword arguments and the items of a dict. `name=value` is an assignment or a keyword argument.
+A pattern is Python code. It matches equal syntax trees, so layout, comments and quotes do not matter. `...` matches any
+expression, or any number of neighbouring arguments, elements or statements. `**...` does so for keyword arguments and
+items of a dict. `name=value` matches an assignment or a keyword argument.
 """
 
 import ast
@@ -15,22 +15,22 @@ ARROW = " =>"
 
 
 class Place(NamedTuple):
-    """Neighbouring nodes of a tree: `parent.field[first:last]`, or `parent.field` where that is no list."""
+    """Neighbouring nodes of a tree: `parent.field[first:last]`, or `parent.field` if that is not a list."""
 
     parents: tuple[ast.AST, ...]
-    """From the module to the node that holds the field."""
+    """Nodes from the module to the one with the field."""
     field: str
     first: int | None
     last: int | None
 
     @property
     def nodes(self) -> list:
-        """The nodes at this place."""
+        """Nodes at this place."""
         value = getattr(self.parents[-1], self.field)
         return [value] if self.first is None else value[self.first : self.last]
 
     def put(self, nodes: list) -> None:
-        """Put other nodes there; an empty body gets `pass`."""
+        """Replace the nodes; an empty body becomes `pass`."""
         parent = self.parents[-1]
         if self.first is None:
             setattr(parent, self.field, nodes[0] if nodes else None)
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 def places(parents: tuple[ast.AST, ...]) -> Iterator[Place]:
-    """Each child of the last node and, in turn, of its children; functions and classes inside are not entered."""
+    """Yield the places of all descendants of the last node, without the insides of nested functions and classes."""
     for field, value in ast.iter_fields(parents[-1]):
         for index, node in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(node, ast.AST):
@@ -53,7 +53,7 @@ def places(parents: tuple[ast.AST, ...]) -> Iterator[Place]:
 
 
 def scopes(tree: ast.Module) -> Iterator[tuple[str, tuple[ast.AST, ...]]]:
-    """The module as "", and each function and class by its qualified name, with the nodes that lead to it."""
+    """Yield the module (as "") and each function and class: its qualified name and the nodes that lead to it."""
     waiting = [("", (tree,))]
     while waiting:
         name, parents = waiting.pop(0)
@@ -65,14 +65,14 @@ def scopes(tree: ast.Module) -> Iterator[tuple[str, tuple[ast.AST, ...]]]:
 
 
 def _is_any(node: object) -> bool:
-    """Whether a node of a pattern is `...`."""
+    """Return whether a pattern's node is `...`."""
     if isinstance(node, (ast.Expr, ast.keyword)) and getattr(node, "arg", None) is None:
         node = node.value
     return isinstance(node, ast.Constant) and node.value is ...
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
-    """The fields that count, with the items of a dict as pairs."""
+    """Yield the fields to compare, with a dict's items as pairs."""
     if isinstance(node, ast.Dict):
         yield "items", [ast.keyword(key, value) for key, value in zip(node.keys, node.values)]
     else:
@@ -80,7 +80,7 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
 
 
 def _match(pattern: object, found: object) -> list | None:
-    """What `...` stands for, in the order in which they come in the pattern; None if it does not match."""
+    """Return the nodes matched by each `...` of the pattern, in order, or None if the pattern does not match."""
     if isinstance(pattern, list):
         return _match_list(pattern, found) if isinstance(found, list) else None
     if not isinstance(pattern, ast.AST):
@@ -113,7 +113,7 @@ def _match_list(pattern: list, found: list) -> list | None:
 
 
 def _fill(node: object, bound: list) -> object:
-    """The new nodes, with each `...` replaced by what it stood for in the old ones."""
+    """Return the new nodes, with each `...` replaced by the nodes that it matched in the old ones."""
     if isinstance(node, list):
         filled = []
         for each in node:
@@ -134,7 +134,7 @@ def _fill(node: object, bound: list) -> object:
 
 
 def _patterns(text: str) -> list[list]:
-    """The ways to read a snippet: an expression, a keyword argument, statements."""
+    """Parse a snippet in all possible ways: as an expression, a keyword argument, or statements."""
     ways = []
     statements = ast.parse(text).body
     if len(statements) == 1 and isinstance(statements[0], ast.Expr):
@@ -147,7 +147,7 @@ def _patterns(text: str) -> list[list]:
 
 
 def find(tree: ast.Module, where: str, old: str) -> list[tuple[Place, list]]:
-    """Each place of the pattern inside the function, class or module, with what its `...` stand for."""
+    """Return each match of the pattern in a function, class or module, with the nodes matched by its `...`."""
     found = []
     patterns = _patterns(old)
     for parents in [parents for name, parents in scopes(tree) if name == where]:
@@ -163,11 +163,11 @@ def find(tree: ast.Module, where: str, old: str) -> list[tuple[Place, list]]:
 
 
 def changed(text: str, where: str, old: str, new: str) -> str:
-    """The text of a module with `new` in the one place where `old` is; ValueError if there are none or several."""
+    """Return a module's text with `old` replaced by `new`; ValueError unless `old` matches exactly once."""
     tree = ast.parse(text)
     found = find(tree, where, old)
     if len(found) != 1:
-        raise ValueError(f"{where or 'the module'} must have {old!r} once, found {len(found)} times")
+        raise ValueError(f"{where or 'the module'} has {len(found)} matches of {old!r}, expected 1")
     [(place, bound)] = found
     ways = _patterns(new) if new else [[]]
     nodes = ways[-1]
@@ -176,7 +176,7 @@ def changed(text: str, where: str, old: str, new: str) -> str:
     elif isinstance(place.nodes[0], ast.stmt) and nodes and isinstance(nodes[0], ast.expr):
         nodes = [ast.Expr(nodes[0])]
     if isinstance(place.nodes[0], ast.expr) and not (nodes and isinstance(nodes[0], ast.expr)):
-        # A call that stands for itself is a statement.
+        # A call used as a statement is replaced as a statement.
         place = Place(place.parents[:-1], *_place_in(place.parents[-2], place.parents[-1]))
     return replaced(text, tree, place, _fill(nodes, bound))
 
@@ -187,11 +187,11 @@ def _place_in(parent: ast.AST, child: ast.AST) -> tuple[str, int | None, int | N
             return field, None, None
         if isinstance(value, list) and child in value:
             return field, value.index(child), value.index(child) + 1
-    raise ValueError(f"{child} must be in {parent}")
+    raise ValueError(f"{child} is not a child of {parent}")
 
 
 def replaced(text: str, tree: ast.Module, place: Place, nodes: list) -> str:
-    """The text with other nodes in a place, which the tree gets, too. Writes the smallest part that gives this tree."""
+    """Replace the nodes at a place in the tree and return the new text, changing as little of the text as possible."""
     spans = [(place.nodes, nodes)]
     spans += [([node], [node]) for node in reversed(place.parents[1:]) if isinstance(node, (ast.stmt, ast.expr))]
     spots = [_span(olds, text) for olds, _ in spans]
@@ -208,7 +208,7 @@ def replaced(text: str, tree: ast.Module, place: Place, nodes: list) -> str:
 
 
 def _span(nodes: list, text: str) -> tuple[int, int, str] | None:
-    """First and last byte of nodes in the source, and the spaces before them."""
+    """Return the first and last byte of the nodes in the source, and their indentation."""
     if not nodes or not hasattr(nodes[0], "lineno"):
         return None
     starts = [0]

@@ -1,4 +1,4 @@
-"""Mistakes in vitkd_ds/train: evaluation, calibration and what is computed from results."""
+"""Mistakes in vitkd_ds/train: evaluation, calibration and statistics of results."""
 
 EVALUATE = "train/test_evaluate.py::test_"
 HEALTH = "train/test_health.py::test_"

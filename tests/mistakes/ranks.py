@@ -1,4 +1,4 @@
-"""Removed collectives: what one rank alone learns, or does, without the others."""
+"""Removed collectives: one rank then knows or does something that the others do not."""
 
 LOOP = "train/test_loop.py::"
 SEEN = f"{LOOP}test_a_rank_that_does_not_see_the_lock_of_rank_0_ends_all_before_anything_is_built"

@@ -1,4 +1,4 @@
-"""Mistakes in reading data sets: files, classes and damage that would be dropped silently."""
+"""Mistakes in reading data sets: files, classes and damage that would be ignored silently."""
 
 WEBDATASET = "data/sources/test_webdataset.py::"
 ENDINGS = f"{WEBDATASET}test_samples_with_other_image_endings_are_counted_and_the_first_is_named"

@@ -1,4 +1,4 @@
-"""Mistakes in vitkd_ds/train; few in log, loop and step."""
+"""Mistakes in vitkd_ds/train, mostly outside log, loop and step."""
 
 SCHEDULE = "train/test_schedule.py::test_"
 LOG = "train/test_log.py::test_"

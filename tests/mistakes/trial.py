@@ -1,6 +1,6 @@
-"""Run tests in forks of this process on copies of the tree, where a change to the package can do no harm.
+"""Run tests in forks of this process on copies of the tree, so that changes to the package do no harm.
 
-Slow packages are imported once, by `prepare`. A fork imports the package and the tests from its copy.
+`prepare` imports the slow packages once. A fork imports the package and the tests from its copy.
 """
 
 import gc
@@ -20,11 +20,11 @@ from tests import warm
 
 ROOT = Path(__file__).parents[2]
 GRACE_S = 10
-"""Seconds after the time limit until the process is killed if the test itself does not end."""
+"""Seconds between a test's time limit and the kill of its process."""
 LEAST_LIMIT_S = 40
 TIMES_AS_LONG = 4
-"""Time limit of a test with a change, in units of its time without one; at least LEAST_LIMIT_S, within which ranks as
-threads that wait for each other fail (tests/threaded.py)."""
+"""Time limit of a test with a change, as a multiple of its time without one. The minimum is LEAST_LIMIT_S, in which
+waiting ranks of tests/threaded.py fail by themselves."""
 FIRST_LIMIT_S = 280
 PASSED = 0
 FAILED = 1
@@ -36,36 +36,36 @@ class Outcome(NamedTuple):
     """Result of a test run."""
 
     code: int
-    """pytest's exit code; below 0 if the process was killed."""
+    """pytest's exit code; negative if the process was killed."""
     seconds: float
     output: str
 
 
 def prepare() -> None:
-    """Import the slow packages and pytest's."""
+    """Import pytest and the slow packages."""
     for name in ("pytest", "pytest_timeout"):
         __import__(name)
     warm.preload()
 
 
 def limit_of(seconds: float) -> float:
-    """Time limit of a test with a change that took `seconds` without it."""
+    """Return the time limit with a change for a test that takes `seconds` without it."""
     return max(LEAST_LIMIT_S, TIMES_AS_LONG * seconds)
 
 
 def marker_expression(target: str) -> str:
-    """Markers that a target of the Makefile passes to pytest."""
+    """Return the marker expression that a target of the Makefile passes to pytest."""
     recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     found = re.search(r'\$\(PYTEST\) -m "([^"\n]+)"', recipe[1]) if recipe else None
     if not found:
-        raise ValueError(f"Makefile has no pytest -m for the target {target}")
+        raise ValueError(f"the Makefile's target {target} has no `$(PYTEST) -m`")
     return found[1]
 
 
 def copy_tree(target: Path) -> None:
     """Copy all files that git tracks or would track, and the compiled libraries.
 
-    Python files are compiled with checked hashes, so that a change counts even within one second.
+    Python files are compiled with hash-based bytecode, so that two changes within one second are both noticed.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True
@@ -91,17 +91,17 @@ def run_tests(
     """Run tests in a fork of this process that imports the copy.
 
     Args:
-        tests: Below tests/, as pytest takes them.
+        tests: pytest names relative to tests/.
         copy: The copied tree.
         limit_s: Time limit of each test.
-        total_s: Time limit of all; by default that of one.
-        options: Further options of pytest.
-        environ: Further environment variables.
-        is_changed: Whether the copy has a change, of which no bytecode may be kept.
+        total_s: Time limit of all tests together; the default is `limit_s`.
+        options: Additional options for pytest.
+        environ: Additional environment variables.
+        is_changed: Whether the copy has a change; then no bytecode is written.
     """
     output = copy.parent / "output"
     start = time.monotonic()
-    gc.freeze()  # otherwise each fork would copy the memory that its collector marks
+    gc.freeze()  # otherwise garbage collection in the fork would copy memory
     child = os.fork()
     if not child:
         words = [*(f"tests/{test}" for test in tests), f"--timeout={limit_s:g}", *options]
@@ -121,7 +121,7 @@ def run_tests(
 
 
 def _run_in_child(words: list[str], copy: Path, output: Path, environ: dict[str, str], *, is_changed: bool) -> None:
-    code = 70  # a failure here, not in a test
+    code = 70  # failure outside pytest
     try:
         os.setsid()
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -129,7 +129,7 @@ def _run_in_child(words: list[str], copy: Path, output: Path, environ: dict[str,
         os.dup2(descriptor, 2)
         os.chdir(copy)
         os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"} | environ
-        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # each fork would import the other plugins
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # saves importing other plugins in each fork
         sys.dont_write_bytecode = is_changed
         sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
         for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "vitkd_ds")]:
@@ -149,7 +149,7 @@ def _run_in_child(words: list[str], copy: Path, output: Path, environ: dict[str,
 
 
 def collect(copy: Path, tests: Sequence[str], markers: str) -> list[str]:
-    """Names of the tests that have the markers, below tests/."""
+    """Return the names, relative to tests/, of the tests that match the markers."""
     outcome = run_tests(tests, copy, limit_s=FIRST_LIMIT_S, options=["--collect-only", "-m", markers], is_changed=False)
     if outcome.code not in (PASSED, NOTHING_RAN):
         raise RuntimeError(f"pytest could not collect the tests (exit code {outcome.code}):\n{outcome.output[-3000:]}")

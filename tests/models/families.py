@@ -1,4 +1,4 @@
-"""A small model of each family of timm's VisionTransformers."""
+"""Small models of each supported family of timm's vision transformers."""
 
 import timm
 import torch
@@ -13,7 +13,7 @@ FAMILIES = {
 
 
 def source_model(family: str, *, image_size: int = 32, num_classes: int = 5, **changes) -> torch.nn.Module:
-    """A model whose every parameter is far from its initial value, as zeros and ones would hide a wrong mapping."""
+    """Return a model with random values in all parameters: initial zeros and ones could hide a wrong mapping."""
     name, model_args = FAMILIES[family]
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=image_size, num_classes=num_classes, **{**model_args, **changes})

@@ -1,1 +1,1 @@
-"""Random mutants of the package: `make mutants` draws small changes and counts those that the tests notice."""
+"""Mutation testing: `make mutants` makes random small changes to the package and counts those that tests notice."""

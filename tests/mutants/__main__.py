@@ -1,9 +1,10 @@
-"""Draw random mutants of the package and count those that the tests kill: `make mutants N=300 SEED=1`.
+"""Draw random mutants of the package and count those that tests kill: `make mutants N=300 SEED=1`.
 
-Words after the command choose the mutants whose file has one of them. MUTANTS_JOBS is the number of worker processes,
-by default 1. First, once per state of the tree, all tests run on an instrumented copy, which takes as long as
-`make test-all`. Both parts write to build/mutants/ and continue where an interrupted run stopped. A test kills a mutant
-if it fails, crashes or reaches its time limit: first the tests of `make test` run, then the others of `make test-all`.
+Words on the command line select mutants whose file contains one of them. MUTANTS_JOBS is the number of worker processes
+(default 1). First, once per state of the tree, all tests run on an instrumented copy, which takes as long as `make
+test-all`. Then each mutant is tried with the tests of `make test`, and after them with the others of `make test-all`. A
+test kills a mutant if it fails, crashes or reaches its time limit. Both parts write to build/mutants/; rerun the same
+command to resume an interrupted run.
 """
 
 import argparse
@@ -35,13 +36,13 @@ from tests.mutants.report import TARGETS, Tried, is_equivalent, survivor, table,
 
 FOLDER = ROOT / "build" / "mutants"
 BATCH = 40
-"""Most tests of one fork. They are sorted by time, so one time limit fits all."""
+"""Maximum number of tests per fork. They are sorted by time, so one time limit fits all."""
 _copies: dict[str, Path] = {}
-"""This worker's copies of the tree."""
+"""Copies of the tree that belong to this worker."""
 
 
 def start_worker(top: Path, *, must_record: bool) -> None:
-    """Copy the tree for this worker, and once more to be instrumented if the tests must be recorded."""
+    """Copy the tree for this worker, and make an instrumented copy if tests must be recorded."""
     for name in ("plain", "instrumented") if must_record else ("plain",):
         _copies[name] = top / f"{os.getpid()}_{name}" / "copy"
         copy_tree(_copies[name])
@@ -50,18 +51,18 @@ def start_worker(top: Path, *, must_record: bool) -> None:
 
 
 def record_file(test_file: str) -> dict:
-    """Record what the tests of a file reach."""
+    """Record which functions the tests of a file reach."""
     markers = marker_expression(TARGETS[-1])
     return record(test_file, _copies["instrumented"], _copies["plain"], markers)
 
 
 def names_of(files: Sequence[str]) -> list[str]:
-    """The tests of `make test` in these files."""
+    """Return the tests of `make test` in these files."""
     return collect(_copies["plain"], files, marker_expression(TARGETS[0]))
 
 
 def try_mutant(work: tuple[Mutant, dict[str, list[TimedTest]]]) -> Tried:
-    """Put a mutant in, run the tests of each target until one fails, and take it out."""
+    """Apply a mutant, run the tests of each target until one fails, and undo the mutant."""
     mutant, tests_of_target = work
     path = _copies["plain"] / "vitkd_ds" / mutant.file
     text, start, num_tests = path.read_text(), time.monotonic(), 0
@@ -78,7 +79,8 @@ def try_mutant(work: tuple[Mutant, dict[str, list[TimedTest]]]) -> Tried:
 
 
 def batches(tests: Sequence[TimedTest]) -> list[list[TimedTest]]:
-    """Tests in runs of one fork each. A test that needs a higher time limit than the first of a run begins another."""
+    """Split tests into batches of one fork each; a test with a much higher time limit than a batch's first starts a new
+    one."""
     found = []
     for test in tests:
         if found and len(found[-1]) < BATCH and limit_of(test.seconds) <= 2 * limit_of(found[-1][0].seconds):
@@ -89,7 +91,7 @@ def batches(tests: Sequence[TimedTest]) -> list[list[TimedTest]]:
 
 
 def killed_by(tests: Sequence[TimedTest]) -> str:
-    """The test that fails, or "" if all pass."""
+    """Return the test that fails, or "" if all pass."""
     limit_s = max(limit_of(test.seconds) for test in tests)
     outcome = run_tests(
         [test.name for test in tests],
@@ -105,24 +107,24 @@ def killed_by(tests: Sequence[TimedTest]) -> str:
 
 
 class Lines:
-    """A file of JSON lines that an interrupted run continues."""
+    """File of JSON lines, which a resumed run extends."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text() if path.exists() else ""
-        path.write_text(text[: text.rfind("\n") + 1])  # without half a line
+        path.write_text(text[: text.rfind("\n") + 1])  # drops an incomplete line
         self.values = [json.loads(line) for line in path.read_text().splitlines()]
 
     def add(self, value: object) -> None:
-        """Append a value."""
+        """Append a value to the file."""
         self.values.append(value)
         with self.path.open("a") as file:
             file.write(json.dumps(value) + "\n")
 
 
 def with_workers(function: Callable, works: Sequence, *, must_record: bool, done: Callable[[object], None]) -> None:
-    """Call a function with each of the works in worker processes, and `done` with each result."""
+    """Call `function` for each item of `works` in worker processes, and `done` with each result."""
     jobs = int(os.environ.get("MUTANTS_JOBS", "1"))
     if not works:
         return
@@ -141,7 +143,7 @@ def _start(top: Path, must_record: bool) -> None:
 
 
 def recorded(files: Sequence[str]) -> tuple[list[dict], set[str]]:
-    """The records of files of tests, and the tests of `make test` among them."""
+    """Return the records of test files, recording missing ones, and the names of the tests of `make test`."""
     lines = Lines(FOLDER / f"reach_{digest()}.jsonl")
     known = {value["file"] for value in lines.values}
     missing = [file for file in files if file not in known]
@@ -152,32 +154,32 @@ def recorded(files: Sequence[str]) -> tuple[list[dict], set[str]]:
 
 
 def test_files() -> list[str]:
-    """All files of tests, without those of the mistakes and mutants, which read the package's source."""
+    """Return all test files except those of mistakes and mutants, which read the package's source."""
     top = ROOT / "tests"
     every = sorted(str(path.relative_to(top)) for path in top.rglob("test_*.py"))
     return [file for file in every if file != "test_mistakes.py" and not file.startswith("mutants/")]
 
 
 def show_failures(records: Sequence[dict]) -> None:
-    """Print which tests do not pass without a mutant. They are left out."""
+    """Print the tests that fail without a mutant. They are skipped."""
     for value in records:
         failed = [name for name, (_, result) in value["tests"].items() if result == "failed"]
         if failed or value["code"] not in (PASSED, NOTHING_RAN):
-            print(f"{value['file']} ends with exit code {value['code']} without a mutant; left out: {failed}")
+            print(f"{value['file']} has exit code {value['code']} without a mutant; skipping: {failed}")
 
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     parser.add_argument("--num", type=int, default=100, help="number of mutants")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tests", nargs="*", help="files below tests/ to which the run is limited, by default all")
-    parser.add_argument("words", nargs="*", help="the mutants whose file has one of these words")
+    parser.add_argument("--tests", nargs="*", help="test files to run, relative to tests/ (default: all)")
+    parser.add_argument("words", nargs="*", help="only mutants whose file contains one of these words")
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str]) -> int:
-    """Draw and try mutants; return 1 if too many are called equivalent."""
+    """Draw and try mutants; return 1 if too many are listed as equivalent."""
     args = arguments(words)
     texts = code_of(ROOT / "vitkd_ds")
     chosen = {file: text for file, text in texts.items() if not args.words or any(word in file for word in args.words)}
@@ -202,7 +204,7 @@ def main(words: Sequence[str]) -> int:
             print(survivor(tried, texts[tried.mutant.file]) + "\n")
     print(table(all_tried))
     num_equivalent = sum(map(is_equivalent, all_tried))
-    print(f"{len(all_tried)} mutants, {num_equivalent} of them called equivalent; seed {args.seed}")
+    print(f"{len(all_tried)} mutants, {num_equivalent} of them listed as equivalent; seed {args.seed}")
     return int(too_many_equivalent(all_tried))
 
 

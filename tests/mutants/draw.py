@@ -1,4 +1,4 @@
-"""Draw mutants of the package with a seed, the rooms in proportion to their sites, and write them into a copy."""
+"""Draw mutants with a seed, from each room in proportion to its number of sites, and apply them to a module's text."""
 
 import ast
 import difflib
@@ -12,34 +12,34 @@ from tests.mistakes.change import Place, replaced
 from tests.mutants.sites import Site, sites
 
 TOP = "(top)"
-"""Room of the files that are in no folder."""
+"""Room of files at the top of the package."""
 
 
 class Mutant(NamedTuple):
-    """One mutant, by the number of its site in its file."""
+    """A mutant, identified by the number of its site in its file."""
 
     file: str
-    """Below vitkd_ds/."""
+    """Path relative to vitkd_ds/."""
     number: int
     where: str
     operator: str
     old: str
-    """The whole expression or simple statement in which the change is."""
+    """The whole expression or simple statement that contains the change."""
     new: str
 
     @property
     def room(self) -> str:
-        """Top folder of the file."""
+        """Top-level folder of the file."""
         return self.file.partition("/")[0] if "/" in self.file else TOP
 
 
 def code_of(path: Path) -> dict[str, str]:
-    """The text of each Python file below a folder."""
+    """Return the text of each Python file below a folder."""
     return {str(file.relative_to(path)): file.read_text() for file in sorted(path.rglob("*.py"))}
 
 
 def allotted(sizes: dict[str, int], num: int) -> dict[str, int]:
-    """`num` divided in proportion to the sizes, by largest remainders."""
+    """Divide `num` in proportion to the sizes, by largest remainders."""
     total = sum(sizes.values())
     shares = {name: num * size // total for name, size in sizes.items()}
     by_remainder = sorted(sizes, key=lambda name: (-(num * sizes[name] % total), name))
@@ -49,7 +49,7 @@ def allotted(sizes: dict[str, int], num: int) -> dict[str, int]:
 
 
 def draw(texts: dict[str, str], num: int, seed: int) -> list[Mutant]:
-    """Draw different mutants, in random order, each of which changes the tree and compiles."""
+    """Draw distinct mutants in random order; each compiles and changes the syntax tree."""
     generator = random.Random(seed)
     rooms = {}
     for file, text in texts.items():
@@ -67,7 +67,8 @@ def draw(texts: dict[str, str], num: int, seed: int) -> list[Mutant]:
 def _draw_in_room(
     by_operator: dict[str, list[tuple[str, int]]], texts: dict[str, str], num: int, generator: random.Random
 ) -> list[Mutant]:
-    """Draw the operator by the square root of its number of sites, so that no common one dominates, then the site."""
+    """Draw an operator, weighted by the square root of its number of sites so that common ones do not dominate, then a
+    site."""
     for found in by_operator.values():
         generator.shuffle(found)
     kept = {}
@@ -83,7 +84,7 @@ def _draw_in_room(
 
 
 def is_valid(changed: str, text: str) -> bool:
-    """Whether a changed module compiles and has another tree."""
+    """Return whether a changed module compiles and has a different syntax tree."""
     try:
         compile(changed, "mutant", "exec")
     except (SyntaxError, ValueError):
@@ -92,7 +93,7 @@ def is_valid(changed: str, text: str) -> bool:
 
 
 def site_of(tree: ast.Module, number: int) -> Site:
-    """The site of a tree with a number."""
+    """Return the site with this number."""
     for index, site in enumerate(sites(tree)):
         if index == number:
             return site
@@ -100,14 +101,14 @@ def site_of(tree: ast.Module, number: int) -> Site:
 
 
 def mutated(text: str, number: int) -> str:
-    """The text of a module with the change at one site."""
+    """Return a module's text with the change at one site."""
     tree = ast.parse(text)
     site = site_of(tree, number)
     return replaced(text, tree, site.place, site.nodes)
 
 
 def described(text: str, file: str, number: int) -> Mutant:
-    """The mutant at a site, with the code around its change."""
+    """Return the mutant at a site, with the code around the change."""
     tree = ast.parse(text)
     site = site_of(tree, number)
     around = _around(site.place)
@@ -118,7 +119,7 @@ def described(text: str, file: str, number: int) -> Mutant:
 
 
 def _around(place: Place) -> Place:
-    """The largest expression, or the simple statement, that holds a place."""
+    """Return the largest expression, or the simple statement, that contains a place."""
     found = place
     parents = place.parents
     while len(parents) > 1 and isinstance(parents[-1], (ast.expr, ast.keyword, ast.comprehension, ast.Slice)):
@@ -143,7 +144,7 @@ def _code(place: Place) -> str:
 
 
 def diff_of(mutant: Mutant, text: str) -> str:
-    """The change as a unified diff."""
+    """Return the change as a unified diff."""
     name = f"vitkd_ds/{mutant.file}"
     changed = mutated(text, mutant.number)
     lines: Iterable[str] = difflib.unified_diff(

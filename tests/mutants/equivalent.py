@@ -1,6 +1,6 @@
-"""Mutants that no test can notice, because the package does the same with them.
+"""Equivalent mutants: no test can notice them, because they do not change the package's behaviour.
 
-File -> qualified name of the function -> "old => new", as `make mutants` prints them -> the reason, in one line.
+File to qualified name of the function to "old => new", as printed by `make mutants`, to the reason in one line.
 """
 
 EQUIVALENT: dict[str, dict[str, dict[str, str]]] = {

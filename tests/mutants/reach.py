@@ -1,8 +1,8 @@
-"""Which tests reach which function of the package: recorded once per state of the tree, on an instrumented copy.
+"""Record which tests reach which functions of the package, once per state of the tree, on an instrumented copy.
 
-Each function and method begins with a call that appends its number and the running test to a file, once per process
-and test. Child processes inherit the file's name and the test's, so they record, too. What the set-up of a test
-reaches counts for all tests of its file, because fixtures are shared.
+Each function and method starts with a call that appends its number and the running test to a file, once per process and
+test. Child processes inherit the names of the file and the test, so they record too. Functions reached during the setup
+of a test count for all tests of its file, because fixtures are shared.
 """
 
 import ast
@@ -32,28 +32,28 @@ def reached(number):
             file.write(f"{number} {test}\\n")
 '''
 FILE_LIMIT_S = 3000
-"""Time limit of a file of tests."""
+"""Time limit of a test file, in seconds."""
 
 
 class TimedTest(NamedTuple):
-    """One test."""
+    """A test and its time."""
 
     name: str
-    """Below tests/, as pytest takes it."""
+    """pytest name relative to tests/."""
     seconds: float
 
 
 class Reach(NamedTuple):
-    """The tests that pass, and what each file of the package is reached by."""
+    """Passing tests, and the functions of the package that they reach."""
 
     seconds: dict[str, float]
-    """Time of each test."""
+    """Seconds per test."""
     functions: dict[str, dict[str, set[str]]]
-    """File of the package -> qualified name of a function -> tests."""
+    """File of the package to qualified name of a function to tests."""
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Functions and methods by qualified name, without those inside functions."""
+    """Yield functions and methods with their qualified names, without those inside functions."""
     waiting = [("", tree)]
     while waiting:
         outer, parent = waiting.pop(0)
@@ -67,7 +67,7 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.Asy
 
 
 def instrumented(text: str, first: int) -> tuple[str, list[str]]:
-    """A module that records its functions by numbers from `first`, and their names in this order."""
+    """Return a module that records its functions, numbered from `first`, and the functions' names in this order."""
     tree = ast.parse(text)
     names = []
     for name, node in functions(tree):
@@ -83,7 +83,7 @@ def instrumented(text: str, first: int) -> tuple[str, list[str]]:
 
 
 def instrument(copy: Path) -> None:
-    """Instrument the package of a copy."""
+    """Instrument the package in a copy of the tree."""
     first = 0
     for path in sorted((copy / "vitkd_ds").rglob("*.py")):
         text, names = instrumented(path.read_text(), first)
@@ -93,7 +93,7 @@ def instrument(copy: Path) -> None:
 
 
 def numbered() -> list[tuple[str, str]]:
-    """File and qualified name of each function's number."""
+    """Return file and qualified name of each function, in the order of their numbers."""
     found = []
     for path in sorted((ROOT / "vitkd_ds").rglob("*.py")):
         file = str(path.relative_to(ROOT / "vitkd_ds"))
@@ -102,7 +102,7 @@ def numbered() -> list[tuple[str, str]]:
 
 
 def digest() -> str:
-    """Digest of the package and the tests, without the lists and tools of this folder and of tests/mistakes."""
+    """Return a digest of the package and the tests, without this folder and tests/mistakes."""
     digest = hashlib.blake2b(digest_size=8)
     for top in ("vitkd_ds", "tests"):
         for path in sorted((ROOT / top).rglob("*.py")):
@@ -112,7 +112,7 @@ def digest() -> str:
 
 
 def record(test_file: str, copy: Path, plain: Path, markers: str) -> dict:
-    """Run a file of tests on the instrumented copy; what fails there runs again on the plain one."""
+    """Run a test file on the instrumented copy, and tests that fail there again on the plain copy."""
     results, reached = copy.parent / "results", copy.parent / "reached"
     environ = {"VITKD_DS_RESULTS": str(results), "VITKD_DS_REACHED": str(reached)}
     options = ["-p", "tests.mutants.record", "-m", markers]
@@ -129,7 +129,7 @@ def record(test_file: str, copy: Path, plain: Path, markers: str) -> dict:
         lines += reached.read_text().splitlines()
         names = [name for name, (_, result) in found.items() if result == "failed"]
         if outcome.code not in (PASSED, FAILED, NOTHING_RAN):
-            names = [test_file]  # it stopped before its last test
+            names = [test_file]  # pytest stopped before the last test
         if not names:
             break
     return {
@@ -141,14 +141,14 @@ def record(test_file: str, copy: Path, plain: Path, markers: str) -> dict:
 
 
 def _without_phase(line: str) -> tuple[int, str]:
-    """Number and test of a line; "" as the test for what a set-up reaches."""
+    """Return the function's number and the test of a line; the test is "" for a test's setup."""
     number, _, test = line.partition(" ")
     name, _, phase = test.rpartition(" ")
     return int(number), name.removeprefix("tests/") if phase != "(setup)" else ""
 
 
 def reach_of(records: Sequence[dict]) -> Reach:
-    """What the records of all files of tests say."""
+    """Combine the records of all test files."""
     names = numbered()
     reach = Reach({}, {file: {} for file, _ in names})
     for record in records:
@@ -162,7 +162,7 @@ def reach_of(records: Sequence[dict]) -> Reach:
 
 
 def mirrored(file: str) -> list[str]:
-    """Files of tests that stand where a file of the package does, the closest first."""
+    """Return the test files that correspond to a file of the package by their path, the closest first."""
     path = Path(file)
     stem = path.parent.name if path.name == "__init__.py" else path.stem
     candidates = [path.parent / f"test_{stem}.py", path.parent.parent / f"test_{path.parent.name}.py"]
@@ -171,7 +171,8 @@ def mirrored(file: str) -> list[str]:
 
 
 def candidates(mutant: Mutant, reach: Reach) -> list[TimedTest]:
-    """Tests that may notice a mutant: those of the mirroring files, then others that reach it, the shortest first."""
+    """Return the tests that may notice a mutant: those of the corresponding files, then others that reach it, each
+    sorted by time."""
     by_function = reach.functions.get(mutant.file, {})
     words = mutant.where.split(".")
     wheres = [".".join(words[:length]) for length in range(len(words), 0, -1)]

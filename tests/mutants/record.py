@@ -1,4 +1,4 @@
-"""pytest plugin: append each test's name, time and result, as a line of JSON, to the file named by VITKD_DS_RESULTS."""
+"""pytest plugin: append each test's name, time and result as a JSON line to the file named by VITKD_DS_RESULTS."""
 
 import json
 import os
@@ -9,7 +9,7 @@ _seconds = {}
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Sum the phases of a test, and write its line after the last one."""
+    """Add up the phases of a test, and write its line after the last phase."""
     name = report.nodeid.removeprefix("tests/")
     seconds, result = _seconds.get(name, (0.0, "passed"))
     if report.outcome != "passed" and result == "passed":

@@ -1,4 +1,4 @@
-"""Kill rates of mutants per room, with intervals, and the survivors."""
+"""Report of mutants: kill rates per top-level folder ("room") with intervals, and the survivors."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,41 +9,41 @@ from tests.mutants.equivalent import EQUIVALENT
 from vitkd_ds.train.statistics import wilson_interval
 
 MOST_EQUIVALENT = 0.1
-"""Largest part of the drawn mutants that may be called equivalent."""
+"""Maximum fraction of the drawn mutants that may be listed as equivalent."""
 TARGETS = ("test", "test-all")
-"""Targets of the Makefile, the faster one first."""
+"""Makefile targets, the faster one first."""
 
 
 class Tried(NamedTuple):
-    """A mutant and its fate."""
+    """A mutant and its result."""
 
     mutant: Mutant
     target: str
-    """The first target that kills it; "" for a survivor."""
+    """First target that kills the mutant; "" for a survivor."""
     by: str
-    """The test that failed."""
+    """Test that failed."""
     seconds: float
     num_tests: int
 
 
 def reason_of(mutant: Mutant) -> str:
-    """Why a mutant is called equivalent; "" if it is not."""
+    """Return why a mutant is listed as equivalent, or "" if it is not listed."""
     change = f"{mutant.old}{ARROW} {mutant.new}".rstrip()
     return EQUIVALENT.get(mutant.file, {}).get(mutant.where, {}).get(change, "")
 
 
 def is_equivalent(tried: Tried) -> bool:
-    """Whether a mutant survived and is called equivalent."""
+    """Return whether a mutant survived and is listed as equivalent."""
     return not tried.target and bool(reason_of(tried.mutant))
 
 
 def too_many_equivalent(all_tried: Sequence[Tried]) -> bool:
-    """Whether more mutants than allowed are called equivalent."""
+    """Return whether more mutants than allowed are listed as equivalent."""
     return sum(map(is_equivalent, all_tried)) > MOST_EQUIVALENT * len(all_tried)
 
 
 def rate(num_killed: int, num: int) -> str:
-    """A kill rate with its 95 % interval."""
+    """Format a kill rate with its 95 % interval."""
     if not num:
         return "none"
     low, high = wilson_interval(num, num_killed)
@@ -51,7 +51,7 @@ def rate(num_killed: int, num: int) -> str:
 
 
 def table(all_tried: Sequence[Tried]) -> str:
-    """A row per room, and one for all, with the kill rate of each target."""
+    """Return a table of kill rates per target, with a row per room and one for all."""
     counted = [tried for tried in all_tried if not is_equivalent(tried)]
     rooms = sorted({tried.mutant.room for tried in all_tried})
     rows = [["room", "equivalent", *(f"make {target}" for target in TARGETS)]]
@@ -65,7 +65,7 @@ def table(all_tried: Sequence[Tried]) -> str:
 
 
 def survivor(tried: Tried, text: str) -> str:
-    """A survivor as a diff, with what describes it in `equivalent.py`."""
+    """Format a survivor as a diff and as an entry for `equivalent.py`."""
     mutant = tried.mutant
     lines = [f"{mutant.file} {mutant.where}: {mutant.operator}, survived {tried.num_tests} tests"]
     lines += [diff_of(mutant, text), f"  {mutant.old}{ARROW} {mutant.new}".rstrip()]

@@ -1,7 +1,7 @@
-"""Every place of a module where a mutant can be made, and the code that stands there in the mutant.
+"""Mutation sites: every place of a module that a mutant can change, and its code in the mutant.
 
-Prose, type annotations, imports and `__all__` have no sites: docstrings, f-strings and strings with spaces, and the
-arguments of `raise`, `logging`, `warnings` and `print`.
+Type annotations, imports, `__all__` and prose have no sites. Prose is docstrings, f-strings, strings with spaces, and
+the arguments of `raise`, `logging`, `warnings` and `print`.
 """
 
 import ast
@@ -39,26 +39,26 @@ ARITHMETIC = {
 EXTREMES = {"max": "min", "amax": "amin", "argmax": "argmin", "maximum": "minimum"}
 EXTREMES |= {low: high for high, low in EXTREMES.items()}
 STRUCTURAL = ("property", "setter", "classmethod", "staticmethod", "dataclass", "overload")
-"""Decorators without which nothing works."""
+"""Decorators that are never dropped, because nothing works without them."""
 SPEAKING = re.compile(r"(logger|logging|log|warnings)\.\w+|print")
-"""Functions whose arguments are prose."""
+"""Functions with prose as arguments."""
 ANNOTATIONS = ("annotation", "returns", "type_params", "type_comment")
 WORD = re.compile(r"[\w./:=+-]+")
 
 
 class Site(NamedTuple):
-    """One possible mutant of a module."""
+    """A possible mutant of a module."""
 
     where: str
     """Qualified name of the function or class; "" for the module."""
     operator: str
     place: Place
     nodes: list
-    """What stands at the place in the mutant; nothing if it is deleted."""
+    """Nodes at this place in the mutant; empty for a deletion."""
 
 
 def sites(tree: ast.Module) -> Iterator[Site]:
-    """Every site of a module, always in the same order."""
+    """Yield all sites of a module, always in the same order."""
     for where, parents in scopes(tree):
         for place in places(parents):
             if not _is_left_alone(place):
@@ -68,7 +68,7 @@ def sites(tree: ast.Module) -> Iterator[Site]:
 
 
 def _is_left_alone(place: Place) -> bool:
-    """Whether the place is in prose, an annotation, an import or `__all__`."""
+    """Return whether the place is in prose, an annotation, an import or `__all__`."""
     [node] = place.nodes
     chain = [*place.parents[1:], node]
     if place.field in ANNOTATIONS or isinstance(node, (ast.Import, ast.ImportFrom, ast.expr_context)):
@@ -194,7 +194,7 @@ def _of_statement(node: ast.stmt, place: Place) -> Iterator[tuple[str, list]]:
 
 
 def _inside_statement(node: ast.stmt, place: Place) -> Iterator[tuple[str, Place, list]]:
-    """Changes of a statement that leave it in its place: bodies and decorators."""
+    """Yield changes inside a statement: to its bodies and decorators."""
     parents = (*place.parents, node)
     if isinstance(node, ast.If):
         if not isinstance(node.body[0], (ast.Pass, ast.Return, ast.Continue, ast.Break)) or len(node.body) > 1:

@@ -1,4 +1,4 @@
-"""Settings of a loss of another package; what needs torch is in `extras_part.py`."""
+"""Settings of a loss from another package; its parts that import torch are in `extras_part.py`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from vitkd_ds.config.term import Needs, Term
 
 @dataclass(frozen=True)
 class PullTerm(Term, place="losses.pull"):
-    """Squared differences of the logits."""
+    """Mean squared difference of the logits."""
 
     module = "extras_part:Pull"
     needs = Needs(logits=True)

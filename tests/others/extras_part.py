@@ -1,4 +1,4 @@
-"""A loss, a teacher, a tracker and a data source of another package, each for an entry point."""
+"""Loss, teacher, tracker and data source of another package, each with its own entry point."""
 
 import io
 

@@ -1,1 +1,1 @@
-"""Slow, obvious float64 twins of the losses: loops over images, tokens and channels, straight from the formulas."""
+"""Slow, obvious float64 reference implementations of the losses, written directly from the formulas."""

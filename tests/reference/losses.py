@@ -1,4 +1,4 @@
-"""Float64 twins: one image, one token, one class at a time. They share nothing with the package."""
+"""Float64 reference losses: one image, token and class at a time, without any code of the package."""
 
 import math
 from itertools import product
@@ -142,7 +142,7 @@ def vkd(projected, teacher):
 
 
 def spectral(student, teacher, grid):
-    """By the definition of the Fourier transform, of the frequencies that a real map's transform keeps."""
+    """Evaluate the definition of the Fourier transform for the frequencies that a real transform keeps."""
     (rows, columns), (images, _, dim), width = grid, student.shape, teacher.shape[2]
     total, count = 0.0, 0
     for b in range(images):
@@ -193,7 +193,7 @@ def attention(student, teacher):
 
 
 def feature(pooled, patches, target, target_patches):
-    """The class's and the patches' part."""
+    """Return the part of the class token and that of the patches."""
     classes = [1 - cosine(p, t) for p, t in zip(pooled.tolist(), target.tolist())]
     tokens = [(p, t) for own, other in zip(patches.tolist(), target_patches.tolist()) for p, t in zip(own, other)]
     total = 0.0
@@ -203,7 +203,7 @@ def feature(pooled, patches, target, target_patches):
 
 
 def balance(steps, *, lr, decay):
-    """The factors at each step, of the terms' values at each."""
+    """Return the factors at each step, given the terms' values at each step."""
     w, found = [0.0] * len(steps[0]), []
     for values in steps:
         p = softmax(w)

@@ -1,4 +1,4 @@
-"""A real Slurm of virtual nodes, each with a mount of `scratch` as a disk of its own; GPUs are clones of /dev/null."""
+"""A real Slurm cluster of virtual nodes, each with its own `scratch` disk; the GPUs are copies of /dev/null."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ SelectType=select/cons_tres SelectTypeParameters=CR_CPU GresTypes=gpu ReturnToSe
 JobRequeue=1 FirstJobId={first_job} PreemptType=preempt/partition_prio PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=100000
 """
-"""cred_expire and the scheduler's intervals bring a requeued job back after 7 s instead of 120."""
+"""With cred_expire and the scheduler intervals a requeued job restarts after 7 s instead of 120."""
 LOOPBACK_ONLY = "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny"
 ON_NODE = 'mount --bind "$1" "$2" && { [ "$5" = "" ] || hostname "$4"; } && exec slurmd -D -f "$3" -N "$4"'
 
@@ -38,23 +38,23 @@ def why_not() -> str:
     programs = "slurmctld slurmd sbatch srun scontrol".split()
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        return f"NO SLURM, NOT TESTED: found no {', '.join(missing)}; as root, `sh .ci/test_programs` installs them"
+        return f"SLURM NOT TESTED: {', '.join(missing)} not installed; run `sh .ci/test_programs` as root"
     if os.geteuid() != 0:
-        return "SLURM NOT TESTED: a Slurm without munge needs root"
+        return "SLURM NOT TESTED: Slurm without munge needs root"
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
-        return "SLURM NOT TESTED: `unshare --mount` is not permitted here"
+        return "SLURM NOT TESTED: `unshare --mount` is not permitted on this machine"
     return ""
 
 
 class Cluster:
-    """Nodes node1, node2, ... of one Slurm in an empty folder, on a started network or on the loopback; `stop` it."""
+    """Slurm cluster of nodes node1, node2, ... in an empty folder, on a network or on the loopback; must be stopped."""
 
     def __init__(self, folder: Path, num_nodes: int, network: Network | None = None) -> None:
         self.folder, self.network = folder, network
         self.nodes = {f"node{i + 1}": free_port() for i in range(num_nodes)}
         self.daemons: dict[str, subprocess.Popen] = {}
         self.scratch = folder / "scratch"
-        """Each node sees its own disk here; outside, it is `disk(node)`."""
+        """Folder where each node sees its own disk; on the host that disk is `disk(node)`."""
         foreign = ("SLURM", "SBATCH", "RANK")
         self.environ = {key: text for key, text in os.environ.items() if not key.startswith(foreign)}
         self.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "PYTHON": sys.executable, "DS_ACCELERATOR": "cpu",
@@ -77,7 +77,7 @@ class Cluster:
         host = socket.gethostname().split(".")[0]
         addresses = self.network.addresses if self.network else dict.fromkeys([*self.nodes, CONTROLLER], "127.0.0.1")
         text = CONFIGURATION if self.network else CONFIGURATION + LOOPBACK_ONLY
-        # Ports and folders of a job come from its number, so the clusters of two workers must not share numbers.
+        # A job's ports and folders depend on its number, so the clusters of two workers must use different numbers.
         first_job = 1 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         values = {"host": host, "address": addresses[CONTROLLER], "port": free_port(), "folder": self.folder}
         lines = text.format(first_job=first_job, **values).split()
@@ -108,7 +108,7 @@ class Cluster:
         return self.network.on(host) if self.network else []
 
     def kill_node(self, node: str, *, is_power_lost: bool) -> None:
-        """SIGKILL its slurmd, and with `is_power_lost` all that runs on it; else that lives on for now."""
+        """Kill a node's slurmd, and with `is_power_lost` all other processes on the node too."""
         disk = _mounts(self.daemons[node].pid)
         on_node = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _mounts(pid) == disk]
         self.daemons[node].kill()
@@ -121,7 +121,7 @@ class Cluster:
         self.daemons[name] = subprocess.Popen(list(map(str, command)), env=self.environ, cwd="/", **quiet)
 
     def stop(self) -> None:
-        """End every process whose environment or command names this cluster's folder, or that sees a disk of it."""
+        """Kill all processes that have this cluster's folder in their environment or command, or see its disks."""
         with suppress(subprocess.TimeoutExpired):
             self.call("scancel", "--user=root", check=False)
         with suppress(AssertionError):
@@ -133,7 +133,7 @@ class Cluster:
             if not left:
                 break
             time.sleep(0.1)
-        assert not left, f"processes of the test's Slurm are left: {left}"
+        assert not left, f"processes of the test cluster are still running: {left}"
         for daemon in self.daemons.values():
             daemon.wait()
 
@@ -141,7 +141,7 @@ class Cluster:
         mark, disks = bytes(self.folder), {_mounts(daemon.pid) for daemon in self.daemons.values()} - {_mounts("self")}
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            with suppress(OSError):  # it has ended meanwhile, or is not ours to read
+            with suppress(OSError):  # it has exited, or may not be read
                 command = Path("/proc", pid, "cmdline").read_bytes()
                 if mark in command + Path("/proc", pid, "environ").read_bytes() or _mounts(pid) in disks - {None}:
                     found[int(pid)] = command.replace(b"\0", b" ").decode(errors="replace")
@@ -168,7 +168,7 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float, job: str = "") -> None:
-        """Poll until `condition()` holds; fails with the job's log."""
+        """Poll until `condition()` holds; on a timeout fail with the job's log."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:
@@ -185,7 +185,7 @@ class Cluster:
 
 @contextmanager
 def running_cluster(folder: Path, network: Network | None = None) -> Iterator[Cluster]:
-    """A Slurm of two nodes; skips the tests where none can run."""
+    """Start a Slurm cluster of two nodes; skip the test if Slurm cannot run."""
     if reason := why_not():
         pytest.skip(reason)
     cluster = Cluster(folder, 2, network)

@@ -1,4 +1,4 @@
-"""A run that has all that must survive an interruption, on two nodes of one rank, and how it is compared."""
+"""Helpers for interrupted Slurm jobs: a run with all resumable features on two nodes, and its comparison."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tests.slurm.cluster import Cluster, running_cluster
 
 SLURMD_TIMEOUT_S = 15
-"""The test cluster's; Slurm's default is 300."""
+"""SlurmdTimeout of the test cluster; Slurm's default is 300."""
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1"]
 TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2"]
 OPTIONS = [
@@ -19,14 +19,14 @@ OPTIONS = [
 
 
 def submit(cluster: Cluster, workdir: Path, *options: str, flags: tuple = (), **environ: str) -> str:
-    """Submit the run with the shipped script; returns the job's id."""
+    """Submit the run with the shipped script; return the job's id."""
     exports = ",".join(["--export=ALL", *(f"{name}={text}" for name, text in environ.items())])
     command = ["slurm/vitkd_tiny.sh", *OPTIONS, f"--workdir={workdir}", *options]
     return cluster.submit(*TWO_NODES, exports, *flags, *command)
 
 
 def started(cluster: Cluster, workdir: Path, *options: str, flags: tuple = ()) -> str:
-    """Submit the run and wait until it trains."""
+    """Submit the run, wait until it trains, and return the job's id."""
     job = submit(cluster, workdir, *options, flags=flags)
     until_step(cluster, job, workdir, 13)
     return job
@@ -39,26 +39,26 @@ def steps_done(workdir: Path) -> int:
 
 
 def saved_step(workdir: Path) -> int:
-    """Step of the last checkpoint, which a signal brought about: it is none of the regular ones."""
+    """Return the step of the last checkpoint, which a signal must have caused."""
     step = int((workdir / "checkpoints" / "latest").read_text().removeprefix("step"))
-    assert step % 10, "it must lie between two checkpoints"
+    assert step % 10, f"the checkpoint at step {step} is a regular one"
     return step
 
 
 def until_step(cluster: Cluster, job: str, workdir: Path, step: int) -> None:
     cluster.until(lambda: steps_done(workdir) >= step, f"step {step}", 240, job)
-    assert steps_done(workdir) < 55, "too fast for this test: let it make more steps"
+    assert steps_done(workdir) < 55, "the run is too fast for this test; give it more steps"
 
 
 def until_completed(cluster: Cluster, job: str, workdir: Path | None = None, timeout_s: float = 400) -> None:
-    """Wait for the end of a job, whose run must be finished too."""
+    """Wait until a job is completed; its run must be finished too."""
     cluster.until_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", timeout_s=timeout_s)
     assert cluster.job(job)["JobState"] == "COMPLETED", cluster.log(job)[-6000:]
     assert workdir is None or (workdir / "done").exists(), cluster.log(job)[-6000:]
 
 
 def until_same(cluster: Cluster, job: str, workdir: Path, whole: Path) -> None:
-    """Wait for the end: the run made the same student as `whole`, bit for bit, and logged each step once."""
+    """Wait until a job is completed; its student must equal that of `whole` bit for bit, with each step logged once."""
     until_completed(cluster, job, workdir)
     assert (workdir / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -73,7 +73,7 @@ def cluster(tmp_path_factory, demo_cache):
 
 @pytest.fixture(scope="module")
 def whole(cluster, tmp_path_factory):
-    """Folder of a run without any interruption."""
+    """Return the folder of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     until_completed(cluster, submit(cluster, workdir), workdir)
     return workdir

@@ -1,4 +1,4 @@
-"""Stand-ins for srun, scontrol, sleep and the ranks' Python: one job script can be looked at without a cluster."""
+"""Stubs of srun, scontrol, sleep and the ranks' Python, to test a job script without a cluster."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-# Runs what it is given once, as if on one node, and notes its own words.
+# Runs the command once, as if on one node, and records its own arguments.
 SRUN = """#!PYTHON_HERE
 import json, os, sys
 words = sys.argv[1:]
@@ -19,7 +19,7 @@ with open(os.environ["STUB_NOTES"], "a") as notes:
 os.execvp(words[0], words)
 """
 
-# Says nothing of the job as often as the file `silent` says, as when slurmctld is away, after its first answer.
+# After its first answer, fails as many times as the file `silent` says, like an unreachable slurmctld.
 SCONTROL = """#!/bin/sh
 case "$1 $2" in
 "show hostnames") echo n1; echo n2; exit ;;
@@ -38,13 +38,13 @@ requeue*) echo '{"requeue": "'$2'"}' >>"$STUB_NOTES"; [ -z "$STUB_REFUSES" ] ;;
 esac
 """
 
-# Notes the waits for Slurm and leaves them out.
+# Records the waits for Slurm and skips them.
 SLEEP = """#!/bin/sh
 [ "$1" = 10 ] && exec /bin/sleep 10
 echo '{"sleep": '$1'}' >>"$STUB_NOTES"
 """
 
-# train.py, the doctor and pack are played, and what the options ask for is known, except where a test wants it asked.
+# Imitates train.py, doctor and pack. describe_run.py is imitated too unless a test sets `asks`.
 PYTHON = """#!/bin/bash
 if [ "$2" = slurm/describe_run.py ]; then
   left=$(cat "$STUB_NOTES.unstarted")
@@ -73,7 +73,7 @@ exit "$STUB_CODE"
 
 @dataclass
 class Ended:
-    """What a job script did: its exit code, its log, and what the stand-ins noted of it."""
+    """Result of a job script: its exit code, its log, and the stubs' records."""
 
     code: int
     log: str
@@ -84,7 +84,7 @@ class Ended:
 
     @property
     def train(self) -> list[str] | None:
-        """train.py's options, None if it was not started."""
+        """Options of train.py, or None if it was not started."""
         calls = [note["python"][1:] for note in self.of("python") if note["python"][0] == "train.py"]
         return calls[-1] if calls else None
 
@@ -98,10 +98,11 @@ def run_script(
     code: int = 0, checkpoint: str = "", state: str = "RUNNING", doctor: int = 0, asks: bool = False, silent: int = 0,
     unstarted: int = 0, signal: str = "", **environ: str,
 ) -> Ended:  # fmt: skip
-    """Run slurm/SCRIPT with stubs, as the start of job 7 whose run folder is `folder/run`.
+    """Run slurm/SCRIPT with stubs, as a start of job 7 with the run folder `folder/run`.
 
-    The ranks exit with `code`, save `checkpoint`, and finish the run if `done`; `asks` takes the real describe_run.py;
-    Slurm does not answer `silent` times, nor starts the step that asks `unstarted` times; the script gets `signal`.
+    The ranks exit with `code`, save `checkpoint`, and finish the run if `done`. `asks` runs the real describe_run.py.
+    Slurm fails to answer `silent` times, and fails to start the describe_run.py step `unstarted` times. The script
+    receives `signal`.
     """
     binaries, workdir, notes = folder / "bin", folder / "run", folder / "notes"
     binaries.mkdir(exist_ok=True)

@@ -39,7 +39,7 @@ def test_data_that_one_node_lacks_are_refused_by_all_and_the_job_is_not_requeued
     job = cluster.submit(*TWO_NODES, "slurm/vitkd_tiny.sh", *options)
     cluster.until_state(job, "COMPLETED", "FAILED", timeout_s=180)
     assert cluster.job(job)["ExitCode"] == "2:0" and cluster.job(job)["Restarts"] == "0"
-    assert "refused (exit code 2)" in cluster.log(job) and "x.beton' must be a .beton file" in cluster.log(job)
+    assert "rejected (exit code 2" in cluster.log(job) and "x.beton' must be a .beton file" in cluster.log(job)
     assert not list(tmp_path.glob("run/failures-*")), cluster.log(job)
     for copy in copies:
         copy.unlink()  # the next test inspects this disk

@@ -38,8 +38,8 @@ def ranks_of(cluster, workdir):
 def test_slurms_own_signal_before_the_time_limit_saves_and_resumes_to_the_same_weights(cluster, whole, workdir):
     job = started(cluster, workdir, flags=("--time=2", "--signal=B:USR1@60"))
     waiting = ranks_of(cluster, workdir)[0]
-    os.kill(waiting, signal.SIGSTOP)  # the other ranks wait for it, so the run cannot finish before the signal
-    cluster.until_logged(job, "USR1: the ranks are asked to save and stop", timeout_s=90)
+    os.kill(waiting, signal.SIGSTOP)  # the others wait for it, so the run is not finished before the signal
+    cluster.until_logged(job, "USR1: asking the ranks to save and stop", timeout_s=90)
     os.kill(waiting, signal.SIGCONT)
     cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
     assert saved_step(workdir)
@@ -110,7 +110,7 @@ def test_a_job_whose_slurmstepd_dies_comes_back_before_its_time_limit(cluster, w
     for pid in (*steps, *ranks_of(cluster, workdir)):
         os.kill(pid, signal.SIGKILL)
     assert len(steps) == 1, steps
-    cluster.until_logged(job, "have not stopped 60 s before the time limit: srun is ended", timeout_s=240)
+    cluster.until_logged(job, "have not stopped 60 s before the time limit; killing srun", timeout_s=240)
     cluster.until_logged(job, "requeue: the next start continues from checkpoint step", timeout_s=60)
     until_completed(cluster, job, workdir)
     assert "TIME LIMIT" not in cluster.log(job)

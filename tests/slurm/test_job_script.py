@@ -93,7 +93,7 @@ ENDS = {
     "failure": ([], {"code": 137}, True, 0, ""),
     "scancel, killed": ([], {"code": 137, "state": "CANCELLED"}, False, 137, ""),
     "last failure": ([], {"code": 137, "MAX_FAILURES": "0"}, False, 137, ""),
-    "refused": ([], {"code": 2}, False, 2, "refused (exit code 2)"),
+    "refused": ([], {"code": 2}, False, 2, "rejected (exit code 2"),
     "finished, then refused": ([], {"code": 2, "done": True}, False, 0, ""),
     "stop without progress": ([], {"MAX_FAILURES": "0"}, True, 0, ""),
     "TERM before Python listens": ([], {"code": 143, "MAX_FAILURES": "0"}, True, 0, ""),
@@ -160,7 +160,7 @@ def test_stops_that_save_nothing_are_followed_by_ten_starts_and_are_counted_anew
 def test_a_signal_asks_the_ranks_to_save_and_leaves_nothing_behind(tmp_path):
     start = time.monotonic()
     ended = run_script(tmp_path, *DEMO, signal="USR1", checkpoint="step00000004")
-    assert "USR1: the ranks are asked to save and stop" in ended.log and ended.is_requeued
+    assert "USR1: asking the ranks to save and stop" in ended.log and ended.is_requeued
     assert time.monotonic() - start < 9, "the wait for the next USR1 has ended too"
 
 
@@ -171,7 +171,7 @@ def test_a_step_that_does_not_stop_is_ended_before_the_time_limit_and_the_job_co
     """As when the slurmstepd has died and srun waits for ever."""
     how = {"signal": "USR1", "checkpoint": "step00000004", "STUB_DEAF": "1", "STUB_LIMIT": limit}
     ended = run_script(tmp_path, *DEMO, **how)
-    told = "the ranks have not stopped 60 s before the time limit: srun is ended" in ended.log
+    told = "the ranks have not stopped 60 s before the time limit; killing srun" in ended.log
     assert told == is_ended, ended.log
     assert ended.is_requeued and ended.code == 0
     assert ("exit code 137, checkpoint none -> checkpoint step00000004: failure 1" in ended.log) == is_ended
@@ -184,15 +184,15 @@ WAITS = [1, 2, 4, 8, 16, 32]
     ({"silent": 2, "code": 137}, 0, WAITS[:2], 1, ""),
     ({"silent": 6, "code": 137}, 0, WAITS, 1, ""),
     ({"silent": 99}, 1, WAITS, 0,
-     "Slurm does not say whether this job was cancelled, checkpoint step00000004: not requeued"),
-    ({"STUB_REFUSES": "1"}, 1, WAITS, 7, "not requeued: give the same sbatch command again"),
+     "not requeued, as Slurm does not say whether this job was cancelled; checkpoint step00000004"),
+    ({"STUB_REFUSES": "1"}, 1, WAITS, 7, "Slurm did not requeue the job; rerun the same sbatch command"),
 ], ids=["two times", "as long as is waited", "may have been cancelled", "Slurm refuses"])  # fmt: skip
 def test_slurm_is_asked_again_when_it_does_not_answer_and_a_job_that_cannot_be_requeued_says_how_to_go_on(
     tmp_path, found, code, waits, requeues, message
 ):
     ended = run_script(tmp_path, *DEMO, checkpoint="step00000004", **found)
     assert ended.code == code and message in ended.log, ended.log
-    assert code == 0 or "give the same sbatch command again" in ended.log
+    assert code == 0 or "rerun the same sbatch command" in ended.log
     assert len(ended.of("requeue")) == requeues and [note["sleep"] for note in ended.of("sleep")] == waits
 
 
@@ -200,22 +200,22 @@ def test_a_node_that_cannot_start_the_first_step_is_asked_again(tmp_path):
     ended = run_script(tmp_path, *DEMO, done=True, unstarted=2)
     assert ended.code == 0 and ended.train
     ended = run_script(tmp_path, *DEMO, "--resume=none", unstarted=99)
-    assert ended.code == 1 and "could not be asked for its run folder (exit code 164)" in ended.log
+    assert ended.code == 1 and "could not get the run folder from train.py (exit code 164)" in ended.log
 
 
 def test_a_finished_run_starts_nothing(tmp_path):
     run_script(tmp_path, *DEMO, done=True)
     again = run_script(tmp_path, *DEMO, SLURM_RESTART_COUNT="1", asks=True)
-    assert again.code == 0 and again.train is None and "finished before" in again.log and not again.is_requeued
+    assert again.code == 0 and again.train is None and "already finished" in again.log and not again.is_requeued
 
 
 def test_options_that_train_py_refuses_end_the_job_before_a_rank_starts(tmp_path):
-    wrongs = {"--workdri=x": "did you mean workdir", "--help": "cannot run with these options",
-              "--workdir=/dev/null/run": "--workdir=/dev/null/run cannot be created"}  # fmt: skip
+    wrongs = {"--workdri=x": "did you mean workdir", "--help": "rejected these options",
+              "--workdir=/dev/null/run": "--workdir must be a folder that can be made"}  # fmt: skip
     for wrong, message in wrongs.items():
         ended = run_script(tmp_path, *DEMO, wrong, asks=True)
         assert ended.code == 2 and ended.train is None and not ended.is_requeued
-        assert message in ended.log and "error: train.py cannot run with these options" in ended.log
+        assert message in ended.log and "error: train.py rejected these options" in ended.log
 
 
 def test_resume_none_is_for_the_first_start_only(tmp_path):

@@ -48,7 +48,7 @@ def test_the_copy_has_its_side_file_and_is_made_once(beton, tmp_path):
     assert copy.with_name("train.beton.json").read_text() == '{"classes": []}'
     made = copy.stat().st_mtime_ns
     again = stage(beton, copy)
-    assert again.stdout == first.stdout and "is there already" in again.stderr and copy.stat().st_mtime_ns == made
+    assert again.stdout == first.stdout and "already exists" in again.stderr and copy.stat().st_mtime_ns == made
     assert not list(copy.parent.glob("*.part"))
 
 
@@ -78,14 +78,14 @@ def test_nothing_is_written_through_another_users_link_or_folder(beton, tmp_path
     (shared / "file").touch()
     for name in ("link", "dangling", "file"):
         done = stage(beton, shared / name / "x.beton", check=False)
-        assert done.returncode == 1 and "must be a folder of this user, found" in done.stderr, done.stderr
+        assert done.returncode == 1 and "must be a folder of this user, got" in done.stderr, done.stderr
     (shared / "open").mkdir()
     if os.geteuid() == 0:
         os.chown(shared / "open", 65534, 65534)
         done = stage(beton, shared / "open" / "x.beton", check=False)
-        assert done.returncode == 1 and "found directory of nobody" in done.stderr, done.stderr
+        assert done.returncode == 1 and "got directory of nobody" in done.stderr, done.stderr
         os.chown(shared, 65534, 65534)
-        assert "make it root's or yours" in stage(beton, shared / "own" / "x.beton", check=False).stderr
+        assert "Make it root's or yours" in stage(beton, shared / "own" / "x.beton", check=False).stderr
         os.chown(shared, 0, 0)
     assert not any(theirs.iterdir()) and not any((shared / "open").iterdir())
     stage(beton, shared / "own" / "x.beton")
@@ -105,8 +105,8 @@ def test_too_little_space_is_noticed_before_anything_is_copied(tmp_path):
     with beton.open("wb") as file:
         file.truncate(2**43)  # a sparse file: 8 TiB that take no space
     done = stage(beton, tmp_path / "scratch" / "huge.beton", check=False)
-    assert done.returncode == 1 and f"must have {2**43 + 2**30} bytes free for {beton}, found" in done.stderr
-    assert not list((tmp_path / "scratch").glob("huge.beton*[!k]")), "only the lock"
+    assert done.returncode == 1 and f"must have {2**43 + 2**30} bytes free for {beton}, got" in done.stderr
+    assert not list((tmp_path / "scratch").glob("huge.beton*[!k]")), "nothing but the lock"
 
 
 def test_what_a_killed_or_an_older_start_left_is_removed_before_the_space_is_looked_at(beton, tmp_path):
@@ -122,7 +122,7 @@ def test_what_a_killed_or_an_older_start_left_is_removed_before_the_space_is_loo
 def test_a_copy_that_came_out_wrong_is_not_published(beton, tmp_path):
     copy = tmp_path / "train.beton"
     for text, message in (
-        ('/usr/bin/tee "$1"; printf x | dd of="$1" seek=9 bs=1 conv=notrunc status=none', "another size or checksum"),
+        ('/usr/bin/tee "$1"; printf x | dd of="$1" seek=9 bs=1 conv=notrunc status=none', "in size or checksum"),
         ('head -c 100 >"$1"; exit 1', "could not be written"),
     ):
         done = stage(beton, copy, check=False, PATH=put(tmp_path, "tee", text))
@@ -139,7 +139,7 @@ def test_the_ranks_get_copies_each_file_once_when_every_node_has_them(beton, tmp
     copies = [f"--{key}={copy}" for key in keys]
     assert ended.train[-2 * len(keys) :] == [*options, *copies], "later options win"
     assert copy.read_bytes() == beton.read_bytes() and "staged on every node" in ended.log
-    assert ended.log.count("copied to") == 1 and "is there already" not in ended.log
+    assert ended.log.count("copied to") == 1 and "already exists" not in ended.log
     flags = ended.of("srun")[1]["srun"]
     assert flags[:3] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"], "once per node"
 

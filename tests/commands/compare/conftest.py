@@ -1,4 +1,4 @@
-"""Runs to compare: real ones, and what a test changes in their folders."""
+"""Real runs to compare, and helpers that change their folders."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ STEPS = 14
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, small_beton, demo_cache):
-    """Runs plain0 plain1 plain2 taught3 taught1 taught0 of two epochs of 7 steps, each evaluated."""
+    """Train the runs plain0 plain1 plain2 taught3 taught1 taught0 for two evaluated epochs of 7 steps."""
     folder = tmp_path_factory.mktemp("compared")
     commands = [
         [
@@ -42,7 +42,7 @@ def trained(tmp_path_factory, small_beton, demo_cache):
 
 @pytest.fixture
 def runs(trained, tmp_path):
-    """Copies of the runs, which a test may change."""
+    """Return a folder with copies of the runs that a test may change."""
     for path in trained.iterdir():
         if path.is_dir():
             shutil.copytree(path, tmp_path / path.name)
@@ -50,7 +50,7 @@ def runs(trained, tmp_path):
 
 
 def change(run, **values):
-    """Set keys of a run's config.json, with dots for those inside; None takes the key out."""
+    """Set keys of a run's config.json, with `__` for nested keys; keep the file's times."""
     config = json.loads((run / "config.json").read_text())
     for key, value in values.items():
         *parts, last = key.split("__")
@@ -64,7 +64,7 @@ def change(run, **values):
 
 
 def unfinish(run):
-    """Make a run one that was evaluated at step 7 and is at step 10, where its last line was cut."""
+    """Turn a run into an unfinished one at step 10, evaluated at step 7, with a truncated last line."""
     for name in ("done", "summary.json", "student.safetensors", "student.json"):
         (run / name).unlink()
     lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 10]
@@ -76,7 +76,7 @@ def evaluated(run):
 
 
 def table(text):
-    """Name -> the cells after it, of a table that was not cut in two."""
+    """Return an unsplit table as name to the other cells of its row."""
     rows = text.split("\n\n")[1].splitlines()[2:]
     return {cells[0]: cells[1:] for cells in (re.split(" {2,}", row.strip()) for row in rows)}
 

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face hub: the part of its HTTP API by which a repository is made, filled and read."""
+"""Stub of the Hugging Face Hub: the part of its HTTP API that creates, fills and reads a repository."""
 
 import base64
 import hashlib
@@ -11,12 +11,12 @@ TOKEN = "hf_of_the_test"
 
 
 class Hub:
-    """What the server keeps."""
+    """State of the server."""
 
     def __init__(self):
         self.repositories, self.objects, self.requests = {}, {}, []
-        """Repository -> whether it is private, and name -> content of its files; SHA-256 -> uploaded content; (method,
-        path) of every request."""
+        """Repository name to privacy and files (name to content); SHA-256 to uploaded content; (method, path) of every
+        request."""
         self.url, self.takes_commits = "", True
 
     def commit_id(self, repository):
@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def begin(self):
-        """Read a request whole; answer it if its token is not the right one. Return its body, None if answered."""
+        """Read a request and return its body, or answer it and return None if its token is wrong."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             while length := int(self.rfile.readline(), 16):
@@ -121,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_server():
-    """Serve an empty hub on this machine; gives the `Hub`."""
+    """Serve an empty hub on this machine; return the `Hub`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.hub = Hub()
     server.hub.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Runs to report on: a taught one that was stopped and went on, and a plain one; and a browser."""
+"""Runs to report on (a distilled one that was resumed, and a plain one), and a browser."""
 
 import base64
 import shutil
@@ -9,13 +9,13 @@ import pytest
 from tests.conftest import ROOT, run_several
 
 AXE = ROOT / "build" / "node" / "node_modules" / "axe-core" / "axe.min.js"
-"""Where .ci/test_programs installs it."""
+"""File that .ci/test_programs installs."""
 STEPS, STOPPED = 14, 7
 
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory, small_beton, demo_cache):
-    """Runs taught and plain of two epochs of 7 steps, each evaluated; taught began with the first epoch alone."""
+    """Train the runs taught and plain for two evaluated epochs of 7 steps; taught is resumed after the first epoch."""
     folder = tmp_path_factory.mktemp("reported")
 
     def options(name, recipe, *more):
@@ -41,7 +41,7 @@ def reported(tmp_path_factory, small_beton, demo_cache):
 
 @pytest.fixture
 def runs(reported, tmp_path):
-    """Copies of the runs, which a test may change."""
+    """Return copies of the runs that a test may change."""
     for name in ("taught", "plain"):
         shutil.copytree(reported / name, tmp_path / name)
     return tmp_path
@@ -49,7 +49,7 @@ def runs(reported, tmp_path):
 
 @pytest.fixture(scope="session")
 def browser():
-    """A headless Chromium; skips the tests where there is none."""
+    """Start a headless Chromium; skip the test if there is none."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         pytest.skip(
@@ -69,7 +69,7 @@ def browser():
 
 
 class Page:
-    """A report in the browser."""
+    """Report opened in the browser."""
 
     def __init__(self, browser, path, *, width=1280, scheme="light"):
         self.browser = browser
@@ -96,7 +96,7 @@ class Page:
             time.sleep(0.02)
 
     def hover(self, key, part):
-        """Point at a place of a chart, 0..1 of its width; the text of what appears."""
+        """Hover over a position of a chart, 0 to 1 of its width; return the tooltip's text."""
         from selenium.webdriver import ActionChains
 
         picture = self.one(f'.chart[data-key="{key}"] svg')
@@ -110,13 +110,13 @@ class Page:
         return tip.text
 
     def rows(self, table):
-        """The cells of the rows that are shown."""
+        """Return the cells of the visible rows."""
         script = """[...document.querySelectorAll(`#${arguments[0]} tbody tr`)].filter((row) => row.offsetParent)
             .map((row) => [...row.cells].map((cell) => cell.innerText))"""
         return self.run(script, table)
 
     def picture(self):
-        """A PNG of the whole page."""
+        """Return a PNG of the whole page."""
         height = self.run("document.documentElement.scrollHeight")
         width = self.run("document.documentElement.clientWidth")
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
@@ -124,13 +124,13 @@ class Page:
         return base64.b64decode(taken["data"])
 
     def complaints(self):
-        """What the browser had to say since it was last asked."""
+        """Return the browser's log messages since the last call."""
         return [entry["message"] for entry in self.browser.get_log("browser")]
 
 
 @pytest.fixture
 def opened(browser):
-    """Open a report; its console must stay silent."""
+    """Return a function that opens a report; the browser's console must stay empty."""
     browser.get_log("browser")
     pages = []
 

@@ -1,4 +1,4 @@
-"""A report that is written, and what stands in it."""
+"""Write a report and read its contents."""
 
 import json
 from html.parser import HTMLParser
@@ -9,7 +9,7 @@ from vitkd_ds.commands.report import report
 
 
 class Page(HTMLParser):
-    """Tables of a page, as id, else class -> rows of cells; all its text, and the content of its scripts."""
+    """Parsed page: tables (id or class to rows of cells), all text, and the contents of scripts."""
 
     def __init__(self, text):
         super().__init__()
@@ -53,6 +53,6 @@ def answers(run):
 
 
 def made(lines=(), *, folder="run", name="run", summary=None, **config):
-    """What is read of a run folder, made by hand."""
+    """Build the result of a run folder by hand."""
     config = {"run": {}, "plan": {"total_steps": 2000, "steps_per_epoch": 10}} | config
     return Result(Path(folder), name, config, list(lines), [{}, *evaluations(lines)][-1], summary)

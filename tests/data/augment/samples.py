@@ -1,4 +1,4 @@
-"""Images that the augmentations are compared on, plans for them, and the way to Pillow and back."""
+"""Images and plans for comparing augmentations with Pillow, and the same operations in Pillow."""
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -14,13 +14,13 @@ from vitkd_ds.data.colours import IMAGENET
 from vitkd_ds.data.order import SAMPLE_DTYPE
 
 FILL = (124, 116, 104)
-"""ImageNet's mean colour, as timm rounds it."""
+"""ImageNet's mean colour with timm's rounding."""
 SIZES = ((224, 224), (28, 28), (33, 47), (5, 3), (3, 3), (2, 9), (2, 2), (1, 1))
-"""Heights and widths: a model's, the demo's, one that is neither square nor even, and ugly ones."""
+"""Heights and widths: a model's, the demo's, a non-square one with odd sides, and extreme ones."""
 
 
 def pixels(height=33, width=47, copies=1):
-    """Noise, a smooth picture with little contrast, flat colours, half black and half white; uint8 [4 * copies, H, W,
+    """Return noise, a smooth low-contrast picture, flat colours, and half black, half white; uint8 [4 * copies, H, W,
     3]."""
     rng = np.random.default_rng(height * 1000 + width)
     noise = rng.integers(0, 256, (height, width, 3))
@@ -32,27 +32,27 @@ def pixels(height=33, width=47, copies=1):
 
 
 def samples(count, epoch=0, repeat=0):
-    """The first images of a file."""
+    """Return samples for the first images of a file."""
     rows = np.zeros(count, SAMPLE_DTYPE)
     rows["index"], rows["epoch"], rows["repeat"] = np.arange(count), epoch, repeat
     return rows
 
 
 def plan_of(images, chosen, *, seed=5, statistics=IMAGENET, **config):
-    """Draw what becomes of the images."""
+    """Draw the augmentation plan of the images."""
     augmenter = Augmenter(AugmentConfig(**config), seed=seed, statistics=statistics)
     return augmenter.plan(chosen, height=images.shape[1], width=images.shape[2])
 
 
 def augmented(images, plan):
-    """A copy of the images, augmented by the compiled code."""
+    """Return a copy of the images, augmented by the compiled code."""
     result = images.copy()
     decode.augment(result, plan)
     return result
 
 
 def operate(op, images, arguments, is_cubic=False):
-    """Do one operation to each image by the compiled code."""
+    """Apply one operation to each image with the compiled code."""
     size = {"height": images.shape[1], "width": images.shape[2]}
     layer = Layer(np.full(len(images), OPS.index(op)), np.array(arguments, float), np.full(len(images), is_cubic))
     rectangles = np.zeros(len(images), RECTANGLE_DTYPE)
@@ -61,7 +61,7 @@ def operate(op, images, arguments, is_cubic=False):
 
 
 def by_timm(op, image, argument, is_cubic=False, fill=FILL):
-    """One operation on a Pillow image, as timm and Pillow do it."""
+    """Apply one operation to a Pillow image with timm and Pillow."""
     if op == "GaussianBlur":
         return image.filter(ImageFilter.GaussianBlur(argument))
     if op == "Posterize" and argument <= 0:
@@ -74,7 +74,7 @@ def by_timm(op, image, argument, is_cubic=False, fill=FILL):
 
 
 def layers_by_timm(images, plan):
-    """All layers of a plan, by timm and Pillow."""
+    """Apply all layers of a plan with timm and Pillow."""
     results = []
     for i, pixels_HWC in enumerate(images):
         image = Image.fromarray(pixels_HWC)

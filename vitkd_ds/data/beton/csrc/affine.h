@@ -1,7 +1,7 @@
-// Rotate, Shear and Translate: Pillow's affine transformation in float64, bilinear or bicubic (coefficient -1), truncated.
+// Rotate, Shear and Translate: Pillow's affine transformation in float64, bilinear or bicubic (a = -1), truncated.
 //
-// Output pixel (x, y) takes the source at matrix * (x + 0.5, y + 0.5). A source point outside the image is uncovered; the
-// neighbours of one inside are repeated from the edge.
+// Output pixel (x, y) samples the source at matrix * (x + 0.5, y + 0.5). If that point is outside the image, the
+// pixel gets the fill colour. Near the edge, interpolation repeats the edge pixels.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // what takes or returns a vector is inlined
+#pragma GCC diagnostic ignored "-Wpsabi"  // functions that take or return a vector are inlined
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -28,9 +28,9 @@ struct Pixels {
   }
 };
 
-constexpr int MARGIN = 2;  // pixels that a cubic neighbourhood reaches beyond the edge
+constexpr int MARGIN = 2;  // bicubic interpolation reads up to 2 pixels beyond the edge
 typedef int32_t Ints __attribute__((vector_size(16)));
-typedef float Floats __attribute__((vector_size(16)));  // the colours of a pixel, and nothing
+typedef float Floats __attribute__((vector_size(16)));  // red, green, blue, unused
 typedef double Quad __attribute__((vector_size(32)));
 
 INLINE uint8_t clipped(double value) { return uint8_t(int(std::min(std::max(value, 0.0), 255.0))); }
@@ -41,13 +41,13 @@ INLINE Floats load(const uint8_t* pixel) {
   return __builtin_convertvector(((Ints{} + int32_t(word)) >> Ints{0, 8, 16, 24}) & 255, Floats);
 }
 
-// Store levels of 0..255; the byte behind the pixel, if there is one, becomes 0: pixels are stored in order.
+// Store levels 0..255. May overwrite the byte after the pixel (but not at `end`), so pixels must be stored in order.
 INLINE void store(uint8_t* pixel, Ints levels, const uint8_t* end) {
   const uint32_t word = uint32_t(levels[0] | levels[1] << 8 | levels[2] << 16);
   std::memcpy(pixel, &word, pixel + 4 <= end ? 4 : 3);
 }
 
-// The image as Floats, with the edges repeated MARGIN wide.
+// Convert the image to Floats, with MARGIN repeated edge pixels on each side.
 INLINE void pad(Floats* out, const Pixels& pixels) {
   for (int y = -MARGIN; y < pixels.height + MARGIN; y++) {
     const uint8_t* pixel = pixels.image + std::clamp(y, 0, pixels.height - 1) * pixels.row_bytes();
@@ -67,7 +67,7 @@ INLINE Quad cubic(Quad v1, Quad v2, Quad v3, Quad v4, double d) {
   return v2 + d * (p2 + d * (p3 + d * p4));
 }
 
-// The value between four pixels of a row, of which `pixel` is the second.
+// Interpolate between four pixels of a row; `pixel` is the second, `d` the distance from it.
 template <bool IS_CUBIC>
 INLINE Quad across(const Floats* pixel, double d) {
   if (d == 0) return tap(pixel);
@@ -85,12 +85,12 @@ INLINE Quad between(const Floats* pixel, size_t stride, double dx, double dy) {
 }
 
 constexpr int CHUNK = 64;
-struct Sources {  // of CHUNK pixels that lie side by side
-  int32_t place[CHUNK];  // in the padded image, or -1 where nothing covers the pixel
+struct Sources {  // source points of CHUNK neighbouring pixels
+  int32_t place[CHUNK];  // index in the padded image, or -1 if the source point is outside the image
   double dx[CHUNK], dy[CHUNK];
 };
 
-// The whole part of a position of at least -0.5; the rest goes to `fraction`.
+// Return the floor of each position (at least -0.5) and store the remainder in `fraction`.
 INLINE Quad split(Quad position, double* fraction) {
   const Quad zero = {}, truncated = __builtin_convertvector(__builtin_convertvector(position, Ints), Quad);
   const Quad whole = position < zero ? truncated - 1 : truncated, rest = position - whole;

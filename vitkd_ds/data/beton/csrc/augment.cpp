@@ -1,4 +1,4 @@
-// The arithmetic of each operation. Functions marked INLINE are compiled once for each width of vectors.
+// Augmentation operations. Functions marked INLINE are compiled once per vector width.
 #include "augment.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int LEVELS = 256;
-constexpr uint64_t NOISE_DRAWS = 1 << 20;  // as in policy.py
+constexpr uint64_t NOISE_DRAWS = 1 << 20;  // same as in policy.py
 typedef uint8_t Table[3][LEVELS];
 
 template <typename T>
@@ -33,7 +33,7 @@ INLINE void fill_table(Table& table, const Operation& operation) {
       case INVERT:
         value = 255 - level;
         break;
-      case POSTERIZE:  // no bits left is black: Pillow 13 stops there, up to 12 it did the same
+      case POSTERIZE:  // 0 bits give black, as in Pillow up to 12; Pillow 13 raises an error
         value = level & ~((1 << (8 - std::clamp(int(argument), 0, 8))) - 1);
         break;
       case SOLARIZE:
@@ -50,7 +50,7 @@ INLINE void fill_table(Table& table, const Operation& operation) {
   }
 }
 
-// Away from the image's rounded mean grey.
+// Blend each level with the image's rounded mean grey.
 INLINE void contrast_table(Table& table, const Pixels& pixels, float factor) {
   const int64_t count = int64_t(pixels.height) * pixels.width;
   int64_t sum = 0;
@@ -69,7 +69,7 @@ INLINE void count_levels(int64_t (&counts)[3][LEVELS], const Pixels& pixels) {
   }
 }
 
-// Stretch each colour to 0..255, in float64 as Pillow's Python does; one of a single level stays.
+// Stretch each colour to 0..255, in float64 like Pillow's Python code; a colour with a single level is unchanged.
 INLINE void auto_contrast_table(Table& table, const int64_t (&counts)[3][LEVELS]) {
   for (int c = 0; c < 3; c++) {
     int low = 0, high = LEVELS - 1;
@@ -80,7 +80,7 @@ INLINE void auto_contrast_table(Table& table, const int64_t (&counts)[3][LEVELS]
   }
 }
 
-// Flatten each colour's histogram; one too small for a step, or of a single level, stays.
+// Equalize each colour's histogram; a colour with too few pixels for a step, or with a single level, is unchanged.
 INLINE void equalize_table(Table& table, const int64_t (&counts)[3][LEVELS], int64_t num_pixels) {
   for (int c = 0; c < 3; c++) {
     int high = LEVELS - 1;
@@ -130,7 +130,7 @@ INLINE void color(const Pixels& pixels, float factor) {
   }
 }
 
-// Blend with the rounded mean of the 3 x 3 neighbours, the centre counting five times; the outermost pixels stay.
+// Blend with the rounded 3 x 3 mean, the centre weighted five times; the outermost pixels are unchanged.
 INLINE void sharpness(const Pixels& pixels, float factor) {
   if (pixels.height < 3 || pixels.width < 3) return;
   const size_t stride = pixels.row_bytes();
@@ -147,7 +147,7 @@ INLINE void sharpness(const Pixels& pixels, float factor) {
   }
 }
 
-// ---- Gaussian blur: three box blurs along the rows, then three along the columns, each rounded to 8 bits
+// ---- Gaussian blur: three box blurs along rows, then three along columns, each rounded to 8 bits
 
 INLINE void box_blur(uint8_t* out, const uint8_t* const (&taps)[5], size_t count, const uint32_t (&weights)[3]) {
   for (size_t i = 0; i < count; i++) {
@@ -206,7 +206,7 @@ __attribute__((target("avx2"))) void operate_32(const Operation& operation, cons
 }
 #endif
 
-// splitmix64, as in draws.py.
+// splitmix64, same as in draws.py.
 uint64_t mix64(uint64_t x) {
   x += 0x9E3779B97F4A7C15;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
@@ -214,7 +214,7 @@ uint64_t mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Bytes 4n .. 4n + 3 of an image share the 64 bits of its n-th draw of noise.
+// Fill the rectangle with noise. Bytes 4n to 4n + 3 of an image use 16 bits each of its n-th random number.
 void erase(const Rectangle& rectangle, const uint8_t* levels, uint8_t* image, int width) {
   for (int y = rectangle.top; y < rectangle.top + rectangle.height; y++) {
     const size_t first = 3 * (size_t(y) * width + rectangle.left), end = first + 3 * size_t(rectangle.width);

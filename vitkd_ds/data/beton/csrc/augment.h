@@ -1,13 +1,14 @@
-// RandAugment, 3-Augment, colour jitter and random erasing of one image after its crop, in the thread that decoded it.
+// RandAugment, 3-Augment, colour jitter and random erasing, applied after the crop by the image's decoder thread.
 //
-// What is done comes in rows, drawn beforehand: nothing is random here. Pixels are those of Pillow, and of timm's
-// operations on it, bit for bit on any CPU: arithmetic has Pillow's order and width, and no fused multiplications.
+// Python draws all parameters beforehand; nothing is random here. The pixels equal those of Pillow and of timm's
+// Pillow operations bit for bit on any CPU: the arithmetic has Pillow's order and precision, and no fused
+// multiply-add.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-// Numbers in OPS of policy.py.
+// Indices into OPS of policy.py.
 enum Op : int32_t {
   NO_OP = -1,
   AUTO_CONTRAST,
@@ -28,36 +29,36 @@ enum Op : int32_t {
   GAUSSIAN_BLUR,
 };
 
-// One operation on one image: OPERATION_DTYPE of operations.py, where the arguments are explained.
+// Operation on one image. OPERATION_DTYPE of operations.py explains the arguments.
 struct Operation {
   int32_t op, filter;
   double arguments[6];
 };
 static_assert(sizeof(Operation) == 56, "OPERATION_DTYPE has 56 bytes");
 
-// What is erased of one image, in pixels; nothing if the height is 0. RECTANGLE_DTYPE of noise.py.
+// Rectangle to erase, in pixels; height 0 erases nothing. RECTANGLE_DTYPE of noise.py.
 struct Rectangle {
   uint64_t key;
   int32_t top, left, height, width;
 };
 static_assert(sizeof(Rectangle) == 24, "RECTANGLE_DTYPE has 24 bytes");
 
-// What is done to a micro-batch: Plan of augmenter.py.
+// Augmentation of a micro-batch: Plan of augmenter.py.
 struct AugmentPlan {
   const Operation* operations;  // [num_images, num_layers], applied in this order
   int64_t num_layers;
-  const Rectangle* rectangles;  // [num_images], after the operations
-  const uint8_t* levels;        // [3, 65536], the level that 16 random bits become, per colour
-  uint8_t fill[8];              // what a geometric operation uncovers; the first 3 count
+  const Rectangle* rectangles;  // [num_images], erased after the operations
+  const uint8_t* levels;        // [3, 65536], noise level per colour and 16-bit random number
+  uint8_t fill[8];              // colour of pixels that a geometric operation uncovers; only the first 3 bytes are used
 };
 
-struct Pixels;  // an image and the buffers of one thread
+struct Pixels;  // an image and the thread's buffer
 
-// Augments one image at a time, in place; the buffers stay for the next.
+// Augments one image at a time, in place; reuses its buffer.
 class Augmenter {
  public:
   explicit Augmenter(int vector_bytes);
-  // Returns false, and does nothing more, if the plan erases outside of the image.
+  // Return false, without erasing, if the plan's rectangle is not inside the image.
   bool apply(const AugmentPlan& plan, int64_t row, uint8_t* image, int height, int width);
 
  private:
@@ -67,8 +68,9 @@ class Augmenter {
 
 extern "C" {
 
-// Augment images [num_images, height, width, 3] in place, in the calling thread; for tests. vector_bytes as in decode.h.
-// Returns 0, or -1 if an argument is out of range or there is no memory, and not all was done.
+// Augment images [num_images, height, width, 3] in place in the calling thread; for tests. vector_bytes as in
+// decode.h. Return 0, or -1 if an argument is out of range or memory is exhausted; images may then be partly
+// augmented.
 int vitkd_augment(uint8_t* images, int64_t num_images, int32_t height, int32_t width, const AugmentPlan* plan,
                   int32_t vector_bytes);
 }

@@ -1,4 +1,4 @@
-// Weighted sums of rows of bytes, exact to the last bit in any width of vectors: the arithmetic of resize.cpp.
+// Weighted sums of rows of bytes for resize.cpp, with the same bits for any vector width.
 #pragma once
 
 #include <cstddef>
@@ -7,18 +7,18 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-constexpr int WEIGHT_BITS = 22;  // 2**22 is one
-// A weight is also low + high * 2**15, of which each part fits into the signed 16 bits that blend_pairs multiplies by.
+constexpr int WEIGHT_BITS = 22;  // 2**22 represents 1.0
+// blend_pairs splits a weight into low + high * 2**15, so that each part fits into a signed 16-bit factor.
 constexpr int LOW_BITS = 15;
 
-// The weights of the input pixels of one output pixel; behind an odd number of them stands 0. `pairs` holds the same
-// for blend_pairs, two numbers for two neighbours, see make_pair.
+// Weights of the input pixels of one output pixel, padded with a 0 to an even number. `pairs` holds them for
+// blend_pairs in the format of make_pair.
 struct Weights {
   const int32_t *whole, *pairs;
   int count;
 };
 
-// The low parts of two weights, the first in the lower half, and their high parts.
+// Pack two weights: pair[0] has their low parts, pair[1] their high parts, the first weight in the lower 16 bits.
 INLINE void make_pair(int32_t first, int32_t second, int32_t* pair) {
   const auto packed = [](int32_t a, int32_t b) { return int32_t(uint32_t(a & 0xFFFF) | uint32_t(b) << 16); };
   constexpr int32_t mask = (1 << LOW_BITS) - 1;
@@ -26,7 +26,7 @@ INLINE void make_pair(int32_t first, int32_t second, int32_t* pair) {
   pair[1] = packed(first >> LOW_BITS, second >> LOW_BITS);
 }
 
-// A vector of BYTES bytes, which the compiler makes one register of where the CPU has such.
+// Vector types of BYTES bytes; the compiler uses one register if the CPU has registers of this width.
 template <int BYTES>
 struct Vector {
   typedef uint32_t Lanes __attribute__((vector_size(BYTES)));
@@ -34,10 +34,10 @@ struct Vector {
   typedef uint64_t Words __attribute__((vector_size(BYTES)));
 };
 
-// out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for BYTES bytes i.
+// out[i] = sum over k of weights[k] * in[k * stride + i], rounded and clipped, for i < BYTES.
 //
-// Bytes stay in their 32-bit lane: the four of a lane go into four sums, by shift and mask, and come back the same way.
-// Any compiler makes good code of that, which cannot be said of widening and narrowing.
+// Each 32-bit lane holds four bytes. Shifts and masks add them to four sums and pack the results again. Compilers
+// generate good code for this, but not for widening and narrowing conversions.
 template <int BYTES>
 INLINE void blend_anywhere(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
   using Lanes = typename Vector<BYTES>::Lanes;
@@ -59,20 +59,20 @@ INLINE void blend_anywhere(uint8_t* out, const uint8_t* in, size_t stride, const
   std::memcpy(out, &done, BYTES);
 }
 
-// clang takes an operand of an instruction for one of the enclosing function's target, which is not known here.
+// Not for clang: it checks assembly operands against the target of the enclosing function, which is unknown here.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define HAS_BLEND_PAIRS
-// Instructions of AVX2 and AVX-512 as functions for both: an intrinsic could not be inlined into a template, which has
-// no target of its own. Operands go by reference, as compilers disagree on how such vectors are passed.
+// AVX2 and AVX-512 instructions as inline assembly: intrinsics cannot be inlined into a template, which has no target
+// attribute. Operands are references because compilers pass such vectors by value in different ways.
 #define INSTRUCTION(name, text)                                \
   template <typename V>                                        \
   INLINE void name(V& c, const V& a, const V& b) {             \
     __asm__(text " %2, %1, %0" : "=v"(c) : "v"(a), "v"(b));    \
   }
-INSTRUCTION(mix_low_bytes, "vpunpcklbw")  // a0 b0 a1 b1 ... of each 16 bytes
+INSTRUCTION(mix_low_bytes, "vpunpcklbw")  // a0 b0 a1 b1 ... within each 16 bytes
 INSTRUCTION(mix_high_bytes, "vpunpckhbw")
-INSTRUCTION(sum_products, "vpmaddwd")   // of two neighbours of 16 bits
-INSTRUCTION(narrow_to_16, "vpackssdw")  // clips; undoes the order of the two that mix
+INSTRUCTION(sum_products, "vpmaddwd")   // of neighbouring 16-bit numbers
+INSTRUCTION(narrow_to_16, "vpackssdw")  // clips, and restores the order before mix_low_bytes and mix_high_bytes
 INSTRUCTION(narrow_to_8, "vpackuswb")
 #undef INSTRUCTION
 
@@ -85,8 +85,8 @@ INLINE void add_products(Vector<64>::Lanes& sum, const Vector<64>::Lanes& a, con
   __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 
-// The same for wide vectors, two rows at a time. The sums of the low parts alone may need more than 32 bits, of which
-// the lower 32 are all that counts.
+// blend_anywhere for wide vectors, two rows at a time. Sums of the low parts may overflow 32 bits, but only their
+// lower 32 bits matter.
 template <int BYTES>
 INLINE void blend_pairs(uint8_t* out, const uint8_t* in, size_t stride, const Weights& weights) {
   using Lanes = typename Vector<BYTES>::Lanes;

@@ -1,4 +1,4 @@
-// From stored bytes to pixels: reading, checking, and decoding no more of a JPEG than its crop needs.
+// Decode stored images: read, check, and decode only the part of a JPEG that its crop needs.
 #include "decode.h"
 
 #include <csetjmp>
@@ -26,9 +26,9 @@
 namespace {
 
 constexpr int MAX_THREADS = 256;
-constexpr size_t READ_BYTES = 1 << 18;       // read at a time where not all is needed at once
-// Chroma is interpolated between neighbours, so a column at the edge of what is decoded differs from the same column
-// inside, and libjpeg interpolates in another way where there are only two columns of chroma.
+constexpr size_t READ_BYTES = 1 << 18;       // chunk size for computing the CRC of raw pixels
+// libjpeg interpolates chroma between neighbours, so a column at the edge of the decoded part differs from the same
+// column inside it. With only two columns of chroma it interpolates differently.
 constexpr int MARGIN = 1, MIN_COLUMNS = 32;
 
 struct Call {
@@ -55,7 +55,7 @@ bool row_is_valid(const CropRow& row, int height, int width, int size) {
          (row.flip == 0 || row.flip == 1) && (row.filter == BILINEAR || row.filter == BICUBIC);
 }
 
-// True if all bytes came. pread leaves the file's position alone, so threads may share the descriptor.
+// Return whether all bytes were read. pread does not move the file position, so threads may share the descriptor.
 bool read_at(int fd, uint8_t* out, size_t size, uint64_t offset) {
   while (size) {
     const ssize_t n = pread(fd, out, size, off_t(offset));
@@ -66,8 +66,8 @@ bool read_at(int fd, uint8_t* out, size_t size, uint64_t offset) {
   return true;
 }
 
-// Whether a JPEG of several scans lacks some: a component without any, or coefficients that are not sent to their last bit.
-// libjpeg takes them for zeros without a warning.
+// Return whether a multi-scan JPEG lacks scans: a component has none, or coefficients lack their lowest bits. libjpeg
+// reads missing bits as zeros without a warning.
 bool lacks_scans(const jpeg_decompress_struct& jpeg) {
   for (int i = 0; i < jpeg.num_components; i++) {
     if (!jpeg.comp_info[i].quant_table) return true;  // set by the component's first scan
@@ -77,7 +77,8 @@ bool lacks_scans(const jpeg_decompress_struct& jpeg) {
   return false;
 }
 
-// What libjpeg is given: bytes, what stands before each restart marker in them, and which pixels of the whole they make.
+// Input for libjpeg: the bytes, the number of padding bytes before each restart marker, and the part of the image
+// covered.
 struct Jpeg {
   const uint8_t* bytes;
   size_t size;
@@ -85,8 +86,8 @@ struct Jpeg {
   Box part;
 };
 
-// What one thread needs: the bytes of an image and the resizer, which are kept from row to row, and a libjpeg object,
-// which is not: it would hand the tables of one image to the next that lacks its own.
+// State of one thread. The byte buffer and the resizer are reused for the next image. The libjpeg object is not: an
+// image without tables would be decoded with those of the image before.
 class Worker {
  public:
   explicit Worker(Call* call) : call_(call), resizer_(call->vector_bytes), augmenter_(call->vector_bytes) {}
@@ -139,7 +140,7 @@ Status Worker::decode(const CropRow& row, uint8_t* image) {
   if (row.index < 0 || row.index >= call_->num_images) return BAD_ROW;
   StoredImage& shared = call_->table[row.index];
   StoredImage stored = {};
-  std::memcpy(&stored, &shared, offsetof(StoredImage, checked));  // others may write to `checked` meanwhile
+  std::memcpy(&stored, &shared, offsetof(StoredImage, checked));  // other threads may write `checked`
   if (!row_is_valid(row, stored.height, stored.width, call_->size) || stored.mode > MODE_RAW) return BAD_ROW;
   if (stored.offset > call_->file_size || stored.size > call_->file_size - stored.offset) return SHORT_READ;
   stored.thorough = shared.thorough;
@@ -160,7 +161,7 @@ Status Worker::decode(const CropRow& row, uint8_t* image) {
   return is_raw ? decode_raw(stored, row, image) : decode_jpeg(stored, row, image);
 }
 
-// Compare the CRC of pixels that are not all needed.
+// Check the CRC of all pixels; the crop may need only some of them.
 Status Worker::check_raw(const StoredImage& stored) {
   reserve(READ_BYTES);
   uLong crc = 0;
@@ -172,7 +173,7 @@ Status Worker::check_raw(const StoredImage& stored) {
   return crc == stored.crc32 ? DECODED : BAD_CRC;
 }
 
-// Rows are read as they lie in the file, from the first needed pixel to the last.
+// Decode raw pixels. Reads strips of rows, from the first needed pixel to the last.
 Status Worker::decode_raw(const StoredImage& stored, const CropRow& row, uint8_t* image) {
   const Axis &across = resizer_.across, &down = resizer_.down;
   const size_t stride = size_t(3) * stored.width, row_bytes = size_t(3) * (across.end - across.begin);
@@ -186,7 +187,7 @@ Status Worker::decode_raw(const StoredImage& stored, const CropRow& row, uint8_t
   return DECODED;
 }
 
-// The pixels of the whole image that must be decoded for a crop.
+// Return the part of the image that must be decoded for a crop.
 Box Worker::needed_box(const StoredImage& stored, const CropRow& row) const {
   const Axis &across = resizer_.across, &down = resizer_.down;
   const int top = std::max(0, row.top + down.begin - MARGIN);
@@ -210,8 +211,8 @@ Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_
     return error_.status;
   }
   try {
-    // What has its CRC is as it was packed, perhaps by an earlier version, which let left-over bytes and missing
-    // scans pass.
+    // With a CRC, accept left-over bytes and missing scans: the file may have been packed by an older version, which
+    // did not reject them.
     const Status status = read_jpeg(source, stored.thorough || !stored.has_crc, needed, row, image);
     jpeg_destroy_decompress(&jpeg_);
     return status;
@@ -221,7 +222,7 @@ Status Worker::decode_jpeg(const StoredImage& stored, const CropRow& row, uint8_
   }
 }
 
-// May be left by longjmp: keep nothing here that has a destructor.
+// longjmp may leave this function: no local variable may have a destructor.
 Status Worker::read_jpeg(const Jpeg& source, bool is_strict, const Box& needed, const CropRow& row, uint8_t* image) {
   jpeg_decompress_struct* jpeg = &jpeg_;
   const Box& part = source.part;
@@ -231,13 +232,13 @@ Status Worker::read_jpeg(const Jpeg& source, bool is_strict, const Box& needed, 
   jpeg->mem->max_memory_to_use = MAX_COEFFICIENT_BYTES;
   jpeg_mem_src(jpeg, source.bytes, source.size);
   jpeg_read_header(jpeg, TRUE);
-  if (jpeg->src->bytes_in_buffer < ROOM_BYTES) return BAD_JPEG;  // its header is cut
+  if (jpeg->src->bytes_in_buffer < ROOM_BYTES) return BAD_JPEG;  // truncated header
   if (int64_t(jpeg->image_height) != part.height || int64_t(jpeg->image_width) != part.width) return BAD_SIZE;
   if (jpeg->num_components != 1 && jpeg->num_components != 3) return BAD_COLOURS;
   jpeg->out_color_space = JCS_RGB;
   jpeg->dct_method = JDCT_ISLOW;
   jpeg->do_fancy_upsampling = TRUE;
-  jpeg->do_block_smoothing = FALSE;  // of progressive JPEGs that lack scans; would make pixels depend on the crop
+  jpeg->do_block_smoothing = FALSE;  // smoothing (for missing scans) would make pixels depend on the crop
   error_.is_in_scan = true;
   error_.padding = source.padding;
   jpeg_start_decompress(jpeg);
@@ -259,7 +260,7 @@ Status Worker::read_jpeg(const Jpeg& source, bool is_strict, const Box& needed, 
     resizer_.push(wanted);
     y += wanted;
   }
-  // Bytes that are left over before the end marker show only when it is read.
+  // Left-over bytes before the end marker are detected only when libjpeg reads the marker.
   if (jpeg->output_scanline == jpeg->output_height) jpeg_finish_decompress(jpeg);
   return DECODED;
 }
@@ -281,7 +282,7 @@ int vitkd_decode(int fd, StoredImage* table, int64_t num_images, const CropRow* 
   const int64_t num_helpers = std::min<int64_t>({num_threads, num_rows, MAX_THREADS}) - 1;
   try {
     for (int64_t i = 0; i < num_helpers; i++) threads[i] = std::thread(work, &call);
-  } catch (const std::exception&) {  // no more threads to be had: those that run take all rows
+  } catch (const std::exception&) {  // cannot start more threads: those already running take all rows
   }
   work(&call);
   for (std::thread& thread : threads) {

@@ -1,4 +1,4 @@
-// The handlers that libjpeg calls.
+// Error handlers for libjpeg.
 #include "errors.h"
 
 #include <jerror.h>
@@ -15,7 +15,7 @@ Status status_of(int code) {
     case JERR_SOF_UNSUPPORTED:
     case JERR_BAD_PRECISION:
     case JERR_ARITH_NOTIMPL:
-    case JERR_NOTIMPL:  // libjpeg-turbo 3 decodes lossless JPEGs, but no parts of them
+    case JERR_NOTIMPL:  // libjpeg-turbo 3 decodes lossless JPEGs, but cannot crop them
       return UNKNOWN_KIND;
     default:
       return BAD_JPEG;
@@ -27,7 +27,8 @@ Status status_of(int code) {
   std::longjmp(manager(jpeg)->escape, 1);
 }
 
-// Warnings are level -1, of which some do no harm; traces, of which the restart markers are one, are level 0 and above.
+// libjpeg calls this for warnings (level -1), some of which are harmless, and for traces (level 0 and above), such as
+// restart markers.
 void give_up_if_pixels_are_lost(j_common_ptr jpeg, int) {
   ErrorManager* error = manager(jpeg);
   switch (jpeg->err->msg_code) {
@@ -37,9 +38,9 @@ void give_up_if_pixels_are_lost(j_common_ptr jpeg, int) {
     case JWRN_ARITH_BAD_CODE:
     case JWRN_MUST_RESYNC:
     case JWRN_BOGUS_PROGRESSION:
-    case JWRN_TOO_MUCH_DATA:  // our own mistake, which would else loop for ever
+    case JWRN_TOO_MUCH_DATA:  // a bug of ours, which would otherwise loop forever
       give_up(jpeg);
-    case JWRN_EXTRANEOUS_DATA:  // with the number of bytes between the last code that was read and a marker
+    case JWRN_EXTRANEOUS_DATA:  // its parameter is the number of bytes between the last code and the marker
       if (error->is_in_scan && jpeg->err->msg_parm.i[0] != error->padding && (error->padding || error->is_strict)) {
         give_up(jpeg);
       }

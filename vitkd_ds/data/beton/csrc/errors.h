@@ -1,4 +1,4 @@
-// libjpeg's messages: an error, or a warning that pixels were lost, leaves by longjmp.
+// Error handling for libjpeg: errors, and warnings about lost pixels, leave libjpeg by longjmp.
 #pragma once
 
 #include <csetjmp>
@@ -8,19 +8,19 @@
 
 #include "decode.h"
 
-constexpr long MAX_COEFFICIENT_BYTES = 1L << 29;  // a progressive JPEG is held whole: 89 megapixels in 4:4:4
+constexpr long MAX_COEFFICIENT_BYTES = 1L << 29;  // all coefficients of a progressive JPEG: 89 megapixels in 4:4:4
 
-// What a libjpeg object has as `err`. Its owner calls setjmp(escape); between that frame and libjpeg's own nothing may
-// have a destructor.
+// Error manager, the `err` of a libjpeg object. The object's owner calls setjmp(escape). No frame between that one
+// and libjpeg may have objects with destructors.
 struct ErrorManager {
   jpeg_error_mgr base;
   jmp_buf escape;
-  Status status;     // why it was left
-  bool is_in_scan;   // bytes that belong to nothing count as damage from here on; in the header they do no harm
-  bool is_strict;    // whether such bytes are damage in an ordinary JPEG too
-  int padding;       // bytes that stand before each restart marker and belong to nothing, see splice.h
-  bool saw_padding;  // before the marker that comes next
+  Status status;     // reason for the longjmp
+  bool is_in_scan;   // after the header; extraneous bytes are harmless in the header, but may be damage in a scan
+  bool is_strict;    // whether extraneous bytes also count as damage in a JPEG without padding
+  int padding;       // expected number of extraneous bytes before each restart marker, see splice.h
+  bool saw_padding;  // whether they were seen before the next marker
 };
 
-// Make `error` ready and give what jpeg->err must be.
+// Initialise `error` and return the value for jpeg->err.
 jpeg_error_mgr* listen(ErrorManager* error);

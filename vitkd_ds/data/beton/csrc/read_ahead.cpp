@@ -1,5 +1,4 @@
-// Images read before they are due, so that the system has their bytes when they are decoded. The C side of
-// vitkd_ds/data/beton/read_ahead.py.
+// Read images into the page cache before they are decoded; the C side of vitkd_ds/data/beton/read_ahead.py.
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,7 +23,7 @@ struct Reading {
   std::atomic<int64_t> next{0};
 };
 
-// A thread's work. What cannot be read is left to the decoder, which says so.
+// Work of one thread. Read errors are ignored; the decoder will report them.
 void read_images(Reading* reading) noexcept {
   using Clock = std::chrono::steady_clock;
   std::vector<uint8_t> bytes;
@@ -55,7 +54,7 @@ int vitkd_read_ahead(int fd, const StoredImage* table, int64_t num_images, const
   const int64_t num_helpers = std::min<int64_t>({num_threads, num_indices, MAX_READERS}) - 1;
   try {
     for (int64_t i = 0; i < num_helpers; i++) threads[i] = std::thread(read_images, &reading);
-  } catch (const std::exception&) {  // no more threads to be had: those that run read all
+  } catch (const std::exception&) {  // cannot start more threads: those already running read everything
   }
   read_images(&reading);
   for (std::thread& thread : threads) {

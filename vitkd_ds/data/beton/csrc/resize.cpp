@@ -1,6 +1,6 @@
-// How the work is laid out: 64 rows are turned (transposed), so that the 64 values of a column lie side by side.
-// Blending along the rows is then the same work as blending along the columns, sums of whole runs of bytes with one
-// weight each, which any vector unit does well; the result is turned back.
+// Strips of 64 rows are transposed, so that the 64 values of a column are contiguous. Resizing the width is then the
+// same operation as resizing the height: weighted sums of runs of bytes, one weight per run, which vector units do
+// well. The result is transposed back.
 #include "resize.h"
 
 #include <algorithm>
@@ -10,10 +10,10 @@
 #include "blend.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "the transposition below is written for little-endian machines"
+#error "the transposition below needs a little-endian machine"
 #endif
 
-struct Strip {  // of 64 rows, and where they go
+struct Strip {  // 64 input rows, buffers and output
   const uint8_t* in;
   size_t in_stride;
   uint8_t *turned, *resized, *out;
@@ -22,7 +22,7 @@ struct Strip {  // of 64 rows, and where they go
   bool flip;
 };
 
-struct Column {  // rows that lie below each other, and where the row they make goes
+struct Column {  // consecutive input rows and the output row
   uint8_t* out;
   const uint8_t* in;
   size_t stride, num_bytes;
@@ -30,8 +30,8 @@ struct Column {  // rows that lie below each other, and where the row they make 
 
 namespace {
 
-constexpr int BLOCK = 64;              // bytes that rows are rounded up to: the widest vector
-constexpr int PIXEL = 3 * STRIP_ROWS;  // bytes of a turned pixel
+constexpr int BLOCK = 64;              // rows are padded to multiples of the widest vector, in bytes
+constexpr int PIXEL = 3 * STRIP_ROWS;  // bytes of a pixel column after transposition
 
 size_t whole_blocks(size_t bytes) { return (bytes + BLOCK - 1) / BLOCK * BLOCK; }
 
@@ -51,7 +51,7 @@ INLINE void blend(uint8_t* out, const uint8_t* in, size_t stride, const Weights&
   blend_anywhere<BYTES>(out, in, stride, weights);
 }
 
-// Swap rows and columns of the matrices of 8 x 8 bytes that 8 rows of words make.
+// One step of transposing the 8 x 8 byte matrices in 8 rows of words.
 template <int STEP, typename Words>
 INLINE void swap_corners(Words (&rows)[8]) {
   constexpr uint64_t mask = ~uint64_t(0) / ((uint64_t(1) << (8 * STEP)) + 1);
@@ -105,7 +105,7 @@ INLINE void turn_back(uint8_t* out, const uint8_t* in, size_t stride, size_t num
   }
 }
 
-// Resize the 64 rows of a strip in width.
+// Resize the width of a strip of 64 rows.
 template <int BYTES>
 INLINE void resize_across(const Strip& s, const Axis& axis) {
   turn<BYTES>(s.turned, s.in, s.in_stride, 3 * size_t(axis.end - axis.begin));
@@ -118,7 +118,7 @@ INLINE void resize_across(const Strip& s, const Axis& axis) {
   turn_back<BYTES>(s.out, s.resized, s.out_stride, 3 * size_t(s.size));
 }
 
-// Make one row out of several.
+// Blend several rows into one.
 template <int BYTES>
 INLINE void resize_down(const Column& c, const Weights& weights) {
   size_t x = 0;
@@ -129,7 +129,7 @@ INLINE void resize_down(const Column& c, const Weights& weights) {
   std::memcpy(c.out + x, rest, c.num_bytes - x);
 }
 
-// The same source for each width of vectors; 16 bytes are to be had everywhere.
+// The same code compiled per vector width; every CPU has 16 bytes.
 void across_16(const Strip& s, const Axis& axis) { resize_across<16>(s, axis); }
 void down_16(const Column& c, const Weights& weights) { resize_down<16>(c, weights); }
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -170,7 +170,7 @@ Weights Axis::weights_of(int pixel) const {
   return {&weights[size_t(pixel) * places], &pairs[size_t(pixel) * places], count[pixel]};
 }
 
-// Pillow's precompute_coeffs and normalize_coeffs_8bpc, for the pixels of the window alone.
+// Pillow's precompute_coeffs and normalize_coeffs_8bpc, limited to the pixels of the window.
 void Axis::plan(int length, int resized, int window, int size, int filter) {
   const double scale = double(length) / resized, shrink = scale < 1.0 ? 1.0 : scale;
   const double support = (filter == BICUBIC ? 2.0 : 1.0) * shrink, per_pixel = 1.0 / shrink;
@@ -236,7 +236,7 @@ void Resizer::resize_width(const uint8_t* in, size_t in_stride, uint8_t* out) {
   across_kernel_(strip, across);
 }
 
-// Rows wait in kept_ until all that make the next row are there.
+// kept_ collects rows until all input rows of the next output row are there.
 void Resizer::push(int num_rows) {
   uint8_t* const free = kept_.data() + num_kept_ * kept_stride_;
   if (down_first_) {

@@ -1,9 +1,9 @@
-// Pillow's resize of RGB images, bit for bit, strip by strip, so that memory is bounded by a few rows of the crop.
+// Pillow's resize of RGB images, bit for bit. It works in strips, so memory is limited to a few rows of the crop.
 //
-// Pillow (src/libImaging/Resample.c) resizes in width, rounds to 8 bits, then in height. From version 13 on the height
-// comes first where it shrinks by more than twice as many pixels as the width; so it does here. Weights are 22-bit
-// fixed point and sums 32-bit integers, which are exact: the order of a sum is of no matter, and every CPU gives the
-// same bits. What differs from Pillow is only the order of the work, see resize.cpp.
+// Pillow (src/libImaging/Resample.c) resizes the width, rounds to 8 bits, and then resizes the height. Since version
+// 13 it resizes the height first if the height shrinks by more than twice as many pixels as the width; so does this
+// code. Weights are 22-bit fixed-point numbers and sums are 32-bit integers. Sums are therefore exact in any order,
+// and every CPU gives the same bits. Only the order of the work differs from Pillow, see resize.cpp.
 #pragma once
 
 #include <cstddef>
@@ -12,17 +12,17 @@
 
 #include "decode.h"
 
-constexpr int STRIP_ROWS = 64;  // rows that are resized together
+constexpr int STRIP_ROWS = 64;  // rows resized together
 
 struct Weights;
 
-// One direction of a resize: which pixels of the box, with which weights, make each pixel of the window.
+// Resize along one axis: input pixels (of the box) and weights for each output pixel (of the window).
 struct Axis {
-  int begin = 0, end = 0;             // the pixels of the box that the window needs
-  int places = 0;                     // for the weights of one: at least as many as pixels make it, an even number
-  std::vector<int32_t> first, count;  // per pixel of the window; first is counted from `begin`
-  std::vector<int32_t> weights;       // [window, places], 2**22 is one
-  std::vector<int32_t> pairs;         // [window, places], the same for wide vectors, see blend.h
+  int begin = 0, end = 0;             // range of input pixels that the window needs
+  int places = 0;                     // weights reserved per output pixel: the maximum count, rounded up to even
+  std::vector<int32_t> first, count;  // input pixels per output pixel; `first` is relative to `begin`
+  std::vector<int32_t> weights;       // [window, places], 2**22 represents 1.0
+  std::vector<int32_t> pairs;         // [window, places], the weights for wide vectors, see blend.h
 
   Weights weights_of(int pixel) const;
   void plan(int length, int resized, int window, int size, int filter);
@@ -31,14 +31,14 @@ struct Axis {
 struct Strip;
 struct Column;
 
-// Bytes of the widest vectors of this CPU that there is code for: 16, 32 or 64.
+// Return the widest vectors that both this CPU and this code support, in bytes: 16, 32 or 64.
 int widest_vector();
 
-// Resizes one image at a time; the buffers stay for the next.
+// Resizes one image at a time; reuses its buffers.
 //
-//   resizer.plan(row, size);            // now across.begin .. down.end say which pixels of the box are needed
-//   resizer.open(stride, skip, image);  // a row of the strip has `stride` bytes, the first needed pixel at byte `skip`
-//   for each 64 rows down.begin .. down.end: fill resizer.strip(0) .. strip(63); resizer.push(num_filled);
+//   resizer.plan(row, size);            // sets the needed ranges of the box: across.begin/end and down.begin/end
+//   resizer.open(stride, skip, image);  // a strip's row has `stride` bytes, with the first needed pixel at byte `skip`
+//   for each 64 rows from down.begin to down.end: fill resizer.strip(0) to strip(63); resizer.push(num_filled);
 class Resizer {
  public:
   explicit Resizer(int vector_bytes = widest_vector());
@@ -57,8 +57,8 @@ class Resizer {
   void (*down_kernel_)(const Column&, const Weights& weights);
   bool flip_ = false, down_first_ = false;
   int size_ = 0;
-  int num_kept_ = 0, first_kept_ = 0;  // rows in kept_, and the number of the first of them
-  int next_ = 0;                       // row of the image to be made next
+  int num_kept_ = 0, first_kept_ = 0;  // number of rows in kept_, and index of the first one
+  int next_ = 0;                       // next output row
   size_t stride_ = 0, skip_ = 0, kept_bytes_ = 0, kept_stride_ = 0;
   uint8_t* image_ = nullptr;
   std::vector<uint8_t> strip_, turned_, resized_, kept_, lowered_, done_;

@@ -12,11 +12,11 @@ int big_endian(const uint8_t* bytes) { return bytes[0] << 8 | bytes[1]; }
 
 int ceil_div(int value, int by) { return (value + by - 1) / by; }
 
-// Width and height in pixels of an MCU of the only scan, from a frame header; false if it cannot be one.
+// Read the MCU size in pixels of a single-scan JPEG from its frame header; return false if the header is invalid.
 bool find_mcu(const uint8_t* frame, int length, int* width, int* height) {
   const int num_components = frame[9];
   if (length != 8 + 3 * num_components || (num_components != 1 && num_components != 3)) return false;
-  *width = *height = 8;  // of one component, whatever its sampling factors are
+  *width = *height = 8;  // with one component, sampling factors do not matter
   for (int i = 0; i < num_components && num_components > 1; i++) {
     const int across = frame[11 + 3 * i] >> 4, down = frame[11 + 3 * i] & 15;
     if (across < 1 || across > 4 || down < 1 || down > 4) return false;
@@ -41,18 +41,18 @@ bool Splice::cut(const uint8_t* jpeg, size_t size, int height, int width, const 
   if (bytes_.size() < size) bytes_.resize(size);
   const size_t scan = copy_header(jpeg, size, height, width, needed);
   if (!scan) return false;
-  // A segment has two bytes of marker at least, so a file cannot make us take more than five times its size.
+  // A segment has at least two bytes (its marker), so a file cannot make us allocate more than five times its size.
   const size_t num_segments = size_t(end_row_ - first_row_) * (end_column_ - first_column_);
   const size_t room = end_ + size + PADDING_BYTES * std::min(num_segments, size / 2 + 1) + ROOM_BYTES;
   if (bytes_.size() < room) bytes_.resize(room);
   return copy_segments(jpeg + scan, jpeg + size + 2);
 }
 
-// Copies the segments of a header that matter for pixels, with the size of the part; gives the position of the scan, or
-// 0 if this is not a JPEG that can be cut.
+// Copy the header segments that affect pixels, with the part's size in the frame header. Return the position of the
+// scan, or 0 if this kind of JPEG cannot be spliced.
 size_t Splice::copy_header(const uint8_t* jpeg, size_t size, int height, int width, const Box& needed) {
   int interval = 0, num_components = 0, mcu_width = 0, mcu_height = 0;
-  size_t size_at = 0;  // of height and width in the copy
+  size_t size_at = 0;  // position of height and width in the copy
   if (size < 4 || jpeg[0] != 0xFF || jpeg[1] != SOI) return 0;
   append(jpeg, 2);
   for (size_t at = 2; at + 4 <= size;) {
@@ -73,7 +73,7 @@ size_t Splice::copy_header(const uint8_t* jpeg, size_t size, int height, int wid
     } else if (code != DHT && code != DQT && code != COM && (code < APP0 || code > APP15)) {
       return 0;
     }
-    const bool is_needed = code != COM && (code <= APP0 || code == APP14);  // those two say what the colours mean
+    const bool is_needed = code != COM && (code <= APP0 || code == APP14);  // these two define the colour space
     if (is_needed) append(marker, 2 + length);
     at += 2 + length;
     if (code != SOS) continue;
@@ -94,20 +94,20 @@ size_t Splice::copy_header(const uint8_t* jpeg, size_t size, int height, int wid
   return 0;
 }
 
-// Goes from marker to marker up to the last segment that is needed, and copies those that are. `end` is behind the end
-// marker that was put after the file.
+// Walk through the segments up to the last needed one, and copy the needed ones. `end` is after the end marker that
+// fill_room appended to the file.
 bool Splice::copy_segments(const uint8_t* scan, const uint8_t* end) {
   const int64_t num_segments = int64_t(across_) * down_;
   const int num_needed = (end_row_ - first_row_) * (end_column_ - first_column_);
   int64_t number = 0;
   int row = 0, column = 0, num_copied = 0;
-  // The last segment is not padded: where it lacks codes, they must not be made of zeros.
+  // The last segment gets no padding: libjpeg would decode missing codes from the zeros.
   const uint8_t* first = scan;
   for (const uint8_t* at = scan;;) {
     at = static_cast<const uint8_t*>(std::memchr(at, 0xFF, end - 1 - at));
     if (!at) return false;
     const uint8_t code = at[1];
-    if (code == 0) {  // the value 0xFF itself
+    if (code == 0) {  // an escaped 0xFF byte
       at += 2;
       continue;
     }

@@ -1,4 +1,4 @@
-// The same JPEG with restart markers: its coefficients, and so its pixels, encoded anew as one baseline scan.
+// Re-encode a JPEG as one baseline scan with restart markers; coefficients and pixels stay the same.
 #include <cstdlib>
 
 #include "errors.h"
@@ -7,8 +7,8 @@
 
 namespace {
 
-// What a crop does not need is left out in whole segments, each of which costs bytes: on photographs of 500 pixels,
-// segments of half as many pixels decode 3 % faster and take 2 % more bytes (benchmarks/restart_interval.py).
+// Wanted width of a segment. Crops skip whole segments, so short ones decode faster, but each costs bytes. On 500-px
+// photos, segments of half this width decode 3 % faster and need 2 % more bytes (benchmarks/restart_interval.py).
 constexpr int SEGMENT_PIXELS = 32;
 
 struct Transcoder {
@@ -31,7 +31,7 @@ boolean give_up_as_full(j_compress_ptr jpeg) {
   return FALSE;
 }
 
-// May be left by longjmp: keep nothing here that has a destructor.
+// longjmp may leave this function: no local variable may have a destructor.
 uint64_t Transcoder::run(const uint8_t* jpeg, uint64_t size, uint8_t* written, uint64_t capacity) {
   in.err = out.err = listen(&error);
   if (setjmp(error.escape)) return 0;
@@ -70,5 +70,5 @@ int32_t vitkd_restart_interval(int32_t width, int32_t mcu_width) {
 }
 
 uint64_t vitkd_transcode(const uint8_t* jpeg, uint64_t size, uint8_t* written, uint64_t capacity) {
-  return capacity ? Transcoder().run(jpeg, size, written, capacity) : 0;  // libjpeg writes before it looks
+  return capacity ? Transcoder().run(jpeg, size, written, capacity) : 0;  // libjpeg writes before it checks
 }
