@@ -217,7 +217,7 @@ def predict(student: str, *images: str, **options: Any) -> None:
 def plan(*, flags: dict[str, str], nodes: int = 1, gpus: int | None = None, hardware: str = "h100") -> None:
     """Predict speed, time, memory and disk use of a run on a cluster."""
     if "recipe" not in flags:
-        raise ValueError("plan needs --recipe. Pass a recipe with a student and a teacher.")
+        raise ValueError("plan needs --recipe. Run `vitkd-ds recipes` for a list.")
     check_hardware(hardware)
     run = parse_run((), flags)
     from vitkd_ds.commands.plan.text import plan_text

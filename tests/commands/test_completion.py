@@ -50,5 +50,5 @@ def test_every_command_and_setting_is_in_each_script():
         text = script(shell, cli.summaries())
         words = [*cli.COMMANDS, f"{dashes}optim.ema_decay", f"{dashes}grid.KEY", f"{dashes}restart_markers"]
         assert [word for word in words if word not in text] == [f"{dashes}grid.KEY"], shell
-    with pytest.raises(ValueError, match="no completion for 'tcsh'. Pass bash, zsh or fish."):
+    with pytest.raises(ValueError, match="SHELL must be bash, zsh or fish, got 'tcsh'"):
         script("tcsh", cli.summaries())

@@ -32,7 +32,7 @@ def test_another_package_on_one_rank_is_found_on_all(monkeypatch):
     monkeypatch.setattr(machine.platform, "python_version", lambda: f"3.1{ranks.rank()}.0")
     for found in rows_on_ranks(lambda rank: machine.check_versions(patient_of())):
         assert found["versions"].level == "error"
-        assert_found(found["versions"].found, "python must be the same on all ranks, found 3.10.0 on node0 and 3.11.0")
+        assert_found(found["versions"].found, "python differs between ranks: 3.10.0 on node0 and 3.11.0")
 
 
 def test_another_file_on_one_rank_is_found_on_all(tmp_path):
@@ -46,7 +46,7 @@ def test_another_file_on_one_rank_is_found_on_all(tmp_path):
         return data.check_images(patient_of(**own), "val")
 
     found = on_ranks(2, lambda rank: [row for row in check(rank) if row.level == "error"])
-    assert all("must be the same images on all nodes, found fingerprint" in of_rank[0].found for of_rank in found)
+    assert all("differs between nodes: fingerprint" in of_rank[0].found for of_rank in found)
 
 
 def test_bytes_that_changed_on_one_nodes_disk_are_an_error_there(two_disks, small_beton):  # noqa: F811
@@ -60,4 +60,4 @@ def test_bytes_that_changed_on_one_nodes_disk_are_an_error_there(two_disks, smal
     shutil.copy(two_disks / "0" / "val.beton", two_disks / "1" / "val.beton")
     for found in rows_on_ranks(check):
         assert found["data.train"].level == "ok"
-        assert_found(found["data.train decoding"].found, "while a GPU trains 1,000,000,000")
+        assert_found(found["data.train decoding"].found, "but a GPU trains on 1,000,000,000")

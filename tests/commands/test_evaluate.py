@@ -84,12 +84,12 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
     [
         (
             {"teacher": "{}/teacher", "teacher_checkpoint": "{}/student"},
-            "--teacher must be a model's name where --teacher_checkpoint=.*student gives its weights, found .*teacher",
+            "--teacher=.*teacher and --teacher_checkpoint=.*student both give weights",
         ),
         ({"teacher": "runs/teachr"}, "--teacher: no weight file, run, checkpoint or export at runs/teachr"),
         (
             {"teacher": "{}/lone.safetensors"},
-            "found the file .*lone.safetensors: name its model, and give --teacher_chec",
+            "lone.safetensors is a file of weights without a description of its model. Pass .*--teacher_chec",
         ),
         (
             {"teacher": MODEL, "teacher_checkpoint": "{}/none"},
@@ -107,7 +107,7 @@ def test_a_teacher_is_a_folder_or_a_name_with_weights(tmp_path, small_beton, tea
         ({"teacher": "{}/empty"}, "student.json has no valid model, got None. Restore the file"),
         (
             {"val": "{}/photos"},
-            "val is a folder, .* found no .*photos.beton': pack it now .vitkd-ds pack .*photos .*ton",
+            "val is a folder that is not packed yet: .*photos.beton' does not exist. Run: vitkd-ds pack .*photos .*ton",
         ),
         (
             {"val": "{}/student"},
@@ -196,5 +196,5 @@ def test_a_run_is_evaluated_from_another_folder_on_the_images_of_its_config(tmp_
         assert evaluate_exported(os.path.relpath(folder)) == expected and expected["agreement"] == 100
         assert f"photos/val.beton (data.val in {Path(os.path.relpath(folder), 'config.json')})" in caplog.text
     shutil.rmtree(project / "photos")
-    with pytest.raises(ValueError, match=r"^photos/val.beton does not exist, which is data.val in config.json. Pass"):
+    with pytest.raises(ValueError, match=r"^photos/val.beton, the data.val in config.json, does not exist. Pass"):
         evaluate_exported("./")

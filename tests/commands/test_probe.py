@@ -134,12 +134,21 @@ def test_of_a_run_on_some_classes_the_images_of_these_count_and_their_numbers(tm
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"train": "", "val": "{}/none.beton"}, "--train must name labelled images, found no run beside .*student"),
-        ({"train": "{}/none.beton", "val": "demo"}, "--train must name images with labels of two or more classes"),
-        ({"train": "demo", "val": "{}/none.beton"}, "--val must name images with labels of two or more classes"),
-        ({"train": "demo", "val": "demo", "teacher": "runs/x"}, "--teacher does not belong to --knn and --probe"),
-        ({"train": "{}/images", "val": "demo"}, "train is a folder, .* found no .*images.beton': pack it now"),
-        ({"train": "demo", "val": "demo", "knn": False}, "--train belongs to --knn and --probe, found neither"),
+        ({"train": "", "val": "{}/none.beton"}, "no labelled images: .*student does not belong to a run. Pass --train"),
+        (
+            {"train": "{}/none.beton", "val": "demo"},
+            "has no labels of two or more classes, .*Pass labelled images as --train",
+        ),
+        (
+            {"train": "demo", "val": "{}/none.beton"},
+            "has no labels of two or more classes, .*Pass labelled images as --val",
+        ),
+        ({"train": "demo", "val": "demo", "teacher": "runs/x"}, "--teacher has no effect with --knn and --probe"),
+        (
+            {"train": "{}/images", "val": "demo"},
+            "train is a folder that is not packed yet: .*images.beton' does not exist",
+        ),
+        ({"train": "demo", "val": "demo", "knn": False}, "--train needs --knn or --probe"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path, others, demo_cache, options, message):
@@ -158,7 +167,7 @@ def test_a_student_without_a_classifier_is_compared_with_a_teacher_by_features(t
         found = evaluate_exported(str(tmp_path / "student"), val=str(val), teacher=str(tmp_path / "teacher"))
         assert found.keys() == {"num_images", "cka", "cka_patches"} and found["num_images"] in (60, 40)
         assert found["cka"] == pytest.approx(1) and found["cka_patches"] == pytest.approx(1)
-    with pytest.raises(ValueError, match="is evaluated by --knn and --probe, or by how it agrees with a teacher"):
+    with pytest.raises(ValueError, match="has no classifier and no teacher to compare its features with"):
         evaluate_exported(str(tmp_path / "student"), val=str(small_beton))
     with pytest.raises(ValueError, match=".data.val. has no labels, but the student has classes"):
         evaluate_exported(str(tmp_path / "teacher"), val=str(others / "none.beton"))

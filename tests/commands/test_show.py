@@ -165,6 +165,6 @@ def test_where_no_font_has_them_boxes_stand_and_a_warning_names_characters_and_r
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}" if listed is not None else str(tmp_path / "nowhere"))
     assert find_font(["b猫a", "猫犬"]).getname() == ImageFont.load_default().getname()
-    assert "no font has 犬 猫: boxes stand in their place. Install fontconfig and a font" in caplog.text
+    assert "no font has the characters 犬 猫, so boxes replace them. Install fontconfig and a font" in caplog.text
     assert listed is None or ":charset=61 62 72ac 732b|" in (tmp_path / "asked").read_text()
     assert np.array_equal(caption_pixels("猫")[0], caption_pixels(NO_CHARACTER)[0])

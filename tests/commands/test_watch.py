@@ -82,7 +82,7 @@ def step(number, **values):
 
 
 def test_steps_and_evaluations_are_said_as_the_run_says_them_and_its_end_ends_it(watched):
-    watched.until(f"no job works on {watched.folder}: waiting for the command that goes on")
+    watched.until(f"no job is training {watched.folder}; waiting for it to be resumed")
     lock = RunLock(watched.folder)
     lock.acquire()
     watched.until(f"process {os.getpid()} on ")
@@ -138,9 +138,9 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_followed_and_says_each_evaluati
 @pytest.mark.parametrize(
     "holder, silent_s, said",
     [
-        ({"pid": 2**22 + 7}, 0, "is gone, or cut off, without an end of"),
-        ({"machine": "another"}, 0, " works on "),
-        ({"machine": "another"}, 90, "is gone, or cut off, without an end of"),
+        ({"pid": 2**22 + 7}, 0, "has exited or lost contact before"),
+        ({"machine": "another"}, 0, " is training "),
+        ({"machine": "another"}, 90, "has exited or lost contact before"),
     ],
 )
 def test_a_job_without_a_sign_of_life_is_told_from_one_that_lives(watched, holder, silent_s, said):
@@ -156,7 +156,7 @@ def test_a_job_without_a_sign_of_life_is_told_from_one_that_lives(watched, holde
 def test_what_is_no_run_is_refused_and_a_finished_one_ends_at_once(whole_run, tmp_path):
     (tmp_path / "photo.jpg").touch()
     done = run_command("vitkd-ds", "watch", tmp_path, check=False)
-    assert done.returncode == 2 and f"{tmp_path} holds no config.json, so it is no run folder. Give the" in done.stderr
+    assert done.returncode == 2 and f"{tmp_path} is not a run folder: it has no config.json. Pass the" in done.stderr
     done = run_command("vitkd-ds", "watch", whole_run)
     assert done.stdout == f"{ending(whole_run)}\n" and "step 30/30  val_num_images 64" in done.stderr
 
@@ -166,7 +166,7 @@ def test_a_run_that_is_just_starting_is_waited_for(watched):
     summaries = []
     waiting = threading.Thread(target=lambda: summaries.append(watch.watch(str(folder))))
     waiting.start()
-    watched.until(f"no run in {folder} yet: waiting for one to start there")
+    watched.until(f"no run in {folder} yet; waiting for it to start")
     folder.mkdir()
     waiting.join(0.05)
     lock = RunLock(folder)
@@ -192,10 +192,10 @@ def test_a_real_run_is_watched_over_a_kill_to_its_end(small_beton, tmp_path, dem
     words = [sys.executable, "-m", "vitkd_ds", "watch", str(workdir)]
     with (tmp_path / "errors").open("w") as errors, (tmp_path / "said").open("w") as said:
         watching = subprocess.Popen(words, env=environ, stdout=said, stderr=errors)
-    wait_until(lambda: " works on " in (tmp_path / "errors").read_text(), [watching])
+    wait_until(lambda: " is training " in (tmp_path / "errors").read_text(), [watching])
     ranks[0].send_signal(signal.SIGKILL)
     ranks[0].communicate()
-    wait_until(lambda: "is gone, or cut off" in (tmp_path / "errors").read_text(), [watching])
+    wait_until(lambda: "has exited or lost contact" in (tmp_path / "errors").read_text(), [watching])
     finish_ranks(start_ranks(1, *command))
     assert watching.wait(60) == 0 and "% top-1 on 64 images" in (tmp_path / "said").read_text()
     errors = (tmp_path / "errors").read_text()

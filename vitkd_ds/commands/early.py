@@ -30,7 +30,7 @@ def check_export(source: str, destination: str, format: str = "timm") -> None:
     """Raise ValueError if the source has no student, the destination exists, or the format is unknown."""
     if format not in FORMATS:
         raise ValueError(f"--format {format} is unknown: {nearest(format, FORMATS)}")
-    if not (Path(source) / CHECKPOINTS).is_dir():  # a run folder, whose checkpoint is chosen later by --which
+    if not (Path(source) / CHECKPOINTS).is_dir():  # a run folder: --which chooses its checkpoint later
         check_student(source)
     check_is_new(Path(destination))
 

@@ -10,7 +10,7 @@ from vitkd_ds.config.metrics import VAL_METRICS
 from vitkd_ds.config.run_folder import CONFIG, DONE, STUDENT, read_json
 
 OF_DISTILLATION = ("recipe", "teacher", "losses")
-"""Settings in which a distilled run may differ from its control, the same run without a teacher."""
+"""Sections of settings that may differ between a distilled run and its control, the run without a teacher."""
 OF_FEATURES = ("knn_top1", "cka")
 """Metrics reported for a student without classes."""
 

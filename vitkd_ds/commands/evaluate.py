@@ -38,7 +38,7 @@ def evaluate_exported(
 
     Args:
         student: a run folder, a checkpoint or an exported student.
-        val: a .beton or a packed class folder, whose classes the student must have; "" uses the run's validation data.
+        val: a .beton or a packed class folder; the student must know its classes. "" uses the run's validation data.
         teacher: a timm name, or a run, checkpoint or exported student; "" uses the run's teachers, if there is a run.
         teacher_checkpoint: weights of a teacher given by name: a local file, or a run, checkpoint or exported student;
             "" means hub.
@@ -85,7 +85,7 @@ def evaluate_exported(
 
 
 def _teachers_of(run: Run | None, teacher: str, checkpoint: str) -> dict[str, TeacherConfig]:
-    """Return the teacher given by the options, else those of the run. Raise ValueError for inconsistent options."""
+    """Return the teacher given by the options, else the run's teachers. Raise ValueError for inconsistent options."""
     if teacher:
         return {USUAL: _teacher_of(teacher, checkpoint)}
     if checkpoint:
@@ -124,7 +124,7 @@ def _teacher_of(teacher: str, checkpoint: str) -> TeacherConfig:
 
 
 def _has_classes(config: TeacherConfig, classes: tuple[str, ...]) -> bool:
-    """Return whether a teacher's classes, as far as they are known, equal those of the images in order; else warn."""
+    """Return whether a teacher's classes, if known, equal the images' classes in order; otherwise warn."""
     if config.checkpoint == "hub" or config.head:
         return True
     known = description_beside(build.teacher_file(config)).get("classes", list(classes))

@@ -55,7 +55,7 @@ def command(
 
 
 def own_options(name: str) -> dict[str, type]:
-    """Return the types of a command's own options, without those that belong to the run."""
+    """Return the types of a command's own options, excluding options of the run."""
     page = PAGES[name]
     return {key: option.kind for key, option in page.options.items() if not (page.takes_run and key in OF_RUN)}
 

@@ -47,7 +47,7 @@ class Exported:
     """An exported student."""
 
     source: str
-    """Path by which it was opened: run folder, checkpoint or export."""
+    """Path given by the user: run folder, checkpoint or export."""
     folder: Path
     """Folder of its weights and description."""
     description: dict[str, Any]

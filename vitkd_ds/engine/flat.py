@@ -185,10 +185,10 @@ def _cut(params: Sequence[nn.Parameter], max_numel: int) -> Iterator[list[nn.Par
 
 def _deal(group: Group, num_ranks: int) -> list[list[nn.Parameter]]:
     """Assign weights to ranks, costliest first, each to the rank with the least work so far."""
-    assert group.cost is not None
+    cost = group.cost or nn.Parameter.numel
     runs: list[list[nn.Parameter]] = [[] for _ in range(num_ranks)]
-    for p in sorted(group.params, key=group.cost, reverse=True):
-        min(runs, key=lambda run: sum(map(group.cost, run))).append(p)
+    for p in sorted(group.params, key=cost, reverse=True):
+        min(runs, key=lambda run: sum(map(cost, run))).append(p)
     return runs
 
 

@@ -87,7 +87,7 @@ def asked_warmup(run: Run, total_steps: int, steps_per_epoch: int) -> float:
 
 
 def check_warmup(run: Run, schedule: Schedule) -> None:
-    """Raise ValueError if the warm-up takes the whole run, so the learning rate never decays. Allow it in debug runs."""
+    """Raise ValueError if the warm-up takes the whole run, so the learning rate never decays. Debug runs may."""
     total = schedule.total_steps
     optim = run.optim
     if schedule.warmup_steps < total or run.debug:

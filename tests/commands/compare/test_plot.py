@@ -17,7 +17,7 @@ from vitkd_ds.commands.compare.runs import read_results
 def test_the_command_prints_csv_and_nothing_else_and_writes_the_plot(runs):
     folders = [runs / "plain0", runs / "taught0"]
     done = run_command("vitkd-ds", "compare", *folders, "--speed", "false", "--csv", "--plot", runs / "x.png")
-    assert done.stdout == shown(*folders, csv=True) + "\n" and f"curves written to {runs}/x.png" in done.stderr
+    assert done.stdout == shown(*folders, csv=True) + "\n" and f"wrote the curves to {runs}/x.png" in done.stderr
     pixels = np.asarray(Image.open(runs / "x.png").convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels, axis=0)) > 20 and [*runs.glob(".*")] == []
 
@@ -25,9 +25,9 @@ def test_the_command_prints_csv_and_nothing_else_and_writes_the_plot(runs):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("x.pdf", "--plot must end in .png, found"),
+        ("x.pdf", "--plot must end in .png, got"),
         ("x", "--plot must end in .png"),
-        ("no/x.png", "--plot must lie in a folder that exists, found none at"),
+        ("no/x.png", "the folder of --plot"),
     ],
 )
 def test_a_name_that_cannot_be_plotted_to_is_refused_before_the_folders_are_read(tmp_path, name, message):

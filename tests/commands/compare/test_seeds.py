@@ -78,7 +78,7 @@ def test_one_seed_gives_no_interval_and_no_common_seed_no_difference(runs):
     (difference,) = np.subtract(top1s(runs, "taught", [0]), top1s(runs, "plain", [0]))
     assert f"group 2 - group 1: top-1 {difference:+.2f} points, seed 0, one seed: no interval" in text
     assert "group 1: plain0, seed 0\n" in text
-    assert "group 2 - group 1: no seed is in both" in shown(runs / "plain0", runs / "taught3")
+    assert "group 2 - group 1: not compared: no common seed" in shown(runs / "plain0", runs / "taught3")
     assert len(shown(runs / "plain0").split("\n\n")) == 2, "nothing can be compared"
 
 
@@ -154,13 +154,13 @@ def test_runs_on_other_images_are_groups_of_their_own_without_a_difference_where
     ]
     with_images(other, 1, 3)
     assert below(plain, other)[2:] == [
-        "group 2 - group 1: no difference, as the validation images are others",
+        "group 2 - group 1: not compared: the validation images differ",
         "group 2 differs in: the images of data.val",
     ]
     for images, config in (((1, 2), plain), ((None, None), other)):
         with_images(config, *images)
     text = shown(plain, other)
-    assert "left out, as a run before has the same settings, images and seed: plain2" in text, "by path"
+    assert "left out (an earlier run has the same settings, images and seed): plain2" in text, "by path"
     change(other, run__data__val="elsewhere")
     assert below(plain, other)[3] == "group 2 differs in: the images of data.val"
 
@@ -171,7 +171,7 @@ def test_other_parts_of_the_same_validation_images_are_other_images(runs):
     lines = metrics_of(part)
     lines[-1]["val_num_images"] = 32
     (part / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert below(plain, part)[2] == "group 2 - group 1: no difference, as the validation images are others"
+    assert below(plain, part)[2] == "group 2 - group 1: not compared: the validation images differ"
     change(part, run__data__max_val_images=64)
     lines[-1]["val_num_images"] = 64
     (part / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -182,6 +182,6 @@ def test_what_is_no_final_result_of_a_seed_of_its_own_is_left_out_of_the_groups(
     unfinish(runs / "taught0")
     shutil.copytree(runs / "plain0", runs / "again")
     text = shown(runs / "plain0", runs / "again", runs / "taught0", runs / "taught1")
-    assert "left out of groups and differences, as not evaluated at the end: taught0" in text
-    assert "left out, as a run before has the same settings, images and seed: again" in text
-    assert "group 2: taught1, seed 1" in text and "no seed is in both" in text
+    assert "left out of groups and differences (no evaluation at the end): taught0" in text
+    assert "left out (an earlier run has the same settings, images and seed): again" in text
+    assert "group 2: taught1, seed 1" in text and "not compared: no common seed" in text

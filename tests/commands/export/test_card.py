@@ -67,9 +67,9 @@ def test_a_student_without_a_run_or_classes_has_a_card_of_what_is_known(tmp_path
     (tmp_path / "student" / "student.json").write_text(json.dumps(described))
     head, text = card_of(tmp_path / "student", tmp_path / "out")
     assert head["pipeline_tag"] == "image-feature-extraction" and head["tags"][-1] == "image-feature-extraction"
-    assert "This student was not evaluated where it comes from." in text and "A model of features" in text
+    assert "No evaluation is stored for this student." in text and "A feature extractor" in text
     assert f"`vit_large`. {said}." in text and "features = model(transform(image)[None])[0]" in text
-    assert "softmax" not in text and "k-NN, a linear probe or retrieval" in text
+    assert "softmax" not in text and "k-NN, linear probes or retrieval" in text
 
     del described["teacher"]
     described["teachers"] = {name: {"model": name, "license": licence} for name in ("dino", "clip")}

@@ -89,7 +89,7 @@ def test_a_graph_computes_what_timm_does_for_any_number_of_images_and_says_how_t
     assert {key: found[key] for key in described} == described
     what = "float16" if half else "float32"
     assert f"images, {what} [batch, 3, 28, 28]: RGB in 0..1, minus [0.1, 0.2, 0.3]" in found["input"]
-    assert "the shorter side resized to 32 pixels (bicubic" in found["input"]
+    assert "resizing the shorter side to 32 pixels (bicubic" in found["input"]
     assert found["output"] == ("logits, [batch, 10]" if num_classes else "features, [batch, 64]")
     pixels = np.random.default_rng(5).integers(0, 256, (7, 50, 40, 3), dtype=np.uint8)
     images_BCHW = preprocessed(found, map(Image.fromarray, pixels))
@@ -119,7 +119,7 @@ def test_a_graph_that_overflows_in_fp16_is_refused_and_leaves_nothing(tmp_path, 
     weights["head.weight"] *= 1e6
     save_file(weights, tmp_path / "student" / "student.safetensors")
     options = {"format": "torch_export", "val": str(small_beton)}
-    refusal = "the graph must compute what torch does within 0.02 of the largest answer, found .*: leave --half out"
+    refusal = "the graph's outputs differ from torch's by more than 0.02 of the largest output .* Remove --half"
     with pytest.raises(ValueError, match=refusal):
         export_graph(tmp_path / "student", tmp_path / "out", half=True, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
@@ -134,7 +134,7 @@ def test_the_bound_is_a_part_of_the_largest_answer_and_every_micro_batch_counts(
             wrong = 50.01 if len(images_BCHW) == size else 50.0
             return torch.full((len(images_BCHW), 2), wrong)
 
-        with pytest.raises(ValueError, match="within 0.0001 of the largest answer, found largest difference .* 0.01"):
+        with pytest.raises(ValueError, match="more than 0.0001 of the largest output .largest difference .* 0.01"):
             graphs._compare(run, images_BCHW, expected_BK, torch.float32)
         assert "difference to torch in fp32 0.01, where" in graphs._compare(
             run, images_BCHW, expected_BK, torch.float16
@@ -154,7 +154,7 @@ def test_a_run_knows_its_images_also_those_of_a_folder_that_was_never_packed(tmp
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "compared with torch on real images, found no run beside .*student that has some: give --val"),
+        ({}, "student does not belong to a run, so there are no images .* Pass --val"),
         (
             {"val": "{}/student"},
             "val must be a .beton or a folder with a folder per class, got .*. Pack it first",

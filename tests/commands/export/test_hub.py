@@ -127,12 +127,12 @@ def test_a_pushed_student_is_private_and_loads_from_the_hub_and_no_push_replaces
     assert torch.equal(logits_BK, model(images_BCHW))
     assert names == list(CLASSES)
     others = {
-        "me/public": ({"private": False, "files": {}}, "a private repository, .* found me/public public"),
+        "me/public": ({"private": False, "files": {}}, "the repository me/public is public"),
         "me/notes": (
             {"private": True, "files": {"README.md": b"mine"}},
-            "empty repository, .* found README.md in me/no",
+            "the repository me/no.* is not empty .it has README.md",
         ),
-        "me/small": (stored, "an empty repository, so that nothing is overwritten, found .* in me/small"),
+        "me/small": (stored, "the repository me/small is not empty"),
     }
     hub.repositories |= {name: repository for name, (repository, _) in others.items()}
     for name, (_, message) in others.items():
@@ -145,7 +145,7 @@ def test_a_pushed_student_is_private_and_loads_from_the_hub_and_no_push_replaces
 def test_a_hub_that_refuses_is_a_sentence_and_leaves_nothing(tmp_path, hub, monkeypatch):
     write_export(tmp_path / "student")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    refusal = "--push must name a repository that you may write, .*found 'me/small', where .*401.*: see `hf auth login`"
+    refusal = "cannot create or read the repository 'me/small': .*401.*`hf auth login`"
     with pytest.raises(ValueError, match=refusal):
         export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf", push="me/small")
     assert not (tmp_path / "out").exists() and not hub.repositories
@@ -154,7 +154,7 @@ def test_a_hub_that_refuses_is_a_sentence_and_leaves_nothing(tmp_path, hub, monk
 def test_a_student_that_does_not_reach_the_hub_is_kept_and_the_message_says_how_to_go_on(tmp_path, hub):
     write_export(tmp_path / "student")
     hub.takes_commits = False
-    message = f"out is written, but was not uploaded to me/small: .*try again with `hf upload me/small {tmp_path}/out`"
+    message = f"wrote .*out, but could not upload it to me/small: .*Retry with `hf upload me/small {tmp_path}/out`"
     with pytest.raises(ValueError, match=message):
         export(str(tmp_path / "student"), str(tmp_path / "out"), format="hf", push="me/small")
     assert (tmp_path / "out" / "model.safetensors").is_file() and not hub.repositories["me/small"]["files"]
@@ -164,8 +164,8 @@ def test_a_student_that_does_not_reach_the_hub_is_kept_and_the_message_says_how_
     "options, message",
     [
         ({"format": "onxx"}, "--format onxx is unknown: did you mean onnx"),
-        ({"val": "demo"}, "--val belongs to --format onnx and torch_export, found --format timm: leave it out"),
-        ({"format": "onnx", "push": "me/x"}, "--push needs --format hf, found --format onnx: change it, or leave"),
+        ({"val": "demo"}, "--val needs --format onnx or torch_export, got --format timm. Remove"),
+        ({"format": "onnx", "push": "me/x"}, "--push needs --format hf, got --format onnx"),
         ({"format": "hf", "which": "first"}, "--which must be last or best, got first"),
     ],
 )

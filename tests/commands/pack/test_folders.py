@@ -77,8 +77,8 @@ def test_both_folders_are_packed_beside_themselves_once_with_the_classes_of_trai
     assert next(loader.epoch(0))[1].tolist() == [0] * 3 + [2] * 3
     said = [record.getMessage() for record in caplog.records if record.name.endswith("folders")]
     folders_packed = (run.data.train, run.data.val)
-    assert said == [f"packing {src} into {src}.beton, once; later starts use that file" for src in folders_packed]
-    # Again, from another working folder and with another spelling of the path: the files are used unchanged.
+    assert said == [f"packing {src} into {src}.beton; later starts reuse that file" for src in folders_packed]
+    # Again, from another folder and by another spelling: the files are used as they are.
     times, content = [file.stat().st_mtime_ns for file in files], names_in(photos)
     caplog.clear()
     os.symlink(photos, tmp_path / "link")
@@ -106,8 +106,8 @@ def test_only_class_folders_of_the_ffcv_backend_are_packed_and_torch_is_not_need
     torchvision = run_of(photos / "train", photos / "val", backend="torchvision")
     for run in (torchvision, run_of(), run_of("x.beton", "no/folder"), run_of("", "")):
         assert pack_folders(run) == run and names_in(photos) == ["demo", "train", "val"]
-    for src, number in ((photos / "train", 4), (photos, 1000)):  # the folders in it are not classes
-        refused(src, num_classes=number, match=f"data.train must have data.num_classes={number} class folders, found 3")
+    for src, number in ((photos / "train", 4), (photos, 1000)):  # the latter's folders are no classes
+        refused(src, num_classes=number, match=f"data.train must have data.num_classes={number} class folders, got 3")
     assert names_in(photos) == ["demo", "train", "val"] and names_in(photos.parent) == ["photos"]
     pack(photos / "train", photos / "train.beton")
     pack(photos / "val", photos / "val.beton")
@@ -130,8 +130,8 @@ def test_a_folder_of_validation_takes_the_classes_of_whatever_training_is(tmp_pa
     refused(
         train,
         photos / "val",
-        match=r"data.val is packed as `vitkd-ds pack .*/val .*/val.beton --classes .*/own."
-        r"beton --passthrough` does it, which found: .*own.beton' has 3 classes, .*cats' \(did you mean cat",
+        match=r"packing data.val with `vitkd-ds pack .*/val .*/val.beton --classes .*/own."
+        r"beton --passthrough` failed: .*own.beton' has 3 classes, .*cats' \(did you mean cat",
     )
     refused("no.beton", photos / "val", match="'no.beton' must be a .beton file, but does not exist")
 
@@ -155,9 +155,9 @@ def test_a_folder_that_changed_is_refused_until_the_file_is_removed(photos, chan
         shutil.rmtree(train / "bird")
     with pytest.raises(ValueError, match=r"train' has changed since '.*train.beton' was packed from it") as refusal:
         packed(train)
-    assert f": give {train}.beton in place of the folder to use it as it is, or pack it again:" in str(refusal.value)
+    assert f". Pass {train}.beton instead of the folder to use it anyway, or pack again:" in str(refusal.value)
     assert packed(f"{train}.beton")[0] == f"{train}.beton"
-    command = str(refusal.value).partition("pack it again: ")[2]
+    command = str(refusal.value).partition("or pack again: ")[2]
     assert command == f"rm {train}.beton {train}.beton.json && vitkd-ds pack {train} {train}.beton"
     if change == "more":  # run once, because every start of Python takes time
         run_command("bash", "-c", command)
@@ -171,13 +171,17 @@ def test_a_folder_that_changed_is_refused_until_the_file_is_removed(photos, chan
 def test_a_file_that_was_packed_by_hand_counts_and_one_that_does_not_say_from_what_is_refused(photos):
     (photos / "names").write_text("cat\ndog\nant\n")
     (photos / "val" / "ant" / "bad.png").write_bytes(b"no image")
-    refused(photos / "train", photos / "val", match="data.val is packed as `.*`.*bad.png' does not decode.*--skip_bad")
+    refused(
+        photos / "train",
+        photos / "val",
+        match="packing data.val with `.*` failed: .*bad.png' does not decode.*--skip_bad",
+    )
     pack(photos / "val", photos / "val.beton", classes=str(photos / "names"), skip_bad=True, shuffle=True, restart=True)
     assert packed(photos / "train", photos / "val") == (f"{photos}/train.beton", f"{photos}/val.beton")
     side = side_path(photos / "val.beton")
     side.write_text("".join(line for line in side.read_text().splitlines(True) if '"source"' not in line))
     assert check_beton(photos / "val.beton").shuffled
-    refused(photos / "train", photos / "val", match="val.beton' must say that it was packed from .* older version")
+    refused(photos / "train", photos / "val", match="cannot tell whether .*val.beton' matches .* older version")
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(photos):
@@ -189,8 +193,8 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(photos):
         try:
             refused(
                 Path(top, "photos", "train"),
-                match="data.train is a folder, and must be packed into '.*train.beton"
-                "', found .*Permission denied.*: make '.*photos' writable, or pack it elsewhere",
+                match="cannot pack data.train into '.*train.beton': .*Permission denied.*. "
+                "Make '.*photos' writable, or pack it elsewhere",
             )
         finally:
             os.seteuid(os.getuid())
@@ -230,14 +234,14 @@ def start():
 def test_other_ranks_and_other_runs_wait_for_the_one_that_packs(tmp_path, start):
     src = late(tmp_path)
     processes = start(src, "0", "1", "0")
-    assert any("once; later starts use" in line for line in processes[2].stdout), "and then it waits for the lock"
+    assert any("later starts reuse" in line for line in processes[2].stdout), "and then it waits for the lock"
     time.sleep(6)  # for 5 s, and then for the file
     assert all(process.poll() is None for process in processes)
     feed(src)
     said = finish_ranks(processes, timeout=60)
     dst = tmp_path / "images.beton"
     assert all(f"RESULT {dst} demo" in text for text in said) and check_beton(dst).num_images == 202
-    assert [text.count("once; later starts use") for text in said] == [1, 0, 0], "that of the third is read already"
+    assert [text.count("later starts reuse") for text in said] == [1, 0, 0], "that of the third is read already"
     assert [text.count("using ") for text in said] == [0, 0, 1]
     assert names_in(tmp_path) == ["images", "images.beton", "images.beton.json"]
 
@@ -249,7 +253,7 @@ def test_a_run_that_is_ended_while_it_packs_goes_on_with_it(tmp_path, caplog, st
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     said = end(process, workers, number)
     assert process.returncode == (-9 if number == signal.SIGKILL else 0) and not (tmp_path / "images.beton").exists()
-    assert number == signal.SIGKILL or "are kept in" in said and "the same command goes on" in said
+    assert number == signal.SIGKILL or "kept 1 finished parts" in said and "Rerun the same command to continue" in said
     feed(src)
     assert packed(src, num_classes=2)[0] == f"{src}.beton"
     assert "continuing" in caplog.text and check_beton(f"{src}.beton").num_images == 202
@@ -273,12 +277,11 @@ def test_a_wait_is_given_up_when_nothing_grows_and_when_a_signal_comes(photos, m
     thread.start()
     refused(
         photos / "train",
-        match="train.beton' must be packed from '.*train' by another process, found that "
-        ".*partial' has not grown for 0.01 minutes",
+        match="another process is packing '.*train' into '.*train.beton', but .*partial' has not grown for 0.01 min",
     )
     thread.join()
     assert time.monotonic() - begun > 2.4
-    assert caplog.text.count("which another process packs: 0.00 GB so far") >= 3
+    assert caplog.text.count("waiting for another process to pack") >= 3
     monkeypatch.setitem(signals._came, "SIGTERM", 0.0)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
@@ -293,7 +296,7 @@ def test_folders_whose_labels_are_ignored_are_packed_each_with_its_own_classes(p
     assert check_beton(photos / "val.beton").classes == ("ant", "cat")
     plain = pack(photos / "train", tmp_path / "plain.beton", labels="none").path
     (photos / "val.beton").unlink()
-    refused(plain, photos / "val", num_classes=0, match="data.val must have no labels, as data.train=.*plain.beton")
+    refused(plain, photos / "val", num_classes=0, match="data.val has class folders, but data.train=.*plain.beton")
     (tmp_path / "loose").mkdir()
     shutil.copy(next((photos / "train").rglob("*.png")), tmp_path / "loose")
     refused(tmp_path / "loose", match="Pack it first .vitkd-ds pack .*loose FILE.beton --labels none")

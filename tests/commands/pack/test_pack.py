@@ -158,7 +158,7 @@ def test_images_without_class_folders_are_packed_without_labels_if_that_is_asked
     assert done.returncode == 2 and "vitkd-ds pack SRC DST --labels none" in done.stderr
     (src / "a.png").rename(src / "deep" / "a.png")
     done = subprocess.run([*COMMAND, *words, "--labels=none"], capture_output=True, text=True)
-    assert f"{tmp_path / 'x.beton'}: 2 images without labels, 0 of them as they were" in done.stdout, done.stderr
+    assert f"{tmp_path / 'x.beton'}: 2 images without labels, 0 of them stored unchanged" in done.stdout, done.stderr
     info, _, labels = read_beton(tmp_path / "x.beton")
     assert info.classes == () and labels.tolist() == [0, 0]
     for index, pixels in enumerate(noise(2, 20, 16)[::-1]):

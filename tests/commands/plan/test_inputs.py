@@ -78,7 +78,7 @@ def test_the_predictions_in_the_table_are_what_plan_says():
         for layout in (one_gpu(images), one_gpu(512)):
             speeds.append(f"{images_per_s(inputs, layout, H100):,.0f}")
             memory.append(f"{sum(memory_bytes(inputs, layout).values()) / 2**30:.1f}")
-    assert f"{', '.join(gflops[:2])} and {gflops[2]} GFLOP an image" in TABLE
+    assert f"{', '.join(gflops[:2])} and {gflops[2]} GFLOP per image" in TABLE
     (line,) = re.findall(r"^\| S15 \|.*$", TABLE, re.M)
     assert f"(predicted {', '.join(speeds[::2])})" in line and f"(predicted {', '.join(memory[::2])})" in line
     (line,) = re.findall(r"^\| S16 \|.*$", TABLE, re.M)
@@ -108,7 +108,7 @@ def test_models_that_were_not_measured_run_at_an_assumed_part_of_the_peak_at_the
     assert 4 / 8800 > inputs_of(narrow, H100).student_s != inputs.student_s
     text = plan_text(large, nodes=1, gpus=8)
     assert re.search(
-        r"teacher +145 images/s +assumed: 40% of 989\.4 TFLOP/s, for 2,725\.5 GFLOP an image, counted", text
+        r"teacher +145 images/s +assumed: 40% of 989\.4 TFLOP/s, for 2,725\.5 GFLOP per image, counted", text
     )
 
 
@@ -139,14 +139,14 @@ def test_other_terms_of_tokens_are_charged_for_as_they_are_counted():
     assert after.others_s == pytest.approx(flops / (0.25 * 989.4e12))
     assert after.loss_s == before.loss_s + after.others_s
     assert after.activation_bytes > before.activation_bytes + 2 * 197 * 768
-    assert before.others_s == 0 and re.search("other losses of tokens +none +counted", plan_text(run, nodes=1, gpus=8))
+    assert before.others_s == 0 and re.search("other losses on tokens +none +counted", plan_text(run, nodes=1, gpus=8))
     text = plan_text(more, nodes=1, gpus=8)
     assert re.search(
-        r"other losses of tokens +5\.2 us an image +assumed: 25% .* for 1\.28 GFLOP of feature, counted", text
+        r"other losses on tokens +5\.2 us per image +assumed: 25% .* for 1\.28 GFLOP of feature, counted", text
     )
     assert re.search("ViTKD loss +26,500 images/s", text), "the measured one is as it was"
     ((_, measured, _), (_, value, source)) = _loss_rows(more, replace(after, loss_s=0.6, others_s=0.1), H100)
-    assert (measured, value) == ("2 images/s", "100000.0 us an image") and "for 24735.00 GFLOP of feature" in source
+    assert (measured, value) == ("2 images/s", "100000.0 us per image") and "for 24735.00 GFLOP of feature" in source
 
 
 def test_models_are_made_without_memory_and_without_random_numbers():
@@ -213,9 +213,9 @@ def test_the_gradients_of_a_compiled_student_all_come_after_its_last_product():
 
 def test_compiling_decides_whether_reductions_are_hidden():
     run = build_run("deit_base_from_deit3_large")
-    assert re.search("reductions run beside +nothing", plan_text(run, nodes=1, gpus=8))
+    assert re.search("reductions overlap with +nothing", plan_text(run, nodes=1, gpus=8))
     eager = plan_text(replace(run, compile="off"), nodes=1, gpus=8)
-    assert re.search("reductions run beside +67% of student and loss", eager)
+    assert re.search("reductions overlap with +67% of student and loss", eager)
 
 
 @pytest.mark.slow
@@ -270,10 +270,10 @@ def test_the_own_file_gives_images_and_bytes_and_what_follows_from_them(tmp_path
     assert int(disk) == pytest.approx(per_s * mean / 1e6, abs=1)
     assert float(size) == pytest.approx(40 * mean / 1e9, rel=0.05)
     assert re.search(rf"an epoch +40 images +counted: {twice.path}, whole steps", text)
-    assert re.search(rf"images on disk +{mean / 1e3:.1f} kB an image +counted: {twice.path}$", text, re.M)
+    assert re.search(rf"images on disk +{mean / 1e3:.1f} kB per image +counted: {twice.path}$", text, re.M)
     assert re.search(r"an epoch +1,281,167 images +counted: ImageNet-1k's training set", assumed)
     row = known.LOADER.row
-    assert re.search(rf"images on disk +57.6 kB an image +measured, row {row}: ImageNet's", assumed)
+    assert re.search(rf"images on disk +57.6 kB per image +measured on ImageNet, row {row}", assumed)
     assert "160,145 steps of 8 images" in assumed and "(74 GB" in assumed
     (tmp_path / "names").write_text("dog\n")
     other = replace(own, data=replace(own.data, classes=str(tmp_path / "names")))

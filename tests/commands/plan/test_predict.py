@@ -60,7 +60,7 @@ def test_the_page_says_what_crosses_from_the_cpus_memory_and_how_long_a_shortene
     own = {"micro_batch_size_per_gpu": "128", "teacher.placement": "offload", "max_steps": "100"}
     cli.plan(recipe="deit_base_from_deit3_large", nodes="1", gpus="8", **own)
     text = capsys.readouterr().out
-    assert re.search(r"gathers .*of the teacher's weights: 533 MB a GPU, .*, with 76 MB from the CPU's memory", text)
+    assert re.search(r"gathers .*of the teacher's weights: 533 MB per GPU, .*, with 76 MB from CPU memory", text)
     step_ms, seconds = (float(re.search(rf"^  {what} +([\d.e-]+)", text, re.M)[1]) for what in ("step", "100 steps"))
     assert seconds == pytest.approx(100 * step_ms / 1e3, abs=0.5)
 
@@ -128,7 +128,7 @@ def test_base_at_512_images_fits_an_80_gb_card_and_checkpointing_takes_less():
 def test_the_command_prints_every_section_and_a_source_for_every_input(capsys):
     cli.plan(recipe="deit_base_from_deit3_large", nodes="4", gpus="8")
     text = capsys.readouterr().out
-    for section in ("speed", "memory per GPU", "per node", "the teacher's placement", "inputs"):
+    for section in ("speed", "memory per GPU", "per node", "teacher placement", "inputs"):
         assert re.search(rf"^{section}", text, re.M), section
     assert "augmentation" in text
     for line in text[text.index("\ninputs\n") + 8 :].splitlines():
@@ -145,7 +145,7 @@ def test_a_gpu_that_was_not_measured_is_counted_by_its_peak_and_a_teacher_of_7_b
     assert teacher.startswith("assumed: 40% of 312 TFLOP/s") and "row C3" not in other and "and on this GPU" in other
     cli.plan(recipe="vit_small_from_dinov3_7b", gpus="1", **{"micro_batch_size_per_gpu": "256"}, hardware="rtx4090")
     text = capsys.readouterr().out
-    row = r"^  {} +[\d.,]+ ms +([\d.]+) GiB, for GPUs of (\d+) GiB or more$"
+    row = r"^  {} +[\d.,]+ ms +([\d.]+) GiB; needs per GPU with (\d+) GiB or more$"
     found = [re.search(row.format(placement), text, re.M).groups() for placement in ("replica", "offload")]
     replica, offload = (float(gib) for gib, _ in found)
     assert replica - offload == pytest.approx(12.51 - 2 * 0.313, abs=0.11) and "--teacher.placement=offload" in text
@@ -156,7 +156,7 @@ def test_a_gpu_that_was_not_measured_is_counted_by_its_peak_and_a_teacher_of_7_b
 def test_fields_of_the_run_can_be_set(capsys):
     own = {"micro_batch_size_per_gpu": "64", "teacher.placement": "replica"}
     cli.plan(recipe="deit_tiny_from_deit3_small", nodes="1", gpus="1", **own)
-    assert "64 images x 16 a GPU" in capsys.readouterr().out
+    assert "64 images x 16 per GPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_fields_of_the_run_can_be_set(capsys):
         ({"node": "3"}, "--node is no option"),
         ({"gpus": "many"}, "--gpus must be a whole number"),
         ({"recipe": None}, "plan needs --recipe"),
-        ({"ds_config": "fp32.json"}, "student in bf16, found fp32 weights in .*fp32.json: leave it out"),
+        ({"ds_config": "fp32.json"}, "only bf16 students, but .*fp32.json sets fp32. Remove"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(flags, message, tmp_path, monkeypatch):
@@ -224,8 +224,8 @@ def test_a_node_reads_and_decodes_its_share_of_the_images_per_second(size, text)
     cores = per_s / 1548
     lines = _per_node(INPUTS, layout, CARD, images).splitlines()
     loader, disk = (re.split(" {2,}", line.strip()) for line in lines[1:])
-    assert loader == ["loader cores", f"{cores:.0f}", f"{cores / 2:.1f} a GPU"]
-    about = f"until the file is in memory ({text} GB, read once if there is room)"
+    assert loader == ["loader cores", f"{cores:.0f}", f"{cores / 2:.1f} per GPU"]
+    about = f"until the file is cached in memory ({text} GB)"
     assert disk == ["disk", f"{per_s * size / 2 / 1e6:,.0f} MB/s", about]
 
 
@@ -252,9 +252,9 @@ def test_speed_and_length_by_hand(own, length):
     images = TrainImages(num_images=143_999, bytes_per_image=1.0, name="", bytes_source="")
     rows = rows_of(_speed(run, INPUTS, layout, CARD, images))
     # 58.35 ms a step, as above; 719 steps an epoch. A GPU computes 1714 x 1e9 operations a second.
-    assert rows["images/s"] == ["3,428", "1,714 a GPU"] and rows["step"] == ["58.3 ms", "100 images x 1 a GPU"]
-    assert rows["TFLOP/s a GPU"] == ["2", "MFU 0.2% of 989.4"]
-    about = "719 steps of 200 images an epoch; without evaluations and checkpoints"
+    assert rows["images/s"] == ["3,428", "1,714 per GPU"] and rows["step"] == ["58.3 ms", "100 images x 1 per GPU"]
+    assert rows["TFLOP/s per GPU"] == ["2", "MFU 0.2% of 989.4"]
+    about = "719 steps of 200 images per epoch; without evaluations and checkpoints"
     assert rows[length[0]] == [length[1], about] and len(rows) == 12
 
 
@@ -271,7 +271,7 @@ def test_the_fastest_placement_that_fits_is_advised_with_what_a_shard_costs():
     ):
         text = _placement(INPUTS, layout, replace(CARD, memory_gib=memory_gib))
         assert re.findall(r"--teacher.placement=(\w+) is the fastest that fits", text) == ([best] if best else [])
-        assert ("nothing fits" in text) is not bool(best)
+        assert ("no placement fits" in text) is not bool(best)
     *_, advice = _placement(INPUTS, layout, CARD).splitlines()
     assert advice.endswith("a shard takes 4.1% longer than a replica, and -0.2 GiB")
 

@@ -81,14 +81,14 @@ def test_boxes_choose_the_runs_whose_curves_are_drawn(runs, opened):
     stops = page.run(
         "[...document.querySelectorAll('.chart[data-key=total] .restart title')].map((t) => t.textContent)"
     )
-    assert len(stops) == 1 and stops[0].startswith(f"went on at step {STOPPED} 20")
+    assert len(stops) == 1 and stops[0].startswith(f"resumed at step {STOPPED} 20")
     kept = page.run(
         "[...document.querySelectorAll('.chart[data-key=total] .checkpoint title')].map((t) => t.textContent)"
     )
     folder = runs / "taught" / "checkpoints"
     best = (folder / "best").read_text().strip()
     tags = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    assert kept == [f"checkpoint {tag}{', the best' if tag == best else ''}" for tag in tags]
+    assert kept == [f"checkpoint {tag}{', best' if tag == best else ''}" for tag in tags]
 
 
 def test_classes_are_filtered_and_sorted(runs, opened):
@@ -122,7 +122,7 @@ def test_images_are_chosen_by_who_is_right(runs, opened):
         "neither": sum(label != student != teacher != label for label, student, teacher in answers),
     }
     text = page.one("#images p").text
-    assert text.startswith(f"For {sum(outcomes.values())} of {len(answers)} images the two models name different")
+    assert text.startswith(f"For {sum(outcomes.values())} of {len(answers)} images the two models predict different")
     assert [int(number) for number in re.findall(r"right: (\d+)", text)] == list(outcomes.values())
     assert len(page.all(".images figure")) == min(16, sum(outcomes.values()))
     for outcome in outcomes:

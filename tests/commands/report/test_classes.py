@@ -59,7 +59,7 @@ def test_the_classes_that_gained_and_lost_most_are_those_against_the_other_run(r
     text = written(runs / "taught", runs / "plain")
     sentence = re.search(r'<p id="difference">(.*?)</p>', text).group(1)
     low, high = paired_interval(64, 8, 5)
-    assert "taught (step 14) answers 8 right that plain (step 14) answers wrong, and 5 the other way round" in sentence
+    assert "taught (step 14) gets 8 right that plain (step 14) gets wrong, and 5 the other way round" in sentence
     assert f"+4.69 points, 95 % interval [{low:+.2f}, {high:+.2f}]" in sentence
     helped, hurt = re.search(r"Helped most(.*?)Hurt most(.*?)All classes", text, re.S).groups()
     names = own["classes"]

@@ -35,8 +35,8 @@ def test_marks_are_restarts_kept_checkpoints_and_skipped_images(runs):
     marks = marks_of(result)
     assert [mark["step"] for mark in marks if mark["kind"] == "restart"] == [7]
     kept = [mark["text"] for mark in marks if mark["kind"] == "checkpoint"]
-    assert [text.removesuffix(", the best") for text in kept] == ["checkpoint step00000007", "checkpoint step00000014"]
-    assert sum(text.endswith(", the best") for text in kept) == 1
+    assert [text.removesuffix(", best") for text in kept] == ["checkpoint step00000007", "checkpoint step00000014"]
+    assert sum(text.endswith(", best") for text in kept) == 1
     skipped = [(mark["step"], mark["text"]) for mark in marks if mark["kind"] == "skipped"]
     # A restart resets the count, so a drop is not marked.
     assert skipped == [(3, "2 images skipped so far"), (5, "5 images skipped so far"), (7, "1 images skipped so far")]
@@ -46,10 +46,10 @@ def test_restarts_are_every_start_but_a_first_one_at_step_0():
     def texts(**config):
         return [mark["text"] for mark in marks_of(made(folder="none", **config))]
 
-    assert texts(starts=[{"step": 0, "time": "a"}, {"step": 0, "time": "b"}]) == ["went on at step 0 b"]
-    assert texts(starts=[{"step": 5, "time": "a"}]) == ["went on at step 5 a"], "an earlier version started the run"
-    assert texts(starts=["damaged", {"step": "x"}, {"step": 6}]) == ["went on at step 6"]
-    assert texts(resumed_step=3) == ["went on at step 3"] and texts(resumed_step=0) == texts() == []
+    assert texts(starts=[{"step": 0, "time": "a"}, {"step": 0, "time": "b"}]) == ["resumed at step 0 b"]
+    assert texts(starts=[{"step": 5, "time": "a"}]) == ["resumed at step 5 a"], "an earlier version began the run"
+    assert texts(starts=["damaged", {"step": "x"}, {"step": 6}]) == ["resumed at step 6"]
+    assert texts(resumed_step=3) == ["resumed at step 3"] and texts(resumed_step=0) == texts() == []
 
 
 def test_parts_of_the_total_follow_the_weights_of_their_step():
@@ -94,7 +94,7 @@ def test_every_value_that_a_run_logs_has_its_chart_title_and_unit():
         ("grad_norm", "Gradient norm before clipping", ""),
         ("lr", "Learning rate", ""),
         ("images_per_s", "Training speed", "images/s"),
-        ("data_wait_s", "Waiting for data, of a step", "s"),
+        ("data_wait_s", "Waiting for data per step", "s"),
         ("mfu", "Model FLOPs utilisation (MFU)", ""),
         ("memory_gib", "Peak memory of rank 0", "GiB"),
         ("images_skipped", "Images skipped since the start", ""),
@@ -105,7 +105,7 @@ def test_every_value_that_a_run_logs_has_its_chart_title_and_unit():
         ("run", False),
         ("run (teacher)", True),
     ]
-    assert by_key["val_top1"]["note"] == "dashed: the teacher" and by_key["val_kl"]["note"] == ""
+    assert by_key["val_top1"]["note"] == "dashed: teacher" and by_key["val_kl"]["note"] == ""
     assert [chart["key"] for chart in charts if chart["is_log"]] == ["grad_norm"]
 
 

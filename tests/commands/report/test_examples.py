@@ -60,7 +60,7 @@ def test_the_images_that_are_shown_are_spread_evenly_over_those_in_question(runs
 
 def test_images_that_are_gone_or_others_are_a_sentence(runs):
     change(runs / "taught", images={"train": 1, "val": 2})
-    assert "found other images in demo: put them back" in written(runs / "taught")
+    assert "the images in demo have changed since the evaluation" in written(runs / "taught")
     change(runs / "taught", run__data__val=str(runs / "gone.beton"))
     text = written(runs / "taught")
     assert "The images cannot be shown: " in text and "gone.beton" in text and "<img" not in text

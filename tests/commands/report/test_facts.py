@@ -32,11 +32,11 @@ def test_differences_to_the_recipe_versions_and_starts_are_said(runs):
     starts = [(start["step"], start["ranks"], start["device"]) for start in config["starts"]]
     assert starts == [(0, 1, "cpu")]
     text = written(runs / "taught")
-    assert re.search(r"<dt>went on</dt><dd>step 7, 20[-\d]+ [:\d]+, 1 rank on cpu</dd>", text)
-    assert "not stated in timm" in text
+    assert re.search(r"<dt>resumed</dt><dd>step 7, 20[-\d]+ [:\d]+, 1 rank on cpu</dd>", text)
+    assert "not stated by timm" in text
     change(runs / "taught", models__teacher__license="cc-by-nc-4.0", run__recipe="gone/config.json")
     text = written(runs / "taught")
-    assert "<dd>cc-by-nc-4.0</dd>" in text and "The recipe cannot be read here: no run at gone/config.json" in text
+    assert "<dd>cc-by-nc-4.0</dd>" in text and "The recipe cannot be read: no run at gone/config.json" in text
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_age_of_a_log_is_told_in_seconds_minutes_or_hours(tmp_path, monkeypa
     (tmp_path / "metrics.jsonl").touch()
     os.utime(tmp_path / "metrics.jsonl", (0, 1_000_000))
     monkeypatch.setattr(facts, "time", SimpleNamespace(time=lambda: 1_000_000.0 + seconds))
-    assert facts._age(made(folder=tmp_path)) == f"; its log was written {text} before this page"
+    assert facts._age(made(folder=tmp_path)) == f"; last log entry {text} before this report"
 
 
 def test_tiles_are_the_newest_numbers_with_the_step_of_those_that_are_older():
@@ -90,7 +90,7 @@ def test_hardware_and_models_are_told_in_words():
     assert facts._hardware(1, "cpu") == "1 rank on cpu"
     assert facts._hardware(8, None) == "8 ranks on an unknown device"
     cost = {"model": "tiny", "parameters": 5_720_000, "gflops": 2.514}
-    text = "tiny, 5.72 M parameters, 2.51 GFLOPs an image, weights at the start: "
+    text = "tiny, 5.72 M parameters, 2.51 GFLOPs per image, initial weights: "
     assert facts._model({"init": "hub"}, cost) == f"{text}hub"
     assert facts._model({"checkpoint": "x.pt", "init": "hub"}, cost) == f"{text}x.pt"
     assert facts._model({"model_args": {"depth": 2}}, cost).startswith('tiny {"depth": 2}, 5.72 M')

@@ -35,7 +35,7 @@ def test_every_link_leads_to_its_section_and_every_class_has_a_rule(runs):
     rules = re.sub(r"\{[^}]*\}", "", (FOLDER / "page.css").read_text())
     assert used - {*re.findall(r"\.([a-z]\w*)", rules)} == set()
     legend = re.search(r'<div class="legend">(.*?)</div>', page)[1]
-    assert legend == "<span>┆ the run went on after a stop</span><span>▲ a checkpoint that is kept</span>(of taught)"
+    assert legend == "<span>┆ restart</span><span>▲ checkpoint</span>(of taught)"
     assert {"key", "swatch", "tile", "sorts", "settings", "confusion"} <= used
 
 
@@ -71,7 +71,7 @@ def test_a_run_that_goes_on_has_a_report_of_what_is_there(runs):
     going(run)
     os.utime(run / "metrics.jsonl", (0, 0))
     text = written(run, runs / "plain")
-    assert '<progress value="10" max="14">' in text and "Not finished: 10 of 14 steps; its log was written" in text
+    assert '<progress value="10" max="14">' in text and "Not finished: 10 of 14 steps; last log entry" in text
     assert Page(text).tables["runs-table"][1][8] == "at step 7"
     assert "group 2" not in text
     assert (
@@ -82,8 +82,8 @@ def test_a_run_that_goes_on_has_a_report_of_what_is_there(runs):
     (runs / "plain" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
     (runs / "plain" / "predictions.json").unlink()
     text = written(runs / "plain")
-    assert "Without an evaluation of top-1: plain." in text and "No answers for single images yet" in text
-    # Before the first log line there are not even curves.
+    assert "No evaluation of top-1 yet: plain." in text and "No predictions for each image yet" in text
+    # And before the first line none of these.
     (runs / "plain" / "metrics.jsonl").unlink()
     assert 'class="chart"' not in written(runs / "plain")
 
@@ -136,9 +136,9 @@ def test_damaged_answers_are_refused_by_name(runs, content):
 
 
 def test_what_cannot_be_written_or_read_is_refused(runs):
-    with pytest.raises(ValueError, match="--out must end in .html, found 'x.pdf'"):
+    with pytest.raises(ValueError, match="--out must end in .html, got 'x.pdf'"):
         report(str(runs / "taught"), out="x.pdf")
-    with pytest.raises(ValueError, match="--out must lie in a folder that exists, found none at 'none'"):
+    with pytest.raises(ValueError, match="the folder of --out, 'none', does not exist"):
         report(str(runs / "taught"), out="none/x.html")
     with pytest.raises(ValueError, match="must be a run folder, found no"):
         report(str(runs / "nothing"))

@@ -44,21 +44,20 @@ def test_over_seeds_it_is_the_mean_of_pairs_whichever_run_comes_first(is_turned)
     number, words = worth(results[::-1] if is_turned else results, [None] * 4)
     assert number == "+3.50 points"
     assert words == (
-        "what the teacher was worth: top-1 against p0, "
-        f"95 % interval [{low:+.2f}, {high:+.2f}], mean of 2 pairs of seeds"
+        f"gain from the teacher: top-1 compared with p0, 95 % interval [{low:+.2f}, {high:+.2f}], mean over 2 seeds"
     )
 
 
 def test_of_one_seed_its_interval_is_over_the_images_and_other_settings_are_named():
     results = [taught("t", 80.0), run("p", 75.0, lr=2)]
     low, high = paired_interval(200, 10, 0)
-    words = "what the teacher was worth: top-1 against p, {}seed 0. The runs also differ in optim.lr"
+    words = "gain from the teacher: top-1 compared with p, {}seed 0. The runs also differ in optim.lr"
     with_interval = words.format(f"95 % interval [{low:+.2f}, {high:+.2f}], over the images, ")
     assert worth(results, [answered(160), answered(150)]) == ("+5.00 points", with_interval)
     assert worth(results, [answered(160), None]) == ("+5.00 points", words.format(""))
     # Of two runs without a teacher, the one with closer settings is chosen.
     nearer = worth([*results, run("q", 70.0)], [None] * 3)
-    assert nearer == ("+10.00 points", "what the teacher was worth: top-1 against q, seed 0")
+    assert nearer == ("+10.00 points", "gain from the teacher: top-1 compared with q, seed 0")
 
 
 @pytest.mark.parametrize("others, why", [
@@ -70,7 +69,7 @@ def test_of_one_seed_its_interval_is_over_the_images_and_other_settings_are_name
 ])  # fmt: skip
 def test_without_a_pair_it_is_not_known_and_the_tile_says_what_is_missing(others, why):
     number, words = worth([taught("t", 80.0), *others], [None] * 2)
-    assert number == "not known" and why in words
+    assert number == "unknown" and why in words
     assert "add a finished run with a teacher" in worth([run("p", 70.0)], [None])[1]
     assert "this run is not finished" in worth([taught("t", 80.0, is_final=False)], [None])[1]
 
@@ -85,9 +84,9 @@ def test_the_first_tile_has_the_difference_of_the_runs(runs):
     ]
     number, words = first_tile(runs / "taught", runs / "plain")
     assert number == f"{top1[0] - top1[1]:+.2f} points"
-    assert words.startswith("what the teacher was worth: top-1 against plain, 95 % interval [")
+    assert words.startswith("gain from the teacher: top-1 compared with plain, 95 % interval [")
     assert words.endswith("over the images, seed 0. The runs also differ in extended_at_steps, optim.lr")
-    assert first_tile(runs / "taught")[0] == "not known"
+    assert first_tile(runs / "taught")[0] == "unknown"
 
 
 def test_a_student_without_classes_begins_with_k_nn(runs):

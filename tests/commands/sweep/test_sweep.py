@@ -105,7 +105,7 @@ def test_a_run_that_fails_costs_the_others_nothing_and_the_exit_code_says_so(tmp
     done = run_command(*base, "--grid.optim.lr=1e38,1e-3", "--optim.warmup_epochs=0", check=False)
     assert done.returncode == 1 and "1 of 2 runs are not finished" in done.stderr
     log = tmp_path / "demo_plain,optim.lr=1e38" / "seed0.log"
-    assert f"failed, see {log}" in done.stderr and "lower --optim.lr" in log.read_text()
+    assert f"failed. See {log}" in done.stderr and "lower --optim.lr" in log.read_text()
     rows = rows_in(tmp_path)
     assert [row["name"] for row in rows] == ["demo_plain,optim.lr=1e-3"]
 
@@ -121,8 +121,8 @@ def test_a_signal_is_passed_on_once_and_the_same_command_goes_on(tmp_path, demo_
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "demo_plain seed 0 is stopped by a signal, and saved" in said
-    assert "stopped, and what was training has saved" in said and not (tmp_path / "demo").exists()
+    assert process.returncode == 1 and "demo_plain seed 0 is stopped by a signal after saving a checkpoint" in said
+    assert "stopped after the running jobs saved a checkpoint" in said and not (tmp_path / "demo").exists()
     *_, saved = sorted((log.parent / "checkpoints").glob("step*"))
     assert not (log.parent / "lock").exists() or "in use" not in said
     assert int(saved.name.removeprefix("step")) < 4000
@@ -176,14 +176,14 @@ def test_runs_are_checked_before_any_is_started_and_named_by_what_differs(tmp_pa
         (["demo"], 2, {"grid.optim.lrr": "1,2"}, "--optim.lrr is no option"),
         (["demo"], 2, {"grid.optim.lr": "1,-2"}, "optim.lr must be a number above 0, got '-2'"),
         (["demo", "demo"], 2, {}, "a name of its own, found demo twice"),
-        (["demo"], 2, {"seed": "3"}, "--seed must not be given to a sweep"),
-        (["demo"], 1, {"recipe": "demo_plain"}, "--recipe must not be given to a sweep"),
-        (["demo"], 1, {"grid.workdir": "a,b"}, "--grid.workdir must not be given to a sweep"),
+        (["demo"], 2, {"seed": "3"}, "--seed is set by the sweep"),
+        (["demo"], 1, {"recipe": "demo_plain"}, "--recipe is set by the sweep"),
+        (["demo"], 1, {"grid.workdir": "a,b"}, "--grid.workdir is set by the sweep"),
         (["demo"], 1, {"grid.optim.lr": ""}, "--grid.optim.lr must have values"),
-        (["demo"], 0, {}, "needs a recipe and a seed"),
-        (["demo"], 1, WITHOUT_LABELS, "must have a top-1, found data.labels=ignore in demo"),
-        ([], 1, {}, "needs a recipe and a seed"),
-        (["demo"], 1, {"grid.optim.lr": "1", "optim.lr": "2"}, "found it and --grid.optim.lr"),
+        (["demo"], 0, {}, "needs at least one recipe and one seed"),
+        (["demo"], 1, WITHOUT_LABELS, "demo.* has data.labels=ignore"),
+        ([], 1, {}, "needs at least one recipe and one seed"),
+        (["demo"], 1, {"grid.optim.lr": "1", "optim.lr": "2"}, "--optim.lr and --grid.optim.lr are both given"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, recipes, seeds, flags, message):
@@ -193,7 +193,7 @@ def test_what_cannot_be_is_refused(tmp_path, recipes, seeds, flags, message):
 
 def test_a_number_of_jobs_below_one_is_refused(tmp_path):
     done = run_command("vitkd-ds", "sweep", "--recipes", "demo", "--jobs=0", f"--workdir={tmp_path}", check=False)
-    assert done.returncode == 2 and "--jobs must be 1 or more" in done.stderr
+    assert done.returncode == 2 and "--jobs must be positive" in done.stderr
 
 
 def result_of(top1, steps=(10, 20), *, num_images=500, fingerprint=7):

@@ -84,7 +84,7 @@ def _difference_line(number: int, group: Group, first: Group) -> str:
 
 
 def settings_line(number: int, group: Group, first: Group) -> str:
-    """Name the settings in which a group differs from the first, with its values if they are short."""
+    """Name the settings that differ between a group and the first, with the group's values if short."""
     own = _first(group).settings
     others = _first(first).settings
     keys = [key for key in own | others if own.get(key) != others.get(key) or (key in own) != (key in others)]

@@ -43,7 +43,7 @@ class Speeds(NamedTuple):
 
     device: str
     images_per_s: list[tuple[float, float | None]]
-    """Per run, the student's speed and that of all teachers run in sequence; None without a teacher."""
+    """Per run, speed of the student, and of all teachers run in sequence (None without a teacher)."""
 
 
 def measure(results: Sequence[Result]) -> Speeds:

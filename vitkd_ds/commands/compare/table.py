@@ -25,7 +25,7 @@ COST = (
     ("x its", "teacher"),
 )
 LONG_S = 7200
-"""Seconds from which a time is shown in hours."""
+"""Shortest time in seconds that is shown in hours."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Characters at the start of a cell that make a spreadsheet read it as a formula."""
 
@@ -66,7 +66,7 @@ def _pieces(rows: Sequence[tuple[Any, ...]], width: int) -> list[str]:
 
 
 def table_rows(results: Sequence[Result], speeds: "Speeds | None") -> list[tuple[Any, ...]]:
-    """Return the header, whose cells are pairs of lines, and the cells of each run."""
+    """Return the header, with pairs of lines as cells, and the cells of each run."""
     return [ACCURACY + COST] + [
         (*_accuracy(result), *_cost(result, *both))
         for result, both in zip(results, speeds.images_per_s if speeds else repeat((None, None)))

@@ -50,7 +50,7 @@ CHECKS: dict[str, Check] = {
     "data.knn": check_knn,
     "teacher top-1": check_top1,
 }
-"""Checks in the order in which they run; each may use results of earlier ones."""
+"""Checks in execution order; each may use results of earlier ones."""
 ADVICE = {
     "network": "run with NCCL_DEBUG=INFO; set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the nodes' common network",
     "engines": "lower --micro_batch_size_per_gpu if memory ran out; otherwise check whether --recipe demo passes here",

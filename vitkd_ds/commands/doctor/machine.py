@@ -21,7 +21,7 @@ LEAST_FREE = 0.9
 LEAST_SHM_GIB = 1.0
 """NCCL uses shared memory for buffers between ranks of a node; containers have 64 MiB by default."""
 STALE_S = 600.0
-"""Age from which a build lock is stale: no DeepSpeed op takes as long to build."""
+"""Age of a stale build lock: no DeepSpeed op takes as long to build."""
 SUM_MIB = 64
 REPEATS = 5
 """Size and number of timed all-reduces. A gradient bucket of ds_configs/zero2.json has 190 MiB."""

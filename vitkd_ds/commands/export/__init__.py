@@ -37,7 +37,7 @@ def export(
         format: timm (`vitkd_ds.checkpoint.export`), onnx or torch_export (`graphs`), or hf (`hub`).
         which: checkpoint of a run folder, last or best.
         half: store fp16 weights.
-        val: images on which a graph is compared with torch; "" uses the run's validation images.
+        val: images for the comparison of a graph with torch; "" uses the run's validation images.
         push: hub repository, USER/NAME, to upload to; created as private if it does not exist. "" uploads nothing.
 
     Raises:

@@ -28,7 +28,7 @@ BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
 """Largest allowed difference to torch in fp32, as a fraction of the largest output. Measured: at most 1.4e-6 and 1.7e-3
 (benchmarks/RESULTS.md); deeper models and other CPUs round differently."""
 ONE_FILE_BYTES = 2**30
-"""Weights up to this size are stored in the .onnx itself, whose format ends at 2 GiB; larger ones in a second file."""
+"""Weights up to this size are stored in the .onnx itself, which may have up to 2 GiB; larger ones in a second file."""
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
 
 

@@ -189,8 +189,8 @@ def _check_side(dst: Path) -> None:
     try:
         read_side(dst)
     except ValueError as error:
-        must = f"{str(side)!r}, the path of dst's side file, has something else"
-        raise ValueError(f"{must} ({error}). Move it or pass another dst.") from error
+        foreign = f"{str(side)!r} exists, but is not a side file"
+        raise ValueError(f"{foreign} ({error}). Move it or pass another dst.") from error
 
 
 def _write_tables(unfinished: Unfinished, records: np.ndarray, labels: np.ndarray) -> int:

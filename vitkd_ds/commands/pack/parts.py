@@ -1,4 +1,4 @@
-"""Folder of an unfinished .beton, from which an interrupted pack continues.
+"""Folder of an unfinished .beton; an interrupted pack continues from it.
 
 `.<name>.partial/` has two files for each finished part of the images: NUMBER.images with their bytes, and NUMBER.json
 with a list of them, written last. Parts are moved in order into the file `images`, which becomes the .beton. A
@@ -118,11 +118,11 @@ class Unfinished:
 
     @property
     def records(self) -> np.ndarray:
-        """The moved images in order: RECORD_DTYPE."""
+        """Moved images in order, RECORD_DTYPE."""
         return np.concatenate(self._records)
 
     def places(self, number: int) -> range:
-        """Return the numbers of a part's images in the order of storing."""
+        """Return the numbers of a part's images in the storing order."""
         return range(number * PART, min((number + 1) * PART, self._num_images))
 
     def content_path(self, number: int) -> Path:

@@ -43,7 +43,7 @@ class Packing:
 
 
 def store_images(packing: Packing) -> None:
-    """Store all images in the unfinished file; with `skip_bad`, skip those that do not decode.
+    """Store all images in the unfinished file; with `skip_bad`, skip undecodable ones.
 
     Raises:
         ValueError: an image does not decode and `skip_bad` is off.

@@ -91,7 +91,7 @@ class Hardware:
 
     @property
     def slower(self) -> float:
-        """Ratio of compute time to that of the measured GPU."""
+        """Compute time relative to the measured GPU."""
         return HARDWARE["h100"].peak_tflops / self.peak_tflops
 
     @property

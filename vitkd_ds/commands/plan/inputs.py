@@ -145,7 +145,7 @@ def _host_seconds(num_gathered: int) -> tuple[float, float]:
 
 
 def _others_cost(run: Run, pairs: dict[str, Any]) -> tuple[float, float]:
-    """Return FLOPs and bytes per image of the active terms whose speed was not measured."""
+    """Return FLOPs and bytes per image of the active terms without a measured speed."""
     costs = [
         term_cost(term, pairs[teacher_of(term, pairs)], num_classes=run.data.num_classes)
         for term in _others(run).values()

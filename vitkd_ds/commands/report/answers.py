@@ -8,13 +8,13 @@ import numpy as np
 from vitkd_ds.config.run_folder import PREDICTIONS, read_json
 
 MOST_CLASSES = 25
-"""Most rows of a confusion matrix; with more classes it shows those confused most often."""
+"""Most rows of a confusion matrix; with more classes it shows the most confused ones."""
 OUTCOMES = {
     "teacher": "only the teacher is right",
     "student": "only the student is right",
     "neither": "neither is right",
 }
-"""Ways in which student and teacher may disagree."""
+"""Kinds of disagreement between student and teacher."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Answers:
         return getattr(self, role) == self.label
 
     def disagreements(self) -> dict[str, np.ndarray]:
-        """Return the rows of images for which the models predict different classes, by outcome."""
+        """Return the rows of images where the models disagree, by outcome."""
         differ = self.student != self.teacher
         student = self.right()
         teacher = self.right("teacher")

@@ -16,10 +16,10 @@ from vitkd_ds.train.schedule import loss_weights_at
 MOST_POINTS = 1000
 """Most points of a curve. A longer curve keeps the lowest and highest logged point of each interval."""
 MOST_MEANS = 100
-"""Number of intervals of a long curve whose means are drawn over its points."""
+"""Number of intervals of a long curve; their means are drawn over its points."""
 CHARTS = {PREFIX + name: (metric.chart, metric.unit) for name, metric in VAL_METRICS.items() if metric.chart}
 CHARTS |= {"total": ("Total loss", "")}
-"""Metric -> title and unit, for charts before those of the loss terms."""
+"""Metric -> title and unit, for charts before the loss terms."""
 MORE_CHARTS = {
     "grad_norm": ("Gradient norm before clipping", ""),
     "lr": ("Learning rate", ""),
@@ -30,7 +30,7 @@ MORE_CHARTS = {
     "images_skipped": ("Images skipped since the start", ""),
     "val_images_skipped": ("Validation images skipped", ""),
 }
-"""Metric -> title and unit, for charts after those of the loss terms."""
+"""Metric -> title and unit, for charts after the loss terms."""
 NO_TERMS = {"step", "epoch", "s_per_step", "tflops", *CHARTS, *MORE_CHARTS}
 """Keys of a training line that are not loss terms."""
 

@@ -1,4 +1,4 @@
-"""Validation images for which student and teacher predict different classes, with both predictions."""
+"""Validation images where student and teacher disagree, with both predictions."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ WRONG = "the student is wrong"
 
 
 def examples(result: Result, own: Answers) -> dict[str, Any]:
-    """Return up to NUM_IMAGES images, evenly spaced over those with a disagreement or an error.
+    """Return up to NUM_IMAGES images, evenly spaced over all images with a disagreement or an error.
 
     If the images cannot be read on this machine, `error` says why.
     """

@@ -60,7 +60,7 @@ def _has_teacher(group: Group) -> bool:
 
 
 def _also_differ(own: Group, other: Group) -> list[str]:
-    """Return the settings in which two groups differ, except those in BELONGS."""
+    """Return the settings that differ between two groups, except the sections in BELONGS."""
     one, two = next(iter(own.values())), next(iter(other.values()))
     keys = sorted(one.settings.keys() | two.settings.keys())
     keys = [key for key in keys if of_any(key).partition(".")[0] not in BELONGS]

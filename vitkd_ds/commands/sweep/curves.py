@@ -11,7 +11,7 @@ from vitkd_ds.train.statistics import t_interval
 
 
 def draw(results: Mapping[str, Mapping[int, Result]]) -> Figure:
-    """Draw a line and an interval band per name, over the epochs at which all of its seeds were evaluated."""
+    """Draw a line and an interval band per name, over epochs with an evaluation of every seed."""
     figure = new_figure(9, 6)
     axes = figure.subplots()
     for (name, by_seed), colour in zip(results.items(), colours_of(len(results))):

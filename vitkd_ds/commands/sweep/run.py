@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 
 def run_missing(members: Sequence[Member], *, jobs: int) -> list[Member]:
-    """Train every unfinished run, `jobs` at a time; return those that failed or were stopped by their own signal.
+    """Train every unfinished run, `jobs` at a time; return the runs that failed or were stopped by a signal.
 
     The CPUs of this process are divided among the jobs. Each job gets one GPU if there are any. INT, TERM and USR1 are
     forwarded to the running jobs, which save and exit; no further run is started.

@@ -18,7 +18,7 @@ from vitkd_ds.models.distiller import Distiller
 MOMENTUM = 0.95
 ITERATIONS = 5
 """Newton-Schulz iterations per update, in bf16."""
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "momentum": MOMENTUM,
     "nesterov": True,
     "ns_coefficients": (3.4445, -4.7750, 2.0315),
