@@ -40,7 +40,7 @@ def command(workdir, small_beton, demo_cache):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(whole_run, command, workdir):
+def test_a_signal_to_one_rank_stops_all_and_the_run_resumes_bit_for_bit(whole_run, command, workdir):
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 5)
     processes[1].send_signal(signal.SIGUSR1)
@@ -87,7 +87,7 @@ def test_a_killed_rank_ends_the_others_within_the_stated_time(command, workdir):
 
 
 @pytest.mark.slow
-def test_a_rank_that_stands_still_ends_the_others_and_a_second_job_is_refused(command, workdir):
+def test_a_stalled_rank_ends_the_others_and_a_second_job_is_rejected(command, workdir):
     command += ["--timeout_minutes=0.4", "--max_steps=3000"]
     processes = start_ranks(2, *command)
     wait_for_steps(processes, workdir, 6)
