@@ -44,7 +44,7 @@ def test_process_numbers_are_not_compared_if_proc_belongs_to_another_container(m
     with monkeypatch.context() as patched:
         patched.setattr(os, "readlink", lambda path: "pid:[1]" if path == "/proc/self/ns/pid" else read(path))
         assert describe_this_process()["machine"] != here, "another container on the same boot"
-    monkeypatch.setattr(os, "getpid", lambda: 1)  # as after `unshare --pid --fork` without a /proc of its own
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as after `unshare --pid --fork` without a new /proc
     assert describe_this_process()["machine"] != describe_this_process()["machine"]
 
 

@@ -1,4 +1,4 @@
-"""Saving on one rank: the order in which data reach the disk, and the files published when a step fails."""
+"""Saving on one rank: the order of writes to the disk, and the files published after a failure."""
 
 import json
 import re

@@ -13,7 +13,7 @@ from vitkd_ds.train.statistics import wilson_interval
 
 @pytest.fixture
 def folder(tmp_path, whole_run):
-    """A finished distilled run in a folder of its own."""
+    """A finished distilled run in a separate folder."""
     shutil.copytree(whole_run, tmp_path / "runs" / "my run")
     return tmp_path / "runs" / "my run"
 

@@ -29,7 +29,7 @@ def write_student(folder, *, num_classes=0):
     args = {"img_size": 28, "num_classes": num_classes, **STUDENT_ARGS}
     model = timm.create_model(MODEL, **args | {"num_classes": 10}).eval()
     if not num_classes:
-        model.reset_classifier(0)  # other weights stay those of the model with a classifier
+        model.reset_classifier(0)  # all other weights as with a classifier
     torch.nn.init.normal_(model.patch_embed.proj.weight, std=0.3)  # so that features differ between images
     folder.mkdir(exist_ok=True)
     save_file(model.state_dict(), folder / "student.safetensors")

@@ -10,7 +10,7 @@ from vitkd_ds.recipes import build_run
 
 
 def fields_in(text):
-    """{key: (option line, docstring)}; expects a width at which nothing wraps."""
+    """{key: (option line, docstring)}; the width must be large enough to avoid wrapping."""
     lines = text.splitlines()
     return {
         line.split()[0].partition("=")[0].removeprefix("--"): (line.strip(), below.strip())

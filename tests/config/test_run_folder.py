@@ -33,7 +33,7 @@ def make_student(path, **description):
 
 @pytest.fixture
 def run(tmp_path):
-    """A finished run with two checkpoints, the older of which is the best."""
+    """A finished run with two checkpoints; the older one is the best."""
     for name in ("", "checkpoints/step00000004", "checkpoints/step00000008"):
         make_student(tmp_path / "run" / name, model=name, args={})
     (tmp_path / "run" / "done").touch()

@@ -44,7 +44,7 @@ def test_pixels_order_and_labels_match_the_pngs_of_version_0_2(
 
 @pytest.mark.cold
 def test_concurrent_processes_share_one_unpacked_file_and_leave_an_older_one_alone(demo_cache):
-    older = demo_cache / "fashion_mnist_114563a9a565_2"  # that of version 0.2
+    older = demo_cache / "fashion_mnist_114563a9a565_2"  # the file of version 0.2
     older.mkdir()
     (older / "val.beton").write_text("")
     for file in demo_beton("val").parent.iterdir():

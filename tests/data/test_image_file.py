@@ -46,7 +46,7 @@ def zeroed(content, count=512):
 
 
 def ycck():
-    """A JPEG whose marker says YCCK, with neutral chroma and no black: a uniform grey."""
+    """A JPEG with a YCCK marker, neutral chroma and no black: a uniform grey."""
     content = bytearray(file_of(Image.new("CMYK", (20, 10), (55, 127, 127, 0)), "JPEG"))
     content[content.index(b"Adobe") + 11] = 2
     return bytes(content)

@@ -10,7 +10,7 @@ from vitkd_ds.models.normalization import Normalization
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OTHER = ((0.1, 0.5, 0.9), (0.5, 0.25, 1.0))
-"""Mean and std whose values are all different, so that no mix-up goes unnoticed."""
+"""Mean and std with all different values, so that no mix-up goes unnoticed."""
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])

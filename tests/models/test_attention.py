@@ -22,7 +22,7 @@ EVAS = [
     "vit_mediumd_patch16_rope_reg1_gap_256",
     "vit_pe_core_tiny_patch16_384",
 ]
-"""One model for each way in which timm's Eva computes queries and keys."""
+"""One model for each of the ways that timm's Eva computes queries and keys."""
 
 
 def model_of(name):

@@ -231,7 +231,7 @@ def test_the_doctor_runs_first_and_its_error_ends_the_job(tmp_path):
     shutil.rmtree(tmp_path / "run")
     ended = run_script(tmp_path, *DEMO, DOCTOR="1", doctor=1)
     assert ended.code == 1 and ended.train is None and not ended.is_requeued and "doctor found" in ended.log
-    assert run_script(tmp_path, *DEMO, DOCTOR="1", doctor=143).is_requeued, "TERM, and not what he found"
+    assert run_script(tmp_path, *DEMO, DOCTOR="1", doctor=143).is_requeued, "because of TERM, not of its findings"
 
 
 def test_one_variable_chooses_a_container(tmp_path):

@@ -94,7 +94,7 @@ def test_different_grids_omit_patches_and_constant_features_agree_with_nothing()
 
 
 class Batches:
-    """Micro-batches of 4 and a last one of 3, some of whose rows are padding."""
+    """Micro-batches of 4 and a last one of 3, including padding rows."""
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)

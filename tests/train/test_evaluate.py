@@ -34,7 +34,7 @@ def vit_of(args, seed):
 
 
 class Batches:
-    """Micro-batches of 4 and a last one of 3, some of whose rows are padding."""
+    """Micro-batches of 4 and a last one of 3, including padding rows."""
 
     def __init__(self, num_classes=7):
         generator = torch.Generator().manual_seed(0)

@@ -68,7 +68,7 @@ def test_a_warm_up_as_long_as_the_run_gives_a_warning_and_a_shortened_one_one_me
 
 
 def config_of(workdir, *, resumed_step, before=None, extend=False):
-    """config.json of a start at this step of a 9-step run, written over that of a previous start."""
+    """config.json of a start at this step of a 9-step run, replacing the previous start's file."""
     if before:
         (workdir / "config.json").write_text(json.dumps(before))
     run = replace(build_run("demo"), workdir=str(workdir), extend=extend)

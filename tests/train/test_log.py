@@ -114,8 +114,10 @@ def test_the_meter_averages_terms_and_excludes_first_steps_and_pauses_from_the_s
 
 
 def observe(seen):
-    """The log of a term that is 1, 2 and 6 on rank 0, and 10 more on rank 1, at one second per update, half of which
-    rank 1 waits for data. Used by tests/engine/observe.py."""
+    """The log of a term that is 1, 2 and 6 on rank 0, and 10 more on rank 1.
+
+    Updates take one second; rank 1 waits for data during half of it. Used by tests/engine/observe.py.
+    """
     now = iter([0.0, 1.0, 3.0])
     meter = Meter(8, clock=lambda: next(now), image_gflops=500.0, peak_tflops=2.0)
     for value in (1.0, 2.0, 6.0):

@@ -111,7 +111,7 @@ def test_element_mode_draws_lam_from_beta_and_boxes_of_that_area():
 
 
 class Mirrored(np.random.Generator):
-    """A generator whose permutation is timm's: each image is mixed with its mirror in the micro-batch."""
+    """A generator that yields timm's permutation: each image is mixed with its mirror in the micro-batch."""
 
     def permutation(self, count):
         return np.arange(count)[::-1].copy()

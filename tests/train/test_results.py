@@ -1,4 +1,4 @@
-"""Results of a run whose ranks differ: skipped images, and a signal that reached only one rank."""
+"""Results of a run on differing ranks: skipped images, and a signal that reached only one rank."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -60,7 +60,7 @@ def test_with_nohup_a_run_ignores_its_terminals_hangup():
     ("deepspeed", "deepspeed.launcher.launch"), ("torch.distributed.launch", "torchrun"),
 ])  # fmt: skip
 def test_the_exit_of_an_outer_launcher_asks_the_ranks_to_stop(tmp_path, first, second):
-    """As with `deepspeed`, whose first process dies on TERM and leaves the second process and the ranks running."""
+    """As with `deepspeed`: its first process dies on TERM and leaves the second process and the ranks running."""
     inner = tmp_path / second
     inner.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {LISTEN!r}])")
     outer = tmp_path / first

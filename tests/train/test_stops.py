@@ -95,7 +95,7 @@ def test_a_stalled_rank_ends_the_others_and_a_second_job_is_rejected(command, wo
     assert refused.returncode == 2 and "is in use by" in refused.stderr
     assert all(process.poll() is None for process in processes), "the first job continues"
     stood_still = time.monotonic()
-    processes[1].send_signal(signal.SIGSTOP)  # like a rank whose device hangs: nobody closes its connections
+    processes[1].send_signal(signal.SIGSTOP)  # like a rank with a hanging device: nobody closes its connections
     output = processes[0].communicate(timeout=60 * 0.4 * 1.1 + LIMIT_S)[0]
     assert processes[0].returncode == 1 and time.monotonic() - stood_still > 20
     assert re.search(r"rank 0, phase \w+, after \d+ updates: no progress for 2\d s", output)

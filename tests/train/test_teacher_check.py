@@ -164,7 +164,7 @@ def counted_on_three_ranks(monkeypatch, *, late=None, failing=None, most=60):
 
 
 def test_unequal_shares_are_counted_together_and_one_late_rank_stops_all(demo_cache, monkeypatch):
-    # 20 images per rank: micro-batches of 16 and 4, of whose 4 the last rank has all.
+    # 20 images per rank: micro-batches of 16 and 4. The last rank classifies all 4 correctly.
     assert counted_on_three_ranks(monkeypatch) == [(60, 3 + 3 + 0 + 0 + 5 + 4)] * 3
     assert counted_on_three_ranks(monkeypatch, late=1) == [(60, 15)] * 3, "the second was its last micro-batch"
     assert counted_on_three_ranks(monkeypatch, late=2, most=150)[0][0] == 3 * 32
@@ -185,7 +185,7 @@ def test_a_file_missing_on_one_rank_is_known_on_all_before_the_teacher_check(dem
 
 
 def micro_batches_of(rank):
-    """Micro-batches of which rank 1 cannot read the first."""
+    """Micro-batches; rank 1 cannot read the first."""
     if rank == 1:
         raise ValueError("no such image")
     yield torch.zeros(2, 3, 28, 28, dtype=torch.uint8), torch.zeros(2)

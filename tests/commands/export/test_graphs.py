@@ -25,7 +25,7 @@ PARTS = {torch.float32: 1e-5, torch.float16: 5e-3}
 
 
 TEXTS = ("model", "interpolation", "input", "output")
-"""Keys of the metadata whose value is text; the others are JSON."""
+"""Metadata keys with text values; the others are JSON."""
 
 
 def export_graph(student, out, **options):

@@ -1,4 +1,4 @@
-"""`adopt` and `check`: a .beton from stock FFCV trains like one of ours, and damaged images are named by number."""
+"""`adopt` and `check`: a .beton from stock FFCV trains like a packed one, and damaged images are named by number."""
 
 import json
 import os

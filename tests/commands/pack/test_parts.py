@@ -24,7 +24,7 @@ HELD = {}
 
 
 def with_late_image(tmp_path):
-    """A folder whose last image cannot be opened before `feed`, because the kernel waits for our lease on it."""
+    """A folder with a late image: it cannot be opened before `feed`, because the kernel waits for our lease on it."""
     src = one_class(tmp_path, noise(200, 64, 64))
     shutil.copy(src / "only" / "000.png", src / "only" / "zzz.png")
     return hold(src)
@@ -74,7 +74,7 @@ def has_ended(pid):
 
 
 def end(process, workers, number=signal.SIGKILL):
-    """End a run and its workers, one of which may wait for the late image; return the run's output."""
+    """End a run and its workers (one may wait for the late image); return the run's output."""
     process.send_signal(number)
     said = process.communicate(timeout=60)[0]
     wait_until(lambda: all(map(has_ended, workers)), [])

@@ -1,4 +1,4 @@
-"""Unpacked data: what read-only commands report, and runs that are rejected before any packing."""
+"""Unpacked data: output of read-only commands, and runs that are rejected before any packing."""
 
 from dataclasses import replace
 

@@ -60,8 +60,8 @@ def test_the_fixed_time_left_with_flat_parameters_follows_from_the_host_rows():
 
 def test_the_parts_add_up_to_the_measured_step():
     inputs = inputs_of(build_run("deit_tiny_from_deit3_small"), H100)
-    # 256 images: 47.92 ms of S6, less 8.86 of C1, 19.69 of C4, 2.42 of C7 and 10.1 of the update. Of the rest, the part
-    # by which flat parameters slow down backward more than the plain loop: (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1).
+    # 256 images: 47.92 ms of S6, less 8.86 of C1, 19.69 of C4, 2.42 of C7 and 10.1 of the update. Flat parameters keep
+    # this fraction of backward's extra time over the plain loop: (9.60 / 8.84 - 1) / (20.98 / 9.16 - 1).
     assert inputs.host_s == pytest.approx(6.86e-3 * 0.08597 / 1.29039, rel=2e-3)
     assert inputs.update_s == pytest.approx(10.1e-3 * (2.74 / 9.41) / (5.63 / 9.68))
     # S3 and S4, and the gathers: ((10.17 - 4.67) / 4.88) / ((18.76 - 5.32) / 5.07).

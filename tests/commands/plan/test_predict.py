@@ -111,7 +111,7 @@ def test_memory_by_hand():
         "there is no second bucket to fill"
     )
     small = predict.memory_bytes(replace(INPUTS, trained_params=10**6), layout)
-    assert small["gradient buckets"] == 8e6, "which need hold no more than there is"
+    assert small["gradient buckets"] == 8e6, "a bucket is never larger than all gradients"
     alone = predict.memory_bytes(replace(INPUTS, state_bytes=12 * 10**8), replace(layout, gpus_per_node=1))
     assert list(alone.values())[:4] == [4e8, 20e8, 3e8, 4e8]
     assert predict.memory_bytes(INPUTS, replace(layout, placement="replica"))["teacher"] == 4e8

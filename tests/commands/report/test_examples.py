@@ -1,4 +1,4 @@
-"""Images on which the models disagree: how they are stored, and when they cannot be shown."""
+"""Images that the models classify differently: how they are stored, and when they cannot be shown."""
 
 import base64
 import io

@@ -197,7 +197,7 @@ def test_a_number_of_jobs_below_one_is_rejected(tmp_path):
 
 
 def result_of(top1, steps=(10, 20), *, num_images=500, fingerprint=7):
-    """A finished run whose last evaluation has this top-1, and each one before a point less a step."""
+    """A finished run with this top-1 in its last evaluation, and one point less per step before it."""
     lines = [
         {"step": step, "val_num_images": num_images, "val_top1": top1 + step - steps[-1], "val_top5": 99.0}
         for step in steps

@@ -30,7 +30,7 @@ ARGUMENTS = {
     "TranslateYRel": SHIFTS,
     "GaussianBlur": [0.1, 0.35, 0.577, 0.578, 0.9, 1.2, 1.63, 1.64, 2.0],
 }
-"""Includes values at which nothing moves, everything moves out, or a result is almost a whole number."""
+"""Includes values for no shift, a complete shift, and a result that is almost a whole number."""
 
 
 @pytest.fixture(params=[16, 32])

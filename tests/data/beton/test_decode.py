@@ -71,7 +71,7 @@ def decode_rows(tmp_path):
 
 @pytest.fixture
 def decoder(tmp_path):
-    """The decoder of one file whose only image is GOOD."""
+    """The decoder of a file with GOOD as its only image."""
     (tmp_path / "images").write_bytes(GOOD)
     return Decoder(tmp_path / "images", stored([GOOD], [(40, 50)]))
 

@@ -108,7 +108,7 @@ def test_images_and_dangling_links_next_to_class_folders_are_counted(tmp_path, c
 
 @pytest.mark.parametrize("options", [{}, {"labels": "none"}])
 def test_an_unlistable_folder_is_rejected_and_does_not_count_as_empty(tmp_path, monkeypatch, options):
-    """A folder whose path is too long for the system, which rejects it even for root."""
+    """A folder with a path too long for the system, which rejects it even for root."""
     src = tree(tmp_path / "train", "a/x.jpg")
     monkeypatch.chdir(src / "a")
     for _ in range(20):
